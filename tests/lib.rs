@@ -1,0 +1,1 @@
+//! The test binary is `suite`; this empty library only gives the package a target.

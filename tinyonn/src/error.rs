@@ -1,0 +1,99 @@
+//! The one error of the library. Every variant names what is wrong (a file, a tensor, a setting) and how to mend it.
+
+use std::path::{Path, PathBuf};
+
+/// What went wrong, where, and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused a file or folder.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's own words.
+        source: std::io::Error,
+    },
+    /// A file was read, but its content cannot be used.
+    #[error("{path}: {problem}; {remedy}", path = path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A tensor is missing, misshapen or of the wrong type.
+    #[error("tensor `{name}`: {problem}; {remedy}")]
+    Tensor {
+        /// Its name in the checkpoint.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A setting (a flag, a configuration key, an argument) has a value that cannot work.
+    #[error("`{name}`: {problem}; {remedy}")]
+    Setting {
+        /// The flag, key or argument.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A declared variant does not fit the model it is asked to decompose, or is not known.
+    #[error("variant `{variant}`: {problem}; {remedy}")]
+    Variant {
+        /// The name it was declared under.
+        variant: String,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A tensor operation failed: shapes, types or devices that do not go together.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// The system refused `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// The content of `path` cannot be used.
+    pub fn file(path: impl AsRef<Path>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().to_path_buf(), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// The tensor `name` cannot be used.
+    pub fn tensor(name: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Tensor { name: name.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// The setting `name` cannot work.
+    pub fn setting(name: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Setting { name: name.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// The variant does not fit, or is not known.
+    pub fn variant(variant: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Variant { variant: variant.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+impl From<Error> for candle_core::Error {
+    /// For code that candle calls back: operations, `VarBuilder` backends.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(inner) => inner,
+            other => candle_core::Error::wrap(other),
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Mixture-of-experts language models that grow out of dense ones, on candle.
+//!
+//! A pretrained dense Qwen3 is decomposed into a hierarchy of experts without changing a single logit, imaged (∫SPS:
+//! activation minus surprise, integrated over a task), given hierarchical Gaussian routers trained from that image alone,
+//! and differentiated under Surprise Min-K.
+
+pub mod checkpoint;
+pub mod data;
+pub mod error;
+pub mod gallery;
+pub mod imaging;
+pub mod layer;
+pub mod metrics;
+pub mod model;
+pub mod moe;
+pub mod ops;
+pub mod phases;
+pub mod qwen3;
+pub mod random;
+pub mod report;
+pub mod train;
+
+pub use error::{Error, Result};
