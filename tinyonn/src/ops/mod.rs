@@ -1,1 +1,42 @@
-//! (in progress)
+//! Differentiable operations, one a file: a forward and a backward written by hand.
+//!
+//! Each operation computes its value from detached tensors and records one node on candle's tape ([`tape`]), so that
+//! frozen weights form no gradients, saved tensors are chosen and not implied, and a kernel can replace the inside of a
+//! file without a caller knowing. An operation has two insides that must agree: a fused one for f32 on the CPU, and a
+//! composition of candle's plain operations for every other dtype and for CUDA.
+//!
+//! Losses are differentiated with [`backward`], not with `Tensor::backward`: gradients of leaf variables are collected
+//! beside the tape, where three inputs an operation and candle's copies of leaf gradients are no limit.
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//! use tinyonn::ops;
+//!
+//! let x = Var::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
+//! let w = Var::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
+//! let frozen = w.as_detached_tensor();
+//! let grads = ops::backward(&ops::linear(&x, &frozen, None)?.sqr()?.sum_all()?)?;
+//! assert!(grads.get(&x).is_some() && grads.get(&w).is_none());
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod linear;
+mod lanes;
+pub mod neuron_moments;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu_mlp;
+pub mod tape;
+
+pub use attention::causal_attention;
+pub use cross_entropy::head_cross_entropy;
+pub use embedding::embedding;
+pub use linear::linear;
+pub use neuron_moments::neuron_moments;
+pub use rms_norm::rms_norm;
+pub use rope::rope;
+pub use swiglu_mlp::{MlpBackward, MlpGate, MlpProbe, MlpWeights, WeightGrads, swiglu_mlp};
+pub use tape::backward;

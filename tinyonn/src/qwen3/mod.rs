@@ -1,1 +1,29 @@
-//! (in progress)
+//! The dense Qwen3 decoder, trainable, generic over the feed-forward of its blocks.
+//!
+//! [`Qwen3ForCausalLm`]`<`[`Mlp`]`>` is the dense model; with a mixture of experts in the [`FeedForward`] slot the very same
+//! code is the sparse one, so that losslessness compares one generic function with itself. Struct fields mirror the
+//! names in a Hugging Face checkpoint.
+
+pub mod attention;
+pub mod block;
+pub mod cache;
+pub mod causal_lm;
+pub mod config;
+pub mod feed_forward;
+pub mod generate;
+pub mod mlp;
+pub mod model;
+pub mod norm;
+pub mod rotary;
+
+pub use attention::Attention;
+pub use block::Block;
+pub use cache::KvCache;
+pub use causal_lm::Qwen3ForCausalLm;
+pub use config::Qwen3Config;
+pub use feed_forward::{Active, FeedForward, Observer, PathTable, RouteCtx};
+pub use generate::Sampling;
+pub use mlp::Mlp;
+pub use model::Qwen3;
+pub use norm::RmsNorm;
+pub use rotary::Rotary;

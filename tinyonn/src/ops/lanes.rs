@@ -1,0 +1,109 @@
+//! Fused f32 loops on the CPU: which tensors they take, how rows are shared among threads, and an `exp` that vectorises.
+
+use candle_core::{DType, Result, Storage, Tensor};
+use rayon::prelude::*;
+
+/// Rows a task of the pool handles at once. A constant, so that sums over rows do not depend on the number of threads.
+pub(super) const ROW_BLOCK: usize = 64;
+
+/// True if every tensor is f32 in main memory, the case the fused loops are written for.
+pub(super) fn fused(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+}
+
+/// Runs `f` on the values of `N` contiguous f32 tensors in main memory.
+pub(super) fn with_slices<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [&[] as &[f32]; N];
+    for ((guard, layout), slice) in guards.iter().zip(&mut slices) {
+        let (Storage::Cpu(storage), Some((start, end))) = (&**guard, layout.contiguous_offsets()) else {
+            candle_core::bail!("a fused loop needs contiguous tensors in main memory")
+        };
+        *slice = &storage.as_slice::<f32>()?[start..end];
+    }
+    Ok(f(slices))
+}
+
+/// Runs `f` with the widest vector instructions the machine has; loops inlined into it are vectorised with them.
+#[inline(always)]
+pub(super) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// `f(first row, rows of each output)` over blocks of [`ROW_BLOCK`] rows, in parallel, vectorised.
+pub(super) fn by_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    out.par_chunks_mut(ROW_BLOCK * width.max(1))
+        .enumerate()
+        .for_each(|(block, out)| vectorised(|| f(block * ROW_BLOCK, out)));
+}
+
+/// As [`by_rows`] with two outputs of the same width.
+pub(super) fn by_rows_2(a: &mut [f32], b: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) {
+    let chunk = ROW_BLOCK * width.max(1);
+    a.par_chunks_mut(chunk)
+        .zip(b.par_chunks_mut(chunk))
+        .enumerate()
+        .for_each(|(block, (a, b))| vectorised(|| f(block * ROW_BLOCK, a, b)));
+}
+
+/// eˣ to 2 units in the last place on [−87.3, 88.3], clamped outside; branch-free, so loops over it vectorise.
+/// (Cody and Waite's reduction by ln 2 in two parts; the degree-6 polynomial of the Cephes library.)
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer held in the low mantissa bits
+    let x = x.clamp(-87.3, 88.3);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5.000_000_3e-1;
+    let p = p * r * r + r + 1.0;
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
+}
+
+/// 1 / (1 + e⁻ˣ).
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Σ a·b, in eight partial sums so that it vectorises; the order is fixed, so equal inputs give equal bits.
+#[inline(always)]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; 16];
+    let (a16, a_rest) = a.as_chunks::<16>();
+    let (b16, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a16.iter().zip(b16) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    let tail: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_exp() {
+        for i in -87_000..88_000 {
+            let x = i as f32 / 1000.0;
+            let error = (f64::from(exp(x)) / f64::from(x).exp() - 1.0).abs();
+            assert!(error < 2.4e-7, "exp({x}) is off by {error}"); // two units in the last place of f32
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(-1e9) < 2e-38 && exp(1e9).is_finite());
+    }
+
+    #[test]
+    fn dot_is_a_sum_of_products() {
+        let a: Vec<f32> = (0..37).map(|i| i as f32).collect();
+        assert_eq!(dot(&a, &a), (0..37).map(|i| (i * i) as f32).sum::<f32>());
+    }
+}

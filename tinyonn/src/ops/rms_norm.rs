@@ -1,0 +1,126 @@
+//! y = x / √(mean(x²) + ε) ⊙ w, the mean over the last dimension.
+//!
+//! Shapes: x, y `[.., d]`, w `[d]`. The mean and the root are f32 whatever the dtype (f64 stays f64); the normalised x is rounded to
+//! the dtype before the product with w, as in `transformers`. With n = x r, r the inverse root and g = dy ⊙ w:
+//! dx = r (g − n mean(g ⊙ n)), dw = Σ dy ⊙ n. The inverse root is computed anew in the backward.
+
+use candle_core::{D, DType, Result, Tensor};
+use rayon::prelude::*;
+
+use super::lanes::{self, ROW_BLOCK, dot};
+use super::linear::rows;
+use super::tape::{self, Backward};
+
+/// Root-mean-square normalisation over the last dimension (Zhang and Sennrich, 2019).
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not go together.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let op = RmsNorm { x_td: rows(&x.detach())?, weight: weight.detach(), eps };
+    let y = if lanes::fused(&[x, weight]) { op.fused_forward() } else { op.plain_forward() }?;
+    tape::record(&[x, weight], y.reshape(x.shape())?, op)
+}
+
+struct RmsNorm {
+    x_td: Tensor,
+    weight: Tensor,
+    eps: f64,
+}
+
+fn inverse_root(row: &[f32], eps: f64) -> f32 {
+    1.0 / (dot(row, row) / row.len() as f32 + eps as f32).sqrt()
+}
+
+impl RmsNorm {
+    fn fused_forward(&self) -> Result<Tensor> {
+        let (t, d) = self.x_td.dims2()?;
+        let mut y = vec![0f32; t * d];
+        lanes::with_slices([&self.x_td, &self.weight], |[x, w]| {
+            lanes::by_rows(&mut y, d, |first, y| {
+                for (y, x) in y.chunks_exact_mut(d).zip(x[first * d..].chunks_exact(d)) {
+                    let r = inverse_root(x, self.eps);
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                        *y = x * r * w;
+                    }
+                }
+            });
+        })?;
+        Tensor::from_vec(y, (t, d), self.x_td.device())
+    }
+
+    fn fused_backward(&self, dy_td: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (t, d) = self.x_td.dims2()?;
+        let mut dx = vec![0f32; t * d];
+        let dw = lanes::with_slices([&self.x_td, &self.weight, dy_td], |[x, w, dy]| {
+            let partial: Vec<Vec<f32>> = dx
+                .par_chunks_mut(ROW_BLOCK * d)
+                .enumerate()
+                .map(|(block, dx)| {
+                    let first = block * ROW_BLOCK * d;
+                    lanes::vectorised(|| rows_backward(dx, &x[first..], &dy[first..], w, self.eps))
+                })
+                .collect();
+            let mut dw = vec![0f32; d];
+            for partial in partial {
+                dw.iter_mut().zip(&partial).for_each(|(sum, part)| *sum += part);
+            }
+            dw
+        })?;
+        Ok((Tensor::from_vec(dx, (t, d), dy_td.device())?, Tensor::from_vec(dw, d, dy_td.device())?))
+    }
+
+    /// Normalised x and the inverse root, in at least f32.
+    fn normalised(&self) -> Result<(Tensor, Tensor)> {
+        let wide = if self.x_td.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let x_td = self.x_td.to_dtype(wide)?;
+        let r_t1 = (x_td.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?.recip()?;
+        Ok((x_td.broadcast_mul(&r_t1)?, r_t1))
+    }
+
+    fn plain_forward(&self) -> Result<Tensor> {
+        let (n_td, _) = self.normalised()?;
+        n_td.to_dtype(self.x_td.dtype())?.broadcast_mul(&self.weight)
+    }
+
+    fn plain_backward(&self, dy_td: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (n_td, r_t1) = self.normalised()?;
+        let dy_td = dy_td.to_dtype(n_td.dtype())?;
+        let g_td = dy_td.broadcast_mul(&self.weight.to_dtype(n_td.dtype())?)?;
+        let mean_t1 = (&g_td * &n_td)?.mean_keepdim(D::Minus1)?;
+        let dx_td = (g_td - n_td.broadcast_mul(&mean_t1)?)?.broadcast_mul(&r_t1)?;
+        let dw = (dy_td * n_td)?.sum(0)?;
+        Ok((dx_td.to_dtype(self.x_td.dtype())?, dw.to_dtype(self.weight.dtype())?))
+    }
+}
+
+#[inline(always)]
+fn rows_backward(dx: &mut [f32], x: &[f32], dy: &[f32], w: &[f32], eps: f64) -> Vec<f32> {
+    let d = w.len();
+    let mut dw = vec![0f32; d];
+    let mut g = vec![0f32; d];
+    for ((dx, x), dy) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d)) {
+        let r = inverse_root(x, eps);
+        for (((g, dw), dy), (w, x)) in g.iter_mut().zip(&mut dw).zip(dy).zip(w.iter().zip(x)) {
+            *g = dy * w;
+            *dw += dy * x * r;
+        }
+        let mean = dot(&g, x) * r / d as f32;
+        for ((dx, g), x) in dx.iter_mut().zip(&g).zip(x) {
+            *dx = r * (g - x * r * mean);
+        }
+    }
+    dw
+}
+
+impl Backward for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn backward(&self, output: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let dy_td = rows(grad)?;
+        let fused = lanes::fused(&[&self.x_td, &self.weight, &dy_td]);
+        let (dx, dw) = if fused { self.fused_backward(&dy_td) } else { self.plain_backward(&dy_td) }?;
+        Ok(vec![needs[0].then(|| dx.reshape(output.shape())).transpose()?, needs[1].then_some(dw)])
+    }
+}

@@ -1,0 +1,72 @@
+//! The decoder with its language-model head.
+
+use candle_core::Tensor;
+use candle_nn::{Init, VarBuilder};
+
+use super::{FeedForward, KvCache, Mlp, Qwen3, Qwen3Config, RouteCtx};
+use crate::{Result, ops};
+
+/// A causal language model over any feed-forward.
+#[derive(Clone, Debug)]
+pub struct Qwen3ForCausalLm<F> {
+    model: Qwen3<F>,
+    lm_head: Tensor,
+}
+
+impl Qwen3ForCausalLm<Mlp> {
+    /// The dense model.
+    ///
+    /// # Errors
+    /// A configuration that cannot work; a missing or misshapen weight.
+    pub fn dense(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<Self> {
+        Self::new(cfg, vb, |layer, vb| Mlp::new(cfg, layer, &vb))
+    }
+}
+
+impl<F: FeedForward> Qwen3ForCausalLm<F> {
+    /// Reads or initialises the weights; `feed_forward(layer, vb)` builds each layer's `mlp`.
+    ///
+    /// # Errors
+    /// A configuration that cannot work; a missing or misshapen weight.
+    pub fn new(
+        cfg: &Qwen3Config,
+        vb: &VarBuilder<'_>,
+        feed_forward: impl FnMut(usize, VarBuilder<'_>) -> Result<F>,
+    ) -> Result<Self> {
+        let model = Qwen3::new(cfg, &vb.pp("model"), feed_forward)?;
+        let lm_head = if cfg.tie_word_embeddings {
+            model.embed_tokens().clone()
+        } else {
+            let shape = (cfg.vocab_size, cfg.hidden_size);
+            vb.pp("lm_head").get_with_hints(shape, "weight", Init::Randn { mean: 0.0, stdev: 0.02 })?
+        };
+        Ok(Self { model, lm_head })
+    }
+
+    /// Logits `[B, T, V]` of token ids `[B, T]`, in the model's dtype.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary; shapes or devices that do not go together.
+    pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        Ok(ops::linear(&self.model.forward(ids, ctx, cache)?, &self.lm_head, None)?)
+    }
+
+    /// The cross-entropy of each target `[B, T]` in nats, f32; 0 where the target is `u32::MAX` (none).
+    /// The logits are never held whole.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary; shapes or devices that do not go together.
+    pub fn token_losses(&self, ids: &Tensor, targets: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        Ok(ops::head_cross_entropy(&self.model.forward(ids, ctx, None)?, &self.lm_head, targets)?)
+    }
+
+    /// The decoder.
+    pub fn model(&self) -> &Qwen3<F> {
+        &self.model
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Qwen3Config {
+        self.model.config()
+    }
+}

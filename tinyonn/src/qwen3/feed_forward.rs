@@ -1,0 +1,99 @@
+//! What fills the feed-forward slot of a block, and what travels with a forward pass to it.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use crate::Result;
+use crate::ops::MlpProbe;
+
+/// The second half of a block: x `[B, T, d]` to y `[B, T, d]`.
+pub trait FeedForward: Send + Sync {
+    /// y, under the routing that `ctx` asks for. A dense feed-forward has none and ignores it.
+    ///
+    /// # Errors
+    /// Shapes, dtypes or devices that do not go together.
+    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor>;
+}
+
+impl<F: FeedForward + ?Sized> FeedForward for Box<F> {
+    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        (**self).forward(x, ctx)
+    }
+}
+
+/// Which experts take part.
+#[derive(Clone, Debug, Default)]
+pub enum Active {
+    /// All of them, without gates: the pseudo-dense pass.
+    #[default]
+    All,
+    /// Those that the routers choose.
+    Routed,
+    /// Those on a given path of each sequence's task ([`RouteCtx::tasks`]): an oracle that reads the task.
+    Paths(Arc<PathTable>),
+}
+
+/// Fixed computation paths: the chosen experts of every task and layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PathTable {
+    /// `experts[task][layer]`, ascending flat indices.
+    pub experts: Vec<Vec<Vec<u32>>>,
+}
+
+/// What travels with a forward pass: the routing mode, the tasks of the sequences, and who watches.
+#[derive(Clone, Default)]
+pub struct RouteCtx {
+    /// Which experts take part.
+    pub active: Active,
+    /// The task of each sequence of the batch; needed for [`Active::Paths`] only.
+    pub tasks: Option<Arc<[u32]>>,
+    /// Watches the backward pass of every feed-forward.
+    pub probe: Option<Arc<dyn MlpProbe>>,
+    /// Watches the forward pass.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+impl RouteCtx {
+    /// Everything active, nobody watching.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Routed, nobody watching.
+    #[must_use]
+    pub fn routed() -> Self {
+        Self { active: Active::Routed, ..Self::default() }
+    }
+}
+
+/// Watches a forward pass. Each method does nothing unless implemented.
+pub trait Observer: Send + Sync {
+    /// The input x `[B, T, d]` of a layer's feed-forward.
+    ///
+    /// # Errors
+    /// Whatever the observer reports; the pass stops with it.
+    fn feed_forward_input(&self, layer: usize, x: &Tensor) -> Result<()> {
+        let _ = (layer, x);
+        Ok(())
+    }
+
+    /// The gates `[B·T, N]` of a layer that was routed.
+    ///
+    /// # Errors
+    /// As above.
+    fn gates(&self, layer: usize, gate_tn: &Tensor) -> Result<()> {
+        let _ = (layer, gate_tn);
+        Ok(())
+    }
+
+    /// The output `[B, T, d]` of a layer's block.
+    ///
+    /// # Errors
+    /// As above.
+    fn block_output(&self, layer: usize, x: &Tensor) -> Result<()> {
+        let _ = (layer, x);
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! Continuing a text, token by token.
+
+use candle_core::{DType, IndexOp, Tensor};
+use rand::Rng as _;
+
+use super::{FeedForward, KvCache, Qwen3ForCausalLm, RouteCtx};
+use crate::random::Rng;
+use crate::{Error, Result};
+
+/// How the next token is chosen.
+#[derive(Debug)]
+pub enum Sampling<'a> {
+    /// The most probable; ties to the lower id.
+    Greedy,
+    /// At random from softmax(logits / temperature).
+    Temperature(f64, &'a mut Rng),
+}
+
+impl<F: FeedForward> Qwen3ForCausalLm<F> {
+    /// Up to `count` tokens after `prompt`, stopping behind `eos`.
+    ///
+    /// # Errors
+    /// An empty prompt; a temperature that is not positive; ids beyond the vocabulary.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        count: usize,
+        eos: Option<u32>,
+        ctx: &RouteCtx,
+        mut sampling: Sampling<'_>,
+    ) -> Result<Vec<u32>> {
+        if prompt.is_empty() {
+            return Err(Error::setting("prompt", "it is empty", "give at least one token"));
+        }
+        let device = self.model().embed_tokens().device().clone();
+        let mut cache = KvCache::new(self.config().num_hidden_layers);
+        let (mut fresh, mut new) = (prompt.to_vec(), Vec::with_capacity(count));
+        while new.len() < count {
+            let ids = Tensor::new(fresh.as_slice(), &device)?.unsqueeze(0)?;
+            let logits = self.logits(&ids, ctx, Some(&mut cache))?;
+            let last = logits.i((0, fresh.len() - 1))?.to_dtype(DType::F32)?.to_vec1()?;
+            let token = choose(&last, &mut sampling)?;
+            new.push(token);
+            if eos == Some(token) {
+                break;
+            }
+            fresh = vec![token];
+        }
+        Ok(new)
+    }
+}
+
+fn choose(logits: &[f32], sampling: &mut Sampling<'_>) -> Result<u32> {
+    let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap_or(0);
+    match sampling {
+        Sampling::Greedy => Ok(best as u32),
+        Sampling::Temperature(temperature, rng) => {
+            if temperature.is_nan() || *temperature <= 0.0 {
+                return Err(Error::setting("temperature", format!("{temperature} is not positive"), "sample greedily"));
+            }
+            let weight = |x: &f32| (f64::from(x - logits[best]) / *temperature).exp();
+            let total: f64 = logits.iter().map(weight).sum();
+            let mut left = rng.random::<f64>() * total;
+            let drawn = logits.iter().position(|x| {
+                left -= weight(x);
+                left < 0.0
+            });
+            Ok(drawn.unwrap_or(best) as u32)
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The dense SwiGLU feed-forward.
+
+use candle_core::Tensor;
+use candle_nn::{Init, VarBuilder};
+
+use super::{FeedForward, Qwen3Config, RouteCtx};
+use crate::{Result, ops};
+
+/// y = W_d (silu(W_g x) ⊙ (W_u x)), named as in the checkpoint (`mlp`).
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    gate_proj: Tensor,
+    up_proj: Tensor,
+    down_proj: Tensor,
+    layer: usize,
+}
+
+impl Mlp {
+    /// Reads or initialises the weights of layer `layer`.
+    ///
+    /// # Errors
+    /// A missing or misshapen weight.
+    pub fn new(cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        let [gate_proj, up_proj, down_proj] = projections(cfg, vb)?;
+        Ok(Self { gate_proj, up_proj, down_proj, layer })
+    }
+}
+
+/// W_g and W_u `[I, d]` and W_d `[d, I]` under their checkpoint names.
+///
+/// # Errors
+/// A missing or misshapen weight.
+pub fn projections(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<[Tensor; 3]> {
+    let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
+    let get = |name: &str, shape: (usize, usize), stdev| {
+        vb.pp(name).get_with_hints(shape, "weight", Init::Randn { mean: 0.0, stdev })
+    };
+    Ok([
+        get("gate_proj", (i, d), 0.02)?,
+        get("up_proj", (i, d), 0.02)?,
+        get("down_proj", (d, i), super::block::residual_stdev(cfg))?,
+    ])
+}
+
+impl FeedForward for Mlp {
+    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        let weights = ops::MlpWeights { gate: &self.gate_proj, up: &self.up_proj, down: &self.down_proj };
+        Ok(ops::swiglu_mlp(x, weights, None, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
+    }
+}
