@@ -1,1 +1,1 @@
-//! (in progress)
+//! Variants that ship with the library.

@@ -4,6 +4,9 @@
 //! activation minus surprise, integrated over a task), given hierarchical Gaussian routers trained from that image alone,
 //! and differentiated under Surprise Min-K.
 
+// The code that `#[moe(..)]` writes names this crate from outside and from within.
+extern crate self as tinyonn;
+
 pub mod checkpoint;
 pub mod data;
 pub mod error;
@@ -20,4 +23,5 @@ pub mod random;
 pub mod report;
 pub mod train;
 
+pub use inventory;
 pub use error::{Error, Result};

@@ -1,0 +1,47 @@
+//! Variants by name. `#[moe(..)]` submits each declared variant; binaries find it by the name of its type.
+
+use candle_nn::VarBuilder;
+
+use super::{MoeLayer, MoeSpec};
+use crate::qwen3::Qwen3Config;
+use crate::{Error, Result};
+
+/// A declared variant.
+pub struct Variant {
+    /// The declaration.
+    pub spec: MoeSpec,
+    /// Where it was declared.
+    pub module_path: &'static str,
+    /// Builds layer `layer` from the parameters under its `mlp`.
+    pub build: fn(&Qwen3Config, usize, VarBuilder<'_>) -> Result<MoeLayer>,
+}
+
+inventory::collect!(Variant);
+
+/// Every variant that is linked in, by name.
+pub fn variants() -> Vec<&'static Variant> {
+    let mut all: Vec<_> = inventory::iter::<Variant>.into_iter().collect();
+    all.sort_by_key(|variant| (variant.spec.name.as_ref(), variant.module_path));
+    all
+}
+
+/// The variant of that name.
+///
+/// # Errors
+/// No such name, or several declarations of it.
+pub fn variant(name: &str) -> Result<&'static Variant> {
+    let all = variants();
+    let mut named = all.iter().filter(|variant| variant.spec.name == name);
+    match (named.next(), named.next()) {
+        (Some(variant), None) => Ok(variant),
+        (Some(one), Some(two)) => {
+            let problem = format!("it is declared in {} and in {}", one.module_path, two.module_path);
+            Err(Error::variant(name, problem, "rename one of them"))
+        }
+        (None, _) => {
+            let names: Vec<&str> = all.iter().map(|variant| variant.spec.name.as_ref()).collect();
+            let problem = format!("there is none of that name; known: {}", names.join(", "));
+            Err(Error::variant(name, problem, "name one of these; if yours lives in another crate, link it in with `use my_variants as _;`"))
+        }
+    }
+}
