@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::{LevelSpec, MoeSpec};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Gates `[t, N]` in `dtype`: 1 for the experts that are taken, 0 for the others (`gate = unit`).
 ///
@@ -19,7 +19,8 @@ pub fn select(spec: &MoeSpec, log_probs: &[Tensor], dtype: DType) -> Result<Tens
     for (level, values) in levels.iter().enumerate() {
         let expected = tokens * spec.parents(level) * spec.levels[level].choices;
         if values.len() != expected {
-            candle_core::bail!("select: level {level} has {} log-probabilities, not {expected}", values.len());
+            let problem = format!("level {level} has {} log-probabilities, not {expected}", values.len());
+            return Err(Error::variant(spec.name.clone(), problem, "return [t, parents, choices] from the router"));
         }
     }
     let mut gates = vec![0f32; tokens * experts];

@@ -20,6 +20,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
@@ -31,6 +32,7 @@ pub mod rope;
 pub mod swiglu_mlp;
 pub mod tape;
 
+pub use adamw::{AdamwStep, adamw};
 pub use attention::causal_attention;
 pub use cross_entropy::head_cross_entropy;
 pub use embedding::embedding;

@@ -1,1 +1,5 @@
-//! (in progress)
+//! Training: the optimizer, dense pretraining, router fitting, Surprise Min-K, evaluation.
+
+pub mod optimizer;
+
+pub use optimizer::{AdamW, AdamwConfig};
