@@ -1,1 +1,3 @@
 //! The whole suite: one binary, a module a subject.
+
+mod data;
