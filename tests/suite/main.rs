@@ -1,4 +1,6 @@
 //! The whole suite: one binary, a module a subject.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod data;
 mod gradients;
 mod ops;

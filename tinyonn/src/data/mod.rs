@@ -1,1 +1,45 @@
-//! (in progress)
+//! Text by task → documents → splits → tokens → packed rows → batches.
+//!
+//! Each step is a plain value, the same for the same input and seed on every machine: a [`Corpus`] of tasks (from
+//! [`read_sources`], [`default_corpus`] or a generator), [`Splits`] by document, a [`TextTokenizer`], a [`TokenSet`] a
+//! split, and from it either all rows of a task in order ([`TokenSet::batches_of_task`]) or the training batch of any
+//! step ([`Sampler::batch_at`]).
+//!
+//! ```
+//! use candle_core::Device;
+//! use tinyonn::data::{Corpus, Sampler, Shares, Splits, TextTokenizer, TokenSet, arithmetic, sorting};
+//!
+//! let corpus = Corpus { tasks: vec![arithmetic(0, 20_000), sorting(0, 20_000)] };
+//! let splits = Splits::new(&corpus, Shares::default(), 0)?;
+//! let tokenizer = TextTokenizer::train(&splits.train, 300)?;
+//!
+//! let train = TokenSet::encode(&splits.train, &tokenizer)?;
+//! let batch = Sampler::new(&train, 64, 8, 0, &Device::Cpu)?.batch_at(0)?;
+//! assert_eq!(batch.inputs.dims(), [8, 64]);
+//! assert_eq!(batch.tasks, [0, 1, 0, 1, 0, 1, 0, 1]);
+//!
+//! let test = TokenSet::encode(&splits.test, &tokenizer)?;
+//! for batch in test.batches_of_task(1, 64, 8, &Device::Cpu)? {
+//!     assert!(batch?.tasks.iter().all(|task| *task == 1));
+//! }
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
+
+mod corpus;
+mod default_text;
+mod order;
+mod pack;
+mod sampler;
+mod source;
+mod split;
+mod synthetic;
+mod tokenizer;
+
+pub use corpus::{Corpus, Document, Task};
+pub use default_text::{default_corpus, workspace_root};
+pub use pack::{Batch, NO_TARGET, TaskTokens, TokenSet};
+pub use sampler::Sampler;
+pub use source::{DataSource, read_sources};
+pub use split::{Shares, Splits};
+pub use synthetic::{DEFAULT_BYTES, arithmetic, records, sorting};
+pub use tokenizer::{END_OF_TEXT, TextTokenizer};

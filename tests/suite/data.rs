@@ -1,0 +1,18 @@
+//! Data: what comes out of sources, generators, splits, tokenizer and packing.
+
+// clippy.toml's leave covers `#[test]` functions, not the helpers they call.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod answers;
+mod corpora;
+mod packing;
+mod sources;
+mod tokens;
+
+use tinyonn::data::{Corpus, Document, Task};
+
+/// A corpus of one task from (id, text) pairs.
+fn corpus(name: &str, documents: &[(&str, &str)]) -> Corpus {
+    let documents = documents.iter().map(|(id, text)| Document { id: (*id).into(), text: (*text).into() }).collect();
+    Corpus { tasks: vec![Task { name: name.into(), documents }] }
+}

@@ -1,0 +1,175 @@
+//! Documents packed end to end into rows of equal length, without waste.
+//!
+//! A task's tokens are its documents' tokens, each document followed by the end of text (EOS). A row of length T takes
+//! T + 1 tokens, the inputs and, one further, the targets; rows step by T. So **every token of a task but the first is a
+//! target exactly once**. The last row of a task may be short: its inputs are padded with EOS, its targets with
+//! [`NO_TARGET`].
+//!
+//! Shapes: B rows, T positions a row; position p = b·T + t of the flat lists.
+
+use candle_core::{Device, Tensor};
+
+use super::{Corpus, TextTokenizer};
+use crate::{Error, Result};
+
+/// The target of a position that predicts nothing.
+pub const NO_TARGET: u32 = u32::MAX;
+
+/// The tokens of one task in one split.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskTokens {
+    /// The task's name.
+    pub name: String,
+    /// Every document's tokens, each document followed by EOS.
+    pub tokens: Vec<u32>,
+    /// For every token the document it belongs to, an index into [`TokenSet::documents`].
+    pub documents: Vec<u32>,
+}
+
+/// One split, tokenised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSet {
+    /// In the corpus' order: task `t` here is task `t` there.
+    pub tasks: Vec<TaskTokens>,
+    /// The documents of the split over all tasks, as `task/id`.
+    pub documents: Vec<String>,
+    /// The token that ends a document and pads a short row.
+    pub eos: u32,
+}
+
+/// Rows of equal length, ready for a model.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Input tokens, `[B, T]`, u32.
+    pub inputs: Tensor,
+    /// The token after each input, `[B, T]`, u32; [`NO_TARGET`] where there is none.
+    pub targets: Tensor,
+    /// The task of every row, B numbers.
+    pub tasks: Vec<u32>,
+    /// The document of every position's *target*, whose loss it is, B·T numbers. Positions without a target repeat the
+    /// row's last document.
+    pub documents: Vec<u32>,
+}
+
+/// A row by task and number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Row {
+    pub(super) task: usize,
+    pub(super) index: usize,
+}
+
+impl TaskTokens {
+    /// Rows of `length` positions that hold all tokens; the last may be short.
+    pub fn rows(&self, length: usize) -> usize {
+        self.targets().div_ceil(length.max(1))
+    }
+
+    /// Rows of `length` positions without padding.
+    pub fn full_rows(&self, length: usize) -> usize {
+        self.targets() / length.max(1)
+    }
+
+    /// Tokens that are predicted: all but the first.
+    pub fn targets(&self) -> usize {
+        self.tokens.len().saturating_sub(1)
+    }
+}
+
+impl TokenSet {
+    /// Tokenises a split on all cores.
+    pub fn encode(corpus: &Corpus, tokenizer: &TextTokenizer) -> Result<Self> {
+        let mut set = Self { tasks: Vec::new(), documents: Vec::new(), eos: tokenizer.eos() };
+        for task in &corpus.tasks {
+            let texts: Vec<&str> = task.documents.iter().map(|document| document.text.as_str()).collect();
+            let mut packed = TaskTokens { name: task.name.clone(), tokens: Vec::new(), documents: Vec::new() };
+            for (document, tokens) in task.documents.iter().zip(tokenizer.encode_all(&texts)?) {
+                packed.tokens.extend(tokens);
+                packed.tokens.push(set.eos);
+                packed.documents.resize(packed.tokens.len(), set.documents.len() as u32);
+                set.documents.push(format!("{}/{}", task.name, document.id));
+            }
+            set.tasks.push(packed);
+        }
+        Ok(set)
+    }
+
+    /// Tokens over all tasks.
+    pub fn tokens(&self) -> usize {
+        self.tasks.iter().map(|task| task.tokens.len()).sum()
+    }
+
+    /// For every task, the rows of `length` positions that hold all its tokens.
+    pub fn rows(&self, length: usize) -> Vec<usize> {
+        self.tasks.iter().map(|task| task.rows(length)).collect()
+    }
+
+    /// All rows of one task in order, `batch` at a time; the last batch may have fewer. For evaluation and scan.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use tinyonn::data::{TaskTokens, TokenSet};
+    /// let task = TaskTokens { name: "t".into(), tokens: vec![5, 6, 7, 0], documents: vec![0; 4] };
+    /// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+    /// let batches: Vec<_> = set.batches_of_task(0, 2, 8, &Device::Cpu)?.collect::<Result<_, _>>()?;
+    /// assert_eq!(batches[0].inputs.to_vec2::<u32>()?, [[5, 6], [7, 0]]);
+    /// assert_eq!(batches[0].targets.to_vec2::<u32>()?, [[6, 7], [0, u32::MAX]]);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A task number the set does not have; a length or batch of zero.
+    pub fn batches_of_task(
+        &self,
+        task: usize,
+        length: usize,
+        batch: usize,
+        device: &Device,
+    ) -> Result<impl Iterator<Item = Result<Batch>>> {
+        check_shape(length, batch)?;
+        let Some(tokens) = self.tasks.get(task) else {
+            let problem = format!("there is no task number {task}");
+            return Err(Error::setting("task", problem, format!("use a number below {}", self.tasks.len())));
+        };
+        let rows = tokens.rows(length);
+        Ok((0..rows).step_by(batch).map(move |first| {
+            let rows: Vec<Row> = (first..rows.min(first + batch)).map(|index| Row { task, index }).collect();
+            self.batch(&rows, length, device)
+        }))
+    }
+
+    /// Gathers rows that exist.
+    pub(super) fn batch(&self, rows: &[Row], length: usize, device: &Device) -> Result<Batch> {
+        let shape = (rows.len(), length);
+        let positions = rows.len() * length;
+        let (mut inputs, mut targets) = (Vec::with_capacity(positions), Vec::with_capacity(positions));
+        let mut documents = Vec::with_capacity(positions);
+        for (number, row) in rows.iter().enumerate() {
+            let TaskTokens { tokens, documents: owners, .. } = &self.tasks[row.task];
+            let from = row.index * length;
+            let to = (from + length).min(tokens.len() - 1);
+            inputs.extend_from_slice(&tokens[from..to]);
+            targets.extend_from_slice(&tokens[from + 1..=to]);
+            documents.extend_from_slice(&owners[from + 1..=to]);
+            let end = (number + 1) * length;
+            inputs.resize(end, self.eos);
+            targets.resize(end, NO_TARGET);
+            documents.resize(end, owners[to]);
+        }
+        Ok(Batch {
+            inputs: Tensor::from_vec(inputs, shape, device)?,
+            targets: Tensor::from_vec(targets, shape, device)?,
+            tasks: rows.iter().map(|row| row.task as u32).collect(),
+            documents,
+        })
+    }
+}
+
+/// Refuses rows without positions and batches without rows.
+pub(super) fn check_shape(length: usize, batch: usize) -> Result<()> {
+    for (name, value) in [("length", length), ("batch", batch)] {
+        if value == 0 {
+            return Err(Error::setting(name, "0 makes empty batches", "use 1 or more"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! Training batches as a pure function of (seed, step): to resume, ask for the next step.
+
+use candle_core::Device;
+
+use super::order::Order;
+use super::pack::{Batch, Row, TokenSet, check_shape};
+use crate::{Error, Result};
+
+/// Draws training batches from a [`TokenSet`].
+///
+/// Rows are dealt to the tasks in turn, and the turn goes on from batch to batch, so all tasks get equal shares whatever
+/// their sizes. Within a task every full row is visited once an epoch, in an order shuffled anew each epoch that does
+/// not depend on the other tasks.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::data::{Sampler, TaskTokens, TokenSet};
+/// let task = |name: &str| TaskTokens { name: name.into(), tokens: (0..99).collect(), documents: vec![0; 99] };
+/// let set = TokenSet { tasks: vec![task("a"), task("b")], documents: vec!["a/x".into()], eos: 0 };
+/// let sampler = Sampler::new(&set, 8, 3, 0, &Device::Cpu)?;
+/// assert_eq!(sampler.batch_at(0)?.tasks, [0, 1, 0]);
+/// assert_eq!(sampler.batch_at(1)?.tasks, [1, 0, 1]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Sampler<'a> {
+    set: &'a TokenSet,
+    tasks: Vec<usize>,
+    length: usize,
+    batch: usize,
+    seed: u64,
+    device: Device,
+}
+
+impl<'a> Sampler<'a> {
+    /// Batches of `batch` rows of `length` positions, from all tasks of `set`.
+    ///
+    /// # Errors
+    /// No task; a length or batch of zero; a task with too few tokens for one full row.
+    pub fn new(set: &'a TokenSet, length: usize, batch: usize, seed: u64, device: &Device) -> Result<Self> {
+        check_shape(length, batch)?;
+        if set.tasks.is_empty() {
+            return Err(Error::setting("--data", "there is no task to train on", "give at least one NAME=PATH"));
+        }
+        if let Some(task) = set.tasks.iter().find(|task| task.full_rows(length) == 0) {
+            return Err(Error::setting(
+                "length",
+                format!(
+                    "task `{}` has {} tokens, too few for a row of {length} and its target",
+                    task.name,
+                    task.tokens.len()
+                ),
+                format!("use {} or less, or give the task more text", task.targets()),
+            ));
+        }
+        Ok(Self { set, tasks: (0..set.tasks.len()).collect(), length, batch, seed, device: device.clone() })
+    }
+
+    /// The same sampler on one task alone, by name.
+    ///
+    /// # Errors
+    /// No task of that name.
+    pub fn only(mut self, task: &str) -> Result<Self> {
+        let Some(index) = self.set.tasks.iter().position(|candidate| candidate.name == task) else {
+            let names: Vec<&str> = self.set.tasks.iter().map(|task| task.name.as_str()).collect();
+            return Err(Error::setting(
+                "task",
+                format!("there is no task `{task}`"),
+                format!("use one of {}", names.join(", ")),
+            ));
+        };
+        self.tasks = vec![index];
+        Ok(self)
+    }
+
+    /// The batch of `step`, counted from 0.
+    pub fn batch_at(&self, step: u64) -> Result<Batch> {
+        let first = step * self.batch as u64;
+        let rows: Vec<Row> = (first..first + self.batch as u64).map(|draw| self.row(draw)).collect();
+        self.set.batch(&rows, self.length, &self.device)
+    }
+
+    /// The row dealt as number `draw` since the start of training.
+    fn row(&self, draw: u64) -> Row {
+        let count = self.tasks.len() as u64;
+        let task = self.tasks[(draw % count) as usize];
+        let visit = draw / count;
+        let tokens = &self.set.tasks[task];
+        let rows = tokens.full_rows(self.length) as u64;
+        let order = Order::new(rows, self.seed, &format!("data/order/{}/{}", tokens.name, visit / rows));
+        Row { task, index: order.at(visit % rows) as usize }
+    }
+}

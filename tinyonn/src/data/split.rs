@@ -1,0 +1,101 @@
+//! Train, validation and test: divided by document, so that no text is on both sides.
+
+use rand::seq::SliceRandom;
+
+use super::{Corpus, Task};
+use crate::{Error, Result, random};
+
+/// The shares of a task's *bytes* that the splits aim at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shares {
+    /// Scan, partition, labels, fit and SMK.
+    pub train: f64,
+    /// Stopping and calibration.
+    pub validation: f64,
+    /// Reported once.
+    pub test: f64,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self { train: 0.8, validation: 0.1, test: 0.1 }
+    }
+}
+
+/// A corpus divided by document (`DESIGN.md` § 3). Each part has the same tasks in the same order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Splits {
+    /// Scan, partition, labels, fit and SMK.
+    pub train: Corpus,
+    /// Stopping and calibration.
+    pub validation: Corpus,
+    /// Reported once.
+    pub test: Corpus,
+}
+
+impl Splits {
+    /// Divides every task: its documents, in an order drawn from `seed`, go one by one to the split that lacks most
+    /// bytes of its share. A task's division does not depend on the other tasks.
+    ///
+    /// ```
+    /// use tinyonn::data::{Corpus, Shares, Splits, arithmetic};
+    /// let corpus = Corpus { tasks: vec![arithmetic(0, 20_000)] };
+    /// let splits = Splits::new(&corpus, Shares::default(), 0)?;
+    /// assert_eq!(splits.train.bytes() + splits.validation.bytes() + splits.test.bytes(), corpus.bytes());
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Shares that are not positive or do not add up to 1; a task of fewer than three documents.
+    pub fn new(corpus: &Corpus, shares: Shares, seed: u64) -> Result<Self> {
+        let shares = [shares.train, shares.validation, shares.test];
+        if shares.iter().any(|share| !share.is_finite() || *share <= 0.0)
+            || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6
+        {
+            let problem = format!("{shares:?} do not divide a corpus in three");
+            return Err(Error::setting("shares", problem, "give three positive shares that add up to 1"));
+        }
+        let mut parts = [Corpus::default(), Corpus::default(), Corpus::default()];
+        for task in &corpus.tasks {
+            for (part, task) in parts.iter_mut().zip(split_task(task, shares, seed)?) {
+                part.tasks.push(task);
+            }
+        }
+        let [train, validation, test] = parts;
+        Ok(Self { train, validation, test })
+    }
+}
+
+fn split_task(task: &Task, shares: [f64; 3], seed: u64) -> Result<[Task; 3]> {
+    let count = task.documents.len();
+    if count < 3 {
+        return Err(Error::setting(
+            format!("task {}", task.name),
+            format!("{count} documents cannot be divided into train, validation and test"),
+            "give a folder with three files or more, a longer text file, or a .jsonl with more lines",
+        ));
+    }
+    let mut order: Vec<usize> = (0..count).collect();
+    order.shuffle(&mut random::stream(seed, &format!("data/split/{}", task.name)));
+
+    let total = task.bytes() as f64;
+    let mut lacking = shares.map(|share| share * total);
+    let mut members: [Vec<usize>; 3] = Default::default();
+    for index in order {
+        let to = (1..3).fold(0, |best, split| if lacking[split] > lacking[best] { split } else { best });
+        lacking[to] -= task.documents[index].text.len() as f64;
+        members[to].push(index);
+    }
+    // A few large documents can leave a split without any: the fullest one gives its last.
+    while let Some(empty) = members.iter().position(Vec::is_empty) {
+        let fullest =
+            (1..3).fold(0, |best, split| if members[split].len() > members[best].len() { split } else { best });
+        let moved = members[fullest].pop();
+        members[empty].extend(moved);
+    }
+    Ok(members.map(|mut indices| {
+        indices.sort_unstable();
+        let documents = indices.into_iter().map(|index| task.documents[index].clone()).collect();
+        Task { name: task.name.clone(), documents }
+    }))
+}

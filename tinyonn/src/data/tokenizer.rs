@@ -1,0 +1,170 @@
+//! Text to tokens and back: a byte-level BPE of our own, or any Hugging Face `tokenizer.json`.
+//!
+//! Training is deterministic although the trainer counts in hash maps: its counts are sums, its alphabet is sorted,
+//! and its queue of pairs is ordered by count and then by the pair itself, so no result follows the maps' order.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+use super::Corpus;
+use crate::{Error, Result};
+
+/// The token after every document.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// Names under which tokenizers keep their end-of-text token, in the order they are tried.
+const END_NAMES: [&str; 2] = [END_OF_TEXT, "<|im_end|>"];
+
+/// All bytes and the end of text.
+const SMALLEST_VOCABULARY: usize = 257;
+
+/// Words as Qwen cuts them; each digit stands alone, so that numbers of any length share ten tokens.
+const WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// A tokenizer and the token that ends a document.
+#[derive(Debug, Clone)]
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    eos: u32,
+}
+
+impl TextTokenizer {
+    /// Trains a byte-level BPE of at most `vocab_size` tokens on all texts of `corpus` (give it the *train* split).
+    /// Id 0 is [`END_OF_TEXT`]; the vocabulary stays smaller only when the texts hold no further pair to merge.
+    ///
+    /// ```
+    /// use tinyonn::data::{Corpus, TextTokenizer, sorting};
+    /// let tokenizer = TextTokenizer::train(&Corpus { tasks: vec![sorting(0, 20_000)] }, 300)?;
+    /// assert_eq!(tokenizer.vocab_size(), 300);
+    /// let tokens = tokenizer.encode("sort 3 1 2 -> 1 2 3 🦀")?;
+    /// assert_eq!(tokenizer.decode(&tokens)?, "sort 3 1 2 -> 1 2 3 🦀");
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A vocabulary too small for the 256 bytes and the end of text.
+    pub fn train(corpus: &Corpus, vocab_size: usize) -> Result<Self> {
+        if vocab_size < SMALLEST_VOCABULARY {
+            let problem = format!("{vocab_size} tokens do not hold the 256 bytes and the end of text");
+            return Err(Error::setting("vocab_size", problem, format!("use {SMALLEST_VOCABULARY} or more")));
+        }
+        let failed = |error: tokenizers::Error| {
+            Error::setting("vocab_size", format!("training the tokenizer failed: {error}"), "give another corpus")
+        };
+        let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Isolated, false);
+        let bytes = ByteLevel::new(false, false, false);
+        let mut tokenizer = Tokenizer::new(BPE::default());
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.map_err(failed)?.into(), bytes.into()])));
+        tokenizer.with_decoder(Some(bytes));
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
+            .show_progress(false)
+            .vocab_size(vocab_size)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+            .build()
+            .into();
+        let texts = corpus.tasks.iter().flat_map(|task| &task.documents).map(|document| document.text.as_str());
+        tokenizer.train(&mut trainer, texts).map_err(failed)?;
+        Self::with_end(tokenizer, None).ok_or_else(|| failed(format!("no {END_OF_TEXT}").into()))
+    }
+
+    /// Reads a Hugging Face `tokenizer.json`. Its end of text is `eos` where given (a model's `eos_token_id`), else
+    /// `<|endoftext|>`, else `<|im_end|>`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no tokenizer; no end of text.
+    pub fn load(path: impl AsRef<Path>, eos: Option<u32>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
+            Error::file(path, format!("not a tokenizer: {error}"), "give a Hugging Face tokenizer.json")
+        })?;
+        // A file may ask for fixed lengths; rows are cut and padded by `pack`.
+        tokenizer.with_padding(None);
+        if tokenizer.with_truncation(None).is_err() {
+            return Err(Error::file(path, "its truncation cannot be lifted", "remove `truncation` from the file"));
+        }
+        Self::with_end(tokenizer, eos).ok_or_else(|| {
+            let problem = match eos {
+                Some(id) => format!("it has no token {id} to end a document with"),
+                None => format!("it has neither {} nor {}", END_NAMES[0], END_NAMES[1]),
+            };
+            Error::file(
+                path,
+                problem,
+                "name the id of its end-of-text token (`eos_token_id` in the model's config.json)",
+            )
+        })
+    }
+
+    fn with_end(mut tokenizer: Tokenizer, eos: Option<u32>) -> Option<Self> {
+        let eos = match eos {
+            Some(id) => tokenizer.id_to_token(id).map(|_| id),
+            None => END_NAMES.iter().find_map(|name| tokenizer.token_to_id(name)),
+        }?;
+        // A document that merely mentions a special token must not end there.
+        tokenizer.set_encode_special_tokens(true);
+        Some(Self { tokenizer, eos })
+    }
+
+    /// Writes the `tokenizer.json`, merges and vocabulary in the order of their ids.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let json = self.to_json().map_err(|error| {
+            Error::file(
+                path,
+                format!("the tokenizer cannot be written: {error}"),
+                "load it from another tokenizer.json",
+            )
+        })?;
+        std::fs::write(path, json).map_err(|source| Error::io(path, source))
+    }
+
+    fn to_json(&self) -> tokenizers::Result<String> {
+        self.tokenizer.to_string(true)
+    }
+
+    /// The tokens of `text`, without any added at its ends; names of special tokens in it are ordinary text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| {
+            Error::setting("tokenizer", format!("a text cannot be encoded: {error}"), "use a byte-level tokenizer")
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of several texts, in their order, on all cores.
+    pub fn encode_all(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        texts.par_iter().map(|text| self.encode(text)).collect()
+    }
+
+    /// The text of `tokens`. Of tokens that [`TextTokenizer::encode`] made, exactly the text it was given, unless a
+    /// loaded tokenizer normalises its input (Qwen's composes Unicode, NFC). Ids that only pad a model's embedding have
+    /// no text.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.tokenizer.decode(tokens, false).map_err(|error| {
+            Error::setting(
+                "tokenizer",
+                format!("tokens cannot be decoded: {error}"),
+                "use the tokenizer that made them",
+            )
+        })
+    }
+
+    /// One more than the highest id: the rows that an embedding needs at least.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// The id of the token that ends a document.
+    pub fn eos(&self) -> u32 {
+        self.eos
+    }
+}
