@@ -37,7 +37,7 @@ pub use attention::causal_attention;
 pub use cross_entropy::head_cross_entropy;
 pub use embedding::embedding;
 pub use linear::linear;
-pub use neuron_moments::neuron_moments;
+pub use neuron_moments::{NeuronSums, activation_and_surprise, neuron_moments};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use swiglu_mlp::{MlpBackward, MlpGate, MlpProbe, MlpWeights, WeightGrads, swiglu_mlp};

@@ -1,4 +1,5 @@
-//! What imaging keeps of one backward pass: for each neuron the sums over tokens of a, a², S, S² and the Taylor score.
+//! What imaging keeps of one backward pass: for each neuron the sums over tokens of a, a², S, S², the Taylor score and the
+//! number of tokens with S > 0.
 //!
 //! a = |c h|, S² = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖², taylor = −c h δ_h (DESIGN §3): S is the norm of the token's
 //! contribution to the gradient of the neuron's weights, an outer product in each of the three matrices. Sums are f64.
@@ -10,28 +11,103 @@ use rayon::prelude::*;
 use super::lanes;
 use super::swiglu_mlp::MlpBackward;
 
-/// Σ over tokens, by neuron: `[Σa, Σa², ΣS, ΣS², Σtaylor]`, each of length i.
-pub type NeuronSums = [Vec<f64>; 5];
+/// Σ over tokens, by neuron.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NeuronSums {
+    /// Σ a.
+    pub activation: Vec<f64>,
+    /// Σ a².
+    pub activation_squared: Vec<f64>,
+    /// Σ S.
+    pub surprise: Vec<f64>,
+    /// Σ S².
+    pub surprise_squared: Vec<f64>,
+    /// Σ taylor.
+    pub taylor: Vec<f64>,
+    /// Tokens with S > 0.
+    pub surprised: Vec<f64>,
+}
+
+impl NeuronSums {
+    /// Nothing seen, for `width` neurons.
+    #[must_use]
+    pub fn zero(width: usize) -> Self {
+        let zeros = || vec![0.0; width];
+        Self {
+            activation: zeros(),
+            activation_squared: zeros(),
+            surprise: zeros(),
+            surprise_squared: zeros(),
+            taylor: zeros(),
+            surprised: zeros(),
+        }
+    }
+
+    /// The six sums, in the order of the fields.
+    #[must_use]
+    pub fn each(&self) -> [&Vec<f64>; 6] {
+        [
+            &self.activation,
+            &self.activation_squared,
+            &self.surprise,
+            &self.surprise_squared,
+            &self.taylor,
+            &self.surprised,
+        ]
+    }
+
+    /// As [`each`](Self::each), to change.
+    pub fn each_mut(&mut self) -> [&mut Vec<f64>; 6] {
+        [
+            &mut self.activation,
+            &mut self.activation_squared,
+            &mut self.surprise,
+            &mut self.surprise_squared,
+            &mut self.taylor,
+            &mut self.surprised,
+        ]
+    }
+
+    /// Adds what another pass over other tokens saw.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, other) in self.each_mut().into_iter().zip(other.each()) {
+            sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+        }
+    }
+}
 
 /// Tokens a task of the pool sums at once; a constant, so that sums do not depend on the number of threads.
 const TOKENS: usize = 256;
 
-/// The five sums over the tokens of a pass.
+/// The sums over the tokens t of a pass for which `counted[t]`: padding and positions without a target count nowhere.
 ///
 /// # Errors
-/// Whatever candle reports.
-pub fn neuron_moments(pass: &MlpBackward<'_>) -> Result<NeuronSums> {
+/// A `counted` of another length than the pass; whatever candle reports.
+pub fn neuron_moments(pass: &MlpBackward<'_>, counted: &[bool]) -> Result<NeuronSums> {
+    let (t, _) = pass.h_ti.dims2()?;
+    if counted.len() != t {
+        candle_core::bail!("neuron_moments: {} marks for {t} tokens", counted.len());
+    }
     let gated = pass.gate_ti.map(|gate_ti| pass.h_ti * gate_ti).transpose()?;
     let h_ti = gated.as_ref().unwrap_or(pass.h_ti);
-    let inputs = [h_ti, pass.delta_h_ti, pass.delta_g_ti, pass.delta_u_ti];
     if lanes::fused(&[h_ti, pass.delta_y_td, pass.x_td]) {
-        return fused(inputs, &squared_norms(pass.delta_y_td)?, &squared_norms(pass.x_td)?);
+        let inputs = [h_ti, pass.delta_h_ti, pass.delta_g_ti, pass.delta_u_ti];
+        return fused(inputs, &squared_norms(pass.delta_y_td)?, &squared_norms(pass.x_td)?, counted);
     }
+    let marks: Vec<f64> = counted.iter().map(|counted| f64::from(u8::from(*counted))).collect();
+    let marks_1t = Tensor::from_vec(marks, (1, t), h_ti.device())?;
     let [a_ti, s_ti] = activation_and_surprise(pass)?;
-    let taylor_ti = (h_ti * pass.delta_h_ti)?.neg()?;
-    let sum = |x: &Tensor| x.to_dtype(DType::F64)?.sum(0)?.to_vec1::<f64>();
-    let squares = |x: &Tensor| x.to_dtype(DType::F64)?.sqr()?.sum(0)?.to_vec1::<f64>();
-    Ok([sum(&a_ti)?, squares(&a_ti)?, sum(&s_ti)?, squares(&s_ti)?, sum(&taylor_ti)?])
+    let [a_ti, s_ti, taylor_ti] = [a_ti, s_ti, (h_ti * pass.delta_h_ti)?.neg()?].map(|x| x.to_dtype(DType::F64));
+    let (a_ti, s_ti) = (a_ti?, s_ti?);
+    let sum = |x: &Tensor| marks_1t.matmul(x)?.squeeze(0)?.to_vec1::<f64>();
+    Ok(NeuronSums {
+        activation: sum(&a_ti)?,
+        activation_squared: sum(&a_ti.sqr()?)?,
+        surprise: sum(&s_ti)?,
+        surprise_squared: sum(&s_ti.sqr()?)?,
+        taylor: sum(&taylor_ti?)?,
+        surprised: sum(&s_ti.gt(0f64)?.to_dtype(DType::F64)?)?,
+    })
 }
 
 /// a and S of every token and neuron, `[t, i]` f32: the definition, in plain operations.
@@ -58,50 +134,40 @@ fn squared_norms(x_td: &Tensor) -> Result<Vec<f32>> {
     lanes::with_slices([&x_td], |[x]| lanes::vectorised(|| x.chunks_exact(d).map(|row| lanes::dot(row, row)).collect()))
 }
 
-fn fused(inputs: [&Tensor; 4], y2: &[f32], x2: &[f32]) -> Result<NeuronSums> {
+fn fused(inputs: [&Tensor; 4], y2: &[f32], x2: &[f32], counted: &[bool]) -> Result<NeuronSums> {
     let (t, width) = inputs[0].dims2()?;
     lanes::with_slices(inputs, |slices| {
         let partial: Vec<NeuronSums> = (0..t.div_ceil(TOKENS))
             .into_par_iter()
             .map(|block| {
-                let tokens = block * TOKENS..t.min((block + 1) * TOKENS);
-                lanes::vectorised(|| sum_tokens(tokens, width, slices, y2, x2))
+                let mut sums = NeuronSums::zero(width);
+                lanes::vectorised(|| {
+                    for t in (block * TOKENS..t.min((block + 1) * TOKENS)).filter(|t| counted[*t]) {
+                        add_token(&mut sums, slices.map(|slice| &slice[t * width..][..width]), y2[t], x2[t]);
+                    }
+                });
+                sums
             })
             .collect();
-        let mut total: NeuronSums = std::array::from_fn(|_| vec![0.0; width]);
-        for part in partial {
-            for (total, part) in total.iter_mut().zip(&part) {
-                total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
-            }
-        }
+        let mut total = NeuronSums::zero(width);
+        partial.iter().for_each(|part| total.add(part));
         total
     })
 }
 
 #[inline(always)]
-fn sum_tokens(
-    tokens: std::ops::Range<usize>,
-    width: usize,
-    [h, delta_h, delta_g, delta_u]: [&[f32]; 4],
-    y2: &[f32],
-    x2: &[f32],
-) -> NeuronSums {
-    let mut sums: NeuronSums = std::array::from_fn(|_| vec![0.0; width]);
-    let [a1, a2, s1, s2, t1] = sums.each_mut().map(|sum| &mut sum[..width]);
-    for t in tokens {
-        let at = t * width..(t + 1) * width;
-        let (h, delta_h) = (&h[at.clone()], &delta_h[at.clone()]);
-        let (delta_g, delta_u) = (&delta_g[at.clone()], &delta_u[at]);
-        let (y2, x2) = (y2[t], x2[t]);
-        for i in 0..width {
-            let squared = y2 * h[i] * h[i] + (delta_g[i] * delta_g[i] + delta_u[i] * delta_u[i]) * x2;
-            let (a, s) = (f64::from(h[i].abs()), f64::from(squared.sqrt()));
-            a1[i] += a;
-            a2[i] += a * a;
-            s1[i] += s;
-            s2[i] += s * s;
-            t1[i] -= f64::from(h[i] * delta_h[i]);
-        }
+fn add_token(sums: &mut NeuronSums, [h, delta_h, delta_g, delta_u]: [&[f32]; 4], y2: f32, x2: f32) {
+    let width = h.len();
+    let [a1, a2, s1, s2, taylor, surprised] = sums.each_mut().map(|sum| &mut sum[..width]);
+    let (delta_h, delta_g, delta_u) = (&delta_h[..width], &delta_g[..width], &delta_u[..width]);
+    for i in 0..width {
+        let squared = y2 * h[i] * h[i] + (delta_g[i] * delta_g[i] + delta_u[i] * delta_u[i]) * x2;
+        let (a, s) = (f64::from(h[i].abs()), f64::from(squared.sqrt()));
+        a1[i] += a;
+        a2[i] += a * a;
+        s1[i] += s;
+        s2[i] += s * s;
+        taylor[i] -= f64::from(h[i] * delta_h[i]);
+        surprised[i] += f64::from(u8::from(squared > 0.0));
     }
-    sums
 }

@@ -1,0 +1,111 @@
+//! What routers see: the inputs of every layer's feed-forward in the pseudo-dense pass, sampled, with their tasks.
+//!
+//! Routers are fitted at the unit they decide for, so two kinds of input are kept: of single tokens, and the mean over each
+//! sequence's first tokens (DESIGN §1).
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Tensor};
+
+use crate::data::{Batch, NO_TARGET};
+use crate::qwen3::Observer;
+use crate::{Error, Result};
+
+/// Inputs of one layer with their tasks.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    /// Row-major `[count, d]`.
+    pub values: Vec<f32>,
+    /// The task of each row.
+    pub tasks: Vec<u32>,
+}
+
+impl Samples {
+    /// Rows as a tensor `[count, d]`.
+    ///
+    /// # Errors
+    /// No rows.
+    pub fn tensor(&self, device: &candle_core::Device) -> Result<Tensor> {
+        if self.tasks.is_empty() {
+            return Err(Error::setting("inputs", "none were collected", "scan at least one sequence of each task"));
+        }
+        let width = self.values.len() / self.tasks.len();
+        Ok(Tensor::from_vec(self.values.clone(), (self.tasks.len(), width), device)?)
+    }
+}
+
+/// An observer that keeps router inputs.
+pub struct RouterInputs {
+    first: usize,
+    stride: usize,
+    state: Mutex<State>,
+}
+
+struct State {
+    task: u32,
+    counted: Vec<bool>,
+    tokens: Vec<Samples>,
+    sequences: Vec<Samples>,
+}
+
+impl RouterInputs {
+    /// For `layers` layers: every `stride`-th token, and the mean of the first `first` tokens of every sequence.
+    #[must_use]
+    pub fn new(layers: usize, stride: usize, first: usize) -> Self {
+        let state = State {
+            task: 0,
+            counted: Vec::new(),
+            tokens: vec![Samples::default(); layers],
+            sequences: vec![Samples::default(); layers],
+        };
+        Self { first, stride: stride.max(1), state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whose text comes next.
+    pub(crate) fn begin(&self, task: usize, batch: &Batch) -> Result<()> {
+        let mut state = self.lock();
+        state.task = task as u32;
+        state.counted =
+            batch.targets.flatten_all()?.to_vec1::<u32>()?.iter().map(|target| *target != NO_TARGET).collect();
+        Ok(())
+    }
+
+    /// Single tokens, by layer.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<Samples> {
+        self.lock().tokens.clone()
+    }
+
+    /// Means over the first tokens of sequences, by layer.
+    #[must_use]
+    pub fn sequences(&self) -> Vec<Samples> {
+        self.lock().sequences.clone()
+    }
+}
+
+impl Observer for RouterInputs {
+    fn feed_forward_input(&self, layer: usize, x: &Tensor) -> Result<()> {
+        let (b, t, d) = x.dims3()?;
+        let x = x.detach().to_dtype(DType::F32)?;
+        let means = x.narrow(1, 0, self.first.clamp(1, t))?.mean(1)?.flatten_all()?.to_vec1::<f32>()?;
+        let values = x.flatten_all()?.to_vec1::<f32>()?;
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        for row in 0..b {
+            // A sequence too short to be read is no sequence.
+            if (0..t.min(self.first)).all(|at| state.counted[row * t + at]) {
+                state.sequences[layer].values.extend_from_slice(&means[row * d..][..d]);
+                state.sequences[layer].tasks.push(state.task);
+            }
+            for at in (row * t..(row + 1) * t).filter(|at| at % self.stride == 0 && state.counted[*at]) {
+                state.tokens[layer].values.extend_from_slice(&values[at * d..][..d]);
+                state.tokens[layer].tasks.push(state.task);
+            }
+        }
+        Ok(())
+    }
+}

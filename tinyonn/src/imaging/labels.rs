@@ -1,0 +1,109 @@
+//! Labels: each task's optimal computation path, by layer: the best `k₁` groups by ∫SPS, in each the best `k₂` experts.
+
+use std::collections::BTreeSet;
+
+use rand::seq::SliceRandom as _;
+use serde::Serialize;
+
+use super::Integral;
+use crate::moe::{MoeSpec, select};
+use crate::qwen3::PathTable;
+use crate::random;
+
+/// The paths of all tasks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labels {
+    /// Chosen experts, `[task][layer]`, ascending.
+    pub paths: PathTable,
+}
+
+/// How much the labels say.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LabelStatistics {
+    /// Different whole paths among the tasks.
+    pub distinct_paths: usize,
+    /// Entropy in nats of the choice of an expert over tasks (each task's experts in equal shares), mean over layers.
+    /// ln(active experts) if all tasks share one path, ln(N) if they use all experts alike.
+    pub entropy: f64,
+}
+
+impl Labels {
+    /// From scores integrated over tasks; `units[layer][i]` is the expert of neuron i. A group is scored by the mean over its
+    /// neurons. Ties go to the lower index.
+    #[must_use]
+    pub fn from_integral(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec) -> Self {
+        let levels: Vec<Vec<Vec<Vec<f64>>>> = (0..spec.levels.len())
+            .map(|level| {
+                let nodes = spec.parents(level) * spec.levels[level].choices;
+                let below = (spec.experts() / nodes) as u32;
+                let of_level: Vec<Vec<u32>> =
+                    units.iter().map(|layer| layer.iter().map(|expert| expert / below).collect()).collect();
+                integral.by_unit(&of_level, nodes)
+            })
+            .collect();
+        let path = |task: usize, layer: usize| {
+            let scores: Vec<Vec<f32>> =
+                levels.iter().map(|level| level[task][layer].iter().map(|x| *x as f32).collect()).collect();
+            select::chosen(spec, |level| &scores[level])
+        };
+        let experts =
+            (0..integral.neurons.len()).map(|task| (0..units.len()).map(|layer| path(task, layer)).collect()).collect();
+        Self { paths: PathTable { experts } }
+    }
+
+    /// Paths drawn at random: the control that knows nothing.
+    #[must_use]
+    pub fn random(tasks: usize, layers: usize, spec: &MoeSpec, seed: u64) -> Self {
+        use rand::Rng as _;
+        let mut rng = random::stream(seed, "labels/random");
+        let mut path = || {
+            let scores: Vec<Vec<f32>> = (0..spec.levels.len())
+                .map(|level| (0..spec.parents(level) * spec.levels[level].choices).map(|_| rng.random()).collect())
+                .collect();
+            select::chosen(spec, |level| &scores[level])
+        };
+        let experts = (0..tasks).map(|_| (0..layers).map(|_| path()).collect()).collect();
+        Self { paths: PathTable { experts } }
+    }
+
+    /// The same paths, each given to another task: the null that keeps everything but the task (a single task keeps its own).
+    #[must_use]
+    pub fn permuted(&self, seed: u64) -> Self {
+        let tasks = self.paths.experts.len();
+        let mut order: Vec<usize> = (0..tasks).collect();
+        order.shuffle(&mut random::stream(seed, "labels/permuted"));
+        // Along a random cycle through all tasks no task keeps its path.
+        let mut experts = self.paths.experts.clone();
+        for (at, task) in order.iter().enumerate() {
+            experts[*task].clone_from(&self.paths.experts[order[(at + 1) % tasks]]);
+        }
+        Self { paths: PathTable { experts } }
+    }
+
+    /// The nodes of `level` that a path of (task, layer) passes through, ascending.
+    #[must_use]
+    pub fn nodes(&self, task: usize, layer: usize, level: usize, spec: &MoeSpec) -> Vec<usize> {
+        let below = spec.experts() / (spec.parents(level) * spec.levels[level].choices);
+        let nodes: BTreeSet<usize> = self.paths.experts[task][layer].iter().map(|e| *e as usize / below).collect();
+        nodes.into_iter().collect()
+    }
+
+    /// Distinct paths and entropy.
+    #[must_use]
+    pub fn statistics(&self, spec: &MoeSpec) -> LabelStatistics {
+        let tasks = &self.paths.experts;
+        let distinct_paths = tasks.iter().collect::<BTreeSet<_>>().len();
+        let layers = tasks.first().map_or(0, Vec::len);
+        let entropy_of = |layer: usize| {
+            let mut share = vec![0f64; spec.experts()];
+            for task in tasks {
+                for expert in &task[layer] {
+                    share[*expert as usize] += 1.0 / (task[layer].len() * tasks.len()) as f64;
+                }
+            }
+            -share.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f64>()
+        };
+        let entropy = (0..layers).map(entropy_of).sum::<f64>() / layers.max(1) as f64;
+        LabelStatistics { distinct_paths, entropy }
+    }
+}
