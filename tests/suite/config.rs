@@ -191,7 +191,7 @@ fn configs() -> impl Strategy<Value = Qwen3Config> {
             head_dim: 2 * half,
             max_position_embeddings: positions,
             rope_theta: f64::from(theta),
-            rms_norm_eps: 10f64.powi(-digits),
+            rms_norm_eps: 1.0 / 10f64.powi(digits),
             tie_word_embeddings: tied,
             attention_bias: bias,
         },
