@@ -652,3 +652,30 @@ fn a_constructor_that_contradicts_itself_is_refused() {
     });
     assert_eq!(counted.unwrap().get("ids").unwrap().to_vec1::<u32>().unwrap(), [4, 4]);
 }
+
+// ---- folders that transformers wrote ----
+
+#[rstest]
+#[case("tied_f32", 1e4)]
+#[case("untied_bf16_sharded", 1e4)]
+#[case("mqa_f16", 1e6)]
+#[case("untied_f32_v4", 5e5)]
+#[case("tied_stored_head_bf16", 1e6)]
+fn folders_of_transformers_are_read_checked_and_written_back(#[case] name: &str, #[case] theta: f64) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/qwen3").join(name);
+    let opened = ModelFolder::open(&source).unwrap();
+    let config = opened.qwen3_config().unwrap();
+    assert_eq!(config.rope_theta.to_bits(), theta.to_bits());
+    opened.check_names(&expected_tensors(&config)).unwrap();
+    let store = opened.load(&CPU, None).unwrap();
+    assert_eq!(store.parameters(), config.parameters());
+
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("copy");
+    ModelFolder::save(&dir, opened.config(), &store, Some(&source)).unwrap();
+    let copied = ModelFolder::open(&dir).unwrap();
+    copied.check_names(&expected_tensors(&copied.qwen3_config().unwrap())).unwrap();
+    for name in store.names() {
+        assert_eq!(copied.bytes(name).unwrap(), opened.bytes(name).unwrap(), "{name}");
+    }
+}
