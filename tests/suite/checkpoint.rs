@@ -1,5 +1,4 @@
 //! Checkpoints: bytes survive the round trip, damage is named and never panics, and builders lend what they promise.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::fs;

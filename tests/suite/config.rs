@@ -1,5 +1,4 @@
 //! `Qwen3Config`: what transformers 4 and 5 write is read, what is not computed is refused by name.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use proptest::prelude::*;
 use rstest::rstest;
