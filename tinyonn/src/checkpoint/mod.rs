@@ -1,1 +1,35 @@
-//! (in progress)
+//! Checkpoints: Hugging Face model folders in and out, and the parameters they hold.
+//!
+//! A [`ModelFolder`] reads `config.json` and safetensors, and checks every name and shape; [`ParamStore`] owns the
+//! parameters by name, hands them to models, trainable or frozen, and [`ModelFolder::save`] writes them back, whole or
+//! not at all. Loading and saving without a conversion keeps each tensor's bytes.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use tinyonn::checkpoint::{ModelFolder, ParamStore};
+//!
+//! # let parent = tempfile::tempdir().unwrap();
+//! # let dir = parent.path().join("model");
+//! let mut store = ParamStore::new(&Device::Cpu);
+//! store.insert("norm.weight", Tensor::ones(4, DType::BF16, &Device::Cpu)?)?;
+//! ModelFolder::save(&dir, &serde_json::json!({ "model_type": "qwen3" }), &store, None)?;
+//!
+//! let store = ModelFolder::open(&dir)?.load(&Device::Cpu, Some(DType::F32))?;
+//! let vb = store.builder(DType::F32, |name| name.ends_with("weight"));
+//! assert_eq!(vb.pp("norm").get(4, "weight")?.to_vec1::<f32>()?, [1.0; 4]);
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
+
+mod builder;
+pub mod folder;
+mod initialise;
+pub mod mmap;
+mod names;
+mod save;
+pub mod store;
+
+pub use folder::ModelFolder;
+pub use mmap::MappedSafetensors;
+pub use names::expected_tensors;
+pub use save::{MAX_SHARD_BYTES, TOKENIZER_FILES};
+pub use store::ParamStore;

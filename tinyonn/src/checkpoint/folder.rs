@@ -1,0 +1,231 @@
+//! A Hugging Face model folder: `config.json` and one or more safetensors files.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use candle_core::{DType, Device};
+use serde_json::Value;
+
+use super::mmap::{MappedSafetensors, TensorInfo};
+use super::names::{EMBEDDING, HEAD};
+use super::store::ParamStore;
+use crate::qwen3::Qwen3Config;
+use crate::{Error, Result};
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+const INCOMPLETE: &str = "the folder is incomplete or mixed: copy or download it again";
+
+/// A model folder, opened: its configuration read, its tensors listed, their bytes mapped.
+#[derive(Debug)]
+pub struct ModelFolder {
+    dir: PathBuf,
+    config: Value,
+    files: Vec<MappedSafetensors>,
+    /// Tensor name → position in `files`.
+    places: BTreeMap<String, usize>,
+}
+
+impl ModelFolder {
+    /// Opens a folder with `config.json` and either `model.safetensors` (preferred, as in transformers) or the shards
+    /// of `model.safetensors.index.json`.
+    ///
+    /// # Errors
+    /// Names the file that is missing, damaged, or disagrees with the index: an entry that is not in the shard it
+    /// names, a tensor in two shards or in none of the index's entries.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        if !dir.is_dir() {
+            return Err(Error::file(dir, "is not a folder", "give a folder with config.json and .safetensors files"));
+        }
+        let config = read_json(&dir.join(CONFIG))?;
+        let (files, places) = if dir.join(SINGLE).exists() {
+            let file = MappedSafetensors::open(dir.join(SINGLE))?;
+            let places = file.names().map(|name| (name.to_owned(), 0)).collect();
+            (vec![file], places)
+        } else if dir.join(INDEX).exists() {
+            open_shards(dir)?
+        } else {
+            let problem = format!("holds neither {SINGLE} nor {INDEX}");
+            return Err(Error::file(dir, problem, "give a checkpoint saved as safetensors"));
+        };
+        Ok(Self { dir: dir.to_path_buf(), config, files, places })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `config.json` as it stands, keys in its order.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The dense model's configuration.
+    pub fn qwen3_config(&self) -> Result<Qwen3Config> {
+        Qwen3Config::from_json(&self.config, self.dir.join(CONFIG))
+    }
+
+    /// Name, stored type and shape of every tensor, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
+        self.places.iter().filter_map(|(name, &file)| Some((name.as_str(), self.files.get(file)?.info(name)?)))
+    }
+
+    /// A tensor's bytes as stored.
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        self.file(name)?.bytes(name)
+    }
+
+    /// Loads the parameters, converted to `dtype`, or each in its stored type where `None`. Integer tensors are never
+    /// converted.
+    ///
+    /// Buffers of the rotary embedding, and a language-model head stored byte for byte beside the embedding it is tied
+    /// to, are no parameters: they stay out of the store, so that nothing trains or saves a stale copy.
+    ///
+    /// # Errors
+    /// Names a tensor whose type is not f32, bf16, f16 or u32.
+    pub fn load(&self, device: &Device, dtype: Option<DType>) -> Result<ParamStore> {
+        if let Some(
+            dtype @ (DType::F64 | DType::F8E4M3 | DType::U8 | DType::U32 | DType::I16 | DType::I32 | DType::I64),
+        ) = dtype
+        {
+            return Err(Error::setting("dtype", format!("is {dtype:?}"), "load in F32, BF16 or F16"));
+        }
+        let tied = self.config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+        let mut store = ParamStore::new(device);
+        for name in self.places.keys() {
+            if is_buffer(name) || (tied && name == HEAD && self.head_repeats_embedding()) {
+                continue;
+            }
+            let tensor = self.file(name)?.load(name, device)?;
+            let tensor = match dtype {
+                Some(dtype) if tensor.dtype().is_float() => tensor.to_dtype(dtype)?,
+                _ => tensor,
+            };
+            store.insert(name.as_str(), tensor)?;
+        }
+        Ok(store)
+    }
+
+    /// Compares the folder's tensors with `expected` (name → shape): all that is missing, unexpected or misshapen, in
+    /// one error. Only what [`ModelFolder::load`] leaves out may be there unexpected.
+    pub fn check_names(&self, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
+        let missing: Vec<_> =
+            expected.keys().filter(|name| !self.places.contains_key(*name)).map(|name| format!("`{name}`")).collect();
+        let (mut unexpected, mut misshapen) = (Vec::new(), Vec::new());
+        for (name, info) in self.tensors() {
+            match expected.get(name) {
+                Some(shape) if *shape != info.shape => {
+                    misshapen.push(format!("`{name}` {:?}, expected {shape:?}", info.shape));
+                }
+                None if is_buffer(name) || (name == HEAD && self.head_repeats_embedding()) => {}
+                None if name == HEAD && expected.contains_key(EMBEDDING) => {
+                    unexpected.push(format!("`{name}` (differs from the embedding that config.json ties it to)"));
+                }
+                None => unexpected.push(format!("`{name}`")),
+                Some(_) => {}
+            }
+        }
+        let kinds = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)];
+        let problems: Vec<_> = kinds.iter().filter(|(_, names)| !names.is_empty()).map(|(k, n)| list(k, n)).collect();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let remedy = "give weights and a config.json that belong to the same model";
+        Err(Error::file(&self.dir, format!("tensors {}", problems.join("; ")), remedy))
+    }
+
+    fn file(&self, name: &str) -> Result<&MappedSafetensors> {
+        let file = self.places.get(name).and_then(|&file| self.files.get(file));
+        file.ok_or_else(|| Error::tensor(name, format!("is not in {}", self.dir.display()), INCOMPLETE))
+    }
+
+    /// Whether the head is stored and is the embedding, byte for byte.
+    fn head_repeats_embedding(&self) -> bool {
+        let info = |name: &str| self.places.get(name).and_then(|&file| self.files.get(file)?.info(name));
+        match (info(HEAD), info(EMBEDDING), self.bytes(HEAD), self.bytes(EMBEDDING)) {
+            (Some(a), Some(b), Ok(head), Ok(embedding)) => a == b && head == embedding,
+            _ => false,
+        }
+    }
+}
+
+/// Constants that old versions of transformers stored among the weights; they follow from the configuration.
+fn is_buffer(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
+}
+
+/// At most so many names of one kind in an error; the count tells the rest.
+const LISTED: usize = 24;
+
+fn list(kind: &str, names: &[String]) -> String {
+    let shown: Vec<_> = names.iter().take(LISTED).map(String::as_str).collect();
+    let more = if names.len() > LISTED { format!(" and {} more", names.len() - LISTED) } else { String::new() };
+    format!("{kind} ({}): {}{more}", names.len(), shown.join(", "))
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = fs::read(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}"), INCOMPLETE))
+}
+
+/// Opens the shards of an index and holds both against each other.
+fn open_shards(dir: &Path) -> Result<(Vec<MappedSafetensors>, BTreeMap<String, usize>)> {
+    let path = dir.join(INDEX);
+    let index = read_index(&path)?;
+    let mut shards: Vec<&str> = index.values().map(String::as_str).collect();
+    shards.sort_unstable();
+    shards.dedup();
+    let mut files = Vec::with_capacity(shards.len());
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    for shard in &shards {
+        if !dir.join(shard).exists() {
+            return Err(Error::file(&path, format!("names the shard {shard}, which is missing"), INCOMPLETE));
+        }
+        let file = MappedSafetensors::open(dir.join(shard))?;
+        for name in file.names() {
+            if let Some(other) = places.insert(name.to_owned(), files.len()) {
+                let other = shards.get(other).unwrap_or(shard);
+                return Err(Error::file(&path, format!("tensor `{name}` is in both {other} and {shard}"), INCOMPLETE));
+            }
+        }
+        files.push(file);
+    }
+    for (name, shard) in &index {
+        if places.get(name).and_then(|&file| shards.get(file)) != Some(&shard.as_str()) {
+            return Err(Error::file(
+                &path,
+                format!("places tensor `{name}` in {shard}, which does not hold it"),
+                INCOMPLETE,
+            ));
+        }
+    }
+    if let Some(name) = places.keys().find(|name| !index.contains_key(*name)) {
+        return Err(Error::file(&path, format!("does not list tensor `{name}`, which a shard holds"), INCOMPLETE));
+    }
+    Ok((files, places))
+}
+
+/// Tensor name → shard, each a plain file name.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let index = read_json(path)?;
+    let map = index
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| Error::file(path, "has no object `weight_map`", INCOMPLETE))?;
+    let entry = |(name, shard): (&String, &Value)| match shard.as_str() {
+        Some(shard) if is_plain(shard) => Ok((name.clone(), shard.to_owned())),
+        _ => Err(Error::file(path, format!("places tensor `{name}` in {shard}, not a file of the folder"), INCOMPLETE)),
+    };
+    map.iter().map(entry).collect()
+}
+
+/// No folder, no `..`: an index must not lead out of its folder.
+fn is_plain(file: &str) -> bool {
+    let mut parts = Path::new(file).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+}

@@ -1,0 +1,130 @@
+//! One memory-mapped safetensors file: names, types, shapes and bytes, without reading what is not asked for.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::{Error, Result};
+
+/// Bytes of the length that opens a file.
+const LENGTH_BYTES: usize = 8;
+const DAMAGED: &str = "the file is truncated or damaged: copy or download it again";
+
+/// What a file says of one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Type of an element, as stored.
+    pub dtype: Dtype,
+    /// Sizes, outermost first; empty for a scalar.
+    pub shape: Vec<usize>,
+}
+
+/// A safetensors file, mapped for reading.
+///
+/// The file must stay as it is while mapped; [`ModelFolder::save`](super::ModelFolder::save) never writes into an
+/// existing one.
+#[derive(Debug)]
+pub struct MappedSafetensors {
+    path: PathBuf,
+    map: Mmap,
+    tensors: BTreeMap<String, (TensorInfo, Range<usize>)>,
+}
+
+impl MappedSafetensors {
+    /// Maps `path` and reads its header.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be opened, is empty, truncated, or its header does not describe its bytes.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        if !file.metadata().map_err(|e| Error::io(path, e))?.is_file() {
+            return Err(Error::file(path, "is not a file", "give a .safetensors file"));
+        }
+        // SAFETY: the mapping is private and read-only, and lives as long as the slices lent from it. Nothing in this
+        // library writes to a safetensors file in place; a foreign process that shortens it while mapped breaks the
+        // contract stated on the type, as with every reader that maps files.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let tensors = read_header(&map).map_err(|problem| Error::file(path, problem, DAMAGED))?;
+        Ok(Self { path: path.to_path_buf(), map, tensors })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Type and shape of a tensor, if the file has it.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|(info, _)| info)
+    }
+
+    /// A tensor's bytes as stored: little-endian, outermost dimension slowest.
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        let (_, range) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        self.map.get(range.clone()).ok_or_else(|| self.missing(name))
+    }
+
+    /// A tensor on `device`, in its stored type: f32, bf16, f16 or u32.
+    pub fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let info = self.info(name).ok_or_else(|| self.missing(name))?;
+        let dtype = match info.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::U32 => DType::U32,
+            other => {
+                return Err(Error::tensor(
+                    name,
+                    format!("is of type {other} in {}", self.path.display()),
+                    "save the checkpoint in F32, BF16 or F16",
+                ));
+            }
+        };
+        Ok(Tensor::from_raw_buffer(self.bytes(name)?, dtype, &info.shape, device)?)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::tensor(name, format!("is not in {}", self.path.display()), "check that the checkpoint is complete")
+    }
+}
+
+/// Reads and checks the header: tensors, in order and without a gap, fill the file to its last byte.
+///
+/// The crate's own reader adds offsets unchecked, so that a forged header can pass it; here every sum is checked.
+fn read_header(bytes: &[u8]) -> Result<BTreeMap<String, (TensorInfo, Range<usize>)>, String> {
+    let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
+        return Err(format!("holds {} bytes, too few for a safetensors file", bytes.len()));
+    };
+    let length = u64::from_le_bytes(*length);
+    let header = usize::try_from(length).ok().and_then(|n| rest.get(..n));
+    let header = header.ok_or_else(|| format!("its header claims {length} bytes, {} follow", rest.len()))?;
+    let start = LENGTH_BYTES + header.len();
+    let metadata: Metadata = serde_json::from_slice(header).map_err(|e| format!("its header cannot be read: {e}"))?;
+    if metadata.data_len() != bytes.len() - start {
+        return Err(format!(
+            "its header describes {} bytes of tensors, {} follow",
+            metadata.data_len(),
+            bytes.len() - start
+        ));
+    }
+    let place = |name: String| {
+        let info = metadata.info(&name)?;
+        let (begin, end) = info.data_offsets;
+        let tensor = TensorInfo { dtype: info.dtype, shape: info.shape.clone() };
+        Some((name, (tensor, start + begin..start + end)))
+    };
+    Ok(metadata.offset_keys().into_iter().filter_map(place).collect())
+}

@@ -1,0 +1,229 @@
+//! Writing a model folder, whole or not at all.
+
+use std::collections::HashMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor, Var};
+use safetensors::tensor::{Metadata, TensorInfo, View};
+use serde_json::{Map, Value, json};
+
+use super::folder::{CONFIG, INDEX, ModelFolder, SINGLE};
+use super::store::ParamStore;
+use crate::{Error, Result};
+
+/// Bytes of tensors that one file holds at most, unless a single tensor is larger.
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What is copied beside the weights: the tokenizer and the defaults of generation.
+pub const TOKENIZER_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+];
+
+impl ModelFolder {
+    /// Writes `config` and every entry of `store` to the new folder `dir`, and copies [`TOKENIZER_FILES`] from the
+    /// folder `tokenizer`, those that it has. Beyond [`MAX_SHARD_BYTES`] the weights are sharded, with an index.
+    ///
+    /// Everything is written to the sibling `.NAME.saving`, brought to disk, and renamed: a process killed at any
+    /// moment leaves `dir` as it was. What such a process left behind, the next save to `dir` clears.
+    ///
+    /// # Errors
+    /// `dir` exists and is not empty, another process is saving to it, or the system refuses a file.
+    pub fn save(dir: impl AsRef<Path>, config: &Value, store: &ParamStore, tokenizer: Option<&Path>) -> Result<()> {
+        Self::save_sharded(dir, config, store, tokenizer, MAX_SHARD_BYTES)
+    }
+
+    /// As [`ModelFolder::save`], with files of at most `max_shard_bytes` of tensors.
+    pub fn save_sharded(
+        dir: impl AsRef<Path>,
+        config: &Value,
+        store: &ParamStore,
+        tokenizer: Option<&Path>,
+        max_shard_bytes: u64,
+    ) -> Result<()> {
+        let dir = dir.as_ref();
+        let staging = Staging::open(dir)?;
+        let written = write_all(&staging.path, config, store, tokenizer, max_shard_bytes);
+        written.and_then(|()| staging.publish(dir)).inspect_err(|_| {
+            // The error to report is the first one; what cannot be cleared now, the next save clears.
+            let _ = fs::remove_dir_all(&staging.path);
+        })
+    }
+}
+
+/// The folder that is written to before it takes its name.
+struct Staging {
+    path: PathBuf,
+    parent: PathBuf,
+    /// Holds the lock that keeps two processes from saving to one folder; freed by the system if the process dies.
+    handle: File,
+}
+
+impl Staging {
+    fn open(dir: &Path) -> Result<Self> {
+        refuse_used(dir)?;
+        let Some(name) = dir.file_name() else {
+            return Err(Error::file(dir, "has no name of its own", "name a new folder"));
+        };
+        let parent = match dir.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let path = parent.join(format!(".{}.saving", name.to_string_lossy()));
+        fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+        let handle = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        // A file system without locks still gets the whole-or-nothing rename.
+        if let Err(TryLockError::WouldBlock) = handle.try_lock() {
+            return Err(Error::file(dir, "is being saved by another process", "wait for it, or name another folder"));
+        }
+        for entry in fs::read_dir(&path).map_err(|e| Error::io(&path, e))? {
+            let left = entry.map_err(|e| Error::io(&path, e))?.path();
+            fs::remove_file(&left).map_err(|e| Error::io(&left, e))?;
+        }
+        Ok(Self { path, parent, handle })
+    }
+
+    fn publish(&self, dir: &Path) -> Result<()> {
+        self.handle.sync_all().map_err(|e| Error::io(&self.path, e))?;
+        refuse_used(dir)?;
+        fs::rename(&self.path, dir).map_err(|e| Error::io(dir, e))?;
+        File::open(&self.parent).and_then(|parent| parent.sync_all()).map_err(|e| Error::io(&self.parent, e))
+    }
+}
+
+fn refuse_used(dir: &Path) -> Result<()> {
+    let used = match fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io(dir, e)),
+    };
+    if used {
+        return Err(Error::file(dir, "exists and is not empty", "name a new folder, or remove this one first"));
+    }
+    Ok(())
+}
+
+fn write_all(dir: &Path, config: &Value, store: &ParamStore, tokenizer: Option<&Path>, limit: u64) -> Result<()> {
+    write_json(&dir.join(CONFIG), config)?;
+    if let Some(source) = tokenizer {
+        copy_tokenizer(source, dir)?;
+    }
+    let shards = split(store, limit);
+    if let [all] = shards.as_slice() {
+        return write_tensors(&dir.join(SINGLE), all);
+    }
+    let mut places = Vec::with_capacity(store.len());
+    for (i, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        write_tensors(&dir.join(&file), shard)?;
+        places.extend(shard.iter().map(|(name, _)| ((*name).to_owned(), Value::from(file.as_str()))));
+    }
+    let total: u64 = store.iter().map(|(_, var)| bytes_of(var)).sum();
+    let weight_map = Map::from_iter(places);
+    write_json(&dir.join(INDEX), &json!({ "metadata": { "total_size": total }, "weight_map": weight_map }))
+}
+
+type Entry<'a> = (&'a str, &'a Var);
+
+fn bytes_of(var: &Var) -> u64 {
+    (var.elem_count() * var.dtype().size_in_bytes()) as u64
+}
+
+/// Runs of names, each as long as `limit` allows; one run at least, one name a run at least.
+fn split(store: &ParamStore, limit: u64) -> Vec<Vec<Entry<'_>>> {
+    let mut shards = vec![Vec::new()];
+    let mut size = 0;
+    for (name, var) in store.iter() {
+        let more = bytes_of(var);
+        if size + more > limit && size > 0 {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += more;
+        if let Some(shard) = shards.last_mut() {
+            shard.push((name, var));
+        }
+    }
+    shards
+}
+
+/// One safetensors file: wider types first, as its readers need for alignment, then by name.
+fn write_tensors(path: &Path, entries: &[Entry<'_>]) -> Result<()> {
+    let mut entries = entries.to_vec();
+    entries.sort_by_key(|(name, var)| (std::cmp::Reverse(var.dtype().size_in_bytes()), *name));
+    let header = header(path, &entries)?;
+    let file = File::create(path).map_err(|e| Error::io(path, e))?;
+    let mut out = BufWriter::new(file);
+    let io = |e| Error::io(path, e);
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    out.write_all(&header).map_err(io)?;
+    for (name, var) in entries {
+        // Checked here, because the crate's own conversion unwraps.
+        let tensor = on_cpu(name, var)?;
+        out.write_all(&View::data(&tensor)).map_err(io)?;
+    }
+    out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
+}
+
+/// The JSON header, padded so that the tensors start on a multiple of 8 bytes.
+fn header(path: &Path, entries: &[Entry<'_>]) -> Result<Vec<u8>> {
+    let mut tensors = Vec::with_capacity(entries.len());
+    let mut start = 0;
+    for (name, var) in entries {
+        if *name == "__metadata__" {
+            return Err(Error::tensor(*name, "bears the name of the format's own entry", "rename it"));
+        }
+        let end = start + bytes_of(var) as usize;
+        let info = TensorInfo { dtype: var.dtype().into(), shape: var.dims().to_vec(), data_offsets: (start, end) };
+        tensors.push(((*name).to_owned(), info));
+        start = end;
+    }
+    // transformers refuses a file that does not say for which framework it was written.
+    let framework = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let unfit = |problem: String| Error::file(path, problem, "report this as a defect");
+    let metadata = Metadata::new(Some(framework), tensors).map_err(|e| unfit(e.to_string()))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|e| unfit(e.to_string()))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
+}
+
+fn on_cpu(name: &str, var: &Var) -> Result<Tensor> {
+    if !matches!(var.dtype(), DType::F32 | DType::BF16 | DType::F16 | DType::U32) {
+        let problem = format!("is of type {:?}", var.dtype());
+        return Err(Error::tensor(name, problem, "checkpoints hold F32, BF16, F16 and U32: convert it"));
+    }
+    Ok(var.as_detached_tensor().to_device(&Device::Cpu)?)
+}
+
+fn copy_tokenizer(source: &Path, dir: &Path) -> Result<()> {
+    if !source.is_dir() {
+        return Err(Error::file(source, "is not a folder", "give the folder that holds tokenizer.json"));
+    }
+    for name in TOKENIZER_FILES {
+        let from = source.join(name);
+        if from.is_file() {
+            write_file(&dir.join(name), &fs::read(&from).map_err(|e| Error::io(&from, e))?)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_file(path, format!("{value:#}\n").as_bytes())
+}
+
+fn write_file(path: &Path, content: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(content)?;
+        file.sync_all()
+    };
+    write().map_err(|e| Error::io(path, e))
+}

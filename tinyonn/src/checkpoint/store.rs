@@ -1,0 +1,143 @@
+//! The parameters of a model, by name.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+
+use crate::{Error, Result};
+
+/// The one owner of a model's parameters: each a [`Var`] under its checkpoint name, sorted by name, on one device.
+///
+/// Models borrow from it through [`ParamStore::builder`]; optimizers write to the same Vars. Integer entries (such as the
+/// neurons' experts) are part of a model's structure: they are stored, saved and lent like the rest, and never trained.
+#[derive(Debug)]
+pub struct ParamStore {
+    device: Device,
+    vars: BTreeMap<String, Var>,
+}
+
+impl ParamStore {
+    /// An empty store on `device`.
+    pub fn new(device: &Device) -> Self {
+        Self { device: device.clone(), vars: BTreeMap::new() }
+    }
+
+    /// Where the parameters lie.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Adds a parameter, copied to the store's device.
+    ///
+    /// # Errors
+    /// The name is taken.
+    // By value, because the store becomes the owner.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn insert(&mut self, name: impl Into<String>, value: Tensor) -> Result<()> {
+        let name = name.into();
+        if self.vars.contains_key(&name) {
+            return Err(Error::tensor(
+                name,
+                "is already in the store",
+                "change its value with `set`, or remove it first",
+            ));
+        }
+        // Detached, or a caller's own Var would be shared instead of copied.
+        let var = Var::from_tensor(&value.detach().to_device(&self.device)?)?;
+        self.vars.insert(name, var);
+        Ok(())
+    }
+
+    /// The parameter `name`.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.vars.get(name)
+    }
+
+    /// The names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.vars.keys().map(String::as_str)
+    }
+
+    /// Names and parameters, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.vars.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// The number of entries.
+    pub fn len(&self) -> usize {
+        self.vars.len()
+    }
+
+    /// Whether the store holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.vars.is_empty()
+    }
+
+    /// The number of weights: elements of all entries but the integer ones.
+    pub fn parameters(&self) -> usize {
+        self.vars.values().filter(|var| var.dtype().is_float()).map(|var| var.elem_count()).sum()
+    }
+
+    /// Replaces the value of `name` in place: models built from the store see it at once.
+    ///
+    /// # Errors
+    /// The name is unknown, or shape or type differ.
+    pub fn set(&self, name: &str, value: &Tensor) -> Result<()> {
+        let var = self.vars.get(name).ok_or_else(|| unknown(name))?;
+        if var.shape() != value.shape() {
+            return Err(misshapen(name, value.dims(), var.dims()));
+        }
+        if var.dtype() != value.dtype() {
+            return Err(Error::tensor(
+                name,
+                format!("is {:?}, the new value {:?}", var.dtype(), value.dtype()),
+                "convert the value with `to_dtype`",
+            ));
+        }
+        Ok(var.set(&value.to_device(&self.device)?).map_err(|e| e.context(format!("tensor `{name}`")))?)
+    }
+
+    /// Takes a parameter out. Models built before keep it alive.
+    pub fn remove(&mut self, name: &str) -> Option<Var> {
+        self.vars.remove(name)
+    }
+
+    /// The parameters that `pred` picks by name, sorted by name; never an integer entry.
+    pub fn trainable(&self, pred: impl Fn(&str) -> bool) -> Vec<(String, Var)> {
+        let picked = self.vars.iter().filter(|(name, var)| var.dtype().is_float() && pred(name));
+        picked.map(|(name, var)| (name.clone(), var.clone())).collect()
+    }
+
+    /// A copy that shares no storage with this store.
+    pub fn deep_copy(&self) -> Result<Self> {
+        let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor())?));
+        Ok(Self { device: self.device.clone(), vars: self.vars.iter().map(copy).collect::<Result<_>>()? })
+    }
+
+    /// The Vars themselves, for a builder.
+    pub(super) fn handles(&self) -> BTreeMap<String, Var> {
+        self.vars.clone()
+    }
+
+    pub(super) fn from_handles(device: &Device, vars: BTreeMap<String, Var>) -> Self {
+        Self { device: device.clone(), vars }
+    }
+}
+
+/// No parameter of that name.
+pub(super) fn unknown(name: &str) -> Error {
+    Error::tensor(
+        name,
+        "is not in the store",
+        "check that the checkpoint is of this model and variant, or initialise the parameter first",
+    )
+}
+
+/// A parameter of another shape than asked for.
+pub(super) fn misshapen(name: &str, found: &[usize], expected: &[usize]) -> Error {
+    Error::tensor(
+        name,
+        format!("has shape {found:?}, expected {expected:?}"),
+        "check that config.json and the weights belong to the same model",
+    )
+}
