@@ -59,9 +59,8 @@ impl MetricsLog {
     }
 }
 
-/// Reads a log back, in its order. A last line without an end (the run was killed while writing it) is left out.
-///
-/// Values come back to within one unit in the last place.
+/// Reads a log back, in its order and to the last bit. A last line without an end (the run was killed while writing it) is left
+/// out.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
@@ -79,15 +78,37 @@ fn unreadable(path: &Path, number: usize, problem: &str) -> Error {
 }
 
 fn parse(line: &str) -> Result<Record, String> {
-    let mut object: Map<String, Value> = serde_json::from_str(line).map_err(|error| error.to_string())?;
-    let step = object.shift_remove("step").and_then(|step| step.as_u64()).ok_or("`step` is no whole number")?;
-    let Some(Value::String(stage)) = object.shift_remove("stage") else {
-        return Err("`stage` is no text".into());
+    let mut object: Map<String, Value> =
+        serde_json::from_str(&quote_numbers(line)).map_err(|error| error.to_string())?;
+    let mut text = |name: &str| match object.shift_remove(name) {
+        Some(Value::String(text)) => Ok(text),
+        _ => Err(format!("`{name}` is missing")),
     };
-    let number = |(name, value): (String, Value)| match value.as_f64() {
-        Some(value) => Ok((name, value)),
-        None => Err(format!("`{name}` is no number")),
+    let step = text("step")?.parse().map_err(|_| "`step` is no whole number")?;
+    let stage = text("stage")?;
+    let number = |(name, value): (String, Value)| match value.as_str().and_then(|text| text.parse::<f64>().ok()) {
+        Some(value) if value.is_finite() => Ok((name, value)),
+        _ => Err(format!("`{name}` is no number")),
     };
     let values = object.into_iter().map(number).collect::<Result<_, _>>()?;
     Ok(Record { step, stage, values })
+}
+
+/// The line with its numbers as strings: the standard library reads decimals to the last bit, `serde_json` only nearly so.
+fn quote_numbers(line: &str) -> String {
+    let (mut quoted, mut in_text, mut escaped, mut in_number) =
+        (String::with_capacity(line.len() + 32), false, false, false);
+    for c in line.chars() {
+        let numeric = !in_text && matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E');
+        if numeric != in_number {
+            quoted.push('"');
+            in_number = numeric;
+        }
+        if c == '"' && !escaped {
+            in_text = !in_text;
+        }
+        escaped = in_text && c == '\\' && !escaped;
+        quoted.push(c);
+    }
+    quoted
 }

@@ -56,7 +56,7 @@ impl Axis {
     /// Powers of ten, with 2 and 5 between them while there is room.
     fn log_values(&self) -> Vec<f64> {
         let decades = self.high - self.low;
-        let between: &[f64] = if decades <= 3.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+        let between: &[f64] = if decades <= 4.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
         // Powers of ten thin out so that no axis has more than about eight.
         let stride = (decades / 8.0).ceil().max(1.0) as usize;
         let exponents = (self.low.floor() as i32..=self.high.ceil() as i32).step_by(stride);
@@ -75,7 +75,7 @@ impl Axis {
         if value == 0.0 {
             return "0".into();
         }
-        if self.log || largest < 1e-3 || largest >= 1e12 {
+        if self.log || !(1e-3..1e12).contains(&largest) {
             return significant(value / divisor, 3) + suffix;
         }
         fixed(value / divisor, step_decimals(self.step / divisor)) + suffix

@@ -1,5 +1,7 @@
 //! Horizontal bars from zero, each with its value printed.
 
+use std::fmt::Write;
+
 use super::axis::Axis;
 use super::colour::{category, hex};
 use super::measure::{shorten, widest, width};
@@ -58,7 +60,8 @@ struct Layout {
     /// A bar's thickness, and the height of a group with its margin.
     bar: f64,
     group: f64,
-    decimals: usize,
+    /// How many decimals values are printed with; none where they need powers of ten.
+    decimals: Option<usize>,
     size: (f64, f64),
 }
 
@@ -106,8 +109,8 @@ impl Bars {
         let reference = self.reference.as_ref().map(|(_, value)| *value);
         let all = self.values().chain(intervals.flat_map(|&(low, high)| [low, high])).chain(reference);
         let (low, high) = all.filter(|v| v.is_finite()).fold((0.0_f64, 0.0_f64), |(a, b), v| (a.min(v), b.max(v)));
-        let decimals = decimals(largest(self.values()), 4);
-        let printed = self.values().map(|v| width(&fixed(v, decimals), LABEL)).fold(0.0, f64::max) + 16.0;
+        let decimals = shared_decimals(largest(self.values()));
+        let room = self.values().map(|v| width(&printed(v, decimals), LABEL)).fold(0.0, f64::max) + 16.0;
         let named = widest(self.categories.iter().map(String::as_str), LABEL).min(240.0);
         let many = self.series.len() > 1;
         let bar = if many { 15.0 } else { 20.0 };
@@ -115,8 +118,8 @@ impl Bars {
         let top = 32.0 + if many { 24.0 } else { 0.0 } + if reference.is_some() { 18.0 } else { 0.0 };
         let plot = Area { x: named + 12.0, y: top, width: PLOT_WIDTH, height: group * self.categories.len() as f64 };
         // Values stand outside their bars' ends, so the bars leave them room where there are any.
-        let start = plot.x + if low < 0.0 { printed } else { 0.0 };
-        let end = plot.right() - if high > 0.0 { printed } else { 0.0 };
+        let start = plot.x + if low < 0.0 { room } else { 0.0 };
+        let end = plot.right() - if high > 0.0 { room } else { 0.0 };
         let axis = Axis::exact(low, if high > low { high } else { 1.0 }, 6, (start, end));
         Layout { plot, axis, bar, group, decimals, size: (plot.right() + 8.0, plot.bottom() + 40.0) }
     }
@@ -165,7 +168,7 @@ impl Bars {
         let interval = series.whiskers.as_ref().map(|all| all[category_]);
         let interval = interval.filter(|(low, high)| low.is_finite() && high.is_finite());
         if let Some((low, high)) = interval {
-            tooltip += &format!(" ({} to {})", significant(low, 6), significant(high, 6));
+            let _ = write!(tooltip, " ({} to {})", significant(low, 6), significant(high, 6));
         }
         let area = Area { x: zero.min(end), y: y + 1.0, width: (end - zero).abs(), height: layout.bar - 2.0 };
         svg.rect(area, &hex(category(s)), Some(&tooltip));
@@ -182,7 +185,7 @@ impl Bars {
             svg.strokes(&whisker, Stroke::solid(INK, 1.25));
             (left, right) = (left.min(low), right.max(high));
         }
-        let printed = fixed(value, layout.decimals);
+        let printed = printed(value, layout.decimals);
         if value < 0.0 {
             svg.text(left - 6.0, baseline, &printed, TextStyle { anchor: Anchor::End, ..style });
         } else {
@@ -195,11 +198,25 @@ impl Bars {
         let x = layout.axis.place(*value);
         let line = [((x, layout.plot.y - 4.0), (x, layout.plot.bottom()))];
         svg.strokes(&line, Stroke { colour: INK, width: 1.25, dash: "5 3" });
-        let name = format!("{} {}", shorten(name, TICK, 240.0), fixed(*value, layout.decimals));
+        let name = format!("{} {}", shorten(name, TICK, 240.0), printed(*value, layout.decimals));
         let half = width(&name, TICK) / 2.0;
         // The name stays on the paper, wherever the line is.
         let middle = x.clamp(half, (layout.size.0 - half).max(half));
         let style = TextStyle { size: TICK, anchor: Anchor::Middle, fill: INK, bold: false };
         svg.text(middle, layout.plot.y - 9.0, &name, style);
     }
+}
+
+/// Decimals that all values share: thousandths, or three digits of the largest where even that is less.
+fn shared_decimals(largest: f64) -> Option<usize> {
+    match largest {
+        0.0 => Some(0),
+        small if (1e-4..0.01).contains(&small) => Some(decimals(small, 3)),
+        usual if (0.01..1e7).contains(&usual) => Some(decimals(usual, 4).min(3)),
+        _ => None,
+    }
+}
+
+fn printed(value: f64, decimals: Option<usize>) -> String {
+    decimals.map_or_else(|| significant(value, 4), |decimals| fixed(value, decimals))
 }

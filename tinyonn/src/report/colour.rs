@@ -85,9 +85,9 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case::sequential(|t| sequential(t))]
-    #[case::positive(|t| diverging(t))]
-    #[case::negative(|t| diverging(-t))]
+    #[case::sequential(sequential)]
+    #[case::positive(diverging)]
+    #[case::negative(|t: f64| diverging(-t))]
     fn more_is_darker(#[case] map: fn(f64) -> Rgb) {
         let steps: Vec<f64> = (0..=64).map(|i| luminance(map(f64::from(i) / 64.0))).collect();
         assert!(steps.windows(2).all(|pair| pair[1] < pair[0]), "{steps:?}");

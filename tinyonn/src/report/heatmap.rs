@@ -144,11 +144,13 @@ impl Heatmap {
         let plot = Area { x: left, y: top, width: cell_width * columns, height: cell_height * rows };
         let numeric = self.columns.iter().all(|name| name.parse::<f64>().is_ok());
         let turned = longest + 6.0 > cell_width && !numeric && cell_width >= 12.0;
+        // Names that are skipped in part need air, or their regular row is hard to read.
+        let room = if longest + 6.0 > cell_width { longest * 1.6 + 6.0 } else { longest };
         let names = if turned { longest.min(140.0) * 0.72 + 14.0 } else { 18.0 };
         let foot = plot.bottom() + names;
-        let strides = (if turned { 1 } else { stride(longest + 6.0, cell_width) }, stride(LABEL + 1.0, cell_height));
+        let strides = (if turned { 1 } else { stride(room, cell_width) }, stride(LABEL + 1.0, cell_height));
         let below = left + width(&self.column_label, LABEL) + 24.0 + BAR + 60.0;
-        let size = ((plot.right() + 14.0).max(below).max(width(&self.title, TITLE * 1.08).min(480.0)), foot + 46.0);
+        let size = ((plot.right() + 14.0).max(below).max(width(&self.title, TITLE * 1.08).min(480.0)), foot + 36.0);
         Layout { cell: (cell_width, cell_height), plot, turned, strides, foot, size }
     }
 
@@ -281,7 +283,7 @@ impl Heatmap {
         }
         svg.frame(bar, Stroke::solid(MUTED, 0.75));
         let style = TextStyle { size: LABEL, anchor: Anchor::Middle, fill: MUTED, bold: false };
-        for (x, label) in self.scale_ticks(ends, (bar.x, bar.right())) {
+        for (x, label) in scale_ticks(ends, (bar.x, bar.right())) {
             svg.strokes(&[((x, bar.bottom()), (x, bar.bottom() + 3.0))], Stroke::solid(MUTED, 0.75));
             svg.text(x, bar.bottom() + 14.0, &label, style);
         }
@@ -293,21 +295,21 @@ impl Heatmap {
             svg.strokes(&lines(&marks[2..]), Stroke::solid("#1c3f74", 1.0));
         }
     }
+}
 
-    fn scale_ticks(&self, ends: &Ends, place: (f64, f64)) -> Vec<(f64, String)> {
-        if ends.high <= ends.low {
-            return vec![(place.0, significant(ends.low, 3))];
-        }
-        let end = |value: f64, beyond: bool, sign: &str| {
-            format!("{}{}", if beyond { sign } else { "" }, significant(value, 3))
-        };
-        let mut ticks = vec![(place.0, end(ends.low, ends.below, "≤ ")), (place.1, end(ends.high, ends.above, "≥ "))];
-        // Round numbers between the ends, as far as they keep clear of them.
-        let between = Axis::exact(ends.low, ends.high, 4, place).ticks();
-        let clear = |x: f64| x - place.0 > 40.0 && place.1 - x > 40.0;
-        ticks.extend(between.into_iter().filter(|(x, _)| clear(*x)));
-        ticks
+/// Numbers beside the colours: the ends, and what fits between them.
+fn scale_ticks(ends: &Ends, place: (f64, f64)) -> Vec<(f64, String)> {
+    if ends.high <= ends.low {
+        return vec![(place.0, significant(ends.low, 3))];
     }
+    let end =
+        |value: f64, beyond: bool, sign: &str| format!("{}{}", if beyond { sign } else { "" }, significant(value, 3));
+    let mut ticks = vec![(place.0, end(ends.low, ends.below, "≤ ")), (place.1, end(ends.high, ends.above, "≥ "))];
+    // Round numbers between the ends, as far as they keep clear of them.
+    let between = Axis::exact(ends.low, ends.high, 5, place).ticks();
+    let clear = |x: f64| x - place.0 > 40.0 && place.1 - x > 40.0;
+    ticks.extend(between.into_iter().filter(|(x, _)| clear(*x)));
+    ticks
 }
 
 /// Every how manieth of neighbours `step` apart can be named when a name takes `room`.

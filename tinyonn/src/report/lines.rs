@@ -8,7 +8,7 @@ use super::measure::{shorten, widest};
 use super::number::significant;
 use super::svg::{Anchor, Area, GRID, INK, MUTED, Stroke, Svg, TextStyle};
 
-const PLOT: Area = Area { x: 58.0, y: 46.0, width: 700.0, height: 270.0 };
+const PLOT: Area = Area { x: 58.0, y: 46.0, width: 780.0, height: 280.0 };
 const LABEL: f64 = 12.0;
 const TICK: f64 = 11.0;
 const DASHES: [&str; 5] = ["", "7 3", "2 2.5", "9 3 2 3", "4 2"];
@@ -187,7 +187,9 @@ fn spread(wanted: &[f64], gap: f64, (low, high): (f64, f64)) -> Vec<f64> {
     // Too many for the room: keep them apart and let them run over the lower end.
     let missing = low - places.first().copied().unwrap_or(low);
     if missing > 0.0 {
-        places.iter_mut().for_each(|place| *place += missing);
+        for place in &mut places {
+            *place += missing;
+        }
     }
     places
 }

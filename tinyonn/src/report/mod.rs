@@ -42,5 +42,5 @@ pub use bars::{BarSeries, Bars};
 pub use heatmap::{Heatmap, Scale, common_range};
 pub use lines::{Lines, Series};
 pub use page::{Figure, Page, Section};
-pub use svg::{Anchor, Area, Stroke, Svg, TextStyle, escape};
+pub use svg::{Anchor, Area, Point, Stroke, Svg, TextStyle, escape};
 pub use table::{Best, Cell, Column, Kind, Table};

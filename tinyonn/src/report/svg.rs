@@ -65,6 +65,9 @@ pub struct TextStyle<'a> {
     pub bold: bool,
 }
 
+/// A place on paper, `(x, y)`.
+pub type Point = (f64, f64);
+
 /// How a line looks.
 #[derive(Debug, Clone, Copy)]
 pub struct Stroke<'a> {
@@ -186,7 +189,7 @@ impl Svg {
     }
 
     /// Many separate lines of one look: one element, whatever their number. The mouse does not see them.
-    pub fn strokes(&mut self, lines: &[((f64, f64), (f64, f64))], stroke: Stroke) {
+    pub fn strokes(&mut self, lines: &[(Point, Point)], stroke: Stroke) {
         if lines.is_empty() {
             return;
         }
