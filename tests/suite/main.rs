@@ -5,4 +5,6 @@ mod checkpoint;
 mod config;
 mod data;
 mod gradients;
+mod metrics;
 mod ops;
+mod report;

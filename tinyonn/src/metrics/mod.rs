@@ -1,1 +1,26 @@
-//! (in progress)
+//! Values measured while a model trains, and where they go: a file of one JSON object a line, a progress bar, a stopwatch.
+//!
+//! ```
+//! # fn main() -> tinyonn::Result<()> {
+//! # let folder = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+//! # let path = folder.path().join("metrics.jsonl");
+//! use tinyonn::metrics::{MetricsLog, read, series};
+//!
+//! let mut log = MetricsLog::create(&path)?;
+//! log.log(0, "pretrain", &[("loss", 5.5), ("rate", 1e-3)])?;
+//! log.log(1, "pretrain", &[("loss", 5.25), ("rate", 1e-3)])?;
+//!
+//! assert_eq!(series(&read(&path)?, "pretrain", "loss"), [(0.0, 5.5), (1.0, 5.25)]);
+//! # Ok(())
+//! # }
+//! ```
+
+mod jsonl;
+mod progress;
+mod stopwatch;
+mod value;
+
+pub use jsonl::{MetricsLog, read};
+pub use progress::Progress;
+pub use stopwatch::Stopwatch;
+pub use value::{Record, series};

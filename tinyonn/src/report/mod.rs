@@ -1,1 +1,46 @@
-//! (in progress)
+//! The page of a run: figures and tables in one HTML file that needs no script, no network and no particular browser.
+//!
+//! A figure is a plain struct; `svg()` draws it. Light means little, colours survive colour blindness, nothing is told by colour
+//! alone. The same values give the same bytes.
+//!
+//! ```
+//! use tinyonn::report::{Figure, Heatmap, Page, Scale, Section};
+//!
+//! let scan = Heatmap {
+//!     title: "∫SPS: arithmetic".into(),
+//!     row_label: "layer".into(),
+//!     column_label: "expert".into(),
+//!     rows: (0..2).map(|layer| layer.to_string()).collect(),
+//!     columns: (0..3).map(|expert| expert.to_string()).collect(),
+//!     values: vec![vec![0.5, -1.0, 0.25], vec![0.0, 2.0, -0.5]],
+//!     scale: Scale::Diverging,
+//!     column_groups: None,
+//!     range: None,
+//! };
+//! let section = Section {
+//!     heading: "Brain scan".into(),
+//!     prose: vec!["Per token, all experts active.".into()],
+//!     figures: vec![Figure::drawing(&scan.svg()?, "Orange: active and unsurprised.")],
+//! };
+//! let page = Page { title: "A scan".into(), lead: vec![], facts: vec![], sections: vec![section] };
+//! assert!(page.html().contains("layer 1, expert 1: 2"));
+//! # tinyonn::Result::Ok(())
+//! ```
+
+mod axis;
+mod bars;
+pub mod colour;
+mod heatmap;
+mod lines;
+mod measure;
+mod number;
+mod page;
+mod svg;
+mod table;
+
+pub use bars::{BarSeries, Bars};
+pub use heatmap::{Heatmap, Scale, common_range};
+pub use lines::{Lines, Series};
+pub use page::{Figure, Page, Section};
+pub use svg::{Anchor, Area, Point, Stroke, Svg, TextStyle, escape};
+pub use table::{Best, Cell, Column, Kind, Table};

@@ -1,0 +1,248 @@
+//! The report: well-formed whatever it is given, complete, deterministic, and in need of nothing but itself.
+
+mod sample;
+mod xml;
+
+use proptest::prelude::*;
+use rstest::rstest;
+use tinyonn::report::{
+    BarSeries, Bars, Best, Cell, Column, Figure, Heatmap, Kind, Lines, Page, Scale, Section, Series, Table,
+    common_range,
+};
+
+use self::sample::{confusion, controls, load, losses, sample, scans};
+use self::xml::walk;
+
+fn assert_needs_nothing_else(html: &str) {
+    let elsewhere = html.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+    for sign in
+        ["http://", "https://", "//", "src=", "url(", "@import", "<script", "<link", "<image", "<use", "javascript:"]
+    {
+        assert!(!elsewhere.contains(sign), "the page holds {sign:?}");
+    }
+}
+
+#[test]
+fn a_realistic_page_is_whole_and_needs_nothing_else() {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample-report.html");
+    sample().write(&path).unwrap();
+    let html = std::fs::read_to_string(&path).unwrap();
+    let found = walk(&html);
+    assert_needs_nothing_else(&html);
+    let starts = html.match_indices("<svg");
+    let drawings: Vec<&str> = starts.map(|(at, _)| &html[at..at + html[at..].find("</svg>").unwrap() + 6]).collect();
+    assert_eq!(drawings.len(), 5 + 1 + 2 + 2 + 2);
+    drawings.into_iter().for_each(|svg| drop(walk(svg)));
+    let expected = [
+        "0.84",
+        "3.148",
+        "2.131",
+        "dense 2.131",
+        "−0.25",
+        "−0.02",
+        "group 9",
+        "encyclopaedia",
+        "no value",
+        "unfinished: no values",
+        "3.070",
+        "layer 3, group 9, expert 99: ",
+        "1,228,800",
+        "Figure 12.",
+        "Table 1.",
+    ];
+    for text in expected {
+        assert!(found.iter().any(|f| f.contains(text)), "{text} is not on the page");
+    }
+    for section in ["Brain scans", "Routers", "Training", "Do the labels help?"] {
+        assert_eq!(
+            found.iter().filter(|f| *f == section).count(),
+            2,
+            "{section}: a heading and an entry in the contents"
+        );
+    }
+    assert!(html.len() < 2_000_000, "{} bytes", html.len());
+}
+
+#[test]
+fn the_same_values_give_the_same_bytes() {
+    assert_eq!(sample().html(), sample().html());
+}
+
+#[test]
+fn every_value_is_told_by_its_cell() {
+    for map in scans(4, "cells").iter().chain([&load(), &confusion()]) {
+        let svg = map.svg().unwrap().to_string();
+        assert_eq!(svg.matches("<title>").count(), map.rows.len() * map.columns.len(), "{}", map.title);
+    }
+}
+
+#[test]
+fn cells_are_coloured_by_value_and_negative_ones_marked() {
+    let mut map = confusion();
+    map.values = vec![vec![-1.0, -0.5, 0.0, 0.5, 1.0]; 5];
+    map.scale = Scale::Diverging;
+    let colours = |map: &Heatmap| -> Vec<String> {
+        let svg = map.svg().unwrap().to_string();
+        let cells = svg.lines().filter(|line| line.starts_with("<rect") && line.contains("<title>"));
+        cells.map(|cell| cell.split_once("fill=\"").unwrap().1[..7].to_owned()).collect()
+    };
+    let row = &colours(&map)[..5];
+    assert!((0..5).all(|a| (0..a).all(|b| row[a] != row[b])), "{row:?}");
+    // On half of the range the ends are reached by half of the values.
+    map.range = Some((-0.5, 0.5));
+    let clipped = &colours(&map)[..5];
+    assert_eq!((&clipped[1], &clipped[3]), (&row[0], &row[4]));
+    assert_eq!(clipped[0], clipped[1]);
+    let svg = map.svg().unwrap().to_string();
+    assert!(svg.contains("≤ −0.5") && svg.contains("≥ 0.5"), "the scale says that values lie beyond");
+}
+
+#[test]
+fn a_common_range_holds_all_maps() {
+    let maps = [vec![vec![1.0, f64::NAN]], vec![vec![-3.0], vec![2.0]]];
+    assert_eq!(common_range(&maps), Some((-3.0, 2.0)));
+    assert_eq!(common_range(&[vec![vec![f64::NAN]]]), None);
+}
+
+#[rstest]
+#[case::rows(|map: &mut Heatmap| map.rows.push("more".into()))]
+#[case::columns(|map: &mut Heatmap| map.columns.push("more".into()))]
+#[case::ragged(|map: &mut Heatmap| map.values[3].truncate(4))]
+#[case::groups(|map: &mut Heatmap| map.column_groups = Some(vec![("few".into(), 4)]))]
+fn a_heatmap_of_the_wrong_shape_is_refused(#[case] spoil: fn(&mut Heatmap)) {
+    let mut map = confusion();
+    spoil(&mut map);
+    assert!(map.svg().unwrap_err().to_string().starts_with("`heatmap`: "));
+}
+
+#[test]
+fn bars_and_tables_of_the_wrong_shape_are_refused() {
+    let mut bars = losses();
+    bars.series[0].values.pop();
+    assert!(bars.svg().unwrap_err().to_string().contains("4 values, 5 intervals, 5 categories"));
+    let mut table = controls();
+    table.rows[1].push(1.0.into());
+    assert!(table.html().unwrap_err().to_string().contains("5 cells under 4 columns"));
+}
+
+#[rstest]
+#[case::none(vec![])]
+#[case::empty(vec![vec![]])]
+#[case::one_point(vec![vec![(5.0, 5.0)]])]
+#[case::not_a_number(vec![vec![(f64::NAN, 1.0), (1.0, f64::INFINITY)]])]
+#[case::nothing_positive(vec![vec![(0.0, 1.0), (-1.0, 2.0)]])]
+#[case::constant(vec![vec![(1.0, 2.0), (2.0, 2.0)], vec![(1.0, 2.0)]])]
+fn odd_series_still_make_a_figure(#[case] series: Vec<Vec<(f64, f64)>>, #[values(false, true)] log_x: bool) {
+    let series = series.into_iter().map(|points| Series { name: "s".into(), points }).collect();
+    let lines = Lines { title: "t".into(), x_label: "x".into(), y_label: "y".into(), series, log_x };
+    let svg = lines.svg().to_string();
+    walk(&svg);
+    assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+}
+
+#[test]
+fn a_gap_cuts_a_line() {
+    let line = |points: Vec<(f64, f64)>| {
+        let series = vec![Series { name: "s".into(), points }];
+        let lines = Lines { title: "t".into(), x_label: "x".into(), y_label: "y".into(), series, log_x: false };
+        lines.svg().to_string().matches("<polyline").count()
+    };
+    assert_eq!(line((0..9).map(|i| (f64::from(i), 1.0)).collect()), 1);
+    assert_eq!(line((0..9).map(|i| (f64::from(i), if i == 4 { f64::NAN } else { 1.0 })).collect()), 2);
+}
+
+#[test]
+fn the_best_of_a_column_is_set_in_bold_and_ties_share_it() {
+    let mut table = controls();
+    table.rows.push(vec!["tie".into(), 3.0701.into(), Cell::Number(f64::NAN), 0.0.into()]);
+    let html = table.html().unwrap();
+    walk(&html);
+    assert_eq!(html.matches("<strong>3.070</strong>").count(), 2);
+    assert_eq!(html.matches("<strong>").count(), 3);
+    assert!(html.contains("<strong>0.67</strong>") && html.contains(">−0.02<") && html.contains(">–<"));
+}
+
+#[test]
+fn a_page_replaces_the_former_one_and_leaves_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.html");
+    std::fs::write(&path, "the former page").unwrap();
+    sample().write(&path).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), sample().html());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_page_that_cannot_be_written_leaves_the_former_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.html");
+    // A folder of that name cannot be replaced by a file.
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("kept"), "").unwrap();
+    let error = sample().write(&path).unwrap_err().to_string();
+    assert!(error.contains("report.html: "), "{error}");
+    assert!(path.join("kept").exists());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no partial page is left");
+    assert!(sample().write(folder.path().join("missing").join("report.html")).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn any_text_and_any_number_make_a_well_formed_page(
+        text in "(\\PC|[\u{0}-\u{1f}<>&\"'/])*",
+        other in "[a-z<&\"' ]{0,40}",
+        values in prop::collection::vec(any::<f64>(), 6),
+        scale in prop::sample::select(vec![Scale::Sequential, Scale::Diverging]),
+        log_x: bool,
+    ) {
+        let map = Heatmap {
+            title: text.clone(), row_label: other.clone(), column_label: text.clone(),
+            rows: vec![text.clone(), other.clone()], columns: vec![text.clone(), other.clone(), text.clone()],
+            values: values.chunks(3).map(<[f64]>::to_vec).collect(),
+            scale, column_groups: Some(vec![(text.clone(), 1), (other.clone(), 2)]), range: None,
+        };
+        let points = values.iter().copied().zip(values.iter().copied().rev()).collect();
+        let lines = Lines {
+            title: text.clone(), x_label: other.clone(), y_label: text.clone(),
+            series: vec![Series { name: text.clone(), points }], log_x,
+        };
+        let series = |part: &[f64]| BarSeries {
+            name: other.clone(), values: part.to_vec(), whiskers: Some(part.iter().map(|v| (*v, v + 1.0)).collect()),
+        };
+        let bars = Bars {
+            title: text.clone(), value_label: other.clone(), categories: vec![text.clone(), other.clone(), text.clone()],
+            series: values.chunks(3).map(series).collect(), reference: Some((text.clone(), values[0])),
+        };
+        let number = Kind::Number { decimals: 2, best: Some(Best::Lowest) };
+        let table = Table {
+            columns: vec![Column { name: text.clone(), kind: number }, Column { name: other.clone(), kind: Kind::Text }],
+            rows: vec![vec![values[0].into(), text.as_str().into()], vec![other.as_str().into(), values[1].into()]],
+        };
+        let figures = vec![
+            Figure::drawing(&map.svg().unwrap(), text.clone()),
+            Figure::drawing(&lines.svg(), other.clone()),
+            Figure::drawing(&bars.svg().unwrap(), text.clone()),
+            Figure::table(&table, text.clone()).unwrap(),
+        ];
+        let page = Page {
+            title: text.clone(), lead: vec![text.clone()], facts: vec![(text.clone(), other.clone())],
+            sections: vec![Section { heading: text.clone(), prose: vec![other.clone()], figures }],
+        };
+        walk(&page.html());
+    }
+}
+
+#[rstest]
+#[case(&[3.5742, 2.1], &["3.574", "2.100"])]
+#[case(&[-0.21, 0.05], &["−0.210", "0.050"])]
+#[case(&[41000.0, 12.0], &["41000", "12"])]
+#[case(&[0.0021, 0.0004], &["0.00210", "0.00040"])]
+#[case(&[3e12, 1e-9], &["3e12", "1e−9"])]
+fn values_of_bars_share_their_decimals(#[case] values: &[f64], #[case] printed: &[&str]) {
+    let series = BarSeries { name: "loss".into(), values: values.to_vec(), whiskers: None };
+    let categories = values.iter().map(|_| "c".into()).collect();
+    let bars = Bars { title: "t".into(), value_label: "v".into(), categories, series: vec![series], reference: None };
+    let found = walk(&bars.svg().unwrap().to_string());
+    assert!(printed.iter().all(|text| found.iter().any(|f| f == text)), "{found:?}");
+}

@@ -1,0 +1,145 @@
+//! HTML tables: numbers flush right, the best of a column set in bold.
+
+use std::fmt::Write;
+
+use super::number::fixed;
+use super::svg::escape;
+use crate::{Error, Result};
+
+/// Which number of a column is the best one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Best {
+    /// The lowest: losses.
+    Lowest,
+    /// The highest: accuracies.
+    Highest,
+}
+
+/// What a column holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Words, flush left.
+    Text,
+    /// Numbers, flush right.
+    Number {
+        /// How many decimals they are printed with.
+        decimals: usize,
+        /// Which of them is set in bold, if any.
+        best: Option<Best>,
+    },
+}
+
+/// A column's head.
+#[derive(Debug, Clone)]
+pub struct Column {
+    /// Its name, with the unit.
+    pub name: String,
+    /// What it holds.
+    pub kind: Kind,
+}
+
+/// What stands in a cell.
+#[derive(Debug, Clone)]
+pub enum Cell {
+    /// Words.
+    Text(String),
+    /// A number; NaN prints as a dash.
+    Number(f64),
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<f64> for Cell {
+    fn from(number: f64) -> Self {
+        Self::Number(number)
+    }
+}
+
+/// A table.
+///
+/// ```
+/// use tinyonn::report::{Best, Column, Kind, Table};
+///
+/// let loss = Kind::Number { decimals: 2, best: Some(Best::Lowest) };
+/// let table = Table {
+///     columns: vec![
+///         Column { name: "labels".into(), kind: Kind::Text },
+///         Column { name: "loss".into(), kind: loss },
+///     ],
+///     rows: vec![vec!["SPS".into(), 3.149.into()], vec!["taylor".into(), 3.07.into()]],
+/// };
+/// assert!(table.html()?.contains("<strong>3.07</strong>"));
+/// # tinyonn::Result::Ok(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// The columns, from left to right.
+    pub columns: Vec<Column>,
+    /// `[rows][columns]`.
+    pub rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// The table as HTML (well-formed as XML). Refused if a row has not one cell a column.
+    pub fn html(&self) -> Result<String> {
+        if let Some(row) = self.rows.iter().find(|row| row.len() != self.columns.len()) {
+            let problem = format!("a row of {} cells under {} columns", row.len(), self.columns.len());
+            return Err(Error::setting("table", problem, "give one cell per column"));
+        }
+        let mut html = String::from("<table>\n<thead><tr>");
+        for column in &self.columns {
+            let _ = write!(html, "<th scope=\"col\"{}>{}</th>", class(column.kind), escape(&column.name));
+        }
+        html.push_str("</tr></thead>\n<tbody>\n");
+        let best: Vec<Option<String>> = (0..self.columns.len()).map(|c| self.best(c)).collect();
+        for row in &self.rows {
+            html.push_str("<tr>");
+            for ((cell, column), best) in row.iter().zip(&self.columns).zip(&best) {
+                let text = escape(&printed(cell, column.kind));
+                let strong = matches!(cell, Cell::Number(_)) && best.as_ref() == Some(&text);
+                let text = if strong { format!("<strong>{text}</strong>") } else { text };
+                let _ = write!(html, "<td{}>{text}</td>", class(column.kind));
+            }
+            html.push_str("</tr>\n");
+        }
+        html.push_str("</tbody>\n</table>");
+        Ok(html)
+    }
+
+    /// How the best number of a column is printed: what prints alike ties.
+    fn best(&self, column: usize) -> Option<String> {
+        let kind = self.columns[column].kind;
+        let Kind::Number { best: Some(best), .. } = kind else { return None };
+        let numbers = self.rows.iter().filter_map(|row| match row[column] {
+            Cell::Number(number) if number.is_finite() => Some(number),
+            _ => None,
+        });
+        let best = match best {
+            Best::Lowest => numbers.reduce(f64::min),
+            Best::Highest => numbers.reduce(f64::max),
+        };
+        best.map(|number| printed(&Cell::Number(number), kind))
+    }
+}
+
+fn printed(cell: &Cell, kind: Kind) -> String {
+    match (cell, kind) {
+        (Cell::Text(text), _) => text.clone(),
+        (Cell::Number(number), Kind::Number { decimals, .. }) => fixed(*number, decimals),
+        (Cell::Number(number), Kind::Text) => number.to_string(),
+    }
+}
+
+fn class(kind: Kind) -> &'static str {
+    if kind == Kind::Text { "" } else { " class=\"number\"" }
+}
