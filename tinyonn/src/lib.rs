@@ -23,5 +23,7 @@ pub mod random;
 pub mod report;
 pub mod train;
 
-pub use inventory;
 pub use error::{Error, Result};
+// What the code that `#[moe(..)]` writes names, so that a user's crate needs no dependency but this one.
+#[doc(hidden)]
+pub use {candle_core, candle_nn, inventory};

@@ -18,3 +18,6 @@ pub use registry::{Variant, variant, variants};
 pub use router::Router;
 pub use select::select;
 pub use spec::{LevelSpec, MoeSpec, RoutePer, RouterSpec};
+
+/// Declares a mixture of experts; see the macro's own page for its grammar.
+pub use tinyonn_macros::moe;

@@ -1,0 +1,77 @@
+//! Every error of a declaration, so that one compilation reports them all.
+
+use std::fmt::Display;
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::ToTokens;
+
+/// The errors found so far.
+#[derive(Default)]
+pub(crate) struct Errors(Vec<syn::Error>);
+
+impl Errors {
+    /// An error on `tokens`; `message` names the problem, then the remedy.
+    pub(crate) fn on(&mut self, tokens: impl ToTokens, message: impl Display) {
+        self.0.push(syn::Error::new_spanned(tokens, message));
+    }
+
+    /// An error at `span`.
+    pub(crate) fn at(&mut self, span: Span, message: impl Display) {
+        self.0.push(syn::Error::new(span, message));
+    }
+
+    /// What a parser of Rust itself reports.
+    pub(crate) fn push(&mut self, error: syn::Error) {
+        self.0.push(error);
+    }
+
+    /// `word` is none of the `known` words for a `what`.
+    pub(crate) fn unknown(&mut self, word: &Ident, what: &str, known: &[&str]) {
+        let name = word.to_string();
+        let guess = nearest(&name, known).map_or(String::new(), |near| format!("did you mean `{near}`? "));
+        self.at(word.span(), format!("there is no {what} `{name}`; {guess}known: {}", known.join(", ")));
+    }
+
+    /// Whether nothing is wrong.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A `compile_error!` for each.
+    pub(crate) fn to_compile_errors(&self) -> TokenStream {
+        self.0.iter().map(syn::Error::to_compile_error).collect()
+    }
+
+    /// The messages, in the order they were found.
+    #[cfg(test)]
+    pub(crate) fn messages(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
+    }
+}
+
+/// The known word nearest to `word`, if a slip of the finger could have made one of the other.
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let slips = 1 + word.len() / 3;
+    known
+        .iter()
+        .map(|known| (distance(word, known), *known))
+        .filter(|(distance, _)| *distance <= slips)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
+}
+
+/// The Levenshtein distance: insertions, deletions and substitutions that turn `from` into `to`.
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in to.iter().enumerate() {
+            let substituted = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}

@@ -1,0 +1,218 @@
+//! Third pass: a [`Variant`] to the module that a person would have written for it.
+//!
+//! Every name is an absolute path: whatever the user has in scope, it means the same.
+
+use proc_macro2::{Ident, TokenStream};
+use quote::{format_ident, quote};
+use syn::punctuated::Punctuated;
+use syn::{Attribute, Path, Token};
+
+use crate::rustdoc;
+use crate::validate::{Level, RoutePer, Router, Variant};
+
+/// The module, its trait implementations and its registry entry.
+pub(crate) fn expand(variant: &Variant) -> TokenStream {
+    // Of the user's attributes those that say when the type exists concern all that depends on it.
+    let cfg: Vec<&Attribute> = variant.attrs.iter().filter(|attr| attr.path().is_ident("cfg")).collect();
+    let parts = [module(variant), inherent(variant), feed_forward(variant), moe_module(variant), entry(variant)];
+    parts.into_iter().enumerate().map(|(i, part)| if i == 0 { part } else { quote!(#(#cfg)* #part) }).collect()
+}
+
+/// The struct: a field for the routers of each level, and the experts.
+fn module(variant: &Variant) -> TokenStream {
+    let Variant { attrs, vis, name, levels, .. } = variant;
+    let docs = rustdoc::of(variant);
+    let blank = attrs.iter().any(|attr| attr.path().is_ident("doc")).then(|| quote!(#[doc = ""]));
+    let derive = missing_derives(attrs);
+    let fields = levels.iter().map(|level| {
+        let (field, kind) = (field(level), router_type(level.router));
+        quote!(#field: #kind)
+    });
+    quote! {
+        #(#attrs)*
+        #blank
+        #(#[doc = #docs])*
+        #derive
+        #vis struct #name {
+            #(#fields,)*
+            experts: ::tinyonn::moe::TinyOnnExpert,
+        }
+    }
+}
+
+/// `Clone` and `Debug`, where the user does not derive them already.
+fn missing_derives(attrs: &[Attribute]) -> Option<TokenStream> {
+    let given: Vec<Path> = attrs
+        .iter()
+        .filter(|attr| attr.path().is_ident("derive"))
+        .filter_map(|attr| attr.parse_args_with(Punctuated::<Path, Token![,]>::parse_terminated).ok())
+        .flatten()
+        .collect();
+    let derives = |name: &str| given.iter().any(|path| path.segments.last().is_some_and(|last| last.ident == name));
+    let missing: Vec<TokenStream> = [("Clone", quote!(::core::clone::Clone)), ("Debug", quote!(::core::fmt::Debug))]
+        .into_iter()
+        .filter(|(name, _)| !derives(name))
+        .map(|(_, path)| path)
+        .collect();
+    (!missing.is_empty()).then(|| quote!(#[derive(#(#missing),*)]))
+}
+
+/// The declaration and the constructor.
+fn inherent(variant: &Variant) -> TokenStream {
+    let Variant { vis, name, levels, .. } = variant;
+    let spec = spec(variant);
+    let routers = levels.iter().enumerate().map(|(index, level)| {
+        let (field, router) = (field(level), new_router(variant, index));
+        quote!(#field: #router)
+    });
+    quote! {
+        impl #name {
+            /// The declaration.
+            #vis const SPEC: ::tinyonn::moe::MoeSpec = #spec;
+
+            /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
+            /// the experts under the names of the dense MLP.
+            ///
+            /// # Errors
+            /// An MLP narrower than the number of experts; a missing or misshapen parameter.
+            #vis fn new(
+                cfg: &::tinyonn::qwen3::Qwen3Config,
+                layer: usize,
+                vb: &::tinyonn::candle_nn::VarBuilder<'_>,
+            ) -> ::tinyonn::Result<Self> {
+                ::core::result::Result::Ok(Self {
+                    #(#routers,)*
+                    experts: ::tinyonn::moe::TinyOnnExpert::new(&Self::SPEC, cfg, layer, vb)?,
+                })
+            }
+        }
+    }
+}
+
+/// The declaration as a constant expression.
+fn spec(variant: &Variant) -> TokenStream {
+    let name = variant.name.to_string();
+    let levels = variant.levels.iter().map(|level| {
+        let Level { name, choices, top_k, router } = level;
+        let (choices, top_k) = (number(*choices), number(*top_k));
+        let router = match router {
+            Router::Gaussian { dim } => {
+                let dim = number(*dim);
+                quote!(::tinyonn::moe::RouterSpec::Gaussian { dim: #dim })
+            }
+        };
+        quote! {
+            ::tinyonn::moe::LevelSpec {
+                name: ::std::borrow::Cow::Borrowed(#name),
+                choices: #choices,
+                top_k: #top_k,
+                router: #router,
+            }
+        }
+    });
+    let route_per = match variant.route_per {
+        RoutePer::Token => quote!(::tinyonn::moe::RoutePer::Token),
+        RoutePer::Sequence { first } => {
+            let first = number(first);
+            quote!(::tinyonn::moe::RoutePer::Sequence { first: #first })
+        }
+    };
+    quote! {
+        ::tinyonn::moe::MoeSpec {
+            name: ::std::borrow::Cow::Borrowed(#name),
+            levels: ::std::borrow::Cow::Borrowed(&[#(#levels),*]),
+            route_per: #route_per,
+        }
+    }
+}
+
+/// Route, gate, combine.
+fn feed_forward(variant: &Variant) -> TokenStream {
+    let name = &variant.name;
+    quote! {
+        impl ::tinyonn::qwen3::FeedForward for #name {
+            fn forward(
+                &self,
+                x: &::tinyonn::candle_core::Tensor,
+                ctx: &::tinyonn::qwen3::RouteCtx,
+            ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
+                let gate_tn = ::tinyonn::moe::route(&Self::SPEC, self.experts.layer(), x, ctx, |x_td| {
+                    ::tinyonn::moe::MoeModule::log_probs(self, x_td)
+                })?;
+                self.experts.forward(x, gate_tn.as_ref(), ctx)
+            }
+        }
+    }
+}
+
+/// What the rest of the library asks of a mixture of experts.
+fn moe_module(variant: &Variant) -> TokenStream {
+    let Variant { name, levels, .. } = variant;
+    let fields = levels.iter().map(field);
+    quote! {
+        impl ::tinyonn::moe::MoeModule for #name {
+            fn spec(&self) -> &::tinyonn::moe::MoeSpec {
+                static SPEC: ::tinyonn::moe::MoeSpec = #name::SPEC;
+                &SPEC
+            }
+
+            fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
+                &self.experts
+            }
+
+            fn log_probs(
+                &self,
+                x_td: &::tinyonn::candle_core::Tensor,
+            ) -> ::tinyonn::Result<::std::vec::Vec<::tinyonn::candle_core::Tensor>> {
+                ::core::result::Result::Ok(::std::vec![
+                    #(::tinyonn::moe::Router::log_probs(&self.#fields, x_td)?),*
+                ])
+            }
+        }
+    }
+}
+
+/// The registry entry.
+fn entry(variant: &Variant) -> TokenStream {
+    let name = &variant.name;
+    quote! {
+        ::tinyonn::inventory::submit! {
+            ::tinyonn::moe::Variant {
+                spec: #name::SPEC,
+                module_path: ::core::module_path!(),
+                build: |cfg, layer, vb| {
+                    ::core::result::Result::Ok(::std::boxed::Box::new(#name::new(cfg, layer, &vb)?))
+                },
+            }
+        }
+    }
+}
+
+/// The field of a level's routers, which also names their parameters in a checkpoint.
+fn field(level: &Level) -> Ident {
+    format_ident!("{}_router", level.name)
+}
+
+fn router_type(router: Router) -> TokenStream {
+    match router {
+        Router::Gaussian { .. } => quote!(::tinyonn::moe::GaussianMoeRouter),
+    }
+}
+
+fn new_router(variant: &Variant, index: usize) -> TokenStream {
+    let level = &variant.levels[index];
+    let (parents, choices) = (number(variant.parents(index)), number(level.choices));
+    let kind = router_type(level.router);
+    let prefix = field(level).to_string();
+    match level.router {
+        Router::Gaussian { dim } => {
+            let dim = number(dim);
+            quote!(#kind::new(cfg.hidden_size, #dim, #parents, #choices, &vb.pp(#prefix))?)
+        }
+    }
+}
+
+/// `10`, not `10usize`.
+fn number(value: usize) -> proc_macro2::Literal {
+    proc_macro2::Literal::usize_unsuffixed(value)
+}

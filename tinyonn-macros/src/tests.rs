@@ -1,0 +1,1 @@
+//! What declarations are refused, and what accepted ones expand to.
