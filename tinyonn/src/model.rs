@@ -1,1 +1,104 @@
-//! (in progress)
+//! The sparse model: the dense decoder's own code with a mixture of experts in every feed-forward slot.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::moe::{MoeLayer, MoeSpec, RoutePer, Variant};
+use crate::qwen3::{Active, KvCache, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
+
+/// The decoder over routed experts, without its head.
+pub type TinyOnnModel = Qwen3<MoeLayer>;
+
+/// Which experts a checkpoint runs unless it is told otherwise: a part of its config.json.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActiveMode {
+    /// All of them: what upcycling writes, since the routers know nothing yet.
+    All,
+    /// Those the routers choose: what phase 1 writes.
+    Routed,
+}
+
+impl ActiveMode {
+    /// A context in this mode, nobody watching.
+    #[must_use]
+    pub fn ctx(self) -> RouteCtx {
+        match self {
+            Self::All => RouteCtx::all(),
+            Self::Routed => RouteCtx::routed(),
+        }
+    }
+}
+
+/// A causal language model of routed experts.
+pub struct TinyOnnForCausalLm {
+    lm: Qwen3ForCausalLm<MoeLayer>,
+    variant: &'static Variant,
+}
+
+impl TinyOnnForCausalLm {
+    /// Reads or initialises the weights of `variant` for the dense shape `cfg`.
+    ///
+    /// # Errors
+    /// A variant that does not fit the model; a missing or misshapen weight.
+    pub fn new(cfg: &Qwen3Config, variant: &'static Variant, vb: &VarBuilder<'_>) -> Result<Self> {
+        variant.spec.validate()?;
+        let lm = Qwen3ForCausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb))?;
+        Ok(Self { lm, variant })
+    }
+
+    /// The language model, generic code shared with the dense one.
+    #[must_use]
+    pub fn lm(&self) -> &Qwen3ForCausalLm<MoeLayer> {
+        &self.lm
+    }
+
+    /// The declaration it was built from.
+    #[must_use]
+    pub fn spec(&self) -> &MoeSpec {
+        &self.variant.spec
+    }
+
+    /// The mixture of a layer.
+    #[must_use]
+    pub fn moe(&self, layer: usize) -> &MoeLayer {
+        self.lm.model().layers()[layer].mlp()
+    }
+
+    /// The experts of each layer's neurons, `[layer][i]`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn neuron_experts(&self) -> Result<Vec<Vec<u32>>> {
+        let layers = self.lm.model().layers();
+        layers.iter().map(|layer| Ok(layer.mlp().experts().neuron_expert().to_vec1()?)).collect()
+    }
+
+    /// Logits `[B, T, V]` of token ids `[B, T]`.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary; shapes or devices that do not go together.
+    pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        self.lm.logits(ids, ctx, cache)
+    }
+
+    /// Up to `count` tokens after `prompt`, stopping behind `eos`. A variant that decides once a sequence reads the whole text
+    /// again for each token: its decision needs the first tokens' hidden states.
+    ///
+    /// # Errors
+    /// An empty prompt; a temperature that is not positive; ids beyond the vocabulary.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        count: usize,
+        eos: Option<u32>,
+        ctx: &RouteCtx,
+        sampling: Sampling<'_>,
+    ) -> Result<Vec<u32>> {
+        let by_sequence = matches!(self.spec().route_per, RoutePer::Sequence { .. });
+        let cached = !(by_sequence && matches!(ctx.active, Active::Routed));
+        self.lm.generate(prompt, count, eos, ctx, sampling, cached)
+    }
+}

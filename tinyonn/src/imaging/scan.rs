@@ -120,7 +120,7 @@ pub fn scan<F: FeedForward>(
             ops::backward(&losses.sum_all()?)?;
             let loss: f32 = losses.flatten_all()?.to_vec1::<f32>()?.iter().sum();
             scanner.lock().scan.loss[task] += f64::from(loss);
-            progress.advance();
+            progress.set(progress.position() + 1);
         }
     }
     progress.finish();

@@ -17,7 +17,8 @@ pub enum Sampling<'a> {
 }
 
 impl<F: FeedForward> Qwen3ForCausalLm<F> {
-    /// Up to `count` tokens after `prompt`, stopping behind `eos`.
+    /// Up to `count` tokens after `prompt`, stopping behind `eos`. `cached` keeps keys and values; without it the whole text is
+    /// read again for each token.
     ///
     /// # Errors
     /// An empty prompt; a temperature that is not positive; ids beyond the vocabulary.
@@ -28,23 +29,27 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
         eos: Option<u32>,
         ctx: &RouteCtx,
         mut sampling: Sampling<'_>,
+        cached: bool,
     ) -> Result<Vec<u32>> {
         if prompt.is_empty() {
             return Err(Error::setting("prompt", "it is empty", "give at least one token"));
         }
         let device = self.model().embed_tokens().device().clone();
-        let mut cache = KvCache::new(self.config().num_hidden_layers);
+        let mut cache = cached.then(|| KvCache::new(self.config().num_hidden_layers));
         let (mut fresh, mut new) = (prompt.to_vec(), Vec::with_capacity(count));
         while new.len() < count {
             let ids = Tensor::new(fresh.as_slice(), &device)?.unsqueeze(0)?;
-            let logits = self.logits(&ids, ctx, Some(&mut cache))?;
+            let logits = self.logits(&ids, ctx, cache.as_mut())?;
             let last = logits.i((0, fresh.len() - 1))?.to_dtype(DType::F32)?.to_vec1()?;
             let token = choose(&last, &mut sampling)?;
             new.push(token);
             if eos == Some(token) {
                 break;
             }
-            fresh = vec![token];
+            match cached {
+                true => fresh = vec![token],
+                false => fresh.push(token),
+            }
         }
         Ok(new)
     }
