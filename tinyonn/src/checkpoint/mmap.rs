@@ -103,7 +103,7 @@ impl MappedSafetensors {
 
 /// Reads and checks the header: tensors, in order and without a gap, fill the file to its last byte.
 ///
-/// The crate's own reader adds offsets unchecked, so that a forged header can pass it; here every sum is checked.
+/// The crate's own reader adds the offsets of a forged header unchecked, and panics where overflow is checked.
 fn read_header(bytes: &[u8]) -> Result<BTreeMap<String, (TensorInfo, Range<usize>)>, String> {
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
         return Err(format!("holds {} bytes, too few for a safetensors file", bytes.len()));
