@@ -1,5 +1,17 @@
-//! Training: the optimizer, dense pretraining, router fitting, Surprise Min-K, evaluation.
+//! Training: the optimizer, dense pretraining, router fitting (phase 1), Surprise Min-K (phase 2), and evaluation.
 
+pub mod evaluate;
+pub mod gda;
 pub mod optimizer;
+pub mod pretrain;
+pub mod projection;
+pub mod router_accuracy;
+pub mod router_fit;
+pub mod smk;
 
+pub use evaluate::{Losses, evaluate};
 pub use optimizer::{AdamW, AdamwConfig};
+pub use pretrain::{PretrainConfig, pretrain};
+pub use router_accuracy::{LevelAccuracy, RouterAccuracy, router_accuracy};
+pub use router_fit::{RouterFitConfig, RouterFitter};
+pub use smk::{Smk, SmkConfig, train_smk};

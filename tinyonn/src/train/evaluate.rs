@@ -1,0 +1,59 @@
+//! The loss of a model on held-out text, in nats a token.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use crate::Result;
+use crate::data::{NO_TARGET, TokenSet};
+use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
+
+/// Mean cross-entropies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Losses {
+    /// Over all tokens.
+    pub mean: f64,
+    /// By task, in the set's order.
+    pub by_task: Vec<f64>,
+}
+
+/// How held-out text is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvaluateOptions {
+    /// Tokens a sequence.
+    pub length: usize,
+    /// Sequences a batch.
+    pub batch: usize,
+    /// The first positions of every sequence that are read but not scored (what a shared decision reads, DESIGN §1).
+    pub skip: usize,
+}
+
+/// Every token of `set` that has a target, once, under `ctx`; each sequence's task is added to it.
+///
+/// # Errors
+/// Whatever the model reports.
+pub fn evaluate<F: FeedForward>(
+    model: &Qwen3ForCausalLm<F>,
+    set: &TokenSet,
+    options: EvaluateOptions,
+    ctx: &RouteCtx,
+    device: &Device,
+) -> Result<Losses> {
+    let (mut sums, mut counts) = (vec![0f64; set.tasks.len()], vec![0u64; set.tasks.len()]);
+    for task in 0..set.tasks.len() {
+        for batch in set.batches_of_task(task, options.length, options.batch, device)? {
+            let batch = batch?;
+            let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), ..ctx.clone() };
+            let losses = model.token_losses(&batch.inputs, &batch.targets, &ctx)?.flatten_all()?.to_vec1::<f32>()?;
+            let targets = batch.targets.flatten_all()?.to_vec1::<u32>()?;
+            for (position, (loss, target)) in losses.iter().zip(&targets).enumerate() {
+                if *target != NO_TARGET && position % options.length >= options.skip {
+                    sums[task] += f64::from(*loss);
+                    counts[task] += 1;
+                }
+            }
+        }
+    }
+    let by_task = sums.iter().zip(&counts).map(|(sum, count)| sum / (*count).max(1) as f64).collect();
+    Ok(Losses { mean: sums.iter().sum::<f64>() / counts.iter().sum::<u64>().max(1) as f64, by_task })
+}

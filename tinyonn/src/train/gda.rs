@@ -1,0 +1,95 @@
+//! Gaussian discriminant analysis: Gaussian routers in closed form from labelled inputs, no gradient (DESIGN §2).
+//!
+//! Each choice gets the mean, variance and frequency of the z that its labels cover: σ²_c = (n_c s²_c + n₀ s²_pooled)/(n_c + n₀), n₀ = 32,
+//! floored at 1e-6 of the mean pooled variance; π_c = (n_c + 1)/(n + C). A choice without labels takes the pooled moments and a prior
+//! so small that it is never taken while a labelled one remains.
+
+/// Sums over the z of one task: all that a fit to task labels needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sums {
+    /// Rows.
+    pub count: f64,
+    /// Σ z, by dimension.
+    pub sum: Vec<f64>,
+    /// Σ z².
+    pub squares: Vec<f64>,
+}
+
+impl Sums {
+    /// Nothing seen.
+    #[must_use]
+    pub fn zero(r: usize) -> Self {
+        Self { count: 0.0, sum: vec![0.0; r], squares: vec![0.0; r] }
+    }
+
+    /// One more row.
+    pub fn push(&mut self, z: &[f32]) {
+        self.count += 1.0;
+        for ((sum, square), z) in self.sum.iter_mut().zip(&mut self.squares).zip(z) {
+            *sum += f64::from(*z);
+            *square += f64::from(*z) * f64::from(*z);
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
+        self.squares.iter_mut().zip(&other.squares).for_each(|(a, b)| *a += b);
+    }
+
+    fn mean(&self, j: usize) -> f64 {
+        self.sum[j] / self.count.max(1.0)
+    }
+
+    fn variance(&self, j: usize) -> f64 {
+        (self.squares[j] / self.count.max(1.0) - self.mean(j) * self.mean(j)).max(0.0)
+    }
+}
+
+/// Parameters of one router: by choice μ and log σ² `[r]`, and log π.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gaussians {
+    /// μ.
+    pub mean: Vec<Vec<f64>>,
+    /// log σ².
+    pub log_variance: Vec<Vec<f64>>,
+    /// log π.
+    pub log_prior: Vec<f64>,
+}
+
+/// Rows that the pooled variance counts for in a choice's own.
+const SHRINKAGE: f64 = 32.0;
+/// The variance floor, as a share of the mean pooled variance.
+const FLOOR: f64 = 1e-6;
+/// log π of a choice without labels.
+const NEVER: f64 = -1e6;
+
+/// Fits a router of `choices` choices; `labels[task]` are the choices taken by a task, and tasks not listed do not pass by.
+#[must_use]
+pub fn fit(sums: &[Sums], labels: &[Vec<usize>], choices: usize) -> Gaussians {
+    let r = sums.first().map_or(0, |sums| sums.sum.len());
+    let mut pooled = Sums::zero(r);
+    let mut of_choice = vec![Sums::zero(r); choices];
+    for (sums, taken) in sums.iter().zip(labels).filter(|(_, taken)| !taken.is_empty()) {
+        pooled.add(sums);
+        taken.iter().for_each(|choice| of_choice[*choice].add(sums));
+    }
+    let total: f64 = of_choice.iter().map(|sums| sums.count).sum();
+    let pooled_variance: Vec<f64> = (0..r).map(|j| if pooled.count > 0.0 { pooled.variance(j) } else { 1.0 }).collect();
+    let floor = (FLOOR * pooled_variance.iter().sum::<f64>() / r.max(1) as f64).max(f64::MIN_POSITIVE);
+    let mut fitted = Gaussians { mean: vec![], log_variance: vec![], log_prior: vec![] };
+    for sums in &of_choice {
+        let labelled = sums.count > 0.0;
+        let mean = |j| if labelled { sums.mean(j) } else { pooled.mean(j) };
+        let variance = |j: usize| {
+            let own = if labelled { sums.count * sums.variance(j) } else { 0.0 };
+            ((own + SHRINKAGE * pooled_variance[j]) / (sums.count + SHRINKAGE)).max(floor)
+        };
+        fitted.mean.push((0..r).map(mean).collect());
+        fitted.log_variance.push((0..r).map(|j| variance(j).ln()).collect());
+        // Without any label at all the router is uniform.
+        let prior = ((sums.count + 1.0) / (total + choices as f64)).ln();
+        fitted.log_prior.push(if labelled || total == 0.0 { prior } else { NEVER });
+    }
+    fitted
+}

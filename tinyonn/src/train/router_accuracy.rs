@@ -1,0 +1,120 @@
+//! How well routers find the labelled paths on text they have not seen.
+//!
+//! At each level: |predicted ∩ label| / |label|, over nodes of that level: groups, then experts (of the whole path, so that an expert
+//! of a wrong group is a miss). `chance` is the same figure for always answering the path of the task with the most rows.
+
+use candle_core::Tensor;
+use serde::Serialize;
+
+use crate::Result;
+use crate::imaging::Labels;
+use crate::imaging::inputs::Samples;
+use crate::moe::{MoeModule, select};
+
+/// Accuracy of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LevelAccuracy {
+    /// By level, from the root.
+    pub accuracy: Vec<f64>,
+    /// By level, of the commonest path.
+    pub chance: Vec<f64>,
+}
+
+/// Accuracy of all layers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RouterAccuracy {
+    /// By layer.
+    pub layers: Vec<LevelAccuracy>,
+    /// `confusion[task][decoded]`: the share of a task's rows whose predicted path overlaps most with another task's label
+    /// (ties to the lower task), mean over layers.
+    pub confusion: Vec<Vec<f64>>,
+    /// `load[task][expert]`: the share of a task's rows that take an expert, mean over layers.
+    pub load: Vec<Vec<f64>>,
+}
+
+impl RouterAccuracy {
+    /// The mean over layers of a level's accuracy.
+    #[must_use]
+    pub fn mean(&self, level: usize) -> f64 {
+        self.layers.iter().map(|layer| layer.accuracy[level]).sum::<f64>() / self.layers.len() as f64
+    }
+
+    /// The mean over layers of a level's chance.
+    #[must_use]
+    pub fn chance(&self, level: usize) -> f64 {
+        self.layers.iter().map(|layer| layer.chance[level]).sum::<f64>() / self.layers.len() as f64
+    }
+}
+
+/// Compares the routers' choices for `inputs`, by layer, with the labels of the rows' tasks.
+///
+/// # Errors
+/// No inputs; whatever the routers report.
+pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &Labels) -> Result<RouterAccuracy> {
+    let tasks = labels.paths.experts.len();
+    let experts = modules.first().map_or(0, |module| module.spec().experts());
+    let mut total = RouterAccuracy {
+        layers: Vec::new(),
+        confusion: vec![vec![0.0; tasks]; tasks],
+        load: vec![vec![0.0; experts]; tasks],
+    };
+    for (layer, (module, samples)) in modules.iter().zip(inputs).enumerate() {
+        let device = module.experts().neuron_expert().device();
+        let predicted = predict(*module, &samples.tensor(device)?)?;
+        let mut rows = vec![0f64; tasks];
+        samples.tasks.iter().for_each(|task| rows[*task as usize] += 1.0);
+        let commonest = (0..tasks).rev().max_by(|a, b| rows[*a].total_cmp(&rows[*b])).unwrap_or(0);
+        total.layers.push(by_level(*module, samples, labels, layer, commonest, &predicted));
+        let share = |task: usize| 1.0 / (rows[task].max(1.0) * modules.len() as f64);
+        for (path, task) in predicted.iter().zip(&samples.tasks) {
+            let task = *task as usize;
+            let overlap = |other: &usize| {
+                let label = &labels.paths.experts[*other][layer];
+                path.iter().filter(|expert| label.binary_search(expert).is_ok()).count()
+            };
+            let decoded = (0..tasks).rev().max_by_key(overlap).unwrap_or(0);
+            total.confusion[task][decoded] += share(task);
+            path.iter().for_each(|expert| total.load[task][*expert as usize] += share(task));
+        }
+    }
+    Ok(total)
+}
+
+/// The path of each row.
+fn predict(module: &dyn MoeModule, x_td: &Tensor) -> Result<Vec<Vec<u32>>> {
+    let gate_tn = select(module.spec(), &module.log_probs(x_td)?, candle_core::DType::F32)?.to_vec2::<f32>()?;
+    let path = |gates: &Vec<f32>| (0..gates.len() as u32).filter(|n| gates[*n as usize] > 0.0).collect();
+    Ok(gate_tn.iter().map(path).collect())
+}
+
+fn by_level(
+    module: &dyn MoeModule,
+    samples: &Samples,
+    labels: &Labels,
+    layer: usize,
+    commonest: usize,
+    predicted: &[Vec<u32>],
+) -> LevelAccuracy {
+    let spec = module.spec();
+    let mut result = LevelAccuracy { accuracy: Vec::new(), chance: Vec::new() };
+    for level in 0..spec.levels.len() {
+        let below = spec.experts() / (spec.parents(level) * spec.levels[level].choices);
+        let of_task: Vec<Vec<usize>> =
+            (0..labels.paths.experts.len()).map(|task| labels.nodes(task, layer, level, spec)).collect();
+        let overlap = |nodes: &[usize], task: usize| {
+            let label = &of_task[task];
+            nodes.iter().filter(|node| label.binary_search(node).is_ok()).count() as f64 / label.len().max(1) as f64
+        };
+        let (mut hit, mut chance) = (0.0, 0.0);
+        for (path, task) in predicted.iter().zip(&samples.tasks) {
+            let mut nodes: Vec<usize> = path.iter().map(|expert| *expert as usize / below).collect();
+            nodes.dedup();
+            hit += overlap(&nodes, *task as usize);
+            chance += overlap(&of_task[commonest], *task as usize);
+        }
+        let rows = samples.tasks.len().max(1) as f64;
+        result.accuracy.push(hit / rows);
+        result.chance.push(chance / rows);
+    }
+    result
+}

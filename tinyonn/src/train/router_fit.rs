@@ -1,0 +1,203 @@
+//! Phase 1: routers trained on labels, everything else frozen (DESIGN §4).
+//!
+//! Inputs and labels come from the pseudo-dense pass. The projection is found first ([`super::projection`]), then each router in
+//! closed form ([`super::gda`]); then, unless `steps` is zero, all parameters are refined by gradient on the cross-entropy between
+//! the router's probabilities and the label's choices in equal shares, keeping the step with the least loss on validation text.
+
+use candle_core::{D, DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::gda::{self, Sums};
+use super::{AdamW, AdamwConfig, projection};
+use crate::checkpoint::ParamStore;
+use crate::imaging::Labels;
+use crate::imaging::inputs::Samples;
+use crate::moe::{GaussianMoeRouter, MoeSpec, Router as _, RouterSpec};
+use crate::{Result, ops, random};
+
+/// How routers are fitted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouterFitConfig {
+    /// Gradient steps behind the closed form; 0 keeps the closed form.
+    pub steps: u64,
+    /// Rows a step.
+    pub batch: usize,
+    /// The constant learning rate.
+    pub rate: f64,
+}
+
+impl Default for RouterFitConfig {
+    fn default() -> Self {
+        Self { steps: 200, batch: 512, rate: 5e-3 }
+    }
+}
+
+/// Steps between looks at the validation text.
+const LOOK: u64 = 20;
+
+/// Inputs of all layers with what fits them share: the projections, found once.
+pub struct RouterFitter<'a> {
+    train: &'a [Samples],
+    validation: &'a [Samples],
+    tasks: usize,
+    /// P by layer, `[r, d]`.
+    projections: Vec<Tensor>,
+    /// z of the training rows by layer, `[n, r]`.
+    z: Vec<Tensor>,
+}
+
+impl<'a> RouterFitter<'a> {
+    /// Finds the projections of all layers for routers of at most `dim` dimensions.
+    ///
+    /// # Errors
+    /// No inputs.
+    pub fn new(train: &'a [Samples], validation: &'a [Samples], tasks: usize, dim: usize) -> Result<Self> {
+        let cpu = candle_core::Device::Cpu;
+        let (mut projections, mut z) = (Vec::new(), Vec::new());
+        for samples in train {
+            let (values, r) = projection::lda(samples, dim)?;
+            let d = values.len() / r;
+            let projection_rd = Tensor::from_vec(values, (r, d), &cpu)?;
+            z.push(samples.tensor(&cpu)?.matmul(&projection_rd.t()?)?);
+            projections.push(projection_rd);
+        }
+        Ok(Self { train, validation, tasks, projections, z })
+    }
+
+    /// Fits the routers of every layer and level to `labels` and puts them into `store`. Deterministic in `seed`.
+    ///
+    /// # Errors
+    /// Routers that are missing from the store or of another shape than `spec` says.
+    pub fn fit(
+        &self,
+        store: &ParamStore,
+        spec: &MoeSpec,
+        labels: &Labels,
+        config: &RouterFitConfig,
+        seed: u64,
+    ) -> Result<()> {
+        for layer in 0..self.train.len() {
+            for (level, declared) in spec.levels.iter().enumerate() {
+                let path = format!("model.layers.{layer}.mlp.{}_router", declared.name);
+                let targets = Targets::new(spec, labels, self.tasks, layer, level);
+                self.closed_form(store, &path, layer, &targets)?;
+                if config.steps > 0 {
+                    let RouterSpec::Gaussian { dim } = declared.router;
+                    self.refine(store, &path, layer, dim, &targets, config, seed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn closed_form(&self, store: &ParamStore, path: &str, layer: usize, targets: &Targets) -> Result<()> {
+        let (_, r) = self.z[layer].dims2()?;
+        let mut sums = vec![Sums::zero(r); self.tasks];
+        for (z, task) in self.z[layer].to_vec2::<f32>()?.iter().zip(&self.train[layer].tasks) {
+            sums[*task as usize].push(z);
+        }
+        let routers: Vec<gda::Gaussians> =
+            (0..targets.parents).map(|parent| gda::fit(&sums, &targets.of_parent(parent), targets.choices)).collect();
+        let flat = |f: fn(&gda::Gaussians) -> &Vec<Vec<f64>>| -> Vec<f32> {
+            routers.iter().flat_map(|router| f(router).iter().flatten().map(|x| *x as f32)).collect()
+        };
+        let shape = (targets.parents, targets.choices, r);
+        let log_prior: Vec<f32> = routers.iter().flat_map(|router| router.log_prior.iter().map(|x| *x as f32)).collect();
+        let device = store.device();
+        let set = |name: &str, value: Tensor| store.set(&format!("{path}.{name}"), &value.to_device(device)?);
+        let cpu = candle_core::Device::Cpu;
+        set("projection", self.projections[layer].clone())?;
+        set("mean", Tensor::from_vec(flat(|router| &router.mean), shape, &cpu)?)?;
+        set("log_variance", Tensor::from_vec(flat(|router| &router.log_variance), shape, &cpu)?)?;
+        set("log_prior", Tensor::from_vec(log_prior, (targets.parents, targets.choices), &cpu)?)?;
+        set("scale", Tensor::new(r as f32, &cpu)?)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn refine(
+        &self,
+        store: &ParamStore,
+        path: &str,
+        layer: usize,
+        dim: usize,
+        targets: &Targets,
+        config: &RouterFitConfig,
+        seed: u64,
+    ) -> Result<()> {
+        use rand::Rng as _;
+        let device = store.device();
+        let prefix = format!("{path}.");
+        let vb = {
+            let prefix = prefix.clone();
+            store.builder(DType::F32, move |name| name.starts_with(&prefix))
+        };
+        let hidden = self.projections[layer].dim(1)?;
+        let router = GaussianMoeRouter::new(hidden, dim, targets.parents, targets.choices, &vb.pp(path))?;
+        let vars = store.trainable(|name| name.starts_with(&prefix));
+        let table = targets.table(device)?;
+        let x = self.train[layer].tensor(device)?;
+        let tasks = Tensor::new(self.train[layer].tasks.as_slice(), device)?;
+        let (held_x, held_tasks) =
+            (self.validation[layer].tensor(device)?, Tensor::new(self.validation[layer].tasks.as_slice(), device)?);
+        let loss = |x: &Tensor, tasks: &Tensor| -> Result<Tensor> {
+            let log_p = router.log_probs(x)?.flatten_from(1)?;
+            Ok((log_p * table.index_select(tasks, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
+        };
+        let mut optimizer = AdamW::new(AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() });
+        let mut rng = random::stream(seed, &format!("router/{path}"));
+        let snapshot = || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
+        let (mut best, mut kept) = (loss(&held_x, &held_tasks)?.to_scalar::<f32>()?, snapshot()?);
+        for step in 1..=config.steps {
+            let rows: Vec<u32> =
+                (0..config.batch).map(|_| rng.random_range(0..self.train[layer].tasks.len() as u32)).collect();
+            let rows = Tensor::new(rows.as_slice(), device)?;
+            let batch_loss = loss(&x.index_select(&rows, 0)?, &tasks.index_select(&rows, 0)?)?;
+            optimizer.step(&vars, &ops::backward(&batch_loss)?, |_| None)?;
+            if step % LOOK == 0 || step == config.steps {
+                let held = loss(&held_x, &held_tasks)?.to_scalar::<f32>()?;
+                if held < best {
+                    (best, kept) = (held, snapshot()?);
+                }
+            }
+        }
+        vars.iter().zip(&kept).try_for_each(|((_, var), value)| var.set(value))?;
+        Ok(())
+    }
+}
+
+/// What the labels of one layer ask of one level's routers.
+struct Targets {
+    parents: usize,
+    choices: usize,
+    /// `taken[task]`: nodes (parent · choices + choice) on the task's path.
+    taken: Vec<Vec<usize>>,
+}
+
+impl Targets {
+    fn new(spec: &MoeSpec, labels: &Labels, tasks: usize, layer: usize, level: usize) -> Self {
+        let taken = (0..tasks).map(|task| labels.nodes(task, layer, level, spec)).collect();
+        Self { parents: spec.parents(level), choices: spec.levels[level].choices, taken }
+    }
+
+    /// The choices each task takes at one parent.
+    fn of_parent(&self, parent: usize) -> Vec<Vec<usize>> {
+        let of_task = |nodes: &Vec<usize>| {
+            nodes.iter().filter(|node| *node / self.choices == parent).map(|node| node % self.choices).collect()
+        };
+        self.taken.iter().map(of_task).collect()
+    }
+
+    /// Target shares `[tasks, parents · choices]`: equal among the choices taken at each parent that the path passes.
+    fn table(&self, device: &candle_core::Device) -> Result<Tensor> {
+        let width = self.parents * self.choices;
+        let mut shares = vec![0f32; self.taken.len() * width];
+        for (row, nodes) in shares.chunks_exact_mut(width).zip(&self.taken) {
+            for node in nodes {
+                let beside = nodes.iter().filter(|other| *other / self.choices == node / self.choices).count();
+                row[*node] = 1.0 / beside as f32;
+            }
+        }
+        Ok(Tensor::from_vec(shares, (self.taken.len(), width), device)?)
+    }
+}
