@@ -1,7 +1,5 @@
 //! A page such as a run would write, with invented numbers.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper of tests: to panic is to fail")]
-
 use rand::Rng;
 use tinyonn::random;
 use tinyonn::report::{
