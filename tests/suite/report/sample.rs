@@ -12,8 +12,8 @@ fn names(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|i| i.to_string()).collect()
 }
 
-fn groups() -> Option<Vec<(String, usize)>> {
-    Some((0..10).map(|g| (format!("group {g}"), 10)).collect())
+fn groups() -> Vec<(String, usize)> {
+    (0..10).map(|g| (format!("group {g}"), 10)).collect()
 }
 
 pub(super) fn scans(layers: usize, purpose: &str) -> Vec<Heatmap> {
@@ -31,7 +31,7 @@ pub(super) fn scans(layers: usize, purpose: &str) -> Vec<Heatmap> {
         columns: names(0..100),
         values,
         scale: Scale::Diverging,
-        column_groups: groups(),
+        column_groups: Some(groups()),
         range,
     };
     TASKS.into_iter().zip(values).map(scan).collect()
@@ -63,7 +63,7 @@ pub(super) fn load() -> Heatmap {
         columns: names(0..100),
         values: (0..5).map(|_| row()).collect(),
         scale: Scale::Sequential,
-        column_groups: groups(),
+        column_groups: Some(groups()),
         range: None,
     }
 }

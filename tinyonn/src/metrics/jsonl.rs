@@ -27,8 +27,9 @@ impl MetricsLog {
         Ok(Self { file, path })
     }
 
-    /// Goes on with the log of an interrupted run whose `stage` is taken up again after `step` steps: its records from `step`
-    /// on, and a line cut off by the interruption, are dropped, so that the log ends up as if nothing had happened.
+    /// Goes on with the log of an interrupted run whose `stage` is taken up again after `step` steps: whatever was logged from
+    /// that step on, later stages included, and a line cut off by the interruption are dropped, so that the log ends up as if
+    /// nothing had happened.
     pub fn resume(path: impl AsRef<Path>, stage: &str, step: u64) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;

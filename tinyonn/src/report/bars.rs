@@ -37,7 +37,7 @@ pub struct BarSeries {
 ///     reference: Some(("dense".into(), 2.13)),
 /// };
 /// assert!(bars.svg()?.to_string().contains(">2.910</text>"));
-/// # tinyonn::Result::Ok(())
+/// # Ok::<(), tinyonn::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Bars {

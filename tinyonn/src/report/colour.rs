@@ -62,10 +62,10 @@ pub fn hex(colour: Rgb) -> String {
     format!("#{:02x}{:02x}{:02x}", colour[0], colour[1], colour[2])
 }
 
-/// Black or white, whichever is easier to read on `background`.
+/// Nearly black, or white: whichever is easier to read on `background`.
 pub(super) fn ink_on(background: Rgb) -> &'static str {
-    // Equal contrast (L + 0.05)/0.05 = 1.05/(L + 0.05) lies at L = 0.179.
-    if luminance(background) > 0.179 { "#111111" } else { "#ffffff" }
+    // Contrast with both is equal, (L + 0.05)/0.0556 = 1.05/(L + 0.05), at L = 0.19.
+    if luminance(background) > 0.19 { "#111111" } else { "#ffffff" }
 }
 
 fn along<const N: usize>(anchors: &[Rgb; N], t: f64) -> Rgb {
@@ -108,7 +108,7 @@ mod tests {
             let t = f64::from(i) / 100.0;
             for colour in [sequential(t), diverging(t), diverging(-t)] {
                 let paper = luminance(colour) + 0.05;
-                let ink = if ink_on(colour) == "#ffffff" { 1.05 } else { 0.0553 };
+                let ink = if ink_on(colour) == "#ffffff" { 1.05 } else { 0.0556 };
                 assert!((paper / ink).max(ink / paper) >= 4.2, "{colour:?}");
             }
         }

@@ -42,7 +42,7 @@ pub enum Scale {
 ///     range: None,
 /// };
 /// assert!(confusion.svg()?.to_string().contains(">0.75</text>"));
-/// # tinyonn::Result::Ok(())
+/// # Ok::<(), tinyonn::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Heatmap {

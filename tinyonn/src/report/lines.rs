@@ -159,7 +159,8 @@ fn draw_names(svg: &mut Svg, names: &[String], ends: &[(usize, (f64, f64))]) {
         let (colour, dash) = look(index);
         let x = PLOT.right() + 8.0;
         if let Some((end_x, end_y)) = end {
-            svg.strokes(&[((end_x.max(PLOT.right()), end_y), (x, level))], Stroke::solid("#b3b8c1", 0.75));
+            let edge = (PLOT.right(), end_y);
+            svg.strokes(&[((end_x, end_y), edge), (edge, (x, level))], Stroke::solid("#b3b8c1", 0.75));
             svg.strokes(&[((x, level), (x + 20.0, level))], Stroke { colour: &colour, width: 2.5, dash });
         }
         let fill = if end.is_some() { INK } else { MUTED };

@@ -24,7 +24,7 @@
 //! };
 //! let page = Page { title: "A scan".into(), lead: vec![], facts: vec![], sections: vec![section] };
 //! assert!(page.html().contains("layer 1, expert 1: 2"));
-//! # tinyonn::Result::Ok(())
+//! # Ok::<(), tinyonn::Error>(())
 //! ```
 
 mod axis;

@@ -79,7 +79,7 @@ impl From<f64> for Cell {
 ///     rows: vec![vec!["SPS".into(), 3.149.into()], vec!["taylor".into(), 3.07.into()]],
 /// };
 /// assert!(table.html()?.contains("<strong>3.07</strong>"));
-/// # tinyonn::Result::Ok(())
+/// # Ok::<(), tinyonn::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Table {
