@@ -189,9 +189,9 @@ fn whole(key: &str, number: &LitInt, errors: &mut Errors) -> Option<usize> {
         return None;
     }
     match number.base10_parse() {
-        Ok(0) => errors.on(number, format!("`{key} = 0` leaves nothing to choose from; use 1 or more")),
+        Ok(0) => errors.on(number, format!("`{key}` is 0; use 1 or more")),
         Ok(value) if value <= MOST => return Some(value),
-        _ => errors.on(number, format!("`{key} = {number}` is too large; use {MOST} or less")),
+        _ => errors.on(number, format!("`{key}` is {number}; use {MOST} or less")),
     }
     None
 }
@@ -234,7 +234,7 @@ fn route_per(value: Option<&Value>, errors: &mut Errors) -> Option<RoutePer> {
         ("sequence", []) => Some(RoutePer::Sequence { first: FIRST }),
         ("sequence", [Argument::Plain(first)]) => Some(RoutePer::Sequence { first: count("sequence", first, errors)? }),
         ("sequence", _) => {
-            errors.at(name.span(), "`sequence` takes the tokens it reads first; write `sequence(64)`");
+            errors.at(name.span(), "`sequence` takes one number, the tokens it reads first; write `sequence(64)`");
             None
         }
         _ => {
@@ -259,19 +259,20 @@ fn top_k(given: Option<Option<&Value>>, choices: [Option<usize>; 2], errors: &mu
         errors.on(brackets, format!("{problem}; write `top_k = [1, 2]`: groups, experts of a group"));
         return None;
     };
-    let mut taken = |value: &Option<Value>, choices: Option<usize>, of: &str| {
+    let mut taken = |value: &Option<Value>, choices: Option<usize>, of: (&str, &str)| {
         let value = value.as_ref()?;
         let k = count("top_k", value, errors)?;
         match choices {
             Some(choices) if k > choices => {
-                let fewer = if choices == 1 { "1".to_owned() } else { format!("{choices} or fewer") };
+                let (of, fewer) =
+                    if choices == 1 { (of.0, "1".to_owned()) } else { (of.1, format!("{choices} or fewer")) };
                 errors.on(value, format!("top_k = {k} exceeds the {choices} {of}; use {fewer}"));
                 None
             }
             _ => Some(k),
         }
     };
-    let groups = taken(groups, choices[0], "groups");
-    let experts = taken(experts, choices[1], "experts of a group");
+    let groups = taken(groups, choices[0], ("group", "groups"));
+    let experts = taken(experts, choices[1], ("expert of a group", "experts of a group"));
     Some([groups?, experts?])
 }
