@@ -12,7 +12,9 @@ use crate::validate::{Level, RoutePer, Router, Variant};
 
 /// The module, its trait implementations and its registry entry.
 pub(crate) fn expand(variant: &Variant) -> TokenStream {
-    [module(variant), inherent(variant), feed_forward(variant), moe_module(variant), entry(variant)].into_iter().collect()
+    [module(variant), inherent(variant), feed_forward(variant), moe_module(variant), entry(variant)]
+        .into_iter()
+        .collect()
 }
 
 /// The struct: a field for the routers of each level, and the experts.

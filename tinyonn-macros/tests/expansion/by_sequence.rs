@@ -12,15 +12,13 @@
 /// | expert | 7 | 3 | 2 | r·d + 2·21·r + 22, r = min(5, d) |
 ///
 /// For hidden width d and MLP width I (at least 21), a layer holds the 3·d·I weights of the dense MLP, and the routers.
+#[derive(Debug, Default)]
 #[derive(::core::clone::Clone)]
-#[cfg(feature = "more")]
-#[derive(Debug)]
 pub(crate) struct BySequence {
     group_router: ::tinyonn::moe::GaussianMoeRouter,
     expert_router: ::tinyonn::moe::GaussianMoeRouter,
     experts: ::tinyonn::moe::TinyOnnExpert,
 }
-#[cfg(feature = "more")]
 impl BySequence {
     /// The declaration.
     pub(crate) const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
@@ -78,7 +76,6 @@ impl BySequence {
         })
     }
 }
-#[cfg(feature = "more")]
 impl ::tinyonn::qwen3::FeedForward for BySequence {
     fn forward(
         &self,
@@ -95,7 +92,6 @@ impl ::tinyonn::qwen3::FeedForward for BySequence {
         self.experts.forward(x, gate_tn.as_ref(), ctx)
     }
 }
-#[cfg(feature = "more")]
 impl ::tinyonn::moe::MoeModule for BySequence {
     fn spec(&self) -> &::tinyonn::moe::MoeSpec {
         static SPEC: ::tinyonn::moe::MoeSpec = BySequence::SPEC;
@@ -116,7 +112,6 @@ impl ::tinyonn::moe::MoeModule for BySequence {
         )
     }
 }
-#[cfg(feature = "more")]
 ::tinyonn::inventory::submit! {
     ::tinyonn::moe::Variant { spec : BySequence::SPEC, module_path :
     ::core::module_path!(), build : | cfg, layer, vb | {

@@ -14,8 +14,8 @@
 /// | expert | 10 | 10 | 8 | r·d + 2·100·r + 101, r = min(64, d) |
 ///
 /// For hidden width d and MLP width I (at least 100), a layer holds the 3·d·I weights of the dense MLP, and the routers.
-#[derive(::core::clone::Clone, ::core::fmt::Debug)]
 #[must_use]
+#[derive(::core::clone::Clone, ::core::fmt::Debug)]
 pub struct TinyOnn {
     group_router: ::tinyonn::moe::GaussianMoeRouter,
     expert_router: ::tinyonn::moe::GaussianMoeRouter,
