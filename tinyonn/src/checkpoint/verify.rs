@@ -235,7 +235,7 @@ fn best(logits: &[f32]) -> usize {
 fn divergence(a: &[f32], b: &[f32]) -> f64 {
     let log_sum_exp = |logits: &[f32]| {
         let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits.iter().map(|x| f64::from(x - top).exp()).sum();
+        let sum: f64 = logits.iter().map(|x| (f64::from(*x) - f64::from(top)).exp()).sum();
         (f64::from(top), sum.ln())
     };
     let ((top_a, log_a), (top_b, log_b)) = (log_sum_exp(a), log_sum_exp(b));

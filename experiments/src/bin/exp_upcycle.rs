@@ -1,0 +1,151 @@
+//! A dense checkpoint in, a Tiny-ONN checkpoint out, and the proof that nothing was lost.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use candle_core::Device;
+use clap::Parser;
+use experiments::settings::{over_file, required};
+use experiments::{DeviceName, main_with, run_folder};
+use serde::{Deserialize, Serialize};
+use tinyonn::checkpoint::{
+    ModelFolder, TinyOnnConfig, TinyOnnFolder, compare, expected_tensors, export_dense, load_model, tokens, upcycle,
+};
+use tinyonn::imaging::Partition;
+use tinyonn::model::ActiveMode;
+use tinyonn::{Error, Result, moe};
+
+/// Turn a dense Qwen3 into a mixture of experts without losing a bit, or back.
+///
+/// Every neuron of every MLP is given to one expert; routers are added, initialised at random. The weights stay as they are.
+/// What was written is read back and compared with the input: all experts active, the logits must be equal bit for bit and
+/// the weights byte for byte.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  exp_upcycle --model Qwen3-1.7B --variant TinyOnn --out Qwen3-1.7B-TinyOnn
+  exp_upcycle --model Qwen3-1.7B --variant TinyOnn --partition random --seed 7 --out shuffled
+  exp_upcycle --model Qwen3-1.7B-TinyOnn --to-dense --out Qwen3-1.7B-again
+
+Variants of your own: declare them with #[moe(..)] in a crate and link it into this program (`use my_variants as _;`).
+Partitions that image the model first (activation, sps) are made by exp_phase2."
+)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    /// A TOML file of settings, named like the flags with `_` for `-`; flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    /// The checkpoint to read: a folder with config.json and safetensors
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The declared variant, by the name of its type, such as TinyOnn (10 groups of 10 experts)
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// The folder to write; it must be new or empty
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// How neurons are given to experts: contiguous or random [default: contiguous]
+    #[arg(long, value_name = "STRATEGY")]
+    partition: Option<Partition>,
+    /// Turn a Tiny-ONN checkpoint back into a plain Qwen3, its weights as they are
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    to_dense: Option<bool>,
+    /// Seed of the partition, the routers and the tokens compared [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Where the check is computed: cpu, cuda, or cuda:N [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceName>,
+}
+
+fn main() -> ExitCode {
+    main_with(|| {
+        let cli = Cli::parse();
+        run(over_file(&cli.settings, cli.config.as_deref())?)
+    })
+}
+
+fn run(settings: Settings) -> Result<ExitCode> {
+    let (from, out) = (required(settings.model, "model")?, required(settings.out, "out")?);
+    let seed = settings.seed.unwrap_or(0);
+    let device = settings.device.unwrap_or_default().open()?;
+    run_folder::refuse_used(&out)?;
+    if settings.to_dense.unwrap_or(false) {
+        if let Some(name) = settings.variant {
+            let problem = format!("`{name}` makes no sense with --to-dense, which takes the experts away");
+            return Err(Error::setting("--variant", problem, "give one of the two"));
+        }
+        export_dense(&from, &out)?;
+        println!("{} → {} (dense)", from.display(), out.display());
+    } else {
+        let name = required(settings.variant, "variant")?;
+        write_upcycled(&from, &out, &name, settings.partition.unwrap_or(Partition::Contiguous), seed)?;
+    }
+    check_lossless(&from, &out, seed, &device)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_upcycled(from: &Path, out: &Path, name: &str, partition: Partition, seed: u64) -> Result<()> {
+    let variant = moe::variant(name)?;
+    let folder = ModelFolder::open(from)?;
+    let cfg = folder.qwen3_config()?;
+    if folder.config()["model_type"] == "tinyonn" {
+        let remedy = "give the dense model, or take the experts away with --to-dense first";
+        return Err(Error::file(from, "is a Tiny-ONN checkpoint already", remedy));
+    }
+    folder.check_names(&expected_tensors(&cfg))?;
+    let neuron_expert = partition.assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), None, seed)?;
+    let dense = folder.load(&Device::Cpu, None)?;
+    let sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
+    TinyOnnFolder::save(out, folder.config(), &TinyOnnConfig::new(variant, partition, seed), &sparse, Some(from))?;
+
+    let (width, experts) = (cfg.intermediate_size, variant.spec.experts());
+    let widths = match (width / experts, width % experts) {
+        (each, 0) => format!("{each} neurons each"),
+        (each, more) => format!("{} of {} neurons, {more} of {}", experts - more, each, each + 1),
+    };
+    let added = sparse.parameters() - dense.parameters();
+    println!("{} → {} ({name}, {partition} partition, all experts active)", from.display(), out.display());
+    println!("experts     {experts} a layer: {widths}");
+    println!(
+        "parameters  {} dense + {added} in routers ({:.2} %)",
+        dense.parameters(),
+        percent(added, dense.parameters())
+    );
+    Ok(())
+}
+
+fn percent(part: usize, whole: usize) -> f64 {
+    100.0 * part as f64 / whole as f64
+}
+
+/// Tokens that the check compares.
+const TOKENS: (usize, usize) = (2, 32);
+
+/// Reads both folders again: equal bytes of every dense weight, equal bits of every logit.
+fn check_lossless(from: &Path, out: &Path, seed: u64, device: &Device) -> Result<()> {
+    let remedy = "the folder is not lossless: report this as a defect, and do not use it";
+    let (a, b) = (ModelFolder::open(from)?, ModelFolder::open(out)?);
+    let dense = expected_tensors(&a.qwen3_config()?);
+    for name in dense.keys() {
+        if a.bytes(name)? != b.bytes(name)? {
+            return Err(Error::file(out, format!("`{name}` differs from {}", from.display()), remedy));
+        }
+    }
+    let [a, b] = [load_model(from, device, None)?, load_model(out, device, None)?];
+    let ids = tokens::random_tokens(a.config().vocab_size, TOKENS, seed, device)?;
+    let comparison = compare(&a, &b, &ids, Some(ActiveMode::All), 1)?;
+    if !comparison.bit_equal {
+        let problem = format!("its logits differ by up to {:e}", comparison.max_abs_difference);
+        return Err(Error::file(out, problem, remedy));
+    }
+    println!("verified    {} weights byte-equal; {} tokens' logits bit-equal", dense.len(), comparison.tokens);
+    Ok(())
+}

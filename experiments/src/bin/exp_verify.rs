@@ -1,0 +1,209 @@
+//! Two checkpoints, or one and a reference: whether they compute the same.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use candle_core::DType;
+use clap::{Parser, ValueEnum};
+use experiments::settings::{over_file, required};
+use experiments::{DeviceName, main_with};
+use serde::{Deserialize, Serialize};
+use tinyonn::checkpoint::{Comparison, LoadedModel, compare, compare_with_reference, load_model, tokens};
+use tinyonn::model::ActiveMode;
+use tinyonn::{Error, Result};
+
+/// Compare the logits of two checkpoints (dense or Tiny-ONN), or of one and a reference file.
+///
+/// Without --tokens the tokens are drawn at random from the vocabulary; no tokenizer is needed. Logits are compared in f32,
+/// whatever the checkpoints compute in.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  exp_verify Qwen3-1.7B Qwen3-1.7B-TinyOnn                  each in its own mode, random tokens
+  exp_verify Qwen3-1.7B trained --active routed --json      how far routing moves the logits
+  exp_verify A B --tokens ids.json --tolerance 0            exit code 1 unless equal
+  exp_verify A --reference reference.safetensors --dtype f32
+
+Exit codes: 0 compared (and within --tolerance), 1 beyond --tolerance, 2 not compared."
+)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    /// A TOML file of settings, named like the flags with `_` for `-` (`a` and `b` are the checkpoints); flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    /// A checkpoint: a folder with config.json and safetensors
+    #[arg(value_name = "A")]
+    a: Option<PathBuf>,
+    /// Another, with the same vocabulary
+    #[arg(value_name = "B", conflicts_with = "reference")]
+    b: Option<PathBuf>,
+    /// In place of B: a safetensors file of input_ids [B, T] (I64 or U32) and their logits [B, T, V] (F32)
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    reference: Option<PathBuf>,
+    /// Token ids to compare on: a safetensors file with input_ids [B, T], or a .json file like [[1, 2], [3, 4]]
+    #[arg(long, value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// Without --tokens: random sequences, their number [default: 2]
+    #[arg(long, value_name = "N")]
+    sequences: Option<usize>,
+    /// Without --tokens: random sequences, tokens each [default: 64]
+    #[arg(long, value_name = "N")]
+    length: Option<usize>,
+    /// The experts that run in both [default: what each config.json says]
+    #[arg(long, value_enum)]
+    active: Option<Active>,
+    /// What both compute in [default: each as it is stored]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// Sequences computed at a time; fewer take less memory [default: 1]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Exit with code 1 if max |Δlogit| is above this, or is not a number
+    #[arg(long, value_name = "X")]
+    tolerance: Option<f64>,
+    /// Print one JSON object (null for what is not a number)
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    json: Option<bool>,
+    /// Seed of the random tokens [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// cpu, cuda, or cuda:N [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceName>,
+}
+
+#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Active {
+    /// All of them
+    All,
+    /// Those that the routers choose
+    Routed,
+}
+
+#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Dtype {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::BF16,
+            Dtype::F16 => Self::F16,
+        }
+    }
+}
+
+impl From<Active> for ActiveMode {
+    fn from(active: Active) -> Self {
+        match active {
+            Active::All => Self::All,
+            Active::Routed => Self::Routed,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    main_with(|| {
+        let cli = Cli::parse();
+        run(&over_file(&cli.settings, cli.config.as_deref())?)
+    })
+}
+
+fn run(settings: &Settings) -> Result<ExitCode> {
+    if let Some(tolerance) = settings.tolerance
+        && (tolerance.is_nan() || tolerance < 0.0)
+    {
+        return Err(Error::setting("--tolerance", format!("{tolerance} is no distance"), "give 0 or more"));
+    }
+    let device = settings.device.unwrap_or_default().open()?;
+    let active = settings.active.map(ActiveMode::from);
+    let batch = settings.batch.unwrap_or(1);
+    let dtype = settings.dtype.map(DType::from);
+    let path = required(settings.a.as_deref(), "a")?;
+    let a = load_model(path, &device, dtype)?;
+    let mut lines = vec![describe("A", path, &a, active)];
+    let (comparison, layers) = match (&settings.reference, &settings.b) {
+        (Some(_), Some(_)) => {
+            return Err(Error::setting("--reference", "there is a second checkpoint as well", "give one of the two"));
+        }
+        (Some(reference), None) => {
+            lines.push(format!("reference        {}", reference.display()));
+            (compare_with_reference(&a, reference, &device, active, batch)?, false)
+        }
+        (None, b) => {
+            let path = b.as_deref().ok_or_else(|| {
+                let remedy = "name a second checkpoint, or a file with --reference; see --help";
+                Error::setting("B", "there is nothing to compare A with", remedy)
+            })?;
+            let b = load_model(path, &device, dtype)?;
+            lines.push(describe("B", path, &b, active));
+            let ids = match &settings.tokens {
+                Some(file) => tokens::read(file, &device)?,
+                None => {
+                    let shape = (settings.sequences.unwrap_or(2), settings.length.unwrap_or(64));
+                    let vocabulary = a.config().vocab_size.min(b.config().vocab_size);
+                    tokens::random_tokens(vocabulary, shape, settings.seed.unwrap_or(0), &device)?
+                }
+            };
+            (compare(&a, &b, &ids, active, batch)?, true)
+        }
+    };
+    if settings.json.unwrap_or(false) {
+        println!("{:#}", serde_json::json!(comparison));
+    } else {
+        lines.extend(table(&comparison, layers));
+        println!("{}", lines.join("\n"));
+    }
+    Ok(verdict(&comparison, settings.tolerance))
+}
+
+fn describe(label: &str, path: &Path, model: &LoadedModel, active: Option<ActiveMode>) -> String {
+    let kind = match model.variant() {
+        None => "dense".to_owned(),
+        Some(variant) => match active.unwrap_or(model.active()) {
+            ActiveMode::All => format!("{variant}, all experts active"),
+            ActiveMode::Routed => format!("{variant}, routed"),
+        },
+    };
+    format!("{label:<17}{} ({kind})", path.display())
+}
+
+fn table(comparison: &Comparison, layers: bool) -> Vec<String> {
+    let mut rows = vec![
+        ("tokens", comparison.tokens.to_string()),
+        ("bit-equal", if comparison.bit_equal { "yes" } else { "no" }.to_owned()),
+        ("max |Δlogit|", format!("{:.3e}", comparison.max_abs_difference)),
+        ("mean |Δlogit|", format!("{:.3e}", comparison.mean_abs_difference)),
+        ("KL(A‖B)", format!("{:.3e} nats a token", comparison.kl_divergence)),
+        ("top-1 agreement", format!("{:.2} %", 100.0 * comparison.top1_agreement)),
+    ];
+    if layers {
+        let first = comparison.first_differing_layer.map_or("none".to_owned(), |layer| layer.to_string());
+        rows.push(("differing from", if first == "none" { first } else { format!("layer {first}") }));
+    }
+    rows.into_iter().map(|(name, value)| format!("{name:<17}{value}")).collect()
+}
+
+fn verdict(comparison: &Comparison, tolerance: Option<f64>) -> ExitCode {
+    match tolerance {
+        // A difference that is not a number is beyond any tolerance.
+        Some(tolerance) if comparison.max_abs_difference.is_nan() || comparison.max_abs_difference > tolerance => {
+            eprintln!("max |Δlogit| {:.3e} is above the tolerance {tolerance:e}", comparison.max_abs_difference);
+            ExitCode::from(1)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}

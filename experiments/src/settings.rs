@@ -1,0 +1,67 @@
+//! Settings: flags over a TOML file.
+//!
+//! A binary declares one struct of `Option`s that is both its flags (`clap::Args`) and its file (`Deserialize` with
+//! `deny_unknown_fields`). A key of the file is the flag's name, with `_` for `-`; a flag that is given wins.
+//!
+//! ```
+//! #[derive(Default, serde::Serialize, serde::Deserialize)]
+//! #[serde(deny_unknown_fields, default)]
+//! struct Settings {
+//!     seed: Option<u64>,
+//!     min_k: Option<usize>,
+//! }
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let file = dir.path().join("run.toml");
+//! std::fs::write(&file, "seed = 1\nmin_k = 5").unwrap();
+//! let flags = Settings { seed: Some(2), min_k: None };
+//! let settings = experiments::settings::over_file(&flags, Some(&file))?;
+//! assert_eq!((settings.seed, settings.min_k), (Some(2), Some(5)));
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
+
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tinyonn::{Error, Result};
+
+/// The settings of `file`, each replaced by the flag of the same name where `flags` has it.
+///
+/// # Errors
+/// A file that cannot be read or is not TOML; a key that is unknown or of the wrong type. The error names file, line and key.
+pub fn over_file<S: Serialize + DeserializeOwned>(flags: &S, file: Option<&Path>) -> Result<S> {
+    let defect = |e: serde_json::Error| Error::setting("settings", e.to_string(), "report this as a defect");
+    let mut merged = match file {
+        Some(path) => serde_json::to_value(read::<S>(path)?).map_err(defect)?,
+        None => Value::Object(serde_json::Map::new()),
+    };
+    let given = serde_json::to_value(flags).map_err(defect)?;
+    if let (Some(merged), Value::Object(given)) = (merged.as_object_mut(), given) {
+        merged.extend(given.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    serde_json::from_value(merged).map_err(defect)
+}
+
+/// A setting that has no default.
+///
+/// # Errors
+/// It was given neither as the flag `--name` nor as a key of the file.
+pub fn required<T>(value: Option<T>, name: &str) -> Result<T> {
+    value.ok_or_else(|| {
+        let key = name.replace('-', "_");
+        let remedy = format!("give it, or `{key}` in a file with --config; see --help");
+        Error::setting(format!("--{name}"), "it is needed and was not given", remedy)
+    })
+}
+
+fn read<S: DeserializeOwned>(path: &Path) -> Result<S> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    toml::from_str(&text).map_err(|e| {
+        let line = e.span().map_or(1, |span| text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1);
+        let problem = format!("line {line}: {}", e.message().lines().collect::<Vec<_>>().join(" "));
+        Error::file(path, problem, "see --help for the settings; keys are the flags' names with `_` for `-`")
+    })
+}
