@@ -1,0 +1,94 @@
+//! Small models that several subjects run over.
+
+use candle_core::{DType, Device, Tensor};
+use tinyonn::Result;
+use tinyonn::checkpoint::ParamStore;
+use tinyonn::imaging::{Integral, Partition};
+use tinyonn::model::TinyOnnForCausalLm;
+use tinyonn::moe::{self, MoeSpec, Variant};
+use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
+
+use crate::gradients::inputs;
+
+pub(crate) const CPU: Device = Device::Cpu;
+
+/// A decoder of two layers whose MLPs have `width` neurons.
+pub(crate) fn config(width: usize, tied: bool) -> Qwen3Config {
+    Qwen3Config {
+        vocab_size: 37,
+        hidden_size: 16,
+        intermediate_size: width,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 6,
+        max_position_embeddings: 64,
+        rope_theta: 1e4,
+        rms_norm_eps: 1e-6,
+        tie_word_embeddings: tied,
+        attention_bias: false,
+    }
+}
+
+/// Random weights of order one over √fan-in, far from the timid ones of a new model, so that every part shows in the logits.
+pub(crate) fn weights(cfg: &Qwen3Config, dtype: DType) -> ParamStore {
+    let mut store = ParamStore::new(&CPU);
+    for (i, (name, shape)) in tinyonn::checkpoint::expected_tensors(cfg).into_iter().enumerate() {
+        let draw = inputs(100 + i as u64, &[&shape]).remove(0);
+        let value = match shape[..] {
+            [_, fan_in] if !name.contains("embed") => (draw / (fan_in as f64).sqrt()).unwrap(),
+            [_, _] => draw,
+            _ => draw.affine(0.1, 1.0).unwrap(),
+        };
+        store.insert(name, value.to_dtype(dtype).unwrap()).unwrap();
+    }
+    store
+}
+
+pub(crate) fn variant(name: &str) -> &'static Variant {
+    moe::variant(name).unwrap()
+}
+
+/// Experts of both layers' neurons; clustered strategies are given made-up profiles over three tasks.
+pub(crate) fn partition(strategy: Partition, spec: &MoeSpec, cfg: &Qwen3Config) -> Result<Vec<Vec<u32>>> {
+    let (layers, width) = (cfg.num_hidden_layers, cfg.intermediate_size);
+    let profile =
+        |task: usize, layer: usize| inputs((10 * task + layer) as u64, &[&[width]]).remove(0).to_vec1::<f64>().unwrap();
+    let neurons = (0..3).map(|task| (0..layers).map(|layer| profile(task, layer)).collect()).collect();
+    strategy.assign(spec, (layers, width), Some(&Integral { neurons }), 3)
+}
+
+pub(crate) fn dense(cfg: &Qwen3Config, store: &ParamStore, dtype: DType) -> Qwen3ForCausalLm<Mlp> {
+    Qwen3ForCausalLm::dense(cfg, &store.builder(dtype, |_| false)).unwrap()
+}
+
+pub(crate) fn sparse(
+    cfg: &Qwen3Config,
+    variant: &'static Variant,
+    store: &ParamStore,
+    dtype: DType,
+) -> TinyOnnForCausalLm {
+    TinyOnnForCausalLm::new(cfg, variant, &store.builder(dtype, |_| false)).unwrap()
+}
+
+/// Random ids `[b, t]` of the small vocabulary.
+pub(crate) fn ids(shape: (usize, usize)) -> Tensor {
+    tinyonn::checkpoint::tokens::random_tokens(37, shape, 5, &CPU).unwrap()
+}
+
+/// The bits of every value, through f32, which holds bf16 and f16 exactly.
+pub(crate) fn bits(tensor: &Tensor) -> Vec<u32> {
+    let values = tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+/// The largest absolute difference.
+pub(crate) fn apart(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.dims(), b.dims());
+    (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+}
+
+/// The words of a refusal.
+pub(crate) fn message<T>(result: Result<T>) -> String {
+    result.err().expect("must be refused").to_string()
+}
