@@ -9,5 +9,6 @@ mod lossless;
 mod metrics;
 mod models;
 mod ops;
+mod parity;
 mod report;
 mod variants;
