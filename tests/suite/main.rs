@@ -11,4 +11,7 @@ mod models;
 mod ops;
 mod parity;
 mod report;
+mod settings;
+mod upcycle;
 mod variants;
+mod verify;
