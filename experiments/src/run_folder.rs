@@ -66,7 +66,11 @@ pub fn refuse_used(dir: &Path) -> Result<()> {
         Err(e) => return Err(Error::io(dir, e)),
     };
     if used {
-        return Err(Error::file(dir, "exists and is not empty", "name a new folder with --out, or remove this one first"));
+        return Err(Error::file(
+            dir,
+            "exists and is not empty",
+            "name a new folder with --out, or remove this one first",
+        ));
     }
     Ok(())
 }

@@ -78,9 +78,12 @@ fn run(settings: Settings) -> Result<ExitCode> {
     let device = settings.device.unwrap_or_default().open()?;
     run_folder::refuse_used(&out)?;
     if settings.to_dense.unwrap_or(false) {
-        if let Some(name) = settings.variant {
-            let problem = format!("`{name}` makes no sense with --to-dense, which takes the experts away");
-            return Err(Error::setting("--variant", problem, "give one of the two"));
+        for (flag, given) in [("--variant", settings.variant.is_some()), ("--partition", settings.partition.is_some())]
+        {
+            if given {
+                let problem = "makes no sense with --to-dense, which takes the experts away";
+                return Err(Error::setting(flag, problem, "give one of the two"));
+            }
         }
         export_dense(&from, &out)?;
         println!("{} → {} (dense)", from.display(), out.display());
@@ -104,7 +107,7 @@ fn write_upcycled(from: &Path, out: &Path, name: &str, partition: Partition, see
     let neuron_expert = partition.assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), None, seed)?;
     let dense = folder.load(&Device::Cpu, None)?;
     let sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
-    TinyOnnFolder::save(out, folder.config(), &TinyOnnConfig::new(variant, partition, seed), &sparse, Some(from))?;
+    TinyOnnFolder::save(out, folder.config(), &TinyOnnConfig::new(variant, &partition, seed), &sparse, Some(from))?;
 
     let (width, experts) = (cfg.intermediate_size, variant.spec.experts());
     let widths = match (width / experts, width % experts) {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
-use experiments::settings::{over_file, required};
+use experiments::settings::over_file;
 use experiments::{DeviceName, main_with};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{Comparison, LoadedModel, compare, compare_with_reference, load_model, tokens};
@@ -51,10 +51,10 @@ struct Settings {
     #[arg(long, value_name = "FILE")]
     tokens: Option<PathBuf>,
     /// Without --tokens: random sequences, their number [default: 2]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["tokens", "reference"])]
     sequences: Option<usize>,
     /// Without --tokens: random sequences, tokens each [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["tokens", "reference"])]
     length: Option<usize>,
     /// The experts that run in both [default: what each config.json says]
     #[arg(long, value_enum)]
@@ -66,7 +66,7 @@ struct Settings {
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Exit with code 1 if max |Δlogit| is above this, or is not a number
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     tolerance: Option<f64>,
     /// Print one JSON object (null for what is not a number)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -132,7 +132,9 @@ fn run(settings: &Settings) -> Result<ExitCode> {
     let active = settings.active.map(ActiveMode::from);
     let batch = settings.batch.unwrap_or(1);
     let dtype = settings.dtype.map(DType::from);
-    let path = required(settings.a.as_deref(), "a")?;
+    let path = settings.a.as_deref().ok_or_else(|| {
+        Error::setting("A", "no checkpoint was named", "name two, or one and --reference FILE; see --help")
+    })?;
     let a = load_model(path, &device, dtype)?;
     let mut lines = vec![describe("A", path, &a, active)];
     let (comparison, layers) = match (&settings.reference, &settings.b) {
@@ -150,13 +152,12 @@ fn run(settings: &Settings) -> Result<ExitCode> {
             })?;
             let b = load_model(path, &device, dtype)?;
             lines.push(describe("B", path, &b, active));
-            let ids = match &settings.tokens {
-                Some(file) => tokens::read(file, &device)?,
-                None => {
-                    let shape = (settings.sequences.unwrap_or(2), settings.length.unwrap_or(64));
-                    let vocabulary = a.config().vocab_size.min(b.config().vocab_size);
-                    tokens::random_tokens(vocabulary, shape, settings.seed.unwrap_or(0), &device)?
-                }
+            let ids = if let Some(file) = &settings.tokens {
+                tokens::read(file, &device)?
+            } else {
+                let shape = (settings.sequences.unwrap_or(2), settings.length.unwrap_or(64));
+                let vocabulary = a.config().vocab_size.min(b.config().vocab_size);
+                tokens::random_tokens(vocabulary, shape, settings.seed.unwrap_or(0), &device)?
             };
             (compare(&a, &b, &ids, active, batch)?, true)
         }
@@ -185,23 +186,28 @@ fn table(comparison: &Comparison, layers: bool) -> Vec<String> {
     let mut rows = vec![
         ("tokens", comparison.tokens.to_string()),
         ("bit-equal", if comparison.bit_equal { "yes" } else { "no" }.to_owned()),
-        ("max |Δlogit|", format!("{:.3e}", comparison.max_abs_difference)),
-        ("mean |Δlogit|", format!("{:.3e}", comparison.mean_abs_difference)),
-        ("KL(A‖B)", format!("{:.3e} nats a token", comparison.kl_divergence)),
+        ("max |Δlogit|", figure(comparison.max_abs_difference)),
+        ("mean |Δlogit|", figure(comparison.mean_abs_difference)),
+        ("KL(A‖B)", format!("{} nats a token", figure(comparison.kl_divergence))),
         ("top-1 agreement", format!("{:.2} %", 100.0 * comparison.top1_agreement)),
     ];
     if layers {
-        let first = comparison.first_differing_layer.map_or("none".to_owned(), |layer| layer.to_string());
-        rows.push(("differing from", if first == "none" { first } else { format!("layer {first}") }));
+        let first = comparison.first_differing_layer.map_or("none".to_owned(), |layer| format!("layer {layer}"));
+        rows.push(("differing from", first));
     }
     rows.into_iter().map(|(name, value)| format!("{name:<17}{value}")).collect()
+}
+
+/// Three digits after the first; a plain 0 for what is exactly none.
+fn figure(value: f64) -> String {
+    if value.abs() > 0.0 || value.is_nan() { format!("{value:.3e}") } else { "0".to_owned() }
 }
 
 fn verdict(comparison: &Comparison, tolerance: Option<f64>) -> ExitCode {
     match tolerance {
         // A difference that is not a number is beyond any tolerance.
         Some(tolerance) if comparison.max_abs_difference.is_nan() || comparison.max_abs_difference > tolerance => {
-            eprintln!("max |Δlogit| {:.3e} is above the tolerance {tolerance:e}", comparison.max_abs_difference);
+            eprintln!("max |Δlogit| {} is above the tolerance {tolerance:e}", figure(comparison.max_abs_difference));
             ExitCode::from(1)
         }
         _ => ExitCode::SUCCESS,

@@ -58,9 +58,9 @@ pub struct PartitionOrigin {
 }
 
 impl TinyOnnConfig {
-    /// Of a model just upcycled: all experts active.
+    /// Of a model just upcycled under the partition `strategy` with `seed`: all experts active.
     #[must_use]
-    pub fn new(variant: &Variant, strategy: impl ToString, seed: u64) -> Self {
+    pub fn new(variant: &Variant, strategy: &(impl ToString + ?Sized), seed: u64) -> Self {
         Self {
             variant: variant.spec.name.to_string(),
             active: ActiveMode::All,

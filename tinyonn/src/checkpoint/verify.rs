@@ -211,7 +211,10 @@ impl Row {
     fn new(a: &[f32], b: &[f32]) -> Self {
         let bit_equal = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
         // Equal infinities are no difference, though their difference is no number. NaNs always are one.
-        let difference = |(a, b): (&f32, &f32)| if a == b { 0.0 } else { (f64::from(*a) - f64::from(*b)).abs() };
+        let difference = |(a, b): (&f32, &f32)| {
+            let same_infinity = a.is_infinite() && a.to_bits() == b.to_bits();
+            if same_infinity { 0.0 } else { (f64::from(*a) - f64::from(*b)).abs() }
+        };
         let (mut max, mut sum) = (0.0, 0.0);
         for d in a.iter().zip(b).map(difference) {
             max = larger(max, d);
