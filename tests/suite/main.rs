@@ -8,3 +8,4 @@ mod gradients;
 mod metrics;
 mod ops;
 mod report;
+mod variants;

@@ -25,11 +25,12 @@ impl Errors {
         self.0.push(error);
     }
 
-    /// `word` is none of the `known` words for a `what`.
-    pub(crate) fn unknown(&mut self, word: &Ident, what: &str, known: &[&str]) {
-        let name = word.to_string();
-        let guess = nearest(&name, known).map_or(String::new(), |near| format!("did you mean `{near}`? "));
-        self.at(word.span(), format!("there is no {what} `{name}`; {guess}known: {}", known.join(", ")));
+    /// `word` is none of the `known` words for a `what`; returns the one that was probably meant.
+    pub(crate) fn unknown<'a>(&mut self, word: &Ident, what: &str, known: &[&'a str]) -> Option<&'a str> {
+        let meant = nearest(&word.to_string(), known);
+        let guess = meant.map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
+        self.at(word.span(), format!("`{word}` is no {what}; {guess}known: {}", known.join(", ")));
+        meant
     }
 
     /// Whether nothing is wrong.

@@ -12,26 +12,26 @@ use crate::validate::{Level, RoutePer, Router, Variant};
 
 /// The module, its trait implementations and its registry entry.
 pub(crate) fn expand(variant: &Variant) -> TokenStream {
-    // Of the user's attributes those that say when the type exists concern all that depends on it.
-    let cfg: Vec<&Attribute> = variant.attrs.iter().filter(|attr| attr.path().is_ident("cfg")).collect();
-    let parts = [module(variant), inherent(variant), feed_forward(variant), moe_module(variant), entry(variant)];
-    parts.into_iter().enumerate().map(|(i, part)| if i == 0 { part } else { quote!(#(#cfg)* #part) }).collect()
+    [module(variant), inherent(variant), feed_forward(variant), moe_module(variant), entry(variant)]
+        .into_iter()
+        .collect()
 }
 
 /// The struct: a field for the routers of each level, and the experts.
 fn module(variant: &Variant) -> TokenStream {
     let Variant { attrs, vis, name, levels, .. } = variant;
-    let docs = rustdoc::of(variant);
-    let blank = attrs.iter().any(|attr| attr.path().is_ident("doc")).then(|| quote!(#[doc = ""]));
-    let derive = missing_derives(attrs);
+    let (own_docs, attrs): (Vec<_>, Vec<_>) = attrs.iter().partition(|attr| attr.path().is_ident("doc"));
+    let blank = (!own_docs.is_empty()).then_some("");
+    let docs = blank.map(str::to_owned).into_iter().chain(rustdoc::of(variant));
+    let derive = missing_derives(&attrs);
     let fields = levels.iter().map(|level| {
         let (field, kind) = (field(level), router_type(level.router));
         quote!(#field: #kind)
     });
     quote! {
-        #(#attrs)*
-        #blank
+        #(#own_docs)*
         #(#[doc = #docs])*
+        #(#attrs)*
         #derive
         #vis struct #name {
             #(#fields,)*
@@ -41,7 +41,7 @@ fn module(variant: &Variant) -> TokenStream {
 }
 
 /// `Clone` and `Debug`, where the user does not derive them already.
-fn missing_derives(attrs: &[Attribute]) -> Option<TokenStream> {
+fn missing_derives(attrs: &[&Attribute]) -> Option<TokenStream> {
     let given: Vec<Path> = attrs
         .iter()
         .filter(|attr| attr.path().is_ident("derive"))

@@ -1,7 +1,7 @@
 //! `#[moe(..)]`: a mixture of experts declared in a line, expanded to the candle module a person would have written.
 //!
-//! Three passes: [`parse`] reads settings, [`validate`] checks grammar and arithmetic, [`expand`] writes the module. All that
-//! is wrong is reported at once, each error on its own span with its remedy.
+//! Three passes: `parse` reads settings, `validate` checks grammar and arithmetic, `expand` writes the module. All that is
+//! wrong is reported at once, each error on its own span with its remedy.
 
 mod errors;
 mod expand;

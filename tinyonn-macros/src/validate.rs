@@ -75,7 +75,7 @@ impl Variant {
 /// Checks everything; `None` if anything is wrong, all of which is then in `errors`.
 pub(crate) fn validate(declaration: Declaration, errors: &mut Errors) -> Option<Variant> {
     let item = declaration.item.and_then(|item| unit_struct(item, errors));
-    let settings = Settings::new(&declaration.settings, errors);
+    let settings = Settings::new(declaration.settings.iter(), "setting", &SETTINGS, errors);
     let groups = settings.required("groups", "the number of groups", errors);
     let experts = settings.required("experts", "the number of experts in each group", errors);
     if let (Some(groups), Some(experts)) = (groups, experts)
@@ -100,23 +100,39 @@ pub(crate) fn validate(declaration: Declaration, errors: &mut Errors) -> Option<
 }
 
 /// The settings by name, each known and given once.
-struct Settings<'a>(Vec<&'a Setting>);
+struct Settings<'a> {
+    given: Vec<&'a Setting>,
+    /// What unknown names were probably meant to be: not missing besides.
+    meant: Vec<&'a str>,
+}
 
 impl<'a> Settings<'a> {
-    fn new(all: &'a [Setting], errors: &mut Errors) -> Self {
-        Self(distinct(all.iter(), "setting", &SETTINGS, errors))
+    fn new(all: impl Iterator<Item = &'a Setting>, what: &str, known: &'a [&'a str], errors: &mut Errors) -> Self {
+        let mut settings = Self { given: Vec::new(), meant: Vec::new() };
+        for setting in all {
+            let key = &setting.key;
+            if !known.iter().any(|known| key == known) {
+                settings.meant.extend(errors.unknown(key, what, known));
+            } else if settings.get(&key.to_string()).is_some() {
+                errors.at(key.span(), format!("`{key}` is given twice; keep one"));
+            } else {
+                settings.given.push(setting);
+            }
+        }
+        settings
     }
 
     /// The value of `key`: `None` if it is not given, `Some(None)` if it could not be read.
     #[expect(clippy::option_option, reason = "not given and not readable differ: only the first takes a default")]
     fn get(&self, key: &str) -> Option<Option<&'a Value>> {
-        self.0.iter().find(|setting| setting.key == key).map(|setting| setting.value.as_ref())
+        self.given.iter().find(|setting| setting.key == key).map(|setting| setting.value.as_ref())
     }
 
     /// The number `key`, which has no default.
     fn required(&self, key: &str, what: &str, errors: &mut Errors) -> Option<usize> {
         match self.get(key) {
             Some(value) => count(key, value?, errors),
+            None if self.meant.contains(&key) => None,
             None => {
                 errors.at(Span::call_site(), format!("`{key}` is missing; add `{key} = 10`, {what}"));
                 None
@@ -129,27 +145,6 @@ impl<'a> Settings<'a> {
             errors.on(value, message);
         }
     }
-}
-
-/// The settings that are known and given for the first time; the others are reported.
-fn distinct<'a>(
-    all: impl Iterator<Item = &'a Setting>,
-    what: &str,
-    known: &[&str],
-    errors: &mut Errors,
-) -> Vec<&'a Setting> {
-    let mut distinct: Vec<&Setting> = Vec::new();
-    for setting in all {
-        let key = &setting.key;
-        if !known.iter().any(|known| key == known) {
-            errors.unknown(key, what, known);
-        } else if distinct.iter().any(|earlier| earlier.key == *key) {
-            errors.at(key.span(), format!("`{key}` is given twice; keep one"));
-        } else {
-            distinct.push(setting);
-        }
-    }
-    distinct
 }
 
 /// A struct without fields or parameters: the macro writes the fields.
@@ -189,9 +184,9 @@ fn whole(key: &str, number: &LitInt, errors: &mut Errors) -> Option<usize> {
         return None;
     }
     match number.base10_parse() {
-        Ok(0) => errors.on(number, format!("`{key} = 0` leaves nothing to choose from; use 1 or more")),
+        Ok(0) => errors.on(number, format!("`{key}` is 0; use 1 or more")),
         Ok(value) if value <= MOST => return Some(value),
-        _ => errors.on(number, format!("`{key} = {number}` is too large; use {MOST} or less")),
+        _ => errors.on(number, format!("`{key}` is {number}; use {MOST} or less")),
     }
     None
 }
@@ -214,8 +209,8 @@ fn router(value: Option<&Value>, errors: &mut Errors) -> Option<Router> {
         Argument::Named(setting) => Some(setting),
         Argument::Plain(_) => None,
     });
-    match distinct(named, "argument of `gaussian`", &["dim"], errors).first() {
-        Some(dim) => Some(Router::Gaussian { dim: count("dim", dim.value.as_ref()?, errors)? }),
+    match Settings::new(named, "argument of `gaussian`", &["dim"], errors).get("dim") {
+        Some(dim) => Some(Router::Gaussian { dim: count("dim", dim?, errors)? }),
         None => Some(Router::Gaussian { dim: DIM }),
     }
 }
@@ -234,7 +229,7 @@ fn route_per(value: Option<&Value>, errors: &mut Errors) -> Option<RoutePer> {
         ("sequence", []) => Some(RoutePer::Sequence { first: FIRST }),
         ("sequence", [Argument::Plain(first)]) => Some(RoutePer::Sequence { first: count("sequence", first, errors)? }),
         ("sequence", _) => {
-            errors.at(name.span(), "`sequence` takes the tokens it reads first; write `sequence(64)`");
+            errors.at(name.span(), "`sequence` takes one number, the tokens it reads first; write `sequence(64)`");
             None
         }
         _ => {
@@ -259,19 +254,20 @@ fn top_k(given: Option<Option<&Value>>, choices: [Option<usize>; 2], errors: &mu
         errors.on(brackets, format!("{problem}; write `top_k = [1, 2]`: groups, experts of a group"));
         return None;
     };
-    let mut taken = |value: &Option<Value>, choices: Option<usize>, of: &str| {
+    let mut taken = |value: &Option<Value>, choices: Option<usize>, of: (&str, &str)| {
         let value = value.as_ref()?;
         let k = count("top_k", value, errors)?;
         match choices {
             Some(choices) if k > choices => {
-                let fewer = if choices == 1 { "1".to_owned() } else { format!("{choices} or fewer") };
+                let (of, fewer) =
+                    if choices == 1 { (of.0, "1".to_owned()) } else { (of.1, format!("{choices} or fewer")) };
                 errors.on(value, format!("top_k = {k} exceeds the {choices} {of}; use {fewer}"));
                 None
             }
             _ => Some(k),
         }
     };
-    let groups = taken(groups, choices[0], "groups");
-    let experts = taken(experts, choices[1], "experts of a group");
+    let groups = taken(groups, choices[0], ("group", "groups"));
+    let experts = taken(experts, choices[1], ("expert of a group", "experts of a group"));
     Some([groups?, experts?])
 }

@@ -21,5 +21,28 @@ pub use router::Router;
 pub use select::select;
 pub use spec::{LevelSpec, MoeSpec, RoutePer, RouterSpec};
 
-/// Declares a mixture of experts; see the macro's own page for its grammar.
+/// Declares a mixture of experts: a unit struct becomes a module that a person could have written, in the [`registry`] under
+/// its name.
+///
+/// ```
+/// use tinyonn::moe::{RoutePer, moe, variant};
+///
+/// /// Seven groups of three experts; two groups take part in a sequence, with one expert each.
+/// #[moe(groups = 7, experts = 3, router = gaussian(dim = 16), top_k = [2, 1], route_per = sequence(8))]
+/// pub struct Few;
+///
+/// assert_eq!((Few::SPEC.experts(), Few::SPEC.active_experts()), (21, 2));
+/// assert_eq!(Few::SPEC.route_per, RoutePer::Sequence { first: 8 });
+/// assert_eq!(variant("Few")?.spec, Few::SPEC);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
+/// What is wrong with a declaration is said at compile time, where it stands:
+///
+/// ```compile_fail
+/// #[tinyonn::moe::moe(groups = 10, experts = 10, top_k = [1, 12])] // top_k = 12 exceeds the 10 experts of a group
+/// pub struct TooMany;
+/// ```
+///
+/// The grammar:
 pub use tinyonn_macros::moe;

@@ -1,0 +1,6 @@
+use tinyonn_macros::moe;
+
+#[moe]
+pub struct Name;
+
+fn main() {}

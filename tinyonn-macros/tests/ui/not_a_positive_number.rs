@@ -1,0 +1,6 @@
+use tinyonn_macros::moe;
+
+#[moe(groups = 0, experts = -3, top_k = ["1", 2.0])]
+pub struct Name;
+
+fn main() {}

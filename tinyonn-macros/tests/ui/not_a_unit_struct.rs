@@ -1,0 +1,25 @@
+use tinyonn_macros::moe;
+
+#[moe(groups = 10, experts = 10)]
+pub struct Braces {
+    pub width: usize,
+}
+
+#[moe(groups = 10, experts = 10)]
+pub struct Tuple(pub usize);
+
+#[moe(groups = 10, experts = 10)]
+pub enum Named {
+    Language,
+}
+
+#[moe(groups = 10, experts = 10)]
+pub fn function() {}
+
+// Each item still exists: what uses it brings no further error.
+pub fn uses(_: Tuple, _: Named) -> Braces {
+    function();
+    Braces { width: 1 }
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+use tinyonn_macros::moe;
+
+#[moe(groups = 10, experts = 10, top_k = [1, 2, 3])]
+pub struct Name;
+
+fn main() {}
