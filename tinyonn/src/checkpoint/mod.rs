@@ -4,6 +4,9 @@
 //! parameters by name, hands them to models, trainable or frozen, and [`ModelFolder::save`] writes them back, whole or
 //! not at all. Loading and saving without a conversion keeps each tensor's bytes.
 //!
+//! [`upcycle`] turns a dense model's parameters into a variant's without touching a weight; a [`TinyOnnFolder`] is the
+//! result on disk, [`export_dense`] the way back, and [`compare`] the proof.
+//!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
 //! use tinyonn::checkpoint::{ModelFolder, ParamStore};
@@ -21,15 +24,28 @@
 //! ```
 
 mod builder;
+mod export;
 pub mod folder;
 mod initialise;
+mod loaded;
 pub mod mmap;
 mod names;
 mod save;
 pub mod store;
+pub mod tinyonn_folder;
+pub mod tokens;
+mod upcycle;
+mod variant_tensors;
+pub mod verify;
 
+pub use export::export_dense;
 pub use folder::ModelFolder;
+pub use loaded::{LoadedModel, load_model};
 pub use mmap::MappedSafetensors;
 pub use names::expected_tensors;
 pub use save::{MAX_SHARD_BYTES, TOKENIZER_FILES};
 pub use store::ParamStore;
+pub use tinyonn_folder::{TinyOnnConfig, TinyOnnFolder};
+pub use upcycle::upcycle;
+pub use variant_tensors::expected_variant_tensors;
+pub use verify::{Comparison, compare, compare_with_reference};

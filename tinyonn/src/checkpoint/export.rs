@@ -1,0 +1,26 @@
+//! Back to a plain Qwen3 folder: upcycling never touched a dense weight, so taking the routers away restores the model.
+
+use std::path::Path;
+
+use candle_core::Device;
+
+use super::folder::ModelFolder;
+use super::names::expected_tensors;
+use super::tinyonn_folder::{TinyOnnFolder, dense_config};
+use crate::Result;
+
+/// Writes the dense model of the Tiny-ONN folder `from` to the new folder `to`: each weight byte for byte as stored, the dense
+/// model's own configuration, the tokenizer's files. Partition and routers are left behind: the result runs all experts.
+///
+/// # Errors
+/// `from` is no Tiny-ONN folder; `to` exists and is not empty; the system refuses a file.
+pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    let source = TinyOnnFolder::open(&from)?;
+    let dense = expected_tensors(source.qwen3_config());
+    let mut store = source.load(&Device::Cpu, None)?;
+    let extra: Vec<String> = store.names().filter(|name| !dense.contains_key(*name)).map(str::to_owned).collect();
+    for name in extra {
+        store.remove(&name);
+    }
+    ModelFolder::save(to, &dense_config(source.folder().config()), &store, Some(from.as_ref()))
+}

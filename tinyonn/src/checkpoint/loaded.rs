@@ -1,0 +1,84 @@
+//! A model of either kind, read from its folder and ready to run.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+
+use super::folder::ModelFolder;
+use super::names::{EMBEDDING, expected_tensors};
+use super::tinyonn_folder::{TinyOnnFolder, is_tinyonn};
+use crate::Result;
+use crate::model::{ActiveMode, TinyOnnForCausalLm};
+use crate::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm, RouteCtx};
+
+/// A dense model or one of routed experts, frozen.
+pub enum LoadedModel {
+    /// A plain Qwen3.
+    Dense(Qwen3ForCausalLm<Mlp>),
+    /// A Tiny-ONN, and the mode it runs in unless told otherwise.
+    TinyOnn(TinyOnnForCausalLm, ActiveMode),
+}
+
+/// Reads the folder `dir`, of either kind, to compute in `dtype`, or in the type of its embedding where `None`.
+///
+/// # Errors
+/// Whatever keeps the folder from being a whole model.
+pub fn load_model(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Result<LoadedModel> {
+    let folder = ModelFolder::open(dir)?;
+    let stored = folder.tensors().find(|(name, _)| *name == EMBEDDING).map(|(_, info)| info.dtype);
+    let dtype = dtype.unwrap_or(match stored {
+        Some(Dtype::BF16) => DType::BF16,
+        Some(Dtype::F16) => DType::F16,
+        _ => DType::F32,
+    });
+    if is_tinyonn(folder.config()) {
+        let folder = TinyOnnFolder::from_folder(folder)?;
+        let store = folder.load(device, Some(dtype))?;
+        return Ok(LoadedModel::TinyOnn(folder.model(&store, dtype)?, folder.config().active));
+    }
+    let cfg = folder.qwen3_config()?;
+    folder.check_names(&expected_tensors(&cfg))?;
+    let store = folder.load(device, Some(dtype))?;
+    Ok(LoadedModel::Dense(Qwen3ForCausalLm::dense(&cfg, &store.builder(dtype, |_| false))?))
+}
+
+impl LoadedModel {
+    /// The shape of the dense model.
+    #[must_use]
+    pub fn config(&self) -> &Qwen3Config {
+        match self {
+            Self::Dense(model) => model.config(),
+            Self::TinyOnn(model, _) => model.lm().config(),
+        }
+    }
+
+    /// The mode it runs in unless told otherwise; a dense model has all of itself active.
+    #[must_use]
+    pub fn active(&self) -> ActiveMode {
+        match self {
+            Self::Dense(_) => ActiveMode::All,
+            Self::TinyOnn(_, active) => *active,
+        }
+    }
+
+    /// The declared variant's name; `None` of a dense model.
+    #[must_use]
+    pub fn variant(&self) -> Option<&str> {
+        match self {
+            Self::Dense(_) => None,
+            Self::TinyOnn(model, _) => Some(&model.spec().name),
+        }
+    }
+
+    /// Logits `[B, T, V]` of token ids `[B, T]`, in the model's dtype.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary; shapes or devices that do not go together.
+    pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        match self {
+            Self::Dense(model) => model.logits(ids, ctx, None),
+            Self::TinyOnn(model, _) => model.logits(ids, ctx, None),
+        }
+    }
+}

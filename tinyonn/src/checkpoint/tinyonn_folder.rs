@@ -1,0 +1,256 @@
+//! A Tiny-ONN folder: a dense model folder whose `config.json` says `model_type: "tinyonn"` and has an object `tinyonn`.
+//!
+//! ```json
+//! "model_type": "tinyonn",
+//! "architectures": ["TinyOnnForCausalLM"],
+//! "tinyonn": {
+//!   "variant": "TinyOnn",
+//!   "active": "all",
+//!   "partition": { "strategy": "contiguous", "seed": 0 },
+//!   "spec": { "name": "TinyOnn", "levels": [ .. ], "route_per": "token" }
+//! }
+//! ```
+//!
+//! All other keys are the dense model's. `spec` is the declaration that the weights were made under: a program whose variant
+//! of that name is declared otherwise refuses the folder, and shows each difference.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::folder::{CONFIG, ModelFolder};
+use super::names::expected_tensors;
+use super::store::ParamStore;
+use super::variant_tensors::{expected_variant_tensors, neuron_expert_name};
+use crate::model::{ActiveMode, TinyOnnForCausalLm};
+use crate::moe::{self, MoeSpec, Variant};
+use crate::qwen3::Qwen3Config;
+use crate::{Error, Result};
+
+/// The key of `config.json` under which a variant is described.
+const KEY: &str = "tinyonn";
+
+/// The object `tinyonn` of `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TinyOnnConfig {
+    /// The declared type.
+    pub variant: String,
+    /// Which experts run unless the caller says otherwise.
+    pub active: ActiveMode,
+    /// How neurons were given to experts.
+    pub partition: PartitionOrigin,
+    /// The declaration, for whoever reads the folder later.
+    pub spec: MoeSpec,
+}
+
+/// Where a partition comes from; the partition itself is in the weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionOrigin {
+    /// `contiguous`, `random`, ..
+    pub strategy: String,
+    /// Its seed.
+    pub seed: u64,
+}
+
+impl TinyOnnConfig {
+    /// Of a model just upcycled: all experts active.
+    #[must_use]
+    pub fn new(variant: &Variant, strategy: impl ToString, seed: u64) -> Self {
+        Self {
+            variant: variant.spec.name.to_string(),
+            active: ActiveMode::All,
+            partition: PartitionOrigin { strategy: strategy.to_string(), seed },
+            spec: variant.spec.clone(),
+        }
+    }
+
+    /// `config` (a dense or a Tiny-ONN `config.json`) with this object; every other key stays, in its place.
+    #[must_use]
+    pub fn write_to(&self, config: &Value) -> Value {
+        let mut config = config.clone();
+        config["model_type"] = json!("tinyonn");
+        config["architectures"] = json!(["TinyOnnForCausalLM"]);
+        config[KEY] = json!(self);
+        config
+    }
+}
+
+/// The `config.json` of the dense model that a Tiny-ONN `config.json` was made from.
+pub(super) fn dense_config(config: &Value) -> Value {
+    let mut config = config.clone();
+    if let Some(object) = config.as_object_mut() {
+        object.shift_remove(KEY);
+        object.insert("model_type".into(), json!("qwen3"));
+        object.insert("architectures".into(), json!(["Qwen3ForCausalLM"]));
+    }
+    config
+}
+
+/// Whether `config.json` is of a Tiny-ONN folder.
+pub(super) fn is_tinyonn(config: &Value) -> bool {
+    config.get("model_type").and_then(Value::as_str) == Some("tinyonn")
+}
+
+/// A Tiny-ONN folder, opened and checked.
+pub struct TinyOnnFolder {
+    folder: ModelFolder,
+    cfg: Qwen3Config,
+    config: TinyOnnConfig,
+    variant: &'static Variant,
+    routers: Vec<(String, Vec<usize>)>,
+}
+
+impl TinyOnnFolder {
+    /// Opens `dir` and checks its configuration, its variant, and every tensor's name, shape and type.
+    ///
+    /// # Errors
+    /// A folder that is no Tiny-ONN checkpoint; a variant that is not linked in, or is declared otherwise than in the file;
+    /// tensors that are missing, unexpected or misshapen.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::from_folder(ModelFolder::open(dir)?)
+    }
+
+    pub(super) fn from_folder(folder: ModelFolder) -> Result<Self> {
+        let path = folder.dir().join(CONFIG);
+        let object = match folder.config().get(KEY) {
+            Some(object) if is_tinyonn(folder.config()) => object,
+            _ => {
+                let problem = "is not of a Tiny-ONN checkpoint (`model_type: \"tinyonn\"` and an object `tinyonn`)";
+                return Err(Error::file(path, problem, "upcycle the dense model with exp_upcycle"));
+            }
+        };
+        let (config, variant) = read_object(object, &path)?;
+        let cfg = folder.qwen3_config()?;
+        let expected = expected_variant_tensors(&cfg, variant)?;
+        folder.check_names(&expected)?;
+        let dense = expected_tensors(&cfg);
+        let partitions: Vec<String> = (0..cfg.num_hidden_layers).map(neuron_expert_name).collect();
+        let routers: Vec<(String, Vec<usize>)> =
+            expected.into_iter().filter(|(name, _)| !dense.contains_key(name) && !partitions.contains(name)).collect();
+        check_types(&folder, partitions.iter(), Dtype::U32)?;
+        check_types(&folder, routers.iter().map(|(name, _)| name), Dtype::F32)?;
+        Ok(Self { folder, cfg, config, variant, routers })
+    }
+
+    /// Writes the new folder `dir`: `tinyonn` added to `config` (see [`TinyOnnConfig::write_to`]), every entry of `store`, and
+    /// the tokenizer's files of the folder `tokenizer`. Whole or not at all, as [`ModelFolder::save`].
+    ///
+    /// # Errors
+    /// `dir` exists and is not empty, or the system refuses a file.
+    pub fn save(
+        dir: impl AsRef<Path>,
+        config: &Value,
+        tinyonn: &TinyOnnConfig,
+        store: &ParamStore,
+        tokenizer: Option<&Path>,
+    ) -> Result<()> {
+        ModelFolder::save(dir, &tinyonn.write_to(config), store, tokenizer)
+    }
+
+    /// The folder under it.
+    #[must_use]
+    pub fn folder(&self) -> &ModelFolder {
+        &self.folder
+    }
+
+    /// The shape of the dense model.
+    #[must_use]
+    pub fn qwen3_config(&self) -> &Qwen3Config {
+        &self.cfg
+    }
+
+    /// The object `tinyonn` of `config.json`.
+    #[must_use]
+    pub fn config(&self) -> &TinyOnnConfig {
+        &self.config
+    }
+
+    /// The declaration it belongs to.
+    #[must_use]
+    pub fn variant(&self) -> &'static Variant {
+        self.variant
+    }
+
+    /// The names of the routers' parameters, sorted.
+    pub fn router_names(&self) -> impl Iterator<Item = &str> {
+        self.routers.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Loads the parameters: the dense ones in `dtype`, or as stored where `None`; the routers always in f32.
+    ///
+    /// # Errors
+    /// What [`ModelFolder::load`] reports.
+    pub fn load(&self, device: &Device, dtype: Option<DType>) -> Result<ParamStore> {
+        let mut store = self.folder.load(device, dtype)?;
+        if dtype.is_some_and(|dtype| dtype != DType::F32) {
+            for (name, shape) in &self.routers {
+                store.remove(name);
+                store.insert(name, Tensor::from_raw_buffer(self.folder.bytes(name)?, DType::F32, shape, device)?)?;
+            }
+        }
+        Ok(store)
+    }
+
+    /// The model over a store that [`TinyOnnFolder::load`] gave, computing in `dtype`, frozen.
+    ///
+    /// # Errors
+    /// A partition in the weights that leaves an expert empty or names one that does not exist.
+    pub fn model(&self, store: &ParamStore, dtype: DType) -> Result<TinyOnnForCausalLm> {
+        TinyOnnForCausalLm::new(&self.cfg, self.variant, &store.builder(dtype, |_| false))
+    }
+}
+
+/// The object `tinyonn`, and the declared variant that it must agree with.
+fn read_object(object: &Value, path: &Path) -> Result<(TinyOnnConfig, &'static Variant)> {
+    let Some(name) = object.get("variant").and_then(Value::as_str) else {
+        return Err(Error::file(path, "`tinyonn.variant` is not a name", "upcycle the dense model again"));
+    };
+    let variant = moe::variant(name)?;
+    // On the raw values: a declaration that this program cannot read is shown like any other that differs.
+    let mut differences = Vec::new();
+    differing("spec", object.get("spec").unwrap_or(&Value::Null), &json!(variant.spec), &mut differences);
+    if !differences.is_empty() {
+        let problem = format!("{} was made under another declaration: {}", path.display(), differences.join("; "));
+        let remedy = "declare the variant as the file says, or upcycle the dense model again";
+        return Err(Error::variant(name, problem, remedy));
+    }
+    let unreadable =
+        |e: serde_json::Error| Error::file(path, format!("`tinyonn`: {e}"), "upcycle the dense model again");
+    Ok((TinyOnnConfig::deserialize(object).map_err(unreadable)?, variant))
+}
+
+/// Where two values differ: path, what the file has, what is declared.
+fn differing(path: &str, file: &Value, declared: &Value, differences: &mut Vec<String>) {
+    let absent = &Value::Null;
+    match (file, declared) {
+        (Value::Object(a), Value::Object(b)) => {
+            for key in b.keys().chain(a.keys().filter(|key| !b.contains_key(*key))) {
+                let [a, b] = [a, b].map(|object| object.get(key).unwrap_or(absent));
+                differing(&format!("{path}.{key}"), a, b, differences);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            for i in 0..a.len().max(b.len()) {
+                let [a, b] = [a, b].map(|array| array.get(i).unwrap_or(absent));
+                differing(&format!("{path}[{i}]"), a, b, differences);
+            }
+        }
+        _ if file == declared => {}
+        _ => differences.push(format!("`{path}` is {file} in the file, {declared} as declared")),
+    }
+}
+
+fn check_types<'a>(folder: &ModelFolder, names: impl Iterator<Item = &'a String>, dtype: Dtype) -> Result<()> {
+    for name in names {
+        if let Some((_, info)) = folder.tensors().find(|(other, info)| other == name && info.dtype != dtype) {
+            let problem = format!("is {} in {}, must be {dtype}", info.dtype, folder.dir().display());
+            return Err(Error::tensor(name, problem, "do not convert partitions and routers: upcycle again"));
+        }
+    }
+    Ok(())
+}

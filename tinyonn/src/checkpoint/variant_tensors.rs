@@ -1,0 +1,66 @@
+//! The tensors that a checkpoint of a variant must hold: found by running its constructor, so that a router of any type is
+//! counted without a list of names to keep.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::Init;
+use candle_nn::var_builder::{SimpleBackend, VarBuilder};
+
+use super::names::expected_tensors;
+use super::store::unknown;
+use crate::Result;
+use crate::moe::Variant;
+use crate::qwen3::Qwen3Config;
+
+/// Where the mixture of a layer lies in a checkpoint.
+pub(super) fn mixture_prefix(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp")
+}
+
+/// The name of a layer's partition: the expert of each of its neurons.
+pub(super) fn neuron_expert_name(layer: usize) -> String {
+    format!("{}.neuron_expert", mixture_prefix(layer))
+}
+
+/// Name and shape of every tensor of `variant` on the dense shape `config`: the dense model's, each layer's `neuron_expert`
+/// `[I]`, and the routers' parameters.
+///
+/// # Errors
+/// A variant that does not fit the model.
+pub fn expected_variant_tensors(config: &Qwen3Config, variant: &Variant) -> Result<BTreeMap<String, Vec<usize>>> {
+    let shapes = Arc::new(Mutex::new(expected_tensors(config)));
+    let recorder = Recorder { experts: variant.spec.experts(), shapes: Arc::clone(&shapes) };
+    let vb = VarBuilder::from_backend(Box::new(recorder), DType::F32, Device::Cpu);
+    for layer in 0..config.num_hidden_layers {
+        (variant.build)(config, layer, vb.pp(mixture_prefix(layer)))?;
+    }
+    let shapes = shapes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Ok(shapes)
+}
+
+/// Notes what is asked for and gives stand-ins: zeros without memory, and a partition that leaves no expert empty.
+struct Recorder {
+    experts: usize,
+    shapes: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
+}
+
+impl SimpleBackend for Recorder {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), shape.dims().to_vec());
+        if dtype.is_int() {
+            let owners: Vec<u32> = (0..shape.elem_count()).map(|i| (i % self.experts) as u32).collect();
+            return Tensor::from_vec(owners, shape, device)?.to_dtype(dtype);
+        }
+        Tensor::zeros((), dtype, device)?.broadcast_as(shape)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        Err(unknown(name).into())
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+}
