@@ -5,8 +5,8 @@ use crate::Result;
 use crate::imaging::Labels;
 use crate::metrics::{Record, series};
 use crate::moe::MoeSpec;
-use crate::report::heatmap::{Scale, common_range};
-use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Page, Section, Series};
+
+use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Page, Scale, Section, Series, common_range};
 use crate::train::RouterAccuracy;
 
 /// What the page shows.

@@ -11,7 +11,7 @@ use super::summary::{
 };
 use super::text::Tokens;
 use super::{Dense, Phase2Config, Text, device};
-use crate::checkpoint::{self, ParamStore};
+use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
 use crate::imaging::inputs::Samples;
 use crate::imaging::{Integral, Labels, NeuronScan, RouterInputs, ScanOptions, Score, scan};
@@ -175,7 +175,7 @@ impl Run<'_> {
     fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
         let dir = self.config.out.join("upcycled");
         self.write(store, &dir, ActiveMode::All)?;
-        let read = checkpoint::open_tinyonn(&dir)?.load(&self.device, Some(DType::F32))?;
+        let read = TinyOnnFolder::open(&dir)?.folder().load(&self.device, Some(DType::F32))?;
         let dense = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
         let sparse = self.model(&read)?;
         let mut figures = LosslessFigures { max_abs_diff: 0.0, bit_equal: true };
@@ -289,7 +289,9 @@ impl Run<'_> {
         if dir.join("config.json").exists() {
             std::fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         }
-        checkpoint::save_tinyonn(dir, &self.dense.dir, store, self.variant, active, &self.config.partition.to_string())
+        let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.config.partition, self.config.seed) };
+        let source = ModelFolder::open(&self.dense.dir)?;
+        TinyOnnFolder::save(dir, source.config(), &config, store, Some(&self.dense.dir))
     }
 
     #[allow(clippy::too_many_arguments)]
