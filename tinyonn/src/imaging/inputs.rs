@@ -3,12 +3,13 @@
 //! Routers are fitted at the unit they decide for, so two kinds of input are kept: of single tokens, and the mean over each
 //! sequence's first tokens (DESIGN §1).
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 
-use crate::data::{Batch, NO_TARGET};
-use crate::qwen3::Observer;
+use super::ScanOptions;
+use crate::data::{Batch, NO_TARGET, TokenSet};
+use crate::qwen3::{FeedForward, Observer, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
 
 /// Inputs of one layer with their tasks.
@@ -71,6 +72,29 @@ impl RouterInputs {
         state.task = task as u32;
         state.counted =
             batch.targets.flatten_all()?.to_vec1::<u32>()?.iter().map(|target| *target != NO_TARGET).collect();
+        Ok(())
+    }
+
+    /// Reads `set` through `model`, all active, forward only.
+    ///
+    /// # Errors
+    /// Whatever the model reports.
+    pub fn collect<F: FeedForward>(
+        self: &Arc<Self>,
+        model: &Qwen3ForCausalLm<F>,
+        set: &TokenSet,
+        options: ScanOptions,
+        device: &candle_core::Device,
+    ) -> Result<()> {
+        let ctx = RouteCtx { observer: Some(self.clone()), ..RouteCtx::all() };
+        let batches = options.tokens_per_task.div_ceil(options.length).div_ceil(options.batch);
+        for task in 0..set.tasks.len() {
+            for batch in set.batches_of_task(task, options.length, options.batch, device)?.take(batches) {
+                let batch = batch?;
+                self.begin(task, &batch)?;
+                model.model().forward(&batch.inputs, &ctx, None)?;
+            }
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 pub mod expert;
 pub mod gaussian;
+pub mod load;
 pub mod module;
 pub mod registry;
 pub mod router;
@@ -13,6 +14,7 @@ pub mod spec;
 
 pub use expert::TinyOnnExpert;
 pub use gaussian::GaussianMoeRouter;
+pub use load::LoadMeter;
 pub use module::{MoeLayer, MoeModule, route};
 pub use registry::{Variant, variant, variants};
 pub use router::Router;

@@ -46,6 +46,14 @@ pub enum RouterSpec {
     },
 }
 
+impl RouterSpec {
+    /// The width of the projection, before it is capped at the hidden size.
+    pub fn dim(&self) -> usize {
+        let Self::Gaussian { dim } = self;
+        *dim
+    }
+}
+
 /// What shares a routing decision. Both forms are causal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -12,7 +12,7 @@ use super::{AdamW, AdamwConfig, projection};
 use crate::checkpoint::ParamStore;
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
-use crate::moe::{GaussianMoeRouter, MoeSpec, Router as _, RouterSpec};
+use crate::moe::{GaussianMoeRouter, MoeSpec, Router as _};
 use crate::{Result, ops, random};
 
 /// How routers are fitted.
@@ -83,8 +83,7 @@ impl<'a> RouterFitter<'a> {
                 let targets = Targets::new(spec, labels, self.tasks, layer, level);
                 self.closed_form(store, &path, layer, &targets)?;
                 if config.steps > 0 {
-                    let RouterSpec::Gaussian { dim } = declared.router;
-                    self.refine(store, &path, layer, dim, &targets, config, seed)?;
+                    self.refine(store, &path, layer, declared.router.dim(), &targets, config, seed)?;
                 }
             }
         }

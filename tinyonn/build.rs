@@ -1,0 +1,32 @@
+//! Hashes the crate's sources: the code version in the key of cached models.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sources(&path, found)?;
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn main() -> std::io::Result<()> {
+    println!("cargo::rerun-if-changed=src");
+    let mut found = Vec::new();
+    sources(Path::new("src"), &mut found)?;
+    found.sort();
+    let mut hash = Sha256::new();
+    for path in found {
+        hash.update(path.to_string_lossy().as_bytes());
+        hash.update(std::fs::read(&path)?);
+    }
+    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("cargo::rustc-env=TINYONN_SOURCES_SHA256={hex}");
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! How much work routing gives to each expert.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Tensor};
+
+use crate::Result;
+use crate::qwen3::Observer;
+
+/// Counts the tokens routed to each expert of each layer while a model runs.
+#[derive(Debug)]
+pub struct LoadMeter {
+    /// By layer: tokens seen, and tokens by expert.
+    layers: Mutex<Vec<(f64, Vec<f64>)>>,
+}
+
+impl LoadMeter {
+    /// For `layers` layers of `experts` experts.
+    #[must_use]
+    pub fn new(layers: usize, experts: usize) -> Self {
+        Self { layers: Mutex::new(vec![(0.0, vec![0.0; experts]); layers]) }
+    }
+
+    /// The share of tokens that each expert of each layer took, `[layer][expert]`.
+    #[must_use]
+    pub fn load(&self) -> Vec<Vec<f64>> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let share = |(seen, tokens): &(f64, Vec<f64>)| tokens.iter().map(|count| count / seen.max(1.0)).collect();
+        layers.iter().map(share).collect()
+    }
+
+    /// The share of a layer's neurons that a token uses, mean over tokens and layers; `units[layer][i]` is the expert of neuron i.
+    #[must_use]
+    pub fn active_share(&self, units: &[Vec<u32>]) -> f64 {
+        let of_layer = |(load, units): (&Vec<f64>, &Vec<u32>)| {
+            units.iter().map(|expert| load[*expert as usize]).sum::<f64>() / units.len() as f64
+        };
+        let load = self.load();
+        load.iter().zip(units).map(of_layer).sum::<f64>() / load.len().max(1) as f64
+    }
+}
+
+impl Observer for LoadMeter {
+    fn gates(&self, layer: usize, gate_tn: &Tensor) -> Result<()> {
+        let taken = gate_tn.ne(0f64)?.to_dtype(DType::F32)?.sum(0)?.to_vec1::<f32>()?;
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, tokens) = &mut layers[layer];
+        *seen += gate_tn.dim(0)? as f64;
+        tokens.iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += f64::from(*taken));
+        Ok(())
+    }
+}

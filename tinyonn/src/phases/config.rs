@@ -1,0 +1,141 @@
+//! Everything that decides what a run of [`super::phase2`] does.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::imaging::Partition;
+use crate::qwen3::Qwen3Config;
+use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
+
+/// The configuration of [`super::phase2`]. As TOML, every key is optional and unknown keys are refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Phase2Config {
+    /// A Hugging Face folder of a dense Qwen3; without it a small one is pretrained on the text.
+    pub model: Option<PathBuf>,
+    /// The declared variant to decompose it into.
+    pub variant: String,
+    /// Tasks as `NAME=PATH`; without any, the default text.
+    pub data: Vec<String>,
+    /// Decides everything random.
+    pub seed: u64,
+    /// `cpu`, `cuda` or `cuda:n`.
+    pub device: String,
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Where pretrained dense models are kept.
+    pub cache: PathBuf,
+    /// The shape of the dense model, if it is pretrained.
+    pub dense: DenseShape,
+    /// How it is pretrained.
+    pub pretrain: PretrainConfig,
+    /// Tokens a sequence.
+    pub length: usize,
+    /// Sequences a batch, in scan and evaluation.
+    pub batch: usize,
+    /// Training tokens of each task that are scanned.
+    pub scan_tokens: usize,
+    /// How neurons are given to experts.
+    pub partition: Partition,
+    /// Labels by what sets a task apart (minus the mean over tasks), or by ∫SPS itself.
+    pub contrast: bool,
+    /// How routers are fitted.
+    pub router: RouterFitConfig,
+    /// How experts differentiate.
+    pub smk: SmkConfig,
+}
+
+impl Default for Phase2Config {
+    fn default() -> Self {
+        Self {
+            model: None,
+            variant: "TinyOnn".into(),
+            data: Vec::new(),
+            seed: 0,
+            device: "cpu".into(),
+            out: "runs/phase2".into(),
+            cache: "runs/cache".into(),
+            dense: DenseShape::default(),
+            pretrain: PretrainConfig::default(),
+            length: 128,
+            batch: 8,
+            scan_tokens: 65_536,
+            partition: Partition::Activation,
+            contrast: true,
+            router: RouterFitConfig::default(),
+            smk: SmkConfig::default(),
+        }
+    }
+}
+
+impl Phase2Config {
+    /// The same in under a minute: fewer steps, less text scanned. For CI, and for a first look.
+    #[must_use]
+    pub fn quick() -> Self {
+        let config = Self::default();
+        Self {
+            out: "runs/quick".into(),
+            pretrain: PretrainConfig { steps: 250, warmup: 30, ..config.pretrain },
+            scan_tokens: 8_192,
+            router: RouterFitConfig { steps: 60, ..config.router },
+            smk: SmkConfig { steps: 40, ..config.smk },
+            ..config
+        }
+    }
+}
+
+/// The shape of a dense Qwen3 that is pretrained on the spot.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenseShape {
+    /// Entries of the tokenizer.
+    pub vocab_size: usize,
+    /// Width of the hidden state.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl Default for DenseShape {
+    fn default() -> Self {
+        Self {
+            vocab_size: 2048,
+            hidden_size: 128,
+            intermediate_size: 384,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 32,
+        }
+    }
+}
+
+impl DenseShape {
+    /// The Qwen3 of this shape over a vocabulary of `vocab_size`, its head tied.
+    #[must_use]
+    pub fn qwen3(&self, vocab_size: usize) -> Qwen3Config {
+        Qwen3Config {
+            vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+            max_position_embeddings: 4096,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: true,
+            attention_bias: false,
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The dense model a run starts from: a given checkpoint, or a small Qwen3 pretrained on the text and cached.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use sha2::{Digest as _, Sha256};
+
+use super::text::Tokens;
+use super::{Phase2Config, Text};
+use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors};
+use crate::data::{Sampler, TextTokenizer};
+use crate::metrics::MetricsLog;
+use crate::qwen3::Qwen3Config;
+use crate::train::pretrain;
+use crate::{Error, Result};
+
+/// A dense model, ready to be decomposed.
+pub struct Dense {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its configuration.
+    pub cfg: Qwen3Config,
+    /// Its parameters, f32.
+    pub store: ParamStore,
+    /// Its tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// Whether it was pretrained in this run (and not given or found in the cache).
+    pub fresh: bool,
+}
+
+/// The file in a cached model's folder that holds the losses of its pretraining.
+pub const PRETRAIN_LOG: &str = "pretrain.jsonl";
+
+impl Dense {
+    /// Loads `config.model`, or the cached model of this configuration, or pretrains it and caches it.
+    ///
+    /// # Errors
+    /// A folder that is no Qwen3 or has no tokenizer; whatever pretraining reports.
+    pub fn obtain(config: &Phase2Config, text: &Text, device: &Device) -> Result<Self> {
+        if let Some(dir) = &config.model {
+            return Self::load(dir, device, false);
+        }
+        let dir = config.cache.join(format!("dense-{}", &cache_key(config, text)?[..16]));
+        if dir.join("config.json").exists() {
+            return Self::load(&dir, device, false);
+        }
+        Self::pretrain(config, text, &dir, device)?;
+        Self::load(&dir, device, true)
+    }
+
+    fn load(dir: &Path, device: &Device, fresh: bool) -> Result<Self> {
+        let folder = ModelFolder::open(dir)?;
+        let cfg = folder.qwen3_config()?;
+        folder.check_names(&expected_tensors(&cfg))?;
+        let store = folder.load(device, Some(DType::F32))?;
+        let tokenizer = TextTokenizer::load(dir.join("tokenizer.json"), None)?;
+        if tokenizer.vocab_size() > cfg.vocab_size {
+            let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
+            return Err(Error::file(dir.join("tokenizer.json"), problem, "use the tokenizer the model was trained with"));
+        }
+        Ok(Self { dir: dir.to_path_buf(), cfg, store, tokenizer, fresh })
+    }
+
+    fn pretrain(config: &Phase2Config, text: &Text, dir: &Path, device: &Device) -> Result<()> {
+        let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
+        let cfg = config.dense.qwen3(tokenizer.vocab_size());
+        let Tokens { train, .. } = text.encode(&tokenizer)?;
+        let sampler = Sampler::new(&train, config.length, config.pretrain.batch, config.seed, device)?;
+        std::fs::create_dir_all(&config.cache).map_err(|e| Error::io(&config.cache, e))?;
+        // Beside the folder until it is whole.
+        let staged = dir.with_extension("pretraining");
+        std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
+        tokenizer.save(staged.join("tokenizer.json"))?;
+        let log_path = staged.join(PRETRAIN_LOG);
+        let mut log = MetricsLog::create(&log_path)?;
+        let store = pretrain(&cfg, &config.pretrain, &sampler, device, config.seed, &mut log)?;
+        ModelFolder::save(dir, &cfg.to_json(), &store, Some(&staged))?;
+        let kept = dir.join(PRETRAIN_LOG);
+        std::fs::rename(&log_path, &kept).map_err(|e| Error::io(&kept, e))?;
+        std::fs::remove_dir_all(&staged).map_err(|e| Error::io(&staged, e))
+    }
+}
+
+/// SHA-256 of all that decides the pretrained weights: configuration, seed, device, text, and this crate's own sources.
+fn cache_key(config: &Phase2Config, text: &Text) -> Result<String> {
+    let deciding = serde_json::json!({
+        "code": env!("TINYONN_SOURCES_SHA256"),
+        "corpus": text.sha256,
+        "dense": config.dense,
+        "pretrain": config.pretrain,
+        "length": config.length,
+        "seed": config.seed,
+        "device": config.device,
+    });
+    let bytes = serde_json::to_vec(&deciding).map_err(|e| Error::setting("config", e.to_string(), "report this"))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,261 @@
+//! `report.html`: whether it worked, on one self-contained page.
+
+use super::Summary;
+use crate::Result;
+use crate::imaging::Labels;
+use crate::metrics::{Record, series};
+use crate::moe::MoeSpec;
+
+use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Page, Scale, Section, Series, common_range};
+use crate::train::RouterAccuracy;
+
+/// What the page shows.
+pub(super) struct Material<'a> {
+    pub(super) summary: &'a Summary,
+    pub(super) tasks: &'a [String],
+    pub(super) spec: &'a MoeSpec,
+    /// ∫SPS a token, `[task][layer][expert]`.
+    pub(super) experts: Vec<Vec<Vec<f64>>>,
+    pub(super) labels: &'a Labels,
+    /// Of single tokens, on the test split.
+    pub(super) accuracy: &'a RouterAccuracy,
+    /// After SMK, `[layer][expert]`.
+    pub(super) load_after: &'a [Vec<f64>],
+    pub(super) pretrain: Vec<Record>,
+    pub(super) smk: Vec<Record>,
+}
+
+/// The page.
+pub(super) fn page(m: &Material<'_>) -> Result<Page> {
+    let s = m.summary;
+    let verdict = if s.lossless.bit_equal { "bit for bit the dense model's" } else { "NOT the dense model's" };
+    let lead = vec![
+        format!(
+            "A dense Qwen3 of {} parameters was decomposed into {} experts a layer. All active, its logits are {verdict}.",
+            s.model.parameters, s.model.experts
+        ),
+        format!(
+            "Routed, with {:.0} % of the neurons active, it loses {:.3} nats a token before the experts differentiate and {:.3} after \
+             (dense: {:.3} nats; routers fitted to random paths: {:.3}; to other tasks' paths: {:.3}).",
+            100.0 * s.active_share,
+            s.loss.routed_before - s.loss.dense,
+            s.loss.routed_after - s.loss.dense,
+            s.loss.dense,
+            s.loss.routed_random_labels,
+            s.loss.routed_permuted_labels,
+        ),
+    ];
+    let facts = vec![
+        ("variant".into(), s.variant.clone()),
+        ("seed".into(), s.seed.to_string()),
+        ("corpus SHA-256".into(), s.corpus.sha256.clone()),
+        ("partition".into(), s.model.partition.clone()),
+        ("largest |Δ logit|, all active".into(), s.lossless.max_abs_diff.to_string()),
+        ("share of surprises above zero".into(), format!("{:.4}", s.scan.gradient_nonzero_share)),
+        ("distinct paths".into(), format!("{} of {} tasks", s.labels.distinct_paths, m.tasks.len())),
+        ("seconds".into(), seconds(s)),
+    ];
+    let sections = vec![losses(m)?, brain(m)?, routing(m)?, load(m)?, curves(m)];
+    Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })
+}
+
+fn seconds(s: &Summary) -> String {
+    let stages = s.seconds.iter().map(|(stage, seconds)| format!("{stage} {:.1}", seconds.as_f64().unwrap_or(0.0)));
+    stages.collect::<Vec<_>>().join(", ")
+}
+
+/// A name for each expert, by its group.
+fn group_columns(spec: &MoeSpec) -> (Vec<String>, Option<Vec<(String, usize)>>) {
+    let groups = spec.levels[0].choices;
+    let width = spec.experts() / groups;
+    let columns = (0..spec.experts()).map(|expert| format!("{}.{}", expert / width, expert % width)).collect();
+    let names = (0..groups).map(|group| (format!("{} {group}", spec.levels[0].name), width)).collect();
+    (columns, Some(names))
+}
+
+fn losses(m: &Material<'_>) -> Result<Section> {
+    let s = m.summary;
+    let rows = [
+        ("dense", s.loss.dense),
+        ("routed after SMK", s.loss.routed_after),
+        ("routed before SMK", s.loss.routed_before),
+        ("labels' own paths", s.loss.label_paths),
+        ("other tasks' paths", s.loss.routed_permuted_labels),
+        ("random paths", s.loss.routed_random_labels),
+    ];
+    let bars = Bars {
+        title: "Loss on the test split".into(),
+        value_label: "nats a token".into(),
+        categories: rows.iter().map(|(name, _)| (*name).to_string()).collect(),
+        series: vec![BarSeries { name: "loss".into(), values: rows.iter().map(|(_, x)| *x).collect(), whiskers: None }],
+        reference: Some(("dense".into(), s.loss.dense)),
+    };
+    let by_task = Bars {
+        title: "Loss by task".into(),
+        value_label: "nats a token".into(),
+        categories: m.tasks.to_vec(),
+        series: ["dense", "routed_before", "routed_after"]
+            .into_iter()
+            .map(|name| BarSeries {
+                name: name.replace('_', " "),
+                values: m.tasks.iter().map(|task| s.loss_by_task[name][task]).collect(),
+                whiskers: None,
+            })
+            .collect(),
+        reference: None,
+    };
+    Ok(Section {
+        heading: "Did it work?".into(),
+        prose: vec![
+            "Each bar is the mean cross-entropy over all tokens of documents that no stage has seen. The controls use the same \
+             routers, fitted in the same way, to paths that know nothing of the task."
+                .into(),
+        ],
+        figures: vec![
+            Figure::drawing(&bars.svg()?, "Random paths: the mean of three draws."),
+            Figure::drawing(&by_task.svg()?, "The same model, task by task."),
+        ],
+    })
+}
+
+fn brain(m: &Material<'_>) -> Result<Section> {
+    let (columns, column_groups) = group_columns(m.spec);
+    let range = common_range(&m.experts).map(|(low, high)| (-high.max(-low), high.max(-low)));
+    let mut figures = Vec::new();
+    for (task, values) in m.tasks.iter().zip(&m.experts) {
+        let heatmap = Heatmap {
+            title: format!("∫SPS a token: {task}"),
+            row_label: "layer".into(),
+            column_label: "expert".into(),
+            rows: (0..values.len()).map(|layer| layer.to_string()).collect(),
+            columns: columns.clone(),
+            values: values.clone(),
+            scale: Scale::Diverging,
+            column_groups: column_groups.clone(),
+            range,
+        };
+        figures.push(Figure::drawing(&heatmap.svg()?, format!("Layers × experts on {task}; all tasks share one scale.")));
+    }
+    Ok(Section {
+        heading: "Brain scan".into(),
+        prose: vec![
+            "∫SPS is activation minus surprise, each standardised over a layer's tokens and neurons, summed over the task's text and \
+             divided by its tokens: above zero, an expert is more active than it is surprised."
+                .into(),
+        ],
+        figures,
+    })
+}
+
+fn routing(m: &Material<'_>) -> Result<Section> {
+    let s = m.summary;
+    let confusion = Heatmap {
+        title: "Whose path is it?".into(),
+        row_label: "task of the token".into(),
+        column_label: "task whose label the predicted path overlaps most".into(),
+        rows: m.tasks.to_vec(),
+        columns: m.tasks.to_vec(),
+        values: m.accuracy.confusion.clone(),
+        scale: Scale::Sequential,
+        column_groups: None,
+        range: Some((0.0, 1.0)),
+    };
+    let layers = &s.router.token.layers;
+    let accuracy = Lines {
+        title: "Router accuracy by layer, one token a decision".into(),
+        x_label: "layer".into(),
+        y_label: "|predicted ∩ label| / |label|".into(),
+        series: m
+            .spec
+            .levels
+            .iter()
+            .enumerate()
+            .flat_map(|(level, declared)| {
+                let points = |of: fn(&crate::train::LevelAccuracy) -> &Vec<f64>| {
+                    layers.iter().enumerate().map(|(layer, accuracy)| (layer as f64, of(accuracy)[level])).collect()
+                };
+                [
+                    Series { name: format!("{}s", declared.name), points: points(|layer| &layer.accuracy) },
+                    Series { name: format!("{}s, chance", declared.name), points: points(|layer| &layer.chance) },
+                ]
+            })
+            .collect(),
+        log_x: false,
+    };
+    Ok(Section {
+        heading: "Routers".into(),
+        prose: vec![format!(
+            "On text they have not seen, routers find {:.1} % of a token's labelled groups (always the commonest path: {:.1} %) and \
+             {:.1} % of its experts ({:.1} %). When a sequence shares one decision: {:.1} % of the groups ({:.1} %).",
+            100.0 * s.router.token.group_accuracy,
+            100.0 * s.router.token.chance,
+            100.0 * s.router.token.expert_accuracy,
+            100.0 * s.router.token.expert_chance,
+            100.0 * s.router.sequence.group_accuracy,
+            100.0 * s.router.sequence.chance,
+        )],
+        figures: vec![
+            Figure::drawing(&confusion.svg()?, "Mean over layers; rows sum to one."),
+            Figure::drawing(&accuracy.svg(), "Held-out, beside always answering the commonest path."),
+        ],
+    })
+}
+
+fn load(m: &Material<'_>) -> Result<Section> {
+    let (columns, column_groups) = group_columns(m.spec);
+    let labelled: Vec<Vec<f64>> = m
+        .labels
+        .paths
+        .experts
+        .iter()
+        .map(|layers| {
+            let share = |expert: u32| {
+                let on_path = layers.iter().filter(|path| path.binary_search(&expert).is_ok()).count();
+                on_path as f64 / layers.len() as f64
+            };
+            (0..m.spec.experts() as u32).map(share).collect()
+        })
+        .collect();
+    let heatmap = |title: &str, row_label: &str, rows: Vec<String>, values: Vec<Vec<f64>>| Heatmap {
+        title: title.into(),
+        row_label: row_label.into(),
+        column_label: "expert".into(),
+        rows,
+        columns: columns.clone(),
+        values,
+        scale: Scale::Sequential,
+        column_groups: column_groups.clone(),
+        range: Some((0.0, 1.0)),
+    };
+    let by_task = heatmap("Expert load by task", "task", m.tasks.to_vec(), m.accuracy.load.clone());
+    let by_label = heatmap("What the labels ask for", "task", m.tasks.to_vec(), labelled);
+    let layers = (0..m.load_after.len()).map(|layer| layer.to_string()).collect();
+    let after = heatmap("Expert load by layer, after SMK", "layer", layers, m.load_after.to_vec());
+    Ok(Section {
+        heading: "Expert load".into(),
+        prose: vec!["The share of tokens that take an expert.".into()],
+        figures: vec![
+            Figure::drawing(&by_task.svg()?, "Test split, mean over layers."),
+            Figure::drawing(&by_label.svg()?, "The share of layers whose label takes the expert."),
+            Figure::drawing(&after.svg()?, "Test split, all tasks, routed."),
+        ],
+    })
+}
+
+fn curves(m: &Material<'_>) -> Section {
+    let curve = |title: &str, stage: &str, records: &[Record]| Lines {
+        title: title.into(),
+        x_label: "step".into(),
+        y_label: "nats a token".into(),
+        series: vec![Series { name: stage.into(), points: series(records, stage, "loss") }],
+        log_x: false,
+    };
+    let mut figures = Vec::new();
+    if !m.pretrain.is_empty() {
+        let svg = curve("Dense pretraining", "pretrain", &m.pretrain).svg();
+        figures.push(Figure::drawing(&svg, "Training loss of the dense model, every tenth step."));
+    }
+    let svg = curve("Surprise Min-K", "smk", &m.smk).svg();
+    figures.push(Figure::drawing(&svg, "Training loss under routed activation, at a constant rate, every tenth step."));
+    Section { heading: "Loss curves".into(), prose: vec![], figures }
+}

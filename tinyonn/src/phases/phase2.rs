@@ -1,0 +1,389 @@
+//! The whole of Tiny-ONN on one dense model: decompose, image, route, differentiate, report.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use super::page::{self, Material};
+use super::summary::{
+    CorpusFigures, LossFigures, LosslessFigures, ModelFigures, RouterFigures, ScanFigures, SmkFigures, Summary,
+    UnitFigures,
+};
+use super::text::Tokens;
+use super::{Dense, Phase2Config, Text, device};
+use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
+use crate::data::{Sampler, TokenSet};
+use crate::imaging::inputs::Samples;
+use crate::imaging::{Integral, Labels, NeuronScan, RouterInputs, ScanOptions, Score, scan};
+use crate::metrics::{self, MetricsLog, Stopwatch};
+use crate::model::{ActiveMode, TinyOnnForCausalLm};
+use crate::moe::{LoadMeter, RoutePer, Variant, variant};
+use crate::qwen3::{Active, FeedForward, Qwen3ForCausalLm, RouteCtx};
+use crate::train::evaluate::EvaluateOptions;
+use crate::train::smk::SmkOutcome;
+use crate::train::{Losses, RouterAccuracy, RouterFitter, evaluate, router_accuracy, train_smk};
+use crate::{Error, Result};
+
+/// Tokens a shared decision reads, where the variant does not say.
+const FIRST: usize = 64;
+/// Router inputs kept of each layer, about.
+const SAMPLES: usize = 32_768;
+/// Draws of random labels.
+const DRAWS: u64 = 3;
+
+/// Runs everything and writes `summary.json`, `report.html`, `metrics.jsonl` and the checkpoint `tiny-onn/` into `config.out`.
+///
+/// # Errors
+/// A variant that is not known or does not fit; text, models and folders that cannot be used.
+pub fn phase2(config: &Phase2Config) -> Result<Summary> {
+    let variant = variant(&config.variant)?;
+    let device = device(&config.device)?;
+    std::fs::create_dir_all(&config.out).map_err(|e| Error::io(&config.out, e))?;
+    let mut watch = Stopwatch::new();
+
+    watch.stage("text");
+    let text = Text::new(config)?;
+    watch.stage("dense");
+    let dense = Dense::obtain(config, &text, &device)?;
+    let tokens = text.encode(&dense.tokenizer)?;
+    let run = Run { config, variant, device, text: &text, dense: &dense, tokens: &tokens };
+
+    watch.stage("scan");
+    let (scan, inputs) = run.scan()?;
+    watch.stage("upcycle");
+    let store = run.upcycle(&scan)?;
+    let lossless = run.lossless(&store)?;
+    let units = run.model(&store)?.neuron_experts()?;
+
+    watch.stage("fit");
+    let labels = run.labels(&scan, &units);
+    let held = run.held_inputs()?;
+    let fits = run.fit(&store, &labels, &inputs, &held)?;
+
+    watch.stage("evaluate");
+    let mut loss = run.losses_before(&store, &labels, &fits)?;
+    watch.stage("smk");
+    let mut log = MetricsLog::create(config.out.join("metrics.jsonl"))?;
+    let outcome = run.smk(&store, &mut log)?;
+    watch.stage("evaluate");
+    loss.after(&run, &store)?;
+
+    watch.stage("write");
+    run.save(&store)?;
+    watch.stop();
+    let summary = run.summary(&scan, lossless, &labels, &fits, &loss, outcome, &store, &watch);
+    summary.write(&config.out.join("summary.json"))?;
+    let material = Material {
+        summary: &summary,
+        tasks: &text.tasks,
+        spec: &variant.spec,
+        experts: Integral::new(&scan, Score::Sps).by_unit(&units, variant.spec.experts()),
+        labels: &labels,
+        accuracy: &fits.token,
+        load_after: &loss.load_after,
+        pretrain: metrics::read(dense.dir.join(super::dense::PRETRAIN_LOG)).unwrap_or_default(),
+        smk: metrics::read(config.out.join("metrics.jsonl"))?,
+    };
+    page::page(&material)?.write(config.out.join("report.html"))?;
+    Ok(summary)
+}
+
+/// What every stage reads.
+struct Run<'a> {
+    config: &'a Phase2Config,
+    variant: &'static Variant,
+    device: Device,
+    text: &'a Text,
+    dense: &'a Dense,
+    tokens: &'a Tokens,
+}
+
+/// Router inputs of one split.
+struct Inputs {
+    tokens: Vec<Samples>,
+    sequences: Vec<Samples>,
+}
+
+/// Held-out inputs.
+struct Held {
+    validation: Inputs,
+    test: Inputs,
+}
+
+/// Fitted routers: accuracies on the test split, and the routed losses of the controls.
+struct Fits {
+    token: RouterAccuracy,
+    sequence: RouterAccuracy,
+    random: Vec<Losses>,
+    permuted: Losses,
+}
+
+/// Losses on the test split, as they come in.
+struct AllLosses {
+    dense: Losses,
+    routed_before: Losses,
+    label_paths: Losses,
+    routed_after: Option<Losses>,
+    all_active_after: Option<Losses>,
+    active_share: f64,
+    load_after: Vec<Vec<f64>>,
+}
+
+impl Run<'_> {
+    fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
+        TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
+    }
+
+    fn first(&self) -> usize {
+        match self.variant.spec.route_per {
+            RoutePer::Token => FIRST,
+            RoutePer::Sequence { first } => first,
+        }
+    }
+
+    /// Every split is read at most this many rows a task.
+    fn scan_options(&self) -> ScanOptions {
+        let c = self.config;
+        ScanOptions { length: c.length, batch: c.batch, tokens_per_task: c.scan_tokens }
+    }
+
+    fn stride(&self, set: &TokenSet) -> usize {
+        set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum::<usize>().div_ceil(SAMPLES)
+    }
+
+    fn router_inputs(&self, set: &TokenSet) -> Arc<RouterInputs> {
+        Arc::new(RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.first()))
+    }
+
+    fn scan(&self) -> Result<(NeuronScan, Inputs)> {
+        let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let inputs = self.router_inputs(&self.tokens.train);
+        let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&inputs))?;
+        Ok((scan, Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() }))
+    }
+
+    fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
+        let cfg = &self.dense.cfg;
+        let partition = self.config.partition;
+        let integral = partition.profile().map(|score| Integral::new(scan, score));
+        let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
+        let units = partition.assign(&self.variant.spec, shape, integral.as_ref(), self.config.seed)?;
+        checkpoint::upcycle(&self.dense.store, cfg, self.variant, &units, self.config.seed)
+    }
+
+    /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.
+    fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
+        let dir = self.config.out.join("upcycled");
+        self.write(store, &dir, ActiveMode::All)?;
+        let read = TinyOnnFolder::open(&dir)?.folder().load(&self.device, Some(DType::F32))?;
+        let dense = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let sparse = self.model(&read)?;
+        let mut figures = LosslessFigures { max_abs_diff: 0.0, bit_equal: true };
+        for task in 0..self.text.tasks.len() {
+            let batches = self.tokens.test.batches_of_task(task, self.config.length, self.config.batch, &self.device)?;
+            for batch in batches.take(2) {
+                let ids = batch?.inputs;
+                let a = dense.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
+                let b = sparse.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
+                for (a, b) in a.iter().zip(&b) {
+                    figures.max_abs_diff = figures.max_abs_diff.max(f64::from((a - b).abs()));
+                    figures.bit_equal &= a.to_bits() == b.to_bits();
+                }
+            }
+        }
+        Ok(figures)
+    }
+
+    fn labels(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Labels {
+        let integral = Integral::new(scan, Score::Sps);
+        let integral = if self.config.contrast { integral.contrasted() } else { integral };
+        let labels = Labels::from_integral(&integral, units, &self.variant.spec);
+        if labels.statistics(&self.variant.spec).distinct_paths == 1 {
+            tracing::warn!("all tasks share one path: routing cannot tell them apart; try `contrast = true`");
+        }
+        labels
+    }
+
+    /// Router inputs of the held-out splits: forward passes only.
+    fn held_inputs(&self) -> Result<Held> {
+        let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let of = |set: &TokenSet| -> Result<Inputs> {
+            let inputs = self.router_inputs(set);
+            inputs.collect(&model, set, self.scan_options(), &self.device)?;
+            Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
+        };
+        Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
+    }
+
+    /// Fits routers to the controls' labels, then, last, to `labels`; `store` keeps those.
+    fn fit(&self, store: &ParamStore, labels: &Labels, inputs: &Inputs, held: &Held) -> Result<Fits> {
+        let spec = &self.variant.spec;
+        let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
+        let dim = spec.levels.iter().map(|level| level.router.dim()).max().unwrap_or(1);
+        let by_token = RouterFitter::new(&inputs.tokens, &held.validation.tokens, tasks, dim)?;
+        let by_sequence = RouterFitter::new(&inputs.sequences, &held.validation.sequences, tasks, dim)?;
+        let (own, other) = match spec.route_per {
+            RoutePer::Token => (&by_token, &by_sequence),
+            RoutePer::Sequence { .. } => (&by_sequence, &by_token),
+        };
+        let fit = |fitter: &RouterFitter<'_>, labels: &Labels| {
+            fitter.fit(store, spec, labels, &self.config.router, self.config.seed)
+        };
+        let routed_under = |labels: &Labels| -> Result<Losses> {
+            fit(own, labels)?;
+            self.evaluate(self.model(store)?.lm(), &RouteCtx::routed())
+        };
+        let draws = (0..DRAWS).map(|draw| Labels::random(tasks, layers, spec, self.config.seed * DRAWS + draw));
+        let random = draws.map(|labels| routed_under(&labels)).collect::<Result<_>>()?;
+        let permuted = routed_under(&labels.permuted(self.config.seed))?;
+        let accuracy = |inputs: &Inputs, sequence: bool| {
+            let model = self.model(store)?;
+            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
+            router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)
+        };
+        let by_own_sequence = matches!(spec.route_per, RoutePer::Sequence { .. });
+        fit(other, labels)?;
+        let of_other = accuracy(&held.test, !by_own_sequence)?;
+        fit(own, labels)?;
+        let of_own = accuracy(&held.test, by_own_sequence)?;
+        let (token, sequence) = if by_own_sequence { (of_other, of_own) } else { (of_own, of_other) };
+        Ok(Fits { token, sequence, random, permuted })
+    }
+
+    fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, ctx: &RouteCtx) -> Result<Losses> {
+        let skip = match self.variant.spec.route_per {
+            RoutePer::Token => 0,
+            RoutePer::Sequence { first } => first,
+        };
+        let options = EvaluateOptions { length: self.config.length, batch: self.config.batch, skip };
+        evaluate(model, &self.tokens.test, options, ctx, &self.device)
+    }
+
+    fn losses_before(&self, store: &ParamStore, labels: &Labels, _: &Fits) -> Result<AllLosses> {
+        let model = self.model(store)?;
+        let meter = Arc::new(LoadMeter::new(self.dense.cfg.num_hidden_layers, self.variant.spec.experts()));
+        let metered = RouteCtx { observer: Some(meter.clone()), ..RouteCtx::routed() };
+        let on_labels = RouteCtx { active: Active::Paths(Arc::new(labels.paths.clone())), ..RouteCtx::default() };
+        Ok(AllLosses {
+            dense: self.evaluate(model.lm(), &RouteCtx::all())?,
+            routed_before: self.evaluate(model.lm(), &metered)?,
+            label_paths: self.evaluate(model.lm(), &on_labels)?,
+            routed_after: None,
+            all_active_after: None,
+            active_share: meter.active_share(&model.neuron_experts()?),
+            load_after: Vec::new(),
+        })
+    }
+
+    fn smk(&self, store: &ParamStore, log: &mut MetricsLog) -> Result<SmkOutcome> {
+        let c = self.config;
+        let sampler = Sampler::new(&self.tokens.train, c.length, c.smk.batch, c.seed ^ 1, &self.device)?;
+        train_smk(store, &self.dense.cfg, self.variant, &sampler, &c.smk, log)
+    }
+
+    fn save(&self, store: &ParamStore) -> Result<()> {
+        self.write(store, &self.config.out.join("tiny-onn"), ActiveMode::Routed)
+    }
+
+    fn write(&self, store: &ParamStore, dir: &std::path::Path, active: ActiveMode) -> Result<()> {
+        if dir.join("config.json").exists() {
+            std::fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        }
+        let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.config.partition, self.config.seed) };
+        let source = ModelFolder::open(&self.dense.dir)?;
+        TinyOnnFolder::save(dir, source.config(), &config, store, Some(&self.dense.dir))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn summary(
+        &self,
+        scan: &NeuronScan,
+        lossless: LosslessFigures,
+        labels: &Labels,
+        fits: &Fits,
+        loss: &AllLosses,
+        outcome: SmkOutcome,
+        store: &ParamStore,
+        watch: &Stopwatch,
+    ) -> Summary {
+        let spec = &self.variant.spec;
+        let own = match spec.route_per {
+            RoutePer::Token => &fits.token,
+            RoutePer::Sequence { .. } => &fits.sequence,
+        };
+        let unit = UnitFigures::new(own);
+        let random: Vec<f64> = fits.random.iter().map(|losses| losses.mean).collect();
+        let named: Vec<(&str, Option<&Losses>)> = vec![
+            ("dense", Some(&loss.dense)),
+            ("routed_before", Some(&loss.routed_before)),
+            ("label_paths", Some(&loss.label_paths)),
+            ("routed_permuted_labels", Some(&fits.permuted)),
+            ("routed_after", loss.routed_after.as_ref()),
+            ("all_active_after", loss.all_active_after.as_ref()),
+        ];
+        let by_task = |losses: &Losses| self.text.tasks.iter().cloned().zip(losses.by_task.iter().copied()).collect();
+        let after = |losses: &Option<Losses>| losses.as_ref().map_or(f64::NAN, |losses| losses.mean);
+        let tokens_of = |task: usize| {
+            [&self.tokens.train, &self.tokens.validation, &self.tokens.test].map(|set| set.tasks[task].tokens.len())
+        };
+        let router = |name: &&str| name.contains("_router.");
+        Summary {
+            variant: spec.name.to_string(),
+            seed: self.config.seed,
+            corpus: CorpusFigures {
+                sha256: self.text.sha256.clone(),
+                tokens: self.text.tasks.iter().enumerate().map(|(t, name)| (name.clone(), tokens_of(t))).collect(),
+            },
+            model: ModelFigures {
+                parameters: self.dense.cfg.parameters(),
+                router_parameters: store.names().filter(router).filter_map(|n| store.get(n)).map(|v| v.elem_count()).sum(),
+                layers: self.dense.cfg.num_hidden_layers,
+                experts: spec.experts(),
+                partition: self.config.partition.to_string(),
+            },
+            lossless,
+            scan: ScanFigures {
+                gradient_nonzero_share: scan.gradient_nonzero_share(),
+                tokens: scan.tokens.iter().sum(),
+            },
+            labels: labels.statistics(spec),
+            router: RouterFigures {
+                group_accuracy: unit.group_accuracy,
+                expert_accuracy: unit.expert_accuracy,
+                chance: unit.chance,
+                expert_chance: unit.expert_chance,
+                token: UnitFigures::new(&fits.token),
+                sequence: UnitFigures::new(&fits.sequence),
+            },
+            loss: LossFigures {
+                dense: loss.dense.mean,
+                routed_before: loss.routed_before.mean,
+                label_paths: loss.label_paths.mean,
+                routed_random_labels: random.iter().sum::<f64>() / random.len() as f64,
+                routed_permuted_labels: fits.permuted.mean,
+                routed_after: after(&loss.routed_after),
+                all_active_after: after(&loss.all_active_after),
+            },
+            loss_by_task: named
+                .into_iter()
+                .filter_map(|(name, losses)| losses.map(|losses| (name.to_string(), by_task(losses))))
+                .collect(),
+            random_labels: random,
+            active_share: loss.active_share,
+            smk: SmkFigures { updated_share: outcome.updated_share },
+            seconds: watch.seconds().into_iter().map(|(stage, seconds)| (stage, seconds.into())).collect(),
+        }
+    }
+}
+
+impl AllLosses {
+    fn after(&mut self, run: &Run<'_>, store: &ParamStore) -> Result<()> {
+        let model = run.model(store)?;
+        let meter = Arc::new(LoadMeter::new(run.dense.cfg.num_hidden_layers, run.variant.spec.experts()));
+        let metered = RouteCtx { observer: Some(meter.clone()), ..RouteCtx::routed() };
+        self.routed_after = Some(run.evaluate(model.lm(), &metered)?);
+        self.all_active_after = Some(run.evaluate(model.lm(), &RouteCtx::all())?);
+        self.load_after = meter.load();
+        Ok(())
+    }
+}

@@ -1,0 +1,173 @@
+//! `summary.json`: the figures of a run. The same seed on the same machine gives the same file but for `seconds`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::imaging::labels::LabelStatistics;
+use crate::train::RouterAccuracy;
+use crate::{Error, Result};
+
+/// All figures of [`super::phase2`].
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The declared variant.
+    pub variant: String,
+    /// The run's seed.
+    pub seed: u64,
+    /// The text.
+    pub corpus: CorpusFigures,
+    /// The dense model.
+    pub model: ModelFigures,
+    /// The sparse model against the dense one, all active.
+    pub lossless: LosslessFigures,
+    /// The scan.
+    pub scan: ScanFigures,
+    /// The labels.
+    pub labels: LabelStatistics,
+    /// The routers on the test split, in the pseudo-dense pass.
+    pub router: RouterFigures,
+    /// Nats a token on the test split.
+    pub loss: LossFigures,
+    /// The same by task.
+    pub loss_by_task: BTreeMap<String, BTreeMap<String, f64>>,
+    /// Routed loss under each set of random labels; `loss.routed_random_labels` is their mean.
+    pub random_labels: Vec<f64>,
+    /// The share of an MLP's neurons that a routed token uses, mean over layers.
+    pub active_share: f64,
+    /// Surprise Min-K.
+    pub smk: SmkFigures,
+    /// Wall-clock seconds by stage.
+    pub seconds: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The text of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct CorpusFigures {
+    /// Identifies the text.
+    pub sha256: String,
+    /// By task: tokens of train, validation and test.
+    pub tokens: BTreeMap<String, [usize; 3]>,
+}
+
+/// The dense model of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelFigures {
+    /// Parameters of the dense model.
+    pub parameters: usize,
+    /// Parameters of the routers beside it.
+    pub router_parameters: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Experts a layer.
+    pub experts: usize,
+    /// How neurons were given to experts.
+    pub partition: String,
+}
+
+/// The sparse model against the dense one on test text, all active, after writing it and reading it back.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LosslessFigures {
+    /// The largest difference of two logits.
+    pub max_abs_diff: f64,
+    /// Whether all logits are equal bit for bit.
+    pub bit_equal: bool,
+}
+
+/// What the scan read.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScanFigures {
+    /// The share of (layer, token, neuron) with a surprise above zero.
+    pub gradient_nonzero_share: f64,
+    /// Tokens that counted.
+    pub tokens: u64,
+}
+
+/// Router accuracy for the unit that the variant decides for, and for both units by layer and level.
+#[derive(Clone, Debug, Serialize)]
+pub struct RouterFigures {
+    /// |predicted ∩ label| / k₁, mean over layers.
+    pub group_accuracy: f64,
+    /// The same over the experts of the whole path.
+    pub expert_accuracy: f64,
+    /// Group accuracy of the commonest path.
+    pub chance: f64,
+    /// Expert accuracy of the commonest path.
+    pub expert_chance: f64,
+    /// Each token by its own hidden state.
+    pub token: UnitFigures,
+    /// Each sequence by the mean over its first 64 tokens, with routers fitted to such means.
+    pub sequence: UnitFigures,
+}
+
+/// Router accuracy for one unit of decision.
+#[derive(Clone, Debug, Serialize)]
+pub struct UnitFigures {
+    /// Mean over layers.
+    pub group_accuracy: f64,
+    /// Mean over layers.
+    pub expert_accuracy: f64,
+    /// Mean over layers.
+    pub chance: f64,
+    /// Mean over layers.
+    pub expert_chance: f64,
+    /// By layer: accuracy and chance by level.
+    pub layers: Vec<crate::train::LevelAccuracy>,
+}
+
+impl UnitFigures {
+    /// From the accuracy of all layers.
+    #[must_use]
+    pub fn new(accuracy: &RouterAccuracy) -> Self {
+        let last = accuracy.layers.first().map_or(0, |layer| layer.accuracy.len().saturating_sub(1));
+        Self {
+            group_accuracy: accuracy.mean(0),
+            expert_accuracy: accuracy.mean(last),
+            chance: accuracy.chance(0),
+            expert_chance: accuracy.chance(last),
+            layers: accuracy.layers.clone(),
+        }
+    }
+}
+
+/// Losses on the test split.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct LossFigures {
+    /// The dense model; the sparse one all active is the same.
+    pub dense: f64,
+    /// Routed by fitted routers, before SMK.
+    pub routed_before: f64,
+    /// On the labels' own paths, the task known: the routers' ceiling.
+    pub label_paths: f64,
+    /// Routers fitted to random paths, mean over three draws.
+    pub routed_random_labels: f64,
+    /// Routers fitted to the same paths dealt to other tasks.
+    pub routed_permuted_labels: f64,
+    /// Routed, after SMK.
+    pub routed_after: f64,
+    /// All active, after SMK: what differentiation did to the dense function.
+    pub all_active_after: f64,
+}
+
+/// What SMK did.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SmkFigures {
+    /// Learners among active experts, mean over steps and layers.
+    pub updated_share: f64,
+}
+
+impl Summary {
+    /// Writes it as pretty JSON, whole or not at all.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut json = serde_json::to_string_pretty(self)
+            .map_err(|e| Error::file(path, e.to_string(), "a figure is not finite; report this"))?;
+        json.push('\n');
+        let staged = path.with_extension("json.part");
+        std::fs::write(&staged, json).map_err(|e| Error::io(&staged, e))?;
+        std::fs::rename(&staged, path).map_err(|e| Error::io(path, e))
+    }
+}

@@ -1,0 +1,66 @@
+//! A run's text: by task, split by document, tokenised.
+
+use super::Phase2Config;
+use crate::data::{self, Corpus, DataSource, Shares, Splits, TextTokenizer, TokenSet};
+use crate::{Error, Result};
+
+/// Text and its splits.
+pub struct Text {
+    /// The SHA-256 of the corpus.
+    pub sha256: String,
+    /// The tasks' names.
+    pub tasks: Vec<String>,
+    /// The documents of each split.
+    pub splits: Splits,
+}
+
+/// The tokens of each split.
+pub struct Tokens {
+    /// Scan, partition, labels, fit, SMK.
+    pub train: TokenSet,
+    /// Stopping, calibration.
+    pub validation: TokenSet,
+    /// Reported once.
+    pub test: TokenSet,
+}
+
+impl Text {
+    /// The tasks of `config.data`, or the default text: this workspace's own sources and prose, and generated tasks.
+    ///
+    /// # Errors
+    /// Sources that cannot be read; tasks too small to split.
+    pub fn new(config: &Phase2Config) -> Result<Self> {
+        let corpus = if config.data.is_empty() {
+            data::default_corpus(&data::workspace_root()?, config.seed)?
+        } else {
+            let sources = config.data.iter().map(|source| source.parse()).collect::<Result<Vec<DataSource>>>()?;
+            data::read_sources(&sources)?
+        };
+        Self::split(&corpus, config.seed)
+    }
+
+    /// Splits `corpus` by document.
+    ///
+    /// # Errors
+    /// Tasks too small to split.
+    pub fn split(corpus: &Corpus, seed: u64) -> Result<Self> {
+        if corpus.tasks.len() < 2 {
+            let problem = "routing needs tasks to tell apart, and there are fewer than two";
+            return Err(Error::setting("data", problem, "give --data NAME=PATH twice or more"));
+        }
+        let splits = Splits::new(corpus, Shares::default(), seed)?;
+        Ok(Self { sha256: corpus.sha256(), tasks: corpus.task_names(), splits })
+    }
+
+    /// Encodes every split.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer reports.
+    pub fn encode(&self, tokenizer: &TextTokenizer) -> Result<Tokens> {
+        Ok(Tokens {
+            train: TokenSet::encode(&self.splits.train, tokenizer)?,
+            validation: TokenSet::encode(&self.splits.validation, tokenizer)?,
+            test: TokenSet::encode(&self.splits.test, tokenizer)?,
+        })
+    }
+}
