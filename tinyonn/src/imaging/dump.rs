@@ -23,7 +23,7 @@ pub struct Dump {
 /// of `count`. Rows are row-major over (B, T), last positions included.
 ///
 /// # Errors
-/// Sequences of fewer than two tokens; ids beyond the vocabulary.
+/// Sequences of fewer than two tokens; ids beyond the vocabulary; `units` of another model.
 pub fn dump<F: FeedForward>(
     model: &Qwen3ForCausalLm<F>,
     ids: &Tensor,
@@ -36,7 +36,12 @@ pub fn dump<F: FeedForward>(
     }
     let none = Tensor::full(u32::MAX, (b, 1), ids.device())?;
     let targets = Tensor::cat(&[&ids.narrow(1, 1, t - 1)?, &none], 1)?;
-    let layers = model.config().num_hidden_layers;
+    let (layers, width) = (model.config().num_hidden_layers, model.config().intermediate_size);
+    let fits = |layer: &Vec<u32>| layer.len() == width && layer.iter().all(|unit| (*unit as usize) < count);
+    if units.len() != layers || !units.iter().all(fits) {
+        let problem = format!("they do not give each of {width} neurons in {layers} layers one of {count} units");
+        return Err(Error::setting("units", problem, "take them from this model (`neuron_experts`)"));
+    }
     let recorder = Arc::new(Recorder { units: units.to_vec(), count, rows: Mutex::new(vec![None; layers]) });
     let ctx = RouteCtx { probe: Some(recorder.clone()), ..RouteCtx::all() };
     let losses = model.token_losses(ids, &targets, &ctx)?;

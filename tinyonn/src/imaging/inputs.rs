@@ -44,17 +44,20 @@ pub struct RouterInputs {
 
 struct State {
     task: u32,
+    /// Positions read before this batch.
+    read: u64,
     counted: Vec<bool>,
     tokens: Vec<Samples>,
     sequences: Vec<Samples>,
 }
 
 impl RouterInputs {
-    /// For `layers` layers: every `stride`-th token, and the mean of the first `first` tokens of every sequence.
+    /// For `layers` layers: one token in `stride`, and the mean of the first `first` tokens of every sequence.
     #[must_use]
     pub fn new(layers: usize, stride: usize, first: usize) -> Self {
         let state = State {
             task: 0,
+            read: 0,
             counted: Vec::new(),
             tokens: vec![Samples::default(); layers],
             sequences: vec![Samples::default(); layers],
@@ -70,6 +73,7 @@ impl RouterInputs {
     pub(crate) fn begin(&self, task: usize, batch: &Batch) -> Result<()> {
         let mut state = self.lock();
         state.task = task as u32;
+        state.read += state.counted.len() as u64;
         state.counted =
             batch.targets.flatten_all()?.to_vec1::<u32>()?.iter().map(|target| *target != NO_TARGET).collect();
         Ok(())
@@ -87,9 +91,9 @@ impl RouterInputs {
         device: &candle_core::Device,
     ) -> Result<()> {
         let ctx = RouteCtx { observer: Some(self.clone()), ..RouteCtx::all() };
-        let batches = options.tokens_per_task.div_ceil(options.length).div_ceil(options.batch);
+        let set = &options.part(set);
         for task in 0..set.tasks.len() {
-            for batch in set.batches_of_task(task, options.length, options.batch, device)?.take(batches) {
+            for batch in set.batches_of_task(task, options.length, options.batch, device)? {
                 let batch = batch?;
                 self.begin(task, &batch)?;
                 model.model().forward(&batch.inputs, &ctx, None)?;
@@ -125,11 +129,19 @@ impl Observer for RouterInputs {
                 state.sequences[layer].values.extend_from_slice(&means[row * d..][..d]);
                 state.sequences[layer].tasks.push(state.task);
             }
-            for at in (row * t..(row + 1) * t).filter(|at| at % self.stride == 0 && state.counted[*at]) {
+            let read = state.read;
+            let kept = |at: &usize| sampled(read + *at as u64, self.stride) && state.counted[*at];
+            for at in (row * t..(row + 1) * t).filter(kept) {
                 state.tokens[layer].values.extend_from_slice(&values[at * d..][..d]);
                 state.tokens[layer].tasks.push(state.task);
             }
         }
         Ok(())
     }
+}
+
+/// Whether the n-th position belongs to a sample of one in `stride`. Multiples of the golden ratio modulo 1 are spread evenly
+/// whatever the length of a row; every `stride`-th position would be the same few of each row.
+fn sampled(n: u64, stride: usize) -> bool {
+    n.wrapping_mul(0x9e37_79b9_7f4a_7c15) <= u64::MAX / stride as u64
 }

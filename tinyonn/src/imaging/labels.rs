@@ -42,8 +42,7 @@ impl Labels {
             })
             .collect();
         let path = |task: usize, layer: usize| {
-            let scores: Vec<Vec<f32>> =
-                levels.iter().map(|level| level[task][layer].iter().map(|x| *x as f32).collect()).collect();
+            let scores: Vec<Vec<f32>> = levels.iter().map(|level| places(&level[task][layer])).collect();
             select::chosen(spec, |level| &scores[level])
         };
         let experts =
@@ -106,4 +105,11 @@ impl Labels {
         let entropy = (0..layers).map(entropy_of).sum::<f64>() / layers.max(1) as f64;
         LabelStatistics { distinct_paths, entropy }
     }
+}
+
+/// How many scores each score exceeds: the same order and the same ties, exact in f32.
+fn places(scores: &[f64]) -> Vec<f32> {
+    let mut sorted = scores.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    scores.iter().map(|score| sorted.partition_point(|other| other < score) as f32).collect()
 }

@@ -8,21 +8,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::Device;
 
 use super::RouterInputs;
-use crate::data::{Batch, NO_TARGET, TokenSet};
+use crate::data::{Batch, NO_TARGET, TaskTokens, TokenSet};
 use crate::metrics::Progress;
 use crate::ops::{self, MlpBackward, MlpProbe, NeuronSums, WeightGrads};
 use crate::qwen3::{FeedForward, Observer, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
 
-/// How a corpus is read.
+/// How a corpus is read: rows of `length` tokens, `batch` at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanOptions {
     /// Tokens a sequence.
     pub length: usize,
     /// Sequences a batch.
     pub batch: usize,
-    /// At most this many tokens of each task.
+    /// At most this many tokens of each task, from its beginning.
     pub tokens_per_task: usize,
+}
+
+impl ScanOptions {
+    /// The part of `set` that is read: each task's first tokens, `tokens_per_task` of them with a target.
+    pub(super) fn part(&self, set: &TokenSet) -> TokenSet {
+        let cut = |values: &Vec<u32>| values[..values.len().min(self.tokens_per_task.saturating_add(1))].to_vec();
+        let task = |task: &TaskTokens| TaskTokens {
+            name: task.name.clone(),
+            tokens: cut(&task.tokens),
+            documents: cut(&task.documents),
+        };
+        TokenSet { tasks: set.tasks.iter().map(task).collect(), documents: set.documents.clone(), eos: set.eos }
+    }
 }
 
 /// What a scan saw: for every layer and task the sums over tokens of every neuron.
@@ -73,18 +86,42 @@ impl NeuronScan {
         self.sums.first().and_then(|layer| layer.first()).map_or(0, |sums| sums.activation.len())
     }
 
-    /// The share of (layer, token, neuron) with a surprise above zero. A scan without gradients has none.
+    /// The share of (layer, token, neuron) with a surprise above zero; 0 of a scan without tokens.
     #[must_use]
     pub fn gradient_nonzero_share(&self) -> f64 {
         let surprised: f64 = self.sums.iter().flatten().flat_map(|sums| &sums.surprised).sum();
-        surprised / (self.tokens.iter().sum::<u64>() as f64 * self.width() as f64 * self.sums.len() as f64)
+        let seen = self.tokens.iter().sum::<u64>() as f64 * self.width() as f64 * self.sums.len() as f64;
+        if seen > 0.0 { surprised / seen } else { 0.0 }
     }
 }
 
 /// Scans `set` through `model`, all active. `inputs`, if given, collects what the routers will see, in the same pass.
 ///
 /// # Errors
-/// A scan whose gradients are all zero (a loss without targets, a store that truncates): nothing can be read from it.
+/// A task without a token that has a target; a scan whose gradients are all zero: nothing can be read from it.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{Corpus, TextTokenizer, TokenSet, arithmetic, sorting};
+/// use tinyonn::imaging::{Integral, ScanOptions, Score, scan};
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+///
+/// let corpus = Corpus { tasks: vec![arithmetic(0, 2_000), sorting(0, 2_000)] };
+/// let set = TokenSet::encode(&corpus, &TextTokenizer::train(&corpus, 300)?)?;
+/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// }), "config.json")?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+///
+/// let options = ScanOptions { length: 32, batch: 4, tokens_per_task: 500 };
+/// let seen = scan(&model, &set, options, &Device::Cpu, None)?;
+/// assert_eq!(seen.tokens, [500, 500]);
+/// assert_eq!(Integral::new(&seen, Score::Sps).neurons[1][0].len(), 24);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub fn scan<F: FeedForward>(
     model: &Qwen3ForCausalLm<F>,
     set: &TokenSet,
@@ -93,6 +130,11 @@ pub fn scan<F: FeedForward>(
     inputs: Option<&Arc<RouterInputs>>,
 ) -> Result<NeuronScan> {
     let cfg = model.config();
+    let set = &options.part(set);
+    if let Some(task) = set.tasks.iter().find(|task| task.targets() == 0) {
+        let problem = format!("task `{}` has no token with a target", task.name);
+        return Err(Error::setting("scan", problem, "give every task two tokens or more to read"));
+    }
     let names = set.tasks.iter().map(|task| task.name.clone()).collect();
     let scanner = Arc::new(Scanner {
         state: Mutex::new(State {
@@ -106,11 +148,10 @@ pub fn scan<F: FeedForward>(
         observer: inputs.map(|inputs| inputs.clone() as Arc<dyn Observer>),
         ..RouteCtx::all()
     };
-    let rows = options.tokens_per_task.div_ceil(options.length);
-    let batches = |task: usize| rows.min(set.tasks[task].rows(options.length)).div_ceil(options.batch);
-    let progress = Progress::new((0..set.tasks.len()).map(batches).sum::<usize>() as u64, "scan");
+    let batches = |rows: usize| rows.div_ceil(options.batch.max(1)) as u64;
+    let progress = Progress::new(set.rows(options.length).into_iter().map(batches).sum(), "scan");
     for task in 0..set.tasks.len() {
-        for batch in set.batches_of_task(task, options.length, options.batch, device)?.take(batches(task)) {
+        for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let batch = batch?;
             scanner.begin(task, &batch)?;
             if let Some(inputs) = inputs {
@@ -118,8 +159,8 @@ pub fn scan<F: FeedForward>(
             }
             let losses = model.token_losses(&batch.inputs, &batch.targets, &ctx)?;
             ops::backward(&losses.sum_all()?)?;
-            let loss: f32 = losses.flatten_all()?.to_vec1::<f32>()?.iter().sum();
-            scanner.lock().scan.loss[task] += f64::from(loss);
+            let losses = losses.flatten_all()?.to_vec1::<f32>()?;
+            scanner.lock().scan.loss[task] += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
             progress.set(progress.position() + 1);
         }
     }

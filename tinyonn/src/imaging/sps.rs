@@ -1,7 +1,7 @@
 //! SPS = z(activation) − z(surprise), and its integral over a task.
 //!
-//! z standardises over a layer's tokens and neurons, tasks weighted equally; z = 0 where the deviation is at most 1e-9. The
-//! moments are known only at the end of a scan, but ∫SPS is linear in them: from ā and S̄, a task's means a token,
+//! z standardises over a layer's tokens and neurons, tasks weighted equally; z = 0 where the deviation is at most 1e-9, or no
+//! more than the rounding of the sums. The moments are known only at the end of a scan, but ∫SPS is linear in them: from ā and S̄, a task's means a token,
 //! ∫SPS[task, layer, i] / token = (ā_i − m_a)/s_a − (S̄_i − m_S)/s_S (DESIGN §3). Everything here is *per token*, so that tasks of
 //! uneven size do not decide by size. An expert's value is the mean over its neurons, a group's over its experts' neurons.
 
@@ -28,6 +28,9 @@ pub struct Integral {
 
 /// Deviations at or below this are taken for none.
 const FLAT: f64 = 1e-9;
+/// So are variances at or below this share of the mean square: the difference of two f64 sums over millions of tokens, from
+/// f32 values, says nothing finer.
+const ROUNDING: f64 = 1e-12;
 
 /// One quantity of one layer: its means a token by (task, neuron), standardised.
 fn standardised(means: &[Vec<f64>], mean_squares: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -36,8 +39,11 @@ fn standardised(means: &[Vec<f64>], mean_squares: &[Vec<f64>]) -> Vec<Vec<f64>> 
         by_task.sum::<f64>() / values.len() as f64
     };
     let mean = average(means);
-    let deviation = (average(mean_squares) - mean * mean).max(0.0).sqrt();
-    let z = |x: &f64| if deviation <= FLAT { 0.0 } else { (x - mean) / deviation };
+    let mean_square = average(mean_squares);
+    let variance = (mean_square - mean * mean).max(0.0);
+    let deviation = variance.sqrt();
+    let flat = deviation <= FLAT || variance <= ROUNDING * mean_square;
+    let z = |x: &f64| if flat { 0.0 } else { (x - mean) / deviation };
     means.iter().map(|task| task.iter().map(z).collect()).collect()
 }
 

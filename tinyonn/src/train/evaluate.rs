@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use crate::Result;
 use crate::data::{NO_TARGET, TokenSet};
 use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
+use crate::{Error, Result};
 
 /// Mean cross-entropies.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +31,7 @@ pub struct EvaluateOptions {
 /// Every token of `set` that has a target, once, under `ctx`; each sequence's task is added to it.
 ///
 /// # Errors
-/// Whatever the model reports.
+/// A task without a token to score; whatever the model reports.
 pub fn evaluate<F: FeedForward>(
     model: &Qwen3ForCausalLm<F>,
     set: &TokenSet,
@@ -54,6 +54,11 @@ pub fn evaluate<F: FeedForward>(
             }
         }
     }
-    let by_task = sums.iter().zip(&counts).map(|(sum, count)| sum / (*count).max(1) as f64).collect();
+    if let Some(task) = counts.iter().position(|count| *count == 0) {
+        let problem = format!("task `{}` has no token to score", set.tasks[task].name);
+        let remedy = format!("give it more text, or sequences of more than {} tokens", options.skip);
+        return Err(Error::setting("evaluate", problem, remedy));
+    }
+    let by_task = sums.iter().zip(&counts).map(|(sum, count)| sum / *count as f64).collect();
     Ok(Losses { mean: sums.iter().sum::<f64>() / counts.iter().sum::<u64>().max(1) as f64, by_task })
 }

@@ -1,8 +1,8 @@
 //! Gaussian discriminant analysis: Gaussian routers in closed form from labelled inputs, no gradient (DESIGN §2).
 //!
 //! Each choice gets the mean, variance and frequency of the z that its labels cover: σ²_c = (n_c s²_c + n₀ s²_pooled)/(n_c + n₀), n₀ = 32,
-//! floored at 1e-6 of the mean pooled variance; π_c = (n_c + 1)/(n + C). A choice without labels takes the pooled moments and a prior
-//! so small that it is never taken while a labelled one remains.
+//! floored at 1e-6 of the mean pooled variance; π_c = (n_c + 1)/(n + C). Pooled moments are those of all rows that pass the router;
+//! a choice without labels takes them, and a prior so small that it is never taken while a labelled one remains.
 
 /// Sums over the z of one task: all that a fit to task labels needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,8 +61,9 @@ pub struct Gaussians {
 const SHRINKAGE: f64 = 32.0;
 /// The variance floor, as a share of the mean pooled variance.
 const FLOOR: f64 = 1e-6;
-/// log π of a choice without labels.
-const NEVER: f64 = -1e6;
+/// log π of a choice without labels: below the log-density of any input, yet finite, or its product with a target of zero
+/// would be none.
+const NEVER: f64 = -1e30;
 
 /// Fits a router of `choices` choices; `labels[task]` are the choices taken by a task, and tasks not listed do not pass by.
 #[must_use]
@@ -76,7 +77,9 @@ pub fn fit(sums: &[Sums], labels: &[Vec<usize>], choices: usize) -> Gaussians {
     }
     let total: f64 = of_choice.iter().map(|sums| sums.count).sum();
     let pooled_variance: Vec<f64> = (0..r).map(|j| if pooled.count > 0.0 { pooled.variance(j) } else { 1.0 }).collect();
-    let floor = (FLOOR * pooled_variance.iter().sum::<f64>() / r.max(1) as f64).max(f64::MIN_POSITIVE);
+    let floor = FLOOR * pooled_variance.iter().sum::<f64>() / r.max(1) as f64;
+    // Rows that are all equal have no spread to measure by: any will do that is no overflow.
+    let floor = if floor > 0.0 { floor } else { 1.0 };
     let mut fitted = Gaussians { mean: vec![], log_variance: vec![], log_prior: vec![] };
     for sums in &of_choice {
         let labelled = sums.count > 0.0;

@@ -40,7 +40,7 @@ pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
         within += matrix.tr_mul(&matrix) / (count * classes.len()) as f64;
         means.push(mean.transpose());
     }
-    let ridge = RIDGE * within.trace() / d as f64 + f64::MIN_POSITIVE;
+    let ridge = RIDGE * spread(within.trace() / d as f64, &means);
     within.iter_mut().step_by(d + 1).for_each(|x| *x += ridge);
     let eigen = SymmetricEigen::new(within);
     let mut order: Vec<usize> = (0..d).collect();
@@ -56,10 +56,22 @@ pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
     Ok((projection.transpose().iter().map(|x| *x as f32).collect(), r))
 }
 
+/// The mean variance within classes; where every class is a single point, that of the points, or 1 if they too are one.
+fn spread(within: f64, means: &[DVector<f64>]) -> f64 {
+    let centre = centre(means);
+    let squares = means.iter().map(|mean| (mean - &centre).norm_squared()).sum::<f64>();
+    let between = squares / (means.len() * centre.len()) as f64;
+    [within, between].into_iter().find(|variance| *variance > 0.0).unwrap_or(1.0)
+}
+
+fn centre(means: &[DVector<f64>]) -> DVector<f64> {
+    means.iter().fold(DVector::zeros(means[0].len()), |sum, mean| sum + mean) / means.len() as f64
+}
+
 /// Orthonormal rows `[r, d]` in whitened space: first those the class means span, then the leading axes.
 fn directions(whiten: &DMatrix<f64>, means: &[DVector<f64>], r: usize) -> DMatrix<f64> {
     let d = whiten.nrows();
-    let centre = means.iter().fold(DVector::zeros(d), |sum, mean| sum + mean) / means.len() as f64;
+    let centre = centre(means);
     let between = DMatrix::from_columns(&means.iter().map(|mean| whiten * (mean - &centre)).collect::<Vec<_>>());
     // The means' own span, strongest direction first: eigenvectors of the small Gram matrix.
     let gram = SymmetricEigen::new(between.tr_mul(&between));

@@ -1,0 +1,108 @@
+//! Models, hierarchies and texts so small that loops over every definition take milliseconds.
+
+use std::borrow::Cow;
+
+use candle_core::{DType, Device};
+use rand::Rng;
+use tinyonn::checkpoint::{ParamStore, upcycle};
+use tinyonn::data::{Corpus, Shares, Splits, TaskTokens, TextTokenizer, TokenSet, arithmetic, sorting};
+use tinyonn::model::TinyOnnForCausalLm;
+use tinyonn::moe::{self, LevelSpec, MoeSpec, RoutePer, RouterSpec, Variant};
+use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
+use tinyonn::random;
+
+/// Two layers whose 26 neurons divide by few numbers of experts.
+pub(crate) fn config(vocab_size: usize) -> Qwen3Config {
+    Qwen3Config {
+        vocab_size,
+        hidden_size: 16,
+        intermediate_size: 26,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 6,
+        max_position_embeddings: 64,
+        rope_theta: 1e4,
+        rms_norm_eps: 1e-6,
+        tie_word_embeddings: false,
+        attention_bias: false,
+    }
+}
+
+/// A dense store whose matrices are ten times larger than new ones: every part of the network bends what passes through it.
+pub(crate) fn dense_store(cfg: &Qwen3Config, seed: u64) -> ParamStore {
+    let store = ParamStore::initialise(&Device::Cpu, seed, |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(drop)).unwrap();
+    for (_, var) in store.iter().filter(|(_, var)| var.rank() == 2) {
+        var.set(&(var.as_detached_tensor() * 10.0).unwrap()).unwrap();
+    }
+    store
+}
+
+/// The frozen dense model of a store.
+pub(crate) fn dense(cfg: &Qwen3Config, store: &ParamStore) -> Qwen3ForCausalLm<Mlp> {
+    Qwen3ForCausalLm::dense(cfg, &store.builder(DType::F32, |_| false)).unwrap()
+}
+
+/// The frozen sparse model of a store.
+pub(crate) fn sparse(cfg: &Qwen3Config, variant: &'static Variant, store: &ParamStore) -> TinyOnnForCausalLm {
+    TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, |_| false)).unwrap()
+}
+
+/// A dense store upcycled to a declared variant over a random partition.
+pub(crate) fn upcycled(cfg: &Qwen3Config, name: &str, dense: &ParamStore) -> (&'static Variant, ParamStore) {
+    let variant = moe::variant(name).unwrap();
+    let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
+    let units = tinyonn::imaging::Partition::Random.assign(&variant.spec, shape, None, 5).unwrap();
+    (variant, upcycle(dense, cfg, variant, &units, 6).unwrap())
+}
+
+/// A hierarchy of (choices, top_k) levels.
+pub(crate) fn spec(levels: &[(usize, usize)]) -> MoeSpec {
+    let level = |(at, (choices, top_k)): (usize, &(usize, usize))| LevelSpec {
+        name: Cow::Owned(["group", "expert", "third"][at].to_owned()),
+        choices: *choices,
+        top_k: *top_k,
+        router: RouterSpec::Gaussian { dim: 64 },
+    };
+    MoeSpec {
+        name: Cow::Borrowed("Test"),
+        levels: levels.iter().enumerate().map(level).collect(),
+        route_per: RoutePer::Token,
+    }
+}
+
+/// Tasks of `sizes` tokens each, every task over its own half of the vocabulary, so that tasks differ.
+pub(crate) fn tokens(seed: u64, sizes: &[usize], vocab: u32) -> TokenSet {
+    let task = |(at, size): (usize, &usize)| {
+        let mut rng = random::stream(seed, &format!("tests/tokens/{at}"));
+        let first = vocab / 2 * (at as u32 % 2);
+        let tokens = (0..*size).map(|_| first + rng.random_range(0..vocab / 2)).collect();
+        TaskTokens { name: format!("task{at}"), tokens, documents: vec![at as u32; *size] }
+    };
+    let tasks: Vec<TaskTokens> = sizes.iter().enumerate().map(task).collect();
+    let documents = tasks.iter().map(|task| format!("{}/all", task.name)).collect();
+    TokenSet { tasks, documents, eos: 0 }
+}
+
+/// The vocabulary of [`text`].
+pub(crate) const TEXT_VOCAB: usize = 280;
+
+/// Train and test tokens of generated arithmetic and sorting.
+pub(crate) fn text() -> (TokenSet, TokenSet) {
+    let corpus = Corpus { tasks: vec![arithmetic(0, 24_000), sorting(0, 24_000)] };
+    let splits = Splits::new(&corpus, Shares::default(), 0).unwrap();
+    let tokenizer = TextTokenizer::train(&splits.train, TEXT_VOCAB).unwrap();
+    (TokenSet::encode(&splits.train, &tokenizer).unwrap(), TokenSet::encode(&splits.test, &tokenizer).unwrap())
+}
+
+/// The bits of every tensor, by name.
+pub(crate) fn bits(store: &ParamStore) -> Vec<(String, Vec<u32>)> {
+    let values = |var: &candle_core::Var| {
+        let flat = var.as_detached_tensor().flatten_all().unwrap();
+        match flat.dtype() {
+            DType::U32 => flat.to_vec1::<u32>().unwrap(),
+            _ => flat.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect(),
+        }
+    };
+    store.iter().map(|(name, var)| (name.to_owned(), values(var))).collect()
+}
