@@ -1,14 +1,12 @@
 //! What the `exp_*` binaries share: one concept a file.
 //!
-//! A binary is a clap struct of settings and a page of calls. [`settings`] puts its flags over a TOML file, [`device`] opens what
-//! `--device` names, [`run_folder`] makes `--out` and records the run, and [`main_error`] turns an error into one line and an
-//! exit code.
+//! A binary is a clap struct of settings and a page of calls. [`settings`] puts its flags over a TOML file, [`run_folder`] makes
+//! `--out` and records the run, and [`main_error`] turns an error into one line and an exit code.
 
-pub mod device;
 pub mod main_error;
 pub mod run_folder;
 pub mod settings;
 
-pub use device::DeviceName;
 pub use main_error::main_with;
 pub use run_folder::RunFolder;
+pub use tinyonn::phases::DeviceName;

@@ -55,6 +55,20 @@ impl RunFolder {
     }
 }
 
+/// The first of `base`, `base-2`, `base-3` … that is not in use: a run without `--out` never overwrites another.
+///
+/// # Errors
+/// What the system reports.
+pub fn first_free(base: &Path) -> Result<PathBuf> {
+    let mut dir = base.to_path_buf();
+    let mut number = 1u32;
+    while dir.is_dir() && refuse_used(&dir).is_err() {
+        number += 1;
+        dir = PathBuf::from(format!("{}-{number}", base.display()));
+    }
+    refuse_used(&dir).map(|()| dir)
+}
+
 /// Refuses an output folder that holds anything, before work is spent on it.
 ///
 /// # Errors

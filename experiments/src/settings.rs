@@ -45,6 +45,34 @@ pub fn over_file<S: Serialize + DeserializeOwned>(flags: &S, file: Option<&Path>
     serde_json::from_value(merged).map_err(defect)
 }
 
+/// `base` with the keys of `file` over it, tables key by key, and the flags that were given over both.
+///
+/// # Errors
+/// A file that cannot be read or is not TOML; a key that is unknown or of the wrong type. The error names file, line and key.
+pub fn layered<S: Serialize + DeserializeOwned>(base: &S, file: Option<&Path>, flags: &impl Serialize) -> Result<S> {
+    let defect = |e: serde_json::Error| Error::setting("settings", e.to_string(), "report this as a defect");
+    let mut settings = serde_json::to_value(base).map_err(defect)?;
+    if let Some(path) = file {
+        // Once for its errors, which name the line; once for the keys that it really has.
+        read::<S>(path)?;
+        overlay(&mut settings, read::<Value>(path)?);
+    }
+    overlay(&mut settings, serde_json::to_value(flags).map_err(defect)?);
+    serde_json::from_value(settings).map_err(defect)
+}
+
+fn overlay(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (key, value) in over {
+                overlay(under.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (_, Value::Null) => {}
+        (under, over) => *under = over,
+    }
+}
+
 /// A setting that has no default.
 ///
 /// # Errors

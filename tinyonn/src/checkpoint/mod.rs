@@ -45,7 +45,7 @@ pub use mmap::MappedSafetensors;
 pub use names::expected_tensors;
 pub use save::{MAX_SHARD_BYTES, TOKENIZER_FILES};
 pub use store::ParamStore;
-pub use tinyonn_folder::{TinyOnnConfig, TinyOnnFolder};
+pub use tinyonn_folder::{TinyOnnConfig, TinyOnnFolder, is_tinyonn};
 pub use upcycle::upcycle;
 pub use variant_tensors::expected_variant_tensors;
 pub use verify::{Comparison, compare, compare_with_reference};

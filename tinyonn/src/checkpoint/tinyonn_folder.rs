@@ -92,7 +92,7 @@ pub(super) fn dense_config(config: &Value) -> Value {
 }
 
 /// Whether `config.json` is of a Tiny-ONN folder.
-pub(super) fn is_tinyonn(config: &Value) -> bool {
+pub fn is_tinyonn(config: &Value) -> bool {
     config.get("model_type").and_then(Value::as_str) == Some("tinyonn")
 }
 

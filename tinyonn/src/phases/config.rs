@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::DeviceName;
 use crate::imaging::Partition;
 use crate::qwen3::Qwen3Config;
 use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
@@ -20,8 +21,8 @@ pub struct Phase2Config {
     pub data: Vec<String>,
     /// Decides everything random.
     pub seed: u64,
-    /// `cpu`, `cuda` or `cuda:n`.
-    pub device: String,
+    /// Where it computes: `cpu`, `cuda` or `cuda:n`.
+    pub device: DeviceName,
     /// The run's folder.
     pub out: PathBuf,
     /// Where pretrained dense models are kept.
@@ -53,7 +54,7 @@ impl Default for Phase2Config {
             variant: "TinyOnn".into(),
             data: Vec::new(),
             seed: 0,
-            device: "cpu".into(),
+            device: DeviceName::Cpu,
             out: "runs/phase2".into(),
             cache: "runs/cache".into(),
             dense: DenseShape::default(),
@@ -61,8 +62,8 @@ impl Default for Phase2Config {
             length: 128,
             batch: 8,
             scan_tokens: 65_536,
-            partition: Partition::Activation,
-            contrast: true,
+            partition: Partition::Sps,
+            contrast: false,
             router: RouterFitConfig::default(),
             smk: SmkConfig::default(),
         }

@@ -11,14 +11,16 @@
 pub mod config;
 pub mod dense;
 pub mod device;
-pub mod page;
+pub mod image;
+mod page;
 pub mod phase2;
 pub mod summary;
 pub mod text;
 
 pub use config::{DenseShape, Phase2Config};
 pub use dense::Dense;
-pub use device::device;
+pub use image::{ImageConfig, image};
+pub use device::DeviceName;
 pub use phase2::phase2;
 pub use summary::Summary;
 pub use text::Text;

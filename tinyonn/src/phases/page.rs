@@ -55,7 +55,7 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
         ("distinct paths".into(), format!("{} of {} tasks", s.labels.distinct_paths, m.tasks.len())),
         ("seconds".into(), seconds(s)),
     ];
-    let sections = vec![losses(m)?, brain(m)?, routing(m)?, load(m)?, curves(m)];
+    let sections = vec![losses(m)?, brain(m.spec, m.tasks, &m.experts)?, routing(m)?, load(m)?, curves(m)];
     Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })
 }
 
@@ -118,11 +118,12 @@ fn losses(m: &Material<'_>) -> Result<Section> {
     })
 }
 
-fn brain(m: &Material<'_>) -> Result<Section> {
-    let (columns, column_groups) = group_columns(m.spec);
-    let range = common_range(&m.experts).map(|(low, high)| (-high.max(-low), high.max(-low)));
+/// The brain scan: ∫SPS a token, `experts[task][layer][expert]`.
+pub(super) fn brain(spec: &MoeSpec, tasks: &[String], experts: &[Vec<Vec<f64>>]) -> Result<Section> {
+    let (columns, column_groups) = group_columns(spec);
+    let range = common_range(experts).map(|(low, high)| (-high.max(-low), high.max(-low)));
     let mut figures = Vec::new();
-    for (task, values) in m.tasks.iter().zip(&m.experts) {
+    for (task, values) in tasks.iter().zip(experts) {
         let heatmap = Heatmap {
             title: format!("∫SPS a token: {task}"),
             row_label: "layer".into(),

@@ -10,7 +10,7 @@ use super::summary::{
     UnitFigures,
 };
 use super::text::Tokens;
-use super::{Dense, Phase2Config, Text, device};
+use super::{Dense, Phase2Config, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
 use crate::imaging::inputs::Samples;
@@ -37,12 +37,12 @@ const DRAWS: u64 = 3;
 /// A variant that is not known or does not fit; text, models and folders that cannot be used.
 pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let variant = variant(&config.variant)?;
-    let device = device(&config.device)?;
+    let device = config.device.open()?;
     std::fs::create_dir_all(&config.out).map_err(|e| Error::io(&config.out, e))?;
     let mut watch = Stopwatch::new();
 
     watch.stage("text");
-    let text = Text::new(config)?;
+    let text = Text::new(&config.data, config.seed)?;
     watch.stage("dense");
     let dense = Dense::obtain(config, &text, &device)?;
     let tokens = text.encode(&dense.tokenizer)?;
@@ -289,7 +289,7 @@ impl Run<'_> {
         if dir.join("config.json").exists() {
             std::fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         }
-        let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.config.partition, self.config.seed) };
+        let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, &self.config.partition, self.config.seed) };
         let source = ModelFolder::open(&self.dense.dir)?;
         TinyOnnFolder::save(dir, source.config(), &config, store, Some(&self.dense.dir))
     }

@@ -1,6 +1,5 @@
 //! A run's text: by task, split by document, tokenised.
 
-use super::Phase2Config;
 use crate::data::{self, Corpus, DataSource, Shares, Splits, TextTokenizer, TokenSet};
 use crate::{Error, Result};
 
@@ -25,18 +24,12 @@ pub struct Tokens {
 }
 
 impl Text {
-    /// The tasks of `config.data`, or the default text: this workspace's own sources and prose, and generated tasks.
+    /// The tasks named by `sources`, or the default text: this workspace's own sources and prose, and generated tasks.
     ///
     /// # Errors
     /// Sources that cannot be read; tasks too small to split.
-    pub fn new(config: &Phase2Config) -> Result<Self> {
-        let corpus = if config.data.is_empty() {
-            data::default_corpus(&data::workspace_root()?, config.seed)?
-        } else {
-            let sources = config.data.iter().map(|source| source.parse()).collect::<Result<Vec<DataSource>>>()?;
-            data::read_sources(&sources)?
-        };
-        Self::split(&corpus, config.seed)
+    pub fn new(sources: &[String], seed: u64) -> Result<Self> {
+        Self::split(&corpus(sources, seed)?, seed)
     }
 
     /// Splits `corpus` by document.
@@ -63,4 +56,16 @@ impl Text {
             test: TokenSet::encode(&self.splits.test, tokenizer)?,
         })
     }
+}
+
+/// The tasks of `sources` (each `NAME=PATH`); without any, the default text.
+///
+/// # Errors
+/// Sources that cannot be read.
+pub fn corpus(sources: &[String], seed: u64) -> Result<Corpus> {
+    if sources.is_empty() {
+        return data::default_corpus(&data::workspace_root()?, seed);
+    }
+    let sources = sources.iter().map(|source| source.parse()).collect::<Result<Vec<DataSource>>>()?;
+    data::read_sources(&sources)
 }
