@@ -45,7 +45,7 @@ fn assert_lossless(name: &str, width: usize, strategy: Partition, tied: bool, dt
     let parent = tempfile::tempdir().unwrap();
     let [plain, tiny, back] = ["plain", "tiny", "back"].map(|name| parent.path().join(name));
     ModelFolder::save(&plain, &cfg.to_json(), &store, None).unwrap();
-    TinyOnnFolder::save(&tiny, &cfg.to_json(), &TinyOnnConfig::new(variant, &strategy, 3), &upcycled, None).unwrap();
+    TinyOnnFolder::save(&tiny, &cfg.to_json(), &TinyOnnConfig::new(variant, strategy, 3), &upcycled, None).unwrap();
     export_dense(&tiny, &back).unwrap();
     for folder in [&tiny, &back] {
         assert_same_weights(&plain, folder);

@@ -256,7 +256,9 @@ fn a_later_token_changes_no_earlier_logit(#[case] name: Option<&str>, #[case] ro
     let before = logits(&model, &Tensor::new(text.clone(), &CPU).unwrap(), routed);
     for position in 1..length {
         let mut changed = text.clone();
-        changed.iter_mut().for_each(|row| row[position] = (row[position] + 1) % 37);
+        for row in &mut changed {
+            row[position] = (row[position] + 1) % 37;
+        }
         let after = logits(&model, &Tensor::new(changed, &CPU).unwrap(), routed);
         let part = |x: &Tensor, from, count| bits(&x.narrow(1, from, count).unwrap());
         assert_eq!(part(&before, 0, position), part(&after, 0, position), "token {position}");

@@ -140,7 +140,7 @@ fn the_way_back_restores_folder_and_configuration(
     let (cfg, variant) = (folder.qwen3_config().unwrap(), variant("Moe7x3"));
     let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
     let sparse = upcycle(&folder.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
-    let described = TinyOnnConfig::new(variant, &Partition::Random, 3);
+    let described = TinyOnnConfig::new(variant, Partition::Random, 3);
     TinyOnnFolder::save(&tiny, folder.config(), &described, &sparse, Some(&plain)).unwrap();
     export_dense(&tiny, &back).unwrap();
 
@@ -163,7 +163,7 @@ fn the_way_back_restores_folder_and_configuration(
 #[case(ActiveMode::Routed, "routed")]
 fn the_active_mode_is_the_folders(#[case] active: ActiveMode, #[case] word: &str) {
     let (cfg, store) = small("Moe2x4", DType::F32);
-    let described = TinyOnnConfig { active, ..TinyOnnConfig::new(variant("Moe2x4"), &Partition::Random, 3) };
+    let described = TinyOnnConfig { active, ..TinyOnnConfig::new(variant("Moe2x4"), Partition::Random, 3) };
     let (_parent, dir) = save(&cfg.to_json(), &described, &store);
     let config = ModelFolder::open(&dir).unwrap().config().clone();
     assert_eq!((&config["tinyonn"]["active"], &config["model_type"]), (&json!(word), &json!("tinyonn")));

@@ -107,7 +107,7 @@ fn write_upcycled(from: &Path, out: &Path, name: &str, partition: Partition, see
     let neuron_expert = partition.assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), None, seed)?;
     let dense = folder.load(&Device::Cpu, None)?;
     let sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
-    TinyOnnFolder::save(out, folder.config(), &TinyOnnConfig::new(variant, &partition, seed), &sparse, Some(from))?;
+    TinyOnnFolder::save(out, folder.config(), &TinyOnnConfig::new(variant, partition, seed), &sparse, Some(from))?;
 
     let (width, experts) = (cfg.intermediate_size, variant.spec.experts());
     let widths = match (width / experts, width % experts) {

@@ -59,8 +59,10 @@ pub struct PartitionOrigin {
 
 impl TinyOnnConfig {
     /// Of a model just upcycled under the partition `strategy` with `seed`: all experts active.
+    // By value, so that a strategy and its bare name are given alike.
+    #[allow(clippy::needless_pass_by_value)]
     #[must_use]
-    pub fn new(variant: &Variant, strategy: &(impl ToString + ?Sized), seed: u64) -> Self {
+    pub fn new(variant: &Variant, strategy: impl ToString, seed: u64) -> Self {
         Self {
             variant: variant.spec.name.to_string(),
             active: ActiveMode::All,
