@@ -72,6 +72,19 @@ impl Partition {
     ///
     /// # Errors
     /// Fewer neurons than experts; a clustered strategy without an integral, or with one of another shape.
+    ///
+    /// ```
+    /// use tinyonn::imaging::Partition;
+    /// use tinyonn::moe::moe;
+    ///
+    /// #[moe(groups = 2, experts = 2)]
+    /// struct Small;
+    ///
+    /// let units = Partition::Contiguous.assign(&Small::SPEC, (1, 7), None, 0)?;
+    /// assert_eq!(units, [[0, 0, 1, 1, 2, 2, 3]]);
+    /// assert!(Partition::Activation.assign(&Small::SPEC, (1, 7), None, 0).is_err()); // scan first
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     pub fn assign(
         self,
         spec: &MoeSpec,

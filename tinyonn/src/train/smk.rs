@@ -145,7 +145,40 @@ pub struct SmkOutcome {
 /// Differentiates the experts in `store` under routed activation; everything but the experts is frozen.
 ///
 /// # Errors
-/// Whatever the model or the log reports.
+/// A `min_k` of zero; whatever the model or the log reports.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::{ParamStore, upcycle};
+/// use tinyonn::data::{Sampler, TaskTokens, TokenSet};
+/// use tinyonn::imaging::Partition;
+/// use tinyonn::metrics::MetricsLog;
+/// use tinyonn::moe::{self, moe};
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+/// use tinyonn::train::{SmkConfig, train_smk};
+///
+/// #[moe(groups = 2, experts = 3)]
+/// struct Small;
+///
+/// let variant = moe::variant("Small")?;
+/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// }), "config.json")?;
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let units = Partition::Random.assign(&Small::SPEC, (1, 24), None, 0)?;
+/// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
+///
+/// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
+/// let config = SmkConfig { steps: 3, batch: 4, min_k: 1, ..SmkConfig::default() };
+/// let sampler = Sampler::new(&set, 32, config.batch, 0, &Device::Cpu)?;
+/// let dir = tempfile::tempdir()?;
+/// let mut log = MetricsLog::create(dir.path().join("smk.jsonl"))?;
+/// let outcome = train_smk(&store, &cfg, variant, &sampler, &config, &mut log)?;
+/// assert!(outcome.updated_share < 1.0); // one of several active experts
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn train_smk(
     store: &ParamStore,
     cfg: &Qwen3Config,
