@@ -10,7 +10,8 @@ use tinyonn::train::{AdamW, AdamwConfig};
 
 use crate::gradients::inputs;
 
-const CONFIG: AdamwConfig = AdamwConfig { rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, clip: f64::INFINITY };
+const CONFIG: AdamwConfig =
+    AdamwConfig { rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, clip: f64::INFINITY };
 
 fn step(scale: f64) -> AdamwStep {
     let AdamwConfig { rate, beta1, beta2, eps, decay, .. } = CONFIG;
@@ -59,8 +60,11 @@ fn learns(line: usize, step: usize) -> bool {
 fn ten_steps_equal_the_scalar_algorithm(#[case] dtype: DType, #[case] axis: Option<usize>) {
     let (rows, columns) = (9, 7);
     let xs = inputs(1, &vec![&[9usize, 7][..]; 11]);
-    let mut state: [Tensor; 3] = [xs[0].to_dtype(dtype).unwrap(), xs[0].zeros_like().unwrap().to_dtype(dtype).unwrap(),
-        xs[0].zeros_like().unwrap().to_dtype(dtype).unwrap()];
+    let mut state: [Tensor; 3] = [
+        xs[0].to_dtype(dtype).unwrap(),
+        xs[0].zeros_like().unwrap().to_dtype(dtype).unwrap(),
+        xs[0].zeros_like().unwrap().to_dtype(dtype).unwrap(),
+    ];
     let start = values(&state[0]);
     let mut expected: Vec<Vec<Scalar>> =
         start.iter().map(|row| row.iter().map(|p| Scalar { p: *p, m: 0.0, v: 0.0, t: 0 }).collect()).collect();
@@ -70,7 +74,8 @@ fn ten_steps_equal_the_scalar_algorithm(#[case] dtype: DType, #[case] axis: Opti
         let g = g.to_dtype(dtype).unwrap();
         let learning: Vec<bool> = (0..lines).map(|line| axis.is_none() || learns(line, at)).collect();
         counts.iter_mut().zip(&learning).for_each(|(count, learns)| *count += u64::from(*learns));
-        let now: Vec<u64> = counts.iter().zip(&learning).map(|(count, learns)| if *learns { *count } else { 0 }).collect();
+        let now: Vec<u64> =
+            counts.iter().zip(&learning).map(|(count, learns)| if *learns { *count } else { 0 }).collect();
         let [p, m, v] = &state;
         let next = adamw(&step(0.5), [p, &g, m, v], &now, axis.unwrap_or(0)).unwrap();
         for (i, row) in values(&g).iter().enumerate() {
@@ -136,7 +141,8 @@ fn gradients(vars: &[(String, Var)], values: &[Tensor]) -> GradStore {
 
 fn variables(seed: u64) -> Vec<(String, Var)> {
     let values = inputs(seed, &[&[4, 3], &[5]]);
-    let var = |(name, x): (&str, &Tensor)| (name.to_owned(), Var::from_tensor(&x.to_dtype(DType::F32).unwrap()).unwrap());
+    let var =
+        |(name, x): (&str, &Tensor)| (name.to_owned(), Var::from_tensor(&x.to_dtype(DType::F32).unwrap()).unwrap());
     ["matrix", "vector"].into_iter().zip(&values).map(var).collect()
 }
 

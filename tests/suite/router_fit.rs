@@ -63,7 +63,8 @@ fn with_modules<R>(variant: &'static Variant, store: &ParamStore, f: impl FnOnce
 #[case("MoeSequence", CLOSED)]
 fn planted_tasks_are_told_apart_on_rows_never_seen(#[case] name: &str, #[case] config: RouterFitConfig) {
     let (variant, store) = upcycled(name);
-    let (train, validation, test) = (planted("train", 800, 2.0), planted("validation", 200, 2.0), planted("test", 800, 2.0));
+    let (train, validation, test) =
+        (planted("train", 800, 2.0), planted("validation", 200, 2.0), planted("test", 800, 2.0));
     let labels = Labels::random(TASKS, 2, &variant.spec, 3);
     let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
     fitter.fit(&store, &variant.spec, &labels, &config, 0).unwrap();
@@ -108,7 +109,11 @@ fn refinement_never_worsens_the_validation_loss(#[case] rate: f64, #[case] gains
     let (closed, refined) = (losses(CLOSED), losses(RouterFitConfig { rate, ..REFINED }));
     // The library's losses are means in f32, these in f64.
     assert!(closed.iter().zip(&refined).all(|(closed, refined)| *refined <= closed + 1e-5), "{closed:?} {refined:?}");
-    assert_eq!(closed.iter().zip(&refined).any(|(closed, refined)| *refined < closed - 1e-3), gains, "{closed:?} {refined:?}");
+    assert_eq!(
+        closed.iter().zip(&refined).any(|(closed, refined)| *refined < closed - 1e-3),
+        gains,
+        "{closed:?} {refined:?}"
+    );
 }
 
 #[test]
@@ -163,7 +168,8 @@ fn choices_without_labels_are_never_taken(#[case] config: RouterFitConfig) {
                 if config.steps == 0 {
                     assert!(of_parent.iter().all(|p| (p + 3f32.ln()).abs() < 1e-4), "{of_parent:?}");
                 }
-                let sums = levels[0].exp().unwrap().sum(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let sums =
+                    levels[0].exp().unwrap().sum(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-3));
             }
         });
@@ -207,7 +213,8 @@ fn accuracies_are_counts_of_paths() {
                 let task = *task as usize;
                 let rows = samples.tasks.iter().filter(|other| **other as usize == task).count() as f64;
                 let path: Vec<usize> = (0..21).filter(|n| gates[*n] == 1.0).collect();
-                let label = |task: usize| labels.paths.experts[task][layer].iter().map(|n| *n as usize).collect::<Vec<_>>();
+                let label =
+                    |task: usize| labels.paths.experts[task][layer].iter().map(|n| *n as usize).collect::<Vec<_>>();
                 let shared = |a: &[usize], b: &[usize]| a.iter().filter(|n| b.contains(n)).count();
                 let groups = |path: &[usize]| {
                     let mut groups: Vec<usize> = path.iter().map(|n| n / 3).collect();
@@ -228,7 +235,11 @@ fn accuracies_are_counts_of_paths() {
                 path.iter().for_each(|n| load[task][*n] += 0.5 / rows);
             }
             for level in 0..2 {
-                approx::assert_relative_eq!(found.layers[layer].accuracy[level], sums[level][0] / 90.0, epsilon = 1e-12);
+                approx::assert_relative_eq!(
+                    found.layers[layer].accuracy[level],
+                    sums[level][0] / 90.0,
+                    epsilon = 1e-12
+                );
                 approx::assert_relative_eq!(found.layers[layer].chance[level], sums[level][1] / 90.0, epsilon = 1e-12);
             }
         }

@@ -52,8 +52,7 @@ fn squared(row: &[f64]) -> f64 {
 
 impl MlpProbe for Referee {
     fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        let [x, h, dy, dg, du] =
-            [pass.x_td, pass.h_ti, pass.delta_y_td, pass.delta_g_ti, pass.delta_u_ti].map(rows);
+        let [x, h, dy, dg, du] = [pass.x_td, pass.h_ti, pass.delta_y_td, pass.delta_g_ti, pass.delta_u_ti].map(rows);
         let gate = pass.gate_ti.map(rows);
         let units = &self.units[layer];
         let mut surprises = Vec::new();
@@ -126,7 +125,8 @@ fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: us
                 }
             }
         }
-        for other in ["model.norm.weight", "model.layers.0.mlp.group_router.mean", "model.layers.9.mlp.up_proj.weight"] {
+        for other in ["model.norm.weight", "model.layers.0.mlp.group_router.mean", "model.layers.9.mlp.up_proj.weight"]
+        {
             assert!(referee.smk.lines(other).is_none(), "{other}");
         }
     }

@@ -132,7 +132,10 @@ fn evaluation_scores_every_target_once(
             _ => Active::Routed,
         };
         let ctx = RouteCtx { active, ..RouteCtx::all() };
-        (evaluate(model.lm(), &set, options, &ctx, &Device::Cpu).unwrap(), by_hand(model.lm(), &set, length, skip, &ctx))
+        (
+            evaluate(model.lm(), &set, options, &ctx, &Device::Cpu).unwrap(),
+            by_hand(model.lm(), &set, length, skip, &ctx),
+        )
     };
     assert_eq!(found.by_task.len(), 2);
     // Means of f32 losses against f64 ones from f32 logits.

@@ -11,7 +11,9 @@ use super::normal;
 fn rows(seed: u64, counts: &[usize], r: usize) -> Vec<Vec<Vec<f32>>> {
     let mut rng = random::stream(seed, "tests/gda");
     let mut row = |task: usize| -> Vec<f32> {
-        (0..r).map(|j| if j + 1 == r { 3.0 } else { (normal(&mut rng) * (1 + j) as f64 + (task * j) as f64) as f32 }).collect()
+        (0..r)
+            .map(|j| if j + 1 == r { 3.0 } else { (normal(&mut rng) * (1 + j) as f64 + (task * j) as f64) as f32 })
+            .collect()
     };
     counts.iter().enumerate().map(|(task, count)| (0..*count).map(|_| row(task)).collect()).collect()
 }
@@ -34,7 +36,8 @@ fn moments(rows: &[&Vec<f32>], j: usize) -> (f64, f64) {
 
 fn by_hand(rows: &[Vec<Vec<f32>>], labels: &[Vec<usize>], choices: usize, r: usize) -> Gaussians {
     let taking = |choice: Option<usize>| -> Vec<&Vec<f32>> {
-        let tasks = rows.iter().zip(labels).filter(|(_, taken)| choice.map_or(!taken.is_empty(), |c| taken.contains(&c)));
+        let tasks =
+            rows.iter().zip(labels).filter(|(_, taken)| choice.map_or(!taken.is_empty(), |c| taken.contains(&c)));
         tasks.flat_map(|(rows, _)| rows).collect()
     };
     let everyone = taking(None);
@@ -46,7 +49,8 @@ fn by_hand(rows: &[Vec<Vec<f32>>], labels: &[Vec<usize>], choices: usize, r: usi
         let own = taking(Some(choice));
         let n = own.len() as f64;
         let of = |j: usize| if own.is_empty() { pooled[j] } else { moments(&own, j) };
-        let variance = |j: usize| if own.is_empty() { pooled[j].1 } else { (n * of(j).1 + 32.0 * pooled[j].1) / (n + 32.0) };
+        let variance =
+            |j: usize| if own.is_empty() { pooled[j].1 } else { (n * of(j).1 + 32.0 * pooled[j].1) / (n + 32.0) };
         fitted.mean.push((0..r).map(|j| of(j).0).collect());
         fitted.log_variance.push((0..r).map(|j| variance(j).max(floor).ln()).collect());
         fitted.log_prior.push(((n + 1.0) / (total + choices) as f64).ln());

@@ -181,7 +181,9 @@ fn balanced_k_means(vectors: &[Vec<f64>], members: &[usize], capacities: &[usize
     for _ in 0..ROUNDS {
         let mut pairs: Vec<(f64, usize, usize)> = Vec::with_capacity(members.len() * centres.len());
         for (position, member) in members.iter().enumerate() {
-            pairs.extend(centres.iter().enumerate().map(|(c, centre)| (distance(&vectors[*member], centre), position, c)));
+            pairs.extend(
+                centres.iter().enumerate().map(|(c, centre)| (distance(&vectors[*member], centre), position, c)),
+            );
         }
         pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
         let mut assigned = vec![None; members.len()];

@@ -145,7 +145,8 @@ impl<'a> RouterFitter<'a> {
             routers.iter().flat_map(|router| f(router).iter().flatten().map(|x| *x as f32)).collect()
         };
         let shape = (targets.parents, targets.choices, r);
-        let log_prior: Vec<f32> = routers.iter().flat_map(|router| router.log_prior.iter().map(|x| *x as f32)).collect();
+        let log_prior: Vec<f32> =
+            routers.iter().flat_map(|router| router.log_prior.iter().map(|x| *x as f32)).collect();
         let device = store.device();
         let set = |name: &str, value: Tensor| store.set(&format!("{path}.{name}"), &value.to_device(device)?);
         let cpu = candle_core::Device::Cpu;
@@ -188,7 +189,8 @@ impl<'a> RouterFitter<'a> {
         };
         let mut optimizer = AdamW::new(AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() });
         let mut rng = random::stream(seed, &format!("router/{path}"));
-        let snapshot = || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
+        let snapshot =
+            || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
         let (mut best, mut kept) = (loss(&held_x, &held_tasks)?.to_scalar::<f32>()?, snapshot()?);
         for step in 1..=config.steps {
             let rows: Vec<u32> =

@@ -127,8 +127,7 @@ impl MlpProbe for Smk {
         order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let mut learners: Vec<u32> = order.into_iter().take(self.min_k).map(|(_, n)| n).collect();
         learners.sort_unstable();
-        let neurons =
-            (0..units.len() as u32).filter(|i| learners.binary_search(&units[*i as usize]).is_ok()).collect();
+        let neurons = (0..units.len() as u32).filter(|i| learners.binary_search(&units[*i as usize]).is_ok()).collect();
         let all = learners.len() == self.experts;
         self.choices.lock().unwrap_or_else(PoisonError::into_inner)[layer] = Choice { active, learners };
         Ok(if all { WeightGrads::All } else { WeightGrads::Neurons(neurons) })
@@ -158,15 +157,15 @@ pub struct SmkOutcome {
 /// use tinyonn::train::{SmkConfig, train_smk};
 ///
 /// #[moe(groups = 2, experts = 3)]
-/// struct Small;
+/// struct Learners;
 ///
-/// let variant = moe::variant("Small")?;
+/// let variant = moe::variant("Learners")?;
 /// let cfg = Qwen3Config::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
 /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-/// let units = Partition::Random.assign(&Small::SPEC, (1, 24), None, 0)?;
+/// let units = Partition::Random.assign(&Learners::SPEC, (1, 24), None, 0)?;
 /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
 ///
 /// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };
