@@ -140,7 +140,10 @@ fn taylor_is_the_derivative_of_the_loss_along_a_removal() {
         changed.iter_mut().for_each(|row| row[neuron] *= factor);
         let other = store.deep_copy().unwrap();
         other.set(name, &Tensor::new(changed, &Device::Cpu).unwrap()).unwrap();
-        (0..2).map(|row| &set.tasks[0].tokens[8 * row..=8 * row + 8]).map(|row| image(&cfg, &other, &row[..8], &row[1..]).loss).sum()
+        (0..2)
+            .map(|row| &set.tasks[0].tokens[8 * row..=8 * row + 8])
+            .map(|row| image(&cfg, &other, &row[..8], &row[1..]).loss)
+            .sum()
     };
     for neuron in [0, 9, 25] {
         // f64 losses of weights that f32 holds to 6e-8: central differences over 2 × 1e-3 are good to 1e-4 or so.

@@ -39,8 +39,12 @@ fn best_path(values: &[f64], units: &[u32], spec: &MoeSpec) -> Vec<u32> {
     let mut nodes = vec![0];
     for (level, declared) in spec.levels.iter().enumerate() {
         let score = |node: usize| {
-            let own: Vec<f64> =
-                values.iter().zip(units).filter(|(_, e)| **e as usize / below(spec, level) == node).map(|(x, _)| *x).collect();
+            let own: Vec<f64> = values
+                .iter()
+                .zip(units)
+                .filter(|(_, e)| **e as usize / below(spec, level) == node)
+                .map(|(x, _)| *x)
+                .collect();
             own.iter().sum::<f64>() / own.len() as f64
         };
         let mut next = Vec::new();
@@ -67,7 +71,9 @@ fn is_path(path: &[u32], spec: &MoeSpec) -> bool {
     let all: BTreeSet<usize> = path.iter().map(|e| *e as usize).collect();
     spec.levels.iter().enumerate().all(|(level, declared)| {
         let next: BTreeSet<usize> = all.iter().map(|e| e / below(spec, level)).collect();
-        let whole = nodes.iter().all(|parent| next.iter().filter(|n| **n / declared.choices == *parent).count() == declared.top_k);
+        let whole = nodes
+            .iter()
+            .all(|parent| next.iter().filter(|n| **n / declared.choices == *parent).count() == declared.top_k);
         let within = next.iter().all(|node| nodes.contains(&(node / declared.choices)));
         nodes = next;
         whole && within
@@ -194,7 +200,8 @@ fn a_group_is_the_mean_over_its_neurons() {
 #[test]
 fn entropy_at_its_bounds() {
     let spec = spec(&[(2, 1), (3, 2)]);
-    let labels = |paths: &[&[u32]]| Labels { paths: PathTable { experts: paths.iter().map(|p| vec![p.to_vec(); 2]).collect() } };
+    let labels =
+        |paths: &[&[u32]]| Labels { paths: PathTable { experts: paths.iter().map(|p| vec![p.to_vec(); 2]).collect() } };
     let same = labels(&[&[0, 2], &[0, 2], &[0, 2]]).statistics(&spec);
     assert_eq!(same.distinct_paths, 1);
     assert_relative_eq!(same.entropy, 2f64.ln(), epsilon = 1e-12);

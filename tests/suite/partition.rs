@@ -80,7 +80,12 @@ fn planted(seed: u64, groups: usize, experts: usize, width: usize) -> (Integral,
 #[case(Partition::Activation, 3, 2, 31)] // one kind has a neuron more, as has the first expert
 #[case(Partition::Activation, 1, 4, 40)]
 #[case(Partition::Activation, 4, 1, 40)]
-fn planted_kinds_are_found(#[case] strategy: Partition, #[case] groups: usize, #[case] experts: usize, #[case] width: usize) {
+fn planted_kinds_are_found(
+    #[case] strategy: Partition,
+    #[case] groups: usize,
+    #[case] experts: usize,
+    #[case] width: usize,
+) {
     let spec = spec(&[(groups, 1), (experts, 1)]);
     for seed in 0..20 {
         let (integral, kind) = planted(seed, groups, experts, width);
@@ -106,7 +111,8 @@ fn planted_kinds_are_found(#[case] strategy: Partition, #[case] groups: usize, #
 #[case(ALL[2])]
 #[case(ALL[3])]
 fn fewer_neurons_than_experts_are_refused_by_name(#[case] strategy: Partition) {
-    let error = strategy.assign(&spec(&[(2, 1), (4, 1)]), (1, 7), Some(&integral(0, 2, 1, 7)), 0).unwrap_err().to_string();
+    let error =
+        strategy.assign(&spec(&[(2, 1), (4, 1)]), (1, 7), Some(&integral(0, 2, 1, 7)), 0).unwrap_err().to_string();
     assert!(error.contains("variant `Test`") && error.contains("7 neurons for 8 experts"), "{error}");
 }
 
@@ -130,5 +136,7 @@ fn names_read_back() {
         assert_eq!(strategy.to_string().parse::<Partition>().unwrap(), strategy);
         assert_eq!(serde_json::to_value(strategy).unwrap(), strategy.to_string());
     }
-    assert!("halves".parse::<Partition>().unwrap_err().to_string().contains("use contiguous, random, activation or sps"));
+    assert!(
+        "halves".parse::<Partition>().unwrap_err().to_string().contains("use contiguous, random, activation or sps")
+    );
 }

@@ -33,10 +33,7 @@ pub(crate) fn image(cfg: &Qwen3Config, store: &ParamStore, ids: &[u32], targets:
             let squares = |var: &Var, along: usize| grads.get(var).unwrap().sqr().unwrap().sum(along).unwrap();
             let rows = (squares(&own.gate, 2) + squares(&own.up, 2)).unwrap();
             let surprise = (rows + squares(&own.down, 1)).unwrap().sqrt().unwrap();
-            Layer {
-                activation: own.hidden.abs().unwrap().to_vec2().unwrap(),
-                surprise: surprise.to_vec2().unwrap(),
-            }
+            Layer { activation: own.hidden.abs().unwrap().to_vec2().unwrap(), surprise: surprise.to_vec2().unwrap() }
         })
         .collect();
     Image { layers, loss: loss.to_scalar().unwrap() }
@@ -77,7 +74,8 @@ impl Reference<'_> {
 
     fn rotate(&self, x_htd: &Tensor) -> Result<Tensor> {
         let half = self.cfg.head_dim / 2;
-        let angle = |t: usize, j: usize| t as f64 * self.cfg.rope_theta.powf(-((2 * j) as f64) / self.cfg.head_dim as f64);
+        let angle =
+            |t: usize, j: usize| t as f64 * self.cfg.rope_theta.powf(-((2 * j) as f64) / self.cfg.head_dim as f64);
         let table = |f: fn(f64) -> f64| -> Result<Tensor> {
             let values: Vec<f64> = (0..self.t).flat_map(|t| (0..half).map(move |j| f(angle(t, j)))).collect();
             Tensor::from_vec(values, (1, self.t, half), &Device::Cpu)

@@ -48,7 +48,10 @@ fn collected(set: &TokenSet, length: usize, stride: usize, first: usize) -> Arc<
 fn close(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     // The reference runs rows one by one: products of other shapes may round otherwise.
-    found.iter().zip(expected).for_each(|(a, b)| approx::assert_relative_eq!(a, b, max_relative = 1e-4, epsilon = 1e-5));
+    found
+        .iter()
+        .zip(expected)
+        .for_each(|(a, b)| approx::assert_relative_eq!(a, b, max_relative = 1e-4, epsilon = 1e-5));
 }
 
 /// Rows of 8 from 21 tokens of each task: 8, 8 and 4.

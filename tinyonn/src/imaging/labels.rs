@@ -30,6 +30,21 @@ pub struct LabelStatistics {
 impl Labels {
     /// From scores integrated over tasks; `units[layer][i]` is the expert of neuron i. A group is scored by the mean over its
     /// neurons. Ties go to the lower index.
+    ///
+    /// ```
+    /// use tinyonn::imaging::{Integral, Labels};
+    /// use tinyonn::moe::moe;
+    ///
+    /// #[moe(groups = 2, experts = 2, top_k = [1, 1])]
+    /// struct Small;
+    ///
+    /// // One layer of four neurons, each an expert of its own, on two tasks.
+    /// let integral = Integral { neurons: vec![vec![vec![0.9, 0.1, -0.5, 0.0]], vec![vec![-0.9, 0.0, 0.2, 0.3]]] };
+    /// let labels = Labels::from_integral(&integral, &[vec![0, 1, 2, 3]], &Small::SPEC);
+    /// assert_eq!(labels.paths.experts, [[[0]], [[3]]]);
+    /// assert_eq!(labels.statistics(&Small::SPEC).distinct_paths, 2);
+    /// assert_eq!(labels.permuted(0).paths.experts, [[[3]], [[0]]]);
+    /// ```
     #[must_use]
     pub fn from_integral(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec) -> Self {
         let levels: Vec<Vec<Vec<Vec<f64>>>> = (0..spec.levels.len())

@@ -72,6 +72,19 @@ impl Partition {
     ///
     /// # Errors
     /// Fewer neurons than experts; a clustered strategy without an integral, or with one of another shape.
+    ///
+    /// ```
+    /// use tinyonn::imaging::Partition;
+    /// use tinyonn::moe::moe;
+    ///
+    /// #[moe(groups = 2, experts = 2)]
+    /// struct Small;
+    ///
+    /// let units = Partition::Contiguous.assign(&Small::SPEC, (1, 7), None, 0)?;
+    /// assert_eq!(units, [[0, 0, 1, 1, 2, 2, 3]]);
+    /// assert!(Partition::Activation.assign(&Small::SPEC, (1, 7), None, 0).is_err()); // scan first
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     pub fn assign(
         self,
         spec: &MoeSpec,
@@ -168,7 +181,9 @@ fn balanced_k_means(vectors: &[Vec<f64>], members: &[usize], capacities: &[usize
     for _ in 0..ROUNDS {
         let mut pairs: Vec<(f64, usize, usize)> = Vec::with_capacity(members.len() * centres.len());
         for (position, member) in members.iter().enumerate() {
-            pairs.extend(centres.iter().enumerate().map(|(c, centre)| (distance(&vectors[*member], centre), position, c)));
+            pairs.extend(
+                centres.iter().enumerate().map(|(c, centre)| (distance(&vectors[*member], centre), position, c)),
+            );
         }
         pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
         let mut assigned = vec![None; members.len()];

@@ -65,7 +65,8 @@ impl NeuronScan {
     /// # Errors
     /// Other tasks, layers or widths.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        let shape = |scan: &Self| (scan.sums.len(), scan.sums.first().and_then(|l| l.first()).map(|s| s.activation.len()));
+        let shape =
+            |scan: &Self| (scan.sums.len(), scan.sums.first().and_then(|l| l.first()).map(|s| s.activation.len()));
         if self.tasks != other.tasks || shape(self) != shape(other) {
             let problem = "the scans are of different tasks or models";
             return Err(Error::setting("scan", problem, "merge scans of the same model and tasks"));

@@ -49,6 +49,20 @@ fn standardised(means: &[Vec<f64>], mean_squares: &[Vec<f64>]) -> Vec<Vec<f64>> 
 
 impl Integral {
     /// Integrates `score` over the tasks of `scan`.
+    ///
+    /// ```
+    /// use tinyonn::imaging::{Integral, NeuronScan, Score};
+    /// // One layer of two neurons; one token of each of two tasks, activations (3, 1) and (1, 3), no surprise.
+    /// let mut scan = NeuronScan::zero(vec!["a".into(), "b".into()], 1, 2);
+    /// for (task, activation) in [[3.0, 1.0], [1.0, 3.0]].into_iter().enumerate() {
+    ///     scan.tokens[task] = 1;
+    ///     scan.sums[0][task].activation = activation.to_vec();
+    ///     scan.sums[0][task].activation_squared = activation.map(|a| a * a).to_vec();
+    /// }
+    /// // Their mean is 2, their deviation 1; a flat surprise adds nothing.
+    /// let integral = Integral::new(&scan, Score::Sps);
+    /// assert_eq!(integral.neurons, [[[1.0, -1.0]], [[-1.0, 1.0]]]);
+    /// ```
     #[must_use]
     pub fn new(scan: &NeuronScan, score: Score) -> Self {
         let (tasks, layers) = (scan.tasks.len(), scan.sums.len());

@@ -32,6 +32,29 @@ pub struct EvaluateOptions {
 ///
 /// # Errors
 /// A task without a token to score; whatever the model reports.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
+/// use tinyonn::train::evaluate;
+/// use tinyonn::train::evaluate::EvaluateOptions;
+///
+/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// }), "config.json")?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+///
+/// let task = TaskTokens { name: "count".into(), tokens: (0..100).collect(), documents: vec![0; 100] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
+/// let options = EvaluateOptions { length: 32, batch: 4, skip: 0 };
+/// let losses = evaluate(&model, &set, options, &RouteCtx::all(), &Device::Cpu)?;
+/// assert!((losses.mean - 280f64.ln()).abs() < 0.1); // it knows nothing yet
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub fn evaluate<F: FeedForward>(
     model: &Qwen3ForCausalLm<F>,
     set: &TokenSet,

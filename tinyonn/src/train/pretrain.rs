@@ -41,6 +41,31 @@ fn rate(config: &PretrainConfig, step: u64) -> f64 {
 ///
 /// # Errors
 /// Whatever the model or the log reports.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::data::{Corpus, Sampler, TextTokenizer, TokenSet, arithmetic};
+/// use tinyonn::metrics::{self, MetricsLog};
+/// use tinyonn::qwen3::Qwen3Config;
+/// use tinyonn::train::{PretrainConfig, pretrain};
+///
+/// let corpus = Corpus { tasks: vec![arithmetic(0, 10_000)] };
+/// let set = TokenSet::encode(&corpus, &TextTokenizer::train(&corpus, 280)?)?;
+/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// }), "config.json")?;
+/// let config = PretrainConfig { steps: 20, batch: 4, warmup: 2, ..PretrainConfig::default() };
+/// let sampler = Sampler::new(&set, 32, config.batch, 0, &Device::Cpu)?;
+///
+/// let dir = tempfile::tempdir()?;
+/// let path = dir.path().join("pretrain.jsonl");
+/// let store = pretrain(&cfg, &config, &sampler, &Device::Cpu, 0, &mut MetricsLog::create(&path)?)?;
+/// assert_eq!(store.parameters(), cfg.parameters());
+/// let records = metrics::read(&path)?;
+/// assert!(records[2].values[0].1 < records[0].values[0].1); // the loss
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn pretrain(
     cfg: &Qwen3Config,
     config: &PretrainConfig,

@@ -22,7 +22,8 @@ pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
     }
     let d = samples.values.len() / samples.tasks.len();
     let r = dim.min(d);
-    let classes: Vec<u32> = samples.tasks.iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let classes: Vec<u32> =
+        samples.tasks.iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
     let mut within = DMatrix::<f64>::zeros(d, d);
     let mut means = Vec::with_capacity(classes.len());
     for class in &classes {

@@ -13,7 +13,7 @@ use crate::checkpoint::ParamStore;
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
 use crate::moe::{GaussianMoeRouter, MoeSpec, Router as _};
-use crate::{Result, ops, random};
+use crate::{Error, Result, ops, random};
 
 /// How routers are fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,38 @@ impl Default for RouterFitConfig {
 const LOOK: u64 = 20;
 
 /// Inputs of all layers with what fits them share: the projections, found once.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::imaging::{Labels, inputs::Samples};
+/// use tinyonn::moe::{GaussianMoeRouter, Router, moe};
+/// use tinyonn::qwen3::PathTable;
+/// use tinyonn::train::{RouterFitConfig, RouterFitter};
+///
+/// #[moe(groups = 2, experts = 1)]
+/// struct Pair;
+///
+/// // One layer, inputs of width 2: task 0 lies left, task 1 right.
+/// let rows = Samples { values: vec![-1.0, 0.2, 1.0, 0.3, -1.1, 0.4, 0.9, 0.1], tasks: vec![0, 1, 0, 1] };
+/// let labels = Labels { paths: PathTable { experts: vec![vec![vec![1]], vec![vec![0]]] } };
+/// let at = "model.layers.0.mlp";
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| {
+///     GaussianMoeRouter::new(2, 64, 1, 2, &vb.pp(at).pp("group_router"))?;
+///     GaussianMoeRouter::new(2, 64, 2, 1, &vb.pp(at).pp("expert_router"))?;
+///     Ok(())
+/// })?;
+///
+/// let (train, validation) = ([rows.clone()], [rows]);
+/// let fitter = RouterFitter::new(&train, &validation, 2, 64)?;
+/// fitter.fit(&store, &Pair::SPEC, &labels, &RouterFitConfig::default(), 0)?;
+///
+/// let vb = store.builder(candle_core::DType::F32, |_| false).pp(at);
+/// let router = GaussianMoeRouter::new(2, 64, 1, 2, &vb.pp("group_router"))?;
+/// let log_p = router.log_probs(&Tensor::new(&[[-1f32, 0.3]], &Device::Cpu)?)?.to_vec3::<f32>()?;
+/// assert!(log_p[0][0][1] > log_p[0][0][0]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct RouterFitter<'a> {
     train: &'a [Samples],
     validation: &'a [Samples],
@@ -48,11 +80,16 @@ pub struct RouterFitter<'a> {
 }
 
 impl<'a> RouterFitter<'a> {
-    /// Finds the projections of all layers for routers of at most `dim` dimensions.
+    /// Finds the projections of all layers for routers of at most `dim` dimensions; a narrower router takes the first of them.
     ///
     /// # Errors
-    /// No inputs.
+    /// No inputs; inputs of other layers or of more than `tasks` tasks.
     pub fn new(train: &'a [Samples], validation: &'a [Samples], tasks: usize, dim: usize) -> Result<Self> {
+        let known = |samples: &Samples| samples.tasks.iter().all(|task| (*task as usize) < tasks);
+        if train.len() != validation.len() || !train.iter().chain(validation).all(known) {
+            let problem = format!("training and validation are not of the same layers, or of more than {tasks} tasks");
+            return Err(Error::setting("inputs", problem, "collect both from the same model and tasks"));
+        }
         let cpu = candle_core::Device::Cpu;
         let (mut projections, mut z) = (Vec::new(), Vec::new());
         for samples in train {
@@ -68,7 +105,7 @@ impl<'a> RouterFitter<'a> {
     /// Fits the routers of every layer and level to `labels` and puts them into `store`. Deterministic in `seed`.
     ///
     /// # Errors
-    /// Routers that are missing from the store or of another shape than `spec` says.
+    /// Routers that are missing from the store or of another shape than `spec` says; labels of other tasks or layers.
     pub fn fit(
         &self,
         store: &ParamStore,
@@ -77,24 +114,30 @@ impl<'a> RouterFitter<'a> {
         config: &RouterFitConfig,
         seed: u64,
     ) -> Result<()> {
-        for layer in 0..self.train.len() {
+        let layers = self.train.len();
+        if labels.paths.experts.len() != self.tasks || labels.paths.experts.iter().any(|task| task.len() != layers) {
+            let problem = format!("they are not of {} tasks and {layers} layers", self.tasks);
+            return Err(Error::setting("labels", problem, "label the tasks and layers that the inputs are of"));
+        }
+        for layer in 0..layers {
             for (level, declared) in spec.levels.iter().enumerate() {
                 let path = format!("model.layers.{layer}.mlp.{}_router", declared.name);
                 let targets = Targets::new(spec, labels, self.tasks, layer, level);
-                self.closed_form(store, &path, layer, &targets)?;
+                let dim = declared.router.dim();
+                self.closed_form(store, &path, layer, dim, &targets)?;
                 if config.steps > 0 {
-                    self.refine(store, &path, layer, declared.router.dim(), &targets, config, seed)?;
+                    self.refine(store, &path, layer, dim, &targets, config, seed)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn closed_form(&self, store: &ParamStore, path: &str, layer: usize, targets: &Targets) -> Result<()> {
-        let (_, r) = self.z[layer].dims2()?;
+    fn closed_form(&self, store: &ParamStore, path: &str, layer: usize, dim: usize, targets: &Targets) -> Result<()> {
+        let r = dim.min(self.z[layer].dim(1)?);
         let mut sums = vec![Sums::zero(r); self.tasks];
         for (z, task) in self.z[layer].to_vec2::<f32>()?.iter().zip(&self.train[layer].tasks) {
-            sums[*task as usize].push(z);
+            sums[*task as usize].push(&z[..r]);
         }
         let routers: Vec<gda::Gaussians> =
             (0..targets.parents).map(|parent| gda::fit(&sums, &targets.of_parent(parent), targets.choices)).collect();
@@ -102,11 +145,12 @@ impl<'a> RouterFitter<'a> {
             routers.iter().flat_map(|router| f(router).iter().flatten().map(|x| *x as f32)).collect()
         };
         let shape = (targets.parents, targets.choices, r);
-        let log_prior: Vec<f32> = routers.iter().flat_map(|router| router.log_prior.iter().map(|x| *x as f32)).collect();
+        let log_prior: Vec<f32> =
+            routers.iter().flat_map(|router| router.log_prior.iter().map(|x| *x as f32)).collect();
         let device = store.device();
         let set = |name: &str, value: Tensor| store.set(&format!("{path}.{name}"), &value.to_device(device)?);
         let cpu = candle_core::Device::Cpu;
-        set("projection", self.projections[layer].clone())?;
+        set("projection", self.projections[layer].narrow(0, 0, r)?.contiguous()?)?;
         set("mean", Tensor::from_vec(flat(|router| &router.mean), shape, &cpu)?)?;
         set("log_variance", Tensor::from_vec(flat(|router| &router.log_variance), shape, &cpu)?)?;
         set("log_prior", Tensor::from_vec(log_prior, (targets.parents, targets.choices), &cpu)?)?;
@@ -145,7 +189,8 @@ impl<'a> RouterFitter<'a> {
         };
         let mut optimizer = AdamW::new(AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() });
         let mut rng = random::stream(seed, &format!("router/{path}"));
-        let snapshot = || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
+        let snapshot =
+            || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
         let (mut best, mut kept) = (loss(&held_x, &held_tasks)?.to_scalar::<f32>()?, snapshot()?);
         for step in 1..=config.steps {
             let rows: Vec<u32> =

@@ -127,8 +127,7 @@ impl MlpProbe for Smk {
         order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let mut learners: Vec<u32> = order.into_iter().take(self.min_k).map(|(_, n)| n).collect();
         learners.sort_unstable();
-        let neurons =
-            (0..units.len() as u32).filter(|i| learners.binary_search(&units[*i as usize]).is_ok()).collect();
+        let neurons = (0..units.len() as u32).filter(|i| learners.binary_search(&units[*i as usize]).is_ok()).collect();
         let all = learners.len() == self.experts;
         self.choices.lock().unwrap_or_else(PoisonError::into_inner)[layer] = Choice { active, learners };
         Ok(if all { WeightGrads::All } else { WeightGrads::Neurons(neurons) })
@@ -145,7 +144,40 @@ pub struct SmkOutcome {
 /// Differentiates the experts in `store` under routed activation; everything but the experts is frozen.
 ///
 /// # Errors
-/// Whatever the model or the log reports.
+/// A `min_k` of zero; whatever the model or the log reports.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::{ParamStore, upcycle};
+/// use tinyonn::data::{Sampler, TaskTokens, TokenSet};
+/// use tinyonn::imaging::Partition;
+/// use tinyonn::metrics::MetricsLog;
+/// use tinyonn::moe::{self, moe};
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+/// use tinyonn::train::{SmkConfig, train_smk};
+///
+/// #[moe(groups = 2, experts = 3)]
+/// struct Learners;
+///
+/// let variant = moe::variant("Learners")?;
+/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// }), "config.json")?;
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let units = Partition::Random.assign(&Learners::SPEC, (1, 24), None, 0)?;
+/// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
+///
+/// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
+/// let config = SmkConfig { steps: 3, batch: 4, min_k: 1, ..SmkConfig::default() };
+/// let sampler = Sampler::new(&set, 32, config.batch, 0, &Device::Cpu)?;
+/// let dir = tempfile::tempdir()?;
+/// let mut log = MetricsLog::create(dir.path().join("smk.jsonl"))?;
+/// let outcome = train_smk(&store, &cfg, variant, &sampler, &config, &mut log)?;
+/// assert!(outcome.updated_share < 1.0); // one of several active experts
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn train_smk(
     store: &ParamStore,
     cfg: &Qwen3Config,
