@@ -59,7 +59,7 @@ fn learns(line: usize, step: usize) -> bool {
 #[case::plain_columns_f64(DType::F64, Some(1))]
 fn ten_steps_equal_the_scalar_algorithm(#[case] dtype: DType, #[case] axis: Option<usize>) {
     let (rows, columns) = (9, 7);
-    let xs = inputs(1, &vec![&[9usize, 7][..]; 11]);
+    let xs = inputs(1, &[&[9usize, 7][..]; 11]);
     let mut state: [Tensor; 3] = [
         xs[0].to_dtype(dtype).unwrap(),
         xs[0].zeros_like().unwrap().to_dtype(dtype).unwrap(),
@@ -189,7 +189,7 @@ fn a_skipped_step_never_was(#[case] axis: usize) {
     let first = variables(5).remove(0);
     let count = first.1.dims()[axis];
     let raw: Vec<Tensor> =
-        inputs(6, &vec![&[4usize, 3][..]; 6]).iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect();
+        inputs(6, &[&[4usize, 3][..]; 6]).iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect();
     // Line 1 learns in the even steps.
     let run = |which: &[usize]| {
         let vars = vec![variables(5).remove(0)];

@@ -25,8 +25,7 @@ fn inputs_of(ids: &[u32]) -> Vec<Vec<Vec<f32>>> {
     let ctx = RouteCtx { observer: Some(keep.clone()), ..RouteCtx::all() };
     let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
     tiny::dense(&cfg, &tiny::dense_store(&cfg, 1)).logits(&ids, &ctx, None).unwrap();
-    let kept = keep.0.lock().unwrap().clone();
-    kept
+    keep.0.lock().unwrap().clone()
 }
 
 fn collected(set: &TokenSet, length: usize, stride: usize, first: usize) -> Arc<RouterInputs> {

@@ -145,7 +145,9 @@ fn cut(order: &[usize], experts: usize) -> Vec<u32> {
 fn unit(mut v: Vec<f64>) -> Vec<f64> {
     let norm = v.iter().map(|x| x * x).sum::<f64>().sqrt();
     if norm > 0.0 {
-        v.iter_mut().for_each(|x| *x /= norm);
+        for x in &mut v {
+            *x /= norm;
+        }
     }
     v
 }
@@ -168,7 +170,9 @@ fn cluster_down(spec: &MoeSpec, vectors: &[Vec<f64>], rng: &mut Rng) -> Vec<u32>
     }
     let mut owner = vec![0u32; vectors.len()];
     for (expert, share) in shares.iter().enumerate() {
-        share.iter().for_each(|neuron| owner[*neuron] = expert as u32);
+        for neuron in share {
+            owner[*neuron] = expert as u32;
+        }
     }
     owner
 }

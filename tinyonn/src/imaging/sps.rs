@@ -97,7 +97,9 @@ impl Integral {
         for layer in 0..neurons.first().map_or(0, Vec::len) {
             for i in 0..neurons[0][layer].len() {
                 let mean = self.neurons.iter().map(|task| task[layer][i]).sum::<f64>() / tasks;
-                neurons.iter_mut().for_each(|task| task[layer][i] -= mean);
+                for task in &mut neurons {
+                    task[layer][i] -= mean;
+                }
             }
         }
         Self { neurons }

@@ -73,7 +73,9 @@ pub fn fit(sums: &[Sums], labels: &[Vec<usize>], choices: usize) -> Gaussians {
     let mut of_choice = vec![Sums::zero(r); choices];
     for (sums, taken) in sums.iter().zip(labels).filter(|(_, taken)| !taken.is_empty()) {
         pooled.add(sums);
-        taken.iter().for_each(|choice| of_choice[*choice].add(sums));
+        for choice in taken {
+            of_choice[*choice].add(sums);
+        }
     }
     let total: f64 = of_choice.iter().map(|sums| sums.count).sum();
     let pooled_variance: Vec<f64> = (0..r).map(|j| if pooled.count > 0.0 { pooled.variance(j) } else { 1.0 }).collect();

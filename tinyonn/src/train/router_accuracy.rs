@@ -74,7 +74,9 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
             };
             let decoded = (0..tasks).rev().max_by_key(overlap).unwrap_or(0);
             total.confusion[task][decoded] += share(task);
-            path.iter().for_each(|expert| total.load[task][*expert as usize] += share(task));
+            for expert in path {
+                total.load[task][*expert as usize] += share(task);
+            }
         }
     }
     Ok(total)
