@@ -148,6 +148,21 @@ fn head_cross_entropy(#[case] shape: &[usize], #[case] v: usize) {
     check(&|xs| ops::head_cross_entropy(&xs[0], &xs[1], &targets), &losses, &xs);
 }
 
+#[rstest]
+#[case(5, 3, 4)]
+#[case(70, 9, 6)]
+fn gaussian_density(#[case] t: usize, #[case] c: usize, #[case] r: usize) {
+    check(
+        &|xs| ops::gaussian_density(&xs[0], &xs[1], &xs[2]),
+        &|xs| {
+            let offset = xs[0].unsqueeze(1)?.broadcast_sub(&xs[1].unsqueeze(0)?)?;
+            let distance = offset.sqr()?.broadcast_mul(&xs[2].neg()?.exp()?.unsqueeze(0)?)?;
+            distance.broadcast_add(&xs[2].unsqueeze(0)?)?.mean(D::Minus1)? * -0.5
+        },
+        &inputs(15, &[&[t, r], &[c, r], &[c, r]]),
+    );
+}
+
 /// y = W_d (silu(W_g x) ⊙ (W_u x) ⊙ c) from candle's operations.
 fn mlp_composition(xs: &[Tensor], neuron_expert: Option<&Tensor>) -> Result<Tensor> {
     let x = xs[0].reshape(((), xs[0].dim(D::Minus1)?))?;

@@ -10,7 +10,7 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::Router;
-use crate::Result;
+use crate::{Result, ops};
 
 /// The Gaussian routers of one level. Parameters are f32 whatever the model's dtype.
 #[derive(Clone, Debug)]
@@ -51,16 +51,11 @@ impl GaussianMoeRouter {
 impl Router for GaussianMoeRouter {
     fn log_probs(&self, x_td: &Tensor) -> Result<Tensor> {
         let (parents, choices, r) = self.mean.dims3()?;
-        let z_tr = x_td.to_dtype(DType::F32)?.matmul(&self.projection.t()?)?;
-        let mean_cr = self.mean.reshape((parents * choices, r))?;
-        let log_variance_cr = self.log_variance.reshape((parents * choices, r))?;
-        let precision_cr = log_variance_cr.neg()?.exp()?;
-        let weighted_cr = (&mean_cr * &precision_cr)?;
-        let constant_c = ((&mean_cr * &weighted_cr)? + &log_variance_cr)?.sum(D::Minus1)?;
-        let square_tc = z_tr.sqr()?.matmul(&precision_cr.t()?)?;
-        let cross_tc = (z_tr.matmul(&weighted_cr.t()?)? * 2.0)?;
-        let distance_tc = (square_tc - cross_tc)?.broadcast_add(&constant_c)?;
-        let density_tc = (distance_tc * (-0.5 / r as f64))?.broadcast_mul(&self.scale)?;
+        let z_tr = ops::linear(&x_td.to_dtype(DType::F32)?, &self.projection, None)?;
+        let stacked = (parents * choices, r);
+        let density_tc =
+            ops::gaussian_density(&z_tr, &self.mean.reshape(stacked)?, &self.log_variance.reshape(stacked)?)?;
+        let density_tc = density_tc.broadcast_mul(&self.scale)?;
         let logits_tc = density_tc.broadcast_add(&self.log_prior.flatten_all()?)?;
         let logits_tpc = logits_tc.reshape(((), parents, choices))?;
         Ok(candle_nn::ops::log_softmax(&logits_tpc, D::Minus1)?)

@@ -1,0 +1,68 @@
+//! The log-density of diagonal Gaussians, averaged over dimensions:
+//! ℓ[t, c] = −½ · mean_j [ (z_tj − μ_cj)² / σ²_cj + log σ²_cj ] (DESIGN §2).
+//!
+//! Shapes: z `[t, r]`, μ and log σ² `[c, r]`, ℓ `[t, c]`; any float dtype. The square is expanded, so that all is products of
+//! matrices and nothing of size t·c·r is formed. With a = σ⁻², G = ∂L/∂ℓ, g = Σ_t G and k = −1/(2r):
+//! dz = 2k (z ⊙ (G a) − G (μ ⊙ a)), dμ = −2k a ⊙ (Gᵀz − μ ⊙ g), d log σ² = k (g − a ⊙ (Gᵀz² − 2 μ ⊙ Gᵀz + μ² ⊙ g)).
+
+use candle_core::{D, Result, Tensor};
+
+use super::tape::{self, Backward};
+
+/// ℓ, differentiable in all three.
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not go together.
+pub fn gaussian_density(z: &Tensor, mean: &Tensor, log_variance: &Tensor) -> Result<Tensor> {
+    let op = GaussianDensity {
+        z_tr: z.detach(),
+        mean_cr: mean.detach(),
+        precision_cr: log_variance.detach().neg()?.exp()?,
+        factor: -0.5 / z.dim(D::Minus1)? as f64,
+    };
+    let weighted_cr = (&op.mean_cr * &op.precision_cr)?;
+    let constant_c = ((&op.mean_cr * &weighted_cr)? + log_variance.detach())?.sum(D::Minus1)?;
+    let square_tc = op.z_tr.sqr()?.matmul(&op.precision_cr.t()?)?;
+    let cross_tc = (op.z_tr.matmul(&weighted_cr.t()?)? * 2.0)?;
+    let density_tc = ((square_tc - cross_tc)?.broadcast_add(&constant_c)? * op.factor)?;
+    tape::record(&[z, mean, log_variance], density_tc, op)
+}
+
+struct GaussianDensity {
+    z_tr: Tensor,
+    mean_cr: Tensor,
+    /// σ⁻².
+    precision_cr: Tensor,
+    factor: f64,
+}
+
+impl Backward for GaussianDensity {
+    fn name(&self) -> &'static str {
+        "gaussian_density"
+    }
+
+    fn backward(&self, _: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let (k, z_tr, mean_cr, precision_cr) = (self.factor, &self.z_tr, &self.mean_cr, &self.precision_cr);
+        let dz = || {
+            let own_tr = (z_tr * grad.matmul(precision_cr)?)?;
+            let pulled_tr = grad.matmul(&(mean_cr * precision_cr)?)?;
+            (own_tr - pulled_tr)? * (2.0 * k)
+        };
+        let total_c1 = grad.sum(0)?.unsqueeze(1)?;
+        let first_cr = grad.t()?.matmul(z_tr)?;
+        let dmean = || {
+            let pull_cr = (&first_cr - mean_cr.broadcast_mul(&total_c1)?)?;
+            (precision_cr * pull_cr)? * (-2.0 * k)
+        };
+        let dlog_variance = || {
+            let second_cr = grad.t()?.matmul(&z_tr.sqr()?)?;
+            let spread_cr = ((second_cr - ((mean_cr * &first_cr)? * 2.0)?)? + mean_cr.sqr()?.broadcast_mul(&total_c1)?)?;
+            (precision_cr * spread_cr)?.neg()?.broadcast_add(&total_c1)? * k
+        };
+        Ok(vec![
+            needs[0].then(dz).transpose()?,
+            needs[1].then(dmean).transpose()?,
+            needs[2].then(dlog_variance).transpose()?,
+        ])
+    }
+}
