@@ -202,13 +202,7 @@ impl CustomOp2 for Node {
         self.take_cuda()
     }
 
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        output: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, _: &Tensor, _: &Tensor, output: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let mut edges = self.differentiate(output, grad)?;
         Ok((edges.next().flatten(), edges.next().flatten()))
     }
