@@ -251,6 +251,8 @@ impl CustomOp3 for Node {
 }
 
 /// Moves the storage out of a tensor without copying it, by way of candle's in-place operation.
+// By value, because whoever gives it away must not read it again.
+#[allow(clippy::needless_pass_by_value)]
 fn take_storage(tensor: Tensor) -> Result<Storage> {
     let tensor = tensor.contiguous()?;
     let slot = Slot(Mutex::new(None));

@@ -291,7 +291,7 @@ impl Run<'_> {
             std::fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         }
         let config =
-            TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, &self.config.partition, self.config.seed) };
+            TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.config.partition, self.config.seed) };
         let source = ModelFolder::open(&self.dense.dir)?;
         TinyOnnFolder::save(dir, source.config(), &config, store, Some(&self.dense.dir))
     }
