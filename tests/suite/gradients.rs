@@ -21,8 +21,7 @@ pub(crate) fn inputs(seed: u64, shapes: &[&[usize]]) -> Vec<Tensor> {
 
 /// The value and the gradients of Σ weight ⊙ f(inputs), all in `dtype`, with the weights drawn at random.
 pub(crate) fn value_and_gradients(f: Function<'_>, inputs: &[Tensor], dtype: DType) -> Result<(Tensor, Vec<Tensor>)> {
-    let vars: Vec<Var> =
-        inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?)).collect::<Result<_>>()?;
+    let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?)).collect::<Result<_>>()?;
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let value = f(&tensors)?;
     let loss = (&value * weights(&value)?)?.sum_all()?;

@@ -59,7 +59,8 @@ fn rms_norm(#[case] x: &[usize]) {
 #[case([2, 70, 3, 6])]
 fn rope(#[case] x: [usize; 4]) {
     let angles = &inputs(3, &[&[x[1], x[3] / 2]])[0];
-    let table = |dtype: DType| (angles.cos().unwrap().to_dtype(dtype).unwrap(), angles.sin().unwrap().to_dtype(dtype).unwrap());
+    let table =
+        |dtype: DType| (angles.cos().unwrap().to_dtype(dtype).unwrap(), angles.sin().unwrap().to_dtype(dtype).unwrap());
     check(
         &|xs| {
             let (cos, sin) = table(xs[0].dtype());
@@ -121,11 +122,7 @@ fn attention_is_causal() {
 #[case(vec![4])]
 fn embedding(#[case] ids: Vec<u32>) {
     let ids = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap();
-    check(
-        &|xs| ops::embedding(&ids, &xs[0]),
-        &|xs| xs[0].index_select(&ids, 0),
-        &inputs(7, &[&[5, 3]]),
-    );
+    check(&|xs| ops::embedding(&ids, &xs[0]), &|xs| xs[0].index_select(&ids, 0), &inputs(7, &[&[5, 3]]));
 }
 
 #[rstest]
@@ -257,7 +254,19 @@ fn only_learners_get_weight_gradients(#[case] dtype: DType, #[case] tolerance: f
         }
     }
     let none = gradients(WeightGrads::Neurons(vec![]));
-    assert_eq!(none.get(&xs[3]).unwrap().sqr().unwrap().sum_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap(), 0.0);
+    assert_eq!(
+        none.get(&xs[3])
+            .unwrap()
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_dtype(DType::F64)
+            .unwrap()
+            .to_scalar::<f64>()
+            .unwrap(),
+        0.0
+    );
 }
 
 #[test]
@@ -324,5 +333,8 @@ fn a_leaf_used_twice_collects_both_gradients() {
     let both = ((ops::linear(&x, &w, None).unwrap() + ops::linear(&x, &w, None).unwrap()).unwrap() + own).unwrap();
     let once = ops::backward(&once).unwrap().get(&w).unwrap().to_vec2::<f32>().unwrap();
     let both = ops::backward(&both).unwrap().get(&w).unwrap().to_vec2::<f32>().unwrap();
-    assert_eq!(both, vec![vec![2.0 * once[0][0] + 1.0, 2.0 * once[0][1] + 1.0], vec![2.0 * once[1][0], 2.0 * once[1][1]]]);
+    assert_eq!(
+        both,
+        vec![vec![2.0 * once[0][0] + 1.0, 2.0 * once[0][1] + 1.0], vec![2.0 * once[1][0], 2.0 * once[1][1]]]
+    );
 }

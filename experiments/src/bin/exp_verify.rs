@@ -20,7 +20,7 @@ use tinyonn::{Error, Result};
 #[command(
     version,
     after_help = "Examples:
-  exp_verify Qwen3-1.7B Qwen3-1.7B-TinyOnn                  each in its own mode, random tokens
+  exp_verify Qwen3-1.7B Qwen3-1.7B-TinyOnn                  all experts active, random tokens
   exp_verify Qwen3-1.7B trained --active routed --json      how far routing moves the logits
   exp_verify A B --tokens ids.json --tolerance 0            exit code 1 unless equal
   exp_verify A --reference reference.safetensors --dtype f32
@@ -56,7 +56,7 @@ struct Settings {
     /// Without --tokens: random sequences, tokens each [default: 64]
     #[arg(long, value_name = "N", conflicts_with_all = ["tokens", "reference"])]
     length: Option<usize>,
-    /// The experts that run in both [default: what each config.json says]
+    /// The experts that run in both [default: all]
     #[arg(long, value_enum)]
     active: Option<Active>,
     /// What both compute in [default: each as it is stored]
@@ -129,7 +129,7 @@ fn run(settings: &Settings) -> Result<ExitCode> {
         return Err(Error::setting("--tolerance", format!("{tolerance} is no distance"), "give 0 or more"));
     }
     let device = settings.device.unwrap_or_default().open()?;
-    let active = settings.active.map(ActiveMode::from);
+    let active = Some(settings.active.map_or(ActiveMode::All, ActiveMode::from));
     let batch = settings.batch.unwrap_or(1);
     let dtype = settings.dtype.map(DType::from);
     let path = settings.a.as_deref().ok_or_else(|| {

@@ -32,12 +32,8 @@ impl TinyOnnExpert {
         let experts = spec.experts();
         check_width(spec, cfg.intermediate_size, layer)?;
         let [gate_proj, up_proj, down_proj] = mlp::projections(cfg, vb)?;
-        let neuron_expert = vb.get_with_hints_dtype(
-            cfg.intermediate_size,
-            "neuron_expert",
-            candle_nn::Init::Const(0.0),
-            DType::U32,
-        )?;
+        let neuron_expert =
+            vb.get_with_hints_dtype(cfg.intermediate_size, "neuron_expert", candle_nn::Init::Const(0.0), DType::U32)?;
         let owners = neuron_expert.to_vec1::<u32>()?;
         let mut widths = vec![0usize; experts];
         for owner in &owners {

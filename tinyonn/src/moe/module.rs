@@ -48,7 +48,11 @@ pub fn route(
             let mut gates = vec![0f32; b * spec.experts()];
             for (gates, task) in gates.chunks_exact_mut(spec.experts()).zip(tasks) {
                 let path = table.experts.get(*task as usize).and_then(|layers| layers.get(layer)).ok_or_else(|| {
-                    Error::setting("paths", format!("none for task {task}, layer {layer}"), "label every task and layer")
+                    Error::setting(
+                        "paths",
+                        format!("none for task {task}, layer {layer}"),
+                        "label every task and layer",
+                    )
                 })?;
                 for expert in path {
                     *gates.get_mut(*expert as usize).ok_or_else(|| {

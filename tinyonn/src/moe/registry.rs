@@ -41,7 +41,11 @@ pub fn variant(name: &str) -> Result<&'static Variant> {
         (None, _) => {
             let names: Vec<&str> = all.iter().map(|variant| variant.spec.name.as_ref()).collect();
             let problem = format!("there is none of that name; known: {}", names.join(", "));
-            Err(Error::variant(name, problem, "name one of these; if yours lives in another crate, link it in with `use my_variants as _;`"))
+            Err(Error::variant(
+                name,
+                problem,
+                "name one of these; if yours lives in another crate, link it in with `use my_variants as _;`",
+            ))
         }
     }
 }

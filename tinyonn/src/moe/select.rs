@@ -49,7 +49,6 @@ pub fn chosen<'a>(spec: &MoeSpec, scores: impl Fn(usize) -> &'a [f32]) -> Vec<u3
     nodes.into_iter().map(|node| node as u32).collect()
 }
 
-
 /// The indices of the `k` largest scores, ascending; ties go to the lower index.
 pub fn best(scores: &[f32], k: usize) -> impl Iterator<Item = usize> + use<> {
     let mut order: Vec<usize> = (0..scores.len()).collect();

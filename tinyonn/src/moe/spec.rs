@@ -97,7 +97,8 @@ impl MoeSpec {
                 return fail(format!("level `{}` has no choices or takes none", level.name), "use 1 or more");
             }
             if level.top_k > level.choices {
-                let problem = format!("top_k = {} exceeds the {} choices of a {}", level.top_k, level.choices, level.name);
+                let problem =
+                    format!("top_k = {} exceeds the {} choices of a {}", level.top_k, level.choices, level.name);
                 return fail(problem, "take at most all of them");
             }
         }

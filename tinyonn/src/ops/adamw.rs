@@ -104,7 +104,7 @@ fn plain(step: &AdamwStep, [p, g, m, v]: [&Tensor; 4], steps: &[u64], axis: usiz
     let denominator = (v_new.broadcast_mul(&root)?.sqrt()? + step.eps)?;
     let p_new = ((p.to_dtype(m.dtype())? * (1.0 - step.rate * step.decay))?
         - (m_new.broadcast_mul(&rate)? / denominator)?)?
-    .to_dtype(p.dtype())?;
+        .to_dtype(p.dtype())?;
     let learns = per_line(&|_| 1.0)?.to_dtype(DType::U8)?.broadcast_as(p.shape())?;
     Ok([learns.where_cond(&p_new, p)?, learns.where_cond(&m_new, m)?, learns.where_cond(&v_new, v)?])
 }

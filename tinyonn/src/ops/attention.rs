@@ -109,8 +109,7 @@ impl Attention {
             .flat_map(|i| (0..s.keys).map(move |j| if j <= past + i { 0.0 } else { f32::NEG_INFINITY }))
             .collect();
         let mask_ts = Tensor::from_vec(mask, (s.queries, s.keys), scores.device())?.to_dtype(wide)?;
-        let scores =
-            scores.to_dtype(wide)?.reshape((s.batch, s.heads, s.queries, s.keys))?.broadcast_add(&mask_ts)?;
+        let scores = scores.to_dtype(wide)?.reshape((s.batch, s.heads, s.queries, s.keys))?.broadcast_add(&mask_ts)?;
         candle_nn::ops::softmax(&scores, D::Minus1)?.reshape((s.batch, s.kv_heads, s.group() * s.queries, s.keys))
     }
 

@@ -143,7 +143,8 @@ impl Backward for SwigluMlp {
         let delta_h_ti = delta_y_td.matmul(&self.down_di)?;
         let gate_ti = self.spread.as_ref().map(|spread| &spread.gate_ti);
         let gated_ti = gate_ti.map(|c_ti| &delta_h_ti * c_ti).transpose()?;
-        let (delta_g_ti, delta_u_ti) = silu_times_backward(&self.g_ti, &self.u_ti, gated_ti.as_ref().unwrap_or(&delta_h_ti))?;
+        let (delta_g_ti, delta_u_ti) =
+            silu_times_backward(&self.g_ti, &self.u_ti, gated_ti.as_ref().unwrap_or(&delta_h_ti))?;
         let learners = match &self.probe {
             Some((probe, layer)) => probe.observe(
                 *layer,

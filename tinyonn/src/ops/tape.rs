@@ -202,13 +202,7 @@ impl CustomOp2 for Node {
         self.take_cuda()
     }
 
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        output: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, _: &Tensor, _: &Tensor, output: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let mut edges = self.differentiate(output, grad)?;
         Ok((edges.next().flatten(), edges.next().flatten()))
     }
@@ -257,6 +251,8 @@ impl CustomOp3 for Node {
 }
 
 /// Moves the storage out of a tensor without copying it, by way of candle's in-place operation.
+// By value, because whoever gives it away must not read it again.
+#[allow(clippy::needless_pass_by_value)]
 fn take_storage(tensor: Tensor) -> Result<Storage> {
     let tensor = tensor.contiguous()?;
     let slot = Slot(Mutex::new(None));

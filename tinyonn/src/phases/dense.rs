@@ -56,7 +56,11 @@ impl Dense {
         let tokenizer = TextTokenizer::load(dir.join("tokenizer.json"), None)?;
         if tokenizer.vocab_size() > cfg.vocab_size {
             let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
-            return Err(Error::file(dir.join("tokenizer.json"), problem, "use the tokenizer the model was trained with"));
+            return Err(Error::file(
+                dir.join("tokenizer.json"),
+                problem,
+                "use the tokenizer the model was trained with",
+            ));
         }
         Ok(Self { dir: dir.to_path_buf(), cfg, store, tokenizer, fresh })
     }

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::{Error, Result};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
-use crate::{Error, Result};
 
 /// The name of a device, read before anything is opened.
 ///

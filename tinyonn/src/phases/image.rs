@@ -123,13 +123,12 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<NeuronScan> {
     let set = TokenSet::encode(&corpus, &tokenizer)?;
     let options = ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens };
     let scan = scan(&subject.model()?, &set, options, &subject.device, None)?;
-    let units = match subject.units {
-        Some(units) => units,
-        None => {
-            let integral = config.partition.profile().map(|score| Integral::new(&scan, score));
-            let shape = (subject.cfg.num_hidden_layers, subject.cfg.intermediate_size);
-            config.partition.assign(&subject.spec, shape, integral.as_ref(), config.seed)?
-        }
+    let units = if let Some(units) = subject.units {
+        units
+    } else {
+        let integral = config.partition.profile().map(|score| Integral::new(&scan, score));
+        let shape = (subject.cfg.num_hidden_layers, subject.cfg.intermediate_size);
+        config.partition.assign(&subject.spec, shape, integral.as_ref(), config.seed)?
     };
     let experts = Integral::new(&scan, Score::Sps).by_unit(&units, subject.spec.experts());
     write_integral(&experts, &units, &text.out.join("integral.safetensors"))?;

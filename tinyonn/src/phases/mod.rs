@@ -19,8 +19,8 @@ pub mod text;
 
 pub use config::{DenseShape, Phase2Config};
 pub use dense::Dense;
-pub use image::{ImageConfig, image};
 pub use device::DeviceName;
+pub use image::{ImageConfig, image};
 pub use phase2::phase2;
 pub use summary::Summary;
 pub use text::Text;

@@ -135,7 +135,8 @@ pub(super) fn brain(spec: &MoeSpec, tasks: &[String], experts: &[Vec<Vec<f64>>])
             column_groups: column_groups.clone(),
             range,
         };
-        figures.push(Figure::drawing(&heatmap.svg()?, format!("Layers × experts on {task}; all tasks share one scale.")));
+        figures
+            .push(Figure::drawing(&heatmap.svg()?, format!("Layers × experts on {task}; all tasks share one scale.")));
     }
     Ok(Section {
         heading: "Brain scan".into(),

@@ -180,7 +180,8 @@ impl Run<'_> {
         let sparse = self.model(&read)?;
         let mut figures = LosslessFigures { max_abs_diff: 0.0, bit_equal: true };
         for task in 0..self.text.tasks.len() {
-            let batches = self.tokens.test.batches_of_task(task, self.config.length, self.config.batch, &self.device)?;
+            let batches =
+                self.tokens.test.batches_of_task(task, self.config.length, self.config.batch, &self.device)?;
             for batch in batches.take(2) {
                 let ids = batch?.inputs;
                 let a = dense.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
@@ -226,7 +227,7 @@ impl Run<'_> {
             RoutePer::Token => (&by_token, &by_sequence),
             RoutePer::Sequence { .. } => (&by_sequence, &by_token),
         };
-        let fit = |fitter: &RouterFitter<'_>, labels: &Labels| {
+        let fit = |fitter: &RouterFitter, labels: &Labels| {
             fitter.fit(store, spec, labels, &self.config.router, self.config.seed)
         };
         let routed_under = |labels: &Labels| -> Result<Losses> {
@@ -289,7 +290,8 @@ impl Run<'_> {
         if dir.join("config.json").exists() {
             std::fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         }
-        let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, &self.config.partition, self.config.seed) };
+        let config =
+            TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.config.partition, self.config.seed) };
         let source = ModelFolder::open(&self.dense.dir)?;
         TinyOnnFolder::save(dir, source.config(), &config, store, Some(&self.dense.dir))
     }
@@ -336,7 +338,12 @@ impl Run<'_> {
             },
             model: ModelFigures {
                 parameters: self.dense.cfg.parameters(),
-                router_parameters: store.names().filter(router).filter_map(|n| store.get(n)).map(|v| v.elem_count()).sum(),
+                router_parameters: store
+                    .names()
+                    .filter(router)
+                    .filter_map(|n| store.get(n))
+                    .map(|v| v.elem_count())
+                    .sum(),
                 layers: self.dense.cfg.num_hidden_layers,
                 experts: spec.experts(),
                 partition: self.config.partition.to_string(),

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
-use super::{Attention, FeedForward, KvCache, Qwen3Config, RmsNorm, RouteCtx, Rotary};
+use super::{Attention, FeedForward, KvCache, Qwen3Config, RmsNorm, Rotary, RouteCtx};
 use crate::Result;
 
 /// A decoder layer over any feed-forward.

@@ -46,9 +46,10 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
             if eos == Some(token) {
                 break;
             }
-            match cached {
-                true => fresh = vec![token],
-                false => fresh.push(token),
+            if cached {
+                fresh = vec![token];
+            } else {
+                fresh.push(token);
             }
         }
         Ok(new)

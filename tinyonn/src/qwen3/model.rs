@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use super::{Block, FeedForward, KvCache, Qwen3Config, RmsNorm, RouteCtx, Rotary};
+use super::{Block, FeedForward, KvCache, Qwen3Config, RmsNorm, Rotary, RouteCtx};
 use crate::{Result, ops};
 
 /// The decoder, over any feed-forward; named as in the checkpoint (`model`).

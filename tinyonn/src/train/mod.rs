@@ -7,6 +7,7 @@ pub mod pretrain;
 pub mod projection;
 pub mod router_accuracy;
 pub mod router_fit;
+mod router_tuning;
 pub mod smk;
 
 pub use evaluate::{Losses, evaluate};

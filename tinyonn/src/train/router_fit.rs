@@ -1,19 +1,20 @@
 //! Phase 1: routers trained on labels, everything else frozen (DESIGN §4).
 //!
 //! Inputs and labels come from the pseudo-dense pass. The projection is found first ([`super::projection`]), then each router in
-//! closed form ([`super::gda`]); then, unless `steps` is zero, all parameters are refined by gradient on the cross-entropy between
-//! the router's probabilities and the label's choices in equal shares, keeping the step with the least loss on validation text.
+//! closed form ([`super::gda`]); then its scale is calibrated on validation text; then, unless `steps` is zero, all its parameters
+//! are refined by gradient ([`super::router_tuning`]).
 
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::gda::{self, Sums};
-use super::{AdamW, AdamwConfig, projection};
+use super::projection;
+use super::router_tuning::{Rows, Tuning};
 use crate::checkpoint::ParamStore;
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
-use crate::moe::{GaussianMoeRouter, MoeSpec, Router as _};
-use crate::{Error, Result, ops, random};
+use crate::moe::MoeSpec;
+use crate::{Error, Result};
 
 /// How routers are fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,12 +30,12 @@ pub struct RouterFitConfig {
 
 impl Default for RouterFitConfig {
     fn default() -> Self {
-        Self { steps: 200, batch: 512, rate: 5e-3 }
+        Self { steps: 120, batch: 256, rate: 5e-3 }
     }
 }
 
-/// Steps between looks at the validation text.
-const LOOK: u64 = 20;
+/// Validation rows of a layer that calibration and stopping look at, at most.
+const HELD: usize = 4096;
 
 /// Inputs of all layers with what fits them share: the projections, found once.
 ///
@@ -69,9 +70,9 @@ const LOOK: u64 = 20;
 /// assert!(log_p[0][0][1] > log_p[0][0][0]);
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
-pub struct RouterFitter<'a> {
-    train: &'a [Samples],
-    validation: &'a [Samples],
+pub struct RouterFitter {
+    train: Vec<Rows>,
+    validation: Vec<Rows>,
     tasks: usize,
     /// P by layer, `[r, d]`.
     projections: Vec<Tensor>,
@@ -79,12 +80,12 @@ pub struct RouterFitter<'a> {
     z: Vec<Tensor>,
 }
 
-impl<'a> RouterFitter<'a> {
+impl RouterFitter {
     /// Finds the projections of all layers for routers of at most `dim` dimensions; a narrower router takes the first of them.
     ///
     /// # Errors
     /// No inputs; inputs of other layers or of more than `tasks` tasks.
-    pub fn new(train: &'a [Samples], validation: &'a [Samples], tasks: usize, dim: usize) -> Result<Self> {
+    pub fn new(train: &[Samples], validation: &[Samples], tasks: usize, dim: usize) -> Result<Self> {
         let known = |samples: &Samples| samples.tasks.iter().all(|task| (*task as usize) < tasks);
         if train.len() != validation.len() || !train.iter().chain(validation).all(known) {
             let problem = format!("training and validation are not of the same layers, or of more than {tasks} tasks");
@@ -99,7 +100,8 @@ impl<'a> RouterFitter<'a> {
             z.push(samples.tensor(&cpu)?.matmul(&projection_rd.t()?)?);
             projections.push(projection_rd);
         }
-        Ok(Self { train, validation, tasks, projections, z })
+        let rows = |of: &[Samples], most| of.iter().map(|samples| Rows::new(samples, most)).collect::<Result<_>>();
+        Ok(Self { train: rows(train, usize::MAX)?, validation: rows(validation, HELD)?, tasks, projections, z })
     }
 
     /// Fits the routers of every layer and level to `labels` and puts them into `store`. Deterministic in `seed`.
@@ -125,9 +127,7 @@ impl<'a> RouterFitter<'a> {
                 let targets = Targets::new(spec, labels, self.tasks, layer, level);
                 let dim = declared.router.dim();
                 self.closed_form(store, &path, layer, dim, &targets)?;
-                if config.steps > 0 {
-                    self.refine(store, &path, layer, dim, &targets, config, seed)?;
-                }
+                self.tune(store, &path, layer, &targets, config, seed)?;
             }
         }
         Ok(())
@@ -136,8 +136,8 @@ impl<'a> RouterFitter<'a> {
     fn closed_form(&self, store: &ParamStore, path: &str, layer: usize, dim: usize, targets: &Targets) -> Result<()> {
         let r = dim.min(self.z[layer].dim(1)?);
         let mut sums = vec![Sums::zero(r); self.tasks];
-        for (z, task) in self.z[layer].to_vec2::<f32>()?.iter().zip(&self.train[layer].tasks) {
-            sums[*task as usize].push(&z[..r]);
+        for (z, task) in self.z[layer].to_vec2::<f32>()?.iter().zip(self.train[layer].tasks.to_vec1::<u32>()?) {
+            sums[task as usize].push(&z[..r]);
         }
         let routers: Vec<gda::Gaussians> =
             (0..targets.parents).map(|parent| gda::fit(&sums, &targets.of_parent(parent), targets.choices)).collect();
@@ -157,55 +157,30 @@ impl<'a> RouterFitter<'a> {
         set("scale", Tensor::new(r as f32, &cpu)?)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn refine(
+    /// The scale, then all parameters, by the cross-entropy of labelled choices.
+    fn tune(
         &self,
         store: &ParamStore,
         path: &str,
         layer: usize,
-        dim: usize,
         targets: &Targets,
         config: &RouterFitConfig,
         seed: u64,
     ) -> Result<()> {
-        use rand::Rng as _;
         let device = store.device();
-        let prefix = format!("{path}.");
-        let vb = {
-            let prefix = prefix.clone();
-            store.builder(DType::F32, move |name| name.starts_with(&prefix))
+        let tuning = Tuning {
+            store,
+            path,
+            parents: targets.parents,
+            choices: targets.choices,
+            shares: targets.table(device)?,
+            train: self.train[layer].to(device)?,
+            held: self.validation[layer].to(device)?,
         };
-        let hidden = self.projections[layer].dim(1)?;
-        let router = GaussianMoeRouter::new(hidden, dim, targets.parents, targets.choices, &vb.pp(path))?;
-        let vars = store.trainable(|name| name.starts_with(&prefix));
-        let table = targets.table(device)?;
-        let x = self.train[layer].tensor(device)?;
-        let tasks = Tensor::new(self.train[layer].tasks.as_slice(), device)?;
-        let (held_x, held_tasks) =
-            (self.validation[layer].tensor(device)?, Tensor::new(self.validation[layer].tasks.as_slice(), device)?);
-        let loss = |x: &Tensor, tasks: &Tensor| -> Result<Tensor> {
-            let log_p = router.log_probs(x)?.flatten_from(1)?;
-            Ok((log_p * table.index_select(tasks, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
-        };
-        let mut optimizer = AdamW::new(AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() });
-        let mut rng = random::stream(seed, &format!("router/{path}"));
-        let snapshot =
-            || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
-        let (mut best, mut kept) = (loss(&held_x, &held_tasks)?.to_scalar::<f32>()?, snapshot()?);
-        for step in 1..=config.steps {
-            let rows: Vec<u32> =
-                (0..config.batch).map(|_| rng.random_range(0..self.train[layer].tasks.len() as u32)).collect();
-            let rows = Tensor::new(rows.as_slice(), device)?;
-            let batch_loss = loss(&x.index_select(&rows, 0)?, &tasks.index_select(&rows, 0)?)?;
-            optimizer.step(&vars, &ops::backward(&batch_loss)?, |_| None)?;
-            if step % LOOK == 0 || step == config.steps {
-                let held = loss(&held_x, &held_tasks)?.to_scalar::<f32>()?;
-                if held < best {
-                    (best, kept) = (held, snapshot()?);
-                }
-            }
+        tuning.calibrate()?;
+        if config.steps > 0 {
+            tuning.refine(config, seed)?;
         }
-        vars.iter().zip(&kept).try_for_each(|((_, var), value)| var.set(value))?;
         Ok(())
     }
 }

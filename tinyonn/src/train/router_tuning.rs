@@ -1,0 +1,141 @@
+//! What follows a router's closed form: its scale calibrated, its parameters refined, both by the cross-entropy between the router's
+//! probabilities and the label's choices in equal shares.
+//!
+//! Calibration is a search along s alone, on validation text: the cross-entropy is convex in s (DESIGN §2). Refinement moves all
+//! parameters by AdamW on training text and keeps those of the least loss on validation text, the closed form's included.
+
+use candle_core::{D, DType, Device, Tensor};
+use rand::Rng as _;
+
+use super::{AdamW, AdamwConfig, RouterFitConfig};
+use crate::checkpoint::ParamStore;
+use crate::imaging::inputs::Samples;
+use crate::moe::{GaussianMoeRouter, Router as _};
+use crate::{Result, ops, random};
+
+/// Steps between looks at the validation text.
+const LOOK: u64 = 20;
+
+/// Router inputs of one layer and their tasks.
+pub(super) struct Rows {
+    /// `[n, d]`.
+    pub(super) x: Tensor,
+    /// `[n]` u32.
+    pub(super) tasks: Tensor,
+}
+
+impl Rows {
+    /// At most `most` of the samples, evenly spread.
+    pub(super) fn new(samples: &Samples, most: usize) -> Result<Self> {
+        let x = samples.tensor(&Device::Cpu)?;
+        let tasks = Tensor::new(samples.tasks.as_slice(), &Device::Cpu)?;
+        let count = samples.tasks.len();
+        if count <= most {
+            return Ok(Self { x, tasks });
+        }
+        let spread: Vec<u32> = (0..most).map(|at| (at * count / most) as u32).collect();
+        let spread = Tensor::new(spread.as_slice(), &Device::Cpu)?;
+        Ok(Self { x: x.index_select(&spread, 0)?, tasks: tasks.index_select(&spread, 0)? })
+    }
+
+    pub(super) fn to(&self, device: &Device) -> Result<Self> {
+        Ok(Self { x: self.x.to_device(device)?, tasks: self.tasks.to_device(device)? })
+    }
+
+    fn select(&self, rows: &[u32]) -> Result<Self> {
+        let rows = Tensor::new(rows, self.x.device())?;
+        Ok(Self { x: self.x.index_select(&rows, 0)?, tasks: self.tasks.index_select(&rows, 0)? })
+    }
+}
+
+/// The routers of one layer and level, fitted in closed form, and what tunes them.
+pub(super) struct Tuning<'a> {
+    pub(super) store: &'a ParamStore,
+    /// Where the routers' parameters are.
+    pub(super) path: &'a str,
+    pub(super) parents: usize,
+    pub(super) choices: usize,
+    /// The shares that labels ask for, `[tasks, parents · choices]`.
+    pub(super) shares: Tensor,
+    pub(super) train: Rows,
+    pub(super) held: Rows,
+}
+
+impl Tuning<'_> {
+    /// The routers; their parameters learn or not.
+    fn router(&self, learn: bool) -> Result<GaussianMoeRouter> {
+        let prefix = format!("{}.", self.path);
+        let vb = self.store.builder(DType::F32, move |name| learn && name.starts_with(&prefix));
+        let hidden = self.train.x.dim(1)?;
+        GaussianMoeRouter::new(hidden, self.dim()?, self.parents, self.choices, &vb.pp(self.path))
+    }
+
+    fn dim(&self) -> Result<usize> {
+        let name = format!("{}.projection", self.path);
+        let missing = || crate::Error::tensor(&name, "is missing", "upcycle the dense model again");
+        Ok(self.store.get(&name).ok_or_else(missing)?.dim(0)?)
+    }
+
+    fn loss(&self, router: &GaussianMoeRouter, rows: &Rows) -> Result<Tensor> {
+        let log_p = router.log_probs(&rows.x)?.flatten_from(1)?;
+        Ok((log_p * self.shares.index_select(&rows.tasks, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
+    }
+
+    /// The scale of least loss on validation text, by golden section over ln s.
+    pub(super) fn calibrate(&self) -> Result<()> {
+        const SHRINK: f64 = 0.618_033_988_749_895;
+        const ROUNDS: usize = 16;
+        let name = format!("{}.scale", self.path);
+        let router = self.router(false)?;
+        let at = |ln_s: f64| -> Result<f32> {
+            self.store.set(&name, &Tensor::new(ln_s.exp() as f32, self.store.device())?)?;
+            Ok(self.loss(&router, &self.held)?.to_scalar::<f32>()?)
+        };
+        let start = (self.dim()? as f64).ln();
+        let before = at(start)?;
+        let (mut low, mut high) = (start - 5.0, start + 2.0);
+        let (mut a, mut b) = (high - SHRINK * (high - low), low + SHRINK * (high - low));
+        let (mut at_a, mut at_b) = (at(a)?, at(b)?);
+        for _ in 0..ROUNDS {
+            if at_a <= at_b {
+                (high, b, at_b) = (b, a, at_a);
+                a = high - SHRINK * (high - low);
+                at_a = at(a)?;
+            } else {
+                (low, a, at_a) = (a, b, at_b);
+                b = low + SHRINK * (high - low);
+                at_b = at(b)?;
+            }
+        }
+        let best = f64::midpoint(low, high);
+        let kept = if at(best)? < before { best } else { start };
+        at(kept).map(|_| ())
+    }
+
+    /// All parameters, by gradient. Deterministic in `seed`.
+    pub(super) fn refine(&self, config: &RouterFitConfig, seed: u64) -> Result<()> {
+        let prefix = format!("{}.", self.path);
+        let router = self.router(true)?;
+        let vars = self.store.trainable(|name| name.starts_with(&prefix));
+        let mut optimizer = AdamW::new(AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() });
+        let mut rng = random::stream(seed, &format!("router/{}", self.path));
+        let snapshot =
+            || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
+        let held = || -> Result<f32> { Ok(self.loss(&router, &self.held)?.detach().to_scalar()?) };
+        let (mut best, mut kept) = (held()?, snapshot()?);
+        let count = self.train.tasks.elem_count() as u32;
+        for step in 1..=config.steps {
+            let rows: Vec<u32> = (0..config.batch).map(|_| rng.random_range(0..count)).collect();
+            let loss = self.loss(&router, &self.train.select(&rows)?)?;
+            optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
+            if step % LOOK == 0 || step == config.steps {
+                let now = held()?;
+                if now < best {
+                    (best, kept) = (now, snapshot()?);
+                }
+            }
+        }
+        vars.iter().zip(&kept).try_for_each(|((_, var), value)| var.set(value))?;
+        Ok(())
+    }
+}
