@@ -9,7 +9,7 @@ use super::text::Tokens;
 use super::{Phase2Config, Text};
 use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors};
 use crate::data::{Sampler, TextTokenizer};
-use crate::metrics::MetricsLog;
+use crate::metrics::{self, MetricsLog, Record};
 use crate::qwen3::Qwen3Config;
 use crate::train::pretrain;
 use crate::{Error, Result};
@@ -24,12 +24,10 @@ pub struct Dense {
     pub store: ParamStore,
     /// Its tokenizer.
     pub tokenizer: TextTokenizer,
-    /// Whether it was pretrained in this run (and not given or found in the cache).
-    pub fresh: bool,
 }
 
 /// The file in a cached model's folder that holds the losses of its pretraining.
-pub const PRETRAIN_LOG: &str = "pretrain.jsonl";
+const PRETRAIN_LOG: &str = "pretrain.jsonl";
 
 impl Dense {
     /// Loads `config.model`, or the cached model of this configuration, or pretrains it and caches it.
@@ -38,17 +36,26 @@ impl Dense {
     /// A folder that is no Qwen3 or has no tokenizer; whatever pretraining reports.
     pub fn obtain(config: &Phase2Config, text: &Text, device: &Device) -> Result<Self> {
         if let Some(dir) = &config.model {
-            return Self::load(dir, device, false);
+            return Self::load(dir, device);
         }
         let dir = config.cache.join(format!("dense-{}", &cache_key(config, text)?[..16]));
         if dir.join("config.json").exists() {
-            return Self::load(&dir, device, false);
+            return Self::load(&dir, device);
         }
         Self::pretrain(config, text, &dir, device)?;
-        Self::load(&dir, device, true)
+        Self::load(&dir, device)
     }
 
-    fn load(dir: &Path, device: &Device, fresh: bool) -> Result<Self> {
+    /// The losses of its pretraining, where it was pretrained here.
+    ///
+    /// # Errors
+    /// A log that cannot be read.
+    pub fn losses(&self) -> Result<Vec<Record>> {
+        let log = self.dir.join(PRETRAIN_LOG);
+        if log.exists() { metrics::read(log) } else { Ok(Vec::new()) }
+    }
+
+    fn load(dir: &Path, device: &Device) -> Result<Self> {
         let folder = ModelFolder::open(dir)?;
         let cfg = folder.qwen3_config()?;
         folder.check_names(&expected_tensors(&cfg))?;
@@ -62,7 +69,7 @@ impl Dense {
                 "use the tokenizer the model was trained with",
             ));
         }
-        Ok(Self { dir: dir.to_path_buf(), cfg, store, tokenizer, fresh })
+        Ok(Self { dir: dir.to_path_buf(), cfg, store, tokenizer })
     }
 
     fn pretrain(config: &Phase2Config, text: &Text, dir: &Path, device: &Device) -> Result<()> {

@@ -1,5 +1,7 @@
 //! The whole of Tiny-ONN on one dense model: decompose, image, route, differentiate, report.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -61,28 +63,30 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let fits = run.fit(&store, &labels, &inputs, &held)?;
 
     watch.stage("evaluate");
-    let mut loss = run.losses_before(&store, &labels, &fits)?;
+    let before = run.losses(&store, Some(&labels))?;
     watch.stage("smk");
-    let mut log = MetricsLog::create(config.out.join("metrics.jsonl"))?;
-    let outcome = run.smk(&store, &mut log)?;
+    let metrics_path = config.out.join("metrics.jsonl");
+    let smk = run.smk(&store, &mut MetricsLog::create(&metrics_path)?)?;
     watch.stage("evaluate");
-    loss.after(&run, &store)?;
+    let after = run.losses(&store, None)?;
 
     watch.stage("write");
-    run.save(&store)?;
+    run.write(&store, &config.out.join("tiny-onn"), ActiveMode::Routed)?;
     watch.stop();
-    let summary = run.summary(&scan, lossless, &labels, &fits, &loss, outcome, &store, &watch);
+    let experts = Integral::new(&scan, Score::Sps).by_unit(&units, variant.spec.experts());
+    let results = Results { scan, store, units, lossless, labels, fits, before, smk, after };
+    let summary = results.summary(&run, &watch);
     summary.write(&config.out.join("summary.json"))?;
     let material = Material {
         summary: &summary,
         tasks: &text.tasks,
         spec: &variant.spec,
-        experts: Integral::new(&scan, Score::Sps).by_unit(&units, variant.spec.experts()),
-        labels: &labels,
-        accuracy: &fits.token,
-        load_after: &loss.load_after,
-        pretrain: metrics::read(dense.dir.join(super::dense::PRETRAIN_LOG)).unwrap_or_default(),
-        smk: metrics::read(config.out.join("metrics.jsonl"))?,
+        experts,
+        labels: &results.labels,
+        accuracy: &results.fits.token,
+        load_after: &results.after.load.load(),
+        pretrain: dense.losses()?,
+        smk: metrics::read(&metrics_path)?,
     };
     page::page(&material)?.write(config.out.join("report.html"))?;
     Ok(summary)
@@ -118,15 +122,27 @@ struct Fits {
     permuted: Losses,
 }
 
-/// Losses on the test split, as they come in.
-struct AllLosses {
-    dense: Losses,
-    routed_before: Losses,
-    label_paths: Losses,
-    routed_after: Option<Losses>,
-    all_active_after: Option<Losses>,
-    active_share: f64,
-    load_after: Vec<Vec<f64>>,
+/// Losses on the test split, at one time.
+struct LossesNow {
+    all_active: Losses,
+    routed: Losses,
+    /// On the labels' own paths, if there are labels.
+    label_paths: Option<Losses>,
+    /// What routing took.
+    load: Arc<LoadMeter>,
+}
+
+/// What a run found.
+struct Results {
+    scan: NeuronScan,
+    store: ParamStore,
+    units: Vec<Vec<u32>>,
+    lossless: LosslessFigures,
+    labels: Labels,
+    fits: Fits,
+    before: LossesNow,
+    smk: SmkOutcome,
+    after: LossesNow,
 }
 
 impl Run<'_> {
@@ -260,19 +276,19 @@ impl Run<'_> {
         evaluate(model, &self.tokens.test, options, ctx, &self.device)
     }
 
-    fn losses_before(&self, store: &ParamStore, labels: &Labels, _: &Fits) -> Result<AllLosses> {
+    fn losses(&self, store: &ParamStore, labels: Option<&Labels>) -> Result<LossesNow> {
         let model = self.model(store)?;
-        let meter = Arc::new(LoadMeter::new(self.dense.cfg.num_hidden_layers, self.variant.spec.experts()));
-        let metered = RouteCtx { observer: Some(meter.clone()), ..RouteCtx::routed() };
-        let on_labels = RouteCtx { active: Active::Paths(Arc::new(labels.paths.clone())), ..RouteCtx::default() };
-        Ok(AllLosses {
-            dense: self.evaluate(model.lm(), &RouteCtx::all())?,
-            routed_before: self.evaluate(model.lm(), &metered)?,
-            label_paths: self.evaluate(model.lm(), &on_labels)?,
-            routed_after: None,
-            all_active_after: None,
-            active_share: meter.active_share(&model.neuron_experts()?),
-            load_after: Vec::new(),
+        let load = Arc::new(LoadMeter::new(self.dense.cfg.num_hidden_layers, self.variant.spec.experts()));
+        let metered = RouteCtx { observer: Some(load.clone()), ..RouteCtx::routed() };
+        let on_paths = |labels: &Labels| {
+            let active = Active::Paths(Arc::new(labels.paths.clone()));
+            self.evaluate(model.lm(), &RouteCtx { active, ..RouteCtx::default() })
+        };
+        Ok(LossesNow {
+            all_active: self.evaluate(model.lm(), &RouteCtx::all())?,
+            routed: self.evaluate(model.lm(), &metered)?,
+            label_paths: labels.map(on_paths).transpose()?,
+            load,
         })
     }
 
@@ -282,11 +298,15 @@ impl Run<'_> {
         train_smk(store, &self.dense.cfg, self.variant, &sampler, &c.smk, log)
     }
 
-    fn save(&self, store: &ParamStore) -> Result<()> {
-        self.write(store, &self.config.out.join("tiny-onn"), ActiveMode::Routed)
+    fn corpus_figures(&self) -> CorpusFigures {
+        let tokens_of = |task: usize| {
+            [&self.tokens.train, &self.tokens.validation, &self.tokens.test].map(|set| set.tasks[task].tokens.len())
+        };
+        let tokens = self.text.tasks.iter().enumerate().map(|(task, name)| (name.clone(), tokens_of(task)));
+        CorpusFigures { sha256: self.text.sha256.clone(), tokens: tokens.collect() }
     }
 
-    fn write(&self, store: &ParamStore, dir: &std::path::Path, active: ActiveMode) -> Result<()> {
+    fn write(&self, store: &ParamStore, dir: &Path, active: ActiveMode) -> Result<()> {
         if dir.join("config.json").exists() {
             std::fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         }
@@ -295,102 +315,78 @@ impl Run<'_> {
         let source = ModelFolder::open(&self.dense.dir)?;
         TinyOnnFolder::save(dir, source.config(), &config, store, Some(&self.dense.dir))
     }
+}
 
-    #[allow(clippy::too_many_arguments)]
-    fn summary(
-        &self,
-        scan: &NeuronScan,
-        lossless: LosslessFigures,
-        labels: &Labels,
-        fits: &Fits,
-        loss: &AllLosses,
-        outcome: SmkOutcome,
-        store: &ParamStore,
-        watch: &Stopwatch,
-    ) -> Summary {
-        let spec = &self.variant.spec;
+impl Results {
+    fn summary(&self, run: &Run<'_>, watch: &Stopwatch) -> Summary {
+        let spec = &run.variant.spec;
         let own = match spec.route_per {
-            RoutePer::Token => &fits.token,
-            RoutePer::Sequence { .. } => &fits.sequence,
+            RoutePer::Token => &self.fits.token,
+            RoutePer::Sequence { .. } => &self.fits.sequence,
         };
-        let unit = UnitFigures::new(own);
-        let random: Vec<f64> = fits.random.iter().map(|losses| losses.mean).collect();
-        let named: Vec<(&str, Option<&Losses>)> = vec![
-            ("dense", Some(&loss.dense)),
-            ("routed_before", Some(&loss.routed_before)),
-            ("label_paths", Some(&loss.label_paths)),
-            ("routed_permuted_labels", Some(&fits.permuted)),
-            ("routed_after", loss.routed_after.as_ref()),
-            ("all_active_after", loss.all_active_after.as_ref()),
-        ];
-        let by_task = |losses: &Losses| self.text.tasks.iter().cloned().zip(losses.by_task.iter().copied()).collect();
-        let after = |losses: &Option<Losses>| losses.as_ref().map_or(f64::NAN, |losses| losses.mean);
-        let tokens_of = |task: usize| {
-            [&self.tokens.train, &self.tokens.validation, &self.tokens.test].map(|set| set.tasks[task].tokens.len())
-        };
-        let router = |name: &&str| name.contains("_router.");
+        let own = UnitFigures::new(own);
         Summary {
             variant: spec.name.to_string(),
-            seed: self.config.seed,
-            corpus: CorpusFigures {
-                sha256: self.text.sha256.clone(),
-                tokens: self.text.tasks.iter().enumerate().map(|(t, name)| (name.clone(), tokens_of(t))).collect(),
-            },
-            model: ModelFigures {
-                parameters: self.dense.cfg.parameters(),
-                router_parameters: store
-                    .names()
-                    .filter(router)
-                    .filter_map(|n| store.get(n))
-                    .map(|v| v.elem_count())
-                    .sum(),
-                layers: self.dense.cfg.num_hidden_layers,
-                experts: spec.experts(),
-                partition: self.config.partition.to_string(),
-            },
-            lossless,
+            seed: run.config.seed,
+            corpus: run.corpus_figures(),
+            model: self.model_figures(run),
+            lossless: self.lossless,
             scan: ScanFigures {
-                gradient_nonzero_share: scan.gradient_nonzero_share(),
-                tokens: scan.tokens.iter().sum(),
+                gradient_nonzero_share: self.scan.gradient_nonzero_share(),
+                tokens: self.scan.tokens.iter().sum(),
             },
-            labels: labels.statistics(spec),
+            labels: self.labels.statistics(spec),
             router: RouterFigures {
-                group_accuracy: unit.group_accuracy,
-                expert_accuracy: unit.expert_accuracy,
-                chance: unit.chance,
-                expert_chance: unit.expert_chance,
-                token: UnitFigures::new(&fits.token),
-                sequence: UnitFigures::new(&fits.sequence),
+                group_accuracy: own.group_accuracy,
+                expert_accuracy: own.expert_accuracy,
+                chance: own.chance,
+                expert_chance: own.expert_chance,
+                token: UnitFigures::new(&self.fits.token),
+                sequence: UnitFigures::new(&self.fits.sequence),
             },
-            loss: LossFigures {
-                dense: loss.dense.mean,
-                routed_before: loss.routed_before.mean,
-                label_paths: loss.label_paths.mean,
-                routed_random_labels: random.iter().sum::<f64>() / random.len() as f64,
-                routed_permuted_labels: fits.permuted.mean,
-                routed_after: after(&loss.routed_after),
-                all_active_after: after(&loss.all_active_after),
-            },
-            loss_by_task: named
-                .into_iter()
-                .filter_map(|(name, losses)| losses.map(|losses| (name.to_string(), by_task(losses))))
-                .collect(),
-            random_labels: random,
-            active_share: loss.active_share,
-            smk: SmkFigures { updated_share: outcome.updated_share },
+            loss: self.loss_figures(),
+            loss_by_task: self.losses_by_task(&run.text.tasks),
+            random_labels: self.fits.random.iter().map(|losses| losses.mean).collect(),
+            active_share: self.before.load.active_share(&self.units),
+            smk: SmkFigures { updated_share: self.smk.updated_share },
             seconds: watch.seconds().into_iter().map(|(stage, seconds)| (stage, seconds.into())).collect(),
         }
     }
-}
 
-impl AllLosses {
-    fn after(&mut self, run: &Run<'_>, store: &ParamStore) -> Result<()> {
-        let model = run.model(store)?;
-        let meter = Arc::new(LoadMeter::new(run.dense.cfg.num_hidden_layers, run.variant.spec.experts()));
-        let metered = RouteCtx { observer: Some(meter.clone()), ..RouteCtx::routed() };
-        self.routed_after = Some(run.evaluate(model.lm(), &metered)?);
-        self.all_active_after = Some(run.evaluate(model.lm(), &RouteCtx::all())?);
-        self.load_after = meter.load();
-        Ok(())
+    fn model_figures(&self, run: &Run<'_>) -> ModelFigures {
+        let elements = |name: &str| self.store.get(name).map_or(0, |var| var.elem_count());
+        ModelFigures {
+            parameters: run.dense.cfg.parameters(),
+            router_parameters: self.store.names().filter(|name| name.contains("_router.")).map(elements).sum(),
+            layers: run.dense.cfg.num_hidden_layers,
+            experts: run.variant.spec.experts(),
+            partition: run.config.partition.to_string(),
+        }
+    }
+
+    fn loss_figures(&self) -> LossFigures {
+        let random = &self.fits.random;
+        LossFigures {
+            dense: self.before.all_active.mean,
+            routed_before: self.before.routed.mean,
+            label_paths: self.before.label_paths.as_ref().map_or(f64::NAN, |losses| losses.mean),
+            routed_random_labels: random.iter().map(|losses| losses.mean).sum::<f64>() / random.len() as f64,
+            routed_permuted_labels: self.fits.permuted.mean,
+            routed_after: self.after.routed.mean,
+            all_active_after: self.after.all_active.mean,
+        }
+    }
+
+    fn losses_by_task(&self, tasks: &[String]) -> BTreeMap<String, BTreeMap<String, f64>> {
+        let by_task = |losses: &Losses| tasks.iter().cloned().zip(losses.by_task.iter().copied()).collect();
+        let named = [
+            ("dense", Some(&self.before.all_active)),
+            ("routed_before", Some(&self.before.routed)),
+            ("label_paths", self.before.label_paths.as_ref()),
+            ("routed_permuted_labels", Some(&self.fits.permuted)),
+            ("routed_after", Some(&self.after.routed)),
+            ("all_active_after", Some(&self.after.all_active)),
+        ];
+        named.into_iter().filter_map(|(name, losses)| Some((name.to_string(), by_task(losses?)))).collect()
     }
 }
