@@ -17,7 +17,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Creates `dir` with its `config.json`: the program's name, version, commit and command line, seed, device, and `settings`,
+    /// Creates `dir` with its `config.json`: the program's name, versions, commit and command line, seed, device, and `settings`,
     /// the full effective configuration, defaults included.
     ///
     /// # Errors
@@ -29,7 +29,11 @@ impl RunFolder {
         let program = command.first().and_then(|path| Path::new(path).file_name()).map(|name| name.to_string_lossy());
         let config = json!({
             "program": program,
-            "version": env!("CARGO_PKG_VERSION"),
+            "versions": {
+                "tinyonn": env!("CARGO_PKG_VERSION"),
+                "candle": env!("EXPERIMENTS_CANDLE"),
+                "rustc": env!("EXPERIMENTS_RUSTC"),
+            },
             "git": git(),
             "command": command,
             "seed": seed,

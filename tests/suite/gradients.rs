@@ -19,19 +19,30 @@ pub(crate) fn inputs(seed: u64, shapes: &[&[usize]]) -> Vec<Tensor> {
     shapes.iter().map(&mut draw).collect()
 }
 
-/// The value and the gradients of Σ weight ⊙ f(inputs), all in `dtype`, with the weights drawn at random.
-pub(crate) fn value_and_gradients(f: Function<'_>, inputs: &[Tensor], dtype: DType) -> Result<(Tensor, Vec<Tensor>)> {
-    let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?)).collect::<Result<_>>()?;
+/// The processor, and the first GPU in a build for one.
+pub(crate) fn devices() -> Vec<Device> {
+    if cfg!(feature = "cuda") { vec![Device::Cpu, Device::new_cuda(0).unwrap()] } else { vec![Device::Cpu] }
+}
+
+/// The value and the gradients of Σ weight ⊙ f(inputs), all in `dtype` on `device`, with the weights drawn at random.
+/// Both are returned to the processor.
+pub(crate) fn value_and_gradients(
+    f: Function<'_>,
+    inputs: &[Tensor],
+    dtype: DType,
+    device: &Device,
+) -> Result<(Tensor, Vec<Tensor>)> {
+    let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?.to_device(device)?)).collect::<Result<_>>()?;
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let value = f(&tensors)?;
     let loss = (&value * weights(&value)?)?.sum_all()?;
     let grads = ops::backward(&loss)?;
-    let grads = vars.iter().map(|var| Ok(grads.get(var).unwrap().clone())).collect::<Result<_>>()?;
-    Ok((value.detach(), grads))
+    let grads = vars.iter().map(|var| grads.get(var).unwrap().to_device(&Device::Cpu)).collect::<Result<_>>()?;
+    Ok((value.detach().to_device(&Device::Cpu)?, grads))
 }
 
 fn weights(value: &Tensor) -> Result<Tensor> {
-    inputs(99, &[value.dims()])[0].to_dtype(value.dtype())
+    inputs(99, &[value.dims()])[0].to_dtype(value.dtype())?.to_device(value.device())
 }
 
 /// The largest difference, relative to the larger one's norm per element.
@@ -43,7 +54,7 @@ pub(crate) fn relative_difference(a: &Tensor, b: &Tensor) -> f64 {
 
 /// Central differences in f64 along random directions: ⟨∇f, v⟩ = (f(x + εv) − f(x − εv)) / 2ε.
 pub(crate) fn assert_derivative(f: Function<'_>, inputs_f64: &[Tensor]) {
-    let (_, grads) = value_and_gradients(f, inputs_f64, DType::F64).unwrap();
+    let (_, grads) = value_and_gradients(f, inputs_f64, DType::F64, &Device::Cpu).unwrap();
     let loss = |xs: &[Tensor]| -> f64 {
         let value = f(xs).unwrap();
         (&value * weights(&value).unwrap()).unwrap().sum_all().unwrap().to_scalar().unwrap()
@@ -65,16 +76,18 @@ pub(crate) fn assert_derivative(f: Function<'_>, inputs_f64: &[Tensor]) {
     }
 }
 
-/// Equal values and gradients of two functions, `f` in `dtype` and `reference` in f64.
+/// Equal values and gradients of two functions, `f` in `dtype` on every device and `reference` in f64.
 pub(crate) fn assert_same(f: Function<'_>, reference: Function<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
-    let (value, grads) = value_and_gradients(f, xs, dtype).unwrap();
-    let (expected, expected_grads) = value_and_gradients(reference, xs, DType::F64).unwrap();
-    assert_eq!(value.dims(), expected.dims());
-    let difference = relative_difference(&value, &expected);
-    assert!(difference <= tolerance, "values differ by {difference}");
-    for (which, (grad, expected)) in grads.iter().zip(&expected_grads).enumerate() {
-        assert_eq!(grad.dims(), expected.dims(), "gradient {which}");
-        let difference = relative_difference(grad, expected);
-        assert!(difference <= tolerance, "gradient {which} differs by {difference}");
+    let (expected, expected_grads) = value_and_gradients(reference, xs, DType::F64, &Device::Cpu).unwrap();
+    for device in devices() {
+        let (value, grads) = value_and_gradients(f, xs, dtype, &device).unwrap();
+        assert_eq!(value.dims(), expected.dims());
+        let difference = relative_difference(&value, &expected);
+        assert!(difference <= tolerance, "values on {device:?} differ by {difference}");
+        for (which, (grad, expected)) in grads.iter().zip(&expected_grads).enumerate() {
+            assert_eq!(grad.dims(), expected.dims(), "gradient {which}");
+            let difference = relative_difference(grad, expected);
+            assert!(difference <= tolerance, "gradient {which} on {device:?} differs by {difference}");
+        }
     }
 }

@@ -7,6 +7,7 @@ mod adamw;
 mod checkpoint;
 mod config;
 mod data;
+mod devices;
 mod gradients;
 mod imaging;
 mod labels;

@@ -64,7 +64,7 @@ fn rope(#[case] x: [usize; 4]) {
     check(
         &|xs| {
             let (cos, sin) = table(xs[0].dtype());
-            ops::rope(&xs[0], &cos, &sin)
+            ops::rope(&xs[0], &cos.to_device(xs[0].device())?, &sin.to_device(xs[0].device())?)
         },
         &|xs| {
             let (cos, sin) = table(xs[0].dtype());
@@ -122,7 +122,7 @@ fn attention_is_causal() {
 #[case(vec![4])]
 fn embedding(#[case] ids: Vec<u32>) {
     let ids = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap();
-    check(&|xs| ops::embedding(&ids, &xs[0]), &|xs| xs[0].index_select(&ids, 0), &inputs(7, &[&[5, 3]]));
+    check(&|xs| ops::embedding(&ids.to_device(xs[0].device())?, &xs[0]), &|xs| xs[0].index_select(&ids, 0), &inputs(7, &[&[5, 3]]));
 }
 
 #[rstest]
@@ -142,7 +142,8 @@ fn head_cross_entropy(#[case] shape: &[usize], #[case] v: usize) {
         (log_p * one_hot)?.sum(D::Minus1)?.reshape(shape)
     };
     let xs = inputs(8, &[&x, &[v, 6]]);
-    check(&|xs| ops::head_cross_entropy(&xs[0], &xs[1], &targets), &losses, &xs);
+    let op = |xs: &[Tensor]| ops::head_cross_entropy(&xs[0], &xs[1], &targets.to_device(xs[0].device())?);
+    check(&op, &losses, &xs);
 }
 
 #[rstest]
@@ -197,6 +198,7 @@ fn gated_swiglu_mlp(#[case] x: &[usize], #[case] i: usize, #[case] n: usize) {
     let neuron_expert = Tensor::new(neuron_expert.as_slice(), &Device::Cpu).unwrap();
     check(
         &|xs| {
+            let neuron_expert = neuron_expert.to_device(xs[0].device())?;
             let gate = MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert };
             ops::swiglu_mlp(&xs[0], weights(xs), Some(gate), None)
         },
@@ -337,4 +339,11 @@ fn a_leaf_used_twice_collects_both_gradients() {
         both,
         vec![vec![2.0 * once[0][0] + 1.0, 2.0 * once[0][1] + 1.0], vec![2.0 * once[1][0], 2.0 * once[1][1]]]
     );
+}
+
+#[test]
+fn an_embedding_out_of_range_is_an_error() {
+    let table = Tensor::zeros((3, 2), DType::F32, &Device::Cpu).unwrap();
+    let ids = Tensor::new(&[0u32, 3], &Device::Cpu).unwrap();
+    assert!(ops::embedding(&ids, &table).is_err());
 }
