@@ -76,7 +76,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         config.out = run_folder::first_free(&base.out)?;
     }
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device)?;
-    print(&phase2(&config)?);
+    print(&phase2(&config).inspect_err(|_| folder.remove_if_bare())?);
     println!("open      {}", folder.path("report.html").display());
     Ok(ExitCode::SUCCESS)
 }

@@ -110,7 +110,7 @@ fn run(settings: Settings) -> Result<ExitCode> {
         out,
     };
     let folder = RunFolder::create(&text.out, &(&config, &text), config.seed, config.device)?;
-    let scan = image(&config, &text)?;
+    let scan = image(&config, &text).inspect_err(|_| folder.remove_if_bare())?;
     for ((task, tokens), loss) in scan.tasks.iter().zip(&scan.tokens).zip(&scan.loss) {
         println!("{task:<16} {tokens:>9} tokens  {:.4} nats a token", loss / (*tokens).max(1) as f64);
     }

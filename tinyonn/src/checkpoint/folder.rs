@@ -41,6 +41,9 @@ impl ModelFolder {
         if !dir.is_dir() {
             return Err(Error::file(dir, "is not a folder", "give a folder with config.json and .safetensors files"));
         }
+        if !dir.join(CONFIG).exists() {
+            return Err(Error::file(dir, format!("has no {CONFIG}"), "give a Hugging Face model folder"));
+        }
         let config = read_json(&dir.join(CONFIG))?;
         let (files, places) = if dir.join(SINGLE).exists() {
             let file = MappedSafetensors::open(dir.join(SINGLE))?;

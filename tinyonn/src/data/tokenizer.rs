@@ -83,6 +83,9 @@ impl TextTokenizer {
     /// A file that cannot be read or is no tokenizer; no end of text.
     pub fn load(path: impl AsRef<Path>, eos: Option<u32>) -> Result<Self> {
         let path = path.as_ref();
+        if !path.exists() {
+            return Err(Error::file(path, "is not there", "put the model's tokenizer.json beside its weights"));
+        }
         let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
             Error::file(path, format!("not a tokenizer: {error}"), "give a Hugging Face tokenizer.json")

@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::DeviceName;
 use crate::imaging::Partition;
+use crate::moe::expert::check_width;
+use crate::moe::{RoutePer, Variant};
 use crate::qwen3::Qwen3Config;
 use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
+use crate::{Error, Result};
 
 /// The configuration of [`super::phase2`]. As TOML, every key is optional and unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +86,40 @@ impl Phase2Config {
             smk: SmkConfig { steps: 40, ..config.smk },
             ..config
         }
+    }
+}
+
+impl Phase2Config {
+    /// Refuses what could only fail, before time is spent on it.
+    ///
+    /// # Errors
+    /// A size of zero; a variant of more experts than the model to be pretrained has neurons.
+    pub fn validate(&self, variant: &Variant) -> Result<()> {
+        let sizes = [
+            ("batch", self.batch),
+            ("scan_tokens", self.scan_tokens),
+            ("pretrain.batch", self.pretrain.batch),
+            ("router.batch", self.router.batch),
+            ("smk.batch", self.smk.batch),
+            ("smk.min_k", self.smk.min_k),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(Error::setting(*name, "is 0", "use 1 or more"));
+        }
+        let first = match variant.spec.route_per {
+            RoutePer::Token => 1,
+            RoutePer::Sequence { first } => first,
+        };
+        if self.length <= first {
+            let problem = format!("sequences of {} tokens leave none to predict behind the first {first}", self.length);
+            return Err(Error::setting("length", problem, format!("use {} or more", first + 1)));
+        }
+        variant.spec.validate()?;
+        if self.model.is_none() {
+            check_width(&variant.spec, self.dense.intermediate_size, 0)?;
+            self.dense.qwen3(self.dense.vocab_size).validate()?;
+        }
+        Ok(())
     }
 }
 

@@ -39,6 +39,7 @@ const DRAWS: u64 = 3;
 /// A variant that is not known or does not fit; text, models and folders that cannot be used.
 pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let variant = variant(&config.variant)?;
+    config.validate(variant)?;
     let device = config.device.open()?;
     std::fs::create_dir_all(&config.out).map_err(|e| Error::io(&config.out, e))?;
     let mut watch = Stopwatch::new();
