@@ -188,8 +188,7 @@ fn one_norm_over_all_variables_is_clipped_and_vectors_do_not_decay() {
 fn a_skipped_step_never_was(#[case] axis: usize) {
     let first = variables(5).remove(0);
     let count = first.1.dims()[axis];
-    let raw: Vec<Tensor> =
-        inputs(6, &[&[4usize, 3][..]; 6]).iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect();
+    let raw: Vec<Tensor> = inputs(6, &[&[4usize, 3][..]; 6]).iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect();
     // Line 1 learns in the even steps.
     let run = |which: &[usize]| {
         let vars = vec![variables(5).remove(0)];

@@ -63,7 +63,8 @@ fn logits_and_gradients_agree(#[values("Moe2x4", "MoeSequence")] name: &str, #[v
         let logits = model.logits(&ids, &ctx, None).unwrap().to_device(&CPU).unwrap();
         let loss = model.lm().token_losses(&ids, &ids, &ctx).unwrap().sum_all().unwrap();
         let grads = ops::backward(&loss).unwrap();
-        let of = |(name, var): (&str, &candle_core::Var)| Some((name.to_owned(), grads.get(var)?.to_device(&CPU).unwrap()));
+        let of =
+            |(name, var): (&str, &candle_core::Var)| Some((name.to_owned(), grads.get(var)?.to_device(&CPU).unwrap()));
         (logits.detach(), store.iter().filter_map(of).collect::<Vec<_>>())
     };
     let (logits, gradients) = run(&CPU);

@@ -32,7 +32,8 @@ pub(crate) fn value_and_gradients(
     dtype: DType,
     device: &Device,
 ) -> Result<(Tensor, Vec<Tensor>)> {
-    let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?.to_device(device)?)).collect::<Result<_>>()?;
+    let vars: Vec<Var> =
+        inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?.to_device(device)?)).collect::<Result<_>>()?;
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let value = f(&tensors)?;
     let loss = (&value * weights(&value)?)?.sum_all()?;

@@ -122,7 +122,11 @@ fn attention_is_causal() {
 #[case(vec![4])]
 fn embedding(#[case] ids: Vec<u32>) {
     let ids = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap();
-    check(&|xs| ops::embedding(&ids.to_device(xs[0].device())?, &xs[0]), &|xs| xs[0].index_select(&ids, 0), &inputs(7, &[&[5, 3]]));
+    check(
+        &|xs| ops::embedding(&ids.to_device(xs[0].device())?, &xs[0]),
+        &|xs| xs[0].index_select(&ids, 0),
+        &inputs(7, &[&[5, 3]]),
+    );
 }
 
 #[rstest]

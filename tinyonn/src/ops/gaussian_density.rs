@@ -56,7 +56,8 @@ impl Backward for GaussianDensity {
         };
         let dlog_variance = || {
             let second_cr = grad.t()?.matmul(&z_tr.sqr()?)?;
-            let spread_cr = ((second_cr - ((mean_cr * &first_cr)? * 2.0)?)? + mean_cr.sqr()?.broadcast_mul(&total_c1)?)?;
+            let spread_cr =
+                ((second_cr - ((mean_cr * &first_cr)? * 2.0)?)? + mean_cr.sqr()?.broadcast_mul(&total_c1)?)?;
             (precision_cr * spread_cr)?.neg()?.broadcast_add(&total_c1)? * k
         };
         Ok(vec![

@@ -1,0 +1,116 @@
+"""Rules for the sources that neither the compiler nor clippy knows. Prints `file:line: what is wrong; what to do`, exit code 1.
+
+    python3 .ci/source_rules.py [ROOT]
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+from rust_text import code, line_of, test_modules
+
+LONGEST = 450
+LIBRARIES = ("tinyonn/src/", "tinyonn-macros/src/", "experiments/src/")
+UNSAFE = ("tinyonn/src/ops/", "tinyonn/src/checkpoint/mmap.rs")
+
+# (pattern, what it is, what to do, files that may). Calls whose gradient candle 0.11 drops without a word, or gets wrong.
+GRADIENTS = [
+    (r"\bsoftmax_last_dim\b", "has no gradient", "use candle_nn::ops::softmax(x, D::Minus1)", ()),
+    (r"\bcandle_nn::(?:ops::)?rms_norm\b|\bcandle_nn::RmsNorm\b", "has no gradient", "use tinyonn::ops::rms_norm", ()),
+    (r"\bcandle_nn::(?:ops::)?layer_norm\b|\bcandle_nn::LayerNorm\b", "has no gradient", "use layer_norm_slow", ()),
+    (r"\brotary_emb::rope(?:_i|_thd)?\b", "has no gradient", "use tinyonn::ops::rope", ()),
+    (r"\bapply_op[123]_no_bwd\b", "has no gradient", "record a derivative: see ops/tape.rs", ()),
+    (r"\bsdpa\b|\bcandle_nn::moe\b|\bflash_attn\b", "has no gradient", "use tinyonn::ops::causal_attention, tinyonn::moe", ()),
+    (
+        r"\buse\s+candle_nn::[^;]*\b(?:ops|moe|rotary_emb|rms_norm|layer_norm|RmsNorm|LayerNorm)\b",
+        "hides which of candle's operations are called",
+        "write the path in full at the call",
+        (),
+    ),
+    (r"\.\s*backward\s*\(\s*\)", "misses the leaves of our operations", "use tinyonn::ops::backward", ("tinyonn/src/ops/tape.rs",)),
+    (r"\.\s*scatter(?:_add)?\s*\(", "has a wrong gradient", "gather, or write the derivative by hand in ops/", ()),
+    (
+        r"\.\s*index_add\s*\(",
+        "is serial on a GPU",
+        "use a product, or say here why not: .ci/source_rules.py",
+        (
+            "tinyonn/src/ops/embedding.rs",  # The derivative of a gather is a scatter.
+            "tinyonn/src/ops/swiglu_mlp.rs",  # Few rows, and the sum over an expert's neurons.
+            "tinyonn/src/imaging/dump.rs",  # An instrument, once a token set.
+        ),
+    ),
+]
+PANICS = re.compile(r"\.\s*(?:unwrap|expect)\s*\(|\b(?:panic|todo|unimplemented|dbg)!")
+
+
+def rust_rules(name: str, text: str, is_test: bool) -> list[tuple[int, str]]:
+    """(line, message) of every violation in a Rust file."""
+    found = []
+    blanked = code(text)
+    for match in re.finditer(r"\bunsafe\b", blanked):
+        line = line_of(blanked, match.start())
+        if not name.startswith(UNSAFE):
+            found.append((line, f"`unsafe` belongs in {' and '.join(UNSAFE)}; move it there, or do without"))
+        elif not explained(text.splitlines(), line):
+            found.append((line, "`unsafe` without a `// SAFETY:` line above it; say why it is sound"))
+    if not name.startswith(LIBRARIES) or is_test:
+        return found
+    library, _ = test_modules(blanked)
+    for pattern, problem, remedy, allowed in GRADIENTS:
+        if name not in allowed:
+            for match in re.finditer(pattern, library):
+                found.append((line_of(library, match.start()), f"`{squeezed(match[0])}` {problem}; {remedy}"))
+    for match in PANICS.finditer(library):
+        found.append((line_of(library, match.start()), f"`{squeezed(match[0])}` can stop a user's program; return a tinyonn::Error"))
+    return found
+
+
+def explained(lines: list[str], line: int) -> bool:
+    """Whether the comment above the statement of this line holds `SAFETY:`."""
+    above = line - 2
+    for _ in range(3):  # A statement may begin up to three lines before the word.
+        if above >= 0 and not lines[above].lstrip().startswith("//") and not re.search(r"[;{}]\s*$", lines[above]):
+            above -= 1
+    while above >= 0 and lines[above].lstrip().startswith("//"):
+        if "SAFETY:" in lines[above]:
+            return True
+        above -= 1
+    return False
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def violations(root: pathlib.Path, names: list[str]) -> list[str]:
+    """`file:line: message` for every violation in the files `names` under `root`."""
+    texts = {name: (root / name).read_text(encoding="utf-8") for name in names if name.endswith((".rs", ".py", ".sh", ".md"))}
+    tests = set()
+    for name, text in texts.items():
+        if name.endswith(".rs"):
+            folder, stem = name.rsplit("/", 1) if "/" in name else ("", name)
+            folder = folder if stem in ("lib.rs", "main.rs", "mod.rs") else name.removesuffix(".rs")
+            tests.update(f"{folder}/{module}" for module in test_modules(code(text))[1])
+    found = []
+    for name, text in sorted(texts.items()):
+        count = len(text.splitlines())
+        if count > LONGEST:
+            found.append(f"{name}:{LONGEST + 1}: {count} lines, {LONGEST} are allowed; split the file by concept")
+        if name.endswith(".rs"):
+            is_test = any(name == f"{test}.rs" or name.startswith(f"{test}/") for test in tests)
+            found += [f"{name}:{line}: {message}" for line, message in sorted(rust_rules(name, text, is_test))]
+    return found
+
+
+def main() -> None:
+    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent.parent)
+    listing = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], check=True, capture_output=True, text=True).stdout
+    names = [name for name in listing.split("\0") if name and (root / name).is_file()]
+    found = violations(root, names)
+    print("\n".join(found) if found else f"source rules: {len(names)} files, nothing found")
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()
