@@ -48,7 +48,8 @@ impl RunFolder {
 
     /// Removes the folder if the run left nothing in it but its `config.json`: a run that was refused leaves no trace.
     pub fn remove_if_bare(&self) {
-        let names = |entries: fs::ReadDir| entries.filter_map(std::result::Result::ok).map(|entry| entry.file_name()).collect();
+        let names =
+            |entries: fs::ReadDir| entries.filter_map(std::result::Result::ok).map(|entry| entry.file_name()).collect();
         let names: Vec<_> = fs::read_dir(&self.dir).map(names).unwrap_or_default();
         if names == ["config.json"] {
             // What cannot be removed stays: the error that ended the run matters more.
