@@ -1,7 +1,7 @@
 //! Cross-entropy of a language-model head, without the logits outliving a chunk: ℓ_t = log Σ_v exp(x_t·W_v) − x_t·W_target.
 //!
 //! Shapes: x `[.., d]`, W `[V, d]`, targets `[..]` u32 with `u32::MAX` for "no target", ℓ `[..]` f32 in nats (0 without a
-//! target). Tokens go in chunks of at most [`CHUNK`] logits. The logits of a single chunk are kept for the backward; with
+//! target). Tokens go in chunks of at most 2²⁶ logits. The logits of a single chunk are kept for the backward; with
 //! more chunks each is computed anew: memory stays bounded whatever V. dlogits = (softmax − one-hot) dℓ.
 
 use candle_core::{D, DType, Result, Tensor};

@@ -1,6 +1,6 @@
-//! y_t = W[id_t]: rows of a table.
+//! `y_t = W[id_t]`: rows of a table.
 //!
-//! Shapes: ids `[..]` u32, W `[V, d]`, y `[.., d]`. Backward: dW[v] = Σ over t with id_t = v of dy_t.
+//! Shapes: ids `[..]` u32, W `[V, d]`, y `[.., d]`. Backward: row v of dW is the sum of dy_t over the t with id_t = v.
 
 use candle_core::{Result, Tensor};
 

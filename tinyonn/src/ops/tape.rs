@@ -1,6 +1,6 @@
 //! Hand-written derivatives on candle's tape.
 //!
-//! [`record`] puts an already computed value on the tape with a [`Backward`]. Inputs are of three kinds: *constants*
+//! `record` puts an already computed value on the tape with a `Backward`. Inputs are of three kinds: *constants*
 //! (nothing upstream learns: no gradient is formed), *edges* (results of earlier operations: their gradients travel on
 //! the tape) and *leaves* (variables: their gradients go to a collector of [`backward`], summed, once each). Only edges
 //! count towards candle's limit of three inputs a custom operation.

@@ -2,7 +2,7 @@
 //!
 //! Inputs and labels come from the pseudo-dense pass. The projection is found first ([`super::projection`]), then each router in
 //! closed form ([`super::gda`]); then its scale is calibrated on validation text; then, unless `steps` is zero, all its parameters
-//! are refined by gradient ([`super::router_tuning`]).
+//! are refined by gradient (`router_tuning`).
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
