@@ -1,6 +1,6 @@
 //! Digital fMRI: what each neuron and expert does, and learns, on each task.
 //!
-//! One pseudo-dense pass over a task's text ([`scan`]) gives every neuron's activation and *surprise*, the norm of each token's
+//! One pseudo-dense pass over a task's text ([`fn@scan`]) gives every neuron's activation and *surprise*, the norm of each token's
 //! contribution to the gradient of its weights. SPS is the one minus the other, each standardised; integrated over a task it is
 //! ∫SPS ([`sps`]). From ∫SPS come each task's optimal computation path ([`labels`]) and, if asked, the partition of neurons into
 //! experts itself ([`partition`]).

@@ -1,4 +1,4 @@
-//! Everything that decides what a run of [`super::phase2`] does.
+//! Everything that decides what a run of [`super::phase2()`] does.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::qwen3::Qwen3Config;
 use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
 use crate::{Error, Result};
 
-/// The configuration of [`super::phase2`]. As TOML, every key is optional and unknown keys are refused.
+/// The configuration of [`super::phase2()`]. As TOML, every key is optional and unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Phase2Config {

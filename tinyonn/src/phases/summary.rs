@@ -9,7 +9,7 @@ use crate::imaging::labels::LabelStatistics;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result};
 
-/// All figures of [`super::phase2`].
+/// All figures of [`super::phase2()`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     /// The declared variant.
