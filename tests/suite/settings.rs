@@ -103,7 +103,7 @@ fn a_run_leaves_what_repeats_it() {
     let config: Value = serde_json::from_slice(&fs::read(folder.path("config.json")).unwrap()).unwrap();
     assert_eq!((&config["seed"], &config["device"]), (&json!(7), &json!("cuda:1")));
     assert_eq!(config["settings"], json!(settings));
-    assert_eq!(config["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(config["versions"]["tinyonn"], env!("CARGO_PKG_VERSION"));
     let command: Vec<String> = std::env::args().collect();
     assert_eq!(config["command"], json!(command));
     // A commit's forty hexadecimal digits, or nothing known at all.
