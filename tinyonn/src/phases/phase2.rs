@@ -251,7 +251,8 @@ impl Run<'_> {
             fit(own, labels)?;
             self.evaluate(self.model(store)?.lm(), &RouteCtx::routed())
         };
-        let draws = (0..DRAWS).map(|draw| Labels::random(tasks, layers, spec, self.config.seed * DRAWS + draw));
+        let draws = (0..DRAWS)
+            .map(|draw| Labels::random(tasks, layers, spec, self.config.seed.wrapping_mul(DRAWS).wrapping_add(draw)));
         let random = draws.map(|labels| routed_under(&labels)).collect::<Result<_>>()?;
         let permuted = routed_under(&labels.permuted(self.config.seed))?;
         let accuracy = |inputs: &Inputs, sequence: bool| {
@@ -388,6 +389,10 @@ impl Results {
             ("routed_after", Some(&self.after.routed)),
             ("all_active_after", Some(&self.after.all_active)),
         ];
-        named.into_iter().filter_map(|(name, losses)| Some((name.to_string(), by_task(losses?)))).collect()
+        let draws = &self.fits.random;
+        let mean = |task: usize| draws.iter().map(|losses| losses.by_task[task]).sum::<f64>() / draws.len() as f64;
+        let random = tasks.iter().cloned().enumerate().map(|(task, name)| (name, mean(task))).collect();
+        let named = named.into_iter().filter_map(|(name, losses)| Some((name.to_string(), by_task(losses?))));
+        named.chain([("routed_random_labels".to_string(), random)]).collect()
     }
 }
