@@ -103,7 +103,12 @@ fn a_run_leaves_what_repeats_it() {
     let config: Value = serde_json::from_slice(&fs::read(folder.path("config.json")).unwrap()).unwrap();
     assert_eq!((&config["seed"], &config["device"]), (&json!(7), &json!("cuda:1")));
     assert_eq!(config["settings"], json!(settings));
-    assert_eq!(config["version"], env!("CARGO_PKG_VERSION"));
+    let versions = &config["versions"];
+    assert_eq!(versions["tinyonn"], env!("CARGO_PKG_VERSION"));
+    assert!(
+        ["candle", "rustc"].iter().all(|name| versions[name].as_str().is_some_and(|text| !text.is_empty())),
+        "{versions}"
+    );
     let command: Vec<String> = std::env::args().collect();
     assert_eq!(config["command"], json!(command));
     // A commit's forty hexadecimal digits, or nothing known at all.
