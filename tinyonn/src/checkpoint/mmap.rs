@@ -48,7 +48,7 @@ impl MappedSafetensors {
         if !file.metadata().map_err(|e| Error::io(path, e))?.is_file() {
             return Err(Error::file(path, "is not a file", "give a .safetensors file"));
         }
-        // SAFETY: the mapping is private and read-only, and lives as long as the slices lent from it. Nothing in this
+        // SAFETY: the mapping is read-only, and lives as long as the slices lent from it. Nothing in this
         // library writes to a safetensors file in place; a foreign process that shortens it while mapped breaks the
         // contract stated on the type, as with every reader that maps files.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;

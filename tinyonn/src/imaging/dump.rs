@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 
+use crate::checkpoint::tokens;
 use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
 use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
@@ -34,6 +35,7 @@ pub fn dump<F: FeedForward>(
     if t < 2 {
         return Err(Error::setting("tokens", "sequences of one token have no next token", "give two or more"));
     }
+    tokens::check(ids, model.config().vocab_size)?;
     let none = Tensor::full(u32::MAX, (b, 1), ids.device())?;
     let targets = Tensor::cat(&[&ids.narrow(1, 1, t - 1)?, &none], 1)?;
     let (layers, width) = (model.config().num_hidden_layers, model.config().intermediate_size);

@@ -99,7 +99,7 @@ impl NeuronScan {
 /// Scans `set` through `model`, all active. `inputs`, if given, collects what the routers will see, in the same pass.
 ///
 /// # Errors
-/// A task without a token that has a target; a scan whose gradients are all zero: nothing can be read from it.
+/// Sequences longer than the model was made for; a task without a token that has a target; a scan whose gradients are all zero: nothing can be read from it.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -131,6 +131,11 @@ pub fn scan<F: FeedForward>(
     inputs: Option<&Arc<RouterInputs>>,
 ) -> Result<NeuronScan> {
     let cfg = model.config();
+    if options.length > cfg.max_position_embeddings {
+        let (length, most) = (options.length, cfg.max_position_embeddings);
+        let problem = format!("sequences of {length} tokens are longer than the {most} that the model was made for");
+        return Err(Error::setting("length", problem, format!("use {most} or less")));
+    }
     let set = &options.part(set);
     if let Some(task) = set.tasks.iter().find(|task| task.targets() == 0) {
         let problem = format!("task `{}` has no token with a target", task.name);

@@ -71,7 +71,11 @@ impl Attention {
     fn new(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
         let (batch, queries, heads, head_dim) = q.dims4()?;
         let (k_batch, keys, kv_heads, k_dim) = k.dims4()?;
-        if (k_batch, k_dim) != (batch, head_dim) || v.dims() != k.dims() || queries > keys || heads % kv_heads != 0 {
+        if (k_batch, k_dim) != (batch, head_dim)
+            || v.dims() != k.dims()
+            || queries > keys
+            || !heads.is_multiple_of(kv_heads)
+        {
             candle_core::bail!(
                 "causal_attention: q {:?}, k {:?}, v {:?} do not go together",
                 q.shape(),
@@ -131,7 +135,10 @@ impl Attention {
     }
 }
 
-/// f32 on the CPU: one task a (sequence, key head), blocks of query rows, only the causal part of each block.
+/// f32 on the CPU: one task a (sequence, head), blocks of query rows, only the causal part of each block.
+///
+/// Tasks read the tensors' strided heads and write contiguous pieces of their own, heads outside; the outcome is put in the tensors'
+/// order at the end, which costs one copy of T·D values beside the T²·D of their making.
 #[allow(unsafe_code)]
 mod fused {
     use candle_core::{Result, Tensor};
@@ -144,25 +151,25 @@ mod fused {
     /// Query rows handled at once: the scores of a block stay in the cache.
     const BLOCK: usize = 64;
 
-    /// A strided matrix inside a tensor's storage; rows and columns are counted in elements.
+    /// A strided matrix that is read, from the first value of `data` on; rows and columns are counted in elements.
     #[derive(Clone, Copy)]
-    struct Matrix {
-        start: *mut f32,
+    struct Matrix<'a> {
+        data: &'a [f32],
         rows: usize,
         columns: usize,
         row_stride: usize,
         column_stride: usize,
     }
 
-    // SAFETY: tasks that hold a `Matrix` over an output touch disjoint heads of it (see `forward`, `backward`).
-    unsafe impl Send for Matrix {}
-    // SAFETY: as above.
-    unsafe impl Sync for Matrix {}
+    impl<'a> Matrix<'a> {
+        fn row_major(data: &'a [f32], rows: usize, columns: usize) -> Self {
+            Self { data, rows, columns, row_stride: columns, column_stride: 1 }
+        }
 
-    impl Matrix {
-        fn row_major(data: &[f32], rows: usize, columns: usize) -> Self {
-            debug_assert!(rows * columns <= data.len());
-            Self { start: data.as_ptr().cast_mut(), rows, columns, row_stride: columns, column_stride: 1 }
+        /// Positions × D of one head of `[B, positions, heads, D]`.
+        fn head(data: &'a [f32], (b, h): (usize, usize), positions: usize, heads: usize, d: usize) -> Self {
+            let data = &data[(b * positions * heads + h) * d..];
+            Self { data, rows: positions, columns: d, row_stride: heads * d, column_stride: 1 }
         }
 
         fn t(self) -> Self {
@@ -176,43 +183,40 @@ mod fused {
         }
 
         fn rows(self, first: usize, rows: usize) -> Self {
-            debug_assert!(first + rows <= self.rows);
-            Self { start: self.start.wrapping_add(first * self.row_stride), rows, ..self }
+            Self { data: &self.data[first * self.row_stride..], rows, ..self }
         }
 
         /// Row `i` of a matrix whose rows are contiguous.
-        fn row<'a>(self, i: usize) -> &'a [f32] {
-            debug_assert!(i < self.rows && self.column_stride == 1);
-            // SAFETY: row `i` lies inside the storage that `head` measured out, and nobody writes it meanwhile.
-            unsafe { std::slice::from_raw_parts(self.start.wrapping_add(i * self.row_stride), self.columns) }
+        fn row(self, i: usize) -> &'a [f32] {
+            &self.data[i * self.row_stride..][..self.columns]
+        }
+
+        /// Whether every element lies in `data`.
+        fn inside(self) -> bool {
+            let last = |count: usize, stride: usize| (count - 1) * stride;
+            let empty = self.rows == 0 || self.columns == 0;
+            empty || last(self.rows, self.row_stride) + last(self.columns, self.column_stride) < self.data.len()
         }
     }
 
-    /// Positions × D of one head of `[B, positions, heads, D]`.
-    fn head(data: &[f32], (b, h): (usize, usize), positions: usize, heads: usize, d: usize) -> Matrix {
-        debug_assert!((b + 1) * positions * heads * d <= data.len());
-        let start = data.as_ptr().cast_mut().wrapping_add((b * positions * heads + h) * d);
-        Matrix { start, rows: positions, columns: d, row_stride: heads * d, column_stride: 1 }
-    }
-
-    /// out = [out +] scale · a b, on this thread.
-    fn product(out: Matrix, accumulate: bool, scale: f32, a: Matrix, b: Matrix) {
-        assert!(a.columns == b.rows && out.rows == a.rows && out.columns == b.columns);
-        // SAFETY: the three matrices lie inside their storages (`head`, `row_major`, `rows` keep to them), `out` is
-        // written by this task alone and overlaps neither input.
+    /// out = [out +] scale · a b, on this thread; out is row-major.
+    fn product(out: &mut [f32], accumulate: bool, scale: f32, a: Matrix<'_>, b: Matrix<'_>) {
+        assert!(a.columns == b.rows && out.len() == a.rows * b.columns && a.inside() && b.inside());
+        // SAFETY: as just asserted, every element that these sizes and strides reach lies in its slice; `out` is borrowed for
+        // writing, so nobody else reads or writes it, and it overlaps neither input.
         unsafe {
             gemm::gemm(
-                out.rows,
-                out.columns,
+                a.rows,
+                b.columns,
                 a.columns,
-                out.start,
-                out.column_stride as isize,
-                out.row_stride as isize,
+                out.as_mut_ptr(),
+                1,
+                b.columns as isize,
                 accumulate,
-                a.start.cast_const(),
+                a.data.as_ptr(),
                 a.column_stride as isize,
                 a.row_stride as isize,
-                b.start.cast_const(),
+                b.data.as_ptr(),
                 b.column_stride as isize,
                 b.row_stride as isize,
                 1.0,
@@ -223,6 +227,19 @@ mod fused {
                 Parallelism::None,
             );
         }
+    }
+
+    /// `[B, heads, positions, D]` as `[B, positions, heads, D]`.
+    fn by_position(x: &[f32], positions: usize, heads: usize, d: usize) -> Vec<f32> {
+        let mut y = vec![0f32; x.len()];
+        lanes::by_rows(&mut y, d, |first, y| {
+            for (row, y) in y.chunks_exact_mut(d).enumerate() {
+                let (token, h) = ((first + row) / heads, (first + row) % heads);
+                let (b, position) = (token / positions, token % positions);
+                y.copy_from_slice(&x[((b * heads + h) * positions + position) * d..][..d]);
+            }
+        });
+        y
     }
 
     fn maximum(row: &[f32]) -> f32 {
@@ -236,44 +253,34 @@ mod fused {
         lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
     }
 
-    /// Scores of a block of query rows against the first `columns` keys, scaled.
-    fn scores(buffer: &mut [f32], q: Matrix, k: Matrix, columns: usize, scale: f32) -> Matrix {
-        let out = Matrix { start: buffer.as_mut_ptr(), ..Matrix::row_major(buffer, q.rows, columns) };
-        product(out, false, scale, q, k.rows(0, columns).t());
-        out
-    }
-
     pub(super) fn forward(op: &Attention) -> Result<(Tensor, Vec<f32>)> {
         let s = op.shape;
-        let mut y = vec![0f32; s.batch * s.queries * s.heads * s.head_dim];
+        let unit_size = (s.queries * s.head_dim).max(1);
+        let mut y = vec![0f32; s.batch * s.heads * s.queries * s.head_dim];
         let mut log_sums = vec![0f32; s.batch * s.heads * s.queries];
         lanes::with_slices([&op.q_bthd, &op.k_bskd, &op.v_bskd], |[q, k, v]| {
-            let y = &mut y[..];
-            let whole = y.as_mut_ptr();
-            let out = Matrix { start: whole, ..Matrix::row_major(y, s.batch * s.queries, s.heads * s.head_dim) };
-            log_sums.par_chunks_mut(s.queries.max(1)).enumerate().for_each(|(unit, log_sums)| {
+            let units = y.par_chunks_mut(unit_size).zip(log_sums.par_chunks_mut(s.queries.max(1)));
+            units.enumerate().for_each(|(unit, (y, log_sums))| {
                 let (b, h) = (unit / s.heads, unit % s.heads);
-                let q = head(q, (b, h), s.queries, s.heads, s.head_dim);
-                let k = head(k, (b, h / s.group()), s.keys, s.kv_heads, s.head_dim);
-                let v = head(v, (b, h / s.group()), s.keys, s.kv_heads, s.head_dim);
-                // Each unit writes its own head's columns of its own sequence's rows.
-                let rows = out.rows(b * s.queries, s.queries);
-                let y = Matrix { start: rows.start.wrapping_add(h * s.head_dim), columns: s.head_dim, ..rows };
-                lanes::vectorised(|| head_forward(s, [q, k, v, y], log_sums));
+                let q = Matrix::head(q, (b, h), s.queries, s.heads, s.head_dim);
+                let [k, v] = [k, v].map(|x| Matrix::head(x, (b, h / s.group()), s.keys, s.kv_heads, s.head_dim));
+                lanes::vectorised(|| head_forward(s, [q, k, v], y, log_sums));
             });
         })?;
+        let y = by_position(&y, s.queries, s.heads, s.head_dim);
         Ok((Tensor::from_vec(y, op.q_bthd.shape(), op.q_bthd.device())?, log_sums))
     }
 
     #[inline(always)]
-    fn head_forward(s: Shape, [q, k, v, y]: [Matrix; 4], log_sums: &mut [f32]) {
+    fn head_forward(s: Shape, [q, k, v]: [Matrix<'_>; 3], y: &mut [f32], log_sums: &mut [f32]) {
         let past = s.keys - s.queries;
         let mut buffer = vec![0f32; BLOCK.min(s.queries) * s.keys];
         for first in (0..s.queries).step_by(BLOCK) {
             let rows = BLOCK.min(s.queries - first);
             let columns = past + first + rows;
-            let p = scores(&mut buffer, q.rows(first, rows), k, columns, s.scale() as f32);
-            for (i, row) in buffer.chunks_exact_mut(columns).take(rows).enumerate() {
+            let p = &mut buffer[..rows * columns];
+            product(p, false, s.scale() as f32, q.rows(first, rows), k.rows(0, columns).t());
+            for (i, row) in p.chunks_exact_mut(columns).enumerate() {
                 let (seen, hidden) = row.split_at_mut(past + first + i + 1);
                 let max = maximum(seen);
                 seen.iter_mut().for_each(|x| *x = exp(*x - max));
@@ -282,7 +289,8 @@ mod fused {
                 hidden.fill(0.0);
                 log_sums[first + i] = max + sum.ln();
             }
-            product(y.rows(first, rows), false, 1.0, p, v.rows(0, columns));
+            let y = &mut y[first * s.head_dim..][..rows * s.head_dim];
+            product(y, false, 1.0, Matrix::row_major(p, rows, columns), v.rows(0, columns));
         }
     }
 
@@ -298,61 +306,50 @@ mod fused {
 
     pub(super) fn backward(op: &Attention, y: &Tensor, dy: &Tensor, log_sums: &[f32]) -> Result<[Tensor; 3]> {
         let s = op.shape;
-        let mut dq = vec![0f32; s.batch * s.queries * s.heads * s.head_dim];
-        let mut dk = vec![0f32; s.batch * s.keys * s.kv_heads * s.head_dim];
+        let (query_head, key_head) = ((s.queries * s.head_dim).max(1), (s.keys * s.head_dim).max(1));
+        let mut dq = vec![0f32; s.batch * s.heads * s.queries * s.head_dim];
+        let mut dk = vec![0f32; s.batch * s.kv_heads * s.keys * s.head_dim];
         let mut dv = dk.clone();
         lanes::with_slices([&op.q_bthd, &op.k_bskd, &op.v_bskd, y, dy], |[q, k, v, y, dy]| {
-            // Outputs are handed out by head: unit (b, kv head) writes its own head of dk and dv and its group's of dq.
-            let outs = [&mut dq, &mut dk, &mut dv].map(|out| Shared(out.as_mut_ptr(), out.len()));
-            (0..s.batch * s.kv_heads).into_par_iter().for_each(|unit| {
+            // A unit is a sequence's key head: it writes that head of dk and dv, and the query heads of its group.
+            let keys = dk.par_chunks_mut(key_head).zip(dv.par_chunks_mut(key_head));
+            dq.par_chunks_mut(s.group() * query_head).zip(keys).enumerate().for_each(|(unit, (dq, (dk, dv)))| {
                 let (b, kv) = (unit / s.kv_heads, unit % s.kv_heads);
-                let key_head = |data: &[f32]| head(data, (b, kv), s.keys, s.kv_heads, s.head_dim);
-                let [dq, dk, dv] = outs.each_ref().map(Shared::slice);
-                for h in kv * s.group()..(kv + 1) * s.group() {
-                    let query_head = |data: &[f32]| head(data, (b, h), s.queries, s.heads, s.head_dim);
-                    let inputs = [query_head(q), key_head(k), key_head(v), query_head(y), query_head(dy)];
-                    let outputs = [query_head(dq), key_head(dk), key_head(dv)];
+                let [k, v] = [k, v].map(|x| Matrix::head(x, (b, kv), s.keys, s.kv_heads, s.head_dim));
+                for (member, dq) in dq.chunks_exact_mut(query_head).enumerate() {
+                    let h = kv * s.group() + member;
+                    let [q, y, dy] = [q, y, dy].map(|x| Matrix::head(x, (b, h), s.queries, s.heads, s.head_dim));
                     let log_sums = &log_sums[(b * s.heads + h) * s.queries..][..s.queries];
-                    lanes::vectorised(|| head_backward(s, inputs, outputs, log_sums));
+                    lanes::vectorised(|| head_backward(s, [q, k, v, y, dy], [&mut *dq, &mut *dk, &mut *dv], log_sums));
                 }
             });
         })?;
         let device = dy.device();
+        let tensor = |x: &[f32], positions, heads, like: &Tensor| {
+            Tensor::from_vec(by_position(x, positions, heads, s.head_dim), like.shape(), device)
+        };
         Ok([
-            Tensor::from_vec(dq, op.q_bthd.shape(), device)?,
-            Tensor::from_vec(dk, op.k_bskd.shape(), device)?,
-            Tensor::from_vec(dv, op.k_bskd.shape(), device)?,
+            tensor(&dq, s.queries, s.heads, &op.q_bthd)?,
+            tensor(&dk, s.keys, s.kv_heads, &op.k_bskd)?,
+            tensor(&dv, s.keys, s.kv_heads, &op.k_bskd)?,
         ])
     }
 
-    /// An output that tasks write at disjoint places.
-    struct Shared(*mut f32, usize);
-
-    // SAFETY: only pointers into it are passed on, to tasks that write disjoint heads.
-    unsafe impl Sync for Shared {}
-
-    impl Shared {
-        /// For measuring out heads: the values are never read through this slice.
-        fn slice<'a>(&self) -> &'a [f32] {
-            // SAFETY: pointer and length are those of the vector that outlives the parallel loop.
-            unsafe { std::slice::from_raw_parts(self.0, self.1) }
-        }
-    }
-
     #[inline(always)]
-    fn head_backward(s: Shape, [q, k, v, y, dy]: [Matrix; 5], [dq, dk, dv]: [Matrix; 3], log_sums: &[f32]) {
-        let past = s.keys - s.queries;
+    fn head_backward(s: Shape, [q, k, v, y, dy]: [Matrix<'_>; 5], [dq, dk, dv]: [&mut [f32]; 3], log_sums: &[f32]) {
+        let (past, d) = (s.keys - s.queries, s.head_dim);
         let scale = s.scale() as f32;
         let mut p_buffer = vec![0f32; BLOCK.min(s.queries) * s.keys];
         let mut ds_buffer = p_buffer.clone();
         for first in (0..s.queries).step_by(BLOCK) {
             let rows = BLOCK.min(s.queries - first);
             let columns = past + first + rows;
-            let (q, dy, y) = (q.rows(first, rows), dy.rows(first, rows), y.rows(first, rows));
-            let p = scores(&mut p_buffer, q, k, columns, scale);
-            let ds = scores(&mut ds_buffer, dy, v, columns, 1.0);
-            let pairs = p_buffer.chunks_exact_mut(columns).zip(ds_buffer.chunks_exact_mut(columns));
-            for (i, (p, ds)) in pairs.take(rows).enumerate() {
+            let [q, dy, y] = [q, dy, y].map(|x| x.rows(first, rows));
+            let (p, ds) = (&mut p_buffer[..rows * columns], &mut ds_buffer[..rows * columns]);
+            product(p, false, scale, q, k.rows(0, columns).t());
+            product(ds, false, 1.0, dy, v.rows(0, columns).t());
+            let pairs = p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns));
+            for (i, (p, ds)) in pairs.enumerate() {
                 let (seen, log_sum) = (past + first + i + 1, log_sums[first + i]);
                 let mean = dot(dy.row(i), y.row(i));
                 for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
@@ -362,9 +359,10 @@ mod fused {
                 p[seen..].fill(0.0);
                 ds[seen..].fill(0.0);
             }
-            product(dq.rows(first, rows), false, 1.0, ds, k.rows(0, columns));
-            product(dk.rows(0, columns), true, 1.0, ds.t(), q);
-            product(dv.rows(0, columns), true, 1.0, p.t(), dy);
+            let [p, ds] = [&*p, &*ds].map(|x| Matrix::row_major(x, rows, columns));
+            product(&mut dq[first * d..][..rows * d], false, 1.0, ds, k.rows(0, columns));
+            product(&mut dk[..columns * d], true, 1.0, ds.t(), q);
+            product(&mut dv[..columns * d], true, 1.0, p.t(), dy);
         }
     }
 }

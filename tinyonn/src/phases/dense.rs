@@ -1,11 +1,12 @@
 //! The dense model a run starts from: a given checkpoint, or a small Qwen3 pretrained on the text and cached.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use sha2::{Digest as _, Sha256};
 
-use super::text::Tokens;
+use super::text::{Tokens, tokenizer};
 use super::{Phase2Config, Text};
 use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors};
 use crate::data::{Sampler, TextTokenizer};
@@ -42,7 +43,7 @@ impl Dense {
         if dir.join("config.json").exists() {
             return Self::load(&dir, device);
         }
-        Self::pretrain(config, text, &dir, device)?;
+        Self::cache(config, text, &dir, device)?;
         Self::load(&dir, device)
     }
 
@@ -60,7 +61,7 @@ impl Dense {
         let cfg = folder.qwen3_config()?;
         folder.check_names(&expected_tensors(&cfg))?;
         let store = folder.load(device, Some(DType::F32))?;
-        let tokenizer = TextTokenizer::load(dir.join("tokenizer.json"), None)?;
+        let tokenizer = tokenizer(&folder)?;
         if tokenizer.vocab_size() > cfg.vocab_size {
             let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
             return Err(Error::file(
@@ -72,23 +73,40 @@ impl Dense {
         Ok(Self { dir: dir.to_path_buf(), cfg, store, tokenizer })
     }
 
-    fn pretrain(config: &Phase2Config, text: &Text, dir: &Path, device: &Device) -> Result<()> {
+    /// Pretrains in a folder beside `dir`, which appears under its name when it is whole. A second run that wants the same model
+    /// waits for the first and takes what that one made; a run that was killed frees its place, and the next begins anew.
+    fn cache(config: &Phase2Config, text: &Text, dir: &Path, device: &Device) -> Result<()> {
+        let staged = dir.with_extension("pretraining");
+        std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
+        let place = File::open(&staged).map_err(|e| Error::io(&staged, e))?;
+        if let Err(TryLockError::WouldBlock) = place.try_lock() {
+            tracing::warn!("another run is pretraining {}; waiting for it", dir.display());
+            place.lock().map_err(|e| Error::io(&staged, e))?;
+        }
+        if dir.join("config.json").exists() {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
+        Self::pretrain(config, text, (dir, &staged), device)?;
+        std::fs::remove_dir_all(&staged).map_err(|e| Error::io(&staged, e))
+    }
+
+    fn pretrain(config: &Phase2Config, text: &Text, (dir, staged): (&Path, &Path), device: &Device) -> Result<()> {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
         let cfg = config.dense.qwen3(tokenizer.vocab_size());
         let Tokens { train, .. } = text.encode(&tokenizer)?;
         let sampler = Sampler::new(&train, config.length, config.pretrain.batch, config.seed, device)?;
-        std::fs::create_dir_all(&config.cache).map_err(|e| Error::io(&config.cache, e))?;
-        // Beside the folder until it is whole.
-        let staged = dir.with_extension("pretraining");
-        std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
         tokenizer.save(staged.join("tokenizer.json"))?;
         let log_path = staged.join(PRETRAIN_LOG);
         let mut log = MetricsLog::create(&log_path)?;
         let store = pretrain(&cfg, &config.pretrain, &sampler, device, config.seed, &mut log)?;
-        ModelFolder::save(dir, &cfg.to_json(), &store, Some(&staged))?;
-        let kept = dir.join(PRETRAIN_LOG);
-        std::fs::rename(&log_path, &kept).map_err(|e| Error::io(&kept, e))?;
-        std::fs::remove_dir_all(&staged).map_err(|e| Error::io(&staged, e))
+        let whole = staged.join("model");
+        if whole.exists() {
+            std::fs::remove_dir_all(&whole).map_err(|e| Error::io(&whole, e))?;
+        }
+        ModelFolder::save(&whole, &cfg.to_json(), &store, Some(staged))?;
+        std::fs::rename(&log_path, whole.join(PRETRAIN_LOG)).map_err(|e| Error::io(&log_path, e))?;
+        std::fs::rename(&whole, dir).map_err(|e| Error::io(dir, e))
     }
 }
 

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::text::corpus;
+use super::text::{corpus, tokenizer};
 use super::{DeviceName, page};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
-use crate::data::{TextTokenizer, TokenSet};
+use crate::data::TokenSet;
 use crate::imaging::{Integral, NeuronScan, Partition, ScanOptions, Score, dump, scan};
 use crate::moe::{MoeSpec, variant};
 use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm};
@@ -118,7 +118,7 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &std::path::Path, file: &s
 /// Text and models that cannot be used; a scan without gradients.
 pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<NeuronScan> {
     let subject = Subject::open(config)?;
-    let tokenizer = TextTokenizer::load(config.model.join("tokenizer.json"), None)?;
+    let tokenizer = tokenizer(&ModelFolder::open(&config.model)?)?;
     let corpus = corpus(&text.data, config.seed)?;
     let set = TokenSet::encode(&corpus, &tokenizer)?;
     let options = ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens };

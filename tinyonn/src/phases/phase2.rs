@@ -251,7 +251,8 @@ impl Run<'_> {
             fit(own, labels)?;
             self.evaluate(self.model(store)?.lm(), &RouteCtx::routed())
         };
-        let draws = (0..DRAWS).map(|draw| Labels::random(tasks, layers, spec, self.config.seed * DRAWS + draw));
+        let draws = (0..DRAWS)
+            .map(|draw| Labels::random(tasks, layers, spec, self.config.seed.wrapping_mul(DRAWS).wrapping_add(draw)));
         let random = draws.map(|labels| routed_under(&labels)).collect::<Result<_>>()?;
         let permuted = routed_under(&labels.permuted(self.config.seed))?;
         let accuracy = |inputs: &Inputs, sequence: bool| {

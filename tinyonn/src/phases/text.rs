@@ -1,5 +1,8 @@
 //! A run's text: by task, split by document, tokenised.
 
+use serde_json::Value;
+
+use crate::checkpoint::ModelFolder;
 use crate::data::{self, Corpus, DataSource, Shares, Splits, TextTokenizer, TokenSet};
 use crate::{Error, Result};
 
@@ -56,6 +59,21 @@ impl Text {
             test: TokenSet::encode(&self.splits.test, tokenizer)?,
         })
     }
+}
+
+/// A model's own tokenizer. Documents end with the end of text that it names, or else with `eos_token_id` of the model's config.json.
+///
+/// # Errors
+/// No tokenizer.json, or none that can be used.
+pub fn tokenizer(folder: &ModelFolder) -> Result<TextTokenizer> {
+    let path = folder.dir().join("tokenizer.json");
+    let end = match folder.config().get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.first(),
+        id => id,
+    };
+    let end = end.and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    TextTokenizer::load(&path, None)
+        .or_else(|error| end.map_or(Err(error), |end| TextTokenizer::load(&path, Some(end))))
 }
 
 /// The tasks of `sources` (each `NAME=PATH`); without any, the default text.

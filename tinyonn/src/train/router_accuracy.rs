@@ -1,7 +1,8 @@
 //! How well routers find the labelled paths on text they have not seen.
 //!
 //! At each level: |predicted ∩ label| / |label|, over nodes of that level: groups, then experts (of the whole path, so that an expert
-//! of a wrong group is a miss). `chance` is the same figure for always answering the path of the task with the most rows.
+//! of a wrong group is a miss). `chance` is the same figure for always answering the commonest path: that of the most rows, where tasks that
+//! share a path count together.
 
 use candle_core::Tensor;
 use serde::Serialize;
@@ -63,7 +64,10 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
         let predicted = predict(*module, &samples.tensor(device)?)?;
         let mut rows = vec![0f64; tasks];
         samples.tasks.iter().for_each(|task| rows[*task as usize] += 1.0);
-        let commonest = (0..tasks).rev().max_by(|a, b| rows[*a].total_cmp(&rows[*b])).unwrap_or(0);
+        let path = |task: usize| &labels.paths.experts[task][layer];
+        let on_path =
+            |task: usize| (0..tasks).filter(|other| path(*other) == path(task)).map(|other| rows[other]).sum::<f64>();
+        let commonest = (0..tasks).rev().max_by(|a, b| on_path(*a).total_cmp(&on_path(*b))).unwrap_or(0);
         total.layers.push(by_level(*module, samples, labels, layer, commonest, &predicted));
         let share = |task: usize| 1.0 / (rows[task].max(1.0) * modules.len() as f64);
         for (path, task) in predicted.iter().zip(&samples.tasks) {
