@@ -72,13 +72,14 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     let base = if cli.quick { Phase2Config::quick() } else { Phase2Config::default() };
     let mut config = layered(&base, cli.config.as_deref(), &cli.flags)?;
-    if config.out == base.out {
+    if cli.flags.out.is_none() && config.out == base.out {
         config.out = run_folder::first_free(&base.out)?;
     }
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device)?;
-    print(&phase2(&config).inspect_err(|_| folder.remove_if_bare())?);
+    let summary = phase2(&config).inspect_err(|_| folder.remove_if_bare())?;
+    print(&summary);
     println!("open      {}", folder.path("report.html").display());
-    Ok(ExitCode::SUCCESS)
+    Ok(if summary.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(summary: &Summary) {

@@ -93,6 +93,14 @@ impl TokenSet {
         Ok(set)
     }
 
+    /// Keeps at most the first `most` tokens of each task.
+    pub fn truncate(&mut self, most: usize) {
+        for task in &mut self.tasks {
+            task.tokens.truncate(most);
+            task.documents.truncate(most);
+        }
+    }
+
     /// Tokens over all tasks.
     pub fn tokens(&self) -> usize {
         self.tasks.iter().map(|task| task.tokens.len()).sum()

@@ -40,6 +40,8 @@ pub struct Phase2Config {
     pub batch: usize,
     /// Training tokens of each task that are scanned.
     pub scan_tokens: usize,
+    /// Test tokens of each task that losses and accuracies are taken over, at most.
+    pub test_tokens: usize,
     /// How neurons are given to experts.
     pub partition: Partition,
     /// Labels by what sets a task apart (minus the mean over tasks), or by ∫SPS itself.
@@ -65,6 +67,7 @@ impl Default for Phase2Config {
             length: 128,
             batch: 8,
             scan_tokens: 65_536,
+            test_tokens: 1 << 20,
             partition: Partition::Sps,
             contrast: false,
             router: RouterFitConfig::default(),
@@ -82,6 +85,7 @@ impl Phase2Config {
             out: "runs/quick".into(),
             pretrain: PretrainConfig { steps: 250, warmup: 30, ..config.pretrain },
             scan_tokens: 8_192,
+            test_tokens: 4_096,
             router: RouterFitConfig { steps: 60, ..config.router },
             smk: SmkConfig { steps: 40, ..config.smk },
             ..config
@@ -98,6 +102,7 @@ impl Phase2Config {
         let sizes = [
             ("batch", self.batch),
             ("scan_tokens", self.scan_tokens),
+            ("test_tokens", self.test_tokens),
             ("pretrain.batch", self.pretrain.batch),
             ("router.batch", self.router.batch),
             ("smk.batch", self.smk.batch),

@@ -48,7 +48,8 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let text = Text::new(&config.data, config.seed)?;
     watch.stage("dense");
     let dense = Dense::obtain(config, &text, &device)?;
-    let tokens = text.encode(&dense.tokenizer)?;
+    let mut tokens = text.encode(&dense.tokenizer)?;
+    tokens.test.truncate(config.test_tokens);
     let run = Run { config, variant, device, text: &text, dense: &dense, tokens: &tokens };
 
     watch.stage("scan");
@@ -120,7 +121,7 @@ struct Fits {
     token: RouterAccuracy,
     sequence: RouterAccuracy,
     random: Vec<Losses>,
-    permuted: Losses,
+    permuted: Vec<Losses>,
 }
 
 /// Losses on the test split, at one time.
@@ -204,8 +205,11 @@ impl Run<'_> {
                 let a = dense.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
                 let b = sparse.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
                 for (a, b) in a.iter().zip(&b) {
-                    figures.max_abs_diff = figures.max_abs_diff.max(f64::from((a - b).abs()));
-                    figures.bit_equal &= a.to_bits() == b.to_bits();
+                    let equal = a.to_bits() == b.to_bits();
+                    // Where one of the two is no number the difference has no size.
+                    let apart = if equal { 0.0 } else { f64::from((a - b).abs()) };
+                    figures.max_abs_diff = figures.max_abs_diff.max(if apart.is_nan() { f64::INFINITY } else { apart });
+                    figures.bit_equal &= equal;
                 }
             }
         }
@@ -251,10 +255,12 @@ impl Run<'_> {
             fit(own, labels)?;
             self.evaluate(self.model(store)?.lm(), &RouteCtx::routed())
         };
-        let draws = (0..DRAWS)
-            .map(|draw| Labels::random(tasks, layers, spec, self.config.seed.wrapping_mul(DRAWS).wrapping_add(draw)));
-        let random = draws.map(|labels| routed_under(&labels)).collect::<Result<_>>()?;
-        let permuted = routed_under(&labels.permuted(self.config.seed))?;
+        let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
+            let seeds = (0..DRAWS).map(|at| self.config.seed.wrapping_mul(DRAWS).wrapping_add(at));
+            seeds.map(|seed| routed_under(&draw(seed))).collect()
+        };
+        let random = draws(&|seed| Labels::random(tasks, layers, spec, seed))?;
+        let permuted = draws(&|seed| labels.permuted(seed))?;
         let accuracy = |inputs: &Inputs, sequence: bool| {
             let model = self.model(store)?;
             let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
@@ -349,6 +355,7 @@ impl Results {
             loss: self.loss_figures(),
             loss_by_task: self.losses_by_task(&run.text.tasks),
             random_labels: self.fits.random.iter().map(|losses| losses.mean).collect(),
+            permuted_labels: self.fits.permuted.iter().map(|losses| losses.mean).collect(),
             active_share: self.before.load.active_share(&self.units),
             smk: SmkFigures { updated_share: self.smk.updated_share },
             seconds: watch.seconds().into_iter().map(|(stage, seconds)| (stage, seconds.into())).collect(),
@@ -367,13 +374,12 @@ impl Results {
     }
 
     fn loss_figures(&self) -> LossFigures {
-        let random = &self.fits.random;
         LossFigures {
             dense: self.before.all_active.mean,
             routed_before: self.before.routed.mean,
             label_paths: self.before.label_paths.as_ref().map_or(f64::NAN, |losses| losses.mean),
-            routed_random_labels: random.iter().map(|losses| losses.mean).sum::<f64>() / random.len() as f64,
-            routed_permuted_labels: self.fits.permuted.mean,
+            routed_random_labels: mean(&self.fits.random),
+            routed_permuted_labels: mean(&self.fits.permuted),
             routed_after: self.after.routed.mean,
             all_active_after: self.after.all_active.mean,
         }
@@ -385,10 +391,20 @@ impl Results {
             ("dense", Some(&self.before.all_active)),
             ("routed_before", Some(&self.before.routed)),
             ("label_paths", self.before.label_paths.as_ref()),
-            ("routed_permuted_labels", Some(&self.fits.permuted)),
             ("routed_after", Some(&self.after.routed)),
             ("all_active_after", Some(&self.after.all_active)),
         ];
-        named.into_iter().filter_map(|(name, losses)| Some((name.to_string(), by_task(losses?)))).collect()
+        let drawn = |draws: &[Losses]| -> BTreeMap<String, f64> {
+            let mean = |task: usize| draws.iter().map(|losses| losses.by_task[task]).sum::<f64>() / draws.len() as f64;
+            tasks.iter().cloned().enumerate().map(|(task, name)| (name, mean(task))).collect()
+        };
+        let named = named.into_iter().filter_map(|(name, losses)| Some((name.to_string(), by_task(losses?))));
+        let controls = [("routed_random_labels", &self.fits.random), ("routed_permuted_labels", &self.fits.permuted)];
+        named.chain(controls.map(|(name, draws)| (name.to_string(), drawn(draws)))).collect()
     }
+}
+
+/// The mean over draws.
+fn mean(draws: &[Losses]) -> f64 {
+    draws.iter().map(|losses| losses.mean).sum::<f64>() / draws.len() as f64
 }

@@ -1,9 +1,12 @@
 //! `summary.json`: the figures of a run. The same seed on the same machine gives the same file but for `seconds`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::imaging::labels::LabelStatistics;
 use crate::train::RouterAccuracy;
@@ -34,6 +37,8 @@ pub struct Summary {
     pub loss_by_task: BTreeMap<String, BTreeMap<String, f64>>,
     /// Routed loss under each set of random labels; `loss.routed_random_labels` is their mean.
     pub random_labels: Vec<f64>,
+    /// Routed loss under each dealing of the labels to other tasks; `loss.routed_permuted_labels` is their mean.
+    pub permuted_labels: Vec<f64>,
     /// The share of an MLP's neurons that a routed token uses, mean over layers.
     pub active_share: f64,
     /// Surprise Min-K.
@@ -142,7 +147,7 @@ pub struct LossFigures {
     pub label_paths: f64,
     /// Routers fitted to random paths, mean over three draws.
     pub routed_random_labels: f64,
-    /// Routers fitted to the same paths dealt to other tasks.
+    /// Routers fitted to the same paths dealt to other tasks, mean over three dealings.
     pub routed_permuted_labels: f64,
     /// Routed, after SMK.
     pub routed_after: f64,
@@ -161,13 +166,39 @@ impl Summary {
     /// Writes it as pretty JSON, whole or not at all.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A figure that is not finite; what the system reports.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let mut json = serde_json::to_string_pretty(self)
-            .map_err(|e| Error::file(path, e.to_string(), "a figure is not finite; report this"))?;
-        json.push('\n');
+        let remedy = "look for the first figure of metrics.jsonl that is out of line; lower the learning rate";
+        let json =
+            serde_json::to_value(self).map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
+        if let Some(name) = not_finite(&json) {
+            return Err(Error::file(path, format!("the figure `{name}` is not finite"), remedy));
+        }
         let staged = path.with_extension("json.part");
-        std::fs::write(&staged, json).map_err(|e| Error::io(&staged, e))?;
-        std::fs::rename(&staged, path).map_err(|e| Error::io(path, e))
+        let write = || {
+            let mut file = File::create(&staged)?;
+            file.write_all(format!("{json:#}\n").as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&staged, path)
+        };
+        write().map_err(|e| {
+            // The error to report is the first one.
+            let _ = std::fs::remove_file(&staged);
+            Error::io(path, e)
+        })
+    }
+}
+
+/// The dotted name of the first figure that JSON cannot hold: serde writes it as null, and nothing else here is null.
+fn not_finite(json: &Value) -> Option<String> {
+    let below = |name: &str, value: &Value| {
+        let inner = not_finite(value)?;
+        Some(if inner.is_empty() { name.to_owned() } else { format!("{name}.{inner}") })
+    };
+    match json {
+        Value::Null => Some(String::new()),
+        Value::Object(object) => object.iter().find_map(|(name, value)| below(name, value)),
+        Value::Array(values) => values.iter().enumerate().find_map(|(at, value)| below(&at.to_string(), value)),
+        _ => None,
     }
 }
