@@ -10,11 +10,12 @@ pub const ERROR: u8 = 2;
 
 /// Runs `main` with warnings logged to standard error (more with `RUST_LOG=info`). An error is printed with its remedy and
 /// ends the process with code [`ERROR`].
-pub fn main_with(main: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
+pub fn main_with(main: impl FnOnce() -> Result<ExitCode> + Send) -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     // Refused only where a subscriber is already set, which then serves as well.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().try_init();
-    main().unwrap_or_else(|error| {
+    // From inside the pool a parallel loop starts without waking another thread first; small models are made of small loops.
+    rayon::scope(|_| main()).unwrap_or_else(|error| {
         eprintln!("error: {error}");
         ExitCode::from(ERROR)
     })
