@@ -2,12 +2,12 @@
 //! that they decide for (forward only).
 
 use benches::{Side, compare, config, run, values};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use criterion::Criterion;
 use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::gallery::TinyOnn;
-use tinyonn::moe::{GaussianMoeRouter, Router, select};
+use tinyonn::moe::{GaussianMoeRouter, Router, RouterShape, Selection, select};
 use tinyonn::ops::{self, MlpWeights};
 
 const TOKENS: usize = 1024;
@@ -18,22 +18,24 @@ fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let mut routers: Vec<GaussianMoeRouter> = Vec::new();
     ParamStore::initialise(device, 0, |vb| {
         for (index, level) in spec.levels.iter().enumerate() {
-            let (parents, vb) = (spec.parents(index), vb.pp(index));
-            routers.push(GaussianMoeRouter::new(d, level.router.dim(), parents, level.choices, &vb)?);
+            let run = &level.routers[0];
+            let shape = RouterShape { hidden: d, parents: run.parents, choices: run.choices };
+            routers.push(GaussianMoeRouter::new(shape, &vb.pp(index))?);
         }
         Ok(())
     })?;
     let x = values(0, &[TOKENS, d], device)?;
     let [gate, up, down] = [(1, [i, d]), (2, [i, d]), (3, [d, i])].map(|(seed, shape)| values(seed, &shape, device));
     let (gate, up, down) = (gate?, up?, down?);
-    let log_probs = || routers.iter().map(|router| router.log_probs(&x)).collect::<Result<Vec<_>>>();
+    let flat = |router: &GaussianMoeRouter| Ok(router.logits(&x)?.flatten_from(1)?);
+    let logits = || routers.iter().map(flat).collect::<Result<Vec<_>>>();
     let mlp = || {
         ops::swiglu_mlp(&x, MlpWeights { gate: &gate, up: &up, down: &down }, None, None)?;
         Ok(())
     };
-    let densities = || log_probs().map(drop);
-    let decision = || select(&spec, &log_probs()?, DType::F32).map(drop);
-    compare(criterion, device, "router/densities", [Side::new("log_probs", densities), Side::new("mlp", mlp)], None)?;
+    let densities = || logits().map(drop);
+    let decision = || select(&spec, &logits()?, Selection::default()).map(drop);
+    compare(criterion, device, "router/densities", [Side::new("logits", densities), Side::new("mlp", mlp)], None)?;
     compare(criterion, device, "router/decision", [Side::new("select", decision), Side::new("mlp", mlp)], None)
 }
 

@@ -100,8 +100,8 @@ fn pretraining_imaging_and_smk_agree() {
             .assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), None, 0)
             .unwrap();
         let sparse = upcycle(&store, &cfg, variant, &units, 0).unwrap();
-        let config = SmkConfig { steps: 10, batch: 8, min_k: 3, adamw };
-        let outcome = train_smk(&sparse, &cfg, variant, &sampler, &config, &mut log).unwrap();
+        let config = SmkConfig { steps: 10, batch: 8, min_k: 3, adamw, ..SmkConfig::default() };
+        let outcome = train_smk((&sparse, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log).unwrap();
         let options = EvaluateOptions { length: 32, batch: 8, skip: 0 };
         let model = tiny::sparse(&cfg, variant, &sparse);
         let losses = [RouteCtx::all(), RouteCtx::routed()]

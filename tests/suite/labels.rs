@@ -31,13 +31,13 @@ fn integral(seed: u64, tasks: usize, layers: usize, width: usize, coarse: bool) 
 
 /// Experts below each node of a level.
 fn below(spec: &MoeSpec, level: usize) -> usize {
-    spec.levels[level + 1..].iter().map(|level| level.choices).product()
+    spec.levels[level + 1..].iter().map(|level| level.routers[0].choices).product()
 }
 
 /// The best path by hand: from the root, the k best children of every chosen node, the first among equals.
 fn best_path(values: &[f64], units: &[u32], spec: &MoeSpec) -> Vec<u32> {
     let mut nodes = vec![0];
-    for (level, declared) in spec.levels.iter().enumerate() {
+    for (level, declared) in spec.levels.iter().map(|level| &level.routers[0]).enumerate() {
         let score = |node: usize| {
             let own: Vec<f64> = values
                 .iter()
@@ -69,7 +69,7 @@ fn best_path(values: &[f64], units: &[u32], spec: &MoeSpec) -> Vec<u32> {
 fn is_path(path: &[u32], spec: &MoeSpec) -> bool {
     let mut nodes: BTreeSet<usize> = [0].into();
     let all: BTreeSet<usize> = path.iter().map(|e| *e as usize).collect();
-    spec.levels.iter().enumerate().all(|(level, declared)| {
+    spec.levels.iter().map(|level| &level.routers[0]).enumerate().all(|(level, declared)| {
         let next: BTreeSet<usize> = all.iter().map(|e| e / below(spec, level)).collect();
         let whole = nodes
             .iter()
@@ -146,7 +146,7 @@ proptest! {
             let mut taken = 1;
             for level in 0..=last {
                 let nodes = labels.nodes(task, layer, level, &spec);
-                taken *= spec.levels[level].top_k;
+                taken *= spec.levels[level].routers[0].top_k;
                 prop_assert_eq!(nodes.len(), taken);
                 prop_assert!(nodes.is_sorted());
                 for node in nodes {

@@ -3,13 +3,13 @@
 mod gaussians;
 mod projection;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use rand::Rng;
 use rstest::rstest;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::imaging::Labels;
 use tinyonn::imaging::inputs::Samples;
-use tinyonn::moe::{MoeModule, Variant};
+use tinyonn::moe::{MoeModule, Scores, Selection, Variant, select};
 use tinyonn::random;
 use tinyonn::train::{RouterFitConfig, RouterFitter, router_accuracy};
 
@@ -67,18 +67,27 @@ fn planted_tasks_are_told_apart_on_rows_never_seen(#[case] name: &str, #[case] c
         (planted("train", 800, 2.0), planted("validation", 200, 2.0), planted("test", 800, 2.0));
     let labels = Labels::random(TASKS, 2, &variant.spec, 3);
     let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
-    fitter.fit(&store, &variant.spec, &labels, &config, 0).unwrap();
+    fitter.fit((&store, &tiny::config(40), variant), &labels, &config, 0).unwrap();
     let accuracy = with_modules(variant, &store, |modules| router_accuracy(modules, &test, &labels).unwrap());
     for level in 0..2 {
         assert!(accuracy.mean(level) > 0.99, "{name}, level {level}: {}", accuracy.mean(level));
     }
 }
 
+/// By level, log p of every node.
+fn log_probs(module: &dyn MoeModule, x_td: &Tensor) -> Vec<Tensor> {
+    Scores::new(module, x_td).unwrap().log_probs().unwrap()
+}
+
+fn taken(module: &dyn MoeModule, x_td: &Tensor) -> Vec<Vec<f32>> {
+    select(module.spec(), &log_probs(module, x_td), Selection::default()).unwrap().to_vec2().unwrap()
+}
+
 /// The cross-entropy of one level's routers of one layer against the labels' shares, from the definition.
 fn loss(module: &dyn MoeModule, samples: &Samples, labels: &Labels, layer: usize, level: usize) -> f64 {
-    let log_p = module.log_probs(&samples.tensor(&Device::Cpu).unwrap()).unwrap().swap_remove(level);
-    let choices = module.spec().levels[level].choices;
-    let log_p = log_p.flatten_from(1).unwrap().to_vec2::<f32>().unwrap();
+    let log_p = log_probs(module, &samples.tensor(&Device::Cpu).unwrap()).swap_remove(level);
+    let choices = module.spec().levels[level].routers[0].choices;
+    let log_p = log_p.to_vec2::<f32>().unwrap();
     let of_row = |(log_p, task): (&Vec<f32>, &u32)| -> f64 {
         let nodes = labels.nodes(*task as usize, layer, level, module.spec());
         let shares = nodes.iter().map(|node| {
@@ -100,7 +109,7 @@ fn refinement_never_worsens_the_validation_loss(#[case] rate: f64, #[case] gains
         let (variant, store) = upcycled("Moe7x3");
         let labels = Labels::random(TASKS, 2, &variant.spec, 3);
         let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
-        fitter.fit(&store, &variant.spec, &labels, &config, 0).unwrap();
+        fitter.fit((&store, &tiny::config(40), variant), &labels, &config, 0).unwrap();
         with_modules(variant, &store, |modules| {
             let pairs = (0..4).map(|at| (at / 2, at % 2));
             pairs.map(|(layer, level)| loss(modules[layer], &validation[layer], &labels, layer, level)).collect()
@@ -124,7 +133,7 @@ fn fitting_moves_routers_alone_and_depends_on_the_seed_alone() {
         let before = tiny::bits(&store);
         let labels = Labels::random(TASKS, 2, &variant.spec, 1);
         let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
-        fitter.fit(&store, &variant.spec, &labels, &REFINED, seed).unwrap();
+        fitter.fit((&store, &tiny::config(40), variant), &labels, &REFINED, seed).unwrap();
         (before, tiny::bits(&store))
     };
     let (before, after) = fitted(0);
@@ -151,20 +160,20 @@ fn choices_without_labels_are_never_taken(#[case] config: RouterFitConfig) {
         paths: tinyonn::qwen3::PathTable { experts: experts.iter().map(|path| vec![path.to_vec(); 2]).collect() },
     };
     let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
-    fitter.fit(&store, &variant.spec, &labels, &config, 0).unwrap();
+    fitter.fit((&store, &tiny::config(40), variant), &labels, &config, 0).unwrap();
     for factor in [1.0, 1e2, 1e4] {
         let wild = (planted("wild", 100, 1.0)[0].tensor(&Device::Cpu).unwrap() * factor).unwrap();
         with_modules(variant, &store, |modules| {
             for module in modules {
-                let levels = module.log_probs(&wild).unwrap();
-                let gates = tinyonn::moe::select(&variant.spec, &levels, DType::F32).unwrap().to_vec2::<f32>().unwrap();
+                let levels = log_probs(*module, &wild);
+                let gates = taken(*module, &wild);
                 for (row, gates) in gates.iter().enumerate() {
                     let taken: Vec<usize> = (0..21).filter(|n| gates[*n] > 0.0).collect();
                     assert!(taken.iter().all(|n| [1, 3, 4].contains(&(n / 3))), "×{factor}, row {row}: {taken:?}");
                     assert!(taken.contains(&3) && taken.contains(&4), "×{factor}, row {row}: {taken:?}");
                 }
                 // A router that no task passes by is uniform.
-                let of_parent = levels[1].get(0).unwrap().get(0).unwrap().to_vec1::<f32>().unwrap();
+                let of_parent = levels[1].get(0).unwrap().narrow(0, 0, 3).unwrap().to_vec1::<f32>().unwrap();
                 if config.steps == 0 {
                     assert!(of_parent.iter().all(|p| (p + 3f32.ln()).abs() < 1e-4), "{of_parent:?}");
                 }
@@ -189,7 +198,7 @@ fn inputs_and_labels_must_be_of_the_same_tasks_and_layers() {
     let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
     for (tasks, layers) in [(TASKS - 1, 2), (TASKS, 1)] {
         let labels = Labels::random(tasks, layers, &variant.spec, 0);
-        let error = fitter.fit(&store, &variant.spec, &labels, &CLOSED, 0).unwrap_err().to_string();
+        let error = fitter.fit((&store, &tiny::config(40), variant), &labels, &CLOSED, 0).unwrap_err().to_string();
         assert!(error.starts_with("`labels`"), "{error}");
     }
 }
@@ -211,9 +220,9 @@ fn accuracies_are_counts_of_paths() {
     with_modules(variant, &store, |modules| {
         for (layer, (module, samples)) in modules.iter().zip(&inputs).enumerate() {
             let x: Tensor = samples.tensor(&Device::Cpu).unwrap();
-            let gates = tinyonn::moe::select(&variant.spec, &module.log_probs(&x).unwrap(), DType::F32).unwrap();
+            let gates = taken(*module, &x);
             let mut sums = [[0.0; 2]; 2];
-            for (gates, task) in gates.to_vec2::<f32>().unwrap().iter().zip(&samples.tasks) {
+            for (gates, task) in gates.iter().zip(&samples.tasks) {
                 let task = *task as usize;
                 let rows = samples.tasks.iter().filter(|other| **other as usize == task).count() as f64;
                 let path: Vec<usize> = (0..21).filter(|n| gates[*n] == 1.0).collect();

@@ -157,7 +157,15 @@ fn no_learner_at_all_is_refused() {
     assert!(Smk::new(0, 4, vec![]).map(drop).unwrap_err().to_string().starts_with("`min_k`: no expert would learn"));
     let (cfg, variant, store) = upcycled("Moe2x4");
     let before = tiny::bits(&store);
-    assert!(trained(&cfg, variant, &store, &SmkConfig { steps: 1, batch: 4, min_k: 0, adamw: ADAMW }).is_err());
+    assert!(
+        trained(
+            &cfg,
+            variant,
+            &store,
+            &SmkConfig { steps: 1, batch: 4, min_k: 0, adamw: ADAMW, ..SmkConfig::default() }
+        )
+        .is_err()
+    );
     assert_eq!(tiny::bits(&store), before);
 }
 
@@ -174,7 +182,7 @@ fn trained(
     let (dir, set) = (TempDir::new().unwrap(), text());
     let sampler = Sampler::new(&set, 8, config.batch, 0, &Device::Cpu).unwrap();
     let mut log = MetricsLog::create(dir.path().join("log.jsonl")).unwrap();
-    train_smk(store, cfg, variant, &sampler, config, &mut log)
+    train_smk((store, cfg, variant), &RouteCtx::routed(), &sampler, config, &mut log)
 }
 
 /// The experts whose neurons' weights differ between two stores, by layer and matrix.
@@ -200,7 +208,8 @@ fn only_learners_move(#[case] name: &str, #[case] min_k: usize, #[case] steps: u
     let before = store.deep_copy().unwrap();
     // Decay and momentum would move a loser that stepped.
     let adamw = AdamwConfig { decay: 0.1, ..ADAMW };
-    let outcome = trained(&cfg, variant, &store, &SmkConfig { steps, batch: 4, min_k, adamw }).unwrap();
+    let outcome =
+        trained(&cfg, variant, &store, &SmkConfig { steps, batch: 4, min_k, adamw, ..SmkConfig::default() }).unwrap();
     for ((name, old), (_, new)) in tiny::bits(&before).iter().zip(&tiny::bits(&store)) {
         assert_eq!(old != new, is_expert(name), "{name}");
     }
@@ -223,7 +232,8 @@ fn only_learners_move(#[case] name: &str, #[case] min_k: usize, #[case] steps: u
 fn min_k_of_all_is_plain_training(#[case] name: &str, #[case] min_k: usize) {
     let (cfg, variant, store) = upcycled(name);
     let plain = store.deep_copy().unwrap();
-    trained(&cfg, variant, &store, &SmkConfig { steps: 1, batch: 4, min_k, adamw: ADAMW }).unwrap();
+    trained(&cfg, variant, &store, &SmkConfig { steps: 1, batch: 4, min_k, adamw: ADAMW, ..SmkConfig::default() })
+        .unwrap();
 
     let vb = plain.builder(DType::F32, is_expert);
     let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &vb).unwrap();
@@ -250,8 +260,14 @@ fn the_same_steps_give_the_same_bits_and_the_loss_falls() {
         let sampler = Sampler::new(&set, 8, 4, 0, &Device::Cpu).unwrap();
         let path = dir.path().join("smk.jsonl");
         let mut log = MetricsLog::create(&path).unwrap();
-        let config = SmkConfig { steps: 41, batch: 4, min_k: 2, adamw: AdamwConfig { eps: 1e-8, ..ADAMW } };
-        train_smk(&store, &cfg, variant, &sampler, &config, &mut log).unwrap();
+        let config = SmkConfig {
+            steps: 41,
+            batch: 4,
+            min_k: 2,
+            adamw: AdamwConfig { eps: 1e-8, ..ADAMW },
+            ..SmkConfig::default()
+        };
+        train_smk((&store, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log).unwrap();
         (tiny::bits(&store), tinyonn::metrics::read(&path).unwrap())
     };
     let (first, again) = (run(), run());

@@ -7,7 +7,10 @@ use rand::Rng;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::data::{Corpus, Shares, Splits, TaskTokens, TextTokenizer, TokenSet, arithmetic, sorting};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::moe::{self, LevelSpec, MoeSpec, RoutePer, RouterSpec, Variant};
+use tinyonn::moe::{
+    self, Balance, Combine, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Pfag, RoutePer, RouterKind, RouterSpec,
+    Variant,
+};
 use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
 use tinyonn::random;
 
@@ -58,16 +61,27 @@ pub(crate) fn upcycled(cfg: &Qwen3Config, name: &str, dense: &ParamStore) -> (&'
 
 /// A hierarchy of (choices, top_k) levels.
 pub(crate) fn spec(levels: &[(usize, usize)]) -> MoeSpec {
-    let level = |(at, (choices, top_k)): (usize, &(usize, usize))| LevelSpec {
-        name: Cow::Owned(["group", "expert", "third"][at].to_owned()),
-        choices: *choices,
-        top_k: *top_k,
-        router: RouterSpec::Gaussian { dim: 64 },
+    let parents = |at: usize| levels[..at].iter().map(|(choices, _)| choices).product();
+    let level = |(at, (choices, top_k)): (usize, &(usize, usize))| {
+        let name: Cow<'static, str> = Cow::Owned(["group", "expert", "third"][at].to_owned());
+        let kind = RouterKind::Gaussian(GaussianSpec::new(64));
+        let router = RouterSpec { name: name.clone(), parents: parents(at), choices: *choices, top_k: *top_k, kind };
+        LevelSpec { name, routers: Cow::Owned(vec![router]) }
     };
     MoeSpec {
         name: Cow::Borrowed("Test"),
         levels: levels.iter().enumerate().map(level).collect(),
+        always: Cow::Borrowed(&[]),
+        experts_are: ExpertsAre::Slice,
+        combine: Combine::Concat,
         route_per: RoutePer::Token,
+        gate: Gate::Unit,
+        pfag: Pfag::Off,
+        balance: Balance::None,
+        z_loss: 0.0,
+        jitter: 0.0,
+        partition: None,
+        activation: Cow::Borrowed("silu"),
     }
 }
 

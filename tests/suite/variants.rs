@@ -5,10 +5,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rstest::rstest;
-use tinyonn::moe::{self, GaussianMoeRouter, MoeLayer, MoeSpec, RoutePer, Router, RouterSpec};
+use tinyonn::moe::{
+    self, GaussianMoeRouter, GaussianSpec, MoeLayer, MoeSpec, RoutePer, Router, RouterKind, RouterShape, RouterSpec,
+    Scores,
+};
 use tinyonn::qwen3::{FeedForward, Mlp, Observer, Qwen3Config, RouteCtx};
 
 use crate::gradients::inputs;
@@ -127,8 +130,10 @@ fn parameters(spec: &MoeSpec) -> HashMap<String, Tensor> {
         ("neuron_expert".to_owned(), Tensor::from_vec(owners, WIDTH, &Device::Cpu).unwrap()),
     ]);
     for (index, level) in spec.levels.iter().enumerate() {
-        let RouterSpec::Gaussian { dim } = level.router;
-        let routers = router_parameters(10 * (1 + index as u64), dim, spec.parents(index), level.choices);
+        let [RouterSpec { parents, choices, kind: RouterKind::Gaussian(form), .. }] = &*level.routers else {
+            panic!("even levels of Gaussian routers are declared")
+        };
+        let routers = router_parameters(10 * (1 + index as u64), form.dim, *parents, *choices);
         all.extend(routers.into_iter().map(|(name, value)| (format!("{}_router.{name}", level.name), value)));
     }
     all
@@ -200,6 +205,7 @@ fn taken(row: &[f64], choice: usize, k: usize) -> bool {
 /// The gates of one decision, expert by expert, by the definition of the two-level selection.
 fn naive_gates(spec: &MoeSpec, parameters: &HashMap<String, Tensor>, x: &[f32]) -> Vec<f32> {
     let [group, expert] = &*spec.levels else { panic!("two levels are declared") };
+    let (group, expert) = (&group.routers[0], &expert.routers[0]);
     let groups = naive_log_probs(parameters, "group_router.", x);
     let experts = naive_log_probs(parameters, "expert_router.", x);
     (0..spec.experts())
@@ -245,10 +251,12 @@ fn is_found_by_name_as_it_was_declared(
     let variant = moe::variant(name).unwrap();
     assert_eq!(variant.spec, *spec);
     assert_eq!(spec.name, name);
-    assert_eq!(spec.levels.iter().map(|level| (level.choices, level.top_k)).collect::<Vec<_>>(), choices_and_top_k);
+    let routers: Vec<&RouterSpec> = spec.levels.iter().flat_map(|level| level.routers.iter()).collect();
+    assert_eq!(routers.iter().map(|run| (run.choices, run.top_k)).collect::<Vec<_>>(), choices_and_top_k);
+    assert_eq!(routers.iter().map(|run| run.parents).collect::<Vec<_>>(), [1, choices_and_top_k[0].0]);
     assert_eq!(spec.levels.iter().map(|level| &*level.name).collect::<Vec<_>>(), ["group", "expert"]);
     let dim = if name == "Moe7x3" { 5 } else { 64 };
-    assert!(spec.levels.iter().all(|level| level.router == RouterSpec::Gaussian { dim }));
+    assert!(routers.iter().all(|run| run.kind == RouterKind::Gaussian(GaussianSpec::new(dim))));
     let sequence = RoutePer::Sequence { first: 8 };
     assert_eq!(spec.route_per, if name == "MoeSequence" { sequence } else { RoutePer::Token });
     spec.validate().unwrap();
@@ -327,9 +335,9 @@ fn log_probs_are_those_of_the_formula_and_sum_to_one(
     #[values(1, 5, 24, 64)] dim: usize,
 ) {
     let parameters = router_parameters(40, dim, parents, choices);
-    let router = GaussianMoeRouter::new(HIDDEN, dim, parents, choices, &builder(&parameters)).unwrap();
+    let router = router(dim, (parents, choices), &builder(&parameters));
     let x = random(8, &[6, HIDDEN]);
-    let log_probs = router.log_probs(&x).unwrap();
+    let log_probs = candle_nn::ops::log_softmax(&router.logits(&x).unwrap(), D::Minus1).unwrap();
     assert_eq!(log_probs.dims(), [6, parents, choices]);
     let log_probs = log_probs.to_vec3::<f32>().unwrap();
     for (x, found) in x.to_vec2::<f32>().unwrap().iter().zip(&log_probs) {
@@ -343,20 +351,21 @@ fn log_probs_are_those_of_the_formula_and_sum_to_one(
     }
 }
 
-#[test]
-fn a_layer_reports_the_log_probs_of_every_level() {
-    let (layer, parameters) = built("Moe7x3");
-    let x = random(9, &[4, HIDDEN]);
-    let levels = layer.log_probs(&x).unwrap();
-    assert_eq!(levels.iter().map(|level| level.dims().to_vec()).collect::<Vec<_>>(), [[4, 1, 7], [4, 7, 3]]);
-    for (level, prefix) in levels.iter().zip(["group_router", "expert_router"]) {
-        let own = router_of(prefix, &parameters, level.dim(1).unwrap(), level.dim(2).unwrap());
-        assert_eq!(bits(level), bits(&own.log_probs(&x).unwrap()));
-    }
+fn router(dim: usize, (parents, choices): (usize, usize), vb: &VarBuilder<'_>) -> GaussianMoeRouter {
+    let shape = RouterShape { hidden: HIDDEN, parents, choices };
+    GaussianMoeRouter::with_form(shape, &GaussianSpec::new(dim), vb).unwrap()
 }
 
-fn router_of(prefix: &str, parameters: &HashMap<String, Tensor>, parents: usize, choices: usize) -> GaussianMoeRouter {
-    GaussianMoeRouter::new(HIDDEN, 5, parents, choices, &builder(parameters).pp(prefix)).unwrap()
+#[test]
+fn a_layer_scores_with_its_routers() {
+    let (layer, parameters) = built("Moe7x3");
+    let x = random(9, &[4, HIDDEN]);
+    let levels = Scores::new(layer.as_ref(), &x).unwrap().logits;
+    assert_eq!(levels.iter().map(|level| level[0].dims().to_vec()).collect::<Vec<_>>(), [[4, 1, 7], [4, 7, 3]]);
+    for (level, prefix) in levels.iter().zip(["group_router", "expert_router"]) {
+        let own = router(5, (level[0].dim(1).unwrap(), level[0].dim(2).unwrap()), &builder(&parameters).pp(prefix));
+        assert_eq!(bits(&level[0]), bits(&own.logits(&x).unwrap()));
+    }
 }
 
 #[test]

@@ -92,21 +92,20 @@ fn inherent(variant: &Variant) -> TokenStream {
 /// The declaration as a constant expression.
 fn spec(variant: &Variant) -> TokenStream {
     let name = variant.name.to_string();
-    let levels = variant.levels.iter().map(|level| {
+    let levels = variant.levels.iter().enumerate().map(|(index, level)| {
         let Level { name, choices, top_k, router } = level;
-        let (choices, top_k) = (number(*choices), number(*top_k));
-        let router = match router {
-            Router::Gaussian { dim } => {
-                let dim = number(*dim);
-                quote!(::tinyonn::moe::RouterSpec::Gaussian { dim: #dim })
-            }
-        };
+        let (parents, choices, top_k) = (number(variant.parents(index)), number(*choices), number(*top_k));
+        let form = form(*router);
         quote! {
             ::tinyonn::moe::LevelSpec {
                 name: ::std::borrow::Cow::Borrowed(#name),
-                choices: #choices,
-                top_k: #top_k,
-                router: #router,
+                routers: ::std::borrow::Cow::Borrowed(&[::tinyonn::moe::RouterSpec {
+                    name: ::std::borrow::Cow::Borrowed(#name),
+                    parents: #parents,
+                    choices: #choices,
+                    top_k: #top_k,
+                    kind: ::tinyonn::moe::RouterKind::Gaussian(#form),
+                }]),
             }
         }
     });
@@ -121,7 +120,17 @@ fn spec(variant: &Variant) -> TokenStream {
         ::tinyonn::moe::MoeSpec {
             name: ::std::borrow::Cow::Borrowed(#name),
             levels: ::std::borrow::Cow::Borrowed(&[#(#levels),*]),
+            always: ::std::borrow::Cow::Borrowed(&[]),
+            experts_are: ::tinyonn::moe::ExpertsAre::Slice,
+            combine: ::tinyonn::moe::Combine::Concat,
             route_per: #route_per,
+            gate: ::tinyonn::moe::Gate::Unit,
+            pfag: ::tinyonn::moe::Pfag::Off,
+            balance: ::tinyonn::moe::Balance::None,
+            z_loss: 0.0,
+            jitter: 0.0,
+            partition: ::core::option::Option::None,
+            activation: ::std::borrow::Cow::Borrowed("silu"),
         }
     }
 }
@@ -136,10 +145,8 @@ fn feed_forward(variant: &Variant) -> TokenStream {
                 x: &::tinyonn::candle_core::Tensor,
                 ctx: &::tinyonn::qwen3::RouteCtx,
             ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-                let gate_tn = ::tinyonn::moe::route(&Self::SPEC, self.experts.layer(), x, ctx, |x_td| {
-                    ::tinyonn::moe::MoeModule::log_probs(self, x_td)
-                })?;
-                self.experts.forward(x, gate_tn.as_ref(), ctx)
+                let routing = ::tinyonn::moe::route(self, x, ctx)?;
+                self.experts.forward(x, &routing, ctx)
             }
         }
     }
@@ -160,13 +167,8 @@ fn moe_module(variant: &Variant) -> TokenStream {
                 &self.experts
             }
 
-            fn log_probs(
-                &self,
-                x_td: &::tinyonn::candle_core::Tensor,
-            ) -> ::tinyonn::Result<::std::vec::Vec<::tinyonn::candle_core::Tensor>> {
-                ::core::result::Result::Ok(::std::vec![
-                    #(::tinyonn::moe::Router::log_probs(&self.#fields, x_td)?),*
-                ])
+            fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
+                ::std::vec![#(::std::vec![&self.#fields]),*]
             }
         }
     }
@@ -199,6 +201,18 @@ fn router_type(router: Router) -> TokenStream {
     }
 }
 
+fn form(Router::Gaussian { dim }: Router) -> TokenStream {
+    let dim = number(dim);
+    quote! {
+        ::tinyonn::moe::GaussianSpec {
+            dim: #dim,
+            reduce: ::tinyonn::moe::Reduce::Mean,
+            covariance: ::tinyonn::moe::Covariance::Diag,
+            project: ::tinyonn::moe::Project::Learned,
+        }
+    }
+}
+
 fn new_router(variant: &Variant, index: usize) -> TokenStream {
     let level = &variant.levels[index];
     let (parents, choices) = (number(variant.parents(index)), number(level.choices));
@@ -206,8 +220,14 @@ fn new_router(variant: &Variant, index: usize) -> TokenStream {
     let prefix = field(level).to_string();
     match level.router {
         Router::Gaussian { dim } => {
-            let dim = number(dim);
-            quote!(#kind::new(cfg.hidden_size, #dim, #parents, #choices, &vb.pp(#prefix))?)
+            let form = form(Router::Gaussian { dim });
+            quote! {
+                #kind::with_form(
+                    ::tinyonn::moe::RouterShape { hidden: cfg.hidden_size, parents: #parents, choices: #choices },
+                    &#form,
+                    &vb.pp(#prefix),
+                )?
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::moe::{MoeLayer, MoeSpec, RoutePer, Variant};
+use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
 use crate::qwen3::{Active, KvCache, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
 
 /// The decoder over routed experts, without its head.
@@ -84,8 +84,8 @@ impl TinyOnnForCausalLm {
         self.lm.logits(ids, ctx, cache)
     }
 
-    /// Up to `count` tokens after `prompt`, stopping behind `eos`. A variant that decides once a sequence reads the whole text
-    /// again for each token: its decision needs the first tokens' hidden states.
+    /// Up to `count` tokens after `prompt`, stopping behind `eos`. A variant that decides by more than the newest
+    /// token (`segment`, `sequence`, `pfag = surprisal`) reads the whole text again for each token.
     ///
     /// # Errors
     /// An empty prompt; a temperature that is not positive; ids beyond the vocabulary.
@@ -97,8 +97,9 @@ impl TinyOnnForCausalLm {
         ctx: &RouteCtx,
         sampling: Sampling<'_>,
     ) -> Result<Vec<u32>> {
-        let by_sequence = matches!(self.spec().route_per, RoutePer::Sequence { .. });
-        let cached = !(by_sequence && matches!(ctx.active, Active::Routed));
+        let spec = self.spec();
+        let alone = matches!(spec.route_per, RoutePer::Token | RoutePer::Task) && spec.pfag != Pfag::Surprisal;
+        let cached = alone || !matches!(ctx.active, Active::Routed);
         self.lm.generate(prompt, count, eos, ctx, sampling, cached)
     }
 }

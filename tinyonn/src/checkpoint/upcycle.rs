@@ -11,7 +11,7 @@ use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 
 use super::store::{ParamStore, misshapen, unknown};
 use super::variant_tensors::{mixture_prefix, neuron_expert_name};
-use crate::moe::{Variant, expert};
+use crate::moe::{MoeSpec, RouterKind, Variant, expert};
 use crate::qwen3::Qwen3Config;
 use crate::{Error, Result};
 
@@ -70,7 +70,34 @@ pub fn upcycle(
     for (name, parameter) in routers.iter() {
         sparse.insert(name, parameter.as_detached_tensor())?;
     }
+    for layer in 0..layers {
+        set_priors(&sparse, &variant.spec, layer)?;
+    }
     Ok(sparse)
+}
+
+/// Priors in proportion to the experts under each choice, for routers that have priors and choices of unequal size.
+fn set_priors(store: &ParamStore, spec: &MoeSpec, layer: usize) -> Result<()> {
+    for (level, declared) in spec.levels.iter().enumerate() {
+        let mut under = spec.experts_under(level).into_iter().map(|experts| experts.len());
+        for run in declared.routers.iter() {
+            let counts: Vec<usize> = under.by_ref().take(run.parents * run.choices).collect();
+            let name = format!("{}.{}_router.log_prior", mixture_prefix(layer), run.name);
+            let even = counts.windows(2).all(|pair| pair[0] == pair[1]);
+            if even || store.get(&name).is_none() || !matches!(run.kind, RouterKind::Gaussian(_)) {
+                continue;
+            }
+            let log_prior: Vec<f32> = counts
+                .chunks(run.choices)
+                .flat_map(|of_router| {
+                    let all: usize = of_router.iter().sum();
+                    of_router.iter().map(move |count| (*count as f32 / all as f32).ln()).collect::<Vec<_>>()
+                })
+                .collect();
+            store.set(&name, &Tensor::from_vec(log_prior, (run.parents, run.choices), store.device())?)?;
+        }
+    }
+    Ok(())
 }
 
 /// What the variant's constructor asks for beyond `known`: its routers, initialised.

@@ -49,15 +49,18 @@ impl Labels {
     pub fn from_integral(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec) -> Self {
         let levels: Vec<Vec<Vec<Vec<f64>>>> = (0..spec.levels.len())
             .map(|level| {
-                let nodes = spec.parents(level) * spec.levels[level].choices;
-                let below = (spec.experts() / nodes) as u32;
-                let of_level: Vec<Vec<u32>> =
-                    units.iter().map(|layer| layer.iter().map(|expert| expert / below).collect()).collect();
-                integral.by_unit(&of_level, nodes)
+                let nodes = spec.levels[level].nodes();
+                // Experts that always take part are nobody's choice: they share a unit behind the nodes.
+                let node_of = spec.node_of_experts(level);
+                let node = |expert: &u32| node_of.get(*expert as usize).map_or(nodes as u32, |node| *node as u32);
+                let of_level: Vec<Vec<u32>> = units.iter().map(|layer| layer.iter().map(node).collect()).collect();
+                integral.by_unit(&of_level, nodes + 1)
             })
             .collect();
         let path = |task: usize, layer: usize| {
-            let scores: Vec<Vec<f32>> = levels.iter().map(|level| places(&level[task][layer])).collect();
+            let scores: Vec<Vec<f32>> = (0..levels.len())
+                .map(|level| places(&levels[level][task][layer][..spec.levels[level].nodes()]))
+                .collect();
             select::chosen(spec, |level| &scores[level])
         };
         let experts =
@@ -71,9 +74,8 @@ impl Labels {
         use rand::Rng as _;
         let mut rng = random::stream(seed, "labels/random");
         let mut path = || {
-            let scores: Vec<Vec<f32>> = (0..spec.levels.len())
-                .map(|level| (0..spec.parents(level) * spec.levels[level].choices).map(|_| rng.random()).collect())
-                .collect();
+            let scores: Vec<Vec<f32>> =
+                spec.levels.iter().map(|level| (0..level.nodes()).map(|_| rng.random()).collect()).collect();
             select::chosen(spec, |level| &scores[level])
         };
         let experts = (0..tasks).map(|_| (0..layers).map(|_| path()).collect()).collect();
@@ -97,8 +99,8 @@ impl Labels {
     /// The nodes of `level` that a path of (task, layer) passes through, ascending.
     #[must_use]
     pub fn nodes(&self, task: usize, layer: usize, level: usize, spec: &MoeSpec) -> Vec<usize> {
-        let below = spec.experts() / (spec.parents(level) * spec.levels[level].choices);
-        let nodes: BTreeSet<usize> = self.paths.experts[task][layer].iter().map(|e| *e as usize / below).collect();
+        let node_of = spec.node_of_experts(level);
+        let nodes: BTreeSet<usize> = self.paths.experts[task][layer].iter().map(|e| node_of[*e as usize]).collect();
         nodes.into_iter().collect()
     }
 

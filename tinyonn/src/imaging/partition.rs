@@ -6,26 +6,12 @@
 
 use rand::Rng as _;
 use rand::seq::SliceRandom as _;
-use serde::{Deserialize, Serialize};
 
 use super::{Integral, Score};
+pub use crate::moe::PartitionStrategy as Partition;
 use crate::moe::{MoeSpec, expert};
 use crate::random::{self, Rng};
 use crate::{Error, Result};
-
-/// A strategy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Partition {
-    /// Runs of neighbouring neurons.
-    Contiguous,
-    /// A random shuffle.
-    Random,
-    /// Neurons active on the same tasks.
-    Activation,
-    /// Neurons of like ∫SPS over tasks.
-    Sps,
-}
 
 impl std::str::FromStr for Partition {
     type Err = Error;
@@ -155,19 +141,25 @@ fn unit(mut v: Vec<f64>) -> Vec<f64> {
 /// Splits all neurons among the choices of the first level, each share among those of the next, down to the experts.
 fn cluster_down(spec: &MoeSpec, vectors: &[Vec<f64>], rng: &mut Rng) -> Vec<u32> {
     let expert_widths = widths(vectors.len(), spec.experts());
+    let room = |experts: std::ops::Range<usize>| expert_widths[experts].iter().sum::<usize>();
     let mut shares: Vec<Vec<usize>> = vec![(0..vectors.len()).collect()];
+    let mut always: Vec<Vec<usize>> = Vec::new();
     for (level, declared) in spec.levels.iter().enumerate() {
-        let below = spec.experts() / (spec.parents(level) * declared.choices);
-        let mut next = Vec::with_capacity(shares.len() * declared.choices);
-        for share in &shares {
-            let capacities: Vec<usize> = (0..declared.choices)
-                .map(|choice| (next.len() + choice) * below)
-                .map(|first| expert_widths[first..first + below].iter().sum())
-                .collect();
-            next.extend(balanced_k_means(vectors, share, &capacities, rng));
+        let under = spec.experts_under(level);
+        let mut next = Vec::with_capacity(under.len());
+        for (share, slot) in shares.iter().zip(declared.slots()) {
+            let mut capacities: Vec<usize> = slot.nodes.clone().map(|node| room(under[node].clone())).collect();
+            if level == 0 {
+                // Experts that always take part stand beside the root's choices.
+                capacities.extend((spec.routed_experts()..spec.experts()).map(|expert| expert_widths[expert]));
+            }
+            let mut clusters = balanced_k_means(vectors, share, &capacities, rng);
+            always.extend(clusters.split_off(slot.nodes.len()));
+            next.extend(clusters);
         }
         shares = next;
     }
+    shares.extend(always);
     let mut owner = vec![0u32; vectors.len()];
     for (expert, share) in shares.iter().enumerate() {
         for neuron in share {

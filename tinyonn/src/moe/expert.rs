@@ -7,7 +7,7 @@
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
-use super::MoeSpec;
+use super::{Balance, MoeSpec, Routing};
 use crate::qwen3::{Qwen3Config, RouteCtx, mlp};
 use crate::{Error, Result, ops};
 
@@ -19,6 +19,8 @@ pub struct TinyOnnExpert {
     down_proj: Tensor,
     /// The expert of each neuron, `[I]` u32.
     neuron_expert: Tensor,
+    /// Added to the probabilities that selection compares, by level and node in a row (`balance = bias`).
+    balance_bias: Option<Tensor>,
     layer: usize,
 }
 
@@ -45,25 +47,46 @@ impl TinyOnnExpert {
         if let Some(empty) = widths.iter().position(|width| *width == 0) {
             return Err(bad_partition(layer, &format!("it leaves expert {empty} without a neuron")));
         }
-        Ok(Self { gate_proj, up_proj, down_proj, neuron_expert, layer })
+        let balance_bias = match spec.balance {
+            Balance::Bias { .. } => {
+                let nodes: usize = spec.levels.iter().map(super::LevelSpec::nodes).sum();
+                Some(vb.get_with_hints_dtype(nodes, "balance_bias", candle_nn::Init::Const(0.0), DType::F32)?)
+            }
+            Balance::None | Balance::Loss { .. } => None,
+        };
+        Ok(Self { gate_proj, up_proj, down_proj, neuron_expert, balance_bias, layer })
     }
 
-    /// x `[B, T, d]` to y `[B, T, d]`, under gates `[B·T, N]`; `None` is all active.
+    /// x `[B, T, d]` to y `[B, T, d]`, under the gates of `routing`.
     ///
     /// # Errors
     /// Shapes, dtypes or devices that do not go together.
-    pub fn forward(&self, x: &Tensor, gate_tn: Option<&Tensor>, ctx: &RouteCtx) -> Result<Tensor> {
-        if let (Some(observer), Some(gate_tn)) = (&ctx.observer, gate_tn) {
-            observer.gates(self.layer, gate_tn)?;
-        }
+    pub fn forward(&self, x: &Tensor, routing: &Routing, ctx: &RouteCtx) -> Result<Tensor> {
         let weights = ops::MlpWeights { gate: &self.gate_proj, up: &self.up_proj, down: &self.down_proj };
-        let gate = gate_tn.map(|gate_tn| ops::MlpGate { gate_tn, neuron_expert: &self.neuron_expert });
+        let gate_tn = routing.by_token()?;
+        let gate = gate_tn.as_ref().map(|gate_tn| ops::MlpGate { gate_tn, neuron_expert: &self.neuron_expert });
         Ok(ops::swiglu_mlp(x, weights, gate, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
     }
 
     /// The expert of each neuron, `[I]` u32.
     pub fn neuron_expert(&self) -> &Tensor {
         &self.neuron_expert
+    }
+
+    /// What is added to the probabilities that selection compares, by level (`balance = bias`).
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn balance_bias(&self, spec: &MoeSpec) -> Result<Option<Vec<Vec<f32>>>> {
+        let Some(bias) = &self.balance_bias else { return Ok(None) };
+        let values = bias.to_vec1::<f32>()?;
+        let mut rest = values.as_slice();
+        let of_level = |level: &super::LevelSpec| {
+            let (own, others) = rest.split_at(level.nodes());
+            rest = others;
+            own.to_vec()
+        };
+        Ok(Some(spec.levels.iter().map(of_level).collect()))
     }
 
     /// The layer this bank belongs to.

@@ -1,63 +1,104 @@
 //! Gaussian routing: a choice is the more probable, the denser its own Gaussian is at the input (DESIGN §2).
 //!
 //! z = P x; ℓ_c(z) = s · mean_j [−½ (z_j − μ_cj)² / σ_cj² − ½ log σ_cj²] + log π_c; p(c | x) = softmax_c ℓ.
-//! With s = r, the width of z, ℓ is the log-density itself (up to a constant); s is calibrated on validation text.
+//! With s = r, the width of z, ℓ is the log-density itself (up to a constant); s is calibrated on validation text. `reduce = sum` is the
+//! same with the sum in place of the mean, where s starts at 1.
 //!
 //! Legend: t tokens, d hidden, r routing width, p parents (routers of the level), c choices. The square is expanded, so that
 //! the density costs two products `[t, r] × [r, p·c]` and nothing of size t·p·c·r is formed.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::Router;
+use super::{Covariance, GaussianSpec, Project, Reduce, Router, RouterShape};
 use crate::{Result, ops};
 
 /// The Gaussian routers of one level. Parameters are f32 whatever the model's dtype.
 #[derive(Clone, Debug)]
 pub struct GaussianMoeRouter {
-    /// P `[r, d]`, shared by the level's routers.
-    projection: Tensor,
+    /// P `[r, d]`, shared by the routers; `None` is the identity.
+    projection: Option<Tensor>,
     /// μ `[p, c, r]`.
     mean: Tensor,
-    /// log σ² `[p, c, r]`.
+    /// log σ², in any shape that spreads to `[p, c, r]`.
     log_variance: Tensor,
     /// log π `[p, c]`.
     log_prior: Tensor,
     /// s, a scalar.
     scale: Tensor,
+    reduce: Reduce,
 }
 
 impl GaussianMoeRouter {
-    /// Reads or initialises `parents` routers of `choices` each over inputs of width `hidden`, in at most `dim` dimensions.
-    /// New routers have random means, unit variances and equal priors.
+    /// Reads or initialises routers of a declared form. New ones have random means, unit variances and equal priors.
     ///
     /// # Errors
     /// A missing or misshapen parameter.
-    pub fn new(hidden: usize, dim: usize, parents: usize, choices: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn with_form(shape: RouterShape, form: &GaussianSpec, vb: &VarBuilder<'_>) -> Result<Self> {
         let vb = vb.clone().set_dtype(DType::F32);
-        let r = dim.min(hidden);
-        let unit = Init::Randn { mean: 0.0, stdev: 1.0 };
-        let project = Init::Randn { mean: 0.0, stdev: 1.0 / (hidden as f64).sqrt() };
+        let RouterShape { hidden, parents, choices } = shape;
+        let r = form.width(hidden);
+        let spread = Init::Randn { mean: 0.0, stdev: 1.0 / (hidden as f64).sqrt() };
+        let projection = match form.project {
+            Project::Identity => None,
+            Project::Learned => Some(vb.get_with_hints((r, hidden), "projection", spread)?),
+            Project::Random => Some(vb.get_with_hints((r, hidden), "projection", spread)?.detach()),
+        };
+        let scale = match form.reduce {
+            Reduce::Mean => r as f64,
+            Reduce::Sum => 1.0,
+        };
         Ok(Self {
-            projection: vb.get_with_hints((r, hidden), "projection", project)?,
-            mean: vb.get_with_hints((parents, choices, r), "mean", unit)?,
-            log_variance: vb.get_with_hints((parents, choices, r), "log_variance", Init::Const(0.0))?,
+            projection,
+            mean: vb.get_with_hints((parents, choices, r), "mean", Init::Randn { mean: 0.0, stdev: 1.0 })?,
+            log_variance: vb.get_with_hints(form.variances(shape), "log_variance", Init::Const(0.0))?,
             log_prior: vb.get_with_hints((parents, choices), "log_prior", Init::Const(-(choices as f64).ln()))?,
-            scale: vb.get_with_hints((), "scale", Init::Const(r as f64))?,
+            scale: vb.get_with_hints((), "scale", Init::Const(scale))?,
+            reduce: form.reduce,
         })
     }
 }
 
+impl GaussianSpec {
+    /// r, the width of z.
+    #[must_use]
+    pub fn width(&self, hidden: usize) -> usize {
+        if self.project == Project::Identity { hidden } else { self.dim.min(hidden) }
+    }
+
+    /// The shape in which log σ² is kept.
+    #[must_use]
+    pub fn variances(&self, shape: RouterShape) -> (usize, usize, usize) {
+        let r = self.width(shape.hidden);
+        match self.covariance {
+            Covariance::Diag => (shape.parents, shape.choices, r),
+            Covariance::Shared => (shape.parents, 1, r),
+            Covariance::Isotropic => (shape.parents, shape.choices, 1),
+        }
+    }
+}
+
 impl Router for GaussianMoeRouter {
-    fn log_probs(&self, x_td: &Tensor) -> Result<Tensor> {
+    /// As `gaussian` alone declares: in at most 64 dimensions.
+    fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Self> {
+        Self::with_form(shape, &GaussianSpec::new(64), vb)
+    }
+
+    fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
         let (parents, choices, r) = self.mean.dims3()?;
-        let z_tr = ops::linear(&x_td.to_dtype(DType::F32)?, &self.projection, None)?;
+        let x_td = x_td.to_dtype(DType::F32)?;
+        let z_tr = match &self.projection {
+            Some(projection) => ops::linear(&x_td, projection, None)?,
+            None => x_td,
+        };
         let stacked = (parents * choices, r);
-        let density_tc =
-            ops::gaussian_density(&z_tr, &self.mean.reshape(stacked)?, &self.log_variance.reshape(stacked)?)?;
-        let density_tc = density_tc.broadcast_mul(&self.scale)?;
-        let logits_tc = density_tc.broadcast_add(&self.log_prior.flatten_all()?)?;
-        let logits_tpc = logits_tc.reshape(((), parents, choices))?;
-        Ok(candle_nn::ops::log_softmax(&logits_tpc, D::Minus1)?)
+        let log_variance = self.log_variance.broadcast_as((parents, choices, r))?.reshape(stacked)?;
+        let density_tc = ops::gaussian_density(&z_tr, &self.mean.reshape(stacked)?, &log_variance)?;
+        let scale = match self.reduce {
+            Reduce::Mean => self.scale.clone(),
+            Reduce::Sum => (&self.scale * r as f64)?,
+        };
+        let logits_tc = density_tc.broadcast_mul(&scale)?.broadcast_add(&self.log_prior.flatten_all()?)?;
+        Ok(logits_tc.reshape(((), parents, choices))?)
     }
 }

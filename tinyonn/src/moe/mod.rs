@@ -3,23 +3,38 @@
 //! A [`MoeSpec`] says what the hierarchy is; a [`MoeModule`] is one layer of it: a bank of experts ([`TinyOnnExpert`]) and a
 //! [`Router`] for each level. Variants are declared with `#[moe(..)]` and found by name in the [`registry`].
 
+pub mod balance;
+pub mod cosine;
 pub mod expert;
+pub mod gate;
 pub mod gaussian;
+pub mod linear;
 pub mod load;
 pub mod module;
+pub mod pfag;
+pub mod random_router;
 pub mod registry;
 pub mod router;
+pub mod routing;
 pub mod select;
 pub mod spec;
 
+pub use cosine::CosineRouter;
 pub use expert::TinyOnnExpert;
+pub use gate::Scores;
 pub use gaussian::GaussianMoeRouter;
+pub use linear::LinearRouter;
 pub use load::LoadMeter;
-pub use module::{MoeLayer, MoeModule, route};
+pub use module::{MoeLayer, MoeModule};
+pub use random_router::RandomRouter;
 pub use registry::{Variant, variant, variants};
-pub use router::Router;
-pub use select::select;
-pub use spec::{LevelSpec, MoeSpec, RoutePer, RouterSpec};
+pub use router::{Router, RouterShape};
+pub use routing::{Routing, route};
+pub use select::{Selection, select};
+pub use spec::{
+    AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, PartitionStrategy,
+    Pfag, Project, Reduce, RoutePer, RouterKind, RouterSpec, Slot,
+};
 
 /// Declares a mixture of experts: a unit struct becomes a module that a person could have written, in the [`registry`] under
 /// its name.

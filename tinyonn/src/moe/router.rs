@@ -1,15 +1,69 @@
 //! What a router is.
 
+use std::fmt::Debug;
+
 use candle_core::Tensor;
+use candle_nn::VarBuilder;
 
 use crate::Result;
 
-/// The routers of one level of a hierarchy, evaluated together.
-pub trait Router: Send + Sync {
-    /// log p(choice | x) of every router of the level, `[t, parents, choices]` f32, from inputs x `[t, d]`.
-    /// Each row of choices is normalised. Differentiable in x and in the router's parameters.
+/// How many routers there are, of what, from what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterShape {
+    /// Width of the input, d.
+    pub hidden: usize,
+    /// Routers that are evaluated together, P.
+    pub parents: usize,
+    /// Choices of each, C.
+    pub choices: usize,
+}
+
+/// Equal routers, evaluated together: P of them with C choices each. A type of yours with this trait is a router in `#[moe(..)]`.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use candle_nn::{Init, VarBuilder};
+/// use tinyonn::moe::{Router, RouterShape, moe};
+///
+/// /// Scores by a sum over the input: every choice alike, moved by an offset that is learnt.
+/// #[derive(Debug)]
+/// pub struct Offsets {
+///     offset: Tensor,
+/// }
+///
+/// impl Router for Offsets {
+///     fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> tinyonn::Result<Self> {
+///         Ok(Self { offset: vb.get_with_hints((shape.parents, shape.choices), "offset", Init::Const(0.0))? })
+///     }
+///
+///     fn logits(&self, x_td: &Tensor) -> tinyonn::Result<Tensor> {
+///         Ok(x_td.sum_keepdim(1)?.unsqueeze(2)?.broadcast_add(&self.offset)?)
+///     }
+/// }
+///
+/// #[moe(groups = 2, experts = 3, router = [Offsets, gaussian])]
+/// pub struct Mixed;
+///
+/// assert_eq!(Mixed::SPEC.experts(), 6);
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no router",
+    label = "the trait `tinyonn::moe::Router` is not implemented for this type",
+    note = "implement `tinyonn::moe::Router` for it, or name one of gaussian, linear, cosine, random"
+)]
+pub trait Router: Debug + Send + Sync {
+    /// Reads or initialises the parameters of `shape.parents` routers.
+    ///
+    /// # Errors
+    /// A missing or misshapen parameter.
+    fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Self>
+    where
+        Self: Sized;
+
+    /// The unnormalised scores of every choice of every router, `[t, P, C]` f32, from inputs x `[t, d]`: log p(c | x) up to a
+    /// constant. Differentiable in x and in the parameters.
     ///
     /// # Errors
     /// Shapes, dtypes or devices that do not go together.
-    fn log_probs(&self, x_td: &Tensor) -> Result<Tensor>;
+    fn logits(&self, x_td: &Tensor) -> Result<Tensor>;
 }

@@ -1,59 +1,156 @@
 //! From probabilities to a set of experts: the best `k₁` groups, in each the best `k₂` experts, and so on down.
 
-use candle_core::{DType, Tensor};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
-use super::{LevelSpec, MoeSpec};
+use super::{MoeSpec, Pfag, Slot};
 use crate::{Error, Result};
 
-/// Gates `[t, N]` in `dtype`: 1 for the experts that are taken, 0 for the others (`gate = unit`).
+/// Beside the probabilities, what a selection may depend on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Selection<'a> {
+    /// By level, a number for each node, added to p before choices are compared (`balance = bias`).
+    pub bias: Option<&'a [Vec<f32>]>,
+    /// The surprisal of each input in nats (`pfag = surprisal`).
+    pub surprisal: Option<&'a [f32]>,
+}
+
+/// Which experts are taken, `[t, N]` f32 of ones and zeros; those that always take part are.
 ///
-/// `log_probs[level]` is `[t, parents, choices]` f32. Ties go to the lower index; the outcome is deterministic.
+/// `scores[level]` is `[t, nodes]` f32: log p, or ℓ where only their order counts (neither bias nor `pfag`). Ties go to the lower index;
+/// the outcome is deterministic.
 ///
 /// # Errors
-/// Shapes that do not belong to `spec`.
-pub fn select(spec: &MoeSpec, log_probs: &[Tensor], dtype: DType) -> Result<Tensor> {
-    let experts = spec.experts();
+/// Shapes that do not belong to `spec`; `pfag = surprisal` without surprisals.
+pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<Tensor> {
+    let tokens = scores.first().map_or(Ok(0), |level| level.dim(0))?;
+    let device = scores.first().map_or(&Device::Cpu, Tensor::device);
     let levels: Vec<Vec<f32>> =
-        log_probs.iter().map(|level| level.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
-    let tokens = log_probs.first().map_or(Ok(0), |level| level.dim(0))?;
+        scores.iter().map(|level| level.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
+    if levels.len() != spec.levels.len() {
+        let problem = format!("{} levels of scores for {}", levels.len(), spec.levels.len());
+        return Err(Error::variant(spec.name.clone(), problem, "give one tensor for each level"));
+    }
     for (level, values) in levels.iter().enumerate() {
-        let expected = tokens * spec.parents(level) * spec.levels[level].choices;
+        let expected = tokens * spec.levels[level].nodes();
         if values.len() != expected {
-            let problem = format!("level {level} has {} log-probabilities, not {expected}", values.len());
+            let problem = format!("level {level} has {} scores, not {expected}", values.len());
             return Err(Error::variant(spec.name.clone(), problem, "return [t, parents, choices] from the router"));
         }
     }
-    let mut gates = vec![0f32; tokens * experts];
-    for (token, gates) in gates.chunks_exact_mut(experts).enumerate() {
-        for expert in chosen(spec, |level| {
-            let width = spec.parents(level) * spec.levels[level].choices;
+    if spec.pfag == Pfag::Surprisal && with.surprisal.is_none_or(|surprisal| surprisal.len() != tokens) {
+        let problem = format!("pfag = surprisal needs the surprisal of each of {tokens} inputs");
+        return Err(Error::variant(spec.name.clone(), problem, "set RouteCtx::surprisal, or run the whole model"));
+    }
+    let (experts, chooser) = (spec.experts(), Chooser::new(spec));
+    let mut taken = vec![0f32; tokens * experts];
+    taken.par_chunks_mut(experts.max(1)).enumerate().for_each_init(Scratch::default, |scratch, (token, taken)| {
+        let scores = |level: usize| {
+            let width = chooser.levels[level].width;
             &levels[level][token * width..][..width]
-        }) {
-            gates[expert as usize] = 1.0;
+        };
+        let mass = spec.pfag.mass(with.surprisal.map_or(0.0, |surprisal| surprisal[token]));
+        chooser.choose(scores, with.bias, mass, scratch, |expert| taken[expert] = 1.0);
+    });
+    Ok(Tensor::from_vec(taken, (tokens, experts), device)?)
+}
+
+/// The routed experts on the best path, ascending; `scores(level)` are those of every node of a level.
+pub fn chosen<'a>(spec: &MoeSpec, scores: impl Fn(usize) -> &'a [f32]) -> Vec<u32> {
+    let routed = spec.routed_experts();
+    let mut path = Vec::new();
+    let chooser = Chooser { pfag: Pfag::Off, ..Chooser::new(spec) };
+    chooser.choose(scores, None, 1.0, &mut Scratch::default(), |expert| {
+        if expert < routed {
+            path.push(expert as u32);
+        }
+    });
+    path
+}
+
+/// A hierarchy laid out for walking: nothing is counted twice for each token.
+struct Chooser {
+    levels: Vec<Level>,
+    /// Routed experts, and all.
+    experts: (usize, usize),
+    pfag: Pfag,
+}
+
+struct Level {
+    slots: Vec<Slot>,
+    width: usize,
+}
+
+/// What walking down needs, kept from one input to the next.
+#[derive(Default)]
+struct Scratch {
+    nodes: Vec<usize>,
+    below: Vec<usize>,
+    biased: Vec<f32>,
+}
+
+impl Chooser {
+    fn new(spec: &MoeSpec) -> Self {
+        let level = |level: &super::LevelSpec| Level { slots: level.slots().collect(), width: level.nodes() };
+        Self {
+            levels: spec.levels.iter().map(level).collect(),
+            experts: (spec.routed_experts(), spec.experts()),
+            pfag: spec.pfag,
         }
     }
-    let device = log_probs.first().map_or(&candle_core::Device::Cpu, Tensor::device);
-    Ok(Tensor::from_vec(gates, (tokens, experts), device)?.to_dtype(dtype)?)
-}
 
-/// The experts on the best path, ascending; `scores(level)` are those of every (parent, choice) of a level.
-pub fn chosen<'a>(spec: &MoeSpec, scores: impl Fn(usize) -> &'a [f32]) -> Vec<u32> {
-    let mut nodes = vec![0usize];
-    for (level, LevelSpec { choices, top_k, .. }) in spec.levels.iter().enumerate() {
-        let scores = scores(level);
-        nodes = nodes
-            .iter()
-            .flat_map(|parent| best(&scores[parent * choices..][..*choices], *top_k).map(move |c| parent * choices + c))
-            .collect();
+    /// Calls `take` with every expert that is taken, ascending.
+    fn choose<'a>(
+        &self,
+        scores: impl Fn(usize) -> &'a [f32],
+        bias: Option<&[Vec<f32>]>,
+        mass: f32,
+        Scratch { nodes, below, biased }: &mut Scratch,
+        mut take: impl FnMut(usize),
+    ) {
+        nodes.clear();
+        nodes.push(0);
+        for (level, Level { slots, .. }) in self.levels.iter().enumerate() {
+            let scores = scores(level);
+            below.clear();
+            for slot in nodes.iter().map(|node| &slots[*node]) {
+                let log_p = &scores[slot.nodes.clone()];
+                let k = self.pfag.count(log_p, slot.top_k, mass);
+                let first = slot.nodes.start;
+                match bias {
+                    None => best(log_p, k, |choice| below.push(first + choice)),
+                    Some(bias) => {
+                        biased.clear();
+                        biased.extend(log_p.iter().zip(&bias[level][slot.nodes.clone()]).map(|(l, b)| l.exp() + b));
+                        best(biased, k, |choice| below.push(first + choice));
+                    }
+                }
+            }
+            std::mem::swap(nodes, below);
+        }
+        let (routed, all) = self.experts;
+        nodes.iter().copied().chain(routed..all).for_each(&mut take);
     }
-    nodes.into_iter().map(|node| node as u32).collect()
 }
 
-/// The indices of the `k` largest scores, ascending; ties go to the lower index.
-pub fn best(scores: &[f32], k: usize) -> impl Iterator<Item = usize> + use<> {
+/// Calls `take` with the indices of the `k` largest scores, ascending; ties go to the lower index.
+fn best(scores: &[f32], k: usize, take: impl FnMut(usize)) {
+    /// Up to here counting whom a score beats is cheaper than sorting.
+    const FEW: usize = 24;
+    if scores.len() <= FEW {
+        let ahead = |at: usize| {
+            let own = scores[at];
+            let before = scores[..at].iter().filter(|other| other.total_cmp(&own).is_ge()).count();
+            before + scores[at + 1..].iter().filter(|other| other.total_cmp(&own).is_gt()).count()
+        };
+        (0..scores.len()).filter(|at| ahead(*at) < k).for_each(take);
+        return;
+    }
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-    order.truncate(k);
-    order.sort_unstable();
-    order.into_iter()
+    if k < order.len() {
+        order.select_nth_unstable_by(k, |a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+        order.truncate(k);
+        order.sort_unstable();
+    }
+    order.into_iter().for_each(take);
 }

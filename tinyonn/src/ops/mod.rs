@@ -30,6 +30,7 @@ pub mod linear;
 pub mod neuron_moments;
 pub mod rms_norm;
 pub mod rope;
+pub mod shared_mlp;
 pub mod swiglu_mlp;
 pub mod tape;
 
@@ -42,5 +43,6 @@ pub use linear::linear;
 pub use neuron_moments::{NeuronSums, activation_and_surprise, neuron_moments};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use shared_mlp::Run;
 pub use swiglu_mlp::{MlpBackward, MlpGate, MlpProbe, MlpWeights, WeightGrads, swiglu_mlp};
 pub use tape::backward;

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::DeviceName;
 use crate::imaging::Partition;
+use crate::moe::Variant;
 use crate::moe::expert::check_width;
-use crate::moe::{RoutePer, Variant};
 use crate::qwen3::Qwen3Config;
 use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
 use crate::{Error, Result};
@@ -42,8 +42,8 @@ pub struct Phase2Config {
     pub scan_tokens: usize,
     /// Test tokens of each task that losses and accuracies are taken over, at most.
     pub test_tokens: usize,
-    /// How neurons are given to experts.
-    pub partition: Partition,
+    /// How neurons are given to experts; without it as the variant declares, or else by ∫SPS.
+    pub partition: Option<Partition>,
     /// Labels by what sets a task apart (minus the mean over tasks), or by ∫SPS itself.
     pub contrast: bool,
     /// How routers are fitted.
@@ -68,7 +68,7 @@ impl Default for Phase2Config {
             batch: 8,
             scan_tokens: 65_536,
             test_tokens: 1 << 20,
-            partition: Partition::Sps,
+            partition: None,
             contrast: false,
             router: RouterFitConfig::default(),
             smk: SmkConfig::default(),
@@ -111,10 +111,7 @@ impl Phase2Config {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(Error::setting(*name, "is 0", "use 1 or more"));
         }
-        let first = match variant.spec.route_per {
-            RoutePer::Token => 1,
-            RoutePer::Sequence { first } => first,
-        };
+        let first = variant.spec.open_positions().max(1);
         if self.length <= first {
             let problem = format!("sequences of {} tokens leave none to predict behind the first {first}", self.length);
             return Err(Error::setting("length", problem, format!("use {} or more", first + 1)));

@@ -66,11 +66,17 @@ fn seconds(s: &Summary) -> String {
 
 /// A name for each expert, by its group.
 fn group_columns(spec: &MoeSpec) -> (Vec<String>, Option<Vec<(String, usize)>>) {
-    let groups = spec.levels[0].choices;
-    let width = spec.experts() / groups;
-    let columns = (0..spec.experts()).map(|expert| format!("{}.{}", expert / width, expert % width)).collect();
-    let names = (0..groups).map(|group| (format!("{} {group}", spec.levels[0].name), width)).collect();
-    (columns, Some(names))
+    let mut groups: Vec<(String, usize)> = spec
+        .experts_under(0)
+        .into_iter()
+        .enumerate()
+        .map(|(group, experts)| (spec.node_name(0, group), experts.len()))
+        .collect();
+    groups.extend(spec.always.iter().map(|group| (group.name.to_string(), group.experts)));
+    let of_group =
+        |(group, (_, width)): (usize, &(String, usize))| (0..*width).map(move |e| format!("{group}.{e}")).collect();
+    let columns = groups.iter().enumerate().flat_map::<Vec<String>, _>(of_group).collect();
+    (columns, Some(groups))
 }
 
 fn losses(m: &Material<'_>) -> Result<Section> {

@@ -16,7 +16,7 @@ use super::{Dense, Phase2Config, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
 use crate::imaging::inputs::Samples;
-use crate::imaging::{Integral, Labels, NeuronScan, RouterInputs, ScanOptions, Score, scan};
+use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, Score, scan};
 use crate::metrics::{self, MetricsLog, Stopwatch};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadMeter, RoutePer, Variant, variant};
@@ -65,12 +65,12 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let fits = run.fit(&store, &labels, &inputs, &held)?;
 
     watch.stage("evaluate");
-    let before = run.losses(&store, Some(&labels))?;
+    let before = run.losses(&store, &labels)?;
     watch.stage("smk");
     let metrics_path = config.out.join("metrics.jsonl");
-    let smk = run.smk(&store, &mut MetricsLog::create(&metrics_path)?)?;
+    let smk = run.smk(&store, &labels, &mut MetricsLog::create(&metrics_path)?)?;
     watch.stage("evaluate");
-    let after = run.losses(&store, None)?;
+    let after = run.losses(&store, &labels)?;
 
     watch.stage("write");
     run.write(&store, &config.out.join("tiny-onn"), ActiveMode::Routed)?;
@@ -128,8 +128,8 @@ struct Fits {
 struct LossesNow {
     all_active: Losses,
     routed: Losses,
-    /// On the labels' own paths, if there are labels.
-    label_paths: Option<Losses>,
+    /// On the labels' own paths.
+    label_paths: Losses,
     /// What routing took.
     load: Arc<LoadMeter>,
 }
@@ -152,10 +152,19 @@ impl Run<'_> {
         TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
     }
 
+    fn partition(&self) -> Partition {
+        self.config.partition.or(self.variant.spec.partition).unwrap_or(Partition::Sps)
+    }
+
+    /// Routed; a variant that takes its task's path is given those of `labels`.
+    fn routed(labels: &Labels) -> RouteCtx {
+        RouteCtx { paths: Some(Arc::new(labels.paths.clone())), ..RouteCtx::routed() }
+    }
+
     fn first(&self) -> usize {
-        match self.variant.spec.route_per {
-            RoutePer::Token => FIRST,
-            RoutePer::Sequence { first } => first,
+        match self.variant.spec.open_positions() {
+            0 => FIRST,
+            read => read,
         }
     }
 
@@ -182,7 +191,7 @@ impl Run<'_> {
 
     fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
         let cfg = &self.dense.cfg;
-        let partition = self.config.partition;
+        let partition = self.partition();
         let integral = partition.profile().map(|score| Integral::new(scan, score));
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let units = partition.assign(&self.variant.spec, shape, integral.as_ref(), self.config.seed)?;
@@ -241,19 +250,19 @@ impl Run<'_> {
     fn fit(&self, store: &ParamStore, labels: &Labels, inputs: &Inputs, held: &Held) -> Result<Fits> {
         let spec = &self.variant.spec;
         let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
-        let dim = spec.levels.iter().map(|level| level.router.dim()).max().unwrap_or(1);
+        let dim = spec.projection_width(self.dense.cfg.hidden_size);
         let by_token = RouterFitter::new(&inputs.tokens, &held.validation.tokens, tasks, dim)?;
         let by_sequence = RouterFitter::new(&inputs.sequences, &held.validation.sequences, tasks, dim)?;
         let (own, other) = match spec.route_per {
-            RoutePer::Token => (&by_token, &by_sequence),
-            RoutePer::Sequence { .. } => (&by_sequence, &by_token),
+            RoutePer::Token | RoutePer::Task => (&by_token, &by_sequence),
+            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&by_sequence, &by_token),
         };
         let fit = |fitter: &RouterFitter, labels: &Labels| {
-            fitter.fit(store, spec, labels, &self.config.router, self.config.seed)
+            fitter.fit((store, &self.dense.cfg, self.variant), labels, &self.config.router, self.config.seed)
         };
         let routed_under = |labels: &Labels| -> Result<Losses> {
             fit(own, labels)?;
-            self.evaluate(self.model(store)?.lm(), &RouteCtx::routed())
+            self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
         };
         let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
             let seeds = (0..DRAWS).map(|at| self.config.seed.wrapping_mul(DRAWS).wrapping_add(at));
@@ -266,7 +275,7 @@ impl Run<'_> {
             let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
             router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)
         };
-        let by_own_sequence = matches!(spec.route_per, RoutePer::Sequence { .. });
+        let by_own_sequence = spec.open_positions() > 0;
         fit(other, labels)?;
         let of_other = accuracy(&held.test, !by_own_sequence)?;
         fit(own, labels)?;
@@ -276,34 +285,28 @@ impl Run<'_> {
     }
 
     fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, ctx: &RouteCtx) -> Result<Losses> {
-        let skip = match self.variant.spec.route_per {
-            RoutePer::Token => 0,
-            RoutePer::Sequence { first } => first,
-        };
+        let skip = self.variant.spec.open_positions();
         let options = EvaluateOptions { length: self.config.length, batch: self.config.batch, skip };
         evaluate(model, &self.tokens.test, options, ctx, &self.device)
     }
 
-    fn losses(&self, store: &ParamStore, labels: Option<&Labels>) -> Result<LossesNow> {
+    fn losses(&self, store: &ParamStore, labels: &Labels) -> Result<LossesNow> {
         let model = self.model(store)?;
         let load = Arc::new(LoadMeter::new(self.dense.cfg.num_hidden_layers, self.variant.spec.experts()));
-        let metered = RouteCtx { observer: Some(load.clone()), ..RouteCtx::routed() };
-        let on_paths = |labels: &Labels| {
-            let active = Active::Paths(Arc::new(labels.paths.clone()));
-            self.evaluate(model.lm(), &RouteCtx { active, ..RouteCtx::default() })
-        };
+        let metered = RouteCtx { observer: Some(load.clone()), ..Self::routed(labels) };
+        let on_paths = RouteCtx { active: Active::Paths(Arc::new(labels.paths.clone())), ..RouteCtx::default() };
         Ok(LossesNow {
             all_active: self.evaluate(model.lm(), &RouteCtx::all())?,
             routed: self.evaluate(model.lm(), &metered)?,
-            label_paths: labels.map(on_paths).transpose()?,
+            label_paths: self.evaluate(model.lm(), &on_paths)?,
             load,
         })
     }
 
-    fn smk(&self, store: &ParamStore, log: &mut MetricsLog) -> Result<SmkOutcome> {
+    fn smk(&self, store: &ParamStore, labels: &Labels, log: &mut MetricsLog) -> Result<SmkOutcome> {
         let c = self.config;
         let sampler = Sampler::new(&self.tokens.train, c.length, c.smk.batch, c.seed ^ 1, &self.device)?;
-        train_smk(store, &self.dense.cfg, self.variant, &sampler, &c.smk, log)
+        train_smk((store, &self.dense.cfg, self.variant), &Self::routed(labels), &sampler, &c.smk, log)
     }
 
     fn corpus_figures(&self) -> CorpusFigures {
@@ -318,8 +321,7 @@ impl Run<'_> {
         if dir.join("config.json").exists() {
             std::fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         }
-        let config =
-            TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.config.partition, self.config.seed) };
+        let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.partition(), self.config.seed) };
         let source = ModelFolder::open(&self.dense.dir)?;
         TinyOnnFolder::save(dir, source.config(), &config, store, Some(&self.dense.dir))
     }
@@ -329,8 +331,8 @@ impl Results {
     fn summary(&self, run: &Run<'_>, watch: &Stopwatch) -> Summary {
         let spec = &run.variant.spec;
         let own = match spec.route_per {
-            RoutePer::Token => &self.fits.token,
-            RoutePer::Sequence { .. } => &self.fits.sequence,
+            RoutePer::Token | RoutePer::Task => &self.fits.token,
+            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.fits.sequence,
         };
         let own = UnitFigures::new(own);
         Summary {
@@ -369,7 +371,7 @@ impl Results {
             router_parameters: self.store.names().filter(|name| name.contains("_router.")).map(elements).sum(),
             layers: run.dense.cfg.num_hidden_layers,
             experts: run.variant.spec.experts(),
-            partition: run.config.partition.to_string(),
+            partition: run.partition().to_string(),
         }
     }
 
@@ -377,7 +379,7 @@ impl Results {
         LossFigures {
             dense: self.before.all_active.mean,
             routed_before: self.before.routed.mean,
-            label_paths: self.before.label_paths.as_ref().map_or(f64::NAN, |losses| losses.mean),
+            label_paths: self.before.label_paths.mean,
             routed_random_labels: mean(&self.fits.random),
             routed_permuted_labels: mean(&self.fits.permuted),
             routed_after: self.after.routed.mean,
@@ -388,17 +390,17 @@ impl Results {
     fn losses_by_task(&self, tasks: &[String]) -> BTreeMap<String, BTreeMap<String, f64>> {
         let by_task = |losses: &Losses| tasks.iter().cloned().zip(losses.by_task.iter().copied()).collect();
         let named = [
-            ("dense", Some(&self.before.all_active)),
-            ("routed_before", Some(&self.before.routed)),
-            ("label_paths", self.before.label_paths.as_ref()),
-            ("routed_after", Some(&self.after.routed)),
-            ("all_active_after", Some(&self.after.all_active)),
+            ("dense", &self.before.all_active),
+            ("routed_before", &self.before.routed),
+            ("label_paths", &self.before.label_paths),
+            ("routed_after", &self.after.routed),
+            ("all_active_after", &self.after.all_active),
         ];
         let drawn = |draws: &[Losses]| -> BTreeMap<String, f64> {
             let mean = |task: usize| draws.iter().map(|losses| losses.by_task[task]).sum::<f64>() / draws.len() as f64;
             tasks.iter().cloned().enumerate().map(|(task, name)| (name, mean(task))).collect()
         };
-        let named = named.into_iter().filter_map(|(name, losses)| Some((name.to_string(), by_task(losses?))));
+        let named = named.into_iter().map(|(name, losses)| (name.to_string(), by_task(losses)));
         let controls = [("routed_random_labels", &self.fits.random), ("routed_permuted_labels", &self.fits.permuted)];
         named.chain(controls.map(|(name, draws)| (name.to_string(), drawn(draws)))).collect()
     }

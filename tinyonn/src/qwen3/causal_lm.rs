@@ -1,9 +1,11 @@
 //! The decoder with its language-model head.
 
-use candle_core::Tensor;
+use std::borrow::Cow;
+
+use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{FeedForward, KvCache, Mlp, Qwen3, Qwen3Config, RouteCtx};
+use super::{Active, FeedForward, KvCache, Mlp, Qwen3, Qwen3Config, RouteCtx};
 use crate::{Result, ops};
 
 /// A causal language model over any feed-forward.
@@ -48,6 +50,7 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together.
     pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let ctx = &self.with_surprisal(ids, ctx)?;
         Ok(ops::linear(&self.model.forward(ids, ctx, cache)?, &self.lm_head, None)?)
     }
 
@@ -57,7 +60,28 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together.
     pub fn token_losses(&self, ids: &Tensor, targets: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        let ctx = &self.with_surprisal(ids, ctx)?;
         Ok(ops::head_cross_entropy(&self.model.forward(ids, ctx, None)?, &self.lm_head, targets)?)
+    }
+
+    /// `ctx` with the surprisal of every token given those before it, where routing reads it: a first pass, all active. The first
+    /// token of a sequence is as surprising as one of the vocabulary drawn at random.
+    fn with_surprisal<'a>(&self, ids: &Tensor, ctx: &'a RouteCtx) -> Result<Cow<'a, RouteCtx>> {
+        let reads = self.model.layers().iter().any(|layer| layer.mlp().reads_surprisal());
+        if !reads || ctx.surprisal.is_some() || !matches!(ctx.active, Active::Routed) {
+            return Ok(Cow::Borrowed(ctx));
+        }
+        let (b, t) = ids.dims2()?;
+        let first = Tensor::full((self.config().vocab_size as f32).ln(), (b, 1), ids.device())?;
+        let surprisal = if t == 1 {
+            first
+        } else {
+            let hidden = self.model.forward(&ids.narrow(1, 0, t - 1)?, &RouteCtx::all(), None)?.detach();
+            let next = ids.narrow(1, 1, t - 1)?.to_dtype(DType::U32)?.contiguous()?;
+            let losses = ops::head_cross_entropy(&hidden, &self.lm_head.detach(), &next)?.reshape((b, t - 1))?;
+            Tensor::cat(&[first, losses], 1)?
+        };
+        Ok(Cow::Owned(RouteCtx { surprisal: Some(surprisal), ..ctx.clone() }))
     }
 
     /// The decoder.

@@ -14,11 +14,20 @@ pub trait FeedForward: Send + Sync {
     /// # Errors
     /// Shapes, dtypes or devices that do not go together.
     fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor>;
+
+    /// Whether routing reads [`RouteCtx::surprisal`].
+    fn reads_surprisal(&self) -> bool {
+        false
+    }
 }
 
 impl<F: FeedForward + ?Sized> FeedForward for Box<F> {
     fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
         (**self).forward(x, ctx)
+    }
+
+    fn reads_surprisal(&self) -> bool {
+        (**self).reads_surprisal()
     }
 }
 
@@ -46,8 +55,14 @@ pub struct PathTable {
 pub struct RouteCtx {
     /// Which experts take part.
     pub active: Active,
-    /// The task of each sequence of the batch; needed for [`Active::Paths`] only.
+    /// The task of each sequence of the batch; needed for given paths only.
     pub tasks: Option<Arc<[u32]>>,
+    /// The paths that a routed variant takes which decides by task (`route_per = task`).
+    pub paths: Option<Arc<PathTable>>,
+    /// The surprisal of each input token given those before it, in nats, `[B, T]` f32: what adaptive gating by surprisal reads.
+    pub surprisal: Option<Tensor>,
+    /// In training, the seed of the step: routers' inputs are jittered, auxiliary losses reported, where a variant declares them.
+    pub training: Option<u64>,
     /// Watches the backward pass of every feed-forward.
     pub probe: Option<Arc<dyn MlpProbe>>,
     /// Watches the forward pass.
@@ -85,6 +100,15 @@ pub trait Observer: Send + Sync {
     /// As above.
     fn gates(&self, layer: usize, gate_tn: &Tensor) -> Result<()> {
         let _ = (layer, gate_tn);
+        Ok(())
+    }
+
+    /// The declared auxiliary loss of a layer that was routed in training, a scalar to be added to the loss.
+    ///
+    /// # Errors
+    /// As above.
+    fn auxiliary_loss(&self, layer: usize, loss: &Tensor) -> Result<()> {
+        let _ = (layer, loss);
         Ok(())
     }
 

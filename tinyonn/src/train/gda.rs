@@ -4,6 +4,8 @@
 //! floored at 1e-6 of the mean pooled variance; π_c = (n_c + 1)/(n + C). Pooled moments are those of all rows that pass the router;
 //! a choice without labels takes them, and a prior so small that it is never taken while a labelled one remains.
 
+use crate::moe::Covariance;
+
 /// Sums over the z of one task: all that a fit to task labels needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sums {
@@ -55,6 +57,34 @@ pub struct Gaussians {
     pub log_variance: Vec<Vec<f64>>,
     /// log π.
     pub log_prior: Vec<f64>,
+}
+
+impl Gaussians {
+    /// The same with variances shared as declared: by a router's choices (`shared`: their mean, weighted by π), by a choice's
+    /// dimensions (`isotropic`: their mean), or not at all.
+    #[must_use]
+    pub fn shared_by(self, covariance: Covariance) -> Self {
+        let variance = |row: &Vec<f64>| row.iter().map(|log| log.exp()).collect::<Vec<f64>>();
+        let log_variance = match covariance {
+            Covariance::Diag => return self,
+            Covariance::Isotropic => self
+                .log_variance
+                .iter()
+                .map(|row| vec![(variance(row).iter().sum::<f64>() / row.len() as f64).ln()])
+                .collect(),
+            Covariance::Shared => {
+                let r = self.log_variance.first().map_or(0, Vec::len);
+                let weights: Vec<f64> = self.log_prior.iter().map(|log| log.exp()).collect();
+                let mut pooled = vec![0f64; r];
+                for (row, weight) in self.log_variance.iter().zip(&weights) {
+                    pooled.iter_mut().zip(variance(row)).for_each(|(sum, v)| *sum += weight * v);
+                }
+                let total: f64 = weights.iter().sum();
+                vec![pooled.into_iter().map(|v| (v / total).ln()).collect()]
+            }
+        };
+        Self { log_variance, ..self }
+    }
 }
 
 /// Rows that the pooled variance counts for in a choice's own.

@@ -7,6 +7,7 @@ pub mod pretrain;
 pub mod projection;
 pub mod router_accuracy;
 pub mod router_fit;
+pub mod router_training;
 mod router_tuning;
 pub mod smk;
 
@@ -15,4 +16,6 @@ pub use optimizer::{AdamW, AdamwConfig};
 pub use pretrain::{PretrainConfig, pretrain};
 pub use router_accuracy::{LevelAccuracy, RouterAccuracy, router_accuracy};
 pub use router_fit::{RouterFitConfig, RouterFitter};
+pub use router_training::RouterTraining;
+pub use router_tuning::Model;
 pub use smk::{Smk, SmkConfig, train_smk};

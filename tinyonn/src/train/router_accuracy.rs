@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::Result;
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
-use crate::moe::{MoeModule, select};
+use crate::moe::{MoeModule, Scores, Selection, select};
 
 /// Accuracy of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -88,9 +88,10 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
 
 /// The path of each row.
 fn predict(module: &dyn MoeModule, x_td: &Tensor) -> Result<Vec<Vec<u32>>> {
-    let gate_tn = select(module.spec(), &module.log_probs(x_td)?, candle_core::DType::F32)?.to_vec2::<f32>()?;
-    let path = |gates: &Vec<f32>| (0..gates.len() as u32).filter(|n| gates[*n as usize] > 0.0).collect();
-    Ok(gate_tn.iter().map(path).collect())
+    let taken_tn = select(module.spec(), &Scores::new(module, x_td)?.log_probs()?, Selection::default())?;
+    let routed = module.spec().routed_experts();
+    let path = |taken: &Vec<f32>| (0..routed as u32).filter(|n| taken[*n as usize] > 0.0).collect();
+    Ok(taken_tn.to_vec2::<f32>()?.iter().map(path).collect())
 }
 
 fn by_level(
@@ -104,7 +105,7 @@ fn by_level(
     let spec = module.spec();
     let mut result = LevelAccuracy { accuracy: Vec::new(), chance: Vec::new() };
     for level in 0..spec.levels.len() {
-        let below = spec.experts() / (spec.parents(level) * spec.levels[level].choices);
+        let node_of = spec.node_of_experts(level);
         let of_task: Vec<Vec<usize>> =
             (0..labels.paths.experts.len()).map(|task| labels.nodes(task, layer, level, spec)).collect();
         let overlap = |nodes: &[usize], task: usize| {
@@ -113,7 +114,7 @@ fn by_level(
         };
         let (mut hit, mut chance) = (0.0, 0.0);
         for (path, task) in predicted.iter().zip(&samples.tasks) {
-            let mut nodes: Vec<usize> = path.iter().map(|expert| *expert as usize / below).collect();
+            let mut nodes: Vec<usize> = path.iter().map(|expert| node_of[*expert as usize]).collect();
             nodes.dedup();
             hit += overlap(&nodes, *task as usize);
             chance += overlap(&of_task[commonest], *task as usize);

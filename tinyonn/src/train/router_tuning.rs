@@ -1,7 +1,7 @@
 //! What follows a router's closed form: its scale calibrated, its parameters refined, both by the cross-entropy between the router's
 //! probabilities and the label's choices in equal shares.
 //!
-//! Calibration is a search along s alone, on validation text: the cross-entropy is convex in s (DESIGN §2). Refinement moves all
+//! Calibration is a search along the s of Gaussian routers alone, on validation text: the cross-entropy is convex in s (DESIGN §2). Refinement moves all
 //! parameters by AdamW on training text and keeps those of the least loss on validation text, the closed form's included.
 
 use candle_core::{D, DType, Device, Tensor};
@@ -10,7 +10,8 @@ use rand::Rng as _;
 use super::{AdamW, AdamwConfig, RouterFitConfig};
 use crate::checkpoint::ParamStore;
 use crate::imaging::inputs::Samples;
-use crate::moe::{GaussianMoeRouter, Router as _};
+use crate::moe::{MoeLayer, Variant};
+use crate::qwen3::Qwen3Config;
 use crate::{Result, ops, random};
 
 /// Steps between looks at the validation text.
@@ -48,13 +49,16 @@ impl Rows {
     }
 }
 
-/// The routers of one layer and level, fitted in closed form, and what tunes them.
+/// A model that routers are fitted in: its parameters, its dense shape, its declaration.
+pub type Model<'a> = (&'a ParamStore, &'a Qwen3Config, &'static Variant);
+
+/// Equal routers of one layer and level, and what tunes them.
 pub(super) struct Tuning<'a> {
-    pub(super) store: &'a ParamStore,
+    pub(super) model: Model<'a>,
     /// Where the routers' parameters are.
     pub(super) path: &'a str,
-    pub(super) parents: usize,
-    pub(super) choices: usize,
+    /// Layer, level and run.
+    pub(super) place: (usize, usize, usize),
     /// The shares that labels ask for, `[tasks, parents · choices]`.
     pub(super) shares: Tensor,
     pub(super) train: Rows,
@@ -62,38 +66,51 @@ pub(super) struct Tuning<'a> {
 }
 
 impl Tuning<'_> {
-    /// The routers; their parameters learn or not.
-    fn router(&self, learn: bool) -> Result<GaussianMoeRouter> {
+    /// The layer that holds the routers; their parameters learn or not.
+    fn layer(&self, learn: bool) -> Result<MoeLayer> {
+        let (store, cfg, variant) = self.model;
         let prefix = format!("{}.", self.path);
-        let vb = self.store.builder(DType::F32, move |name| learn && name.starts_with(&prefix));
-        let hidden = self.train.x.dim(1)?;
-        GaussianMoeRouter::new(hidden, self.dim()?, self.parents, self.choices, &vb.pp(self.path))
+        let vb = store.builder(DType::F32, move |name| learn && name.starts_with(&prefix));
+        let layer = self.place.0;
+        (variant.build)(cfg, layer, vb.pp(format!("model.layers.{layer}.mlp")))
     }
 
-    fn dim(&self) -> Result<usize> {
-        let name = format!("{}.projection", self.path);
-        let missing = || crate::Error::tensor(&name, "is missing", "upcycle the dense model again");
-        Ok(self.store.get(&name).ok_or_else(missing)?.dim(0)?)
+    fn logits(&self, layer: &MoeLayer, rows: &Rows) -> Result<Tensor> {
+        let (_, level, run) = self.place;
+        layer.routers()[level][run].logits(&rows.x)
     }
 
-    fn loss(&self, router: &GaussianMoeRouter, rows: &Rows) -> Result<Tensor> {
-        let log_p = router.log_probs(&rows.x)?.flatten_from(1)?;
+    /// The cross-entropy between labelled shares and the probabilities that ℓ `[n, parents, choices]` gives.
+    fn cross_entropy(&self, logits: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?.flatten_from(1)?;
         Ok((log_p * self.shares.index_select(&rows.tasks, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
     }
 
-    /// The scale of least loss on validation text, by golden section over ln s.
+    fn loss(&self, layer: &MoeLayer, rows: &Rows) -> Result<Tensor> {
+        self.cross_entropy(&self.logits(layer, rows)?, rows)
+    }
+
+    /// The scale of Gaussian routers of least loss on validation text, by golden section over ln s. ℓ is linear in s, so the
+    /// densities are computed once.
     pub(super) fn calibrate(&self) -> Result<()> {
         const SHRINK: f64 = 0.618_033_988_749_895;
         const ROUNDS: usize = 16;
+        let store = self.model.0;
         let name = format!("{}.scale", self.path);
-        let router = self.router(false)?;
+        let missing = || crate::Error::tensor(&name, "is missing", "upcycle the dense model again");
+        let start = f64::from(store.get(&name).ok_or_else(missing)?.to_scalar::<f32>()?);
+        let set = |s: f64| store.set(&name, &Tensor::new(s as f32, store.device())?);
+        let layer = self.layer(false)?;
+        let at_start = self.logits(&layer, &self.held)?;
+        set(0.0)?;
+        let prior = self.logits(&layer, &self.held)?;
+        let slope = (&at_start - &prior)?;
         let at = |ln_s: f64| -> Result<f32> {
-            self.store.set(&name, &Tensor::new(ln_s.exp() as f32, self.store.device())?)?;
-            Ok(self.loss(&router, &self.held)?.to_scalar::<f32>()?)
+            let logits = (&prior + (&slope * (ln_s.exp() / start))?)?;
+            Ok(self.cross_entropy(&logits, &self.held)?.to_scalar::<f32>()?)
         };
-        let start = (self.dim()? as f64).ln();
-        let before = at(start)?;
-        let (mut low, mut high) = (start - 5.0, start + 2.0);
+        let before = at(start.ln())?;
+        let (mut low, mut high) = (start.ln() - 5.0, start.ln() + 2.0);
         let (mut a, mut b) = (high - SHRINK * (high - low), low + SHRINK * (high - low));
         let (mut at_a, mut at_b) = (at(a)?, at(b)?);
         for _ in 0..ROUNDS {
@@ -108,25 +125,24 @@ impl Tuning<'_> {
             }
         }
         let best = f64::midpoint(low, high);
-        let kept = if at(best)? < before { best } else { start };
-        at(kept).map(|_| ())
+        set(if at(best)? < before { best.exp() } else { start })
     }
 
     /// All parameters, by gradient. Deterministic in `seed`.
     pub(super) fn refine(&self, config: &RouterFitConfig, seed: u64) -> Result<()> {
         let prefix = format!("{}.", self.path);
-        let router = self.router(true)?;
-        let vars = self.store.trainable(|name| name.starts_with(&prefix));
+        let layer = self.layer(true)?;
+        let vars = self.model.0.trainable(|name| name.starts_with(&prefix));
         let mut optimizer = AdamW::new(AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() });
         let mut rng = random::stream(seed, &format!("router/{}", self.path));
         let snapshot =
             || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
-        let held = || -> Result<f32> { Ok(self.loss(&router, &self.held)?.detach().to_scalar()?) };
+        let held = || -> Result<f32> { Ok(self.loss(&layer, &self.held)?.detach().to_scalar()?) };
         let (mut best, mut kept) = (held()?, snapshot()?);
         let count = self.train.tasks.elem_count() as u32;
         for step in 1..=config.steps {
             let rows: Vec<u32> = (0..config.batch).map(|_| rng.random_range(0..count)).collect();
-            let loss = self.loss(&router, &self.train.select(&rows)?)?;
+            let loss = self.loss(&layer, &self.train.select(&rows)?)?;
             optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
             if step % LOOK == 0 || step == config.steps {
                 let now = held()?;

@@ -11,14 +11,13 @@ use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Lines;
-use super::{AdamW, AdamwConfig};
-use crate::checkpoint::ParamStore;
+use super::router_training::RouterTraining;
+use super::{AdamW, AdamwConfig, Model};
 use crate::data::Sampler;
 use crate::metrics::{MetricsLog, Progress};
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::Variant;
 use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
-use crate::qwen3::{Qwen3Config, RouteCtx};
+use crate::qwen3::RouteCtx;
 use crate::{Error, Result};
 
 /// How experts differentiate.
@@ -31,6 +30,8 @@ pub struct SmkConfig {
     pub batch: usize,
     /// Experts of a layer that learn in a step; as many as are active or more is `all`.
     pub min_k: usize,
+    /// Whether routers learn too: by the gates' gradients (`gate = scaled` or `straight_through`) and their auxiliary losses.
+    pub routers: bool,
     /// The optimizer; its rate is constant.
     pub adamw: AdamwConfig,
 }
@@ -38,7 +39,7 @@ pub struct SmkConfig {
 impl Default for SmkConfig {
     fn default() -> Self {
         let adamw = AdamwConfig { rate: 5e-4, decay: 0.0, ..AdamwConfig::default() };
-        Self { steps: 300, batch: 8, min_k: 25, adamw }
+        Self { steps: 300, batch: 8, min_k: 25, routers: false, adamw }
     }
 }
 
@@ -141,7 +142,7 @@ pub struct SmkOutcome {
     pub updated_share: f64,
 }
 
-/// Differentiates the experts in `store` under routed activation; everything but the experts is frozen.
+/// Differentiates the experts of a model, routed as `routed` says; everything but the experts is frozen, and the routers unless asked.
 ///
 /// # Errors
 /// A `min_k` of zero; whatever the model or the log reports.
@@ -153,7 +154,7 @@ pub struct SmkOutcome {
 /// use tinyonn::imaging::Partition;
 /// use tinyonn::metrics::MetricsLog;
 /// use tinyonn::moe::{self, moe};
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
 /// use tinyonn::train::{SmkConfig, train_smk};
 ///
 /// #[moe(groups = 2, experts = 3)]
@@ -174,30 +175,38 @@ pub struct SmkOutcome {
 /// let sampler = Sampler::new(&set, 32, config.batch, 0, &Device::Cpu)?;
 /// let dir = tempfile::tempdir()?;
 /// let mut log = MetricsLog::create(dir.path().join("smk.jsonl"))?;
-/// let outcome = train_smk(&store, &cfg, variant, &sampler, &config, &mut log)?;
+/// let outcome = train_smk((&store, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log)?;
 /// assert!(outcome.updated_share < 1.0); // one of several active experts
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn train_smk(
-    store: &ParamStore,
-    cfg: &Qwen3Config,
-    variant: &'static Variant,
+    (store, cfg, variant): Model<'_>,
+    routed: &RouteCtx,
     sampler: &Sampler<'_>,
     config: &SmkConfig,
     log: &mut MetricsLog,
 ) -> Result<SmkOutcome> {
-    let expert = |name: &str| name.contains(".mlp.") && name.ends_with("_proj.weight");
-    let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, expert))?;
+    let routers = config.routers;
+    let learns = move |name: &str| {
+        let expert = name.contains(".mlp.") && name.ends_with("_proj.weight");
+        expert || (routers && name.contains("_router."))
+    };
+    let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
     let smk = Arc::new(Smk::new(config.min_k, variant.spec.experts(), model.neuron_experts()?)?);
-    let ctx = RouteCtx { probe: Some(smk.clone()), ..RouteCtx::routed() };
-    let vars = store.trainable(expert);
+    let routing = Arc::new(RouterTraining::default());
+    let ctx = RouteCtx { probe: Some(smk.clone()), observer: Some(routing.clone()), ..routed.clone() };
+    let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
     let progress = Progress::new(config.steps, "smk");
     let (mut shares, mut count) = (0.0, 0u64);
     for step in 0..config.steps {
         let batch = sampler.batch_at(step)?;
+        let training = routers.then_some(step);
+        let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), training, ..ctx.clone() };
         let loss = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.mean_all()?;
-        optimizer.step(&vars, &ops::backward(&loss)?, |name| smk.lines(name))?;
+        let total = routing.add_to(loss.clone())?;
+        optimizer.step(&vars, &ops::backward(&total)?, |name| smk.lines(name))?;
+        routing.balance(store, &variant.spec)?;
         for choice in smk.choices() {
             shares += choice.learners.len() as f64 / choice.active.len().max(1) as f64;
             count += 1;

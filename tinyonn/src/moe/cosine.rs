@@ -1,0 +1,47 @@
+//! Cosine routing: ℓ_c = s · ⟨x, e_c⟩ / (‖x‖ ‖e_c‖), which no choice can win by the length of its vector (Chi et al., 2022).
+
+use candle_core::{D, DType, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::{Router, RouterShape};
+use crate::{Result, ops};
+
+/// s at the start: the reciprocal of the temperature 0.07 of the paper.
+const SCALE: f64 = 1.0 / 0.07;
+/// Keeps a vector of zeros from a division by none.
+const EPS: f64 = 1e-12;
+
+/// The cosine routers of one level. Parameters are f32 whatever the model's dtype.
+#[derive(Clone, Debug)]
+pub struct CosineRouter {
+    /// e `[p·c, d]`.
+    weight: Tensor,
+    /// s, a scalar.
+    scale: Tensor,
+    shape: RouterShape,
+}
+
+impl Router for CosineRouter {
+    fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Self> {
+        let vb = vb.clone().set_dtype(DType::F32);
+        let nodes = shape.parents * shape.choices;
+        Ok(Self {
+            weight: vb.get_with_hints((nodes, shape.hidden), "weight", Init::Randn { mean: 0.0, stdev: 1.0 })?,
+            scale: vb.get_with_hints((), "scale", Init::Const(SCALE))?,
+            shape,
+        })
+    }
+
+    fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
+        let x_td = x_td.to_dtype(DType::F32)?;
+        let cosines_tc = ops::linear(&unit(&x_td)?, &unit(&self.weight)?, None)?;
+        let logits_tc = cosines_tc.broadcast_mul(&self.scale)?;
+        Ok(logits_tc.reshape(((), self.shape.parents, self.shape.choices))?)
+    }
+}
+
+/// Rows of length one.
+fn unit(rows: &Tensor) -> Result<Tensor> {
+    let length = (rows.sqr()?.sum_keepdim(D::Minus1)? + EPS)?.sqrt()?;
+    Ok(rows.broadcast_div(&length)?)
+}

@@ -1,0 +1,35 @@
+//! Linear routing: ℓ = W x + b, the softmax gate of most mixtures of experts (Shazeer et al., 2017).
+
+use candle_core::{DType, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::{Router, RouterShape};
+use crate::{Result, ops};
+
+/// The linear routers of one level. Parameters are f32 whatever the model's dtype.
+#[derive(Clone, Debug)]
+pub struct LinearRouter {
+    /// W `[p·c, d]`.
+    weight: Tensor,
+    /// b `[p·c]`.
+    bias: Tensor,
+    shape: RouterShape,
+}
+
+impl Router for LinearRouter {
+    fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Self> {
+        let vb = vb.clone().set_dtype(DType::F32);
+        let nodes = shape.parents * shape.choices;
+        let spread = Init::Randn { mean: 0.0, stdev: 1.0 / (shape.hidden as f64).sqrt() };
+        Ok(Self {
+            weight: vb.get_with_hints((nodes, shape.hidden), "weight", spread)?,
+            bias: vb.get_with_hints(nodes, "bias", Init::Const(0.0))?,
+            shape,
+        })
+    }
+
+    fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
+        let logits_tc = ops::linear(&x_td.to_dtype(DType::F32)?, &self.weight, Some(&self.bias))?;
+        Ok(logits_tc.reshape(((), self.shape.parents, self.shape.choices))?)
+    }
+}

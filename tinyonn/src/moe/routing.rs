@@ -1,0 +1,176 @@
+//! Routing, which every layer of every variant shares: what decides, what it decides for, and the gates that come of it.
+//!
+//! Legend: B sequences of T tokens; D decisions; N experts. All forms of `route_per` are causal: a decision reads nothing that comes
+//! after the tokens it is for (DESIGN §1, "what shares a decision").
+
+use candle_core::{D, DType, Tensor};
+
+use super::gate::{self, Scores};
+use super::select::{Selection, select};
+use super::{Balance, MoeModule, MoeSpec, Pfag, RoutePer, balance};
+use crate::ops::Run;
+use crate::qwen3::{Active, PathTable, RouteCtx};
+use crate::{Error, Result};
+
+/// The gates of a layer, and which tokens they are for.
+#[derive(Clone, Debug)]
+pub enum Routing {
+    /// All experts, without gates: the pseudo-dense pass.
+    All,
+    /// A decision of its own for each token: `[B·T, N]`.
+    Each(Tensor),
+    /// Decisions that runs of tokens share.
+    Shared {
+        /// `[D, N]`.
+        gate_dn: Tensor,
+        /// All B·T tokens in their order; a run without a decision is all active.
+        runs: Vec<Run>,
+    },
+}
+
+impl Routing {
+    /// The gates of every token, `[B·T, N]`; `None` is all active.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn by_token(&self) -> Result<Option<Tensor>> {
+        let (gate_dn, runs) = match self {
+            Self::All => return Ok(None),
+            Self::Each(gate_tn) => return Ok(Some(gate_tn.clone())),
+            Self::Shared { gate_dn, runs } => (gate_dn, runs),
+        };
+        // A row of ones behind the decisions: what runs all active.
+        let (decisions, experts) = gate_dn.dims2()?;
+        let open = Tensor::ones((1, experts), gate_dn.dtype(), gate_dn.device())?;
+        let of_run = |run: &Run| std::iter::repeat_n(run.decision.unwrap_or(decisions) as u32, run.rows.len());
+        let rows: Vec<u32> = runs.iter().flat_map(of_run).collect();
+        let rows = Tensor::new(rows.as_slice(), gate_dn.device())?;
+        Ok(Some(Tensor::cat(&[gate_dn, &open], 0)?.index_select(&rows, 0)?))
+    }
+}
+
+/// Routes the inputs x `[B, T, d]` of a layer as `ctx` asks.
+///
+/// # Errors
+/// Paths without tasks, or of other tasks, layers or experts than the model's; what a router reports.
+pub fn route<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
+    let (spec, layer) = (module.spec(), module.experts().layer());
+    let routing = match (&ctx.active, spec.route_per) {
+        (Active::All, _) => Routing::All,
+        (Active::Paths(table), _) => along(spec, layer, x, ctx, Some(table))?,
+        (Active::Routed, RoutePer::Task) => along(spec, layer, x, ctx, ctx.paths.as_deref())?,
+        (Active::Routed, _) => decided(module, x, ctx)?,
+    };
+    if let (Some(observer), Some(gate_tn)) = (&ctx.observer, routing.by_token()?) {
+        observer.gates(layer, &gate_tn)?;
+    }
+    Ok(routing)
+}
+
+/// By the routers.
+fn decided<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
+    let (spec, layer) = (module.spec(), module.experts().layer());
+    let (b, t, d) = x.dims3()?;
+    let runs = runs(spec.route_per, b, t);
+    let inputs = |values: &Tensor| -> Result<Tensor> {
+        match &runs {
+            None => Ok(values.reshape((b * t, values.elem_count() / (b * t)))?),
+            Some((_, read)) => means(values, read),
+        }
+    };
+    if runs.as_ref().is_some_and(|(_, read)| read.is_empty()) {
+        return Ok(Routing::All);
+    }
+    let mut x_rd = inputs(&x.reshape((b, t, d))?)?;
+    if let Some(seed) = ctx.training {
+        x_rd = balance::jittered(spec, layer, seed, &x_rd)?;
+    }
+    let surprisal = match (spec.pfag, &ctx.surprisal) {
+        (Pfag::Surprisal, Some(surprisal)) => {
+            Some(inputs(&surprisal.to_dtype(DType::F32)?.unsqueeze(2)?)?.flatten_all()?.to_vec1::<f32>()?)
+        }
+        _ => None,
+    };
+    let scores = Scores::new(module, &x_rd)?;
+    let bias = match spec.balance {
+        Balance::Bias { .. } => module.experts().balance_bias(spec)?,
+        Balance::None | Balance::Loss { .. } => None,
+    };
+    let compared = if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
+    let taken = select(spec, &compared, Selection { bias: bias.as_deref(), surprisal: surprisal.as_deref() })?;
+    if let (Some(observer), Some(_)) = (&ctx.observer, ctx.training)
+        && let Some(loss) = balance::auxiliary_loss(spec, &scores, &taken)?
+    {
+        observer.auxiliary_loss(layer, &loss)?;
+    }
+    let gate_dn = gate::gates(spec, &scores, &taken, x.dtype())?;
+    Ok(match runs {
+        None => Routing::Each(gate_dn),
+        Some((runs, _)) => Routing::Shared { gate_dn, runs },
+    })
+}
+
+/// The rows that decide: sequence, first position, count.
+type Read = (usize, usize, usize);
+
+/// Runs of the B·T tokens that share a decision, and what each decision reads; `None` where each token has its own.
+fn runs(route_per: RoutePer, b: usize, t: usize) -> Option<(Vec<Run>, Vec<Read>)> {
+    // Positions of a sequence at which a decision takes over, with the positions that it reads.
+    let decisions: Vec<(usize, usize)> = match route_per {
+        RoutePer::Token | RoutePer::Task => return None,
+        RoutePer::Sequence { first } if first < t => vec![(first.max(1), first.max(1))],
+        RoutePer::Sequence { .. } => Vec::new(),
+        RoutePer::Segment { tokens } => {
+            (1..).map(|at| at * tokens.max(1)).take_while(|at| *at < t).map(|at| (at, tokens.max(1))).collect()
+        }
+    };
+    let (mut runs, mut read) = (Vec::new(), Vec::new());
+    for row in 0..b {
+        let first = decisions.first().map_or(t, |(at, _)| *at);
+        runs.push(Run { rows: row * t..row * t + first, decision: None });
+        for (index, (at, count)) in decisions.iter().enumerate() {
+            let end = decisions.get(index + 1).map_or(t, |(at, _)| *at);
+            runs.push(Run { rows: row * t + at..row * t + end, decision: Some(read.len()) });
+            read.push((row, at - count, *count));
+        }
+    }
+    Some((runs, read))
+}
+
+/// The means `[D, d]` of the rows of values `[B, T, d]` that decisions read.
+fn means(values: &Tensor, read: &[Read]) -> Result<Tensor> {
+    let mean = |(row, first, count): &Read| values.get(*row)?.narrow(0, *first, *count)?.mean_keepdim(0);
+    Ok(Tensor::cat(&read.iter().map(mean).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+}
+
+/// Along given paths: one decision a sequence, by its task.
+fn along(spec: &MoeSpec, layer: usize, x: &Tensor, ctx: &RouteCtx, table: Option<&PathTable>) -> Result<Routing> {
+    let (b, t, _) = x.dims3()?;
+    let table = table.ok_or_else(|| {
+        Error::setting("paths", "route_per = task takes paths, and there are none", "set RouteCtx::paths")
+    })?;
+    let tasks = ctx.tasks.as_deref().filter(|tasks| tasks.len() == b).ok_or_else(|| {
+        Error::setting("tasks", format!("paths need the task of each of {b} sequences"), "set RouteCtx::tasks")
+    })?;
+    let experts = spec.experts();
+    let mut gates = vec![0f32; b * experts];
+    for (gates, task) in gates.chunks_exact_mut(experts).zip(tasks) {
+        let path = table.experts.get(*task as usize).and_then(|layers| layers.get(layer)).ok_or_else(|| {
+            let problem = format!("none for task {task}, layer {layer}");
+            Error::setting("paths", problem, "label every task and layer")
+        })?;
+        for expert in path.iter().map(|expert| *expert as usize).chain(spec.routed_experts()..experts) {
+            *gates.get_mut(expert).ok_or_else(|| {
+                Error::setting("paths", format!("expert {expert} of {experts}"), "label this variant")
+            })? = 1.0;
+        }
+    }
+    let gate_dn = Tensor::from_vec(gates, (b, experts), x.device())?;
+    let gate_dn = match spec.gate {
+        // Equal shares, since no router was asked.
+        super::Gate::Normalised => gate_dn.broadcast_div(&gate_dn.sum_keepdim(D::Minus1)?)?,
+        _ => gate_dn,
+    };
+    let runs = (0..b).map(|row| Run { rows: row * t..(row + 1) * t, decision: Some(row) }).collect();
+    Ok(Routing::Shared { gate_dn: gate_dn.to_dtype(x.dtype())?, runs })
+}

@@ -1,0 +1,75 @@
+//! Routers that learn with the language model: the observer that gathers their auxiliary losses and their load, and the step of the
+//! bias that keeps the load even. Formulas: [`crate::moe::balance`].
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Tensor};
+
+use crate::checkpoint::ParamStore;
+use crate::moe::{Balance, MoeSpec, balance};
+use crate::qwen3::Observer;
+use crate::{Error, Result};
+
+/// Gathers what one training step says about routing.
+#[derive(Debug, Default)]
+pub struct RouterTraining {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    losses: Vec<Tensor>,
+    /// By layer: tokens by expert.
+    load: Vec<Vec<f64>>,
+}
+
+impl RouterTraining {
+    /// `loss` and the auxiliary losses reported since the last call.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn add_to(&self, loss: Tensor) -> Result<Tensor> {
+        let losses = std::mem::take(&mut self.lock().losses);
+        losses.into_iter().try_fold(loss, |sum, loss| Ok((sum + loss)?))
+    }
+
+    /// Moves the biases of every layer against the load since the last call (`balance = bias`).
+    ///
+    /// # Errors
+    /// A store without the biases.
+    pub fn balance(&self, store: &ParamStore, spec: &MoeSpec) -> Result<()> {
+        let load = std::mem::take(&mut self.lock().load);
+        if !matches!(spec.balance, Balance::Bias { .. }) {
+            return Ok(());
+        }
+        for (layer, load) in load.iter().enumerate() {
+            let name = format!("model.layers.{layer}.mlp.balance_bias");
+            let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
+            let mut bias = store.get(&name).ok_or_else(missing)?.to_vec1::<f32>()?;
+            balance::step(spec, &mut bias, load);
+            store.set(&name, &Tensor::new(bias.as_slice(), store.device())?)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for RouterTraining {
+    fn gates(&self, layer: usize, gate_tn: &Tensor) -> Result<()> {
+        let taken = gate_tn.detach().ne(0f64)?.to_dtype(DType::F32)?.sum(0)?.to_vec1::<f32>()?;
+        let mut state = self.lock();
+        if state.load.len() <= layer {
+            state.load.resize(layer + 1, vec![0.0; taken.len()]);
+        }
+        state.load[layer].iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += f64::from(*taken));
+        Ok(())
+    }
+
+    fn auxiliary_loss(&self, _: usize, loss: &Tensor) -> Result<()> {
+        self.lock().losses.push(loss.clone());
+        Ok(())
+    }
+}
