@@ -8,7 +8,7 @@ use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::gallery::TinyOnn;
 use tinyonn::moe::{GaussianMoeRouter, Router, select};
-use tinyonn::ops::{self, MlpWeights};
+use tinyonn::ops::{self, MlpWeights, Silu};
 
 const TOKENS: usize = 1024;
 
@@ -28,7 +28,7 @@ fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let (gate, up, down) = (gate?, up?, down?);
     let log_probs = || routers.iter().map(|router| router.log_probs(&x)).collect::<Result<Vec<_>>>();
     let mlp = || {
-        ops::swiglu_mlp(&x, MlpWeights { gate: &gate, up: &up, down: &down }, None, None)?;
+        ops::glu_mlp(&x, MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu }, None, None)?;
         Ok(())
     };
     let densities = || log_probs().map(drop);

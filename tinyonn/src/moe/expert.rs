@@ -17,6 +17,7 @@ pub struct TinyOnnExpert {
     gate_proj: Tensor,
     up_proj: Tensor,
     down_proj: Tensor,
+    activation: &'static dyn ops::Activation,
     /// The expert of each neuron, `[I]` u32.
     neuron_expert: Tensor,
     layer: usize,
@@ -27,7 +28,7 @@ impl TinyOnnExpert {
     ///
     /// # Errors
     /// An MLP narrower than the number of experts; a partition that leaves an expert empty or names one that does not
-    /// exist; a missing or misshapen weight.
+    /// exist; a missing or misshapen weight; an unknown activation.
     pub fn new(spec: &MoeSpec, cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let experts = spec.experts();
         check_width(spec, cfg.intermediate_size, layer)?;
@@ -45,7 +46,7 @@ impl TinyOnnExpert {
         if let Some(empty) = widths.iter().position(|width| *width == 0) {
             return Err(bad_partition(layer, &format!("it leaves expert {empty} without a neuron")));
         }
-        Ok(Self { gate_proj, up_proj, down_proj, neuron_expert, layer })
+        Ok(Self { gate_proj, up_proj, down_proj, activation: cfg.activation()?, neuron_expert, layer })
     }
 
     /// x `[B, T, d]` to y `[B, T, d]`, under gates `[B·T, N]`; `None` is all active.
@@ -56,9 +57,10 @@ impl TinyOnnExpert {
         if let (Some(observer), Some(gate_tn)) = (&ctx.observer, gate_tn) {
             observer.gates(self.layer, gate_tn)?;
         }
-        let weights = ops::MlpWeights { gate: &self.gate_proj, up: &self.up_proj, down: &self.down_proj };
+        let (gate, up, down) = (&self.gate_proj, &self.up_proj, &self.down_proj);
+        let weights = ops::MlpWeights { gate, up, down, activation: self.activation };
         let gate = gate_tn.map(|gate_tn| ops::MlpGate { gate_tn, neuron_expert: &self.neuron_expert });
-        Ok(ops::swiglu_mlp(x, weights, gate, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
+        Ok(ops::glu_mlp(x, weights, gate, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
     }
 
     /// The expert of each neuron, `[I]` u32.
