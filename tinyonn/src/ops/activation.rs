@@ -116,7 +116,7 @@ impl Activation for Silu {
 /// h = gelu(g) ⊙ u, gelu(g) = g Φ(g), gelu′(g) = Φ(g) + g φ(g), Φ(g) = ½ (1 + erf(g/√2)), φ(g) = e^(−g²/2)/√(2π): GEGLU
 /// with the exact gelu of Hendrycks and Gimpel (2016), transformers' `gelu`, not its approximation by tanh.
 ///
-/// The fused loop's gelu(g) is within 4e-7 of the true one, as exact as one that computes 1 + erf(g/√2) in f32 can be.
+/// The fused loop's gelu(g) is within 4e-7 · max(1, |g|) of the true one.
 #[derive(Clone, Copy, Debug)]
 pub struct Gelu;
 
