@@ -36,7 +36,7 @@ GRADIENTS = [
         "use a product, or say here why not: .ci/source_rules.py",
         (
             "tinyonn/src/ops/embedding.rs",  # The derivative of a gather is a scatter.
-            "tinyonn/src/ops/swiglu_mlp.rs",  # Few rows, and the sum over an expert's neurons.
+            "tinyonn/src/ops/glu_mlp.rs",  # Few rows, and the sum over an expert's neurons.
             "tinyonn/src/imaging/dump.rs",  # An instrument, once a token set.
         ),
     ),

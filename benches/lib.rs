@@ -183,6 +183,7 @@ pub fn config(hidden_size: usize, intermediate_size: usize) -> Qwen3Config {
         vocab_size: 2048,
         hidden_size,
         intermediate_size,
+        hidden_act: "silu".into(),
         num_hidden_layers: 4,
         num_attention_heads: hidden_size / 32,
         num_key_value_heads: hidden_size / 64,

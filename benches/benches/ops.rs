@@ -7,7 +7,7 @@ use benches::{BATCH, LENGTH, Side, compare, config, run, tokens, values};
 use candle_core::{D, Device, Tensor, Var};
 use criterion::Criterion;
 use tinyonn::Result;
-use tinyonn::ops::{self, MlpWeights};
+use tinyonn::ops::{self, MlpWeights, Silu};
 use tinyonn::qwen3::Qwen3Config;
 
 type Function<'a> = &'a dyn Fn(&[Tensor]) -> candle_core::Result<Tensor>;
@@ -61,15 +61,16 @@ fn rms_norm(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) -> Re
     bench(criterion, device, "rms_norm", &[&[BATCH * LENGTH, d], &[d]], [&fused, &plain])
 }
 
-fn swiglu_mlp(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) -> Result<()> {
+fn glu_mlp(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) -> Result<()> {
     let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
-    let fused =
-        |xs: &[Tensor]| ops::swiglu_mlp(&xs[0], MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3] }, None, None);
+    let fused = |xs: &[Tensor]| {
+        ops::glu_mlp(&xs[0], MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu }, None, None)
+    };
     let plain = |xs: &[Tensor]| {
         let h = (candle_nn::ops::silu(&xs[0].matmul(&xs[1].t()?)?)? * xs[0].matmul(&xs[2].t()?)?)?;
         h.matmul(&xs[3].t()?)
     };
-    bench(criterion, device, "swiglu_mlp", &[&[BATCH * LENGTH, d], &[i, d], &[i, d], &[d, i]], [&fused, &plain])
+    bench(criterion, device, "glu_mlp", &[&[BATCH * LENGTH, d], &[i, d], &[i, d], &[d, i]], [&fused, &plain])
 }
 
 fn head_cross_entropy(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) -> Result<()> {
@@ -85,7 +86,7 @@ fn main() -> Result<()> {
     run(|criterion, device| {
         attention(criterion, device, &cfg)?;
         rms_norm(criterion, device, &cfg)?;
-        swiglu_mlp(criterion, device, &cfg)?;
+        glu_mlp(criterion, device, &cfg)?;
         head_cross_entropy(criterion, device, &cfg)
     })
 }

@@ -8,7 +8,7 @@ use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::gallery::TinyOnn;
 use tinyonn::moe::{GaussianMoeRouter, Router, RouterShape, Selection, select};
-use tinyonn::ops::{self, MlpWeights};
+use tinyonn::ops::{self, MlpWeights, Silu};
 
 const TOKENS: usize = 1024;
 
@@ -30,7 +30,7 @@ fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let flat = |router: &GaussianMoeRouter| Ok(router.logits(&x)?.flatten_from(1)?);
     let logits = || routers.iter().map(flat).collect::<Result<Vec<_>>>();
     let mlp = || {
-        ops::swiglu_mlp(&x, MlpWeights { gate: &gate, up: &up, down: &down }, None, None)?;
+        ops::glu_mlp(&x, MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu }, None, None)?;
         Ok(())
     };
     let densities = || logits().map(drop);

@@ -75,6 +75,7 @@ fn missing_keys_take_the_defaults_of_transformers() {
         vocab_size: 151_936,
         hidden_size: 4096,
         intermediate_size: 22_016,
+        hidden_act: "silu".into(),
         num_hidden_layers: 32,
         num_attention_heads: 32,
         num_key_value_heads: 32,
@@ -106,7 +107,8 @@ fn the_dense_part_of_a_tiny_onn_checkpoint_is_read() {
 #[case("model_type", json!("llama"))]
 #[case("model_type", json!("qwen3_moe"))]
 #[case("model_type", json!(3))]
-#[case("hidden_act", json!("gelu"))]
+#[case("hidden_act", json!("swish"))]
+#[case("hidden_act", json!(7))]
 #[case("hidden_act", Value::Null)]
 #[case("rope_scaling", json!({ "rope_type": "yarn", "factor": 4.0 }))]
 #[case("rope_scaling", json!({ "type": "linear", "factor": 2.0 }))]
@@ -184,6 +186,7 @@ fn configs() -> impl Strategy<Value = Qwen3Config> {
             vocab_size: vocab,
             hidden_size: hidden,
             intermediate_size: width,
+            hidden_act: if tied { "gelu" } else { "silu" }.into(),
             num_hidden_layers: layers,
             num_attention_heads: kv * groups,
             num_key_value_heads: kv,

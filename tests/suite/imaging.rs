@@ -12,7 +12,7 @@ use rstest::rstest;
 use tinyonn::data::{TaskTokens, TokenSet};
 use tinyonn::imaging::{NeuronScan, ScanOptions, dump, scan};
 use tinyonn::ops::{self, MlpBackward, MlpProbe, WeightGrads};
-use tinyonn::qwen3::RouteCtx;
+use tinyonn::qwen3::{Qwen3Config, RouteCtx};
 
 use crate::tiny;
 use own_weights::image;
@@ -37,11 +37,17 @@ fn scanned(seed: u64, set: &TokenSet, options: ScanOptions) -> NeuronScan {
 }
 
 #[rstest]
-#[case::neurons(0, 26)]
-#[case::uneven_experts(1, 7)]
-#[case::one_expert(2, 1)]
-fn dump_is_the_gradient_of_each_tokens_own_weights(#[case] seed: u64, #[case] experts: usize) {
-    let cfg = tiny::config(VOCAB as usize);
+#[case::neurons(0, 26, "silu")]
+#[case::uneven_experts(1, 7, "silu")]
+#[case::one_expert(2, 1, "silu")]
+#[case::gelu(3, 26, "gelu")]
+#[case::an_activation_of_ones_own(4, 7, "tanh_square")]
+fn dump_is_the_gradient_of_each_tokens_own_weights(
+    #[case] seed: u64,
+    #[case] experts: usize,
+    #[case] hidden_act: &str,
+) {
+    let cfg = Qwen3Config { hidden_act: hidden_act.into(), ..tiny::config(VOCAB as usize) };
     let store = tiny::dense_store(&cfg, seed);
     let set = tiny::tokens(seed, &[11, 11], VOCAB);
     let rows: Vec<&[u32]> = set.tasks.iter().map(|task| task.tokens.as_slice()).collect();

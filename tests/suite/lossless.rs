@@ -1,5 +1,5 @@
-//! Losslessness: whatever the hierarchy, the width, the partition, the type, tied or not, an upcycled model computes what the dense
-//! one computes, bit for bit, before and after a round trip over the disk; and every weight comes back byte for byte.
+//! Losslessness: whatever the hierarchy, the width, the partition, the activation, the type, tied or not, an upcycled model computes
+//! what the dense one computes, bit for bit, before and after a round trip over the disk; and every weight comes back byte for byte.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tinyonn::checkpoint::{
     ModelFolder, TinyOnnConfig, TinyOnnFolder, compare, expected_tensors, export_dense, load_model, upcycle,
 };
 use tinyonn::imaging::Partition::{self, Activation, Contiguous, Random, Sps};
-use tinyonn::qwen3::RouteCtx;
+use tinyonn::qwen3::{Qwen3Config, RouteCtx};
 
 use crate::models::{CPU, bits, config, dense, ids, message, partition, sparse, variant, weights};
 
@@ -28,8 +28,9 @@ mod everything {
 }
 
 /// Equal logits and weights all the way: in memory, from disk, and back to dense.
-fn assert_lossless(name: &str, width: usize, strategy: Partition, tied: bool, dtype: DType, shape: (usize, usize)) {
-    let (cfg, variant, ids) = (config(width, tied), variant(name), ids(shape));
+fn assert_lossless((name, width, strategy, tied, hidden_act, dtype, shape): Row) {
+    let cfg = Qwen3Config { hidden_act: hidden_act.into(), ..config(width, tied) };
+    let (variant, ids) = (variant(name), ids(shape));
     let store = weights(&cfg, dtype);
     let experts = partition(strategy, &variant.spec, &cfg).unwrap();
     let upcycled = upcycle(&store, &cfg, variant, &experts, 4).unwrap();
@@ -68,63 +69,62 @@ fn assert_same_weights(a: &Path, b: &Path) {
     }
 }
 
-/// Hierarchy, width, partition, tied, type, (B, T).
-type Row = (&'static str, usize, Partition, bool, DType, (usize, usize));
+/// Hierarchy, width, partition, tied, activation, type, (B, T).
+type Row = (&'static str, usize, Partition, bool, &'static str, DType, (usize, usize));
 
 /// Each value of each factor meets each value of every other one (a test below says so): a full product would only repeat them.
 const MATRIX: [Row; 27] = [
-    ("Moe1x1", 61, Random, true, DType::F32, (1, 9)),
-    ("Moe1x1", 100, Activation, false, DType::BF16, (3, 1)),
-    ("Moe1x1", 123, Sps, false, DType::F32, (1, 1)),
-    ("Moe1x1", 200, Contiguous, true, DType::F32, (2, 7)),
-    ("Moe1x1", 6144, Random, false, DType::BF16, (2, 7)),
-    ("Moe2x4", 61, Contiguous, true, DType::BF16, (3, 1)),
-    ("Moe2x4", 61, Sps, false, DType::F32, (1, 1)),
-    ("Moe2x4", 100, Random, true, DType::F32, (2, 7)),
-    ("Moe2x4", 123, Activation, true, DType::F32, (1, 1)),
-    ("Moe2x4", 200, Activation, false, DType::BF16, (1, 1)),
-    ("Moe2x4", 6144, Activation, false, DType::F32, (1, 9)),
-    ("Moe10x10", 100, Activation, true, DType::F32, (3, 1)),
-    ("Moe10x10", 123, Contiguous, true, DType::F32, (1, 9)),
-    ("Moe10x10", 200, Sps, false, DType::BF16, (2, 7)),
-    ("Moe10x10", 6144, Random, true, DType::F32, (1, 1)),
-    ("Moe7x3", 61, Activation, false, DType::F32, (2, 7)),
-    ("Moe7x3", 100, Sps, true, DType::F32, (1, 9)),
-    ("Moe7x3", 123, Random, false, DType::BF16, (3, 1)),
-    ("Moe7x3", 200, Sps, true, DType::F32, (3, 1)),
-    ("Moe7x3", 6144, Contiguous, true, DType::BF16, (1, 1)),
-    ("Moe12x8", 100, Contiguous, false, DType::BF16, (1, 1)),
-    ("Moe12x8", 123, Activation, true, DType::BF16, (2, 7)),
-    ("Moe12x8", 200, Random, false, DType::BF16, (1, 9)),
-    ("Moe12x8", 6144, Sps, true, DType::F32, (3, 1)),
-    ("All7x3", 61, Contiguous, true, DType::F32, (2, 7)),
-    ("All7x3", 200, Sps, false, DType::BF16, (1, 1)),
-    ("AllSequence", 123, Random, false, DType::F32, (3, 9)),
+    ("Moe1x1", 61, Random, true, "silu", DType::F32, (1, 9)),
+    ("Moe1x1", 100, Activation, false, "silu", DType::BF16, (3, 1)),
+    ("Moe1x1", 123, Sps, false, "silu", DType::F32, (1, 1)),
+    ("Moe1x1", 200, Contiguous, true, "silu", DType::F32, (2, 7)),
+    ("Moe1x1", 6144, Random, false, "gelu", DType::BF16, (2, 7)),
+    ("Moe2x4", 61, Contiguous, true, "gelu", DType::BF16, (3, 1)),
+    ("Moe2x4", 61, Sps, false, "gelu", DType::F32, (1, 1)),
+    ("Moe2x4", 100, Random, true, "gelu", DType::F32, (2, 7)),
+    ("Moe2x4", 123, Activation, true, "gelu", DType::F32, (1, 1)),
+    ("Moe2x4", 200, Activation, false, "silu", DType::BF16, (1, 1)),
+    ("Moe2x4", 6144, Activation, false, "gelu", DType::F32, (1, 9)),
+    ("Moe10x10", 100, Activation, true, "silu", DType::F32, (3, 1)),
+    ("Moe10x10", 123, Contiguous, true, "silu", DType::F32, (1, 9)),
+    ("Moe10x10", 200, Sps, false, "gelu", DType::BF16, (2, 7)),
+    ("Moe10x10", 6144, Random, true, "silu", DType::F32, (1, 1)),
+    ("Moe7x3", 61, Activation, false, "gelu", DType::F32, (2, 7)),
+    ("Moe7x3", 100, Sps, true, "gelu", DType::F32, (1, 9)),
+    ("Moe7x3", 123, Random, false, "silu", DType::BF16, (3, 1)),
+    ("Moe7x3", 200, Sps, true, "gelu", DType::F32, (3, 1)),
+    ("Moe7x3", 6144, Contiguous, true, "gelu", DType::BF16, (1, 1)),
+    ("Moe12x8", 100, Contiguous, false, "gelu", DType::BF16, (1, 1)),
+    ("Moe12x8", 123, Activation, true, "gelu", DType::BF16, (2, 7)),
+    ("Moe12x8", 200, Random, false, "gelu", DType::BF16, (1, 9)),
+    ("Moe12x8", 6144, Sps, true, "silu", DType::F32, (3, 1)),
+    ("All7x3", 61, Contiguous, true, "silu", DType::F32, (2, 7)),
+    ("All7x3", 200, Sps, false, "gelu", DType::BF16, (1, 1)),
+    ("AllSequence", 123, Random, false, "gelu", DType::F32, (3, 9)),
 ];
 
 #[rstest]
 fn the_dense_model_is_computed_bit_for_bit_and_every_weight_comes_back(
     #[values("Moe1x1", "Moe2x4", "Moe10x10", "Moe7x3", "Moe12x8", "All7x3", "AllSequence")] name: &str,
 ) {
-    for (name, width, strategy, tied, dtype, shape) in MATRIX.into_iter().filter(|row| row.0 == name) {
-        assert_lossless(name, width, strategy, tied, dtype, shape);
-    }
+    MATRIX.into_iter().filter(|row| row.0 == name).for_each(assert_lossless);
 }
 
 #[test]
 fn every_pair_of_settings_that_can_meet_does() {
     let factors = |row: &Row| {
-        let (name, width, strategy, tied, dtype, shape) = row;
+        let (name, width, strategy, tied, hidden_act, dtype, shape) = row;
         [
             name.to_string(),
             width.to_string(),
             strategy.to_string(),
             tied.to_string(),
+            hidden_act.to_string(),
             format!("{dtype:?}"),
             format!("{shape:?}"),
         ]
     };
-    let rows: Vec<[String; 6]> = MATRIX.iter().filter(|row| !row.0.starts_with("All")).map(factors).collect();
+    let rows: Vec<[String; 7]> = MATRIX.iter().filter(|row| !row.0.starts_with("All")).map(factors).collect();
     let mut pairs = BTreeSet::new();
     for row in &rows {
         for i in 0..row.len() {
@@ -132,8 +132,8 @@ fn every_pair_of_settings_that_can_meet_does() {
         }
     }
     let values = |i: usize| rows.iter().map(|row| &row[i]).collect::<BTreeSet<_>>();
-    assert_eq!((0..6).map(|i| values(i).len()).collect::<Vec<_>>(), [5, 5, 4, 2, 2, 4]);
-    for i in 0..6 {
+    assert_eq!((0..7).map(|i| values(i).len()).collect::<Vec<_>>(), [5, 5, 4, 2, 2, 2, 4]);
+    for i in 0..7 {
         for j in 0..i {
             for (a, b) in values(i).into_iter().flat_map(|a| values(j).into_iter().map(move |b| (a, b))) {
                 // 61 neurons are too few for 96 experts and for 100.

@@ -3,6 +3,7 @@
 // Equal bits are what many tests ask for, and loops by index read several lists at once.
 #![allow(clippy::float_cmp, clippy::needless_range_loop, clippy::needless_for_each)]
 
+mod activation;
 mod adamw;
 mod checkpoint;
 mod config;

@@ -18,6 +18,7 @@ pub(crate) fn config(width: usize, tied: bool) -> Qwen3Config {
         vocab_size: 37,
         hidden_size: 16,
         intermediate_size: width,
+        hidden_act: "silu".into(),
         num_hidden_layers: 2,
         num_attention_heads: 4,
         num_key_value_heads: 2,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use rstest::rstest;
-use tinyonn::ops::{self, MlpBackward, MlpGate, MlpProbe, MlpWeights, NeuronSums, WeightGrads};
+use tinyonn::ops::{self, MlpBackward, MlpGate, MlpProbe, MlpWeights, NeuronSums, Silu, WeightGrads};
 
 use crate::gradients::{Function, assert_derivative, assert_same, inputs, relative_difference};
 
@@ -178,16 +178,16 @@ fn mlp_composition(xs: &[Tensor], neuron_expert: Option<&Tensor>) -> Result<Tens
 }
 
 fn weights(xs: &[Tensor]) -> MlpWeights<'_> {
-    MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3] }
+    MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu }
 }
 
 #[rstest]
 #[case(&[3, 4], 7)]
 #[case(&[2, 70, 6], 33)]
-fn swiglu_mlp(#[case] x: &[usize], #[case] i: usize) {
+fn glu_mlp(#[case] x: &[usize], #[case] i: usize) {
     let d = *x.last().unwrap();
     check(
-        &|xs| ops::swiglu_mlp(&xs[0], weights(xs), None, None),
+        &|xs| ops::glu_mlp(&xs[0], weights(xs), None, None),
         &|xs| mlp_composition(xs, None),
         &inputs(9, &[x, &[i, d], &[i, d], &[d, i]]),
     );
@@ -196,7 +196,7 @@ fn swiglu_mlp(#[case] x: &[usize], #[case] i: usize) {
 #[rstest]
 #[case(&[5, 4], 7, 3)]
 #[case(&[2, 70, 6], 33, 4)]
-fn gated_swiglu_mlp(#[case] x: &[usize], #[case] i: usize, #[case] n: usize) {
+fn gated_glu_mlp(#[case] x: &[usize], #[case] i: usize, #[case] n: usize) {
     let (d, t) = (*x.last().unwrap(), x[..x.len() - 1].iter().product());
     let neuron_expert: Vec<u32> = (0..i).map(|neuron| (neuron * 5 % n) as u32).collect();
     let neuron_expert = Tensor::new(neuron_expert.as_slice(), &Device::Cpu).unwrap();
@@ -204,7 +204,7 @@ fn gated_swiglu_mlp(#[case] x: &[usize], #[case] i: usize, #[case] n: usize) {
         &|xs| {
             let neuron_expert = neuron_expert.to_device(xs[0].device())?;
             let gate = MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert };
-            ops::swiglu_mlp(&xs[0], weights(xs), Some(gate), None)
+            ops::glu_mlp(&xs[0], weights(xs), Some(gate), None)
         },
         &|xs| mlp_composition(xs, Some(&neuron_expert)),
         &inputs(10, &[x, &[i, d], &[i, d], &[d, i], &[t, n]]),
@@ -240,7 +240,7 @@ fn only_learners_get_weight_gradients(#[case] dtype: DType, #[case] tolerance: f
         .collect();
     let tensors: Vec<Tensor> = xs.iter().map(|x| x.as_tensor().clone()).collect();
     let gradients = |learners| {
-        let y = ops::swiglu_mlp(&tensors[0], weights(&tensors), None, Some((spy(learners), 3))).unwrap();
+        let y = ops::glu_mlp(&tensors[0], weights(&tensors), None, Some((spy(learners), 3))).unwrap();
         ops::backward(&y.sqr().unwrap()).unwrap()
     };
     let (all, some) = (gradients(WeightGrads::All), gradients(WeightGrads::Neurons(vec![1, 4])));
@@ -279,7 +279,7 @@ fn only_learners_get_weight_gradients(#[case] dtype: DType, #[case] tolerance: f
 fn a_probe_of_frozen_weights_still_sees_the_backward() {
     let xs: Vec<Tensor> = inputs(12, &[&[9, 4], &[7, 4], &[7, 4], &[4, 7]]);
     let spy = spy(WeightGrads::All);
-    let y = ops::swiglu_mlp(&xs[0], weights(&xs), None, Some((spy.clone(), 5))).unwrap();
+    let y = ops::glu_mlp(&xs[0], weights(&xs), None, Some((spy.clone(), 5))).unwrap();
     ops::backward(&y.sqr().unwrap()).unwrap();
     let seen = spy.seen.lock().unwrap();
     assert_eq!(seen.len(), 1);
@@ -297,7 +297,7 @@ fn fused_moments_equal_the_definition(#[case] gated: bool) {
         xs.iter_mut().for_each(|x| *x = x.to_dtype(dtype).unwrap());
         let spy = spy(WeightGrads::All);
         let gate = gated.then_some(MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert });
-        let y = ops::swiglu_mlp(&xs[0], weights(&xs), gate, Some((spy.clone(), 0))).unwrap();
+        let y = ops::glu_mlp(&xs[0], weights(&xs), gate, Some((spy.clone(), 0))).unwrap();
         ops::backward(&y.sqr().unwrap()).unwrap();
         let (_, sums) = spy.seen.lock().unwrap().pop().unwrap();
         sums

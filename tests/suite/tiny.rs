@@ -20,6 +20,7 @@ pub(crate) fn config(vocab_size: usize) -> Qwen3Config {
         vocab_size,
         hidden_size: 16,
         intermediate_size: 26,
+        hidden_act: "silu".into(),
         num_hidden_layers: 2,
         num_attention_heads: 4,
         num_key_value_heads: 2,
@@ -81,7 +82,7 @@ pub(crate) fn spec(levels: &[(usize, usize)]) -> MoeSpec {
         z_loss: 0.0,
         jitter: 0.0,
         partition: None,
-        activation: Cow::Borrowed("silu"),
+        activation: None,
     }
 }
 

@@ -104,6 +104,7 @@ fn config() -> Qwen3Config {
         vocab_size: 32,
         hidden_size: HIDDEN,
         intermediate_size: WIDTH,
+        hidden_act: "silu".into(),
         num_hidden_layers: 1,
         num_attention_heads: 2,
         num_key_value_heads: 1,

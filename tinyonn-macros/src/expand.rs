@@ -130,7 +130,7 @@ fn spec(variant: &Variant) -> TokenStream {
             z_loss: 0.0,
             jitter: 0.0,
             partition: ::core::option::Option::None,
-            activation: ::std::borrow::Cow::Borrowed("silu"),
+            activation: ::core::option::Option::None,
         }
     }
 }

@@ -6,6 +6,8 @@ use candle_core::{D, DType, Device, Result, Tensor, Var};
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::qwen3::Qwen3Config;
 
+use crate::activation::composed;
+
 /// What one sequence does to the neurons of one layer, `[t][i]`.
 pub(crate) struct Layer {
     pub(crate) activation: Vec<Vec<f64>>,
@@ -119,7 +121,7 @@ impl Reference<'_> {
         let (gate, up, down) = (copies("gate")?, copies("up")?, copies("down")?);
         let apply = |weights: &Var, x: &Tensor| weights.broadcast_mul(&x.unsqueeze(1)?)?.sum(2);
         let g = apply(&gate, x)?;
-        let hidden = ((&g * candle_nn::ops::sigmoid(&g)?)? * apply(&up, x)?)?;
+        let hidden = composed(&self.cfg.hidden_act, &g, &apply(&up, x)?)?;
         let y = apply(&down, &hidden)?;
         Ok((y, Own { gate, up, down, hidden }))
     }

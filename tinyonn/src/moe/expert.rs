@@ -17,6 +17,7 @@ pub struct TinyOnnExpert {
     gate_proj: Tensor,
     up_proj: Tensor,
     down_proj: Tensor,
+    activation: &'static dyn ops::Activation,
     /// The expert of each neuron, `[I]` u32.
     neuron_expert: Tensor,
     /// Added to the probabilities that selection compares, by level and node in a row (`balance = bias`).
@@ -29,7 +30,7 @@ impl TinyOnnExpert {
     ///
     /// # Errors
     /// An MLP narrower than the number of experts; a partition that leaves an expert empty or names one that does not
-    /// exist; a missing or misshapen weight.
+    /// exist; a missing or misshapen weight; an unknown activation.
     pub fn new(spec: &MoeSpec, cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let experts = spec.experts();
         check_width(spec, cfg.intermediate_size, layer)?;
@@ -54,7 +55,8 @@ impl TinyOnnExpert {
             }
             Balance::None | Balance::Loss { .. } => None,
         };
-        Ok(Self { gate_proj, up_proj, down_proj, neuron_expert, balance_bias, layer })
+        let activation = activation(spec, cfg)?;
+        Ok(Self { gate_proj, up_proj, down_proj, activation, neuron_expert, balance_bias, layer })
     }
 
     /// x `[B, T, d]` to y `[B, T, d]`, under the gates of `routing`.
@@ -62,10 +64,11 @@ impl TinyOnnExpert {
     /// # Errors
     /// Shapes, dtypes or devices that do not go together.
     pub fn forward(&self, x: &Tensor, routing: &Routing, ctx: &RouteCtx) -> Result<Tensor> {
-        let weights = ops::MlpWeights { gate: &self.gate_proj, up: &self.up_proj, down: &self.down_proj };
+        let (gate, up, down) = (&self.gate_proj, &self.up_proj, &self.down_proj);
+        let weights = ops::MlpWeights { gate, up, down, activation: self.activation };
         let gate_tn = routing.by_token()?;
         let gate = gate_tn.as_ref().map(|gate_tn| ops::MlpGate { gate_tn, neuron_expert: &self.neuron_expert });
-        Ok(ops::swiglu_mlp(x, weights, gate, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
+        Ok(ops::glu_mlp(x, weights, gate, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
     }
 
     /// The expert of each neuron, `[I]` u32.
@@ -92,6 +95,17 @@ impl TinyOnnExpert {
     /// The layer this bank belongs to.
     pub fn layer(&self) -> usize {
         self.layer
+    }
+}
+
+/// The model's activation, which must be the one that the variant declares, if it does.
+fn activation(spec: &MoeSpec, cfg: &Qwen3Config) -> Result<&'static dyn ops::Activation> {
+    match &spec.activation {
+        Some(declared) if *declared != cfg.hidden_act => {
+            let problem = format!("it declares activation = {declared}, and `hidden_act` of the model is {}", cfg.hidden_act);
+            Err(Error::variant(spec.name.clone(), problem, "declare the model's, or leave it out"))
+        }
+        _ => cfg.activation(),
     }
 }
 

@@ -41,8 +41,8 @@ pub struct MoeSpec {
     pub jitter: f64,
     /// How neurons are given to experts unless a program is told otherwise; `None` leaves it to the program.
     pub partition: Option<PartitionStrategy>,
-    /// The name of the activation between the MLP's products, as in `hidden_act`.
-    pub activation: Cow<'static, str>,
+    /// The activation between the MLP's products, by its name in `hidden_act`; `None` is the model's own.
+    pub activation: Option<Cow<'static, str>>,
 }
 
 /// One level of decisions.

@@ -20,29 +20,31 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod gaussian_density;
+pub mod glu_mlp;
 mod lanes;
 pub mod linear;
 pub mod neuron_moments;
 pub mod rms_norm;
 pub mod rope;
 pub mod shared_mlp;
-pub mod swiglu_mlp;
 pub mod tape;
 
+pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activations};
 pub use adamw::{AdamwStep, adamw};
 pub use attention::causal_attention;
 pub use cross_entropy::head_cross_entropy;
 pub use embedding::embedding;
 pub use gaussian_density::gaussian_density;
+pub use glu_mlp::{MlpBackward, MlpGate, MlpProbe, MlpWeights, WeightGrads, glu_mlp};
 pub use linear::linear;
 pub use neuron_moments::{NeuronSums, activation_and_surprise, neuron_moments};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use shared_mlp::Run;
-pub use swiglu_mlp::{MlpBackward, MlpGate, MlpProbe, MlpWeights, WeightGrads, swiglu_mlp};
 pub use tape::backward;

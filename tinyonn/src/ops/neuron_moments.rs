@@ -8,8 +8,8 @@
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+use super::glu_mlp::MlpBackward;
 use super::lanes;
-use super::swiglu_mlp::MlpBackward;
 
 /// Σ over tokens, by neuron.
 #[derive(Clone, Debug, PartialEq)]

@@ -167,6 +167,7 @@ impl DenseShape {
             vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
+            hidden_act: "silu".into(),
             num_hidden_layers: self.num_hidden_layers,
             num_attention_heads: self.num_attention_heads,
             num_key_value_heads: self.num_key_value_heads,

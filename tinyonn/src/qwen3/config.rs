@@ -1,6 +1,6 @@
 //! The shape of a dense Qwen3: what `config.json` says, as transformers 4 and 5 write it.
 //!
-//! What this library does not compute (scaled rotary embeddings, sliding windows, other activations) is refused by name:
+//! What this library does not compute (scaled rotary embeddings, sliding windows, unknown activations) is refused by name:
 //! a model read wrongly gives plausible nonsense.
 //!
 //! ```
@@ -19,7 +19,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 
 /// The sizes and constants of a dense Qwen3.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +30,8 @@ pub struct Qwen3Config {
     pub hidden_size: usize,
     /// Width I of the MLP.
     pub intermediate_size: usize,
+    /// The MLP's activation, by its name ([`ops::activation`]): `silu` in every published Qwen3.
+    pub hidden_act: String,
     /// Decoder layers.
     pub num_hidden_layers: usize,
     /// Query heads of a layer.
@@ -73,6 +75,7 @@ impl Qwen3Config {
             vocab_size: keys.size("vocab_size", 151_936)?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size", 22_016)?,
+            hidden_act: keys.hidden_act()?,
             num_hidden_layers: keys.size("num_hidden_layers", 32)?,
             num_attention_heads,
             num_key_value_heads: match object.get("num_key_value_heads") {
@@ -104,7 +107,7 @@ impl Qwen3Config {
             "attention_bias": self.attention_bias,
             "attention_dropout": 0.0,
             "head_dim": self.head_dim,
-            "hidden_act": "silu",
+            "hidden_act": self.hidden_act,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.max_position_embeddings,
@@ -134,6 +137,27 @@ impl Qwen3Config {
     #[must_use]
     pub fn kv_groups(&self) -> usize {
         self.num_attention_heads.checked_div(self.num_key_value_heads).unwrap_or(0)
+    }
+
+    /// The activation that `hidden_act` names.
+    ///
+    /// # Errors
+    /// A name that no activation has, or that two have.
+    pub fn activation(&self) -> Result<&'static dyn ops::Activation> {
+        ops::activation(&self.hidden_act).ok_or_else(|| {
+            let (key, problem, remedy) = self.unknown_activation();
+            Error::setting(key, problem, remedy)
+        })
+    }
+
+    fn unknown_activation(&self) -> Refusal {
+        let known: Vec<&str> = ops::activations().iter().map(|activation| activation.name()).collect();
+        let problem = if known.contains(&self.hidden_act.as_str()) {
+            format!("is {:?}, which is declared more than once", self.hidden_act)
+        } else {
+            format!("is {:?}; known: {}", self.hidden_act, known.join(", "))
+        };
+        ("hidden_act", problem, "name one of these; if yours lives in another crate, link it in".into())
     }
 
     /// The number of weights; a tied head counts once. (Saturates at `usize::MAX`.)
@@ -189,6 +213,9 @@ impl Qwen3Config {
                 format!("is {}, an odd number", self.head_dim),
                 "give an even one: the rotary embedding turns pairs".into(),
             ));
+        }
+        if ops::activation(&self.hidden_act).is_none() {
+            return Some(self.unknown_activation());
         }
         [("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)]
             .into_iter()
@@ -246,14 +273,15 @@ impl Keys<'_> {
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// The activation's name; whether there is one of that name is for [`Qwen3Config::refusal`] to say.
+    fn hidden_act(&self) -> Result<String> {
         match self.object.get("hidden_act") {
-            None => Ok(()),
-            Some(Value::String(name)) if name == "silu" => Ok(()),
-            Some(other) => Err(self.refuse(
-                "hidden_act",
-                &format!("is {other}"),
-                "only \"silu\", which every Qwen3 uses, is computed",
-            )),
+            None => Ok("silu".into()),
+            Some(Value::String(name)) => Ok(name.clone()),
+            Some(other) => Err(self.refuse("hidden_act", &format!("is {other}"), "give the name of an activation")),
         }
     }
 

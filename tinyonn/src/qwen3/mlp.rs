@@ -1,17 +1,19 @@
-//! The dense SwiGLU feed-forward.
+//! The dense feed-forward of gated linear units.
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
 use super::{FeedForward, Qwen3Config, RouteCtx};
-use crate::{Result, ops};
+use crate::Result;
+use crate::ops::{self, Activation, MlpWeights};
 
-/// y = W_d (silu(W_g x) ⊙ (W_u x)), named as in the checkpoint (`mlp`).
+/// y = W_d h(W_g x, W_u x), named as in the checkpoint (`mlp`); h(g, u) = silu(g) ⊙ u unless the configuration says otherwise.
 #[derive(Clone, Debug)]
 pub struct Mlp {
     gate_proj: Tensor,
     up_proj: Tensor,
     down_proj: Tensor,
+    activation: &'static dyn Activation,
     layer: usize,
 }
 
@@ -19,10 +21,10 @@ impl Mlp {
     /// Reads or initialises the weights of layer `layer`.
     ///
     /// # Errors
-    /// A missing or misshapen weight.
+    /// A missing or misshapen weight; an unknown activation.
     pub fn new(cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let [gate_proj, up_proj, down_proj] = projections(cfg, vb)?;
-        Ok(Self { gate_proj, up_proj, down_proj, layer })
+        Ok(Self { gate_proj, up_proj, down_proj, activation: cfg.activation()?, layer })
     }
 }
 
@@ -44,7 +46,8 @@ pub fn projections(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<[Tensor; 3]
 
 impl FeedForward for Mlp {
     fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
-        let weights = ops::MlpWeights { gate: &self.gate_proj, up: &self.up_proj, down: &self.down_proj };
-        Ok(ops::swiglu_mlp(x, weights, None, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
+        let (gate, up, down) = (&self.gate_proj, &self.up_proj, &self.down_proj);
+        let weights = MlpWeights { gate, up, down, activation: self.activation };
+        Ok(ops::glu_mlp(x, weights, None, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
     }
 }

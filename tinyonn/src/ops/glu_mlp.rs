@@ -1,22 +1,24 @@
-//! The SwiGLU MLP whose neurons carry gates: y = W_d (h ⊙ c), h = silu(W_g x) ⊙ (W_u x).
+//! The MLP of gated linear units (Shazeer, 2020) whose neurons carry gates: y = W_d (h ⊙ c), h = h(W_g x, W_u x).
+//!
+//! The [`Activation`] h(g, u) makes it SwiGLU (silu(g) ⊙ u), GEGLU (gelu(g) ⊙ u) or whatever else is elementwise.
 //!
 //! Legend: t tokens, d hidden, i intermediate width (neurons), n experts. x, y `[.., d]`; W_g, W_u `[i, d]`; W_d `[d, i]`;
 //! gate w `[t, n]` and the neurons' experts `[i]` give c[t, i] = w[t, expert(i)]. Without a gate c ≡ 1 and nothing is
 //! multiplied: the dense MLP, bit for bit.
 //!
 //! One operation holds the whole MLP because what imaging and Surprise Min-K need exists only inside its backward
-//! (DESIGN §3, §4): with δ_y = ∂L/∂y, δ_h = W_dᵀ δ_y, δ_u = c δ_h ⊙ silu(g), δ_g = c δ_h ⊙ u ⊙ silu′(g), a [`MlpProbe`]
-//! sees all of them before any weight gradient is formed, and decides whose are.
+//! (DESIGN §3, §4): with δ_y = ∂L/∂y, δ_h = W_dᵀ δ_y, δ_u = c δ_h ⊙ ∂h/∂u, δ_g = c δ_h ⊙ ∂h/∂g, a [`MlpProbe`] sees
+//! all of them before any weight gradient is formed, and decides whose are.
 
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::lanes::{self, sigmoid};
+use super::activation::Activation;
 use super::linear::rows;
 use super::tape::{self, Backward};
 
-/// The three matrices of an MLP, each a variable (it learns) or not (it is frozen).
+/// The three matrices of an MLP, each a variable (it learns) or not (it is frozen), and what stands between them.
 #[derive(Clone, Copy, Debug)]
 pub struct MlpWeights<'a> {
     /// W_g `[i, d]`.
@@ -25,6 +27,8 @@ pub struct MlpWeights<'a> {
     pub up: &'a Tensor,
     /// W_d `[d, i]`.
     pub down: &'a Tensor,
+    /// h(g, u).
+    pub activation: &'static dyn Activation,
 }
 
 /// Gates of experts, spread over their neurons.
@@ -77,7 +81,7 @@ pub trait MlpProbe: Send + Sync {
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
-pub fn swiglu_mlp(
+pub fn glu_mlp(
     x: &Tensor,
     weights: MlpWeights<'_>,
     gate: Option<MlpGate<'_>>,
@@ -87,12 +91,13 @@ pub fn swiglu_mlp(
     let [gate_id, up_id, down_di] = [weights.gate, weights.up, weights.down].map(Tensor::detach);
     let g_ti = x_td.matmul(&gate_id.t()?)?;
     let u_ti = x_td.matmul(&up_id.t()?)?;
-    let h_ti = silu_times(&g_ti, &u_ti)?;
+    let h_ti = weights.activation.forward(&g_ti, &u_ti)?;
     let spread = gate.map(|gate| Spread::new(gate, &h_ti)).transpose()?;
     let gated_ti = spread.as_ref().map(|spread| &h_ti * &spread.gate_ti).transpose()?;
     let y_td = gated_ti.as_ref().unwrap_or(&h_ti).matmul(&down_di.t()?)?;
     let y = y_td.reshape(x.shape())?;
-    let derivative = SwigluMlp { x_td, gate_id, up_id, down_di, g_ti, u_ti, h_ti, gated_ti, spread, probe };
+    let activation = weights.activation;
+    let derivative = GluMlp { activation, x_td, gate_id, up_id, down_di, g_ti, u_ti, h_ti, gated_ti, spread, probe };
     match gate {
         Some(MlpGate { gate_tn, .. }) => {
             tape::record(&[x, weights.gate, weights.up, weights.down, gate_tn], y, derivative)
@@ -116,7 +121,8 @@ impl Spread {
     }
 }
 
-struct SwigluMlp {
+struct GluMlp {
+    activation: &'static dyn Activation,
     x_td: Tensor,
     gate_id: Tensor,
     up_id: Tensor,
@@ -129,9 +135,9 @@ struct SwigluMlp {
     probe: Option<(Arc<dyn MlpProbe>, usize)>,
 }
 
-impl Backward for SwigluMlp {
+impl Backward for GluMlp {
     fn name(&self) -> &'static str {
-        "swiglu_mlp"
+        "glu_mlp"
     }
 
     fn observed(&self) -> bool {
@@ -144,7 +150,7 @@ impl Backward for SwigluMlp {
         let gate_ti = self.spread.as_ref().map(|spread| &spread.gate_ti);
         let gated_ti = gate_ti.map(|c_ti| &delta_h_ti * c_ti).transpose()?;
         let (delta_g_ti, delta_u_ti) =
-            silu_times_backward(&self.g_ti, &self.u_ti, gated_ti.as_ref().unwrap_or(&delta_h_ti))?;
+            self.activation.backward(&self.g_ti, &self.u_ti, gated_ti.as_ref().unwrap_or(&delta_h_ti))?;
         let learners = match &self.probe {
             Some((probe, layer)) => probe.observe(
                 *layer,
@@ -173,10 +179,10 @@ impl Backward for SwigluMlp {
     }
 }
 
-impl SwigluMlp {
+impl GluMlp {
     /// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h.
     fn gate_gradient(&self, delta_h_ti: &Tensor) -> Result<Tensor> {
-        let Some(spread) = &self.spread else { candle_core::bail!("swiglu_mlp: no gate to differentiate") };
+        let Some(spread) = &self.spread else { candle_core::bail!("glu_mlp: no gate to differentiate") };
         let product = (delta_h_ti * &self.h_ti)?.to_dtype(spread.gate_tn.dtype())?;
         spread.gate_tn.zeros_like()?.index_add(&spread.neuron_expert, &product, 1)
     }
@@ -210,48 +216,4 @@ fn product_of_columns(delta_td: &Tensor, h_ti: &Tensor, learners: &WeightGrads) 
             zeros.index_add(&index, &delta_td.t()?.matmul(&h_ti.index_select(&index, 1)?)?, 1)
         }
     }
-}
-
-/// silu(g) ⊙ u, silu(g) = g σ(g).
-fn silu_times(g: &Tensor, u: &Tensor) -> Result<Tensor> {
-    if !lanes::fused(&[g, u]) {
-        return candle_nn::ops::silu(g)? * u;
-    }
-    let mut h = vec![0f32; g.elem_count()];
-    lanes::with_slices([g, u], |[g, u]| {
-        lanes::by_rows(&mut h, g_width(g.len()), |first, h| {
-            let first = first * g_width(g.len());
-            for ((h, g), u) in h.iter_mut().zip(&g[first..]).zip(&u[first..]) {
-                *h = g * sigmoid(*g) * u;
-            }
-        });
-    })?;
-    Tensor::from_vec(h, g.shape(), g.device())
-}
-
-/// (δ_g, δ_u) given δ = the gradient of silu(g) ⊙ u: silu′(g) = σ(g) (1 + g (1 − σ(g))).
-fn silu_times_backward(g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !lanes::fused(&[g, u, delta]) {
-        let s = candle_nn::ops::sigmoid(g)?;
-        let slope = (&s * ((g * (1.0 - &s)?)? + 1.0)?)?;
-        return Ok((((delta * u)? * slope)?, (delta * (g * s)?)?));
-    }
-    let (mut delta_g, mut delta_u) = (vec![0f32; g.elem_count()], vec![0f32; g.elem_count()]);
-    lanes::with_slices([g, u, delta], |[g, u, delta]| {
-        lanes::by_rows_2(&mut delta_g, &mut delta_u, g_width(g.len()), |first, delta_g, delta_u| {
-            let first = first * g_width(g.len());
-            let inputs = g[first..].iter().zip(&u[first..]).zip(&delta[first..]);
-            for ((delta_g, delta_u), ((g, u), delta)) in delta_g.iter_mut().zip(delta_u).zip(inputs) {
-                let s = sigmoid(*g);
-                *delta_u = delta * g * s;
-                *delta_g = delta * u * s * (1.0 + g * (1.0 - s));
-            }
-        });
-    })?;
-    Ok((Tensor::from_vec(delta_g, g.shape(), g.device())?, Tensor::from_vec(delta_u, g.shape(), g.device())?))
-}
-
-/// Elementwise loops see their values as rows of this width: blocks large enough to share among threads.
-fn g_width(elements: usize) -> usize {
-    elements.min(1024)
 }

@@ -1,0 +1,196 @@
+//! What a gated linear unit makes of its two products: h = h(g, u), elementwise, with g = W_g x and u = W_u x.
+//!
+//! SwiGLU and GEGLU (Shazeer, 2020) are h = silu(g) ⊙ u and h = gelu(g) ⊙ u. An activation is found by the name that a
+//! `config.json` gives it (`hidden_act`): `silu` and `gelu` are here, and a type of yours with the [`Activation`] trait
+//! joins them when it is submitted. It may be any elementwise function of g and u: neurons stay independent, so
+//! slicing, surprise and every way of combining experts hold for it too.
+//!
+//! ```
+//! use candle_core::{Device, Result, Tensor};
+//! use tinyonn::inventory;
+//! use tinyonn::ops::{self, Activation, ActivationEntry};
+//!
+//! /// h = relu(g) ⊙ u, "ReGLU".
+//! #[derive(Debug)]
+//! struct Relu;
+//!
+//! impl Activation for Relu {
+//!     fn name(&self) -> &str {
+//!         "relu"
+//!     }
+//!
+//!     fn forward(&self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
+//!         g.relu()? * u
+//!     }
+//!
+//!     fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+//!         let on = g.gt(0f64)?.to_dtype(g.dtype())?;
+//!         Ok((((delta * u)? * on)?, (delta * g.relu()?)?))
+//!     }
+//! }
+//!
+//! inventory::submit! { ActivationEntry(&Relu) }
+//!
+//! assert!(ops::activation("relu").is_some() && ops::activation("silu").is_some());
+//! assert!(ops::activation("swish").is_none());
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+use std::fmt::Debug;
+
+use candle_core::{Result, Tensor};
+
+use super::lanes::{self, erf, exp, sigmoid};
+
+/// h(g, u) and its derivative.
+pub trait Activation: Send + Sync + Debug {
+    /// Its name in `config.json`, as transformers writes it where transformers knows it.
+    fn name(&self) -> &str;
+
+    /// h(g, u), of the shape of g and u. Both are detached.
+    ///
+    /// # Errors
+    /// Whatever candle reports.
+    fn forward(&self, g: &Tensor, u: &Tensor) -> Result<Tensor>;
+
+    /// (δ_g, δ_u) = (δ ⊙ ∂h/∂g, δ ⊙ ∂h/∂u), where δ is the gradient of h(g, u). All are detached.
+    ///
+    /// # Errors
+    /// Whatever candle reports.
+    fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)>;
+}
+
+/// An activation that is known by its name: `inventory::submit! { ActivationEntry(&Mine) }`.
+pub struct ActivationEntry(pub &'static dyn Activation);
+
+inventory::collect!(ActivationEntry);
+
+inventory::submit! { ActivationEntry(&Silu) }
+inventory::submit! { ActivationEntry(&Gelu) }
+
+/// Every activation that is linked in, by name.
+#[must_use]
+pub fn activations() -> Vec<&'static dyn Activation> {
+    let mut all: Vec<_> = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).collect();
+    all.sort_by(|a, b| a.name().cmp(b.name()));
+    all
+}
+
+/// The activation of that name. Of two with one name neither is known: the order of linking must not decide.
+#[must_use]
+pub fn activation(name: &str) -> Option<&'static dyn Activation> {
+    let mut named = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).filter(|a| a.name() == name);
+    named.next().filter(|_| named.next().is_none())
+}
+
+/// h = silu(g) ⊙ u, silu(g) = g σ(g), silu′(g) = σ(g) (1 + g (1 − σ(g))): SwiGLU, what every Qwen3 uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Silu;
+
+impl Activation for Silu {
+    fn name(&self) -> &'static str {
+        "silu"
+    }
+
+    fn forward(&self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
+        if !lanes::fused(&[g, u]) {
+            return candle_nn::ops::silu(g)? * u;
+        }
+        each(g, u, |g, u| g * sigmoid(g) * u)
+    }
+
+    fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+        if !lanes::fused(&[g, u, delta]) {
+            let s = candle_nn::ops::sigmoid(g)?;
+            let slope = (&s * ((g * (1.0 - &s)?)? + 1.0)?)?;
+            return Ok((((delta * u)? * slope)?, (delta * (g * s)?)?));
+        }
+        each_backward(g, u, delta, |g, u, delta| {
+            let s = sigmoid(g);
+            (delta * u * s * (1.0 + g * (1.0 - s)), delta * g * s)
+        })
+    }
+}
+
+/// h = gelu(g) ⊙ u, gelu(g) = g Φ(g), gelu′(g) = Φ(g) + g φ(g), Φ(g) = ½ (1 + erf(g/√2)), φ(g) = e^(−g²/2)/√(2π): GEGLU
+/// with the exact gelu of Hendrycks and Gimpel (2016), transformers' `gelu`, not its approximation by tanh.
+///
+/// The fused loop's gelu(g) is within 4e-7 · max(1, |g|) of the true one.
+#[derive(Clone, Copy, Debug)]
+pub struct Gelu;
+
+impl Activation for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn forward(&self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
+        if !lanes::fused(&[g, u]) {
+            return g.gelu_erf()? * u;
+        }
+        each(g, u, |g, u| g * normal_cdf(g) * u)
+    }
+
+    fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+        if !lanes::fused(&[g, u, delta]) {
+            let cdf = (((g * FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?;
+            let density = ((g.sqr()? * -0.5)?.exp()? * NORMAL_DENSITY_AT_ZERO)?;
+            let slope = (&cdf + (g * density)?)?;
+            return Ok((((delta * u)? * slope)?, (delta * (g * cdf)?)?));
+        }
+        each_backward(g, u, delta, |g, u, delta| {
+            let cdf = normal_cdf(g);
+            let density = exp(-0.5 * g * g) * NORMAL_DENSITY_AT_ZERO as f32;
+            (delta * u * (cdf + g * density), delta * g * cdf)
+        })
+    }
+}
+
+/// 1/√(2π).
+const NORMAL_DENSITY_AT_ZERO: f64 = 0.5 * FRAC_1_SQRT_2 * FRAC_2_SQRT_PI;
+
+/// Φ(x).
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
+    0.5 + 0.5 * erf(x * std::f32::consts::FRAC_1_SQRT_2)
+}
+
+/// f at each element of two f32 tensors on the CPU.
+fn each(g: &Tensor, u: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+    let mut h = vec![0f32; g.elem_count()];
+    lanes::with_slices([g, u], |[g, u]| {
+        lanes::by_rows(&mut h, width(g.len()), |first, h| {
+            let first = first * width(g.len());
+            for ((h, g), u) in h.iter_mut().zip(&g[first..]).zip(&u[first..]) {
+                *h = f(*g, *u);
+            }
+        });
+    })?;
+    Tensor::from_vec(h, g.shape(), g.device())
+}
+
+/// f's two values at each element of three f32 tensors on the CPU.
+fn each_backward(
+    g: &Tensor,
+    u: &Tensor,
+    delta: &Tensor,
+    f: impl Fn(f32, f32, f32) -> (f32, f32) + Sync,
+) -> Result<(Tensor, Tensor)> {
+    let (mut delta_g, mut delta_u) = (vec![0f32; g.elem_count()], vec![0f32; g.elem_count()]);
+    lanes::with_slices([g, u, delta], |[g, u, delta]| {
+        lanes::by_rows_2(&mut delta_g, &mut delta_u, width(g.len()), |first, delta_g, delta_u| {
+            let first = first * width(g.len());
+            let inputs = g[first..].iter().zip(&u[first..]).zip(&delta[first..]);
+            for ((delta_g, delta_u), ((g, u), delta)) in delta_g.iter_mut().zip(delta_u).zip(inputs) {
+                (*delta_g, *delta_u) = f(*g, *u, *delta);
+            }
+        });
+    })?;
+    Ok((Tensor::from_vec(delta_g, g.shape(), g.device())?, Tensor::from_vec(delta_u, g.shape(), g.device())?))
+}
+
+/// Elementwise loops see their values as rows of this width: blocks large enough to share among threads.
+fn width(elements: usize) -> usize {
+    elements.min(1024)
+}
