@@ -10,8 +10,9 @@ use rand::Rng as _;
 use super::{AdamW, AdamwConfig, RouterFitConfig};
 use crate::checkpoint::ParamStore;
 use crate::imaging::inputs::Samples;
+use crate::metrics::Stage;
 use crate::moe::{GaussianMoeRouter, Router as _};
-use crate::{Result, ops, random};
+use crate::{Error, Result, ops, random};
 
 /// Steps between looks at the validation text.
 const LOOK: u64 = 20;
@@ -72,7 +73,7 @@ impl Tuning<'_> {
 
     fn dim(&self) -> Result<usize> {
         let name = format!("{}.projection", self.path);
-        let missing = || crate::Error::tensor(&name, "is missing", "upcycle the dense model again");
+        let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
         Ok(self.store.get(&name).ok_or_else(missing)?.dim(0)?)
     }
 
@@ -93,6 +94,11 @@ impl Tuning<'_> {
         };
         let start = (self.dim()? as f64).ln();
         let before = at(start)?;
+        if !before.is_finite() {
+            let problem = format!("its loss on validation text is {before}");
+            let remedy = "check the model's tensors for values that are not finite";
+            return Err(Error::tensor(self.path, problem, remedy));
+        }
         let (mut low, mut high) = (start - 5.0, start + 2.0);
         let (mut a, mut b) = (high - SHRINK * (high - low), low + SHRINK * (high - low));
         let (mut at_a, mut at_b) = (at(a)?, at(b)?);
@@ -127,7 +133,12 @@ impl Tuning<'_> {
         for step in 1..=config.steps {
             let rows: Vec<u32> = (0..config.batch).map(|_| rng.random_range(0..count)).collect();
             let loss = self.loss(&router, &self.train.select(&rows)?)?;
-            optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
+            let norm = optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
+            Stage { name: self.path, rate_key: "router.rate", rate: config.rate }.check(
+                "gradient's norm",
+                norm,
+                step,
+            )?;
             if step % LOOK == 0 || step == config.steps {
                 let now = held()?;
                 if now < best {
