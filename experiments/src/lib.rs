@@ -1,12 +1,16 @@
 //! What the `exp_*` binaries share: one concept a file.
 //!
-//! A binary is a clap struct of settings and a page of calls. [`settings`] puts its flags over a TOML file, [`run_folder`] makes
-//! `--out` and records the run, and [`main_error`] turns an error into one line and an exit code.
+//! A binary is a clap struct of settings and a page of calls. [`run_flags`] are in each of them, [`settings`] puts flags over a
+//! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, and [`main_error`] turns
+//! an error into one line and an exit code.
 
 pub mod main_error;
+pub mod overwrite;
+pub mod run_flags;
 pub mod run_folder;
 pub mod settings;
 
 pub use main_error::main_with;
+pub use run_flags::{OutFlags, RunFlags};
 pub use run_folder::RunFolder;
 pub use tinyonn::phases::DeviceName;

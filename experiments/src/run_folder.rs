@@ -6,25 +6,35 @@ use std::process::Command;
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use tinyonn::files::{self, StagedFolder};
 use tinyonn::{Error, Result};
 
 use crate::DeviceName;
+use crate::overwrite::replaces;
 
-/// A new folder for the results of one run.
+/// A folder for the results of one run.
+///
+/// A new one is written to in place, file by file, each whole. One that replaces another is staged beside it, and takes its place
+/// when [`RunFolder::finish`] is called. A run that ends without it leaves no folder that is bare, and an old one as it was.
 #[derive(Debug)]
 pub struct RunFolder {
-    dir: PathBuf,
+    out: PathBuf,
+    staged: Option<StagedFolder>,
+    finished: bool,
 }
 
 impl RunFolder {
-    /// Creates `dir` with its `config.json`: the program's name, versions, commit and command line, seed, device, and `settings`,
-    /// the full effective configuration, defaults included.
+    /// Creates `out` with its `config.json`: the program's name, versions, commit and command line, seed, device, and `settings`,
+    /// the full effective configuration, defaults included. With `replace` an old folder stays until the new one is whole.
     ///
     /// # Errors
-    /// `dir` exists and is not empty, or the system refuses it.
-    pub fn create(dir: &Path, settings: &impl Serialize, seed: u64, device: DeviceName) -> Result<Self> {
-        refuse_used(dir)?;
-        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    /// `out` exists and is not empty, and is not to be replaced; the system refuses it.
+    pub fn create(out: &Path, settings: &impl Serialize, seed: u64, device: DeviceName, replace: bool) -> Result<Self> {
+        let staged = replace.then(|| StagedFolder::replacing(out)).transpose()?;
+        if staged.is_none() {
+            replaces(out, false, &[])?;
+            fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+        }
         let command: Vec<String> = std::env::args().collect();
         let program = command.first().and_then(|path| Path::new(path).file_name()).map(|name| name.to_string_lossy());
         let config = json!({
@@ -40,33 +50,40 @@ impl RunFolder {
             "device": device,
             "settings": settings,
         });
-        let folder = Self { dir: dir.to_path_buf() };
-        let path = folder.path("config.json");
-        fs::write(&path, format!("{config:#}\n")).map_err(|e| Error::io(&path, e))?;
+        let folder = Self { out: out.to_path_buf(), staged, finished: false };
+        files::write(folder.dir().join("config.json"), format!("{config:#}\n"))?;
         Ok(folder)
     }
 
-    /// Removes the folder if the run left nothing in it but its `config.json`: a run that was refused leaves no trace.
-    pub fn remove_if_bare(&self) {
-        let names =
-            |entries: fs::ReadDir| entries.filter_map(std::result::Result::ok).map(|entry| entry.file_name()).collect();
-        let names: Vec<_> = fs::read_dir(&self.dir).map(names).unwrap_or_default();
-        if names == ["config.json"] {
-            // What cannot be removed stays: the error that ended the run matters more.
-            let _ = fs::remove_dir_all(&self.dir);
-        }
-    }
-
-    /// The folder.
+    /// Where the run writes.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.staged.as_ref().map_or(&self.out, StagedFolder::path)
     }
 
-    /// The path of `name` in it.
-    #[must_use]
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+    /// The run is whole: its folder replaces the old one, if there is one. Returns the folder under its own name.
+    ///
+    /// # Errors
+    /// What the system reports; the old folder then stays.
+    pub fn finish(mut self) -> Result<PathBuf> {
+        self.staged.take().map_or(Ok(()), StagedFolder::publish)?;
+        self.finished = true;
+        Ok(self.out.clone())
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let names =
+            |entries: fs::ReadDir| entries.filter_map(std::result::Result::ok).map(|entry| entry.file_name()).collect();
+        let names: Vec<_> = fs::read_dir(self.dir()).map(names).unwrap_or_default();
+        if names.is_empty() || names == ["config.json"] {
+            // What cannot be removed stays: the error that ended the run matters more.
+            let _ = fs::remove_dir_all(self.dir());
+        }
     }
 }
 
@@ -77,31 +94,11 @@ impl RunFolder {
 pub fn first_free(base: &Path) -> Result<PathBuf> {
     let mut dir = base.to_path_buf();
     let mut number = 1u32;
-    while dir.is_dir() && refuse_used(&dir).is_err() {
+    while files::is_used(&dir)? {
         number += 1;
         dir = PathBuf::from(format!("{}-{number}", base.display()));
     }
-    refuse_used(&dir).map(|()| dir)
-}
-
-/// Refuses an output folder that holds anything, before work is spent on it.
-///
-/// # Errors
-/// It exists and is not empty, or is no folder.
-pub fn refuse_used(dir: &Path) -> Result<()> {
-    let used = match fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
-        Err(e) => return Err(Error::io(dir, e)),
-    };
-    if used {
-        return Err(Error::file(
-            dir,
-            "exists and is not empty",
-            "name a new folder with --out, or remove this one first",
-        ));
-    }
-    Ok(())
+    Ok(dir)
 }
 
 /// Commit of the sources, and whether they were changed since; both "unknown" outside a working copy.

@@ -1,7 +1,8 @@
 //! Settings: flags over a TOML file.
 //!
 //! A binary declares one struct of `Option`s that is both its flags (`clap::Args`) and its file (`Deserialize` with
-//! `deny_unknown_fields`). A key of the file is the flag's name, with `_` for `-`; a flag that is given wins.
+//! `deny_unknown_fields`); [`RunFlags`](crate::RunFlags) and [`OutFlags`](crate::OutFlags) are flattened into it. A key of the file
+//! is the flag's name, with `_` for `-`; a flag that is given wins.
 //!
 //! ```
 //! #[derive(Default, serde::Serialize, serde::Deserialize)]
@@ -20,28 +21,24 @@
 //! # Ok::<(), tinyonn::Error>(())
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tinyonn::{Error, Result};
+use toml::Spanned;
 
 /// The settings of `file`, each replaced by the flag of the same name where `flags` has it.
 ///
 /// # Errors
 /// A file that cannot be read or is not TOML; a key that is unknown or of the wrong type. The error names file, line and key.
 pub fn over_file<S: Serialize + DeserializeOwned>(flags: &S, file: Option<&Path>) -> Result<S> {
-    let defect = |e: serde_json::Error| Error::setting("settings", e.to_string(), "report this as a defect");
-    let mut merged = match file {
-        Some(path) => serde_json::to_value(read::<S>(path)?).map_err(defect)?,
-        None => Value::Object(serde_json::Map::new()),
-    };
-    let given = serde_json::to_value(flags).map_err(defect)?;
-    if let (Some(merged), Value::Object(given)) = (merged.as_object_mut(), given) {
-        merged.extend(given.into_iter().filter(|(_, value)| !value.is_null()));
-    }
+    let mut merged = file.map_or(Ok(Value::Object(Map::new())), read_keys::<S>)?;
+    overlay(&mut merged, serde_json::to_value(flags).map_err(defect)?);
     serde_json::from_value(merged).map_err(defect)
 }
 
@@ -50,7 +47,6 @@ pub fn over_file<S: Serialize + DeserializeOwned>(flags: &S, file: Option<&Path>
 /// # Errors
 /// A file that cannot be read or is not TOML; a key that is unknown or of the wrong type. The error names file, line and key.
 pub fn layered<S: Serialize + DeserializeOwned>(base: &S, file: Option<&Path>, flags: &impl Serialize) -> Result<S> {
-    let defect = |e: serde_json::Error| Error::setting("settings", e.to_string(), "report this as a defect");
     let mut settings = serde_json::to_value(base).map_err(defect)?;
     if let Some(path) = file {
         // Once for its errors, which name the line; once for the keys that it really has.
@@ -85,11 +81,34 @@ pub fn required<T>(value: Option<T>, name: &str) -> Result<T> {
     })
 }
 
+/// The keys of a file for `S`, each tried by itself: what is flattened into a struct is read from a copy that no longer knows its
+/// line.
+fn read_keys<S: DeserializeOwned>(path: &Path) -> Result<Value> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let keys: BTreeMap<Spanned<String>, toml::Value> =
+        toml::from_str(&text).map_err(|e| refused(path, &text, e.span(), e.message()))?;
+    let mut values = Map::new();
+    for (key, value) in keys {
+        let one = toml::Table::from_iter([(key.get_ref().clone(), value.clone())]);
+        S::deserialize(one).map_err(|e| refused(path, &text, Some(key.span()), e.message()))?;
+        values.insert(key.into_inner(), serde_json::to_value(value).map_err(defect)?);
+    }
+    Ok(Value::Object(values))
+}
+
 fn read<S: DeserializeOwned>(path: &Path) -> Result<S> {
     let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    toml::from_str(&text).map_err(|e| {
-        let line = e.span().map_or(1, |span| text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1);
-        let problem = format!("line {line}: {}", e.message().lines().collect::<Vec<_>>().join(" "));
-        Error::file(path, problem, "see --help for the settings; keys are the flags' names with `_` for `-`")
-    })
+    toml::from_str(&text).map_err(|e| refused(path, &text, e.span(), e.message()))
+}
+
+fn refused(path: &Path, text: &str, at: Option<Range<usize>>, message: &str) -> Error {
+    let line = at.map_or(1, |span| text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1);
+    let problem = format!("line {line}: {}", message.lines().collect::<Vec<_>>().join(" "));
+    Error::file(path, problem, "see --help for the settings; keys are the flags' names with `_` for `-`")
+}
+
+// By value, to be mapped over.
+#[allow(clippy::needless_pass_by_value)]
+fn defect(e: serde_json::Error) -> Error {
+    Error::setting("settings", e.to_string(), "report this as a defect")
 }

@@ -94,26 +94,6 @@ fn a_damaged_line_is_named(#[case] line: &str) {
 }
 
 #[test]
-fn a_resumed_log_equals_an_uninterrupted_one() {
-    let folder = tempfile::tempdir().unwrap();
-    let (whole, cut) = (folder.path().join("whole.jsonl"), folder.path().join("cut.jsonl"));
-    let loss = |step: u64| [("loss", 5.0 / (step + 1) as f64)];
-    let steps = |log: &mut MetricsLog, range: std::ops::Range<u64>| {
-        range.for_each(|step| log.log(step, "smk", &loss(step)).unwrap());
-    };
-    for path in [&whole, &cut] {
-        MetricsLog::create(path).unwrap().log(9, "pretrain", &loss(0)).unwrap();
-    }
-    steps(&mut MetricsLog::resume(&whole, "smk", 0).unwrap(), 0..10);
-    // Killed in the middle of step 7's line, the last checkpoint being that of step 5.
-    steps(&mut MetricsLog::resume(&cut, "smk", 0).unwrap(), 0..7);
-    let torn = std::fs::read_to_string(&cut).unwrap() + "{\"step\":7,\"st";
-    std::fs::write(&cut, torn).unwrap();
-    steps(&mut MetricsLog::resume(&cut, "smk", 5).unwrap(), 5..10);
-    assert_eq!(std::fs::read(&cut).unwrap(), std::fs::read(&whole).unwrap());
-}
-
-#[test]
 fn a_missing_log_is_named() {
     let error = read("no/such/metrics.jsonl").unwrap_err().to_string();
     assert!(error.starts_with("no/such/metrics.jsonl: "), "{error}");

@@ -319,6 +319,36 @@ fn plain_backward_is_refused_with_the_remedy() {
     assert!(error.contains("tinyonn::ops::backward"), "{error}");
 }
 
+/// Panics in its first backward.
+struct Startled(Mutex<bool>);
+
+impl MlpProbe for Startled {
+    fn observe(&self, _: usize, _: &MlpBackward<'_>) -> Result<WeightGrads> {
+        assert!(std::mem::replace(&mut *self.0.lock().unwrap(), true), "startled");
+        Ok(WeightGrads::All)
+    }
+}
+
+#[test]
+fn a_backward_that_panicked_leaves_nothing_behind() {
+    let vars: Vec<Var> =
+        inputs(3, &[&[2, 4], &[5, 4], &[5, 4], &[4, 5]]).iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+    let xs: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let probe = Arc::new(Startled(Mutex::new(false)));
+    let backward = |probe: Option<(Arc<dyn MlpProbe>, usize)>| {
+        let loss = ops::glu_mlp(&xs[0], weights(&xs), None, probe).unwrap().sum_all().unwrap();
+        ops::backward(&loss)
+    };
+    let startled = Some((probe.clone() as Arc<dyn MlpProbe>, 0));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| backward(startled))).unwrap_err();
+    let (again, plain) = (backward(None).unwrap(), backward(None).unwrap());
+    for var in &vars {
+        let [a, b] =
+            [&again, &plain].map(|grads| grads.get(var).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap());
+        assert_eq!(a, b);
+    }
+}
+
 #[test]
 fn frozen_inputs_record_nothing() {
     let xs = inputs(14, &[&[3, 4], &[2, 4]]);

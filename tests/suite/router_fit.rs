@@ -125,6 +125,19 @@ fn refinement_never_worsens_the_validation_loss(#[case] rate: f64, #[case] gains
     );
 }
 
+#[rstest]
+#[case::fewer_layers(|inputs: &mut Vec<Samples>, _: &mut Labels| drop(inputs.pop()))]
+#[case::no_layers(|inputs: &mut Vec<Samples>, _: &mut Labels| inputs.clear())]
+#[case::more_tasks(|inputs: &mut Vec<Samples>, _: &mut Labels| inputs[1].tasks[3] = TASKS as u32)]
+#[case::labels_of_other_layers(|_: &mut Vec<Samples>, labels: &mut Labels| drop(labels.paths.experts[0].pop()))]
+fn inputs_of_another_model_have_no_accuracy(#[case] spoil: fn(&mut Vec<Samples>, &mut Labels)) {
+    let (variant, store) = upcycled("Moe2x4");
+    let (mut inputs, mut labels) = (planted("test", 40, 2.0), Labels::random(TASKS, 2, &variant.spec, 3));
+    spoil(&mut inputs, &mut labels);
+    let refused = with_modules(variant, &store, |modules| router_accuracy(modules, &inputs, &labels).unwrap_err());
+    assert!(refused.to_string().starts_with("`inputs`"), "{refused}");
+}
+
 #[test]
 fn fitting_moves_routers_alone_and_depends_on_the_seed_alone() {
     let (train, validation) = (planted("train", 200, 0.4), planted("validation", 100, 0.4));

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use experiments::overwrite::{refuse_file, replaces};
 use experiments::settings::{over_file, required};
-use experiments::{DeviceName, RunFolder};
+use experiments::{DeviceName, OutFlags, RunFlags, RunFolder};
 use rstest::rstest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -49,6 +50,43 @@ fn a_flag_wins_over_the_file_and_the_file_over_nothing() {
 fn a_file_that_cannot_be_used_is_refused_in_one_line(#[case] text: &str, #[case] words: &[&str]) {
     let (_dir, path) = file(text);
     let refused = message(over_file(&Settings::default(), Some(&path)));
+    assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
+    assert!(refused.contains("run.toml") && !refused.contains('\n'), "{refused}");
+}
+
+/// As the programs have them: their own settings, and those that all have.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Program {
+    min_k: Option<usize>,
+    #[serde(flatten)]
+    run: RunFlags,
+    #[serde(flatten)]
+    output: OutFlags,
+}
+
+#[test]
+fn shared_flags_are_keys_like_any_other() {
+    let (_dir, path) = file("seed = 3\nmin_k = 5\nout = \"there\"\ndevice = \"cuda:1\"");
+    let flags = Program { run: RunFlags { seed: Some(4), ..RunFlags::default() }, ..Program::default() };
+    let settings = over_file(&flags, Some(&path)).unwrap();
+    assert_eq!((settings.run.seed, settings.run.device, settings.min_k), (Some(4), Some(DeviceName::Cuda(1)), Some(5)));
+    assert_eq!(settings.output.out, Some(PathBuf::from("there")));
+    // What only the command line says is in no record either.
+    let record = json!(Program { output: OutFlags { overwrite: true, ..OutFlags::default() }, ..settings });
+    assert!(record.get("overwrite").is_none() && record.get("config").is_none(), "{record}");
+}
+
+#[rstest]
+#[case::unknown("min_k = 5\nmink = 6", &["line 2", "mink"])]
+#[case::wrong_type("\n\nseed = \"five\"", &["line 3", "five"])]
+#[case::device("seed = 1\ndevice = \"gpu\"", &["line 2", "gpu", "cuda:N"])]
+#[case::overwrite("seed = 1\noverwrite = true", &["line 2", "overwrite"])]
+#[case::config("config = \"other.toml\"", &["line 1", "config"])]
+#[case::twice("seed = 5\nseed = 6", &["line 2", "duplicate"])]
+fn shared_flags_are_refused_by_their_line(#[case] text: &str, #[case] words: &[&str]) {
+    let (_dir, path) = file(text);
+    let refused = message(over_file(&Program::default(), Some(&path)));
     assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
     assert!(refused.contains("run.toml") && !refused.contains('\n'), "{refused}");
 }
@@ -98,9 +136,9 @@ fn a_run_leaves_what_repeats_it() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("deep/run");
     let settings = Settings { min_k: Some(5), ..Settings::default() };
-    let folder = RunFolder::create(&dir, &settings, 7, DeviceName::Cuda(1)).unwrap();
-    assert_eq!(folder.path("config.json"), dir.join("config.json"));
-    let config: Value = serde_json::from_slice(&fs::read(folder.path("config.json")).unwrap()).unwrap();
+    let folder = RunFolder::create(&dir, &settings, 7, DeviceName::Cuda(1), false).unwrap();
+    assert_eq!(folder.dir(), dir);
+    let config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
     assert_eq!((&config["seed"], &config["device"]), (&json!(7), &json!("cuda:1")));
     assert_eq!(config["settings"], json!(settings));
     assert_eq!(config["versions"]["tinyonn"], env!("CARGO_PKG_VERSION"));
@@ -111,9 +149,91 @@ fn a_run_leaves_what_repeats_it() {
     let known = commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()) && dirty.is_boolean();
     assert!(known || (commit == "unknown" && dirty == "unknown"), "{}", config["git"]);
 
-    let refused = message(RunFolder::create(&dir, &settings, 7, DeviceName::Cpu));
+    let refused = message(RunFolder::create(&dir, &settings, 7, DeviceName::Cpu, false));
     assert!(refused.contains("not empty") && refused.contains("--out"), "{refused}");
+    assert_eq!(folder.finish().unwrap(), dir);
+    assert!(dir.join("config.json").exists());
     let empty = parent.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    RunFolder::create(&empty, &settings, 7, DeviceName::Cpu).unwrap();
+    RunFolder::create(&empty, &settings, 7, DeviceName::Cpu, false).unwrap().finish().unwrap();
+    assert!(empty.join("config.json").exists());
+}
+
+#[test]
+fn a_run_that_ends_early_leaves_a_new_folder_only_if_it_wrote() {
+    let parent = tempfile::tempdir().unwrap();
+    for wrote in [false, true] {
+        let dir = parent.path().join(wrote.to_string());
+        let folder = RunFolder::create(&dir, &1, 7, DeviceName::Cpu, false).unwrap();
+        if wrote {
+            fs::write(folder.dir().join("metrics.jsonl"), "").unwrap();
+        }
+        drop(folder);
+        assert_eq!(dir.exists(), wrote);
+    }
+}
+
+#[test]
+fn an_old_run_is_replaced_when_the_new_one_is_whole() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("run");
+    RunFolder::create(&dir, &"old", 7, DeviceName::Cpu, false).unwrap().finish().unwrap();
+    fs::write(dir.join("left.txt"), "").unwrap();
+    assert!(message(replaces(&dir, false, &[])).contains("--overwrite"));
+    assert!(replaces(&dir, true, &[]).unwrap());
+    let settings =
+        || serde_json::from_slice::<Value>(&fs::read(dir.join("config.json")).unwrap()).unwrap()["settings"].clone();
+    for finished in [false, true] {
+        let folder = RunFolder::create(&dir, &"new", 7, DeviceName::Cpu, true).unwrap();
+        assert!(folder.dir() != dir && dir.join("left.txt").exists());
+        // Checkpoints are folders in it.
+        fs::create_dir(folder.dir().join("tiny-onn")).unwrap();
+        if finished {
+            folder.finish().unwrap();
+        } else {
+            drop(folder);
+        }
+        assert_eq!(
+            (dir.join("left.txt").exists(), settings()),
+            (!finished, json!(if finished { "new" } else { "old" }))
+        );
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+}
+
+#[rstest]
+#[case::run(Some(r#"{"program": "exp_scan", "versions": {"tinyonn": "0.1.0"}}"#), None)]
+#[case::dense(Some(r#"{"model_type": "qwen3"}"#), None)]
+#[case::tinyonn(Some(r#"{"model_type": "tinyonn"}"#), None)]
+#[case::another_model(Some(r#"{"model_type": "llama"}"#), Some("config.json"))]
+#[case::another_program(Some(r#"{"program": "make"}"#), Some("config.json"))]
+#[case::not_json(Some("program = 1"), Some("config.json"))]
+#[case::no_config(None, Some("config.json"))]
+fn only_runs_and_checkpoints_are_replaced(#[case] config: Option<&str>, #[case] refusal: Option<&str>) {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("text");
+    fs::write(&input, "kept").unwrap();
+    if let Some(config) = config {
+        fs::write(dir.path().join("config.json"), config).unwrap();
+    }
+    match refusal {
+        Some(word) => assert!(message(replaces(dir.path(), true, &[])).contains(word)),
+        None => assert!(replaces(dir.path(), true, &["/".as_ref()]).unwrap()),
+    }
+    // What is read must not be deleted, by whatever way it is named.
+    let roundabout = dir.path().join("../").join(dir.path().file_name().unwrap()).join("text");
+    for input in [&input, &roundabout] {
+        assert!(replaces(dir.path(), true, &[input]).is_err());
+    }
+}
+
+#[test]
+fn a_file_is_replaced_only_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.safetensors");
+    assert!(refuse_file(&path, false).is_ok());
+    fs::write(&path, "old").unwrap();
+    let refused = message(refuse_file(&path, false));
+    assert!(refused.contains("image.safetensors: exists") && refused.contains("--overwrite"), "{refused}");
+    assert!(refuse_file(&path, true).is_ok());
 }

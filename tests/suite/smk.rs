@@ -169,6 +169,33 @@ fn no_learner_at_all_is_refused() {
     assert_eq!(tiny::bits(&store), before);
 }
 
+#[test]
+fn units_of_another_model_are_refused() {
+    let words = |error: &str| error.contains("units") && error.contains("neuron_experts");
+    let refused = Smk::new(2, 4, vec![vec![0, 4]]).map(drop).unwrap_err().to_string();
+    assert!(words(&refused) && refused.contains("expert 4"), "{refused}");
+    let (td, ti) = (
+        Tensor::ones((3, 4), DType::F32, &Device::Cpu).unwrap(),
+        Tensor::ones((3, 6), DType::F32, &Device::Cpu).unwrap(),
+    );
+    let pass = MlpBackward {
+        x_td: &td,
+        h_ti: &ti,
+        gate_ti: None,
+        delta_y_td: &td,
+        delta_h_ti: &ti,
+        delta_g_ti: &ti,
+        delta_u_ti: &ti,
+    };
+    let smk = Smk::new(2, 4, vec![vec![0, 3, 2, 1, 2, 3], vec![0; 5]]).unwrap();
+    smk.observe(0, &pass).unwrap();
+    // Another width; no such layer.
+    for layer in [1, 2] {
+        let refused = smk.observe(layer, &pass).unwrap_err().to_string();
+        assert!(words(&refused) && refused.contains(&format!("layer {layer}")), "{refused}");
+    }
+}
+
 fn text() -> TokenSet {
     tiny::tokens(11, &[200, 200], VOCAB as u32)
 }

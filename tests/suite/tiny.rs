@@ -14,23 +14,11 @@ use tinyonn::moe::{
 use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
 use tinyonn::random;
 
+use crate::models;
+
 /// Two layers whose 26 neurons divide by few numbers of experts.
 pub(crate) fn config(vocab_size: usize) -> Qwen3Config {
-    Qwen3Config {
-        vocab_size,
-        hidden_size: 16,
-        intermediate_size: 26,
-        hidden_act: "silu".into(),
-        num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 6,
-        max_position_embeddings: 64,
-        rope_theta: 1e4,
-        rms_norm_eps: 1e-6,
-        tie_word_embeddings: false,
-        attention_bias: false,
-    }
+    Qwen3Config { vocab_size, ..models::config(26, false) }
 }
 
 /// A dense store whose matrices are ten times larger than new ones: every part of the network bends what passes through it.
@@ -44,12 +32,12 @@ pub(crate) fn dense_store(cfg: &Qwen3Config, seed: u64) -> ParamStore {
 
 /// The frozen dense model of a store.
 pub(crate) fn dense(cfg: &Qwen3Config, store: &ParamStore) -> Qwen3ForCausalLm<Mlp> {
-    Qwen3ForCausalLm::dense(cfg, &store.builder(DType::F32, |_| false)).unwrap()
+    models::dense(cfg, store, DType::F32)
 }
 
 /// The frozen sparse model of a store.
 pub(crate) fn sparse(cfg: &Qwen3Config, variant: &'static Variant, store: &ParamStore) -> TinyOnnForCausalLm {
-    TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, |_| false)).unwrap()
+    models::sparse(cfg, variant, store, DType::F32)
 }
 
 /// A dense store upcycled to a declared variant over a random partition.

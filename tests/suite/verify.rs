@@ -109,6 +109,14 @@ fn types_may_differ() {
 }
 
 #[test]
+fn sequences_longer_than_a_model_was_made_for_are_refused() {
+    let (a, b) = pair("lm_head.weight", 2.0);
+    assert_eq!(compare(&a, &b, &ids((1, 64)), None, 1).unwrap().tokens, 64);
+    let refused = message(compare(&a, &b, &ids((1, 65)), None, 1));
+    assert!(refused.contains("65") && refused.contains("--length 64") && !refused.contains('\n'), "{refused}");
+}
+
+#[test]
 fn other_vocabularies_and_ids_beyond_them_are_refused() {
     let (a, _) = pair("lm_head.weight", 2.0);
     let cfg = Qwen3Config { vocab_size: 38, ..config(20, false) };

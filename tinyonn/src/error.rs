@@ -1,12 +1,13 @@
 //! The one error of the library. Every variant names what is wrong (a file, a tensor, a setting) and how to mend it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What went wrong, where, and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused a file or folder.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {source}; {remedy}", path = path.display(), remedy = remedy(source.kind()))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -85,6 +86,23 @@ impl Error {
     /// The variant does not fit, or is not known.
     pub fn variant(variant: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Variant { variant: variant.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+/// What to do when the system refuses a file.
+fn remedy(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "check who may write there, or name another place"
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "free some space, or name another place"
+        }
+        ErrorKind::NotADirectory | ErrorKind::IsADirectory => {
+            "give a file where a file is asked for, a folder where a folder is"
+        }
+        _ => "check the file and the disk it is on",
     }
 }
 

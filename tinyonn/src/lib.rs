@@ -10,6 +10,7 @@ extern crate self as tinyonn;
 pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod gallery;
 pub mod imaging;
 pub mod layer;

@@ -1,11 +1,11 @@
 //! The whole of Tiny-ONN on one dense model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{DeviceName, RunFolder, main_with, run_folder};
+use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder};
 use serde::Serialize;
 use tinyonn::Result;
 use tinyonn::phases::{Phase2Config, Summary, phase2};
@@ -19,6 +19,7 @@ use tinyonn::phases::{Phase2Config, Summary, phase2};
 #[derive(Parser)]
 #[command(
     version,
+    mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/phase2, runs/phase2-2, …]")),
     after_help = "Examples:
   exp_phase2                                                everything, on the default text
   exp_phase2 --quick                                        the same in under a minute
@@ -37,9 +38,6 @@ struct Cli {
     /// The same in under a minute: fewer steps, less text
     #[arg(long)]
     quick: bool,
-    /// A TOML file of settings; flags override it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Serialize)]
@@ -54,15 +52,12 @@ struct Flags {
     #[arg(long, value_name = "NAME=PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     data: Vec<String>,
-    /// Decides everything random [default: 0]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Where it computes: cpu, cuda, or cuda:N [default: cpu]
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<DeviceName>,
-    /// The run's folder; it must be new or empty [default: the first free of runs/phase2, runs/phase2-2, …]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    run: RunFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    output: OutFlags,
 }
 
 fn main() -> ExitCode {
@@ -71,14 +66,26 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     let base = if cli.quick { Phase2Config::quick() } else { Phase2Config::default() };
-    let mut config = layered(&base, cli.config.as_deref(), &cli.flags)?;
-    if cli.flags.out.is_none() && config.out == base.out {
+    let file = cli.flags.run.config.as_deref();
+    let mut config = layered(&base, file, &cli.flags)?;
+    if cli.flags.output.out.is_none() && config.out == base.out {
         config.out = run_folder::first_free(&base.out)?;
     }
-    let folder = RunFolder::create(&config.out, &config, config.seed, config.device)?;
-    let summary = phase2(&config).inspect_err(|_| folder.remove_if_bare())?;
+    let read: Vec<&Path> = config
+        .data
+        .iter()
+        .filter_map(|source| source.split_once('='))
+        .map(|(_, path)| Path::new(path))
+        .chain(config.model.as_deref())
+        .chain([config.cache.as_path()])
+        .chain(file)
+        .collect();
+    let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
+    let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
+    let summary = phase2(&Phase2Config { out: folder.dir().to_path_buf(), ..config })?;
+    let out = folder.finish()?;
     print(&summary);
-    println!("open      {}", folder.path("report.html").display());
+    println!("open      {}", out.join("report.html").display());
     Ok(if summary.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

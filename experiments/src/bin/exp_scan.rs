@@ -1,11 +1,11 @@
 //! ∫SPS of a model's experts, and its pictures.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::{over_file, required};
-use experiments::{DeviceName, RunFolder, main_with, run_folder};
+use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder};
 use serde::{Deserialize, Serialize};
 use tinyonn::imaging::Partition;
 use tinyonn::phases::image::{TextConfig, dump_tokens};
@@ -20,6 +20,7 @@ use tinyonn::{Error, Result};
 #[derive(Parser)]
 #[command(
     version,
+    mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/scan, runs/scan-2, …]")),
     after_help = "Examples:
   exp_scan --model Qwen3-0.6B --variant TinyOnn --data code=src --data prose=docs
   exp_scan --model runs/phase2/tiny-onn --data code=src --data prose=docs
@@ -31,9 +32,6 @@ the next tokens, rows are row-major over (B, T), last positions included."
 struct Cli {
     #[command(flatten)]
     settings: Settings,
-    /// A TOML file of settings, named like the flags with `_` for `-`; flags override it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Serialize, Deserialize, Default)]
@@ -66,34 +64,33 @@ struct Settings {
     /// At most this many tokens of each task [default: 65536]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
-    /// Seed of the partition and of the generated tasks [default: 0]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Where it computes: cpu, cuda, or cuda:N [default: cpu]
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<DeviceName>,
-    /// The run's folder; it must be new or empty [default: the first free of runs/scan, runs/scan-2, …]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    run: RunFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    output: OutFlags,
 }
 
 fn main() -> ExitCode {
     main_with(|| {
         let cli = Cli::parse();
-        run(over_file(&cli.settings, cli.config.as_deref())?)
+        let Settings { run: RunFlags { config, .. }, output: OutFlags { overwrite, .. }, .. } = &cli.settings;
+        run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
     })
 }
 
-fn run(settings: Settings) -> Result<ExitCode> {
+fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
     let config = ImageConfig {
         model: required(settings.model, "model")?,
         variant: settings.variant.unwrap_or_else(|| "TinyOnn".into()),
         partition: settings.partition.unwrap_or(Partition::Contiguous),
-        seed: settings.seed.unwrap_or(0),
-        device: settings.device.unwrap_or_default(),
+        seed: settings.run.seed.unwrap_or(0),
+        device: settings.run.device.unwrap_or_default(),
     };
     match (settings.tokens, settings.dump) {
         (Some(tokens), Some(dump)) => {
+            overwrite::refuse_file(&dump, overwrite)?;
             dump_tokens(&config, &tokens, &dump)?;
             println!("wrote     {}", dump.display());
             return Ok(ExitCode::SUCCESS);
@@ -101,7 +98,7 @@ fn run(settings: Settings) -> Result<ExitCode> {
         (None, None) => {}
         _ => return Err(Error::setting("--dump", "goes with --tokens", "give both or neither")),
     }
-    let out = settings.out.map_or_else(|| run_folder::first_free("runs/scan".as_ref()), Ok)?;
+    let out = settings.output.out.map_or_else(|| run_folder::first_free("runs/scan".as_ref()), Ok)?;
     let text = TextConfig {
         data: settings.data.unwrap_or_default(),
         length: positive(settings.length.unwrap_or(128), "length")?,
@@ -109,13 +106,17 @@ fn run(settings: Settings) -> Result<ExitCode> {
         tokens: positive(settings.max_tokens.unwrap_or(65_536), "max-tokens")?,
         out,
     };
-    let folder = RunFolder::create(&text.out, &(&config, &text), config.seed, config.device)?;
-    let scan = image(&config, &text).inspect_err(|_| folder.remove_if_bare())?;
+    let data = text.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
+    let read: Vec<&Path> = data.chain([config.model.as_path()]).chain(file).collect();
+    let replace = overwrite::replaces(&text.out, overwrite, &read)?;
+    let folder = RunFolder::create(&text.out, &(&config, &text), config.seed, config.device, replace)?;
+    let scan = image(&config, &TextConfig { out: folder.dir().to_path_buf(), ..text })?;
+    let out = folder.finish()?;
     for ((task, tokens), loss) in scan.tasks.iter().zip(&scan.tokens).zip(&scan.loss) {
         println!("{task:<16} {tokens:>9} tokens  {:.4} nats a token", loss / (*tokens).max(1) as f64);
     }
     println!("surprises above zero  {:.4}", scan.gradient_nonzero_share());
-    println!("open      {}", folder.path("report.html").display());
+    println!("open      {}", out.join("report.html").display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use candle_core::Device;
 use clap::Parser;
 use experiments::settings::{over_file, required};
-use experiments::{DeviceName, main_with, run_folder};
+use experiments::{OutFlags, RunFlags, main_with, overwrite};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{
-    ModelFolder, TinyOnnConfig, TinyOnnFolder, compare, expected_tensors, export_dense, load_model, tokens, upcycle,
+    ModelFolder, TinyOnnConfig, compare, dense_parts, expected_tensors, is_tinyonn, load_model, tokens, upcycle,
 };
+use tinyonn::files::StagedFolder;
 use tinyonn::imaging::Partition;
 use tinyonn::model::ActiveMode;
 use tinyonn::{Error, Result, moe};
@@ -18,8 +19,8 @@ use tinyonn::{Error, Result, moe};
 /// Turn a dense Qwen3 into a mixture of experts without losing a bit, or back.
 ///
 /// Every neuron of every MLP is given to one expert; routers are added, initialised at random. The weights stay as they are.
-/// What was written is read back and compared with the input: all experts active, the logits must be equal bit for bit and
-/// the weights byte for byte.
+/// What was written is read back and compared with the input before the folder gets its name: all experts active, the logits
+/// must be equal bit for bit and the weights byte for byte.
 #[derive(Parser)]
 #[command(
     version,
@@ -34,9 +35,6 @@ Partitions that image the model first (activation, sps) are made by exp_phase2."
 struct Cli {
     #[command(flatten)]
     settings: Settings,
-    /// A TOML file of settings, named like the flags with `_` for `-`; flags override it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Serialize, Deserialize, Default)]
@@ -48,36 +46,36 @@ struct Settings {
     /// The declared variant, by the name of its type, such as TinyOnn (10 groups of 10 experts)
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// The folder to write; it must be new or empty
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
     /// How neurons are given to experts: contiguous or random [default: contiguous]
     #[arg(long, value_name = "STRATEGY")]
     partition: Option<Partition>,
     /// Turn a Tiny-ONN checkpoint back into a plain Qwen3, its weights as they are
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     to_dense: Option<bool>,
-    /// Seed of the partition, the routers and the tokens compared [default: 0]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Where the check is computed: cpu, cuda, or cuda:N [default: cpu]
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<DeviceName>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    run: RunFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    output: OutFlags,
 }
 
 fn main() -> ExitCode {
     main_with(|| {
         let cli = Cli::parse();
-        run(over_file(&cli.settings, cli.config.as_deref())?)
+        let Settings { run: RunFlags { config, .. }, output: OutFlags { overwrite, .. }, .. } = &cli.settings;
+        run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
     })
 }
 
-fn run(settings: Settings) -> Result<ExitCode> {
-    let (from, out) = (required(settings.model, "model")?, required(settings.out, "out")?);
-    let seed = settings.seed.unwrap_or(0);
-    let device = settings.device.unwrap_or_default().open()?;
-    run_folder::refuse_used(&out)?;
-    if settings.to_dense.unwrap_or(false) {
+fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
+    let (from, out) = (required(settings.model, "model")?, required(settings.output.out, "out")?);
+    let seed = settings.run.seed.unwrap_or(0);
+    let device = settings.run.device.unwrap_or_default().open()?;
+    let read: Vec<&Path> = [from.as_path()].into_iter().chain(file).collect();
+    let replace = overwrite::replaces(&out, overwrite, &read)?;
+    let staged = if replace { StagedFolder::replacing(&out)? } else { StagedFolder::new(&out)? };
+    let written = if settings.to_dense.unwrap_or(false) {
         for (flag, given) in [("--variant", settings.variant.is_some()), ("--partition", settings.partition.is_some())]
         {
             if given {
@@ -85,21 +83,30 @@ fn run(settings: Settings) -> Result<ExitCode> {
                 return Err(Error::setting(flag, problem, "give one of the two"));
             }
         }
-        export_dense(&from, &out)?;
-        println!("{} → {} (dense)", from.display(), out.display());
+        let (config, store) = dense_parts(&from)?;
+        ModelFolder::write_into(&staged, &config, &store, Some(&from))?;
+        vec![format!("{} → {} (dense)", from.display(), out.display())]
     } else {
         let name = required(settings.variant, "variant")?;
-        write_upcycled(&from, &out, &name, settings.partition.unwrap_or(Partition::Contiguous), seed)?;
-    }
-    check_lossless(&from, &out, seed, &device)?;
+        write_upcycled((&from, &out), &staged, &name, settings.partition.unwrap_or(Partition::Contiguous), seed)?
+    };
+    let verified = check_lossless(&from, staged.path(), seed, &device)?;
+    staged.publish()?;
+    println!("{}\n{verified}", written.join("\n"));
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_upcycled(from: &Path, out: &Path, name: &str, partition: Partition, seed: u64) -> Result<()> {
+fn write_upcycled(
+    (from, out): (&Path, &Path),
+    staged: &StagedFolder,
+    name: &str,
+    partition: Partition,
+    seed: u64,
+) -> Result<Vec<String>> {
     let variant = moe::variant(name)?;
     let folder = ModelFolder::open(from)?;
     let cfg = folder.qwen3_config()?;
-    if folder.config()["model_type"] == "tinyonn" {
+    if is_tinyonn(folder.config()) {
         let remedy = "give the dense model, or take the experts away with --to-dense first";
         return Err(Error::file(from, "is a Tiny-ONN checkpoint already", remedy));
     }
@@ -107,7 +114,8 @@ fn write_upcycled(from: &Path, out: &Path, name: &str, partition: Partition, see
     let neuron_expert = partition.assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), None, seed)?;
     let dense = folder.load(&Device::Cpu, None)?;
     let sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
-    TinyOnnFolder::save(out, folder.config(), &TinyOnnConfig::new(variant, partition, seed), &sparse, Some(from))?;
+    let config = TinyOnnConfig::new(variant, partition, seed).write_to(folder.config());
+    ModelFolder::write_into(staged, &config, &sparse, Some(from))?;
 
     let (width, experts) = (cfg.intermediate_size, variant.spec.experts());
     let widths = match (width / experts, width % experts) {
@@ -115,40 +123,38 @@ fn write_upcycled(from: &Path, out: &Path, name: &str, partition: Partition, see
         (each, more) => format!("{} of {} neurons, {more} of {}", experts - more, each, each + 1),
     };
     let added = sparse.parameters() - dense.parameters();
-    println!("{} → {} ({name}, {partition} partition, all experts active)", from.display(), out.display());
-    println!("experts     {experts} a layer: {widths}");
-    println!(
-        "parameters  {} dense + {added} in routers ({:.2} %)",
-        dense.parameters(),
-        percent(added, dense.parameters())
-    );
-    Ok(())
+    let share = percent(added, dense.parameters());
+    Ok(vec![
+        format!("{} → {} ({name}, {partition} partition, all experts active)", from.display(), out.display()),
+        format!("experts     {experts} a layer: {widths}"),
+        format!("parameters  {} dense + {added} in routers ({share:.2} %)", dense.parameters()),
+    ])
 }
 
 fn percent(part: usize, whole: usize) -> f64 {
     100.0 * part as f64 / whole as f64
 }
 
-/// Tokens that the check compares.
+/// Sequences that the check compares, and tokens of each, at most.
 const TOKENS: (usize, usize) = (2, 32);
 
 /// Reads both folders again: equal bytes of every dense weight, equal bits of every logit.
-fn check_lossless(from: &Path, out: &Path, seed: u64, device: &Device) -> Result<()> {
-    let remedy = "the folder is not lossless: report this as a defect, and do not use it";
-    let (a, b) = (ModelFolder::open(from)?, ModelFolder::open(out)?);
+fn check_lossless(from: &Path, written: &Path, seed: u64, device: &Device) -> Result<String> {
+    let remedy = "nothing was kept: report this as a defect";
+    let (a, b) = (ModelFolder::open(from)?, ModelFolder::open(written)?);
     let dense = expected_tensors(&a.qwen3_config()?);
     for name in dense.keys() {
         if a.bytes(name)? != b.bytes(name)? {
-            return Err(Error::file(out, format!("`{name}` differs from {}", from.display()), remedy));
+            return Err(Error::tensor(name, format!("was not written as it is in {}", from.display()), remedy));
         }
     }
-    let [a, b] = [load_model(from, device, None)?, load_model(out, device, None)?];
-    let ids = tokens::random_tokens(a.config().vocab_size, TOKENS, seed, device)?;
+    let [a, b] = [load_model(from, device, None)?, load_model(written, device, None)?];
+    let shape = (TOKENS.0, TOKENS.1.min(a.config().max_position_embeddings));
+    let ids = tokens::random_tokens(a.config().vocab_size, shape, seed, device)?;
     let comparison = compare(&a, &b, &ids, Some(ActiveMode::All), 1)?;
     if !comparison.bit_equal {
-        let problem = format!("its logits differ by up to {:e}", comparison.max_abs_difference);
-        return Err(Error::file(out, problem, remedy));
+        let problem = format!("logits of what was written differ by up to {:e}", comparison.max_abs_difference);
+        return Err(Error::file(from, problem, remedy));
     }
-    println!("verified    {} weights byte-equal; {} tokens' logits bit-equal", dense.len(), comparison.tokens);
-    Ok(())
+    Ok(format!("verified    {} weights byte-equal; {} tokens' logits bit-equal", dense.len(), comparison.tokens))
 }

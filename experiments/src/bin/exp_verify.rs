@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
 use experiments::settings::over_file;
-use experiments::{DeviceName, main_with};
+use experiments::{RunFlags, main_with};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{Comparison, LoadedModel, compare, compare_with_reference, load_model, tokens};
 use tinyonn::model::ActiveMode;
@@ -15,7 +15,7 @@ use tinyonn::{Error, Result};
 /// Compare the logits of two checkpoints (dense or Tiny-ONN), or of one and a reference file.
 ///
 /// Without --tokens the tokens are drawn at random from the vocabulary; no tokenizer is needed. Logits are compared in f32,
-/// whatever the checkpoints compute in.
+/// whatever the checkpoints compute in. In a file for --config, `a` and `b` are the checkpoints.
 #[derive(Parser)]
 #[command(
     version,
@@ -30,9 +30,6 @@ Exit codes: 0 compared (and within --tolerance), 1 beyond --tolerance, 2 not com
 struct Cli {
     #[command(flatten)]
     settings: Settings,
-    /// A TOML file of settings, named like the flags with `_` for `-` (`a` and `b` are the checkpoints); flags override it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Serialize, Deserialize, Default)]
@@ -71,12 +68,9 @@ struct Settings {
     /// Print one JSON object (null for what is not a number)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     json: Option<bool>,
-    /// Seed of the random tokens [default: 0]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// cpu, cuda, or cuda:N [default: cpu]
-    #[arg(long, value_name = "DEVICE")]
-    device: Option<DeviceName>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    run: RunFlags,
 }
 
 #[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
@@ -118,7 +112,7 @@ impl From<Active> for ActiveMode {
 fn main() -> ExitCode {
     main_with(|| {
         let cli = Cli::parse();
-        run(&over_file(&cli.settings, cli.config.as_deref())?)
+        run(&over_file(&cli.settings, cli.settings.run.config.as_deref())?)
     })
 }
 
@@ -128,7 +122,7 @@ fn run(settings: &Settings) -> Result<ExitCode> {
     {
         return Err(Error::setting("--tolerance", format!("{tolerance} is no distance"), "give 0 or more"));
     }
-    let device = settings.device.unwrap_or_default().open()?;
+    let device = settings.run.device.unwrap_or_default().open()?;
     let active = Some(settings.active.map_or(ActiveMode::All, ActiveMode::from));
     let batch = settings.batch.unwrap_or(1);
     let dtype = settings.dtype.map(DType::from);
@@ -157,7 +151,7 @@ fn run(settings: &Settings) -> Result<ExitCode> {
             } else {
                 let shape = (settings.sequences.unwrap_or(2), settings.length.unwrap_or(64));
                 let vocabulary = a.config().vocab_size.min(b.config().vocab_size);
-                tokens::random_tokens(vocabulary, shape, settings.seed.unwrap_or(0), &device)?
+                tokens::random_tokens(vocabulary, shape, settings.run.seed.unwrap_or(0), &device)?
             };
             (compare(&a, &b, &ids, active, batch)?, true)
         }

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use candle_core::Device;
+use serde_json::Value;
 
 use super::folder::ModelFolder;
 use super::names::expected_tensors;
+use super::store::ParamStore;
 use super::tinyonn_folder::{TinyOnnFolder, dense_config};
 use crate::Result;
 
@@ -15,12 +17,21 @@ use crate::Result;
 /// # Errors
 /// `from` is no Tiny-ONN folder; `to` exists and is not empty; the system refuses a file.
 pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
-    let source = TinyOnnFolder::open(&from)?;
+    let (config, store) = dense_parts(&from)?;
+    ModelFolder::save(to, &config, &store, Some(from.as_ref()))
+}
+
+/// What [`export_dense`] writes beside the tokenizer: the dense model's `config.json` and its weights as they are stored.
+///
+/// # Errors
+/// `from` is no Tiny-ONN folder.
+pub fn dense_parts(from: impl AsRef<Path>) -> Result<(Value, ParamStore)> {
+    let source = TinyOnnFolder::open(from)?;
     let dense = expected_tensors(source.qwen3_config());
     let mut store = source.load(&Device::Cpu, None)?;
     let extra: Vec<String> = store.names().filter(|name| !dense.contains_key(*name)).map(str::to_owned).collect();
     for name in extra {
         store.remove(&name);
     }
-    ModelFolder::save(to, &dense_config(source.folder().config()), &store, Some(from.as_ref()))
+    Ok((dense_config(source.folder().config()), store))
 }

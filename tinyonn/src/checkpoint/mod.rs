@@ -38,7 +38,7 @@ mod upcycle;
 mod variant_tensors;
 pub mod verify;
 
-pub use export::export_dense;
+pub use export::{dense_parts, export_dense};
 pub use folder::ModelFolder;
 pub use loaded::{LoadedModel, load_model};
 pub use mmap::MappedSafetensors;

@@ -1,9 +1,9 @@
 //! Writing a model folder, whole or not at all.
 
 use std::collections::HashMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use safetensors::tensor::{Metadata, TensorInfo, View};
@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::folder::{CONFIG, INDEX, ModelFolder, SINGLE};
 use super::store::ParamStore;
+use crate::files::{self, StagedFolder};
 use crate::{Error, Result};
 
 /// Bytes of tensors that one file holds at most, unless a single tensor is larger.
@@ -48,66 +49,24 @@ impl ModelFolder {
         tokenizer: Option<&Path>,
         max_shard_bytes: u64,
     ) -> Result<()> {
-        let dir = dir.as_ref();
-        let staging = Staging::open(dir)?;
-        let written = write_all(&staging.path, config, store, tokenizer, max_shard_bytes);
-        written.and_then(|()| staging.publish(dir)).inspect_err(|_| {
-            // The error to report is the first one; what cannot be cleared now, the next save clears.
-            let _ = fs::remove_dir_all(&staging.path);
-        })
-    }
-}
-
-/// The folder that is written to before it takes its name.
-struct Staging {
-    path: PathBuf,
-    parent: PathBuf,
-    /// Holds the lock that keeps two processes from saving to one folder; freed by the system if the process dies.
-    handle: File,
-}
-
-impl Staging {
-    fn open(dir: &Path) -> Result<Self> {
-        refuse_used(dir)?;
-        let Some(name) = dir.file_name() else {
-            return Err(Error::file(dir, "has no name of its own", "name a new folder"));
-        };
-        let parent = match dir.parent() {
-            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-            _ => PathBuf::from("."),
-        };
-        let path = parent.join(format!(".{}.saving", name.to_string_lossy()));
-        fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
-        let handle = File::open(&path).map_err(|e| Error::io(&path, e))?;
-        // A file system without locks still gets the whole-or-nothing rename.
-        if let Err(TryLockError::WouldBlock) = handle.try_lock() {
-            return Err(Error::file(dir, "is being saved by another process", "wait for it, or name another folder"));
-        }
-        for entry in fs::read_dir(&path).map_err(|e| Error::io(&path, e))? {
-            let left = entry.map_err(|e| Error::io(&path, e))?.path();
-            fs::remove_file(&left).map_err(|e| Error::io(&left, e))?;
-        }
-        Ok(Self { path, parent, handle })
+        let staged = StagedFolder::new(dir)?;
+        write_all(staged.path(), config, store, tokenizer, max_shard_bytes)?;
+        staged.publish()
     }
 
-    fn publish(&self, dir: &Path) -> Result<()> {
-        self.handle.sync_all().map_err(|e| Error::io(&self.path, e))?;
-        refuse_used(dir)?;
-        fs::rename(&self.path, dir).map_err(|e| Error::io(dir, e))?;
-        File::open(&self.parent).and_then(|parent| parent.sync_all()).map_err(|e| Error::io(&self.parent, e))
+    /// As [`ModelFolder::save`], into the folder `staged`, which its caller checks before it takes its name, or puts in the
+    /// place of another.
+    ///
+    /// # Errors
+    /// The system refuses a file.
+    pub fn write_into(
+        staged: &StagedFolder,
+        config: &Value,
+        store: &ParamStore,
+        tokenizer: Option<&Path>,
+    ) -> Result<()> {
+        write_all(staged.path(), config, store, tokenizer, MAX_SHARD_BYTES)
     }
-}
-
-fn refuse_used(dir: &Path) -> Result<()> {
-    let used = match fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
-        Err(e) => return Err(Error::io(dir, e)),
-    };
-    if used {
-        return Err(Error::file(dir, "exists and is not empty", "name a new folder, or remove this one first"));
-    }
-    Ok(())
 }
 
 fn write_all(dir: &Path, config: &Value, store: &ParamStore, tokenizer: Option<&Path>, limit: u64) -> Result<()> {
@@ -209,21 +168,12 @@ fn copy_tokenizer(source: &Path, dir: &Path) -> Result<()> {
     for name in TOKENIZER_FILES {
         let from = source.join(name);
         if from.is_file() {
-            write_file(&dir.join(name), &fs::read(&from).map_err(|e| Error::io(&from, e))?)?;
+            files::write(dir.join(name), fs::read(&from).map_err(|e| Error::io(&from, e))?)?;
         }
     }
     Ok(())
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_file(path, format!("{value:#}\n").as_bytes())
-}
-
-fn write_file(path: &Path, content: &[u8]) -> Result<()> {
-    let write = || {
-        let mut file = File::create(path)?;
-        file.write_all(content)?;
-        file.sync_all()
-    };
-    write().map_err(|e| Error::io(path, e))
+    files::write(path, format!("{value:#}\n"))
 }

@@ -114,12 +114,12 @@ impl ParamStore {
         Ok(Self { device: self.device.clone(), vars: self.vars.iter().map(copy).collect::<Result<_>>()? })
     }
 
-    /// The Vars themselves, for a builder.
-    pub(super) fn handles(&self) -> BTreeMap<String, Var> {
+    /// The Vars themselves.
+    pub(crate) fn handles(&self) -> BTreeMap<String, Var> {
         self.vars.clone()
     }
 
-    pub(super) fn from_handles(device: &Device, vars: BTreeMap<String, Var>) -> Self {
+    pub(crate) fn from_handles(device: &Device, vars: BTreeMap<String, Var>) -> Self {
         Self { device: device.clone(), vars }
     }
 }

@@ -40,7 +40,7 @@ pub struct Comparison {
 /// where `None`.
 ///
 /// # Errors
-/// Models of different vocabularies; no tokens; ids beyond the vocabulary.
+/// Models of different vocabularies; no tokens; ids beyond the vocabulary; sequences longer than a model was made for.
 pub fn compare(
     a: &LoadedModel,
     b: &LoadedModel,
@@ -51,7 +51,8 @@ pub fn compare(
     let vocabulary = a.config().vocab_size;
     check_vocabulary(vocabulary, b.config().vocab_size)?;
     let mut total = Total::default();
-    for ids in batches(ids, vocabulary, batch)? {
+    let most = a.config().max_position_embeddings.min(b.config().max_position_embeddings);
+    for ids in batches(ids, vocabulary, most, batch)? {
         let [(logits_a, layers_a), (logits_b, layers_b)] = [watched(a, &ids, active)?, watched(b, &ids, active)?];
         total.add(&values(&logits_a)?, &values(&logits_b)?, vocabulary);
         total.note_layers(&layers_a, &layers_b)?;
@@ -87,7 +88,7 @@ pub fn compare_with_reference(
     }
     let mut total = Total::default();
     let mut row = 0;
-    for ids in batches(&ids, vocabulary, batch)? {
+    for ids in batches(&ids, vocabulary, model.config().max_position_embeddings, batch)? {
         let rows = ids.dim(0)?;
         let ours = model.logits(&ids, &active.unwrap_or(model.active()).ctx())?;
         total.add(&values(&ours)?, &values(&logits.narrow(0, row, rows)?)?, vocabulary);
@@ -125,8 +126,12 @@ fn check_vocabulary(a: usize, b: usize) -> Result<()> {
     Err(Error::setting("vocab_size", problem, "compare models that share a tokenizer"))
 }
 
-fn batches(ids: &Tensor, vocabulary: usize, batch: usize) -> Result<Vec<Tensor>> {
+fn batches(ids: &Tensor, vocabulary: usize, most: usize, batch: usize) -> Result<Vec<Tensor>> {
     let (b, t) = ids.dims2()?;
+    if t > most {
+        let problem = format!("sequences of {t} tokens are longer than the {most} that the model was made for");
+        return Err(Error::setting("tokens", problem, format!("give --length {most} or less, or shorter rows")));
+    }
     if b * t == 0 || batch == 0 {
         let problem = format!("there is nothing to compare: ids [{b}, {t}], {batch} sequences at a time");
         return Err(Error::setting("tokens", problem, "give at least one token"));

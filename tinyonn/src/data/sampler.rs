@@ -25,7 +25,6 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Sampler<'a> {
     set: &'a TokenSet,
-    tasks: Vec<usize>,
     length: usize,
     batch: usize,
     seed: u64,
@@ -53,24 +52,7 @@ impl<'a> Sampler<'a> {
                 format!("use {} or less, or give the task more text", task.targets()),
             ));
         }
-        Ok(Self { set, tasks: (0..set.tasks.len()).collect(), length, batch, seed, device: device.clone() })
-    }
-
-    /// The same sampler on one task alone, by name.
-    ///
-    /// # Errors
-    /// No task of that name.
-    pub fn only(mut self, task: &str) -> Result<Self> {
-        let Some(index) = self.set.tasks.iter().position(|candidate| candidate.name == task) else {
-            let names: Vec<&str> = self.set.tasks.iter().map(|task| task.name.as_str()).collect();
-            return Err(Error::setting(
-                "task",
-                format!("there is no task `{task}`"),
-                format!("use one of {}", names.join(", ")),
-            ));
-        };
-        self.tasks = vec![index];
-        Ok(self)
+        Ok(Self { set, length, batch, seed, device: device.clone() })
     }
 
     /// The batch of `step`, counted from 0.
@@ -82,8 +64,8 @@ impl<'a> Sampler<'a> {
 
     /// The row dealt as number `draw` since the start of training.
     fn row(&self, draw: u64) -> Row {
-        let count = self.tasks.len() as u64;
-        let task = self.tasks[(draw % count) as usize];
+        let count = self.set.tasks.len() as u64;
+        let task = (draw % count) as usize;
         let visit = draw / count;
         let tokens = &self.set.tasks[task];
         let rows = tokens.full_rows(self.length) as u64;

@@ -14,7 +14,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use super::Corpus;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The token after every document.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -128,7 +128,7 @@ impl TextTokenizer {
                 "load it from another tokenizer.json",
             )
         })?;
-        std::fs::write(path, json).map_err(|source| Error::io(path, source))
+        files::write(path, json)
     }
 
     fn to_json(&self) -> tokenizers::Result<String> {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::Tensor;
 
 use crate::checkpoint::tokens;
+use crate::metrics::check_loss;
 use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
 use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
@@ -24,7 +25,7 @@ pub struct Dump {
 /// of `count`. Rows are row-major over (B, T), last positions included.
 ///
 /// # Errors
-/// Sequences of fewer than two tokens; ids beyond the vocabulary; `units` of another model.
+/// Sequences of fewer than two tokens; ids beyond the vocabulary; `units` of another model; a loss that is no finite number.
 pub fn dump<F: FeedForward>(
     model: &Qwen3ForCausalLm<F>,
     ids: &Tensor,
@@ -49,6 +50,7 @@ pub fn dump<F: FeedForward>(
     let losses = model.token_losses(ids, &targets, &ctx)?;
     ops::backward(&losses.sum_all()?)?;
     let loss_sum = losses.flatten_all()?.to_vec1::<f32>()?.iter().map(|loss| f64::from(*loss)).sum();
+    check_loss("scan", "tokens", loss_sum)?;
     let rows = recorder.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let (activation, surprise) = rows.into_iter().flatten().unzip();
     Ok(Dump { activation, surprise, loss_sum })

@@ -9,7 +9,7 @@ use candle_core::Device;
 
 use super::RouterInputs;
 use crate::data::{Batch, NO_TARGET, TaskTokens, TokenSet};
-use crate::metrics::Progress;
+use crate::metrics::{Progress, check_loss};
 use crate::ops::{self, MlpBackward, MlpProbe, NeuronSums, WeightGrads};
 use crate::qwen3::{FeedForward, Observer, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
@@ -99,7 +99,8 @@ impl NeuronScan {
 /// Scans `set` through `model`, all active. `inputs`, if given, collects what the routers will see, in the same pass.
 ///
 /// # Errors
-/// Sequences longer than the model was made for; a task without a token that has a target; a scan whose gradients are all zero: nothing can be read from it.
+/// Sequences longer than the model was made for; a task without a token that has a target; a loss that is no finite
+/// number; a scan whose gradients are all zero: nothing can be read from it.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -166,7 +167,9 @@ pub fn scan<F: FeedForward>(
             let losses = model.token_losses(&batch.inputs, &batch.targets, &ctx)?;
             ops::backward(&losses.sum_all()?)?;
             let losses = losses.flatten_all()?.to_vec1::<f32>()?;
-            scanner.lock().scan.loss[task] += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            let loss = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            check_loss("scan", &set.tasks[task].name, loss)?;
+            scanner.lock().scan.loss[task] += loss;
             progress.set(progress.position() + 1);
         }
     }

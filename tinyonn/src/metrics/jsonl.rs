@@ -3,7 +3,7 @@
 //! Keys stand in the order given, numbers are the shortest decimals that name the float, every line is flushed: the same run
 //! writes the same bytes, and a killed one loses at most the line it was writing.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -24,25 +24,6 @@ impl MetricsLog {
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let file = File::create(&path).map_err(|source| Error::io(&path, source))?;
-        Ok(Self { file, path })
-    }
-
-    /// Goes on with the log of an interrupted run whose `stage` is taken up again after `step` steps: whatever was logged from
-    /// that step on, later stages included, and a line cut off by the interruption are dropped, so that the log ends up as if
-    /// nothing had happened.
-    pub fn resume(path: impl AsRef<Path>, stage: &str, step: u64) -> Result<Self> {
-        let path = path.as_ref().to_path_buf();
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-        let mut kept = 0;
-        for (number, line) in whole_lines(&text).enumerate() {
-            let record = parse(line).map_err(|problem| unreadable(&path, number, &problem))?;
-            if record.stage == stage && record.step >= step {
-                break;
-            }
-            kept += line.len() + 1;
-        }
-        let file = OpenOptions::new().append(true).open(&path).map_err(|source| Error::io(&path, source))?;
-        file.set_len(kept as u64).map_err(|source| Error::io(&path, source))?;
         Ok(Self { file, path })
     }
 

@@ -15,11 +15,13 @@
 //! # }
 //! ```
 
+mod finite;
 mod jsonl;
 mod progress;
 mod stopwatch;
 mod value;
 
+pub(crate) use finite::{Stage, check_loss};
 pub use jsonl::{MetricsLog, read};
 pub use progress::Progress;
 pub use stopwatch::Stopwatch;

@@ -102,7 +102,8 @@ impl TinyOnnExpert {
 fn activation(spec: &MoeSpec, cfg: &Qwen3Config) -> Result<&'static dyn ops::Activation> {
     match &spec.activation {
         Some(declared) if *declared != cfg.hidden_act => {
-            let problem = format!("it declares activation = {declared}, and `hidden_act` of the model is {}", cfg.hidden_act);
+            let problem =
+                format!("it declares activation = {declared}, and `hidden_act` of the model is {}", cfg.hidden_act);
             Err(Error::variant(spec.name.clone(), problem, "declare the model's, or leave it out"))
         }
         _ => cfg.activation(),

@@ -29,14 +29,9 @@ thread_local! {
 /// # Errors
 /// Whatever a derivative reports, and a call from inside another `backward`.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
-    let nested = LEAVES.with_borrow_mut(|slot| slot.replace(HashMap::new()).is_some());
-    if nested {
-        return Err(Error::msg("ops::backward was called from inside a derivative; detach the inner loss"));
-    }
-    let outcome = loss.backward();
-    let leaves = LEAVES.with_borrow_mut(Option::take).unwrap_or_default();
-    let mut grads = outcome?;
-    for (id, grad) in leaves {
+    let collecting = Collecting::begin()?;
+    let mut grads = loss.backward()?;
+    for (id, grad) in collecting.end() {
         let sum = match grads.get_id(id) {
             Some(other) => (other + &grad)?,
             None => grad,
@@ -44,6 +39,31 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
         grads.insert_id(id, sum);
     }
     Ok(grads)
+}
+
+/// While it lives, leaves' gradients are collected. Its end, be it a panic's, leaves nothing behind for the next backward.
+struct Collecting;
+
+impl Collecting {
+    fn begin() -> Result<Self> {
+        if LEAVES.with_borrow(Option::is_some) {
+            return Err(Error::msg("ops::backward was called from inside a derivative; detach the inner loss"));
+        }
+        LEAVES.set(Some(HashMap::new()));
+        Ok(Self)
+    }
+
+    // By value: it ends with its guard.
+    #[allow(clippy::unused_self)]
+    fn end(self) -> HashMap<TensorId, Tensor> {
+        LEAVES.take().unwrap_or_default()
+    }
+}
+
+impl Drop for Collecting {
+    fn drop(&mut self) {
+        LEAVES.set(None);
+    }
 }
 
 /// A derivative written by hand.

@@ -1,9 +1,11 @@
 //! The dense model a run starts from: a given checkpoint, or a small Qwen3 pretrained on the text and cached.
 
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
+use safetensors::Dtype;
 use sha2::{Digest as _, Sha256};
 
 use super::text::{Tokens, tokenizer};
@@ -23,6 +25,8 @@ pub struct Dense {
     pub cfg: Qwen3Config,
     /// Its parameters, f32.
     pub store: ParamStore,
+    /// The type each is stored in.
+    pub stored: BTreeMap<String, DType>,
     /// Its tokenizer.
     pub tokenizer: TextTokenizer,
 }
@@ -56,11 +60,46 @@ impl Dense {
         if log.exists() { metrics::read(log) } else { Ok(Vec::new()) }
     }
 
+    /// Rounds the weights of `store`, all computed in f32, to what their stored types hold: the model that is measured then is the
+    /// one that [`Dense::as_stored`] writes.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn round(&self, store: &ParamStore) -> Result<()> {
+        for (name, dtype) in self.narrow() {
+            if let Some(var) = store.get(name) {
+                let rounded = var.as_detached_tensor().to_dtype(dtype)?.to_dtype(var.dtype())?;
+                store.set(name, &rounded)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `store`, of which it shares the storage, with each dense weight in the type it is stored in.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn as_stored(&self, store: &ParamStore) -> Result<ParamStore> {
+        let mut cast = ParamStore::from_handles(store.device(), store.handles());
+        for (name, dtype) in self.narrow() {
+            if let Some(var) = cast.remove(name) {
+                cast.insert(name, var.as_detached_tensor().to_dtype(dtype)?)?;
+            }
+        }
+        Ok(cast)
+    }
+
+    /// The weights stored in less than f32.
+    fn narrow(&self) -> impl Iterator<Item = (&str, DType)> {
+        self.stored.iter().filter(|(_, dtype)| **dtype != DType::F32).map(|(name, dtype)| (name.as_str(), *dtype))
+    }
+
     fn load(dir: &Path, device: &Device) -> Result<Self> {
         let folder = ModelFolder::open(dir)?;
         let cfg = folder.qwen3_config()?;
         folder.check_names(&expected_tensors(&cfg))?;
         let store = folder.load(device, Some(DType::F32))?;
+        let stored = folder.tensors().map(|(name, info)| (name.to_owned(), float_type(info.dtype))).collect();
         let tokenizer = tokenizer(&folder)?;
         if tokenizer.vocab_size() > cfg.vocab_size {
             let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
@@ -70,7 +109,7 @@ impl Dense {
                 "use the tokenizer the model was trained with",
             ));
         }
-        Ok(Self { dir: dir.to_path_buf(), cfg, store, tokenizer })
+        Ok(Self { dir: dir.to_path_buf(), cfg, store, stored, tokenizer })
     }
 
     /// Pretrains in a folder beside `dir`, which appears under its name when it is whole. A second run that wants the same model
@@ -107,6 +146,15 @@ impl Dense {
         ModelFolder::save(&whole, &cfg.to_json(), &store, Some(staged))?;
         std::fs::rename(&log_path, whole.join(PRETRAIN_LOG)).map_err(|e| Error::io(&log_path, e))?;
         std::fs::rename(&whole, dir).map_err(|e| Error::io(dir, e))
+    }
+}
+
+/// The type that computes a stored float; other types do not get past [`ModelFolder::load`].
+fn float_type(stored: Dtype) -> DType {
+    match stored {
+        Dtype::BF16 => DType::BF16,
+        Dtype::F16 => DType::F16,
+        _ => DType::F32,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Imaging alone: ∫SPS of a model's experts on some text, and its pictures.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use crate::imaging::{Integral, NeuronScan, Partition, ScanOptions, Score, dump, 
 use crate::moe::{MoeSpec, variant};
 use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm};
 use crate::report::Page;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// What is imaged, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,7 +94,7 @@ impl Subject {
 ///
 /// # Errors
 /// Files and models that cannot be used; a partition that needs a scan first.
-pub fn dump_tokens(config: &ImageConfig, tokens_file: &std::path::Path, file: &std::path::Path) -> Result<()> {
+pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Result<()> {
     let subject = Subject::open(config)?;
     let units = subject.units.as_ref().ok_or_else(|| {
         let problem = format!("`{}` is made from a scan of text, and --dump has only tokens", config.partition);
@@ -108,7 +108,7 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &std::path::Path, file: &s
         tensors.insert(format!("layers.{layer}.surprise"), surprise.contiguous()?);
     }
     tensors.insert("loss_sum".into(), Tensor::new(&[image.loss_sum as f32], &Device::Cpu)?);
-    Ok(candle_core::safetensors::save(&tensors, file)?)
+    write_tensors(&tensors, file)
 }
 
 /// Images the model on text; writes `integral.safetensors` (by layer `layers.{i}.sps` `[tasks, experts]` f64, per token, and
@@ -155,12 +155,20 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<NeuronScan> {
     Ok(scan)
 }
 
-fn write_integral(experts: &[Vec<Vec<f64>>], units: &[Vec<u32>], path: &std::path::Path) -> Result<()> {
+fn write_integral(experts: &[Vec<Vec<f64>>], units: &[Vec<u32>], path: &Path) -> Result<()> {
     let mut tensors: HashMap<String, Tensor> = HashMap::new();
     for (layer, units) in units.iter().enumerate() {
         let sps: Vec<Vec<f64>> = experts.iter().map(|task| task[layer].clone()).collect();
         tensors.insert(format!("layers.{layer}.sps"), Tensor::new(sps, &Device::Cpu)?);
         tensors.insert(format!("layers.{layer}.neuron_expert"), Tensor::new(units.as_slice(), &Device::Cpu)?);
     }
-    Ok(candle_core::safetensors::save(&tensors, path)?)
+    write_tensors(&tensors, path)
+}
+
+fn write_tensors(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
+    files::write_with(path, |staged| {
+        let refused =
+            |e| Error::file(path, format!("cannot be written: {e}"), "free some space, or name another place");
+        candle_core::safetensors::save(tensors, staged).map_err(refused)
+    })
 }

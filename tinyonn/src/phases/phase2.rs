@@ -15,6 +15,7 @@ use super::text::Tokens;
 use super::{Dense, Phase2Config, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
+use crate::files::StagedFolder;
 use crate::imaging::inputs::Samples;
 use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, Score, scan};
 use crate::metrics::{self, MetricsLog, Stopwatch};
@@ -35,8 +36,11 @@ const DRAWS: u64 = 3;
 
 /// Runs everything and writes `summary.json`, `report.html`, `metrics.jsonl` and the checkpoint `tiny-onn/` into `config.out`.
 ///
+/// It computes in f32. Checkpoints keep the types that the dense model is stored in; after SMK the weights are rounded to them
+/// before they are measured, so that the figures are those of the checkpoint.
+///
 /// # Errors
-/// A variant that is not known or does not fit; text, models and folders that cannot be used.
+/// A loss that is no finite number; a variant that is not known or does not fit; text, models and folders that cannot be used.
 pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let variant = variant(&config.variant)?;
     config.validate(variant)?;
@@ -51,6 +55,7 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let mut tokens = text.encode(&dense.tokenizer)?;
     tokens.test.truncate(config.test_tokens);
     let run = Run { config, variant, device, text: &text, dense: &dense, tokens: &tokens };
+    run.check_lengths()?;
 
     watch.stage("scan");
     let (scan, inputs) = run.scan()?;
@@ -69,6 +74,7 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     watch.stage("smk");
     let metrics_path = config.out.join("metrics.jsonl");
     let smk = run.smk(&store, &labels, &mut MetricsLog::create(&metrics_path)?)?;
+    dense.round(&store)?;
     watch.stage("evaluate");
     let after = run.losses(&store, &labels)?;
 
@@ -148,6 +154,22 @@ struct Results {
 }
 
 impl Run<'_> {
+    /// Refuses what only a late stage would trip over.
+    fn check_lengths(&self) -> Result<()> {
+        let (length, most) = (self.config.length, self.dense.cfg.max_position_embeddings);
+        if length > most {
+            let problem =
+                format!("sequences of {length} tokens are longer than the {most} that the model was made for");
+            return Err(Error::setting("length", problem, format!("use {most} or less")));
+        }
+        self.smk_batches().map(drop)
+    }
+
+    fn smk_batches(&self) -> Result<Sampler<'_>> {
+        let c = self.config;
+        Sampler::new(&self.tokens.train, c.length, c.smk.batch, c.seed ^ 1, &self.device)
+    }
+
     fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
         TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
     }
@@ -305,8 +327,8 @@ impl Run<'_> {
 
     fn smk(&self, store: &ParamStore, labels: &Labels, log: &mut MetricsLog) -> Result<SmkOutcome> {
         let c = self.config;
-        let sampler = Sampler::new(&self.tokens.train, c.length, c.smk.batch, c.seed ^ 1, &self.device)?;
-        train_smk((store, &self.dense.cfg, self.variant), &Self::routed(labels), &sampler, &c.smk, log)
+        let model = (store, &self.dense.cfg, self.variant);
+        train_smk(model, &Self::routed(labels), &self.smk_batches()?, &c.smk, log)
     }
 
     fn corpus_figures(&self) -> CorpusFigures {
@@ -318,12 +340,12 @@ impl Run<'_> {
     }
 
     fn write(&self, store: &ParamStore, dir: &Path, active: ActiveMode) -> Result<()> {
-        if dir.join("config.json").exists() {
-            std::fs::remove_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        }
         let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.partition(), self.config.seed) };
         let source = ModelFolder::open(&self.dense.dir)?;
-        TinyOnnFolder::save(dir, source.config(), &config, store, Some(&self.dense.dir))
+        let staged = StagedFolder::replacing(dir)?;
+        let (config, store) = (config.write_to(source.config()), self.dense.as_stored(store)?);
+        ModelFolder::write_into(&staged, &config, &store, Some(&self.dense.dir))?;
+        staged.publish()
     }
 }
 

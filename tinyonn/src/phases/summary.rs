@@ -1,8 +1,6 @@
 //! `summary.json`: the figures of a run. The same seed on the same machine gives the same file but for `seconds`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -10,7 +8,7 @@ use serde_json::Value;
 
 use crate::imaging::labels::LabelStatistics;
 use crate::train::RouterAccuracy;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// All figures of [`super::phase2()`].
 #[derive(Clone, Debug, Serialize)]
@@ -174,18 +172,7 @@ impl Summary {
         if let Some(name) = not_finite(&json) {
             return Err(Error::file(path, format!("the figure `{name}` is not finite"), remedy));
         }
-        let staged = path.with_extension("json.part");
-        let write = || {
-            let mut file = File::create(&staged)?;
-            file.write_all(format!("{json:#}\n").as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&staged, path)
-        };
-        write().map_err(|e| {
-            // The error to report is the first one.
-            let _ = std::fs::remove_file(&staged);
-            Error::io(path, e)
-        })
+        files::write(path, format!("{json:#}\n"))
     }
 }
 

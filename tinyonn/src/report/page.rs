@@ -1,12 +1,11 @@
 //! The page of a run: one HTML file that needs nothing but itself.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 
 use super::svg::{Svg, escape};
 use super::table::Table;
-use crate::{Error, Result};
+use crate::{Result, files};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -116,19 +115,7 @@ impl Page {
 
     /// Writes the page to `path`: whole or not at all, whatever interrupts it.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let Some(name) = path.file_name() else {
-            return Err(Error::file(path, "is no file name", "name the file the page should be written to"));
-        };
-        // In the same folder, because a rename is atomic only within one file system.
-        let partial = path.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
-        let written = write_through(&partial, &self.html()).map_err(|source| Error::io(&partial, source));
-        let renamed = written.and_then(|()| std::fs::rename(&partial, path).map_err(|source| Error::io(path, source)));
-        if renamed.is_err() {
-            // What matters is the first error; the file may not even exist.
-            let _ = std::fs::remove_file(&partial);
-        }
-        renamed
+        files::write(path, self.html())
     }
 
     fn write_facts(&self, html: &mut String) {
@@ -165,10 +152,4 @@ fn write_figure(html: &mut String, figure: &Figure, number: usize) {
     let caption = format!("<figcaption><b>{kind} {number}.</b> {}</figcaption>", escape(&figure.caption));
     // A wide figure scrolls inside its own frame; the page never does.
     let _ = writeln!(html, "<figure>\n<div class=\"scroll\">{body}</div>\n{caption}\n</figure>");
-}
-
-fn write_through(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = std::fs::File::create(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Device;
 
 use crate::data::{NO_TARGET, TokenSet};
+use crate::metrics::check_loss;
 use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
 
@@ -31,7 +32,7 @@ pub struct EvaluateOptions {
 /// Every token of `set` that has a target, once, under `ctx`; each sequence's task is added to it.
 ///
 /// # Errors
-/// A task without a token to score; whatever the model reports.
+/// A task without a token to score; a loss that is no finite number; whatever the model reports.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -75,6 +76,7 @@ pub fn evaluate<F: FeedForward>(
                     counts[task] += 1;
                 }
             }
+            check_loss("evaluate", &set.tasks[task].name, sums[task])?;
         }
     }
     if let Some(task) = counts.iter().position(|count| *count == 0) {

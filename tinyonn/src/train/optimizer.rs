@@ -66,7 +66,7 @@ impl AdamW {
     }
 
     /// Updates every variable that has a gradient; `lines(name)` restricts a matrix to some of its lines.
-    /// Returns the norm of all gradients before clipping.
+    /// Returns the norm of all gradients before clipping. A norm that is not finite changes nothing: its caller stops there.
     ///
     /// # Errors
     /// Whatever the device reports.
@@ -77,6 +77,9 @@ impl AdamW {
         lines: impl Fn(&str) -> Option<Lines>,
     ) -> Result<f64> {
         let norm = gradient_norm(vars, grads)?;
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
         let c = self.config;
         let scale = if norm > c.clip { c.clip / norm } else { 1.0 };
         for (name, var) in vars {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{AdamW, AdamwConfig};
 use crate::checkpoint::ParamStore;
 use crate::data::Sampler;
-use crate::metrics::{MetricsLog, Progress};
+use crate::metrics::{MetricsLog, Progress, Stage};
 use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
 use crate::{Result, ops};
 
@@ -40,7 +40,7 @@ fn rate(config: &PretrainConfig, step: u64) -> f64 {
 /// A dense model of shape `cfg`, initialised from `seed` and trained on the sampler's batches; losses go to `log`.
 ///
 /// # Errors
-/// Whatever the model or the log reports.
+/// A loss or gradient that is no finite number; whatever the model or the log reports.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -83,9 +83,12 @@ pub fn pretrain(
         let batch = sampler.batch_at(step)?;
         let loss = model.token_losses(&batch.inputs, &batch.targets, &RouteCtx::all())?.mean_all()?;
         optimizer.config.rate = rate(config, step);
+        let stage = Stage { name: "pretraining", rate_key: "pretrain.adamw.rate", rate: config.adamw.rate };
         let norm = optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
+        stage.check("gradient's norm", norm, step)?;
         if step % 10 == 0 || step + 1 == config.steps {
             let loss = f64::from(loss.to_scalar::<f32>()?);
+            stage.check("loss", loss, step)?;
             log.log(step, "pretrain", &[("loss", loss), ("rate", optimizer.config.rate), ("gradient_norm", norm)])?;
             progress.message(format!("loss {loss:.3}"));
         }

@@ -15,10 +15,14 @@ const RIDGE: f64 = 1e-3;
 /// P `[r, d]`, row-major, from labelled rows; classes weigh equally.
 ///
 /// # Errors
-/// No samples.
+/// No samples; samples that are no finite numbers.
 pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
     if samples.tasks.is_empty() {
         return Err(Error::setting("inputs", "none were collected", "scan at least one sequence of each task"));
+    }
+    if !samples.values.iter().all(|x| x.is_finite()) {
+        let remedy = "check the model's tensors for values that are not finite";
+        return Err(Error::setting("inputs", "what the routers see holds values that are not finite", remedy));
     }
     let d = samples.values.len() / samples.tasks.len();
     let r = dim.min(d);

@@ -7,10 +7,10 @@
 use candle_core::Tensor;
 use serde::Serialize;
 
-use crate::Result;
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
 use crate::moe::{MoeModule, Scores, Selection, select};
+use crate::{Error, Result};
 
 /// Accuracy of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,10 +50,21 @@ impl RouterAccuracy {
 /// Compares the routers' choices for `inputs`, by layer, with the labels of the rows' tasks.
 ///
 /// # Errors
-/// No inputs; whatever the routers report.
+/// No inputs; inputs or labels of other layers or tasks; whatever the routers report.
 pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &Labels) -> Result<RouterAccuracy> {
     let tasks = labels.paths.experts.len();
     let experts = modules.first().map_or(0, |module| module.spec().experts());
+    let layers = modules.len();
+    let fits = layers > 0
+        && inputs.len() == layers
+        && labels.paths.experts.iter().all(|task| task.len() == layers)
+        && modules.iter().all(|module| module.spec().experts() == experts)
+        && inputs.iter().flat_map(|samples| &samples.tasks).all(|task| (*task as usize) < tasks);
+    if !fits {
+        let problem =
+            format!("inputs and labels are not of the same {tasks} tasks, and {layers} layers of {experts} experts");
+        return Err(Error::setting("inputs", problem, "collect inputs, and label tasks, through this model"));
+    }
     let mut total = RouterAccuracy {
         layers: Vec::new(),
         confusion: vec![vec![0.0; tasks]; tasks],

@@ -10,9 +10,10 @@ use rand::Rng as _;
 use super::{AdamW, AdamwConfig, RouterFitConfig};
 use crate::checkpoint::ParamStore;
 use crate::imaging::inputs::Samples;
+use crate::metrics::Stage;
 use crate::moe::{MoeLayer, Variant};
 use crate::qwen3::Qwen3Config;
-use crate::{Result, ops, random};
+use crate::{Error, Result, ops, random};
 
 /// Steps between looks at the validation text.
 const LOOK: u64 = 20;
@@ -97,7 +98,7 @@ impl Tuning<'_> {
         const ROUNDS: usize = 16;
         let store = self.model.0;
         let name = format!("{}.scale", self.path);
-        let missing = || crate::Error::tensor(&name, "is missing", "upcycle the dense model again");
+        let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
         let start = f64::from(store.get(&name).ok_or_else(missing)?.to_scalar::<f32>()?);
         let set = |s: f64| store.set(&name, &Tensor::new(s as f32, store.device())?);
         let layer = self.layer(false)?;
@@ -110,6 +111,11 @@ impl Tuning<'_> {
             Ok(self.cross_entropy(&logits, &self.held)?.to_scalar::<f32>()?)
         };
         let before = at(start.ln())?;
+        if !before.is_finite() {
+            let problem = format!("its loss on validation text is {before}");
+            let remedy = "check the model's tensors for values that are not finite";
+            return Err(Error::tensor(self.path, problem, remedy));
+        }
         let (mut low, mut high) = (start.ln() - 5.0, start.ln() + 2.0);
         let (mut a, mut b) = (high - SHRINK * (high - low), low + SHRINK * (high - low));
         let (mut at_a, mut at_b) = (at(a)?, at(b)?);
@@ -143,7 +149,12 @@ impl Tuning<'_> {
         for step in 1..=config.steps {
             let rows: Vec<u32> = (0..config.batch).map(|_| rng.random_range(0..count)).collect();
             let loss = self.loss(&layer, &self.train.select(&rows)?)?;
-            optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
+            let norm = optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
+            Stage { name: self.path, rate_key: "router.rate", rate: config.rate }.check(
+                "gradient's norm",
+                norm,
+                step,
+            )?;
             if step % LOOK == 0 || step == config.steps {
                 let now = held()?;
                 if now < best {

@@ -14,7 +14,7 @@ use super::optimizer::Lines;
 use super::router_training::RouterTraining;
 use super::{AdamW, AdamwConfig, Model};
 use crate::data::Sampler;
-use crate::metrics::{MetricsLog, Progress};
+use crate::metrics::{MetricsLog, Progress, Stage};
 use crate::model::TinyOnnForCausalLm;
 use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
 use crate::qwen3::RouteCtx;
@@ -43,6 +43,9 @@ impl Default for SmkConfig {
     }
 }
 
+/// The remedy for units of another model.
+const UNITS: &str = "take them from this model (`neuron_experts`)";
+
 /// Picks the learners of every layer, from inside the backward pass.
 pub struct Smk {
     min_k: usize,
@@ -65,10 +68,14 @@ impl Smk {
     /// For experts given by `units[layer][i]`, of `experts` a layer.
     ///
     /// # Errors
-    /// `min_k` of zero: nothing would ever learn.
+    /// `min_k` of zero: nothing would ever learn; a unit that is none of `experts`.
     pub fn new(min_k: usize, experts: usize, units: Vec<Vec<u32>>) -> Result<Self> {
         if min_k == 0 {
             return Err(Error::setting("min_k", "no expert would learn", "use 1 or more"));
+        }
+        if let Some(unit) = units.iter().flatten().find(|unit| **unit as usize >= experts) {
+            let problem = format!("a neuron belongs to expert {unit}, and there are {experts}");
+            return Err(Error::setting("units", problem, UNITS));
         }
         let choices = Mutex::new(vec![Choice::default(); units.len()]);
         Ok(Self { min_k, experts, units, choices })
@@ -119,7 +126,11 @@ fn surprises(pass: &MlpBackward<'_>, units: &[u32], experts: usize) -> candle_co
 
 impl MlpProbe for Smk {
     fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        let units = &self.units[layer];
+        let width = pass.h_ti.dim(1)?;
+        let Some(units) = self.units.get(layer).filter(|units| units.len() == width) else {
+            let problem = format!("they give no expert to each of the {width} neurons of layer {layer}");
+            return Err(Error::setting("units", problem, UNITS).into());
+        };
         let surprises = surprises(pass, units, self.experts)?;
         let mut order: Vec<(f64, u32)> =
             surprises.iter().enumerate().filter_map(|(n, s)| s.map(|s| (s, n as u32))).collect();
@@ -145,7 +156,7 @@ pub struct SmkOutcome {
 /// Differentiates the experts of a model, routed as `routed` says; everything but the experts is frozen, and the routers unless asked.
 ///
 /// # Errors
-/// A `min_k` of zero; whatever the model or the log reports.
+/// A `min_k` of zero; a loss or gradient that is no finite number; whatever the model or the log reports.
 ///
 /// ```
 /// use candle_core::Device;
@@ -204,8 +215,10 @@ pub fn train_smk(
         let training = routers.then_some(step);
         let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), training, ..ctx.clone() };
         let loss = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.mean_all()?;
+        let stage = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: config.adamw.rate };
         let total = routing.add_to(loss.clone())?;
-        optimizer.step(&vars, &ops::backward(&total)?, |name| smk.lines(name))?;
+        let norm = optimizer.step(&vars, &ops::backward(&total)?, |name| smk.lines(name))?;
+        stage.check("gradient's norm", norm, step)?;
         routing.balance(store, &variant.spec)?;
         for choice in smk.choices() {
             shares += choice.learners.len() as f64 / choice.active.len().max(1) as f64;
@@ -213,6 +226,7 @@ pub fn train_smk(
         }
         if step % 10 == 0 || step + 1 == config.steps {
             let loss = f64::from(loss.to_scalar::<f32>()?);
+            stage.check("loss", loss, step)?;
             log.log(step, "smk", &[("loss", loss)])?;
             progress.message(format!("loss {loss:.3}"));
         }

@@ -1,0 +1,294 @@
+//! The programs as a user starts them: what cannot be done is one line on standard error and exit code 2, and leaves nothing under
+//! the name that was to be written.
+//!
+//! A package's binaries are known to its own tests alone, so these stand apart from the suite.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use candle_core::{DType, Device, Tensor};
+use rstest::rstest;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tinyonn::checkpoint::{ModelFolder, ParamStore};
+use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
+use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+
+const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
+const UPCYCLE: &str = env!("CARGO_BIN_EXE_exp_upcycle");
+const VERIFY: &str = env!("CARGO_BIN_EXE_exp_verify");
+const SCAN: &str = env!("CARGO_BIN_EXE_exp_scan");
+
+const VOCAB: usize = 280;
+
+fn config() -> Qwen3Config {
+    let json = json!({
+        "model_type": "qwen3", "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 120, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64,
+    });
+    Qwen3Config::from_json(&json, "config.json").unwrap()
+}
+
+/// A folder with `dense`, a model and its tokenizer, and two tasks of text, `a.txt` and `b.txt`.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { dir: TempDir::new().unwrap() };
+        let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&config(), &vb).map(drop));
+        ModelFolder::save(place.path("dense"), &config().to_json(), &store.unwrap(), None).unwrap();
+        let corpus = Corpus { tasks: vec![arithmetic(0, 12_000), sorting(0, 12_000)] };
+        TextTokenizer::train(&corpus, VOCAB).unwrap().save(place.path("dense/tokenizer.json")).unwrap();
+        for (task, name) in corpus.tasks.iter().zip(["a.txt", "b.txt"]) {
+            let text: String = task.documents.iter().map(|document| document.text.as_str()).collect();
+            fs::write(place.path(name), text).unwrap();
+        }
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, program: &str, arguments: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path()).args(arguments.split_whitespace());
+        command
+    }
+
+    fn run(&self, program: &str, arguments: &str) -> Output {
+        self.command(program, arguments).output().unwrap()
+    }
+
+    /// Everything below, but the text of what is cached.
+    fn files(&self) -> BTreeSet<PathBuf> {
+        let mut found = BTreeSet::new();
+        let mut open = vec![self.dir.path().to_path_buf()];
+        while let Some(dir) = open.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    open.push(path.clone());
+                }
+                found.insert(path);
+            }
+        }
+        found
+    }
+
+    /// Changes `config.json` of the dense model.
+    fn configure(&self, key: &str, value: Value) {
+        let path = self.path("dense/config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config[key] = value;
+        fs::write(path, config.to_string()).unwrap();
+    }
+
+    /// The dense model with `name` replaced by what `f` makes of it, or without it.
+    fn change(&self, name: &str, f: impl FnOnce(Tensor) -> Option<Tensor>) {
+        let mut store = ModelFolder::open(self.path("dense")).unwrap().load(&Device::Cpu, None).unwrap();
+        let changed = f(store.remove(name).unwrap().as_detached_tensor());
+        changed.into_iter().for_each(|tensor| store.insert(name, tensor).unwrap());
+        fs::rename(self.path("dense"), self.path("whole")).unwrap();
+        ModelFolder::save(self.path("dense"), &config().to_json(), &store, Some(&self.path("whole"))).unwrap();
+        fs::remove_dir_all(self.path("whole")).unwrap();
+    }
+}
+
+/// One line with all `words`, exit code 2, nothing on standard output.
+fn assert_refused(output: &Output, words: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("error: ") && words.iter().all(|word| said.contains(word)), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+}
+
+fn assert_done(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What keeps a dense model from being read keeps every program from doing anything.
+#[rstest]
+#[case::no_folder(|place: &Place| fs::remove_dir_all(place.path("dense")).unwrap(), &["dense", "is not a folder"])]
+#[case::no_config(|place: &Place| fs::remove_file(place.path("dense/config.json")).unwrap(), &["has no config.json"])]
+#[case::no_weights(|place: &Place| fs::remove_file(place.path("dense/model.safetensors")).unwrap(), &["neither model.safetensors"])]
+#[case::truncated(|place: &Place| {
+    let path = place.path("dense/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(path, &bytes[..bytes.len() - 7]).unwrap();
+}, &["model.safetensors", "truncated"])]
+#[case::absent_shard(|place: &Place| {
+    fs::remove_file(place.path("dense/model.safetensors")).unwrap();
+    let index = json!({ "weight_map": { "model.norm.weight": "model-00001-of-00002.safetensors" } });
+    fs::write(place.path("dense/model.safetensors.index.json"), index.to_string()).unwrap();
+}, &["model-00001-of-00002.safetensors", "missing", "copy or download"])]
+#[case::wrong_shape(|place: &Place| place.configure("intermediate_size", json!(119)), &["mlp.up_proj.weight", "[120, 16], expected [119, 16]"])]
+#[case::missing_tensor(|place: &Place| place.change("model.norm.weight", |_| None), &["missing (1): `model.norm.weight`"])]
+#[case::unknown_model_type(|place: &Place| place.configure("model_type", json!("llama")), &["config.json", "model_type", "llama", "qwen3"])]
+fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str]) {
+    let place = Place::new();
+    damage(&place);
+    let before = place.files();
+    let programs = [
+        (UPCYCLE, "--model dense --variant TinyOnn --out out"),
+        (VERIFY, "dense dense"),
+        (SCAN, "--model dense --data a=a.txt --data b=b.txt --out out"),
+        (PHASE2, "--model dense --data a=a.txt --data b=b.txt --out out"),
+    ];
+    for (program, arguments) in programs {
+        assert_refused(&place.run(program, arguments), words);
+        assert_eq!(place.files(), before, "{program}");
+    }
+}
+
+#[rstest]
+#[case::unknown_variant(UPCYCLE, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: TinyOnn"])]
+#[case::unknown_variant_of_a_run(PHASE2, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: TinyOnn"])]
+#[case::unknown_variant_of_a_scan(SCAN, "--model dense --variant Tiny --data a=a.txt --out out", &["variant `Tiny`", "known: TinyOnn"])]
+#[case::no_text(PHASE2, "--model dense --data a=a.txt --data b=none.txt --out out", &["none.txt", "no such file", "`b=`"])]
+#[case::no_text_to_scan(SCAN, "--model dense --data b=none.txt --out out", &["none.txt", "no such file"])]
+#[case::empty_text(PHASE2, "--model dense --data a=a.txt --data b=empty.txt --out out", &["empty.txt", "finds no text"])]
+#[case::empty_text_to_scan(SCAN, "--model dense --data b=empty.txt --out out", &["empty.txt", "finds no text"])]
+#[case::short_text(PHASE2, "--model dense --data a=a.txt --data b=short --out out", &["`b`", "too few"])]
+#[case::one_task(PHASE2, "--model dense --data a=a.txt --out out", &["--data", "twice"])]
+#[case::long_sequences(SCAN, "--model dense --data a=a.txt --length 65 --out out", &["`length`", "65", "64"])]
+#[case::long_sequences_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out out --config long.toml", &["`length`", "65", "64"])]
+#[case::long_sequences_to_compare(VERIFY, "dense dense --length 65", &["65", "--length 64"])]
+#[case::bad_file(PHASE2, "--config wrong.toml --out out", &["wrong.toml", "line 2", "stepz"])]
+#[case::used_folder(UPCYCLE, "--model dense --variant TinyOnn --out used", &["used", "not empty", "--overwrite"])]
+#[case::used_folder_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out used", &["used", "--overwrite"])]
+#[case::used_folder_of_a_scan(SCAN, "--model dense --data a=a.txt --out used", &["used", "--overwrite"])]
+#[case::foreign_folder(UPCYCLE, "--model dense --variant TinyOnn --out used --overwrite", &["used", "config.json"])]
+#[case::foreign_folder_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out used --overwrite", &["used", "config.json"])]
+#[case::its_own_input(UPCYCLE, "--model dense --variant TinyOnn --out dense --overwrite", &["dense", "is read"])]
+#[case::its_own_input_of_a_scan(SCAN, "--model dense --data a=a.txt --out dense --overwrite", &["dense", "is read"])]
+#[case::used_file(SCAN, "--model dense --tokens ids.json --dump a.txt", &["a.txt: exists", "--overwrite"])]
+#[case::no_folder_for_a_dump(SCAN, "--model dense --tokens ids.json --dump no/image.safetensors", &["no/image.safetensors"])]
+#[case::dense_to_dense(UPCYCLE, "--model dense --to-dense --out out", &["config.json", "Tiny-ONN"])]
+fn what_cannot_be_done(#[case] program: &str, #[case] arguments: &str, #[case] words: &[&str]) {
+    let place = Place::new();
+    fs::create_dir(place.path("used")).unwrap();
+    fs::write(place.path("used/letter.txt"), "dear").unwrap();
+    fs::write(place.path("empty.txt"), " \n").unwrap();
+    fs::create_dir(place.path("short")).unwrap();
+    for name in ["1", "2", "3"] {
+        fs::write(place.path("short").join(name), name).unwrap();
+    }
+    fs::write(place.path("ids.json"), "[[1, 2, 3]]").unwrap();
+    fs::write(place.path("long.toml"), "length = 65").unwrap();
+    fs::write(place.path("wrong.toml"), "[smk]\nstepz = 1").unwrap();
+    let before = place.files();
+    assert_refused(&place.run(program, arguments), words);
+    assert_eq!(place.files(), before);
+}
+
+#[rstest]
+#[case(SCAN, "--model dense --data a=a.txt --data b=b.txt --length 32 --out out", &["`scan`", "task `a` is NaN", "tensors"])]
+#[case(PHASE2, "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out", &["`scan`", "task `a` is NaN", "tensors"])]
+fn a_loss_that_is_no_number(#[case] program: &str, #[case] arguments: &str, #[case] words: &[&str]) {
+    let place = Place::new();
+    fs::write(place.path("run.toml"), "length = 32").unwrap();
+    place.change("model.norm.weight", |norm| Some((norm * f64::NAN).unwrap().to_dtype(DType::F32).unwrap()));
+    let before = place.files();
+    assert_refused(&place.run(program, arguments), words);
+    assert_eq!(place.files(), before);
+}
+
+/// Runs where no file may grow beyond `blocks` of 1024 bytes: as on a full disk, a write then fails, and the shell's trap keeps the
+/// signal from ending the process instead.
+fn run_cramped(place: &Place, program: &str, arguments: &str, blocks: u32) -> Output {
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec {program} {arguments}");
+    Command::new("bash").arg("-c").arg(script).current_dir(place.dir.path()).output().unwrap()
+}
+
+#[rstest]
+// Room for the tokenizer, but not for the weights; for nothing; for config.json alone.
+#[case::weights(UPCYCLE, "--model dense --variant TinyOnn --out out", 40)]
+#[case::nothing(UPCYCLE, "--model dense --variant TinyOnn --out out", 0)]
+#[case::tokenizer(UPCYCLE, "--model dense --variant TinyOnn --out out", 4)]
+#[case::no_image(SCAN, "--model dense --data a=a.txt --data b=b.txt --length 32 --out out", 0)]
+#[case::image(SCAN, "--model dense --data a=a.txt --data b=b.txt --length 32 --out out", 3)]
+#[case::dump(SCAN, "--model dense --tokens ids.json --dump out", 1)]
+fn a_full_disk(#[case] program: &str, #[case] arguments: &str, #[case] blocks: u32) {
+    let place = Place::new();
+    let ids: Vec<u32> = (0..60).collect();
+    fs::write(place.path("ids.json"), json!([ids]).to_string()).unwrap();
+    let before = place.files();
+    assert_refused(&run_cramped(&place, program, arguments, blocks), &["free some space"]);
+    assert_eq!(place.files(), before);
+    // The next run is not hindered; and where there is an old result, a full disk leaves it.
+    assert_done(&place.run(program, arguments));
+    let (whole, arguments) = (place.files(), format!("{arguments} --overwrite"));
+    assert_refused(&run_cramped(&place, program, &arguments, blocks), &["free some space"]);
+    assert_eq!(place.files(), whole);
+    assert_done(&place.run(program, &arguments));
+    assert_eq!(place.files(), whole);
+}
+
+#[test]
+fn the_way_there_and_back_over_what_was_there() {
+    let place = Place::new();
+    assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));
+    assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --partition random --out sparse --overwrite"));
+    assert_done(&place.run(UPCYCLE, "--model sparse --to-dense --out back"));
+    assert_done(&place.run(UPCYCLE, "--model sparse --to-dense --out back --overwrite"));
+    let weights = |name: &str| fs::read(place.path(name).join("model.safetensors")).unwrap();
+    assert_eq!(weights("back"), weights("dense"));
+    assert_done(&place.run(VERIFY, "dense sparse --tolerance 0"));
+    let names: BTreeSet<_> = fs::read_dir(place.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["a.txt", "b.txt", "back", "dense", "sparse"].map(Into::into).into());
+}
+
+#[test]
+fn a_run_is_replaced_by_the_same_run() {
+    let place = Place::new();
+    fs::write(
+        place.path("run.toml"),
+        "length = 16\nscan_tokens = 300\ntest_tokens = 200\n[router]\nsteps = 2\n[smk]\nsteps = 2\nbatch = 4",
+    )
+    .unwrap();
+    let arguments = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out";
+    assert_done(&place.run(PHASE2, arguments));
+    fs::write(place.path("out/note.txt"), "old").unwrap();
+    let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(place.path(name)).unwrap()).unwrap() };
+    let (config, mut summary) = (read("out/config.json"), read("out/summary.json"));
+    assert_done(&place.run(PHASE2, &format!("{arguments} --overwrite")));
+    assert!(!place.path("out/note.txt").exists());
+    let mut again = read("out/summary.json");
+    for figures in [&mut summary, &mut again] {
+        figures["seconds"] = Value::Null;
+    }
+    assert_eq!((&read("out/config.json")["settings"], again), (&config["settings"], summary));
+    assert_eq!(config["settings"]["out"], "out");
+}
+
+#[rstest]
+fn help_names_what_all_have(#[values(PHASE2, UPCYCLE, VERIFY, SCAN)] program: &str) {
+    let help = Command::new(program).arg("--help").output().unwrap();
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for flag in ["--seed", "--device", "--config"] {
+        assert!(help.contains(flag), "{flag} is not in\n{help}");
+    }
+    for flag in ["--out", "--overwrite"] {
+        assert_eq!(help.contains(flag), program != VERIFY, "{flag} in\n{help}");
+    }
+}
+
+/// A path as the programs print it.
+#[test]
+fn the_default_folder_is_the_first_that_is_free() {
+    let place = Place::new();
+    for name in ["runs/scan", "runs/scan-2"] {
+        let output = place.run(SCAN, "--model dense --data a=a.txt --length 32");
+        assert_done(&output);
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains(Path::new(name).join("report.html").to_str().unwrap())
+        );
+    }
+}

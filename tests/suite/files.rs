@@ -1,0 +1,95 @@
+//! Files and folders appear whole or not at all.
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+use tinyonn::files::{StagedFolder, is_used, write, write_with};
+use tinyonn::{Error, Result};
+
+use crate::models::message;
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_file_is_replaced_whole_or_stays_as_it_was() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("figures.json");
+    write(&path, "old").unwrap();
+    let half: Result<()> = write_with(&path, |staged| {
+        fs::write(staged, "ne").unwrap();
+        assert_eq!((staged.parent(), fs::read_to_string(&path).unwrap().as_str()), (path.parent(), "old"));
+        Err(Error::setting("figures", "cannot be had", "try again"))
+    });
+    assert!(message(half).starts_with("`figures`"));
+    assert_eq!(
+        (fs::read_to_string(&path).unwrap().as_str(), names(dir.path())),
+        ("old", vec!["figures.json".to_owned()])
+    );
+    write(&path, "new").unwrap();
+    assert_eq!(
+        (fs::read_to_string(&path).unwrap().as_str(), names(dir.path())),
+        ("new", vec!["figures.json".to_owned()])
+    );
+}
+
+#[test]
+fn what_cannot_be_written_is_named_with_a_remedy() {
+    let dir = TempDir::new().unwrap();
+    let refused = message(write(dir.path().join("no/such.json"), ""));
+    assert!(refused.contains("no/such.json: ") && refused.contains("check the path"), "{refused}");
+    // A folder of that name.
+    fs::create_dir(dir.path().join("taken")).unwrap();
+    assert!(message(write(dir.path().join("taken"), "")).contains("taken: "));
+    assert!(message(write(Path::new("/"), "")).contains("name the file"));
+    assert_eq!(names(dir.path()), ["taken"]);
+}
+
+/// Stages a folder of one file, nested.
+fn stage(dir: &Path, text: &str) -> StagedFolder {
+    let staged = StagedFolder::replacing(dir).unwrap();
+    fs::create_dir(staged.path().join("model")).unwrap();
+    fs::write(staged.path().join("model/file"), text).unwrap();
+    staged
+}
+
+fn text(dir: &Path) -> String {
+    fs::read_to_string(dir.join("model/file")).unwrap()
+}
+
+#[test]
+fn a_folder_is_replaced_when_the_new_one_is_whole() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("run");
+    for new in ["first", "second"] {
+        let old = is_used(&dir).unwrap().then(|| text(&dir));
+        let staged = stage(&dir, new);
+        assert_eq!(is_used(&dir).unwrap().then(|| text(&dir)), old);
+        assert!(message(StagedFolder::replacing(&dir)).contains("another process"));
+        drop(staged);
+        assert_eq!(is_used(&dir).unwrap().then(|| text(&dir)), old);
+        stage(&dir, new).publish().unwrap();
+        assert_eq!((text(&dir).as_str(), names(parent.path())), (new, vec!["run".to_owned()]));
+    }
+    assert!(message(StagedFolder::new(&dir)).contains("not empty"));
+}
+
+#[test]
+fn a_replacement_that_was_killed_is_undone_or_finished() {
+    let parent = TempDir::new().unwrap();
+    let [dir, aside] = ["run", ".run.replaced"].map(|name| parent.path().join(name));
+    stage(&dir, "old").publish().unwrap();
+    // Killed between the two renames: the old folder has no name, the new one not yet.
+    fs::rename(&dir, &aside).unwrap();
+    drop(stage(&dir, "lost"));
+    assert_eq!((text(&dir).as_str(), aside.exists()), ("old", false));
+    // Killed before the old one was gone.
+    fs::create_dir(&aside).unwrap();
+    drop(stage(&dir, "lost"));
+    assert_eq!((text(&dir).as_str(), names(parent.path())), ("old", vec!["run".to_owned()]));
+}

@@ -1,0 +1,102 @@
+//! The whole of phase 2 on a tiny model of several stored types.
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::DType;
+use rstest::rstest;
+use tempfile::TempDir;
+use tinyonn::checkpoint::{ModelFolder, expected_tensors, load_model};
+use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
+use tinyonn::phases::{Phase2Config, phase2};
+use tinyonn::train::{RouterFitConfig, SmkConfig};
+
+use crate::models::{self, CPU, message};
+use crate::tiny;
+
+/// A dense model with its tokenizer, and a run on two tasks of generated text.
+fn setting(dir: &Path, dtype: DType) -> Phase2Config {
+    let corpus = Corpus { tasks: vec![arithmetic(0, 24_000), sorting(0, 24_000)] };
+    let data = corpus.tasks.iter().map(|task| {
+        let path = dir.join(format!("{}.txt", task.name));
+        fs::write(&path, task.documents.iter().map(|document| document.text.as_str()).collect::<String>()).unwrap();
+        format!("{}={}", task.name, path.display())
+    });
+    let data = data.collect();
+    let (cfg, model) = (tiny::config(tiny::TEXT_VOCAB), dir.join("dense"));
+    ModelFolder::save(&model, &cfg.to_json(), &models::weights(&cfg, dtype), None).unwrap();
+    TextTokenizer::train(&corpus, tiny::TEXT_VOCAB).unwrap().save(model.join("tokenizer.json")).unwrap();
+    let (router, smk) = (RouterFitConfig::default(), SmkConfig::default());
+    Phase2Config {
+        model: Some(model),
+        variant: "Moe2x4".into(),
+        data,
+        out: dir.join("out"),
+        length: 16,
+        batch: 4,
+        scan_tokens: 400,
+        test_tokens: 200,
+        router: RouterFitConfig { steps: 2, ..router },
+        smk: SmkConfig { steps: 3, batch: 4, min_k: 2, ..smk },
+        ..Phase2Config::default()
+    }
+}
+
+#[rstest]
+fn checkpoints_keep_the_types_of_the_dense_model(#[values(DType::F32, DType::BF16, DType::F16)] dtype: DType) {
+    let dir = TempDir::new().unwrap();
+    let config = setting(dir.path(), dtype);
+    let summary = phase2(&config).unwrap();
+    assert!(summary.lossless.bit_equal);
+    let [dense, upcycled, trained] =
+        [dir.path().join("dense"), config.out.join("upcycled"), config.out.join("tiny-onn")].map(|path| {
+            let folder = ModelFolder::open(path).unwrap();
+            assert_eq!(folder.qwen3_config().unwrap(), tiny::config(tiny::TEXT_VOCAB));
+            folder
+        });
+    let types =
+        |folder: &ModelFolder| folder.tensors().map(|(name, info)| (name.to_owned(), info.clone())).collect::<Vec<_>>();
+    assert_eq!(types(&upcycled), types(&trained));
+    for name in expected_tensors(&tiny::config(tiny::TEXT_VOCAB)).keys() {
+        assert_eq!(upcycled.bytes(name).unwrap(), dense.bytes(name).unwrap(), "{name}");
+        let expert = name.contains(".mlp.");
+        assert_eq!(trained.bytes(name).unwrap() != dense.bytes(name).unwrap(), expert, "{name}");
+        assert!(types(&dense).iter().all(|(name, info)| types(&trained).contains(&(name.clone(), info.clone()))));
+    }
+    // It runs as what it is stored in.
+    let model = load_model(config.out.join("tiny-onn"), &CPU, None).unwrap();
+    let logits = model.logits(&models::ids((1, 5)), &model.active().ctx()).unwrap();
+    assert_eq!(logits.dtype(), dtype);
+
+    // Again into the same folder: every part is replaced, and nothing is left beside it.
+    let again = phase2(&config).unwrap();
+    assert_eq!(again.loss.routed_after.to_bits(), summary.loss.routed_after.to_bits());
+    let mut names: Vec<_> = fs::read_dir(&config.out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["metrics.jsonl", "report.html", "summary.json", "tiny-onn", "upcycled"]);
+}
+
+#[rstest]
+#[case::longer_than_a_task(20_000, &["`length`"])]
+#[case::longer_than_the_model(65, &["`length`", "65", "64"])]
+fn sequences_that_do_not_fit_are_refused_before_the_scan(#[case] length: usize, #[case] words: &[&str]) {
+    let dir = TempDir::new().unwrap();
+    let refused = message(phase2(&Phase2Config { length, ..setting(dir.path(), DType::F32) }));
+    assert!(words.iter().all(|word| refused.contains(word)) && !refused.contains('\n'), "{refused}");
+    assert!(!dir.path().join("out/upcycled").exists());
+}
+
+#[test]
+fn a_task_shorter_than_a_sequence_is_refused_before_the_scan() {
+    let dir = TempDir::new().unwrap();
+    let mut config = setting(dir.path(), DType::F32);
+    let short = dir.path().join("short");
+    fs::create_dir(&short).unwrap();
+    for name in ["a", "b", "c", "d"] {
+        fs::write(short.join(name), "1").unwrap();
+    }
+    config.data.push(format!("short={}", short.display()));
+    let refused = message(phase2(&config));
+    assert!(refused.contains("`length`: task `short` has") && refused.contains("give the task more text"), "{refused}");
+    assert!(!config.out.join("upcycled").exists());
+}
