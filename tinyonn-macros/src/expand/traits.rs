@@ -50,8 +50,9 @@ pub(super) fn moe_module(variant: &Variant) -> TokenStream {
 /// Spanned like the constructor: a type that is no router is refused once, where the user named it.
 fn borrowed(run: &Run) -> TokenStream {
     let field = field(run);
-    match &run.router {
-        Router::Custom(path) => quote_spanned!(path.span()=> &self.#field),
-        _ => quote!(&self.#field),
+    if let Router::Custom(path) = &run.router {
+        quote_spanned!(path.span()=> &self.#field)
+    } else {
+        quote!(&self.#field)
     }
 }

@@ -105,15 +105,16 @@ fn group(named: &Named, index: usize, default: Option<&Router>, adaptive: bool, 
         }
         return Some(Group { experts: experts?, routed: None });
     }
-    let router = match settings.is_given("router") {
-        true => router::router("router", settings.value("router")?, errors),
-        false => default.cloned(),
+    let router = if settings.is_given("router") {
+        settings.value("router").and_then(|value| router::router("router", value, errors))
+    } else {
+        default.cloned()
     };
-    let taken = match settings.is_given("top_k") {
-        true => settings
-            .value("top_k")
-            .and_then(|value| top_k::at_most(value, experts, |s| format!("expert{s} of `{name}`"), errors)),
-        false => experts.map(|experts| top_k::default("expert", experts, adaptive)),
+    let of = |s: &str| format!("expert{s} of `{name}`");
+    let taken = if settings.is_given("top_k") {
+        settings.value("top_k").and_then(|value| top_k::at_most(value, experts, of, errors))
+    } else {
+        experts.map(|experts| top_k::default("expert", experts, adaptive))
     };
     Some(Group { experts: experts?, routed: Some((taken?, router?)) })
 }
