@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use proc_macro2::{Ident, Span, TokenStream};
+use proc_macro2::{Span, TokenStream};
 use quote::ToTokens;
 
 /// The errors found so far.
@@ -26,10 +26,11 @@ impl Errors {
     }
 
     /// `word` is none of the `known` words for a `what`; returns the one that was probably meant.
-    pub(crate) fn unknown<'a>(&mut self, word: &Ident, what: &str, known: &[&'a str]) -> Option<&'a str> {
-        let meant = nearest(&word.to_string(), known);
+    pub(crate) fn unknown<'a>(&mut self, word: &impl ToTokens, what: &str, known: &[&'a str]) -> Option<&'a str> {
+        let written = source(word);
+        let meant = nearest(&written, known);
         let guess = meant.map_or(String::new(), |meant| format!("did you mean `{meant}`? "));
-        self.at(word.span(), format!("`{word}` is no {what}; {guess}known: {}", known.join(", ")));
+        self.on(word, format!("`{written}` is no {what}; {guess}known: {}", known.join(", ")));
         meant
     }
 
@@ -50,12 +51,27 @@ impl Errors {
     }
 }
 
+/// Tokens as a person writes them: spaces only where words would run together.
+pub(crate) fn source(tokens: &impl ToTokens) -> String {
+    let spaced = tokens.to_token_stream().to_string();
+    let mut written = String::new();
+    let mut characters = spaced.chars().peekable();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    while let Some(c) = characters.next() {
+        let between_words = written.ends_with(is_word) && characters.peek().is_some_and(|next| is_word(*next));
+        if c != ' ' || between_words {
+            written.push(c);
+        }
+    }
+    written
+}
+
 /// The known word nearest to `word`, if a slip of the finger could have made one of the other.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let slips = 1 + word.len() / 3;
+    let slips = 1 + word.chars().count() / 3;
     known
         .iter()
-        .map(|known| (distance(word, known), *known))
+        .map(|known| (distance(&word.to_lowercase(), known), *known))
         .filter(|(distance, _)| *distance <= slips)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, known)| known)

@@ -1,15 +1,19 @@
-//! `#[moe(..)]`: a mixture of experts declared in a line, expanded to the candle module a person would have written.
+//! `#[moe(..)]`: a mixture of experts declared in a few lines, expanded to the candle module a person would have written.
 //!
 //! Three passes: `parse` reads settings, `validate` checks grammar and arithmetic, `expand` writes the module. All that is
-//! wrong is reported at once, each error on its own span with its remedy.
+//! wrong is reported at once, each error on its own span with its remedy; `fallback` then stands in for the module, so that
+//! what uses it brings no errors of its own.
 
 mod errors;
 mod expand;
+mod fallback;
+mod keywords;
 mod parse;
 mod rustdoc;
 #[cfg(test)]
 mod tests;
 mod validate;
+mod variant;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -17,7 +21,8 @@ use proc_macro2::{Span, TokenStream};
 
 use errors::Errors;
 
-/// On a unit struct: a mixture of experts, registered under the struct's name.
+/// A mixture of experts, registered under the name of its type: a hierarchy on a unit struct, or named groups of their own sizes
+/// on an enum.
 ///
 #[doc = include_str!("../grammar.md")]
 #[proc_macro_attribute]
@@ -25,19 +30,19 @@ pub fn moe(settings: proc_macro::TokenStream, item: proc_macro::TokenStream) -> 
     declare(settings.into(), item.into()).into()
 }
 
-/// The expansion; or else the item as it was, and every error.
+/// The expansion; or else what stands in for it, and every error.
 fn declare(settings: TokenStream, item: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let passes = AssertUnwindSafe(|| {
         let declaration = parse::parse(settings, item.clone(), &mut errors);
-        validate::validate(declaration, &mut errors).map(|variant| expand::expand(&variant))
-    });
-    match catch_unwind(passes) {
-        Ok(Some(expansion)) => expansion,
-        Ok(None) => [item, errors.to_compile_errors()].into_iter().collect(),
-        Err(_) => {
-            errors.at(Span::call_site(), "`#[moe]` failed on this declaration; that is a bug of tinyonn: report it");
-            [item, errors.to_compile_errors()].into_iter().collect()
+        match validate::validate(&declaration, &mut errors) {
+            Some(variant) => expand::expand(&variant),
+            None => fallback::fallback(&declaration.item),
         }
-    }
+    });
+    let expansion = catch_unwind(passes).unwrap_or_else(|_| {
+        errors.at(Span::call_site(), "`#[moe]` failed on this declaration; that is a bug of tinyonn: report it");
+        item
+    });
+    [expansion, errors.to_compile_errors()].into_iter().collect()
 }

@@ -6,14 +6,17 @@
 ///    └─ 3 × expert: gaussian(dim = 5) takes 2
 /// ```
 ///
-/// | level | routers | choices of each | taken | router parameters |
-/// |---|---|---|---|---|
-/// | group | 1 | 7 | 1 | r·d + 2·7·r + 8, r = min(5, d) |
-/// | expert | 7 | 3 | 2 | r·d + 2·21·r + 22, r = min(5, d) |
+/// - Experts are slices of the dense MLP, combined as one bank whose hidden activation is gated (`combine = concat`); a chosen expert weighs 1.
+/// - Neurons are given to experts by `partition = contiguous`.
+/// - Activation: `silu`.
 ///
-/// For hidden width d and MLP width I (at least 21), a layer holds the 3·d·I weights of the dense MLP, and the routers.
+/// | field | routers | choices of each | taken | parameters |
+/// |---|---|---|---|---|
+/// | `group_router` | 1 | 7 | 1 | r·d + 14·r + 8, r = min(5, d) |
+/// | `expert_router` | 7 | 3 | 2 | r·d + 42·r + 22, r = min(5, d) |
+///
+/// For hidden width d and MLP width I (at least 21), a layer holds the 3·d·I weights of the dense MLP, and the parameters of the routers.
 #[derive(Debug, Default)]
-#[derive(::core::clone::Clone)]
 pub(crate) struct BySequence {
     group_router: ::tinyonn::moe::GaussianMoeRouter,
     expert_router: ::tinyonn::moe::GaussianMoeRouter,
@@ -27,25 +30,57 @@ impl BySequence {
             &[
                 ::tinyonn::moe::LevelSpec {
                     name: ::std::borrow::Cow::Borrowed("group"),
-                    choices: 7,
-                    top_k: 1,
-                    router: ::tinyonn::moe::RouterSpec::Gaussian {
-                        dim: 5,
-                    },
+                    routers: ::std::borrow::Cow::Borrowed(
+                        &[
+                            ::tinyonn::moe::RouterSpec {
+                                name: ::std::borrow::Cow::Borrowed("group"),
+                                parents: 1,
+                                choices: 7,
+                                top_k: 1,
+                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
+                                    dim: 5,
+                                    reduce: ::tinyonn::moe::Reduce::Mean,
+                                    covariance: ::tinyonn::moe::Covariance::Diag,
+                                    project: ::tinyonn::moe::Project::Learned,
+                                }),
+                            },
+                        ],
+                    ),
                 },
                 ::tinyonn::moe::LevelSpec {
                     name: ::std::borrow::Cow::Borrowed("expert"),
-                    choices: 3,
-                    top_k: 2,
-                    router: ::tinyonn::moe::RouterSpec::Gaussian {
-                        dim: 5,
-                    },
+                    routers: ::std::borrow::Cow::Borrowed(
+                        &[
+                            ::tinyonn::moe::RouterSpec {
+                                name: ::std::borrow::Cow::Borrowed("expert"),
+                                parents: 7,
+                                choices: 3,
+                                top_k: 2,
+                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
+                                    dim: 5,
+                                    reduce: ::tinyonn::moe::Reduce::Mean,
+                                    covariance: ::tinyonn::moe::Covariance::Diag,
+                                    project: ::tinyonn::moe::Project::Learned,
+                                }),
+                            },
+                        ],
+                    ),
                 },
             ],
         ),
+        always: ::std::borrow::Cow::Borrowed(&[]),
+        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
+        combine: ::tinyonn::moe::Combine::Concat,
         route_per: ::tinyonn::moe::RoutePer::Sequence {
             first: 8,
         },
+        gate: ::tinyonn::moe::Gate::Unit,
+        pfag: ::tinyonn::moe::Pfag::Off,
+        balance: ::tinyonn::moe::Balance::None,
+        z_loss: 0.0,
+        jitter: 0.0,
+        partition: ::tinyonn::moe::PartitionStrategy::Contiguous,
+        activation: ::std::borrow::Cow::Borrowed("silu"),
     };
     /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
     /// the experts under the names of the dense MLP.
@@ -54,22 +89,36 @@ impl BySequence {
     /// An MLP narrower than the number of experts; a missing or misshapen parameter.
     pub(crate) fn new(
         cfg: &::tinyonn::qwen3::Qwen3Config,
-        layer: usize,
+        layer: ::core::primitive::usize,
         vb: &::tinyonn::candle_nn::VarBuilder<'_>,
     ) -> ::tinyonn::Result<Self> {
         ::core::result::Result::Ok(Self {
-            group_router: ::tinyonn::moe::GaussianMoeRouter::new(
-                cfg.hidden_size,
-                5,
-                1,
-                7,
+            group_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
+                ::tinyonn::moe::RouterShape {
+                    hidden: cfg.hidden_size,
+                    parents: 1,
+                    choices: 7,
+                },
+                &::tinyonn::moe::GaussianSpec {
+                    dim: 5,
+                    reduce: ::tinyonn::moe::Reduce::Mean,
+                    covariance: ::tinyonn::moe::Covariance::Diag,
+                    project: ::tinyonn::moe::Project::Learned,
+                },
                 &vb.pp("group_router"),
             )?,
-            expert_router: ::tinyonn::moe::GaussianMoeRouter::new(
-                cfg.hidden_size,
-                5,
-                7,
-                3,
+            expert_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
+                ::tinyonn::moe::RouterShape {
+                    hidden: cfg.hidden_size,
+                    parents: 7,
+                    choices: 3,
+                },
+                &::tinyonn::moe::GaussianSpec {
+                    dim: 5,
+                    reduce: ::tinyonn::moe::Reduce::Mean,
+                    covariance: ::tinyonn::moe::Covariance::Diag,
+                    project: ::tinyonn::moe::Project::Learned,
+                },
                 &vb.pp("expert_router"),
             )?,
             experts: ::tinyonn::moe::TinyOnnExpert::new(&Self::SPEC, cfg, layer, vb)?,
@@ -82,14 +131,8 @@ impl ::tinyonn::qwen3::FeedForward for BySequence {
         x: &::tinyonn::candle_core::Tensor,
         ctx: &::tinyonn::qwen3::RouteCtx,
     ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        let gate_tn = ::tinyonn::moe::route(
-            &Self::SPEC,
-            self.experts.layer(),
-            x,
-            ctx,
-            |x_td| { ::tinyonn::moe::MoeModule::log_probs(self, x_td) },
-        )?;
-        self.experts.forward(x, gate_tn.as_ref(), ctx)
+        let routing = ::tinyonn::moe::route(self, x, ctx)?;
+        self.experts.forward(x, &routing, ctx)
     }
 }
 impl ::tinyonn::moe::MoeModule for BySequence {
@@ -100,16 +143,8 @@ impl ::tinyonn::moe::MoeModule for BySequence {
     fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
         &self.experts
     }
-    fn log_probs(
-        &self,
-        x_td: &::tinyonn::candle_core::Tensor,
-    ) -> ::tinyonn::Result<::std::vec::Vec<::tinyonn::candle_core::Tensor>> {
-        ::core::result::Result::Ok(
-            ::std::vec![
-                ::tinyonn::moe::Router::log_probs(& self.group_router, x_td) ?,
-                ::tinyonn::moe::Router::log_probs(& self.expert_router, x_td) ?
-            ],
-        )
+    fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
+        ::std::vec![::std::vec![& self.group_router], ::std::vec![& self.expert_router]]
     }
 }
 ::tinyonn::inventory::submit! {

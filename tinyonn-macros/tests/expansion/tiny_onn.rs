@@ -8,14 +8,18 @@
 ///    └─ 10 × expert: gaussian(dim = 64) takes 8
 /// ```
 ///
-/// | level | routers | choices of each | taken | router parameters |
-/// |---|---|---|---|---|
-/// | group | 1 | 10 | 8 | r·d + 2·10·r + 11, r = min(64, d) |
-/// | expert | 10 | 10 | 8 | r·d + 2·100·r + 101, r = min(64, d) |
+/// - Experts are slices of the dense MLP, combined as one bank whose hidden activation is gated (`combine = concat`); a chosen expert weighs 1.
+/// - Neurons are given to experts by `partition = contiguous`.
+/// - Activation: `silu`.
 ///
-/// For hidden width d and MLP width I (at least 100), a layer holds the 3·d·I weights of the dense MLP, and the routers.
+/// | field | routers | choices of each | taken | parameters |
+/// |---|---|---|---|---|
+/// | `group_router` | 1 | 10 | 8 | r·d + 20·r + 11, r = min(64, d) |
+/// | `expert_router` | 10 | 10 | 8 | r·d + 200·r + 101, r = min(64, d) |
+///
+/// For hidden width d and MLP width I (at least 100), a layer holds the 3·d·I weights of the dense MLP, and the parameters of the routers.
 #[must_use]
-#[derive(::core::clone::Clone, ::core::fmt::Debug)]
+#[derive(::core::fmt::Debug)]
 pub struct TinyOnn {
     group_router: ::tinyonn::moe::GaussianMoeRouter,
     expert_router: ::tinyonn::moe::GaussianMoeRouter,
@@ -29,23 +33,55 @@ impl TinyOnn {
             &[
                 ::tinyonn::moe::LevelSpec {
                     name: ::std::borrow::Cow::Borrowed("group"),
-                    choices: 10,
-                    top_k: 8,
-                    router: ::tinyonn::moe::RouterSpec::Gaussian {
-                        dim: 64,
-                    },
+                    routers: ::std::borrow::Cow::Borrowed(
+                        &[
+                            ::tinyonn::moe::RouterSpec {
+                                name: ::std::borrow::Cow::Borrowed("group"),
+                                parents: 1,
+                                choices: 10,
+                                top_k: 8,
+                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
+                                    dim: 64,
+                                    reduce: ::tinyonn::moe::Reduce::Mean,
+                                    covariance: ::tinyonn::moe::Covariance::Diag,
+                                    project: ::tinyonn::moe::Project::Learned,
+                                }),
+                            },
+                        ],
+                    ),
                 },
                 ::tinyonn::moe::LevelSpec {
                     name: ::std::borrow::Cow::Borrowed("expert"),
-                    choices: 10,
-                    top_k: 8,
-                    router: ::tinyonn::moe::RouterSpec::Gaussian {
-                        dim: 64,
-                    },
+                    routers: ::std::borrow::Cow::Borrowed(
+                        &[
+                            ::tinyonn::moe::RouterSpec {
+                                name: ::std::borrow::Cow::Borrowed("expert"),
+                                parents: 10,
+                                choices: 10,
+                                top_k: 8,
+                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
+                                    dim: 64,
+                                    reduce: ::tinyonn::moe::Reduce::Mean,
+                                    covariance: ::tinyonn::moe::Covariance::Diag,
+                                    project: ::tinyonn::moe::Project::Learned,
+                                }),
+                            },
+                        ],
+                    ),
                 },
             ],
         ),
+        always: ::std::borrow::Cow::Borrowed(&[]),
+        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
+        combine: ::tinyonn::moe::Combine::Concat,
         route_per: ::tinyonn::moe::RoutePer::Token,
+        gate: ::tinyonn::moe::Gate::Unit,
+        pfag: ::tinyonn::moe::Pfag::Off,
+        balance: ::tinyonn::moe::Balance::None,
+        z_loss: 0.0,
+        jitter: 0.0,
+        partition: ::tinyonn::moe::PartitionStrategy::Contiguous,
+        activation: ::std::borrow::Cow::Borrowed("silu"),
     };
     /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
     /// the experts under the names of the dense MLP.
@@ -54,22 +90,36 @@ impl TinyOnn {
     /// An MLP narrower than the number of experts; a missing or misshapen parameter.
     pub fn new(
         cfg: &::tinyonn::qwen3::Qwen3Config,
-        layer: usize,
+        layer: ::core::primitive::usize,
         vb: &::tinyonn::candle_nn::VarBuilder<'_>,
     ) -> ::tinyonn::Result<Self> {
         ::core::result::Result::Ok(Self {
-            group_router: ::tinyonn::moe::GaussianMoeRouter::new(
-                cfg.hidden_size,
-                64,
-                1,
-                10,
+            group_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
+                ::tinyonn::moe::RouterShape {
+                    hidden: cfg.hidden_size,
+                    parents: 1,
+                    choices: 10,
+                },
+                &::tinyonn::moe::GaussianSpec {
+                    dim: 64,
+                    reduce: ::tinyonn::moe::Reduce::Mean,
+                    covariance: ::tinyonn::moe::Covariance::Diag,
+                    project: ::tinyonn::moe::Project::Learned,
+                },
                 &vb.pp("group_router"),
             )?,
-            expert_router: ::tinyonn::moe::GaussianMoeRouter::new(
-                cfg.hidden_size,
-                64,
-                10,
-                10,
+            expert_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
+                ::tinyonn::moe::RouterShape {
+                    hidden: cfg.hidden_size,
+                    parents: 10,
+                    choices: 10,
+                },
+                &::tinyonn::moe::GaussianSpec {
+                    dim: 64,
+                    reduce: ::tinyonn::moe::Reduce::Mean,
+                    covariance: ::tinyonn::moe::Covariance::Diag,
+                    project: ::tinyonn::moe::Project::Learned,
+                },
                 &vb.pp("expert_router"),
             )?,
             experts: ::tinyonn::moe::TinyOnnExpert::new(&Self::SPEC, cfg, layer, vb)?,
@@ -82,14 +132,8 @@ impl ::tinyonn::qwen3::FeedForward for TinyOnn {
         x: &::tinyonn::candle_core::Tensor,
         ctx: &::tinyonn::qwen3::RouteCtx,
     ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        let gate_tn = ::tinyonn::moe::route(
-            &Self::SPEC,
-            self.experts.layer(),
-            x,
-            ctx,
-            |x_td| { ::tinyonn::moe::MoeModule::log_probs(self, x_td) },
-        )?;
-        self.experts.forward(x, gate_tn.as_ref(), ctx)
+        let routing = ::tinyonn::moe::route(self, x, ctx)?;
+        self.experts.forward(x, &routing, ctx)
     }
 }
 impl ::tinyonn::moe::MoeModule for TinyOnn {
@@ -100,16 +144,8 @@ impl ::tinyonn::moe::MoeModule for TinyOnn {
     fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
         &self.experts
     }
-    fn log_probs(
-        &self,
-        x_td: &::tinyonn::candle_core::Tensor,
-    ) -> ::tinyonn::Result<::std::vec::Vec<::tinyonn::candle_core::Tensor>> {
-        ::core::result::Result::Ok(
-            ::std::vec![
-                ::tinyonn::moe::Router::log_probs(& self.group_router, x_td) ?,
-                ::tinyonn::moe::Router::log_probs(& self.expert_router, x_td) ?
-            ],
-        )
+    fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
+        ::std::vec![::std::vec![& self.group_router], ::std::vec![& self.expert_router]]
     }
 }
 ::tinyonn::inventory::submit! {

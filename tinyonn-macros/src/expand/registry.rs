@@ -1,0 +1,31 @@
+//! The registry's entries: the variant by its name, and an activation of the user's by its own.
+
+use proc_macro2::TokenStream;
+use quote::quote;
+
+use crate::variant::{Activation, Variant};
+
+pub(super) fn entries(variant: &Variant) -> TokenStream {
+    let name = &variant.name;
+    let activation = match &variant.behaviour.activation {
+        None | Some(Activation::Known(_)) => None,
+        Some(Activation::Custom(path)) => Some(quote! {
+            ::tinyonn::inventory::submit! {
+                ::tinyonn::ops::ActivationEntry(&#path)
+            }
+        }),
+    };
+    quote! {
+        ::tinyonn::inventory::submit! {
+            ::tinyonn::moe::Variant {
+                spec: #name::SPEC,
+                module_path: ::core::module_path!(),
+                build: |cfg, layer, vb| {
+                    ::core::result::Result::Ok(::std::boxed::Box::new(#name::new(cfg, layer, &vb)?))
+                },
+            }
+        }
+
+        #activation
+    }
+}

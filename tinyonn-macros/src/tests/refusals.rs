@@ -1,0 +1,277 @@
+//! Every rule by its words: the problem, then the remedy.
+
+use rstest::rstest;
+
+use super::{UNIT, refused};
+
+#[rstest]
+#[case::missing("groups = 4", "`experts` is missing; add `experts = 10`, the number of experts in each group")]
+#[case::missing_groups(
+    "experts = 4",
+    "`groups` is missing; add `groups = 10`, the number of groups, or write `levels = [10]` for experts without groups"
+)]
+#[case::nothing("", "the hierarchy is missing; add `groups = 10, experts = 10`, or `levels = [4, 5, 5]`")]
+#[case::twice_declared(
+    "levels = [4], groups = 4",
+    "`levels` and `groups` both declare the hierarchy; keep `levels`, or write `groups = 10, experts = 10`"
+)]
+#[case::levels_number(
+    "levels = 4",
+    "`levels` takes the choices at each level from the root; write `levels = [4, 5, 5]`"
+)]
+#[case::no_levels("levels = []", "a hierarchy of 0 levels; write 1 to 4, such as `levels = [4, 5, 5]`")]
+#[case::five_levels("levels = [1, 1, 1, 1, 1]", "a hierarchy of 5 levels; write 1 to 4, such as `levels = [4, 5, 5]`")]
+#[case::level_of_none("levels = [4, 0]", "`levels` is 0; use 1 or more")]
+#[case::twice("groups = 4, groups = 5, experts = 4", "`groups` is given twice; keep one")]
+#[case::no_value("groups = 4, experts", "`experts` has no value; write `experts = ..`")]
+#[case::no_right_side("groups = 4, experts =", "`experts =` has no value; write one after the `=`")]
+#[case::no_equals("groups = 4, experts 4", "`experts` has no value; write `experts = ..`")]
+#[case::no_setting("groups = 4, experts = 4, 7", "this is not a setting; write `name = value`, such as `groups = 10`")]
+#[case::comma("groups = 4,, experts = 4", "nothing stands before this comma; remove it")]
+#[case::zero("groups = 0, experts = 4", "`groups` is 0; use 1 or more")]
+#[case::negative("groups = -2, experts = 4", "`-2` is negative, which no setting can be; remove the minus")]
+#[case::fraction("groups = 4.0, experts = 4", "`4.0` is not a whole number; write one without a point")]
+#[case::text("groups = \"4\", experts = 4", "`\"4\"` is no number; write one without quotes")]
+#[case::suffix("groups = 4usize, experts = 4", "`4usize` has a suffix; write `4`")]
+#[case::large("groups = 16777217, experts = 1", "`groups` is 16777217; use 16777216 or less")]
+#[case::larger("groups = 99999999999999999999, experts = 1", "`groups` is 99999999999999999999; use 16777216 or less")]
+#[case::product("groups = 5000, experts = 5000", "5000 × 5000 are 25000000 experts; use 16777216 or fewer")]
+#[case::product_of_levels("levels = [256, 256, 257]", "256 × 256 × 257 are 16842752 experts; use 16777216 or fewer")]
+#[case::word_for_number("groups = many, experts = 4", "`groups` takes a number; write `groups = 10`")]
+#[case::expression(
+    "groups = 2 + 2, experts = 4",
+    "`2+2` is not a value; write a number, a word, the path of a type, or a list such as `[1, 2]`"
+)]
+fn refuses_hierarchies(#[case] settings: &str, #[case] message: &str) {
+    assert_eq!(refused(settings, UNIT), [message]);
+}
+
+#[rstest]
+#[case::slip("rooter = linear", "`rooter` is no setting; did you mean `router`? known: groups, experts, levels, ")]
+#[case::unknown("colour = 1", "`colour` is no setting; known: groups, experts, levels, ")]
+fn refuses_unknown_settings(#[case] setting: &str, #[case] start: &str) {
+    let messages = refused(&format!("levels = [4], {setting}"), UNIT);
+    assert!(messages.len() == 1 && messages[0].starts_with(start), "{messages:?}");
+}
+
+#[rstest]
+#[case::router(
+    "router = gausian",
+    "`gausian` is no router; did you mean `gaussian`? known: gaussian, linear, cosine, random, or the path of a type"
+)]
+#[case::no_router("router = 3", "`router` takes the kind of router; write `router = gaussian`, or the path of a type")]
+#[case::routers(
+    "router = [linear]",
+    "`router` lists 1 for 2 levels; write one for all, or one for each: group, expert"
+)]
+#[case::linear("router = linear(3)", "`linear` takes no argument; write `router = linear`")]
+#[case::type_argument("router = Mine(3)", "`Mine` is a type, which takes no argument here; write `router = Mine`")]
+#[case::argument(
+    "router = gaussian(din = 3)",
+    "`din` is no argument of `gaussian`; did you mean `dim`? known: dim, reduce, covariance, project"
+)]
+#[case::argument_twice("router = gaussian(dim = 3, dim = 3)", "`dim` is given twice; keep one")]
+#[case::plain_argument("router = gaussian(3)", "this argument of `gaussian` has no name; write `gaussian(dim = 64)`")]
+#[case::no_dim("router = gaussian(dim = 0)", "`dim` is 0; use 1 or more")]
+#[case::identity(
+    "router = gaussian(dim = 3, project = identity)",
+    "`project = identity` leaves the hidden size as it is; remove `dim`, or write `project = learned`"
+)]
+#[case::covariance("router = gaussian(covariance = full)", "`full` is no `covariance`; known: diag, shared, isotropic")]
+#[case::reduce("router = gaussian(reduce = 3)", "`reduce` takes a word; write `reduce = mean`")]
+#[case::too_many_groups("top_k = [5, 1]", "top_k = 5 exceeds the 4 groups; use 4 or fewer")]
+#[case::too_many_experts("top_k = [1, 12]", "top_k = 12 exceeds the 4 experts of a group; use 4 or fewer")]
+#[case::none_taken("top_k = [0, 1]", "`top_k` is 0; use 1 or more")]
+#[case::one_k("top_k = 2", "`top_k` takes a number for each level; write `top_k = [1, 2]`: group, expert")]
+#[case::three_ks("top_k = [1, 2, 3]", "`top_k` lists 3 for 2 levels; write `top_k = [1, 2]`: group, expert")]
+fn refuses_routers(#[case] setting: &str, #[case] message: &str) {
+    assert_eq!(refused(&format!("groups = 4, experts = 4, {setting}"), UNIT), [message]);
+}
+
+#[rstest]
+#[case("levels = [1, 4], top_k = [2, 1]", "top_k = 2 exceeds the 1 group; use 1")]
+#[case("levels = [2, 3, 4], top_k = [1, 4, 1]", "top_k = 4 exceeds the 3 groups of a cluster; use 3 or fewer")]
+#[case(
+    "levels = [2, 3, 4], top_k = 1",
+    "`top_k` takes a number for each level; write `top_k = [1, 1, 2]`: cluster, group, expert"
+)]
+#[case("levels = [4], top_k = 5", "top_k = 5 exceeds the 4 experts; use 4 or fewer")]
+#[case("levels = [4, 1, 1], pfag = entropy, top_k = [1, 1, 2]", "top_k = 2 exceeds the 1 expert of a group; use 1")]
+fn counts_choices_at_any_depth(#[case] settings: &str, #[case] message: &str) {
+    assert_eq!(refused(settings, UNIT), [message]);
+}
+
+#[rstest]
+#[case::experts("experts_are = slices", "`slices` is no `experts_are`; did you mean `slice`? known: slice, replicate")]
+#[case::combine("combine = Merge", "`Merge` is no `combine`; did you mean `merge`? known: concat, merge, dispatch")]
+#[case::gate("gate = a::B", "`a::B` is no `gate`; known: unit, scaled, straight_through")]
+#[case::gate_argument("gate = unit(1)", "`unit` takes no argument; write `gate = unit`")]
+#[case::merge(
+    "combine = merge",
+    "slices of one MLP have no common weights to merge; write `combine = concat` or `combine = dispatch`, or add \
+     `experts_are = replicate`"
+)]
+#[case::concat(
+    "experts_are = replicate, combine = concat",
+    "replicas are whole MLPs, not parts of one; write `combine = merge` or `combine = dispatch`, or write \
+     `experts_are = slice`"
+)]
+#[case::weight(
+    "experts_are = replicate, gate = scaled",
+    "replicas are weighted by their probabilities, which add up to one; remove `gate`, or write `experts_are = slice`"
+)]
+#[case::parts(
+    "experts_are = replicate, partition = sps",
+    "replicas are whole MLPs: no neurons are shared out; remove `partition`, or write `experts_are = slice`"
+)]
+#[case::partition("partition = kmeans", "`kmeans` is no `partition`; known: contiguous, random, activation, sps")]
+#[case::activation(
+    "activation = gelo",
+    "`gelo` is no activation; did you mean `gelu`? known: silu, gelu, or the path of a type"
+)]
+#[case::activation_argument("activation = gelu(1)", "`gelu` takes no argument; write `activation = gelu`")]
+#[case::activation_type(
+    "activation = Mine(1)",
+    "`Mine` is a type, which takes no argument here; write `activation = Mine`"
+)]
+#[case::no_activation("activation = 1", "`activation` takes a word; write `activation = silu`")]
+fn refuses_experts(#[case] settings: &str, #[case] message: &str) {
+    assert_eq!(refused(&format!("levels = [4], {settings}"), UNIT), [message]);
+}
+
+#[rstest]
+#[case::share(
+    "route_per = tokens",
+    "`tokens` is no `route_per`; did you mean `token`? known: token, segment, sequence, task"
+)]
+#[case::token_argument("route_per = token(3)", "`token` takes no argument; write `route_per = token`")]
+#[case::two_arguments(
+    "route_per = sequence(3, 4)",
+    "`sequence` takes one number, the tokens it reads first; write `sequence(64)`"
+)]
+#[case::named_argument(
+    "route_per = sequence(first = 4)",
+    "`sequence` takes one number, the tokens it reads first; write `sequence(64)`"
+)]
+#[case::no_tokens("route_per = sequence(0)", "`sequence` is 0; use 1 or more")]
+#[case::segment("route_per = segment", "`segment` takes one number, the tokens of a segment; write `segment(256)`")]
+#[case::no_share("route_per = 3", "`route_per` takes a word; write `route_per = token`")]
+#[case::pfag(
+    "pfag = entropi",
+    "`entropi` is no `pfag`; did you mean `entropy`? known: off, entropy, nucleus, surprisal"
+)]
+#[case::pfag_argument("pfag = entropy(2)", "`entropy` takes no argument; write `pfag = entropy`")]
+#[case::no_mass("pfag = nucleus", "`nucleus` takes one number, the probability that is taken; write `nucleus(0.9)`")]
+#[case::large_mass("pfag = nucleus(1.5)", "`nucleus` is 1.5; use more than 0, and at most 1")]
+#[case::zero_mass("pfag = nucleus(0)", "`nucleus` is 0; use more than 0, and at most 1")]
+#[case::word_mass("pfag = nucleus(all)", "`nucleus` takes a number; write `nucleus(0.9)`")]
+#[case::suffix("pfag = nucleus(0.9f32)", "`0.9f32` has a suffix; write `0.9`")]
+#[case::balance("balance = los(1)", "`los` is no `balance`; did you mean `loss`? known: none, loss, bias")]
+#[case::no_coefficient("balance = loss", "`loss` takes one number, the coefficient of the loss; write `loss(0.01)`")]
+#[case::no_rate("balance = bias()", "`bias` takes one number, the step of the bias; write `bias(0.001)`")]
+#[case::infinite("balance = bias(1e999)", "`bias` is 1e999; use a finite number, 0 or more")]
+#[case::negative("z_loss = -0.1", "`-0.1` is negative, which no setting can be; remove the minus")]
+#[case::no_number("z_loss = small", "`z_loss` takes a number; write `z_loss = 0.001`")]
+#[case::jitter("jitter = 1", "`jitter` is 1; use 0 or more, and less than 1")]
+#[case::task_pfag(
+    "route_per = task, pfag = entropy",
+    "`pfag` needs the scores of routers, and `route_per = task` asks none; remove `pfag`, or write `route_per = sequence`"
+)]
+#[case::task_gate(
+    "route_per = task, gate = scaled",
+    "`gate` needs the scores of routers, and `route_per = task` asks none; remove `gate`, or write `route_per = sequence`"
+)]
+fn refuses_decisions(#[case] settings: &str, #[case] message: &str) {
+    assert_eq!(refused(&format!("levels = [4], {settings}"), UNIT), [message]);
+}
+
+#[rstest]
+#[case::tuple("struct Name(u32);", "the macro writes the fields; write `struct Name;`")]
+#[case::braces("struct Name { a: u32 }", "the macro writes the fields; write `struct Name;`")]
+#[case::generic("struct Name<T>;", "a variant is one type, without parameters; write `struct Name;`")]
+#[case::bounds("struct Name where u32: Copy;", "a variant is one type, without bounds; write `struct Name;`")]
+#[case::function(
+    "fn name() {}",
+    "`#[moe]` declares a variant on a unit struct or an enum of groups; write `pub struct Name;` below it"
+)]
+fn refuses_items(#[case] item: &str, #[case] message: &str) {
+    assert_eq!(refused("groups = 2, experts = 2", item), [message]);
+}
+
+#[rstest]
+#[case::none("", "`Name` has no groups; add one: `#[group(experts = 10)] Language`")]
+#[case::bare("Alone", "`Alone` does not say what it holds; write `#[group(experts = 10)] Alone`")]
+#[case::missing("#[group] A", "`experts` is missing; add `experts = 10`, the number of experts of `A`")]
+#[case::assigned("#[group = 3] A", "`#[group]` takes settings in parentheses; write `#[group(experts = 10)]`")]
+#[case::twice("#[group(experts = 1)] #[group(always)] A", "`A` has a second `#[group]`; write all in one")]
+#[case::unknown(
+    "#[group(expert = 1)] A",
+    "`expert` is no setting of a group; did you mean `experts`? known: experts, top_k, router, always"
+)]
+#[case::fields("#[group(experts = 1)] A(u8)", "a group is a name, without fields; write `A`")]
+#[case::number("#[group(experts = 1)] A = 1", "groups are numbered in their order; write `A` without a number")]
+#[case::switched(
+    "#[cfg(test)] #[group(experts = 1)] A",
+    "`A` cannot be switched: the hierarchy is counted before; write the whole declaration twice, each under its \
+     `#[cfg(..)]`"
+)]
+#[case::too_many("#[group(experts = 3, top_k = 4)] Few", "top_k = 4 exceeds the 3 experts of `Few`; use 3 or fewer")]
+#[case::always_value(
+    "#[group(experts = 1)] A, #[group(experts = 1, always = 3)] B",
+    "`always` takes no value; write `always` alone"
+)]
+#[case::always_top_k(
+    "#[group(experts = 1)] A, #[group(experts = 1, always, top_k = 1)] B",
+    "`B` always takes part, and no router chooses; remove `top_k`, or `always`"
+)]
+#[case::always_router(
+    "#[group(experts = 1)] A, #[group(experts = 1, always, router = linear)] B",
+    "`B` always takes part, and no router chooses; remove `router`, or `always`"
+)]
+#[case::only_always(
+    "#[group(experts = 1, always)] A",
+    "every group of `Name` always takes part: nothing is routed; remove one `always`, or write a unit struct with \
+     `groups` and `experts`"
+)]
+#[case::always_first(
+    "#[group(experts = 1, always)] A, #[group(experts = 1)] B",
+    "`A` always takes part and stands before groups that routers choose; move `A` to the end"
+)]
+#[case::alike(
+    "#[group(experts = 1)] AaBb, #[group(experts = 1)] Aa_bb",
+    "`AaBb` and `Aa_bb` are both `aa_bb` in a checkpoint; rename one"
+)]
+#[case::group("#[group(experts = 1)] Group", "`group_router` is the router over the groups; give `Group` another name")]
+#[case::sum(
+    "#[group(experts = 16777216)] A, #[group(experts = 1)] B",
+    "the groups are 16777217 experts; use 16777216 or fewer"
+)]
+fn refuses_groups(#[case] groups: &str, #[case] message: &str) {
+    assert_eq!(refused("", &format!("enum Name {{ {groups} }}")), [message]);
+}
+
+#[rstest]
+#[case::experts(
+    "experts = 4",
+    "the variants of an enum are its groups: `experts` has no place here; remove it, and write `#[group(experts = 10)]` \
+     on each"
+)]
+#[case::list(
+    "top_k = [1, 2]",
+    "`top_k` of an enum is the number of its groups that are taken; write `top_k = 1` here, and `#[group(top_k = 2)]` \
+     for experts"
+)]
+#[case::too_many("top_k = 3", "top_k = 3 exceeds the 2 groups that routers choose; use 2 or fewer")]
+#[case::routers(
+    "router = [linear, linear, linear]",
+    "`router` lists 3 for 2 levels; write one for all, or one for each: group, expert"
+)]
+#[case::shared_replicas(
+    "experts_are = replicate",
+    "replicas share one weight of 1 among the chosen, which leaves none for experts that always take part; remove \
+     `always`, or write `experts_are = slice`"
+)]
+fn refuses_settings_of_an_enum(#[case] settings: &str, #[case] message: &str) {
+    let item = "enum Name { #[group(experts = 4)] A, #[group(experts = 4)] B, #[group(experts = 1, always)] C }";
+    assert_eq!(refused(settings, item), [message]);
+}

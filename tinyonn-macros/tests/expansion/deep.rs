@@ -1,0 +1,177 @@
+/// 100 experts, at most 4 active (4 %); physical decision depth 3; each token decides for itself.
+///
+/// ```text
+/// Deep
+/// └─ 4 × cluster: linear takes at most 1
+///    └─ 5 × group: gaussian(dim = 64, covariance = shared, project = random) takes at most 2
+///       └─ 5 × expert: my::Router takes at most 2
+/// ```
+///
+/// - Experts are slices of the dense MLP, combined as one bank whose hidden activation is gated (`combine = concat`); a chosen expert weighs 1.
+/// - Neurons are given to experts by `partition = contiguous`.
+/// - A router takes as few choices as hold the probability 0.9.
+/// - Router z-loss 0.001 · mean (log Σ exp ℓ)² (Zoph et al., 2022).
+/// - In training, the routers' input is multiplied by U(1 − ε, 1 + ε), ε = 0.01.
+/// - Activation: `silu`.
+///
+/// | field | routers | choices of each | taken | parameters |
+/// |---|---|---|---|---|
+/// | `cluster_router` | 1 | 4 | 1 | 4·d + 4 |
+/// | `group_router` | 4 | 5 | 2 | r·d + 24·r + 21, r = min(64, d), of which r·d are not trained |
+/// | `expert_router` | 20 | 5 | 2 | its own |
+///
+/// For hidden width d and MLP width I (at least 100), a layer holds the 3·d·I weights of the dense MLP, and the parameters of the routers.
+#[derive(::core::fmt::Debug)]
+struct Deep {
+    cluster_router: ::tinyonn::moe::LinearRouter,
+    group_router: ::tinyonn::moe::GaussianMoeRouter,
+    expert_router: my::Router,
+    experts: ::tinyonn::moe::TinyOnnExpert,
+}
+impl Deep {
+    /// The declaration.
+    const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
+        name: ::std::borrow::Cow::Borrowed("Deep"),
+        levels: ::std::borrow::Cow::Borrowed(
+            &[
+                ::tinyonn::moe::LevelSpec {
+                    name: ::std::borrow::Cow::Borrowed("cluster"),
+                    routers: ::std::borrow::Cow::Borrowed(
+                        &[
+                            ::tinyonn::moe::RouterSpec {
+                                name: ::std::borrow::Cow::Borrowed("cluster"),
+                                parents: 1,
+                                choices: 4,
+                                top_k: 1,
+                                kind: ::tinyonn::moe::RouterKind::Linear,
+                            },
+                        ],
+                    ),
+                },
+                ::tinyonn::moe::LevelSpec {
+                    name: ::std::borrow::Cow::Borrowed("group"),
+                    routers: ::std::borrow::Cow::Borrowed(
+                        &[
+                            ::tinyonn::moe::RouterSpec {
+                                name: ::std::borrow::Cow::Borrowed("group"),
+                                parents: 4,
+                                choices: 5,
+                                top_k: 2,
+                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
+                                    dim: 64,
+                                    reduce: ::tinyonn::moe::Reduce::Mean,
+                                    covariance: ::tinyonn::moe::Covariance::Shared,
+                                    project: ::tinyonn::moe::Project::Random,
+                                }),
+                            },
+                        ],
+                    ),
+                },
+                ::tinyonn::moe::LevelSpec {
+                    name: ::std::borrow::Cow::Borrowed("expert"),
+                    routers: ::std::borrow::Cow::Borrowed(
+                        &[
+                            ::tinyonn::moe::RouterSpec {
+                                name: ::std::borrow::Cow::Borrowed("expert"),
+                                parents: 20,
+                                choices: 5,
+                                top_k: 2,
+                                kind: ::tinyonn::moe::RouterKind::Custom(
+                                    ::std::borrow::Cow::Borrowed("my::Router"),
+                                ),
+                            },
+                        ],
+                    ),
+                },
+            ],
+        ),
+        always: ::std::borrow::Cow::Borrowed(&[]),
+        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
+        combine: ::tinyonn::moe::Combine::Concat,
+        route_per: ::tinyonn::moe::RoutePer::Token,
+        gate: ::tinyonn::moe::Gate::Unit,
+        pfag: ::tinyonn::moe::Pfag::Nucleus {
+            mass: 0.9,
+        },
+        balance: ::tinyonn::moe::Balance::None,
+        z_loss: 0.001,
+        jitter: 0.01,
+        partition: ::tinyonn::moe::PartitionStrategy::Contiguous,
+        activation: ::std::borrow::Cow::Borrowed("silu"),
+    };
+    /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
+    /// the experts under the names of the dense MLP.
+    ///
+    /// # Errors
+    /// An MLP narrower than the number of experts; a missing or misshapen parameter.
+    fn new(
+        cfg: &::tinyonn::qwen3::Qwen3Config,
+        layer: ::core::primitive::usize,
+        vb: &::tinyonn::candle_nn::VarBuilder<'_>,
+    ) -> ::tinyonn::Result<Self> {
+        ::core::result::Result::Ok(Self {
+            cluster_router: <::tinyonn::moe::LinearRouter as ::tinyonn::moe::Router>::new(
+                ::tinyonn::moe::RouterShape {
+                    hidden: cfg.hidden_size,
+                    parents: 1,
+                    choices: 4,
+                },
+                &vb.pp("cluster_router"),
+            )?,
+            group_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
+                ::tinyonn::moe::RouterShape {
+                    hidden: cfg.hidden_size,
+                    parents: 4,
+                    choices: 5,
+                },
+                &::tinyonn::moe::GaussianSpec {
+                    dim: 64,
+                    reduce: ::tinyonn::moe::Reduce::Mean,
+                    covariance: ::tinyonn::moe::Covariance::Shared,
+                    project: ::tinyonn::moe::Project::Random,
+                },
+                &vb.pp("group_router"),
+            )?,
+            expert_router: <my::Router as ::tinyonn::moe::Router>::new(
+                ::tinyonn::moe::RouterShape {
+                    hidden: cfg.hidden_size,
+                    parents: 20,
+                    choices: 5,
+                },
+                &vb.pp("expert_router"),
+            )?,
+            experts: ::tinyonn::moe::TinyOnnExpert::new(&Self::SPEC, cfg, layer, vb)?,
+        })
+    }
+}
+impl ::tinyonn::qwen3::FeedForward for Deep {
+    fn forward(
+        &self,
+        x: &::tinyonn::candle_core::Tensor,
+        ctx: &::tinyonn::qwen3::RouteCtx,
+    ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
+        let routing = ::tinyonn::moe::route(self, x, ctx)?;
+        self.experts.forward(x, &routing, ctx)
+    }
+}
+impl ::tinyonn::moe::MoeModule for Deep {
+    fn spec(&self) -> &::tinyonn::moe::MoeSpec {
+        static SPEC: ::tinyonn::moe::MoeSpec = Deep::SPEC;
+        &SPEC
+    }
+    fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
+        &self.experts
+    }
+    fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
+        ::std::vec![
+            ::std::vec![& self.cluster_router], ::std::vec![& self.group_router],
+            ::std::vec![& self.expert_router]
+        ]
+    }
+}
+::tinyonn::inventory::submit! {
+    ::tinyonn::moe::Variant { spec : Deep::SPEC, module_path : ::core::module_path!(),
+    build : | cfg, layer, vb | {
+    ::core::result::Result::Ok(::std::boxed::Box::new(Deep::new(cfg, layer, & vb) ?)) },
+    }
+}
