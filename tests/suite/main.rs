@@ -6,6 +6,7 @@
 mod activation;
 mod adamw;
 mod checkpoint;
+mod combine;
 mod config;
 mod data;
 mod devices;

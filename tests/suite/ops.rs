@@ -212,9 +212,9 @@ fn gated_glu_mlp(#[case] x: &[usize], #[case] i: usize, #[case] n: usize) {
 }
 
 /// Remembers the sums of the pass it saw and lets some neurons learn.
-struct Spy {
+pub(crate) struct Spy {
     learners: WeightGrads,
-    seen: Mutex<Vec<(usize, NeuronSums)>>,
+    pub(crate) seen: Mutex<Vec<(usize, NeuronSums)>>,
 }
 
 impl MlpProbe for Spy {
@@ -226,7 +226,7 @@ impl MlpProbe for Spy {
     }
 }
 
-fn spy(learners: WeightGrads) -> Arc<Spy> {
+pub(crate) fn spy(learners: WeightGrads) -> Arc<Spy> {
     Arc::new(Spy { learners, seen: Mutex::new(Vec::new()) })
 }
 

@@ -23,7 +23,9 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+mod block_sparse;
 pub mod cross_entropy;
+pub mod dispatch_mlp;
 pub mod embedding;
 pub mod gaussian_density;
 pub mod glu_mlp;
@@ -39,6 +41,7 @@ pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activa
 pub use adamw::{AdamwStep, adamw};
 pub use attention::causal_attention;
 pub use cross_entropy::head_cross_entropy;
+pub use dispatch_mlp::dispatch_mlp;
 pub use embedding::embedding;
 pub use gaussian_density::gaussian_density;
 pub use glu_mlp::{MlpBackward, MlpGate, MlpProbe, MlpWeights, WeightGrads, glu_mlp};
