@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::text::{Tokens, tokenizer};
 use super::{Phase2Config, Text};
-use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors};
+use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors, is_tinyonn};
 use crate::data::{Sampler, TextTokenizer};
 use crate::metrics::{self, MetricsLog, Record};
 use crate::qwen3::Qwen3Config;
@@ -96,6 +96,10 @@ impl Dense {
     fn load(dir: &Path, device: &Device) -> Result<Self> {
         let folder = ModelFolder::open(dir)?;
         let cfg = folder.qwen3_config()?;
+        if is_tinyonn(folder.config()) {
+            let remedy = "give the dense model, or take the experts away with exp_upcycle --to-dense first";
+            return Err(Error::file(dir, "is a Tiny-ONN checkpoint already", remedy));
+        }
         folder.check_names(&expected_tensors(&cfg))?;
         let store = folder.load(device, Some(DType::F32))?;
         let stored =
