@@ -51,10 +51,23 @@ pub fn layered<S: Serialize + DeserializeOwned>(base: &S, file: Option<&Path>, f
     if let Some(path) = file {
         // Once for its errors, which name the line; once for the keys that it really has.
         read::<S>(path)?;
-        overlay(&mut settings, read::<Value>(path)?);
+        let keys = read::<Value>(path)?;
+        refuse_null(path, "", &keys)?;
+        overlay(&mut settings, keys);
     }
     overlay(&mut settings, serde_json::to_value(flags).map_err(defect)?);
     serde_json::from_value(settings).map_err(defect)
+}
+
+/// TOML has no null: what JSON shows as one is a number that it cannot hold.
+fn refuse_null(path: &Path, name: &str, value: &Value) -> Result<()> {
+    match value {
+        Value::Null => Err(Error::file(path, format!("`{name}` is not a finite number"), "give a finite one")),
+        Value::Object(object) => object
+            .iter()
+            .try_for_each(|(key, value)| refuse_null(path, format!("{name}.{key}").trim_start_matches('.'), value)),
+        _ => Ok(()),
+    }
 }
 
 fn overlay(under: &mut Value, over: Value) {
@@ -93,7 +106,9 @@ fn read_keys<S: DeserializeOwned>(path: &Path) -> Result<Value> {
         S::deserialize(one).map_err(|e| refused(path, &text, Some(key.span()), e.message()))?;
         values.insert(key.into_inner(), serde_json::to_value(value).map_err(defect)?);
     }
-    Ok(Value::Object(values))
+    let values = Value::Object(values);
+    refuse_null(path, "", &values)?;
+    Ok(values)
 }
 
 fn read<S: DeserializeOwned>(path: &Path) -> Result<S> {

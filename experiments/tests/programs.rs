@@ -24,6 +24,9 @@ const SCAN: &str = env!("CARGO_BIN_EXE_exp_scan");
 
 const VOCAB: usize = 280;
 
+/// A run of phase 2 that takes a moment.
+const RUN: &str = "length = 16\nscan_tokens = 300\ntest_tokens = 200\n[router]\nsteps = 2\n[smk]\nsteps = 2\nbatch = 4";
+
 fn config() -> Qwen3Config {
     let json = json!({
         "model_type": "qwen3", "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 120, "num_hidden_layers": 2,
@@ -155,11 +158,12 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 #[case::no_text_to_scan(SCAN, "--model dense --data b=none.txt --out out", &["none.txt", "no such file"])]
 #[case::empty_text(PHASE2, "--model dense --data a=a.txt --data b=empty.txt --out out", &["empty.txt", "finds no text"])]
 #[case::empty_text_to_scan(SCAN, "--model dense --data b=empty.txt --out out", &["empty.txt", "finds no text"])]
-#[case::short_text(PHASE2, "--model dense --data a=a.txt --data b=short --out out", &["`b`", "too few"])]
+#[case::short_text(PHASE2, "--model dense --data a=a.txt --data b=short --config fits.toml --out out", &["`b`", "too few"])]
 #[case::one_task(PHASE2, "--model dense --data a=a.txt --out out", &["--data", "twice"])]
 #[case::long_sequences(SCAN, "--model dense --data a=a.txt --length 65 --out out", &["`length`", "65", "64"])]
 #[case::long_sequences_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out out --config long.toml", &["`length`", "65", "64"])]
 #[case::long_sequences_to_compare(VERIFY, "dense dense --length 65", &["65", "--length 64"])]
+#[case::rate_that_is_no_number(PHASE2, "--config nan.toml --out out", &["nan.toml", "`smk.adamw.rate`", "finite"])]
 #[case::bad_file(PHASE2, "--config wrong.toml --out out", &["wrong.toml", "line 2", "stepz"])]
 #[case::used_folder(UPCYCLE, "--model dense --variant TinyOnn --out used", &["used", "not empty", "--overwrite"])]
 #[case::used_folder_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out used", &["used", "--overwrite"])]
@@ -182,6 +186,8 @@ fn what_cannot_be_done(#[case] program: &str, #[case] arguments: &str, #[case] w
     }
     fs::write(place.path("ids.json"), "[[1, 2, 3]]").unwrap();
     fs::write(place.path("long.toml"), "length = 65").unwrap();
+    fs::write(place.path("fits.toml"), "length = 64").unwrap();
+    fs::write(place.path("nan.toml"), "smk.adamw.rate = nan").unwrap();
     fs::write(place.path("wrong.toml"), "[smk]\nstepz = 1").unwrap();
     let before = place.files();
     assert_refused(&place.run(program, arguments), words);
@@ -200,6 +206,15 @@ fn a_loss_that_is_no_number(#[case] program: &str, #[case] arguments: &str, #[ca
     assert_eq!(place.files(), before);
 }
 
+#[test]
+fn pretraining_at_too_high_a_rate_leaves_nothing_in_the_cache() {
+    let place = Place::new();
+    fs::write(place.path("run.toml"), "cache = \"cache\"\nlength = 32\npretrain.adamw.rate = 1e30").unwrap();
+    let output = place.run(PHASE2, "--data a=a.txt --data b=b.txt --config run.toml --out out");
+    assert_refused(&output, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
+    assert!(!place.path("out").exists() && fs::read_dir(place.path("cache")).unwrap().next().is_none());
+}
+
 /// Runs where no file may grow beyond `blocks` of 1024 bytes: as on a full disk, a write then fails, and the shell's trap keeps the
 /// signal from ending the process instead.
 fn run_cramped(place: &Place, program: &str, arguments: &str, blocks: u32) -> Output {
@@ -214,11 +229,16 @@ fn run_cramped(place: &Place, program: &str, arguments: &str, blocks: u32) -> Ou
 #[case::tokenizer(UPCYCLE, "--model dense --variant TinyOnn --out out", 4)]
 #[case::no_image(SCAN, "--model dense --data a=a.txt --data b=b.txt --length 32 --out out", 0)]
 #[case::image(SCAN, "--model dense --data a=a.txt --data b=b.txt --length 32 --out out", 3)]
+#[case::report(SCAN, "--model dense --data a=a.txt --data b=b.txt --length 32 --out out", 16)]
+#[case::run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out", 4)]
+#[case::upcycled(PHASE2, "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out", 40)]
+#[case::report_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out", 150)]
 #[case::dump(SCAN, "--model dense --tokens ids.json --dump out", 1)]
 fn a_full_disk(#[case] program: &str, #[case] arguments: &str, #[case] blocks: u32) {
     let place = Place::new();
     let ids: Vec<u32> = (0..60).collect();
     fs::write(place.path("ids.json"), json!([ids]).to_string()).unwrap();
+    fs::write(place.path("run.toml"), RUN).unwrap();
     let before = place.files();
     assert_refused(&run_cramped(&place, program, arguments, blocks), &["free some space"]);
     assert_eq!(place.files(), before);
@@ -236,6 +256,12 @@ fn the_way_there_and_back_over_what_was_there() {
     let place = Place::new();
     assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));
     assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --partition random --out sparse --overwrite"));
+    for (program, arguments) in
+        [(UPCYCLE, "--variant TinyOnn --out again"), (PHASE2, "--data a=a.txt --data b=b.txt --out again")]
+    {
+        let again = place.run(program, &format!("--model sparse {arguments}"));
+        assert_refused(&again, &["sparse: is a Tiny-ONN checkpoint already", "--to-dense"]);
+    }
     assert_done(&place.run(UPCYCLE, "--model sparse --to-dense --out back"));
     assert_done(&place.run(UPCYCLE, "--model sparse --to-dense --out back --overwrite"));
     let weights = |name: &str| fs::read(place.path(name).join("model.safetensors")).unwrap();
@@ -248,11 +274,7 @@ fn the_way_there_and_back_over_what_was_there() {
 #[test]
 fn a_run_is_replaced_by_the_same_run() {
     let place = Place::new();
-    fs::write(
-        place.path("run.toml"),
-        "length = 16\nscan_tokens = 300\ntest_tokens = 200\n[router]\nsteps = 2\n[smk]\nsteps = 2\nbatch = 4",
-    )
-    .unwrap();
+    fs::write(place.path("run.toml"), RUN).unwrap();
     let arguments = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out";
     assert_done(&place.run(PHASE2, arguments));
     fs::write(place.path("out/note.txt"), "old").unwrap();

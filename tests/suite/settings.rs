@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use experiments::overwrite::{refuse_file, replaces};
+use experiments::run_folder::first_free;
 use experiments::settings::{over_file, required};
 use experiments::{DeviceName, OutFlags, RunFlags, RunFolder};
 use rstest::rstest;
@@ -47,6 +48,7 @@ fn a_flag_wins_over_the_file_and_the_file_over_nothing() {
 #[case::device("device = \"gpu\"", &["gpu", "cuda:N"])]
 #[case::not_toml("min_k 5", &["line 1"])]
 #[case::twice("min_k = 5\nmin_k = 6", &["line 2", "duplicate"])]
+#[case::no_number("rate = nan", &["`rate`", "finite"])]
 fn a_file_that_cannot_be_used_is_refused_in_one_line(#[case] text: &str, #[case] words: &[&str]) {
     let (_dir, path) = file(text);
     let refused = message(over_file(&Settings::default(), Some(&path)));
@@ -137,8 +139,8 @@ fn a_run_leaves_what_repeats_it() {
     let dir = parent.path().join("deep/run");
     let settings = Settings { min_k: Some(5), ..Settings::default() };
     let folder = RunFolder::create(&dir, &settings, 7, DeviceName::Cuda(1), false).unwrap();
-    assert_eq!(folder.dir(), dir);
-    let config: Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+    assert!(!dir.exists(), "it has its name when it is whole");
+    let config: Value = serde_json::from_slice(&fs::read(folder.dir().join("config.json")).unwrap()).unwrap();
     assert_eq!((&config["seed"], &config["device"]), (&json!(7), &json!("cuda:1")));
     assert_eq!(config["settings"], json!(settings));
     assert_eq!(config["versions"]["tinyonn"], env!("CARGO_PKG_VERSION"));
@@ -149,10 +151,14 @@ fn a_run_leaves_what_repeats_it() {
     let known = commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()) && dirty.is_boolean();
     assert!(known || (commit == "unknown" && dirty == "unknown"), "{}", config["git"]);
 
-    let refused = message(RunFolder::create(&dir, &settings, 7, DeviceName::Cpu, false));
-    assert!(refused.contains("not empty") && refused.contains("--out"), "{refused}");
+    assert!(message(RunFolder::create(&dir, &settings, 7, DeviceName::Cpu, false)).contains("another process"));
+    assert_eq!(first_free(&dir).unwrap(), parent.path().join("deep/run-2"));
     assert_eq!(folder.finish().unwrap(), dir);
     assert!(dir.join("config.json").exists());
+    assert_eq!(first_free(&dir).unwrap(), parent.path().join("deep/run-2"));
+    assert!(message(RunFolder::create(&dir, &settings, 7, DeviceName::Cpu, false)).contains("not empty"));
+    let refused = message(replaces(&dir, false, &[]));
+    assert!(refused.contains("not empty") && refused.contains("--out"), "{refused}");
     let empty = parent.path().join("empty");
     fs::create_dir(&empty).unwrap();
     RunFolder::create(&empty, &settings, 7, DeviceName::Cpu, false).unwrap().finish().unwrap();
@@ -160,17 +166,12 @@ fn a_run_leaves_what_repeats_it() {
 }
 
 #[test]
-fn a_run_that_ends_early_leaves_a_new_folder_only_if_it_wrote() {
+fn a_run_that_ends_early_leaves_nothing() {
     let parent = tempfile::tempdir().unwrap();
-    for wrote in [false, true] {
-        let dir = parent.path().join(wrote.to_string());
-        let folder = RunFolder::create(&dir, &1, 7, DeviceName::Cpu, false).unwrap();
-        if wrote {
-            fs::write(folder.dir().join("metrics.jsonl"), "").unwrap();
-        }
-        drop(folder);
-        assert_eq!(dir.exists(), wrote);
-    }
+    let folder = RunFolder::create(&parent.path().join("run"), &1, 7, DeviceName::Cpu, false).unwrap();
+    fs::write(folder.dir().join("metrics.jsonl"), "").unwrap();
+    drop(folder);
+    assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
 }
 
 #[test]

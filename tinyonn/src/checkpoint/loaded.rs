@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::Dtype;
 
 use super::folder::ModelFolder;
 use super::names::{EMBEDDING, expected_tensors};
@@ -26,12 +25,8 @@ pub enum LoadedModel {
 /// Whatever keeps the folder from being a whole model.
 pub fn load_model(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Result<LoadedModel> {
     let folder = ModelFolder::open(dir)?;
-    let stored = folder.tensors().find(|(name, _)| *name == EMBEDDING).map(|(_, info)| info.dtype);
-    let dtype = dtype.unwrap_or(match stored {
-        Some(Dtype::BF16) => DType::BF16,
-        Some(Dtype::F16) => DType::F16,
-        _ => DType::F32,
-    });
+    let stored = folder.tensors().find(|(name, _)| *name == EMBEDDING).and_then(|(_, info)| info.computed());
+    let dtype = dtype.or(stored.filter(DType::is_float)).unwrap_or(DType::F32);
     if is_tinyonn(folder.config()) {
         let folder = TinyOnnFolder::from_folder(folder)?;
         let store = folder.load(device, Some(dtype))?;

@@ -26,6 +26,20 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
 }
 
+impl TensorInfo {
+    /// The same type to compute in, of those that checkpoints hold: f32, bf16, f16 and u32.
+    #[must_use]
+    pub fn computed(&self) -> Option<DType> {
+        match self.dtype {
+            Dtype::F32 => Some(DType::F32),
+            Dtype::BF16 => Some(DType::BF16),
+            Dtype::F16 => Some(DType::F16),
+            Dtype::U32 => Some(DType::U32),
+            _ => None,
+        }
+    }
+}
+
 /// A safetensors file, mapped for reading.
 ///
 /// The file must stay as it is while mapped; [`ModelFolder::save`](super::ModelFolder::save) never writes into an
@@ -80,19 +94,10 @@ impl MappedSafetensors {
     /// A tensor on `device`, in its stored type: f32, bf16, f16 or u32.
     pub fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
         let info = self.info(name).ok_or_else(|| self.missing(name))?;
-        let dtype = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::BF16 => DType::BF16,
-            Dtype::F16 => DType::F16,
-            Dtype::U32 => DType::U32,
-            other => {
-                return Err(Error::tensor(
-                    name,
-                    format!("is of type {other} in {}", self.path.display()),
-                    "save the checkpoint in F32, BF16 or F16",
-                ));
-            }
-        };
+        let dtype = info.computed().ok_or_else(|| {
+            let problem = format!("is of type {} in {}", info.dtype, self.path.display());
+            Error::tensor(name, problem, "save the checkpoint in F32, BF16 or F16")
+        })?;
         Ok(Tensor::from_raw_buffer(self.bytes(name)?, dtype, &info.shape, device)?)
     }
 

@@ -54,12 +54,17 @@ impl StagedFolder {
         Self::open(dir.as_ref(), true)
     }
 
+    /// Whether a process is filling `dir` now.
+    #[must_use]
+    pub fn is_under_way(dir: impl AsRef<Path>) -> bool {
+        let handle = sibling(dir.as_ref(), "saving").and_then(|path| File::open(path).ok());
+        handle.is_some_and(|handle| matches!(handle.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     fn open(dir: &Path, replace: bool) -> Result<Self> {
-        let Some(name) = dir.file_name().map(|name| name.to_string_lossy()) else {
+        let (Some(path), Some(aside)) = (sibling(dir, "saving"), sibling(dir, "replaced")) else {
             return Err(Error::file(dir, "has no name of its own", "name a new folder"));
         };
-        let parent = parent_of(dir);
-        let (path, aside) = (parent.join(format!(".{name}.saving")), parent.join(format!(".{name}.replaced")));
         fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
         let handle = File::open(&path).map_err(|e| Error::io(&path, e))?;
         // A file system without locks still gets the whole-or-nothing rename.
@@ -125,6 +130,11 @@ fn recover(aside: &Path, dir: &Path) -> Result<()> {
 
 fn remove(path: &Path) -> std::io::Result<()> {
     if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+/// `.NAME.purpose` beside `dir`.
+fn sibling(dir: &Path, purpose: &str) -> Option<PathBuf> {
+    Some(parent_of(dir).join(format!(".{}.{purpose}", dir.file_name()?.to_string_lossy())))
 }
 
 /// The folder that holds `path`.

@@ -20,7 +20,8 @@ impl Stage<'_> {
             return Ok(());
         }
         let problem = format!("the {what} is {value} at step {step} of {}, at a rate of {:e}", self.name, self.rate);
-        let remedy = "lower the rate; at any rate, check the checkpoint's tensors for values that are not finite";
+        let remedy =
+            "lower the rate; if that is no help, check the checkpoint's tensors for values that are not finite";
         Err(Error::setting(self.rate_key, problem, remedy))
     }
 }

@@ -5,12 +5,11 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use safetensors::Dtype;
 use sha2::{Digest as _, Sha256};
 
 use super::text::{Tokens, tokenizer};
 use super::{Phase2Config, Text};
-use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors};
+use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors, is_tinyonn};
 use crate::data::{Sampler, TextTokenizer};
 use crate::metrics::{self, MetricsLog, Record};
 use crate::qwen3::Qwen3Config;
@@ -97,9 +96,14 @@ impl Dense {
     fn load(dir: &Path, device: &Device) -> Result<Self> {
         let folder = ModelFolder::open(dir)?;
         let cfg = folder.qwen3_config()?;
+        if is_tinyonn(folder.config()) {
+            let remedy = "give the dense model, or take the experts away with exp_upcycle --to-dense first";
+            return Err(Error::file(dir, "is a Tiny-ONN checkpoint already", remedy));
+        }
         folder.check_names(&expected_tensors(&cfg))?;
         let store = folder.load(device, Some(DType::F32))?;
-        let stored = folder.tensors().map(|(name, info)| (name.to_owned(), float_type(info.dtype))).collect();
+        let stored =
+            folder.tensors().map(|(name, info)| (name.to_owned(), info.computed().unwrap_or(DType::F32))).collect();
         let tokenizer = tokenizer(&folder)?;
         if tokenizer.vocab_size() > cfg.vocab_size {
             let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
@@ -126,8 +130,10 @@ impl Dense {
             return Ok(());
         }
         std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
-        Self::pretrain(config, text, (dir, &staged), device)?;
-        std::fs::remove_dir_all(&staged).map_err(|e| Error::io(&staged, e))
+        let made = Self::pretrain(config, text, (dir, &staged), device);
+        let cleared = std::fs::remove_dir_all(&staged).map_err(|e| Error::io(&staged, e));
+        // The error to report is the first one.
+        made.and(cleared)
     }
 
     fn pretrain(config: &Phase2Config, text: &Text, (dir, staged): (&Path, &Path), device: &Device) -> Result<()> {
@@ -146,15 +152,6 @@ impl Dense {
         ModelFolder::save(&whole, &cfg.to_json(), &store, Some(staged))?;
         std::fs::rename(&log_path, whole.join(PRETRAIN_LOG)).map_err(|e| Error::io(&log_path, e))?;
         std::fs::rename(&whole, dir).map_err(|e| Error::io(dir, e))
-    }
-}
-
-/// The type that computes a stored float; other types do not get past [`ModelFolder::load`].
-fn float_type(stored: Dtype) -> DType {
-    match stored {
-        Dtype::BF16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-        _ => DType::F32,
     }
 }
 

@@ -1,0 +1,73 @@
+//! The deltas of replicas: every expert is the dense MLP plus its delta, which exists once the expert has learnt (DESIGN §1).
+//!
+//! `model.layers.{i}.mlp.delta.{n}.{gate,up,down}_proj.weight`, in the shapes and types of the dense weights.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+
+use super::store::ParamStore;
+use super::variant_tensors::mixture_prefix;
+use crate::Result;
+use crate::moe::expert::{PROJECTIONS, delta_name};
+use crate::moe::{ExpertsAre, MoeSpec};
+use crate::qwen3::Qwen3Config;
+
+/// Whether a parameter belongs to a delta.
+pub fn is_delta(name: &str) -> bool {
+    name.contains(".mlp.delta.")
+}
+
+/// Name and shape of every delta that a checkpoint of `spec` may hold.
+pub(super) fn possible_deltas(cfg: &Qwen3Config, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
+    if spec.experts_are == ExpertsAre::Slice {
+        return BTreeMap::new();
+    }
+    let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
+    let of_expert = |layer: usize, expert: usize| {
+        let name = move |projection: &str| format!("{}.{}", mixture_prefix(layer), delta_name(expert, projection));
+        PROJECTIONS.into_iter().zip([[i, d], [i, d], [d, i]]).map(move |(p, shape)| (name(p), shape.to_vec()))
+    };
+    (0..cfg.num_hidden_layers)
+        .flat_map(|layer| (0..spec.experts()).flat_map(move |expert| of_expert(layer, expert)))
+        .collect()
+}
+
+/// Adds the deltas that are not there yet, of zeros: what training needs of replicas. Slices are left alone.
+///
+/// # Errors
+/// What the device reports.
+pub fn grow_deltas(store: &mut ParamStore, cfg: &Qwen3Config, spec: &MoeSpec) -> Result<()> {
+    for (name, shape) in possible_deltas(cfg, spec) {
+        if store.get(&name).is_none() {
+            let zeros = Tensor::zeros(shape, candle_core::DType::F32, store.device())?;
+            store.insert(name, zeros)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes out the deltas of experts that never learnt: all zeros.
+///
+/// # Errors
+/// What the device reports.
+pub fn prune_deltas(store: &mut ParamStore) -> Result<()> {
+    let mut by_expert: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for name in store.names().filter(|name| is_delta(name)) {
+        let expert = name.trim_end_matches(".weight").rsplit_once('.').map_or(name, |(expert, _)| expert);
+        by_expert.entry(expert.to_owned()).or_default().push(name.to_owned());
+    }
+    for names in by_expert.into_values() {
+        let mut learnt = false;
+        for var in names.iter().filter_map(|name| store.get(name)) {
+            let largest = var.as_detached_tensor().abs()?.max_all()?.to_dtype(candle_core::DType::F32)?;
+            learnt |= largest.to_scalar::<f32>()? > 0.0;
+        }
+        if !learnt {
+            for name in &names {
+                store.remove(name);
+            }
+        }
+    }
+    Ok(())
+}
