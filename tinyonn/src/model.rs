@@ -67,13 +67,14 @@ impl TinyOnnForCausalLm {
         self.lm.model().layers()[layer].mlp()
     }
 
-    /// The experts of each layer's neurons, `[layer][i]`.
+    /// The experts of each layer's neurons, `[layer][i]`; replicas have no neurons of their own.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn neuron_experts(&self) -> Result<Vec<Vec<u32>>> {
-        let layers = self.lm.model().layers();
-        layers.iter().map(|layer| Ok(layer.mlp().experts().neuron_expert().to_vec1()?)).collect()
+    pub fn neuron_experts(&self) -> Result<Option<Vec<Vec<u32>>>> {
+        let layers = self.lm.model().layers().iter();
+        let slices: Option<Vec<&Tensor>> = layers.map(|layer| layer.mlp().experts().neuron_expert()).collect();
+        slices.map(|layers| layers.into_iter().map(|experts| Ok(experts.to_vec1()?)).collect()).transpose()
     }
 
     /// Logits `[B, T, V]` of token ids `[B, T]`.
