@@ -16,7 +16,7 @@ use super::{Dense, Phase2Config, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
 use crate::files::StagedFolder;
-use crate::imaging::inputs::Samples;
+use crate::imaging::inputs::{Samples, Window};
 use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, Score, scan};
 use crate::metrics::{self, MetricsLog, Stopwatch};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
@@ -186,10 +186,12 @@ impl Run<'_> {
         RouteCtx { paths: Some(Arc::new(labels.paths.clone())), ..RouteCtx::routed() }
     }
 
-    fn first(&self) -> usize {
-        match self.variant.spec.open_positions() {
-            0 => FIRST,
-            read => read,
+    /// What a shared decision reads.
+    fn window(&self) -> Window {
+        match self.variant.spec.route_per {
+            RoutePer::Token | RoutePer::Task => Window::First(FIRST),
+            RoutePer::Segment { tokens } => Window::Every(tokens),
+            RoutePer::Sequence { first } => Window::First(first),
         }
     }
 
@@ -204,7 +206,7 @@ impl Run<'_> {
     }
 
     fn router_inputs(&self, set: &TokenSet) -> Arc<RouterInputs> {
-        Arc::new(RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.first()))
+        Arc::new(RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.window()))
     }
 
     fn scan(&self) -> Result<(NeuronScan, Inputs)> {
