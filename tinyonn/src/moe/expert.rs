@@ -115,11 +115,12 @@ impl TinyOnnExpert {
     ) -> Result<Tensor> {
         let deltas: Vec<Option<[&Tensor; 3]>> =
             deltas.iter().map(|delta| delta.as_ref().map(|delta| delta.each_ref())).collect();
+        let replicas = ops::Replicas { base: weights, deltas: &deltas };
         let rows = x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1);
         let equal_1n = || Tensor::full(1.0 / deltas.len() as f32, (1, deltas.len()), x.device())?.to_dtype(x.dtype());
         let (gate_dn, runs) = match routing {
             Routing::Each(gate_tn) if self.combine == Combine::Dispatch => {
-                return Ok(ops::replica_dispatch(x, weights, &deltas, gate_tn)?);
+                return Ok(ops::replica_dispatch(x, replicas, gate_tn)?);
             }
             Routing::All => (equal_1n()?, vec![ops::Run { rows: 0..rows, decision: Some(0) }]),
             Routing::Each(gate_tn) => {
@@ -133,7 +134,7 @@ impl TinyOnnExpert {
                 (Tensor::cat(&[gate_dn, &equal_1n()?], 0)?, runs.iter().map(decided).collect())
             }
         };
-        Ok(ops::merged_mlp(x, weights, &deltas, &gate_dn, &runs)?)
+        Ok(ops::merged_mlp(x, replicas, &gate_dn, &runs, None)?)
     }
 
     /// The expert of each neuron, `[I]` u32; replicas have no neurons of their own.

@@ -64,7 +64,7 @@ pub fn dispatch_mlp(
         (Some(Computed { g_l, u_l, h_l, gate_l, gated_l }), y_td)
     };
     let y = y_td.reshape(x.shape())?;
-    let gate_tn = gate.gate_tn.detach();
+    let gate_tn = gate.gate_tn.detach().contiguous()?;
     let neuron_expert = gate.neuron_expert.detach();
     let derivative =
         DispatchMlp { activation, x_td, gate_id, up_id, down_di, gate_tn, neuron_expert, pattern, computed, probe };
