@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
 use crate::qwen3::{Active, KvCache, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
+use crate::{Error, Result};
 
 /// The decoder over routed experts, without its head.
 pub type TinyOnnModel = Qwen3<MoeLayer>;
@@ -79,9 +79,21 @@ impl TinyOnnForCausalLm {
     /// Logits `[B, T, V]` of token ids `[B, T]`.
     ///
     /// # Errors
-    /// Ids beyond the vocabulary; shapes or devices that do not go together.
+    /// Ids beyond the vocabulary; shapes or devices that do not go together; a cache where a decision reads tokens that it
+    /// would hide (`segment`, `sequence`, `pfag = surprisal`, routed).
     pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        if cache.is_some() && !self.decides_alone(ctx) {
+            let problem = format!("it hides tokens that `{}` decides by", self.spec().name);
+            return Err(Error::setting("cache", problem, "read the whole text without one, or call `generate`"));
+        }
         self.lm.logits(ids, ctx, cache)
+    }
+
+    /// Whether the newest token needs no earlier one to be routed.
+    fn decides_alone(&self, ctx: &RouteCtx) -> bool {
+        let spec = self.spec();
+        let alone = matches!(spec.route_per, RoutePer::Token | RoutePer::Task) && spec.pfag != Pfag::Surprisal;
+        alone || !matches!(ctx.active, Active::Routed)
     }
 
     /// Up to `count` tokens after `prompt`, stopping behind `eos`. A variant that decides by more than the newest
@@ -97,9 +109,6 @@ impl TinyOnnForCausalLm {
         ctx: &RouteCtx,
         sampling: Sampling<'_>,
     ) -> Result<Vec<u32>> {
-        let spec = self.spec();
-        let alone = matches!(spec.route_per, RoutePer::Token | RoutePer::Task) && spec.pfag != Pfag::Surprisal;
-        let cached = alone || !matches!(ctx.active, Active::Routed);
-        self.lm.generate(prompt, count, eos, ctx, sampling, cached)
+        self.lm.generate(prompt, count, eos, ctx, sampling, self.decides_alone(ctx))
     }
 }

@@ -205,7 +205,10 @@ pub fn train_smk(
     let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
     let smk = Arc::new(Smk::new(config.min_k, variant.spec.experts(), model.neuron_experts()?)?);
     let routing = Arc::new(RouterTraining::default());
-    let ctx = RouteCtx { probe: Some(smk.clone()), observer: Some(routing.clone()), ..routed.clone() };
+    let mut ctx = RouteCtx { probe: Some(smk.clone()), ..routed.clone() };
+    if routers {
+        ctx.observer = Some(routing.clone());
+    }
     let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
     let progress = Progress::new(config.steps, "smk");
@@ -216,6 +219,7 @@ pub fn train_smk(
         let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), training, ..ctx.clone() };
         let loss = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.mean_all()?;
         let stage = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: config.adamw.rate };
+        // Frozen routers report nothing: no loss is added, no bias moves.
         let total = routing.add_to(loss.clone())?;
         let norm = optimizer.step(&vars, &ops::backward(&total)?, |name| smk.lines(name))?;
         stage.check("gradient's norm", norm, step)?;
