@@ -156,7 +156,10 @@ pub fn train_smk(
         }
     };
     let routing = Arc::new(RouterTraining::default());
-    let ctx = RouteCtx { probe: selection.probe(), observer: Some(routing.clone()), ..routed.clone() };
+    let mut ctx = RouteCtx { probe: selection.probe(), ..routed.clone() };
+    if routers {
+        ctx.observer = Some(routing.clone());
+    }
     let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
     let progress = Progress::new(config.steps, "smk");
@@ -167,6 +170,7 @@ pub fn train_smk(
         let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), training, ..ctx.clone() };
         let loss = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.mean_all()?;
         let stage = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: config.adamw.rate };
+        // Frozen routers report nothing: no loss is added, no bias moves.
         let total = routing.add_to(loss.clone())?;
         let mut grads = ops::backward(&total)?;
         selection.keep_learners(store, &mut grads)?;
