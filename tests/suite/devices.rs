@@ -6,6 +6,7 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::data::Sampler;
+use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{Partition, RouterInputs, ScanOptions, scan};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::ops;
@@ -93,7 +94,7 @@ fn pretraining_imaging_and_smk_agree() {
         let store = pretrain(&cfg, &config, &sampler, device, 0, &mut log).unwrap();
         let dense = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false)).unwrap();
         let options = ScanOptions { length: 32, batch: 8, tokens_per_task: 2048 };
-        let inputs = std::sync::Arc::new(RouterInputs::new(cfg.num_hidden_layers, 1, 8));
+        let inputs = std::sync::Arc::new(RouterInputs::new(cfg.num_hidden_layers, 1, Window::First(8)));
         let scan = scan(&dense, &train, options, device, Some(&inputs)).unwrap();
         let variant = variant("Moe2x4");
         let units = Partition::Contiguous

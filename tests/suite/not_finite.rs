@@ -7,7 +7,7 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::data::{Sampler, TokenSet};
-use tinyonn::imaging::inputs::Samples;
+use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions, dump, scan};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::qwen3::RouteCtx;
@@ -106,7 +106,7 @@ fn reading_text_through_a_spoilt_model_stops(#[case] name: &str, #[case] value: 
     assert_says(&refused, &[&["`evaluate`"], words.as_slice()].concat());
 
     let options = ScanOptions { length: 16, batch: 4, tokens_per_task: 100 };
-    let inputs = Arc::new(RouterInputs::new(2, 1, 4));
+    let inputs = Arc::new(RouterInputs::new(2, 1, Window::First(4)));
     let refused = message(scan(&model, &set, options, &Device::Cpu, Some(&inputs)));
     assert_says(&refused, &[&["`scan`"], words.as_slice()].concat());
 

@@ -91,7 +91,7 @@ fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: us
     let (cfg, variant, store) = upcycled(name);
     let trainable = store.builder(DType::F32, is_expert);
     let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &trainable).unwrap();
-    let (units, experts) = (model.neuron_experts().unwrap(), variant.spec.experts());
+    let (units, experts) = (model.neuron_experts().unwrap().unwrap(), variant.spec.experts());
     for seed in 0..4 {
         let referee = Arc::new(Referee {
             smk: Smk::new(min_k, experts, units.clone()).unwrap(),

@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
 use crate::qwen3::{Active, KvCache, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
+use crate::{Error, Result};
 
 /// The decoder over routed experts, without its head.
 pub type TinyOnnModel = Qwen3<MoeLayer>;
@@ -67,21 +67,36 @@ impl TinyOnnForCausalLm {
         self.lm.model().layers()[layer].mlp()
     }
 
-    /// The experts of each layer's neurons, `[layer][i]`.
+    /// The experts of each layer's neurons, `[layer][i]`; replicas have no neurons of their own.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn neuron_experts(&self) -> Result<Vec<Vec<u32>>> {
-        let layers = self.lm.model().layers();
-        layers.iter().map(|layer| Ok(layer.mlp().experts().neuron_expert().to_vec1()?)).collect()
+    pub fn neuron_experts(&self) -> Result<Option<Vec<Vec<u32>>>> {
+        let layers = self.lm.model().layers().iter();
+        let slices: Option<Vec<&Tensor>> = layers.map(|layer| layer.mlp().experts().neuron_expert()).collect();
+        slices.map(|layers| layers.into_iter().map(|experts| Ok(experts.to_vec1()?)).collect()).transpose()
     }
 
     /// Logits `[B, T, V]` of token ids `[B, T]`.
     ///
     /// # Errors
-    /// Ids beyond the vocabulary; shapes or devices that do not go together.
+    /// Ids beyond the vocabulary; shapes or devices that do not go together; a cache that holds text which decisions must read.
     pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        if cache.as_ref().is_some_and(|cache| cache.positions() > 0) && !self.decides_by_newest(ctx) {
+            let problem = format!(
+                "`{}` decides by more than the newest token, and a cache holds no hidden states",
+                self.spec().name
+            );
+            return Err(Error::setting("cache", problem, "give the whole text without a cache, as `generate` does"));
+        }
         self.lm.logits(ids, ctx, cache)
+    }
+
+    /// Whether a token's experts under `ctx` depend on no other position of the layer.
+    fn decides_by_newest(&self, ctx: &RouteCtx) -> bool {
+        let spec = self.spec();
+        let alone = matches!(spec.route_per, RoutePer::Token | RoutePer::Task) && spec.pfag != Pfag::Surprisal;
+        alone || !matches!(ctx.active, Active::Routed)
     }
 
     /// Up to `count` tokens after `prompt`, stopping behind `eos`. A variant that decides by more than the newest
@@ -97,9 +112,6 @@ impl TinyOnnForCausalLm {
         ctx: &RouteCtx,
         sampling: Sampling<'_>,
     ) -> Result<Vec<u32>> {
-        let spec = self.spec();
-        let alone = matches!(spec.route_per, RoutePer::Token | RoutePer::Task) && spec.pfag != Pfag::Surprisal;
-        let cached = alone || !matches!(ctx.active, Active::Routed);
-        self.lm.generate(prompt, count, eos, ctx, sampling, cached)
+        self.lm.generate(prompt, count, eos, ctx, sampling, self.decides_by_newest(ctx))
     }
 }

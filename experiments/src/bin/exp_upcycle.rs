@@ -14,6 +14,7 @@ use tinyonn::checkpoint::{
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::Partition;
 use tinyonn::model::ActiveMode;
+use tinyonn::moe::ExpertsAre;
 use tinyonn::{Error, Result, moe};
 
 /// Turn a dense Qwen3 into a mixture of experts without losing a bit, or back.
@@ -118,14 +119,18 @@ fn write_upcycled(
     ModelFolder::write_into(staged, &config, &sparse, Some(from))?;
 
     let (width, experts) = (cfg.intermediate_size, variant.spec.experts());
-    let widths = match (width / experts, width % experts) {
-        (each, 0) => format!("{each} neurons each"),
-        (each, more) => format!("{} of {} neurons, {more} of {}", experts - more, each, each + 1),
+    let (of, widths) = match (variant.spec.experts_are, width / experts, width % experts) {
+        (ExpertsAre::Replicate, ..) => ("replicas".to_owned(), "the dense MLP each, until it learns".to_owned()),
+        (ExpertsAre::Slice, each, 0) => (format!("{partition} partition"), format!("{each} neurons each")),
+        (ExpertsAre::Slice, each, more) => {
+            let wide = format!("{} of {each} neurons, {more} of {}", experts - more, each + 1);
+            (format!("{partition} partition"), wide)
+        }
     };
     let added = sparse.parameters() - dense.parameters();
     let share = percent(added, dense.parameters());
     Ok(vec![
-        format!("{} → {} ({name}, {partition} partition, all experts active)", from.display(), out.display()),
+        format!("{} → {} ({name}, {of}, all experts active)", from.display(), out.display()),
         format!("experts     {experts} a layer: {widths}"),
         format!("parameters  {} dense + {added} in routers ({share:.2} %)", dense.parameters()),
     ])

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{Device, Tensor};
 use rstest::rstest;
 use tinyonn::data::TokenSet;
+use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{RouterInputs, scan};
 use tinyonn::qwen3::{Observer, RouteCtx};
 
@@ -28,13 +29,13 @@ fn inputs_of(ids: &[u32]) -> Vec<Vec<Vec<f32>>> {
     keep.0.lock().unwrap().clone()
 }
 
-fn collected(set: &TokenSet, length: usize, stride: usize, first: usize) -> Arc<RouterInputs> {
+fn collected(set: &TokenSet, length: usize, stride: usize, window: Window) -> Arc<RouterInputs> {
     let cfg = tiny::config(VOCAB as usize);
-    let inputs = Arc::new(RouterInputs::new(2, stride, first));
+    let inputs = Arc::new(RouterInputs::new(2, stride, window));
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
     scan(&model, set, options(length, 3), &Device::Cpu, Some(&inputs)).unwrap();
     // A forward pass alone keeps the same.
-    let forward = Arc::new(RouterInputs::new(2, stride, first));
+    let forward = Arc::new(RouterInputs::new(2, stride, window));
     forward.collect(&model, set, options(length, 3), &Device::Cpu).unwrap();
     for (a, b) in [(inputs.tokens(), forward.tokens()), (inputs.sequences(), forward.sequences())] {
         for (a, b) in a.iter().zip(&b) {
@@ -54,28 +55,36 @@ fn close(found: &[f32], expected: &[f32]) {
 }
 
 /// Rows of 8 from 21 tokens of each task: 8, 8 and 4.
-#[test]
-fn every_counted_position_and_the_mean_of_every_beginning() {
+#[rstest]
+#[case::first(Window::First(5), &[0], 5)]
+#[case::whole(Window::First(8), &[0], 8)]
+#[case::every(Window::Every(3), &[0, 3], 3)]
+fn every_counted_position_and_the_mean_of_every_window(
+    #[case] window: Window,
+    #[case] starts: &[usize],
+    #[case] length: usize,
+) {
     let set = tiny::tokens(1, &[21, 21], VOCAB);
-    let inputs = collected(&set, 8, 1, 5);
+    let inputs = collected(&set, 8, 1, window);
     let (tokens, sequences) = (inputs.tokens(), inputs.sequences());
     for layer in 0..2 {
         let mut expected = Vec::new();
-        let mut beginnings = Vec::new();
-        for task in &set.tasks {
+        let (mut means, mut tasks) = (Vec::new(), Vec::new());
+        for (at, task) in set.tasks.iter().enumerate() {
             for from in [0, 8, 16] {
                 let x = inputs_of(&task.tokens[from..(from + 8).min(20)]).swap_remove(layer);
-                if x.len() >= 5 {
-                    beginnings.extend((0..16).map(|j| x[..5].iter().map(|x| x[j]).sum::<f32>() / 5.0));
+                // The last row of a task holds 4 tokens: too few for most windows.
+                for window in starts.iter().filter_map(|start| x.get(*start..start + length)) {
+                    means.extend((0..16).map(|j| window.iter().map(|x| x[j]).sum::<f32>() / length as f32));
+                    tasks.push(at as u32);
                 }
                 expected.extend(x.into_iter().flatten());
             }
         }
         close(&tokens[layer].values, &expected);
         assert_eq!(tokens[layer].tasks, [vec![0; 20], vec![1; 20]].concat());
-        // The last row of a task holds 4 tokens, too few to read 5.
-        close(&sequences[layer].values, &beginnings);
-        assert_eq!(sequences[layer].tasks, [0, 0, 1, 1]);
+        close(&sequences[layer].values, &means);
+        assert_eq!(sequences[layer].tasks, tasks);
     }
 }
 
@@ -90,7 +99,7 @@ fn samples_are_one_in_stride_and_spread_over_positions(#[case] length: usize, #[
     let cfg = tiny::config(VOCAB as usize);
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
     let [all, some] = [1, stride].map(|stride| {
-        let inputs = Arc::new(RouterInputs::new(2, stride, 1));
+        let inputs = Arc::new(RouterInputs::new(2, stride, Window::First(1)));
         inputs.collect(&model, &set, options(length, 3), &Device::Cpu).unwrap();
         inputs.tokens().swap_remove(0)
     });

@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::folder::ModelFolder;
 use super::names::expected_tensors;
+use super::replicas::is_delta;
 use super::store::ParamStore;
 use super::tinyonn_folder::{TinyOnnFolder, dense_config};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Writes the dense model of the Tiny-ONN folder `from` to the new folder `to`: each weight byte for byte as stored, the dense
 /// model's own configuration, the tokenizer's files. Partition and routers are left behind: the result runs all experts.
@@ -24,11 +25,15 @@ pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> 
 /// What [`export_dense`] writes beside the tokenizer: the dense model's `config.json` and its weights as they are stored.
 ///
 /// # Errors
-/// `from` is no Tiny-ONN folder.
+/// `from` is no Tiny-ONN folder; replicas that have learnt.
 pub fn dense_parts(from: impl AsRef<Path>) -> Result<(Value, ParamStore)> {
     let source = TinyOnnFolder::open(from)?;
     let dense = expected_tensors(source.qwen3_config());
     let mut store = source.load(&Device::Cpu, None)?;
+    if let Some(delta) = store.names().find(|name| is_delta(name)) {
+        let remedy = "keep the Tiny-ONN checkpoint: replicas that have learnt are no longer one dense MLP";
+        return Err(Error::tensor(delta, "is what an expert has learnt, which a dense model has no place for", remedy));
+    }
     let extra: Vec<String> = store.names().filter(|name| !dense.contains_key(*name)).map(str::to_owned).collect();
     for name in extra {
         store.remove(&name);

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 use super::folder::{CONFIG, ModelFolder};
 use super::names::expected_tensors;
+use super::replicas::{is_delta, possible_deltas};
 use super::store::ParamStore;
 use super::variant_tensors::{expected_variant_tensors, neuron_expert_name};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
@@ -128,12 +129,16 @@ impl TinyOnnFolder {
         };
         let (config, variant) = read_object(object, &path)?;
         let cfg = folder.qwen3_config()?;
-        let expected = expected_variant_tensors(&cfg, variant)?;
+        let mut expected = expected_variant_tensors(&cfg, variant)?;
+        let deltas = possible_deltas(&cfg, &variant.spec);
+        expected.extend(deltas.into_iter().filter(|(name, _)| folder.tensors().any(|(stored, _)| stored == name)));
         folder.check_names(&expected)?;
         let dense = expected_tensors(&cfg);
         let partitions: Vec<String> = (0..cfg.num_hidden_layers).map(neuron_expert_name).collect();
-        let routers: Vec<(String, Vec<usize>)> =
-            expected.into_iter().filter(|(name, _)| !dense.contains_key(name) && !partitions.contains(name)).collect();
+        let routers: Vec<(String, Vec<usize>)> = expected
+            .into_iter()
+            .filter(|(name, _)| !dense.contains_key(name) && !partitions.contains(name) && !is_delta(name))
+            .collect();
         check_types(&folder, partitions.iter(), Dtype::U32)?;
         check_types(&folder, routers.iter().map(|(name, _)| name), Dtype::F32)?;
         Ok(Self { folder, cfg, config, variant, routers })

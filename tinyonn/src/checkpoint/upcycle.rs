@@ -11,12 +11,12 @@ use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 
 use super::store::{ParamStore, misshapen, unknown};
 use super::variant_tensors::{mixture_prefix, neuron_expert_name};
-use crate::moe::{MoeSpec, RouterKind, Variant, expert};
+use crate::moe::{ExpertsAre, MoeSpec, RouterKind, Variant, expert};
 use crate::qwen3::Qwen3Config;
 use crate::{Error, Result};
 
 /// The parameters of `variant` over the dense model `dense` of shape `cfg`: a copy of its tensors in their own types, the
-/// partition `neuron_expert[layer][i]`, and new routers in f32, each parameter drawn from `seed` and its name.
+/// partition `neuron_expert[layer][i]` (none for replicas), and new routers in f32, each parameter drawn from `seed` and its name.
 ///
 /// # Errors
 /// MLPs narrower than the number of experts; a partition of another shape, or one that leaves an expert empty or names one
@@ -57,9 +57,11 @@ pub fn upcycle(
     variant.spec.validate()?;
     let (layers, width) = (cfg.num_hidden_layers, cfg.intermediate_size);
     expert::check_width(&variant.spec, width, 0)?;
-    if neuron_expert.len() != layers || neuron_expert.iter().any(|layer| layer.len() != width) {
+    let partitioned = if variant.spec.experts_are == ExpertsAre::Slice { layers } else { 0 };
+    if neuron_expert.len() != partitioned || neuron_expert.iter().any(|layer| layer.len() != width) {
         let found: Vec<usize> = neuron_expert.iter().map(Vec::len).collect();
-        let problem = format!("the partition has layers of {found:?} neurons, the model {layers} layers of {width}");
+        let problem =
+            format!("the partition has layers of {found:?} neurons, the model {partitioned} layers of {width}");
         return Err(Error::setting("neuron_expert", problem, "partition this model"));
     }
     let mut sparse = dense.deep_copy()?;

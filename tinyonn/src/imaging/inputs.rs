@@ -1,7 +1,7 @@
 //! What routers see: the inputs of every layer's feed-forward in the pseudo-dense pass, sampled, with their tasks.
 //!
 //! Routers are fitted at the unit they decide for, so two kinds of input are kept: of single tokens, and the mean over each
-//! sequence's first tokens (DESIGN §1).
+//! sequence's first tokens, or over each of its segments (DESIGN §1).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,9 +35,18 @@ impl Samples {
     }
 }
 
+/// The tokens of a sequence that a shared decision reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// The first so many.
+    First(usize),
+    /// Each segment of so many.
+    Every(usize),
+}
+
 /// An observer that keeps router inputs.
 pub struct RouterInputs {
-    first: usize,
+    window: Window,
     stride: usize,
     state: Mutex<State>,
 }
@@ -52,9 +61,9 @@ struct State {
 }
 
 impl RouterInputs {
-    /// For `layers` layers: one token in `stride`, and the mean of the first `first` tokens of every sequence.
+    /// For `layers` layers: one token in `stride`, and the mean of every window of every sequence.
     #[must_use]
-    pub fn new(layers: usize, stride: usize, first: usize) -> Self {
+    pub fn new(layers: usize, stride: usize, window: Window) -> Self {
         let state = State {
             task: 0,
             read: 0,
@@ -62,7 +71,7 @@ impl RouterInputs {
             tokens: vec![Samples::default(); layers],
             sequences: vec![Samples::default(); layers],
         };
-        Self { first, stride: stride.max(1), state: Mutex::new(state) }
+        Self { window, stride: stride.max(1), state: Mutex::new(state) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -108,7 +117,7 @@ impl RouterInputs {
         self.lock().tokens.clone()
     }
 
-    /// Means over the first tokens of sequences, by layer.
+    /// Means over the windows of sequences, by layer.
     #[must_use]
     pub fn sequences(&self) -> Vec<Samples> {
         self.lock().sequences.clone()
@@ -119,15 +128,24 @@ impl Observer for RouterInputs {
     fn feed_forward_input(&self, layer: usize, x: &Tensor) -> Result<()> {
         let (b, t, d) = x.dims3()?;
         let x = x.detach().to_dtype(DType::F32)?;
-        let means = x.narrow(1, 0, self.first.clamp(1, t))?.mean(1)?.flatten_all()?.to_vec1::<f32>()?;
+        let (length, windows) = match self.window {
+            Window::First(length) => (length.max(1), 1),
+            Window::Every(length) => (length.max(1), t / length.max(1)),
+        };
+        // A sequence too short to be read is no sequence.
+        let windows = if length <= t { windows } else { 0 };
+        let mean = |window: usize| x.narrow(1, window * length, length)?.mean(1)?.flatten_all()?.to_vec1::<f32>();
+        let means = (0..windows).map(mean).collect::<candle_core::Result<Vec<_>>>()?;
         let values = x.flatten_all()?.to_vec1::<f32>()?;
         let mut guard = self.lock();
         let state = &mut *guard;
         for row in 0..b {
-            // A sequence too short to be read is no sequence.
-            if (0..t.min(self.first)).all(|at| state.counted[row * t + at]) {
-                state.sequences[layer].values.extend_from_slice(&means[row * d..][..d]);
-                state.sequences[layer].tasks.push(state.task);
+            for (window, means) in means.iter().enumerate() {
+                let first = row * t + window * length;
+                if state.counted[first..first + length].iter().all(|counted| *counted) {
+                    state.sequences[layer].values.extend_from_slice(&means[row * d..][..d]);
+                    state.sequences[layer].tasks.push(state.task);
+                }
             }
             let read = state.read;
             let kept = |at: &usize| sampled(read + *at as u64, self.stride) && state.counted[*at];

@@ -6,6 +6,7 @@ use rand::seq::SliceRandom as _;
 use serde::Serialize;
 
 use super::Integral;
+use super::partition::{balanced_k_means, distance, unit};
 use crate::moe::{MoeSpec, select};
 use crate::qwen3::PathTable;
 use crate::random;
@@ -68,6 +69,34 @@ impl Labels {
         Self { paths: PathTable { experts } }
     }
 
+    /// For replicas, whose experts all do the same at first: tasks of like neuron profiles (their integrals, contrasted, of unit
+    /// norm) take the same experts. At each node the tasks that pass are clustered, each cluster has a choice, and a task takes the
+    /// choices of the clusters nearest to it. Deterministic in `seed`.
+    #[must_use]
+    pub fn from_profiles(integral: &Integral, spec: &MoeSpec, seed: u64) -> Self {
+        let contrasted = integral.contrasted();
+        let (tasks, layers) = (integral.neurons.len(), integral.neurons.first().map_or(0, Vec::len));
+        let mut experts = vec![Vec::with_capacity(layers); tasks];
+        for layer in 0..layers {
+            let profiles: Vec<Vec<f64>> = contrasted.neurons.iter().map(|task| unit(task[layer].clone())).collect();
+            let mut rng = random::stream(seed, &format!("labels/profiles/{layer}"));
+            // The tasks that pass each node of the level before.
+            let mut passing: Vec<Vec<usize>> = vec![(0..tasks).collect()];
+            for level in spec.levels.iter() {
+                let mut next = Vec::with_capacity(level.nodes());
+                for (members, slot) in passing.iter().zip(level.slots()) {
+                    next.extend(deal(&profiles, members, (slot.nodes.len(), slot.top_k), &mut rng));
+                }
+                passing = next;
+            }
+            for (task, paths) in experts.iter_mut().enumerate() {
+                let takes = passing.iter().enumerate().filter(|(_, tasks)| tasks.contains(&task));
+                paths.push(takes.map(|(expert, _)| expert as u32).collect());
+            }
+        }
+        Self { paths: PathTable { experts } }
+    }
+
     /// Paths drawn at random: the control that knows nothing.
     #[must_use]
     pub fn random(tasks: usize, layers: usize, spec: &MoeSpec, seed: u64) -> Self {
@@ -122,6 +151,40 @@ impl Labels {
         let entropy = (0..layers).map(entropy_of).sum::<f64>() / layers.max(1) as f64;
         LabelStatistics { distinct_paths, entropy }
     }
+}
+
+/// The tasks that take each of `choices` choices: each task the `top_k` whose clusters are nearest to it, its own first.
+fn deal(
+    profiles: &[Vec<f64>],
+    members: &[usize],
+    (choices, top_k): (usize, usize),
+    rng: &mut random::Rng,
+) -> Vec<Vec<usize>> {
+    let mut takes = vec![Vec::new(); choices];
+    if members.is_empty() {
+        return takes;
+    }
+    let count = choices.min(members.len());
+    let room: Vec<usize> = (0..count).map(|c| members.len() / count + usize::from(c < members.len() % count)).collect();
+    let clusters = balanced_k_means(profiles, members, &room, rng);
+    let centre = |cluster: &Vec<usize>| -> Vec<f64> {
+        let sum = |j: usize| cluster.iter().map(|task| profiles[*task][j]).sum::<f64>();
+        (0..profiles[0].len()).map(|j| sum(j) / cluster.len() as f64).collect()
+    };
+    let centres: Vec<Vec<f64>> = clusters.iter().map(centre).collect();
+    for task in members {
+        let far = |choice: usize| match clusters.get(choice) {
+            Some(cluster) if cluster.contains(task) => -1.0,
+            Some(_) => distance(&profiles[*task], &centres[choice]),
+            // Choices without a cluster come last.
+            None => f64::INFINITY,
+        };
+        let mut order: Vec<usize> = (0..choices).collect();
+        order.sort_by(|a, b| far(*a).total_cmp(&far(*b)).then(a.cmp(b)));
+        order.truncate(top_k);
+        order.into_iter().for_each(|choice| takes[choice].push(*task));
+    }
+    takes
 }
 
 /// How many scores each score exceeds: the same order and the same ties, exact in f32.

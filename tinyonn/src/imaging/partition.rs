@@ -9,7 +9,7 @@ use rand::seq::SliceRandom as _;
 
 use super::{Integral, Score};
 pub use crate::moe::PartitionStrategy as Partition;
-use crate::moe::{MoeSpec, expert};
+use crate::moe::{ExpertsAre, MoeSpec, expert};
 use crate::random::{self, Rng};
 use crate::{Error, Result};
 
@@ -54,7 +54,7 @@ impl Partition {
     }
 
     /// The expert of each neuron of each layer, `[layer][i]`, for MLPs of `width` neurons. The clustered strategies read
-    /// `integral`, the scan's integral of [`profile`](Self::profile).
+    /// `integral`, the scan's integral of [`profile`](Self::profile). Replicas have no neurons of their own: no layers.
     ///
     /// # Errors
     /// Fewer neurons than experts; a clustered strategy without an integral, or with one of another shape.
@@ -79,6 +79,9 @@ impl Partition {
         seed: u64,
     ) -> Result<Vec<Vec<u32>>> {
         expert::check_width(spec, width, 0)?;
+        if spec.experts_are == ExpertsAre::Replicate {
+            return Ok(Vec::new());
+        }
         let profiles = match (self.profile(), integral) {
             (None, _) => None,
             (Some(_), Some(integral)) => Some(integral.contrasted()),
@@ -128,7 +131,7 @@ fn cut(order: &[usize], experts: usize) -> Vec<u32> {
     owner
 }
 
-fn unit(mut v: Vec<f64>) -> Vec<f64> {
+pub(super) fn unit(mut v: Vec<f64>) -> Vec<f64> {
     let norm = v.iter().map(|x| x * x).sum::<f64>().sqrt();
     if norm > 0.0 {
         for x in &mut v {
@@ -170,7 +173,12 @@ fn cluster_down(spec: &MoeSpec, vectors: &[Vec<f64>], rng: &mut Rng) -> Vec<u32>
 }
 
 /// k-means of `members` under fixed capacities: each round gives the closest (member, centre) pairs first.
-fn balanced_k_means(vectors: &[Vec<f64>], members: &[usize], capacities: &[usize], rng: &mut Rng) -> Vec<Vec<usize>> {
+pub(super) fn balanced_k_means(
+    vectors: &[Vec<f64>],
+    members: &[usize],
+    capacities: &[usize],
+    rng: &mut Rng,
+) -> Vec<Vec<usize>> {
     const ROUNDS: usize = 20;
     let mut centres = spread_centres(vectors, members, capacities.len(), rng);
     let mut clusters: Vec<Vec<usize>> = Vec::new();
@@ -225,6 +233,6 @@ fn spread_centres(vectors: &[Vec<f64>], members: &[usize], count: usize, rng: &m
     centres
 }
 
-fn distance(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
 }

@@ -29,6 +29,14 @@ impl LoadMeter {
         layers.iter().map(share).collect()
     }
 
+    /// The share of the experts that a token takes, mean over tokens and layers.
+    #[must_use]
+    pub fn expert_share(&self) -> f64 {
+        let load = self.load();
+        let of_layer = |layer: &Vec<f64>| layer.iter().sum::<f64>() / layer.len().max(1) as f64;
+        load.iter().map(of_layer).sum::<f64>() / load.len().max(1) as f64
+    }
+
     /// The share of a layer's neurons that a token uses, mean over tokens and layers; `units[layer][i]` is the expert of neuron i.
     #[must_use]
     pub fn active_share(&self, units: &[Vec<u32>]) -> f64 {

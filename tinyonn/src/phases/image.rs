@@ -11,7 +11,7 @@ use super::{DeviceName, page};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::TokenSet;
 use crate::imaging::{Integral, NeuronScan, Partition, ScanOptions, Score, dump, scan};
-use crate::moe::{MoeSpec, variant};
+use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm};
 use crate::report::Page;
 use crate::{Error, Result, files};
@@ -65,6 +65,7 @@ impl Subject {
         let cfg = folder.qwen3_config()?;
         if is_tinyonn(folder.config()) {
             let folder = TinyOnnFolder::open(&config.model)?;
+            refuse_replicas(&folder.variant().spec)?;
             let store = folder.folder().load(&device, Some(DType::F32))?;
             let units = (0..cfg.num_hidden_layers).map(|layer| {
                 let name = format!("model.layers.{layer}.mlp.neuron_expert");
@@ -76,6 +77,7 @@ impl Subject {
         }
         folder.check_names(&expected_tensors(&cfg))?;
         let spec = variant(&config.variant)?.spec.clone();
+        refuse_replicas(&spec)?;
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let units = match config.partition.profile() {
             None => Some(config.partition.assign(&spec, shape, None, config.seed)?),
@@ -87,6 +89,15 @@ impl Subject {
     fn model(&self) -> Result<Qwen3ForCausalLm<crate::qwen3::Mlp>> {
         Qwen3ForCausalLm::dense(&self.cfg, &self.store.builder(DType::F32, |_| false))
     }
+}
+
+/// Replicas all have the same neurons: no image of them shows one apart from another.
+fn refuse_replicas(spec: &MoeSpec) -> Result<()> {
+    if spec.experts_are == ExpertsAre::Slice {
+        return Ok(());
+    }
+    let problem = "its experts are replicas, which have no neurons of their own to image";
+    Err(Error::variant(spec.name.clone(), problem, "image the model as slices, with another --variant"))
 }
 
 /// Writes every token's activation and surprise of every expert for the ids of `tokens_file` to `file`, as safetensors: by layer `i`

@@ -16,7 +16,7 @@ use super::{Dense, Phase2Config, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
 use crate::files::StagedFolder;
-use crate::imaging::inputs::Samples;
+use crate::imaging::inputs::{Samples, Window};
 use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, Score, scan};
 use crate::metrics::{self, MetricsLog, Stopwatch};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
@@ -60,12 +60,12 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     watch.stage("scan");
     let (scan, inputs) = run.scan()?;
     watch.stage("upcycle");
-    let store = run.upcycle(&scan)?;
+    let mut store = run.upcycle(&scan)?;
     let lossless = run.lossless(&store)?;
     let units = run.model(&store)?.neuron_experts()?;
 
     watch.stage("fit");
-    let labels = run.labels(&scan, &units);
+    let labels = run.labels(&scan, units.as_deref());
     let held = run.held_inputs()?;
     let fits = run.fit(&store, &labels, &inputs, &held)?;
 
@@ -73,7 +73,9 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let before = run.losses(&store, &labels)?;
     watch.stage("smk");
     let metrics_path = config.out.join("metrics.jsonl");
+    checkpoint::grow_deltas(&mut store, &dense.cfg, &variant.spec)?;
     let smk = run.smk(&store, &labels, &mut MetricsLog::create(&metrics_path)?)?;
+    checkpoint::prune_deltas(&mut store)?;
     dense.round(&store)?;
     watch.stage("evaluate");
     let after = run.losses(&store, &labels)?;
@@ -81,7 +83,7 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     watch.stage("write");
     run.write(&store, &config.out.join("tiny-onn"), ActiveMode::Routed)?;
     watch.stop();
-    let experts = Integral::new(&scan, Score::Sps).by_unit(&units, variant.spec.experts());
+    let experts = Integral::new(&scan, Score::Sps).by_unit(&run.pictured(units.as_ref()), variant.spec.experts());
     let results = Results { scan, store, units, lossless, labels, fits, before, smk, after };
     let summary = results.summary(&run, &watch);
     summary.write(&config.out.join("summary.json"))?;
@@ -144,7 +146,8 @@ struct LossesNow {
 struct Results {
     scan: NeuronScan,
     store: ParamStore,
-    units: Vec<Vec<u32>>,
+    /// The expert of each neuron by layer, if experts have neurons of their own.
+    units: Option<Vec<Vec<u32>>>,
     lossless: LosslessFigures,
     labels: Labels,
     fits: Fits,
@@ -183,10 +186,12 @@ impl Run<'_> {
         RouteCtx { paths: Some(Arc::new(labels.paths.clone())), ..RouteCtx::routed() }
     }
 
-    fn first(&self) -> usize {
-        match self.variant.spec.open_positions() {
-            0 => FIRST,
-            read => read,
+    /// What a shared decision reads.
+    fn window(&self) -> Window {
+        match self.variant.spec.route_per {
+            RoutePer::Token | RoutePer::Task => Window::First(FIRST),
+            RoutePer::Segment { tokens } => Window::Every(tokens),
+            RoutePer::Sequence { first } => Window::First(first),
         }
     }
 
@@ -201,7 +206,7 @@ impl Run<'_> {
     }
 
     fn router_inputs(&self, set: &TokenSet) -> Arc<RouterInputs> {
-        Arc::new(RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.first()))
+        Arc::new(RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.window()))
     }
 
     fn scan(&self) -> Result<(NeuronScan, Inputs)> {
@@ -247,10 +252,20 @@ impl Run<'_> {
         Ok(figures)
     }
 
-    fn labels(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Labels {
+    /// What pictures take for experts: the neurons of slices; of replicas, which all have the same, runs of neurons.
+    fn pictured(&self, units: Option<&Vec<Vec<u32>>>) -> Vec<Vec<u32>> {
+        let (width, experts) = (self.dense.cfg.intermediate_size, self.variant.spec.experts());
+        let runs = || (0..width).map(|i| (i * experts / width.max(experts)) as u32).collect();
+        units.cloned().unwrap_or_else(|| vec![runs(); self.dense.cfg.num_hidden_layers])
+    }
+
+    fn labels(&self, scan: &NeuronScan, units: Option<&[Vec<u32>]>) -> Labels {
         let integral = Integral::new(scan, Score::Sps);
         let integral = if self.config.contrast { integral.contrasted() } else { integral };
-        let labels = Labels::from_integral(&integral, units, &self.variant.spec);
+        let labels = match units {
+            Some(units) => Labels::from_integral(&integral, units, &self.variant.spec),
+            None => Labels::from_profiles(&integral, &self.variant.spec, self.config.seed),
+        };
         if labels.statistics(&self.variant.spec).distinct_paths == 1 {
             tracing::warn!("all tasks share one path: routing cannot tell them apart; try `contrast = true`");
         }
@@ -380,7 +395,10 @@ impl Results {
             loss_by_task: self.losses_by_task(&run.text.tasks),
             random_labels: self.fits.random.iter().map(|losses| losses.mean).collect(),
             permuted_labels: self.fits.permuted.iter().map(|losses| losses.mean).collect(),
-            active_share: self.before.load.active_share(&self.units),
+            active_share: match &self.units {
+                Some(units) => self.before.load.active_share(units),
+                None => self.before.load.expert_share(),
+            },
             smk: SmkFigures { updated_share: self.smk.updated_share },
             seconds: watch.seconds().into_iter().map(|(stage, seconds)| (stage, seconds.into())).collect(),
         }

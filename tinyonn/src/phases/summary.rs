@@ -37,7 +37,7 @@ pub struct Summary {
     pub random_labels: Vec<f64>,
     /// Routed loss under each dealing of the labels to other tasks; `loss.routed_permuted_labels` is their mean.
     pub permuted_labels: Vec<f64>,
-    /// The share of an MLP's neurons that a routed token uses, mean over layers.
+    /// The share of an MLP's neurons that a routed token uses (of replicas, the share of the experts), mean over layers.
     pub active_share: f64,
     /// Surprise Min-K.
     pub smk: SmkFigures,

@@ -10,6 +10,7 @@ pub mod router_fit;
 pub mod router_training;
 mod router_tuning;
 pub mod smk;
+mod smk_replicas;
 
 pub use evaluate::{Losses, evaluate};
 pub use optimizer::{AdamW, AdamwConfig};

@@ -71,7 +71,7 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
         load: vec![vec![0.0; experts]; tasks],
     };
     for (layer, (module, samples)) in modules.iter().zip(inputs).enumerate() {
-        let device = module.experts().neuron_expert().device();
+        let device = module.experts().device();
         let predicted = predict(*module, &samples.tensor(device)?)?;
         let mut rows = vec![0f64; tasks];
         samples.tasks.iter().for_each(|task| rows[*task as usize] += 1.0);

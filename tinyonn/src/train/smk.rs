@@ -4,18 +4,23 @@
 //! S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖².
 //! (`surprise_norm = rms`: without the division load alone would decide.) Losers' weight gradients are never formed, and losers
 //! *skip* their step: no momentum, no decay, no step count (DESIGN §4). Experts without a token do not compete. The rate is constant.
+//! Replicas learn by their deltas, and their surprise is known only behind the backward pass (`smk_replicas`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::DType;
+use candle_core::backprop::GradStore;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Lines;
 use super::router_training::RouterTraining;
+use super::smk_replicas::ReplicaSmk;
 use super::{AdamW, AdamwConfig, Model};
+use crate::checkpoint::{ParamStore, is_delta};
 use crate::data::Sampler;
 use crate::metrics::{MetricsLog, Progress, Stage};
 use crate::model::TinyOnnForCausalLm;
+use crate::moe::ExpertsAre;
 use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
 use crate::qwen3::RouteCtx;
 use crate::{Error, Result};
@@ -146,6 +151,42 @@ impl MlpProbe for Smk {
     }
 }
 
+/// How learners are picked: slices from inside the backward pass, replicas behind it.
+enum Selection {
+    Slices(Arc<Smk>),
+    Replicas(ReplicaSmk),
+}
+
+impl Selection {
+    fn probe(&self) -> Option<Arc<dyn MlpProbe>> {
+        match self {
+            Self::Slices(smk) => Some(smk.clone()),
+            Self::Replicas(_) => None,
+        }
+    }
+
+    fn keep_learners(&mut self, store: &ParamStore, grads: &mut GradStore) -> Result<()> {
+        match self {
+            Self::Slices(_) => Ok(()),
+            Self::Replicas(smk) => smk.keep_learners(store, grads),
+        }
+    }
+
+    fn lines(&self, name: &str) -> Option<Lines> {
+        match self {
+            Self::Slices(smk) => smk.lines(name),
+            Self::Replicas(_) => None,
+        }
+    }
+
+    fn choices(&self) -> Vec<Choice> {
+        match self {
+            Self::Slices(smk) => smk.choices(),
+            Self::Replicas(smk) => smk.choices().to_vec(),
+        }
+    }
+}
+
 /// What the training did.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SmkOutcome {
@@ -197,15 +238,20 @@ pub fn train_smk(
     config: &SmkConfig,
     log: &mut MetricsLog,
 ) -> Result<SmkOutcome> {
-    let routers = config.routers;
+    let (routers, replicas) = (config.routers, variant.spec.experts_are == ExpertsAre::Replicate);
     let learns = move |name: &str| {
-        let expert = name.contains(".mlp.") && name.ends_with("_proj.weight");
+        let expert = name.contains(".mlp.") && name.ends_with("_proj.weight") && is_delta(name) == replicas;
         expert || (routers && name.contains("_router."))
     };
     let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
-    let smk = Arc::new(Smk::new(config.min_k, variant.spec.experts(), model.neuron_experts()?)?);
+    let mut selection = match model.neuron_experts()? {
+        Some(units) => Selection::Slices(Arc::new(Smk::new(config.min_k, variant.spec.experts(), units)?)),
+        None => {
+            Selection::Replicas(ReplicaSmk::new(config.min_k, store, cfg.num_hidden_layers, variant.spec.experts())?)
+        }
+    };
     let routing = Arc::new(RouterTraining::default());
-    let ctx = RouteCtx { probe: Some(smk.clone()), observer: Some(routing.clone()), ..routed.clone() };
+    let ctx = RouteCtx { probe: selection.probe(), observer: Some(routing.clone()), ..routed.clone() };
     let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
     let progress = Progress::new(config.steps, "smk");
@@ -217,10 +263,12 @@ pub fn train_smk(
         let loss = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.mean_all()?;
         let stage = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: config.adamw.rate };
         let total = routing.add_to(loss.clone())?;
-        let norm = optimizer.step(&vars, &ops::backward(&total)?, |name| smk.lines(name))?;
+        let mut grads = ops::backward(&total)?;
+        selection.keep_learners(store, &mut grads)?;
+        let norm = optimizer.step(&vars, &grads, |name| selection.lines(name))?;
         stage.check("gradient's norm", norm, step)?;
         routing.balance(store, &variant.spec)?;
-        for choice in smk.choices() {
+        for choice in selection.choices() {
             shares += choice.learners.len() as f64 / choice.active.len().max(1) as f64;
             count += 1;
         }
