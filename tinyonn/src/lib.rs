@@ -25,6 +25,7 @@ pub mod report;
 pub mod train;
 
 pub use error::{Error, Result};
-// What the code that `#[moe(..)]` writes names, so that a user's crate needs no dependency but this one.
-#[doc(hidden)]
+// The code that `#[moe(..)]` writes names these; a user's crate needs no dependency but this one, and has candle in the version
+// whose types this one takes.
+#[doc(no_inline)]
 pub use {candle_core, candle_nn, inventory};

@@ -49,5 +49,5 @@ pub use save::{MAX_SHARD_BYTES, TOKENIZER_FILES};
 pub use store::ParamStore;
 pub use tinyonn_folder::{TinyOnnConfig, TinyOnnFolder, is_tinyonn};
 pub use upcycle::upcycle;
-pub use variant_tensors::expected_variant_tensors;
+pub use variant_tensors::{VariantParameters, expected_variant_tensors, variant_parameters};
 pub use verify::{Comparison, compare, compare_with_reference};

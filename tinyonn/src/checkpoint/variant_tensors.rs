@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::Init;
 use candle_nn::var_builder::{SimpleBackend, VarBuilder};
+use serde::Serialize;
 
 use super::names::expected_tensors;
 use super::store::unknown;
@@ -38,6 +39,43 @@ pub fn expected_variant_tensors(config: &Qwen3Config, variant: &Variant) -> Resu
     }
     let shapes = shapes.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(shapes)
+}
+
+/// The weights of a model of a variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct VariantParameters {
+    /// What the mixtures of all layers add to the dense model: routers, and the biases of their load.
+    pub routers: usize,
+    /// Of the whole model.
+    pub total: usize,
+}
+
+/// Counts the weights of `variant` on the dense shape `config`; a partition is no weight.
+///
+/// # Errors
+/// A variant that does not fit the model.
+///
+/// ```
+/// use tinyonn::checkpoint::variant_parameters;
+/// use tinyonn::moe;
+/// use tinyonn::qwen3::Qwen3Config;
+///
+/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 3,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+/// }), "config.json")?;
+/// let counted = variant_parameters(&cfg, moe::variant("Mixtral")?)?;
+/// assert_eq!(counted.routers, 3 * (8 * 8 + 8)); // layers × (W, b)
+/// assert_eq!(counted.total, cfg.parameters() + counted.routers);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+pub fn variant_parameters(config: &Qwen3Config, variant: &Variant) -> Result<VariantParameters> {
+    let partitions: Vec<String> = (0..config.num_hidden_layers).map(neuron_expert_name).collect();
+    let tensors = expected_variant_tensors(config, variant)?;
+    let weights = tensors.iter().filter(|(name, _)| !partitions.contains(name));
+    let total: usize = weights.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let dense: usize = expected_tensors(config).values().map(|shape| shape.iter().product::<usize>()).sum();
+    Ok(VariantParameters { routers: total - dense, total })
 }
 
 /// Notes what is asked for and gives stand-ins: zeros without memory, and a partition that leaves no expert empty.

@@ -11,6 +11,7 @@ pub mod gaussian;
 pub mod linear;
 pub mod load;
 pub mod module;
+mod outline;
 pub mod pfag;
 pub mod random_router;
 pub mod registry;

@@ -325,6 +325,18 @@ impl MoeSpec {
         below.iter().sum::<usize>() + self.always_experts()
     }
 
+    /// Neurons that a decision of fixed `top_k` computes, relative to the dense MLP's, experts being equally wide: the largest
+    /// share of slices that are taken; 1 for merged replicas; for dispatched ones their number.
+    #[must_use]
+    pub fn active_share(&self) -> f64 {
+        let active = self.active_experts() as f64;
+        match (self.experts_are, self.combine) {
+            (ExpertsAre::Slice, _) => active / self.experts().max(1) as f64,
+            (ExpertsAre::Replicate, Combine::Dispatch) => active,
+            (ExpertsAre::Replicate, _) => 1.0,
+        }
+    }
+
     /// The routed experts under each node of a level.
     #[must_use]
     pub fn experts_under(&self, level: usize) -> Vec<Range<usize>> {

@@ -1,0 +1,37 @@
+//! A router that the library does not know, declared the way a user's is: the Laplace gate of FuseMoE (Han et al., 2024).
+
+use candle_core::{D, DType, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use crate::moe::{Router, RouterShape, moe};
+use crate::{Result, ops};
+
+/// Two of sixteen experts by a [`LaplaceRouter`].
+#[moe(levels = [16], top_k = 2, router = LaplaceRouter, gate = scaled)]
+pub struct Laplace;
+
+/// ℓ_c = −‖x − w_c‖₂: unlike a linear router's, a choice's score is bounded, and far from all of them none wins by much.
+#[derive(Debug)]
+pub struct LaplaceRouter {
+    /// w `[p·c, d]`.
+    centre: Tensor,
+    shape: RouterShape,
+}
+
+impl Router for LaplaceRouter {
+    fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Self> {
+        let vb = vb.clone().set_dtype(DType::F32);
+        let nodes = shape.parents * shape.choices;
+        let centre = vb.get_with_hints((nodes, shape.hidden), "centre", Init::Randn { mean: 0.0, stdev: 1.0 })?;
+        Ok(Self { centre, shape })
+    }
+
+    fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
+        let x_td = x_td.to_dtype(DType::F32)?;
+        let cross_tc = (ops::linear(&x_td, &self.centre, None)? * 2.0)?;
+        let lengths_tc = x_td.sqr()?.sum_keepdim(D::Minus1)?.broadcast_add(&self.centre.sqr()?.sum(D::Minus1)?)?;
+        // Rounding may leave less than nothing where x is a centre, and the root has no slope at zero.
+        let distance_tc = (lengths_tc - cross_tc)?.maximum(1e-6)?.sqrt()?;
+        Ok(distance_tc.neg()?.reshape(((), self.shape.parents, self.shape.choices))?)
+    }
+}

@@ -1,0 +1,86 @@
+//! Variants that ship with the library: the seed's, and what the literature routes by, declared over the experts of DESIGN §1.
+//!
+//! Each is like its model in what decides, for whom, how many, and with what weight; its experts are slices of a pretrained MLP
+//! (or copies of it: [`Smear`], [`Lory`]), so that upcycling to any of them is lossless. The numbers of experts are small enough for
+//! the model that `exp_phase2` pretrains. `exp_variants` lists them; each is run in the test module `gallery`.
+
+mod laplace;
+
+pub use laplace::{Laplace, LaplaceRouter};
+
+use crate::moe::moe;
+
+/// The seed's hierarchy: 10 groups of 10 experts behind two levels of Gaussian routers.
+#[moe(groups = 10, experts = 10, router = gaussian, top_k = [8, 8])]
+pub struct TinyOnn;
+
+/// As many experts as [`TinyOnn`] and as many of them taken, behind one router: what the hierarchy is compared with.
+#[moe(levels = [100], top_k = 64)]
+pub struct Flat100;
+
+/// Three decisions, one below the other: 4 clusters of 5 groups of 5 experts (PDD 3).
+#[moe(levels = [4, 5, 5], top_k = [2, 3, 3])]
+pub struct Depth3;
+
+/// Like SMEAR (Muqeeth et al., 2023): the weights of all experts are merged, once a sequence, by the router's probabilities.
+///
+/// There by the mean over the whole input; here by that of its first 64 tokens, so that it is causal.
+#[moe(levels = [8], top_k = 8, router = linear, experts_are = replicate, combine = merge, route_per = sequence(64))]
+pub struct Smear;
+
+/// Like Lory (Zhong et al., 2024): the weights of all experts are merged for each segment of 256 tokens, by the segment before.
+#[moe(levels = [8], top_k = 8, router = linear, experts_are = replicate, combine = merge, route_per = segment(256))]
+pub struct Lory;
+
+/// Like the Switch Transformer (Fedus et al., 2021): one expert a token, the auxiliary loss and the jitter of its routers.
+///
+/// The weight p of the chosen expert would shrink a slice: it is 1 forward and p backward.
+#[moe(levels = [16], top_k = 1, router = linear, gate = straight_through, balance = loss(0.01), jitter = 0.01)]
+pub struct Switch;
+
+/// Like Mixtral (Jiang et al., 2024): two of eight experts a token, weighted by the softmax over the two.
+#[moe(levels = [8], top_k = 2, router = linear, gate = scaled)]
+pub struct Mixtral;
+
+/// Like DeepSeek-V3 (DeepSeek-AI, 2024): fine experts of which a token takes few, in two of four groups; two that all tokens
+/// share; load evened by a bias on selection, without a loss.
+#[moe(router = linear, top_k = 2, gate = scaled, balance = bias(0.001))]
+pub enum DeepSeek {
+    #[group(experts = 16, top_k = 3)]
+    Node0,
+    #[group(experts = 16, top_k = 3)]
+    Node1,
+    #[group(experts = 16, top_k = 3)]
+    Node2,
+    #[group(experts = 16, top_k = 3)]
+    Node3,
+    #[group(experts = 2, always)]
+    Shared,
+}
+
+/// Named groups of uneven size, each with a router of its own kind (DESIGN §5).
+#[moe(router = gaussian(dim = 32), top_k = 2)]
+pub enum Uneven {
+    #[group(experts = 10, top_k = 4)]
+    Language,
+    #[group(experts = 6, router = cosine)]
+    Arithmetic,
+    #[group(experts = 3, router = linear)]
+    Memory,
+}
+
+/// Like X-MoE (Chi et al., 2022): routed by the angle to each expert's vector, which no expert can win by its length.
+#[moe(levels = [16], top_k = 2, router = cosine, gate = straight_through)]
+pub struct XMoe;
+
+/// Like dynamic routing (Huang et al., 2024): as few experts as hold 40 % of the probability, so that hard tokens take more.
+#[moe(levels = [16], router = linear, pfag = nucleus(0.4), balance = loss(0.01))]
+pub struct Nucleus;
+
+/// Like DEMix layers (Gururangan et al., 2021): a sequence takes the experts of its task, which the caller names: an oracle.
+#[moe(groups = 4, experts = 4, top_k = [2, 2], route_per = task)]
+pub struct DeMix;
+
+/// Routers that were drawn once and know nothing, as in hash layers (Roller et al., 2021): what a fitted router must beat.
+#[moe(groups = 10, experts = 10, router = random, top_k = [8, 8])]
+pub struct RandomPaths;
