@@ -57,14 +57,19 @@ fn inputs(
         sample(&mut rng, experts, active).into_iter().for_each(|n| row[n] = 1.0 / active as f32);
     }
     let matrices: [&[usize]; 3] = [&[3 * d, d], &[3 * d, d], &[d, 3 * d]];
-    let shapes = [&[TOKENS, d] as &[usize]].into_iter().chain((0..=deltas).flat_map(|_| matrices)).zip(0..);
+    let shapes = (0..=deltas).flat_map(|_| matrices).zip(1..);
     let mut inputs: Vec<Tensor> = shapes.map(|(shape, seed)| values(seed, shape, device)).collect::<Result<_>>()?;
+    inputs.insert(0, values(0, &[TOKENS, d], device)?);
     inputs.insert(4, Tensor::from_vec(gates, (rows, experts), device)?);
     Ok(inputs.iter().map(Var::from_tensor).collect::<candle_core::Result<_>>()?)
 }
 
 fn weights(xs: &[Tensor]) -> MlpWeights<'_> {
     MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu }
+}
+
+fn gate<'a>(xs: &'a [Tensor], neuron_expert: &'a Tensor) -> MlpGate<'a> {
+    MlpGate { gate_tn: &xs[4], neuron_expert }
 }
 
 fn segments() -> Vec<Run> {
@@ -78,15 +83,14 @@ fn dense(xs: &[Tensor]) -> candle_core::Result<Tensor> {
 fn slices(criterion: &mut Criterion, device: &Device, d: usize) -> Result<()> {
     let (width, experts) = (3 * d as u32, SLICES.0 as u32);
     let neuron_expert = Tensor::new((0..width).map(|i| i * experts / width).collect::<Vec<_>>(), device)?;
-    let gate = |gate_tn| MlpGate { gate_tn, neuron_expert: &neuron_expert };
-    let dispatch = |xs: &[Tensor]| ops::dispatch_mlp(&xs[0], weights(xs), gate(&xs[4]), None);
-    let concat = |xs: &[Tensor]| ops::glu_mlp(&xs[0], weights(xs), Some(gate(&xs[4])), None);
+    let dispatch = |xs: &[Tensor]| ops::dispatch_mlp(&xs[0], weights(xs), gate(xs, &neuron_expert), None);
+    let concat = |xs: &[Tensor]| ops::glu_mlp(&xs[0], weights(xs), Some(gate(xs, &neuron_expert)), None);
     let ways = [("dispatch", &dispatch as _), ("concat", &concat as _)];
     let by_token = inputs(d, TOKENS, SLICES, 0, device)?;
     bench(criterion, device, &format!("token/{d}"), &by_token, ways, [Some(1.0); 2])?;
 
     let runs = segments();
-    let shared = |xs: &[Tensor]| ops::shared_mlp(&xs[0], weights(xs), gate(&xs[4]), &runs, None);
+    let shared = |xs: &[Tensor]| ops::shared_mlp(&xs[0], weights(xs), gate(xs, &neuron_expert), &runs, None);
     let ways = [("shared", &shared as _), ("dense", &dense as _)];
     let by_segment = inputs(d, runs.len(), SLICES, 0, device)?;
     bench(criterion, device, &format!("segment/{d}"), &by_segment, ways, [Some(0.25), None])

@@ -101,9 +101,10 @@ fn weights(xs: &[Tensor]) -> MlpWeights<'_> {
 }
 
 type Probe = Option<(Arc<dyn MlpProbe>, usize)>;
+type Probed<'a> = &'a dyn Fn(&[Tensor], Probe) -> Result<Tensor>;
 
 /// Two ways to compute one function of x and an MLP's matrices show a probe the same sums, and obey it alike.
-fn assert_probed_alike(xs: &[Tensor], dtype: DType, ways: [&dyn Fn(&[Tensor], Probe) -> Result<Tensor>; 2]) {
+fn assert_probed_alike(xs: &[Tensor], dtype: DType, ways: [Probed<'_>; 2]) {
     let vars: Vec<Var> = xs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let seen = ways.map(|way| {
