@@ -5,12 +5,14 @@
 
 mod activation;
 mod adamw;
+mod balance;
 mod checkpoint;
 mod config;
 mod data;
 mod devices;
 mod files;
 mod gradients;
+mod hierarchies;
 mod imaging;
 mod labels;
 mod lossless;
@@ -20,9 +22,11 @@ mod not_finite;
 mod ops;
 mod parity;
 mod partition;
+mod pfag;
 mod phase2;
 mod report;
 mod router_fit;
+mod routing;
 mod settings;
 mod smk;
 mod tiny;
