@@ -5,6 +5,7 @@
 
 mod activation;
 mod adamw;
+mod balance;
 mod checkpoint;
 mod combine;
 mod config;
@@ -12,6 +13,7 @@ mod data;
 mod devices;
 mod files;
 mod gradients;
+mod hierarchies;
 mod imaging;
 mod labels;
 mod lossless;
@@ -21,9 +23,11 @@ mod not_finite;
 mod ops;
 mod parity;
 mod partition;
+mod pfag;
 mod phase2;
 mod report;
 mod router_fit;
+mod routing;
 mod settings;
 mod smk;
 mod tiny;
