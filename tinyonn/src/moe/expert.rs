@@ -102,6 +102,11 @@ impl TinyOnnExpert {
             (Routing::All, _) => ops::glu_mlp(x, weights, None, probe)?,
             (Routing::Each(gate_tn), Combine::Dispatch) => ops::dispatch_mlp(x, weights, gate(gate_tn), probe)?,
             (Routing::Each(gate_tn), _) => ops::glu_mlp(x, weights, Some(gate(gate_tn)), probe)?,
+            // Rows computed apart may round otherwise: what takes every expert whole is the dense MLP, bit for bit.
+            (Routing::Shared { gate_dn, .. }, _) if all_ones(gate_dn)? => {
+                let gate_tn = routing.by_token()?;
+                ops::glu_mlp(x, weights, gate_tn.as_ref().map(gate), probe)?
+            }
             (Routing::Shared { gate_dn, runs }, _) => ops::shared_mlp(x, weights, gate(gate_dn), runs, probe)?,
         })
     }
@@ -170,6 +175,11 @@ impl TinyOnnExpert {
     pub fn layer(&self) -> usize {
         self.layer
     }
+}
+
+fn all_ones(gate_dn: &Tensor) -> Result<bool> {
+    let others = gate_dn.detach().ne(1f64)?.to_dtype(DType::F32)?.sum_all()?;
+    Ok(others.to_scalar::<f32>()? == 0.0)
 }
 
 /// The partition of a layer: each neuron has an expert, each expert a neuron.
