@@ -5,7 +5,7 @@ use candle_nn::{Init, VarBuilder, VarMap};
 use rstest::rstest;
 use tinyonn::Result;
 use tinyonn::moe::{
-    self, AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeModule, MoeSpec,
+    self, AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec,
     PartitionStrategy, Pfag, Project, Reduce, RoutePer, Router, RouterKind, RouterShape, RouterSpec, moe,
 };
 
