@@ -36,6 +36,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+use std::any::{Any, TypeId};
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::fmt::Debug;
 
@@ -44,7 +45,7 @@ use candle_core::{Result, Tensor};
 use super::lanes::{self, erf, exp, sigmoid};
 
 /// h(g, u) and its derivative.
-pub trait Activation: Send + Sync + Debug {
+pub trait Activation: Any + Send + Sync + Debug {
     /// Its name in `config.json`, as transformers writes it where transformers knows it.
     fn name(&self) -> &str;
 
@@ -74,14 +75,22 @@ inventory::submit! { ActivationEntry(&Gelu) }
 pub fn activations() -> Vec<&'static dyn Activation> {
     let mut all: Vec<_> = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).collect();
     all.sort_by(|a, b| a.name().cmp(b.name()));
+    all.dedup_by_key(|activation| type_of(*activation));
     all
 }
 
-/// The activation of that name. Of two with one name neither is known: the order of linking must not decide.
+/// The activation of that name. Of two types with one name neither is known: the order of linking must not decide. One type may be
+/// submitted often: each variant that declares it does.
 #[must_use]
 pub fn activation(name: &str) -> Option<&'static dyn Activation> {
     let mut named = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).filter(|a| a.name() == name);
-    named.next().filter(|_| named.next().is_none())
+    let first = named.next()?;
+    named.all(|other| type_of(other) == type_of(first)).then_some(first)
+}
+
+fn type_of(activation: &'static dyn Activation) -> TypeId {
+    let any: &dyn Any = activation;
+    any.type_id()
 }
 
 /// h = silu(g) ⊙ u, silu(g) = g σ(g), silu′(g) = σ(g) (1 + g (1 − σ(g))): SwiGLU, what every Qwen3 uses.
