@@ -1,6 +1,5 @@
 //! The tokenizer: exact round trips, equal bytes from equal text, and end-of-text tokens that are never made by text.
 
-
 use proptest::prelude::*;
 use rand::Rng as _;
 use rstest::rstest;
