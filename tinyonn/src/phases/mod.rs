@@ -14,6 +14,7 @@ pub mod device;
 pub mod image;
 mod page;
 pub mod phase2;
+mod run;
 pub mod summary;
 pub mod text;
 

@@ -1,0 +1,278 @@
+//! The stages of [`phase2`](super::phase2()), each a method over what all of them read.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+
+use super::summary::{CorpusFigures, LosslessFigures};
+use super::text::Tokens;
+use super::{Dense, Phase2Config, Text};
+use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
+use crate::data::{Sampler, TokenSet};
+use crate::files::StagedFolder;
+use crate::imaging::inputs::{Samples, Window};
+use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, Score, scan};
+use crate::metrics::MetricsLog;
+use crate::model::{ActiveMode, TinyOnnForCausalLm};
+use crate::moe::{LoadMeter, RoutePer, Variant};
+use crate::qwen3::{Active, FeedForward, Qwen3ForCausalLm, RouteCtx};
+use crate::train::evaluate::EvaluateOptions;
+use crate::train::smk::SmkOutcome;
+use crate::train::{Losses, RouterAccuracy, RouterFitter, evaluate, router_accuracy, train_smk};
+use crate::{Error, Result};
+
+/// Tokens a shared decision reads, where the variant does not say.
+const FIRST: usize = 64;
+/// Router inputs kept of each layer, about.
+const SAMPLES: usize = 32_768;
+/// Draws of random labels.
+const DRAWS: u64 = 3;
+
+/// What every stage reads.
+pub(super) struct Run<'a> {
+    pub(super) config: &'a Phase2Config,
+    pub(super) variant: &'static Variant,
+    pub(super) device: Device,
+    pub(super) text: &'a Text,
+    pub(super) dense: &'a Dense,
+    pub(super) tokens: &'a Tokens,
+}
+
+/// Router inputs of one split.
+pub(super) struct Inputs {
+    pub(super) tokens: Vec<Samples>,
+    pub(super) sequences: Vec<Samples>,
+}
+
+/// Held-out inputs.
+pub(super) struct Held {
+    pub(super) validation: Inputs,
+    pub(super) test: Inputs,
+}
+
+/// Fitted routers: accuracies on the test split, and the routed losses of the controls.
+pub(super) struct Fits {
+    pub(super) token: RouterAccuracy,
+    pub(super) sequence: RouterAccuracy,
+    pub(super) random: Vec<Losses>,
+    pub(super) permuted: Vec<Losses>,
+}
+
+/// Losses on the test split, at one time.
+pub(super) struct LossesNow {
+    pub(super) all_active: Losses,
+    pub(super) routed: Losses,
+    /// On the labels' own paths.
+    pub(super) label_paths: Losses,
+    /// What routing took.
+    pub(super) load: Arc<LoadMeter>,
+}
+
+impl Run<'_> {
+    /// Refuses what only a late stage would trip over.
+    pub(super) fn check_lengths(&self) -> Result<()> {
+        let (length, most) = (self.config.length, self.dense.cfg.max_position_embeddings);
+        if length > most {
+            let problem =
+                format!("sequences of {length} tokens are longer than the {most} that the model was made for");
+            return Err(Error::setting("length", problem, format!("use {most} or less")));
+        }
+        self.smk_batches().map(drop)
+    }
+
+    fn smk_batches(&self) -> Result<Sampler<'_>> {
+        let c = self.config;
+        Sampler::new(&self.tokens.train, c.length, c.smk.batch, c.seed ^ 1, &self.device)
+    }
+
+    pub(super) fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
+        TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
+    }
+
+    pub(super) fn partition(&self) -> Partition {
+        self.config.partition.or(self.variant.spec.partition).unwrap_or(Partition::Sps)
+    }
+
+    /// Routed; a variant that takes its task's path is given those of `labels`.
+    fn routed(labels: &Labels) -> RouteCtx {
+        RouteCtx { paths: Some(Arc::new(labels.paths.clone())), ..RouteCtx::routed() }
+    }
+
+    /// What a shared decision reads.
+    fn window(&self) -> Window {
+        match self.variant.spec.route_per {
+            RoutePer::Token | RoutePer::Task => Window::First(FIRST),
+            RoutePer::Segment { tokens } => Window::Every(tokens),
+            RoutePer::Sequence { first } => Window::First(first),
+        }
+    }
+
+    /// Every split is read at most this many rows a task.
+    fn scan_options(&self) -> ScanOptions {
+        let c = self.config;
+        ScanOptions { length: c.length, batch: c.batch, tokens_per_task: c.scan_tokens }
+    }
+
+    fn stride(&self, set: &TokenSet) -> usize {
+        set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum::<usize>().div_ceil(SAMPLES)
+    }
+
+    fn router_inputs(&self, set: &TokenSet) -> Arc<RouterInputs> {
+        Arc::new(RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.window()))
+    }
+
+    pub(super) fn scan(&self) -> Result<(NeuronScan, Inputs)> {
+        let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let inputs = self.router_inputs(&self.tokens.train);
+        let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&inputs))?;
+        Ok((scan, Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() }))
+    }
+
+    pub(super) fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
+        let cfg = &self.dense.cfg;
+        let partition = self.partition();
+        let integral = partition.profile().map(|score| Integral::new(scan, score));
+        let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
+        let units = partition.assign(&self.variant.spec, shape, integral.as_ref(), self.config.seed)?;
+        checkpoint::upcycle(&self.dense.store, cfg, self.variant, &units, self.config.seed)
+    }
+
+    /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.
+    pub(super) fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
+        let dir = self.config.out.join("upcycled");
+        self.write(store, &dir, ActiveMode::All)?;
+        let read = TinyOnnFolder::open(&dir)?.folder().load(&self.device, Some(DType::F32))?;
+        let dense = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let sparse = self.model(&read)?;
+        let mut figures = LosslessFigures { max_abs_diff: 0.0, bit_equal: true };
+        for task in 0..self.text.tasks.len() {
+            let batches =
+                self.tokens.test.batches_of_task(task, self.config.length, self.config.batch, &self.device)?;
+            for batch in batches.take(2) {
+                let ids = batch?.inputs;
+                let a = dense.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
+                let b = sparse.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
+                for (a, b) in a.iter().zip(&b) {
+                    let equal = a.to_bits() == b.to_bits();
+                    // Where one of the two is no number the difference has no size.
+                    let apart = if equal { 0.0 } else { f64::from((a - b).abs()) };
+                    figures.max_abs_diff = figures.max_abs_diff.max(if apart.is_nan() { f64::INFINITY } else { apart });
+                    figures.bit_equal &= equal;
+                }
+            }
+        }
+        Ok(figures)
+    }
+
+    /// What pictures take for experts: the neurons of slices; of replicas, which all have the same, runs of neurons.
+    pub(super) fn pictured(&self, units: Option<&Vec<Vec<u32>>>) -> Vec<Vec<u32>> {
+        let (width, experts) = (self.dense.cfg.intermediate_size, self.variant.spec.experts());
+        let runs = || (0..width).map(|i| (i * experts / width.max(experts)) as u32).collect();
+        units.cloned().unwrap_or_else(|| vec![runs(); self.dense.cfg.num_hidden_layers])
+    }
+
+    pub(super) fn labels(&self, scan: &NeuronScan, units: Option<&[Vec<u32>]>) -> Labels {
+        let integral = Integral::new(scan, Score::Sps);
+        let integral = if self.config.contrast { integral.contrasted() } else { integral };
+        let labels = match units {
+            Some(units) => Labels::from_integral(&integral, units, &self.variant.spec),
+            None => Labels::from_profiles(&integral, &self.variant.spec, self.config.seed),
+        };
+        if labels.statistics(&self.variant.spec).distinct_paths == 1 {
+            tracing::warn!("all tasks share one path: routing cannot tell them apart; try `contrast = true`");
+        }
+        labels
+    }
+
+    /// Router inputs of the held-out splits: forward passes only.
+    pub(super) fn held_inputs(&self) -> Result<Held> {
+        let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let of = |set: &TokenSet| -> Result<Inputs> {
+            let inputs = self.router_inputs(set);
+            inputs.collect(&model, set, self.scan_options(), &self.device)?;
+            Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
+        };
+        Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
+    }
+
+    /// Fits routers to the controls' labels, then, last, to `labels`; `store` keeps those.
+    pub(super) fn fit(&self, store: &ParamStore, labels: &Labels, inputs: &Inputs, held: &Held) -> Result<Fits> {
+        let spec = &self.variant.spec;
+        let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
+        let dim = spec.projection_width(self.dense.cfg.hidden_size);
+        let by_token = RouterFitter::new(&inputs.tokens, &held.validation.tokens, tasks, dim)?;
+        let by_sequence = RouterFitter::new(&inputs.sequences, &held.validation.sequences, tasks, dim)?;
+        let (own, other) = match spec.route_per {
+            RoutePer::Token | RoutePer::Task => (&by_token, &by_sequence),
+            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&by_sequence, &by_token),
+        };
+        let fit = |fitter: &RouterFitter, labels: &Labels| {
+            fitter.fit((store, &self.dense.cfg, self.variant), labels, &self.config.router, self.config.seed)
+        };
+        let routed_under = |labels: &Labels| -> Result<Losses> {
+            fit(own, labels)?;
+            self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
+        };
+        let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
+            let seeds = (0..DRAWS).map(|at| self.config.seed.wrapping_mul(DRAWS).wrapping_add(at));
+            seeds.map(|seed| routed_under(&draw(seed))).collect()
+        };
+        let random = draws(&|seed| Labels::random(tasks, layers, spec, seed))?;
+        let permuted = draws(&|seed| labels.permuted(seed))?;
+        let accuracy = |inputs: &Inputs, sequence: bool| {
+            let model = self.model(store)?;
+            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
+            router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)
+        };
+        let by_own_sequence = spec.open_positions() > 0;
+        fit(other, labels)?;
+        let of_other = accuracy(&held.test, !by_own_sequence)?;
+        fit(own, labels)?;
+        let of_own = accuracy(&held.test, by_own_sequence)?;
+        let (token, sequence) = if by_own_sequence { (of_other, of_own) } else { (of_own, of_other) };
+        Ok(Fits { token, sequence, random, permuted })
+    }
+
+    fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, ctx: &RouteCtx) -> Result<Losses> {
+        let skip = self.variant.spec.open_positions();
+        let options = EvaluateOptions { length: self.config.length, batch: self.config.batch, skip };
+        evaluate(model, &self.tokens.test, options, ctx, &self.device)
+    }
+
+    pub(super) fn losses(&self, store: &ParamStore, labels: &Labels) -> Result<LossesNow> {
+        let model = self.model(store)?;
+        let load = Arc::new(LoadMeter::new(self.dense.cfg.num_hidden_layers, self.variant.spec.experts()));
+        let metered = RouteCtx { observer: Some(load.clone()), ..Self::routed(labels) };
+        let on_paths = RouteCtx { active: Active::Paths(Arc::new(labels.paths.clone())), ..RouteCtx::default() };
+        Ok(LossesNow {
+            all_active: self.evaluate(model.lm(), &RouteCtx::all())?,
+            routed: self.evaluate(model.lm(), &metered)?,
+            label_paths: self.evaluate(model.lm(), &on_paths)?,
+            load,
+        })
+    }
+
+    pub(super) fn smk(&self, store: &ParamStore, labels: &Labels, log: &mut MetricsLog) -> Result<SmkOutcome> {
+        let c = self.config;
+        let model = (store, &self.dense.cfg, self.variant);
+        train_smk(model, &Self::routed(labels), &self.smk_batches()?, &c.smk, log)
+    }
+
+    pub(super) fn corpus_figures(&self) -> CorpusFigures {
+        let tokens_of = |task: usize| {
+            [&self.tokens.train, &self.tokens.validation, &self.tokens.test].map(|set| set.tasks[task].tokens.len())
+        };
+        let tokens = self.text.tasks.iter().enumerate().map(|(task, name)| (name.clone(), tokens_of(task)));
+        CorpusFigures { sha256: self.text.sha256.clone(), tokens: tokens.collect() }
+    }
+
+    pub(super) fn write(&self, store: &ParamStore, dir: &Path, active: ActiveMode) -> Result<()> {
+        let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.partition(), self.config.seed) };
+        let source = ModelFolder::open(&self.dense.dir)?;
+        let staged = StagedFolder::replacing(dir)?;
+        let (config, store) = (config.write_to(source.config()), self.dense.as_stored(store)?);
+        ModelFolder::write_into(&staged, &config, &store, Some(&self.dense.dir))?;
+        staged.publish()
+    }
+}
