@@ -187,37 +187,3 @@ fn paths_have_a_fixed_width_whatever_adapts(#[case] pfag: Pfag, #[case] width: u
     assert_eq!(path.len(), width);
     assert!(width == 12 || path == [6, 7]);
 }
-
-#[test]
-fn temporary_timing() {
-    for (levels, pfag) in [
-        (vec![(10, 8), (10, 8)], Pfag::Off),
-        (vec![(10, 1), (10, 2)], Pfag::Off),
-        (vec![(10, 10), (10, 10)], Pfag::Entropy),
-        (vec![(10, 10), (10, 10)], Pfag::Nucleus { mass: 0.7 }),
-        (vec![(100, 10)], Pfag::Off),
-    ] {
-        let spec = MoeSpec { pfag, ..crate::tiny::spec(&levels) };
-        let scores = scores(&spec, 1, 2048, 5.0);
-        let t = std::time::Instant::now();
-        let log_p = scores.log_probs().unwrap();
-        let a = t.elapsed();
-        let mut best = f64::INFINITY;
-        for _ in 0..30 {
-            let t = std::time::Instant::now();
-            select(&spec, &log_p, Selection::default()).unwrap();
-            best = best.min(t.elapsed().as_secs_f64());
-        }
-        let taken = select(&spec, &log_p, Selection::default()).unwrap();
-        let t = std::time::Instant::now();
-        tinyonn::moe::gate::gates(
-            &MoeSpec { gate: tinyonn::moe::Gate::Scaled, ..spec.clone() },
-            &scores,
-            &taken,
-            candle_core::DType::F32,
-        )
-        .unwrap();
-        let g = t.elapsed();
-        println!("TIMING {levels:?} {pfag:?}: log_probs {a:?} select {:.3} ms gates {g:?}", best * 1e3);
-    }
-}
