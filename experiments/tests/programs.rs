@@ -151,9 +151,9 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 }
 
 #[rstest]
-#[case::unknown_variant(UPCYCLE, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: TinyOnn"])]
-#[case::unknown_variant_of_a_run(PHASE2, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: TinyOnn"])]
-#[case::unknown_variant_of_a_scan(SCAN, "--model dense --variant Tiny --data a=a.txt --out out", &["variant `Tiny`", "known: TinyOnn"])]
+#[case::unknown_variant(UPCYCLE, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: ", "TinyOnn"])]
+#[case::unknown_variant_of_a_run(PHASE2, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: ", "TinyOnn"])]
+#[case::unknown_variant_of_a_scan(SCAN, "--model dense --variant Tiny --data a=a.txt --out out", &["variant `Tiny`", "known: ", "TinyOnn"])]
 #[case::no_text(PHASE2, "--model dense --data a=a.txt --data b=none.txt --out out", &["none.txt", "no such file", "`b=`"])]
 #[case::no_text_to_scan(SCAN, "--model dense --data b=none.txt --out out", &["none.txt", "no such file"])]
 #[case::empty_text(PHASE2, "--model dense --data a=a.txt --data b=empty.txt --out out", &["empty.txt", "finds no text"])]

@@ -6,9 +6,10 @@ use std::path::Path;
 use candle_core::DType;
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::checkpoint::{ModelFolder, expected_tensors, load_model};
+use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
 use tinyonn::phases::{Phase2Config, phase2};
+use tinyonn::qwen3::RouteCtx;
 use tinyonn::train::{RouterFitConfig, SmkConfig};
 
 use crate::models::{self, CPU, message};
@@ -74,6 +75,27 @@ fn checkpoints_keep_the_types_of_the_dense_model(#[values(DType::F32, DType::BF1
     let mut names: Vec<_> = fs::read_dir(&config.out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["metrics.jsonl", "report.html", "summary.json", "tiny-onn", "upcycled"]);
+}
+
+/// Whatever a variant declares, it can be fitted, run and trained, its routers with it.
+#[rstest]
+fn every_kind_of_variant_goes_all_the_way(
+    #[values("Cortex", "Deep3", "Custom3x4", "SegmentOf3", "ByTask", "BySurprisal", "EvenByBias", "EvenByLoss")]
+    name: &str,
+) {
+    let dir = TempDir::new().unwrap();
+    let mut config = Phase2Config { variant: name.into(), ..setting(dir.path(), DType::F32) };
+    config.smk.routers = true;
+    let summary = phase2(&config).unwrap();
+    assert!(summary.lossless.bit_equal);
+    assert!(summary.loss.routed_after.is_finite());
+    assert!(summary.active_share > 0.0 && summary.active_share <= 1.0, "{}", summary.active_share);
+    let folder = config.out.join("tiny-onn");
+    let model = load_model(&folder, &CPU, None).unwrap();
+    assert_eq!(TinyOnnFolder::open(&folder).unwrap().variant().spec.name, name);
+    let ctx = RouteCtx { paths: None, ..model.active().ctx() };
+    // Nobody gives the loaded model a task.
+    assert_eq!(model.logits(&models::ids((2, 9)), &ctx).is_err(), name == "ByTask");
 }
 
 #[rstest]

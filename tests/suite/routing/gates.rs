@@ -94,10 +94,12 @@ proptest! {
 
         let (weights, rows) = (weights.to_vec2::<f64>().unwrap(), taken.to_vec2::<f32>().unwrap());
         let loss = |scores: &Scores| -> f64 {
-            let of_input = |((logits, taken), weights): ((Vec<Vec<f64>>, &Vec<f32>), &Vec<f64>)| -> f64 {
-                by_definition(&spec, &logits, taken).iter().zip(weights).map(|(gate, weight)| gate * weight).sum()
-            };
-            by_input(scores).into_iter().zip(&rows).zip(&weights).map(of_input).sum()
+            let mut sum = 0.0;
+            for (at, logits) in by_input(scores).iter().enumerate() {
+                let gate = by_definition(&spec, logits, &rows[at]);
+                sum += gate.iter().zip(&weights[at]).map(|(gate, weight)| gate * weight).sum::<f64>();
+            }
+            sum
         };
         let eps = 1e-4;
         for (level, runs) in vars.iter().enumerate() {

@@ -21,8 +21,8 @@ fn ctx(variant: &tinyonn::moe::Variant, sequences: usize) -> RouteCtx {
 }
 
 /// The gates (all `unit`) of a decision by input `x`.
-fn decision(module: &dyn MoeModule, x: Vec<f32>) -> Vec<f32> {
-    let x = Tensor::from_vec(x.clone(), (1, x.len()), &Device::Cpu).unwrap();
+fn decision(module: &dyn MoeModule, x: &[f32]) -> Vec<f32> {
+    let x = Tensor::new(x, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
     let scores = Scores::new(module, &x).unwrap();
     select(module.spec(), &scores.log_probs().unwrap(), Selection::default()).unwrap().to_vec2().unwrap().remove(0)
 }
@@ -51,14 +51,14 @@ fn gates_are_those_of_the_tokens_that_decide(
         for t in 0..length {
             let rows = &rows[sequence];
             let expected = match variant.spec.route_per {
-                RoutePer::Token => decision(layer.as_ref(), rows[t].clone()),
+                RoutePer::Token => decision(layer.as_ref(), &rows[t]),
                 RoutePer::Segment { tokens } if t < tokens => all.clone(),
                 RoutePer::Segment { tokens } => {
                     let start = t / tokens * tokens;
-                    decision(layer.as_ref(), mean(&rows[start - tokens..start]))
+                    decision(layer.as_ref(), &mean(&rows[start - tokens..start]))
                 }
                 RoutePer::Sequence { first } if t < first => all.clone(),
-                RoutePer::Sequence { first } => decision(layer.as_ref(), mean(&rows[..first])),
+                RoutePer::Sequence { first } => decision(layer.as_ref(), &mean(&rows[..first])),
                 RoutePer::Task => {
                     let path = &ctx.paths.as_ref().unwrap().experts[(sequence + 1) % 3][0];
                     (0..12).map(|n| f32::from(path.contains(&n))).collect()

@@ -201,7 +201,8 @@ pub enum RoutePer {
 pub enum Gate {
     /// 1.
     Unit,
-    /// p over the chosen, renormalised, times their number.
+    /// p over the chosen, renormalised, times their number. A router that takes one choice learns nothing from it: its p cancels
+    /// from every share.
     Scaled,
     /// p over the chosen, renormalised: what a merge of weights needs.
     Normalised,

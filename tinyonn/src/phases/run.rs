@@ -207,7 +207,12 @@ impl Run<'_> {
             RoutePer::Token | RoutePer::Task => (&by_token, &by_sequence),
             RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&by_sequence, &by_token),
         };
+        // Routers without a closed form start where they are: each time anew, or controls would leave their mark.
+        let routers = store.trainable(|name| name.contains("_router."));
+        let start =
+            routers.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>()?;
         let fit = |fitter: &RouterFitter, labels: &Labels| {
+            routers.iter().zip(&start).try_for_each(|((_, var), value)| var.set(value))?;
             fitter.fit((store, &self.dense.cfg, self.variant), labels, &self.config.router, self.config.seed)
         };
         let routed_under = |labels: &Labels| -> Result<Losses> {
