@@ -30,13 +30,15 @@ impl Activation for TanhSquare {
     }
 }
 
+// As where two variants declare it.
+inventory::submit! { ActivationEntry(&TanhSquare) }
 inventory::submit! { ActivationEntry(&TanhSquare) }
 
 /// Two of one name.
 #[derive(Debug)]
-struct Twice;
+struct Twice<const WHICH: u8>;
 
-impl Activation for Twice {
+impl<const WHICH: u8> Activation for Twice<WHICH> {
     fn name(&self) -> &'static str {
         "twice"
     }
@@ -50,8 +52,8 @@ impl Activation for Twice {
     }
 }
 
-inventory::submit! { ActivationEntry(&Twice) }
-inventory::submit! { ActivationEntry(&Twice) }
+inventory::submit! { ActivationEntry(&Twice::<0>) }
+inventory::submit! { ActivationEntry(&Twice::<1>) }
 
 /// h(g, u) of the activation of that name, by its formula, from candle's differentiable operations.
 pub(crate) fn composed(name: &str, g: &Tensor, u: &Tensor) -> Result<Tensor> {
@@ -113,6 +115,7 @@ fn activations_are_known_by_their_names() {
     assert!(ops::activation("gelu_pytorch_tanh").is_none() && ops::activation("twice").is_none());
     let names: Vec<&str> = ops::activations().iter().map(|activation| activation.name()).collect();
     assert!(names.is_sorted() && names.len() >= 4);
+    assert_eq!(names.iter().filter(|name| **name == "tanh_square").count(), 1);
 }
 
 #[test]

@@ -132,8 +132,7 @@ impl Row {
         match &self.fit {
             None => {}
             Some(Ok((counted, dense))) => {
-                row["parameters"] =
-                    json!({ "dense": dense, "routers": counted.routers, "total": counted.total });
+                row["parameters"] = json!({ "dense": dense, "routers": counted.routers, "total": counted.total });
             }
             Some(Err(why)) => row["does_not_fit"] = json!(why),
         }
@@ -149,9 +148,10 @@ fn aligned(lines: &[Vec<String>]) -> Vec<String> {
     };
     let widths: Vec<usize> = (0..lines.iter().map(Vec::len).max().unwrap_or(0)).map(width).collect();
     let line = |line: &Vec<String>| {
-        let padded = line.iter().zip(&widths).map(|(cell, width)| {
-            format!("{cell}{}", " ".repeat(width.saturating_sub(cell.chars().count())))
-        });
+        let padded = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell}{}", " ".repeat(width.saturating_sub(cell.chars().count()))));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     lines.iter().map(line).collect()

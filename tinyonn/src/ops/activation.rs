@@ -36,6 +36,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+use std::any::{Any, TypeId};
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::fmt::Debug;
 
@@ -44,7 +45,7 @@ use candle_core::{Result, Tensor};
 use super::lanes::{self, erf, exp, sigmoid};
 
 /// h(g, u) and its derivative.
-pub trait Activation: Send + Sync + Debug {
+pub trait Activation: Any + Send + Sync + Debug {
     /// Its name in `config.json`, as transformers writes it where transformers knows it.
     fn name(&self) -> &str;
 
@@ -69,19 +70,26 @@ inventory::collect!(ActivationEntry);
 inventory::submit! { ActivationEntry(&Silu) }
 inventory::submit! { ActivationEntry(&Gelu) }
 
-/// Every activation that is linked in, by name.
+/// Every activation that is linked in, by name; one that several variants declare is one.
 #[must_use]
 pub fn activations() -> Vec<&'static dyn Activation> {
     let mut all: Vec<_> = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).collect();
-    all.sort_by(|a, b| a.name().cmp(b.name()));
+    all.sort_by_key(|activation| (activation.name(), kind(*activation)));
+    all.dedup_by_key(|activation| kind(*activation));
     all
 }
 
-/// The activation of that name. Of two with one name neither is known: the order of linking must not decide.
+/// The activation of that name. Of two types with one name neither is known: the order of linking must not decide.
 #[must_use]
 pub fn activation(name: &str) -> Option<&'static dyn Activation> {
     let mut named = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).filter(|a| a.name() == name);
-    named.next().filter(|_| named.next().is_none())
+    let first = named.next()?;
+    named.all(|other| kind(other) == kind(first)).then_some(first)
+}
+
+fn kind(activation: &'static dyn Activation) -> TypeId {
+    let any: &dyn Any = activation;
+    any.type_id()
 }
 
 /// h = silu(g) ⊙ u, silu(g) = g σ(g), silu′(g) = σ(g) (1 + g (1 − σ(g))): SwiGLU, what every Qwen3 uses.
