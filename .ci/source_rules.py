@@ -36,7 +36,8 @@ GRADIENTS = [
         "use a product, or say here why not: .ci/source_rules.py",
         (
             "tinyonn/src/ops/embedding.rs",  # The derivative of a gather is a scatter.
-            "tinyonn/src/ops/glu_mlp.rs",  # Few rows, and the sum over an expert's neurons.
+            "tinyonn/src/ops/glu_mlp.rs",  # The sum over an expert's neurons.
+            "tinyonn/src/ops/mlp_pass.rs",  # Few rows.
             "tinyonn/src/imaging/dump.rs",  # An instrument, once a token set.
         ),
     ),

@@ -1,12 +1,17 @@
 //! The ways to combine experts, each against a loop over experts in candle's own operations: values and all gradients.
 
 mod dispatch;
+mod replicas;
+mod shared;
 
-use candle_core::{Device, Result, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
-use tinyonn::ops::{MlpWeights, Silu};
+use tinyonn::ops::{self, MlpProbe, MlpWeights, Silu, WeightGrads};
 
-use crate::gradients::inputs;
+use crate::gradients::{inputs, relative_difference};
+use crate::ops::spy;
 
 /// f32 carries 2⁻²⁴ = 6e-8 an operation; sums of some hundred terms of mixed sign, three products deep, reach about 1e-6.
 const F32: f64 = 1e-5;
@@ -64,7 +69,10 @@ impl Mixture {
 
     /// Σ_n w[t, n] Expert_n(x_t), one expert after the other.
     fn naive(&self, xs: &[Tensor]) -> Result<Tensor> {
-        let gate_tn = self.gates(&xs[4])?;
+        self.naive_gated(xs, &self.gates(&xs[4])?)
+    }
+
+    fn naive_gated(&self, xs: &[Tensor], gate_tn: &Tensor) -> Result<Tensor> {
         let mut y = xs[0].zeros_like()?;
         for expert in 0..self.experts() {
             let own: Vec<u32> =
@@ -90,6 +98,32 @@ fn naive_mlp(x: &Tensor, gate: &Tensor, up: &Tensor, down: &Tensor) -> Result<Te
 
 fn weights(xs: &[Tensor]) -> MlpWeights<'_> {
     MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu }
+}
+
+type Probe = Option<(Arc<dyn MlpProbe>, usize)>;
+type Probed<'a> = &'a dyn Fn(&[Tensor], Probe) -> Result<Tensor>;
+
+/// Two ways to compute one function of x and an MLP's matrices show a probe the same sums, and obey it alike.
+fn assert_probed_alike(xs: &[Tensor], dtype: DType, ways: [Probed<'_>; 2]) {
+    let vars: Vec<Var> = xs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let seen = ways.map(|way| {
+        let spy = spy(WeightGrads::Neurons(vec![0, 3, 4, 8, 13]));
+        let y = way(&tensors, Some((spy.clone() as _, 2))).unwrap();
+        let grads = ops::backward(&y.sqr().unwrap()).unwrap();
+        let (layer, sums) = spy.seen.lock().unwrap().pop().unwrap();
+        assert_eq!(layer, 2);
+        (vars[..4].iter().map(|var| grads.get(var).unwrap().clone()).collect::<Vec<_>>(), sums)
+    });
+    for (a, b) in seen[0].0.iter().zip(&seen[1].0) {
+        assert!(relative_difference(a, b) < F32);
+    }
+    for (a, b) in seen[0].1.each().into_iter().zip(seen[1].1.each()) {
+        for (a, b) in a.iter().zip(b) {
+            // The tokens' values are f32 at worst; only their sums are f64.
+            approx::assert_relative_eq!(a, b, max_relative = 2e-5, epsilon = 1e-5);
+        }
+    }
 }
 
 /// Small mixtures of every kind: one row or many, one expert or many, uneven, some without a row, some without a neuron.

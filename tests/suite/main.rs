@@ -5,6 +5,7 @@
 
 mod activation;
 mod adamw;
+mod balance;
 mod checkpoint;
 mod combine;
 mod config;
@@ -13,6 +14,7 @@ mod devices;
 mod files;
 mod gallery;
 mod gradients;
+mod hierarchies;
 mod imaging;
 mod labels;
 mod lossless;
@@ -22,10 +24,12 @@ mod not_finite;
 mod ops;
 mod parity;
 mod partition;
+mod pfag;
 mod phase2;
 mod report;
 mod router_cost;
 mod router_fit;
+mod routing;
 mod settings;
 mod smk;
 mod tiny;

@@ -80,20 +80,18 @@ impl TinyOnnForCausalLm {
     /// Logits `[B, T, V]` of token ids `[B, T]`.
     ///
     /// # Errors
-    /// Ids beyond the vocabulary; shapes or devices that do not go together; a cache that holds text which decisions must read.
+    /// Ids beyond the vocabulary; shapes or devices that do not go together; a cache where a decision reads tokens that it
+    /// would hide (`segment`, `sequence`, `pfag = surprisal`, routed).
     pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        if cache.as_ref().is_some_and(|cache| cache.positions() > 0) && !self.decides_by_newest(ctx) {
-            let problem = format!(
-                "`{}` decides by more than the newest token, and a cache holds no hidden states",
-                self.spec().name
-            );
-            return Err(Error::setting("cache", problem, "give the whole text without a cache, as `generate` does"));
+        if cache.is_some() && !self.decides_alone(ctx) {
+            let problem = format!("it hides tokens that `{}` decides by", self.spec().name);
+            return Err(Error::setting("cache", problem, "read the whole text without one, or call `generate`"));
         }
         self.lm.logits(ids, ctx, cache)
     }
 
-    /// Whether a token's experts under `ctx` depend on no other position of the layer.
-    fn decides_by_newest(&self, ctx: &RouteCtx) -> bool {
+    /// Whether the newest token needs no earlier one to be routed.
+    fn decides_alone(&self, ctx: &RouteCtx) -> bool {
         let spec = self.spec();
         let alone = matches!(spec.route_per, RoutePer::Token | RoutePer::Task) && spec.pfag != Pfag::Surprisal;
         alone || !matches!(ctx.active, Active::Routed)
@@ -112,6 +110,6 @@ impl TinyOnnForCausalLm {
         ctx: &RouteCtx,
         sampling: Sampling<'_>,
     ) -> Result<Vec<u32>> {
-        self.lm.generate(prompt, count, eos, ctx, sampling, self.decides_by_newest(ctx))
+        self.lm.generate(prompt, count, eos, ctx, sampling, self.decides_alone(ctx))
     }
 }

@@ -3,12 +3,11 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::ops::{self, MlpGate, WeightGrads};
+use tinyonn::ops::{self, MlpGate};
 
-use super::{BF16, F32, Mixture, mixtures, weights};
-use crate::gradients::{assert_derivative, assert_same, relative_difference};
+use super::{BF16, F32, Mixture, assert_probed_alike, mixtures, weights};
+use crate::gradients::{assert_derivative, assert_same};
 use crate::models::bits;
-use crate::ops::spy;
 
 fn dispatch(mixture: &Mixture, xs: &[Tensor]) -> Result<Tensor> {
     let neuron_expert = mixture.neuron_expert(xs[0].device())?;
@@ -58,36 +57,15 @@ fn a_probe_sees_what_it_sees_of_concat(
     #[values(false, true)] closed: bool,
 ) {
     let mixture = Mixture::new(300, 12, &[3, 5, 2, 4], |t, n| !closed && (t + n) % 4 < 2);
-    let xs: Vec<Var> =
-        mixture.inputs(31).iter().map(|x| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()).collect();
-    let xs_t: Vec<Tensor> = xs.iter().map(|x| x.as_tensor().clone()).collect();
-    let neuron_expert = mixture.neuron_expert(&Device::Cpu).unwrap();
-    let gate_tn = mixture.gates(&xs_t[4]).unwrap();
-    let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
-    let mut seen = Vec::new();
-    for dispatched in [false, true] {
-        let spy = spy(WeightGrads::Neurons(vec![0, 3, 4, 8, 13]));
-        let probe = Some((spy.clone() as _, 2));
-        let y = if dispatched {
-            ops::dispatch_mlp(&xs_t[0], weights(&xs_t), gate, probe)
-        } else {
-            ops::glu_mlp(&xs_t[0], weights(&xs_t), Some(gate), probe)
-        };
-        let grads = ops::backward(&y.unwrap().sqr().unwrap()).unwrap();
-        let grads: Vec<Tensor> = (0..4).map(|at| grads.get(&xs[at]).unwrap().clone()).collect();
-        let (layer, sums) = spy.seen.lock().unwrap().pop().unwrap();
-        assert_eq!(layer, 2);
-        seen.push((grads, sums));
-    }
-    for (a, b) in seen[0].0.iter().zip(&seen[1].0) {
-        assert!(relative_difference(a, b) < F32);
-    }
-    for (a, b) in seen[0].1.each().into_iter().zip(seen[1].1.each()) {
-        for (a, b) in a.iter().zip(b) {
-            // The tokens' values are f32 at worst; only their sums are f64.
-            approx::assert_relative_eq!(a, b, max_relative = 2e-5, epsilon = 1e-5);
-        }
-    }
+    let dispatched = |xs: &[Tensor], probe| {
+        let (gate_tn, neuron_expert) = (mixture.gates(&xs[4])?, mixture.neuron_expert(&Device::Cpu)?);
+        ops::dispatch_mlp(&xs[0], weights(xs), MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert }, probe)
+    };
+    let concat = |xs: &[Tensor], probe| {
+        let (gate_tn, neuron_expert) = (mixture.gates(&xs[4])?, mixture.neuron_expert(&Device::Cpu)?);
+        ops::glu_mlp(&xs[0], weights(xs), Some(MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert }), probe)
+    };
+    assert_probed_alike(&mixture.inputs(31), dtype, [&dispatched, &concat]);
 }
 
 #[rstest]

@@ -43,6 +43,8 @@ fn by_hand(rows: &[Vec<Vec<f32>>], labels: &[Vec<usize>], choices: usize, r: usi
     let everyone = taking(None);
     let pooled: Vec<(f64, f64)> = (0..r).map(|j| moments(&everyone, j)).collect();
     let floor = 1e-6 * pooled.iter().map(|(_, variance)| variance).sum::<f64>() / r as f64;
+    // A single row has no spread.
+    let floor = if floor > 0.0 { floor } else { 1.0 };
     let total: usize = (0..choices).map(|c| taking(Some(c)).len()).sum();
     let mut fitted = Gaussians { mean: vec![], log_variance: vec![], log_prior: vec![] };
     for choice in 0..choices {

@@ -38,7 +38,7 @@ impl Samples {
 /// The tokens of a sequence that a shared decision reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// The first so many.
+    /// The first so many, or all of a shorter one.
     First(usize),
     /// Each segment of so many.
     Every(usize),
@@ -129,17 +129,16 @@ impl Observer for RouterInputs {
         let (b, t, d) = x.dims3()?;
         let x = x.detach().to_dtype(DType::F32)?;
         let (length, windows) = match self.window {
-            Window::First(length) => (length.max(1), 1),
+            Window::First(length) => (length.clamp(1, t), 1),
             Window::Every(length) => (length.max(1), t / length.max(1)),
         };
-        // A sequence too short to be read is no sequence.
-        let windows = if length <= t { windows } else { 0 };
         let mean = |window: usize| x.narrow(1, window * length, length)?.mean(1)?.flatten_all()?.to_vec1::<f32>();
         let means = (0..windows).map(mean).collect::<candle_core::Result<Vec<_>>>()?;
         let values = x.flatten_all()?.to_vec1::<f32>()?;
         let mut guard = self.lock();
         let state = &mut *guard;
         for row in 0..b {
+            // What was not read whole decides nothing.
             for (window, means) in means.iter().enumerate() {
                 let first = row * t + window * length;
                 if state.counted[first..first + length].iter().all(|counted| *counted) {

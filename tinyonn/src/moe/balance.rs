@@ -3,7 +3,8 @@
 //! - `balance = loss(c)`, Fedus et al. 2021, eq. 4: c · N Σ_n f_n P_n, f_n the share of all choices that fell on expert n, P_n the mean
 //!   of p(n | x); 1 · c for a uniform router. Over the routed experts, p being the product down the hierarchy.
 //! - `balance = bias(rate)`, DeepSeek-AI 2024 (V3), §2.1.2: selection compares p + b, gates do not see b; after a step b moves by `rate`
-//!   up for nodes below the mean load of their level and down for those above.
+//!   up for the choices of a router that are below its mean load an expert and down for those above. (The paper's router stands
+//!   alone over equal experts. Below the root a common shift of a router's choices would decide nothing, and only grow.)
 //! - `z_loss = c`, Zoph et al. 2022, eq. 5: c · mean_t (log Σ exp ℓ)², over all routers of the layer.
 //! - `jitter = ε`, Fedus et al. 2021, §2.4: the routers' input times U(1 − ε, 1 + ε), elementwise, in training only.
 
@@ -42,7 +43,8 @@ pub fn auxiliary_loss(spec: &MoeSpec, scores: &Scores, taken_tn: &Tensor) -> Res
     Ok(total)
 }
 
-/// Moves the biases of all levels (`[nodes]` each, in a row) by one step against the load of the routed experts.
+/// Moves the biases of all levels (`[nodes]` each, in a row) by one step against the load of the routed experts. A choice at the
+/// mean of its router stays, as all do where nothing came by.
 ///
 /// ```
 /// use tinyonn::moe::{balance, moe};
@@ -50,20 +52,26 @@ pub fn auxiliary_loss(spec: &MoeSpec, scores: &Scores, taken_tn: &Tensor) -> Res
 /// struct Pair;
 /// let mut bias = vec![0.0; 4];
 /// balance::step(&Pair::SPEC, &mut bias, &[3.0, 1.0]);
-/// assert_eq!(bias, [-0.1, 0.1, -0.1, 0.1]);
+/// assert_eq!(bias, [-0.1, 0.1, 0.0, 0.0]); // behind each group there is no choice
 /// ```
 pub fn step(spec: &MoeSpec, bias: &mut [f32], load: &[f64]) {
     let Balance::Bias { rate } = spec.balance else { return };
     let mut first = 0;
-    for level in 0..spec.levels.len() {
-        let loads: Vec<f64> = spec.experts_under(level).into_iter().map(|experts| load[experts].iter().sum()).collect();
-        let mean = loads.iter().sum::<f64>() / loads.len() as f64;
-        for (bias, load) in bias[first..].iter_mut().zip(&loads) {
-            // A node at the mean stays: signum(0.0) is 1.
-            if *load > mean {
-                *bias -= rate as f32;
-            } else if *load < mean {
-                *bias += rate as f32;
+    for (level, declared) in spec.levels.iter().enumerate() {
+        let under = spec.experts_under(level);
+        let loads: Vec<f64> = under.iter().map(|experts| load[experts.clone()].iter().sum()).collect();
+        for slot in declared.slots() {
+            let all = loads[slot.nodes.clone()].iter().sum::<f64>();
+            let experts = under[slot.nodes.clone()].iter().map(ExactSizeIterator::len).sum::<usize>() as f64;
+            for node in slot.nodes {
+                // load / experts under the node against all / experts, without a rounding: counts are whole.
+                let (own, mean) = (loads[node] * experts, all * under[node].len() as f64);
+                let bias = &mut bias[first + node];
+                if own > mean {
+                    *bias -= rate as f32;
+                } else if own < mean {
+                    *bias += rate as f32;
+                }
             }
         }
         first += loads.len();

@@ -102,6 +102,11 @@ impl TinyOnnExpert {
             (Routing::All, _) => ops::glu_mlp(x, weights, None, probe)?,
             (Routing::Each(gate_tn), Combine::Dispatch) => ops::dispatch_mlp(x, weights, gate(gate_tn), probe)?,
             (Routing::Each(gate_tn), _) => ops::glu_mlp(x, weights, Some(gate(gate_tn)), probe)?,
+            // Rows computed apart may round otherwise: what takes every expert whole is the dense MLP, bit for bit.
+            (Routing::Shared { gate_dn, .. }, _) if all_ones(gate_dn)? => {
+                let gate_tn = routing.by_token()?;
+                ops::glu_mlp(x, weights, gate_tn.as_ref().map(gate), probe)?
+            }
             (Routing::Shared { gate_dn, runs }, _) => ops::shared_mlp(x, weights, gate(gate_dn), runs, probe)?,
         })
     }
@@ -115,11 +120,12 @@ impl TinyOnnExpert {
     ) -> Result<Tensor> {
         let deltas: Vec<Option<[&Tensor; 3]>> =
             deltas.iter().map(|delta| delta.as_ref().map(|delta| delta.each_ref())).collect();
+        let replicas = ops::Replicas { base: weights, deltas: &deltas };
         let rows = x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1);
         let equal_1n = || Tensor::full(1.0 / deltas.len() as f32, (1, deltas.len()), x.device())?.to_dtype(x.dtype());
         let (gate_dn, runs) = match routing {
             Routing::Each(gate_tn) if self.combine == Combine::Dispatch => {
-                return Ok(ops::replica_dispatch(x, weights, &deltas, gate_tn)?);
+                return Ok(ops::replica_dispatch(x, replicas, gate_tn)?);
             }
             Routing::All => (equal_1n()?, vec![ops::Run { rows: 0..rows, decision: Some(0) }]),
             Routing::Each(gate_tn) => {
@@ -133,7 +139,7 @@ impl TinyOnnExpert {
                 (Tensor::cat(&[gate_dn, &equal_1n()?], 0)?, runs.iter().map(decided).collect())
             }
         };
-        Ok(ops::merged_mlp(x, weights, &deltas, &gate_dn, &runs)?)
+        Ok(ops::merged_mlp(x, replicas, &gate_dn, &runs, None)?)
     }
 
     /// The expert of each neuron, `[I]` u32; replicas have no neurons of their own.
@@ -169,6 +175,11 @@ impl TinyOnnExpert {
     pub fn layer(&self) -> usize {
         self.layer
     }
+}
+
+fn all_ones(gate_dn: &Tensor) -> Result<bool> {
+    let others = gate_dn.detach().ne(1f64)?.to_dtype(DType::F32)?.sum_all()?;
+    Ok(others.to_scalar::<f32>()? == 0.0)
 }
 
 /// The partition of a layer: each neuron has an expert, each expert a neuron.

@@ -6,8 +6,8 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Gate, MoeModule, MoeSpec, Router};
-use crate::Result;
+use super::{Gate, MoeModule, MoeSpec};
+use crate::{Error, Result};
 
 /// What the routers of a layer say of `t` inputs.
 #[derive(Clone, Debug)]
@@ -20,10 +20,26 @@ impl Scores {
     /// Asks every router of `module`.
     ///
     /// # Errors
-    /// What a router reports.
+    /// What a router reports; one whose scores are not `[t, P, C]` f32.
     pub fn new<M: MoeModule + ?Sized>(module: &M, x_td: &Tensor) -> Result<Self> {
-        let of_level = |level: Vec<&dyn Router>| level.iter().map(|router| router.logits(x_td)).collect();
-        Ok(Self { logits: module.routers().into_iter().map(of_level).collect::<Result<_>>()? })
+        let (spec, tokens) = (module.spec(), x_td.dim(0)?);
+        let x_td = &x_td.to_dtype(DType::F32)?;
+        let mut logits = Vec::with_capacity(spec.levels.len());
+        for (declared, routers) in spec.levels.iter().zip(module.routers()) {
+            let mut of_level = Vec::with_capacity(routers.len());
+            for (run, router) in declared.routers.iter().zip(routers) {
+                let found = router.logits(x_td)?;
+                let expected = [tokens, run.parents, run.choices];
+                if found.dims() != expected || found.dtype() != DType::F32 {
+                    let (found, dtype) = (found.dims(), found.dtype());
+                    let problem = format!("`{}_router` scores {found:?} {dtype:?}, not {expected:?} F32", run.name);
+                    return Err(Error::variant(spec.name.clone(), problem, "return [t, parents, choices] from it"));
+                }
+                of_level.push(found);
+            }
+            logits.push(of_level);
+        }
+        Ok(Self { logits })
     }
 
     /// By level: ℓ of every node, `[t, nodes]`.
@@ -62,7 +78,7 @@ impl Scores {
                 None => spread,
             });
         }
-        joint.ok_or_else(|| crate::Error::variant(spec.name.clone(), "it has no level", "declare groups and experts"))
+        joint.ok_or_else(|| Error::variant(spec.name.clone(), "it has no level", "declare groups and experts"))
     }
 }
 
@@ -82,12 +98,20 @@ pub fn gates(spec: &MoeSpec, scores: &Scores, taken_tn: &Tensor, dtype: DType) -
     }
     let routed = spec.routed_experts();
     let taken_tr = taken_tn.narrow(1, 0, routed)?;
-    let p_tr = (scores.experts(spec)?.exp()? * &taken_tr)?;
-    let share = |p_tr: &Tensor| -> Result<Tensor> { Ok(p_tr.broadcast_div(&p_tr.sum_keepdim(1)?)?) };
+    let log_p_tr = scores.experts(spec)?;
+    // Among logarithms: what a bias has chosen may have probabilities that are all 0 in f32.
+    let share = || -> Result<Tensor> {
+        let nothing = Tensor::full(f32::NEG_INFINITY, log_p_tr.shape(), log_p_tr.device())?;
+        let taken_log_p = taken_tr.ne(0f64)?.where_cond(&log_p_tr, &nothing)?;
+        Ok(candle_nn::ops::softmax(&taken_log_p, D::Minus1)?)
+    };
     let gate_tr = match spec.gate {
-        Gate::Unit | Gate::Normalised => share(&p_tr)?,
-        Gate::Scaled => share(&p_tr)?.broadcast_mul(&taken_tr.sum_keepdim(1)?)?,
-        Gate::StraightThrough => (&taken_tr + (&p_tr - p_tr.detach())?)?,
+        Gate::Unit | Gate::Normalised => share()?,
+        Gate::Scaled => share()?.broadcast_mul(&taken_tr.sum_keepdim(1)?)?,
+        Gate::StraightThrough => {
+            let p_tr = (log_p_tr.exp()? * &taken_tr)?;
+            (&taken_tr + (&p_tr - p_tr.detach())?)?
+        }
     };
     let gate_tn = if routed == spec.experts() {
         gate_tr

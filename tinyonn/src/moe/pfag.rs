@@ -29,15 +29,22 @@ impl Pfag {
     /// ```
     #[must_use]
     pub fn count(self, log_p: &[f32], top_k: usize, mass: f32) -> usize {
+        self.count_in(&mut Vec::new(), log_p, top_k, mass)
+    }
+
+    /// [`count`](Self::count) in a place to sort in, kept from one router to the next.
+    pub(super) fn count_in(self, p: &mut Vec<f32>, log_p: &[f32], top_k: usize, mass: f32) -> usize {
         let most = top_k.min(log_p.len());
         match self {
             Self::Off => most,
+            _ if most <= 1 => most,
             Self::Entropy => {
                 let entropy: f32 = log_p.iter().map(|l| if l.is_finite() { -l.exp() * l } else { 0.0 }).sum();
                 ((entropy.exp() + 0.5) as usize).clamp(1, most)
             }
             Self::Nucleus { .. } | Self::Surprisal => {
-                let mut p: Vec<f32> = log_p.iter().map(|l| l.exp()).collect();
+                p.clear();
+                p.extend(log_p.iter().map(|l| l.exp()));
                 p.sort_unstable_by(|a, b| b.total_cmp(a));
                 let mut gathered = 0.0;
                 let enough = p.iter().position(|p| {

@@ -21,7 +21,7 @@ pub struct RouterShape {
 /// Equal routers, evaluated together: P of them with C choices each. A type of yours with this trait is a router in `#[moe(..)]`.
 ///
 /// ```
-/// use candle_core::Tensor;
+/// use candle_core::{DType, Tensor};
 /// use candle_nn::{Init, VarBuilder};
 /// use tinyonn::moe::{Router, RouterShape, moe};
 ///
@@ -33,6 +33,7 @@ pub struct RouterShape {
 ///
 /// impl Router for Offsets {
 ///     fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> tinyonn::Result<Self> {
+///         let vb = vb.clone().set_dtype(DType::F32); // whatever the model's type
 ///         Ok(Self { offset: vb.get_with_hints((shape.parents, shape.choices), "offset", Init::Const(0.0))? })
 ///     }
 ///
@@ -52,7 +53,7 @@ pub struct RouterShape {
     note = "implement `tinyonn::moe::Router` for it, or name one of gaussian, linear, cosine, random"
 )]
 pub trait Router: Debug + Send + Sync {
-    /// Reads or initialises the parameters of `shape.parents` routers.
+    /// Reads or initialises the parameters of `shape.parents` routers. Scores are f32, so these are too.
     ///
     /// # Errors
     /// A missing or misshapen parameter.
@@ -60,7 +61,7 @@ pub trait Router: Debug + Send + Sync {
     where
         Self: Sized;
 
-    /// The unnormalised scores of every choice of every router, `[t, P, C]` f32, from inputs x `[t, d]`: log p(c | x) up to a
+    /// The unnormalised scores of every choice of every router, `[t, P, C]` f32, from inputs x `[t, d]` f32: log p(c | x) up to a
     /// constant. Differentiable in x and in the parameters.
     ///
     /// # Errors

@@ -61,7 +61,12 @@ pub fn route<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> R
         (Active::Routed, RoutePer::Task) => along(spec, layer, x, ctx, ctx.paths.as_deref())?,
         (Active::Routed, _) => decided(module, x, ctx)?,
     };
-    if let (Some(observer), Some(gate_tn)) = (&ctx.observer, routing.by_token()?) {
+    if let (Some(observer), Active::Routed | Active::Paths(_)) = (&ctx.observer, &ctx.active) {
+        // Sequences too short for a decision are routed to all.
+        let gate_tn = match routing.by_token()? {
+            Some(gate_tn) => gate_tn,
+            None => Tensor::ones((x.elem_count() / x.dim(D::Minus1)?, spec.experts()), x.dtype(), x.device())?,
+        };
         observer.gates(layer, &gate_tn)?;
     }
     Ok(routing)
@@ -70,18 +75,16 @@ pub fn route<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> R
 /// By the routers.
 fn decided<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
     let (spec, layer) = (module.spec(), module.experts().layer());
-    let (b, t, d) = x.dims3()?;
-    let runs = runs(spec.route_per, b, t);
-    let inputs = |values: &Tensor| -> Result<Tensor> {
-        match &runs {
-            None => Ok(values.reshape((b * t, values.elem_count() / (b * t)))?),
-            Some((_, read)) => means(values, read),
-        }
-    };
-    if runs.as_ref().is_some_and(|(_, read)| read.is_empty()) {
+    let (b, t, _) = x.dims3()?;
+    let shared = Shared::new(spec.route_per, t);
+    if shared.as_ref().is_some_and(|shared| shared.decisions == 0) {
         return Ok(Routing::All);
     }
-    let mut x_rd = inputs(&x.reshape((b, t, d))?)?;
+    let inputs = |values: &Tensor| match &shared {
+        None => Ok(values.flatten_to(1)?),
+        Some(shared) => shared.means(values),
+    };
+    let mut x_rd = inputs(x)?;
     if let Some(seed) = ctx.training {
         x_rd = balance::jittered(spec, layer, seed, &x_rd)?;
     }
@@ -104,43 +107,50 @@ fn decided<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> Res
         observer.auxiliary_loss(layer, &loss)?;
     }
     let gate_dn = gate::gates(spec, &scores, &taken, x.dtype())?;
-    Ok(match runs {
+    Ok(match shared {
         None => Routing::Each(gate_dn),
-        Some((runs, _)) => Routing::Shared { gate_dn, runs },
+        Some(shared) => Routing::Shared { gate_dn, runs: shared.runs(b, t) },
     })
 }
 
-/// The rows that decide: sequence, first position, count.
-type Read = (usize, usize, usize);
-
-/// Runs of the B·T tokens that share a decision, and what each decision reads; `None` where each token has its own.
-fn runs(route_per: RoutePer, b: usize, t: usize) -> Option<(Vec<Run>, Vec<Read>)> {
-    // Positions of a sequence at which a decision takes over, with the positions that it reads.
-    let decisions: Vec<(usize, usize)> = match route_per {
-        RoutePer::Token | RoutePer::Task => return None,
-        RoutePer::Sequence { first } if first < t => vec![(first.max(1), first.max(1))],
-        RoutePer::Sequence { .. } => Vec::new(),
-        RoutePer::Segment { tokens } => {
-            (1..).map(|at| at * tokens.max(1)).take_while(|at| *at < t).map(|at| (at, tokens.max(1))).collect()
-        }
-    };
-    let (mut runs, mut read) = (Vec::new(), Vec::new());
-    for row in 0..b {
-        let first = decisions.first().map_or(t, |(at, _)| *at);
-        runs.push(Run { rows: row * t..row * t + first, decision: None });
-        for (index, (at, count)) in decisions.iter().enumerate() {
-            let end = decisions.get(index + 1).map_or(t, |(at, _)| *at);
-            runs.push(Run { rows: row * t + at..row * t + end, decision: Some(read.len()) });
-            read.push((row, at - count, *count));
-        }
-    }
-    Some((runs, read))
+/// Decisions that a sequence makes one after the other, each by as many tokens as come before it and have not been read.
+struct Shared {
+    /// How many.
+    decisions: usize,
+    /// Tokens that each reads: decision k reads those of k · reads.. and takes over behind them.
+    reads: usize,
 }
 
-/// The means `[D, d]` of the rows of values `[B, T, d]` that decisions read.
-fn means(values: &Tensor, read: &[Read]) -> Result<Tensor> {
-    let mean = |(row, first, count): &Read| values.get(*row)?.narrow(0, *first, *count)?.mean_keepdim(0);
-    Ok(Tensor::cat(&read.iter().map(mean).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+impl Shared {
+    /// Those of a sequence of `t` tokens; `None` where each token decides for itself.
+    fn new(route_per: RoutePer, t: usize) -> Option<Self> {
+        let (reads, most) = match route_per {
+            RoutePer::Token | RoutePer::Task => return None,
+            RoutePer::Sequence { first } => (first.max(1), 1),
+            RoutePer::Segment { tokens } => (tokens.max(1), usize::MAX),
+        };
+        // The last one has a token to be for.
+        Some(Self { decisions: (t.saturating_sub(1) / reads).min(most), reads })
+    }
+
+    /// The runs of the tokens of `b` sequences of `t`.
+    fn runs(&self, b: usize, t: usize) -> Vec<Run> {
+        let of_sequence = |row: usize| {
+            (0..=self.decisions).map(move |at| {
+                let end = if at == self.decisions { t } else { (at + 1) * self.reads };
+                let decision = at.checked_sub(1).map(|index| row * self.decisions + index);
+                Run { rows: row * t + at * self.reads..row * t + end, decision }
+            })
+        };
+        (0..b).flat_map(of_sequence).collect()
+    }
+
+    /// The means `[D, d]`, f32, of what the decisions read of values `[B, T, d]`.
+    fn means(&self, values: &Tensor) -> Result<Tensor> {
+        let (b, _, d) = values.dims3()?;
+        let read = values.narrow(1, 0, self.decisions * self.reads)?.to_dtype(DType::F32)?;
+        Ok(read.reshape((b, self.decisions, self.reads, d))?.mean(2)?.flatten_to(1)?)
+    }
 }
 
 /// Along given paths: one decision a sequence, by its task.

@@ -1,5 +1,7 @@
 //! From probabilities to a set of experts: the best `k₁` groups, in each the best `k₂` experts, and so on down.
 
+use std::cmp::Ordering;
+
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -23,21 +25,8 @@ pub struct Selection<'a> {
 /// # Errors
 /// Shapes that do not belong to `spec`; `pfag = surprisal` without surprisals.
 pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<Tensor> {
-    let tokens = scores.first().map_or(Ok(0), |level| level.dim(0))?;
     let device = scores.first().map_or(&Device::Cpu, Tensor::device);
-    let levels: Vec<Vec<f32>> =
-        scores.iter().map(|level| level.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
-    if levels.len() != spec.levels.len() {
-        let problem = format!("{} levels of scores for {}", levels.len(), spec.levels.len());
-        return Err(Error::variant(spec.name.clone(), problem, "give one tensor for each level"));
-    }
-    for (level, values) in levels.iter().enumerate() {
-        let expected = tokens * spec.levels[level].nodes();
-        if values.len() != expected {
-            let problem = format!("level {level} has {} scores, not {expected}", values.len());
-            return Err(Error::variant(spec.name.clone(), problem, "return [t, parents, choices] from the router"));
-        }
-    }
+    let (tokens, levels) = by_level(spec, scores)?;
     if spec.pfag == Pfag::Surprisal && with.surprisal.is_none_or(|surprisal| surprisal.len() != tokens) {
         let problem = format!("pfag = surprisal needs the surprisal of each of {tokens} inputs");
         return Err(Error::variant(spec.name.clone(), problem, "set RouteCtx::surprisal, or run the whole model"));
@@ -45,10 +34,7 @@ pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<
     let (experts, chooser) = (spec.experts(), Chooser::new(spec));
     let mut taken = vec![0f32; tokens * experts];
     taken.par_chunks_mut(experts.max(1)).enumerate().for_each_init(Scratch::default, |scratch, (token, taken)| {
-        let scores = |level: usize| {
-            let width = chooser.levels[level].width;
-            &levels[level][token * width..][..width]
-        };
+        let scores = |level: usize| chooser.row(&levels, level, token);
         let mass = spec.pfag.mass(with.surprisal.map_or(0.0, |surprisal| surprisal[token]));
         chooser.choose(scores, with.bias, mass, scratch, |expert| taken[expert] = 1.0);
     });
@@ -56,16 +42,40 @@ pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<
 }
 
 /// The routed experts on the best path, ascending; `scores(level)` are those of every node of a level.
+///
+/// A path has a fixed width: `top_k`. Where that is only what `pfag` is capped at, 1 at each level and 2 experts, as a declaration
+/// without `top_k` takes: a path through all that may be taken would say nothing.
 pub fn chosen<'a>(spec: &MoeSpec, scores: impl Fn(usize) -> &'a [f32]) -> Vec<u32> {
-    let routed = spec.routed_experts();
-    let mut path = Vec::new();
-    let chooser = Chooser { pfag: Pfag::Off, ..Chooser::new(spec) };
-    chooser.choose(scores, None, 1.0, &mut Scratch::default(), |expert| {
-        if expert < routed {
-            path.push(expert as u32);
+    Chooser::of_paths(spec).path(scores, &mut Scratch::default())
+}
+
+/// The path of each input, as [`chosen`] takes it, from scores as [`select`] reads them.
+///
+/// # Errors
+/// Shapes that do not belong to `spec`.
+pub fn paths(spec: &MoeSpec, scores: &[Tensor]) -> Result<Vec<Vec<u32>>> {
+    let (tokens, levels) = by_level(spec, scores)?;
+    let chooser = Chooser::of_paths(spec);
+    let path = |scratch: &mut Scratch, token| chooser.path(|level| chooser.row(&levels, level, token), scratch);
+    Ok((0..tokens).into_par_iter().map_init(Scratch::default, path).collect())
+}
+
+/// The number of inputs, and the scores of each level in a row.
+fn by_level(spec: &MoeSpec, scores: &[Tensor]) -> Result<(usize, Vec<Vec<f32>>)> {
+    let tokens = scores.first().map_or(Ok(0), |level| level.dim(0))?;
+    if scores.len() != spec.levels.len() {
+        let problem = format!("{} levels of scores for {}", scores.len(), spec.levels.len());
+        return Err(Error::variant(spec.name.clone(), problem, "give one tensor for each level"));
+    }
+    for (level, scores) in scores.iter().enumerate() {
+        let expected = [tokens, spec.levels[level].nodes()];
+        if scores.dims() != expected {
+            let problem = format!("the scores of level {level} are {:?}, not {expected:?}", scores.dims());
+            return Err(Error::variant(spec.name.clone(), problem, "give a score for each input and node"));
         }
-    });
-    path
+    }
+    let values = scores.iter().map(|level| level.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
+    Ok((tokens, values))
 }
 
 /// A hierarchy laid out for walking: nothing is counted twice for each token.
@@ -87,6 +97,10 @@ struct Scratch {
     nodes: Vec<usize>,
     below: Vec<usize>,
     biased: Vec<f32>,
+    /// To sort probabilities in.
+    p: Vec<f32>,
+    /// To sort choices in.
+    order: Vec<usize>,
 }
 
 impl Chooser {
@@ -99,13 +113,43 @@ impl Chooser {
         }
     }
 
+    /// Of the paths that [`chosen`] takes.
+    fn of_paths(spec: &MoeSpec) -> Self {
+        let mut chooser = Self { pfag: Pfag::Off, ..Self::new(spec) };
+        if spec.pfag != Pfag::Off {
+            let last = chooser.levels.len().saturating_sub(1);
+            for (level, Level { slots, .. }) in chooser.levels.iter_mut().enumerate() {
+                let narrow = if level == last { 2 } else { 1 };
+                slots.iter_mut().for_each(|slot| slot.top_k = slot.top_k.min(narrow));
+            }
+        }
+        chooser
+    }
+
+    /// The scores of one input at a level.
+    fn row<'a>(&self, levels: &'a [Vec<f32>], level: usize, token: usize) -> &'a [f32] {
+        let width = self.levels[level].width;
+        &levels[level][token * width..][..width]
+    }
+
+    /// The routed experts that are taken, ascending.
+    fn path<'a>(&self, scores: impl Fn(usize) -> &'a [f32], scratch: &mut Scratch) -> Vec<u32> {
+        let mut path = Vec::new();
+        self.choose(scores, None, 1.0, scratch, |expert| {
+            if expert < self.experts.0 {
+                path.push(expert as u32);
+            }
+        });
+        path
+    }
+
     /// Calls `take` with every expert that is taken, ascending.
     fn choose<'a>(
         &self,
         scores: impl Fn(usize) -> &'a [f32],
         bias: Option<&[Vec<f32>]>,
         mass: f32,
-        Scratch { nodes, below, biased }: &mut Scratch,
+        Scratch { nodes, below, biased, p, order }: &mut Scratch,
         mut take: impl FnMut(usize),
     ) {
         nodes.clear();
@@ -115,14 +159,14 @@ impl Chooser {
             below.clear();
             for slot in nodes.iter().map(|node| &slots[*node]) {
                 let log_p = &scores[slot.nodes.clone()];
-                let k = self.pfag.count(log_p, slot.top_k, mass);
+                let k = self.pfag.count_in(p, log_p, slot.top_k, mass);
                 let first = slot.nodes.start;
                 match bias {
-                    None => best(log_p, k, |choice| below.push(first + choice)),
+                    None => best(log_p, k, order, |choice| below.push(first + choice)),
                     Some(bias) => {
                         biased.clear();
                         biased.extend(log_p.iter().zip(&bias[level][slot.nodes.clone()]).map(|(l, b)| l.exp() + b));
-                        best(biased, k, |choice| below.push(first + choice));
+                        best(biased, k, order, |choice| below.push(first + choice));
                     }
                 }
             }
@@ -134,23 +178,29 @@ impl Chooser {
 }
 
 /// Calls `take` with the indices of the `k` largest scores, ascending; ties go to the lower index.
-fn best(scores: &[f32], k: usize, take: impl FnMut(usize)) {
+fn best(scores: &[f32], k: usize, order: &mut Vec<usize>, take: impl FnMut(usize)) {
     /// Up to here counting whom a score beats is cheaper than sorting.
     const FEW: usize = 24;
     if scores.len() <= FEW {
         let ahead = |at: usize| {
             let own = scores[at];
-            let before = scores[..at].iter().filter(|other| other.total_cmp(&own).is_ge()).count();
-            before + scores[at + 1..].iter().filter(|other| other.total_cmp(&own).is_gt()).count()
+            let before = scores[..at].iter().filter(|other| compare(**other, own).is_ge()).count();
+            before + scores[at + 1..].iter().filter(|other| compare(**other, own).is_gt()).count()
         };
         (0..scores.len()).filter(|at| ahead(*at) < k).for_each(take);
         return;
     }
-    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.clear();
+    order.extend(0..scores.len());
     if k < order.len() {
-        order.select_nth_unstable_by(k, |a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+        order.select_nth_unstable_by(k, |a, b| compare(scores[*b], scores[*a]).then(a.cmp(b)));
         order.truncate(k);
         order.sort_unstable();
     }
-    order.into_iter().for_each(take);
+    order.iter().copied().for_each(take);
+}
+
+/// A total order, in which the two zeros tie as they should: −0 + 0 is 0.
+fn compare(a: f32, b: f32) -> Ordering {
+    (a + 0.0).total_cmp(&(b + 0.0))
 }

@@ -379,8 +379,9 @@ impl MoeSpec {
     /// What a node is called: the name of its group where that has one, else its level's name and its number.
     #[must_use]
     pub fn node_name(&self, level: usize, node: usize) -> String {
-        let named = self.levels.get(level + 1).filter(|below| below.routers.len() > 1);
-        match named.and_then(|below| below.routers.get(node)) {
+        // Routers over a named group are called by it, others like their level.
+        let below = self.levels.get(level + 1);
+        match below.and_then(|below| below.routers.get(node).filter(|run| run.name != below.name)) {
             Some(run) => run.name.to_string(),
             None => format!("{} {node}", self.levels[level].name),
         }

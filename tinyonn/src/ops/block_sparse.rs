@@ -18,9 +18,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::glu_mlp::{MlpGate, WeightGrads};
-
-/// The index that candle's gathers answer with zero.
-const NOTHING: u32 = u32::MAX;
+use super::sum_of_rows::NOTHING;
 
 /// Which tokens meet which neurons.
 pub(super) struct BlockSparse {

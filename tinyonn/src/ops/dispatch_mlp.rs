@@ -55,16 +55,16 @@ pub fn dispatch_mlp(
     let (computed, y_td) = if pattern.is_empty() {
         (None, x_td.zeros_like()?)
     } else {
-        let g_l = pattern.sampled_product(&x_td, &gate_id)?;
-        let u_l = pattern.sampled_product(&x_td, &up_id)?;
-        let h_l = activation.forward(&g_l, &u_l)?;
-        let gate_l = pattern.gates(&gate.gate_tn.detach(), h_l.dtype())?;
-        let gated_l = (&h_l * &gate_l)?;
-        let y_td = pattern.product([(&gated_l, &pattern.by_neuron(&down_di)?)])?;
-        (Some(Computed { g_l, u_l, h_l, gate_l, gated_l }), y_td)
+        let g = pattern.sampled_product(&x_td, &gate_id)?;
+        let u = pattern.sampled_product(&x_td, &up_id)?;
+        let h = activation.forward(&g, &u)?;
+        let open = pattern.gates(&gate.gate_tn.detach(), h.dtype())?;
+        let gated = (&h * &open)?;
+        let y_td = pattern.product([(&gated, &pattern.by_neuron(&down_di)?)])?;
+        (Some(Computed { g, u, h, gate: open, gated }), y_td)
     };
     let y = y_td.reshape(x.shape())?;
-    let gate_tn = gate.gate_tn.detach();
+    let gate_tn = gate.gate_tn.detach().contiguous()?;
     let neuron_expert = gate.neuron_expert.detach();
     let derivative =
         DispatchMlp { activation, x_td, gate_id, up_id, down_di, gate_tn, neuron_expert, pattern, computed, probe };
@@ -85,13 +85,13 @@ fn check(x_td: &Tensor, [gate_id, up_id, down_di]: [&Tensor; 3], neuron_expert: 
     Ok(())
 }
 
-/// Values at the pattern's places; there are none if no gate was open.
+/// Values at the pattern's places `[l]`; there are none if no gate was open.
 struct Computed {
-    g_l: Tensor,
-    u_l: Tensor,
-    h_l: Tensor,
-    gate_l: Tensor,
-    gated_l: Tensor,
+    g: Tensor,
+    u: Tensor,
+    h: Tensor,
+    gate: Tensor,
+    gated: Tensor,
 }
 
 struct DispatchMlp {
@@ -107,11 +107,11 @@ struct DispatchMlp {
     probe: Option<(Arc<dyn MlpProbe>, usize)>,
 }
 
-/// Gradients at the pattern's places.
+/// Gradients at the pattern's places `[l]`.
 struct Deltas {
-    h_l: Tensor,
-    g_l: Tensor,
-    u_l: Tensor,
+    h: Tensor,
+    g: Tensor,
+    u: Tensor,
 }
 
 impl Backward for DispatchMlp {
@@ -127,20 +127,19 @@ impl Backward for DispatchMlp {
         let delta_y_td = rows(grad)?;
         let Some(computed) = &self.computed else { return self.nothing_computed(output, &delta_y_td, needs) };
         let pattern = &self.pattern;
-        let h_l = pattern.sampled_product(&delta_y_td, &pattern.by_neuron(&self.down_di)?)?;
-        let (g_l, u_l) = self.activation.backward(&computed.g_l, &computed.u_l, &(&h_l * &computed.gate_l)?)?;
-        let deltas = Deltas { h_l, g_l, u_l };
+        let h = pattern.sampled_product(&delta_y_td, &pattern.by_neuron(&self.down_di)?)?;
+        let (g, u) = self.activation.backward(&computed.g, &computed.u, &(&h * &computed.gate)?)?;
+        let deltas = Deltas { h, g, u };
         let learners = self.observe(computed, &deltas, &delta_y_td)?;
         let need = |i: usize| needs.get(i).copied().unwrap_or(false);
-        let dx =
-            || pattern.product([(&deltas.g_l, &self.gate_id), (&deltas.u_l, &self.up_id)])?.reshape(output.shape());
+        let dx = || pattern.product([(&deltas.g, &self.gate_id), (&deltas.u, &self.up_id)])?.reshape(output.shape());
         let rows = |delta_l: &Tensor| pattern.transposed_product(delta_l, &self.x_td, &learners);
-        let columns = || pattern.transposed_product(&computed.gated_l, &delta_y_td, &learners)?.t()?.contiguous();
-        let gates = || pattern.pair_sums(&(&deltas.h_l * &computed.h_l)?)?.to_dtype(self.gate_tn.dtype());
+        let columns = || pattern.transposed_product(&computed.gated, &delta_y_td, &learners)?.t()?.contiguous();
+        let gates = || pattern.pair_sums(&(&deltas.h * &computed.h)?)?.to_dtype(self.gate_tn.dtype());
         Ok(vec![
             need(0).then(dx).transpose()?,
-            need(1).then(|| rows(&deltas.g_l)).transpose()?,
-            need(2).then(|| rows(&deltas.u_l)).transpose()?,
+            need(1).then(|| rows(&deltas.g)).transpose()?,
+            need(2).then(|| rows(&deltas.u)).transpose()?,
             need(3).then(columns).transpose()?,
             need(4).then(gates).transpose()?,
         ])
@@ -150,14 +149,12 @@ impl Backward for DispatchMlp {
 impl DispatchMlp {
     /// Shows the pass to the probe, at full width.
     fn observe(&self, computed: &Computed, deltas: &Deltas, delta_y_td: &Tensor) -> Result<WeightGrads> {
-        let dense = |v_l: &Tensor| self.pattern.dense(v_l);
-        match &self.probe {
-            Some(_) => self.show(
-                [&dense(&computed.h_l)?, &dense(&deltas.h_l)?, &dense(&deltas.g_l)?, &dense(&deltas.u_l)?],
-                delta_y_td,
-            ),
-            None => Ok(WeightGrads::All),
+        if self.probe.is_none() {
+            return Ok(WeightGrads::All);
         }
+        let [h, delta_h, delta_g, delta_u] =
+            [&computed.h, &deltas.h, &deltas.g, &deltas.u].map(|v_l| self.pattern.dense(v_l));
+        self.show([&h?, &delta_h?, &delta_g?, &delta_u?], delta_y_td)
     }
 
     fn show(

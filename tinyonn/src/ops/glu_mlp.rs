@@ -16,6 +16,7 @@ use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
 use super::linear::rows;
+use super::mlp_pass::MlpPass;
 use super::tape::{self, Backward};
 
 /// The three matrices of an MLP, each a variable (it learns) or not (it is frozen), and what stands between them.
@@ -88,16 +89,12 @@ pub fn glu_mlp(
     probe: Option<(Arc<dyn MlpProbe>, usize)>,
 ) -> Result<Tensor> {
     let x_td = rows(&x.detach())?;
-    let [gate_id, up_id, down_di] = [weights.gate, weights.up, weights.down].map(Tensor::detach);
-    let g_ti = x_td.matmul(&gate_id.t()?)?;
-    let u_ti = x_td.matmul(&up_id.t()?)?;
-    let h_ti = weights.activation.forward(&g_ti, &u_ti)?;
-    let spread = gate.map(|gate| Spread::new(gate, &h_ti)).transpose()?;
-    let gated_ti = spread.as_ref().map(|spread| &h_ti * &spread.gate_ti).transpose()?;
-    let y_td = gated_ti.as_ref().unwrap_or(&h_ti).matmul(&down_di.t()?)?;
-    let y = y_td.reshape(x.shape())?;
-    let activation = weights.activation;
-    let derivative = GluMlp { activation, x_td, gate_id, up_id, down_di, g_ti, u_ti, h_ti, gated_ti, spread, probe };
+    let matrices = [weights.gate, weights.up, weights.down].map(Tensor::detach);
+    let spread = gate.map(|gate| Spread::new(gate, &x_td)).transpose()?;
+    let gate_ti = spread.as_ref().map(|spread| spread.gate_ti.clone());
+    let pass = MlpPass::new(x_td, &matrices, weights.activation, gate_ti)?;
+    let y = pass.output(&matrices)?.reshape(x.shape())?;
+    let derivative = GluMlp { matrices, pass, spread, probe };
     match gate {
         Some(MlpGate { gate_tn, .. }) => {
             tape::record(&[x, weights.gate, weights.up, weights.down, gate_tn], y, derivative)
@@ -114,23 +111,22 @@ struct Spread {
 }
 
 impl Spread {
-    fn new(gate: MlpGate<'_>, h_ti: &Tensor) -> Result<Self> {
-        let (gate_tn, neuron_expert) = (gate.gate_tn.detach(), gate.neuron_expert.detach());
-        let gate_ti = gate_tn.to_dtype(h_ti.dtype())?.index_select(&neuron_expert, 1)?;
+    fn new(gate: MlpGate<'_>, x_td: &Tensor) -> Result<Self> {
+        let (gate_tn, neuron_expert) = (gate.gate_tn.detach().contiguous()?, gate.neuron_expert.detach());
+        let gate_ti = gate_tn.to_dtype(x_td.dtype())?.index_select(&neuron_expert, 1)?;
         Ok(Self { gate_tn, neuron_expert, gate_ti })
+    }
+
+    /// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h.
+    fn gradient(&self, product_ti: &Tensor) -> Result<Tensor> {
+        let product_ti = product_ti.to_dtype(self.gate_tn.dtype())?;
+        self.gate_tn.zeros_like()?.index_add(&self.neuron_expert, &product_ti, 1)
     }
 }
 
 struct GluMlp {
-    activation: &'static dyn Activation,
-    x_td: Tensor,
-    gate_id: Tensor,
-    up_id: Tensor,
-    down_di: Tensor,
-    g_ti: Tensor,
-    u_ti: Tensor,
-    h_ti: Tensor,
-    gated_ti: Option<Tensor>,
+    matrices: [Tensor; 3],
+    pass: MlpPass,
     spread: Option<Spread>,
     probe: Option<(Arc<dyn MlpProbe>, usize)>,
 }
@@ -145,75 +141,23 @@ impl Backward for GluMlp {
     }
 
     fn backward(&self, output: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let delta_y_td = rows(grad)?;
-        let delta_h_ti = delta_y_td.matmul(&self.down_di)?;
-        let gate_ti = self.spread.as_ref().map(|spread| &spread.gate_ti);
-        let gated_ti = gate_ti.map(|c_ti| &delta_h_ti * c_ti).transpose()?;
-        let (delta_g_ti, delta_u_ti) =
-            self.activation.backward(&self.g_ti, &self.u_ti, gated_ti.as_ref().unwrap_or(&delta_h_ti))?;
+        let pass = &self.pass;
+        let deltas = pass.deltas(&self.matrices, rows(grad)?)?;
         let learners = match &self.probe {
-            Some((probe, layer)) => probe.observe(
-                *layer,
-                &MlpBackward {
-                    x_td: &self.x_td,
-                    h_ti: &self.h_ti,
-                    gate_ti,
-                    delta_y_td: &delta_y_td,
-                    delta_h_ti: &delta_h_ti,
-                    delta_g_ti: &delta_g_ti,
-                    delta_u_ti: &delta_u_ti,
-                },
-            )?,
+            Some((probe, layer)) => probe.observe(*layer, &pass.seen(&deltas))?,
             None => WeightGrads::All,
         };
         let need = |i: usize| needs.get(i).copied().unwrap_or(false);
-        let dx = || (delta_g_ti.matmul(&self.gate_id)? + delta_u_ti.matmul(&self.up_id)?)?.reshape(output.shape());
-        let hidden_ti = self.gated_ti.as_ref().unwrap_or(&self.h_ti);
-        Ok(vec![
-            need(0).then(dx).transpose()?,
-            need(1).then(|| product_of_rows(&delta_g_ti, &self.x_td, &learners)).transpose()?,
-            need(2).then(|| product_of_rows(&delta_u_ti, &self.x_td, &learners)).transpose()?,
-            need(3).then(|| product_of_columns(&delta_y_td, hidden_ti, &learners)).transpose()?,
-            need(4).then(|| self.gate_gradient(&delta_h_ti)).transpose()?,
-        ])
-    }
-}
-
-impl GluMlp {
-    /// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h.
-    fn gate_gradient(&self, delta_h_ti: &Tensor) -> Result<Tensor> {
-        let Some(spread) = &self.spread else { candle_core::bail!("glu_mlp: no gate to differentiate") };
-        let product = (delta_h_ti * &self.h_ti)?.to_dtype(spread.gate_tn.dtype())?;
-        spread.gate_tn.zeros_like()?.index_add(&spread.neuron_expert, &product, 1)
-    }
-}
-
-/// δᵀ x `[i, d]`, only the learners' rows.
-fn product_of_rows(delta_ti: &Tensor, x_td: &Tensor, learners: &WeightGrads) -> Result<Tensor> {
-    match learners {
-        WeightGrads::All => delta_ti.t()?.matmul(x_td),
-        WeightGrads::Neurons(neurons) => {
-            let zeros = Tensor::zeros((delta_ti.dim(1)?, x_td.dim(1)?), x_td.dtype(), x_td.device())?;
-            if neurons.is_empty() {
-                return Ok(zeros);
-            }
-            let index = Tensor::new(neurons.as_slice(), x_td.device())?;
-            zeros.index_add(&index, &delta_ti.index_select(&index, 1)?.t()?.matmul(x_td)?, 0)
+        let weight = |which| need(1 + which).then(|| pass.weight_gradient(which, &deltas, &learners)).transpose();
+        let mut grads = vec![
+            need(0).then(|| MlpPass::input_gradient(&self.matrices, &deltas)?.reshape(output.shape())).transpose()?,
+            weight(0)?,
+            weight(1)?,
+            weight(2)?,
+        ];
+        if let Some(spread) = &self.spread {
+            grads.push(need(4).then(|| spread.gradient(&pass.gate_products(&deltas)?)).transpose()?);
         }
-    }
-}
-
-/// δ_yᵀ h `[d, i]`, only the learners' columns.
-fn product_of_columns(delta_td: &Tensor, h_ti: &Tensor, learners: &WeightGrads) -> Result<Tensor> {
-    match learners {
-        WeightGrads::All => delta_td.t()?.matmul(h_ti),
-        WeightGrads::Neurons(neurons) => {
-            let zeros = Tensor::zeros((delta_td.dim(1)?, h_ti.dim(1)?), h_ti.dtype(), h_ti.device())?;
-            if neurons.is_empty() {
-                return Ok(zeros);
-            }
-            let index = Tensor::new(neurons.as_slice(), h_ti.device())?;
-            zeros.index_add(&index, &delta_td.t()?.matmul(&h_ti.index_select(&index, 1)?)?, 1)
-        }
+        Ok(grads)
     }
 }

@@ -10,7 +10,6 @@ pub mod router_fit;
 pub mod router_training;
 mod router_tuning;
 pub mod smk;
-mod smk_replicas;
 
 pub use evaluate::{Losses, evaluate};
 pub use optimizer::{AdamW, AdamwConfig};

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
-use crate::moe::{MoeModule, Scores, Selection, select};
+use crate::moe::{MoeModule, Scores, select};
 use crate::{Error, Result};
 
 /// Accuracy of one layer.
@@ -97,12 +97,9 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
     Ok(total)
 }
 
-/// The path of each row.
+/// The path of each row, as wide as labels are.
 fn predict(module: &dyn MoeModule, x_td: &Tensor) -> Result<Vec<Vec<u32>>> {
-    let taken_tn = select(module.spec(), &Scores::new(module, x_td)?.log_probs()?, Selection::default())?;
-    let routed = module.spec().routed_experts();
-    let path = |taken: &Vec<f32>| (0..routed as u32).filter(|n| taken[*n as usize] > 0.0).collect();
-    Ok(taken_tn.to_vec2::<f32>()?.iter().map(path).collect())
+    select::paths(module.spec(), &Scores::new(module, x_td)?.by_level()?)
 }
 
 fn by_level(

@@ -4,26 +4,34 @@
 //! S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖².
 //! (`surprise_norm = rms`: without the division load alone would decide.) Losers' weight gradients are never formed, and losers
 //! *skip* their step: no momentum, no decay, no step count (DESIGN §4). Experts without a token do not compete. The rate is constant.
-//! Replicas learn by their deltas, and their surprise is known only behind the backward pass (`smk_replicas`).
+//! Replicas learn by their deltas, and their surprise is known only behind the backward pass (`smk/replicas.rs`).
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod choice;
+mod replicas;
+mod slices;
+
+pub use choice::Choice;
+pub use slices::Smk;
+
+use std::sync::Arc;
 
 use candle_core::DType;
 use candle_core::backprop::GradStore;
 use serde::{Deserialize, Serialize};
 
+use replicas::ReplicaSmk;
+
 use super::optimizer::Lines;
 use super::router_training::RouterTraining;
-use super::smk_replicas::ReplicaSmk;
 use super::{AdamW, AdamwConfig, Model};
+use crate::Result;
 use crate::checkpoint::{ParamStore, is_delta};
 use crate::data::Sampler;
 use crate::metrics::{MetricsLog, Progress, Stage};
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::ExpertsAre;
-use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
+use crate::ops::{self, MlpProbe};
 use crate::qwen3::RouteCtx;
-use crate::{Error, Result};
 
 /// How experts differentiate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,109 +53,6 @@ impl Default for SmkConfig {
     fn default() -> Self {
         let adamw = AdamwConfig { rate: 5e-4, decay: 0.0, ..AdamwConfig::default() };
         Self { steps: 300, batch: 8, min_k: 25, routers: false, adamw }
-    }
-}
-
-/// The remedy for units of another model.
-const UNITS: &str = "take them from this model (`neuron_experts`)";
-
-/// Picks the learners of every layer, from inside the backward pass.
-pub struct Smk {
-    min_k: usize,
-    experts: usize,
-    /// `units[layer][i]`: the expert of neuron i.
-    units: Vec<Vec<u32>>,
-    choices: Mutex<Vec<Choice>>,
-}
-
-/// What one layer's last backward decided.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
-    /// Experts routed at least one token, ascending.
-    pub active: Vec<u32>,
-    /// Those that learn, ascending.
-    pub learners: Vec<u32>,
-}
-
-impl Smk {
-    /// For experts given by `units[layer][i]`, of `experts` a layer.
-    ///
-    /// # Errors
-    /// `min_k` of zero: nothing would ever learn; a unit that is none of `experts`.
-    pub fn new(min_k: usize, experts: usize, units: Vec<Vec<u32>>) -> Result<Self> {
-        if min_k == 0 {
-            return Err(Error::setting("min_k", "no expert would learn", "use 1 or more"));
-        }
-        if let Some(unit) = units.iter().flatten().find(|unit| **unit as usize >= experts) {
-            let problem = format!("a neuron belongs to expert {unit}, and there are {experts}");
-            return Err(Error::setting("units", problem, UNITS));
-        }
-        let choices = Mutex::new(vec![Choice::default(); units.len()]);
-        Ok(Self { min_k, experts, units, choices })
-    }
-
-    /// What each layer's last backward decided.
-    #[must_use]
-    pub fn choices(&self) -> Vec<Choice> {
-        self.choices.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Which lines of the parameter `name` learn, by the last backward; `None` for parameters that are no expert's.
-    #[must_use]
-    pub fn lines(&self, name: &str) -> Option<Lines> {
-        let (layer, matrix) = name.strip_prefix("model.layers.")?.split_once(".mlp.")?;
-        let axis = match matrix {
-            "gate_proj.weight" | "up_proj.weight" => 0,
-            "down_proj.weight" => 1,
-            _ => return None,
-        };
-        let layer: usize = layer.parse().ok()?;
-        let choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
-        let learners = &choices.get(layer)?.learners;
-        let learn = self.units[layer].iter().map(|expert| learners.binary_search(expert).is_ok()).collect();
-        Some(Lines { axis, learn })
-    }
-}
-
-/// S_n of each expert, `None` if no token was routed to it.
-fn surprises(pass: &MlpBackward<'_>, units: &[u32], experts: usize) -> candle_core::Result<Vec<Option<f64>>> {
-    let tokens = pass.x_td.dim(0)?;
-    let sums = ops::neuron_moments(pass, &vec![true; tokens])?;
-    let (mut squares, mut widths) = (vec![0f64; experts], vec![0f64; experts]);
-    for (unit, square) in units.iter().zip(&sums.surprise_squared) {
-        squares[*unit as usize] += square;
-        widths[*unit as usize] += 1.0;
-    }
-    // Every neuron of an expert carries its gate, so one neuron tells the expert's tokens.
-    let routed: Vec<f64> = match pass.gate_ti {
-        None => vec![tokens as f64; units.len()],
-        Some(gate_ti) => gate_ti.ne(0f64)?.to_dtype(DType::F32)?.sum(0)?.to_dtype(DType::F64)?.to_vec1()?,
-    };
-    let mut tokens = vec![0f64; experts];
-    units.iter().zip(&routed).for_each(|(unit, routed)| tokens[*unit as usize] = *routed);
-    let rms = |n: usize| (tokens[n] > 0.0).then(|| (squares[n] / (tokens[n] * widths[n])).sqrt());
-    Ok((0..experts).map(rms).collect())
-}
-
-impl MlpProbe for Smk {
-    fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        let width = pass.h_ti.dim(1)?;
-        let Some(units) = self.units.get(layer).filter(|units| units.len() == width) else {
-            let problem = format!("they give no expert to each of the {width} neurons of layer {layer}");
-            return Err(Error::setting("units", problem, UNITS).into());
-        };
-        let surprises = surprises(pass, units, self.experts)?;
-        let mut order: Vec<(f64, u32)> =
-            surprises.iter().enumerate().filter_map(|(n, s)| s.map(|s| (s, n as u32))).collect();
-        let mut active: Vec<u32> = order.iter().map(|(_, n)| *n).collect();
-        active.sort_unstable();
-        order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        let mut learners: Vec<u32> = order.into_iter().take(self.min_k).map(|(_, n)| n).collect();
-        learners.sort_unstable();
-        let neurons = (0..units.len() as u32).filter(|i| learners.binary_search(&units[*i as usize]).is_ok()).collect();
-        let all = learners.len() == self.experts;
-        self.choices.lock().unwrap_or_else(PoisonError::into_inner)[layer] = Choice { active, learners };
-        Ok(if all { WeightGrads::All } else { WeightGrads::Neurons(neurons) })
     }
 }
 
@@ -251,7 +156,10 @@ pub fn train_smk(
         }
     };
     let routing = Arc::new(RouterTraining::default());
-    let ctx = RouteCtx { probe: selection.probe(), observer: Some(routing.clone()), ..routed.clone() };
+    let mut ctx = RouteCtx { probe: selection.probe(), ..routed.clone() };
+    if routers {
+        ctx.observer = Some(routing.clone());
+    }
     let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
     let progress = Progress::new(config.steps, "smk");
@@ -262,6 +170,7 @@ pub fn train_smk(
         let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), training, ..ctx.clone() };
         let loss = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.mean_all()?;
         let stage = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: config.adamw.rate };
+        // Frozen routers report nothing: no loss is added, no bias moves.
         let total = routing.add_to(loss.clone())?;
         let mut grads = ops::backward(&total)?;
         selection.keep_learners(store, &mut grads)?;

@@ -68,7 +68,7 @@ fn dots<S: Simd, const M: usize, const N: usize>(simd: S, a: &[&[f32]; M], b: &[
             }
         }
     }
-    if length % S::F32_LANES != 0 {
+    if !length.is_multiple_of(S::F32_LANES) {
         for m in 0..M {
             for j in 0..N {
                 let (a, b) = (simd.partial_load_f32s(a_tail[m]), simd.partial_load_f32s(b_tail[j]));

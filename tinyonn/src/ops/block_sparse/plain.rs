@@ -1,11 +1,12 @@
 //! Any dtype and device: rows gathered in the pairs' order, one product a segment, and gathered back.
 //!
-//! There is one block of tokens, so a segment is all of an expert's pairs. Sums over a token's pairs, and over nothing, are
-//! gathers of `[t, k, d]` too: adding in place at an index is serial on a GPU.
+//! There is one block of tokens, so a segment is all of an expert's pairs. Nothing is added in place at an index, which is serial
+//! on a GPU.
 
 use candle_core::{Result, Tensor};
 
-use super::{BlockSparse, NOTHING, Segment};
+use super::super::sum_of_rows::{NOTHING, sum_of_rows};
+use super::{BlockSparse, Segment};
 
 impl BlockSparse {
     /// Rows of A `[t, d]`, one a pair.
@@ -39,33 +40,22 @@ pub(super) fn sampled_product(s: &BlockSparse, a_td: &Tensor, b_id: &Tensor) -> 
 }
 
 pub(super) fn product<const N: usize>(s: &BlockSparse, pairs: [(&Tensor, &Tensor); N]) -> Result<Tensor> {
-    let (_, d) = pairs[0].1.dims2()?;
-    let mut sum_td: Option<Tensor> = None;
-    let (slots, most) = slots(s);
-    let slots = Tensor::new(slots, pairs[0].1.device())?;
+    let mut sum_pd: Option<Tensor> = None;
     for (v_l, b_id) in pairs {
         let b_id = s.sorted(b_id)?;
         let product = |segment| s.matrix(v_l, segment)?.matmul(&s.rows_of(&b_id, segment)?);
         let y_pd = Tensor::cat(&s.segments.iter().map(product).collect::<Result<Vec<_>>>()?, 0)?;
-        let y_td = y_pd.index_select(&slots, 0)?.reshape((s.tokens, most, d))?.sum(1)?;
-        sum_td = Some(match sum_td {
-            Some(sum_td) => (sum_td + y_td)?,
-            None => y_td,
+        sum_pd = Some(match sum_pd {
+            Some(sum_pd) => (sum_pd + y_pd)?,
+            None => y_pd,
         });
     }
-    match sum_td {
-        Some(sum_td) => Ok(sum_td),
+    let mut lists = vec![Vec::new(); s.tokens];
+    s.pair_token.iter().zip(0..).for_each(|(token, pair)| lists[*token as usize].push(pair));
+    match sum_pd {
+        Some(sum_pd) => sum_of_rows(&sum_pd, &lists),
         None => candle_core::bail!("a sum of no products"),
     }
-}
-
-/// The pairs of each token `[t, k]`, filled up with nothing; and k.
-fn slots(s: &BlockSparse) -> (Vec<u32>, usize) {
-    let mut of_token = vec![Vec::new(); s.tokens];
-    s.pair_token.iter().enumerate().for_each(|(pair, token)| of_token[*token as usize].push(pair as u32));
-    let most = of_token.iter().map(Vec::len).max().unwrap_or(0);
-    of_token.iter_mut().for_each(|pairs| pairs.resize(most, NOTHING));
-    (of_token.concat(), most)
 }
 
 pub(super) fn transposed_product(s: &BlockSparse, v_l: &Tensor, a_td: &Tensor, learns: &[bool]) -> Result<Tensor> {

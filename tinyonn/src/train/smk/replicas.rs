@@ -8,7 +8,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
 
-use super::smk::Choice;
+use super::Choice;
 use crate::checkpoint::ParamStore;
 use crate::moe::expert::{PROJECTIONS, delta_name};
 use crate::{Error, Result};
@@ -48,17 +48,13 @@ impl ReplicaSmk {
                     order.push((norm, expert as u32));
                 }
             }
-            let active = order.iter().map(|(_, expert)| *expert).collect();
-            order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            order.truncate(self.min_k);
-            let mut learners: Vec<u32> = order.into_iter().map(|(_, expert)| expert).collect();
-            learners.sort_unstable();
+            *choice = Choice::least(order, self.min_k);
+            let learners = &choice.learners;
             for loser in (0..self.experts).filter(|expert| learners.binary_search(&(*expert as u32)).is_err()) {
                 for var in names(layer, loser).iter().filter_map(|name| store.get(name)) {
                     grads.remove(var);
                 }
             }
-            *choice = Choice { active, learners };
         }
         Ok(())
     }

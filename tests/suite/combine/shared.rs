@@ -1,0 +1,167 @@
+//! Decisions that runs of rows share: the gated MLP with those gates at every row.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use proptest::prelude::*;
+use rstest::rstest;
+use tinyonn::ops::{self, MlpGate, Run};
+
+use super::{BF16, F32, Mixture, Probe, assert_probed_alike, mixtures, weights};
+use crate::gradients::{assert_derivative, assert_same, inputs};
+use crate::models::bits;
+
+/// A mixture whose gates are those of decisions, and (length, decision) of each run.
+#[derive(Clone, Debug)]
+struct Case {
+    decisions: Mixture,
+    runs: Vec<(usize, Option<usize>)>,
+}
+
+impl Case {
+    fn runs(&self) -> Vec<Run> {
+        let mut next = 0;
+        let run = |(length, decision): &(usize, Option<usize>)| {
+            next += length;
+            Run { rows: next - length..next, decision: *decision }
+        };
+        self.runs.iter().map(run).collect()
+    }
+
+    fn inputs(&self, seed: u64) -> Vec<Tensor> {
+        let mut xs = self.decisions.inputs(seed);
+        let rows = self.runs.iter().map(|(length, _)| length).sum();
+        xs[0] = inputs(seed + 1, &[&[rows, self.decisions.d]]).remove(0);
+        xs
+    }
+
+    fn shared(&self, xs: &[Tensor], probe: Probe) -> Result<Tensor> {
+        let neuron_expert = self.decisions.neuron_expert(xs[0].device())?;
+        let gate_tn = self.decisions.gates(&xs[4])?;
+        let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
+        ops::shared_mlp(&xs[0], weights(xs), gate, &self.runs(), probe)
+    }
+
+    /// The gates of every row.
+    fn spread(&self, gate_dn: &Tensor) -> Result<Tensor> {
+        let gate_dn = self.decisions.gates(gate_dn)?;
+        let of_run = |(length, decision): &(usize, Option<usize>)| {
+            let shape = (*length, self.decisions.experts());
+            match decision {
+                Some(decision) => gate_dn.narrow(0, *decision, 1)?.broadcast_as(shape),
+                None => Tensor::ones(shape, gate_dn.dtype(), gate_dn.device()),
+            }
+        };
+        Tensor::cat(&self.runs.iter().map(of_run).collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    fn concat(&self, xs: &[Tensor], probe: Probe) -> Result<Tensor> {
+        let neuron_expert = self.decisions.neuron_expert(xs[0].device())?;
+        let gate_tn = self.spread(&xs[4])?;
+        let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
+        ops::glu_mlp(&xs[0], weights(xs), Some(gate), probe)
+    }
+
+    fn naive(&self, xs: &[Tensor]) -> Result<Tensor> {
+        self.decisions.naive_gated(xs, &self.spread(&xs[4])?)
+    }
+}
+
+fn segments() -> Case {
+    let decisions = Mixture::new(4, 6, &[3, 1, 5, 2], |d, n| d != 2 && (d + n) % 2 == 0);
+    Case {
+        decisions,
+        runs: vec![(5, None), (7, Some(1)), (1, Some(0)), (6, Some(1)), (2, Some(2)), (0, Some(0)), (3, None)],
+    }
+}
+
+#[rstest]
+#[case::segments_and_one_decision_without_an_expert(segments())]
+#[case::one_row(Case { decisions: Mixture::new(1, 4, &[2, 3], |_, n| n == 1), runs: vec![(1, Some(0))] })]
+#[case::one_expert(Case { decisions: Mixture::new(2, 4, &[5], |d, _| d == 0), runs: vec![(3, Some(0)), (2, Some(1))] })]
+#[case::nothing_chosen(Case { decisions: Mixture::new(1, 4, &[2, 3], |_, _| false), runs: vec![(4, Some(0))] })]
+#[case::all_chosen(Case { decisions: Mixture::new(1, 9, &[20, 13], |_, _| true), runs: vec![(80, Some(0))] })]
+fn is_the_loop_over_experts(#[case] case: Case) {
+    let xs = case.inputs(40);
+    let (op, naive) = (|xs: &[Tensor]| case.shared(xs, None), |xs: &[Tensor]| case.naive(xs));
+    assert_derivative(&op, &xs);
+    assert_same(&op, &naive, &xs, DType::F64, 1e-12);
+    assert_same(&op, &naive, &xs, DType::F32, F32);
+    assert_same(&op, &naive, &xs, DType::BF16, BF16);
+    assert_same(&op, &|xs| case.concat(xs, None), &xs, DType::F32, F32);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_runs_are_the_loop_over_experts(
+        decisions in mixtures(),
+        lengths in prop::collection::vec((0usize..12, 0usize..50), 1..10),
+        seed in 0u64..1000,
+    ) {
+        // One more than there are decisions is none.
+        let runs = lengths.into_iter().chain([(1, 0)]).map(|(length, at)| (length, at % (decisions.t + 1)));
+        let runs = runs.map(|(length, at)| (length, (at < decisions.t).then_some(at))).collect();
+        let case = Case { decisions, runs };
+        let xs = case.inputs(seed);
+        assert_same(&|xs| case.shared(xs, None), &|xs| case.naive(xs), &xs, DType::F32, F32);
+        assert_same(&|xs| case.shared(xs, None), &|xs| case.naive(xs), &xs, DType::F64, 1e-12);
+    }
+}
+
+#[rstest]
+fn a_probe_sees_what_it_sees_of_concat(#[values(DType::F32, DType::F64)] dtype: DType) {
+    let mut case = segments();
+    case.decisions.widths = vec![4, 3, 5, 2];
+    assert_probed_alike(
+        &case.inputs(41),
+        dtype,
+        [&|xs, probe| case.shared(xs, probe), &|xs, probe| case.concat(xs, probe)],
+    );
+}
+
+/// All rows under one decision that opens everything: the dense MLP's own products.
+#[rstest]
+fn everything_chosen_is_the_dense_mlp_bit_for_bit(
+    #[values(DType::F32, DType::BF16, DType::F64)] dtype: DType,
+    #[values(None, Some(0))] decision: Option<usize>,
+) {
+    let mixture = Mixture::new(1, 24, &[17, 9, 30], |_, _| true);
+    let case = Case { decisions: mixture, runs: vec![(33, decision)] };
+    let mut xs = case.inputs(42);
+    xs[4] = xs[4].ones_like().unwrap();
+    let xs: Vec<Tensor> = xs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+    let dense = ops::glu_mlp(&xs[0], weights(&xs), None, None).unwrap();
+    assert_eq!(bits(&case.shared(&xs, None).unwrap()), bits(&dense));
+}
+
+#[test]
+fn frozen_weights_form_no_gradients() {
+    let case = segments();
+    let xs = case.inputs(43);
+    assert!(!case.shared(&xs, None).unwrap().track_op());
+    let vars: Vec<Var> = xs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+    let mut mixed = xs.clone();
+    (mixed[0], mixed[3]) = (vars[0].as_tensor().clone(), vars[3].as_tensor().clone());
+    let grads = ops::backward(&case.shared(&mixed, None).unwrap()).unwrap();
+    let formed: Vec<bool> = vars.iter().map(|var| grads.get(var).is_some()).collect();
+    assert_eq!(formed, [true, false, false, true, false]);
+}
+
+#[rstest]
+#[case::a_gap(&[(0..2, Some(0)), (3..5, Some(0))], "rows 3..5 does not begin at row 2")]
+#[case::too_few(&[(0..4, Some(0))], "end at row 4 of 5")]
+#[case::too_many(&[(0..4, Some(0)), (4..6, None)], "end at row 6 of 5")]
+#[case::no_such_decision(&[(0..5, Some(3))], "decision Some(3) of 2")]
+fn runs_that_are_not_the_rows_are_refused(
+    #[case] runs: &[(std::ops::Range<usize>, Option<usize>)],
+    #[case] problem: &str,
+) {
+    let mixture = Mixture::new(2, 4, &[2, 3], |_, _| true);
+    let mut xs = mixture.inputs(44);
+    xs[0] = inputs(45, &[&[5, 4]]).remove(0);
+    let neuron_expert = mixture.neuron_expert(&Device::Cpu).unwrap();
+    let runs: Vec<Run> = runs.iter().map(|(rows, decision)| Run { rows: rows.clone(), decision: *decision }).collect();
+    let gate = MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert };
+    let error = ops::shared_mlp(&xs[0], weights(&xs), gate, &runs, None).unwrap_err().to_string();
+    assert!(error.contains(problem), "{error}");
+}

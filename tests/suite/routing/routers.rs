@@ -1,0 +1,165 @@
+//! Every kind of router against loops over its formula in f64: values, and gradients in the input and in each parameter.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use rstest::rstest;
+use tinyonn::checkpoint::ParamStore;
+use tinyonn::moe::{
+    CosineRouter, Covariance, GaussianMoeRouter, GaussianSpec, LinearRouter, Project, RandomRouter, Reduce, Router,
+    RouterKind, RouterShape,
+};
+use tinyonn::ops;
+
+use crate::gradients::inputs;
+
+const SHAPE: RouterShape = RouterShape { hidden: 7, parents: 3, choices: 4 };
+const NODES: usize = SHAPE.parents * SHAPE.choices;
+const INPUTS: usize = 5;
+
+type Parameters = BTreeMap<String, Vec<f64>>;
+
+/// ℓ of one input for every node, by the formula.
+fn logits(kind: &RouterKind, parameters: &Parameters, x: &[f64]) -> Vec<f64> {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let row = |name: &str, at: usize| &parameters[name][at * SHAPE.hidden..][..SHAPE.hidden];
+    let of_node = |node: usize| match kind {
+        RouterKind::Linear => dot(row("weight", node), x) + parameters["bias"][node],
+        RouterKind::Random => dot(row("weight", node), x),
+        RouterKind::Cosine => {
+            let e = row("weight", node);
+            parameters["scale"][0] * dot(e, x) / (dot(e, e).sqrt() * dot(x, x).sqrt())
+        }
+        RouterKind::Gaussian(form) => {
+            let z: Vec<f64> = match form.project {
+                Project::Identity => x.to_vec(),
+                _ => (0..form.dim).map(|at| dot(row("projection", at), x)).collect(),
+            };
+            let r = z.len();
+            let log_variance = |j: usize| match form.covariance {
+                Covariance::Diag => parameters["log_variance"][node * r + j],
+                Covariance::Shared => parameters["log_variance"][node / SHAPE.choices * r + j],
+                Covariance::Isotropic => parameters["log_variance"][node],
+            };
+            let term = |j: usize| {
+                let apart = z[j] - parameters["mean"][node * r + j];
+                -0.5 * apart * apart / log_variance(j).exp() - 0.5 * log_variance(j)
+            };
+            let sum: f64 = (0..r).map(term).sum();
+            let density = if form.reduce == Reduce::Mean { sum / r as f64 } else { sum };
+            parameters["scale"][0] * density + parameters["log_prior"][node]
+        }
+        RouterKind::Custom(_) => unreachable!("the library knows no formula"),
+    };
+    (0..NODES).map(of_node).collect()
+}
+
+/// Random parameters for whatever the router asks for; scales are positive.
+fn store(kind: &RouterKind) -> ParamStore {
+    let fresh = ParamStore::initialise(&Device::Cpu, 0, |vb| router(kind, &vb).map(drop)).unwrap();
+    for (at, (name, var)) in fresh.iter().enumerate() {
+        let drawn = inputs(50 + at as u64, &[var.dims()]).remove(0).to_dtype(DType::F32).unwrap();
+        var.set(&if name == "scale" { drawn.affine(0.1, 1.3).unwrap() } else { drawn.affine(0.6, 0.0).unwrap() })
+            .unwrap();
+    }
+    fresh
+}
+
+fn router(kind: &RouterKind, vb: &candle_nn::VarBuilder<'_>) -> tinyonn::Result<Box<dyn Router>> {
+    Ok(match kind {
+        RouterKind::Gaussian(form) => Box::new(GaussianMoeRouter::with_form(SHAPE, form, vb)?),
+        RouterKind::Linear => Box::new(LinearRouter::new(SHAPE, vb)?),
+        RouterKind::Cosine => Box::new(CosineRouter::new(SHAPE, vb)?),
+        RouterKind::Random => Box::new(RandomRouter::new(SHAPE, vb)?),
+        RouterKind::Custom(_) => unreachable!("the library knows no formula"),
+    })
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Router and formula agree. Routers compute in f32 by design, the formula and its central differences in f64: what is left between
+/// them is the rounding of f32, at most 1e-4 of the size of what is compared after two products and a softened square.
+fn assert_agrees(kind: &RouterKind) {
+    let store = store(kind);
+    let router = router(kind, &store.builder(DType::F32, |_| true)).unwrap();
+    let x = Var::from_tensor(&inputs(60, &[&[INPUTS, SHAPE.hidden]])[0].to_dtype(DType::F32).unwrap()).unwrap();
+    let found = router.logits(&x).unwrap();
+    assert_eq!(found.dims(), [INPUTS, SHAPE.parents, SHAPE.choices]);
+
+    let parameters: Parameters = store.iter().map(|(name, var)| (name.to_owned(), values(var))).collect();
+    let formula = |parameters: &Parameters, x: &[f64]| -> Vec<f64> {
+        x.chunks_exact(SHAPE.hidden).flat_map(|row| logits(kind, parameters, row)).collect()
+    };
+    let xs = values(&x);
+    for (found, expected) in values(&found).into_iter().zip(formula(&parameters, &xs)) {
+        approx::assert_relative_eq!(found, expected, max_relative = 1e-4, epsilon = 1e-4);
+    }
+
+    let weights = inputs(61, &[found.dims()]).remove(0);
+    let loss = (found * weights.to_dtype(DType::F32).unwrap()).unwrap().sum_all().unwrap();
+    let grads = ops::backward(&loss).unwrap();
+    let weights = values(&weights);
+    let loss = |parameters: &Parameters, x: &[f64]| -> f64 {
+        formula(parameters, x).iter().zip(&weights).map(|(logit, weight)| logit * weight).sum()
+    };
+    let eps = 1e-5;
+    let moved = |values: &[f64], v: &[f64], step: f64| -> Vec<f64> {
+        values.iter().zip(v).map(|(value, v)| value + step * v).collect()
+    };
+    let check = |what: &str, var: &Var, at: &dyn Fn(&[f64], f64) -> f64| {
+        let v = values(&inputs(62, &[var.dims()])[0]);
+        let numeric = (at(&v, eps) - at(&v, -eps)) / (2.0 * eps);
+        let grad = values(grads.get(var).unwrap());
+        let exact: f64 = grad.iter().zip(&v).map(|(grad, v)| grad * v).sum();
+        let size = grad.iter().zip(&v).map(|(grad, v)| (grad * v).abs()).sum::<f64>();
+        assert!(size > 0.0, "{kind:?}: {what} has no gradient");
+        assert!((numeric - exact).abs() <= 1e-4 * size, "{kind:?} in {what}: {numeric} {exact}");
+    };
+    check("x", &x, &|v, step| loss(&parameters, &moved(&xs, v, step)));
+    for (name, var) in store.iter() {
+        let drawn = *kind == RouterKind::Random
+            || (name == "projection" && matches!(kind, RouterKind::Gaussian(form) if form.project == Project::Random));
+        if drawn {
+            assert!(grads.get(var).is_none(), "{name} was drawn once");
+            continue;
+        }
+        check(name, var, &|v, step| {
+            let mut parameters = parameters.clone();
+            let value = moved(&parameters[name], v, step);
+            parameters.insert(name.to_owned(), value);
+            loss(&parameters, &xs)
+        });
+    }
+}
+
+#[rstest]
+fn gaussian_routers_are_their_formula(
+    #[values(Reduce::Mean, Reduce::Sum)] reduce: Reduce,
+    #[values(Covariance::Diag, Covariance::Shared, Covariance::Isotropic)] covariance: Covariance,
+    #[values((1, Project::Learned), (5, Project::Learned), (64, Project::Identity), (3, Project::Random))] form: (
+        usize,
+        Project,
+    ),
+) {
+    assert_agrees(&RouterKind::Gaussian(GaussianSpec { dim: form.0, reduce, covariance, project: form.1 }));
+}
+
+#[rstest]
+fn other_routers_are_their_formula(
+    #[values(RouterKind::Linear, RouterKind::Cosine, RouterKind::Random)] kind: RouterKind,
+) {
+    assert_agrees(&kind);
+}
+
+#[test]
+fn a_vector_of_zeros_has_no_direction_and_no_derivative_that_is_no_number() {
+    let store = store(&RouterKind::Cosine);
+    let router = router(&RouterKind::Cosine, &store.builder(DType::F32, |_| true)).unwrap();
+    let x = Var::zeros((2, SHAPE.hidden), DType::F32, &Device::Cpu).unwrap();
+    let logits = router.logits(&x).unwrap();
+    assert!(values(&logits).iter().all(|logit| *logit == 0.0));
+    let grads = ops::backward(&logits.sum_all().unwrap()).unwrap();
+    assert!(values(grads.get(&x).unwrap()).iter().all(|grad| grad.is_finite()));
+}
