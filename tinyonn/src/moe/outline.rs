@@ -43,16 +43,9 @@ impl MoeSpec {
     /// ```
     #[must_use]
     pub fn router_words(&self) -> String {
-        let of_level = |level: &LevelSpec| {
-            let kinds: Vec<String> = level.routers.iter().map(|run| kind(&run.kind)).collect();
-            if kinds.windows(2).all(|pair| pair[0] == pair[1]) { kinds[..1].to_vec() } else { kinds }.join(", ")
-        };
-        let levels: Vec<String> = self.levels.iter().map(of_level).collect();
-        if levels.windows(2).all(|pair| pair[0] == pair[1]) {
-            levels.into_iter().take(1).collect()
-        } else {
-            levels.join("; ")
-        }
+        let of_level =
+            |level: &LevelSpec| one_if_equal(level.routers.iter().map(|run| kind(&run.kind)).collect()).join(", ");
+        one_if_equal(self.levels.iter().map(of_level).collect()).join("; ")
     }
 
     /// What decides, how the chosen are combined and weighed, and what else is declared: everything but hierarchy and routers,
@@ -107,6 +100,13 @@ impl MoeSpec {
 /// The choices of a level of equal routers.
 fn single(level: &LevelSpec) -> Option<usize> {
     if let [run] = &*level.routers { Some(run.choices) } else { None }
+}
+
+fn one_if_equal(mut words: Vec<String>) -> Vec<String> {
+    if words.windows(2).all(|pair| pair[0] == pair[1]) {
+        words.truncate(1);
+    }
+    words
 }
 
 fn kind(kind: &RouterKind) -> String {
