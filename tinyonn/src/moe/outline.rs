@@ -9,12 +9,12 @@ impl MoeSpec {
     /// The hierarchy: the choices of each level, or the experts of each named group.
     ///
     /// ```
-    /// use tinyonn::gallery::{Depth3, Flat100, TinyOnn, Uneven};
+    /// use tinyonn::gallery::{Depth3, Flat100, TinyOnn, NamedGroups};
     ///
     /// assert_eq!(Flat100::SPEC.hierarchy(), "100");
     /// assert_eq!(TinyOnn::SPEC.hierarchy(), "10 × 10");
     /// assert_eq!(Depth3::SPEC.hierarchy(), "[4, 5, 5]");
-    /// assert_eq!(Uneven::SPEC.hierarchy(), "language 10, arithmetic 6, memory 3");
+    /// assert_eq!(NamedGroups::SPEC.hierarchy(), "language 10, arithmetic 6, memory 3");
     /// ```
     #[must_use]
     pub fn hierarchy(&self) -> String {
@@ -35,11 +35,11 @@ impl MoeSpec {
     /// The kinds of its routers: one word if all levels and groups agree, else one a level, with the groups' own.
     ///
     /// ```
-    /// use tinyonn::gallery::{Switch, TinyOnn, Uneven};
+    /// use tinyonn::gallery::{Switch, TinyOnn, NamedGroups};
     ///
     /// assert_eq!(Switch::SPEC.router_words(), "linear");
     /// assert_eq!(TinyOnn::SPEC.router_words(), "gaussian(64)");
-    /// assert_eq!(Uneven::SPEC.router_words(), "gaussian(32); gaussian(32), cosine, linear");
+    /// assert_eq!(NamedGroups::SPEC.router_words(), "gaussian(32); gaussian(32), cosine, linear");
     /// ```
     #[must_use]
     pub fn router_words(&self) -> String {
