@@ -13,7 +13,7 @@ use crate::models::{config, message};
 
 /// h = tanh(g) u².
 #[derive(Debug)]
-struct TanhSquare;
+pub(crate) struct TanhSquare;
 
 impl Activation for TanhSquare {
     fn name(&self) -> &'static str {
@@ -30,15 +30,15 @@ impl Activation for TanhSquare {
     }
 }
 
-// As where two variants declare it.
+// As of two variants that declare it: one type may be submitted often.
 inventory::submit! { ActivationEntry(&TanhSquare) }
 inventory::submit! { ActivationEntry(&TanhSquare) }
 
-/// Two of one name.
+/// Two types of one name.
 #[derive(Debug)]
-struct Twice<const WHICH: u8>;
+struct Twice<const N: u8>;
 
-impl<const WHICH: u8> Activation for Twice<WHICH> {
+impl<const N: u8> Activation for Twice<N> {
     fn name(&self) -> &'static str {
         "twice"
     }

@@ -26,7 +26,7 @@ mod declared {
     pub(crate) struct EvenByLoss;
 
     #[moe(levels = [4], router = linear, top_k = 1)]
-    pub(crate) struct Uneven;
+    pub(crate) struct Unbalanced;
 
     #[moe(levels = [4], router = linear, top_k = 1, jitter = 0.5)]
     pub(crate) struct Jittered;
@@ -164,16 +164,16 @@ fn jitter_stays_within_its_bounds_and_follows_its_seed_and_layer() {
 #[test]
 fn jitter_moves_choices_in_training_only() {
     let gates = |name: &str, training: Option<u64>| {
-        let (cfg, variant, store) = upcycled("Uneven");
-        let variant = if name == "Uneven" { variant } else { tinyonn::moe::variant(name).unwrap() };
+        let (cfg, variant, store) = upcycled("Unbalanced");
+        let variant = if name == "Unbalanced" { variant } else { tinyonn::moe::variant(name).unwrap() };
         let layer = (variant.build)(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp")).unwrap();
         let x = inputs(11, &[&[4, 50, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
         let seen = std::sync::Arc::new(Gates::default());
         layer.forward(&x, &RouteCtx { observer: Some(seen.clone()), training, ..RouteCtx::routed() }).unwrap();
         seen.rows(0)
     };
-    assert!(gates("Jittered", None) == gates("Uneven", None));
-    assert!(gates("Uneven", Some(1)) == gates("Uneven", None));
+    assert!(gates("Jittered", None) == gates("Unbalanced", None));
+    assert!(gates("Unbalanced", Some(1)) == gates("Unbalanced", None));
     assert!(gates("Jittered", Some(1)) == gates("Jittered", Some(1)));
     assert!(gates("Jittered", Some(1)) != gates("Jittered", None));
     assert!(gates("Jittered", Some(1)) != gates("Jittered", Some(2)));
@@ -225,7 +225,7 @@ fn load_gets_evener_where_it_is_asked_to(#[case] name: &str, #[case] by: f64) {
 }
 
 #[rstest]
-fn frozen_routers_and_their_biases_stay(#[values("EvenByBias", "EvenByLoss", "Uneven")] name: &str) {
+fn frozen_routers_and_their_biases_stay(#[values("EvenByBias", "EvenByLoss", "Unbalanced")] name: &str) {
     let (_, _, moved) = trained(name, false);
     assert!(moved.is_empty(), "{moved:?}");
 }

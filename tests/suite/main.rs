@@ -10,6 +10,7 @@ mod checkpoint;
 mod combine;
 mod config;
 mod data;
+mod declarations;
 mod devices;
 mod files;
 mod gallery;

@@ -68,7 +68,7 @@ pub(crate) fn source(tokens: &impl ToTokens) -> String {
 
 /// The known word nearest to `word`, if a slip of the finger could have made one of the other.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let slips = 1 + word.chars().count() / 3;
+    let slips = (word.chars().count() / 3).max(1);
     known
         .iter()
         .map(|known| (distance(&word.to_lowercase(), known), *known))

@@ -162,7 +162,23 @@ impl Activation {
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Known(word) => (*word).to_owned(),
-            Self::Custom(path) => path.segments.last().map_or(String::new(), |last| last.ident.to_string()),
+            Self::Custom(path) => path.segments.last().map_or(String::new(), |last| snake_case(&last.ident)),
         }
     }
+}
+
+/// `WrittenWords` to `written_words`.
+pub(crate) fn snake_case(ident: &Ident) -> String {
+    let written = ident.to_string();
+    let letters: Vec<char> = written.trim_start_matches("r#").chars().collect();
+    let mut name = String::new();
+    for (i, letter) in letters.iter().enumerate() {
+        let starts_word = letter.is_uppercase()
+            && i > 0
+            && letters[i - 1] != '_'
+            && (!letters[i - 1].is_uppercase() || letters.get(i + 1).is_some_and(|next| next.is_lowercase()));
+        name.extend(starts_word.then_some('_'));
+        name.extend(letter.to_lowercase());
+    }
+    name
 }

@@ -1,7 +1,8 @@
 //! The registry's entries: the variant by its name, and an activation of the user's by its own.
 
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{quote, quote_spanned};
+use syn::spanned::Spanned;
 
 use crate::variant::{Activation, Variant};
 
@@ -9,11 +10,15 @@ pub(super) fn entries(variant: &Variant) -> TokenStream {
     let name = &variant.name;
     let activation = match &variant.behaviour.activation {
         None | Some(Activation::Known(_)) => None,
-        Some(Activation::Custom(path)) => Some(quote! {
-            ::tinyonn::inventory::submit! {
-                ::tinyonn::ops::ActivationEntry(&#path)
-            }
-        }),
+        Some(Activation::Custom(path)) => {
+            // A type that is no activation is refused where the user named it.
+            let borrowed = quote_spanned!(path.span()=> &#path);
+            Some(quote! {
+                ::tinyonn::inventory::submit! {
+                    ::tinyonn::ops::ActivationEntry(#borrowed)
+                }
+            })
+        }
     };
     quote! {
         ::tinyonn::inventory::submit! {

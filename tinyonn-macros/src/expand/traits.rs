@@ -1,6 +1,6 @@
 //! What a mixture of experts does for the model, and tells the rest of the library.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 
@@ -57,11 +57,13 @@ pub(super) fn moe_module(variant: &Variant) -> TokenStream {
     }
 }
 
-/// Spanned like the constructor: a type that is no router is refused once, where the user named it.
+/// A type that is no router is refused where the user named it.
 fn borrowed(run: &Run) -> TokenStream {
-    let field = field(run);
+    let mut field = field(run);
     if let Router::Custom(path) = &run.router {
-        quote_spanned!(path.span()=> &self.#field)
+        let named = Span::call_site().located_at(path.span());
+        field.set_span(named);
+        quote_spanned!(named=> &self.#field)
     } else {
         quote!(&self.#field)
     }

@@ -10,7 +10,7 @@ use super::settings::Settings;
 use super::{Hierarchy, MOST, router, top_k};
 use crate::errors::Errors;
 use crate::parse::{GroupAttribute, Named, Value};
-use crate::variant::{Always, GroupName, Level, Router, Run};
+use crate::variant::{Always, GroupName, Level, Router, Run, snake_case};
 
 /// What can be said of a group.
 pub(crate) const GROUP_SETTINGS: [&str; 4] = ["experts", "top_k", "router", "always"];
@@ -156,20 +156,4 @@ fn names(named: &Named, errors: &mut Errors) -> Vec<String> {
         names.push(name);
     }
     names
-}
-
-/// `WrittenWords` to `written_words`.
-fn snake_case(ident: &Ident) -> String {
-    let written = ident.to_string();
-    let letters: Vec<char> = written.trim_start_matches("r#").chars().collect();
-    let mut name = String::new();
-    for (i, letter) in letters.iter().enumerate() {
-        let starts_word = letter.is_uppercase()
-            && i > 0
-            && letters[i - 1] != '_'
-            && (!letters[i - 1].is_uppercase() || letters.get(i + 1).is_some_and(|next| next.is_lowercase()));
-        name.extend(starts_word.then_some('_'));
-        name.extend(letter.to_lowercase());
-    }
-    name
 }

@@ -11,9 +11,7 @@
 /// ```
 ///
 /// - Experts are slices of the dense MLP, combined as one bank whose hidden activation is gated (`combine = concat`); a chosen expert weighs 1.
-/// - Neurons are given to experts by `partition = contiguous`.
 /// - Load is evened by a bias on selection that steps by 0.001 (DeepSeek-AI, 2024).
-/// - Activation: `silu`.
 ///
 /// | field | routers | choices of each | taken | parameters |
 /// |---|---|---|---|---|
@@ -133,8 +131,8 @@ impl Cortex {
         },
         z_loss: 0.0,
         jitter: 0.0,
-        partition: ::tinyonn::moe::PartitionStrategy::Contiguous,
-        activation: ::std::borrow::Cow::Borrowed("silu"),
+        partition: ::core::option::Option::None,
+        activation: ::core::option::Option::None,
     };
     /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
     /// the experts under the names of the dense MLP.

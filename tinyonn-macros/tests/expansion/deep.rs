@@ -8,11 +8,9 @@
 /// ```
 ///
 /// - Experts are slices of the dense MLP, combined as one bank whose hidden activation is gated (`combine = concat`); a chosen expert weighs 1.
-/// - Neurons are given to experts by `partition = contiguous`.
 /// - A router takes as few choices as hold the probability 0.9.
 /// - Router z-loss 0.001 · mean (log Σ exp ℓ)² (Zoph et al., 2022).
 /// - In training, the routers' input is multiplied by U(1 − ε, 1 + ε), ε = 0.01.
-/// - Activation: `silu`.
 ///
 /// | field | routers | choices of each | taken | parameters |
 /// |---|---|---|---|---|
@@ -96,8 +94,8 @@ impl Deep {
         balance: ::tinyonn::moe::Balance::None,
         z_loss: 0.001,
         jitter: 0.01,
-        partition: ::tinyonn::moe::PartitionStrategy::Contiguous,
-        activation: ::std::borrow::Cow::Borrowed("silu"),
+        partition: ::core::option::Option::None,
+        activation: ::core::option::Option::None,
     };
     /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
     /// the experts under the names of the dense MLP.

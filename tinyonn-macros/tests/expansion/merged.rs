@@ -6,7 +6,6 @@
 /// ```
 ///
 /// - Experts are replicas of the dense MLP, one base and a delta each, combined by merging their weights into one MLP (`combine = merge`); a chosen expert weighs its p, renormalised over the chosen.
-/// - Activation: `silu`.
 ///
 /// | field | routers | choices of each | taken | parameters |
 /// |---|---|---|---|---|
@@ -56,8 +55,8 @@ impl Merged {
         balance: ::tinyonn::moe::Balance::None,
         z_loss: 0.0,
         jitter: 0.0,
-        partition: ::tinyonn::moe::PartitionStrategy::Contiguous,
-        activation: ::std::borrow::Cow::Borrowed("silu"),
+        partition: ::core::option::Option::None,
+        activation: ::core::option::Option::None,
     };
     /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
     /// the experts under the names of the dense MLP.

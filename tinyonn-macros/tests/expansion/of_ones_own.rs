@@ -8,7 +8,7 @@
 ///
 /// - Experts are slices of the dense MLP, combined by dispatching each input to its own (`combine = dispatch`); a chosen expert weighs its p, renormalised over the chosen, times their number.
 /// - Neurons are given to experts by `partition = sps`.
-/// - Activation: `Relu2`.
+/// - Activation: `relu2`.
 ///
 /// | field | routers | choices of each | taken | parameters |
 /// |---|---|---|---|---|
@@ -71,8 +71,8 @@ impl OfOnesOwn {
         balance: ::tinyonn::moe::Balance::None,
         z_loss: 0.0,
         jitter: 0.0,
-        partition: ::tinyonn::moe::PartitionStrategy::Sps,
-        activation: ::std::borrow::Cow::Borrowed("Relu2"),
+        partition: ::core::option::Option::Some(::tinyonn::moe::PartitionStrategy::Sps),
+        activation: ::core::option::Option::Some(::std::borrow::Cow::Borrowed("relu2")),
     };
     /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
     /// the experts under the names of the dense MLP.
@@ -134,5 +134,5 @@ impl ::tinyonn::moe::MoeModule for OfOnesOwn {
     ?)) }, }
 }
 ::tinyonn::inventory::submit! {
-    ::tinyonn::ops::activation::Entry(& my::Relu2)
+    ::tinyonn::ops::ActivationEntry(& my::Relu2)
 }

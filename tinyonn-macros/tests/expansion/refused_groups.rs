@@ -13,8 +13,8 @@ impl RefusedGroups {
         balance: ::tinyonn::moe::Balance::None,
         z_loss: 0.0,
         jitter: 0.0,
-        partition: ::tinyonn::moe::PartitionStrategy::Contiguous,
-        activation: ::std::borrow::Cow::Borrowed("silu"),
+        partition: ::core::option::Option::None,
+        activation: ::core::option::Option::None,
     };
     pub fn new(
         _: &::tinyonn::qwen3::Qwen3Config,

@@ -9,8 +9,6 @@
 /// ```
 ///
 /// - Experts are slices of the dense MLP, combined as one bank whose hidden activation is gated (`combine = concat`); a chosen expert weighs 1.
-/// - Neurons are given to experts by `partition = contiguous`.
-/// - Activation: `silu`.
 ///
 /// | field | routers | choices of each | taken | parameters |
 /// |---|---|---|---|---|
@@ -80,8 +78,8 @@ impl TinyOnn {
         balance: ::tinyonn::moe::Balance::None,
         z_loss: 0.0,
         jitter: 0.0,
-        partition: ::tinyonn::moe::PartitionStrategy::Contiguous,
-        activation: ::std::borrow::Cow::Borrowed("silu"),
+        partition: ::core::option::Option::None,
+        activation: ::core::option::Option::None,
     };
     /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
     /// the experts under the names of the dense MLP.

@@ -1,4 +1,4 @@
-use tinyonn_macros::moe;
+use tinyonn::moe::moe;
 
 #[moe]
 pub struct Name;

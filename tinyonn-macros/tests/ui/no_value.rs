@@ -1,4 +1,4 @@
-use tinyonn_macros::moe;
+use tinyonn::moe::moe;
 
 #[moe(groups = , experts, top_k [1, 2])]
 pub struct Name;

@@ -1,4 +1,4 @@
-use tinyonn_macros::moe;
+use tinyonn::moe::moe;
 
 #[moe(groups = 10, experts = 10)]
 pub struct Braces {
@@ -9,15 +9,10 @@ pub struct Braces {
 pub struct Tuple(pub usize);
 
 #[moe(groups = 10, experts = 10)]
-pub enum Named {
-    Language,
-}
-
-#[moe(groups = 10, experts = 10)]
 pub fn function() {}
 
 // Each item still exists: what uses it brings no further error.
-pub fn uses(_: Tuple, _: Named) -> Braces {
+pub fn uses(_: Tuple) -> Braces {
     function();
     Braces { width: 1 }
 }

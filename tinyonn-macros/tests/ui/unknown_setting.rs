@@ -1,4 +1,4 @@
-use tinyonn_macros::moe;
+use tinyonn::moe::moe;
 
 #[moe(groups = 10, experts = 10, rooter = gaussian)]
 pub struct Name;

@@ -70,24 +70,25 @@ inventory::collect!(ActivationEntry);
 inventory::submit! { ActivationEntry(&Silu) }
 inventory::submit! { ActivationEntry(&Gelu) }
 
-/// Every activation that is linked in, by name; one that several variants declare is one.
+/// Every activation that is linked in, by name.
 #[must_use]
 pub fn activations() -> Vec<&'static dyn Activation> {
     let mut all: Vec<_> = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).collect();
-    all.sort_by_key(|activation| (activation.name(), kind(*activation)));
-    all.dedup_by_key(|activation| kind(*activation));
+    all.sort_by(|a, b| a.name().cmp(b.name()));
+    all.dedup_by_key(|activation| type_of(*activation));
     all
 }
 
-/// The activation of that name. Of two types with one name neither is known: the order of linking must not decide.
+/// The activation of that name. Of two types with one name neither is known: the order of linking must not decide. One type may be
+/// submitted often: each variant that declares it does.
 #[must_use]
 pub fn activation(name: &str) -> Option<&'static dyn Activation> {
     let mut named = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).filter(|a| a.name() == name);
     let first = named.next()?;
-    named.all(|other| kind(other) == kind(first)).then_some(first)
+    named.all(|other| type_of(other) == type_of(first)).then_some(first)
 }
 
-fn kind(activation: &'static dyn Activation) -> TypeId {
+fn type_of(activation: &'static dyn Activation) -> TypeId {
     let any: &dyn Any = activation;
     any.type_id()
 }

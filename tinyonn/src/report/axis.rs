@@ -2,6 +2,9 @@
 
 use super::number::{fixed, significant};
 
+/// No axis asks for as many.
+const MOST_TICKS: f64 = 100.0;
+
 /// A value axis drawn from `start` to `end` on paper.
 #[derive(Debug, Clone)]
 pub(super) struct Axis {
@@ -48,9 +51,13 @@ impl Axis {
     }
 
     fn linear_values(&self) -> Vec<f64> {
-        let first = (self.low / self.step - 1e-9).ceil() as i64;
-        let last = (self.high / self.step + 1e-9).floor() as i64;
-        (first..=last).map(|k| k as f64 * self.step).collect()
+        let first = (self.low / self.step - 1e-9).ceil();
+        let last = (self.high / self.step + 1e-9).floor();
+        // Near the ends of what f64 holds a step may be none, or a range no number.
+        if !(last - first <= MOST_TICKS) {
+            return vec![self.low, self.high];
+        }
+        (first as i64..=last as i64).map(|k| k as f64 * self.step).collect()
     }
 
     /// Powers of ten, with 2 and 5 between them while there is room.
@@ -84,10 +91,12 @@ impl Axis {
 
 /// A range that can be divided by: an empty one gets room around it.
 fn widen(low: f64, high: f64) -> (f64, f64) {
-    if high - low > f64::EPSILON * high.abs().max(low.abs()) && high > low {
+    /// Below this, f64 has no digits left to divide.
+    const NOTHING: f64 = 1e-290;
+    if high - low > (f64::EPSILON * high.abs().max(low.abs())).max(NOTHING) {
         return (low, high);
     }
-    let room = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
+    let room = if low.abs() < NOTHING { 1.0 } else { low.abs() * 0.1 };
     (low - room, low + room)
 }
 
@@ -132,6 +141,8 @@ mod tests {
     #[case(5.0, 5.0)]
     #[case(-2.0, -2.0)]
     #[case(1e300, 1e300)]
+    #[case(0.0, 5e-324)]
+    #[case(-5e-324, 1e-310)]
     fn a_single_value_still_has_a_place(#[case] low: f64, #[case] high: f64) {
         let axis = Axis::linear(low, high, 5, (0.0, 100.0));
         assert!((0.0..=100.0).contains(&axis.place(low)));

@@ -1,0 +1,177 @@
+//! What the forms of `#[moe(..)]` leave at run time: the specification, the routers with their shapes and names, the names of groups.
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Init, VarBuilder, VarMap};
+use rstest::rstest;
+use tinyonn::Result;
+use tinyonn::moe::{
+    self, AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec,
+    PartitionStrategy, Pfag, Project, Reduce, RoutePer, Router, RouterKind, RouterShape, RouterSpec, moe,
+};
+
+use crate::gradients::inputs;
+use crate::models::config;
+
+/// The same offset for every input.
+#[derive(Debug)]
+struct Offsets {
+    offset: Tensor,
+}
+
+impl Router for Offsets {
+    fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Self> {
+        Ok(Self { offset: vb.get_with_hints((shape.parents, shape.choices), "offset", Init::Const(0.0))? })
+    }
+
+    fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
+        let (parents, choices) = self.offset.dims2()?;
+        Ok(self.offset.broadcast_as((x_td.dim(0)?, parents, choices))?.contiguous()?)
+    }
+}
+
+/// Named, uneven groups.
+#[moe(router = [linear, gaussian(reduce = sum)], top_k = 2, balance = bias(0.001), gate = scaled)]
+enum Lobes {
+    /// Words.
+    #[group(experts = 3)]
+    Language,
+    #[group(experts = 2, top_k = 1, router = Offsets)]
+    PureReason,
+    #[group(experts = 1, router = cosine)]
+    r#Type,
+    #[group(experts = 2, always)]
+    Shared,
+}
+
+/// All kinds of router, one a level.
+#[moe(
+    levels = [2, 3, 2, 2],
+    router = [linear, gaussian(covariance = shared, project = random, dim = 3), crate::declarations::Offsets, random],
+    pfag = nucleus(0.9),
+    top_k = [1, 2, 1, 2],
+    z_loss = 0.001,
+    jitter = 0.25
+)]
+struct Divisions;
+
+/// Experts without groups.
+#[moe(
+    levels = [5],
+    top_k = 3,
+    router = gaussian(project = identity, covariance = isotropic),
+    combine = dispatch,
+    gate = straight_through,
+    route_per = sequence,
+    partition = activation,
+    activation = crate::activation::TanhSquare,
+)]
+struct Flat;
+
+/// Replicas.
+#[moe(levels = [2, 2], experts_are = replicate, route_per = segment(16), balance = loss(0.5), activation = silu)]
+struct Merged;
+
+const fn borrowed(name: &'static str) -> std::borrow::Cow<'static, str> {
+    std::borrow::Cow::Borrowed(name)
+}
+
+const fn run(name: &'static str, choices: usize, top_k: usize, kind: RouterKind) -> RouterSpec {
+    RouterSpec { name: borrowed(name), parents: 1, choices, top_k, kind }
+}
+
+#[test]
+fn an_enum_is_its_specification_field_by_field() {
+    let sum = GaussianSpec { dim: 64, reduce: Reduce::Sum, covariance: Covariance::Diag, project: Project::Learned };
+    let groups = vec![run("group", 3, 2, RouterKind::Linear)];
+    let experts = vec![
+        run("language", 3, 2, RouterKind::Gaussian(sum)),
+        run("pure_reason", 2, 1, RouterKind::Custom(borrowed("Offsets"))),
+        run("type", 1, 1, RouterKind::Cosine),
+    ];
+    let expected = MoeSpec {
+        name: borrowed("Lobes"),
+        levels: vec![
+            LevelSpec { name: borrowed("group"), routers: groups.into() },
+            LevelSpec { name: borrowed("expert"), routers: experts.into() },
+        ]
+        .into(),
+        always: vec![AlwaysSpec { name: borrowed("shared"), experts: 2 }].into(),
+        experts_are: ExpertsAre::Slice,
+        combine: Combine::Concat,
+        route_per: RoutePer::Token,
+        gate: Gate::Scaled,
+        pfag: Pfag::Off,
+        balance: Balance::Bias { rate: 0.001 },
+        z_loss: 0.0,
+        jitter: 0.0,
+        partition: None,
+        activation: None,
+    };
+    assert_eq!(Lobes::SPEC, expected);
+    assert_eq!((Lobes::SPEC.experts(), Lobes::SPEC.active_experts()), (8, 5));
+}
+
+#[test]
+fn an_enum_leaves_the_names_of_its_groups() {
+    assert_eq!(LobesGroup::ALL.map(LobesGroup::name), ["language", "pure_reason", "type", "shared"]);
+    assert_eq!(LobesGroup::ALL[3], LobesGroup::Shared);
+    let named = LobesGroup::ALL.iter().enumerate().take(3);
+    for (node, group) in named {
+        assert_eq!(Lobes::SPEC.node_name(0, node), group.name());
+    }
+}
+
+#[test]
+fn what_is_said_of_the_whole_is_in_the_specification() {
+    let (deep, flat, merged) = (Divisions::SPEC, Flat::SPEC, Merged::SPEC);
+    assert_eq!((deep.pfag, deep.z_loss, deep.jitter), (Pfag::Nucleus { mass: 0.9 }, 0.001, 0.25));
+    assert_eq!((flat.combine, flat.gate), (Combine::Dispatch, Gate::StraightThrough));
+    assert_eq!(
+        (flat.route_per, flat.partition),
+        (RoutePer::Sequence { first: 64 }, Some(PartitionStrategy::Activation))
+    );
+    assert_eq!(flat.activation.as_deref(), Some("tanh_square"));
+    assert_eq!((merged.experts_are, merged.combine), (ExpertsAre::Replicate, Combine::Merge));
+    assert_eq!((merged.gate, merged.balance), (Gate::Normalised, Balance::Loss { coefficient: 0.5 }));
+    assert_eq!((merged.route_per, merged.activation.as_deref()), (RoutePer::Segment { tokens: 16 }, Some("silu")));
+}
+
+#[rstest]
+#[case(&Lobes::SPEC)]
+#[case(&Divisions::SPEC)]
+#[case(&Flat::SPEC)]
+#[case(&Merged::SPEC)]
+fn what_the_compiler_accepts_the_library_accepts_and_reads_back(#[case] spec: &MoeSpec) {
+    spec.validate().unwrap();
+    assert_eq!(moe::variant(&spec.name).unwrap().spec, *spec);
+    let json = serde_json::to_string(spec).unwrap();
+    assert_eq!(serde_json::from_str::<MoeSpec>(&json).unwrap(), *spec, "{json}");
+}
+
+#[rstest]
+#[case("Lobes", "silu")]
+#[case("Divisions", "silu")]
+#[case("Flat", "tanh_square")]
+fn each_run_of_routers_is_a_field_with_its_parameters(#[case] name: &str, #[case] hidden_act: &str) {
+    let variant = moe::variant(name).unwrap();
+    let cfg = tinyonn::qwen3::Qwen3Config { hidden_act: hidden_act.into(), ..config(9, true) };
+    let variables = VarMap::new();
+    let owners: Vec<u32> = (0..cfg.intermediate_size).map(|i| (i % variant.spec.experts()) as u32).collect();
+    let owners = candle_core::Var::from_vec(owners, cfg.intermediate_size, &Device::Cpu).unwrap();
+    variables.data().lock().unwrap().insert("neuron_expert".to_owned(), owners);
+    let layer = (variant.build)(&cfg, 0, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu)).unwrap();
+    let x_td = inputs(3, &[&[4, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
+    let found: Vec<Vec<Vec<usize>>> = layer
+        .routers()
+        .iter()
+        .map(|level| level.iter().map(|router| router.logits(&x_td).unwrap().dims().to_vec()).collect())
+        .collect();
+    let shape = |run: &RouterSpec| vec![4, run.parents, run.choices];
+    let expected: Vec<Vec<Vec<usize>>> =
+        variant.spec.levels.iter().map(|level| level.routers.iter().map(shape).collect()).collect();
+    assert_eq!(found, expected);
+    for run in variant.spec.levels.iter().flat_map(|level| level.routers.iter()) {
+        let prefix = format!("{}_router.", run.name);
+        assert!(variables.data().lock().unwrap().keys().any(|name| name.starts_with(&prefix)), "{prefix}");
+    }
+}

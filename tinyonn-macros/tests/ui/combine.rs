@@ -1,0 +1,6 @@
+use tinyonn::moe::moe;
+
+#[moe(levels = [4], combine = concatenate)]
+pub struct Name;
+
+fn main() {}

@@ -1,0 +1,6 @@
+use tinyonn::moe::moe;
+
+#[moe(groups = 2,, experts = 2)]
+pub struct Name;
+
+fn main() {}

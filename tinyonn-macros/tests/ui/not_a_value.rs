@@ -1,0 +1,6 @@
+use tinyonn::moe::moe;
+
+#[moe(groups = 2 + 2, experts = 2, 7)]
+pub struct Name;
+
+fn main() {}

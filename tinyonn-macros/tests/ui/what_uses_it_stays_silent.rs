@@ -1,0 +1,37 @@
+// One error a declaration: what names the variant brings no other.
+#![deny(warnings, missing_docs)]
+//! A crate.
+
+use tinyonn::moe::{MoeLayer, MoeModule, MoeSpec, moe};
+use tinyonn::qwen3::{FeedForward, Qwen3Config, RouteCtx};
+use tinyonn::candle_core::Tensor;
+use tinyonn::candle_nn::VarBuilder;
+
+/// Kept.
+#[moe(groups = 0, experts = 4)]
+pub struct Even;
+
+/// Kept.
+#[moe(top_k = 9)]
+#[derive(Debug)]
+pub enum Cortex {
+    /// Words.
+    #[group(experts = 4)]
+    Language,
+    /// Everything.
+    #[group(experts = 2, always)]
+    Shared,
+}
+
+/// A use of all that a declaration leaves.
+pub fn uses(cfg: &Qwen3Config, vb: &VarBuilder<'_>, x: &Tensor) -> tinyonn::Result<(Tensor, MoeLayer)> {
+    static SPECS: [MoeSpec; 2] = [Even::SPEC, Cortex::SPEC];
+    for (group, spec) in CortexGroup::ALL.into_iter().zip(&SPECS) {
+        println!("{} {} {}", group.name(), spec.experts(), group == CortexGroup::Shared);
+    }
+    let even = Even::new(cfg, 0, vb)?;
+    println!("{even:?} {} {}", even.spec().name, even.routers().len());
+    Ok((even.forward(x, &RouteCtx::all())?, Box::new(Cortex::new(cfg, 0, vb)?)))
+}
+
+fn main() {}
