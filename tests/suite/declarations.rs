@@ -154,7 +154,7 @@ fn what_the_compiler_accepts_the_library_accepts_and_reads_back(#[case] spec: &M
 #[case("Flat", "tanh_square")]
 fn each_run_of_routers_is_a_field_with_its_parameters(#[case] name: &str, #[case] hidden_act: &str) {
     let variant = moe::variant(name).unwrap();
-    let cfg = tinyonn::qwen3::Qwen3Config { hidden_act: hidden_act.into(), ..config(9, true) };
+    let cfg = tinyonn::qwen3::Qwen3Config { hidden_act: hidden_act.into(), ..config(31, true) };
     let variables = VarMap::new();
     let owners: Vec<u32> = (0..cfg.intermediate_size).map(|i| (i % variant.spec.experts()) as u32).collect();
     let owners = candle_core::Var::from_vec(owners, cfg.intermediate_size, &Device::Cpu).unwrap();

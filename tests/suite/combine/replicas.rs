@@ -176,6 +176,10 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
+/// The gradient of a weight is one sum over all entries of three matrices, whose terms cancel: up to a thousandth of what is left is
+/// rounding. That the formula holds is seen in f64.
+const OF_SUMS: f64 = 1e-3;
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 48, ..ProptestConfig::default() })]
 
@@ -184,7 +188,7 @@ proptest! {
         let case = case.without_idle_differences();
         let xs = case.inputs(seed);
         assert_same(&|xs| case.merged(xs, None), &|xs| case.naive_merged(xs), &xs, DType::F64, 1e-11);
-        assert_same(&|xs| case.merged(xs, None), &|xs| case.naive_merged(xs), &xs, DType::F32, F32);
+        assert_same(&|xs| case.merged(xs, None), &|xs| case.naive_merged(xs), &xs, DType::F32, OF_SUMS);
         let rows = case.chosen.len();
         let by_row = Case { runs: (0..rows).map(|t| (1, Some(t))).collect(), ..case }.without_idle_differences();
         let xs = by_row.inputs(seed);

@@ -71,7 +71,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// erf(x) to 4e-7, exactly odd, within [−1, 1]; branch-free, so loops over it vectorise.
+/// erf(x) to 5e-7, exactly odd, within [−1, 1]; branch-free, so loops over it vectorise.
 /// (The rational approximation of Eigen's library on [−4, 4], where f32 has 1 beyond.)
 #[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
@@ -127,7 +127,7 @@ mod tests {
         for i in -60_000..60_000 {
             let x = i as f32 / 10_000.0;
             let error = (f64::from(erf(x)) - candle_core::cpu::erf::erf_f64(f64::from(x))).abs();
-            assert!(error < 4e-7, "erf({x}) is off by {error}"); // seven units in the last place of 1
+            assert!(error < 5e-7, "erf({x}) is off by {error}"); // eight units in the last place of 1
             assert_eq!(erf(-x), -erf(x));
         }
         assert_eq!([erf(0.0), erf(1e9), erf(-1e9)], [0.0, 1.0, -1.0]);
