@@ -154,15 +154,26 @@ fn head_cross_entropy(#[case] shape: &[usize], #[case] v: usize) {
 #[case(5, 3, 4)]
 #[case(70, 9, 6)]
 fn gaussian_density(#[case] t: usize, #[case] c: usize, #[case] r: usize) {
-    check(
-        &|xs| ops::gaussian_density(&xs[0], &xs[1], &xs[2]),
-        &|xs| {
-            let offset = xs[0].unsqueeze(1)?.broadcast_sub(&xs[1].unsqueeze(0)?)?;
-            let distance = offset.sqr()?.broadcast_mul(&xs[2].neg()?.exp()?.unsqueeze(0)?)?;
-            distance.broadcast_add(&xs[2].unsqueeze(0)?)?.mean(D::Minus1)? * -0.5
-        },
-        &inputs(15, &[&[t, r], &[c, r], &[c, r]]),
-    );
+    let op = |xs: &[Tensor]| ops::gaussian_density(&xs[0], &xs[1], &xs[2]);
+    check(&op, &density_composition, &inputs(15, &[&[t, r], &[c, r], &[c, r]]));
+}
+
+/// −½ mean_j [(z − μ)² / σ² + log σ²], the square of a difference.
+fn density_composition(xs: &[Tensor]) -> Result<Tensor> {
+    let offset = xs[0].unsqueeze(1)?.broadcast_sub(&xs[1].unsqueeze(0)?)?;
+    let distance = offset.sqr()?.broadcast_mul(&xs[2].neg()?.exp()?.unsqueeze(0)?)?;
+    distance.broadcast_add(&xs[2].unsqueeze(0)?)?.mean(D::Minus1)? * -0.5
+}
+
+/// A thousand deviations from zero: z² alone has no digit left for what tells the choices apart.
+#[test]
+fn gaussian_density_far_from_zero() {
+    let far = |x: &Tensor| (x + 1000.0).unwrap().to_dtype(DType::F32).unwrap().to_dtype(DType::F64).unwrap();
+    let xs = inputs(16, &[&[20, 6], &[7, 6], &[7, 6]]);
+    let xs = [far(&xs[0]), far(&xs[1]), xs[2].clone()];
+    let op = |xs: &[Tensor]| ops::gaussian_density(&xs[0], &xs[1], &xs[2]);
+    // Differences of numbers within a factor of two are exact, and what follows is of order one; z² would be off by 0.06.
+    assert_same(&op, &density_composition, &xs, DType::F32, 1e-5);
 }
 
 /// y = W_d (silu(W_g x) ⊙ (W_u x) ⊙ c) from candle's operations.

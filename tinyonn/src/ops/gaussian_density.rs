@@ -2,7 +2,9 @@
 //! ℓ[t, c] = −½ · mean_j [ (z_tj − μ_cj)² / σ²_cj + log σ²_cj ] (DESIGN §2).
 //!
 //! Shapes: z `[t, r]`, μ and log σ² `[c, r]`, ℓ `[t, c]`; any float dtype. The square is expanded, so that all is products of
-//! matrices and nothing of size t·c·r is formed. With a = σ⁻², G = ∂L/∂ℓ, g = Σ_t G and k = −1/(2r):
+//! matrices and nothing of size t·c·r is formed. Expanded, it is a small difference of large numbers where z and μ lie far from
+//! zero, so both are taken relative to the mean of the μ first, which changes neither ℓ nor a derivative. With a = σ⁻²,
+//! G = ∂L/∂ℓ, g = Σ_t G and k = −1/(2r):
 //! dz = 2k (z ⊙ (G a) − G (μ ⊙ a)), dμ = −2k a ⊙ (Gᵀz − μ ⊙ g), d log σ² = k (g − a ⊙ (Gᵀz² − 2 μ ⊙ Gᵀz + μ² ⊙ g)).
 
 use candle_core::{D, Result, Tensor};
@@ -14,9 +16,10 @@ use super::tape::{self, Backward};
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
 pub fn gaussian_density(z: &Tensor, mean: &Tensor, log_variance: &Tensor) -> Result<Tensor> {
+    let middle_1r = mean.detach().mean_keepdim(0)?;
     let op = GaussianDensity {
-        z_tr: z.detach(),
-        mean_cr: mean.detach(),
+        z_tr: z.detach().broadcast_sub(&middle_1r)?,
+        mean_cr: mean.detach().broadcast_sub(&middle_1r)?,
         precision_cr: log_variance.detach().neg()?.exp()?,
         factor: -0.5 / z.dim(D::Minus1)? as f64,
     };
@@ -29,7 +32,9 @@ pub fn gaussian_density(z: &Tensor, mean: &Tensor, log_variance: &Tensor) -> Res
 }
 
 struct GaussianDensity {
+    /// z, relative to the mean of the μ.
     z_tr: Tensor,
+    /// μ, relative to their mean.
     mean_cr: Tensor,
     /// σ⁻².
     precision_cr: Tensor,
