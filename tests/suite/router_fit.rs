@@ -15,7 +15,7 @@ use tinyonn::train::{RouterFitConfig, RouterFitter, router_accuracy};
 
 use crate::tiny;
 
-const TASKS: usize = 4;
+pub(crate) const TASKS: usize = 4;
 const HIDDEN: usize = 16;
 const CLOSED: RouterFitConfig = RouterFitConfig { steps: 0, batch: 64, rate: 5e-3 };
 const REFINED: RouterFitConfig = RouterFitConfig { steps: 60, batch: 64, rate: 5e-3 };
@@ -26,7 +26,7 @@ pub(crate) fn normal(rng: &mut random::Rng) -> f64 {
 }
 
 /// Two layers of rows: task means `apart` times standard normal, unit noise.
-fn planted(purpose: &str, rows: usize, apart: f64) -> Vec<Samples> {
+pub(crate) fn planted(purpose: &str, rows: usize, apart: f64) -> Vec<Samples> {
     let layer = |layer: usize| {
         let mut means = random::stream(7, &format!("tests/means/{layer}"));
         let means: Vec<Vec<f64>> =

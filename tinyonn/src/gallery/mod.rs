@@ -60,7 +60,7 @@ pub enum DeepSeek {
 
 /// Named groups of uneven size, each with a router of its own kind (DESIGN §5).
 #[moe(router = gaussian(dim = 32), top_k = 2)]
-pub enum Uneven {
+pub enum NamedGroups {
     #[group(experts = 10, top_k = 4)]
     Language,
     #[group(experts = 6, router = cosine)]

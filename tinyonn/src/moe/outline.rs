@@ -9,12 +9,12 @@ impl MoeSpec {
     /// The hierarchy: the choices of each level, or the experts of each named group.
     ///
     /// ```
-    /// use tinyonn::gallery::{Depth3, Flat100, TinyOnn, Uneven};
+    /// use tinyonn::gallery::{Depth3, Flat100, TinyOnn, NamedGroups};
     ///
     /// assert_eq!(Flat100::SPEC.hierarchy(), "100");
     /// assert_eq!(TinyOnn::SPEC.hierarchy(), "10 × 10");
     /// assert_eq!(Depth3::SPEC.hierarchy(), "[4, 5, 5]");
-    /// assert_eq!(Uneven::SPEC.hierarchy(), "language 10, arithmetic 6, memory 3");
+    /// assert_eq!(NamedGroups::SPEC.hierarchy(), "language 10, arithmetic 6, memory 3");
     /// ```
     #[must_use]
     pub fn hierarchy(&self) -> String {
@@ -35,24 +35,17 @@ impl MoeSpec {
     /// The kinds of its routers: one word if all levels and groups agree, else one a level, with the groups' own.
     ///
     /// ```
-    /// use tinyonn::gallery::{Switch, TinyOnn, Uneven};
+    /// use tinyonn::gallery::{Switch, TinyOnn, NamedGroups};
     ///
     /// assert_eq!(Switch::SPEC.router_words(), "linear");
     /// assert_eq!(TinyOnn::SPEC.router_words(), "gaussian(64)");
-    /// assert_eq!(Uneven::SPEC.router_words(), "gaussian(32); gaussian(32), cosine, linear");
+    /// assert_eq!(NamedGroups::SPEC.router_words(), "gaussian(32); gaussian(32), cosine, linear");
     /// ```
     #[must_use]
     pub fn router_words(&self) -> String {
-        let of_level = |level: &LevelSpec| {
-            let kinds: Vec<String> = level.routers.iter().map(|run| kind(&run.kind)).collect();
-            if kinds.windows(2).all(|pair| pair[0] == pair[1]) { kinds[..1].to_vec() } else { kinds }.join(", ")
-        };
-        let levels: Vec<String> = self.levels.iter().map(of_level).collect();
-        if levels.windows(2).all(|pair| pair[0] == pair[1]) {
-            levels.into_iter().take(1).collect()
-        } else {
-            levels.join("; ")
-        }
+        let of_level =
+            |level: &LevelSpec| one_if_equal(level.routers.iter().map(|run| kind(&run.kind)).collect()).join(", ");
+        one_if_equal(self.levels.iter().map(of_level).collect()).join("; ")
     }
 
     /// What decides, how the chosen are combined and weighed, and what else is declared: everything but hierarchy and routers,
@@ -107,6 +100,13 @@ impl MoeSpec {
 /// The choices of a level of equal routers.
 fn single(level: &LevelSpec) -> Option<usize> {
     if let [run] = &*level.routers { Some(run.choices) } else { None }
+}
+
+fn one_if_equal(mut words: Vec<String>) -> Vec<String> {
+    if words.windows(2).all(|pair| pair[0] == pair[1]) {
+        words.truncate(1);
+    }
+    words
 }
 
 fn kind(kind: &RouterKind) -> String {

@@ -1,0 +1,251 @@
+//! The shipped variants, each of them through everything that a variant goes through. They are found by the registry, so that a new
+//! one is tested by being there.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use tempfile::TempDir;
+use tinyonn::checkpoint::{
+    ParamStore, TinyOnnConfig, TinyOnnFolder, expected_tensors, grow_deltas, load_model, tokens,
+};
+use tinyonn::data::Sampler;
+use tinyonn::imaging::Labels;
+use tinyonn::metrics::MetricsLog;
+use tinyonn::model::{ActiveMode, TinyOnnForCausalLm};
+use tinyonn::moe::{Balance, ExpertsAre, Gate, MoeModule, MoeSpec, Pfag, RoutePer, RouterKind, Variant, variants};
+use tinyonn::ops;
+use tinyonn::qwen3::{Qwen3Config, RouteCtx};
+use tinyonn::train::{AdamwConfig, RouterFitConfig, RouterFitter, SmkConfig, router_accuracy, train_smk};
+
+use crate::models::{self, CPU, bits, message};
+use crate::router_fit::{TASKS, planted};
+use crate::tiny;
+
+const VOCAB: usize = 40;
+
+fn gallery() -> Vec<&'static Variant> {
+    let shipped = |variant: &&Variant| variant.module_path.starts_with("tinyonn::gallery");
+    variants().into_iter().filter(shipped).collect()
+}
+
+/// Wide enough for the most experts, and divisible by no number of them; sequences as long as the longest segment needs.
+fn config() -> Qwen3Config {
+    Qwen3Config { vocab_size: VOCAB, max_position_embeddings: 512, ..models::config(131, false) }
+}
+
+fn upcycled(variant: &Variant) -> (ParamStore, ParamStore) {
+    let dense = tiny::dense_store(&config(), 1);
+    let (_, store) = tiny::upcycled(&config(), &variant.spec.name, &dense);
+    (dense, store)
+}
+
+/// Two sequences with some tokens behind what is read before a decision.
+fn ids(spec: &MoeSpec) -> Tensor {
+    tokens::random_tokens(VOCAB, (2, spec.open_positions() + 12), 5, &CPU).unwrap()
+}
+
+/// Routed; what takes its task's path is given one for each of two tasks.
+fn routed(spec: &MoeSpec) -> RouteCtx {
+    let paths = Labels::random(2, 2, spec, 3).paths;
+    RouteCtx { tasks: Some(Arc::from([0, 1])), paths: Some(Arc::new(paths)), ..RouteCtx::routed() }
+}
+
+fn is_expert(name: &str) -> bool {
+    name.contains(".mlp.") && name.ends_with("_proj.weight")
+}
+
+/// Whether a language-model loss moves the routers: by the gates, or by a loss of their own.
+fn routers_learn(spec: &MoeSpec) -> bool {
+    let asked = spec.route_per != RoutePer::Task;
+    asked && (spec.gate != Gate::Unit || matches!(spec.balance, Balance::Loss { .. }) || spec.z_loss > 0.0)
+}
+
+#[test]
+fn there_are_a_dozen_and_each_is_sound() {
+    let names: Vec<&str> = gallery().iter().map(|variant| variant.spec.name.as_ref()).collect();
+    assert!(names.len() >= 12 && names.is_sorted(), "{names:?}");
+    for variant in gallery() {
+        variant.spec.validate().unwrap();
+    }
+}
+
+#[test]
+fn all_active_is_the_dense_model_bit_for_bit_and_reloads_by_its_name() {
+    let cfg = config();
+    for variant in gallery() {
+        let (dense, store) = upcycled(variant);
+        let ids = ids(&variant.spec);
+        let expected = bits(&tiny::dense(&cfg, &dense).logits(&ids, &RouteCtx::all(), None).unwrap());
+        let sparse = tiny::sparse(&cfg, variant, &store);
+        assert_eq!(bits(&sparse.logits(&ids, &RouteCtx::all(), None).unwrap()), expected, "{}", variant.spec.name);
+
+        let parent = TempDir::new().unwrap();
+        let dir = parent.path().join("saved");
+        let described = TinyOnnConfig { active: ActiveMode::Routed, ..TinyOnnConfig::new(variant, "random", 5) };
+        TinyOnnFolder::save(&dir, &cfg.to_json(), &described, &store, None).unwrap();
+        assert_eq!(TinyOnnFolder::open(&dir).unwrap().config().spec, variant.spec);
+        let loaded = load_model(&dir, &CPU, None).unwrap();
+        assert_eq!((loaded.variant(), loaded.active()), (Some(&*variant.spec.name), ActiveMode::Routed));
+        for ctx in [RouteCtx::all(), routed(&variant.spec)] {
+            let [saved, own] = [loaded.logits(&ids, &ctx), sparse.logits(&ids, &ctx, None)].map(|y| bits(&y.unwrap()));
+            assert_eq!(saved, own, "{}", variant.spec.name);
+        }
+    }
+}
+
+#[test]
+fn routed_logits_are_finite_and_leave_the_dense_ones_where_experts_are_left_out() {
+    for variant in gallery() {
+        let spec = &variant.spec;
+        let (_, store) = upcycled(variant);
+        let (model, ids) = (tiny::sparse(&config(), variant, &store), ids(spec));
+        let all = model.logits(&ids, &RouteCtx::all(), None).unwrap();
+        let routed = model.logits(&ids, &routed(spec), None).unwrap();
+        let values = routed.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(values.iter().all(|value| value.is_finite()), "{}", spec.name);
+        let fewer = spec.active_experts() < spec.experts() || spec.pfag != Pfag::Off;
+        // Replicas that have learnt nothing are the dense MLP, however they are weighed.
+        let differ = fewer && spec.experts_are == ExpertsAre::Slice;
+        assert_eq!(bits(&routed) != bits(&all), differ, "{}", spec.name);
+        let open = spec.open_positions();
+        if open > 0 {
+            let read = |y: &Tensor| bits(&y.narrow(1, 0, open).unwrap());
+            assert_eq!(read(&routed), read(&all), "{}: what is read before a decision runs all active", spec.name);
+        }
+    }
+}
+
+/// Puts values of about `size` into every delta.
+fn learnt(store: &mut ParamStore, spec: &MoeSpec, size: f64) {
+    grow_deltas(store, &config(), spec).unwrap();
+    for (name, var) in store.iter().filter(|(name, _)| tinyonn::checkpoint::is_delta(name)) {
+        let draw = crate::gradients::inputs(name.len() as u64, &[var.dims()]).remove(0);
+        var.set(&(draw * size).unwrap().to_dtype(DType::F32).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn one_backward_reaches_every_trainable_parameter_and_no_other() {
+    for variant in gallery() {
+        let spec = &variant.spec;
+        let (_, mut store) = upcycled(variant);
+        let replicas = spec.experts_are == ExpertsAre::Replicate;
+        if replicas {
+            learnt(&mut store, spec, 0.02);
+        }
+        let random: Vec<String> = spec
+            .levels
+            .iter()
+            .flat_map(|level| level.routers.iter())
+            .filter(|run| run.kind == RouterKind::Random)
+            .map(|run| format!(".{}_router.", run.name))
+            .collect();
+        let learn_routers = routers_learn(spec);
+        let trainable = move |name: &str| {
+            let expert = is_expert(name) && tinyonn::checkpoint::is_delta(name) == replicas;
+            let router = learn_routers && name.contains("_router.") && !random.iter().any(|run| name.contains(run));
+            expert || router
+        };
+        let picks = trainable.clone();
+        let vb = store.builder(DType::F32, picks);
+        let model = TinyOnnForCausalLm::new(&config(), variant, &vb).unwrap();
+        let ids = ids(spec);
+        let auxiliary = Arc::new(tinyonn::train::RouterTraining::default());
+        let ctx = RouteCtx { training: Some(0), observer: Some(auxiliary.clone()), ..routed(spec) };
+        let loss = model.lm().token_losses(&ids, &ids, &ctx).unwrap().mean_all().unwrap();
+        let grads = ops::backward(&auxiliary.add_to(loss).unwrap()).unwrap();
+        for (name, var) in store.iter() {
+            let size = grads.get(var).map(|grad| {
+                let norm = grad.sqr().unwrap().sum_all().unwrap().to_dtype(DType::F32).unwrap();
+                norm.to_scalar::<f32>().unwrap()
+            });
+            if trainable(name) {
+                assert!(size.is_some_and(|size| size.is_finite() && size > 0.0), "{}: {name} {size:?}", spec.name);
+            } else {
+                assert!(size.is_none(), "{}: {name} is frozen", spec.name);
+            }
+        }
+    }
+}
+
+/// Tasks so far apart that a router which learns finds them: closed form where there is one, gradient otherwise.
+#[test]
+fn routers_are_fitted_to_planted_tasks() {
+    let cfg = config();
+    let fit = RouterFitConfig { steps: 200, batch: 64, rate: 2e-2 };
+    let [train, validation, test] = ["train", "validation", "test"].map(|purpose| planted(purpose, 400, 2.0));
+    for variant in gallery() {
+        let spec = &variant.spec;
+        let (_, store) = upcycled(variant);
+        let before = tiny::bits(&store);
+        let labels = Labels::random(TASKS, 2, spec, 3);
+        let fitter = RouterFitter::new(&train, &validation, TASKS, spec.projection_width(cfg.hidden_size)).unwrap();
+        fitter.fit((&store, &cfg, variant), &labels, &fit, 0).unwrap();
+        let kinds = || spec.levels.iter().flat_map(|level| level.routers.iter());
+        if kinds().all(|run| run.kind == RouterKind::Random) {
+            assert_eq!(tiny::bits(&store), before, "{}: random routers are not fitted", spec.name);
+            continue;
+        }
+        let model = tiny::sparse(&cfg, variant, &store);
+        let modules: Vec<&dyn MoeModule> = (0..2).map(|layer| model.moe(layer).as_ref()).collect();
+        let accuracy = router_accuracy(&modules, &test, &labels).unwrap();
+        for level in 0..spec.levels.len() {
+            let found = accuracy.mean(level);
+            assert!(found > 0.95, "{}, level {level}: {found}", spec.name);
+        }
+    }
+}
+
+#[test]
+fn two_steps_of_surprise_min_k_move_experts_and_nothing_that_is_frozen() {
+    let cfg = config();
+    for variant in gallery() {
+        let spec = &variant.spec;
+        let (_, mut store) = upcycled(variant);
+        let routers = routers_learn(spec);
+        let smk = SmkConfig {
+            steps: 2,
+            batch: 2,
+            min_k: 3,
+            routers,
+            adamw: AdamwConfig { rate: 1e-3, decay: 0.0, ..AdamwConfig::default() },
+        };
+        let set = tiny::tokens(3, &[700, 700], VOCAB as u32);
+        let sampler = Sampler::new(&set, spec.open_positions() + 12, smk.batch, 0, &CPU).unwrap();
+        let dir = TempDir::new().unwrap();
+        let mut log = MetricsLog::create(dir.path().join("smk.jsonl")).unwrap();
+        let mut train = |store: &ParamStore| train_smk((store, &cfg, variant), &routed(spec), &sampler, &smk, &mut log);
+        if spec.experts_are == ExpertsAre::Replicate {
+            let refused = message(train(&store));
+            assert!(refused.contains("delta.0") && refused.contains("grow_deltas"), "{refused}");
+            grow_deltas(&mut store, &cfg, spec).unwrap();
+        }
+        let before = tiny::bits(&store);
+        let outcome = train(&store).unwrap();
+        assert!(outcome.updated_share > 0.0 && outcome.updated_share <= 1.0, "{}: {outcome:?}", spec.name);
+        let after = tiny::bits(&store);
+        let moved: Vec<&str> =
+            before.iter().zip(&after).filter(|(a, b)| a != b).map(|((name, _), _)| name.as_str()).collect();
+        assert!(moved.iter().any(|name| is_expert(name)), "{}: {moved:?}", spec.name);
+        let replicas = spec.experts_are == ExpertsAre::Replicate;
+        for name in &moved {
+            let expert = is_expert(name) && tinyonn::checkpoint::is_delta(name) == replicas;
+            let router = routers && name.contains("_router.");
+            assert!(expert || router || name.ends_with("balance_bias"), "{}: {name}", spec.name);
+        }
+    }
+    // Nothing of the dense model but its MLPs may ever be among them.
+    assert!(expected_tensors(&cfg).keys().filter(|name| is_expert(name)).count() == 6);
+}
+
+/// The README shows the crate that CI builds and runs, not a copy that could rot.
+#[test]
+fn the_readme_shows_the_users_crate_as_it_is() {
+    let read =
+        |path: &str| std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let (readme, main) = (read("../README.md"), read("user_crate/src/main.rs"));
+    assert!(
+        readme.contains(&format!("```rust,ignore\n{main}```")),
+        "copy tests/user_crate/src/main.rs into the README"
+    );
+}
