@@ -21,6 +21,7 @@ const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
 const UPCYCLE: &str = env!("CARGO_BIN_EXE_exp_upcycle");
 const VERIFY: &str = env!("CARGO_BIN_EXE_exp_verify");
 const SCAN: &str = env!("CARGO_BIN_EXE_exp_scan");
+const VARIANTS: &str = env!("CARGO_BIN_EXE_exp_variants");
 
 const VOCAB: usize = 280;
 
@@ -151,9 +152,9 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 }
 
 #[rstest]
-#[case::unknown_variant(UPCYCLE, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: TinyOnn"])]
-#[case::unknown_variant_of_a_run(PHASE2, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: TinyOnn"])]
-#[case::unknown_variant_of_a_scan(SCAN, "--model dense --variant Tiny --data a=a.txt --out out", &["variant `Tiny`", "known: TinyOnn"])]
+#[case::unknown_variant(UPCYCLE, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: ", "TinyOnn"])]
+#[case::unknown_variant_of_a_run(PHASE2, "--model dense --variant Tiny --out out", &["variant `Tiny`", "known: ", "TinyOnn"])]
+#[case::unknown_variant_of_a_scan(SCAN, "--model dense --variant Tiny --data a=a.txt --out out", &["variant `Tiny`", "known: ", "TinyOnn"])]
 #[case::no_text(PHASE2, "--model dense --data a=a.txt --data b=none.txt --out out", &["none.txt", "no such file", "`b=`"])]
 #[case::no_text_to_scan(SCAN, "--model dense --data b=none.txt --out out", &["none.txt", "no such file"])]
 #[case::empty_text(PHASE2, "--model dense --data a=a.txt --data b=empty.txt --out out", &["empty.txt", "finds no text"])]
@@ -164,6 +165,7 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 #[case::long_sequences_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out out --config long.toml", &["`length`", "65", "64"])]
 #[case::long_sequences_to_compare(VERIFY, "dense dense --length 65", &["65", "--length 64"])]
 #[case::rate_that_is_no_number(PHASE2, "--config nan.toml --out out", &["nan.toml", "`smk.adamw.rate`", "finite"])]
+#[case::no_model_to_count_on(VARIANTS, "--model none", &["none", "is not a folder"])]
 #[case::bad_file(PHASE2, "--config wrong.toml --out out", &["wrong.toml", "line 2", "stepz"])]
 #[case::used_folder(UPCYCLE, "--model dense --variant TinyOnn --out used", &["used", "not empty", "--overwrite"])]
 #[case::used_folder_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out used", &["used", "--overwrite"])]
@@ -313,4 +315,69 @@ fn the_default_folder_is_the_first_that_is_free() {
             String::from_utf8_lossy(&output.stdout).contains(Path::new(name).join("report.html").to_str().unwrap())
         );
     }
+}
+
+fn printed(output: &Output) -> String {
+    assert_done(output);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn variants_are_listed_by_name_with_what_they_declare() {
+    let table = printed(&Place::new().run(VARIANTS, ""));
+    let names: Vec<&str> = table.lines().skip(1).map(|line| line.split(' ').next().unwrap()).collect();
+    assert!(names.is_sorted() && names.len() >= 12 && names.contains(&"TinyOnn"), "{table}");
+    let row = table.lines().find(|line| line.starts_with("TinyOnn ")).unwrap();
+    for word in ["10 × 10", " 2 ", "gaussian(64)", "token, concat, unit", "64 of 100"] {
+        assert!(row.contains(word), "{word} is not in {row}");
+    }
+    let all: Vec<Value> = serde_json::from_str(&printed(&Place::new().run(VARIANTS, "--json"))).unwrap();
+    assert_eq!(all.iter().map(|row| row["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    assert!(all.iter().all(|row| row["pdd"] == row["spec"]["levels"].as_array().unwrap().len()));
+}
+
+/// What is counted is what an upcycled checkpoint holds.
+#[test]
+fn on_a_model_parameters_are_counted_and_what_does_not_fit_says_why() {
+    let place = Place::new();
+    assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));
+    let store = ModelFolder::open(place.path("sparse")).unwrap().load(&Device::Cpu, None).unwrap();
+    let routers: usize =
+        store.iter().filter(|(name, _)| name.contains("_router.")).map(|(_, var)| var.elem_count()).sum();
+    for model in ["dense", "sparse"] {
+        let rows = printed(&place.run(VARIANTS, &format!("--model {model} --json")));
+        let rows: Vec<Value> = serde_json::from_str(&rows).unwrap();
+        let row = rows.iter().find(|row| row["name"] == "TinyOnn").unwrap();
+        let expected = json!({ "dense": config().parameters(), "routers": routers, "total": store.parameters() });
+        assert_eq!(row["parameters"], expected);
+        assert_eq!(row["active_share"], 0.64);
+    }
+    assert!(printed(&place.run(VARIANTS, "--model sparse")).ends_with("sparse is a TinyOnn.\n"));
+
+    // Narrower than a hundred experts: said in their rows, and no reason to fail.
+    let narrow = Qwen3Config { intermediate_size: 60, ..config() };
+    let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&narrow, &vb).map(drop)).unwrap();
+    ModelFolder::save(place.path("narrow"), &narrow.to_json(), &store, None).unwrap();
+    let table = printed(&place.run(VARIANTS, "--model narrow"));
+    for line in table.lines().skip(1) {
+        let refused = line.contains("60 neurons for 100 experts");
+        assert_eq!(refused, line.contains("of 100 "), "{line}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_declaration_is_refused_with_the_difference() {
+    let place = Place::new();
+    assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));
+    let path = place.path("sparse/config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["tinyonn"]["spec"]["levels"][1]["routers"][0]["top_k"] = json!(2);
+    fs::write(&path, config.to_string()).unwrap();
+    let words = ["TinyOnn", "`spec.levels[1].routers[0].top_k` is 2 in the file, 8 as declared", "upcycle"];
+    for (program, arguments) in [(VARIANTS, "--model sparse"), (VERIFY, "dense sparse")] {
+        assert_refused(&place.run(program, arguments), &words);
+    }
+    config["tinyonn"]["variant"] = json!("Elsewhere");
+    fs::write(&path, config.to_string()).unwrap();
+    assert_refused(&place.run(VARIANTS, "--model sparse"), &["`Elsewhere`", "known: ", "use my_variants as _;"]);
 }

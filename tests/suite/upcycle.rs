@@ -215,8 +215,18 @@ fn a_store_that_is_not_the_dense_models_is_refused() {
 #[case::top_k("/tinyonn/spec/levels/1/routers/0/top_k", Some(json!(1)), &["`spec.levels[1].routers[0].top_k` is 1 in the file, 2 as declared"])]
 #[case::route_per("/tinyonn/spec/route_per", Some(json!("task")), &["`spec.route_per` is \"task\" in the file, \"token\" as declared"])]
 #[case::unreadable("/tinyonn/spec/levels/0/routers/0/kind", Some(json!("psychic")), &["`spec.levels[0].routers[0].kind`", "psychic"])]
-#[case::added("/tinyonn/spec/colour", Some(json!("red")), &["`spec.colour` is \"red\" in the file, null"])]
-#[case::no_spec("/tinyonn/spec", None, &["`spec` is null in the file"])]
+#[case::added("/tinyonn/spec/colour", Some(json!("red")), &["`spec.colour` is \"red\" in the file, nothing as declared"])]
+#[case::no_spec("/tinyonn/spec", None, &["`spec` is nothing in the file"])]
+#[case::hierarchy("/tinyonn/spec", Some(json!(tinyonn::gallery::TinyOnn::SPEC)), &["the hierarchy is 10 × 10 in the file, 7 × 3 as declared", "`spec.name` is \"TinyOnn\"", "and 2 more"])]
+#[case::kind("/tinyonn/spec/levels/0/routers/0/kind", Some(json!("linear")), &["`spec.levels[0].routers[0].kind` is \"linear\" in the file, {\"gaussian\":{\"dim\":5"])]
+#[case::form("/tinyonn/spec/levels/0/routers/0/kind/gaussian/covariance", Some(json!("shared")), &["kind.gaussian.covariance` is \"shared\" in the file, \"diag\" as declared"])]
+#[case::replicas("/tinyonn/spec/experts_are", Some(json!("replicate")), &["`spec.experts_are` is \"replicate\" in the file, \"slice\" as declared"])]
+#[case::activation("/tinyonn/spec/activation", Some(json!("gelu")), &["`spec.activation` is \"gelu\" in the file, nothing as declared"])]
+#[case::pfag("/tinyonn/spec/pfag", Some(json!({ "nucleus": { "mass": 0.9 } })), &["`spec.pfag` is {\"nucleus\":{\"mass\":0.9}} in the file, \"off\" as declared"])]
+#[case::balance("/tinyonn/spec/balance", Some(json!({ "bias": { "rate": 0.001 } })), &["`spec.balance` is {\"bias\":{\"rate\":0.001}} in the file, \"none\""])]
+#[case::always("/tinyonn/spec/always", Some(json!([{ "name": "shared", "experts": 2 }])), &["7 × 3, shared 2 always in the file, 7 × 3 as declared", "`spec.always[0]` is {"])]
+#[case::one_level_more("/tinyonn/spec/levels/2", Some(json!({ "name": "third", "routers": [] })), &["`spec.levels[2]` is {", "in the file, nothing as declared"])]
+#[case::older("/tinyonn/spec/jitter", None, &["`spec.jitter` is nothing in the file, 0.0 as declared"])]
 #[case::mode("/tinyonn/active", Some(json!("some")), &["some", "all", "routed"])]
 #[case::unknown_key("/tinyonn/colour", Some(json!("red")), &["colour"])]
 fn a_configuration_that_does_not_fit_is_refused(
@@ -228,11 +238,11 @@ fn a_configuration_that_does_not_fit_is_refused(
     let path = dir.join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let (parent, key) = key.rsplit_once('/').unwrap();
-    let object = config.pointer_mut(parent).unwrap().as_object_mut().unwrap();
-    match value {
-        Some(value) => object.insert(key.to_owned(), value),
-        None => object.remove(key),
-    };
+    match (config.pointer_mut(parent).unwrap(), value) {
+        (Value::Array(list), Some(value)) => list.push(value),
+        (object, Some(value)) => object[key] = value,
+        (object, None) => drop(object.as_object_mut().unwrap().remove(key)),
+    }
     fs::write(path, config.to_string()).unwrap();
     let refused = message(TinyOnnFolder::open(&dir));
     assert!(words.iter().all(|word| refused.contains(word)), "{refused}");

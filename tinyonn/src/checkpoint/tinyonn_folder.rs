@@ -219,9 +219,20 @@ fn read_object(object: &Value, path: &Path) -> Result<(TinyOnnConfig, &'static V
     };
     let variant = moe::variant(name)?;
     // On the raw values: a declaration that this program cannot read is shown like any other that differs.
+    let spec = object.get("spec").unwrap_or(&Value::Null);
     let mut differences = Vec::new();
-    differing("spec", object.get("spec").unwrap_or(&Value::Null), &json!(variant.spec), &mut differences);
+    differing("spec", spec, &json!(variant.spec), &mut differences);
     if !differences.is_empty() {
+        if differences.len() > LISTED {
+            let more = differences.len() - LISTED;
+            differences.truncate(LISTED);
+            differences.push(format!("and {more} more"));
+        }
+        let [file, declared] =
+            [MoeSpec::deserialize(spec).map(|spec| spec.hierarchy()).unwrap_or_default(), variant.spec.hierarchy()];
+        if !file.is_empty() && file != declared {
+            differences.insert(0, format!("the hierarchy is {file} in the file, {declared} as declared"));
+        }
         let problem = format!("{} was made under another declaration: {}", path.display(), differences.join("; "));
         let remedy = "declare the variant as the file says, or upcycle the dense model again";
         return Err(Error::variant(name, problem, remedy));
@@ -230,6 +241,9 @@ fn read_object(object: &Value, path: &Path) -> Result<(TinyOnnConfig, &'static V
         |e: serde_json::Error| Error::file(path, format!("`tinyonn`: {e}"), "upcycle the dense model again");
     Ok((TinyOnnConfig::deserialize(object).map_err(unreadable)?, variant))
 }
+
+/// At most so many differences in an error; the count tells the rest.
+const LISTED: usize = 6;
 
 /// Where two values differ: path, what the file has, what is declared.
 fn differing(path: &str, file: &Value, declared: &Value, differences: &mut Vec<String>) {
@@ -248,7 +262,13 @@ fn differing(path: &str, file: &Value, declared: &Value, differences: &mut Vec<S
             }
         }
         _ if file == declared => {}
-        _ => differences.push(format!("`{path}` is {file} in the file, {declared} as declared")),
+        _ => {
+            let [file, declared] = [file, declared].map(|value| match value {
+                Value::Null => "nothing".to_owned(),
+                value => value.to_string(),
+            });
+            differences.push(format!("`{path}` is {file} in the file, {declared} as declared"));
+        }
     }
 }
 
