@@ -1,5 +1,5 @@
-//! What a decision costs: two levels of Gaussian routers and the selection, for each of 1024 tokens, relative to the MLP
-//! that they decide for (forward only).
+//! What a decision costs: two levels of Gaussian routers and the selection, relative to the MLP that they decide for (forward only), in
+//! the small model that is pretrained by default and at the width of Qwen3-1.7B.
 
 use benches::{Side, compare, config, run, values};
 use candle_core::Device;
@@ -10,21 +10,30 @@ use tinyonn::gallery::TinyOnn;
 use tinyonn::moe::{GaussianMoeRouter, Router, RouterShape, Selection, select};
 use tinyonn::ops::{self, MlpWeights, Silu};
 
-const TOKENS: usize = 1024;
+/// Name, d, I, tokens, and the share of the MLP's time that a decision should stay under.
+const CASES: [(&str, usize, usize, usize, Option<f64>); 2] =
+    [("router", 128, 384, 1024, None), ("router-2048", 2048, 6144, 256, Some(0.1))];
 
 fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let (spec, cfg) = (TinyOnn::SPEC, config(128, 384));
-    let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
+    CASES.into_iter().try_for_each(|case| decide(criterion, device, case))
+}
+
+fn decide(
+    criterion: &mut Criterion,
+    device: &Device,
+    (name, d, i, tokens, target): (&str, usize, usize, usize, Option<f64>),
+) -> Result<()> {
+    let (spec, cfg) = (TinyOnn::SPEC, config(d, i));
     let mut routers: Vec<GaussianMoeRouter> = Vec::new();
     ParamStore::initialise(device, 0, |vb| {
         for (index, level) in spec.levels.iter().enumerate() {
             let run = &level.routers[0];
-            let shape = RouterShape { hidden: d, parents: run.parents, choices: run.choices };
+            let shape = RouterShape { hidden: cfg.hidden_size, parents: run.parents, choices: run.choices };
             routers.push(GaussianMoeRouter::new(shape, &vb.pp(index))?);
         }
         Ok(())
     })?;
-    let x = values(0, &[TOKENS, d], device)?;
+    let x = values(0, &[tokens, d], device)?;
     let [gate, up, down] = [(1, [i, d]), (2, [i, d]), (3, [d, i])].map(|(seed, shape)| values(seed, &shape, device));
     let (gate, up, down) = (gate?, up?, down?);
     let flat = |router: &GaussianMoeRouter| Ok(router.logits(&x)?.flatten_from(1)?);
@@ -35,8 +44,10 @@ fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     };
     let densities = || logits().map(drop);
     let decision = || select(&spec, &logits()?, Selection::default()).map(drop);
-    compare(criterion, device, "router/densities", [Side::new("logits", densities), Side::new("mlp", mlp)], None)?;
-    compare(criterion, device, "router/decision", [Side::new("select", decision), Side::new("mlp", mlp)], None)
+    let sides = [Side::new("logits", densities), Side::new("mlp", mlp)];
+    compare(criterion, device, &format!("{name}/densities"), sides, None)?;
+    let sides = [Side::new("select", decision), Side::new("mlp", mlp)];
+    compare(criterion, device, &format!("{name}/decision"), sides, target)
 }
 
 fn main() -> Result<()> {

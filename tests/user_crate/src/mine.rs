@@ -3,7 +3,7 @@
 use tinyonn::candle_core::{self, Tensor};
 use tinyonn::candle_nn::{Init, VarBuilder};
 use tinyonn::moe::{Router, RouterShape, moe};
-use tinyonn::ops::{Activation, ActivationEntry};
+use tinyonn::ops::Activation;
 
 /// Four groups of six experts: groups by directions of their own, experts by Gaussians.
 #[moe(groups = 4, experts = 6, router = [Directions, gaussian(dim = 16)], top_k = [2, 3], activation = SquaredRelu)]
@@ -30,13 +30,13 @@ impl Router for Directions {
     }
 }
 
-/// h = relu(g)² ⊙ u, which the model's `config.json` calls `relu2`.
+/// h = relu(g)² ⊙ u (So et al., 2021). The models that have it call it so in their `config.json` (`hidden_act`).
 #[derive(Debug)]
 pub struct SquaredRelu;
 
 impl Activation for SquaredRelu {
     fn name(&self) -> &str {
-        "relu2"
+        "SquaredRelu"
     }
 
     fn forward(&self, g: &Tensor, u: &Tensor) -> candle_core::Result<Tensor> {
@@ -48,5 +48,3 @@ impl Activation for SquaredRelu {
         Ok(((((delta * u)? * &on)? * 2.0)?, (delta * on.sqr()?)?))
     }
 }
-
-tinyonn::inventory::submit! { ActivationEntry(&SquaredRelu) }

@@ -119,10 +119,16 @@ impl Phase2Config {
         variant.spec.validate()?;
         if self.model.is_none() {
             check_width(&variant.spec, self.dense.intermediate_size, 0)?;
-            self.dense.qwen3(self.dense.vocab_size).validate()?;
+            self.dense.qwen3(self.dense.vocab_size, hidden_act(variant)).validate()?;
         }
         Ok(())
     }
+}
+
+/// The activation of a dense model that is pretrained to become `variant`: the declared one, or else Qwen3's.
+#[must_use]
+pub(super) fn hidden_act(variant: &Variant) -> &str {
+    variant.spec.activation.as_deref().unwrap_or("silu")
 }
 
 /// The shape of a dense Qwen3 that is pretrained on the spot.
@@ -160,14 +166,14 @@ impl Default for DenseShape {
 }
 
 impl DenseShape {
-    /// The Qwen3 of this shape over a vocabulary of `vocab_size`, its head tied.
+    /// The Qwen3 of this shape over a vocabulary of `vocab_size`, with the activation `hidden_act`, its head tied.
     #[must_use]
-    pub fn qwen3(&self, vocab_size: usize) -> Qwen3Config {
+    pub fn qwen3(&self, vocab_size: usize, hidden_act: &str) -> Qwen3Config {
         Qwen3Config {
             vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
-            hidden_act: "silu".into(),
+            hidden_act: hidden_act.into(),
             num_hidden_layers: self.num_hidden_layers,
             num_attention_heads: self.num_attention_heads,
             num_key_value_heads: self.num_key_value_heads,

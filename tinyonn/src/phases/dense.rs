@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use sha2::{Digest as _, Sha256};
 
+use super::config::hidden_act;
 use super::text::{Tokens, tokenizer};
 use super::{Phase2Config, Text};
 use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors, is_tinyonn};
 use crate::data::{Sampler, TextTokenizer};
 use crate::metrics::{self, MetricsLog, Record};
+use crate::moe::variant;
 use crate::qwen3::Qwen3Config;
 use crate::train::pretrain;
 use crate::{Error, Result};
@@ -138,7 +140,7 @@ impl Dense {
 
     fn pretrain(config: &Phase2Config, text: &Text, (dir, staged): (&Path, &Path), device: &Device) -> Result<()> {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
-        let cfg = config.dense.qwen3(tokenizer.vocab_size());
+        let cfg = config.dense.qwen3(tokenizer.vocab_size(), hidden_act(variant(&config.variant)?));
         let Tokens { train, .. } = text.encode(&tokenizer)?;
         let sampler = Sampler::new(&train, config.length, config.pretrain.batch, config.seed, device)?;
         tokenizer.save(staged.join("tokenizer.json"))?;
@@ -161,6 +163,7 @@ fn cache_key(config: &Phase2Config, text: &Text) -> Result<String> {
         "code": env!("TINYONN_SOURCES_SHA256"),
         "corpus": text.sha256,
         "dense": config.dense,
+        "hidden_act": hidden_act(variant(&config.variant)?),
         "pretrain": config.pretrain,
         "length": config.length,
         "seed": config.seed,
