@@ -119,7 +119,7 @@ impl TinyOnnExpert {
         routing: &Routing,
     ) -> Result<Tensor> {
         let deltas: Vec<Option<[&Tensor; 3]>> =
-            deltas.iter().map(|delta| delta.as_ref().map(|delta| delta.each_ref())).collect();
+            deltas.iter().map(|delta| delta.as_ref().map(<[Tensor; 3]>::each_ref)).collect();
         let replicas = ops::Replicas { base: weights, deltas: &deltas };
         let rows = x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1);
         let equal_1n = || Tensor::full(1.0 / deltas.len() as f32, (1, deltas.len()), x.device())?.to_dtype(x.dtype());

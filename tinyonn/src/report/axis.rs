@@ -54,7 +54,8 @@ impl Axis {
         let first = (self.low / self.step - 1e-9).ceil();
         let last = (self.high / self.step + 1e-9).floor();
         // Near the ends of what f64 holds a step may be none, or a range no number.
-        if !(last - first <= MOST_TICKS) {
+        let count = last - first;
+        if count.is_nan() || count > MOST_TICKS {
             return vec![self.low, self.high];
         }
         (first as i64..=last as i64).map(|k| k as f64 * self.step).collect()
