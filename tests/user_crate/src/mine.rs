@@ -36,7 +36,7 @@ pub struct SquaredRelu;
 
 impl Activation for SquaredRelu {
     fn name(&self) -> &str {
-        "SquaredRelu"
+        "squared_relu"
     }
 
     fn forward(&self, g: &Tensor, u: &Tensor) -> candle_core::Result<Tensor> {
