@@ -49,9 +49,9 @@ pub fn auxiliary_loss(spec: &MoeSpec, scores: &Scores, taken_tn: &Tensor) -> Res
 /// ```
 /// use tinyonn::moe::{balance, moe};
 /// #[moe(groups = 2, experts = 1, balance = bias(0.1))]
-/// struct Pair;
+/// struct Twins;
 /// let mut bias = vec![0.0; 4];
-/// balance::step(&Pair::SPEC, &mut bias, &[3.0, 1.0]);
+/// balance::step(&Twins::SPEC, &mut bias, &[3.0, 1.0]);
 /// assert_eq!(bias, [-0.1, 0.1, 0.0, 0.0]); // behind each group there is no choice
 /// ```
 pub fn step(spec: &MoeSpec, bias: &mut [f32], load: &[f64]) {
