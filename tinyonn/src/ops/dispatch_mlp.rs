@@ -1,6 +1,6 @@
 //! The gated MLP of [`glu_mlp`](super::glu_mlp()), computed only where gates are not zero: each token goes to its own experts.
 //!
-//! y_t = Σ_n w[t, n] Expert_n(x_t) over the n with w[t, n] ≠ 0. Legend and formulas are those of [`glu_mlp`](super::glu_mlp);
+//! y_t = Σ_n w[t, n] Expert_n(x_t) over the n with w[t, n] ≠ 0. Legend and formulas are those of [`glu_mlp`](mod@super::glu_mlp);
 //! h, δ_h, δ_g, δ_u exist for the neurons of chosen experts alone. Values and gradients equal `glu_mlp`'s but for the order of
 //! sums (about 1e-6 of their norm in f32), except one: a gate of zero has a gradient there, and none here (it is 0), as
 //! what the expert would have said is not known.

@@ -30,7 +30,7 @@ pub struct Qwen3Config {
     pub hidden_size: usize,
     /// Width I of the MLP.
     pub intermediate_size: usize,
-    /// The MLP's activation, by its name ([`ops::activation`]): `silu` in every published Qwen3.
+    /// The MLP's activation, by its name ([`ops::activation()`]): `silu` in every published Qwen3.
     pub hidden_act: String,
     /// Decoder layers.
     pub num_hidden_layers: usize,
