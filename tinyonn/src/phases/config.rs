@@ -83,10 +83,10 @@ impl Phase2Config {
         let config = Self::default();
         Self {
             out: "runs/quick".into(),
-            pretrain: PretrainConfig { steps: 250, warmup: 30, ..config.pretrain },
+            pretrain: PretrainConfig { steps: 220, warmup: 30, ..config.pretrain },
             scan_tokens: 8_192,
             test_tokens: 4_096,
-            router: RouterFitConfig { steps: 60, ..config.router },
+            router: RouterFitConfig { steps: 40, ..config.router },
             smk: SmkConfig { steps: 40, ..config.smk },
             ..config
         }

@@ -35,7 +35,7 @@ impl Default for RouterFitConfig {
 }
 
 /// Validation rows of a layer that calibration and stopping look at, at most.
-const HELD: usize = 4096;
+const HELD: usize = 2048;
 
 /// Inputs of all layers with what fits them share: the projections, found once.
 ///
