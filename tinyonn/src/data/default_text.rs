@@ -6,7 +6,8 @@
 //! | `prose` | its `.md` files, and the `//!` and `///` lines of its `.rs` files, one document a file |
 //! | `arithmetic`, `sorting`, `records` | generated ([`super::arithmetic`], …) |
 //!
-//! The first two share no line. What the tools write themselves is left out: `RESULTS.md`, `runs/`, `target/`, the
+//! Each is at most [`DEFAULT_BYTES`] long, the library's files first: what a run takes, and what it finds, does not grow with the
+//! workspace. The first two share no line. What the tools write themselves is left out: `RESULTS.md`, `runs/`, `target/`, the
 //! tests' `fixtures/`; hidden folders too. Otherwise a run would change the corpus of the next.
 
 use std::path::{Path, PathBuf};
@@ -48,8 +49,10 @@ pub fn default_corpus(root: &Path, seed: u64) -> Result<Corpus> {
     Ok(Corpus { tasks: [rust, prose].into_iter().chain(generated).collect() })
 }
 
+/// Adds a document, unless there is nothing in it or the task is full.
 fn push(task: &mut Task, id: String, text: String) {
-    if !text.trim().is_empty() {
+    let held: usize = task.documents.iter().map(|document| document.text.len()).sum();
+    if !text.trim().is_empty() && held + text.len() <= DEFAULT_BYTES {
         task.documents.push(Document { id, text });
     }
 }

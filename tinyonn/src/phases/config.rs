@@ -67,7 +67,7 @@ impl Default for Phase2Config {
             length: 128,
             batch: 8,
             scan_tokens: 65_536,
-            test_tokens: 1 << 20,
+            test_tokens: 16_384,
             partition: None,
             contrast: false,
             router: RouterFitConfig::default(),

@@ -26,7 +26,7 @@ pub struct PretrainConfig {
 
 impl Default for PretrainConfig {
     fn default() -> Self {
-        Self { steps: 2600, batch: 8, warmup: 100, adamw: AdamwConfig { rate: 4e-3, ..AdamwConfig::default() } }
+        Self { steps: 2400, batch: 8, warmup: 100, adamw: AdamwConfig { rate: 4e-3, ..AdamwConfig::default() } }
     }
 }
 
