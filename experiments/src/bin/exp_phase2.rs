@@ -12,7 +12,7 @@ use tinyonn::phases::{Phase2Config, Summary, phase2};
 
 /// Decompose a dense Qwen3 into experts without loss, image it, train its routers from the image, let its experts differentiate.
 ///
-/// Without --model a small Qwen3 is pretrained on the text first (about three minutes on two cores, then cached in runs/cache).
+/// Without --model a small Qwen3 is pretrained on the text first (about four minutes on two cores, then cached in runs/cache).
 /// Without --data the text is this workspace's own sources and prose, and generated tasks. The run's folder gets report.html,
 /// the page to open; summary.json, the figures; metrics.jsonl, the losses; config.json, all that is needed to repeat the run;
 /// and tiny-onn/, the trained checkpoint.

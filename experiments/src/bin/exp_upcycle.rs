@@ -47,7 +47,7 @@ struct Settings {
     /// The declared variant, by the name of its type, such as TinyOnn (10 groups of 10 experts)
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// How neurons are given to experts: contiguous or random [default: contiguous]
+    /// How neurons are given to experts: contiguous or random [default: as the variant declares, or else contiguous]
     #[arg(long, value_name = "STRATEGY")]
     partition: Option<Partition>,
     /// Turn a Tiny-ONN checkpoint back into a plain Qwen3, its weights as they are
@@ -89,7 +89,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
         vec![format!("{} → {} (dense)", from.display(), out.display())]
     } else {
         let name = required(settings.variant, "variant")?;
-        write_upcycled((&from, &out), &staged, &name, settings.partition.unwrap_or(Partition::Contiguous), seed)?
+        write_upcycled((&from, &out), &staged, &name, settings.partition, seed)?
     };
     let verified = check_lossless(&from, staged.path(), seed, &device)?;
     staged.publish()?;
@@ -101,10 +101,11 @@ fn write_upcycled(
     (from, out): (&Path, &Path),
     staged: &StagedFolder,
     name: &str,
-    partition: Partition,
+    partition: Option<Partition>,
     seed: u64,
 ) -> Result<Vec<String>> {
     let variant = moe::variant(name)?;
+    let partition = partition.or(variant.spec.partition).unwrap_or(Partition::Contiguous);
     let folder = ModelFolder::open(from)?;
     let cfg = folder.qwen3_config()?;
     if is_tinyonn(folder.config()) {

@@ -1,6 +1,6 @@
 //! A variant that the library does not know, with a router and an activation of its own.
 
-use tinyonn::candle_core::{self, Tensor};
+use tinyonn::candle_core::{self, DType, Tensor};
 use tinyonn::candle_nn::{Init, VarBuilder};
 use tinyonn::moe::{Router, RouterShape, moe};
 use tinyonn::ops::Activation;
@@ -19,6 +19,8 @@ pub struct Directions {
 
 impl Router for Directions {
     fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> tinyonn::Result<Self> {
+        // Scores are f32, whatever the model computes in.
+        let vb = vb.clone().set_dtype(DType::F32);
         let spread = Init::Randn { mean: 0.0, stdev: 0.02 };
         let weight = vb.get_with_hints((shape.parents * shape.choices, shape.hidden), "weight", spread)?;
         Ok(Self { weight, shape })

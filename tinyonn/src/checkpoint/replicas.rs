@@ -1,6 +1,6 @@
 //! The deltas of replicas: every expert is the dense MLP plus its delta, which exists once the expert has learnt (DESIGN §1).
 //!
-//! `model.layers.{i}.mlp.delta.{n}.{gate,up,down}_proj.weight`, in the shapes and types of the dense weights.
+//! `model.layers.{i}.mlp.delta.{n}.{gate,up,down}_proj.weight`, in the shapes of the dense weights, f32.
 
 use std::collections::BTreeMap;
 
@@ -61,7 +61,7 @@ pub fn prune_deltas(store: &mut ParamStore) -> Result<()> {
         let mut learnt = false;
         for var in names.iter().filter_map(|name| store.get(name)) {
             let largest = var.as_detached_tensor().abs()?.max_all()?.to_dtype(candle_core::DType::F32)?;
-            learnt |= largest.to_scalar::<f32>()? > 0.0;
+            learnt |= largest.to_scalar::<f32>()?.abs() > 0.0 || !largest.to_scalar::<f32>()?.is_finite();
         }
         if !learnt {
             for name in &names {

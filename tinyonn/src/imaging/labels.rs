@@ -74,7 +74,7 @@ impl Labels {
     /// choices of the clusters nearest to it. Deterministic in `seed`.
     #[must_use]
     pub fn from_profiles(integral: &Integral, spec: &MoeSpec, seed: u64) -> Self {
-        let contrasted = integral.contrasted();
+        let (contrasted, widths) = (integral.contrasted(), select::path_widths(spec));
         let (tasks, layers) = (integral.neurons.len(), integral.neurons.first().map_or(0, Vec::len));
         let mut experts = vec![Vec::with_capacity(layers); tasks];
         for layer in 0..layers {
@@ -82,10 +82,10 @@ impl Labels {
             let mut rng = random::stream(seed, &format!("labels/profiles/{layer}"));
             // The tasks that pass each node of the level before.
             let mut passing: Vec<Vec<usize>> = vec![(0..tasks).collect()];
-            for level in spec.levels.iter() {
+            for (level, widths) in spec.levels.iter().zip(&widths) {
                 let mut next = Vec::with_capacity(level.nodes());
-                for (members, slot) in passing.iter().zip(level.slots()) {
-                    next.extend(deal(&profiles, members, (slot.nodes.len(), slot.top_k), &mut rng));
+                for ((members, slot), width) in passing.iter().zip(level.slots()).zip(widths) {
+                    next.extend(deal(&profiles, members, (slot.nodes.len(), *width), &mut rng));
                 }
                 passing = next;
             }
@@ -129,7 +129,9 @@ impl Labels {
     #[must_use]
     pub fn nodes(&self, task: usize, layer: usize, level: usize, spec: &MoeSpec) -> Vec<usize> {
         let node_of = spec.node_of_experts(level);
-        let nodes: BTreeSet<usize> = self.paths.experts[task][layer].iter().map(|e| node_of[*e as usize]).collect();
+        // An expert that no router chooses is under no node.
+        let under = |expert: &u32| node_of.get(*expert as usize).copied();
+        let nodes: BTreeSet<usize> = self.paths.experts[task][layer].iter().filter_map(under).collect();
         nodes.into_iter().collect()
     }
 

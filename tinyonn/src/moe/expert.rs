@@ -127,6 +127,13 @@ impl TinyOnnExpert {
             Routing::Each(gate_tn) if self.combine == Combine::Dispatch => {
                 return Ok(ops::replica_dispatch(x, replicas, gate_tn)?);
             }
+            _ if self.combine == Combine::Dispatch => {
+                let weights_tn = match routing.by_token()? {
+                    Some(gate_tn) => gate_tn.broadcast_div(&gate_tn.sum_keepdim(1)?)?,
+                    None => equal_1n()?.broadcast_as((rows, deltas.len()))?.contiguous()?,
+                };
+                return Ok(ops::replica_dispatch(x, replicas, &weights_tn)?);
+            }
             Routing::All => (equal_1n()?, vec![ops::Run { rows: 0..rows, decision: Some(0) }]),
             Routing::Each(gate_tn) => {
                 let each = |row| ops::Run { rows: row..row + 1, decision: Some(row) };

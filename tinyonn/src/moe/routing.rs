@@ -169,6 +169,10 @@ fn along(spec: &MoeSpec, layer: usize, x: &Tensor, ctx: &RouteCtx, table: Option
             let problem = format!("none for task {task}, layer {layer}");
             Error::setting("paths", problem, "label every task and layer")
         })?;
+        if path.is_empty() {
+            let problem = format!("that of task {task}, layer {layer}, takes no expert");
+            return Err(Error::setting("paths", problem, "give one or more"));
+        }
         for expert in path.iter().map(|expert| *expert as usize).chain(spec.routed_experts()..experts) {
             *gates.get_mut(expert).ok_or_else(|| {
                 Error::setting("paths", format!("expert {expert} of {experts}"), "label this variant")

@@ -31,6 +31,14 @@ pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<
         let problem = format!("pfag = surprisal needs the surprisal of each of {tokens} inputs");
         return Err(Error::variant(spec.name.clone(), problem, "set RouteCtx::surprisal, or run the whole model"));
     }
+    let fits = |bias: &[Vec<f32>]| {
+        bias.len() == levels.len()
+            && bias.iter().zip(spec.levels.iter()).all(|(bias, level)| bias.len() == level.nodes())
+    };
+    if with.surprisal.is_some_and(|surprisal| surprisal.len() != tokens) || !with.bias.is_none_or(fits) {
+        let problem = format!("biases or surprisals are not of its nodes, or not of {tokens} inputs");
+        return Err(Error::variant(spec.name.clone(), problem, "give a number for each node, and for each input"));
+    }
     let (experts, chooser) = (spec.experts(), Chooser::new(spec));
     let mut taken = vec![0f32; tokens * experts];
     taken.par_chunks_mut(experts.max(1)).enumerate().for_each_init(Scratch::default, |scratch, (token, taken)| {
@@ -43,10 +51,27 @@ pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<
 
 /// The routed experts on the best path, ascending; `scores(level)` are those of every node of a level.
 ///
-/// A path has a fixed width: `top_k`. Where that is only what `pfag` is capped at, 1 at each level and 2 experts, as a declaration
-/// without `top_k` takes: a path through all that may be taken would say nothing.
+/// A path has a fixed width: `top_k`. Where that is only what `pfag` is capped at, or takes everything (a merge of all replicas), 1 at
+/// each level and 2 experts, as a declaration without `top_k` takes: a path through all would say nothing.
 pub fn chosen<'a>(spec: &MoeSpec, scores: impl Fn(usize) -> &'a [f32]) -> Vec<u32> {
     Chooser::of_paths(spec).path(scores, &mut Scratch::default())
+}
+
+/// How many choices a path takes of each router of each level.
+#[must_use]
+pub fn path_widths(spec: &MoeSpec) -> Vec<Vec<usize>> {
+    let all = |slot: Slot| slot.top_k == slot.nodes.len();
+    let narrow = spec.pfag != Pfag::Off || spec.levels.iter().all(|level| level.slots().all(all));
+    let last = spec.levels.len().saturating_sub(1);
+    let most = |level| match (narrow, level == last) {
+        (false, _) => usize::MAX,
+        (true, true) => 2,
+        (true, false) => 1,
+    };
+    let of_level = |(level, declared): (usize, &super::LevelSpec)| {
+        declared.slots().map(|slot| slot.top_k.min(most(level))).collect()
+    };
+    spec.levels.iter().enumerate().map(of_level).collect()
 }
 
 /// The path of each input, as [`chosen`] takes it, from scores as [`select`] reads them.
@@ -116,12 +141,9 @@ impl Chooser {
     /// Of the paths that [`chosen`] takes.
     fn of_paths(spec: &MoeSpec) -> Self {
         let mut chooser = Self { pfag: Pfag::Off, ..Self::new(spec) };
-        if spec.pfag != Pfag::Off {
-            let last = chooser.levels.len().saturating_sub(1);
-            for (level, Level { slots, .. }) in chooser.levels.iter_mut().enumerate() {
-                let narrow = if level == last { 2 } else { 1 };
-                slots.iter_mut().for_each(|slot| slot.top_k = slot.top_k.min(narrow));
-            }
+        let widths = path_widths(spec);
+        for (Level { slots, .. }, widths) in chooser.levels.iter_mut().zip(widths) {
+            slots.iter_mut().zip(widths).for_each(|(slot, width)| slot.top_k = width);
         }
         chooser
     }

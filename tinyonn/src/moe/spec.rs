@@ -89,7 +89,7 @@ pub enum RouterKind {
     Gaussian(GaussianSpec),
     /// ℓ = W x + b ([`super::LinearRouter`]).
     Linear,
-    /// ℓ = s · cos(W x, e) ([`super::CosineRouter`]).
+    /// ℓ = s · cos(x, e) ([`super::CosineRouter`]).
     Cosine,
     /// Fixed random scores of the input ([`super::RandomRouter`]): the control that knows nothing.
     Random,

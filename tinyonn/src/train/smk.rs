@@ -168,7 +168,11 @@ pub fn train_smk(
         let batch = sampler.batch_at(step)?;
         let training = routers.then_some(step);
         let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), training, ..ctx.clone() };
-        let loss = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.mean_all()?;
+        let losses = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.reshape(batch.targets.shape())?;
+        // What a shared decision reads runs all active, and is left out of routed losses.
+        let length = losses.dim(1)?;
+        let open = variant.spec.open_positions().min(length - 1);
+        let loss = losses.narrow(1, open, length - open)?.mean_all()?;
         let stage = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: config.adamw.rate };
         // Frozen routers report nothing: no loss is added, no bias moves.
         let total = routing.add_to(loss.clone())?;

@@ -44,6 +44,10 @@ impl ReplicaSmk {
             let mut order = Vec::new();
             for expert in 0..self.experts {
                 let norm = norm(store, grads, layer, expert)?;
+                if !norm.is_finite() {
+                    let problem = format!("the gradient's norm is {norm} for replica {expert} of layer {layer}");
+                    return Err(Error::setting("smk.adamw.rate", problem, "lower the rate"));
+                }
                 if norm > 0.0 {
                     order.push((norm, expert as u32));
                 }
