@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{MoeSpec, Pfag, Slot};
+use super::{ExpertsAre, MoeSpec, Pfag, Slot};
 use crate::{Error, Result};
 
 /// Beside the probabilities, what a selection may depend on.
@@ -51,7 +51,7 @@ pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<
 
 /// The routed experts on the best path, ascending; `scores(level)` are those of every node of a level.
 ///
-/// A path has a fixed width: `top_k`. Where that is only what `pfag` is capped at, or takes everything (a merge of all replicas), 1 at
+/// A path has a fixed width: `top_k`. Where that is only what `pfag` is capped at, or all replicas are merged, 1 at
 /// each level and 2 experts, as a declaration without `top_k` takes: a path through all would say nothing.
 pub fn chosen<'a>(spec: &MoeSpec, scores: impl Fn(usize) -> &'a [f32]) -> Vec<u32> {
     Chooser::of_paths(spec).path(scores, &mut Scratch::default())
@@ -61,7 +61,9 @@ pub fn chosen<'a>(spec: &MoeSpec, scores: impl Fn(usize) -> &'a [f32]) -> Vec<u3
 #[must_use]
 pub fn path_widths(spec: &MoeSpec) -> Vec<Vec<usize>> {
     let all = |slot: Slot| slot.top_k == slot.nodes.len();
-    let narrow = spec.pfag != Pfag::Off || spec.levels.iter().all(|level| level.slots().all(all));
+    let merges_all =
+        spec.experts_are == ExpertsAre::Replicate && spec.levels.iter().all(|level| level.slots().all(all));
+    let narrow = spec.pfag != Pfag::Off || merges_all;
     let last = spec.levels.len().saturating_sub(1);
     let most = |level| match (narrow, level == last) {
         (false, _) => usize::MAX,
