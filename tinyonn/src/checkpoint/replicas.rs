@@ -61,7 +61,8 @@ pub fn prune_deltas(store: &mut ParamStore) -> Result<()> {
         let mut learnt = false;
         for var in names.iter().filter_map(|name| store.get(name)) {
             let largest = var.as_detached_tensor().abs()?.max_all()?.to_dtype(candle_core::DType::F32)?;
-            learnt |= largest.to_scalar::<f32>()?.abs() > 0.0 || !largest.to_scalar::<f32>()?.is_finite();
+            let largest = largest.to_scalar::<f32>()?;
+            learnt |= largest > 0.0 || largest.is_nan();
         }
         if !learnt {
             for name in &names {
