@@ -71,6 +71,10 @@ struct Flat;
 #[moe(levels = [2, 2], experts_are = replicate, route_per = segment(16), balance = loss(0.5), activation = silu)]
 struct Merged;
 
+/// What is spoiled below.
+#[moe(groups = 4, experts = 2)]
+struct Spoiled;
+
 const fn borrowed(name: &'static str) -> std::borrow::Cow<'static, str> {
     std::borrow::Cow::Borrowed(name)
 }
@@ -146,6 +150,45 @@ fn what_the_compiler_accepts_the_library_accepts_and_reads_back(#[case] spec: &M
     assert_eq!(moe::variant(&spec.name).unwrap().spec, *spec);
     let json = serde_json::to_string(spec).unwrap();
     assert_eq!(serde_json::from_str::<MoeSpec>(&json).unwrap(), *spec, "{json}");
+}
+
+/// What the compiler would have refused, of a declaration that a program made.
+#[rstest]
+#[case::no_level(|spec: &mut MoeSpec| spec.levels = vec![].into(), "no level")]
+#[case::too_deep(|spec: &mut MoeSpec| spec.levels = vec![spec.levels[0].clone(); 5].into(), "5 levels")]
+#[case::parents(|spec: &mut MoeSpec| spec.levels = vec![spec.levels[0].clone(); 2].into(), "1 routers for 4 nodes")]
+#[case::same_name(|spec: &mut MoeSpec| level(spec, |run| run.name = "group".into()), "two routers")]
+#[case::no_choices(|spec: &mut MoeSpec| level(spec, |run| run.choices = 0), "no choices")]
+#[case::none_taken(|spec: &mut MoeSpec| level(spec, |run| run.top_k = 0), "takes none")]
+#[case::too_many(|spec: &mut MoeSpec| level(spec, |run| run.top_k = 99), "top_k = 99")]
+#[case::no_dimension(|spec: &mut MoeSpec| level(spec, |run| run.kind = RouterKind::Gaussian(GaussianSpec::new(0))), "0 dimensions")]
+#[case::merged_slices(|spec: &mut MoeSpec| spec.combine = Combine::Merge, "cannot be merged")]
+#[case::concatenated_replicas(|spec: &mut MoeSpec| { spec.experts_are = ExpertsAre::Replicate; spec.combine = Combine::Concat }, "one bank")]
+#[case::unit_replicas(|spec: &mut MoeSpec| { spec.experts_are = ExpertsAre::Replicate; spec.combine = Combine::Dispatch; spec.gate = Gate::Unit }, "add up to one")]
+#[case::normalised_slices(|spec: &mut MoeSpec| spec.gate = Gate::Normalised, "shrink")]
+#[case::z_loss(|spec: &mut MoeSpec| spec.z_loss = f64::NAN, "z_loss = NaN")]
+#[case::jitter(|spec: &mut MoeSpec| spec.jitter = 1.0, "jitter = 1")]
+#[case::balance(|spec: &mut MoeSpec| spec.balance = Balance::Bias { rate: -0.1 }, "balance = -0.1")]
+#[case::nucleus(|spec: &mut MoeSpec| spec.pfag = Pfag::Nucleus { mass: 1.5 }, "nucleus(1.5)")]
+#[case::segment(|spec: &mut MoeSpec| spec.route_per = RoutePer::Segment { tokens: 0 }, "0 tokens")]
+#[case::task(|spec: &mut MoeSpec| { spec.route_per = RoutePer::Task; spec.pfag = Pfag::Entropy }, "asks none")]
+#[case::empty_group(|spec: &mut MoeSpec| spec.always = vec![AlwaysSpec { name: "shared".into(), experts: 0 }].into(), "no experts")]
+fn what_the_compiler_refuses_the_library_refuses(#[case] spoil: fn(&mut MoeSpec), #[case] words: &str) {
+    let mut spec = Spoiled::SPEC;
+    spec.validate().unwrap();
+    spoil(&mut spec);
+    let refusal = crate::models::message(spec.validate());
+    assert!(refusal.contains(words) && refusal.contains("Spoiled"), "{refusal}");
+}
+
+/// Changes the routers of the last level.
+fn level(spec: &mut MoeSpec, change: fn(&mut RouterSpec)) {
+    let mut levels = spec.levels.to_vec();
+    let last = levels.last_mut().unwrap();
+    let mut routers = last.routers.to_vec();
+    routers.iter_mut().for_each(change);
+    last.routers = routers.into();
+    spec.levels = levels.into();
 }
 
 #[rstest]

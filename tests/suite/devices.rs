@@ -4,7 +4,7 @@
 use candle_core::{DType, Device};
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::checkpoint::{ParamStore, upcycle};
+use tinyonn::checkpoint::upcycle;
 use tinyonn::data::Sampler;
 use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{Partition, RouterInputs, ScanOptions, scan};
@@ -21,14 +21,6 @@ use crate::tiny;
 /// Losses of devices differ by the order of their f32 sums, which training amplifies (the figure the project promises).
 const LOSS: f64 = 1e-3;
 
-fn on(store: &ParamStore, device: &Device) -> ParamStore {
-    let mut moved = ParamStore::new(device);
-    for (name, var) in store.iter() {
-        moved.insert(name, var.as_detached_tensor().to_device(device).unwrap()).unwrap();
-    }
-    moved
-}
-
 #[rstest]
 fn all_active_is_lossless(
     #[values("Moe1x1", "Moe2x4", "Moe7x3", "Moe12x8", "Moe10x10")] name: &str,
@@ -38,7 +30,7 @@ fn all_active_is_lossless(
 ) {
     for device in devices() {
         let cfg = models::config(123, true);
-        let dense = on(&models::weights(&cfg, dtype), &device);
+        let dense = models::on(&models::weights(&cfg, dtype), &device);
         let variant = variant(name);
         let units = models::partition(partition, &variant.spec, &cfg).unwrap();
         let sparse = upcycle(&dense, &cfg, variant, &units, 0).unwrap();
@@ -57,7 +49,7 @@ fn logits_and_gradients_agree(#[values("Moe2x4", "MoeSequence")] name: &str, #[v
     let store = upcycle(&models::weights(&cfg, DType::F32), &cfg, variant, &units, 0).unwrap();
     let ctx = if routed { RouteCtx::routed() } else { RouteCtx::all() };
     let run = |device: &Device| {
-        let store = on(&store, device);
+        let store = models::on(&store, device);
         let trainable = store.builder(DType::F32, |name| !name.contains("_router"));
         let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &trainable).unwrap();
         let ids = ids((2, 12)).to_device(device).unwrap();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use tempfile::TempDir;
 use tinyonn::checkpoint::{
     ParamStore, TinyOnnConfig, TinyOnnFolder, expected_tensors, grow_deltas, load_model, tokens,
@@ -17,6 +17,7 @@ use tinyonn::ops;
 use tinyonn::qwen3::{Qwen3Config, RouteCtx};
 use tinyonn::train::{AdamwConfig, RouterFitConfig, RouterFitter, SmkConfig, router_accuracy, train_smk};
 
+use crate::gradients::{devices, relative_difference};
 use crate::models::{self, CPU, bits, message};
 use crate::router_fit::{TASKS, planted};
 use crate::tiny;
@@ -118,9 +119,24 @@ fn routed_logits_are_finite_and_leave_the_dense_ones_where_experts_are_left_out(
 /// Puts values of about `size` into every delta.
 fn learnt(store: &mut ParamStore, spec: &MoeSpec, size: f64) {
     grow_deltas(store, &config(), spec).unwrap();
-    for (name, var) in store.iter().filter(|(name, _)| tinyonn::checkpoint::is_delta(name)) {
-        let draw = crate::gradients::inputs(name.len() as u64, &[var.dims()]).remove(0);
+    let deltas = store.iter().filter(|(name, _)| tinyonn::checkpoint::is_delta(name));
+    for (seed, (_, var)) in deltas.enumerate() {
+        let draw = crate::gradients::inputs(seed as u64, &[var.dims()]).remove(0);
         var.set(&(draw * size).unwrap().to_dtype(DType::F32).unwrap()).unwrap();
+    }
+}
+
+/// The experts, and the routers where the loss moves them.
+fn trainable(spec: &MoeSpec) -> impl Fn(&str) -> bool + Clone + Send + Sync + 'static {
+    let replicas = spec.experts_are == ExpertsAre::Replicate;
+    let runs = spec.levels.iter().flat_map(|level| level.routers.iter());
+    let random: Vec<String> =
+        runs.filter(|run| run.kind == RouterKind::Random).map(|run| format!(".{}_router.", run.name)).collect();
+    let learn_routers = routers_learn(spec);
+    move |name: &str| {
+        let expert = is_expert(name) && tinyonn::checkpoint::is_delta(name) == replicas;
+        let router = learn_routers && name.contains("_router.") && !random.iter().any(|run| name.contains(run));
+        expert || router
     }
 }
 
@@ -129,23 +145,10 @@ fn one_backward_reaches_every_trainable_parameter_and_no_other() {
     for variant in gallery() {
         let spec = &variant.spec;
         let (_, mut store) = upcycled(variant);
-        let replicas = spec.experts_are == ExpertsAre::Replicate;
-        if replicas {
+        if spec.experts_are == ExpertsAre::Replicate {
             learnt(&mut store, spec, 0.02);
         }
-        let random: Vec<String> = spec
-            .levels
-            .iter()
-            .flat_map(|level| level.routers.iter())
-            .filter(|run| run.kind == RouterKind::Random)
-            .map(|run| format!(".{}_router.", run.name))
-            .collect();
-        let learn_routers = routers_learn(spec);
-        let trainable = move |name: &str| {
-            let expert = is_expert(name) && tinyonn::checkpoint::is_delta(name) == replicas;
-            let router = learn_routers && name.contains("_router.") && !random.iter().any(|run| name.contains(run));
-            expert || router
-        };
+        let trainable = trainable(spec);
         let picks = trainable.clone();
         let vb = store.builder(DType::F32, picks);
         let model = TinyOnnForCausalLm::new(&config(), variant, &vb).unwrap();
@@ -163,6 +166,42 @@ fn one_backward_reaches_every_trainable_parameter_and_no_other() {
                 assert!(size.is_some_and(|size| size.is_finite() && size > 0.0), "{}: {name} {size:?}", spec.name);
             } else {
                 assert!(size.is_none(), "{}: {name} is frozen", spec.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn routed_logits_and_gradients_are_the_same_on_every_device() {
+    for variant in gallery() {
+        let spec = &variant.spec;
+        let (_, mut store) = upcycled(variant);
+        if spec.experts_are == ExpertsAre::Replicate {
+            learnt(&mut store, spec, 0.02);
+        }
+        let run = |device: &Device| {
+            let store = models::on(&store, device);
+            let model =
+                TinyOnnForCausalLm::new(&config(), variant, &store.builder(DType::F32, trainable(spec))).unwrap();
+            let ids = ids(spec).to_device(device).unwrap();
+            let auxiliary = Arc::new(tinyonn::train::RouterTraining::default());
+            let ctx = RouteCtx { training: Some(0), observer: Some(auxiliary.clone()), ..routed(spec) };
+            let logits = model.logits(&ids, &ctx, None).unwrap().detach().to_device(&CPU).unwrap();
+            let loss = model.lm().token_losses(&ids, &ids, &ctx).unwrap().mean_all().unwrap();
+            let grads = ops::backward(&auxiliary.add_to(loss).unwrap()).unwrap();
+            let of = |(name, var): (&str, &Var)| Some((name.to_owned(), grads.get(var)?.to_device(&CPU).unwrap()));
+            (logits, store.iter().filter_map(of).collect::<Vec<_>>())
+        };
+        let (logits, gradients) = run(&CPU);
+        for device in devices() {
+            let (other, other_gradients) = run(&device);
+            // Logits of order one over two layers: some hundred f32 roundings.
+            let difference = models::apart(&logits, &other);
+            assert!(difference < 2e-4, "{} on {device:?}: {difference}", spec.name);
+            assert_eq!(gradients.len(), other_gradients.len(), "{}", spec.name);
+            for ((name, a), (_, b)) in gradients.iter().zip(&other_gradients) {
+                let difference = relative_difference(a, b);
+                assert!(difference < 1e-3, "{}: {name} on {device:?}: {difference}", spec.name);
             }
         }
     }

@@ -93,3 +93,12 @@ pub(crate) fn apart(a: &Tensor, b: &Tensor) -> f32 {
 pub(crate) fn message<T>(result: Result<T>) -> String {
     result.err().expect("must be refused").to_string()
 }
+
+/// The same parameters on another device.
+pub(crate) fn on(store: &ParamStore, device: &Device) -> ParamStore {
+    let mut moved = ParamStore::new(device);
+    for (name, var) in store.iter() {
+        moved.insert(name, var.as_detached_tensor().to_device(device).unwrap()).unwrap();
+    }
+    moved
+}

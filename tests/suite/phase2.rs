@@ -6,8 +6,9 @@ use std::path::Path;
 use candle_core::DType;
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, load_model};
+use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
+use tinyonn::imaging::Score;
 use tinyonn::phases::{Phase2Config, phase2};
 use tinyonn::qwen3::RouteCtx;
 use tinyonn::train::{RouterFitConfig, SmkConfig};
@@ -92,10 +93,76 @@ fn every_kind_of_variant_goes_all_the_way(
     assert!(summary.active_share > 0.0 && summary.active_share <= 1.0, "{}", summary.active_share);
     let folder = config.out.join("tiny-onn");
     let model = load_model(&folder, &CPU, None).unwrap();
-    assert_eq!(TinyOnnFolder::open(&folder).unwrap().variant().spec.name, name);
-    let ctx = RouteCtx { paths: None, ..model.active().ctx() };
-    // Nobody gives the loaded model a task.
-    assert_eq!(model.logits(&models::ids((2, 9)), &ctx).is_err(), name == "ByTask");
+    let opened = TinyOnnFolder::open(&folder).unwrap();
+    assert_eq!(opened.variant().spec.name, name);
+    let (ids, ctx) = (models::ids((2, 9)), model.active().ctx());
+    // A checkpoint has the paths of its tasks, and takes the tasks of the sequences from its caller.
+    let by_task = name == "ByTask";
+    assert_eq!(model.logits(&ids, &ctx).is_err(), by_task);
+    assert_eq!(
+        opened.config().paths.iter().map(|path| path.task.as_str()).collect::<Vec<_>>(),
+        if by_task { vec!["arithmetic", "sorting"] } else { vec![] }
+    );
+    let of = |task: u32, paths| RouteCtx { tasks: Some([task, task].into()), paths, ..ctx.clone() };
+    let given = opened.config().path_table().map(std::sync::Arc::new);
+    for task in 0..2 {
+        let [stored, given] =
+            [of(task, None), of(task, given.clone())].map(|ctx| models::bits(&model.logits(&ids, &ctx).unwrap()));
+        assert_eq!(stored, given);
+    }
+}
+
+/// What an image is worth is measured beside what it is compared with, all on the same tokens.
+#[test]
+fn every_source_of_labels_has_its_loss() {
+    let dir = TempDir::new().unwrap();
+    let config = setting(dir.path(), DType::F32);
+    let summary = phase2(&config).unwrap();
+    let sources = &summary.label_sources;
+    let names: Vec<&str> = sources.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "activation",
+            "activation_plus_surprise",
+            "calm",
+            "dense",
+            "random",
+            "sps",
+            "sps_contrasted",
+            "sps_lowest",
+            "sps_one_path",
+            "sps_permuted",
+            "surprise",
+            "taylor"
+        ]
+    );
+    // The part of the test split is the whole of it here.
+    approx::assert_relative_eq!(sources["dense"].loss, summary.loss.dense, max_relative = 1e-12);
+    approx::assert_relative_eq!(sources["sps"].loss, summary.loss.label_paths, max_relative = 1e-12);
+    assert!(sources["sps_lowest"].loss.to_bits() != sources["sps"].loss.to_bits());
+    for (task, loss) in &summary.loss_by_task["label_paths"] {
+        approx::assert_relative_eq!(sources["sps"].by_task[task], *loss, max_relative = 1e-12);
+    }
+    // Labels by another score are that source's.
+    let other = Phase2Config { labels: Score::Taylor, out: dir.path().join("taylor"), ..config };
+    approx::assert_relative_eq!(phase2(&other).unwrap().loss.label_paths, sources["taylor"].loss, max_relative = 1e-12);
+}
+
+/// Replicas name no partition, have no scores to label by, and store what they learnt like the weights it is added to.
+#[rstest]
+fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dtype: DType) {
+    let dir = TempDir::new().unwrap();
+    let config = Phase2Config { variant: "Merged".into(), length: 40, ..setting(dir.path(), dtype) };
+    let summary = phase2(&config).unwrap();
+    assert!(summary.label_sources.is_empty() && summary.model.partition.is_none());
+    let folder = TinyOnnFolder::open(config.out.join("tiny-onn")).unwrap();
+    assert!(folder.config().partition.is_none());
+    let deltas = folder.folder().tensors().filter(|(name, _)| is_delta(name));
+    let types: Vec<Option<DType>> = deltas.map(|(_, info)| info.computed()).collect();
+    assert!(!types.is_empty() && types.iter().all(|found| *found == Some(dtype)), "{types:?}");
+    let model = load_model(config.out.join("tiny-onn"), &CPU, None).unwrap();
+    assert_eq!(model.logits(&models::ids((1, 5)), &model.active().ctx()).unwrap().dtype(), dtype);
 }
 
 #[rstest]

@@ -126,16 +126,31 @@ fn refinement_never_worsens_the_validation_loss(#[case] rate: f64, #[case] gains
 }
 
 #[rstest]
-#[case::fewer_layers(|inputs: &mut Vec<Samples>, _: &mut Labels| drop(inputs.pop()))]
-#[case::no_layers(|inputs: &mut Vec<Samples>, _: &mut Labels| inputs.clear())]
-#[case::more_tasks(|inputs: &mut Vec<Samples>, _: &mut Labels| inputs[1].tasks[3] = TASKS as u32)]
-#[case::labels_of_other_layers(|_: &mut Vec<Samples>, labels: &mut Labels| drop(labels.paths.experts[0].pop()))]
-fn inputs_of_another_model_have_no_accuracy(#[case] spoil: fn(&mut Vec<Samples>, &mut Labels)) {
+#[case::fewer_layers(|inputs: &mut Vec<Samples>, _: &mut Labels| drop(inputs.pop()), "`inputs`")]
+#[case::no_layers(|inputs: &mut Vec<Samples>, _: &mut Labels| inputs.clear(), "`inputs`")]
+#[case::more_tasks(|inputs: &mut Vec<Samples>, _: &mut Labels| inputs[1].tasks[3] = TASKS as u32, "`inputs`")]
+#[case::labels_of_other_layers(|_: &mut Vec<Samples>, labels: &mut Labels| drop(labels.paths.experts[0].pop()), "`labels`")]
+#[case::labels_of_other_experts(|_: &mut Vec<Samples>, labels: &mut Labels| labels.paths.experts[1][0].push(8), "expert 8 of 8")]
+fn what_is_of_another_model_is_neither_fitted_nor_measured(
+    #[case] spoil: fn(&mut Vec<Samples>, &mut Labels),
+    #[case] words: &str,
+) {
     let (variant, store) = upcycled("Moe2x4");
-    let (mut inputs, mut labels) = (planted("test", 40, 2.0), Labels::random(TASKS, 2, &variant.spec, 3));
+    let (train, mut labels) = (planted("train", 40, 2.0), Labels::random(TASKS, 2, &variant.spec, 3));
+    let mut inputs = train.clone();
     spoil(&mut inputs, &mut labels);
     let refused = with_modules(variant, &store, |modules| router_accuracy(modules, &inputs, &labels).unwrap_err());
-    assert!(refused.to_string().starts_with("`inputs`"), "{refused}");
+    assert!(refused.to_string().contains(words), "{refused}");
+    let fitted = RouterFitter::new(&train, &inputs, TASKS, 4)
+        .and_then(|fitter| fitter.fit((&store, &tiny::config(40), variant), &labels, &CLOSED, 0));
+    let refused = fitted.unwrap_err().to_string();
+    assert!(refused.contains(words), "{refused}");
+}
+
+#[test]
+fn a_projection_to_nothing_is_refused() {
+    let refused = RouterFitter::new(&planted("a", 9, 1.0), &planted("b", 9, 1.0), TASKS, 0).map(drop).unwrap_err();
+    assert!(refused.to_string().starts_with("`dim`"), "{refused}");
 }
 
 #[test]

@@ -152,6 +152,33 @@ fn ties_go_to_the_lower_index() {
     assert_eq!(smk.choices(), [Choice { active: vec![1, 2, 3], learners: vec![1, 2] }]);
 }
 
+/// What a shared decision reads runs all active: nobody was routed there, and its surprise counts for nobody.
+#[test]
+fn open_positions_make_no_expert_active() {
+    let gate = [[1f32; 6], [0., 1., 1., 1., 1., 1.], [0., 1., 1., 1., 1., 1.]];
+    let gate = Tensor::from_vec([gate, gate].concat().concat(), (6, 6), &Device::Cpu).unwrap();
+    // Expert 2 is least surprised where it was routed, most where all are active.
+    let h = [[1f32, 1., 9., 1., 9., 1.], [1., 2., 0.5, 2., 0.5, 1.], [1., 2., 0.5, 2., 0.5, 1.]];
+    let h = Tensor::from_vec([h, h].concat().concat(), (6, 6), &Device::Cpu).unwrap();
+    let (td, ti) = (h.ones_like().unwrap(), h.zeros_like().unwrap());
+    let pass = MlpBackward {
+        x_td: &td,
+        h_ti: &h,
+        gate_ti: Some(&gate),
+        delta_y_td: &td,
+        delta_h_ti: &ti,
+        delta_g_ti: &ti,
+        delta_u_ti: &ti,
+    };
+    let smk = |open| Smk::new(1, 4, vec![vec![0, 3, 2, 1, 2, 3]]).unwrap().behind(open, 3);
+    let choice = |smk: Smk| {
+        smk.observe(0, &pass).unwrap();
+        smk.choices().remove(0)
+    };
+    assert_eq!(choice(smk(0)), Choice { active: vec![0, 1, 2, 3], learners: vec![0] });
+    assert_eq!(choice(smk(1)), Choice { active: vec![1, 2, 3], learners: vec![2] });
+}
+
 #[test]
 fn no_learner_at_all_is_refused() {
     assert!(Smk::new(0, 4, vec![]).map(drop).unwrap_err().to_string().starts_with("`min_k`: no expert would learn"));

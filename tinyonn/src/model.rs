@@ -1,11 +1,13 @@
 //! The sparse model: the dense decoder's own code with a mixture of experts in every feed-forward slot.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
-use crate::qwen3::{Active, KvCache, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
+use crate::qwen3::{Active, KvCache, PathTable, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
 use crate::{Error, Result};
 
 /// The decoder over routed experts, without its head.
@@ -36,6 +38,8 @@ impl ActiveMode {
 pub struct TinyOnnForCausalLm {
     lm: Qwen3ForCausalLm<MoeLayer>,
     variant: &'static Variant,
+    /// What a context without paths is given.
+    paths: Option<Arc<PathTable>>,
 }
 
 impl TinyOnnForCausalLm {
@@ -46,7 +50,17 @@ impl TinyOnnForCausalLm {
     pub fn new(cfg: &Qwen3Config, variant: &'static Variant, vb: &VarBuilder<'_>) -> Result<Self> {
         variant.spec.validate()?;
         let lm = Qwen3ForCausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb))?;
-        Ok(Self { lm, variant })
+        Ok(Self { lm, variant, paths: None })
+    }
+
+    /// With the paths of its tasks, which a variant that is routed by its task follows where the context gives none.
+    #[must_use]
+    pub fn with_paths(self, paths: Option<PathTable>) -> Self {
+        Self { paths: paths.map(Arc::new), ..self }
+    }
+
+    fn ctx(&self, ctx: &RouteCtx) -> RouteCtx {
+        RouteCtx { paths: ctx.paths.clone().or_else(|| self.paths.clone()), ..ctx.clone() }
     }
 
     /// The language model, generic code shared with the dense one.
@@ -87,7 +101,7 @@ impl TinyOnnForCausalLm {
             let problem = format!("it hides tokens that `{}` decides by", self.spec().name);
             return Err(Error::setting("cache", problem, "read the whole text without one, or call `generate`"));
         }
-        self.lm.logits(ids, ctx, cache)
+        self.lm.logits(ids, &self.ctx(ctx), cache)
     }
 
     /// Whether the newest token needs no earlier one to be routed.
@@ -110,6 +124,6 @@ impl TinyOnnForCausalLm {
         ctx: &RouteCtx,
         sampling: Sampling<'_>,
     ) -> Result<Vec<u32>> {
-        self.lm.generate(prompt, count, eos, ctx, sampling, self.decides_alone(ctx))
+        self.lm.generate(prompt, count, eos, &self.ctx(ctx), sampling, self.decides_alone(ctx))
     }
 }

@@ -43,7 +43,7 @@ struct Settings {
     /// The declared variant whose experts a dense model is seen as [default: TinyOnn]
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// How a dense model's neurons are given to experts: contiguous, random, activation, sps [default: contiguous]
+    /// How a dense model's neurons are given to experts: contiguous, random, activation, sps [default: as the variant declares, or else contiguous]
     #[arg(long, value_name = "STRATEGY")]
     partition: Option<Partition>,
     /// A task: any folder or file of text, or JSONL with a `text` field (repeatable) [default: the default text]
@@ -84,7 +84,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
     let config = ImageConfig {
         model: required(settings.model, "model")?,
         variant: settings.variant.unwrap_or_else(|| "TinyOnn".into()),
-        partition: settings.partition.unwrap_or(Partition::Contiguous),
+        partition: settings.partition,
         seed: settings.run.seed.unwrap_or(0),
         device: settings.run.device.unwrap_or_default(),
     };

@@ -73,13 +73,16 @@ proptest! {
         let (a, s) = (values(seed, "a", &tokens, width), values(seed, "s", &tokens, width));
         let scan = streamed(&a, &s, 2);
         let (za, zs) = (integrated(&standardised(&a)), integrated(&standardised(&s)));
-        let (sps, activation) = (Integral::new(&scan, Score::Sps), Integral::new(&scan, Score::Activation));
+        let [sps, activation, surprise, calm, both, _] = Score::ALL.map(|score| Integral::new(&scan, score));
         for task in 0..tokens.len() {
             for layer in 0..2 {
                 for i in 0..width {
                     // Values of order 1 in f64; the difference E[x²] − m² costs some digits of sixteen.
                     assert_relative_eq!(activation.neurons[task][layer][i], za[task][i], epsilon = 1e-9);
                     assert_relative_eq!(sps.neurons[task][layer][i], za[task][i] - zs[task][i], epsilon = 1e-9);
+                    assert_relative_eq!(surprise.neurons[task][layer][i], zs[task][i], epsilon = 1e-9);
+                    assert_relative_eq!(calm.neurons[task][layer][i], -zs[task][i], epsilon = 1e-9);
+                    assert_relative_eq!(both.neurons[task][layer][i], za[task][i] + zs[task][i], epsilon = 1e-9);
                 }
             }
         }
@@ -100,9 +103,14 @@ proptest! {
         for layer in 0..2 {
             for i in 0..width {
                 assert_relative_eq!(contrasted.neurons.iter().map(|t| t[layer][i]).sum::<f64>(), 0.0, epsilon = 1e-12);
+                let (averaged, negated) = (integral.averaged(), integral.negated());
                 // Contrasting moves all tasks alike.
                 let moved = |task: usize| integral.neurons[task][layer][i] - contrasted.neurons[task][layer][i];
-                (0..tasks).for_each(|task| assert_relative_eq!(moved(task), moved(0), epsilon = 1e-12));
+                for task in 0..tasks {
+                    assert_relative_eq!(moved(task), moved(0), epsilon = 1e-12);
+                    assert_relative_eq!(averaged.neurons[task][layer][i], moved(0), epsilon = 1e-12);
+                    assert_eq!(negated.neurons[task][layer][i], -integral.neurons[task][layer][i]);
+                }
             }
             for unit in 0..count {
                 let own: Vec<usize> = (0..width).filter(|i| units[layer][*i] as usize == unit).collect();

@@ -55,6 +55,12 @@ fn kinds(variant: &Variant) -> Vec<String> {
     1
 )]
 #[case("levels = [3, 5], pfag = entropy", &[("group", 1, 3, 3), ("expert", 3, 5, 5)], 15, 15)]
+#[case(
+    "levels = [3, 5], route_per = task, gate = unit, pfag = off, balance = none, z_loss = 0, jitter = 0.0",
+    &[("group", 1, 3, 1), ("expert", 3, 5, 2)],
+    15,
+    2
+)]
 #[case("levels = [3, 5], pfag = off", &[("group", 1, 3, 1), ("expert", 3, 5, 2)], 15, 2)]
 #[case("levels = [3, 5], pfag = nucleus(1), top_k = [2, 3]", &[("group", 1, 3, 2), ("expert", 3, 5, 3)], 15, 6)]
 fn an_even_hierarchy(

@@ -40,7 +40,14 @@ pub(super) fn behaviour(settings: &Settings, always: &[&Ident], errors: &mut Err
         None => (),
     }
     if let Some(RoutePer::Task) = route_per {
-        no_router_is_asked(settings, gate, errors);
+        let asks = [
+            ("gate", gate.is_some_and(|gate| gate != Gate::Unit)),
+            ("pfag", pfag.as_ref().is_some_and(|pfag| !matches!(pfag, Pfag::Off))),
+            ("balance", balance.as_ref().is_some_and(|balance| !matches!(balance, Balance::None))),
+            ("z_loss", z_loss.is_some_and(|z_loss| z_loss > 0.0)),
+            ("jitter", jitter.is_some_and(|jitter| jitter > 0.0)),
+        ];
+        no_router_is_asked(settings, asks, errors);
     }
     Some(Behaviour {
         experts_are: experts_are?,
@@ -89,11 +96,9 @@ fn replicas(settings: &Settings, combine: Option<Combine>, always: &[&Ident], er
     }
 }
 
-/// Under `route_per = task`, what speaks of the scores of routers says nothing.
-fn no_router_is_asked(settings: &Settings, gate: Option<Gate>, errors: &mut Errors) {
-    let weighted = gate.is_some_and(|gate| gate != Gate::Unit).then_some("gate");
-    let scored = ["pfag", "balance", "z_loss", "jitter"];
-    for key in weighted.into_iter().chain(scored).filter_map(|key| settings.key(key)) {
+/// Under `route_per = task`, what asks for the scores of routers gets none.
+fn no_router_is_asked(settings: &Settings, asks: [(&str, bool); 5], errors: &mut Errors) {
+    for key in asks.iter().filter(|(_, asks)| *asks).filter_map(|(key, _)| settings.key(key)) {
         let problem = format!("`{key}` needs the scores of routers, and `route_per = task` asks none");
         errors.on(key, format!("{problem}; remove `{key}`, or write `route_per = sequence`"));
     }

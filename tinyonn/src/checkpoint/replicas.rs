@@ -1,6 +1,6 @@
 //! The deltas of replicas: every expert is the dense MLP plus its delta, which exists once the expert has learnt (DESIGN §1).
 //!
-//! `model.layers.{i}.mlp.delta.{n}.{gate,up,down}_proj.weight`, in the shapes of the dense weights, f32.
+//! `model.layers.{i}.mlp.delta.{n}.{gate,up,down}_proj.weight`, in the shapes of the dense weights; f32 while they learn.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,14 @@ use crate::qwen3::Qwen3Config;
 /// Whether a parameter belongs to a delta.
 pub fn is_delta(name: &str) -> bool {
     name.contains(".mlp.delta.")
+}
+
+/// The dense weight that a delta is added to; any other name is its own.
+pub fn base_name(name: &str) -> String {
+    match name.split_once(".delta.").map(|(mlp, delta)| (mlp, delta.split_once('.'))) {
+        Some((mlp, Some((_, projection)))) if is_delta(name) => format!("{mlp}.{projection}"),
+        _ => name.to_owned(),
+    }
 }
 
 /// Name and shape of every delta that a checkpoint of `spec` may hold.

@@ -27,8 +27,8 @@ use super::replicas::{is_delta, possible_deltas};
 use super::store::ParamStore;
 use super::variant_tensors::{expected_variant_tensors, neuron_expert_name};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{self, MoeSpec, Variant};
-use crate::qwen3::Qwen3Config;
+use crate::moe::{self, ExpertsAre, MoeSpec, Variant};
+use crate::qwen3::{PathTable, Qwen3Config};
 use crate::{Error, Result};
 
 /// The key of `config.json` under which a variant is described.
@@ -42,10 +42,24 @@ pub struct TinyOnnConfig {
     pub variant: String,
     /// Which experts run unless the caller says otherwise.
     pub active: ActiveMode,
-    /// How neurons were given to experts.
-    pub partition: PartitionOrigin,
+    /// How neurons were given to experts; replicas have no neurons of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<PartitionOrigin>,
     /// The declaration, for whoever reads the folder later.
     pub spec: MoeSpec,
+    /// The paths of the tasks that it was labelled for, by task, where `route_per = task` decides by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<TaskPath>,
+}
+
+/// The path of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskPath {
+    /// The task's name; its id is its place.
+    pub task: String,
+    /// `experts[layer]`, ascending.
+    pub experts: Vec<Vec<u32>>,
 }
 
 /// Where a partition comes from; the partition itself is in the weights.
@@ -67,9 +81,18 @@ impl TinyOnnConfig {
         Self {
             variant: variant.spec.name.to_string(),
             active: ActiveMode::All,
-            partition: PartitionOrigin { strategy: strategy.to_string(), seed },
+            partition: (variant.spec.experts_are == ExpertsAre::Slice)
+                .then(|| PartitionOrigin { strategy: strategy.to_string(), seed }),
             spec: variant.spec.clone(),
+            paths: Vec::new(),
         }
+    }
+
+    /// The stored paths, as routing takes them; `None` where there are none.
+    #[must_use]
+    pub fn path_table(&self) -> Option<PathTable> {
+        let experts = || self.paths.iter().map(|path| path.experts.clone()).collect();
+        (!self.paths.is_empty()).then(|| PathTable { experts: experts() })
     }
 
     /// `config` (a dense or a Tiny-ONN `config.json`) with this object; every other key stays, in its place.
@@ -208,7 +231,8 @@ impl TinyOnnFolder {
     /// # Errors
     /// A partition in the weights that leaves an expert empty or names one that does not exist.
     pub fn model(&self, store: &ParamStore, dtype: DType) -> Result<TinyOnnForCausalLm> {
-        TinyOnnForCausalLm::new(&self.cfg, self.variant, &store.builder(dtype, |_| false))
+        let model = TinyOnnForCausalLm::new(&self.cfg, self.variant, &store.builder(dtype, |_| false))?;
+        Ok(model.with_paths(self.config.path_table()))
     }
 }
 

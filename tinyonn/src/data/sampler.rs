@@ -1,10 +1,11 @@
 //! Training batches as a pure function of (seed, step): to resume, ask for the next step.
 
 use candle_core::Device;
+use rand::Rng as _;
 
 use super::order::Order;
 use super::pack::{Batch, Row, TokenSet, check_shape};
-use crate::{Error, Result};
+use crate::{Error, Result, random};
 
 /// Draws training batches from a [`TokenSet`].
 ///
@@ -53,6 +54,18 @@ impl<'a> Sampler<'a> {
             ));
         }
         Ok(Self { set, length, batch, seed, device: device.clone() })
+    }
+
+    /// Positions of a row.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The seed of whatever else is random in a step, noise on routers' inputs for one.
+    #[must_use]
+    pub fn seed_at(&self, step: u64) -> u64 {
+        random::stream(self.seed, &format!("data/step/{step}")).random()
     }
 
     /// The batch of `step`, counted from 0.

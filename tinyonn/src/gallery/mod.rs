@@ -69,7 +69,8 @@ pub enum NamedGroups {
     Memory,
 }
 
-/// Like X-MoE (Chi et al., 2022): routed by the angle to each expert's vector, which no expert can win by its length.
+/// Like X-MoE (Chi et al., 2022): routed by the angle to each expert's vector, which no expert can win by its length;
+/// without the paper's projection to fewer dimensions.
 #[moe(levels = [16], top_k = 2, router = cosine, gate = straight_through)]
 pub struct XMoe;
 

@@ -10,6 +10,7 @@ use super::partition::{balanced_k_means, distance, unit};
 use crate::moe::{MoeSpec, select};
 use crate::qwen3::PathTable;
 use crate::random;
+use crate::{Error, Result};
 
 /// The paths of all tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,6 +124,24 @@ impl Labels {
             experts[*task].clone_from(&self.paths.experts[order[(at + 1) % tasks]]);
         }
         Self { paths: PathTable { experts } }
+    }
+
+    /// Refuses labels of other tasks, layers or experts.
+    ///
+    /// # Errors
+    /// The first that does not fit.
+    pub fn check(&self, spec: &MoeSpec, tasks: usize, layers: usize) -> Result<()> {
+        let remedy = "label the tasks and layers of this model, for this variant";
+        let paths = &self.paths.experts;
+        if paths.len() != tasks || paths.iter().any(|task| task.len() != layers) {
+            let problem = format!("they are not of {tasks} tasks and {layers} layers");
+            return Err(Error::setting("labels", problem, remedy));
+        }
+        let experts = spec.experts();
+        if let Some(expert) = paths.iter().flatten().flatten().find(|expert| **expert as usize >= experts) {
+            return Err(Error::setting("labels", format!("one names expert {expert} of {experts}"), remedy));
+        }
+        Ok(())
     }
 
     /// The nodes of `level` that a path of (task, layer) passes through, ascending.

@@ -1,4 +1,4 @@
-//! SPS = z(activation) − z(surprise), and its integral over a task.
+//! SPS = z(activation) − z(surprise), and its integral over a task; and the scores that it is compared with.
 //!
 //! z standardises over a layer's tokens and neurons, tasks weighted equally; z = 0 where the deviation is at most 1e-9, or no
 //! more than the rounding of the sums. The moments are known only at the end of a scan, but ∫SPS is linear in them: from ā and S̄, a task's means a token,
@@ -17,6 +17,45 @@ pub enum Score {
     Sps,
     /// z(activation).
     Activation,
+    /// z(surprise).
+    Surprise,
+    /// −z(surprise).
+    Calm,
+    /// z(activation) + z(surprise).
+    ActivationPlusSurprise,
+    /// −h ∂L/∂h: by how much the loss would grow without the neuron, to first order (Molchanov et al., 2017).
+    Taylor,
+}
+
+impl Score {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Sps, Self::Activation, Self::Surprise, Self::Calm, Self::ActivationPlusSurprise, Self::Taylor];
+
+    /// Its name in configurations and summaries.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sps => "sps",
+            Self::Activation => "activation",
+            Self::Surprise => "surprise",
+            Self::Calm => "calm",
+            Self::ActivationPlusSurprise => "activation_plus_surprise",
+            Self::Taylor => "taylor",
+        }
+    }
+
+    /// What z(activation) and z(surprise) are multiplied by; `None` of what is made of neither.
+    fn signs(self) -> Option<(f64, f64)> {
+        match self {
+            Self::Sps => Some((1.0, -1.0)),
+            Self::Activation => Some((1.0, 0.0)),
+            Self::Surprise => Some((0.0, 1.0)),
+            Self::Calm => Some((0.0, -1.0)),
+            Self::ActivationPlusSurprise => Some((1.0, 1.0)),
+            Self::Taylor => None,
+        }
+    }
 }
 
 /// A score integrated over each task, per token.
@@ -75,14 +114,16 @@ impl Integral {
                 };
                 (0..tasks).map(of_task).collect()
             };
-            let mut score_of = standardised(&per_token(|s| &s.activation), &per_token(|s| &s.activation_squared));
-            if score == Score::Sps {
-                let surprise = standardised(&per_token(|s| &s.surprise), &per_token(|s| &s.surprise_squared));
-                for (task, surprise) in score_of.iter_mut().zip(&surprise) {
-                    task.iter_mut().zip(surprise).for_each(|(score, surprise)| *score -= surprise);
+            let values = match score.signs() {
+                None => per_token(|s| &s.taylor),
+                Some((of_activation, of_surprise)) => {
+                    let a = standardised(&per_token(|s| &s.activation), &per_token(|s| &s.activation_squared));
+                    let s = standardised(&per_token(|s| &s.surprise), &per_token(|s| &s.surprise_squared));
+                    let sum = |(a, s): (&f64, &f64)| of_activation * a + of_surprise * s;
+                    a.iter().zip(&s).map(|(a, s)| a.iter().zip(s).map(sum).collect()).collect()
                 }
-            }
-            for (task, values) in score_of.into_iter().enumerate() {
+            };
+            for (task, values) in values.into_iter().enumerate() {
                 neurons[task].push(values);
             }
         }
@@ -92,17 +133,37 @@ impl Integral {
     /// What sets tasks apart: each value minus its mean over tasks.
     #[must_use]
     pub fn contrasted(&self) -> Self {
-        let tasks = self.neurons.len() as f64;
-        let mut neurons = self.neurons.clone();
-        for layer in 0..neurons.first().map_or(0, Vec::len) {
-            for i in 0..neurons[0][layer].len() {
-                let mean = self.neurons.iter().map(|task| task[layer][i]).sum::<f64>() / tasks;
-                for task in &mut neurons {
-                    task[layer][i] -= mean;
-                }
-            }
+        let (mean, mut neurons) = (self.over_tasks(), self.neurons.clone());
+        for task in &mut neurons {
+            let values = task.iter_mut().flatten().zip(mean.iter().flatten());
+            values.for_each(|(value, mean)| *value -= mean);
         }
         Self { neurons }
+    }
+
+    /// The same with its sign turned: the lowest come first.
+    #[must_use]
+    pub fn negated(&self) -> Self {
+        let mut neurons = self.neurons.clone();
+        neurons.iter_mut().flatten().flatten().for_each(|x| *x = -*x);
+        Self { neurons }
+    }
+
+    /// What tasks have in common: in place of each value the mean over tasks.
+    #[must_use]
+    pub fn averaged(&self) -> Self {
+        Self { neurons: vec![self.over_tasks(); self.neurons.len()] }
+    }
+
+    /// The mean over tasks, `[layer][i]`.
+    fn over_tasks(&self) -> Vec<Vec<f64>> {
+        let mut mean = self.neurons.first().cloned().unwrap_or_default();
+        for (layer, values) in mean.iter_mut().enumerate() {
+            for (i, mean) in values.iter_mut().enumerate() {
+                *mean = self.neurons.iter().map(|task| task[layer][i]).sum::<f64>() / self.neurons.len() as f64;
+            }
+        }
+        mean
     }
 
     /// The mean over each unit's neurons, `[task][layer][unit]`; `units[layer][i]` is the unit of neuron i, of `count`.

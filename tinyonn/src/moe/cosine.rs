@@ -6,7 +6,7 @@ use candle_nn::{Init, VarBuilder};
 use super::{Router, RouterShape};
 use crate::{Result, ops};
 
-/// s at the start, the reciprocal of a temperature of 0.07; it learns.
+/// s at the start, the reciprocal of the temperature 0.07 that CLIP starts from (Radford et al., 2021); it learns.
 const SCALE: f64 = 1.0 / 0.07;
 /// Keeps a vector of zeros from a division by none.
 const EPS: f64 = 1e-12;

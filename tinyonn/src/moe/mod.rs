@@ -19,6 +19,7 @@ pub mod router;
 pub mod routing;
 pub mod select;
 pub mod spec;
+mod validate;
 
 pub use cosine::CosineRouter;
 pub use expert::TinyOnnExpert;

@@ -24,8 +24,10 @@ impl MoeSpec {
             Some(choices) if choices.len() <= 2 => parts.push(choices.join(" × ")),
             Some(choices) => parts.push(format!("[{}]", choices.join(", "))),
             None => {
-                let runs = self.levels.iter().filter(|level| level.routers.len() > 1).flat_map(|level| &*level.routers);
-                parts.extend(runs.map(|run| format!("{} {}", run.name, run.parents * run.choices)));
+                for level in self.levels.iter() {
+                    let named = level.routers.iter().filter(|run| run.name != level.name);
+                    parts.extend(named.map(|run| format!("{} {}", run.name, run.parents * run.choices)));
+                }
             }
         }
         parts.extend(self.always.iter().map(|group| format!("{} {} always", group.name, group.experts)));
@@ -97,9 +99,9 @@ impl MoeSpec {
     }
 }
 
-/// The choices of a level of equal routers.
+/// The choices of a level of equal routers that stand under no named group.
 fn single(level: &LevelSpec) -> Option<usize> {
-    if let [run] = &*level.routers { Some(run.choices) } else { None }
+    if let [run] = &*level.routers { (run.name == level.name).then_some(run.choices) } else { None }
 }
 
 fn one_if_equal(mut words: Vec<String>) -> Vec<String> {

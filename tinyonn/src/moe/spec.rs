@@ -11,8 +11,6 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
-
 /// A declared mixture of experts: `const` in the code that `#[moe(..)]` writes, deserialised from a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -385,50 +383,6 @@ impl MoeSpec {
         match below.and_then(|below| below.routers.get(node).filter(|run| run.name != below.name)) {
             Some(run) => run.name.to_string(),
             None => format!("{} {node}", self.levels[level].name),
-        }
-    }
-
-    /// Whether the declaration can be run: what the macro checks at compile time, of one that a program or a file made.
-    ///
-    /// # Errors
-    /// The variant, what does not fit, and the remedy.
-    pub fn validate(&self) -> Result<()> {
-        let fail = |problem: String, remedy: &str| Err(Error::variant(self.name.clone(), problem, remedy));
-        if self.levels.is_empty() {
-            return fail("it has no level".into(), "declare groups and experts");
-        }
-        let mut nodes = 1;
-        for level in self.levels.iter() {
-            if level.parents() != nodes {
-                let problem = format!("level `{}` has {} routers for {nodes} nodes", level.name, level.parents());
-                return fail(problem, "declare one for each node of the level before");
-            }
-            for run in level.routers.iter() {
-                if run.choices == 0 || run.top_k == 0 {
-                    return fail(format!("`{}_router` has no choices or takes none", run.name), "use 1 or more");
-                }
-                if run.top_k > run.choices {
-                    let problem =
-                        format!("top_k = {} exceeds the {} choices of `{}_router`", run.top_k, run.choices, run.name);
-                    return fail(problem, "take at most all of them");
-                }
-            }
-            nodes = level.nodes();
-        }
-        match (self.experts_are, self.combine, self.gate) {
-            (ExpertsAre::Slice, Combine::Merge, _) => {
-                fail("slices of one MLP cannot be merged".into(), "use combine = concat or dispatch")
-            }
-            (ExpertsAre::Replicate, Combine::Concat, _) => {
-                fail("replicas are not slices of one bank".into(), "use combine = merge or dispatch")
-            }
-            (ExpertsAre::Replicate, _, gate) if gate != Gate::Normalised || !self.always.is_empty() => {
-                fail("the weights of replicas must add up to one".into(), "use Gate::Normalised, and no group `always`")
-            }
-            (ExpertsAre::Slice, _, Gate::Normalised) => {
-                fail("weights that add up to one shrink what slices add up to".into(), "use Gate::Unit or Gate::Scaled")
-            }
-            _ => Ok(()),
         }
     }
 }

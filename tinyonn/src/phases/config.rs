@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::DeviceName;
-use crate::imaging::Partition;
+use crate::imaging::{Partition, Score};
 use crate::moe::Variant;
 use crate::moe::expert::check_width;
 use crate::qwen3::Qwen3Config;
@@ -44,7 +44,9 @@ pub struct Phase2Config {
     pub test_tokens: usize,
     /// How neurons are given to experts; without it as the variant declares, or else by ∫SPS.
     pub partition: Option<Partition>,
-    /// Labels by what sets a task apart (minus the mean over tasks), or by ∫SPS itself.
+    /// The score of the scan that labels are made by: `sps`, or one it is compared with.
+    pub labels: Score,
+    /// Labels by what sets a task apart (minus the mean over tasks), or by the score itself.
     pub contrast: bool,
     /// How routers are fitted.
     pub router: RouterFitConfig,
@@ -69,6 +71,7 @@ impl Default for Phase2Config {
             scan_tokens: 65_536,
             test_tokens: 16_384,
             partition: None,
+            labels: Score::Sps,
             contrast: false,
             router: RouterFitConfig::default(),
             smk: SmkConfig::default(),

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::config::hidden_act;
 use super::text::{Tokens, tokenizer};
 use super::{Phase2Config, Text};
-use crate::checkpoint::{ModelFolder, ParamStore, expected_tensors, is_tinyonn};
+use crate::checkpoint::{ModelFolder, ParamStore, base_name, expected_tensors, is_tinyonn};
 use crate::data::{Sampler, TextTokenizer};
 use crate::metrics::{self, MetricsLog, Record};
 use crate::moe::variant;
@@ -67,32 +67,36 @@ impl Dense {
     /// # Errors
     /// Whatever the device reports.
     pub fn round(&self, store: &ParamStore) -> Result<()> {
-        for (name, dtype) in self.narrow() {
-            if let Some(var) = store.get(name) {
+        for (name, dtype) in self.narrow(store) {
+            if let Some(var) = store.get(&name) {
                 let rounded = var.as_detached_tensor().to_dtype(dtype)?.to_dtype(var.dtype())?;
-                store.set(name, &rounded)?;
+                store.set(&name, &rounded)?;
             }
         }
         Ok(())
     }
 
-    /// `store`, of which it shares the storage, with each dense weight in the type it is stored in.
+    /// `store`, of which it shares the storage, with each dense weight in the type it is stored in, and deltas like their bases.
     ///
     /// # Errors
     /// Whatever the device reports.
     pub fn as_stored(&self, store: &ParamStore) -> Result<ParamStore> {
         let mut cast = ParamStore::from_handles(store.device(), store.handles());
-        for (name, dtype) in self.narrow() {
-            if let Some(var) = cast.remove(name) {
+        for (name, dtype) in self.narrow(store) {
+            if let Some(var) = cast.remove(&name) {
                 cast.insert(name, var.as_detached_tensor().to_dtype(dtype)?)?;
             }
         }
         Ok(cast)
     }
 
-    /// The weights stored in less than f32.
-    fn narrow(&self) -> impl Iterator<Item = (&str, DType)> {
-        self.stored.iter().filter(|(_, dtype)| **dtype != DType::F32).map(|(name, dtype)| (name.as_str(), *dtype))
+    /// The weights of `store` that are stored in less than f32: a delta as the weight it is added to.
+    fn narrow(&self, store: &ParamStore) -> Vec<(String, DType)> {
+        let stored = |name: &str| {
+            let dtype = *self.stored.get(&base_name(name))?;
+            (dtype != DType::F32).then(|| (name.to_owned(), dtype))
+        };
+        store.names().filter_map(stored).collect()
     }
 
     fn load(dir: &Path, device: &Device) -> Result<Self> {

@@ -24,8 +24,8 @@ pub struct ImageConfig {
     pub model: PathBuf,
     /// The declared variant whose experts a dense model is seen as.
     pub variant: String,
-    /// How a dense model's neurons are given to experts.
-    pub partition: Partition,
+    /// How a dense model's neurons are given to experts; without it as the variant declares, or else in runs.
+    pub partition: Option<Partition>,
     /// Decides the partition and the generated tasks of the default text.
     pub seed: u64,
     /// Where it computes.
@@ -53,9 +53,17 @@ struct Subject {
     cfg: Qwen3Config,
     store: ParamStore,
     spec: MoeSpec,
-    /// The partition, if it does not wait for a scan.
-    units: Option<Vec<Vec<u32>>>,
+    /// The partition's strategy, as the checkpoint or the configuration has it.
+    strategy: String,
+    units: Units,
     device: Device,
+}
+
+/// The expert of each neuron by layer.
+enum Units {
+    Known(Vec<Vec<u32>>),
+    /// Waits for a scan's integral of the score.
+    Clustered(Partition, Score),
 }
 
 impl Subject {
@@ -72,18 +80,21 @@ impl Subject {
                 let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
                 Ok(store.get(&name).ok_or_else(missing)?.to_vec1()?)
             });
-            let units = Some(units.collect::<Result<_>>()?);
-            return Ok(Self { cfg, store, spec: folder.variant().spec.clone(), units, device });
+            let units = Units::Known(units.collect::<Result<_>>()?);
+            let strategy = folder.config().partition.as_ref().map_or(String::new(), |origin| origin.strategy.clone());
+            return Ok(Self { cfg, store, spec: folder.variant().spec.clone(), strategy, units, device });
         }
         folder.check_names(&expected_tensors(&cfg))?;
         let spec = variant(&config.variant)?.spec.clone();
         refuse_replicas(&spec)?;
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let units = match config.partition.profile() {
-            None => Some(config.partition.assign(&spec, shape, None, config.seed)?),
-            Some(_) => None,
+        let partition = config.partition.or(spec.partition).unwrap_or(Partition::Contiguous);
+        let units = match partition.profile() {
+            None => Units::Known(partition.assign(&spec, shape, None, config.seed)?),
+            Some(score) => Units::Clustered(partition, score),
         };
-        Ok(Self { store: folder.load(&device, Some(DType::F32))?, cfg, spec, units, device })
+        let store = folder.load(&device, Some(DType::F32))?;
+        Ok(Self { store, cfg, spec, strategy: partition.to_string(), units, device })
     }
 
     fn model(&self) -> Result<Qwen3ForCausalLm<crate::qwen3::Mlp>> {
@@ -107,10 +118,14 @@ fn refuse_replicas(spec: &MoeSpec) -> Result<()> {
 /// Files and models that cannot be used; a partition that needs a scan first.
 pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Result<()> {
     let subject = Subject::open(config)?;
-    let units = subject.units.as_ref().ok_or_else(|| {
-        let problem = format!("`{}` is made from a scan of text, and --dump has only tokens", config.partition);
-        Error::setting("partition", problem, "use contiguous or random, or image a Tiny-ONN checkpoint")
-    })?;
+    let units = match &subject.units {
+        Units::Known(units) => units,
+        Units::Clustered(partition, _) => {
+            let problem = format!("`{partition}` is made from a scan of text, and --dump has only tokens");
+            let remedy = "use contiguous or random, or image a Tiny-ONN checkpoint";
+            return Err(Error::setting("partition", problem, remedy));
+        }
+    };
     let ids = tokens::read(tokens_file, &subject.device)?;
     let image = dump(&subject.model()?, &ids, units, subject.spec.experts())?;
     let mut tensors: HashMap<String, Tensor> = HashMap::new();
@@ -134,12 +149,12 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<NeuronScan> {
     let set = TokenSet::encode(&corpus, &tokenizer)?;
     let options = ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens };
     let scan = scan(&subject.model()?, &set, options, &subject.device, None)?;
-    let units = if let Some(units) = subject.units {
-        units
-    } else {
-        let integral = config.partition.profile().map(|score| Integral::new(&scan, score));
-        let shape = (subject.cfg.num_hidden_layers, subject.cfg.intermediate_size);
-        config.partition.assign(&subject.spec, shape, integral.as_ref(), config.seed)?
+    let units = match &subject.units {
+        Units::Known(units) => units.clone(),
+        Units::Clustered(partition, score) => {
+            let shape = (subject.cfg.num_hidden_layers, subject.cfg.intermediate_size);
+            partition.assign(&subject.spec, shape, Some(&Integral::new(&scan, *score)), config.seed)?
+        }
     };
     let experts = Integral::new(&scan, Score::Sps).by_unit(&units, subject.spec.experts());
     write_integral(&experts, &units, &text.out.join("integral.safetensors"))?;
@@ -157,7 +172,7 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<NeuronScan> {
         facts: vec![
             ("corpus SHA-256".into(), corpus.sha256()),
             ("variant".into(), subject.spec.name.to_string()),
-            ("partition".into(), config.partition.to_string()),
+            ("partition".into(), subject.strategy.clone()),
             ("nats a token".into(), format!("{:.4}", scan.loss.iter().sum::<f64>() / tokens as f64)),
         ],
         sections: vec![page::brain(&subject.spec, &scan.tasks, &experts)?],

@@ -12,6 +12,7 @@ pub mod config;
 pub mod dense;
 pub mod device;
 pub mod image;
+mod label_sources;
 mod page;
 pub mod phase2;
 mod run;

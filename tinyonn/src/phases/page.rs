@@ -4,7 +4,7 @@ use super::Summary;
 use crate::Result;
 use crate::imaging::Labels;
 use crate::metrics::{Record, series};
-use crate::moe::MoeSpec;
+use crate::moe::{MoeSpec, RoutePer};
 
 use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Page, Scale, Section, Series, common_range};
 use crate::train::RouterAccuracy;
@@ -17,7 +17,7 @@ pub(super) struct Material<'a> {
     /// ∫SPS a token, `[task][layer][expert]`.
     pub(super) experts: Vec<Vec<Vec<f64>>>,
     pub(super) labels: &'a Labels,
-    /// Of single tokens, on the test split.
+    /// For the unit that the variant decides for, on the test split.
     pub(super) accuracy: &'a RouterAccuracy,
     /// After SMK, `[layer][expert]`.
     pub(super) load_after: &'a [Vec<f64>],
@@ -45,17 +45,23 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
             s.loss.routed_permuted_labels,
         ),
     ];
-    let facts = vec![
+    let mut facts = vec![
         ("variant".into(), s.variant.clone()),
         ("seed".into(), s.seed.to_string()),
         ("corpus SHA-256".into(), s.corpus.sha256.clone()),
-        ("partition".into(), s.model.partition.clone()),
+    ];
+    facts.extend(s.model.partition.iter().map(|partition| ("partition".into(), partition.clone())));
+    facts.extend([
         ("largest |Δ logit|, all active".into(), s.lossless.max_abs_diff.to_string()),
         ("share of surprises above zero".into(), format!("{:.4}", s.scan.gradient_nonzero_share)),
         ("distinct paths".into(), format!("{} of {} tasks", s.labels.distinct_paths, m.tasks.len())),
         ("seconds".into(), seconds(s)),
-    ];
-    let sections = vec![losses(m)?, brain(m.spec, m.tasks, &m.experts)?, routing(m)?, load(m)?, curves(m)];
+    ]);
+    let mut sections = vec![losses(m)?];
+    if !s.label_sources.is_empty() {
+        sections.push(label_sources(m)?);
+    }
+    sections.extend([brain(m.spec, m.tasks, &m.experts)?, routing(m)?, load(m)?, curves(m)]);
     Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })
 }
 
@@ -124,6 +130,45 @@ fn losses(m: &Material<'_>) -> Result<Section> {
     })
 }
 
+/// What the labels of each source are worth.
+fn label_sources(m: &Material<'_>) -> Result<Section> {
+    let sources = &m.summary.label_sources;
+    let mut rows: Vec<_> = sources.iter().filter(|(name, _)| *name != "dense").collect();
+    rows.sort_by(|a, b| a.1.loss.total_cmp(&b.1.loss));
+    let bars = Bars {
+        title: "Loss along the paths of each source".into(),
+        value_label: "nats a token".into(),
+        categories: rows.iter().map(|(name, _)| name.replace('_', " ")).collect(),
+        series: vec![BarSeries {
+            name: "loss".into(),
+            values: rows.iter().map(|(_, figures)| figures.loss).collect(),
+            whiskers: None,
+        }],
+        reference: sources.get("dense").map(|dense| ("dense".into(), dense.loss)),
+    };
+    Ok(Section {
+        heading: "Whose image knows the path?".into(),
+        prose: vec![
+            "The same hierarchy, each task along the path that a source of labels gives it: the task is known, no router between, and \
+             the experts have not differentiated. ∫SPS stands beside other scores of the same scan, and beside paths that know less."
+                .into(),
+        ],
+        figures: vec![Figure::drawing(
+            &bars.svg()?,
+            "A part of the test split, the same for all; random and permuted paths: the mean of three draws. Lowest first.",
+        )],
+    })
+}
+
+/// What shares a decision, in a word.
+fn unit(spec: &MoeSpec) -> &'static str {
+    match spec.route_per {
+        RoutePer::Token | RoutePer::Task => "token",
+        RoutePer::Segment { .. } => "segment",
+        RoutePer::Sequence { .. } => "sequence",
+    }
+}
+
 /// The brain scan: ∫SPS a token, `experts[task][layer][expert]`.
 pub(super) fn brain(spec: &MoeSpec, tasks: &[String], experts: &[Vec<Vec<f64>>]) -> Result<Section> {
     let (columns, column_groups) = group_columns(spec);
@@ -159,7 +204,7 @@ fn routing(m: &Material<'_>) -> Result<Section> {
     let s = m.summary;
     let confusion = Heatmap {
         title: "Whose path is it?".into(),
-        row_label: "task of the token".into(),
+        row_label: format!("task of the {}", unit(m.spec)),
         column_label: "task whose label the predicted path overlaps most".into(),
         rows: m.tasks.to_vec(),
         columns: m.tasks.to_vec(),
@@ -168,9 +213,9 @@ fn routing(m: &Material<'_>) -> Result<Section> {
         column_groups: None,
         range: Some((0.0, 1.0)),
     };
-    let layers = &s.router.token.layers;
+    let layers = &m.accuracy.layers;
     let accuracy = Lines {
-        title: "Router accuracy by layer, one token a decision".into(),
+        title: format!("Router accuracy by layer, one {} a decision", unit(m.spec)),
         x_label: "layer".into(),
         y_label: "|predicted ∩ label| / |label|".into(),
         series: m
@@ -241,7 +286,7 @@ fn load(m: &Material<'_>) -> Result<Section> {
     let after = heatmap("Expert load by layer, after SMK", "layer", layers, m.load_after.to_vec());
     Ok(Section {
         heading: "Expert load".into(),
-        prose: vec!["The share of tokens that take an expert.".into()],
+        prose: vec![format!("The share of decisions, of which every {} has one, that take an expert.", unit(m.spec))],
         figures: vec![
             Figure::drawing(&by_task.svg()?, "Test split, mean over layers."),
             Figure::drawing(&by_label.svg()?, "The share of layers whose label takes the expert."),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::label_sources::SourceFigures;
 use super::page::{self, Material};
 use super::run::{Fits, LossesNow, Run};
 use super::summary::{
@@ -12,9 +13,9 @@ use crate::checkpoint::{self, ParamStore};
 use crate::imaging::{Integral, Labels, NeuronScan, Score};
 use crate::metrics::{self, MetricsLog, Stopwatch};
 use crate::model::ActiveMode;
-use crate::moe::{RoutePer, variant};
-use crate::train::Losses;
+use crate::moe::{MoeSpec, RoutePer, variant};
 use crate::train::smk::SmkOutcome;
+use crate::train::{Losses, RouterAccuracy};
 use crate::{Error, Result};
 
 /// Runs everything and writes `summary.json`, `report.html`, `metrics.jsonl` and the checkpoint `tiny-onn/` into `config.out`.
@@ -54,6 +55,7 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
 
     watch.stage("evaluate");
     let before = run.losses(&store, &labels)?;
+    let sources = units.as_deref().map(|units| run.label_sources(&store, &scan, units)).transpose()?;
     watch.stage("smk");
     let metrics_path = config.out.join("metrics.jsonl");
     checkpoint::grow_deltas(&mut store, &dense.cfg, &variant.spec)?;
@@ -64,10 +66,11 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let after = run.losses(&store, &labels)?;
 
     watch.stage("write");
-    run.write(&store, &config.out.join("tiny-onn"), ActiveMode::Routed)?;
+    run.write(&store, &config.out.join("tiny-onn"), ActiveMode::Routed, Some(&labels))?;
     watch.stop();
     let experts = Integral::new(&scan, Score::Sps).by_unit(&run.pictured(units.as_ref()), variant.spec.experts());
-    let results = Results { scan, store, units, lossless, labels, fits, before, smk, after };
+    let label_sources = sources.unwrap_or_default();
+    let results = Results { scan, store, units, lossless, labels, fits, before, label_sources, smk, after };
     let summary = results.summary(&run, &watch);
     summary.write(&config.out.join("summary.json"))?;
     let material = Material {
@@ -76,7 +79,7 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
         spec: &variant.spec,
         experts,
         labels: &results.labels,
-        accuracy: &results.fits.token,
+        accuracy: results.own_accuracy(&variant.spec),
         load_after: &results.after.load.load(),
         pretrain: dense.losses()?,
         smk: metrics::read(&metrics_path)?,
@@ -95,18 +98,23 @@ struct Results {
     labels: Labels,
     fits: Fits,
     before: LossesNow,
+    label_sources: BTreeMap<String, SourceFigures>,
     smk: SmkOutcome,
     after: LossesNow,
 }
 
 impl Results {
-    fn summary(&self, run: &Run<'_>, watch: &Stopwatch) -> Summary {
-        let spec = &run.variant.spec;
-        let own = match spec.route_per {
+    /// The routers' accuracy for the unit that the variant decides for.
+    fn own_accuracy(&self, spec: &MoeSpec) -> &RouterAccuracy {
+        match spec.route_per {
             RoutePer::Token | RoutePer::Task => &self.fits.token,
             RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.fits.sequence,
-        };
-        let own = UnitFigures::new(own);
+        }
+    }
+
+    fn summary(&self, run: &Run<'_>, watch: &Stopwatch) -> Summary {
+        let spec = &run.variant.spec;
+        let own = UnitFigures::new(self.own_accuracy(spec));
         Summary {
             variant: spec.name.to_string(),
             seed: run.config.seed,
@@ -130,6 +138,7 @@ impl Results {
             loss_by_task: self.losses_by_task(&run.text.tasks),
             random_labels: self.fits.random.iter().map(|losses| losses.mean).collect(),
             permuted_labels: self.fits.permuted.iter().map(|losses| losses.mean).collect(),
+            label_sources: self.label_sources.clone(),
             active_share: match &self.units {
                 Some(units) => self.before.load.active_share(units),
                 None => self.before.load.expert_share(),
@@ -146,7 +155,7 @@ impl Results {
             router_parameters: self.store.names().filter(|name| name.contains("_router.")).map(elements).sum(),
             layers: run.dense.cfg.num_hidden_layers,
             experts: run.variant.spec.experts(),
-            partition: run.partition().to_string(),
+            partition: self.units.is_some().then(|| run.partition().to_string()),
         }
     }
 

@@ -8,11 +8,11 @@ use candle_core::{DType, Device};
 use super::summary::{CorpusFigures, LosslessFigures};
 use super::text::Tokens;
 use super::{Dense, Phase2Config, Text};
-use crate::checkpoint::{self, ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder};
+use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
 use crate::files::StagedFolder;
 use crate::imaging::inputs::{Samples, Window};
-use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, Score, scan};
+use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, scan};
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadMeter, RoutePer, Variant};
@@ -26,7 +26,7 @@ use crate::{Error, Result};
 const FIRST: usize = 64;
 /// Router inputs kept of each layer, about.
 const SAMPLES: usize = 32_768;
-/// Draws of random labels.
+/// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
 
 /// What every stage reads.
@@ -141,7 +141,7 @@ impl Run<'_> {
     /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.
     pub(super) fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
         let dir = self.config.out.join("upcycled");
-        self.write(store, &dir, ActiveMode::All)?;
+        self.write(store, &dir, ActiveMode::All, None)?;
         let read = TinyOnnFolder::open(&dir)?.folder().load(&self.device, Some(DType::F32))?;
         let dense = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
         let sparse = self.model(&read)?;
@@ -173,14 +173,17 @@ impl Run<'_> {
     }
 
     pub(super) fn labels(&self, scan: &NeuronScan, units: Option<&[Vec<u32>]>) -> Labels {
-        let integral = Integral::new(scan, Score::Sps);
+        let integral = Integral::new(scan, self.config.labels);
         let integral = if self.config.contrast { integral.contrasted() } else { integral };
         let labels = match units {
             Some(units) => Labels::from_integral(&integral, units, &self.variant.spec),
             None => Labels::from_profiles(&integral, &self.variant.spec, self.config.seed),
         };
         if labels.statistics(&self.variant.spec).distinct_paths == 1 {
-            tracing::warn!("all tasks share one path: routing cannot tell them apart; try `contrast = true`");
+            tracing::warn!(
+                "all tasks share one path: routing cannot tell them apart; scan more text (`scan_tokens`), or label by what \
+                 sets tasks apart (`contrast = true`)"
+            );
         }
         labels
     }
@@ -220,8 +223,7 @@ impl Run<'_> {
             self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
         };
         let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
-            let seeds = (0..DRAWS).map(|at| self.config.seed.wrapping_mul(DRAWS).wrapping_add(at));
-            seeds.map(|seed| routed_under(&draw(seed))).collect()
+            self.draws().map(|seed| routed_under(&draw(seed))).collect()
         };
         let random = draws(&|seed| Labels::random(tasks, layers, spec, seed))?;
         let permuted = draws(&|seed| labels.permuted(seed))?;
@@ -239,10 +241,25 @@ impl Run<'_> {
         Ok(Fits { token, sequence, random, permuted })
     }
 
+    /// The seeds of what is drawn several times.
+    pub(super) fn draws(&self) -> impl Iterator<Item = u64> {
+        let seed = self.config.seed;
+        (0..DRAWS).map(move |at| seed.wrapping_mul(DRAWS).wrapping_add(at))
+    }
+
     fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, ctx: &RouteCtx) -> Result<Losses> {
+        self.evaluate_on(model, &self.tokens.test, ctx)
+    }
+
+    pub(super) fn evaluate_on<F: FeedForward>(
+        &self,
+        model: &Qwen3ForCausalLm<F>,
+        set: &TokenSet,
+        ctx: &RouteCtx,
+    ) -> Result<Losses> {
         let skip = self.variant.spec.open_positions();
         let options = EvaluateOptions { length: self.config.length, batch: self.config.batch, skip };
-        evaluate(model, &self.tokens.test, options, ctx, &self.device)
+        evaluate(model, set, options, ctx, &self.device)
     }
 
     pub(super) fn losses(&self, store: &ParamStore, labels: &Labels) -> Result<LossesNow> {
@@ -272,8 +289,23 @@ impl Run<'_> {
         CorpusFigures { sha256: self.text.sha256.clone(), tokens: tokens.collect() }
     }
 
-    pub(super) fn write(&self, store: &ParamStore, dir: &Path, active: ActiveMode) -> Result<()> {
-        let config = TinyOnnConfig { active, ..TinyOnnConfig::new(self.variant, self.partition(), self.config.seed) };
+    /// Writes the checkpoint `dir`; `labels` are the paths of a variant that is routed by its task.
+    pub(super) fn write(
+        &self,
+        store: &ParamStore,
+        dir: &Path,
+        active: ActiveMode,
+        labels: Option<&Labels>,
+    ) -> Result<()> {
+        let path =
+            |(task, experts): (&String, &Vec<Vec<u32>>)| TaskPath { task: task.clone(), experts: experts.clone() };
+        let by_task = labels.filter(|_| self.variant.spec.route_per == RoutePer::Task);
+        let paths = by_task.map(|labels| self.text.tasks.iter().zip(&labels.paths.experts).map(path).collect());
+        let config = TinyOnnConfig {
+            active,
+            paths: paths.unwrap_or_default(),
+            ..TinyOnnConfig::new(self.variant, self.partition(), self.config.seed)
+        };
         let source = ModelFolder::open(&self.dense.dir)?;
         let staged = StagedFolder::replacing(dir)?;
         let (config, store) = (config.write_to(source.config()), self.dense.as_stored(store)?);

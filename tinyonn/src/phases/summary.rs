@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::label_sources::SourceFigures;
 use crate::imaging::labels::LabelStatistics;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
@@ -37,6 +38,9 @@ pub struct Summary {
     pub random_labels: Vec<f64>,
     /// Routed loss under each dealing of the labels to other tasks; `loss.routed_permuted_labels` is their mean.
     pub permuted_labels: Vec<f64>,
+    /// Each way to label and the loss along its paths, before SMK and on a part of the test split; none for replicas, whose
+    /// labels no score of neurons makes.
+    pub label_sources: BTreeMap<String, SourceFigures>,
     /// The share of an MLP's neurons that a routed token uses (of replicas, the share of the experts), mean over layers.
     pub active_share: f64,
     /// Surprise Min-K.
@@ -65,8 +69,9 @@ pub struct ModelFigures {
     pub layers: usize,
     /// Experts a layer.
     pub experts: usize,
-    /// How neurons were given to experts.
-    pub partition: String,
+    /// How neurons were given to experts; replicas have none of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
 }
 
 /// The sparse model against the dense one on test text, all active, after writing it and reading it back.

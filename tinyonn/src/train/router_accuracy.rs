@@ -57,14 +57,13 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
     let layers = modules.len();
     let fits = layers > 0
         && inputs.len() == layers
-        && labels.paths.experts.iter().all(|task| task.len() == layers)
         && modules.iter().all(|module| module.spec().experts() == experts)
         && inputs.iter().flat_map(|samples| &samples.tasks).all(|task| (*task as usize) < tasks);
     if !fits {
-        let problem =
-            format!("inputs and labels are not of the same {tasks} tasks, and {layers} layers of {experts} experts");
+        let problem = format!("they are not of {tasks} tasks, and {layers} layers of {experts} experts");
         return Err(Error::setting("inputs", problem, "collect inputs, and label tasks, through this model"));
     }
+    labels.check(modules[0].spec(), tasks, layers)?;
     let mut total = RouterAccuracy {
         layers: Vec::new(),
         confusion: vec![vec![0.0; tasks]; tasks],

@@ -85,12 +85,15 @@ impl RouterFitter {
     /// Finds the projections of all layers for routers of at most `dim` dimensions; a narrower router takes the first of them.
     ///
     /// # Errors
-    /// No inputs; inputs of other layers or of more than `tasks` tasks.
+    /// No inputs; inputs of other layers or of more than `tasks` tasks; a `dim` of zero.
     pub fn new(train: &[Samples], validation: &[Samples], tasks: usize, dim: usize) -> Result<Self> {
         let known = |samples: &Samples| samples.tasks.iter().all(|task| (*task as usize) < tasks);
         if train.len() != validation.len() || !train.iter().chain(validation).all(known) {
             let problem = format!("training and validation are not of the same layers, or of more than {tasks} tasks");
             return Err(Error::setting("inputs", problem, "collect both from the same model and tasks"));
+        }
+        if dim == 0 {
+            return Err(Error::setting("dim", "is 0: nothing would be left of the inputs", "use 1 or more"));
         }
         let cpu = Device::Cpu;
         let (mut projections, mut z) = (Vec::new(), Vec::new());
@@ -114,10 +117,7 @@ impl RouterFitter {
         let (store, _, variant) = model;
         let spec = &variant.spec;
         let layers = self.train.len();
-        if labels.paths.experts.len() != self.tasks || labels.paths.experts.iter().any(|task| task.len() != layers) {
-            let problem = format!("they are not of {} tasks and {layers} layers", self.tasks);
-            return Err(Error::setting("labels", problem, "label the tasks and layers that the inputs are of"));
-        }
+        labels.check(spec, self.tasks, layers)?;
         for layer in 0..layers {
             for level in 0..spec.levels.len() {
                 for (run, declared) in spec.levels[level].routers.iter().enumerate() {

@@ -150,7 +150,10 @@ pub fn train_smk(
     };
     let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
     let mut selection = match model.neuron_experts()? {
-        Some(units) => Selection::Slices(Arc::new(Smk::new(config.min_k, variant.spec.experts(), units)?)),
+        Some(units) => {
+            let smk = Smk::new(config.min_k, variant.spec.experts(), units)?;
+            Selection::Slices(Arc::new(smk.behind(variant.spec.open_positions(), sampler.length())))
+        }
         None => {
             Selection::Replicas(ReplicaSmk::new(config.min_k, store, cfg.num_hidden_layers, variant.spec.experts())?)
         }
@@ -166,7 +169,7 @@ pub fn train_smk(
     let (mut shares, mut count) = (0.0, 0u64);
     for step in 0..config.steps {
         let batch = sampler.batch_at(step)?;
-        let training = routers.then_some(step);
+        let training = routers.then(|| sampler.seed_at(step));
         let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), training, ..ctx.clone() };
         let losses = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.reshape(batch.targets.shape())?;
         // What a shared decision reads runs all active, and is left out of routed losses.

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 
 use super::Choice;
 use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
@@ -12,12 +12,21 @@ use crate::{Error, Result};
 /// The remedy for units of another model.
 const UNITS: &str = "take them from this model (`neuron_experts`)";
 
+/// Which tokens of a pass were routed.
+#[derive(Clone, Copy)]
+struct Rows {
+    length: usize,
+    open: usize,
+}
+
 /// Picks the learners of every layer, from inside the backward pass.
 pub struct Smk {
     min_k: usize,
     experts: usize,
     /// `units[layer][i]`: the expert of neuron i.
     units: Vec<Vec<u32>>,
+    /// Sequences of so many tokens, of which the first so many are nobody's decision.
+    rows: Rows,
     choices: Mutex<Vec<Choice>>,
 }
 
@@ -35,7 +44,14 @@ impl Smk {
             return Err(Error::setting("units", problem, UNITS));
         }
         let choices = Mutex::new(vec![Choice::default(); units.len()]);
-        Ok(Self { min_k, experts, units, choices })
+        Ok(Self { min_k, experts, units, rows: Rows { length: 1, open: 0 }, choices })
+    }
+
+    /// For sequences of `length` tokens of which the first `open` run all active: no expert was routed those, and what
+    /// they would teach it does not count.
+    #[must_use]
+    pub fn behind(self, open: usize, length: usize) -> Self {
+        Self { rows: Rows { length: length.max(1), open: open.min(length.max(1) - 1) }, ..self }
     }
 
     /// What each layer's last backward decided.
@@ -62,9 +78,15 @@ impl Smk {
 }
 
 /// S_n of each expert, `None` if no token was routed to it.
-fn surprises(pass: &MlpBackward<'_>, units: &[u32], experts: usize) -> candle_core::Result<Vec<Option<f64>>> {
+fn surprises(
+    pass: &MlpBackward<'_>,
+    units: &[u32],
+    experts: usize,
+    rows: Rows,
+) -> candle_core::Result<Vec<Option<f64>>> {
     let tokens = pass.x_td.dim(0)?;
-    let sums = ops::neuron_moments(pass, &vec![true; tokens])?;
+    let counted: Vec<bool> = (0..tokens).map(|t| t % rows.length >= rows.open).collect();
+    let sums = ops::neuron_moments(pass, &counted)?;
     let (mut squares, mut widths) = (vec![0f64; experts], vec![0f64; experts]);
     for (unit, square) in units.iter().zip(&sums.surprise_squared) {
         squares[*unit as usize] += square;
@@ -72,8 +94,13 @@ fn surprises(pass: &MlpBackward<'_>, units: &[u32], experts: usize) -> candle_co
     }
     // Every neuron of an expert carries its gate, so one neuron tells the expert's tokens.
     let routed: Vec<f64> = match pass.gate_ti {
-        None => vec![tokens as f64; units.len()],
-        Some(gate_ti) => gate_ti.ne(0f64)?.to_dtype(DType::F32)?.sum(0)?.to_dtype(DType::F64)?.to_vec1()?,
+        None => vec![counted.iter().filter(|counted| **counted).count() as f64; units.len()],
+        Some(gate_ti) => {
+            let marks: Vec<f32> = counted.iter().map(|counted| f32::from(u8::from(*counted))).collect();
+            let marks_1t = Tensor::from_vec(marks, (1, tokens), gate_ti.device())?;
+            let routed_ti = gate_ti.ne(0f64)?.to_dtype(DType::F32)?;
+            marks_1t.matmul(&routed_ti)?.squeeze(0)?.to_dtype(DType::F64)?.to_vec1()?
+        }
     };
     let mut tokens = vec![0f64; experts];
     units.iter().zip(&routed).for_each(|(unit, routed)| tokens[*unit as usize] = *routed);
@@ -88,7 +115,7 @@ impl MlpProbe for Smk {
             let problem = format!("they give no expert to each of the {width} neurons of layer {layer}");
             return Err(Error::setting("units", problem, UNITS).into());
         };
-        let surprises = surprises(pass, units, self.experts)?;
+        let surprises = surprises(pass, units, self.experts, self.rows)?;
         let active = surprises.iter().enumerate().filter_map(|(n, s)| s.map(|s| (s, n as u32)));
         let choice = Choice::least(active.collect(), self.min_k);
         let learners = &choice.learners;
