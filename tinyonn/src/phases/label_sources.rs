@@ -15,7 +15,7 @@ use crate::imaging::{Integral, Labels, NeuronScan, Score};
 use crate::qwen3::{Active, RouteCtx};
 
 /// Test tokens of each task that the comparison reads, at most.
-const TOKENS: usize = 4096;
+const TOKENS: usize = 2048;
 
 /// The loss along the paths of one source of labels.
 #[derive(Clone, Debug, Serialize)]
