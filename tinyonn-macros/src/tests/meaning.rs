@@ -76,6 +76,21 @@ fn an_even_hierarchy(
 }
 
 #[rstest]
+#[case("groups = 4, experts = 16, always = 2, top_k = [2, 3]", 66, 8)]
+#[case("always = 1, levels = [5]", 6, 3)]
+fn experts_that_always_take_part_beside_an_even_hierarchy(
+    #[case] settings: &str,
+    #[case] experts: usize,
+    #[case] active: usize,
+) {
+    let variant = of(settings);
+    assert_eq!((variant.experts(), variant.active_experts()), (experts, active));
+    let always: Vec<_> = variant.always.iter().map(|group| (group.name.as_str(), group.experts)).collect();
+    assert_eq!(always, [("shared", variant.always_experts())]);
+    assert!(variant.groups.is_empty());
+}
+
+#[rstest]
 #[case("", &[("group", 1, 3, 1), ("language", 1, 10, 3), ("http_server", 1, 6, 2), ("type", 1, 1, 1)], 9)]
 #[case("top_k = 2", &[("group", 1, 3, 2), ("language", 1, 10, 3), ("http_server", 1, 6, 2), ("type", 1, 1, 1)], 11)]
 #[case(

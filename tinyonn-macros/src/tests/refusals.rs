@@ -266,6 +266,11 @@ fn refuses_groups(#[case] groups: &str, #[case] message: &str) {
     "router = [linear, linear, linear]",
     "`router` lists 3 for 2 levels; write one for all, or one for each: group, expert"
 )]
+#[case::always_of_an_enum(
+    "always = 2",
+    "the variants of an enum are its groups: `always` is a word of the group it is said of; remove it, and write \
+     `#[group(experts = 2, always)]`"
+)]
 #[case::shared_replicas(
     "experts_are = replicate",
     "replicas share one weight of 1 among the chosen, which leaves none for experts that always take part; remove \

@@ -33,6 +33,10 @@ pub(super) fn hierarchy(named: &Named, settings: &Settings, errors: &mut Errors)
         let problem = format!("the variants of an enum are its groups: `{key}` has no place here");
         errors.on(key, format!("{problem}; remove it, and write `#[group(experts = 10)]` on each"));
     }
+    if let Some(key) = settings.key("always") {
+        let problem = "the variants of an enum are its groups: `always` is a word of the group it is said of";
+        errors.on(key, format!("{problem}; remove it, and write `#[group(experts = 2, always)]`"));
+    }
     let routers = router::by_level(settings, Some(&["group", "expert"]), errors);
     let adaptive = top_k::is_adaptive(settings);
     let default = routers.as_ref().and_then(|routers| routers.last());

@@ -1,4 +1,5 @@
-//! The struct form: an even hierarchy, `groups` of `experts` or `levels` of any depth from 1 to 4.
+//! The struct form: an even hierarchy, `groups` of `experts` or `levels` of any depth from 1 to 4, and experts that `always` take
+//! part beside it.
 
 use proc_macro2::Span;
 
@@ -6,10 +7,13 @@ use super::settings::{Settings, count};
 use super::{Hierarchy, MOST, router, top_k};
 use crate::errors::Errors;
 use crate::parse::Value;
-use crate::variant::{Level, Run};
+use crate::variant::{Always, Level, Run};
 
 /// What choices are called, counted from the experts.
 const NAMES: [&str; 4] = ["division", "cluster", "group", "expert"];
+
+/// What the experts that always take part are called.
+const SHARED: &str = "shared";
 
 /// Names of the levels of a hierarchy of that depth, from the root.
 pub(super) fn names(depth: usize) -> &'static [&'static str] {
@@ -20,6 +24,7 @@ pub(super) fn hierarchy(settings: &Settings, errors: &mut Errors) -> Option<Hier
     let choices = choices(settings, errors);
     let names = choices.as_ref().map(|choices| names(choices.len()));
     let routers = router::by_level(settings, names, errors);
+    let always = settings.or("always", 0, errors, count);
     let top_k = top_k::by_level(settings, names.zip(choices.as_deref()), errors);
     let choices: Vec<usize> = choices?.into_iter().collect::<Option<_>>()?;
     let mut parents = 1_usize;
@@ -28,7 +33,9 @@ pub(super) fn hierarchy(settings: &Settings, errors: &mut Errors) -> Option<Hier
         levels.push(Level { name, runs: vec![Run { name: (*name).to_owned(), parents, choices, top_k, router }] });
         parents = parents.checked_mul(choices)?;
     }
-    Some(Hierarchy { levels, always: Vec::new(), groups: Vec::new() })
+    let always = Some(always?).filter(|experts| *experts > 0);
+    let always = always.map(|experts| Always { name: SHARED.to_owned(), experts });
+    Some(Hierarchy { levels, always: always.into_iter().collect(), groups: Vec::new() })
 }
 
 /// The choices of each router of a level; `None` where it cannot be read, and in all where not even the depth is known.

@@ -21,10 +21,11 @@ use crate::variant::{Always, GroupName, Level, Variant};
 use settings::Settings;
 
 /// The settings there are.
-pub(crate) const SETTINGS: [&str; 15] = [
+pub(crate) const SETTINGS: [&str; 16] = [
     "groups",
     "experts",
     "levels",
+    "always",
     "router",
     "top_k",
     "experts_are",
@@ -55,7 +56,8 @@ pub(crate) fn validate(declaration: &Declaration, errors: &mut Errors) -> Option
     let (hierarchy, behaviour) = if let Subject::Enum(named) = &declaration.item {
         (groups::hierarchy(named, &settings, errors), behaviour::behaviour(&settings, &groups::always(named), errors))
     } else {
-        (levels::hierarchy(&settings, errors), behaviour::behaviour(&settings, &[], errors))
+        let always: Vec<_> = settings.key("always").into_iter().collect();
+        (levels::hierarchy(&settings, errors), behaviour::behaviour(&settings, &always, errors))
     };
     let (header, Hierarchy { levels, always, groups }, behaviour) = (header?, hierarchy?, behaviour?);
     let item::Header { attrs, vis, name } = header;

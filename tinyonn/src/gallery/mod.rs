@@ -32,31 +32,21 @@ pub struct Smear;
 #[moe(levels = [8], top_k = 8, router = linear, experts_are = replicate, combine = merge, route_per = segment(256))]
 pub struct Lory;
 
-/// Like the Switch Transformer (Fedus et al., 2021): one expert a token, the auxiliary loss and the jitter of its routers.
+/// Like the Switch Transformer (Fedus et al., 2021): one expert a token, dispatched, with the auxiliary loss and the jitter of its routers.
 ///
 /// The weight p of the chosen expert would shrink a slice: it is 1 forward and p backward.
-#[moe(levels = [16], top_k = 1, router = linear, gate = straight_through, balance = loss(0.01), jitter = 0.01)]
+#[moe(levels = [16], top_k = 1, router = linear, gate = straight_through, balance = loss(0.01), jitter = 0.01, combine = dispatch)]
 pub struct Switch;
 
-/// Like Mixtral (Jiang et al., 2024): two of eight experts a token, weighted by the softmax over the two.
-#[moe(levels = [8], top_k = 2, router = linear, gate = scaled)]
+/// Like Mixtral (Jiang et al., 2024): two of eight experts a token, weighted by the softmax over the two, each computed on the
+/// tokens that chose it.
+#[moe(levels = [8], top_k = 2, router = linear, gate = scaled, combine = dispatch)]
 pub struct Mixtral;
 
 /// Like DeepSeek-V3 (DeepSeek-AI, 2024): fine experts of which a token takes few, in two of four groups; two that all tokens
 /// share; load evened by a bias on selection, without a loss.
-#[moe(router = linear, top_k = 2, gate = scaled, balance = bias(0.001))]
-pub enum DeepSeek {
-    #[group(experts = 16, top_k = 3)]
-    Node0,
-    #[group(experts = 16, top_k = 3)]
-    Node1,
-    #[group(experts = 16, top_k = 3)]
-    Node2,
-    #[group(experts = 16, top_k = 3)]
-    Node3,
-    #[group(experts = 2, always)]
-    Shared,
-}
+#[moe(groups = 4, experts = 16, always = 2, top_k = [2, 3], router = linear, gate = scaled, balance = bias(0.001))]
+pub struct DeepSeek;
 
 /// Named groups of uneven size, each with a router of its own kind (DESIGN §5).
 #[moe(router = gaussian(dim = 32), top_k = 2)]

@@ -13,15 +13,24 @@ pub(super) fn fused(tensors: &[&Tensor]) -> bool {
 
 /// Runs `f` on the values of `N` contiguous f32 tensors in main memory.
 pub(super) fn with_slices<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> R) -> Result<R> {
-    let guards = tensors.map(Tensor::storage_and_layout);
-    let mut slices = [&[] as &[f32]; N];
-    for ((guard, layout), slice) in guards.iter().zip(&mut slices) {
+    with_all_slices(&tensors, |slices| {
+        let mut all = [&[] as &[f32]; N];
+        all.copy_from_slice(slices);
+        f(all)
+    })
+}
+
+/// As [`with_slices`], of any number of tensors.
+pub(super) fn with_all_slices<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> R) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|tensor| tensor.storage_and_layout()).collect();
+    let mut slices: Vec<&[f32]> = Vec::with_capacity(tensors.len());
+    for (guard, layout) in &guards {
         let (Storage::Cpu(storage), Some((start, end))) = (&**guard, layout.contiguous_offsets()) else {
             candle_core::bail!("a fused loop needs contiguous tensors in main memory")
         };
-        *slice = &storage.as_slice::<f32>()?[start..end];
+        slices.push(&storage.as_slice::<f32>()?[start..end]);
     }
-    Ok(f(slices))
+    Ok(f(&slices))
 }
 
 /// Runs `f` with the widest vector instructions the machine has; loops inlined into it are vectorised with them.

@@ -1,9 +1,11 @@
 //! Replicas: experts that are one base MLP and a difference each, W_n = W_base + ΔW_n; no difference is zero, and costs nothing.
 
 use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
 
 use super::activation::Activation;
 use super::glu_mlp::{MlpWeights, WeightGrads};
+use super::lanes;
 use super::mlp_pass::{Deltas, MlpPass};
 
 /// A base MLP, and for each expert what its matrices add to the base's W_g, W_u and W_d, if anything.
@@ -74,10 +76,9 @@ impl Detached {
     /// W̃ = W_base + Σ_n w_n ΔW_n; without a difference the base itself.
     pub(super) fn merged(&self, mixture: &Mixture) -> Result<[Tensor; 3]> {
         let mut merged = self.base.clone();
-        for (n, w) in mixture {
-            for (merged, delta) in merged.iter_mut().zip(self.deltas[*n].iter().flatten()) {
-                *merged = (&*merged + (delta * *w)?)?;
-            }
+        for (which, merged) in merged.iter_mut().enumerate() {
+            let terms = mixture.iter().filter_map(|(n, w)| Some((*w, &self.deltas[*n].as_ref()?[which])));
+            *merged = plus(merged, &terms.collect::<Vec<_>>())?;
         }
         Ok(merged)
     }
@@ -105,7 +106,7 @@ impl Detached {
                 let grad = pass.pass.weight_gradient(which, pass.deltas, learners)?;
                 for (at, (n, w)) in pass.mixture.iter().enumerate() {
                     if need(place[*n] + which) {
-                        add(&mut inputs[place[*n] + which], (&grad * *w)?)?;
+                        add(&mut inputs[place[*n] + which], *w, &grad)?;
                     }
                     if let Some(delta) = self.deltas[*n].as_ref().filter(|_| wanted) {
                         let product = inner_product(&grad, &delta[which])?;
@@ -116,7 +117,7 @@ impl Detached {
                     }
                 }
                 if need(which) {
-                    add(&mut inputs[which], grad)?;
+                    add(&mut inputs[which], 1.0, &grad)?;
                 }
             }
         }
@@ -140,16 +141,54 @@ impl Detached {
     }
 }
 
-fn add(sum: &mut Option<Tensor>, grad: Tensor) -> Result<()> {
+/// sum + w · grad.
+fn add(sum: &mut Option<Tensor>, w: f64, grad: &Tensor) -> Result<()> {
     *sum = Some(match sum.take() {
-        Some(sum) => (sum + grad)?,
-        None => grad,
+        Some(sum) => plus(&sum, &[(w, grad)])?,
+        None if w == 1.0 => grad.clone(),
+        None => (grad * w)?,
     });
     Ok(())
 }
 
+/// a + Σ w b, term after term.
+fn plus(a: &Tensor, terms: &[(f64, &Tensor)]) -> Result<Tensor> {
+    let tensors: Vec<&Tensor> = std::iter::once(a).chain(terms.iter().map(|(_, b)| *b)).collect();
+    if terms.is_empty() {
+        return Ok(a.clone());
+    }
+    if !lanes::fused(&tensors) || !tensors.iter().all(|tensor| tensor.is_contiguous()) {
+        return terms.iter().try_fold(a.clone(), |sum, (w, b)| sum + (*b * *w)?);
+    }
+    let mut sum = vec![0f32; a.elem_count()];
+    lanes::with_all_slices(&tensors, |slices| {
+        lanes::by_rows(&mut sum, WIDTH, |row, sum| {
+            let block = row * WIDTH..row * WIDTH + sum.len();
+            sum.copy_from_slice(&slices[0][block.clone()]);
+            for ((w, _), b) in terms.iter().zip(&slices[1..]) {
+                let w = *w as f32;
+                sum.iter_mut().zip(&b[block.clone()]).for_each(|(sum, b)| *sum += w * b);
+            }
+        });
+    })?;
+    Tensor::from_vec(sum, a.shape(), a.device())
+}
+
+/// Elementwise loops see their values as rows of this width.
+const WIDTH: usize = 256;
+
 /// ⟨a, b⟩ `[1]`, in f32 or f64.
 fn inner_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if lanes::fused(&[a, b]) && a.is_contiguous() && b.is_contiguous() {
+        // By blocks, whose number does not depend on that of the threads.
+        let block = WIDTH * lanes::ROW_BLOCK;
+        let sum: f64 = lanes::with_slices([a, b], |[a, b]| {
+            let products = a.par_chunks(block).zip(b.par_chunks(block));
+            let sums: Vec<f64> = products.map(|(a, b)| f64::from(lanes::vectorised(|| lanes::dot(a, b)))).collect();
+            sums.iter().sum()
+        })?;
+        return Tensor::from_vec(vec![sum as f32], 1, a.device());
+    }
     let wide = if a.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     (a * b)?.to_dtype(wide)?.sum_all()?.reshape(1)
 }
