@@ -83,17 +83,18 @@ impl MergedMlp {
     fn forward(&mut self) -> Result<Tensor> {
         let weights = self.w_dn.to_dtype(candle_core::DType::F64)?.to_vec2::<f64>()?;
         let experts = self.values.deltas.len();
-        let mut outputs = Vec::new();
-        for group in self.runs.groups() {
+        let parts = self.runs.each(self.x_td.device(), |_, group| {
             let mixture = match group.decision {
                 Some(decision) => self.values.mixture(weights[decision].iter().copied()),
                 None => self.values.mixture(vec![1.0 / experts as f64; experts]),
             };
             let matrices = self.values.merged(&mixture)?;
             let pass = MlpPass::new(group.rows(&self.x_td)?, &matrices, self.values.activation, None)?;
-            outputs.push(pass.output(&matrices)?);
-            self.parts.push((mixture, pass));
-        }
+            let output = pass.output(&matrices)?;
+            Ok(((mixture, pass), output))
+        })?;
+        let (parts, outputs): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        self.parts = parts;
         self.runs.in_order(&outputs)
     }
 
@@ -149,17 +150,20 @@ impl Backward for MergedMlp {
     fn backward(&self, output: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let delta_y_td = rows(grad)?;
         let need = |i: usize| needs.get(i).copied().unwrap_or(false);
-        let (mut deltas, mut inputs) = (Vec::new(), Vec::new());
-        for (group, (mixture, pass)) in self.runs.groups().iter().zip(&self.parts) {
+        let parts = self.runs.each(self.x_td.device(), |at, group| {
+            let (mixture, pass) = &self.parts[at];
             let matrices = self.values.merged(mixture)?;
             let own = pass.deltas(&matrices, group.rows(&delta_y_td)?)?;
-            if need(0) {
-                inputs.push(MlpPass::input_gradient(&matrices, &own)?);
-            }
-            deltas.push(own);
-        }
+            let input = need(0).then(|| MlpPass::input_gradient(&matrices, &own)).transpose()?;
+            Ok((own, input))
+        })?;
+        let (deltas, inputs): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         let learners = self.observe(&deltas)?;
-        let dx = need(0).then(|| self.runs.in_order(&inputs)?.reshape(output.shape())).transpose()?;
+        let inputs: Option<Vec<Tensor>> = inputs.into_iter().collect();
+        let dx = inputs
+            .filter(|_| need(0))
+            .map(|inputs| self.runs.in_order(&inputs)?.reshape(output.shape()))
+            .transpose()?;
         let passes: Vec<MergedPass<'_>> = self
             .parts
             .iter()

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
 /// Neighbouring rows and the decision that they share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,20 @@ impl Runs {
     /// The groups.
     pub(super) fn groups(&self) -> &[Group] {
         &self.groups
+    }
+
+    /// `f` of each group by its number, in their order: side by side on the processor, where the products of one decision alone
+    /// leave threads idle; one after the other on a GPU, whose stream belongs to this thread.
+    pub(super) fn each<T: Send>(
+        &self,
+        device: &Device,
+        f: impl Fn(usize, &Group) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        if device.is_cpu() {
+            self.groups.par_iter().enumerate().map(|(at, group)| f(at, group)).collect()
+        } else {
+            self.groups.iter().enumerate().map(|(at, group)| f(at, group)).collect()
+        }
     }
 
     /// One part a group, of as many rows as it has, put in the rows' order.

@@ -55,12 +55,17 @@ pub fn shared_mlp(
         candle_core::bail!("shared_mlp: a neuron is of expert {owner} of {experts}");
     }
     let mut op = SharedMlp { x_td, gate_dn, owners, runs, parts: vec![], probe };
-    op.parts = op.runs.groups().iter().map(|group| op.part(weights, group)).collect::<Result<_>>()?;
-    let outputs = op.parts.iter().zip(op.runs.groups()).map(|(part, group)| match &part.pass {
-        Some(pass) => pass.output(&part.matrices),
-        None => Tensor::zeros((group.len(), op.x_td.dim(1)?), op.x_td.dtype(), op.x_td.device()),
-    });
-    let y = op.runs.in_order(&outputs.collect::<Result<Vec<_>>>()?)?.reshape(x.shape())?;
+    let parts = op.runs.each(op.x_td.device(), |_, group| {
+        let part = op.part(weights, group)?;
+        let output = match &part.pass {
+            Some(pass) => pass.output(&part.matrices)?,
+            None => Tensor::zeros((group.len(), op.x_td.dim(1)?), op.x_td.dtype(), op.x_td.device())?,
+        };
+        Ok((part, output))
+    })?;
+    let (parts, outputs): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    op.parts = parts;
+    let y = op.runs.in_order(&outputs)?.reshape(x.shape())?;
     tape::record(&[x, weights.gate, weights.up, weights.down, gate.gate_tn], y, op)
 }
 
@@ -126,19 +131,19 @@ impl Backward for SharedMlp {
 
     fn backward(&self, output: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let delta_y_td = rows(grad)?;
-        let deltas = |(part, group): (&Part, &Group)| {
+        let device = self.x_td.device();
+        let deltas = self.runs.each(device, |at, group| {
+            let part = &self.parts[at];
             part.pass.as_ref().map(|pass| pass.deltas(&part.matrices, group.rows(&delta_y_td)?)).transpose()
-        };
-        let deltas = self.parts.iter().zip(self.runs.groups()).map(deltas).collect::<Result<Vec<_>>>()?;
+        })?;
         let learners = self.observe(&deltas, &delta_y_td)?;
         let need = |i: usize| needs.get(i).copied().unwrap_or(false);
         let dx = || {
-            let parts =
-                self.parts.iter().zip(&deltas).zip(self.runs.groups()).map(|((part, deltas), group)| match deltas {
-                    Some(deltas) => MlpPass::input_gradient(&part.matrices, deltas),
-                    None => group.rows(&delta_y_td)?.zeros_like(),
-                });
-            self.runs.in_order(&parts.collect::<Result<Vec<_>>>()?)?.reshape(output.shape())
+            let parts = self.runs.each(device, |at, group| match &deltas[at] {
+                Some(deltas) => MlpPass::input_gradient(&self.parts[at].matrices, deltas),
+                None => group.rows(&delta_y_td)?.zeros_like(),
+            })?;
+            self.runs.in_order(&parts)?.reshape(output.shape())
         };
         let weight = |which| need(1 + which).then(|| self.weight_gradient(which, &deltas, &learners)).transpose();
         Ok(vec![
