@@ -1,6 +1,7 @@
 //! The ways to combine experts, each against a loop over experts in candle's own operations: values and all gradients.
 
 mod dispatch;
+mod modules;
 mod replicas;
 mod shared;
 
