@@ -17,7 +17,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = 1.0
-# Every form of the grammar, over and over.
+# Forms of the grammar, over and over.
 FORMS = [
     "#[moe(groups = 10, experts = 10, router = gaussian)]\npub struct {name};",
     "#[moe(levels = [4, 5, 5], router = [linear, gaussian, cosine], top_k = [2, 2, 2], pfag = nucleus(0.9))]\npub struct {name};",

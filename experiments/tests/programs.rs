@@ -254,6 +254,18 @@ fn a_full_disk(#[case] program: &str, #[case] arguments: &str, #[case] blocks: u
 }
 
 #[test]
+fn what_a_program_cannot_use_is_refused_not_ignored() {
+    let place = Place::new();
+    assert_done(&place.run(UPCYCLE, "--model dense --variant DeMix --out by-task"));
+    assert_refused(&place.run(VERIFY, "dense by-task --active routed"), &["`--active`", "by-task", "--active all"]);
+    assert_done(&place.run(VERIFY, "dense by-task --tolerance 0"));
+    let replicas = place.run(UPCYCLE, "--model dense --variant Smear --partition random --out replicas");
+    assert_refused(&replicas, &["`--partition`", "replicas", "leave it out"]);
+    let scan = place.run(SCAN, "--model by-task --partition random --data a=a.txt --out scan");
+    assert_refused(&scan, &["`partition`", "by-task brings its own"]);
+}
+
+#[test]
 fn the_way_there_and_back_over_what_was_there() {
     let place = Place::new();
     assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));

@@ -158,6 +158,8 @@ fn what_the_compiler_accepts_the_library_accepts_and_reads_back(#[case] spec: &M
 #[case::too_deep(|spec: &mut MoeSpec| spec.levels = vec![spec.levels[0].clone(); 5].into(), "5 levels")]
 #[case::parents(|spec: &mut MoeSpec| spec.levels = vec![spec.levels[0].clone(); 2].into(), "1 routers for 4 nodes")]
 #[case::same_name(|spec: &mut MoeSpec| level(spec, |run| run.name = "group".into()), "two routers")]
+#[case::no_router(|spec: &mut MoeSpec| level(spec, |run| run.parents = 0), "0 of `expert_router`")]
+#[case::beyond_any_mlp(|spec: &mut MoeSpec| level(spec, |run| run.choices = 1 << 40), "cannot be")]
 #[case::no_choices(|spec: &mut MoeSpec| level(spec, |run| run.choices = 0), "no choices")]
 #[case::none_taken(|spec: &mut MoeSpec| level(spec, |run| run.top_k = 0), "takes none")]
 #[case::too_many(|spec: &mut MoeSpec| level(spec, |run| run.top_k = 99), "top_k = 99")]
@@ -172,7 +174,7 @@ fn what_the_compiler_accepts_the_library_accepts_and_reads_back(#[case] spec: &M
 #[case::nucleus(|spec: &mut MoeSpec| spec.pfag = Pfag::Nucleus { mass: 1.5 }, "nucleus(1.5)")]
 #[case::segment(|spec: &mut MoeSpec| spec.route_per = RoutePer::Segment { tokens: 0 }, "0 tokens")]
 #[case::task(|spec: &mut MoeSpec| { spec.route_per = RoutePer::Task; spec.pfag = Pfag::Entropy }, "asks none")]
-#[case::empty_group(|spec: &mut MoeSpec| spec.always = vec![AlwaysSpec { name: "shared".into(), experts: 0 }].into(), "no experts")]
+#[case::empty_group(|spec: &mut MoeSpec| spec.always = vec![AlwaysSpec { name: "shared".into(), experts: 0 }].into(), "has 0 experts")]
 fn what_the_compiler_refuses_the_library_refuses(#[case] spoil: fn(&mut MoeSpec), #[case] words: &str) {
     let mut spec = Spoiled::SPEC;
     spec.validate().unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::DType;
 use rstest::rstest;
@@ -9,9 +10,10 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
 use tinyonn::imaging::Score;
-use tinyonn::phases::{Phase2Config, phase2};
+use tinyonn::phases::{Phase2Config, Text, phase2};
 use tinyonn::qwen3::RouteCtx;
-use tinyonn::train::{RouterFitConfig, SmkConfig};
+use tinyonn::train::evaluate::EvaluateOptions;
+use tinyonn::train::{RouterFitConfig, SmkConfig, evaluate};
 
 use crate::models::{self, CPU, message};
 use crate::tiny;
@@ -103,8 +105,23 @@ fn every_kind_of_variant_goes_all_the_way(
         opened.config().paths.iter().map(|path| path.task.as_str()).collect::<Vec<_>>(),
         if by_task { vec!["arithmetic", "sorting"] } else { vec![] }
     );
+    if by_task {
+        // They are those that the run measured: the loaded model along them loses what the summary says.
+        let text = Text::new(&config.data, config.seed).unwrap();
+        let tokenizer = TextTokenizer::load(folder.join("tokenizer.json"), None).unwrap();
+        let mut test = text.encode(&tokenizer).unwrap().test;
+        test.truncate(config.test_tokens);
+        let store = opened.load(&CPU, None).unwrap();
+        let lm = opened.model(&store, DType::F32).unwrap();
+        let options = EvaluateOptions { length: config.length, batch: config.batch, skip: 0 };
+        let paths = opened.config().path_table().map(Arc::new);
+        let losses = evaluate(lm.lm(), &test, options, &RouteCtx { paths, ..RouteCtx::routed() }, &CPU).unwrap();
+        approx::assert_relative_eq!(losses.mean, summary.loss.routed_after, max_relative = 1e-6);
+        let [a, b] = [0, 1].map(|task| &opened.config().paths[task].experts);
+        assert_ne!(a, b, "tasks share a path: the test is blind");
+    }
     let of = |task: u32, paths| RouteCtx { tasks: Some([task, task].into()), paths, ..ctx.clone() };
-    let given = opened.config().path_table().map(std::sync::Arc::new);
+    let given = opened.config().path_table().map(Arc::new);
     for task in 0..2 {
         let [stored, given] =
             [of(task, None), of(task, given.clone())].map(|ctx| models::bits(&model.logits(&ids, &ctx).unwrap()));

@@ -226,7 +226,7 @@ pub(crate) fn by_input(scores: &Scores) -> Vec<Vec<Vec<f64>>> {
 pub(crate) struct Gates(pub(crate) Mutex<Vec<Option<Tensor>>>);
 
 impl Observer for Gates {
-    fn gates(&self, layer: usize, gate_tn: &Tensor) -> tinyonn::Result<()> {
+    fn gates(&self, layer: usize, gate_tn: &Tensor, _: &[bool]) -> tinyonn::Result<()> {
         let mut layers = self.0.lock().unwrap();
         if layers.len() <= layer {
             layers.resize(layer + 1, None);

@@ -179,6 +179,23 @@ fn open_positions_make_no_expert_active() {
     assert_eq!(choice(smk(1)), Choice { active: vec![1, 2, 3], learners: vec![2] });
 }
 
+/// Of one sequence two experts are routed, though all twelve see what the decision reads: one learner is half of them.
+#[rstest]
+#[case("SequenceOf2", 12)]
+#[case("MergedBySequence", 6)]
+fn training_lets_only_routed_experts_compete(#[case] name: &str, #[case] experts: usize) {
+    let (cfg, variant, mut store) = upcycled(name);
+    assert_eq!((variant.spec.experts(), variant.spec.active_experts()), (experts, 2));
+    tinyonn::checkpoint::grow_deltas(&mut store, &cfg, &variant.spec).unwrap();
+    let set = tiny::tokens(3, &[200], VOCAB as u32);
+    let sampler = Sampler::new(&set, 8, 1, 0, &Device::Cpu).unwrap();
+    let config = SmkConfig { steps: 5, batch: 1, min_k: 1, adamw: ADAMW, ..SmkConfig::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = MetricsLog::create(folder.path().join("smk.jsonl")).unwrap();
+    let outcome = train_smk((&store, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log).unwrap();
+    approx::assert_relative_eq!(outcome.updated_share, 0.5);
+}
+
 #[test]
 fn no_learner_at_all_is_refused() {
     assert!(Smk::new(0, 4, vec![]).map(drop).unwrap_err().to_string().starts_with("`min_k`: no expert would learn"));

@@ -206,6 +206,29 @@ fn a_store_that_is_not_the_dense_models_is_refused() {
     assert!(misshapen.contains(name) && misshapen.contains("[40, 16]"), "{misshapen}");
 }
 
+/// The paths of a checkpoint that is routed by its task are of its layers and experts.
+#[rstest]
+#[case(json!([[0, 3], [1]]), None)]
+#[case(json!([[0, 3]]), Some("has 1 layers of 2"))]
+#[case(json!([[0, 3], []]), Some("in layer 1"))]
+#[case(json!([[0, 3], [12]]), Some("12 experts"))]
+#[case(json!([[3, 0], [1]]), Some("in layer 0"))]
+fn stored_paths_are_checked(#[case] experts: Value, #[case] refusal: Option<&str>) {
+    let (cfg, variant, store) = crate::routing::upcycled("ByTask");
+    let mut config = TinyOnnConfig::new(variant, "random", 5).write_to(&cfg.to_json());
+    config["tinyonn"]["paths"] = json!([{ "task": "prose", "experts": experts }]);
+    let parent = TempDir::new().unwrap();
+    ModelFolder::save(parent.path().join("saved"), &config, &store, None).unwrap();
+    let opened = TinyOnnFolder::open(parent.path().join("saved"));
+    match refusal {
+        None => assert_eq!(opened.unwrap().config().path_table().unwrap().experts, [[vec![0, 3], vec![1]]]),
+        Some(words) => {
+            let refused = message(opened);
+            assert!(refused.contains(words) && refused.contains("task `prose`"), "{refused}");
+        }
+    }
+}
+
 #[rstest]
 #[case::dense("/model_type", Some(json!("qwen3")), &["model_type", "exp_upcycle"])]
 #[case::nothing("/tinyonn", None, &["tinyonn", "exp_upcycle"])]
@@ -228,6 +251,9 @@ fn a_store_that_is_not_the_dense_models_is_refused() {
 #[case::one_level_more("/tinyonn/spec/levels/2", Some(json!({ "name": "third", "routers": [] })), &["`spec.levels[2]` is {", "in the file, nothing as declared"])]
 #[case::older("/tinyonn/spec/jitter", None, &["`spec.jitter` is nothing in the file, 0.0 as declared"])]
 #[case::mode("/tinyonn/active", Some(json!("some")), &["some", "all", "routed"])]
+#[case::no_partition("/tinyonn/partition", None, &["`tinyonn.partition` is missing", "config.json"])]
+#[case::paths("/tinyonn/paths", Some(json!([{ "task": "prose", "experts": [[0], [1]] }])), &["`tinyonn.paths`", "not routed by its task"])]
+#[case::overflow("/tinyonn/spec/levels/0/routers/0/parents", Some(json!(1u64 << 63)), &["parents` is 9223372036854775808 in the file"])]
 #[case::unknown_key("/tinyonn/colour", Some(json!("red")), &["colour"])]
 fn a_configuration_that_does_not_fit_is_refused(
     #[case] key: &str,

@@ -222,7 +222,7 @@ fn naive_gates(spec: &MoeSpec, parameters: &HashMap<String, Tensor>, x: &[f32]) 
 struct Gates(Mutex<Option<Tensor>>);
 
 impl Observer for Gates {
-    fn gates(&self, layer: usize, gate_tn: &Tensor) -> tinyonn::Result<()> {
+    fn gates(&self, layer: usize, gate_tn: &Tensor, _: &[bool]) -> tinyonn::Result<()> {
         assert_eq!(layer, 0);
         *self.0.lock().unwrap() = Some(gate_tn.clone());
         Ok(())

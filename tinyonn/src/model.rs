@@ -53,7 +53,8 @@ impl TinyOnnForCausalLm {
         Ok(Self { lm, variant, paths: None })
     }
 
-    /// With the paths of its tasks, which a variant that is routed by its task follows where the context gives none.
+    /// With the paths of its tasks, which `logits` and `generate` of a variant that is routed by its task follow where the context gives
+    /// none; [`lm`](Self::lm) follows its context alone.
     #[must_use]
     pub fn with_paths(self, paths: Option<PathTable>) -> Self {
         Self { paths: paths.map(Arc::new), ..self }

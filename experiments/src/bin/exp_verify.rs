@@ -10,6 +10,7 @@ use experiments::{RunFlags, main_with};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{Comparison, LoadedModel, compare, compare_with_reference, load_model, tokens};
 use tinyonn::model::ActiveMode;
+use tinyonn::moe::RoutePer;
 use tinyonn::{Error, Result};
 
 /// Compare the logits of two checkpoints (dense or Tiny-ONN), or of one and a reference file.
@@ -130,6 +131,7 @@ fn run(settings: &Settings) -> Result<ExitCode> {
         Error::setting("A", "no checkpoint was named", "name two, or one and --reference FILE; see --help")
     })?;
     let a = load_model(path, &device, dtype)?;
+    refuse_tasks(&a, path, active)?;
     let mut lines = vec![describe("A", path, &a, active)];
     let (comparison, layers) = match (&settings.reference, &settings.b) {
         (Some(_), Some(_)) => {
@@ -145,6 +147,7 @@ fn run(settings: &Settings) -> Result<ExitCode> {
                 Error::setting("B", "there is nothing to compare A with", remedy)
             })?;
             let b = load_model(path, &device, dtype)?;
+            refuse_tasks(&b, path, active)?;
             lines.push(describe("B", path, &b, active));
             let ids = if let Some(file) = &settings.tokens {
                 tokens::read(file, &device)?
@@ -163,6 +166,20 @@ fn run(settings: &Settings) -> Result<ExitCode> {
         println!("{}", lines.join("\n"));
     }
     Ok(verdict(&comparison, settings.tolerance))
+}
+
+/// Tokens alone do not say of which task they are.
+fn refuse_tasks(model: &LoadedModel, path: &Path, active: Option<ActiveMode>) -> Result<()> {
+    match model {
+        LoadedModel::TinyOnn(model, _)
+            if active == Some(ActiveMode::Routed) && model.spec().route_per == RoutePer::Task =>
+        {
+            let problem =
+                format!("{} is routed by the task of each sequence, which nothing here names", path.display());
+            Err(Error::setting("--active", problem, "compare with --active all"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn describe(label: &str, path: &Path, model: &LoadedModel, active: Option<ActiveMode>) -> String {

@@ -35,6 +35,9 @@ mod declared {
     #[moe(groups = 2, experts = 3, top_k = [1, 2], experts_are = replicate, route_per = segment(3))]
     pub(super) struct MergedBySegment;
 
+    #[moe(groups = 2, experts = 3, top_k = [1, 2], experts_are = replicate, route_per = sequence(2))]
+    pub(super) struct MergedBySequence;
+
     #[moe(groups = 2, experts = 3, top_k = [1, 2], experts_are = replicate, route_per = task)]
     pub(super) struct MergedByTask;
 }
@@ -48,6 +51,7 @@ fn a_module_of_replicas_is_the_loop_over_its_experts(
         "DispatchedByTask",
         "MergedByToken",
         "MergedBySegment",
+        "MergedBySequence",
         "MergedByTask"
     )]
     name: &str,

@@ -129,6 +129,16 @@ proptest! {
     }
 }
 
+/// By how much removing a neuron would raise the loss, a token.
+#[test]
+fn taylor_is_its_mean_over_a_tasks_tokens() {
+    let mut scan = NeuronScan::zero(vec!["a".into(), "b".into()], 1, 2);
+    scan.tokens = vec![4, 8];
+    scan.sums[0][0].taylor = vec![2.0, -6.0];
+    scan.sums[0][1].taylor = vec![8.0, 0.0];
+    assert_eq!(Integral::new(&scan, Score::Taylor).neurons, [[[0.5, -1.5]], [[1.0, 0.0]]]);
+}
+
 /// One value everywhere has no deviation but that of rounding, whatever the value and the tasks' sizes.
 #[rstest]
 #[case(0.0)]

@@ -21,10 +21,10 @@ pub(super) fn names(depth: usize) -> &'static [&'static str] {
 }
 
 pub(super) fn hierarchy(settings: &Settings, errors: &mut Errors) -> Option<Hierarchy> {
-    let choices = choices(settings, errors);
+    let always = settings.or("always", 0, errors, count);
+    let choices = choices(settings, always.unwrap_or(0), errors);
     let names = choices.as_ref().map(|choices| names(choices.len()));
     let routers = router::by_level(settings, names, errors);
-    let always = settings.or("always", 0, errors, count);
     let top_k = top_k::by_level(settings, names.zip(choices.as_deref()), errors);
     let choices: Vec<usize> = choices?.into_iter().collect::<Option<_>>()?;
     let mut parents = 1_usize;
@@ -39,7 +39,7 @@ pub(super) fn hierarchy(settings: &Settings, errors: &mut Errors) -> Option<Hier
 }
 
 /// The choices of each router of a level; `None` where it cannot be read, and in all where not even the depth is known.
-fn choices(settings: &Settings, errors: &mut Errors) -> Option<Vec<Option<usize>>> {
+fn choices(settings: &Settings, always: usize, errors: &mut Errors) -> Option<Vec<Option<usize>>> {
     let choices = if let Some(levels) = settings.key("levels") {
         for other in ["groups", "experts"].iter().filter_map(|other| settings.key(other)) {
             let problem = format!("`{levels}` and `{other}` both declare the hierarchy");
@@ -60,10 +60,11 @@ fn choices(settings: &Settings, errors: &mut Errors) -> Option<Vec<Option<usize>
         }
         return None;
     };
-    let product: u128 = choices.iter().flatten().map(|choices| *choices as u128).product();
+    let product: u128 = choices.iter().flatten().map(|choices| *choices as u128).product::<u128>() + always as u128;
     if product > MOST as u128 {
         let factors: Vec<String> = choices.iter().flatten().map(ToString::to_string).collect();
-        let problem = format!("{} are {product} experts", factors.join(" × "));
+        let more = if always > 0 { format!(" + {always}") } else { String::new() };
+        let problem = format!("{}{more} are {product} experts", factors.join(" × "));
         let place = settings.value("levels").or_else(|| settings.value("experts"));
         errors.on(place, format!("{problem}; use {MOST} or fewer"));
     }

@@ -11,7 +11,8 @@
 //! }
 //! ```
 //!
-//! All other keys are the dense model's. `spec` is the declaration that the weights were made under: a program whose variant
+//! Replicas have no `partition`; a variant that is routed by its task has `"paths": [{ "task": "prose", "experts": [[0, 3], ..] }, ..]`, a list
+//! of experts a layer. All other keys are the dense model's. `spec` is the declaration that the weights were made under: a program whose variant
 //! of that name is declared otherwise refuses the folder, and shows each difference.
 
 use std::path::Path;
@@ -27,7 +28,7 @@ use super::replicas::{is_delta, possible_deltas};
 use super::store::ParamStore;
 use super::variant_tensors::{expected_variant_tensors, neuron_expert_name};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{self, ExpertsAre, MoeSpec, Variant};
+use crate::moe::{self, ExpertsAre, MoeSpec, RoutePer, Variant};
 use crate::qwen3::{PathTable, Qwen3Config};
 use crate::{Error, Result};
 
@@ -152,6 +153,7 @@ impl TinyOnnFolder {
         };
         let (config, variant) = read_object(object, &path)?;
         let cfg = folder.qwen3_config()?;
+        check_object(&config, &variant.spec, &cfg, &path)?;
         let mut expected = expected_variant_tensors(&cfg, variant)?;
         let deltas = possible_deltas(&cfg, &variant.spec);
         expected.extend(deltas.into_iter().filter(|(name, _)| folder.tensors().any(|(stored, _)| stored == name)));
@@ -252,8 +254,9 @@ fn read_object(object: &Value, path: &Path) -> Result<(TinyOnnConfig, &'static V
             differences.truncate(LISTED);
             differences.push(format!("and {more} more"));
         }
-        let [file, declared] =
-            [MoeSpec::deserialize(spec).map(|spec| spec.hierarchy()).unwrap_or_default(), variant.spec.hierarchy()];
+        // What cannot be run has no hierarchy to speak of.
+        let readable = MoeSpec::deserialize(spec).ok().filter(|spec| spec.validate().is_ok());
+        let [file, declared] = [readable.map(|spec| spec.hierarchy()).unwrap_or_default(), variant.spec.hierarchy()];
         if !file.is_empty() && file != declared {
             differences.insert(0, format!("the hierarchy is {file} in the file, {declared} as declared"));
         }
@@ -264,6 +267,35 @@ fn read_object(object: &Value, path: &Path) -> Result<(TinyOnnConfig, &'static V
     let unreadable =
         |e: serde_json::Error| Error::file(path, format!("`tinyonn`: {e}"), "upcycle the dense model again");
     Ok((TinyOnnConfig::deserialize(object).map_err(unreadable)?, variant))
+}
+
+/// What the declaration and the dense model ask of the rest of the object.
+fn check_object(config: &TinyOnnConfig, spec: &MoeSpec, cfg: &Qwen3Config, path: &Path) -> Result<()> {
+    let fail = |problem: String| Err(Error::file(path, problem, "upcycle the dense model again"));
+    if spec.experts_are == ExpertsAre::Slice && config.partition.is_none() {
+        return fail("`tinyonn.partition` is missing".into());
+    }
+    if !config.paths.is_empty() && spec.route_per != RoutePer::Task {
+        return fail(format!("`tinyonn.paths` is there, and `{}` is not routed by its task", spec.name));
+    }
+    for TaskPath { task, experts } in &config.paths {
+        if experts.len() != cfg.num_hidden_layers {
+            let problem =
+                format!("the path of task `{task}` has {} layers of {}", experts.len(), cfg.num_hidden_layers);
+            return fail(problem);
+        }
+        let sound = |layer: &Vec<u32>| {
+            layer.is_sorted_by(|a, b| a < b) && layer.last().is_some_and(|last| (*last as usize) < spec.experts())
+        };
+        if let Some(layer) = experts.iter().position(|layer| !sound(layer)) {
+            let problem = format!(
+                "in layer {layer} the path of task `{task}` is no ascending list of {} experts",
+                spec.experts()
+            );
+            return fail(problem);
+        }
+    }
+    Ok(())
 }
 
 /// At most so many differences in an error; the count tells the rest.

@@ -229,7 +229,7 @@ fn activation(spec: &MoeSpec, cfg: &Qwen3Config) -> Result<&'static dyn ops::Act
         Some(declared) if *declared != cfg.hidden_act => {
             let problem =
                 format!("it declares activation = {declared}, and `hidden_act` of the model is {}", cfg.hidden_act);
-            let remedy = "declare the model's, or leave it out; a type is declared by its name in snake case, which its `name()` gives";
+            let remedy = "declare the model's, or leave it out; in `hidden_act` a type goes by its name in snake case";
             Err(Error::variant(spec.name.clone(), problem, remedy))
         }
         _ => cfg.activation(),

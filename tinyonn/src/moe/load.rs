@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use crate::Result;
 use crate::qwen3::Observer;
 
-/// Counts the tokens routed to each expert of each layer while a model runs.
+/// Counts the tokens routed to each expert of each layer while a model runs; tokens that no decision is for count nowhere.
 #[derive(Debug)]
 pub struct LoadMeter {
     /// By layer: tokens seen, and tokens by expert.
@@ -49,12 +49,20 @@ impl LoadMeter {
 }
 
 impl Observer for LoadMeter {
-    fn gates(&self, layer: usize, gate_tn: &Tensor) -> Result<()> {
-        let taken = gate_tn.ne(0f64)?.to_dtype(DType::F32)?.sum(0)?.to_vec1::<f32>()?;
+    fn gates(&self, layer: usize, gate_tn: &Tensor, routed: &[bool]) -> Result<()> {
+        let taken = taken(gate_tn, routed)?;
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         let (seen, tokens) = &mut layers[layer];
-        *seen += gate_tn.dim(0)? as f64;
-        tokens.iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += f64::from(*taken));
+        *seen += routed.iter().filter(|routed| **routed).count() as f64;
+        tokens.iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += taken);
         Ok(())
     }
+}
+
+/// The tokens among those `counted` whose gate is open, by column of `gate_tn`.
+pub(crate) fn taken(gate_tn: &Tensor, counted: &[bool]) -> candle_core::Result<Vec<f64>> {
+    let marks: Vec<f32> = counted.iter().map(|counted| f32::from(u8::from(*counted))).collect();
+    let marks_1t = Tensor::from_vec(marks, (1, counted.len()), gate_tn.device())?;
+    let open_tn = gate_tn.detach().ne(0f64)?.to_dtype(DType::F32)?;
+    marks_1t.matmul(&open_tn)?.squeeze(0)?.to_dtype(DType::F64)?.to_vec1()
 }

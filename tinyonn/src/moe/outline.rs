@@ -25,7 +25,7 @@ impl MoeSpec {
             Some(choices) => parts.push(format!("[{}]", choices.join(", "))),
             None => {
                 for level in self.levels.iter() {
-                    let named = level.routers.iter().filter(|run| run.name != level.name);
+                    let named = level.routers.iter().filter(|run| level.routers.len() > 1 || run.name != level.name);
                     parts.extend(named.map(|run| format!("{} {}", run.name, run.parents * run.choices)));
                 }
             }

@@ -29,6 +29,17 @@ pub enum Routing {
 }
 
 impl Routing {
+    /// Which of `tokens` tokens a decision is for.
+    fn routed(&self, tokens: usize) -> Vec<bool> {
+        match self {
+            Self::All => vec![false; tokens],
+            Self::Each(_) => vec![true; tokens],
+            Self::Shared { runs, .. } => {
+                runs.iter().flat_map(|run| std::iter::repeat_n(run.decision.is_some(), run.rows.len())).collect()
+            }
+        }
+    }
+
     /// The gates of every token, `[B·T, N]`; `None` is all active.
     ///
     /// # Errors
@@ -67,7 +78,7 @@ pub fn route<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> R
             Some(gate_tn) => gate_tn,
             None => Tensor::ones((x.elem_count() / x.dim(D::Minus1)?, spec.experts()), x.dtype(), x.device())?,
         };
-        observer.gates(layer, &gate_tn)?;
+        observer.gates(layer, &gate_tn, &routing.routed(gate_tn.dim(0)?))?;
     }
     Ok(routing)
 }

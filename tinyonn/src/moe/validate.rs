@@ -9,6 +9,8 @@ use crate::{Error, Result};
 
 /// Levels of a hierarchy, at most.
 const DEPTH: usize = 4;
+/// Experts, at most: no MLP is wider.
+const MOST: usize = 1 << 24;
 
 /// What is wrong, and the remedy.
 type Refusal = (String, &'static str);
@@ -39,18 +41,28 @@ impl MoeSpec {
         let mut nodes = 1;
         let mut names = BTreeSet::new();
         for level in self.levels.iter() {
+            level.routers.iter().try_for_each(check_router)?;
             if level.parents() != nodes {
                 let problem = format!("level `{}` has {} routers for {nodes} nodes", level.name, level.parents());
                 return refuse(problem, "declare one for each node of the level before");
             }
-            level.routers.iter().try_for_each(check_router)?;
             if let Some(run) = level.routers.iter().find(|run| !names.insert(run.name.clone())) {
                 return refuse(format!("two routers are called `{}_router` in a checkpoint", run.name), "rename one");
             }
             nodes = LevelSpec::nodes(level);
+            if nodes > MOST {
+                return refuse(format!("level `{}` has {nodes} nodes", level.name), "declare fewer");
+            }
         }
-        if let Some(group) = self.always.iter().find(|group| group.experts == 0) {
-            return refuse(format!("group `{}`, which always takes part, has no experts", group.name), "use 1 or more");
+        let mut names = BTreeSet::new();
+        for group in self.always.iter() {
+            if group.experts == 0 || group.experts > MOST {
+                let problem = format!("group `{}`, which always takes part, has {} experts", group.name, group.experts);
+                return refuse(problem, "use 1 or more, and no more than an MLP has neurons");
+            }
+            if !names.insert(&group.name) {
+                return refuse(format!("two groups that always take part are called `{}`", group.name), "rename one");
+            }
         }
         Ok(())
     }
@@ -124,6 +136,10 @@ impl MoeSpec {
 }
 
 fn check_router(run: &RouterSpec) -> std::result::Result<(), Refusal> {
+    if run.parents == 0 || run.parents > MOST || run.choices > MOST {
+        let problem = format!("{} of `{}_router` over {} choices cannot be", run.parents, run.name, run.choices);
+        return refuse(problem, "use 1 or more, and no more experts than an MLP has neurons");
+    }
     if run.choices == 0 || run.top_k == 0 {
         return refuse(format!("`{}_router` has no choices or takes none", run.name), "use 1 or more");
     }

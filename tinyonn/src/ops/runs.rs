@@ -14,6 +14,9 @@ pub struct Run {
     pub decision: Option<usize>,
 }
 
+/// Groups that are computed at one time.
+const SIDE_BY_SIDE: usize = 8;
+
 /// All rows, grouped by decision.
 pub(super) struct Runs {
     groups: Vec<Group>,
@@ -69,15 +72,21 @@ impl Runs {
         &self.groups
     }
 
-    /// `f` of each group by its number, in their order: side by side on the processor, where the products of one decision alone
-    /// leave threads idle; one after the other on a GPU, whose stream belongs to this thread.
+    /// `f` of each group by its number, in their order: on the processor some side by side, since the products of one decision alone
+    /// leave threads idle, but no more than [`SIDE_BY_SIDE`], each of which may hold matrices of its own; one after the other on a
+    /// GPU, whose stream belongs to this thread.
     pub(super) fn each<T: Send>(
         &self,
         device: &Device,
         f: impl Fn(usize, &Group) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
         if device.is_cpu() {
-            self.groups.par_iter().enumerate().map(|(at, group)| f(at, group)).collect()
+            let mut results = Vec::with_capacity(self.groups.len());
+            for (chunk, groups) in self.groups.chunks(SIDE_BY_SIDE).enumerate() {
+                let of_chunk = groups.par_iter().enumerate().map(|(at, group)| f(chunk * SIDE_BY_SIDE + at, group));
+                results.extend(of_chunk.collect::<Result<Vec<_>>>()?);
+            }
+            Ok(results)
         } else {
             self.groups.iter().enumerate().map(|(at, group)| f(at, group)).collect()
         }

@@ -44,7 +44,7 @@ pub struct Phase2Config {
     pub test_tokens: usize,
     /// How neurons are given to experts; without it as the variant declares, or else by ∫SPS.
     pub partition: Option<Partition>,
-    /// The score of the scan that labels are made by: `sps`, or one it is compared with.
+    /// The score of the scan that labels are made by: `sps`, or one it is compared with. (Replicas' labels cluster its profiles.)
     pub labels: Score,
     /// Labels by what sets a task apart (minus the mean over tasks), or by the score itself.
     pub contrast: bool,

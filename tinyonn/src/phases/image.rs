@@ -73,6 +73,10 @@ impl Subject {
         let cfg = folder.qwen3_config()?;
         if is_tinyonn(folder.config()) {
             let folder = TinyOnnFolder::open(&config.model)?;
+            if config.partition.is_some() {
+                let problem = format!("{} brings its own", config.model.display());
+                return Err(Error::setting("partition", problem, "leave it out, or image the dense model"));
+            }
             refuse_replicas(&folder.variant().spec)?;
             let store = folder.folder().load(&device, Some(DType::F32))?;
             let units = (0..cfg.num_hidden_layers).map(|layer| {

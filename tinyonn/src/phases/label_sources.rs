@@ -1,14 +1,14 @@
 //! What each way to label is worth: the loss along its paths, the task known and no router between, before experts differentiate.
 //!
 //! Beside ∫SPS: other scores of the same scan ([`Score`]), ∫SPS contrasted, its lowest experts, one path for all tasks, other
-//! tasks' paths, and paths drawn at random (DESIGN §3, controls). All on the same tokens.
+//! tasks' paths, and paths drawn at random (DESIGN §3, controls). All on the same tokens, and on the run's partition, which by default is
+//! itself made of ∫SPS profiles.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use super::run::Run;
+use super::summary::SourceFigures;
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::imaging::{Integral, Labels, NeuronScan, Score};
@@ -16,15 +16,6 @@ use crate::qwen3::{Active, RouteCtx};
 
 /// Test tokens of each task that the comparison reads, at most.
 const TOKENS: usize = 2048;
-
-/// The loss along the paths of one source of labels.
-#[derive(Clone, Debug, Serialize)]
-pub struct SourceFigures {
-    /// Nats a token.
-    pub loss: f64,
-    /// The same by task.
-    pub by_task: BTreeMap<String, f64>,
-}
 
 impl Run<'_> {
     /// Each source's loss by its name; `dense` is the loss without any expert left out. `units[layer][i]` is the expert of
@@ -39,7 +30,8 @@ impl Run<'_> {
         let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
         let model = self.model(store)?;
         let mut set = self.tokens.test.clone();
-        set.truncate(TOKENS);
+        // A sequence whole, or a shared decision would be for nobody.
+        set.truncate(TOKENS.max(self.config.length + 1));
         let loss = |ctx: &RouteCtx| -> Result<SourceFigures> {
             let losses = self.evaluate_on(model.lm(), &set, ctx)?;
             let by_task = self.text.tasks.iter().cloned().zip(losses.by_task).collect();

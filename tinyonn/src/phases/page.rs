@@ -50,6 +50,7 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
         ("seed".into(), s.seed.to_string()),
         ("corpus SHA-256".into(), s.corpus.sha256.clone()),
     ];
+    facts.push(("labels by".into(), s.labels_by.replace('_', " ")));
     facts.extend(s.model.partition.iter().map(|partition| ("partition".into(), partition.clone())));
     facts.extend([
         ("largest |Δ logit|, all active".into(), s.lossless.max_abs_diff.to_string()),
@@ -150,7 +151,7 @@ fn label_sources(m: &Material<'_>) -> Result<Section> {
         heading: "Whose image knows the path?".into(),
         prose: vec![
             "The same hierarchy, each task along the path that a source of labels gives it: the task is known, no router between, and \
-             the experts have not differentiated. ∫SPS stands beside other scores of the same scan, and beside paths that know less."
+             the experts have not differentiated. ∫SPS stands beside other scores of the same scan, and beside paths that know less. All share this run's partition of neurons."
                 .into(),
         ],
         figures: vec![Figure::drawing(
@@ -286,11 +287,14 @@ fn load(m: &Material<'_>) -> Result<Section> {
     let after = heatmap("Expert load by layer, after SMK", "layer", layers, m.load_after.to_vec());
     Ok(Section {
         heading: "Expert load".into(),
-        prose: vec![format!("The share of decisions, of which every {} has one, that take an expert.", unit(m.spec))],
+        prose: vec!["The share that takes an expert; what a shared decision reads, all active, is not counted.".into()],
         figures: vec![
-            Figure::drawing(&by_task.svg()?, "Test split, mean over layers."),
+            Figure::drawing(
+                &by_task.svg()?,
+                format!("Of each {}'s decision by the routers: test split, mean over layers.", unit(m.spec)),
+            ),
             Figure::drawing(&by_label.svg()?, "The share of layers whose label takes the expert."),
-            Figure::drawing(&after.svg()?, "Test split, all tasks, routed."),
+            Figure::drawing(&after.svg()?, "Of tokens: test split, all tasks, routed."),
         ],
     })
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::label_sources::SourceFigures;
 use super::page::{self, Material};
 use super::run::{Fits, LossesNow, Run};
 use super::summary::{
-    LossFigures, LosslessFigures, ModelFigures, RouterFigures, ScanFigures, SmkFigures, Summary, UnitFigures,
+    LossFigures, LosslessFigures, ModelFigures, RouterFigures, ScanFigures, SmkFigures, SourceFigures, Summary,
+    UnitFigures,
 };
 use super::{Dense, Phase2Config, Text};
 use crate::checkpoint::{self, ParamStore};
@@ -125,6 +125,7 @@ impl Results {
                 gradient_nonzero_share: self.scan.gradient_nonzero_share(),
                 tokens: self.scan.tokens.iter().sum(),
             },
+            labels_by: run.labels_by(),
             labels: self.labels.statistics(spec),
             router: RouterFigures {
                 group_accuracy: own.group_accuracy,

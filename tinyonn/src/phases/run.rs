@@ -188,6 +188,11 @@ impl Run<'_> {
         labels
     }
 
+    /// What labels are made by, in a word.
+    pub(super) fn labels_by(&self) -> String {
+        format!("{}{}", self.config.labels.name(), if self.config.contrast { "_contrasted" } else { "" })
+    }
+
     /// Router inputs of the held-out splits: forward passes only.
     pub(super) fn held_inputs(&self) -> Result<Held> {
         let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;

@@ -6,7 +6,6 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::label_sources::SourceFigures;
 use crate::imaging::labels::LabelStatistics;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
@@ -26,6 +25,8 @@ pub struct Summary {
     pub lossless: LosslessFigures,
     /// The scan.
     pub scan: ScanFigures,
+    /// The score that labels were made by, `_contrasted` where its mean over tasks was taken away.
+    pub labels_by: String,
     /// The labels.
     pub labels: LabelStatistics,
     /// The routers on the test split, in the pseudo-dense pass.
@@ -39,7 +40,7 @@ pub struct Summary {
     /// Routed loss under each dealing of the labels to other tasks; `loss.routed_permuted_labels` is their mean.
     pub permuted_labels: Vec<f64>,
     /// Each way to label and the loss along its paths, before SMK and on a part of the test split; none for replicas, whose
-    /// labels no score of neurons makes.
+    /// labels are clusters of a score's profiles.
     pub label_sources: BTreeMap<String, SourceFigures>,
     /// The share of an MLP's neurons that a routed token uses (of replicas, the share of the experts), mean over layers.
     pub active_share: f64,
@@ -156,6 +157,15 @@ pub struct LossFigures {
     pub routed_after: f64,
     /// All active, after SMK: what differentiation did to the dense function.
     pub all_active_after: f64,
+}
+
+/// The loss along the paths of one source of labels.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceFigures {
+    /// Nats a token.
+    pub loss: f64,
+    /// The same by task.
+    pub by_task: BTreeMap<String, f64>,
 }
 
 /// What SMK did.

@@ -94,12 +94,13 @@ pub trait Observer: Send + Sync {
         Ok(())
     }
 
-    /// The gates `[B·T, N]` of a layer that was routed.
+    /// The gates `[B·T, N]` of a layer that was routed. `routed[t]`: whether a decision is for token t; the others, which a shared
+    /// decision reads, ran all active.
     ///
     /// # Errors
     /// As above.
-    fn gates(&self, layer: usize, gate_tn: &Tensor) -> Result<()> {
-        let _ = (layer, gate_tn);
+    fn gates(&self, layer: usize, gate_tn: &Tensor, routed: &[bool]) -> Result<()> {
+        let _ = (layer, gate_tn, routed);
         Ok(())
     }
 

@@ -3,9 +3,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use crate::checkpoint::ParamStore;
+use crate::moe::load::taken;
 use crate::moe::{Balance, MoeSpec, balance};
 use crate::qwen3::Observer;
 use crate::{Error, Result};
@@ -58,13 +59,13 @@ impl RouterTraining {
 }
 
 impl Observer for RouterTraining {
-    fn gates(&self, layer: usize, gate_tn: &Tensor) -> Result<()> {
-        let taken = gate_tn.detach().ne(0f64)?.to_dtype(DType::F32)?.sum(0)?.to_vec1::<f32>()?;
+    fn gates(&self, layer: usize, gate_tn: &Tensor, routed: &[bool]) -> Result<()> {
+        let taken = taken(gate_tn, routed)?;
         let mut state = self.lock();
         if state.load.len() <= layer {
             state.load.resize(layer + 1, vec![0.0; taken.len()]);
         }
-        state.load[layer].iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += f64::from(*taken));
+        state.load[layer].iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += taken);
         Ok(())
     }
 

@@ -31,7 +31,7 @@ use crate::metrics::{MetricsLog, Progress, Stage};
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::ExpertsAre;
 use crate::ops::{self, MlpProbe};
-use crate::qwen3::RouteCtx;
+use crate::qwen3::{Observer, RouteCtx};
 
 /// How experts differentiate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +67,13 @@ impl Selection {
         match self {
             Self::Slices(smk) => Some(smk.clone()),
             Self::Replicas(_) => None,
+        }
+    }
+
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        match self {
+            Self::Slices(_) => None,
+            Self::Replicas(smk) => Some(smk.observer()),
         }
     }
 
@@ -149,20 +156,17 @@ pub fn train_smk(
         expert || (routers && name.contains("_router."))
     };
     let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
-    let mut selection = match model.neuron_experts()? {
-        Some(units) => {
-            let smk = Smk::new(config.min_k, variant.spec.experts(), units)?;
-            Selection::Slices(Arc::new(smk.behind(variant.spec.open_positions(), sampler.length())))
-        }
-        None => {
-            Selection::Replicas(ReplicaSmk::new(config.min_k, store, cfg.num_hidden_layers, variant.spec.experts())?)
-        }
-    };
     let routing = Arc::new(RouterTraining::default());
-    let mut ctx = RouteCtx { probe: selection.probe(), ..routed.clone() };
-    if routers {
-        ctx.observer = Some(routing.clone());
-    }
+    let watching = routers.then(|| routing.clone() as Arc<dyn Observer>);
+    let mut selection = if let Some(units) = model.neuron_experts()? {
+        let smk = Smk::new(config.min_k, variant.spec.experts(), units)?;
+        Selection::Slices(Arc::new(smk.behind(variant.spec.open_positions(), sampler.length())))
+    } else {
+        let shape = (cfg.num_hidden_layers, variant.spec.experts());
+        Selection::Replicas(ReplicaSmk::new(config.min_k, store, shape, watching.clone())?)
+    };
+    let observer = selection.observer().or(watching).or(routed.observer.clone());
+    let ctx = RouteCtx { probe: selection.probe(), observer, ..routed.clone() };
     let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
     let progress = Progress::new(config.steps, "smk");

@@ -2,9 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Tensor};
-
 use super::Choice;
+use crate::moe::load::taken;
 use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
 use crate::train::optimizer::Lines;
 use crate::{Error, Result};
@@ -47,8 +46,8 @@ impl Smk {
         Ok(Self { min_k, experts, units, rows: Rows { length: 1, open: 0 }, choices })
     }
 
-    /// For sequences of `length` tokens of which the first `open` run all active: no expert was routed those, and what
-    /// they would teach it does not count.
+    /// For sequences of `length` tokens of which the first `open` run all active: no expert was routed those, and their surprise
+    /// counts for nobody. (They teach the winners with the rest: later losses depend on them.)
     #[must_use]
     pub fn behind(self, open: usize, length: usize) -> Self {
         Self { rows: Rows { length: length.max(1), open: open.min(length.max(1) - 1) }, ..self }
@@ -95,12 +94,7 @@ fn surprises(
     // Every neuron of an expert carries its gate, so one neuron tells the expert's tokens.
     let routed: Vec<f64> = match pass.gate_ti {
         None => vec![counted.iter().filter(|counted| **counted).count() as f64; units.len()],
-        Some(gate_ti) => {
-            let marks: Vec<f32> = counted.iter().map(|counted| f32::from(u8::from(*counted))).collect();
-            let marks_1t = Tensor::from_vec(marks, (1, tokens), gate_ti.device())?;
-            let routed_ti = gate_ti.ne(0f64)?.to_dtype(DType::F32)?;
-            marks_1t.matmul(&routed_ti)?.squeeze(0)?.to_dtype(DType::F64)?.to_vec1()?
-        }
+        Some(gate_ti) => taken(gate_ti, &counted)?,
     };
     let mut tokens = vec![0f64; experts];
     units.iter().zip(&routed).for_each(|(unit, routed)| tokens[*unit as usize] = *routed);
@@ -115,6 +109,12 @@ impl MlpProbe for Smk {
             let problem = format!("they give no expert to each of the {width} neurons of layer {layer}");
             return Err(Error::setting("units", problem, UNITS).into());
         };
+        if !pass.x_td.dim(0)?.is_multiple_of(self.rows.length) {
+            let problem = format!("{} tokens are no sequences of {}", pass.x_td.dim(0)?, self.rows.length);
+            return Err(
+                Error::setting("length", problem, "train on whole sequences of the length that was given").into()
+            );
+        }
         let surprises = surprises(pass, units, self.experts, self.rows)?;
         let active = surprises.iter().enumerate().filter_map(|(n, s)| s.map(|s| (s, n as u32)));
         let choice = Choice::least(active.collect(), self.min_k);
