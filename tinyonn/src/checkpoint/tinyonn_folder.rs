@@ -11,9 +11,9 @@
 //! }
 //! ```
 //!
-//! Replicas have no `partition`; a variant that is routed by its task has `"paths": [{ "task": "prose", "experts": [[0, 3], ..] }, ..]`, a list
-//! of experts a layer. All other keys are the dense model's. `spec` is the declaration that the weights were made under: a program whose variant
-//! of that name is declared otherwise refuses the folder, and shows each difference.
+//! Replicas have no `partition`; a variant that is routed by its task has `"paths": [{ "task": "prose", "experts": [[0, 3], ..] }, ..]`,
+//! a list of experts a layer. All other keys are the dense model's. `spec` is the declaration that the weights were made under: a
+//! program whose variant of that name is declared otherwise refuses the folder, and shows each difference.
 
 use std::path::Path;
 

@@ -38,8 +38,8 @@ pub struct Lory;
 #[moe(levels = [16], top_k = 1, router = linear, gate = straight_through, balance = loss(0.01), jitter = 0.01, combine = dispatch)]
 pub struct Switch;
 
-/// Like Mixtral (Jiang et al., 2024): two of eight experts a token, weighted by the softmax over the two (times two: slices add up), each computed on the
-/// tokens that chose it.
+/// Like Mixtral (Jiang et al., 2024): two of eight experts a token, weighted by the softmax over the two (times two: slices add up),
+/// each computed on the tokens that chose it.
 #[moe(levels = [8], top_k = 2, router = linear, gate = scaled, combine = dispatch)]
 pub struct Mixtral;
 

@@ -157,7 +157,7 @@ pub fn train_smk(
     };
     let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
     let routing = Arc::new(RouterTraining::default());
-    let watching = routers.then(|| routing.clone() as Arc<dyn Observer>);
+    let watching = routers.then(|| routing.clone() as Arc<dyn Observer>).or(routed.observer.clone());
     let mut selection = if let Some(units) = model.neuron_experts()? {
         let smk = Smk::new(config.min_k, variant.spec.experts(), units)?;
         Selection::Slices(Arc::new(smk.behind(variant.spec.open_positions(), sampler.length())))
@@ -165,7 +165,7 @@ pub fn train_smk(
         let shape = (cfg.num_hidden_layers, variant.spec.experts());
         Selection::Replicas(ReplicaSmk::new(config.min_k, store, shape, watching.clone())?)
     };
-    let observer = selection.observer().or(watching).or(routed.observer.clone());
+    let observer = selection.observer().or(watching);
     let ctx = RouteCtx { probe: selection.probe(), observer, ..routed.clone() };
     let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
