@@ -260,7 +260,10 @@ fn what_a_program_cannot_use_is_refused_not_ignored() {
     assert_refused(&place.run(VERIFY, "dense by-task --active routed"), &["`--active`", "by-task", "--active all"]);
     assert_done(&place.run(VERIFY, "dense by-task --tolerance 0"));
     let replicas = place.run(UPCYCLE, "--model dense --variant Smear --partition random --out replicas");
-    assert_refused(&replicas, &["`--partition`", "replicas", "leave it out"]);
+    assert_refused(&replicas, &["`partition`", "replicas", "leave it out"]);
+    fs::write(place.path("run.toml"), "partition = \"random\"").unwrap();
+    let run = "--model dense --variant Smear --data a=a.txt --config run.toml --out run";
+    assert_refused(&place.run(PHASE2, run), &["`partition`", "replicas", "leave it out"]);
     let scan = place.run(SCAN, "--model by-task --partition random --data a=a.txt --out scan");
     assert_refused(&scan, &["`partition`", "by-task brings its own"]);
 }

@@ -126,6 +126,15 @@ fn learnt(store: &mut ParamStore, spec: &MoeSpec, size: f64) {
     }
 }
 
+/// Upcycled; of replicas all have learnt something.
+fn differentiated(variant: &Variant) -> ParamStore {
+    let (_, mut store) = upcycled(variant);
+    if variant.spec.experts_are == ExpertsAre::Replicate {
+        learnt(&mut store, &variant.spec, 0.02);
+    }
+    store
+}
+
 /// The experts, and the routers where the loss moves them.
 fn trainable(spec: &MoeSpec) -> impl Fn(&str) -> bool + Clone + Send + Sync + 'static {
     let replicas = spec.experts_are == ExpertsAre::Replicate;
@@ -144,10 +153,7 @@ fn trainable(spec: &MoeSpec) -> impl Fn(&str) -> bool + Clone + Send + Sync + 's
 fn one_backward_reaches_every_trainable_parameter_and_no_other() {
     for variant in gallery() {
         let spec = &variant.spec;
-        let (_, mut store) = upcycled(variant);
-        if spec.experts_are == ExpertsAre::Replicate {
-            learnt(&mut store, spec, 0.02);
-        }
+        let store = differentiated(variant);
         let trainable = trainable(spec);
         let picks = trainable.clone();
         let vb = store.builder(DType::F32, picks);
@@ -175,10 +181,7 @@ fn one_backward_reaches_every_trainable_parameter_and_no_other() {
 fn routed_logits_and_gradients_are_the_same_on_every_device() {
     for variant in gallery() {
         let spec = &variant.spec;
-        let (_, mut store) = upcycled(variant);
-        if spec.experts_are == ExpertsAre::Replicate {
-            learnt(&mut store, spec, 0.02);
-        }
+        let store = differentiated(variant);
         let run = |device: &Device| {
             let store = models::on(&store, device);
             let model =

@@ -105,11 +105,7 @@ fn write_upcycled(
     seed: u64,
 ) -> Result<Vec<String>> {
     let variant = moe::variant(name)?;
-    if partition.is_some() && variant.spec.experts_are == ExpertsAre::Replicate {
-        let problem = format!("the experts of `{name}` are replicas, which share out no neurons");
-        return Err(Error::setting("--partition", problem, "leave it out"));
-    }
-    let partition = partition.or(variant.spec.partition).unwrap_or(Partition::Contiguous);
+    let partition = Partition::choose(partition, &variant.spec, Partition::Contiguous)?;
     let folder = ModelFolder::open(from)?;
     let cfg = folder.qwen3_config()?;
     if is_tinyonn(folder.config()) {

@@ -43,6 +43,18 @@ impl std::fmt::Display for Partition {
 }
 
 impl Partition {
+    /// The strategy of a run: the one given, else the one that `spec` declares, else `default`.
+    ///
+    /// # Errors
+    /// One that is given for replicas, which share out no neurons.
+    pub fn choose(given: Option<Self>, spec: &MoeSpec, default: Self) -> Result<Self> {
+        if given.is_some() && spec.experts_are == ExpertsAre::Replicate {
+            let problem = format!("the experts of `{}` are replicas, which share out no neurons", spec.name);
+            return Err(Error::setting("partition", problem, "leave it out"));
+        }
+        Ok(given.or(spec.partition).unwrap_or(default))
+    }
+
     /// The score whose profile the strategy clusters, if it does.
     #[must_use]
     pub fn profile(self) -> Option<Score> {

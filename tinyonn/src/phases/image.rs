@@ -92,7 +92,7 @@ impl Subject {
         let spec = variant(&config.variant)?.spec.clone();
         refuse_replicas(&spec)?;
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let partition = config.partition.or(spec.partition).unwrap_or(Partition::Contiguous);
+        let partition = Partition::choose(config.partition, &spec, Partition::Contiguous)?;
         let units = match partition.profile() {
             None => Units::Known(partition.assign(&spec, shape, None, config.seed)?),
             Some(score) => Units::Clustered(partition, score),

@@ -10,7 +10,7 @@ use super::summary::{
 };
 use super::{Dense, Phase2Config, Text};
 use crate::checkpoint::{self, ParamStore};
-use crate::imaging::{Integral, Labels, NeuronScan, Score};
+use crate::imaging::{Integral, Labels, NeuronScan, Partition, Score};
 use crate::metrics::{self, MetricsLog, Stopwatch};
 use crate::model::ActiveMode;
 use crate::moe::{MoeSpec, RoutePer, variant};
@@ -28,6 +28,7 @@ use crate::{Error, Result};
 pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let variant = variant(&config.variant)?;
     config.validate(variant)?;
+    let partition = Partition::choose(config.partition, &variant.spec, Partition::Sps)?;
     let device = config.device.open()?;
     std::fs::create_dir_all(&config.out).map_err(|e| Error::io(&config.out, e))?;
     let mut watch = Stopwatch::new();
@@ -38,7 +39,7 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
     let dense = Dense::obtain(config, &text, &device)?;
     let mut tokens = text.encode(&dense.tokenizer)?;
     tokens.test.truncate(config.test_tokens);
-    let run = Run { config, variant, device, text: &text, dense: &dense, tokens: &tokens };
+    let run = Run { config, variant, partition, device, text: &text, dense: &dense, tokens: &tokens };
     run.check_lengths()?;
 
     watch.stage("scan");
@@ -156,7 +157,7 @@ impl Results {
             router_parameters: self.store.names().filter(|name| name.contains("_router.")).map(elements).sum(),
             layers: run.dense.cfg.num_hidden_layers,
             experts: run.variant.spec.experts(),
-            partition: self.units.is_some().then(|| run.partition().to_string()),
+            partition: self.units.is_some().then(|| run.partition.to_string()),
         }
     }
 

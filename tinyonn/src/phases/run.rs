@@ -33,6 +33,7 @@ const DRAWS: u64 = 3;
 pub(super) struct Run<'a> {
     pub(super) config: &'a Phase2Config,
     pub(super) variant: &'static Variant,
+    pub(super) partition: Partition,
     pub(super) device: Device,
     pub(super) text: &'a Text,
     pub(super) dense: &'a Dense,
@@ -90,10 +91,6 @@ impl Run<'_> {
         TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
     }
 
-    pub(super) fn partition(&self) -> Partition {
-        self.config.partition.or(self.variant.spec.partition).unwrap_or(Partition::Sps)
-    }
-
     /// Routed; a variant that takes its task's path is given those of `labels`.
     fn routed(labels: &Labels) -> RouteCtx {
         RouteCtx { paths: Some(Arc::new(labels.paths.clone())), ..RouteCtx::routed() }
@@ -131,7 +128,7 @@ impl Run<'_> {
 
     pub(super) fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
         let cfg = &self.dense.cfg;
-        let partition = self.partition();
+        let partition = self.partition;
         let integral = partition.profile().map(|score| Integral::new(scan, score));
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let units = partition.assign(&self.variant.spec, shape, integral.as_ref(), self.config.seed)?;
@@ -309,7 +306,7 @@ impl Run<'_> {
         let config = TinyOnnConfig {
             active,
             paths: paths.unwrap_or_default(),
-            ..TinyOnnConfig::new(self.variant, self.partition(), self.config.seed)
+            ..TinyOnnConfig::new(self.variant, self.partition, self.config.seed)
         };
         let source = ModelFolder::open(&self.dense.dir)?;
         let staged = StagedFolder::replacing(dir)?;

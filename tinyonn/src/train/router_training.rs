@@ -34,28 +34,32 @@ impl RouterTraining {
         losses.into_iter().try_fold(loss, |sum, loss| Ok((sum + loss)?))
     }
 
-    /// Moves the biases of every layer against the load since the last call (`balance = bias`).
-    ///
-    /// # Errors
-    /// A store without the biases.
-    pub fn balance(&self, store: &ParamStore, spec: &MoeSpec) -> Result<()> {
-        let load = std::mem::take(&mut self.lock().load);
-        if !matches!(spec.balance, Balance::Bias { .. }) {
-            return Ok(());
-        }
-        for (layer, load) in load.iter().enumerate() {
-            let name = format!("model.layers.{layer}.mlp.balance_bias");
-            let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
-            let mut bias = store.get(&name).ok_or_else(missing)?.to_vec1::<f32>()?;
-            balance::step(spec, &mut bias, load);
-            store.set(&name, &Tensor::new(bias.as_slice(), store.device())?)?;
-        }
-        Ok(())
+    /// The tokens that each expert of each layer was given since the last call, `[layer][expert]`.
+    pub fn take_load(&self) -> Vec<Vec<f64>> {
+        std::mem::take(&mut self.lock().load)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Moves the biases of every layer against a step's load, `[layer][expert]` (`balance = bias`).
+///
+/// # Errors
+/// A store without the biases.
+pub(super) fn balance(store: &ParamStore, spec: &MoeSpec, load: &[Vec<f64>]) -> Result<()> {
+    if !matches!(spec.balance, Balance::Bias { .. }) {
+        return Ok(());
+    }
+    for (layer, load) in load.iter().enumerate() {
+        let name = format!("model.layers.{layer}.mlp.balance_bias");
+        let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
+        let mut bias = store.get(&name).ok_or_else(missing)?.to_vec1::<f32>()?;
+        balance::step(spec, &mut bias, load);
+        store.set(&name, &Tensor::new(bias.as_slice(), store.device())?)?;
+    }
+    Ok(())
 }
 
 impl Observer for RouterTraining {

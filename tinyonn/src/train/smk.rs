@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use replicas::ReplicaSmk;
 
 use super::optimizer::Lines;
-use super::router_training::RouterTraining;
+use super::router_training::{self, RouterTraining};
 use super::{AdamW, AdamwConfig, Model};
 use crate::Result;
 use crate::checkpoint::{ParamStore, is_delta};
@@ -31,7 +31,7 @@ use crate::metrics::{MetricsLog, Progress, Stage};
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::ExpertsAre;
 use crate::ops::{self, MlpProbe};
-use crate::qwen3::{Observer, RouteCtx};
+use crate::qwen3::RouteCtx;
 
 /// How experts differentiate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,17 +70,10 @@ impl Selection {
         }
     }
 
-    fn observer(&self) -> Option<Arc<dyn Observer>> {
-        match self {
-            Self::Slices(_) => None,
-            Self::Replicas(smk) => Some(smk.observer()),
-        }
-    }
-
-    fn keep_learners(&mut self, store: &ParamStore, grads: &mut GradStore) -> Result<()> {
+    fn keep_learners(&mut self, store: &ParamStore, grads: &mut GradStore, load: &[Vec<f64>]) -> Result<()> {
         match self {
             Self::Slices(_) => Ok(()),
-            Self::Replicas(smk) => smk.keep_learners(store, grads),
+            Self::Replicas(smk) => smk.keep_learners(store, grads, load),
         }
     }
 
@@ -157,16 +150,16 @@ pub fn train_smk(
     };
     let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
     let routing = Arc::new(RouterTraining::default());
-    let watching = routers.then(|| routing.clone() as Arc<dyn Observer>).or(routed.observer.clone());
     let mut selection = if let Some(units) = model.neuron_experts()? {
         let smk = Smk::new(config.min_k, variant.spec.experts(), units)?;
         Selection::Slices(Arc::new(smk.behind(variant.spec.open_positions(), sampler.length())))
     } else {
-        let shape = (cfg.num_hidden_layers, variant.spec.experts());
-        Selection::Replicas(ReplicaSmk::new(config.min_k, store, shape, watching.clone())?)
+        Selection::Replicas(ReplicaSmk::new(config.min_k, store, cfg.num_hidden_layers, variant.spec.experts())?)
     };
-    let observer = selection.observer().or(watching);
-    let ctx = RouteCtx { probe: selection.probe(), observer, ..routed.clone() };
+    let mut ctx = RouteCtx { probe: selection.probe(), ..routed.clone() };
+    if routers || replicas {
+        ctx.observer = Some(routing.clone());
+    }
     let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
     let progress = Progress::new(config.steps, "smk");
@@ -181,13 +174,16 @@ pub fn train_smk(
         let open = variant.spec.open_positions().min(length - 1);
         let loss = losses.narrow(1, open, length - open)?.mean_all()?;
         let stage = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: config.adamw.rate };
-        // Frozen routers report nothing: no loss is added, no bias moves.
+        // Frozen routers report no loss.
         let total = routing.add_to(loss.clone())?;
         let mut grads = ops::backward(&total)?;
-        selection.keep_learners(store, &mut grads)?;
+        let load = routing.take_load();
+        selection.keep_learners(store, &mut grads, &load)?;
         let norm = optimizer.step(&vars, &grads, |name| selection.lines(name))?;
         stage.check("gradient's norm", norm, step)?;
-        routing.balance(store, &variant.spec)?;
+        if routers {
+            router_training::balance(store, &variant.spec, &load)?;
+        }
         for choice in selection.choices() {
             shares += choice.learners.len() as f64 / choice.active.len().max(1) as f64;
             count += 1;

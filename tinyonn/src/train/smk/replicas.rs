@@ -6,16 +6,12 @@
 //! are dropped, and what has no gradient skips its step. What distinguishes replicas is their weights alone: the claims of SMK are
 //! for slices (DESIGN §1).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
 
 use super::Choice;
 use crate::checkpoint::ParamStore;
 use crate::moe::expert::{PROJECTIONS, delta_name};
-use crate::moe::load::taken;
-use crate::qwen3::Observer;
 use crate::{Error, Result};
 
 /// Picks the learners of every layer behind a backward pass.
@@ -23,49 +19,12 @@ pub(super) struct ReplicaSmk {
     min_k: usize,
     experts: usize,
     choices: Vec<Choice>,
-    routed: Arc<Routed>,
-}
-
-/// Which replicas the decisions of a step took; whoever else watches the pass is told as well.
-#[derive(Default)]
-pub(super) struct Routed {
-    /// By layer: tokens by expert.
-    tokens: Mutex<Vec<Vec<f64>>>,
-    also: Option<Arc<dyn Observer>>,
-}
-
-impl Routed {
-    fn lock(&self) -> MutexGuard<'_, Vec<Vec<f64>>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Observer for Routed {
-    fn gates(&self, layer: usize, gate_tn: &Tensor, routed: &[bool]) -> Result<()> {
-        let taken = taken(gate_tn, routed)?;
-        let mut layers = self.lock();
-        if layers.len() <= layer {
-            layers.resize(layer + 1, vec![0.0; taken.len()]);
-        }
-        layers[layer].iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += taken);
-        drop(layers);
-        self.also.as_ref().map_or(Ok(()), |also| also.gates(layer, gate_tn, routed))
-    }
-
-    fn auxiliary_loss(&self, layer: usize, loss: &Tensor) -> Result<()> {
-        self.also.as_ref().map_or(Ok(()), |also| also.auxiliary_loss(layer, loss))
-    }
 }
 
 impl ReplicaSmk {
     /// # Errors
     /// A `min_k` of zero; a store without the deltas of every expert.
-    pub(super) fn new(
-        min_k: usize,
-        store: &ParamStore,
-        (layers, experts): (usize, usize),
-        also: Option<Arc<dyn Observer>>,
-    ) -> Result<Self> {
+    pub(super) fn new(min_k: usize, store: &ParamStore, layers: usize, experts: usize) -> Result<Self> {
         if min_k == 0 {
             return Err(Error::setting("smk.min_k", "is 0, and nobody would learn", "use 1 or more"));
         }
@@ -77,21 +36,15 @@ impl ReplicaSmk {
                 }
             }
         }
-        let routed = Arc::new(Routed { tokens: Mutex::default(), also });
-        Ok(Self { min_k, experts, choices: vec![Choice::default(); layers], routed })
-    }
-
-    /// What must watch the forward pass.
-    pub(super) fn observer(&self) -> Arc<dyn Observer> {
-        self.routed.clone()
+        Ok(Self { min_k, experts, choices: vec![Choice::default(); layers] })
     }
 
     /// Drops the gradients of all but the `min_k` replicas of each layer whose gradients are smallest.
-    pub(super) fn keep_learners(&mut self, store: &ParamStore, grads: &mut GradStore) -> Result<()> {
-        let routed = std::mem::take(&mut *self.routed.lock());
+    /// `load[layer][expert]` counts the tokens that the step's decisions gave it: without one it does not compete.
+    pub(super) fn keep_learners(&mut self, store: &ParamStore, grads: &mut GradStore, load: &[Vec<f64>]) -> Result<()> {
         for (layer, choice) in self.choices.iter_mut().enumerate() {
             let mut order = Vec::new();
-            let taken = |expert: &usize| routed.get(layer).is_some_and(|tokens| tokens[*expert] > 0.0);
+            let taken = |expert: &usize| load.get(layer).is_some_and(|tokens| tokens[*expert] > 0.0);
             for expert in (0..self.experts).filter(taken) {
                 let norm = norm(store, grads, layer, expert)?;
                 if !norm.is_finite() {
