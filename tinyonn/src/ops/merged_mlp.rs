@@ -6,7 +6,7 @@
 //! not take part: its weight has no gradient there (it is 0), and a difference that no decision chose gets none at all.
 //!
 //! Each decision makes W̃ anew, forward and backward: 3·d·i values for each expert that takes part. That pays when many rows share it.
-//! Some decisions are computed side by side, each with its own W̃ ([`Runs::each`] bounds how many).
+//! Some decisions are computed side by side, each with its own W̃ (`ops::runs` bounds how many).
 
 use std::sync::Arc;
 
