@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
 use tinyonn::imaging::Score;
-use tinyonn::phases::{Phase2Config, Text, phase2};
+use tinyonn::phases::{RunConfig, Text, phase2};
 use tinyonn::qwen3::RouteCtx;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{RouterFitConfig, SmkConfig, evaluate};
@@ -19,7 +19,7 @@ use crate::models::{self, CPU, message};
 use crate::tiny;
 
 /// A dense model with its tokenizer, and a run on two tasks of generated text.
-fn setting(dir: &Path, dtype: DType) -> Phase2Config {
+fn setting(dir: &Path, dtype: DType) -> RunConfig {
     let corpus = Corpus { tasks: vec![arithmetic(0, 24_000), sorting(0, 24_000)] };
     let data = corpus.tasks.iter().map(|task| {
         let path = dir.join(format!("{}.txt", task.name));
@@ -31,7 +31,7 @@ fn setting(dir: &Path, dtype: DType) -> Phase2Config {
     ModelFolder::save(&model, &cfg.to_json(), &models::weights(&cfg, dtype), None).unwrap();
     TextTokenizer::train(&corpus, tiny::TEXT_VOCAB).unwrap().save(model.join("tokenizer.json")).unwrap();
     let (router, smk) = (RouterFitConfig::default(), SmkConfig::default());
-    Phase2Config {
+    RunConfig {
         model: Some(model),
         variant: "Moe2x4".into(),
         data,
@@ -42,7 +42,7 @@ fn setting(dir: &Path, dtype: DType) -> Phase2Config {
         test_tokens: 200,
         router: RouterFitConfig { steps: 2, ..router },
         smk: SmkConfig { steps: 3, batch: 4, min_k: 2, ..smk },
-        ..Phase2Config::default()
+        ..RunConfig::default()
     }
 }
 
@@ -87,7 +87,7 @@ fn every_kind_of_variant_goes_all_the_way(
     name: &str,
 ) {
     let dir = TempDir::new().unwrap();
-    let mut config = Phase2Config { variant: name.into(), ..setting(dir.path(), DType::F32) };
+    let mut config = RunConfig { variant: name.into(), ..setting(dir.path(), DType::F32) };
     config.smk.routers = true;
     let summary = phase2(&config).unwrap();
     assert!(summary.lossless.bit_equal);
@@ -162,7 +162,7 @@ fn every_source_of_labels_has_its_loss() {
         approx::assert_relative_eq!(sources["sps"].by_task[task], *loss, max_relative = 1e-12);
     }
     // Labels by another score are that source's.
-    let other = Phase2Config { labels: Score::Taylor, out: dir.path().join("taylor"), ..config };
+    let other = RunConfig { labels: Score::Taylor, out: dir.path().join("taylor"), ..config };
     approx::assert_relative_eq!(phase2(&other).unwrap().loss.label_paths, sources["taylor"].loss, max_relative = 1e-12);
 }
 
@@ -170,7 +170,7 @@ fn every_source_of_labels_has_its_loss() {
 #[rstest]
 fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dtype: DType) {
     let dir = TempDir::new().unwrap();
-    let config = Phase2Config { variant: "Merged".into(), length: 40, ..setting(dir.path(), dtype) };
+    let config = RunConfig { variant: "Merged".into(), length: 40, ..setting(dir.path(), dtype) };
     let summary = phase2(&config).unwrap();
     assert!(summary.label_sources.is_empty() && summary.model.partition.is_none());
     let folder = TinyOnnFolder::open(config.out.join("tiny-onn")).unwrap();
@@ -187,7 +187,7 @@ fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dty
 #[case::longer_than_the_model(65, &["`length`", "65", "64"])]
 fn sequences_that_do_not_fit_are_refused_before_the_scan(#[case] length: usize, #[case] words: &[&str]) {
     let dir = TempDir::new().unwrap();
-    let refused = message(phase2(&Phase2Config { length, ..setting(dir.path(), DType::F32) }));
+    let refused = message(phase2(&RunConfig { length, ..setting(dir.path(), DType::F32) }));
     assert!(words.iter().all(|word| refused.contains(word)) && !refused.contains('\n'), "{refused}");
     assert!(!dir.path().join("out/upcycled").exists());
 }

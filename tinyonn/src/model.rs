@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
+use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Taking, Variant};
 use crate::qwen3::{Active, KvCache, PathTable, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
 use crate::{Error, Result};
 
@@ -37,7 +37,7 @@ impl ActiveMode {
 /// A causal language model of routed experts.
 pub struct TinyOnnForCausalLm {
     lm: Qwen3ForCausalLm<MoeLayer>,
-    variant: &'static Variant,
+    spec: MoeSpec,
     /// What a context without paths is given.
     paths: Option<Arc<PathTable>>,
 }
@@ -50,7 +50,26 @@ impl TinyOnnForCausalLm {
     pub fn new(cfg: &Qwen3Config, variant: &'static Variant, vb: &VarBuilder<'_>) -> Result<Self> {
         variant.spec.validate()?;
         let lm = Qwen3ForCausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb))?;
-        Ok(Self { lm, variant, paths: None })
+        Ok(Self { lm, spec: variant.spec.clone(), paths: None })
+    }
+
+    /// As [`new`](Self::new), but `top_k[level]` choices of every router of a level are taken, under `pfag`, in place of those
+    /// declared.
+    ///
+    /// # Errors
+    /// As above; an adaptive form where nothing is routed by it.
+    pub fn taking(
+        cfg: &Qwen3Config,
+        variant: &'static Variant,
+        vb: &VarBuilder<'_>,
+        top_k: &[usize],
+        pfag: Pfag,
+    ) -> Result<Self> {
+        let spec = variant.spec.taking(top_k, pfag);
+        spec.validate()?;
+        let layer = |layer: usize, vb: VarBuilder<'_>| Ok(Taking::boxed((variant.build)(cfg, layer, vb)?, &spec));
+        let lm = Qwen3ForCausalLm::new(cfg, vb, layer)?;
+        Ok(Self { lm, spec, paths: None })
     }
 
     /// With the paths of its tasks, which `logits` and `generate` of a variant that is routed by its task follow where the context gives
@@ -70,10 +89,10 @@ impl TinyOnnForCausalLm {
         &self.lm
     }
 
-    /// The declaration it was built from.
+    /// The declaration it runs by.
     #[must_use]
     pub fn spec(&self) -> &MoeSpec {
-        &self.variant.spec
+        &self.spec
     }
 
     /// The mixture of a layer.

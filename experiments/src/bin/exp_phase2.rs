@@ -8,7 +8,7 @@ use experiments::settings::layered;
 use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder};
 use serde::Serialize;
 use tinyonn::Result;
-use tinyonn::phases::{Phase2Config, Summary, phase2};
+use tinyonn::phases::{RunConfig, Summary, phase2};
 
 /// Decompose a dense Qwen3 into experts without loss, image it, train its routers from the image, let its experts differentiate.
 ///
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let base = if cli.quick { Phase2Config::quick() } else { Phase2Config::default() };
+    let base = if cli.quick { RunConfig::quick() } else { RunConfig::default() };
     let file = cli.flags.run.config.as_deref();
     let mut config = layered(&base, file, &cli.flags)?;
     if cli.flags.output.out.is_none() && config.out == base.out {
@@ -82,7 +82,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         .collect();
     let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
-    let summary = phase2(&Phase2Config { out: folder.dir().to_path_buf(), ..config })?;
+    let summary = phase2(&RunConfig { out: folder.dir().to_path_buf(), ..config })?;
     let out = folder.finish()?;
     print(&summary);
     println!("open      {}", out.join("report.html").display());

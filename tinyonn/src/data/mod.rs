@@ -34,6 +34,7 @@ mod source;
 mod split;
 mod synthetic;
 mod tokenizer;
+mod toolchain_text;
 
 pub use corpus::{Corpus, Document, Task};
 pub use default_text::{default_corpus, workspace_root};
@@ -43,3 +44,4 @@ pub use source::{DataSource, read_sources};
 pub use split::{Shares, Splits};
 pub use synthetic::{DEFAULT_BYTES, arithmetic, records, sorting};
 pub use tokenizer::{END_OF_TEXT, TextTokenizer};
+pub use toolchain_text::{TOOLCHAIN, toolchain_corpus};

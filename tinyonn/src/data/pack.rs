@@ -101,6 +101,43 @@ impl TokenSet {
         }
     }
 
+    /// Keeps at most `most` tokens of each task: the beginnings of all its documents, as long as there is room for each. Of a task that
+    /// is cut, every document speaks, where [`truncate`](Self::truncate) would keep a few.
+    ///
+    /// ```
+    /// use tinyonn::data::{TaskTokens, TokenSet};
+    /// let task = TaskTokens { name: "t".into(), tokens: vec![1, 2, 3, 4, 5, 6, 0], documents: vec![0, 0, 0, 0, 1, 1, 1] };
+    /// let mut set = TokenSet { tasks: vec![task], documents: vec!["t/a".into(), "t/b".into()], eos: 0 };
+    /// set.beginnings(5);
+    /// assert_eq!(set.tasks[0].tokens, [1, 2, 5, 6]);
+    /// ```
+    pub fn beginnings(&mut self, most: usize) {
+        for task in self.tasks.iter_mut().filter(|task| task.tokens.len() > most) {
+            let lengths: Vec<usize> = task.documents.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
+            // The longest beginning for which there is room.
+            let kept = |each: usize| lengths.iter().map(|length| each.min(*length)).sum::<usize>();
+            let (mut fits, mut beyond) = (0, task.tokens.len());
+            while beyond - fits > 1 {
+                let middle = usize::midpoint(fits, beyond);
+                if kept(middle) <= most { fits = middle } else { beyond = middle }
+            }
+            if fits == 0 {
+                // More documents than room: the first ones, a token each, would say nothing.
+                task.tokens.truncate(most);
+                task.documents.truncate(most);
+                continue;
+            }
+            let starts = lengths.iter().scan(0, |at, length| {
+                let start = *at;
+                *at += length;
+                Some(start..start + fits.min(*length))
+            });
+            let places: Vec<usize> = starts.flatten().collect();
+            task.tokens = places.iter().map(|at| task.tokens[*at]).collect();
+            task.documents = places.iter().map(|at| task.documents[*at]).collect();
+        }
+    }
+
     /// Tokens over all tasks.
     pub fn tokens(&self) -> usize {
         self.tasks.iter().map(|task| task.tokens.len()).sum()

@@ -19,6 +19,7 @@ pub mod router;
 pub mod routing;
 pub mod select;
 pub mod spec;
+mod taking;
 mod validate;
 
 pub use cosine::CosineRouter;
@@ -33,6 +34,7 @@ pub use registry::{Variant, variant, variants};
 pub use router::{Router, RouterShape};
 pub use routing::{Routing, route};
 pub use select::{Selection, select};
+pub(crate) use taking::Taking;
 pub use spec::{
     AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, PartitionStrategy,
     Pfag, Project, Reduce, RoutePer, RouterKind, RouterSpec, Slot,

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// The configuration of [`super::phase2()`]. As TOML, every key is optional and unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Phase2Config {
+pub struct RunConfig {
     /// A Hugging Face folder of a dense Qwen3; without it a small one is pretrained on the text.
     pub model: Option<PathBuf>,
     /// The declared variant to decompose it into.
@@ -54,7 +54,7 @@ pub struct Phase2Config {
     pub smk: SmkConfig,
 }
 
-impl Default for Phase2Config {
+impl Default for RunConfig {
     fn default() -> Self {
         Self {
             model: None,
@@ -79,7 +79,7 @@ impl Default for Phase2Config {
     }
 }
 
-impl Phase2Config {
+impl RunConfig {
     /// The same in under a minute: fewer steps, less text scanned. For CI, and for a first look.
     #[must_use]
     pub fn quick() -> Self {
@@ -96,7 +96,7 @@ impl Phase2Config {
     }
 }
 
-impl Phase2Config {
+impl RunConfig {
     /// Refuses what could only fail, before time is spent on it.
     ///
     /// # Errors

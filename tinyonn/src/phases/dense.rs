@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::config::hidden_act;
 use super::text::{Tokens, tokenizer};
-use super::{Phase2Config, Text};
+use super::{RunConfig, Text};
 use crate::checkpoint::{ModelFolder, ParamStore, base_name, expected_tensors, is_tinyonn};
 use crate::data::{Sampler, TextTokenizer};
 use crate::metrics::{self, MetricsLog, Record};
@@ -40,7 +40,7 @@ impl Dense {
     ///
     /// # Errors
     /// A folder that is no Qwen3 or has no tokenizer; whatever pretraining reports.
-    pub fn obtain(config: &Phase2Config, text: &Text, device: &Device) -> Result<Self> {
+    pub fn obtain(config: &RunConfig, text: &Text, device: &Device) -> Result<Self> {
         if let Some(dir) = &config.model {
             return Self::load(dir, device);
         }
@@ -124,7 +124,7 @@ impl Dense {
 
     /// Pretrains in a folder beside `dir`, which appears under its name when it is whole. A second run that wants the same model
     /// waits for the first and takes what that one made; a run that was killed frees its place, and the next begins anew.
-    fn cache(config: &Phase2Config, text: &Text, dir: &Path, device: &Device) -> Result<()> {
+    fn cache(config: &RunConfig, text: &Text, dir: &Path, device: &Device) -> Result<()> {
         let staged = dir.with_extension("pretraining");
         std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
         let place = File::open(&staged).map_err(|e| Error::io(&staged, e))?;
@@ -142,7 +142,7 @@ impl Dense {
         made.and(cleared)
     }
 
-    fn pretrain(config: &Phase2Config, text: &Text, (dir, staged): (&Path, &Path), device: &Device) -> Result<()> {
+    fn pretrain(config: &RunConfig, text: &Text, (dir, staged): (&Path, &Path), device: &Device) -> Result<()> {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
         let cfg = config.dense.qwen3(tokenizer.vocab_size(), hidden_act(variant(&config.variant)?));
         let Tokens { train, .. } = text.encode(&tokenizer)?;
@@ -162,7 +162,7 @@ impl Dense {
 }
 
 /// SHA-256 of all that decides the pretrained weights: configuration, seed, device, text, and this crate's own sources.
-fn cache_key(config: &Phase2Config, text: &Text) -> Result<String> {
+fn cache_key(config: &RunConfig, text: &Text) -> Result<String> {
     let deciding = serde_json::json!({
         "code": env!("TINYONN_SOURCES_SHA256"),
         "corpus": text.sha256,

@@ -1,9 +1,9 @@
 //! The two phases, whole: what the `exp_*` binaries and a user's ten-line `main` call.
 //!
 //! ```no_run
-//! use tinyonn::phases::{Phase2Config, phase2};
+//! use tinyonn::phases::{RunConfig, phase2};
 //!
-//! let summary = phase2(&Phase2Config::quick())?;
+//! let summary = phase2(&RunConfig::quick())?;
 //! println!("dense {:.3}, routed {:.3} nats a token", summary.loss.dense, summary.loss.routed_after);
 //! # Ok::<(), tinyonn::Error>(())
 //! ```
@@ -19,7 +19,7 @@ mod run;
 pub mod summary;
 pub mod text;
 
-pub use config::{DenseShape, Phase2Config};
+pub use config::{DenseShape, RunConfig};
 pub use dense::Dense;
 pub use device::DeviceName;
 pub use image::{ImageConfig, image};

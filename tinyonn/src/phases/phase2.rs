@@ -8,7 +8,7 @@ use super::summary::{
     LossFigures, LosslessFigures, ModelFigures, RouterFigures, ScanFigures, SmkFigures, SourceFigures, Summary,
     UnitFigures,
 };
-use super::{Dense, Phase2Config, Text};
+use super::{Dense, RunConfig, Text};
 use crate::checkpoint::{self, ParamStore};
 use crate::imaging::{Integral, Labels, NeuronScan, Partition, Score};
 use crate::metrics::{self, MetricsLog, Stopwatch};
@@ -25,7 +25,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// A loss that is no finite number; a variant that is not known or does not fit; text, models and folders that cannot be used.
-pub fn phase2(config: &Phase2Config) -> Result<Summary> {
+pub fn phase2(config: &RunConfig) -> Result<Summary> {
     let variant = variant(&config.variant)?;
     config.validate(variant)?;
     let partition = Partition::choose(config.partition, &variant.spec, Partition::Sps)?;

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 
 use super::summary::{CorpusFigures, LosslessFigures};
 use super::text::Tokens;
-use super::{Dense, Phase2Config, Text};
+use super::{Dense, RunConfig, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
 use crate::files::StagedFolder;
@@ -31,7 +31,7 @@ const DRAWS: u64 = 3;
 
 /// What every stage reads.
 pub(super) struct Run<'a> {
-    pub(super) config: &'a Phase2Config,
+    pub(super) config: &'a RunConfig,
     pub(super) variant: &'static Variant,
     pub(super) partition: Partition,
     pub(super) device: Device,

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::checkpoint::ModelFolder;
-use crate::data::{self, Corpus, DataSource, Shares, Splits, TextTokenizer, TokenSet};
+use crate::data::{self, Corpus, DataSource, Shares, Splits, TOOLCHAIN, TextTokenizer, TokenSet};
 use crate::{Error, Result};
 
 /// Text and its splits.
@@ -76,13 +76,17 @@ pub fn tokenizer(folder: &ModelFolder) -> Result<TextTokenizer> {
         .or_else(|error| end.map_or(Err(error), |end| TextTokenizer::load(&path, Some(end))))
 }
 
-/// The tasks of `sources` (each `NAME=PATH`); without any, the default text.
+/// The tasks of `sources` (each `NAME=PATH`, or [`TOOLCHAIN`] alone for the text of the Rust toolchain and its crates); without any, the
+/// default text.
 ///
 /// # Errors
 /// Sources that cannot be read.
 pub fn corpus(sources: &[String], seed: u64) -> Result<Corpus> {
     if sources.is_empty() {
         return data::default_corpus(&data::workspace_root()?, seed);
+    }
+    if sources == [TOOLCHAIN] {
+        return data::toolchain_corpus(&data::workspace_root()?);
     }
     let sources = sources.iter().map(|source| source.parse()).collect::<Result<Vec<DataSource>>>()?;
     data::read_sources(&sources)

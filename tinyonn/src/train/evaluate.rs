@@ -16,6 +16,19 @@ pub struct Losses {
     pub mean: f64,
     /// By task, in the set's order.
     pub by_task: Vec<f64>,
+    /// By document, in the set's order.
+    pub by_document: Vec<DocumentLoss>,
+}
+
+/// The loss over one document: what intervals are drawn over, since tokens of one document are not independent.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DocumentLoss {
+    /// Its task.
+    pub task: usize,
+    /// Σ of its tokens' losses, in nats.
+    pub sum: f64,
+    /// Its tokens that were scored.
+    pub tokens: f64,
 }
 
 /// How held-out text is read.
@@ -64,6 +77,7 @@ pub fn evaluate<F: FeedForward>(
     device: &Device,
 ) -> Result<Losses> {
     let (mut sums, mut counts) = (vec![0f64; set.tasks.len()], vec![0u64; set.tasks.len()]);
+    let mut by_document = vec![DocumentLoss::default(); set.documents.len()];
     for task in 0..set.tasks.len() {
         for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let batch = batch?;
@@ -74,6 +88,11 @@ pub fn evaluate<F: FeedForward>(
                 if *target != NO_TARGET && position % options.length >= options.skip {
                     sums[task] += f64::from(*loss);
                     counts[task] += 1;
+                    if let Some(document) = by_document.get_mut(batch.documents[position] as usize) {
+                        document.task = task;
+                        document.sum += f64::from(*loss);
+                        document.tokens += 1.0;
+                    }
                 }
             }
             check_loss("evaluate", &set.tasks[task].name, sums[task])?;
@@ -85,5 +104,5 @@ pub fn evaluate<F: FeedForward>(
         return Err(Error::setting("evaluate", problem, remedy));
     }
     let by_task = sums.iter().zip(&counts).map(|(sum, count)| sum / *count as f64).collect();
-    Ok(Losses { mean: sums.iter().sum::<f64>() / counts.iter().sum::<u64>().max(1) as f64, by_task })
+    Ok(Losses { mean: sums.iter().sum::<f64>() / counts.iter().sum::<u64>().max(1) as f64, by_task, by_document })
 }

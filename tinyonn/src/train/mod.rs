@@ -11,7 +11,7 @@ pub mod router_training;
 mod router_tuning;
 pub mod smk;
 
-pub use evaluate::{Losses, evaluate};
+pub use evaluate::{DocumentLoss, Losses, evaluate};
 pub use optimizer::{AdamW, AdamwConfig};
 pub use pretrain::{PretrainConfig, pretrain};
 pub use router_accuracy::{LevelAccuracy, RouterAccuracy, router_accuracy};

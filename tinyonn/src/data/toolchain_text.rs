@@ -1,0 +1,127 @@
+//! Real text that any machine with this workspace and its Rust toolchain has, without a download of data: `--data toolchain`.
+//!
+//! | task | text |
+//! |---|---|
+//! | `rust` | the `.rs` files of the crates that `Cargo.lock` names, as cargo unpacked them |
+//! | `prose` | their `.md` files: introductions, guides, change logs |
+//! | `manifests` | their `Cargo.toml`, as its author wrote it |
+//! | `manuals` | the manual pages of `cargo` and `rustc` |
+//!
+//! Written by hundreds of people, and the same on every machine: `Cargo.lock` and `rust-toolchain.toml` pin the versions. Of each task the files of
+//! 1 KiB to 32 KiB are taken in the order of the SHA-256 of their names until [`DEFAULT_BYTES`] are full, so that no crate decides the task.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest as _, Sha256};
+
+use super::source::{files_below, relative_id};
+use super::{Corpus, DEFAULT_BYTES, Document, Task};
+use crate::{Error, Result};
+
+/// The name that stands for these tasks in place of `NAME=PATH`.
+pub const TOOLCHAIN: &str = "toolchain";
+
+/// Sizes of the files that are taken, in bytes: shorter ones say nothing, longer ones would fill a split.
+const BYTES: std::ops::RangeInclusive<u64> = 1024..=32 * 1024;
+/// How to get what is missing.
+const FETCH: &str = "run `cargo fetch --locked` in the workspace";
+
+/// The four tasks, for the workspace at `root`.
+///
+/// # Errors
+/// A `Cargo.lock` that cannot be read; crates that cargo has not unpacked; a toolchain without manual pages; text that cannot be read.
+pub fn toolchain_corpus(root: &Path) -> Result<Corpus> {
+    let crates = locked_crates(&root.join("Cargo.lock"), &cargo_home()?)?;
+    let manuals = sysroot()?.join("share/man/man1");
+    let of_crates = |wanted: &dyn Fn(&Path) -> bool| -> Result<Vec<(String, PathBuf)>> {
+        let mut found = Vec::new();
+        for folder in &crates {
+            let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let files = files_below(folder)?.into_iter().filter(|path| wanted(path));
+            found.extend(files.map(|path| (format!("{name}/{}", relative_id(folder, &path)), path)));
+        }
+        Ok(found)
+    };
+    let extension = |extension: &'static str| move |path: &Path| path.extension().is_some_and(|e| e == extension);
+    let pages = files_below(&manuals)?.into_iter().map(|path| (relative_id(&manuals, &path), path)).collect();
+    let files = [
+        ("rust", of_crates(&extension("rs"))?),
+        ("prose", of_crates(&extension("md"))?),
+        ("manifests", of_crates(&|path: &Path| path.file_name().is_some_and(|name| name == "Cargo.toml.orig"))?),
+        ("manuals", pages),
+    ];
+    Ok(Corpus { tasks: files.into_iter().map(|(name, files)| task(name, files)).collect::<Result<_>>()? })
+}
+
+/// Files by the SHA-256 of their names until the task is full; what is not text is passed over.
+fn task(name: &str, files: Vec<(String, PathBuf)>) -> Result<Task> {
+    let mut drawn: Vec<_> =
+        files.into_iter().map(|(id, path)| (<[u8; 32]>::from(Sha256::digest(&id)), id, path)).collect();
+    drawn.sort();
+    let (mut documents, mut held) = (Vec::new(), 0);
+    for (_, id, path) in drawn {
+        let size = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+        if !BYTES.contains(&size) || held + size as usize > DEFAULT_BYTES {
+            continue;
+        }
+        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        if let Some(text) = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0')) {
+            held += text.len();
+            documents.push(Document { id, text });
+        }
+    }
+    if documents.is_empty() {
+        let problem = format!("there is no text for the task `{name}`");
+        return Err(Error::setting("--data toolchain", problem, format!("{FETCH}, or give --data NAME=PATH")));
+    }
+    Ok(Task { name: name.into(), documents })
+}
+
+/// The folders of the crates that `lock` names from elsewhere, in its order.
+fn locked_crates(lock: &Path, cargo_home: &Path) -> Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string(lock).map_err(|e| Error::io(lock, e))?;
+    let refused = |problem: String| Error::file(lock, problem, "restore the file, or give --data NAME=PATH");
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| refused(e.message().to_owned()))?;
+    let sources = cargo_home.join("registry/src");
+    let registries: Vec<PathBuf> = match std::fs::read_dir(&sources) {
+        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::file(&sources, "holds no unpacked crate", FETCH));
+        }
+        Err(e) => return Err(Error::io(&sources, e)),
+    };
+    let packages = table.get("package").and_then(toml::Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mut folders = Vec::new();
+    // What has no source is the workspace's own.
+    for package in packages.iter().filter(|package| package.get("source").is_some()) {
+        let key = |key: &str| package.get(key).and_then(toml::Value::as_str);
+        let (Some(name), Some(version)) = (key("name"), key("version")) else {
+            return Err(refused("a package lacks its name or version".into()));
+        };
+        let folder = registries.iter().map(|registry| registry.join(format!("{name}-{version}"))).find(|f| f.is_dir());
+        folders.push(folder.ok_or_else(|| {
+            Error::file(&sources, format!("the crate {name} {version} of Cargo.lock is not unpacked here"), FETCH)
+        })?);
+    }
+    Ok(folders)
+}
+
+fn cargo_home() -> Result<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = variable("CARGO_HOME").or_else(|| variable("HOME").map(|home| home.join(".cargo")));
+    home.ok_or_else(|| Error::setting("CARGO_HOME", "neither it nor HOME is set", "set it to cargo's folder"))
+}
+
+fn sysroot() -> Result<PathBuf> {
+    let problem = |problem: String| {
+        let remedy = "install Rust with rustup, or give --data NAME=PATH";
+        Error::setting("--data toolchain", format!("`rustc --print sysroot` {problem}"), remedy)
+    };
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let output = output.map_err(|e| problem(format!("cannot be run: {e}")))?;
+    if !output.status.success() {
+        return Err(problem(format!("ended with {}", output.status)));
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
