@@ -1,4 +1,5 @@
-//! Values measured while a model trains, and where they go: a file of one JSON object a line, a progress bar, a stopwatch.
+//! Values measured while a model trains, where they go (a file of one JSON object a line, a progress bar, a stopwatch), and how sure their
+//! means are ([`interval()`]).
 //!
 //! ```
 //! # fn main() -> tinyonn::Result<()> {
@@ -15,12 +16,14 @@
 //! # }
 //! ```
 
+mod bootstrap;
 mod finite;
 mod jsonl;
 mod progress;
 mod stopwatch;
 mod value;
 
+pub use bootstrap::{Interval, by_cluster, interval};
 pub(crate) use finite::{Stage, check_loss};
 pub use jsonl::{MetricsLog, read};
 pub use progress::Progress;
