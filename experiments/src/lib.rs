@@ -4,12 +4,15 @@
 //! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, and [`main_error`] turns
 //! an error into one line and an exit code.
 
+pub mod data_flags;
 pub mod main_error;
 pub mod overwrite;
+pub mod printed;
 pub mod run_flags;
 pub mod run_folder;
 pub mod settings;
 
+pub use data_flags::DataFlags;
 pub use main_error::main_with;
 pub use run_flags::{OutFlags, RunFlags};
 pub use run_folder::RunFolder;

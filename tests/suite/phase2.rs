@@ -51,7 +51,7 @@ fn checkpoints_keep_the_types_of_the_dense_model(#[values(DType::F32, DType::BF1
     let dir = TempDir::new().unwrap();
     let config = setting(dir.path(), dtype);
     let summary = phase2(&config).unwrap();
-    assert!(summary.lossless.bit_equal);
+    assert!(summary.phase1.lossless.bit_equal);
     let [dense, upcycled, trained] =
         [dir.path().join("dense"), config.out.join("upcycled"), config.out.join("tiny-onn")].map(|path| {
             let folder = ModelFolder::open(path).unwrap();
@@ -74,7 +74,7 @@ fn checkpoints_keep_the_types_of_the_dense_model(#[values(DType::F32, DType::BF1
 
     // Again into the same folder: every part is replaced, and nothing is left beside it.
     let again = phase2(&config).unwrap();
-    assert_eq!(again.loss.routed_after.to_bits(), summary.loss.routed_after.to_bits());
+    assert_eq!(again.smk.routed.to_bits(), summary.smk.routed.to_bits());
     let mut names: Vec<_> = fs::read_dir(&config.out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["metrics.jsonl", "report.html", "summary.json", "tiny-onn", "upcycled"]);
@@ -90,9 +90,9 @@ fn every_kind_of_variant_goes_all_the_way(
     let mut config = RunConfig { variant: name.into(), ..setting(dir.path(), DType::F32) };
     config.smk.routers = true;
     let summary = phase2(&config).unwrap();
-    assert!(summary.lossless.bit_equal);
-    assert!(summary.loss.routed_after.is_finite());
-    assert!(summary.active_share > 0.0 && summary.active_share <= 1.0, "{}", summary.active_share);
+    assert!(summary.phase1.lossless.bit_equal);
+    assert!(summary.smk.routed.is_finite());
+    assert!(summary.phase1.active_share > 0.0 && summary.phase1.active_share <= 1.0, "{}", summary.phase1.active_share);
     let folder = config.out.join("tiny-onn");
     let model = load_model(&folder, &CPU, None).unwrap();
     let opened = TinyOnnFolder::open(&folder).unwrap();
@@ -116,7 +116,7 @@ fn every_kind_of_variant_goes_all_the_way(
         let options = EvaluateOptions { length: config.length, batch: config.batch, skip: 0 };
         let paths = opened.config().path_table().map(Arc::new);
         let losses = evaluate(lm.lm(), &test, options, &RouteCtx { paths, ..RouteCtx::routed() }, &CPU).unwrap();
-        approx::assert_relative_eq!(losses.mean, summary.loss.routed_after, max_relative = 1e-6);
+        approx::assert_relative_eq!(losses.mean, summary.smk.routed, max_relative = 1e-6);
         let [a, b] = [0, 1].map(|task| &opened.config().paths[task].experts);
         assert_ne!(a, b, "tasks share a path: the test is blind");
     }
@@ -135,7 +135,7 @@ fn every_source_of_labels_has_its_loss() {
     let dir = TempDir::new().unwrap();
     let config = setting(dir.path(), DType::F32);
     let summary = phase2(&config).unwrap();
-    let sources = &summary.label_sources;
+    let sources = &summary.phase1.label_sources;
     let names: Vec<&str> = sources.keys().map(String::as_str).collect();
     assert_eq!(
         names,
@@ -155,8 +155,8 @@ fn every_source_of_labels_has_its_loss() {
         ]
     );
     // The part of the test split is the whole of it here.
-    approx::assert_relative_eq!(sources["dense"].loss, summary.loss.dense, max_relative = 1e-12);
-    approx::assert_relative_eq!(sources["sps"].loss, summary.loss.label_paths, max_relative = 1e-12);
+    approx::assert_relative_eq!(sources["dense"].loss, summary.phase1.loss.dense, max_relative = 1e-12);
+    approx::assert_relative_eq!(sources["sps"].loss, summary.phase1.loss.label_paths, max_relative = 1e-12);
     assert!(sources["sps_lowest"].loss.to_bits() != sources["sps"].loss.to_bits());
     for (task, loss) in &summary.loss_by_task["label_paths"] {
         approx::assert_relative_eq!(sources["sps"].by_task[task], *loss, max_relative = 1e-12);
@@ -172,7 +172,7 @@ fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dty
     let dir = TempDir::new().unwrap();
     let config = RunConfig { variant: "Merged".into(), length: 40, ..setting(dir.path(), dtype) };
     let summary = phase2(&config).unwrap();
-    assert!(summary.label_sources.is_empty() && summary.model.partition.is_none());
+    assert!(summary.phase1.label_sources.is_empty() && summary.model.partition.is_none());
     let folder = TinyOnnFolder::open(config.out.join("tiny-onn")).unwrap();
     assert!(folder.config().partition.is_none());
     let deltas = folder.folder().tensors().filter(|(name, _)| is_delta(name));

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder};
+use experiments::{DataFlags, OutFlags, RunFlags, RunFolder, main_with, overwrite, printed, run_folder};
 use serde::Serialize;
 use tinyonn::Result;
-use tinyonn::phases::{RunConfig, Summary, phase2};
+use tinyonn::phases::{RunConfig, Summary, phase2, phase2_from};
 
 /// Decompose a dense Qwen3 into experts without loss, image it, train its routers from the image, let its experts differentiate.
 ///
@@ -24,7 +24,9 @@ use tinyonn::phases::{RunConfig, Summary, phase2};
   exp_phase2                                                everything, on the default text
   exp_phase2 --quick                                        the same in under a minute
   exp_phase2 --data code=src --data prose=docs              tasks of your own: folders, files, or JSONL with a `text` field
+  exp_phase2 --data toolchain                               real text: the sources, guides and manuals that come with Rust
   exp_phase2 --model Qwen3-0.6B --variant TinyOnn --device cuda
+  exp_phase2 --from runs/phase1                             goes on where exp_phase1 ended: Surprise Min-K alone
 
 A TOML file for --config has the keys that a run's config.json shows under `settings`:
   partition = \"activation\"
@@ -36,22 +38,18 @@ struct Cli {
     #[command(flatten)]
     flags: Flags,
     /// The same in under a minute: fewer steps, less text
-    #[arg(long)]
+    #[arg(long, conflicts_with = "from")]
     quick: bool,
+    /// The folder of a run of exp_phase1 to go on from; its settings hold, but for [smk] of --config
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed"])]
+    from: Option<PathBuf>,
 }
 
 #[derive(clap::Args, Serialize)]
 struct Flags {
-    /// A dense Qwen3 as a Hugging Face folder, with its tokenizer.json
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
-    /// The declared variant, by the name of its type [default: TinyOnn]
-    #[arg(long, value_name = "NAME")]
-    variant: Option<String>,
-    /// A task: any folder or file of text, or JSONL with a `text` field (repeatable)
-    #[arg(long, value_name = "NAME=PATH")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    data: Vec<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    subject: DataFlags,
     #[command(flatten)]
     #[serde(flatten)]
     run: RunFlags,
@@ -65,51 +63,39 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let base = if cli.quick { RunConfig::quick() } else { RunConfig::default() };
+    let base = match (&cli.from, cli.quick) {
+        (Some(dir), _) => RunConfig { out: RunConfig::default().out, ..RunConfig::of_phase1(dir)? },
+        (None, true) => RunConfig::quick(),
+        (None, false) => RunConfig::default(),
+    };
     let file = cli.flags.run.config.as_deref();
     let mut config = layered(&base, file, &cli.flags)?;
     if cli.flags.output.out.is_none() && config.out == base.out {
         config.out = run_folder::first_free(&base.out)?;
     }
-    let read: Vec<&Path> = config
-        .data
-        .iter()
-        .filter_map(|source| source.split_once('='))
-        .map(|(_, path)| Path::new(path))
-        .chain(config.model.as_deref())
-        .chain([config.cache.as_path()])
-        .chain(file)
-        .collect();
+    let read: Vec<&Path> = config.reads().chain(file).chain(cli.from.as_deref()).collect();
     let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
-    let summary = phase2(&RunConfig { out: folder.dir().to_path_buf(), ..config })?;
+    let config = RunConfig { out: folder.dir().to_path_buf(), ..config };
+    let summary = match &cli.from {
+        Some(dir) => phase2_from(dir, &config)?,
+        None => phase2(&config)?,
+    };
     let out = folder.finish()?;
     print(&summary);
     println!("open      {}", out.join("report.html").display());
-    Ok(if summary.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(summary: &Summary) {
-    let (loss, router) = (&summary.loss, &summary.router);
-    let equal = if summary.lossless.bit_equal { "bit-equal" } else { "NOT equal" };
-    println!("lossless  {equal} (largest |Δ logit| {})", summary.lossless.max_abs_diff);
-    println!(
-        "routers   {:.1} % of groups (chance {:.1} %), {:.1} % of experts (chance {:.1} %) on held-out text",
-        100.0 * router.group_accuracy,
-        100.0 * router.chance,
-        100.0 * router.expert_accuracy,
-        100.0 * router.expert_chance
-    );
-    println!("          {:.1} % of groups when a sequence shares one decision", 100.0 * router.sequence.group_accuracy);
+    let (phase1, smk) = (&summary.phase1, &summary.smk);
+    printed::lossless_and_routers(phase1);
     println!(
         "loss      dense {:.3}, routed {:.3} before SMK and {:.3} after, {:.0} % active (nats a token, test split)",
-        loss.dense,
-        loss.routed_before,
-        loss.routed_after,
-        100.0 * summary.active_share
+        phase1.loss.dense,
+        phase1.loss.routed_before,
+        smk.routed,
+        100.0 * phase1.active_share
     );
-    println!(
-        "controls  random paths {:.3}, other tasks' paths {:.3}",
-        loss.routed_random_labels, loss.routed_permuted_labels
-    );
+    printed::controls(phase1);
 }

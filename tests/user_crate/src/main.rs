@@ -12,6 +12,6 @@ fn main() -> tinyonn::Result<()> {
     (config.scan_tokens, config.test_tokens) = (1024, 512);
     (config.pretrain.steps, config.router.steps, config.smk.steps) = (20, 5, 5);
     let summary = phase2(&config)?;
-    println!("{:.3} nats a token, {:.3} dense", summary.loss.routed_after, summary.loss.dense);
+    println!("{:.3} nats a token, {:.3} dense", summary.smk.routed, summary.phase1.loss.dense);
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use rand::seq::SliceRandom as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Integral;
 use super::partition::{balanced_k_means, distance, unit};
@@ -20,7 +20,7 @@ pub struct Labels {
 }
 
 /// How much the labels say.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LabelStatistics {
     /// Different whole paths among the tasks.
     pub distinct_paths: usize,

@@ -34,11 +34,11 @@ pub use registry::{Variant, variant, variants};
 pub use router::{Router, RouterShape};
 pub use routing::{Routing, route};
 pub use select::{Selection, select};
-pub(crate) use taking::Taking;
 pub use spec::{
     AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, PartitionStrategy,
     Pfag, Project, Reduce, RoutePer, RouterKind, RouterSpec, Slot,
 };
+pub(crate) use taking::Taking;
 
 /// Declares a mixture of experts: a unit struct becomes a module that a person could have written, in the [`registry`] under
 /// its name.

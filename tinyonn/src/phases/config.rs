@@ -1,4 +1,4 @@
-//! Everything that decides what a run of [`super::phase2()`] does.
+//! Everything that decides what a run of phase 1 or 2 does.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::qwen3::Qwen3Config;
 use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
 use crate::{Error, Result};
 
-/// The configuration of [`super::phase2()`]. As TOML, every key is optional and unknown keys are refused.
+/// The configuration of [`super::phase1()`] and [`super::phase2()`]: one file serves both. As TOML, every key is optional and unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
@@ -42,6 +42,8 @@ pub struct RunConfig {
     pub scan_tokens: usize,
     /// Test tokens of each task that losses and accuracies are taken over, at most.
     pub test_tokens: usize,
+    /// Test tokens of each task that phase 1's studies (frontier, causal validation) read, at most.
+    pub study_tokens: usize,
     /// How neurons are given to experts; without it as the variant declares, or else by ∫SPS.
     pub partition: Option<Partition>,
     /// The score of the scan that labels are made by: `sps`, or one it is compared with. (Replicas' labels cluster its profiles.)
@@ -70,6 +72,7 @@ impl Default for RunConfig {
             batch: 8,
             scan_tokens: 65_536,
             test_tokens: 16_384,
+            study_tokens: 2048,
             partition: None,
             labels: Score::Sps,
             contrast: false,
@@ -89,6 +92,7 @@ impl RunConfig {
             pretrain: PretrainConfig { steps: 220, warmup: 30, ..config.pretrain },
             scan_tokens: 8_192,
             test_tokens: 4_096,
+            study_tokens: 512,
             router: RouterFitConfig { steps: 40, ..config.router },
             smk: SmkConfig { steps: 40, ..config.smk },
             ..config
@@ -97,6 +101,31 @@ impl RunConfig {
 }
 
 impl RunConfig {
+    /// The settings of the run of [`super::phase1()`] in the folder `dir`.
+    ///
+    /// # Errors
+    /// A folder that phase 1 did not write.
+    pub fn of_phase1(dir: &std::path::Path) -> Result<Self> {
+        Ok(super::phase1::Continuation::read(dir)?.settings)
+    }
+
+    /// The files and folders that it reads.
+    pub fn reads(&self) -> impl Iterator<Item = &std::path::Path> {
+        let data =
+            self.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| std::path::Path::new(path));
+        data.chain(self.model.as_deref()).chain([self.cache.as_path()])
+    }
+
+    /// The first key in which the two differ.
+    pub(super) fn differs_from(&self, other: &Self) -> Option<String> {
+        let keys = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(keys)) => keys,
+            _ => serde_json::Map::new(),
+        };
+        let others = keys(other);
+        keys(self).into_iter().find(|(key, value)| others.get(key) != Some(value)).map(|(key, _)| key)
+    }
+
     /// Refuses what could only fail, before time is spent on it.
     ///
     /// # Errors
@@ -106,6 +135,7 @@ impl RunConfig {
             ("batch", self.batch),
             ("scan_tokens", self.scan_tokens),
             ("test_tokens", self.test_tokens),
+            ("study_tokens", self.study_tokens),
             ("pretrain.batch", self.pretrain.batch),
             ("router.batch", self.router.batch),
             ("smk.batch", self.smk.batch),

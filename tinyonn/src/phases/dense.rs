@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::config::hidden_act;
 use super::text::{Tokens, tokenizer};
 use super::{RunConfig, Text};
-use crate::checkpoint::{ModelFolder, ParamStore, base_name, expected_tensors, is_tinyonn};
+use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, base_name, expected_tensors, is_tinyonn};
 use crate::data::{Sampler, TextTokenizer};
 use crate::metrics::{self, MetricsLog, Record};
 use crate::moe::variant;
@@ -50,6 +50,24 @@ impl Dense {
         }
         Self::cache(config, text, &dir, device)?;
         Self::load(&dir, device)
+    }
+
+    /// A routed checkpoint in the place of the dense model that it was made of: its shape, tokenizer and types, with experts and routers in the
+    /// store.
+    ///
+    /// # Errors
+    /// A folder that is no Tiny-ONN checkpoint or has no tokenizer.
+    pub fn routed(dir: &Path, device: &Device) -> Result<Self> {
+        let folder = TinyOnnFolder::open(dir)?;
+        let folder = folder.folder();
+        let store = folder.load(device, Some(DType::F32))?;
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            cfg: folder.qwen3_config()?,
+            store,
+            stored: stored(folder),
+            tokenizer: tokenizer(folder)?,
+        })
     }
 
     /// The losses of its pretraining, where it was pretrained here.
@@ -108,8 +126,7 @@ impl Dense {
         }
         folder.check_names(&expected_tensors(&cfg))?;
         let store = folder.load(device, Some(DType::F32))?;
-        let stored =
-            folder.tensors().map(|(name, info)| (name.to_owned(), info.computed().unwrap_or(DType::F32))).collect();
+        let stored = stored(&folder);
         let tokenizer = tokenizer(&folder)?;
         if tokenizer.vocab_size() > cfg.vocab_size {
             let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
@@ -159,6 +176,11 @@ impl Dense {
         std::fs::rename(&log_path, whole.join(PRETRAIN_LOG)).map_err(|e| Error::io(&log_path, e))?;
         std::fs::rename(&whole, dir).map_err(|e| Error::io(dir, e))
     }
+}
+
+/// The type that each tensor is stored in.
+fn stored(folder: &ModelFolder) -> BTreeMap<String, DType> {
+    folder.tensors().map(|(name, info)| (name.to_owned(), info.computed().unwrap_or(DType::F32))).collect()
 }
 
 /// SHA-256 of all that decides the pretrained weights: configuration, seed, device, text, and this crate's own sources.

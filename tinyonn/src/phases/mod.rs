@@ -4,17 +4,22 @@
 //! use tinyonn::phases::{RunConfig, phase2};
 //!
 //! let summary = phase2(&RunConfig::quick())?;
-//! println!("dense {:.3}, routed {:.3} nats a token", summary.loss.dense, summary.loss.routed_after);
+//! println!("dense {:.3}, routed {:.3} nats a token", summary.phase1.loss.dense, summary.smk.routed);
 //! # Ok::<(), tinyonn::Error>(())
 //! ```
 
+pub mod causal;
 pub mod config;
 pub mod dense;
 pub mod device;
+mod figures;
+pub mod frontier;
 pub mod image;
 mod label_sources;
 mod page;
+pub mod phase1;
 pub mod phase2;
+mod prepared;
 mod run;
 pub mod summary;
 pub mod text;
@@ -23,6 +28,7 @@ pub use config::{DenseShape, RunConfig};
 pub use dense::Dense;
 pub use device::DeviceName;
 pub use image::{ImageConfig, image};
-pub use phase2::phase2;
-pub use summary::Summary;
+pub use phase1::phase1;
+pub use phase2::{phase2, phase2_from};
+pub use summary::{Phase1Summary, Summary};
 pub use text::Text;

@@ -1,6 +1,8 @@
 //! `report.html`: whether it worked, on one self-contained page.
 
-use super::Summary;
+use super::summary::{Phase1Summary, SmkFigures};
+use std::collections::BTreeMap;
+
 use crate::Result;
 use crate::imaging::Labels;
 use crate::metrics::{Record, series};
@@ -11,35 +13,45 @@ use crate::train::RouterAccuracy;
 
 /// What the page shows.
 pub(super) struct Material<'a> {
-    pub(super) summary: &'a Summary,
+    pub(super) summary: &'a Phase1Summary,
+    /// Of phase 2.
+    pub(super) smk: Option<&'a SmkFigures>,
     pub(super) tasks: &'a [String],
     pub(super) spec: &'a MoeSpec,
+    /// Of phase 1, where it ran here.
+    pub(super) imaged: Option<Imaged<'a>>,
+    /// After SMK, `[layer][expert]`.
+    pub(super) load_after: Option<Vec<Vec<f64>>>,
+    pub(super) pretrain: Vec<Record>,
+    pub(super) smk_log: Vec<Record>,
+}
+
+/// What phase 1 saw.
+pub(super) struct Imaged<'a> {
     /// ∫SPS a token, `[task][layer][expert]`.
     pub(super) experts: Vec<Vec<Vec<f64>>>,
     pub(super) labels: &'a Labels,
     /// For the unit that the variant decides for, on the test split.
     pub(super) accuracy: &'a RouterAccuracy,
-    /// After SMK, `[layer][expert]`.
-    pub(super) load_after: &'a [Vec<f64>],
-    pub(super) pretrain: Vec<Record>,
-    pub(super) smk: Vec<Record>,
 }
 
 /// The page.
 pub(super) fn page(m: &Material<'_>) -> Result<Page> {
     let s = m.summary;
     let verdict = if s.lossless.bit_equal { "bit for bit the dense model's" } else { "NOT the dense model's" };
+    let lost = |loss: f64| format!("{:.3} nats a token", loss - s.loss.dense);
+    let after =
+        m.smk.map_or(String::new(), |smk| format!(" before the experts differentiate and {} after", lost(smk.routed)));
     let lead = vec![
         format!(
             "A dense Qwen3 of {} parameters was decomposed into {} experts a layer. All active, its logits are {verdict}.",
             s.model.parameters, s.model.experts
         ),
         format!(
-            "Routed, with {:.0} % of the neurons active, it loses {:.3} nats a token before the experts differentiate and {:.3} after \
-             (dense: {:.3} nats; routers fitted to random paths: {:.3}; to other tasks' paths: {:.3}).",
+            "Routed, with {:.0} % of the neurons active, it loses {}{after} (dense: {:.3} nats; routers fitted to random paths: {:.3}; to \
+             other tasks' paths: {:.3}).",
             100.0 * s.active_share,
-            s.loss.routed_before - s.loss.dense,
-            s.loss.routed_after - s.loss.dense,
+            lost(s.loss.routed_before),
             s.loss.dense,
             s.loss.routed_random_labels,
             s.loss.routed_permuted_labels,
@@ -62,11 +74,14 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
     if !s.label_sources.is_empty() {
         sections.push(label_sources(m)?);
     }
-    sections.extend([brain(m.spec, m.tasks, &m.experts)?, routing(m)?, load(m)?, curves(m)]);
+    if let Some(imaged) = &m.imaged {
+        sections.extend([brain(m.spec, m.tasks, &imaged.experts)?, routing(m, imaged)?]);
+    }
+    sections.extend([load(m)?, curves(m)]);
     Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })
 }
 
-fn seconds(s: &Summary) -> String {
+fn seconds(s: &Phase1Summary) -> String {
     let stages = s.seconds.iter().map(|(stage, seconds)| format!("{stage} {:.1}", seconds.as_f64().unwrap_or(0.0)));
     stages.collect::<Vec<_>>().join(", ")
 }
@@ -88,14 +103,17 @@ fn group_columns(spec: &MoeSpec) -> (Vec<String>, Option<Vec<(String, usize)>>) 
 
 fn losses(m: &Material<'_>) -> Result<Section> {
     let s = m.summary;
-    let rows = [
+    let mut rows = vec![
         ("dense", s.loss.dense),
-        ("routed after SMK", s.loss.routed_after),
-        ("routed before SMK", s.loss.routed_before),
+        ("routed", s.loss.routed_before),
         ("labels' own paths", s.loss.label_paths),
         ("other tasks' paths", s.loss.routed_permuted_labels),
         ("random paths", s.loss.routed_random_labels),
     ];
+    if let Some(smk) = m.smk {
+        rows[1].0 = "routed before SMK";
+        rows.insert(1, ("routed after SMK", smk.routed));
+    }
     let bars = Bars {
         title: "Loss on the test split".into(),
         value_label: "nats a token".into(),
@@ -103,18 +121,19 @@ fn losses(m: &Material<'_>) -> Result<Section> {
         series: vec![BarSeries { name: "loss".into(), values: rows.iter().map(|(_, x)| *x).collect(), whiskers: None }],
         reference: Some(("dense".into(), s.loss.dense)),
     };
+    let named = |name: &str, by_task: &BTreeMap<String, f64>| BarSeries {
+        name: name.replace('_', " "),
+        values: m.tasks.iter().map(|task| by_task[task]).collect(),
+        whiskers: None,
+    };
+    let of_phase1 = ["routed_before", "routed_permuted_labels", "routed_random_labels"]
+        .map(|name| named(name, &s.loss_by_task[name]));
+    let after = m.smk.map(|smk| named("routed_after", &smk.by_task["routed"]));
     let by_task = Bars {
         title: "Loss by task".into(),
         value_label: "nats a token".into(),
         categories: m.tasks.to_vec(),
-        series: ["dense", "routed_after", "routed_before", "routed_permuted_labels", "routed_random_labels"]
-            .into_iter()
-            .map(|name| BarSeries {
-                name: name.replace('_', " "),
-                values: m.tasks.iter().map(|task| s.loss_by_task[name][task]).collect(),
-                whiskers: None,
-            })
-            .collect(),
+        series: [named("dense", &s.loss_by_task["dense"])].into_iter().chain(after).chain(of_phase1).collect(),
         reference: None,
     };
     Ok(Section {
@@ -201,7 +220,7 @@ pub(super) fn brain(spec: &MoeSpec, tasks: &[String], experts: &[Vec<Vec<f64>>])
     })
 }
 
-fn routing(m: &Material<'_>) -> Result<Section> {
+fn routing(m: &Material<'_>, imaged: &Imaged<'_>) -> Result<Section> {
     let s = m.summary;
     let confusion = Heatmap {
         title: "Whose path is it?".into(),
@@ -209,12 +228,12 @@ fn routing(m: &Material<'_>) -> Result<Section> {
         column_label: "task whose label the predicted path overlaps most".into(),
         rows: m.tasks.to_vec(),
         columns: m.tasks.to_vec(),
-        values: m.accuracy.confusion.clone(),
+        values: imaged.accuracy.confusion.clone(),
         scale: Scale::Sequential,
         column_groups: None,
         range: Some((0.0, 1.0)),
     };
-    let layers = &m.accuracy.layers;
+    let layers = &imaged.accuracy.layers;
     let accuracy = Lines {
         title: format!("Router accuracy by layer, one {} a decision", unit(m.spec)),
         x_label: "layer".into(),
@@ -257,19 +276,6 @@ fn routing(m: &Material<'_>) -> Result<Section> {
 
 fn load(m: &Material<'_>) -> Result<Section> {
     let (columns, column_groups) = group_columns(m.spec);
-    let labelled: Vec<Vec<f64>> = m
-        .labels
-        .paths
-        .experts
-        .iter()
-        .map(|layers| {
-            let share = |expert: u32| {
-                let on_path = layers.iter().filter(|path| path.binary_search(&expert).is_ok()).count();
-                on_path as f64 / layers.len() as f64
-            };
-            (0..m.spec.experts() as u32).map(share).collect()
-        })
-        .collect();
     let heatmap = |title: &str, row_label: &str, rows: Vec<String>, values: Vec<Vec<f64>>| Heatmap {
         title: title.into(),
         row_label: row_label.into(),
@@ -281,22 +287,38 @@ fn load(m: &Material<'_>) -> Result<Section> {
         column_groups: column_groups.clone(),
         range: Some((0.0, 1.0)),
     };
-    let by_task = heatmap("Expert load by task", "task", m.tasks.to_vec(), m.accuracy.load.clone());
-    let by_label = heatmap("What the labels ask for", "task", m.tasks.to_vec(), labelled);
-    let layers = (0..m.load_after.len()).map(|layer| layer.to_string()).collect();
-    let after = heatmap("Expert load by layer, after SMK", "layer", layers, m.load_after.to_vec());
+    let mut figures = Vec::new();
+    if let Some(imaged) = &m.imaged {
+        let by_task = heatmap("Expert load by task", "task", m.tasks.to_vec(), imaged.accuracy.load.clone());
+        let by_label = heatmap("What the labels ask for", "task", m.tasks.to_vec(), labelled(imaged.labels, m.spec));
+        figures.push(Figure::drawing(
+            &by_task.svg()?,
+            format!("Of each {}'s decision by the routers: test split, mean over layers.", unit(m.spec)),
+        ));
+        figures.push(Figure::drawing(&by_label.svg()?, "The share of layers whose label takes the expert."));
+    }
+    if let Some(load) = &m.load_after {
+        let layers = (0..load.len()).map(|layer| layer.to_string()).collect();
+        let after = heatmap("Expert load by layer, after SMK", "layer", layers, load.clone());
+        figures.push(Figure::drawing(&after.svg()?, "Of tokens: test split, all tasks, routed."));
+    }
     Ok(Section {
         heading: "Expert load".into(),
         prose: vec!["The share that takes an expert; what a shared decision reads, all active, is not counted.".into()],
-        figures: vec![
-            Figure::drawing(
-                &by_task.svg()?,
-                format!("Of each {}'s decision by the routers: test split, mean over layers.", unit(m.spec)),
-            ),
-            Figure::drawing(&by_label.svg()?, "The share of layers whose label takes the expert."),
-            Figure::drawing(&after.svg()?, "Of tokens: test split, all tasks, routed."),
-        ],
+        figures,
     })
+}
+
+/// The share of layers whose label takes each expert, `[task][expert]`.
+fn labelled(labels: &Labels, spec: &MoeSpec) -> Vec<Vec<f64>> {
+    let of_task = |layers: &Vec<Vec<u32>>| {
+        let share = |expert: u32| {
+            let on_path = layers.iter().filter(|path| path.binary_search(&expert).is_ok()).count();
+            on_path as f64 / layers.len() as f64
+        };
+        (0..spec.experts() as u32).map(share).collect()
+    };
+    labels.paths.experts.iter().map(of_task).collect()
 }
 
 fn curves(m: &Material<'_>) -> Section {
@@ -312,7 +334,12 @@ fn curves(m: &Material<'_>) -> Section {
         let svg = curve("Dense pretraining", "pretrain", &m.pretrain).svg();
         figures.push(Figure::drawing(&svg, "Training loss of the dense model, every tenth step."));
     }
-    let svg = curve("Surprise Min-K", "smk", &m.smk).svg();
-    figures.push(Figure::drawing(&svg, "Training loss under routed activation, at a constant rate, every tenth step."));
+    if m.smk.is_some() {
+        let svg = curve("Surprise Min-K", "smk", &m.smk_log).svg();
+        figures.push(Figure::drawing(
+            &svg,
+            "Training loss under routed activation, at a constant rate, every tenth step.",
+        ));
+    }
     Section { heading: "Loss curves".into(), prose: vec![], figures }
 }

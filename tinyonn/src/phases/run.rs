@@ -1,4 +1,4 @@
-//! The stages of [`phase2`](super::phase2()), each a method over what all of them read.
+//! The stages of both phases, each a method over what all of them read.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -87,12 +87,21 @@ impl Run<'_> {
         Sampler::new(&self.tokens.train, c.length, c.smk.batch, c.seed ^ 1, &self.device)
     }
 
+    pub(super) fn dense_model(&self) -> Result<Qwen3ForCausalLm<crate::qwen3::Mlp>> {
+        Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))
+    }
+
+    /// The share of a layer's neurons that a routed token uses; of replicas, the share of the experts.
+    pub(super) fn active_share(&self, load: &LoadMeter, units: Option<&[Vec<u32>]>) -> f64 {
+        units.map_or_else(|| load.expert_share(), |units| load.active_share(units))
+    }
+
     pub(super) fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
         TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
     }
 
     /// Routed; a variant that takes its task's path is given those of `labels`.
-    fn routed(labels: &Labels) -> RouteCtx {
+    pub(super) fn routed(labels: &Labels) -> RouteCtx {
         RouteCtx { paths: Some(Arc::new(labels.paths.clone())), ..RouteCtx::routed() }
     }
 
@@ -120,7 +129,7 @@ impl Run<'_> {
     }
 
     pub(super) fn scan(&self) -> Result<(NeuronScan, Inputs)> {
-        let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let model = self.dense_model()?;
         let inputs = self.router_inputs(&self.tokens.train);
         let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&inputs))?;
         Ok((scan, Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() }))
@@ -140,7 +149,7 @@ impl Run<'_> {
         let dir = self.config.out.join("upcycled");
         self.write(store, &dir, ActiveMode::All, None)?;
         let read = TinyOnnFolder::open(&dir)?.folder().load(&self.device, Some(DType::F32))?;
-        let dense = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let dense = self.dense_model()?;
         let sparse = self.model(&read)?;
         let mut figures = LosslessFigures { max_abs_diff: 0.0, bit_equal: true };
         for task in 0..self.text.tasks.len() {
@@ -192,7 +201,7 @@ impl Run<'_> {
 
     /// Router inputs of the held-out splits: forward passes only.
     pub(super) fn held_inputs(&self) -> Result<Held> {
-        let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        let model = self.dense_model()?;
         let of = |set: &TokenSet| -> Result<Inputs> {
             let inputs = self.router_inputs(set);
             inputs.collect(&model, set, self.scan_options(), &self.device)?;

@@ -1,18 +1,32 @@
 //! `summary.json`: the figures of a run. The same seed on the same machine gives the same file but for `seconds`.
+//!
+//! Phase 1 writes a [`Phase1Summary`], phase 2 a [`Summary`]: the same keys, and `smk`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::causal::Intervention;
+use super::frontier::Frontier;
 use crate::imaging::labels::LabelStatistics;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
 
 /// All figures of [`super::phase2()`].
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
+    /// Up to routers that are fitted, experts frozen.
+    #[serde(flatten)]
+    pub phase1: Phase1Summary,
+    /// Surprise Min-K.
+    pub smk: SmkFigures,
+}
+
+/// All figures of [`super::phase1()`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Phase1Summary {
     /// The declared variant.
     pub variant: String,
     /// The run's seed.
@@ -44,14 +58,18 @@ pub struct Summary {
     pub label_sources: BTreeMap<String, SourceFigures>,
     /// The share of an MLP's neurons that a routed token uses (of replicas, the share of the experts), mean over layers.
     pub active_share: f64,
-    /// Surprise Min-K.
-    pub smk: SmkFigures,
+    /// Loss against active share, if it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frontier: Option<Frontier>,
+    /// What ablating and amplifying does, if it was measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causal: Vec<Intervention>,
     /// Wall-clock seconds by stage.
     pub seconds: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The text of a run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CorpusFigures {
     /// Identifies the text.
     pub sha256: String,
@@ -60,7 +78,7 @@ pub struct CorpusFigures {
 }
 
 /// The dense model of a run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelFigures {
     /// Parameters of the dense model.
     pub parameters: usize,
@@ -76,7 +94,7 @@ pub struct ModelFigures {
 }
 
 /// The sparse model against the dense one on test text, all active, after writing it and reading it back.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct LosslessFigures {
     /// The largest difference of two logits.
     pub max_abs_diff: f64,
@@ -85,7 +103,7 @@ pub struct LosslessFigures {
 }
 
 /// What the scan read.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ScanFigures {
     /// The share of (layer, token, neuron) with a surprise above zero.
     pub gradient_nonzero_share: f64,
@@ -94,7 +112,7 @@ pub struct ScanFigures {
 }
 
 /// Router accuracy for the unit that the variant decides for, and for both units by layer and level.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RouterFigures {
     /// |predicted ∩ label| / k₁, mean over layers.
     pub group_accuracy: f64,
@@ -111,7 +129,7 @@ pub struct RouterFigures {
 }
 
 /// Router accuracy for one unit of decision.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UnitFigures {
     /// Mean over layers.
     pub group_accuracy: f64,
@@ -141,7 +159,7 @@ impl UnitFigures {
 }
 
 /// Losses on the test split.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct LossFigures {
     /// The dense model; the sparse one all active is the same.
     pub dense: f64,
@@ -153,14 +171,10 @@ pub struct LossFigures {
     pub routed_random_labels: f64,
     /// Routers fitted to the same paths dealt to other tasks, mean over three dealings.
     pub routed_permuted_labels: f64,
-    /// Routed, after SMK.
-    pub routed_after: f64,
-    /// All active, after SMK: what differentiation did to the dense function.
-    pub all_active_after: f64,
 }
 
 /// The loss along the paths of one source of labels.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SourceFigures {
     /// Nats a token.
     pub loss: f64,
@@ -168,27 +182,31 @@ pub struct SourceFigures {
     pub by_task: BTreeMap<String, f64>,
 }
 
-/// What SMK did.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// What SMK did; losses on the test split, in nats a token.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SmkFigures {
     /// Learners among active experts, mean over steps and layers.
     pub updated_share: f64,
+    /// Routed, after SMK.
+    pub routed: f64,
+    /// All active, after SMK: what differentiation did to the dense function.
+    pub all_active: f64,
+    /// Both by task.
+    pub by_task: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
-impl Summary {
-    /// Writes it as pretty JSON, whole or not at all.
-    ///
-    /// # Errors
-    /// A figure that is not finite; what the system reports.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let remedy = "look for the first figure of metrics.jsonl that is out of line; lower the learning rate";
-        let json =
-            serde_json::to_value(self).map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
-        if let Some(name) = not_finite(&json) {
-            return Err(Error::file(path, format!("the figure `{name}` is not finite"), remedy));
-        }
-        files::write(path, format!("{json:#}\n"))
+/// Writes figures as pretty JSON, whole or not at all.
+///
+/// # Errors
+/// A figure that is not finite; what the system reports.
+pub(super) fn write(figures: &impl Serialize, path: &Path) -> Result<()> {
+    let remedy = "look for the first figure of metrics.jsonl that is out of line; lower the learning rate";
+    let json =
+        serde_json::to_value(figures).map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
+    if let Some(name) = not_finite(&json) {
+        return Err(Error::file(path, format!("the figure `{name}` is not finite"), remedy));
     }
+    files::write(path, format!("{json:#}\n"))
 }
 
 /// The dotted name of the first figure that JSON cannot hold: serde writes it as null, and nothing else here is null.

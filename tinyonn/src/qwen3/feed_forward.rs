@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::ops::MlpProbe;
@@ -44,7 +45,7 @@ pub enum Active {
 }
 
 /// Fixed computation paths: the chosen experts of every task and layer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathTable {
     /// `experts[task][layer]`, ascending flat indices.
     pub experts: Vec<Vec<Vec<u32>>>,

@@ -5,7 +5,7 @@
 //! share a path count together.
 
 use candle_core::Tensor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
@@ -13,7 +13,7 @@ use crate::moe::{MoeModule, Scores, select};
 use crate::{Error, Result};
 
 /// Accuracy of one layer.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LevelAccuracy {
     /// By level, from the root.
     pub accuracy: Vec<f64>,

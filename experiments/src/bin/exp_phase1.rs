@@ -1,0 +1,98 @@
+//! Image a dense model, decompose it, fit routers to the image, and ask what the image knew.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use experiments::settings::layered;
+use experiments::{DataFlags, OutFlags, RunFlags, RunFolder, main_with, overwrite, printed, run_folder};
+use serde::Serialize;
+use tinyonn::Result;
+use tinyonn::phases::{Phase1Summary, RunConfig, phase1};
+
+/// Image a dense Qwen3, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
+///
+/// Then measure: the loss along every source of labels; loss against active share for every fixed number of choices and the adaptive
+/// forms; what ablating and amplifying the experts and neurons of a task does to it and to others. Without --model a small Qwen3 is
+/// pretrained on the text first (about four minutes on two cores, then cached in runs/cache). The run's folder gets report.html, the
+/// page to open, with figures/ as SVG, PNG and CSV; summary.json; config.json; and tiny-onn/, the routed checkpoint that exp_phase2
+/// --from continues.
+#[derive(Parser)]
+#[command(
+    version,
+    mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/phase1, runs/phase1-2, …]")),
+    after_help = "Examples:
+  exp_phase1                                                on the default text
+  exp_phase1 --quick                                        the same in about a minute
+  exp_phase1 --data toolchain                               real text: the sources, guides and manuals that come with Rust
+  exp_phase1 --data code=src --data prose=docs              tasks of your own: folders, files, or JSONL with a `text` field
+  exp_phase2 --from runs/phase1                             what follows
+
+A TOML file for --config has the keys that a run's config.json shows under `settings`; one file serves both phases:
+  partition = \"activation\"
+  labels = \"activation_plus_surprise\"
+  [router]
+  projection = \"pca\""
+)]
+struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+    /// The same in about a minute: fewer steps, less text
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(clap::Args, Serialize)]
+struct Flags {
+    #[command(flatten)]
+    #[serde(flatten)]
+    subject: DataFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    run: RunFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    output: OutFlags,
+}
+
+fn main() -> ExitCode {
+    main_with(|| run(&Cli::parse()))
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let base = if cli.quick { RunConfig::quick() } else { RunConfig::default() };
+    let base = RunConfig { out: if cli.quick { "runs/quick1" } else { "runs/phase1" }.into(), ..base };
+    let file = cli.flags.run.config.as_deref();
+    let mut config = layered(&base, file, &cli.flags)?;
+    if cli.flags.output.out.is_none() && config.out == base.out {
+        config.out = run_folder::first_free(&base.out)?;
+    }
+    let read: Vec<&Path> = config.reads().chain(file).collect();
+    let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
+    let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
+    let summary = phase1(&RunConfig { out: folder.dir().to_path_buf(), ..config })?;
+    let out = folder.finish()?;
+    print(&summary);
+    println!("open      {}", out.join("report.html").display());
+    Ok(if summary.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(summary: &Phase1Summary) {
+    printed::lossless_and_routers(summary);
+    let loss = &summary.loss;
+    println!(
+        "loss      dense {:.3}, routed {:.3}, {:.0} % active, labels' own paths {:.3} (nats a token, test split)",
+        loss.dense,
+        loss.routed_before,
+        100.0 * summary.active_share,
+        loss.label_paths
+    );
+    printed::controls(summary);
+    for found in summary.causal.iter().filter(|found| found.factor == 0.0 && found.source == "sps") {
+        let at = &found.specificity;
+        println!(
+            "causal    without its {} highest {}s by ∫SPS a task loses {:+.3} nats more than others do [{:+.3}, {:+.3}]",
+            found.count, found.unit, at.mean, at.low, at.high
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! Phase 1 on one dense model: image it, decompose it, label tasks, fit routers, everything else frozen; then ask what the image
+//! knew (DESIGN §3, §4).
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::RunConfig;
+use super::page::{self, Imaged, Material};
+use super::prepared::Prepared;
+use super::run::{Fits, LossesNow, Run};
+use super::summary::{self, Phase1Summary};
+use crate::checkpoint::ParamStore;
+use crate::imaging::{Integral, Labels, NeuronScan, Score};
+use crate::metrics::Stopwatch;
+use crate::model::ActiveMode;
+use crate::moe::{MoeSpec, RoutePer};
+use crate::qwen3::PathTable;
+use crate::train::RouterAccuracy;
+use crate::{Error, Result, files};
+
+/// Runs phase 1 and its studies, and writes `summary.json`, `report.html` with its figures, `phase1.json` and the routed checkpoint
+/// `tiny-onn/` into `config.out`: what [`super::phase2_from`] continues.
+///
+/// # Errors
+/// As of [`super::phase2()`].
+pub fn phase1(config: &RunConfig) -> Result<Phase1Summary> {
+    let mut watch = Stopwatch::new();
+    let prepared = Prepared::new(config, &mut watch)?;
+    let run = prepared.run(config);
+    let done = run.phase1(&mut watch)?;
+    watch.stage("frontier");
+    let frontier = run.frontier(&done.store, &done.labels)?;
+    watch.stage("causal");
+    let causal = done.units.as_ref().map(|units| run.causal(&done.scan, units)).transpose()?.unwrap_or_default();
+    watch.stage("write");
+    run.write(&done.store, &config.out.join("tiny-onn"), ActiveMode::Routed, Some(&done.labels))?;
+    Continuation { settings: config.clone(), paths: done.labels.paths.clone() }.write(&config.out)?;
+    watch.stop();
+    let mut figures = done.summary(&run, &watch);
+    (figures.frontier, figures.causal) = (Some(frontier), causal);
+    summary::write(&figures, &config.out.join("summary.json"))?;
+    let material = Material {
+        summary: &figures,
+        smk: None,
+        tasks: &prepared.text.tasks,
+        spec: &prepared.variant.spec,
+        imaged: Some(done.imaged(&run)),
+        load_after: None,
+        pretrain: prepared.dense.losses()?,
+        smk_log: Vec::new(),
+    };
+    page::page(&material)?.write(config.out.join("report.html"))?;
+    Ok(figures)
+}
+
+/// What phase 2 continues from, beside the checkpoint: the file `phase1.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Continuation {
+    /// The settings of phase 1.
+    pub(super) settings: RunConfig,
+    /// The labels, `[task][layer]`.
+    pub(super) paths: PathTable,
+}
+
+const CONTINUATION: &str = "phase1.json";
+
+impl Continuation {
+    fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(CONTINUATION);
+        let json = serde_json::to_string(self).map_err(|e| Error::file(&path, e.to_string(), "report this"))?;
+        files::write(path, json + "\n")
+    }
+
+    /// Reads what phase 1 left in `dir`.
+    ///
+    /// # Errors
+    /// A folder that phase 1 did not write, or that was changed.
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONTINUATION);
+        let text = std::fs::read(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::file(dir, format!("has no {CONTINUATION}"), "give the folder of a run of exp_phase1")
+            }
+            _ => Error::io(&path, e),
+        })?;
+        serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), "run exp_phase1 again"))
+    }
+}
+
+/// What phase 1 has found.
+pub(super) struct Phase1 {
+    pub(super) scan: NeuronScan,
+    pub(super) store: ParamStore,
+    /// The expert of each neuron by layer, if experts have neurons of their own.
+    pub(super) units: Option<Vec<Vec<u32>>>,
+    pub(super) lossless: super::summary::LosslessFigures,
+    pub(super) labels: Labels,
+    pub(super) fits: Fits,
+    pub(super) before: LossesNow,
+    pub(super) sources: std::collections::BTreeMap<String, super::summary::SourceFigures>,
+}
+
+impl Run<'_> {
+    /// Scan, partition, labels, fit, losses; `store` of the result holds the fitted routers.
+    pub(super) fn phase1(&self, watch: &mut Stopwatch) -> Result<Phase1> {
+        watch.stage("scan");
+        let (scan, inputs) = self.scan()?;
+        watch.stage("upcycle");
+        let store = self.upcycle(&scan)?;
+        let lossless = self.lossless(&store)?;
+        let units = self.model(&store)?.neuron_experts()?;
+        watch.stage("fit");
+        let labels = self.labels(&scan, units.as_deref());
+        let held = self.held_inputs()?;
+        let fits = self.fit(&store, &labels, &inputs, &held)?;
+        watch.stage("evaluate");
+        let before = self.losses(&store, &labels)?;
+        let sources = units.as_deref().map(|units| self.label_sources(&store, &scan, units)).transpose()?;
+        Ok(Phase1 { scan, store, units, lossless, labels, fits, before, sources: sources.unwrap_or_default() })
+    }
+}
+
+impl Phase1 {
+    /// The routers' accuracy for the unit that the variant decides for.
+    pub(super) fn own_accuracy(&self, spec: &MoeSpec) -> &RouterAccuracy {
+        match spec.route_per {
+            RoutePer::Token | RoutePer::Task => &self.fits.token,
+            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.fits.sequence,
+        }
+    }
+
+    /// What the page shows of it.
+    pub(super) fn imaged(&self, run: &Run<'_>) -> Imaged<'_> {
+        let spec = &run.variant.spec;
+        let units = run.pictured(self.units.as_ref());
+        Imaged {
+            experts: Integral::new(&self.scan, Score::Sps).by_unit(&units, spec.experts()),
+            labels: &self.labels,
+            accuracy: self.own_accuracy(spec),
+        }
+    }
+}

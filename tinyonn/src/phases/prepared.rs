@@ -1,0 +1,63 @@
+//! What a run reads, opened and checked before time is spent on it: variant, device, text, dense model, tokens.
+
+use candle_core::Device;
+
+use super::run::Run;
+use super::text::Tokens;
+use super::{Dense, RunConfig, Text};
+use crate::imaging::Partition;
+use crate::metrics::Stopwatch;
+use crate::moe::{Variant, variant};
+use crate::{Error, Result};
+
+/// Everything that a [`Run`] borrows.
+pub(super) struct Prepared {
+    pub(super) variant: &'static Variant,
+    pub(super) partition: Partition,
+    pub(super) device: Device,
+    pub(super) text: Text,
+    pub(super) dense: Dense,
+    pub(super) tokens: Tokens,
+}
+
+impl Prepared {
+    /// Checks `config`, reads its text and obtains its dense model; makes its folder.
+    pub(super) fn new(config: &RunConfig, watch: &mut Stopwatch) -> Result<Self> {
+        Self::with(config, watch, |text, device| Dense::obtain(config, text, device))
+    }
+
+    /// The same, with a model that is there already.
+    pub(super) fn with(
+        config: &RunConfig,
+        watch: &mut Stopwatch,
+        dense: impl FnOnce(&Text, &Device) -> Result<Dense>,
+    ) -> Result<Self> {
+        let variant = variant(&config.variant)?;
+        config.validate(variant)?;
+        let partition = Partition::choose(config.partition, &variant.spec, Partition::Sps)?;
+        let device = config.device.open()?;
+        std::fs::create_dir_all(&config.out).map_err(|e| Error::io(&config.out, e))?;
+        watch.stage("text");
+        let text = Text::new(&config.data, config.seed)?;
+        watch.stage("dense");
+        let dense = dense(&text, &device)?;
+        let mut tokens = text.encode(&dense.tokenizer)?;
+        tokens.test.beginnings(config.test_tokens);
+        let prepared = Self { variant, partition, device, text, dense, tokens };
+        prepared.run(config).check_lengths()?;
+        Ok(prepared)
+    }
+
+    /// The stages under `config`.
+    pub(super) fn run<'a>(&'a self, config: &'a RunConfig) -> Run<'a> {
+        Run {
+            config,
+            variant: self.variant,
+            partition: self.partition,
+            device: self.device.clone(),
+            text: &self.text,
+            dense: &self.dense,
+            tokens: &self.tokens,
+        }
+    }
+}
