@@ -4,6 +4,7 @@
 //! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, and [`main_error`] turns
 //! an error into one line and an exit code.
 
+pub mod children;
 pub mod data_flags;
 pub mod main_error;
 pub mod overwrite;
@@ -15,5 +16,5 @@ pub mod settings;
 pub use data_flags::DataFlags;
 pub use main_error::main_with;
 pub use run_flags::{OutFlags, RunFlags};
-pub use run_folder::RunFolder;
+pub use run_folder::{RunFolder, git_commit};
 pub use tinyonn::phases::DeviceName;

@@ -75,6 +75,14 @@ pub fn first_free(base: &Path) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// The commit of the sources in a word, `-dirty` where they were changed since.
+#[must_use]
+pub fn git_commit() -> String {
+    let git = git();
+    let changed = if git["dirty"] == Value::Bool(true) { "-dirty" } else { "" };
+    format!("{}{changed}", git["commit"].as_str().unwrap_or("unknown"))
+}
+
 /// Commit of the sources, and whether they were changed since; both "unknown" outside a working copy.
 fn git() -> Value {
     let ask = |arguments: &[&str]| {

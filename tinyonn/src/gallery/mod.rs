@@ -75,3 +75,11 @@ pub struct DeMix;
 /// Routers that were drawn once and know nothing, as in hash layers (Roller et al., 2021): what a fitted router must beat.
 #[moe(groups = 10, experts = 10, router = random, top_k = [8, 8])]
 pub struct RandomPaths;
+
+/// [`TinyOnn`] behind linear routers: what Gaussian ones are compared with.
+#[moe(groups = 10, experts = 10, router = linear, top_k = [8, 8])]
+pub struct LinearPaths;
+
+/// [`TinyOnn`] behind cosine routers.
+#[moe(groups = 10, experts = 10, router = cosine, top_k = [8, 8])]
+pub struct CosinePaths;

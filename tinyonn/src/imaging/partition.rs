@@ -43,6 +43,9 @@ impl std::fmt::Display for Partition {
 }
 
 impl Partition {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Contiguous, Self::Random, Self::Activation, Self::Sps];
+
     /// The strategy of a run: the one given, else the one that `spec` declares, else `default`.
     ///
     /// # Errors

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod causal;
+pub mod compare;
 pub mod config;
 pub mod dense;
 pub mod device;

@@ -135,13 +135,16 @@ impl Run<'_> {
         Ok((scan, Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() }))
     }
 
-    pub(super) fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
-        let cfg = &self.dense.cfg;
-        let partition = self.partition;
+    /// The expert of each neuron by layer, as the run's partition has it.
+    pub(super) fn units(&self, scan: &NeuronScan) -> Result<Vec<Vec<u32>>> {
+        let (cfg, partition) = (&self.dense.cfg, self.partition);
         let integral = partition.profile().map(|score| Integral::new(scan, score));
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let units = partition.assign(&self.variant.spec, shape, integral.as_ref(), self.config.seed)?;
-        checkpoint::upcycle(&self.dense.store, cfg, self.variant, &units, self.config.seed)
+        partition.assign(&self.variant.spec, shape, integral.as_ref(), self.config.seed)
+    }
+
+    pub(super) fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
+        checkpoint::upcycle(&self.dense.store, &self.dense.cfg, self.variant, &self.units(scan)?, self.config.seed)
     }
 
     /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.

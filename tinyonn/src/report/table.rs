@@ -1,4 +1,4 @@
-//! HTML tables: numbers flush right, the best of a column set in bold.
+//! Tables as HTML and Markdown: numbers flush right, the best of a column set in bold.
 
 use std::fmt::Write;
 
@@ -92,10 +92,7 @@ pub struct Table {
 impl Table {
     /// The table as HTML (well-formed as XML). Refused if a row has not one cell a column.
     pub fn html(&self) -> Result<String> {
-        if let Some(row) = self.rows.iter().find(|row| row.len() != self.columns.len()) {
-            let problem = format!("a row of {} cells under {} columns", row.len(), self.columns.len());
-            return Err(Error::setting("table", problem, "give one cell per column"));
-        }
+        self.check()?;
         let mut html = String::from("<table>\n<thead><tr>");
         for column in &self.columns {
             let _ = write!(html, "<th scope=\"col\"{}>{}</th>", class(column.kind), escape(&column.name));
@@ -114,6 +111,43 @@ impl Table {
         }
         html.push_str("</tbody>\n</table>");
         Ok(html)
+    }
+
+    /// The table as Markdown; the best numbers in bold here too. Refused as by [`html`](Self::html).
+    ///
+    /// ```
+    /// use tinyonn::report::{Column, Kind, Table};
+    /// let table = Table { columns: vec![Column { name: "a|b".into(), kind: Kind::Text }], rows: vec![vec!["c".into()]] };
+    /// assert_eq!(table.markdown()?, "| a\\|b |\n|---|\n| c |\n");
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    pub fn markdown(&self) -> Result<String> {
+        self.check()?;
+        let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
+        let safe = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+        let mut markdown = line(&mut self.columns.iter().map(|column| safe(&column.name)));
+        let rule = |column: &Column| if column.kind == Kind::Text { "---|" } else { "--:|" };
+        markdown.push('|');
+        markdown.extend(self.columns.iter().map(rule));
+        markdown.push('\n');
+        let best: Vec<Option<String>> = (0..self.columns.len()).map(|c| self.best(c)).collect();
+        for row in &self.rows {
+            let cell = |((cell, column), best): ((&Cell, &Column), &Option<String>)| {
+                let text = printed(cell, column.kind);
+                let strong = matches!(cell, Cell::Number(_)) && best.as_ref() == Some(&text);
+                if strong { format!("**{text}**") } else { safe(&text) }
+            };
+            markdown.push_str(&line(&mut row.iter().zip(&self.columns).zip(&best).map(cell)));
+        }
+        Ok(markdown)
+    }
+
+    fn check(&self) -> Result<()> {
+        if let Some(row) = self.rows.iter().find(|row| row.len() != self.columns.len()) {
+            let problem = format!("a row of {} cells under {} columns", row.len(), self.columns.len());
+            return Err(Error::setting("table", problem, "give one cell per column"));
+        }
+        Ok(())
     }
 
     /// How the best number of a column is printed: what prints alike ties.

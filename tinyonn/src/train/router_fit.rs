@@ -34,6 +34,14 @@ impl Default for RouterFitConfig {
     }
 }
 
+impl RouterFitConfig {
+    /// In short, for names of files and tables.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("steps{}", self.steps)
+    }
+}
+
 /// Validation rows of a layer that calibration and stopping look at, at most.
 const HELD: usize = 2048;
 

@@ -1,0 +1,121 @@
+//! Does ∫SPS route better than anything else? A grid of experts and routers over dense models of several seeds and texts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use experiments::settings::layered;
+use experiments::{children, git_commit, main_with};
+use serde::Serialize;
+use tinyonn::phases::compare::{self, CompareConfig, Outcome, verdict, write_report, write_results};
+use tinyonn::{Error, Result};
+
+/// Compare sources of labels, partitions, routers and shares over dense models of several seeds and texts; write RESULTS.md.
+///
+/// For each text and seed a small Qwen3 is pretrained (cached in runs/cache) and scanned once; then each cell of the grid makes experts
+/// and routers of it, and its held-out loss is kept. Subjects (text × seed) run side by side, each in a process of its own. What is
+/// there is not run again: a comparison that was stopped, however it was, goes on where it was. At the end RESULTS.md, and report.html
+/// with its figures in the comparison's folder, are written from the records.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  exp_compare                                               the whole of it (under 30 minutes on two cores, and six pretrainings)
+  exp_compare --quick                                       a first look, some minutes
+  exp_compare --config mine.toml --out runs/mine --results runs/mine/RESULTS.md
+
+A TOML file for --config has the keys that OUT/compare.json shows, for example:
+  seeds = [0, 1, 2, 3, 4]
+  corpora = [{ name = \"mine\", data = [\"law=corpora/law\", \"code=src\"] }]
+  [best]
+  top_k = [5, 5]
+  [[products]]                                              every combination; the rest as in [best]
+  labels = [\"sps\", \"sps_permuted\", \"activation\", \"taylor\"]
+  partition = [\"contiguous\", \"sps\"]
+  routed = [false]"
+)]
+struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+    /// A first look: two seeds, one text, few cells
+    #[arg(long)]
+    quick: bool,
+    /// A TOML file of settings
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Subjects that run side by side [default: as many as there are cores, at most one a subject]
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+    /// Runs one subject: what the program starts itself with
+    #[arg(long, value_names = ["TEXT", "SEED"], num_args = 2, hide = true)]
+    subject: Option<Vec<String>>,
+}
+
+#[derive(clap::Args, Serialize)]
+struct Flags {
+    /// The comparison's folder; one that was begun with the same settings is gone on with [default: runs/compare]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Where the results are written [default: RESULTS.md]
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
+    /// Each a dense model of its own, by comma [default: 0,1,2]
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
+    seeds: Option<Vec<u64>>,
+    /// Where it computes: cpu, cuda, or cuda:N [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<experiments::DeviceName>,
+}
+
+fn main() -> ExitCode {
+    main_with(|| {
+        let cli = Cli::parse();
+        match &cli.subject {
+            Some(subject) => run_subject(&cli, subject),
+            None => run(&cli),
+        }
+    })
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let base = if cli.quick { CompareConfig::quick() } else { CompareConfig::default() };
+    let config: CompareConfig = layered(&base, cli.config.as_deref(), &cli.flags)?;
+    config.validate()?;
+    config.begin()?;
+    let started = Instant::now();
+    let ran = children::run_subjects(&config, cli.jobs)?;
+    let outcome = Outcome::read(&config)?;
+    let provenance = vec![
+        ("sources at commit".to_owned(), git_commit()),
+        (
+            "cells".into(),
+            format!(
+                "{} for each of {} texts × {} seeds",
+                config.cells().len(),
+                config.corpora.len(),
+                config.seeds.len()
+            ),
+        ),
+        ("computed on".into(), config.device.to_string()),
+    ];
+    write_results(&outcome, &config, &provenance)?;
+    write_report(&outcome, &config)?;
+    verdict(&outcome.trials(&config)).iter().for_each(|line| println!("{line}"));
+    println!("{ran} cells in {:.0} s; the others were there", started.elapsed().as_secs_f64());
+    println!("results   {}", config.results.display());
+    println!("open      {}", config.out.join("report.html").display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// In a process of its own.
+fn run_subject(cli: &Cli, subject: &[String]) -> Result<ExitCode> {
+    children::end_with_parent();
+    let out = cli.flags.out.clone().unwrap_or_default();
+    let config = CompareConfig::begun(&out)?;
+    let unknown = || Error::setting("--subject", format!("{subject:?} is not of this comparison"), "leave it out");
+    let corpus = config.corpora.iter().find(|corpus| corpus.name == subject[0]).ok_or_else(unknown)?;
+    let seed = subject[1].parse().map_err(|_| unknown())?;
+    compare::run_subject(&config, corpus, seed, |_| {})?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,92 @@
+//! The claim, tested: ∫SPS knows each task's optimal path. It holds where labels by ∫SPS have a lower held-out loss, paired by seed and document, than the same
+//! labels dealt to other tasks, than labels by activation, and than labels by first-order Taylor (DESIGN §3).
+
+use super::outcome::{Finished, Outcome, Via};
+use super::{Cell, CompareConfig, How, LabelSource};
+use crate::imaging::Score;
+use crate::metrics::Interval;
+
+/// What ∫SPS must beat.
+pub const RIVALS: [LabelSource; 3] = [
+    LabelSource::By(Score::Sps, How::Permuted),
+    LabelSource::By(Score::Activation, How::Best),
+    LabelSource::By(Score::Taylor, How::Best),
+];
+
+/// ∫SPS against its rivals in one setting.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The text.
+    pub corpus: String,
+    /// The cell of ∫SPS.
+    pub cell: Cell,
+    /// L(∫SPS) − L(rival), nats a token, in the order of [`RIVALS`].
+    pub against: Vec<Interval>,
+}
+
+impl Trial {
+    /// Whether ∫SPS is better than all, with 95 % confidence.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.against.iter().all(|delta| delta.high < 0.0)
+    }
+}
+
+impl Outcome {
+    /// Every setting that has labels by ∫SPS, without contrast, and by all rivals; along paths, no router between.
+    #[must_use]
+    pub fn trials(&self, config: &CompareConfig) -> Vec<Trial> {
+        let cells: Vec<Cell> = config.cells();
+        let settings = || cells.iter().filter(|cell| cell.labels == LabelSource::SPS && !cell.contrast && !cell.routed);
+        let of = |corpus: &(String, Vec<Finished>), cell: &Cell| {
+            let against = RIVALS.iter().map(|rival| {
+                let rival = Cell { labels: *rival, ..cell.clone() };
+                self.paired(&corpus.1, (cell, Via::Paths), (&rival, Via::Paths))
+            });
+            let against = against.collect::<Option<Vec<_>>>()?;
+            Some(Trial { corpus: corpus.0.clone(), cell: cell.clone(), against })
+        };
+        self.corpora.iter().flat_map(|corpus| settings().filter_map(move |cell| of(corpus, cell))).collect()
+    }
+}
+
+/// What the trials say, in sentences: whether the claim held, where, by how much.
+#[must_use]
+pub fn verdict(trials: &[Trial]) -> Vec<String> {
+    let held: Vec<&Trial> = trials.iter().filter(|trial| trial.holds()).collect();
+    let answer = match (held.len(), trials.len()) {
+        (_, 0) => "Nothing was compared: the grid has no setting with ∫SPS and all its rivals.".to_owned(),
+        (0, all) => format!("The claim did not hold: in none of {all} settings."),
+        (some, all) if some == all => format!("The claim held, in all {all} settings."),
+        (some, all) => format!("The claim held in {some} of {all} settings."),
+    };
+    let mut said = vec![format!(
+        "{answer} The claim: labels by ∫SPS = z(activation) − z(surprise) find each task's optimal computation path. It holds where their \
+         held-out loss is lower, paired by seed and document and with 95 % confidence, than that of the same paths dealt to other tasks, \
+         of labels by activation alone, and of labels by first-order Taylor, all without a router between. A setting is a text, a partition of \
+         neurons into experts, and a number of active experts."
+    )];
+    for (at, rival) in RIVALS.iter().enumerate() {
+        let deltas: Vec<Interval> = trials.iter().map(|trial| trial.against[at]).collect();
+        let better = deltas.iter().filter(|delta| delta.high < 0.0).count();
+        let worse = deltas.iter().filter(|delta| delta.low > 0.0).count();
+        let least = deltas.iter().map(|delta| delta.mean).fold(f64::INFINITY, f64::min);
+        let most = deltas.iter().map(|delta| delta.mean).fold(f64::NEG_INFINITY, f64::max);
+        if !deltas.is_empty() {
+            said.push(format!(
+                "Against `{rival}`: better in {better} of {} settings, worse in {worse}, undecided in {}; the difference in nats a token runs from {least:+.3} to {most:+.3} (below zero: \
+                 ∫SPS is better).",
+                deltas.len(),
+                deltas.len() - better - worse,
+            ));
+        }
+    }
+    if !held.is_empty() {
+        let place = |trial: &&Trial| {
+            let k: Vec<String> = trial.cell.top_k.iter().map(ToString::to_string).collect();
+            format!("{} text, `{}` partition, k = {}", trial.corpus, trial.cell.partition, k.join(" × "))
+        };
+        said.push(format!("It held here: {}.", held.iter().map(place).collect::<Vec<_>>().join("; ")));
+    }
+    said
+}

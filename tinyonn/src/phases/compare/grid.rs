@@ -1,0 +1,266 @@
+//! The grid: which cells there are.
+//!
+//! A *subject* is a dense model of its own, by text and seed (a seed changes pretraining too); a *cell* is one way to make experts and
+//! routers of it. The grid is a list of products: in each, every combination of the values listed, the rest as in `best`. By default
+//! factors vary one at a time around the best, and the sources of labels, which are what is asked about, over all partitions and shares besides.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::LabelSource;
+use crate::imaging::Partition;
+use crate::moe::variant;
+use crate::phases::{DenseShape, DeviceName, RunConfig};
+use crate::train::{PretrainConfig, RouterFitConfig};
+use crate::{Error, Result, files};
+
+/// The configuration of a comparison. As TOML, every key is optional and unknown keys are refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CompareConfig {
+    /// The folder of the comparison: its cells, its pictures. One that was begun is gone on with.
+    pub out: PathBuf,
+    /// Where the table and what it says are written.
+    pub results: PathBuf,
+    /// Where pretrained dense models are kept.
+    pub cache: PathBuf,
+    /// Where it computes.
+    pub device: DeviceName,
+    /// The texts.
+    pub corpora: Vec<CorpusConfig>,
+    /// Each decides everything random of a subject, pretraining among it.
+    pub seeds: Vec<u64>,
+    /// The shape of the dense models.
+    pub dense: DenseShape,
+    /// How they are pretrained.
+    pub pretrain: PretrainConfig,
+    /// Tokens a sequence.
+    pub length: usize,
+    /// Sequences a batch, in scan and evaluation.
+    pub batch: usize,
+    /// Training tokens of each task that are scanned.
+    pub scan_tokens: usize,
+    /// Test tokens of each task that losses are taken over, at most.
+    pub test_tokens: usize,
+    /// What a product leaves out.
+    pub best: Cell,
+    /// The cells: the best one, and every combination of each product.
+    pub products: Vec<Product>,
+}
+
+/// The file that holds a comparison's settings.
+const BEGUN: &str = "compare.json";
+/// SHA-256 of this crate's sources: what a record was computed by.
+const SOURCES: &str = env!("TINYONN_SOURCES_SHA256");
+
+#[derive(Serialize, Deserialize)]
+struct Begun {
+    sources: String,
+    settings: CompareConfig,
+}
+
+/// A text by its name in tables.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorpusConfig {
+    /// Its name.
+    pub name: String,
+    /// Tasks as `NAME=PATH`, or `toolchain`; none: the default text.
+    pub data: Vec<String>,
+}
+
+/// One way to make experts and routers of a dense model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cell {
+    /// The declared variant: hierarchy and kind of routers.
+    pub variant: String,
+    /// Choices that are taken of a router, by level; labels are as wide.
+    pub top_k: Vec<usize>,
+    /// How neurons are given to experts.
+    pub partition: Partition,
+    /// What labels are made by.
+    pub labels: LabelSource,
+    /// Labels by what sets a task apart.
+    pub contrast: bool,
+    /// Whether routers are fitted, and the loss measured through them; if not, only along the labels' paths.
+    pub routed: bool,
+    /// How routers are fitted.
+    pub router: RouterFitConfig,
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self {
+            variant: "TinyOnn".into(),
+            top_k: vec![7, 7],
+            partition: Partition::Activation,
+            labels: LabelSource::ACTIVATION_PLUS_SURPRISE,
+            contrast: false,
+            routed: true,
+            router: RouterFitConfig { steps: 60, ..RouterFitConfig::default() },
+        }
+    }
+}
+
+/// Values to combine; an empty list leaves what the best cell has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Product {
+    /// [`Cell::variant`].
+    pub variant: Vec<String>,
+    /// [`Cell::top_k`].
+    pub top_k: Vec<Vec<usize>>,
+    /// [`Cell::partition`].
+    pub partition: Vec<Partition>,
+    /// [`Cell::labels`].
+    pub labels: Vec<LabelSource>,
+    /// [`Cell::contrast`].
+    pub contrast: Vec<bool>,
+    /// [`Cell::routed`].
+    pub routed: Vec<bool>,
+    /// [`Cell::router`].
+    pub router: Vec<RouterFitConfig>,
+}
+
+impl Product {
+    fn cells(&self, best: &Cell) -> Vec<Cell> {
+        fn spread<T: Clone>(cells: Vec<Cell>, values: &[T], set: impl Fn(&mut Cell, T)) -> Vec<Cell> {
+            if values.is_empty() {
+                return cells;
+            }
+            let with = |cell: &Cell, value: &T| {
+                let mut cell = cell.clone();
+                set(&mut cell, value.clone());
+                cell
+            };
+            cells.iter().flat_map(|cell| values.iter().map(|value| with(cell, value)).collect::<Vec<_>>()).collect()
+        }
+        let cells = spread(vec![best.clone()], &self.variant, |cell, value| cell.variant = value);
+        let cells = spread(cells, &self.top_k, |cell, value| cell.top_k = value);
+        let cells = spread(cells, &self.partition, |cell, value| cell.partition = value);
+        let cells = spread(cells, &self.labels, |cell, value| cell.labels = value);
+        let cells = spread(cells, &self.contrast, |cell, value| cell.contrast = value);
+        let cells = spread(cells, &self.routed, |cell, value| cell.routed = value);
+        spread(cells, &self.router, |cell, value| cell.router = value)
+    }
+}
+
+impl CompareConfig {
+    /// All cells, each once: first those without routers, which take a moment.
+    #[must_use]
+    pub fn cells(&self) -> Vec<Cell> {
+        let all = self.products.iter().flat_map(|product| product.cells(&self.best)).chain([self.best.clone()]);
+        let mut seen = BTreeSet::new();
+        let mut cells: Vec<Cell> = all.filter(|cell| seen.insert(cell.id())).collect();
+        cells.sort_by_key(|cell| cell.routed);
+        cells
+    }
+
+    /// Makes the folder, or checks that the comparison that was begun in it is this one: grids and results may differ, all else not.
+    ///
+    /// # Errors
+    /// Another comparison, or other sources, in that folder; a folder of something else.
+    pub fn begin(&self) -> Result<()> {
+        let path = self.out.join(BEGUN);
+        let folder = self.out.join("subjects");
+        if files::is_used(&self.out)? && !path.exists() {
+            let remedy = "name another folder with --out";
+            return Err(Error::file(&self.out, "exists, is not empty, and is no comparison", remedy));
+        }
+        if let Some(Begun { sources, settings }) = super::record::read(&path)? {
+            let other = |problem: String| {
+                Err(Error::file(&self.out, problem, "name another folder with --out, or remove this one"))
+            };
+            if sources != SOURCES {
+                return other("was begun with other sources of the library: cells would not be comparable".into());
+            }
+            let same = Self { products: self.products.clone(), results: self.results.clone(), ..settings.clone() };
+            let asked = Self { best: settings.best.clone(), ..self.clone() };
+            if same != asked {
+                return other("was begun with other settings".into());
+            }
+        }
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        super::record::write(&Begun { sources: SOURCES.into(), settings: self.clone() }, &path)
+    }
+
+    /// The comparison that was begun in `out`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn begun(out: &std::path::Path) -> Result<Self> {
+        let path = out.join(BEGUN);
+        let none = || Error::file(&path, "is not there", "begin a comparison with exp_compare");
+        Ok(super::record::read::<Begun>(&path)?.ok_or_else(none)?.settings)
+    }
+
+    /// Refuses what could only fail later.
+    ///
+    /// # Errors
+    /// No seed or corpus; a name given twice or that is no file's; a variant that is unknown; what [`RunConfig::validate`] refuses.
+    pub fn validate(&self) -> Result<()> {
+        let (seeds, corpora) = (&self.seeds, &self.corpora);
+        if seeds.is_empty() || corpora.is_empty() {
+            let name = if seeds.is_empty() { "seeds" } else { "corpora" };
+            return Err(Error::setting(name, "is empty", "give one or more; intervals need three seeds"));
+        }
+        let named: BTreeSet<&str> = corpora.iter().map(|corpus| corpus.name.as_str()).collect();
+        let fit = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+        if named.len() != corpora.len()
+            || !named.iter().all(|name| fit(name))
+            || seeds.iter().collect::<BTreeSet<_>>().len() != seeds.len()
+        {
+            let problem = "a corpus or seed is given twice, or a corpus' name is not of letters, digits, `-` and `_`";
+            return Err(Error::setting("corpora", problem, "give each its own"));
+        }
+        for cell in self.cells() {
+            let variant = variant(&cell.variant)?;
+            if cell.top_k.len() != variant.spec.levels.len() || cell.top_k.contains(&0) {
+                let problem = format!("{:?} is not a positive number for each level of `{}`", cell.top_k, cell.variant);
+                return Err(Error::setting("top_k", problem, "give one a level"));
+            }
+            Partition::choose(Some(cell.partition), &variant.spec, cell.partition)?;
+            self.run(&corpora[0], seeds[0], &cell).validate(variant)?;
+        }
+        Ok(())
+    }
+
+    /// The settings of one cell's run.
+    #[must_use]
+    pub fn run(&self, corpus: &CorpusConfig, seed: u64, cell: &Cell) -> RunConfig {
+        RunConfig {
+            data: corpus.data.clone(),
+            seed,
+            variant: cell.variant.clone(),
+            partition: Some(cell.partition),
+            contrast: cell.contrast,
+            router: cell.router,
+            out: self.out.clone(),
+            cache: self.cache.clone(),
+            device: self.device,
+            dense: self.dense,
+            pretrain: self.pretrain,
+            length: self.length,
+            batch: self.batch,
+            scan_tokens: self.scan_tokens,
+            test_tokens: self.test_tokens,
+            study_tokens: self.test_tokens,
+            ..RunConfig::default()
+        }
+    }
+}
+
+impl Cell {
+    /// A name that no other cell has, good for a file.
+    #[must_use]
+    pub fn id(&self) -> String {
+        let k: Vec<String> = self.top_k.iter().map(ToString::to_string).collect();
+        let contrast = if self.contrast { "_contrasted" } else { "" };
+        let labels = format!("{}{contrast}", self.labels);
+        let head = format!("{}.k{}.{}.{labels}", self.variant, k.join("-"), self.partition);
+        if self.routed { format!("{head}.{}", self.router.id()) } else { head }
+    }
+}

@@ -1,0 +1,112 @@
+//! What labels are made by: a score, or a control that knows less (DESIGN §3).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::imaging::{Integral, Labels, NeuronScan, Score};
+use crate::moe::MoeSpec;
+
+/// A source of labels. In configurations: a score (`sps`, `activation`, …), a score with `_lowest`, `_one_path` or `_permuted` behind it,
+/// `random`, or `oracle`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum LabelSource {
+    /// By the score of the scan.
+    By(Score, How),
+    /// Paths drawn at random.
+    Random,
+}
+
+/// How a score is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Each task takes its best.
+    Best,
+    /// Each task takes its worst.
+    Lowest,
+    /// All tasks take the best of their mean.
+    OnePath,
+    /// Each task takes another one's best.
+    Permuted,
+}
+
+impl LabelSource {
+    /// z(activation) + z(surprise).
+    pub const ACTIVATION_PLUS_SURPRISE: Self = Self::By(Score::ActivationPlusSurprise, How::Best);
+    /// ∫SPS, what is asked about.
+    pub const SPS: Self = Self::By(Score::Sps, How::Best);
+
+    /// Whether it is drawn: then the mean of several draws is taken.
+    #[must_use]
+    pub fn is_drawn(self) -> bool {
+        matches!(self, Self::Random | Self::By(_, How::Permuted))
+    }
+
+    /// The labels; `seed` draws those that are drawn.
+    #[must_use]
+    pub fn labels(self, scan: &NeuronScan, units: &[Vec<u32>], spec: &MoeSpec, contrast: bool, seed: u64) -> Labels {
+        let (score, how) = match self {
+            Self::Random => return Labels::random(scan.tasks.len(), scan.sums.len(), spec, seed),
+            Self::By(score, how) => (score, how),
+        };
+        let integral = Integral::new(scan, score);
+        let integral = if contrast { integral.contrasted() } else { integral };
+        let labels = |integral: &Integral| Labels::from_integral(integral, units, spec);
+        match how {
+            How::Best => labels(&integral),
+            How::Lowest => labels(&integral.negated()),
+            How::OnePath => labels(&integral.averaged()),
+            How::Permuted => labels(&integral).permuted(seed),
+        }
+    }
+}
+
+const HOW: [(&str, How); 3] = [("_lowest", How::Lowest), ("_one_path", How::OnePath), ("_permuted", How::Permuted)];
+
+impl fmt::Display for LabelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Random => f.write_str("random"),
+            Self::By(score, how) => {
+                let behind = HOW.iter().find(|(_, known)| known == how).map_or("", |(name, _)| name);
+                write!(f, "{}{behind}", score.name())
+            }
+        }
+    }
+}
+
+impl FromStr for LabelSource {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text == "random" {
+            return Ok(Self::Random);
+        }
+        let split = HOW.iter().find_map(|(name, how)| Some((text.strip_suffix(name)?, *how)));
+        let (name, how) = split.unwrap_or((text, How::Best));
+        let score = Score::ALL.into_iter().find(|score| score.name() == name).ok_or_else(|| {
+            let scores = Score::ALL.map(Score::name).join(", ");
+            let remedy =
+                format!("use random, or one of {scores}, alone or with _lowest, _one_path or _permuted behind it");
+            Error::setting("labels", format!("there is no source `{text}`"), remedy)
+        })?;
+        Ok(Self::By(score, how))
+    }
+}
+
+impl TryFrom<String> for LabelSource {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<LabelSource> for String {
+    fn from(source: LabelSource) -> Self {
+        source.to_string()
+    }
+}

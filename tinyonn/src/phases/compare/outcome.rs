@@ -1,0 +1,107 @@
+//! What the records of a comparison say together: means over seeds, and differences paired by seed and document.
+
+use std::collections::BTreeMap;
+
+use super::record::{self, CellRecord, LossRecord, Store, SubjectRecord};
+use super::{Cell, CompareConfig};
+use crate::metrics::{Interval, interval};
+use crate::{Error, Result};
+
+/// A subject and its cells by id.
+pub struct Finished {
+    /// The dense model.
+    pub subject: SubjectRecord,
+    /// The cells that are done.
+    pub cells: BTreeMap<String, CellRecord>,
+}
+
+/// All subjects of a comparison.
+pub struct Outcome {
+    /// By corpus in the configuration's order, then by seed.
+    pub corpora: Vec<(String, Vec<Finished>)>,
+    seed: u64,
+}
+
+/// Where a loss is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// Along the labels' paths, no router between.
+    Paths,
+    /// Through fitted routers.
+    Routers,
+}
+
+impl CellRecord {
+    /// The loss, where it was measured.
+    #[must_use]
+    pub fn loss(&self, via: Via) -> Option<&LossRecord> {
+        match via {
+            Via::Paths => Some(&self.paths),
+            Via::Routers => self.routed.as_ref().map(|routed| &routed.loss),
+        }
+    }
+}
+
+impl Outcome {
+    /// Reads all records.
+    ///
+    /// # Errors
+    /// A subject that has not been run; a record that cannot be read.
+    pub fn read(config: &CompareConfig) -> Result<Self> {
+        let store = Store::new(&config.out);
+        let finished = |corpus: &str, seed: u64| -> Result<Finished> {
+            let path = store.subject_file(corpus, seed);
+            let missing = || Error::file(&path, "is not there", "run exp_compare again: it goes on where it stopped");
+            let subject = record::read(&path)?.ok_or_else(missing)?;
+            let cells = config.cells().into_iter().filter_map(|cell| {
+                let found = record::read::<CellRecord>(&store.cell_file(corpus, seed, &cell)).transpose()?;
+                Some(found.map(|found| (cell.id(), found)))
+            });
+            Ok(Finished { subject, cells: cells.collect::<Result<_>>()? })
+        };
+        let of_corpus = |corpus: &super::CorpusConfig| {
+            let seeds = config.seeds.iter().map(|seed| finished(&corpus.name, *seed)).collect::<Result<Vec<_>>>()?;
+            Ok((corpus.name.clone(), seeds))
+        };
+        Ok(Self {
+            corpora: config.corpora.iter().map(of_corpus).collect::<Result<_>>()?,
+            seed: config.seeds.first().copied().unwrap_or(0),
+        })
+    }
+
+    /// The mean loss of each seed; empty unless all seeds have it.
+    #[must_use]
+    pub fn by_seed(&self, corpus: &[Finished], cell: &Cell, via: Via) -> Vec<f64> {
+        let losses = corpus.iter().map(|finished| Some(finished.cells.get(&cell.id())?.loss(via)?.mean));
+        losses.collect::<Option<Vec<_>>>().unwrap_or_default()
+    }
+
+    /// L(a) − L(b) in nats a token, drawn over the documents of all seeds, each document read under both.
+    #[must_use]
+    pub fn paired(&self, corpus: &[Finished], a: (&Cell, Via), b: (&Cell, Via)) -> Option<Interval> {
+        let mut clusters = Vec::new();
+        for finished in corpus {
+            let sums = |(cell, via): (&Cell, Via)| Some(&finished.cells.get(&cell.id())?.loss(via)?.sums);
+            let documents = sums(a)?.iter().zip(sums(b)?).zip(&finished.subject.documents);
+            clusters.extend(documents.map(|((a, b), (_, tokens))| (a - b, *tokens)));
+        }
+        Some(interval(&clusters, self.seed))
+    }
+
+    /// (L_noMLP − L)/(L_noMLP − L_dense), over the documents of all seeds.
+    #[must_use]
+    pub fn recovery(&self, corpus: &[Finished], cell: &Cell, via: Via) -> Option<Interval> {
+        let mut clusters = Vec::new();
+        for Finished { subject, cells } in corpus {
+            let own = &cells.get(&cell.id())?.loss(via)?.sums;
+            let of = own.iter().zip(&subject.dense.sums).zip(&subject.without.sums);
+            clusters.extend(of.map(|((own, dense), without)| (without - own, without - dense)));
+        }
+        Some(interval(&clusters, self.seed))
+    }
+}
+
+/// The mean of some numbers.
+pub(super) fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}

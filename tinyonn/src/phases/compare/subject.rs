@@ -1,0 +1,180 @@
+//! One subject: a dense model, scanned once; then its cells, one after the other.
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::DType;
+
+use super::record::{self, CellRecord, LossRecord, RoutedRecord, Store, SubjectRecord};
+use super::{Cell, CompareConfig, CorpusConfig};
+use crate::checkpoint;
+use crate::imaging::{Labels, NeuronScan};
+use crate::metrics::Stopwatch;
+use crate::model::TinyOnnForCausalLm;
+use crate::moe::{LoadMeter, Pfag, variant};
+use crate::phases::RunConfig;
+use crate::phases::prepared::Prepared;
+use crate::phases::run::{Held, Inputs, Run};
+use crate::qwen3::{Active, RouteCtx};
+use crate::train::{RouterFitter, router_accuracy};
+use crate::{Error, Result};
+
+/// The expert of each neuron by layer.
+type Units = Arc<Vec<Vec<u32>>>;
+
+struct Subject<'a> {
+    config: &'a CompareConfig,
+    corpus: &'a CorpusConfig,
+    seed: u64,
+    prepared: Prepared,
+    scan: NeuronScan,
+    inputs: Inputs,
+    held: Held,
+    /// By variant and partition.
+    units: BTreeMap<(String, String), Units>,
+}
+
+/// Runs the cells of a subject that have not been run; `done` is told of each.
+///
+/// # Errors
+/// Another process is at it; text that is not what it was; whatever a cell reports.
+pub fn run_subject(
+    config: &CompareConfig,
+    corpus: &CorpusConfig,
+    seed: u64,
+    mut done: impl FnMut(&Cell),
+) -> Result<()> {
+    let store = Store::new(&config.out);
+    let folder = store.subject(&corpus.name, seed);
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    let place = File::open(&folder).map_err(|e| Error::io(&folder, e))?;
+    if let Err(TryLockError::WouldBlock) = place.try_lock() {
+        return Err(Error::file(&folder, "another process is at it", "wait for it"));
+    }
+    let left: Vec<Cell> =
+        config.cells().into_iter().filter(|cell| !store.cell_file(&corpus.name, seed, cell).exists()).collect();
+    let known: Option<SubjectRecord> = record::read(&store.subject_file(&corpus.name, seed))?;
+    if left.is_empty() && known.is_some() {
+        return Ok(());
+    }
+    let base = config.run(corpus, seed, &config.best);
+    let prepared = Prepared::new(&base, &mut Stopwatch::new())?;
+    if let Some(known) = known.as_ref().filter(|known| known.corpus_sha256 != prepared.text.sha256) {
+        let problem = format!("the text of `{}` is not what it was: SHA-256 {} then", corpus.name, known.corpus_sha256);
+        return Err(Error::file(&folder, problem, "restore the text, or begin another comparison with --out"));
+    }
+    let started = Instant::now();
+    let run = prepared.run(&base);
+    let (scan, inputs) = run.scan()?;
+    let held = run.held_inputs()?;
+    if known.is_none() {
+        let mut record = of_subject(&run, &scan, corpus)?;
+        record.seconds = started.elapsed().as_secs_f64();
+        record::write(&record, &store.subject_file(&corpus.name, seed))?;
+    }
+    let mut subject = Subject { config, corpus, seed, prepared, scan, inputs, held, units: BTreeMap::new() };
+    for cell in left {
+        let started = Instant::now();
+        let mut found = subject.cell(&cell)?;
+        found.seconds = started.elapsed().as_secs_f64();
+        record::write(&found, &store.cell_file(&corpus.name, seed, &cell))?;
+        done(&cell);
+    }
+    Ok(())
+}
+
+/// What does not depend on a cell.
+fn of_subject(run: &Run<'_>, scan: &NeuronScan, corpus: &CorpusConfig) -> Result<SubjectRecord> {
+    let dense = run.evaluate_on(&run.dense_model()?, &run.tokens.test, &RouteCtx::all())?;
+    let without = run.evaluate_on(&run.without_mlps()?, &run.tokens.test, &RouteCtx::all())?;
+    let units = run.units(scan)?;
+    Ok(SubjectRecord {
+        corpus: corpus.name.clone(),
+        seed: run.config.seed,
+        corpus_sha256: run.text.sha256.clone(),
+        tasks: run.text.tasks.clone(),
+        documents: dense.by_document.iter().map(|document| (document.task, document.tokens)).collect(),
+        parameters: run.dense.cfg.parameters(),
+        causal: run.causal(scan, &units)?,
+        dense: LossRecord::mean_of(&[dense]),
+        without: LossRecord::mean_of(&[without]),
+        seconds: 0.0,
+    })
+}
+
+impl Subject<'_> {
+    fn cell(&mut self, cell: &Cell) -> Result<CellRecord> {
+        let config = self.config.run(self.corpus, self.seed, cell);
+        let variant = variant(&cell.variant)?;
+        let units = self.units(cell, &config)?;
+        let run = Run { variant, partition: cell.partition, ..self.prepared.run(&config) };
+        let store =
+            checkpoint::upcycle(&self.prepared.dense.store, &self.prepared.dense.cfg, variant, &units, self.seed)?;
+        let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
+        let seeds: Vec<u64> = if cell.labels.is_drawn() { run.draws().collect() } else { vec![self.seed] };
+        let labels: Vec<Labels> =
+            seeds.iter().map(|seed| cell.labels.labels(&self.scan, &units, &spec, cell.contrast, *seed)).collect();
+        let taking = || {
+            let vb = store.builder(DType::F32, |_| false);
+            TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)
+        };
+        let model = taking()?;
+        let along = |labels: &Labels| {
+            let active = Active::Paths(Arc::new(labels.paths.clone()));
+            run.evaluate_on(model.lm(), &run.tokens.test, &RouteCtx { active, ..RouteCtx::default() })
+        };
+        let paths = labels.iter().map(along).collect::<Result<Vec<_>>>()?;
+        let routed = cell.routed.then(|| self.routed(&run, &store, &labels[0], &units, cell)).transpose()?;
+        Ok(CellRecord {
+            cell: cell.clone(),
+            draws: if cell.labels.is_drawn() { paths.iter().map(|losses| losses.mean).collect() } else { Vec::new() },
+            paths: LossRecord::mean_of(&paths),
+            labels: labels[0].statistics(&spec),
+            routed,
+            seconds: 0.0,
+        })
+    }
+
+    /// Fits routers to `labels`, of the draws the first, and measures them.
+    fn routed(
+        &self,
+        run: &Run<'_>,
+        store: &checkpoint::ParamStore,
+        labels: &Labels,
+        units: &[Vec<u32>],
+        cell: &Cell,
+    ) -> Result<RoutedRecord> {
+        let (cfg, variant) = (&self.prepared.dense.cfg, run.variant);
+        let tasks = self.prepared.text.tasks.len();
+        let dim = variant.spec.projection_width(cfg.hidden_size);
+        let fitter = RouterFitter::new(&self.inputs.tokens, &self.held.validation.tokens, tasks, dim)?;
+        fitter.fit((store, cfg, variant), labels, &cell.router, self.seed)?;
+        let vb = store.builder(DType::F32, |_| false);
+        let model = TinyOnnForCausalLm::taking(cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
+        let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, variant.spec.experts()));
+        let ctx = RouteCtx { observer: Some(load.clone()), ..Run::routed(labels) };
+        let loss = run.evaluate_on(model.lm(), &run.tokens.test, &ctx)?;
+        let modules: Vec<_> = (0..cfg.num_hidden_layers).map(|layer| model.moe(layer).as_ref()).collect();
+        let accuracy = router_accuracy(&modules, &self.held.test.tokens, labels)?;
+        Ok(RoutedRecord {
+            loss: LossRecord::mean_of(&[loss]),
+            accuracy: (0..variant.spec.levels.len())
+                .map(|level| (accuracy.mean(level), accuracy.chance(level)))
+                .collect(),
+            active_share: run.active_share(&load, Some(units)),
+        })
+    }
+
+    fn units(&mut self, cell: &Cell, config: &RunConfig) -> Result<Units> {
+        let key = (cell.variant.clone(), cell.partition.to_string());
+        if let Some(units) = self.units.get(&key) {
+            return Ok(units.clone());
+        }
+        let run = Run { variant: variant(&cell.variant)?, partition: cell.partition, ..self.prepared.run(config) };
+        let units = Arc::new(run.units(&self.scan)?);
+        self.units.insert(key, units.clone());
+        Ok(units)
+    }
+}
