@@ -36,10 +36,10 @@ fn collected(set: &TokenSet, length: usize, stride: usize, window: Window) -> Ar
     scan(&model, set, options(length, 3), &Device::Cpu, Some(&inputs)).unwrap();
     // A forward pass alone keeps the same.
     let forward = Arc::new(RouterInputs::new(2, stride, window));
-    forward.collect(&model, set, options(length, 3), &Device::Cpu).unwrap();
+    forward.collect(&model, set, options(length, 3), &RouteCtx::all(), &Device::Cpu).unwrap();
     for (a, b) in [(inputs.tokens(), forward.tokens()), (inputs.sequences(), forward.sequences())] {
         for (a, b) in a.iter().zip(&b) {
-            assert_eq!((&a.values, &a.tasks), (&b.values, &b.tasks));
+            assert_eq!((&a.values, &a.tasks, &a.documents), (&b.values, &b.tasks, &b.documents));
         }
     }
     inputs
@@ -100,7 +100,7 @@ fn samples_are_one_in_stride_and_spread_over_positions(#[case] length: usize, #[
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
     let [all, some] = [1, stride].map(|stride| {
         let inputs = Arc::new(RouterInputs::new(2, stride, Window::First(1)));
-        inputs.collect(&model, &set, options(length, 3), &Device::Cpu).unwrap();
+        inputs.collect(&model, &set, options(length, 3), &RouteCtx::all(), &Device::Cpu).unwrap();
         inputs.tokens().swap_remove(0)
     });
     let expected = length * 160 / stride;
