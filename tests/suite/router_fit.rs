@@ -1,7 +1,12 @@
-//! Phase 1: projections, Gaussians in closed form, routers fitted to planted tasks, and what their accuracy means.
+//! Phase 1: projections, Gaussians in closed form, routers fitted to planted tasks and to rows, again once they route, and what their
+//! accuracy means.
 
+mod class_sums;
 mod gaussians;
+mod methods;
 mod projection;
+mod refit;
+mod rows;
 
 use candle_core::{D, Device, Tensor};
 use rand::Rng;
