@@ -214,7 +214,7 @@ fn routed_logits_and_gradients_are_the_same_on_every_device() {
 #[test]
 fn routers_are_fitted_to_planted_tasks() {
     let cfg = config();
-    let fit = RouterFitConfig { steps: 200, batch: 64, rate: 2e-2 };
+    let fit = RouterFitConfig { steps: 200, batch: 64, rate: 2e-2, ..RouterFitConfig::default() };
     let [train, validation, test] = ["train", "validation", "test"].map(|purpose| planted(purpose, 400, 2.0));
     for variant in gallery() {
         let spec = &variant.spec;

@@ -10,8 +10,8 @@ use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::imaging::inputs::Samples;
 use tinyonn::imaging::{Integral, Labels, Partition};
 use tinyonn::moe::{MoeModule, MoeSpec};
+use tinyonn::ops::ClassSums;
 use tinyonn::random;
-use tinyonn::train::gda::Sums;
 use tinyonn::train::{RouterFitConfig, RouterFitter, router_accuracy};
 
 use crate::models::{self, message};
@@ -170,6 +170,7 @@ fn planted(purpose: &str, rows: usize) -> Vec<Samples> {
             };
             samples.values.extend(means[task].iter().enumerate().map(noisy));
             samples.tasks.push(task as u32);
+            samples.documents.push(row as u32);
         }
         samples
     };
@@ -181,7 +182,7 @@ fn fitted(name: &str, steps: u64) -> tinyonn::Result<(Labels, ParamStore, Vec<f6
     let (cfg, variant, store) = upcycled(name);
     let labels = Labels::random(TASKS, 2, &variant.spec, 3);
     let fitter = RouterFitter::new(&planted("train", 800), &planted("validation", 200), TASKS, 64)?;
-    let config = RouterFitConfig { steps, batch: 64, rate: 2e-2 };
+    let config = RouterFitConfig { steps, batch: 64, rate: 2e-2, ..RouterFitConfig::default() };
     fitter.fit((&store, &cfg, variant), &labels, &config, 0)?;
     let model = tiny::sparse(&cfg, variant, &store);
     let modules: Vec<&dyn MoeModule> = (0..2).map(|layer| model.moe(layer).as_ref()).collect();
@@ -246,14 +247,12 @@ fn shared_and_isotropic_variances_are_those_of_their_moments(
 ) {
     let (labels, store, _) = fitted(name, 0).unwrap();
     for (layer, samples) in planted("train", 800).iter().enumerate() {
-        let mut of_task = vec![Sums::zero(HIDDEN); TASKS];
-        for (row, task) in samples.values.chunks_exact(HIDDEN).zip(&samples.tasks) {
-            of_task[*task as usize].push(row);
-        }
+        let mut of_task = ClassSums::zero(TASKS, HIDDEN);
+        of_task.push_rows(&samples.values, &samples.tasks).unwrap();
         let moment = |tasks: &[usize], j: usize| {
-            let n: f64 = tasks.iter().map(|task| of_task[*task].count).sum();
-            let mean = tasks.iter().map(|task| of_task[*task].sum[j]).sum::<f64>() / n;
-            (n, mean, tasks.iter().map(|task| of_task[*task].squares[j]).sum::<f64>() / n - mean * mean)
+            let n: f64 = tasks.iter().map(|task| of_task.count(*task)).sum();
+            let mean = tasks.iter().map(|task| of_task.sum(*task)[j]).sum::<f64>() / n;
+            (n, mean, tasks.iter().map(|task| of_task.squares(*task)[j]).sum::<f64>() / n - mean * mean)
         };
         let all: Vec<usize> = (0..TASKS).collect();
         let tasks_of = |choice: u32| -> Vec<usize> {

@@ -3,6 +3,7 @@
 mod integral;
 mod own_weights;
 mod router_inputs;
+mod token_labels;
 
 use std::sync::{Arc, Mutex};
 

@@ -35,7 +35,7 @@ fn below(spec: &MoeSpec, level: usize) -> usize {
 }
 
 /// The best path by hand: from the root, the k best children of every chosen node, the first among equals.
-fn best_path(values: &[f64], units: &[u32], spec: &MoeSpec) -> Vec<u32> {
+pub(crate) fn best_path(values: &[f64], units: &[u32], spec: &MoeSpec) -> Vec<u32> {
     let mut nodes = vec![0];
     for (level, declared) in spec.levels.iter().map(|level| &level.routers[0]).enumerate() {
         let score = |node: usize| {

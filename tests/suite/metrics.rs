@@ -1,4 +1,6 @@
-//! Metrics: what is logged is read back, nothing unfit is logged, silence where nobody watches.
+//! Metrics: how sure means are, what is logged is read back, nothing unfit is logged, silence where nobody watches.
+
+mod bootstrap;
 
 use std::process::Command;
 use std::time::Duration;

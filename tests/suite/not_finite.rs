@@ -122,7 +122,7 @@ fn fitted(spoil: fn(&mut Samples, &mut Samples), config: RouterFitConfig) -> Str
     let rows = |shift: usize| {
         let value = |(row, column): (usize, usize)| (((row * 7 + column * 3 + shift) % 11) as f32) + (row % 2) as f32;
         let values = (0..80).flat_map(|row| (0..16).map(move |column| value((row, column)))).collect();
-        Samples { values, tasks: (0..80).map(|row| row % 2).collect() }
+        Samples { values, tasks: (0..80).map(|row| row % 2).collect(), documents: (0..80).collect() }
     };
     let (mut train, mut held) = (rows(0), rows(1));
     spoil(&mut train, &mut held);

@@ -1,7 +1,12 @@
-//! Phase 1: projections, Gaussians in closed form, routers fitted to planted tasks, and what their accuracy means.
+//! Phase 1: projections, Gaussians in closed form, routers fitted to planted tasks and to rows, again once they route, and what their
+//! accuracy means.
 
+mod class_sums;
 mod gaussians;
+mod methods;
 mod projection;
+mod refit;
+mod rows;
 
 use candle_core::{D, Device, Tensor};
 use rand::Rng;
@@ -11,21 +16,28 @@ use tinyonn::imaging::Labels;
 use tinyonn::imaging::inputs::Samples;
 use tinyonn::moe::{MoeModule, Scores, Selection, Variant, select};
 use tinyonn::random;
-use tinyonn::train::{RouterFitConfig, RouterFitter, router_accuracy};
+use tinyonn::train::{FitBy, Projection, RouterFitConfig, RouterFitter, router_accuracy};
 
 use crate::tiny;
 
 pub(crate) const TASKS: usize = 4;
 const HIDDEN: usize = 16;
-const CLOSED: RouterFitConfig = RouterFitConfig { steps: 0, batch: 64, rate: 5e-3 };
-const REFINED: RouterFitConfig = RouterFitConfig { steps: 60, batch: 64, rate: 5e-3 };
+const REFINED: RouterFitConfig = RouterFitConfig {
+    projection: Projection::Lda,
+    fit: FitBy::GdaSgd,
+    steps: 60,
+    batch: 64,
+    rate: 5e-3,
+    refit_rounds: 0,
+};
+const CLOSED: RouterFitConfig = RouterFitConfig { steps: 0, ..REFINED };
 
 /// Standard-normal-like: the sum of twelve uniforms.
 pub(crate) fn normal(rng: &mut random::Rng) -> f64 {
     (0..12).map(|_| rng.random::<f64>() - 0.5).sum()
 }
 
-/// Two layers of rows: task means `apart` times standard normal, unit noise.
+/// Two layers of rows: task means `apart` times standard normal, unit noise; ten rows in a row are a document.
 pub(crate) fn planted(purpose: &str, rows: usize, apart: f64) -> Vec<Samples> {
     let layer = |layer: usize| {
         let mut means = random::stream(7, &format!("tests/means/{layer}"));
@@ -37,6 +49,7 @@ pub(crate) fn planted(purpose: &str, rows: usize, apart: f64) -> Vec<Samples> {
             let task = row % TASKS;
             samples.values.extend(means[task].iter().map(|mean| (mean + normal(&mut rng)) as f32));
             samples.tasks.push(task as u32);
+            samples.documents.push(row as u32 / 10);
         }
         samples
     };

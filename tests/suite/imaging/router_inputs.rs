@@ -36,10 +36,10 @@ fn collected(set: &TokenSet, length: usize, stride: usize, window: Window) -> Ar
     scan(&model, set, options(length, 3), &Device::Cpu, Some(&inputs)).unwrap();
     // A forward pass alone keeps the same.
     let forward = Arc::new(RouterInputs::new(2, stride, window));
-    forward.collect(&model, set, options(length, 3), &Device::Cpu).unwrap();
+    forward.collect(&model, set, options(length, 3), &RouteCtx::all(), &Device::Cpu).unwrap();
     for (a, b) in [(inputs.tokens(), forward.tokens()), (inputs.sequences(), forward.sequences())] {
         for (a, b) in a.iter().zip(&b) {
-            assert_eq!((&a.values, &a.tasks), (&b.values, &b.tasks));
+            assert_eq!((&a.values, &a.tasks, &a.documents), (&b.values, &b.tasks, &b.documents));
         }
     }
     inputs
@@ -64,17 +64,23 @@ fn every_counted_position_and_the_mean_of_every_window(
     #[case] starts: &[usize],
     #[case] length: usize,
 ) {
-    let set = tiny::tokens(1, &[21, 21], VOCAB);
+    let mut set = tiny::tokens(1, &[21, 21], VOCAB);
+    // Documents of five tokens: a row is its target's, the token behind it.
+    for (at, task) in set.tasks.iter_mut().enumerate() {
+        task.documents = (0..21).map(|token| 5 * at as u32 + token / 5).collect();
+    }
     let inputs = collected(&set, 8, 1, window);
     let (tokens, sequences) = (inputs.tokens(), inputs.sequences());
     for layer in 0..2 {
         let mut expected = Vec::new();
-        let (mut means, mut tasks) = (Vec::new(), Vec::new());
+        let (mut means, mut tasks, mut documents) = (Vec::new(), Vec::new(), Vec::new());
         for (at, task) in set.tasks.iter().enumerate() {
             for from in [0, 8, 16] {
                 let x = inputs_of(&task.tokens[from..(from + 8).min(20)]).swap_remove(layer);
                 // The last row of a task holds 4 tokens: too few for most windows.
-                for window in starts.iter().filter_map(|start| x.get(*start..start + length)) {
+                for start in starts {
+                    let Some(window) = x.get(*start..start + length) else { continue };
+                    documents.push(task.documents[from + start + 1]);
                     means.extend((0..16).map(|j| window.iter().map(|x| x[j]).sum::<f32>() / length as f32));
                     tasks.push(at as u32);
                 }
@@ -85,6 +91,9 @@ fn every_counted_position_and_the_mean_of_every_window(
         assert_eq!(tokens[layer].tasks, [vec![0; 20], vec![1; 20]].concat());
         close(&sequences[layer].values, &means);
         assert_eq!(sequences[layer].tasks, tasks);
+        assert_eq!(sequences[layer].documents, documents);
+        let targets: Vec<u32> = set.tasks.iter().flat_map(|task| task.documents[1..].to_vec()).collect();
+        assert_eq!(tokens[layer].documents, targets);
     }
 }
 
@@ -100,7 +109,7 @@ fn samples_are_one_in_stride_and_spread_over_positions(#[case] length: usize, #[
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
     let [all, some] = [1, stride].map(|stride| {
         let inputs = Arc::new(RouterInputs::new(2, stride, Window::First(1)));
-        inputs.collect(&model, &set, options(length, 3), &Device::Cpu).unwrap();
+        inputs.collect(&model, &set, options(length, 3), &RouteCtx::all(), &Device::Cpu).unwrap();
         inputs.tokens().swap_remove(0)
     });
     let expected = length * 160 / stride;

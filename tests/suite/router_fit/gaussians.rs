@@ -2,8 +2,9 @@
 
 use approx::assert_relative_eq;
 use proptest::prelude::*;
+use tinyonn::ops::ClassSums;
 use tinyonn::random;
-use tinyonn::train::gda::{Gaussians, Sums, fit};
+use tinyonn::train::gda::{Gaussians, fit};
 
 use super::normal;
 
@@ -18,13 +19,12 @@ fn rows(seed: u64, counts: &[usize], r: usize) -> Vec<Vec<Vec<f32>>> {
     counts.iter().enumerate().map(|(task, count)| (0..*count).map(|_| row(task)).collect()).collect()
 }
 
-fn sums(rows: &[Vec<Vec<f32>>], r: usize) -> Vec<Sums> {
-    let of_task = |task: &Vec<Vec<f32>>| {
-        let mut sums = Sums::zero(r);
-        task.iter().for_each(|z| sums.push(z));
-        sums
-    };
-    rows.iter().map(of_task).collect()
+fn sums(rows: &[Vec<Vec<f32>>], r: usize) -> ClassSums {
+    let mut sums = ClassSums::zero(rows.len(), r);
+    for (task, rows) in rows.iter().enumerate() {
+        sums.push_rows(&rows.concat(), &vec![task as u32; rows.len()]).unwrap();
+    }
+    sums
 }
 
 /// Mean and variance of one dimension.

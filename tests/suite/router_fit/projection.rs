@@ -96,7 +96,7 @@ fn rows_are_white_within_classes_and_hold_the_means_first(#[case] count: usize, 
 #[case::all_rows_equal(&[[1.0, 2.0], [1.0, 2.0]])]
 #[case::nothing_but_zero(&[[0.0, 0.0], [0.0, 0.0]])]
 fn inputs_without_spread_make_finite_projections(#[case] rows: &[[f32; 2]]) {
-    let samples = Samples { values: rows.concat(), tasks: vec![0, 1] };
+    let samples = Samples { values: rows.concat(), tasks: vec![0, 1], documents: vec![0, 1] };
     let (projection, r) = lda(&samples, 2).unwrap();
     assert!(projection.iter().all(|p| p.is_finite()), "{projection:?}");
     let z = projected(&samples, &projection, r);

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use rstest::rstest;
-use tinyonn::imaging::Labels;
+use tinyonn::imaging::inputs::Window;
+use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
+use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{MoeModule, RoutePer, Scores, Selection, select};
 use tinyonn::qwen3::{Active, FeedForward, RouteCtx, Sampling};
+use tinyonn::train::{RouterFitConfig, RouterFitter};
 
 use super::{BY_TOKEN, Gates, upcycled};
 use crate::gradients::inputs;
@@ -92,17 +95,58 @@ fn a_later_token_changes_no_earlier_logit(
     name: &str,
 ) {
     let (cfg, variant, store) = upcycled(name);
+    causal(&tiny::sparse(&cfg, variant, &store), &ctx(variant, 2));
+}
+
+/// Nor does it with routers that know their tasks, where a decision is worth something.
+#[rstest]
+fn a_later_token_changes_no_earlier_logit_of_fitted_routers(
+    #[values(
+        "Linear3x4",
+        "Cortex",
+        "Deep4",
+        "SegmentOf3",
+        "SegmentOf1",
+        "SequenceOf2",
+        "ByTask",
+        "ByEntropy",
+        "BySurprisal"
+    )]
+    name: &str,
+) {
+    let (cfg, variant, store) = upcycled(name);
+    let before = tiny::bits(&store);
     let model = tiny::sparse(&cfg, variant, &store);
+    // Routers are fitted at the unit that they decide for.
+    let (window, by_sequence) = match variant.spec.route_per {
+        RoutePer::Token | RoutePer::Task => (Window::First(1), false),
+        RoutePer::Segment { tokens } => (Window::Every(tokens), true),
+        RoutePer::Sequence { first } => (Window::First(first), true),
+    };
+    let inputs = Arc::new(RouterInputs::new(2, 1, window));
+    let options = ScanOptions { length: 10, batch: 4, tokens_per_task: usize::MAX };
+    let set = tiny::tokens(1, &[200, 200, 200], 40);
+    inputs.collect(model.lm(), &set, options, &RouteCtx::all(), &Device::Cpu).unwrap();
+    let samples = if by_sequence { inputs.sequences() } else { inputs.tokens() };
+    let labels = Labels::random(3, 2, &variant.spec, 8);
+    let config = RouterFitConfig { steps: 20, batch: 32, ..RouterFitConfig::default() };
+    let fitter = RouterFitter::new(&samples, &samples, 3, 64).unwrap();
+    fitter.fit((&store, &cfg, variant), &labels, &config, 0).unwrap();
+    assert!(tiny::bits(&store) != before);
+    causal(&tiny::sparse(&cfg, variant, &store), &ctx(variant, 2));
+}
+
+/// Changes one token of the first of two sequences after another and compares the logits.
+fn causal(model: &TinyOnnForCausalLm, ctx: &RouteCtx) {
     let (sequences, length) = (2, 10);
     let ids = tinyonn::checkpoint::tokens::random_tokens(40, (sequences, length), 5, &Device::Cpu).unwrap();
-    let ctx = ctx(variant, sequences);
-    let before = model.logits(&ids, &ctx, None).unwrap();
+    let before = model.logits(&ids, ctx, None).unwrap();
     let rows = ids.to_vec2::<u32>().unwrap();
     for changed in 1..length {
         let mut rows = rows.clone();
         // Of the first sequence alone: none of the second may move at all.
         rows[0][changed] = (rows[0][changed] + 1 + changed as u32) % 40;
-        let after = model.logits(&Tensor::new(rows, &Device::Cpu).unwrap(), &ctx, None).unwrap();
+        let after = model.logits(&Tensor::new(rows, &Device::Cpu).unwrap(), ctx, None).unwrap();
         let earlier = |logits: &Tensor| bits(&logits.i((0, ..changed)).unwrap());
         assert!(earlier(&after) == earlier(&before), "token {changed}");
         assert!(bits(&after.i(1).unwrap()) == bits(&before.i(1).unwrap()), "token {changed}");

@@ -1,7 +1,6 @@
 //! Fresh parameters: a model's constructor run against a backend that makes each tensor when it is first asked for.
 
 use std::collections::BTreeMap;
-use std::f64::consts::TAU;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor, Var};
@@ -101,13 +100,13 @@ fn draw(shape: &Shape, name: &str, init: Init, dtype: DType, seed: u64) -> Resul
     let values = match init {
         Init::Const(value) => vec![value as f32; count],
         Init::Uniform { lo, up } => uniform(count, lo, up, &mut rng),
-        Init::Randn { mean, stdev } => normal(count, mean, stdev, &mut rng),
+        Init::Randn { mean, stdev } => random::normal(count, mean, stdev, &mut rng),
         Init::Kaiming { dist, fan, non_linearity } => {
             let stdev = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
             let bound = stdev * 3f64.sqrt();
             match dist {
                 NormalOrUniform::Uniform => uniform(count, -bound, bound, &mut rng),
-                NormalOrUniform::Normal => normal(count, 0.0, stdev, &mut rng),
+                NormalOrUniform::Normal => random::normal(count, 0.0, stdev, &mut rng),
             }
         }
     };
@@ -116,17 +115,4 @@ fn draw(shape: &Shape, name: &str, init: Init, dtype: DType, seed: u64) -> Resul
 
 fn uniform(count: usize, lo: f64, up: f64, rng: &mut random::Rng) -> Vec<f32> {
     (0..count).map(|_| (lo + (up - lo) * rng.random::<f64>()) as f32).collect()
-}
-
-/// Box-Muller: two normal values from two uniform ones.
-fn normal(count: usize, mean: f64, stdev: f64, rng: &mut random::Rng) -> Vec<f32> {
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
-        // 1 - u lies in (0, 1]: its logarithm is finite.
-        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-        let (sin, cos) = (TAU * rng.random::<f64>()).sin_cos();
-        values.extend([radius * cos, radius * sin].map(|z| (mean + stdev * z) as f32));
-    }
-    values.truncate(count);
-    values
 }

@@ -1,4 +1,5 @@
-//! What routers see: the inputs of every layer's feed-forward in the pseudo-dense pass, sampled, with their tasks.
+//! What routers see: the inputs of every layer's feed-forward, sampled, with their tasks and documents; in the pseudo-dense pass, or in
+//! a routed one.
 //!
 //! Routers are fitted at the unit they decide for, so two kinds of input are kept: of single tokens, and the mean over each
 //! sequence's first tokens, or over each of its segments (DESIGN §1).
@@ -19,9 +20,18 @@ pub struct Samples {
     pub values: Vec<f32>,
     /// The task of each row.
     pub tasks: Vec<u32>,
+    /// The document of each row, an index into [`TokenSet::documents`]: of the token that its position predicts; of a window's mean that
+    /// of its first position. Rows of one document are no independent draws: intervals are taken over documents.
+    pub documents: Vec<u32>,
 }
 
 impl Samples {
+    fn push(&mut self, row: &[f32], task: u32, document: u32) {
+        self.values.extend_from_slice(row);
+        self.tasks.push(task);
+        self.documents.push(document);
+    }
+
     /// Rows as a tensor `[count, d]`.
     ///
     /// # Errors
@@ -47,15 +57,13 @@ pub enum Window {
 /// An observer that keeps router inputs.
 pub struct RouterInputs {
     window: Window,
-    stride: usize,
     state: Mutex<State>,
 }
 
 struct State {
     task: u32,
-    /// Positions read before this batch.
-    read: u64,
-    counted: Vec<bool>,
+    documents: Vec<u32>,
+    positions: Positions,
     tokens: Vec<Samples>,
     sequences: Vec<Samples>,
 }
@@ -66,12 +74,12 @@ impl RouterInputs {
     pub fn new(layers: usize, stride: usize, window: Window) -> Self {
         let state = State {
             task: 0,
-            read: 0,
-            counted: Vec::new(),
+            documents: Vec::new(),
+            positions: Positions::new(stride),
             tokens: vec![Samples::default(); layers],
             sequences: vec![Samples::default(); layers],
         };
-        Self { window, stride: stride.max(1), state: Mutex::new(state) }
+        Self { window, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -82,13 +90,12 @@ impl RouterInputs {
     pub(crate) fn begin(&self, task: usize, batch: &Batch) -> Result<()> {
         let mut state = self.lock();
         state.task = task as u32;
-        state.read += state.counted.len() as u64;
-        state.counted =
-            batch.targets.flatten_all()?.to_vec1::<u32>()?.iter().map(|target| *target != NO_TARGET).collect();
-        Ok(())
+        state.documents.clone_from(&batch.documents);
+        state.positions.begin(batch)
     }
 
-    /// Reads `set` through `model`, all active, forward only.
+    /// Reads `set` through `model` under `ctx`, forward only: all active ([`RouteCtx::all`]), or as routers see it once they route
+    /// ([`RouteCtx::routed`]). Each sequence's task is added to the context, and this observer takes the place of its own.
     ///
     /// # Errors
     /// Whatever the model reports.
@@ -97,15 +104,16 @@ impl RouterInputs {
         model: &Qwen3ForCausalLm<F>,
         set: &TokenSet,
         options: ScanOptions,
+        ctx: &RouteCtx,
         device: &candle_core::Device,
     ) -> Result<()> {
-        let ctx = RouteCtx { observer: Some(self.clone()), ..RouteCtx::all() };
         let set = &options.part(set);
         for task in 0..set.tasks.len() {
             for batch in set.batches_of_task(task, options.length, options.batch, device)? {
                 let batch = batch?;
                 self.begin(task, &batch)?;
-                model.model().forward(&batch.inputs, &ctx, None)?;
+                let tasks = Some(Arc::from(batch.tasks.as_slice()));
+                model.hidden(&batch.inputs, &RouteCtx { tasks, observer: Some(self.clone()), ..ctx.clone() })?;
             }
         }
         Ok(())
@@ -137,23 +145,50 @@ impl Observer for RouterInputs {
         let values = x.flatten_all()?.to_vec1::<f32>()?;
         let mut guard = self.lock();
         let state = &mut *guard;
+        let (task, documents) = (state.task, &state.documents);
         for row in 0..b {
             // What was not read whole decides nothing.
             for (window, means) in means.iter().enumerate() {
                 let first = row * t + window * length;
-                if state.counted[first..first + length].iter().all(|counted| *counted) {
-                    state.sequences[layer].values.extend_from_slice(&means[row * d..][..d]);
-                    state.sequences[layer].tasks.push(state.task);
+                if state.positions.counted[first..first + length].iter().all(|counted| *counted) {
+                    state.sequences[layer].push(&means[row * d..][..d], task, documents[first]);
                 }
             }
-            let read = state.read;
-            let kept = |at: &usize| sampled(read + *at as u64, self.stride) && state.counted[*at];
-            for at in (row * t..(row + 1) * t).filter(kept) {
-                state.tokens[layer].values.extend_from_slice(&values[at * d..][..d]);
-                state.tokens[layer].tasks.push(state.task);
-            }
+        }
+        for at in state.positions.kept() {
+            state.tokens[layer].push(&values[at * d..][..d], task, documents[at]);
         }
         Ok(())
+    }
+}
+
+/// The positions of a pass over a text that belong to its sample: equal for all who sample the same pass.
+pub(super) struct Positions {
+    stride: usize,
+    /// Positions read before this batch.
+    read: u64,
+    /// Those of this batch that have a target.
+    counted: Vec<bool>,
+}
+
+impl Positions {
+    /// One in `stride`.
+    pub(super) fn new(stride: usize) -> Self {
+        Self { stride: stride.max(1), read: 0, counted: Vec::new() }
+    }
+
+    /// The next batch.
+    pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
+        self.read += self.counted.len() as u64;
+        let targets = batch.targets.flatten_all()?.to_vec1::<u32>()?;
+        self.counted = targets.iter().map(|target| *target != NO_TARGET).collect();
+        Ok(())
+    }
+
+    /// Those of this batch, ascending.
+    pub(super) fn kept(&self) -> impl Iterator<Item = usize> {
+        let kept = |at: &usize| self.counted[*at] && sampled(self.read + *at as u64, self.stride);
+        (0..self.counted.len()).filter(kept)
     }
 }
 
@@ -161,4 +196,10 @@ impl Observer for RouterInputs {
 /// whatever the length of a row; every `stride`-th position would be the same few of each row.
 fn sampled(n: u64, stride: usize) -> bool {
     n.wrapping_mul(0x9e37_79b9_7f4a_7c15) <= u64::MAX / stride as u64
+}
+
+/// At most `most` of `count` rows, evenly spread.
+pub(crate) fn spread(count: usize, most: usize) -> impl Iterator<Item = usize> {
+    let kept = count.min(most);
+    (0..kept).map(move |at| at * count / kept)
 }

@@ -147,11 +147,7 @@ impl Labels {
     /// The nodes of `level` that a path of (task, layer) passes through, ascending.
     #[must_use]
     pub fn nodes(&self, task: usize, layer: usize, level: usize, spec: &MoeSpec) -> Vec<usize> {
-        let node_of = spec.node_of_experts(level);
-        // An expert that no router chooses is under no node.
-        let under = |expert: &u32| node_of.get(*expert as usize).copied();
-        let nodes: BTreeSet<usize> = self.paths.experts[task][layer].iter().filter_map(under).collect();
-        nodes.into_iter().collect()
+        nodes_of_path(&self.paths.experts[task][layer], level, spec)
     }
 
     /// Distinct paths and entropy.
@@ -172,6 +168,14 @@ impl Labels {
         let entropy = (0..layers).map(entropy_of).sum::<f64>() / layers.max(1) as f64;
         LabelStatistics { distinct_paths, entropy }
     }
+}
+
+/// The nodes of `level` that a path passes through, ascending. An expert that no router chooses is under no node.
+#[must_use]
+pub fn nodes_of_path(path: &[u32], level: usize, spec: &MoeSpec) -> Vec<usize> {
+    let node_of = spec.node_of_experts(level);
+    let under = |expert: &u32| node_of.get(*expert as usize).copied();
+    path.iter().filter_map(under).collect::<BTreeSet<usize>>().into_iter().collect()
 }
 
 /// The tasks that take each of `choices` choices: each task the `top_k` whose clusters are nearest to it, its own first.

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::NeuronScan;
+use crate::ops::NeuronSums;
 
 /// What is integrated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +47,7 @@ impl Score {
     }
 
     /// What z(activation) and z(surprise) are multiplied by; `None` of what is made of neither.
-    fn signs(self) -> Option<(f64, f64)> {
+    pub(super) fn signs(self) -> Option<(f64, f64)> {
         match self {
             Self::Sps => Some((1.0, -1.0)),
             Self::Activation => Some((1.0, 0.0)),
@@ -71,19 +72,52 @@ const FLAT: f64 = 1e-9;
 /// f32 values, says nothing finer.
 const ROUNDING: f64 = 1e-12;
 
-/// One quantity of one layer: its means a token by (task, neuron), standardised.
-fn standardised(means: &[Vec<f64>], mean_squares: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let average = |values: &[Vec<f64>]| {
-        let by_task = values.iter().map(|task| task.iter().sum::<f64>() / task.len() as f64);
-        by_task.sum::<f64>() / values.len() as f64
+/// z(x) of one quantity of one layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standard {
+    mean: f64,
+    /// `None` where nothing varies: z is 0.
+    deviation: Option<f64>,
+}
+
+impl Standard {
+    /// By the means of x and x² a token, `[task][i]`.
+    fn of(means: &[Vec<f64>], mean_squares: &[Vec<f64>]) -> Self {
+        let average = |values: &[Vec<f64>]| {
+            let by_task = values.iter().map(|task| task.iter().sum::<f64>() / task.len() as f64);
+            by_task.sum::<f64>() / values.len() as f64
+        };
+        let mean = average(means);
+        let mean_square = average(mean_squares);
+        let variance = (mean_square - mean * mean).max(0.0);
+        let deviation = variance.sqrt();
+        let flat = deviation <= FLAT || variance <= ROUNDING * mean_square;
+        Self { mean, deviation: (!flat).then_some(deviation) }
+    }
+
+    /// z(x).
+    pub(super) fn z(self, x: f64) -> f64 {
+        self.deviation.map_or(0.0, |deviation| (x - self.mean) / deviation)
+    }
+
+    fn all(self, means: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        means.iter().map(|task| task.iter().map(|x| self.z(*x)).collect()).collect()
+    }
+}
+
+/// One layer's sums a token, `[task][i]`.
+fn per_token(scan: &NeuronScan, layer: usize, sums: fn(&NeuronSums) -> &Vec<f64>) -> Vec<Vec<f64>> {
+    let of_task = |task: usize| {
+        let tokens = scan.tokens[task].max(1) as f64;
+        sums(&scan.sums[layer][task]).iter().map(|sum| sum / tokens).collect()
     };
-    let mean = average(means);
-    let mean_square = average(mean_squares);
-    let variance = (mean_square - mean * mean).max(0.0);
-    let deviation = variance.sqrt();
-    let flat = deviation <= FLAT || variance <= ROUNDING * mean_square;
-    let z = |x: &f64| if flat { 0.0 } else { (x - mean) / deviation };
-    means.iter().map(|task| task.iter().map(z).collect()).collect()
+    (0..scan.tasks.len()).map(of_task).collect()
+}
+
+/// z(activation) and z(surprise) by the moments of one layer of a scan.
+pub(super) fn standards(scan: &NeuronScan, layer: usize) -> [Standard; 2] {
+    let moments = |sums, squares| Standard::of(&per_token(scan, layer, sums), &per_token(scan, layer, squares));
+    [moments(|s| &s.activation, |s| &s.activation_squared), moments(|s| &s.surprise, |s| &s.surprise_squared)]
 }
 
 impl Integral {
@@ -106,19 +140,13 @@ impl Integral {
     pub fn new(scan: &NeuronScan, score: Score) -> Self {
         let (tasks, layers) = (scan.tasks.len(), scan.sums.len());
         let mut neurons = vec![Vec::with_capacity(layers); tasks];
-        for layer in &scan.sums {
-            let per_token = |sums: fn(&crate::ops::NeuronSums) -> &Vec<f64>| -> Vec<Vec<f64>> {
-                let of_task = |task: usize| {
-                    let tokens = scan.tokens[task].max(1) as f64;
-                    sums(&layer[task]).iter().map(|sum| sum / tokens).collect()
-                };
-                (0..tasks).map(of_task).collect()
-            };
+        for layer in 0..layers {
             let values = match score.signs() {
-                None => per_token(|s| &s.taylor),
+                None => per_token(scan, layer, |s| &s.taylor),
                 Some((of_activation, of_surprise)) => {
-                    let a = standardised(&per_token(|s| &s.activation), &per_token(|s| &s.activation_squared));
-                    let s = standardised(&per_token(|s| &s.surprise), &per_token(|s| &s.surprise_squared));
+                    let [za, zs] = standards(scan, layer);
+                    let a = za.all(&per_token(scan, layer, |s| &s.activation));
+                    let s = zs.all(&per_token(scan, layer, |s| &s.surprise));
                     let sum = |(a, s): (&f64, &f64)| of_activation * a + of_surprise * s;
                     a.iter().zip(&s).map(|(a, s)| a.iter().zip(s).map(sum).collect()).collect()
                 }

@@ -207,7 +207,7 @@ impl Run<'_> {
         let model = self.dense_model()?;
         let of = |set: &TokenSet| -> Result<Inputs> {
             let inputs = self.router_inputs(set);
-            inputs.collect(&model, set, self.scan_options(), &self.device)?;
+            inputs.collect(&model, set, self.scan_options(), &RouteCtx::all(), &self.device)?;
             Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
         };
         Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })

@@ -45,6 +45,14 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
         Ok(Self { model, lm_head })
     }
 
+    /// The decoder's output `[B, T, d]`, what the head reads.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary; shapes or devices that do not go together.
+    pub fn hidden(&self, ids: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        self.model.forward(ids, &*self.with_surprisal(ids, ctx)?, None)
+    }
+
     /// Logits `[B, T, V]` of token ids `[B, T]`, in the model's dtype.
     ///
     /// # Errors
@@ -60,8 +68,7 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together.
     pub fn token_losses(&self, ids: &Tensor, targets: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
-        let ctx = &self.with_surprisal(ids, ctx)?;
-        Ok(ops::head_cross_entropy(&self.model.forward(ids, ctx, None)?, &self.lm_head, targets)?)
+        Ok(ops::head_cross_entropy(&self.hidden(ids, ctx)?, &self.lm_head, targets)?)
     }
 
     /// `ctx` with the surprisal of every token given those before it, where routing reads it: a first pass, all active. The first

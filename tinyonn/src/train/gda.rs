@@ -2,41 +2,29 @@
 //!
 //! Each choice gets the mean, variance and frequency of the z that its labels cover: σ²_c = (n_c s²_c + n₀ s²_pooled)/(n_c + n₀), n₀ = 32,
 //! floored at 1e-6 of the mean pooled variance; π_c = (n_c + 1)/(n + C). Pooled moments are those of all rows that pass the router;
-//! a choice without labels takes them, and a prior so small that it is never taken while a labelled one remains.
+//! a choice without labels takes them, and a prior so small that it is never taken while a labelled one remains. All that is needed of the
+//! rows are their [`ClassSums`]: one streaming pass, then a fit for every router of every level.
 
 use crate::moe::Covariance;
+use crate::ops::ClassSums;
 
-/// Sums over the z of one task: all that a fit to task labels needs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sums {
-    /// Rows.
-    pub count: f64,
-    /// Σ z, by dimension.
-    pub sum: Vec<f64>,
-    /// Σ z².
-    pub squares: Vec<f64>,
+/// Moments of the z of some classes together.
+#[derive(Clone)]
+struct Moments {
+    count: f64,
+    sum: Vec<f64>,
+    squares: Vec<f64>,
 }
 
-impl Sums {
-    /// Nothing seen.
-    #[must_use]
-    pub fn zero(r: usize) -> Self {
+impl Moments {
+    fn zero(r: usize) -> Self {
         Self { count: 0.0, sum: vec![0.0; r], squares: vec![0.0; r] }
     }
 
-    /// One more row.
-    pub fn push(&mut self, z: &[f32]) {
-        self.count += 1.0;
-        for ((sum, square), z) in self.sum.iter_mut().zip(&mut self.squares).zip(z) {
-            *sum += f64::from(*z);
-            *square += f64::from(*z) * f64::from(*z);
-        }
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.count += other.count;
-        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
-        self.squares.iter_mut().zip(&other.squares).for_each(|(a, b)| *a += b);
+    fn add(&mut self, sums: &ClassSums, class: usize) {
+        self.count += sums.count(class);
+        self.sum.iter_mut().zip(sums.sum(class)).for_each(|(a, b)| *a += b);
+        self.squares.iter_mut().zip(sums.squares(class)).for_each(|(a, b)| *a += b);
     }
 
     fn mean(&self, j: usize) -> f64 {
@@ -95,35 +83,49 @@ const FLOOR: f64 = 1e-6;
 /// would be none.
 const NEVER: f64 = -1e30;
 
-/// Fits a router of `choices` choices; `labels[task]` are the choices taken by a task, and tasks not listed do not pass by.
+/// Fits a router of `choices` choices to sums over classes of rows, tasks or paths; `taken[class]` are the choices that rows of a class
+/// take, and classes that take none do not pass by.
+///
+/// ```
+/// use tinyonn::ops::ClassSums;
+/// use tinyonn::train::gda::fit;
+///
+/// // Class 0 lies around −1 and takes choice 1, class 1 around 1 and takes choice 0.
+/// let mut sums = ClassSums::zero(2, 1);
+/// sums.push_rows(&[-1.2, -0.8, 1.2, 0.8], &[0, 0, 1, 1])?;
+/// let router = fit(&sums, &[vec![1], vec![0]], 2);
+/// assert!((router.mean[1][0] + 1.0).abs() < 1e-6 && (router.mean[0][0] - 1.0).abs() < 1e-6);
+/// assert_eq!(router.log_prior, [0.5f64.ln(); 2]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[must_use]
-pub fn fit(sums: &[Sums], labels: &[Vec<usize>], choices: usize) -> Gaussians {
-    let r = sums.first().map_or(0, |sums| sums.sum.len());
-    let mut pooled = Sums::zero(r);
-    let mut of_choice = vec![Sums::zero(r); choices];
-    for (sums, taken) in sums.iter().zip(labels).filter(|(_, taken)| !taken.is_empty()) {
-        pooled.add(sums);
+pub fn fit(sums: &ClassSums, taken: &[Vec<usize>], choices: usize) -> Gaussians {
+    let r = sums.width();
+    let mut pooled = Moments::zero(r);
+    let mut of_choice = vec![Moments::zero(r); choices];
+    for (class, taken) in taken.iter().enumerate().filter(|(_, taken)| !taken.is_empty()) {
+        pooled.add(sums, class);
         for choice in taken {
-            of_choice[*choice].add(sums);
+            of_choice[*choice].add(sums, class);
         }
     }
-    let total: f64 = of_choice.iter().map(|sums| sums.count).sum();
+    let total: f64 = of_choice.iter().map(|own| own.count).sum();
     let pooled_variance: Vec<f64> = (0..r).map(|j| if pooled.count > 0.0 { pooled.variance(j) } else { 1.0 }).collect();
     let floor = FLOOR * pooled_variance.iter().sum::<f64>() / r.max(1) as f64;
     // Rows that are all equal have no spread to measure by: any will do that is no overflow.
     let floor = if floor > 0.0 { floor } else { 1.0 };
     let mut fitted = Gaussians { mean: vec![], log_variance: vec![], log_prior: vec![] };
-    for sums in &of_choice {
-        let labelled = sums.count > 0.0;
-        let mean = |j| if labelled { sums.mean(j) } else { pooled.mean(j) };
+    for own in &of_choice {
+        let labelled = own.count > 0.0;
+        let mean = |j| if labelled { own.mean(j) } else { pooled.mean(j) };
         let variance = |j: usize| {
-            let own = if labelled { sums.count * sums.variance(j) } else { 0.0 };
-            ((own + SHRINKAGE * pooled_variance[j]) / (sums.count + SHRINKAGE)).max(floor)
+            let squares = if labelled { own.count * own.variance(j) } else { 0.0 };
+            ((squares + SHRINKAGE * pooled_variance[j]) / (own.count + SHRINKAGE)).max(floor)
         };
         fitted.mean.push((0..r).map(mean).collect());
         fitted.log_variance.push((0..r).map(|j| variance(j).ln()).collect());
         // Without any label at all the router is uniform.
-        let prior = ((sums.count + 1.0) / (total + choices as f64)).ln();
+        let prior = ((own.count + 1.0) / (total + choices as f64)).ln();
         fitted.log_prior.push(if labelled || total == 0.0 { prior } else { NEVER });
     }
     fitted

@@ -1,22 +1,72 @@
-//! Where Gaussian routers look: a linear map z = P x that sets the tasks apart.
+//! Where Gaussian routers look: a linear map z = P x, P `[r, d]`, found from a sample of their inputs (DESIGN §2).
 //!
-//! Linear discriminant analysis finds the directions along which class means differ most against the spread within classes; their
-//! number is at most classes − 1, so the rest is filled up with the leading principal directions, all of unit variance
-//! within classes and uncorrelated (DESIGN §2).
+//! - `lda`: linear discriminant analysis finds the directions along which class means differ most against the spread within classes; their
+//!   number is at most classes − 1, so the rest is filled up with the leading principal directions, all of unit variance within
+//!   classes and uncorrelated.
+//! - `pca`: the leading principal directions of all rows, orthonormal.
+//! - `random`: orthonormal rows drawn at random.
+//! - `identity`: the first r coordinates.
 
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
+use serde::{Deserialize, Serialize};
 
-use crate::imaging::inputs::Samples;
-use crate::{Error, Result};
+use crate::imaging::inputs::{Samples, spread};
+use crate::{Error, Result, random};
 
+/// How the projections of routers that learn theirs (`project` not declared, or `learned`) are found. Declared ones stay what they are:
+/// `project = identity` has none, `project = random` keeps what was drawn when the model was upcycled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Projection {
+    /// Linear discriminant analysis of the tasks.
+    #[default]
+    Lda,
+    /// Principal components of all rows.
+    Pca,
+    /// Orthonormal rows drawn at random.
+    Random,
+    /// The first coordinates.
+    Identity,
+}
+
+impl Projection {
+    /// Its name in configurations and tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lda => "lda",
+            Self::Pca => "pca",
+            Self::Random => "random",
+            Self::Identity => "identity",
+        }
+    }
+
+    /// P `[r, d]`, row-major, and r = min(`dim`, d). `random` is deterministic in `seed` and `layer`; the others need neither.
+    ///
+    /// # Errors
+    /// No samples; samples that are no finite numbers.
+    pub fn find(self, samples: &Samples, dim: usize, (seed, layer): (u64, usize)) -> Result<(Vec<f32>, usize)> {
+        let d = width(samples)?;
+        let r = dim.min(d);
+        match self {
+            Self::Lda => lda(samples, dim),
+            Self::Pca => pca(samples, dim),
+            Self::Random => Ok((orthonormal(r, d, &mut random::stream(seed, &format!("projection/{layer}"))), r)),
+            Self::Identity => {
+                let row = |i: usize| (0..d).map(move |j| f32::from(u8::from(i == j)));
+                Ok(((0..r).flat_map(row).collect(), r))
+            }
+        }
+    }
+}
+
+/// Rows that a projection is found from, at most.
+const SAMPLE: usize = 32_768;
 /// Added to the diagonal of the spread within classes, as a share of its mean.
 const RIDGE: f64 = 1e-3;
 
-/// P `[r, d]`, row-major, from labelled rows; classes weigh equally.
-///
-/// # Errors
-/// No samples; samples that are no finite numbers.
-pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
+/// d of samples that can be used.
+pub(super) fn width(samples: &Samples) -> Result<usize> {
     if samples.tasks.is_empty() {
         return Err(Error::setting("inputs", "none were collected", "scan at least one sequence of each task"));
     }
@@ -24,37 +74,78 @@ pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
         let remedy = "check the model's tensors for values that are not finite";
         return Err(Error::setting("inputs", "what the routers see holds values that are not finite", remedy));
     }
-    let d = samples.values.len() / samples.tasks.len();
+    Ok(samples.values.len() / samples.tasks.len())
+}
+
+/// At most [`SAMPLE`] rows, those of `task` if there is one, `[n, d]`.
+fn sampled(samples: &Samples, d: usize, task: Option<u32>) -> DMatrix<f64> {
+    let rows = spread(samples.tasks.len(), SAMPLE).filter(|row| task.is_none_or(|task| samples.tasks[*row] == task));
+    let values: Vec<f64> = rows.flat_map(|row| samples.values[row * d..][..d].iter().map(|x| f64::from(*x))).collect();
+    DMatrix::from_row_slice(values.len() / d, d, &values)
+}
+
+/// The mean of the rows `[d]` and the sum of the outer products of their differences from it, `[d, d]`.
+fn centred(mut rows: DMatrix<f64>) -> (DVector<f64>, DMatrix<f64>) {
+    let mean = rows.row_mean();
+    rows.row_iter_mut().for_each(|mut row| row -= &mean);
+    (mean.transpose(), rows.tr_mul(&rows))
+}
+
+/// Eigenvalues and -vectors of a symmetric matrix, the largest first.
+fn principal(matrix: DMatrix<f64>) -> Vec<(f64, DVector<f64>)> {
+    let eigen = SymmetricEigen::new(matrix);
+    let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
+    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]).then(a.cmp(b)));
+    order.into_iter().map(|at| (eigen.eigenvalues[at], eigen.eigenvectors.column(at).into_owned())).collect()
+}
+
+/// P `[r, d]`, row-major: the directions along which all rows vary most, orthonormal, the first most.
+///
+/// # Errors
+/// As [`Projection::find`].
+pub fn pca(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
+    let d = width(samples)?;
+    let r = dim.min(d);
+    let (_, scatter) = centred(sampled(samples, d, None));
+    let rows = principal(scatter).into_iter().take(r);
+    Ok((rows.flat_map(|(_, row)| row.iter().map(|x| *x as f32).collect::<Vec<_>>()).collect(), r))
+}
+
+/// Orthonormal rows `[r, d]`, evenly drawn from all such: the Q of a normal matrix.
+fn orthonormal(r: usize, d: usize, rng: &mut random::Rng) -> Vec<f32> {
+    let drawn = random::normal(d * r, 0.0, 1.0, rng).into_iter().map(f64::from);
+    let q_dr = DMatrix::from_iterator(d, r, drawn).qr().q();
+    q_dr.iter().map(|x| *x as f32).collect()
+}
+
+/// P `[r, d]`, row-major, from labelled rows; classes weigh equally.
+///
+/// # Errors
+/// As [`Projection::find`].
+pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
+    let d = width(samples)?;
     let r = dim.min(d);
     let classes: Vec<u32> =
         samples.tasks.iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
     let mut within = DMatrix::<f64>::zeros(d, d);
     let mut means = Vec::with_capacity(classes.len());
     for class in &classes {
-        let rows: Vec<f64> = samples
-            .values
-            .chunks_exact(d)
-            .zip(&samples.tasks)
-            .filter(|(_, task)| *task == class)
-            .flat_map(|(row, _)| row.iter().map(|x| f64::from(*x)))
-            .collect();
-        let count = rows.len() / d;
-        let mut matrix = DMatrix::from_row_slice(count, d, &rows);
-        let mean = matrix.row_mean();
-        matrix.row_iter_mut().for_each(|mut row| row -= &mean);
-        within += matrix.tr_mul(&matrix) / (count * classes.len()) as f64;
-        means.push(mean.transpose());
+        let rows = sampled(samples, d, Some(*class));
+        // Of very many classes a sample may hold none of one.
+        let count = rows.nrows();
+        if count > 0 {
+            let (mean, scatter) = centred(rows);
+            within += scatter / count as f64;
+            means.push(mean);
+        }
     }
-    let ridge = RIDGE * spread(within.trace() / d as f64, &means);
+    within /= means.len() as f64;
+    let ridge = RIDGE * spread_of(within.trace() / d as f64, &means);
     within.iter_mut().step_by(d + 1).for_each(|x| *x += ridge);
-    let eigen = SymmetricEigen::new(within);
-    let mut order: Vec<usize> = (0..d).collect();
-    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]).then(a.cmp(b)));
     // Rows of W = Λ^(−½) Vᵀ, leading principal direction first: x ↦ W x has unit variance within classes.
     let mut whiten = DMatrix::<f64>::zeros(d, d);
-    for (row, at) in order.iter().enumerate() {
-        let scale = 1.0 / eigen.eigenvalues[*at].max(ridge).sqrt();
-        whiten.set_row(row, &(eigen.eigenvectors.column(*at).transpose() * scale));
+    for (row, (variance, direction)) in principal(within).iter().enumerate() {
+        whiten.set_row(row, &(direction.transpose() / variance.max(ridge).sqrt()));
     }
     let directions = directions(&whiten, &means, r);
     let projection = directions * whiten;
@@ -62,7 +153,7 @@ pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
 }
 
 /// The mean variance within classes; where every class is a single point, that of the points, or 1 if they too are one.
-fn spread(within: f64, means: &[DVector<f64>]) -> f64 {
+fn spread_of(within: f64, means: &[DVector<f64>]) -> f64 {
     let centre = centre(means);
     let squares = means.iter().map(|mean| (mean - &centre).norm_squared()).sum::<f64>();
     let between = squares / (means.len() * centre.len()) as f64;
@@ -79,16 +170,14 @@ fn directions(whiten: &DMatrix<f64>, means: &[DVector<f64>], r: usize) -> DMatri
     let centre = centre(means);
     let between = DMatrix::from_columns(&means.iter().map(|mean| whiten * (mean - &centre)).collect::<Vec<_>>());
     // The means' own span, strongest direction first: eigenvectors of the small Gram matrix.
-    let gram = SymmetricEigen::new(between.tr_mul(&between));
-    let mut order: Vec<usize> = (0..means.len()).collect();
-    order.sort_by(|a, b| gram.eigenvalues[*b].total_cmp(&gram.eigenvalues[*a]).then(a.cmp(b)));
-    let spanned = order.iter().map(|at| &between * gram.eigenvectors.column(*at));
+    let gram = principal(between.tr_mul(&between));
+    let largest = gram.first().map_or(0.0, |(value, _)| value.max(0.0)).sqrt();
+    let spanned = gram.iter().map(|(_, direction)| &between * direction);
     let axes = (0..d).map(|axis| {
         let mut e = DVector::zeros(d);
         e[axis] = 1.0;
         e
     });
-    let largest = gram.eigenvalues.iter().copied().fold(0.0, f64::max).sqrt();
     let mut rows = DMatrix::<f64>::zeros(r, d);
     let mut found: Vec<DVector<f64>> = Vec::with_capacity(r);
     let class_directions = means.len().saturating_sub(1);

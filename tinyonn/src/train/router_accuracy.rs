@@ -1,15 +1,18 @@
-//! How well routers find the labelled paths on text they have not seen.
+//! How well routers find the labelled paths on text they have not seen, and how sure that is.
 //!
 //! At each level: |predicted ∩ label| / |label|, over nodes of that level: groups, then experts (of the whole path, so that an expert
-//! of a wrong group is a miss). `chance` is the same figure for always answering the commonest path: that of the most rows, where tasks that
-//! share a path count together.
+//! of a wrong group is a miss). `chance` is the same figure for always answering the commonest path: that of the most rows, where classes that
+//! share a path count together. Rows of one document are no independent draws, so intervals are bootstrapped over documents.
 
-use candle_core::Tensor;
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
-use crate::moe::{MoeModule, Scores, select};
+use crate::imaging::labels::nodes_of_path;
+use crate::imaging::{Labels, RowLabels};
+use crate::metrics::{Interval, by_cluster, interval};
+use crate::moe::{MoeModule, MoeSpec, Scores, select};
 use crate::{Error, Result};
 
 /// Accuracy of one layer.
@@ -19,6 +22,8 @@ pub struct LevelAccuracy {
     pub accuracy: Vec<f64>,
     /// By level, of the commonest path.
     pub chance: Vec<f64>,
+    /// By level, the accuracy with its 95 % interval over documents.
+    pub intervals: Vec<Interval>,
 }
 
 /// Accuracy of all layers.
@@ -26,6 +31,8 @@ pub struct LevelAccuracy {
 pub struct RouterAccuracy {
     /// By layer.
     pub layers: Vec<LevelAccuracy>,
+    /// By level, the mean over layers with its 95 % interval over documents.
+    pub intervals: Vec<Interval>,
     /// `confusion[task][decoded]`: the share of a task's rows whose predicted path overlaps most with another task's label
     /// (ties to the lower task), mean over layers.
     pub confusion: Vec<Vec<f64>>,
@@ -50,36 +57,27 @@ impl RouterAccuracy {
 /// Compares the routers' choices for `inputs`, by layer, with the labels of the rows' tasks.
 ///
 /// # Errors
-/// No inputs; inputs or labels of other layers or tasks; whatever the routers report.
+/// No inputs; inputs or labels of other layers or tasks; rows without their documents; whatever the routers report.
 pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &Labels) -> Result<RouterAccuracy> {
-    let tasks = labels.paths.experts.len();
-    let experts = modules.first().map_or(0, |module| module.spec().experts());
-    let layers = modules.len();
-    let fits = layers > 0
-        && inputs.len() == layers
-        && modules.iter().all(|module| module.spec().experts() == experts)
-        && inputs.iter().flat_map(|samples| &samples.tasks).all(|task| (*task as usize) < tasks);
-    if !fits {
-        let problem = format!("they are not of {tasks} tasks, and {layers} layers of {experts} experts");
-        return Err(Error::setting("inputs", problem, "collect inputs, and label tasks, through this model"));
-    }
+    let (tasks, layers) = (labels.paths.experts.len(), modules.len());
+    let known = inputs.iter().flat_map(|samples| &samples.tasks).all(|task| (*task as usize) < tasks);
+    let experts = check(modules, inputs, known)?;
     labels.check(modules[0].spec(), tasks, layers)?;
     let mut total = RouterAccuracy {
         layers: Vec::new(),
+        intervals: Vec::new(),
         confusion: vec![vec![0.0; tasks]; tasks],
         load: vec![vec![0.0; experts]; tasks],
     };
+    let mut hits = Vec::new();
     for (layer, (module, samples)) in modules.iter().zip(inputs).enumerate() {
-        let device = module.experts().device();
-        let predicted = predict(*module, &samples.tensor(device)?)?;
+        let predicted = predict(*module, samples)?;
+        let found = Hits::new(module.spec(), &RowLabels::of_tasks(labels, layer, &samples.tasks), &predicted);
+        total.layers.push(found.accuracy(samples));
+        hits.push(found);
         let mut rows = vec![0f64; tasks];
         samples.tasks.iter().for_each(|task| rows[*task as usize] += 1.0);
-        let path = |task: usize| &labels.paths.experts[task][layer];
-        let on_path =
-            |task: usize| (0..tasks).filter(|other| path(*other) == path(task)).map(|other| rows[other]).sum::<f64>();
-        let commonest = (0..tasks).rev().max_by(|a, b| on_path(*a).total_cmp(&on_path(*b))).unwrap_or(0);
-        total.layers.push(by_level(*module, samples, labels, layer, commonest, &predicted));
-        let share = |task: usize| 1.0 / (rows[task].max(1.0) * modules.len() as f64);
+        let share = |task: usize| 1.0 / (rows[task].max(1.0) * layers as f64);
         for (path, task) in predicted.iter().zip(&samples.tasks) {
             let task = *task as usize;
             let overlap = |other: &usize| {
@@ -93,42 +91,104 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
             }
         }
     }
+    let levels = 0..modules[0].spec().levels.len();
+    let rows = |level: usize| hits.iter().zip(inputs).flat_map(move |(hits, samples)| hits.rows(level, samples));
+    total.intervals = levels.map(|level| interval(&by_cluster(rows(level)), SEED)).collect();
     Ok(total)
 }
 
-/// The path of each row, as wide as labels are.
-fn predict(module: &dyn MoeModule, x_td: &Tensor) -> Result<Vec<Vec<u32>>> {
-    select::paths(module.spec(), &Scores::new(module, x_td)?.by_level()?)
+/// Compares the routers' choices for `inputs`, by layer, with labels of the rows themselves (of their tokens, say).
+///
+/// # Errors
+/// As [`router_accuracy`].
+pub fn row_accuracy(
+    modules: &[&dyn MoeModule],
+    inputs: &[Samples],
+    labels: &[RowLabels],
+) -> Result<Vec<LevelAccuracy>> {
+    check(modules, inputs, labels.len() == inputs.len())?;
+    let layer = |((module, samples), labels): ((&&dyn MoeModule, &Samples), &RowLabels)| {
+        labels.check(samples.tasks.len(), module.spec())?;
+        Ok(Hits::new(module.spec(), labels, &predict(*module, samples)?).accuracy(samples))
+    };
+    modules.iter().zip(inputs).zip(labels).map(layer).collect()
 }
 
-fn by_level(
-    module: &dyn MoeModule,
-    samples: &Samples,
-    labels: &Labels,
-    layer: usize,
-    commonest: usize,
-    predicted: &[Vec<u32>],
-) -> LevelAccuracy {
-    let spec = module.spec();
-    let mut result = LevelAccuracy { accuracy: Vec::new(), chance: Vec::new() };
-    for level in 0..spec.levels.len() {
-        let node_of = spec.node_of_experts(level);
-        let of_task: Vec<Vec<usize>> =
-            (0..labels.paths.experts.len()).map(|task| labels.nodes(task, layer, level, spec)).collect();
-        let overlap = |nodes: &[usize], task: usize| {
-            let label = &of_task[task];
-            nodes.iter().filter(|node| label.binary_search(node).is_ok()).count() as f64 / label.len().max(1) as f64
-        };
-        let (mut hit, mut chance) = (0.0, 0.0);
-        for (path, task) in predicted.iter().zip(&samples.tasks) {
-            let mut nodes: Vec<usize> = path.iter().map(|expert| node_of[*expert as usize]).collect();
-            nodes.dedup();
-            hit += overlap(&nodes, *task as usize);
-            chance += overlap(&of_task[commonest], *task as usize);
-        }
-        let rows = samples.tasks.len().max(1) as f64;
-        result.accuracy.push(hit / rows);
-        result.chance.push(chance / rows);
+/// The bootstrap's: it decides the ends of intervals and nothing else.
+const SEED: u64 = 0;
+
+/// Refuses inputs of other modules; the number of experts.
+fn check(modules: &[&dyn MoeModule], inputs: &[Samples], labelled: bool) -> Result<usize> {
+    let (layers, experts) = (modules.len(), modules.first().map_or(0, |module| module.spec().experts()));
+    let same = modules.iter().all(|module| module.spec().experts() == experts);
+    if layers == 0 || inputs.len() != layers || !same || !labelled {
+        let problem = format!("they are not of the labelled tasks, and {layers} layers of {experts} experts");
+        return Err(Error::setting("inputs", problem, "collect inputs, and label tasks, through this model"));
     }
-    result
+    if inputs.iter().any(|samples| samples.documents.len() != samples.tasks.len()) {
+        return Err(Error::setting("inputs", "rows lack their documents", "give each row the number of its document"));
+    }
+    Ok(experts)
+}
+
+/// The path of each row, as wide as labels are.
+fn predict(module: &dyn MoeModule, samples: &Samples) -> Result<Vec<Vec<u32>>> {
+    let x_td = samples.tensor(module.experts().device())?;
+    select::paths(module.spec(), &Scores::new(module, &x_td)?.by_level()?)
+}
+
+/// |predicted ∩ label| / |label| of one layer, `[level][row]`.
+struct Hits {
+    found: Vec<Vec<f64>>,
+    /// Of the commonest path.
+    chance: Vec<Vec<f64>>,
+}
+
+impl Hits {
+    fn new(spec: &MoeSpec, labels: &RowLabels, predicted: &[Vec<u32>]) -> Self {
+        let commonest = commonest(labels);
+        let mut hits = Self { found: Vec::new(), chance: Vec::new() };
+        for level in 0..spec.levels.len() {
+            let node_of = spec.node_of_experts(level);
+            let of_class: Vec<Vec<usize>> = labels.paths.iter().map(|path| nodes_of_path(path, level, spec)).collect();
+            let overlap = |nodes: &[usize], class: u32| {
+                let label = &of_class[class as usize];
+                nodes.iter().filter(|node| label.binary_search(node).is_ok()).count() as f64 / label.len().max(1) as f64
+            };
+            let found = |(path, class): (&Vec<u32>, &u32)| {
+                let mut nodes: Vec<usize> = path.iter().map(|expert| node_of[*expert as usize]).collect();
+                nodes.dedup();
+                overlap(&nodes, *class)
+            };
+            hits.found.push(predicted.iter().zip(&labels.class_of_row).map(found).collect());
+            let chance = |class: &u32| overlap(&of_class[commonest], *class);
+            hits.chance.push(labels.class_of_row.iter().map(chance).collect());
+        }
+        hits
+    }
+
+    /// (document, hit) of the rows.
+    fn rows<'a>(&'a self, level: usize, samples: &'a Samples) -> impl Iterator<Item = (u32, f64)> + 'a {
+        samples.documents.iter().copied().zip(self.found[level].iter().copied())
+    }
+
+    fn accuracy(&self, samples: &Samples) -> LevelAccuracy {
+        let mean = |rows: &Vec<f64>| rows.iter().sum::<f64>() / rows.len().max(1) as f64;
+        let intervals = (0..self.found.len()).map(|level| interval(&by_cluster(self.rows(level, samples)), SEED));
+        LevelAccuracy {
+            accuracy: self.found.iter().map(mean).collect(),
+            chance: self.chance.iter().map(mean).collect(),
+            intervals: intervals.collect(),
+        }
+    }
+}
+
+/// The first class on the path of the most rows.
+fn commonest(labels: &RowLabels) -> usize {
+    let mut rows: BTreeMap<&[u32], usize> = BTreeMap::new();
+    for class in &labels.class_of_row {
+        *rows.entry(&labels.paths[*class as usize]).or_default() += 1;
+    }
+    let on_path = |class: &usize| rows.get(labels.paths[*class].as_slice()).copied().unwrap_or(0);
+    (0..labels.paths.len()).rev().max_by_key(on_path).unwrap_or(0)
 }

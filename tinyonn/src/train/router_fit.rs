@@ -1,51 +1,109 @@
 //! Phase 1: routers trained on labels, everything else frozen (DESIGN §4).
 //!
 //! Inputs and labels come from the pseudo-dense pass. The projection is found first ([`super::projection`]), then each router in
-//! closed form ([`super::gda`]); then its scale is calibrated on validation text; then, unless `steps` is zero, all its parameters
-//! are refined by gradient (`router_tuning`). Routers of other kinds have no closed form: theirs is the gradient alone.
+//! closed form ([`super::gda`]); then its scale is calibrated on validation text; then, as `fit` says, all its parameters are refined by
+//! gradient (`router_tuning`) and the scale is calibrated again. Routers of other kinds have no closed form: theirs is the gradient alone.
+//!
+//! Rows are labelled by class ([`RowLabels`]): task labels are the case of a class a task, token labels that of a class a path.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::gda::{self, Sums};
-use super::projection;
+use super::gda;
+use super::projection::{self, Projection};
+use super::router_targets::Targets;
 use super::router_tuning::{Model, Rows, Tuning};
 use crate::checkpoint::ParamStore;
-use crate::imaging::Labels;
-use crate::imaging::inputs::Samples;
-use crate::moe::{GaussianSpec, MoeSpec, Project, Reduce, RouterKind, RouterShape, RouterSpec};
+use crate::imaging::inputs::{Samples, spread};
+use crate::imaging::{Labels, RowLabels};
+use crate::moe::{GaussianSpec, Project, Reduce, RouterKind, RouterShape};
+use crate::ops::ClassSums;
 use crate::{Error, Result};
 
 /// How routers are fitted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouterFitConfig {
-    /// Gradient steps behind the closed form; 0 keeps the closed form.
+    /// Where routers look that learn it.
+    pub projection: Projection,
+    /// In closed form, by gradient, or both.
+    pub fit: FitBy,
+    /// Gradient steps, at most: validation text stops them earlier. 0 behind the closed form keeps it.
     pub steps: u64,
     /// Rows a step.
     pub batch: usize,
     /// The constant learning rate.
     pub rate: f64,
+    /// How often the fit is repeated on what routers see once they route ([`super::refit()`]).
+    pub refit_rounds: usize,
+}
+
+/// What finds the parameters of Gaussian routers; the others have the gradient alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FitBy {
+    /// The closed form.
+    #[serde(rename = "gda")]
+    Gda,
+    /// The cross-entropy's gradient, from the parameters that the store holds (of a new model drawn at random) and the projection.
+    #[serde(rename = "sgd")]
+    Sgd,
+    /// The gradient from the closed form.
+    #[default]
+    #[serde(rename = "gda+sgd")]
+    GdaSgd,
 }
 
 impl Default for RouterFitConfig {
     fn default() -> Self {
-        Self { steps: 120, batch: 256, rate: 5e-3 }
+        let (projection, fit) = (Projection::default(), FitBy::default());
+        Self { projection, fit, steps: 120, batch: 256, rate: 5e-3, refit_rounds: 0 }
     }
 }
 
 impl RouterFitConfig {
-    /// In short, for names of files and tables.
+    /// In short, for names of files and tables: no two configurations share one.
     #[must_use]
     pub fn id(&self) -> String {
-        format!("steps{}", self.steps)
+        let Self { projection, fit, steps, batch, rate, refit_rounds } = self;
+        let fit = match fit {
+            FitBy::Gda => "gda",
+            FitBy::Sgd => "sgd",
+            FitBy::GdaSgd => "gda+sgd",
+        };
+        let learns = if self.learns() { format!("-{steps}x{batch}@{rate}") } else { String::new() };
+        let refits = if *refit_rounds > 0 { format!("-refit{refit_rounds}") } else { String::new() };
+        format!("{}-{fit}{learns}{refits}", projection.name())
+    }
+
+    /// Whether routers take gradient steps.
+    fn learns(&self) -> bool {
+        self.fit != FitBy::Gda && self.steps > 0
+    }
+
+    /// Refuses to fit a router of this kind by nothing.
+    fn check(&self, name: &str, kind: &RouterKind) -> Result<()> {
+        let closed = matches!(kind, RouterKind::Gaussian(_)) && self.fit != FitBy::Sgd;
+        if closed || self.learns() || matches!(kind, RouterKind::Random) {
+            return Ok(());
+        }
+        if self.fit == FitBy::Gda {
+            let problem = format!("is gda, and `{name}_router` has no closed form");
+            return Err(Error::setting("router.fit", problem, "use gda+sgd, which takes what there is"));
+        }
+        if matches!(kind, RouterKind::Gaussian(_)) {
+            return Err(Error::setting("router.steps", "is 0, and fit = sgd is steps alone", "use 1 or more"));
+        }
+        let problem = format!("is 0, and `{name}_router` has no closed form");
+        Err(Error::setting("router.steps", problem, "use 1 or more"))
     }
 }
 
 /// Validation rows of a layer that calibration and stopping look at, at most.
 const HELD: usize = 2048;
 
-/// Inputs of all layers with what fits them share: the projections, found once.
+/// Inputs of all layers with what fits to them share: the projections, found once.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -68,7 +126,8 @@ const HELD: usize = 2048;
 /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
 ///
 /// // Inputs of the layer: task 0 lies left, task 1 right.
-/// let rows = Samples { values: vec![-1.0, 0.2, 1.0, 0.3, -1.1, 0.4, 0.9, 0.1], tasks: vec![0, 1, 0, 1] };
+/// let values = vec![-1.0, 0.2, 1.0, 0.3, -1.1, 0.4, 0.9, 0.1];
+/// let rows = Samples { values, tasks: vec![0, 1, 0, 1], documents: vec![0, 1, 0, 1] };
 /// let labels = Labels { paths: PathTable { experts: vec![vec![vec![1]], vec![vec![0]]] } };
 /// let (train, validation) = ([rows.clone()], [rows]);
 /// let fitter = RouterFitter::new(&train, &validation, 2, 64)?;
@@ -80,9 +139,47 @@ const HELD: usize = 2048;
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 pub struct RouterFitter {
-    train: Vec<Rows>,
-    validation: Vec<Rows>,
+    train: Vec<Inputs>,
+    validation: Vec<Inputs>,
     tasks: usize,
+    dim: usize,
+    /// What the last fit found.
+    projected: Mutex<Option<Arc<Projected>>>,
+}
+
+/// Inputs of one layer.
+struct Inputs {
+    /// `[n, d]`.
+    x: Tensor,
+    /// The task of every row that was collected.
+    tasks: Vec<u32>,
+    /// The collected rows that x holds, n of them.
+    kept: Vec<usize>,
+}
+
+impl Inputs {
+    /// At most `most` of the samples, evenly spread.
+    fn new(samples: &Samples, most: usize) -> Result<Self> {
+        let (x, count) = (samples.tensor(&Device::Cpu)?, samples.tasks.len());
+        let kept: Vec<usize> = spread(count, most).collect();
+        let x = if kept.len() == count {
+            x
+        } else {
+            let rows: Vec<u32> = kept.iter().map(|row| *row as u32).collect();
+            x.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?
+        };
+        Ok(Self { x, tasks: samples.tasks.clone(), kept })
+    }
+
+    /// The classes of the rows of x.
+    fn classes(&self, labels: &RowLabels) -> Vec<u32> {
+        self.kept.iter().map(|row| labels.class_of_row[*row]).collect()
+    }
+}
+
+/// Learned projections of all layers, and what they make of the training rows.
+struct Projected {
+    by: (Projection, u64),
     /// P by layer, `[r, d]`.
     projections: Vec<Tensor>,
     /// z of the training rows by layer, `[n, r]`.
@@ -90,10 +187,10 @@ pub struct RouterFitter {
 }
 
 impl RouterFitter {
-    /// Finds the projections of all layers for routers of at most `dim` dimensions; a narrower router takes the first of them.
+    /// Takes the inputs of all layers, for routers of at most `dim` learned dimensions; a narrower router takes the first of them.
     ///
     /// # Errors
-    /// No inputs; inputs of other layers or of more than `tasks` tasks; a `dim` of zero.
+    /// No inputs; inputs that are no finite numbers, of other layers or of more than `tasks` tasks; a `dim` of zero.
     pub fn new(train: &[Samples], validation: &[Samples], tasks: usize, dim: usize) -> Result<Self> {
         let known = |samples: &Samples| samples.tasks.iter().all(|task| (*task as usize) < tasks);
         if train.len() != validation.len() || !train.iter().chain(validation).all(known) {
@@ -103,166 +200,192 @@ impl RouterFitter {
         if dim == 0 {
             return Err(Error::setting("dim", "is 0: nothing would be left of the inputs", "use 1 or more"));
         }
-        let cpu = Device::Cpu;
-        let (mut projections, mut z) = (Vec::new(), Vec::new());
-        for samples in train {
-            let (values, r) = projection::lda(samples, dim)?;
-            let d = values.len() / r;
-            let projection_rd = Tensor::from_vec(values, (r, d), &cpu)?;
-            z.push(samples.tensor(&cpu)?.matmul(&projection_rd.t()?)?);
-            projections.push(projection_rd);
-        }
-        let rows = |of: &[Samples], most| of.iter().map(|samples| Rows::new(samples, most)).collect::<Result<_>>();
-        Ok(Self { train: rows(train, usize::MAX)?, validation: rows(validation, HELD)?, tasks, projections, z })
+        train.iter().try_for_each(|samples| projection::width(samples).map(drop))?;
+        let inputs = |of: &[Samples], most| of.iter().map(|samples| Inputs::new(samples, most)).collect::<Result<_>>();
+        let (train, validation) = (inputs(train, usize::MAX)?, inputs(validation, HELD)?);
+        Ok(Self { train, validation, tasks, dim, projected: Mutex::new(None) })
     }
 
-    /// Fits the routers of every layer and level to `labels` and puts them into the store of the model. Deterministic in `seed`.
+    /// Fits the routers of every layer and level to the tasks' labels and puts them into the store of the model. Deterministic in `seed`.
     ///
     /// # Errors
-    /// Routers that are missing from the store or of another shape than declared; labels of other tasks or layers; no steps for
-    /// routers that have no closed form.
+    /// As [`fit_rows`](Self::fit_rows); labels of other tasks or layers.
     pub fn fit(&self, model: Model<'_>, labels: &Labels, config: &RouterFitConfig, seed: u64) -> Result<()> {
+        labels.check(&model.2.spec, self.tasks, self.train.len())?;
+        let of_rows = |inputs: &[Inputs]| -> Vec<RowLabels> {
+            let layers = inputs.iter().enumerate();
+            layers.map(|(layer, inputs)| RowLabels::of_tasks(labels, layer, &inputs.tasks)).collect()
+        };
+        self.fit_rows(model, [&of_rows(&self.train), &of_rows(&self.validation)], config, seed)
+    }
+
+    /// As [`fit`](Self::fit), to labels of the training rows and of the validation rows, by layer. Projections are those of the tasks all the
+    /// same.
+    ///
+    /// # Errors
+    /// Routers that are missing from the store or of another shape than declared; labels of other rows; no steps for
+    /// routers that have no closed form.
+    pub fn fit_rows(
+        &self,
+        model: Model<'_>,
+        [train, validation]: [&[RowLabels]; 2],
+        config: &RouterFitConfig,
+        seed: u64,
+    ) -> Result<()> {
+        let spec = &model.2.spec;
+        for (inputs, labels) in [(&self.train, train), (&self.validation, validation)] {
+            if inputs.len() != labels.len() {
+                let problem = format!("they are of {} layers, the inputs of {}", labels.len(), inputs.len());
+                return Err(Error::setting("labels", problem, "label the rows of every layer"));
+            }
+            inputs.iter().zip(labels).try_for_each(|(inputs, labels)| labels.check(inputs.tasks.len(), spec))?;
+        }
+        let runs = || spec.levels.iter().flat_map(|level| level.routers.iter());
+        runs().try_for_each(|run| config.check(&run.name, &run.kind))?;
+        let projected = self.projected(config.projection, seed)?;
+        for layer in 0..self.train.len() {
+            let own = Layer {
+                layer,
+                projection_rd: &projected.projections[layer],
+                x_nd: &self.train[layer].x,
+                z_nr: &projected.z[layer],
+                labels: [&train[layer], &validation[layer]],
+                classes: [self.train[layer].classes(&train[layer]), self.validation[layer].classes(&validation[layer])],
+            };
+            own.fit(model, &self.validation[layer].x, config, seed)?;
+        }
+        Ok(())
+    }
+
+    /// The learned projections, those of the last fit if it asked for the same.
+    fn projected(&self, projection: Projection, seed: u64) -> Result<Arc<Projected>> {
+        let mut last = self.projected.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(projected) = last.as_ref().filter(|last| last.by == (projection, seed)) {
+            return Ok(projected.clone());
+        }
+        let (mut projections, mut z) = (Vec::new(), Vec::new());
+        for (layer, inputs) in self.train.iter().enumerate() {
+            let values = inputs.x.flatten_all()?.to_vec1()?;
+            let samples = Samples { values, tasks: inputs.tasks.clone(), documents: Vec::new() };
+            let (values, r) = projection.find(&samples, self.dim, (seed, layer))?;
+            let projection_rd = Tensor::from_vec(values, (r, inputs.x.dim(1)?), &Device::Cpu)?;
+            z.push(inputs.x.matmul(&projection_rd.t()?)?);
+            projections.push(projection_rd);
+        }
+        let found = Arc::new(Projected { by: (projection, seed), projections, z });
+        *last = Some(found.clone());
+        Ok(found)
+    }
+}
+
+/// One layer in a fit; pairs are of training and validation rows.
+struct Layer<'a> {
+    layer: usize,
+    /// The learned projection.
+    projection_rd: &'a Tensor,
+    /// Training rows.
+    x_nd: &'a Tensor,
+    /// What the learned projection makes of them.
+    z_nr: &'a Tensor,
+    labels: [&'a RowLabels; 2],
+    /// The class of each row.
+    classes: [Vec<u32>; 2],
+}
+
+impl Layer<'_> {
+    fn fit(&self, model: Model<'_>, held_nd: &Tensor, config: &RouterFitConfig, seed: u64) -> Result<()> {
         let (store, _, variant) = model;
-        let spec = &variant.spec;
-        let layers = self.train.len();
-        labels.check(spec, self.tasks, layers)?;
-        for layer in 0..layers {
-            for level in 0..spec.levels.len() {
-                for (run, declared) in spec.levels[level].routers.iter().enumerate() {
-                    let path = format!("model.layers.{layer}.mlp.{}_router", declared.name);
-                    let targets = Targets::new(spec, labels, self.tasks, layer, (level, run));
-                    let tuning = Tuning {
-                        model,
-                        path: &path,
-                        place: (layer, level, run),
-                        shares: targets.table(store.device())?,
-                        train: self.train[layer].to(store.device())?,
-                        held: self.validation[layer].to(store.device())?,
-                    };
-                    match &declared.kind {
-                        RouterKind::Random => continue,
-                        RouterKind::Gaussian(form) => {
-                            self.closed_form(store, &path, layer, form, &targets)?;
-                            tuning.calibrate()?;
-                        }
-                        RouterKind::Linear | RouterKind::Cosine | RouterKind::Custom(_) if config.steps == 0 => {
-                            let problem = format!("is 0, and `{}_router` has no closed form", declared.name);
-                            return Err(Error::setting("router.steps", problem, "use 1 or more"));
-                        }
-                        RouterKind::Linear | RouterKind::Cosine | RouterKind::Custom(_) => {}
+        let (spec, device) = (&variant.spec, store.device());
+        let on_device =
+            |x: &Tensor, classes: &[u32]| -> Result<_> { Ok((x.to_device(device)?, Tensor::new(classes, device)?)) };
+        let [train_classes, held_classes] = &self.classes;
+        let (train, held) = (on_device(self.x_nd, train_classes)?, on_device(held_nd, held_classes)?);
+        let rows = |(x, classes): &(Tensor, Tensor), targets: &Targets| -> Result<Rows> {
+            Ok(Rows { x: x.clone(), classes: classes.clone(), shares: targets.table(device)? })
+        };
+        let sums = self.sums(self.z_nr)?;
+        for level in 0..spec.levels.len() {
+            for (run, declared) in spec.levels[level].routers.iter().enumerate() {
+                if declared.kind == RouterKind::Random {
+                    continue;
+                }
+                let path = format!("model.layers.{}.mlp.{}_router", self.layer, declared.name);
+                let [asked, of_held] = self.labels.map(|labels| Targets::new(spec, &labels.paths, (level, run)));
+                let (train, held) = (rows(&train, &asked)?, rows(&held, &of_held)?);
+                let tuning = Tuning { model, path: &path, place: (self.layer, level, run), train, held };
+                let gaussian = match &declared.kind {
+                    RouterKind::Gaussian(form) => Some(form),
+                    _ => None,
+                };
+                if let Some(form) = gaussian {
+                    if form.project == Project::Learned {
+                        let r = form.dim.min(self.projection_rd.dim(0)?);
+                        set(store, &path, "projection", &self.projection_rd.narrow(0, 0, r)?.contiguous()?)?;
                     }
-                    if config.steps > 0 {
-                        tuning.refine(config, seed)?;
+                    if config.fit != FitBy::Sgd {
+                        self.closed_form(store, &path, form, (&sums, &asked))?;
                     }
+                    tuning.calibrate()?;
+                }
+                if config.learns() {
+                    tuning.refine(config, seed)?;
+                    gaussian.map_or(Ok(()), |_| tuning.calibrate())?;
                 }
             }
         }
         Ok(())
     }
 
-    /// z of the training rows of a layer, `[n, r]`, and the projection that a learned one is set to.
-    fn inputs(
-        &self,
-        store: &ParamStore,
-        path: &str,
-        layer: usize,
-        form: &GaussianSpec,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        match form.project {
-            Project::Learned => {
-                let r = form.dim.min(self.z[layer].dim(1)?);
-                let projection = self.projections[layer].narrow(0, 0, r)?.contiguous()?;
-                Ok((self.z[layer].narrow(1, 0, r)?, Some(projection)))
-            }
-            Project::Identity => Ok((self.train[layer].x.clone(), None)),
-            Project::Random => {
-                let name = format!("{path}.projection");
-                let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
-                let projection = store.get(&name).ok_or_else(missing)?.as_detached_tensor();
-                Ok((self.train[layer].x.matmul(&projection.to_device(&Device::Cpu)?.t()?)?, None))
-            }
-        }
+    /// Sums over the classes of training rows.
+    fn sums(&self, z_nr: &Tensor) -> Result<ClassSums> {
+        let mut sums = ClassSums::zero(self.labels[0].paths.len(), z_nr.dim(1)?);
+        sums.push_rows(&z_nr.flatten_all()?.to_vec1::<f32>()?, &self.classes[0])?;
+        Ok(sums)
     }
 
+    /// Sets the Gaussians of routers from `learned`, the sums of the learned z, or those of a declared projection.
     fn closed_form(
         &self,
         store: &ParamStore,
         path: &str,
-        layer: usize,
         form: &GaussianSpec,
-        targets: &Targets,
+        (learned, targets): (&ClassSums, &Targets),
     ) -> Result<()> {
-        let (z, projection) = self.inputs(store, path, layer, form)?;
-        let r = z.dim(1)?;
-        let mut sums = vec![Sums::zero(r); self.tasks];
-        for (z, task) in z.to_vec2::<f32>()?.iter().zip(self.train[layer].tasks.to_vec1::<u32>()?) {
-            sums[task as usize].push(z);
-        }
+        let sums = match form.project {
+            Project::Learned => learned.narrow(form.dim.min(learned.width())),
+            Project::Identity => self.sums(self.x_nd)?,
+            Project::Random => {
+                let name = format!("{path}.projection");
+                let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
+                let projection_rd = store.get(&name).ok_or_else(missing)?.as_detached_tensor();
+                self.sums(&self.x_nd.matmul(&projection_rd.to_device(&Device::Cpu)?.t()?)?)?
+            }
+        };
+        let (r, choices) = (sums.width(), targets.choices);
         let routers: Vec<gda::Gaussians> = (0..targets.parents)
-            .map(|parent| gda::fit(&sums, &targets.of_parent(parent), targets.choices).shared_by(form.covariance))
+            .map(|parent| gda::fit(&sums, &targets.of_parent(parent), choices).shared_by(form.covariance))
             .collect();
         let flat = |f: fn(&gda::Gaussians) -> &Vec<Vec<f64>>| -> Vec<f32> {
             routers.iter().flat_map(|router| f(router).iter().flatten().map(|x| *x as f32)).collect()
         };
-        let shape =
-            RouterShape { hidden: self.train[layer].x.dim(1)?, parents: targets.parents, choices: targets.choices };
+        let shape = RouterShape { hidden: self.x_nd.dim(1)?, parents: targets.parents, choices };
         let log_prior: Vec<f32> =
             routers.iter().flat_map(|router| router.log_prior.iter().map(|x| *x as f32)).collect();
-        let device = store.device();
-        let set = |name: &str, value: Tensor| store.set(&format!("{path}.{name}"), &value.to_device(device)?);
-        let cpu = Device::Cpu;
-        if let Some(projection) = projection {
-            set("projection", projection)?;
-        }
-        set("mean", Tensor::from_vec(flat(|router| &router.mean), (shape.parents, shape.choices, r), &cpu)?)?;
-        set("log_variance", Tensor::from_vec(flat(|router| &router.log_variance), form.variances(shape), &cpu)?)?;
-        set("log_prior", Tensor::from_vec(log_prior, (targets.parents, targets.choices), &cpu)?)?;
+        let cpu = &Device::Cpu;
+        let mean = Tensor::from_vec(flat(|router| &router.mean), (shape.parents, choices, r), cpu)?;
+        set(store, path, "mean", &mean)?;
+        let log_variance = Tensor::from_vec(flat(|router| &router.log_variance), form.variances(shape), cpu)?;
+        set(store, path, "log_variance", &log_variance)?;
+        set(store, path, "log_prior", &Tensor::from_vec(log_prior, (shape.parents, choices), cpu)?)?;
         let scale = match form.reduce {
             Reduce::Mean => r as f32,
             Reduce::Sum => 1.0,
         };
-        set("scale", Tensor::new(scale, &cpu)?)
+        set(store, path, "scale", &Tensor::new(scale, cpu)?)
     }
 }
 
-/// What the labels of one layer ask of one run of routers.
-struct Targets {
-    parents: usize,
-    choices: usize,
-    /// `taken[task]`: choices (parent · choices + choice, of this run) on the task's path.
-    taken: Vec<Vec<usize>>,
-}
-
-impl Targets {
-    fn new(spec: &MoeSpec, labels: &Labels, tasks: usize, layer: usize, (level, run): (usize, usize)) -> Self {
-        let runs = &spec.levels[level].routers;
-        let nodes = |runs: &[RouterSpec]| runs.iter().map(|run| run.parents * run.choices).sum::<usize>();
-        let own = nodes(&runs[..run])..nodes(&runs[..=run]);
-        let of_task = |task| {
-            let taken = labels.nodes(task, layer, level, spec).into_iter();
-            taken.filter(|node| own.contains(node)).map(|node| node - own.start).collect()
-        };
-        Self { parents: runs[run].parents, choices: runs[run].choices, taken: (0..tasks).map(of_task).collect() }
-    }
-
-    /// The choices each task takes at one parent.
-    fn of_parent(&self, parent: usize) -> Vec<Vec<usize>> {
-        let of_task = |nodes: &Vec<usize>| {
-            nodes.iter().filter(|node| *node / self.choices == parent).map(|node| node % self.choices).collect()
-        };
-        self.taken.iter().map(of_task).collect()
-    }
-
-    /// Target shares `[tasks, parents · choices]`: equal among the choices taken at each parent that the path passes.
-    fn table(&self, device: &Device) -> Result<Tensor> {
-        let width = self.parents * self.choices;
-        let mut shares = vec![0f32; self.taken.len() * width];
-        for (row, nodes) in shares.chunks_exact_mut(width).zip(&self.taken) {
-            for node in nodes {
-                let beside = nodes.iter().filter(|other| *other / self.choices == node / self.choices).count();
-                row[*node] = 1.0 / beside as f32;
-            }
-        }
-        Ok(Tensor::from_vec(shares, (self.taken.len(), width), device)?)
-    }
+/// Sets a parameter of the routers at `path`.
+fn set(store: &ParamStore, path: &str, name: &str, value: &Tensor) -> Result<()> {
+    store.set(&format!("{path}.{name}"), &value.to_device(store.device())?)
 }

@@ -1,15 +1,15 @@
-//! What follows a router's closed form: its scale calibrated, its parameters refined, both by the cross-entropy between the router's
+//! What a router has beside a closed form: its scale calibrated, its parameters refined, both by the cross-entropy between the router's
 //! probabilities and the label's choices in equal shares.
 //!
 //! Calibration is a search along the s of Gaussian routers alone, on validation text: the cross-entropy is convex in s (DESIGN §2). Refinement moves all
-//! parameters by AdamW on training text and keeps those of the least loss on validation text, the closed form's included.
+//! parameters by AdamW on training text and keeps those of the least loss on validation text, the first ones' included; it stops early
+//! where validation text gains nothing any more.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Tensor};
 use rand::Rng as _;
 
 use super::{AdamW, AdamwConfig, RouterFitConfig};
 use crate::checkpoint::ParamStore;
-use crate::imaging::inputs::Samples;
 use crate::metrics::Stage;
 use crate::moe::{MoeLayer, Variant};
 use crate::qwen3::Qwen3Config;
@@ -17,36 +17,24 @@ use crate::{Error, Result, ops, random};
 
 /// Steps between looks at the validation text.
 const LOOK: u64 = 20;
+/// Looks without a gain after which refinement stops.
+const PATIENCE: u64 = 5;
 
-/// Router inputs of one layer and their tasks.
+/// Labelled router inputs of one layer, for one run of routers.
 pub(super) struct Rows {
     /// `[n, d]`.
     pub(super) x: Tensor,
-    /// `[n]` u32.
-    pub(super) tasks: Tensor,
+    /// The class of each row, `[n]` u32.
+    pub(super) classes: Tensor,
+    /// The shares that the classes' labels ask for, `[classes, parents · choices]`.
+    pub(super) shares: Tensor,
 }
 
 impl Rows {
-    /// At most `most` of the samples, evenly spread.
-    pub(super) fn new(samples: &Samples, most: usize) -> Result<Self> {
-        let x = samples.tensor(&Device::Cpu)?;
-        let tasks = Tensor::new(samples.tasks.as_slice(), &Device::Cpu)?;
-        let count = samples.tasks.len();
-        if count <= most {
-            return Ok(Self { x, tasks });
-        }
-        let spread: Vec<u32> = (0..most).map(|at| (at * count / most) as u32).collect();
-        let spread = Tensor::new(spread.as_slice(), &Device::Cpu)?;
-        Ok(Self { x: x.index_select(&spread, 0)?, tasks: tasks.index_select(&spread, 0)? })
-    }
-
-    pub(super) fn to(&self, device: &Device) -> Result<Self> {
-        Ok(Self { x: self.x.to_device(device)?, tasks: self.tasks.to_device(device)? })
-    }
-
     fn select(&self, rows: &[u32]) -> Result<Self> {
         let rows = Tensor::new(rows, self.x.device())?;
-        Ok(Self { x: self.x.index_select(&rows, 0)?, tasks: self.tasks.index_select(&rows, 0)? })
+        let (x, classes) = (self.x.index_select(&rows, 0)?, self.classes.index_select(&rows, 0)?);
+        Ok(Self { x, classes, shares: self.shares.clone() })
     }
 }
 
@@ -60,8 +48,6 @@ pub(super) struct Tuning<'a> {
     pub(super) path: &'a str,
     /// Layer, level and run.
     pub(super) place: (usize, usize, usize),
-    /// The shares that labels ask for, `[tasks, parents · choices]`.
-    pub(super) shares: Tensor,
     pub(super) train: Rows,
     pub(super) held: Rows,
 }
@@ -84,7 +70,7 @@ impl Tuning<'_> {
     /// The cross-entropy between labelled shares and the probabilities that ℓ `[n, parents, choices]` gives.
     fn cross_entropy(&self, logits: &Tensor, rows: &Rows) -> Result<Tensor> {
         let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?.flatten_from(1)?;
-        Ok((log_p * self.shares.index_select(&rows.tasks, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
+        Ok((log_p * rows.shares.index_select(&rows.classes, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
     }
 
     fn loss(&self, layer: &MoeLayer, rows: &Rows) -> Result<Tensor> {
@@ -100,6 +86,10 @@ impl Tuning<'_> {
         let name = format!("{}.scale", self.path);
         let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
         let start = f64::from(store.get(&name).ok_or_else(missing)?.to_scalar::<f32>()?);
+        // Gradients may have turned the density over, which no scale of the search can better.
+        if start <= 0.0 {
+            return Ok(());
+        }
         let set = |s: f64| store.set(&name, &Tensor::new(s as f32, store.device())?);
         let layer = self.layer(false)?;
         let at_start = self.logits(&layer, &self.held)?;
@@ -134,7 +124,7 @@ impl Tuning<'_> {
         set(if at(best)? < before { best.exp() } else { start })
     }
 
-    /// All parameters, by gradient. Deterministic in `seed`.
+    /// All parameters, by gradient: at most `steps` of them, fewer where [`PATIENCE`] looks gain nothing. Deterministic in `seed`.
     pub(super) fn refine(&self, config: &RouterFitConfig, seed: u64) -> Result<()> {
         let prefix = format!("{}.", self.path);
         let layer = self.layer(true)?;
@@ -144,8 +134,8 @@ impl Tuning<'_> {
         let snapshot =
             || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
         let held = || -> Result<f32> { Ok(self.loss(&layer, &self.held)?.detach().to_scalar()?) };
-        let (mut best, mut kept) = (held()?, snapshot()?);
-        let count = self.train.tasks.elem_count() as u32;
+        let (mut best, mut kept, mut looks) = (held()?, snapshot()?, 0);
+        let count = self.train.classes.elem_count() as u32;
         for step in 1..=config.steps {
             let rows: Vec<u32> = (0..config.batch).map(|_| rng.random_range(0..count)).collect();
             let loss = self.loss(&layer, &self.train.select(&rows)?)?;
@@ -158,7 +148,12 @@ impl Tuning<'_> {
             if step % LOOK == 0 || step == config.steps {
                 let now = held()?;
                 if now < best {
-                    (best, kept) = (now, snapshot()?);
+                    (best, kept, looks) = (now, snapshot()?, 0);
+                } else {
+                    looks += 1;
+                }
+                if looks == PATIENCE {
+                    break;
                 }
             }
         }

@@ -1,0 +1,169 @@
+//! Labels of single tokens: the path that a token's own score asks for, from a second pass with the first one's moments (DESIGN §3).
+//!
+//! SPS_t,n = mean over the neurons i of n of z(a_ti) − z(S_ti), standardised by the moments of the layer's *scan*, which a single token has none
+//! of; a token's path is then what a task's is, the best `k₁` groups and in each the best `k₂` experts. The mean of a task's token scores is its
+//! ∫SPS. Other scores likewise; taylor is −h_ti δ_h,ti, not standardised.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::inputs::Positions;
+use super::sps::{Standard, standards};
+use super::{Integral, Labels, NeuronScan, RowLabels, ScanOptions, Score};
+use crate::data::TokenSet;
+use crate::metrics::check_loss;
+use crate::moe::MoeSpec;
+use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
+use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
+use crate::{Error, Result};
+
+/// What tokens are labelled by.
+#[derive(Clone, Copy)]
+pub struct TokenScore<'a> {
+    /// The first pass, whose moments standardise: of training text, whatever is labelled.
+    pub scan: &'a NeuronScan,
+    /// The score.
+    pub score: Score,
+    /// Minus each neuron's mean over the tasks of the scan.
+    pub contrast: bool,
+    /// The expert of each neuron, `[layer][i]`.
+    pub units: &'a [Vec<u32>],
+    /// The hierarchy.
+    pub spec: &'a MoeSpec,
+}
+
+/// Labels one token in `stride` of `set`, by layer: the tokens that [`RouterInputs`](super::RouterInputs) of the same stride, options and set keep, in
+/// their order. One forward through `model`, all active, and one backward to activations.
+///
+/// # Errors
+/// A scan or units of another model; a loss that is no finite number; whatever the model reports.
+pub fn token_labels<F: FeedForward>(
+    model: &Qwen3ForCausalLm<F>,
+    set: &TokenSet,
+    options: ScanOptions,
+    by: TokenScore<'_>,
+    stride: usize,
+    device: &Device,
+) -> Result<Vec<RowLabels>> {
+    let (layers, width) = (model.config().num_hidden_layers, model.config().intermediate_size);
+    let fits = |units: &Vec<u32>| units.len() == width && units.iter().all(|unit| (*unit as usize) < by.spec.experts());
+    if by.scan.sums.len() != layers || by.scan.width() != width {
+        let problem = format!("it is not of {layers} layers of {width} neurons");
+        return Err(Error::setting("scan", problem, "scan this model first"));
+    }
+    if by.units.len() != layers || !by.units.iter().all(fits) {
+        let problem = format!("they do not give each of {width} neurons in {layers} layers an expert");
+        return Err(Error::setting("units", problem, "take them from this model (`neuron_experts`)"));
+    }
+    let labeller = Arc::new(Labeller {
+        values: (0..layers).map(|layer| Values::new(by, layer)).collect(),
+        units: by.units.to_vec(),
+        spec: by.spec.clone(),
+        state: Mutex::new(State { positions: Positions::new(stride), paths: vec![Vec::new(); layers] }),
+    });
+    let ctx = RouteCtx { probe: Some(labeller.clone()), ..RouteCtx::all() };
+    let set = &options.part(set);
+    for (task, tokens) in set.tasks.iter().enumerate() {
+        for batch in set.batches_of_task(task, options.length, options.batch, device)? {
+            let batch = batch?;
+            labeller.lock().positions.begin(&batch)?;
+            let loss = model.token_losses(&batch.inputs, &batch.targets, &ctx)?.sum_all()?;
+            ops::backward(&loss)?;
+            check_loss("token labels", &tokens.name, f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?))?;
+        }
+    }
+    let paths = std::mem::take(&mut labeller.lock().paths);
+    Ok(paths.into_iter().map(RowLabels::from_paths).collect())
+}
+
+/// How the values of one layer's neurons at one token make their scores.
+struct Values {
+    kind: Kind,
+    /// Taken from each neuron's score.
+    baseline: Option<Vec<f64>>,
+}
+
+enum Kind {
+    Standardised { of: [Standard; 2], signs: (f64, f64) },
+    Taylor,
+}
+
+impl Values {
+    fn new(by: TokenScore<'_>, layer: usize) -> Self {
+        let kind = match by.score.signs() {
+            Some(signs) => Kind::Standardised { of: standards(by.scan, layer), signs },
+            None => Kind::Taylor,
+        };
+        let common = || Integral::new(by.scan, by.score).averaged().neurons.swap_remove(0).swap_remove(layer);
+        Self { kind, baseline: by.contrast.then(common) }
+    }
+
+    /// The scores `[kept][i]` of the tokens `rows` of a pass.
+    fn of(&self, pass: &MlpBackward<'_>, rows: &[u32]) -> candle_core::Result<Vec<Vec<f64>>> {
+        let rows = Tensor::new(rows, pass.x_td.device())?;
+        let values = |x_ti: &Tensor| x_ti.index_select(&rows, 0)?.to_dtype(DType::F64)?.to_vec2::<f64>();
+        let mut scores = match &self.kind {
+            Kind::Taylor => {
+                let gated = pass.gate_ti.map(|gate_ti| pass.h_ti * gate_ti).transpose()?;
+                values(&(gated.as_ref().unwrap_or(pass.h_ti) * pass.delta_h_ti)?.neg()?)?
+            }
+            Kind::Standardised { of: [za, zs], signs } => {
+                let [a_ti, s_ti] = ops::activation_and_surprise(pass)?;
+                let (mut scores, surprises) = (values(&a_ti)?, values(&s_ti)?);
+                let both = scores.iter_mut().flatten().zip(surprises.iter().flatten());
+                both.for_each(|(a, s)| *a = signs.0 * za.z(*a) + signs.1 * zs.z(*s));
+                scores
+            }
+        };
+        if let Some(baseline) = &self.baseline {
+            scores.iter_mut().for_each(|row| row.iter_mut().zip(baseline).for_each(|(score, mean)| *score -= mean));
+        }
+        Ok(scores)
+    }
+}
+
+struct Labeller {
+    /// By layer.
+    values: Vec<Values>,
+    units: Vec<Vec<u32>>,
+    spec: MoeSpec,
+    state: Mutex<State>,
+}
+
+struct State {
+    positions: Positions,
+    /// By layer, of the rows labelled so far.
+    paths: Vec<Vec<Vec<u32>>>,
+}
+
+/// Tokens a task of the pool labels at once.
+const TOKENS: usize = 32;
+
+impl Labeller {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MlpProbe for Labeller {
+    fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
+        let rows: Vec<u32> = self.lock().positions.kept().map(|at| at as u32).collect();
+        if !rows.is_empty() {
+            let scores = self.values[layer].of(pass, &rows)?;
+            // For a path a token is what a task is, one of a single layer.
+            let paths = scores.par_chunks(TOKENS).map(|scores| {
+                let integral = Integral { neurons: scores.iter().map(|row| vec![row.clone()]).collect() };
+                Labels::from_integral(&integral, &self.units[layer..=layer], &self.spec)
+                    .paths
+                    .experts
+                    .into_iter()
+                    .flatten()
+            });
+            let paths: Vec<_> = paths.collect();
+            self.lock().paths[layer].extend(paths.into_iter().flatten());
+        }
+        Ok(WeightGrads::All)
+    }
+}
