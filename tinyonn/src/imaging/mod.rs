@@ -5,16 +5,23 @@
 //! ∫SPS ([`sps`]). From ∫SPS come each task's optimal computation path ([`labels`]) and, if asked, the partition of neurons into
 //! experts itself ([`partition`]).
 
+mod balanced_k_means;
+pub mod coactivation;
 pub mod dump;
 pub mod inputs;
+mod label_balance;
+pub mod label_statistics;
 pub mod labels;
 pub mod partition;
 pub mod scan;
 pub mod sps;
 
+pub use coactivation::coactivation;
 pub use dump::{Dump, dump};
 pub use inputs::RouterInputs;
+pub use label_balance::LabelBalance;
+pub use label_statistics::{LabelStatistics, LayerStatistics};
 pub use labels::Labels;
-pub use partition::Partition;
+pub use partition::{Partition, PartitionSources};
 pub use scan::{NeuronScan, ScanOptions, scan};
 pub use sps::{Integral, Score};

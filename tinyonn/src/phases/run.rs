@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 use super::summary::{CorpusFigures, LosslessFigures};
 use super::text::Tokens;
@@ -12,7 +12,11 @@ use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, 
 use crate::data::{Sampler, TokenSet};
 use crate::files::StagedFolder;
 use crate::imaging::inputs::{Samples, Window};
-use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, scan};
+use crate::imaging::partition::gate_rows;
+use crate::imaging::{
+    Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, ScanOptions, coactivation,
+    scan,
+};
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadMeter, RoutePer, Variant};
@@ -129,10 +133,19 @@ impl Run<'_> {
     pub(super) fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
         let cfg = &self.dense.cfg;
         let partition = self.partition;
-        let integral = partition.profile().map(|score| Integral::new(scan, score));
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let units = partition.assign(&self.variant.spec, shape, integral.as_ref(), self.config.seed)?;
+        let integral = partition.profile().map(|score| Integral::new(scan, score));
+        let gate_rows = gate_rows(&self.dense.store, cfg.num_hidden_layers)?;
+        let hidden = (partition == Partition::Coactivation).then(|| self.coactivation()).transpose()?;
+        let (integral, coactivation) = (integral.as_ref(), hidden.as_deref());
+        let sources = PartitionSources { integral, gate_rows: Some(&gate_rows), coactivation };
+        let units = partition.assign(&self.variant.spec, shape, sources, self.config.seed)?;
         checkpoint::upcycle(&self.dense.store, cfg, self.variant, &units, self.config.seed)
+    }
+
+    fn coactivation(&self) -> Result<Vec<Tensor>> {
+        let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
+        coactivation(&model, &self.tokens.train, self.scan_options(), &self.device)
     }
 
     /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.
@@ -173,21 +186,20 @@ impl Run<'_> {
         let integral = Integral::new(scan, self.config.labels);
         let integral = if self.config.contrast { integral.contrasted() } else { integral };
         let labels = match units {
-            Some(units) => Labels::from_integral(&integral, units, &self.variant.spec),
+            Some(units) => Labels::balanced(&integral, units, &self.variant.spec, self.config.label_balance),
             None => Labels::from_profiles(&integral, &self.variant.spec, self.config.seed),
         };
-        if labels.statistics(&self.variant.spec).distinct_paths == 1 {
-            tracing::warn!(
-                "all tasks share one path: routing cannot tell them apart; scan more text (`scan_tokens`), or label by what \
-                 sets tasks apart (`contrast = true`)"
-            );
+        if let Some(warning) = labels.statistics(&self.variant.spec).warning() {
+            tracing::warn!("{warning}");
         }
         labels
     }
 
     /// What labels are made by, in a word.
     pub(super) fn labels_by(&self) -> String {
-        format!("{}{}", self.config.labels.name(), if self.config.contrast { "_contrasted" } else { "" })
+        let contrasted = if self.config.contrast { "_contrasted" } else { "" };
+        let balanced = if self.config.label_balance == LabelBalance::Sinkhorn { "_sinkhorn" } else { "" };
+        format!("{}{contrasted}{balanced}", self.config.labels.name())
     }
 
     /// Router inputs of the held-out splits: forward passes only.

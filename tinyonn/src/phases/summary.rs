@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::imaging::labels::LabelStatistics;
+use crate::imaging::LabelStatistics;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
 
@@ -25,7 +25,8 @@ pub struct Summary {
     pub lossless: LosslessFigures,
     /// The scan.
     pub scan: ScanFigures,
-    /// The score that labels were made by, `_contrasted` where its mean over tasks was taken away.
+    /// The score that labels were made by, `_contrasted` where its mean over tasks was taken away, `_sinkhorn` where the
+    /// experts were shared out evenly.
     pub labels_by: String,
     /// The labels.
     pub labels: LabelStatistics,
