@@ -90,7 +90,7 @@ fn pretraining_imaging_and_smk_agree() {
         let scan = scan(&dense, &train, options, device, Some(&inputs)).unwrap();
         let variant = variant("Moe2x4");
         let units = Partition::Contiguous
-            .assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), None, 0)
+            .assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), PartitionSources::default(), 0)
             .unwrap();
         let sparse = upcycle(&store, &cfg, variant, &units, 0).unwrap();
         let config = SmkConfig { steps: 10, batch: 8, min_k: 3, adamw, ..SmkConfig::default() };

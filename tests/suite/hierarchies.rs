@@ -8,7 +8,7 @@ use rand::Rng;
 use rstest::rstest;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::imaging::inputs::Samples;
-use tinyonn::imaging::{Integral, Labels, Partition};
+use tinyonn::imaging::{Integral, Labels, Partition, PartitionSources};
 use tinyonn::moe::{MoeModule, MoeSpec};
 use tinyonn::ops::ClassSums;
 use tinyonn::random;
@@ -65,15 +65,20 @@ proptest! {
     #[test]
     fn partitions_are_even_over_all_experts_and_labels_are_best_paths_of_routed_ones(
         seed in any::<u64>(),
-        which in 0usize..4,
+        which in 0usize..7,
         extra in 0usize..30,
     ) {
         let spec = hierarchy(seed, false);
         prop_assume!(spec.experts() <= 60);
-        let strategy = [Partition::Contiguous, Partition::Random, Partition::Activation, Partition::Sps][which];
+        let strategy = Partition::ALL[which];
         let width = spec.experts() + extra;
         let integral = integral(seed, 3, width);
-        let units = strategy.assign(&spec, (2, width), Some(&integral), seed).unwrap();
+        let [gate_rows, hidden] = [[width, 3], [9, width]].map(|shape| {
+            [0, 1].map(|layer| crate::gradients::inputs(seed ^ layer, &[&shape]).remove(0))
+        });
+        let sources =
+            PartitionSources { integral: Some(&integral), gate_rows: Some(&gate_rows), coactivation: Some(&hidden) };
+        let units = strategy.assign(&spec, (2, width), sources, seed).unwrap();
         for layer in &units {
             let mut widths = vec![0; spec.experts()];
             layer.iter().for_each(|expert| widths[*expert as usize] += 1);
@@ -291,7 +296,7 @@ fn shared_and_isotropic_variances_are_those_of_their_moments(
 #[test]
 fn experts_that_always_take_part_need_neurons_too() {
     let (variant, cfg) = (tinyonn::moe::variant("Cortex").unwrap(), models::config(10, false));
-    let refused = message(Partition::Contiguous.assign(&variant.spec, (2, 10), None, 0));
+    let refused = message(Partition::Contiguous.assign(&variant.spec, (2, 10), PartitionSources::default(), 0));
     assert!(refused.contains("10 neurons for 11 experts"), "{refused}");
     let store = models::weights(&cfg, DType::F32);
     let by_hand = vec![vec![0; 10]; 2];

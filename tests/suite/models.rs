@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
-use tinyonn::imaging::{Integral, Partition};
+use tinyonn::imaging::{Integral, Partition, PartitionSources};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, MoeSpec, Variant};
 use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
@@ -50,13 +50,20 @@ pub(crate) fn variant(name: &str) -> &'static Variant {
     moe::variant(name).unwrap()
 }
 
-/// Experts of both layers' neurons; clustered strategies are given made-up profiles over three tasks.
+/// Experts of both layers' neurons; clustered strategies are given made-up profiles over three tasks, gate rows and activations.
 pub(crate) fn partition(strategy: Partition, spec: &MoeSpec, cfg: &Qwen3Config) -> Result<Vec<Vec<u32>>> {
     let (layers, width) = (cfg.num_hidden_layers, cfg.intermediate_size);
     let profile =
         |task: usize, layer: usize| inputs((10 * task + layer) as u64, &[&[width]]).remove(0).to_vec1::<f64>().unwrap();
     let neurons = (0..3).map(|task| (0..layers).map(|layer| profile(task, layer)).collect()).collect();
-    strategy.assign(spec, (layers, width), Some(&Integral { neurons }), 3)
+    let integral = Integral { neurons };
+    let tensors = |seed: u64, shape: [usize; 2]| -> Vec<Tensor> {
+        (0..layers).map(|layer| inputs(seed + layer as u64, &[&shape]).remove(0)).collect()
+    };
+    let (gate_rows, hidden) = (tensors(50, [width, cfg.hidden_size]), tensors(60, [40, width]));
+    let sources =
+        PartitionSources { integral: Some(&integral), gate_rows: Some(&gate_rows), coactivation: Some(&hidden) };
+    strategy.assign(spec, (layers, width), sources, 3)
 }
 
 pub(crate) fn dense(cfg: &Qwen3Config, store: &ParamStore, dtype: DType) -> Qwen3ForCausalLm<Mlp> {

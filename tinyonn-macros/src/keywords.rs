@@ -70,5 +70,13 @@ keywords! {
     Gate { Unit = "unit", Scaled = "scaled", StraightThrough = "straight_through" }
 
     /// How neurons are given to experts.
-    PartitionStrategy { Contiguous = "contiguous", Random = "random", Activation = "activation", Sps = "sps" }
+    PartitionStrategy {
+        Contiguous = "contiguous",
+        Random = "random",
+        Kmeans = "kmeans",
+        Coactivation = "coactivation",
+        Activation = "activation",
+        Sps = "sps",
+        Taylor = "taylor",
+    }
 }

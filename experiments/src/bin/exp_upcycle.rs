@@ -12,7 +12,8 @@ use tinyonn::checkpoint::{
     ModelFolder, TinyOnnConfig, compare, dense_parts, expected_tensors, is_tinyonn, load_model, tokens, upcycle,
 };
 use tinyonn::files::StagedFolder;
-use tinyonn::imaging::Partition;
+use tinyonn::imaging::partition::gate_rows;
+use tinyonn::imaging::{Partition, PartitionSources};
 use tinyonn::model::ActiveMode;
 use tinyonn::moe::ExpertsAre;
 use tinyonn::{Error, Result, moe};
@@ -31,7 +32,7 @@ use tinyonn::{Error, Result, moe};
   exp_upcycle --model Qwen3-1.7B-TinyOnn --to-dense --out Qwen3-1.7B-again
 
 Variants of your own: declare them with #[moe(..)] in a crate and link it into this program (`use my_variants as _;`).
-Partitions that image the model first (activation, sps) are made by exp_phase2."
+Partitions that read text first (coactivation, activation, sps, taylor) are made by exp_phase2."
 )]
 struct Cli {
     #[command(flatten)]
@@ -47,7 +48,7 @@ struct Settings {
     /// The declared variant, by the name of its type, such as TinyOnn (10 groups of 10 experts)
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// How neurons are given to experts: contiguous or random [default: as the variant declares, or else contiguous]
+    /// How neurons are given to experts: contiguous, random or kmeans [default: as the variant declares, or else contiguous]
     #[arg(long, value_name = "STRATEGY")]
     partition: Option<Partition>,
     /// Turn a Tiny-ONN checkpoint back into a plain Qwen3, its weights as they are
@@ -113,8 +114,16 @@ fn write_upcycled(
         return Err(Error::file(from, "is a Tiny-ONN checkpoint already", remedy));
     }
     folder.check_names(&expected_tensors(&cfg))?;
-    let neuron_expert = partition.assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), None, seed)?;
+    if partition.reads_text() {
+        let problem = format!("`{partition}` is made from a pass over text, and upcycling reads none");
+        let remedy = "use contiguous, random or kmeans, or give `partition` to exp_phase2";
+        return Err(Error::setting("partition", problem, remedy));
+    }
     let dense = folder.load(&Device::Cpu, None)?;
+    let gate_rows = gate_rows(&dense, cfg.num_hidden_layers)?;
+    let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
+    let neuron_expert =
+        partition.assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), sources, seed)?;
     let sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
     let config = TinyOnnConfig::new(variant, partition, seed).write_to(folder.config());
     ModelFolder::write_into(staged, &config, &sparse, Some(from))?;

@@ -124,7 +124,10 @@ fn counts_choices_at_any_depth(#[case] settings: &str, #[case] message: &str) {
     "experts_are = replicate, partition = sps",
     "replicas are whole MLPs: no neurons are shared out; remove `partition`, or write `experts_are = slice`"
 )]
-#[case::partition("partition = kmeans", "`kmeans` is no `partition`; known: contiguous, random, activation, sps")]
+#[case::partition(
+    "partition = halves",
+    "`halves` is no `partition`; known: contiguous, random, kmeans, coactivation, activation, sps, taylor"
+)]
 #[case::activation(
     "activation = gelo",
     "`gelo` is no activation; did you mean `gelu`? known: silu, gelu, or the path of a type"

@@ -25,7 +25,7 @@ use crate::{Error, Result};
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use tinyonn::checkpoint::{ParamStore, upcycle};
-/// use tinyonn::imaging::Partition;
+/// use tinyonn::imaging::{Partition, PartitionSources};
 /// use tinyonn::model::TinyOnnForCausalLm;
 /// use tinyonn::moe;
 /// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
@@ -37,7 +37,7 @@ use crate::{Error, Result};
 /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
 ///
 /// let variant = moe::variant("TinyOnn")?;
-/// let partition = Partition::Random.assign(&variant.spec, (1, 123), None, 0)?;
+/// let partition = Partition::Random.assign(&variant.spec, (1, 123), PartitionSources::default(), 0)?;
 /// let sparse = upcycle(&dense, &cfg, variant, &partition, 0)?;
 ///
 /// let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu)?;

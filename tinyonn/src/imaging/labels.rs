@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use nalgebra::{DMatrix, DVector};
 use rand::seq::SliceRandom as _;
-use serde::{Deserialize, Serialize};
 
 use super::Integral;
-use super::partition::{balanced_k_means, distance, unit};
+use super::balanced_k_means::{balanced_k_means, unit_columns};
+use super::label_balance::{self, LabelBalance};
 use crate::moe::{MoeSpec, select};
 use crate::qwen3::PathTable;
 use crate::random;
@@ -17,16 +18,6 @@ use crate::{Error, Result};
 pub struct Labels {
     /// Chosen experts, `[task][layer]`, ascending.
     pub paths: PathTable,
-}
-
-/// How much the labels say.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LabelStatistics {
-    /// Different whole paths among the tasks.
-    pub distinct_paths: usize,
-    /// Entropy in nats of the choice of an expert over tasks (each task's experts in equal shares), mean over layers.
-    /// ln(active experts) if all tasks share one path, ln(N) if they use all experts alike.
-    pub entropy: f64,
 }
 
 impl Labels {
@@ -49,24 +40,28 @@ impl Labels {
     /// ```
     #[must_use]
     pub fn from_integral(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec) -> Self {
-        let levels: Vec<Vec<Vec<Vec<f64>>>> = (0..spec.levels.len())
-            .map(|level| {
-                let nodes = spec.levels[level].nodes();
-                // Experts that always take part are nobody's choice: they share a unit behind the nodes.
-                let node_of = spec.node_of_experts(level);
-                let node = |expert: &u32| node_of.get(*expert as usize).map_or(nodes as u32, |node| *node as u32);
-                let of_level: Vec<Vec<u32>> = units.iter().map(|layer| layer.iter().map(node).collect()).collect();
-                integral.by_unit(&of_level, nodes + 1)
-            })
-            .collect();
-        let path = |task: usize, layer: usize| {
-            let scores: Vec<Vec<f32>> = (0..levels.len())
-                .map(|level| places(&levels[level][task][layer][..spec.levels[level].nodes()]))
-                .collect();
-            select::chosen(spec, |level| &scores[level])
-        };
-        let experts =
-            (0..integral.neurons.len()).map(|task| (0..units.len()).map(|layer| path(task, layer)).collect()).collect();
+        Self::balanced(integral, units, spec, LabelBalance::None)
+    }
+
+    /// As [`from_integral`](Self::from_integral), the scores of each router's choices balanced over the tasks that pass it, layer by
+    /// layer: those of the root first, then, among the tasks that take a group, those of its experts.
+    #[must_use]
+    pub fn balanced(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec, balance: LabelBalance) -> Self {
+        let scores = node_scores(integral, units, spec);
+        let widths = select::path_widths(spec);
+        let mut experts = vec![Vec::with_capacity(units.len()); integral.neurons.len()];
+        for layer in 0..units.len() {
+            // By task and level.
+            let mut scores: Vec<Vec<Vec<f64>>> =
+                scores.iter().map(|task| task.iter().map(|level| level[layer].clone()).collect()).collect();
+            if balance == LabelBalance::Sinkhorn {
+                label_balance::even(spec, &widths, &mut scores);
+            }
+            for (task, scores) in scores.iter().enumerate() {
+                let places: Vec<Vec<f32>> = scores.iter().map(|level| places(level)).collect();
+                experts[task].push(select::chosen(spec, |level| &places[level]));
+            }
+        }
         Self { paths: PathTable { experts } }
     }
 
@@ -79,7 +74,9 @@ impl Labels {
         let (tasks, layers) = (integral.neurons.len(), integral.neurons.first().map_or(0, Vec::len));
         let mut experts = vec![Vec::with_capacity(layers); tasks];
         for layer in 0..layers {
-            let profiles: Vec<Vec<f64>> = contrasted.neurons.iter().map(|task| unit(task[layer].clone())).collect();
+            let columns: Vec<DVector<f64>> =
+                contrasted.neurons.iter().map(|task| DVector::from_column_slice(&task[layer])).collect();
+            let profiles = unit_columns(DMatrix::from_columns(&columns));
             let mut rng = random::stream(seed, &format!("labels/profiles/{layer}"));
             // The tasks that pass each node of the level before.
             let mut passing: Vec<Vec<usize>> = vec![(0..tasks).collect()];
@@ -149,25 +146,23 @@ impl Labels {
     pub fn nodes(&self, task: usize, layer: usize, level: usize, spec: &MoeSpec) -> Vec<usize> {
         nodes_of_path(&self.paths.experts[task][layer], level, spec)
     }
+}
 
-    /// Distinct paths and entropy.
-    #[must_use]
-    pub fn statistics(&self, spec: &MoeSpec) -> LabelStatistics {
-        let tasks = &self.paths.experts;
-        let distinct_paths = tasks.iter().collect::<BTreeSet<_>>().len();
-        let layers = tasks.first().map_or(0, Vec::len);
-        let entropy_of = |layer: usize| {
-            let mut share = vec![0f64; spec.experts()];
-            for task in tasks {
-                for expert in &task[layer] {
-                    share[*expert as usize] += 1.0 / (task[layer].len() * tasks.len()) as f64;
-                }
-            }
-            -share.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f64>()
-        };
-        let entropy = (0..layers).map(entropy_of).sum::<f64>() / layers.max(1) as f64;
-        LabelStatistics { distinct_paths, entropy }
+/// The mean score of each node's neurons, `[task][level][layer][node]`.
+fn node_scores(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec) -> Vec<Vec<Vec<Vec<f64>>>> {
+    let mut by_task = vec![Vec::with_capacity(spec.levels.len()); integral.neurons.len()];
+    for (level, declared) in spec.levels.iter().enumerate() {
+        let nodes = declared.nodes();
+        // Experts that always take part are nobody's choice: they share a unit behind the nodes.
+        let node_of = spec.node_of_experts(level);
+        let node = |expert: &u32| node_of.get(*expert as usize).map_or(nodes as u32, |node| *node as u32);
+        let of_level: Vec<Vec<u32>> = units.iter().map(|layer| layer.iter().map(node).collect()).collect();
+        for (task, mut layers) in integral.by_unit(&of_level, nodes + 1).into_iter().enumerate() {
+            layers.iter_mut().for_each(|scores| scores.truncate(nodes));
+            by_task[task].push(layers);
+        }
     }
+    by_task
 }
 
 /// The nodes of `level` that a path passes through, ascending. An expert that no router chooses is under no node.
@@ -180,7 +175,7 @@ pub fn nodes_of_path(path: &[u32], level: usize, spec: &MoeSpec) -> Vec<usize> {
 
 /// The tasks that take each of `choices` choices: each task the `top_k` whose clusters are nearest to it, its own first.
 fn deal(
-    profiles: &[Vec<f64>],
+    profiles: &DMatrix<f64>,
     members: &[usize],
     (choices, top_k): (usize, usize),
     rng: &mut random::Rng,
@@ -192,15 +187,12 @@ fn deal(
     let count = choices.min(members.len());
     let room: Vec<usize> = (0..count).map(|c| members.len() / count + usize::from(c < members.len() % count)).collect();
     let clusters = balanced_k_means(profiles, members, &room, rng);
-    let centre = |cluster: &Vec<usize>| -> Vec<f64> {
-        let sum = |j: usize| cluster.iter().map(|task| profiles[*task][j]).sum::<f64>();
-        (0..profiles[0].len()).map(|j| sum(j) / cluster.len() as f64).collect()
-    };
-    let centres: Vec<Vec<f64>> = clusters.iter().map(centre).collect();
+    let centre = |cluster: &Vec<usize>| profiles.select_columns(cluster).column_mean();
+    let centres: Vec<DVector<f64>> = clusters.iter().map(centre).collect();
     for task in members {
         let far = |choice: usize| match clusters.get(choice) {
             Some(cluster) if cluster.contains(task) => -1.0,
-            Some(_) => distance(&profiles[*task], &centres[choice]),
+            Some(_) => (profiles.column(*task) - &centres[choice]).norm_squared(),
             // Choices without a cluster come last.
             None => f64::INFINITY,
         };

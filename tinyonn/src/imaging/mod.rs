@@ -5,8 +5,12 @@
 //! ∫SPS ([`sps`]). From ∫SPS come each task's optimal computation path ([`labels`]), from a token's own SPS that token's ([`mod@token_labels`]), and, if asked, the partition of neurons into
 //! experts itself ([`partition`]).
 
+mod balanced_k_means;
+pub mod coactivation;
 pub mod dump;
 pub mod inputs;
+mod label_balance;
+pub mod label_statistics;
 pub mod labels;
 pub mod partition;
 pub mod row_labels;
@@ -14,10 +18,13 @@ pub mod scan;
 pub mod sps;
 pub mod token_labels;
 
+pub use coactivation::coactivation;
 pub use dump::{Dump, dump};
 pub use inputs::RouterInputs;
+pub use label_balance::LabelBalance;
+pub use label_statistics::{LabelStatistics, LayerStatistics};
 pub use labels::Labels;
-pub use partition::Partition;
+pub use partition::{Partition, PartitionSources};
 pub use row_labels::RowLabels;
 pub use scan::{NeuronScan, ScanOptions, scan};
 pub use sps::{Integral, Score};

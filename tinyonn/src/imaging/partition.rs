@@ -1,50 +1,85 @@
 //! Partitions: which expert each neuron of a dense MLP belongs to. Storage order never changes, so all are equally lossless.
 //!
 //! Every strategy is balanced: expert widths differ by at most one neuron, the first experts taking the remainder. The clustered
-//! ones group neurons of like *profile*: their integrals over tasks, contrasted and of unit norm (DESIGN §1), top-down: first into
-//! groups, then each group into experts, by k-means whose clusters have fixed capacities.
+//! ones group neurons that are alike, top-down: first into groups, then each group into experts, by k-means whose clusters have
+//! fixed sizes. A neuron is a vector of unit norm:
+//! - `activation`, `sps`, `taylor`: its integral over tasks, contrasted (DESIGN §1).
+//! - `kmeans`: its row of W_g (the parameter clustering of MoEfication, Zhang et al., 2022, and of LLaMA-MoE, Zhu et al., 2024).
+//! - `coactivation`: its |h| over sampled tokens minus their mean. ‖a − b‖² = 2 − 2 ρ(a, b), ρ the correlation of two neurons
+//!   over tokens: a continuous form of MoEfication's graph of how often two neurons fire together.
 
-use rand::Rng as _;
+use candle_core::{DType, Tensor};
+use nalgebra::DMatrix;
 use rand::seq::SliceRandom as _;
+use rayon::prelude::*;
 
+use super::balanced_k_means::{balanced_k_means, unit_columns};
 use super::{Integral, Score};
+use crate::checkpoint::ParamStore;
 pub use crate::moe::PartitionStrategy as Partition;
 use crate::moe::{ExpertsAre, MoeSpec, expert};
 use crate::random::{self, Rng};
 use crate::{Error, Result};
 
+/// What partitions are made from; a strategy reads what it needs and leaves the rest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PartitionSources<'a> {
+    /// The scan's integral of [`Partition::profile`]: `activation`, `sps` and `taylor`.
+    pub integral: Option<&'a Integral>,
+    /// W_g `[I, d]` of each layer ([`gate_rows`]): `kmeans`.
+    pub gate_rows: Option<&'a [Tensor]>,
+    /// |h| `[t, I]` of each layer over sampled tokens ([`super::coactivation()`]): `coactivation`.
+    pub coactivation: Option<&'a [Tensor]>,
+}
+
+/// W_g `[I, d]` of each of the first `layers` layers of a dense model.
+///
+/// # Errors
+/// A store without them.
+pub fn gate_rows(store: &ParamStore, layers: usize) -> Result<Vec<Tensor>> {
+    let of_layer = |layer: usize| {
+        let name = format!("model.layers.{layer}.mlp.gate_proj.weight");
+        let missing = || Error::tensor(&name, "is missing", "give the parameters of a dense Qwen3");
+        Ok(store.get(&name).ok_or_else(missing)?.as_detached_tensor())
+    };
+    (0..layers).map(of_layer).collect()
+}
+
 impl std::str::FromStr for Partition {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "contiguous" => Ok(Self::Contiguous),
-            "random" => Ok(Self::Random),
-            "activation" => Ok(Self::Activation),
-            "sps" => Ok(Self::Sps),
-            _ => Err(Error::setting(
-                "partition",
-                format!("there is no strategy `{text}`"),
-                "use contiguous, random, activation or sps",
-            )),
-        }
+        Self::ALL.into_iter().find(|strategy| strategy.name() == text).ok_or_else(|| {
+            let known = "use contiguous, random, kmeans, coactivation, activation, sps or taylor";
+            Error::setting("partition", format!("there is no strategy `{text}`"), known)
+        })
     }
 }
 
 impl std::fmt::Display for Partition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Contiguous => "contiguous",
-            Self::Random => "random",
-            Self::Activation => "activation",
-            Self::Sps => "sps",
-        })
+        f.write_str(self.name())
     }
 }
 
 impl Partition {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Contiguous, Self::Random, Self::Activation, Self::Sps];
+    pub const ALL: [Self; 7] =
+        [Self::Contiguous, Self::Random, Self::Kmeans, Self::Coactivation, Self::Activation, Self::Sps, Self::Taylor];
+
+    /// Its name in declarations, configurations and checkpoints.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Contiguous => "contiguous",
+            Self::Random => "random",
+            Self::Kmeans => "kmeans",
+            Self::Coactivation => "coactivation",
+            Self::Activation => "activation",
+            Self::Sps => "sps",
+            Self::Taylor => "taylor",
+        }
+    }
 
     /// The strategy of a run: the one given, else the one that `spec` declares, else `default`.
     ///
@@ -62,72 +97,112 @@ impl Partition {
     #[must_use]
     pub fn profile(self) -> Option<Score> {
         match self {
-            Self::Contiguous | Self::Random => None,
+            Self::Contiguous | Self::Random | Self::Kmeans | Self::Coactivation => None,
             Self::Activation => Some(Score::Activation),
             Self::Sps => Some(Score::Sps),
+            Self::Taylor => Some(Score::Taylor),
         }
     }
 
-    /// The expert of each neuron of each layer, `[layer][i]`, for MLPs of `width` neurons. The clustered strategies read
-    /// `integral`, the scan's integral of [`profile`](Self::profile). Replicas have no neurons of their own: no layers.
+    /// Whether text must be read before neurons can be given out.
+    #[must_use]
+    pub fn reads_text(self) -> bool {
+        self == Self::Coactivation || self.profile().is_some()
+    }
+
+    /// The expert of each neuron of each layer, `[layer][i]`, for MLPs of `width` neurons. Layers are clustered side by side;
+    /// the outcome depends on `seed` and `sources` alone. Replicas have no neurons of their own: no layers.
     ///
     /// # Errors
-    /// Fewer neurons than experts; a clustered strategy without an integral, or with one of another shape.
+    /// Fewer neurons than experts; a clustered strategy without its source, or with one of another shape.
     ///
     /// ```
-    /// use tinyonn::imaging::Partition;
+    /// use tinyonn::imaging::{Partition, PartitionSources};
     /// use tinyonn::moe::moe;
     ///
     /// #[moe(groups = 2, experts = 2)]
     /// struct Small;
     ///
-    /// let units = Partition::Contiguous.assign(&Small::SPEC, (1, 7), None, 0)?;
+    /// let nothing = PartitionSources::default();
+    /// let units = Partition::Contiguous.assign(&Small::SPEC, (1, 7), nothing, 0)?;
     /// assert_eq!(units, [[0, 0, 1, 1, 2, 2, 3]]);
-    /// assert!(Partition::Activation.assign(&Small::SPEC, (1, 7), None, 0).is_err()); // scan first
+    /// assert!(Partition::Activation.assign(&Small::SPEC, (1, 7), nothing, 0).is_err()); // scan first
     /// # Ok::<(), tinyonn::Error>(())
     /// ```
     pub fn assign(
         self,
         spec: &MoeSpec,
         (layers, width): (usize, usize),
-        integral: Option<&Integral>,
+        sources: PartitionSources<'_>,
         seed: u64,
     ) -> Result<Vec<Vec<u32>>> {
         expert::check_width(spec, width, 0)?;
         if spec.experts_are == ExpertsAre::Replicate {
             return Ok(Vec::new());
         }
-        let profiles = match (self.profile(), integral) {
-            (None, _) => None,
-            (Some(_), Some(integral)) => Some(integral.contrasted()),
-            (Some(_), None) => {
-                let problem = format!("`{self}` clusters neurons by what they do on tasks");
-                return Err(Error::setting("partition", problem, "scan text first, or use contiguous or random"));
-            }
-        };
-        let of_layer = |layer: usize| {
+        let contrasted = self.profile().and(sources.integral).map(Integral::contrasted);
+        let sources = PartitionSources { integral: contrasted.as_ref(), ..sources };
+        let of_layer = |layer: usize| -> Result<Vec<u32>> {
             let mut rng = random::stream(seed, &format!("partition/{self}/{layer}"));
             let mut order: Vec<usize> = (0..width).collect();
-            match &profiles {
-                None => {
-                    if self == Self::Random {
-                        order.shuffle(&mut rng);
-                    }
+            match self {
+                Self::Contiguous => Ok(cut(&order, spec.experts())),
+                Self::Random => {
+                    order.shuffle(&mut rng);
                     Ok(cut(&order, spec.experts()))
                 }
-                Some(profiles) => {
-                    let fits = profiles.neurons.iter().all(|task| task.get(layer).is_some_and(|l| l.len() == width));
-                    if !fits {
-                        let problem = format!("the scan is not of layer {layer} with {width} neurons");
-                        return Err(Error::setting("partition", problem, "scan this model"));
-                    }
-                    let vector = |i: usize| unit(profiles.neurons.iter().map(|task| task[layer][i]).collect());
-                    let vectors: Vec<Vec<f64>> = (0..width).map(vector).collect();
-                    Ok(cluster_down(spec, &vectors, &mut rng))
-                }
+                _ => Ok(cluster_down(spec, &self.vectors(layer, width, sources)?, &mut rng)),
             }
         };
-        (0..layers).map(of_layer).collect()
+        // Collected twice, or the error would be that of whichever layer fails first.
+        (0..layers).into_par_iter().map(of_layer).collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// What a clustered strategy compares neurons by: a column of unit norm each.
+    fn vectors(self, layer: usize, width: usize, sources: PartitionSources<'_>) -> Result<DMatrix<f64>> {
+        let missing = |problem: &str, remedy: &str| Error::setting("partition", format!("`{self}` {problem}"), remedy);
+        let misfit = |what: &str| {
+            let problem = format!("the {what} is not of layer {layer} with {width} neurons");
+            Error::setting("partition", problem, "scan this model")
+        };
+        // The neurons of a layer's matrix stand along its dimension `along`.
+        let of_layer = |tensors: &[Tensor], along: usize, what: &str| -> Result<DMatrix<f64>> {
+            let fits = |tensor: &&Tensor| tensor.rank() == 2 && tensor.dims()[along] == width;
+            let tensor = tensors.get(layer).filter(fits).ok_or_else(|| misfit(what))?;
+            let neurons_first = if along == 0 { tensor.clone() } else { tensor.t()? };
+            let values = neurons_first.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+            Ok(DMatrix::from_vec(values.len() / width, width, values))
+        };
+        let text_first = "scan text first, or use contiguous, random or kmeans";
+        match self {
+            Self::Kmeans => {
+                let rows = sources.gate_rows.ok_or_else(|| {
+                    missing("clusters the rows of W_g", "give those of the dense model (`PartitionSources::gate_rows`)")
+                })?;
+                Ok(unit_columns(of_layer(rows, 0, "gate projection")?))
+            }
+            Self::Coactivation => {
+                let hidden = sources
+                    .coactivation
+                    .ok_or_else(|| missing("clusters neurons by when they fire on text", text_first))?;
+                let mut vectors = of_layer(hidden, 1, "sample of activations")?;
+                for mut neuron in vectors.column_iter_mut() {
+                    let mean = neuron.mean();
+                    neuron.add_scalar_mut(-mean);
+                }
+                Ok(unit_columns(vectors))
+            }
+            _ => {
+                let profiles = &sources
+                    .integral
+                    .ok_or_else(|| missing("clusters neurons by what they do on tasks", text_first))?
+                    .neurons;
+                if !profiles.iter().all(|task| task.get(layer).is_some_and(|values| values.len() == width)) {
+                    return Err(misfit("scan"));
+                }
+                Ok(unit_columns(DMatrix::from_fn(profiles.len(), width, |task, i| profiles[task][layer][i])))
+            }
+        }
     }
 }
 
@@ -146,21 +221,11 @@ fn cut(order: &[usize], experts: usize) -> Vec<u32> {
     owner
 }
 
-pub(super) fn unit(mut v: Vec<f64>) -> Vec<f64> {
-    let norm = v.iter().map(|x| x * x).sum::<f64>().sqrt();
-    if norm > 0.0 {
-        for x in &mut v {
-            *x /= norm;
-        }
-    }
-    v
-}
-
 /// Splits all neurons among the choices of the first level, each share among those of the next, down to the experts.
-fn cluster_down(spec: &MoeSpec, vectors: &[Vec<f64>], rng: &mut Rng) -> Vec<u32> {
-    let expert_widths = widths(vectors.len(), spec.experts());
+fn cluster_down(spec: &MoeSpec, vectors_dn: &DMatrix<f64>, rng: &mut Rng) -> Vec<u32> {
+    let expert_widths = widths(vectors_dn.ncols(), spec.experts());
     let room = |experts: std::ops::Range<usize>| expert_widths[experts].iter().sum::<usize>();
-    let mut shares: Vec<Vec<usize>> = vec![(0..vectors.len()).collect()];
+    let mut shares: Vec<Vec<usize>> = vec![(0..vectors_dn.ncols()).collect()];
     let mut always: Vec<Vec<usize>> = Vec::new();
     for (level, declared) in spec.levels.iter().enumerate() {
         let under = spec.experts_under(level);
@@ -171,83 +236,18 @@ fn cluster_down(spec: &MoeSpec, vectors: &[Vec<f64>], rng: &mut Rng) -> Vec<u32>
                 // Experts that always take part stand beside the root's choices.
                 capacities.extend((spec.routed_experts()..spec.experts()).map(|expert| expert_widths[expert]));
             }
-            let mut clusters = balanced_k_means(vectors, share, &capacities, rng);
+            let mut clusters = balanced_k_means(vectors_dn, share, &capacities, rng);
             always.extend(clusters.split_off(slot.nodes.len()));
             next.extend(clusters);
         }
         shares = next;
     }
     shares.extend(always);
-    let mut owner = vec![0u32; vectors.len()];
+    let mut owner = vec![0u32; vectors_dn.ncols()];
     for (expert, share) in shares.iter().enumerate() {
         for neuron in share {
             owner[*neuron] = expert as u32;
         }
     }
     owner
-}
-
-/// k-means of `members` under fixed capacities: each round gives the closest (member, centre) pairs first.
-pub(super) fn balanced_k_means(
-    vectors: &[Vec<f64>],
-    members: &[usize],
-    capacities: &[usize],
-    rng: &mut Rng,
-) -> Vec<Vec<usize>> {
-    const ROUNDS: usize = 20;
-    let mut centres = spread_centres(vectors, members, capacities.len(), rng);
-    let mut clusters: Vec<Vec<usize>> = Vec::new();
-    for _ in 0..ROUNDS {
-        let mut pairs: Vec<(f64, usize, usize)> = Vec::with_capacity(members.len() * centres.len());
-        for (position, member) in members.iter().enumerate() {
-            pairs.extend(
-                centres.iter().enumerate().map(|(c, centre)| (distance(&vectors[*member], centre), position, c)),
-            );
-        }
-        pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
-        let mut assigned = vec![None; members.len()];
-        let mut room = capacities.to_vec();
-        for (_, position, centre) in pairs {
-            if assigned[position].is_none() && room[centre] > 0 {
-                assigned[position] = Some(centre);
-                room[centre] -= 1;
-            }
-        }
-        let mut next = vec![Vec::new(); centres.len()];
-        for (position, centre) in assigned.into_iter().enumerate() {
-            next[centre.unwrap_or(0)].push(members[position]);
-        }
-        if next == clusters {
-            break;
-        }
-        clusters = next;
-        for (centre, cluster) in centres.iter_mut().zip(&clusters).filter(|(_, cluster)| !cluster.is_empty()) {
-            for (j, x) in centre.iter_mut().enumerate() {
-                *x = cluster.iter().map(|member| vectors[*member][j]).sum::<f64>() / cluster.len() as f64;
-            }
-        }
-    }
-    clusters
-}
-
-/// k-means++ (Arthur and Vassilvitskii, 2007): each next centre is drawn in proportion to its squared distance.
-fn spread_centres(vectors: &[Vec<f64>], members: &[usize], count: usize, rng: &mut Rng) -> Vec<Vec<f64>> {
-    let mut centres = vec![vectors[members[rng.random_range(0..members.len())]].clone()];
-    while centres.len() < count {
-        let nearest = |member: &usize| {
-            centres.iter().map(|centre| distance(&vectors[*member], centre)).fold(f64::INFINITY, f64::min)
-        };
-        let weights: Vec<f64> = members.iter().map(nearest).collect();
-        let mut left = rng.random::<f64>() * weights.iter().sum::<f64>();
-        let drawn = weights.iter().position(|weight| {
-            left -= weight;
-            left < 0.0
-        });
-        centres.push(vectors[members[drawn.unwrap_or(centres.len() % members.len())]].clone());
-    }
-    centres
-}
-
-pub(super) fn distance(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
 }

@@ -251,10 +251,16 @@ pub enum PartitionStrategy {
     Contiguous,
     /// A random shuffle.
     Random,
+    /// Neurons whose rows of W_g point the same way.
+    Kmeans,
+    /// Neurons active on the same tokens.
+    Coactivation,
     /// Neurons active on the same tasks.
     Activation,
     /// Neurons of like ∫SPS over tasks.
     Sps,
+    /// Neurons that help the same tasks.
+    Taylor,
 }
 
 /// One router of a level.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::DeviceName;
-use crate::imaging::{Partition, Score};
+use crate::imaging::{LabelBalance, Partition, Score};
 use crate::moe::Variant;
 use crate::moe::expert::check_width;
 use crate::qwen3::Qwen3Config;
@@ -50,6 +50,8 @@ pub struct RunConfig {
     pub labels: Score,
     /// Labels by what sets a task apart (minus the mean over tasks), or by the score itself.
     pub contrast: bool,
+    /// Whether tasks share the experts out evenly (`none`, `sinkhorn`); replicas' labels are clusters of even sizes anyway.
+    pub label_balance: LabelBalance,
     /// How routers are fitted.
     pub router: RouterFitConfig,
     /// How experts differentiate.
@@ -76,6 +78,7 @@ impl Default for RunConfig {
             partition: None,
             labels: Score::Sps,
             contrast: false,
+            label_balance: LabelBalance::None,
             router: RouterFitConfig::default(),
             smk: SmkConfig::default(),
         }

@@ -10,7 +10,8 @@ use super::text::{corpus, tokenizer};
 use super::{DeviceName, page};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::TokenSet;
-use crate::imaging::{Integral, NeuronScan, Partition, ScanOptions, Score, dump, scan};
+use crate::imaging::partition::gate_rows;
+use crate::imaging::{Integral, NeuronScan, Partition, PartitionSources, ScanOptions, Score, coactivation, dump, scan};
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm};
 use crate::report::Page;
@@ -62,8 +63,8 @@ struct Subject {
 /// The expert of each neuron by layer.
 enum Units {
     Known(Vec<Vec<u32>>),
-    /// Waits for a scan's integral of the score.
-    Clustered(Partition, Score),
+    /// Waits for text.
+    Clustered(Partition),
 }
 
 impl Subject {
@@ -93,11 +94,14 @@ impl Subject {
         refuse_replicas(&spec)?;
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let partition = Partition::choose(config.partition, &spec, Partition::Contiguous)?;
-        let units = match partition.profile() {
-            None => Units::Known(partition.assign(&spec, shape, None, config.seed)?),
-            Some(score) => Units::Clustered(partition, score),
-        };
         let store = folder.load(&device, Some(DType::F32))?;
+        let units = if partition.reads_text() {
+            Units::Clustered(partition)
+        } else {
+            let gate_rows = gate_rows(&store, cfg.num_hidden_layers)?;
+            let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
+            Units::Known(partition.assign(&spec, shape, sources, config.seed)?)
+        };
         Ok(Self { store, cfg, spec, strategy: partition.to_string(), units, device })
     }
 
@@ -124,9 +128,9 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
     let subject = Subject::open(config)?;
     let units = match &subject.units {
         Units::Known(units) => units,
-        Units::Clustered(partition, _) => {
+        Units::Clustered(partition) => {
             let problem = format!("`{partition}` is made from a scan of text, and --dump has only tokens");
-            let remedy = "use contiguous or random, or image a Tiny-ONN checkpoint";
+            let remedy = "use contiguous, random or kmeans, or image a Tiny-ONN checkpoint";
             return Err(Error::setting("partition", problem, remedy));
         }
     };
@@ -152,12 +156,18 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<NeuronScan> {
     let corpus = corpus(&text.data, config.seed)?;
     let set = TokenSet::encode(&corpus, &tokenizer)?;
     let options = ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens };
-    let scan = scan(&subject.model()?, &set, options, &subject.device, None)?;
+    let model = subject.model()?;
+    let scan = scan(&model, &set, options, &subject.device, None)?;
     let units = match &subject.units {
         Units::Known(units) => units.clone(),
-        Units::Clustered(partition, score) => {
+        Units::Clustered(partition) => {
             let shape = (subject.cfg.num_hidden_layers, subject.cfg.intermediate_size);
-            partition.assign(&subject.spec, shape, Some(&Integral::new(&scan, *score)), config.seed)?
+            let integral = partition.profile().map(|score| Integral::new(&scan, score));
+            let read = || coactivation(&model, &set, options, &subject.device);
+            let hidden = (*partition == Partition::Coactivation).then(read).transpose()?;
+            let (integral, coactivation) = (integral.as_ref(), hidden.as_deref());
+            let sources = PartitionSources { integral, coactivation, ..PartitionSources::default() };
+            partition.assign(&subject.spec, shape, sources, config.seed)?
         }
     };
     let experts = Integral::new(&scan, Score::Sps).by_unit(&units, subject.spec.experts());

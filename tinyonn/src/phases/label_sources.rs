@@ -1,6 +1,6 @@
 //! What each way to label is worth: the loss along its paths, the task known and no router between, before experts differentiate.
 //!
-//! Beside ∫SPS: other scores of the same scan ([`Score`]), ∫SPS contrasted, its lowest experts, one path for all tasks, other
+//! Beside ∫SPS: other scores of the same scan ([`Score`]), ∫SPS contrasted, shared out evenly (Sinkhorn), its lowest experts, one path for all tasks, other
 //! tasks' paths, and paths drawn at random (DESIGN §3, controls). All on the same tokens, and on the run's partition, which by default is
 //! itself made of ∫SPS profiles.
 
@@ -11,7 +11,7 @@ use super::run::Run;
 use super::summary::SourceFigures;
 use crate::Result;
 use crate::checkpoint::ParamStore;
-use crate::imaging::{Integral, Labels, NeuronScan, Score};
+use crate::imaging::{Integral, LabelBalance, Labels, NeuronScan, Score};
 use crate::qwen3::{Active, RouteCtx};
 
 /// Test tokens of each task that the comparison reads, at most.
@@ -50,6 +50,8 @@ impl Run<'_> {
         for (name, integral) in of_sps {
             figures.insert(format!("sps_{name}"), along(&by(&integral))?);
         }
+        let even = Labels::balanced(&sps, units, spec, LabelBalance::Sinkhorn);
+        figures.insert("sps_sinkhorn".into(), along(&even)?);
         let own = by(&sps);
         let mean = |labels: &dyn Fn(u64) -> Labels| -> Result<SourceFigures> {
             let draws = self.draws().map(|seed| along(&labels(seed))).collect::<Result<Vec<_>>>()?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 use super::summary::{CorpusFigures, LosslessFigures};
 use super::text::Tokens;
@@ -12,7 +12,11 @@ use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, 
 use crate::data::{Sampler, TokenSet};
 use crate::files::StagedFolder;
 use crate::imaging::inputs::{Samples, Window};
-use crate::imaging::{Integral, Labels, NeuronScan, Partition, RouterInputs, ScanOptions, scan};
+use crate::imaging::partition::gate_rows;
+use crate::imaging::{
+    Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, ScanOptions, coactivation,
+    scan,
+};
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadMeter, RoutePer, Variant};
@@ -138,13 +142,22 @@ impl Run<'_> {
     /// The expert of each neuron by layer, as the run's partition has it.
     pub(super) fn units(&self, scan: &NeuronScan) -> Result<Vec<Vec<u32>>> {
         let (cfg, partition) = (&self.dense.cfg, self.partition);
-        let integral = partition.profile().map(|score| Integral::new(scan, score));
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        partition.assign(&self.variant.spec, shape, integral.as_ref(), self.config.seed)
+        let integral = partition.profile().map(|score| Integral::new(scan, score));
+        let gate_rows = gate_rows(&self.dense.store, cfg.num_hidden_layers)?;
+        let hidden = (partition == Partition::Coactivation).then(|| self.coactivation()).transpose()?;
+        let (integral, coactivation) = (integral.as_ref(), hidden.as_deref());
+        let sources = PartitionSources { integral, gate_rows: Some(&gate_rows), coactivation };
+        partition.assign(&self.variant.spec, shape, sources, self.config.seed)
     }
 
     pub(super) fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
         checkpoint::upcycle(&self.dense.store, &self.dense.cfg, self.variant, &self.units(scan)?, self.config.seed)
+    }
+
+    fn coactivation(&self) -> Result<Vec<Tensor>> {
+        let model = self.dense_model()?;
+        coactivation(&model, &self.tokens.train, self.scan_options(), &self.device)
     }
 
     /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.
@@ -185,21 +198,20 @@ impl Run<'_> {
         let integral = Integral::new(scan, self.config.labels);
         let integral = if self.config.contrast { integral.contrasted() } else { integral };
         let labels = match units {
-            Some(units) => Labels::from_integral(&integral, units, &self.variant.spec),
+            Some(units) => Labels::balanced(&integral, units, &self.variant.spec, self.config.label_balance),
             None => Labels::from_profiles(&integral, &self.variant.spec, self.config.seed),
         };
-        if labels.statistics(&self.variant.spec).distinct_paths == 1 {
-            tracing::warn!(
-                "all tasks share one path: routing cannot tell them apart; scan more text (`scan_tokens`), or label by what \
-                 sets tasks apart (`contrast = true`)"
-            );
+        if let Some(warning) = labels.statistics(&self.variant.spec).warning() {
+            tracing::warn!("{warning}");
         }
         labels
     }
 
     /// What labels are made by, in a word.
     pub(super) fn labels_by(&self) -> String {
-        format!("{}{}", self.config.labels.name(), if self.config.contrast { "_contrasted" } else { "" })
+        let contrasted = if self.config.contrast { "_contrasted" } else { "" };
+        let balanced = if self.config.label_balance == LabelBalance::Sinkhorn { "_sinkhorn" } else { "" };
+        format!("{}{contrasted}{balanced}", self.config.labels.name())
     }
 
     /// Router inputs of the held-out splits: forward passes only.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::causal::Intervention;
 use super::frontier::Frontier;
-use crate::imaging::labels::LabelStatistics;
+use crate::imaging::LabelStatistics;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
 
@@ -39,7 +39,8 @@ pub struct Phase1Summary {
     pub lossless: LosslessFigures,
     /// The scan.
     pub scan: ScanFigures,
-    /// The score that labels were made by, `_contrasted` where its mean over tasks was taken away.
+    /// The score that labels were made by, `_contrasted` where its mean over tasks was taken away, `_sinkhorn` where the
+    /// experts were shared out evenly.
     pub labels_by: String,
     /// The labels.
     pub labels: LabelStatistics,

@@ -26,6 +26,15 @@ impl Mlp {
         let [gate_proj, up_proj, down_proj] = projections(cfg, vb)?;
         Ok(Self { gate_proj, up_proj, down_proj, activation: cfg.activation()?, layer })
     }
+
+    /// h(W_g x, W_u x) `[t, I]` of x `[t, d]`, detached: what an observer of x sees of the neurons.
+    ///
+    /// # Errors
+    /// Shapes, dtypes or devices that do not go together.
+    pub fn hidden(&self, x_td: &Tensor) -> Result<Tensor> {
+        let [g_ti, u_ti] = [&self.gate_proj, &self.up_proj].map(|w_id| x_td.detach().matmul(&w_id.detach().t()?));
+        Ok(self.activation.forward(&g_ti?, &u_ti?)?)
+    }
 }
 
 /// W_g and W_u `[I, d]` and W_d `[d, I]` under their checkpoint names.

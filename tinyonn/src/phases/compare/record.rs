@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Cell;
-use crate::imaging::labels::LabelStatistics;
+use crate::imaging::LabelStatistics;
 use crate::phases::causal::Intervention;
 use crate::train::Losses;
 use crate::{Error, Result};

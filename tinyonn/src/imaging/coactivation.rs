@@ -1,0 +1,126 @@
+//! Which neurons fire together: |h| of every neuron on a sample of tokens, by one forward pass (`partition = coactivation`).
+//!
+//! h = h(W_g x, W_u x), all active (DESIGN §1). The sample is spread evenly over tasks, and over each task's text.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+
+use super::ScanOptions;
+use crate::data::TokenSet;
+use crate::qwen3::{Mlp, Observer, Qwen3ForCausalLm, RouteCtx};
+use crate::{Error, Result};
+
+/// Tokens of the sample, at most.
+pub const SAMPLE: usize = 2048;
+
+/// |h| `[t, I]` f32 of each layer on at most [`SAMPLE`] tokens of `set`, all tasks alike; a task with fewer tokens gives all it has.
+/// Memory: layers · t · I · 4 bytes. Deterministic.
+///
+/// # Errors
+/// A task without a token that has a target; whatever the model reports.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::imaging::{Partition, PartitionSources, ScanOptions, coactivation};
+/// use tinyonn::moe::moe;
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+///
+/// #[moe(groups = 2, experts = 2)]
+/// struct Together;
+///
+/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// }), "config.json")?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
+///
+/// let options = ScanOptions { length: 32, batch: 4, tokens_per_task: 100 };
+/// let hidden = coactivation(&model, &set, options, &Device::Cpu)?;
+/// assert_eq!(hidden[0].dims(), [100, 24]);
+/// let sources = PartitionSources { coactivation: Some(&hidden), ..PartitionSources::default() };
+/// let units = Partition::Coactivation.assign(&Together::SPEC, (1, 24), sources, 0)?;
+/// assert_eq!(units[0].iter().filter(|expert| **expert == 3).count(), 6);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+pub fn coactivation(
+    model: &Qwen3ForCausalLm<Mlp>,
+    set: &TokenSet,
+    options: ScanOptions,
+    device: &Device,
+) -> Result<Vec<Tensor>> {
+    let set = &options.part(set);
+    if let Some(task) = set.tasks.iter().find(|task| task.targets() == 0) {
+        let problem = format!("task `{}` has no token with a target", task.name);
+        return Err(Error::setting("coactivation", problem, "give every task two tokens or more to read"));
+    }
+    let mlps: Vec<Mlp> = model.model().layers().iter().map(|layer| layer.mlp().clone()).collect();
+    let state = State { rows: Vec::new(), hidden: vec![Vec::new(); mlps.len()] };
+    let sampler = Arc::new(Sampler { mlps, state: Mutex::new(state) });
+    let ctx = RouteCtx { observer: Some(sampler.clone()), ..RouteCtx::all() };
+    for (task, tokens) in set.tasks.iter().enumerate() {
+        let mut picked = spread(tokens.targets(), SAMPLE / set.tasks.len()).into_iter().peekable();
+        let mut read = 0;
+        for batch in set.batches_of_task(task, options.length, options.batch, device)? {
+            let inputs = batch?.inputs;
+            let end = read + inputs.elem_count();
+            let rows = std::iter::from_fn(|| picked.next_if(|at| *at < end)).map(|at| (at - read) as u32);
+            let rows: Vec<u32> = rows.collect();
+            read = end;
+            if !rows.is_empty() {
+                sampler.lock().rows = rows;
+                model.model().forward(&inputs, &ctx, None)?;
+            }
+        }
+    }
+    drop(ctx);
+    let hidden = std::mem::take(&mut sampler.lock().hidden);
+    hidden.iter().map(|parts| Ok(Tensor::cat(parts, 0)?)).collect()
+}
+
+/// At most `most` (at least one) of 0..count, ascending: one in each of as many equal parts, where multiples of the golden ratio modulo
+/// 1 put it, or rows of text whose length divides the parts would all be read at the same place.
+fn spread(count: usize, most: usize) -> Vec<usize> {
+    const GOLDEN: f64 = 0.618_033_988_749_894_9;
+    let most = most.max(1);
+    if count <= most {
+        return (0..count).collect();
+    }
+    let part = count as f64 / most as f64;
+    let within = |at: usize| ((at as f64 + (at as f64 * GOLDEN).fract()) * part) as usize;
+    (0..most).map(|at| within(at).min(count - 1)).collect()
+}
+
+struct Sampler {
+    mlps: Vec<Mlp>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The positions of the batch that are sampled.
+    rows: Vec<u32>,
+    /// By layer.
+    hidden: Vec<Vec<Tensor>>,
+}
+
+impl Sampler {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Sampler {
+    fn feed_forward_input(&self, layer: usize, x: &Tensor) -> Result<()> {
+        let mut state = self.lock();
+        let rows = Tensor::new(state.rows.as_slice(), x.device())?;
+        let x_td = x.detach().flatten_to(1)?.index_select(&rows, 0)?;
+        let hidden_ti = self.mlps[layer].hidden(&x_td)?.abs()?.to_dtype(DType::F32)?;
+        state.hidden[layer].push(hidden_ti.to_device(&Device::Cpu)?);
+        Ok(())
+    }
+}
