@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::DeviceName;
 use crate::imaging::{LabelBalance, Partition, Score};
-use crate::moe::Variant;
 use crate::moe::expert::check_width;
+use crate::moe::{ExpertsAre, RoutePer, Variant};
 use crate::qwen3::Qwen3Config;
 use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
 use crate::{Error, Result};
@@ -48,6 +48,8 @@ pub struct RunConfig {
     pub partition: Option<Partition>,
     /// The score of the scan that labels are made by: `sps`, or one it is compared with. (Replicas' labels cluster its profiles.)
     pub labels: Score,
+    /// Whose path routers learn: each task's, or each token's own.
+    pub label: LabelUnit,
     /// Labels by what sets a task apart (minus the mean over tasks), or by the score itself.
     pub contrast: bool,
     /// Whether tasks share the experts out evenly (`none`, `sinkhorn`); replicas' labels are clusters of even sizes anyway.
@@ -77,6 +79,7 @@ impl Default for RunConfig {
             study_tokens: 2048,
             partition: None,
             labels: Score::Sps,
+            label: LabelUnit::Task,
             contrast: false,
             label_balance: LabelBalance::None,
             router: RouterFitConfig::default(),
@@ -153,6 +156,11 @@ impl RunConfig {
             return Err(Error::setting("length", problem, format!("use {} or more", first + 1)));
         }
         variant.spec.validate()?;
+        let own = variant.spec.route_per == RoutePer::Token && variant.spec.experts_are == ExpertsAre::Slice;
+        if self.label == LabelUnit::Token && !own {
+            let problem = format!("is token, and in `{}` no token takes a path of its own slices", variant.spec.name);
+            return Err(Error::setting("label", problem, "use task, or a variant of slices with route_per = token"));
+        }
         if self.model.is_none() {
             check_width(&variant.spec, self.dense.intermediate_size, 0)?;
             self.dense.qwen3(self.dense.vocab_size, hidden_act(variant)).validate()?;
@@ -165,6 +173,17 @@ impl RunConfig {
 #[must_use]
 pub(super) fn hidden_act(variant: &Variant) -> &str {
     variant.spec.activation.as_deref().unwrap_or("silu")
+}
+
+/// Whose path a router learns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LabelUnit {
+    /// Its task's.
+    #[default]
+    Task,
+    /// The token's own ([`crate::imaging::token_labels`]); of slices that each token routes for itself.
+    Token,
 }
 
 /// The shape of a dense Qwen3 that is pretrained on the spot.

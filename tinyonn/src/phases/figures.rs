@@ -31,6 +31,7 @@ impl Phase1 {
                 expert_chance: own.expert_chance,
                 token: UnitFigures::new(&self.fits.token),
                 sequence: UnitFigures::new(&self.fits.sequence),
+                own_labels: self.fits.own_labels.clone(),
             },
             loss: self.loss_figures(),
             loss_by_task: self.losses_by_task(&run.text.tasks),

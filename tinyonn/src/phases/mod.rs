@@ -14,6 +14,7 @@ pub mod config;
 pub mod dense;
 pub mod device;
 mod figures;
+mod fitting;
 pub mod frontier;
 pub mod image;
 mod label_sources;
@@ -25,7 +26,7 @@ mod run;
 pub mod summary;
 pub mod text;
 
-pub use config::{DenseShape, RunConfig};
+pub use config::{DenseShape, LabelUnit, RunConfig};
 pub use dense::Dense;
 pub use device::DeviceName;
 pub use image::{ImageConfig, image};

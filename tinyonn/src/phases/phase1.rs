@@ -6,9 +6,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::RunConfig;
+use super::fitting::Fits;
 use super::page::{self, Imaged, Material};
 use super::prepared::Prepared;
-use super::run::{Fits, LossesNow, Run};
+use super::run::{LossesNow, Run};
 use super::summary::{self, Phase1Summary};
 use crate::checkpoint::ParamStore;
 use crate::imaging::{Integral, Labels, NeuronScan, Score};
@@ -113,7 +114,8 @@ impl Run<'_> {
         watch.stage("fit");
         let labels = self.labels(&scan, units.as_deref());
         let held = self.held_inputs()?;
-        let fits = self.fit(&store, &labels, &inputs, &held)?;
+        let rows = units.as_deref().map(|units| self.token_rows(&scan, units)).transpose()?.flatten();
+        let fits = self.fit(&store, (&labels, rows.as_ref()), &inputs, &held)?;
         watch.stage("evaluate");
         let before = self.losses(&store, &labels)?;
         let sources = units.as_deref().map(|units| self.label_sources(&store, &scan, units)).transpose()?;

@@ -23,7 +23,7 @@ use crate::moe::{LoadMeter, RoutePer, Variant};
 use crate::qwen3::{Active, FeedForward, Qwen3ForCausalLm, RouteCtx};
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::smk::SmkOutcome;
-use crate::train::{Losses, RouterAccuracy, RouterFitter, evaluate, router_accuracy, train_smk};
+use crate::train::{Losses, evaluate, train_smk};
 use crate::{Error, Result};
 
 /// Tokens a shared decision reads, where the variant does not say.
@@ -54,14 +54,6 @@ pub(super) struct Inputs {
 pub(super) struct Held {
     pub(super) validation: Inputs,
     pub(super) test: Inputs,
-}
-
-/// Fitted routers: accuracies on the test split, and the routed losses of the controls.
-pub(super) struct Fits {
-    pub(super) token: RouterAccuracy,
-    pub(super) sequence: RouterAccuracy,
-    pub(super) random: Vec<Losses>,
-    pub(super) permuted: Vec<Losses>,
 }
 
 /// Losses on the test split, at one time.
@@ -119,16 +111,16 @@ impl Run<'_> {
     }
 
     /// Every split is read at most this many rows a task.
-    fn scan_options(&self) -> ScanOptions {
+    pub(super) fn scan_options(&self) -> ScanOptions {
         let c = self.config;
         ScanOptions { length: c.length, batch: c.batch, tokens_per_task: c.scan_tokens }
     }
 
-    fn stride(&self, set: &TokenSet) -> usize {
+    pub(super) fn stride(&self, set: &TokenSet) -> usize {
         set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum::<usize>().div_ceil(SAMPLES)
     }
 
-    fn router_inputs(&self, set: &TokenSet) -> Arc<RouterInputs> {
+    pub(super) fn router_inputs(&self, set: &TokenSet) -> Arc<RouterInputs> {
         Arc::new(RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.window()))
     }
 
@@ -225,55 +217,13 @@ impl Run<'_> {
         Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
     }
 
-    /// Fits routers to the controls' labels, then, last, to `labels`; `store` keeps those.
-    pub(super) fn fit(&self, store: &ParamStore, labels: &Labels, inputs: &Inputs, held: &Held) -> Result<Fits> {
-        let spec = &self.variant.spec;
-        let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
-        let dim = spec.projection_width(self.dense.cfg.hidden_size);
-        let by_token = RouterFitter::new(&inputs.tokens, &held.validation.tokens, tasks, dim)?;
-        let by_sequence = RouterFitter::new(&inputs.sequences, &held.validation.sequences, tasks, dim)?;
-        let (own, other) = match spec.route_per {
-            RoutePer::Token | RoutePer::Task => (&by_token, &by_sequence),
-            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&by_sequence, &by_token),
-        };
-        // Routers without a closed form start where they are: each time anew, or controls would leave their mark.
-        let routers = store.trainable(|name| name.contains("_router."));
-        let start =
-            routers.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>()?;
-        let fit = |fitter: &RouterFitter, labels: &Labels| {
-            routers.iter().zip(&start).try_for_each(|((_, var), value)| var.set(value))?;
-            fitter.fit((store, &self.dense.cfg, self.variant), labels, &self.config.router, self.config.seed)
-        };
-        let routed_under = |labels: &Labels| -> Result<Losses> {
-            fit(own, labels)?;
-            self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
-        };
-        let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
-            self.draws().map(|seed| routed_under(&draw(seed))).collect()
-        };
-        let random = draws(&|seed| Labels::random(tasks, layers, spec, seed))?;
-        let permuted = draws(&|seed| labels.permuted(seed))?;
-        let accuracy = |inputs: &Inputs, sequence: bool| {
-            let model = self.model(store)?;
-            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
-            router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)
-        };
-        let by_own_sequence = spec.open_positions() > 0;
-        fit(other, labels)?;
-        let of_other = accuracy(&held.test, !by_own_sequence)?;
-        fit(own, labels)?;
-        let of_own = accuracy(&held.test, by_own_sequence)?;
-        let (token, sequence) = if by_own_sequence { (of_other, of_own) } else { (of_own, of_other) };
-        Ok(Fits { token, sequence, random, permuted })
-    }
-
     /// The seeds of what is drawn several times.
     pub(super) fn draws(&self) -> impl Iterator<Item = u64> {
         let seed = self.config.seed;
         (0..DRAWS).map(move |at| seed.wrapping_mul(DRAWS).wrapping_add(at))
     }
 
-    fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, ctx: &RouteCtx) -> Result<Losses> {
+    pub(super) fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, ctx: &RouteCtx) -> Result<Losses> {
         self.evaluate_on(model, &self.tokens.test, ctx)
     }
 

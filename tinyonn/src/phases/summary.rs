@@ -127,6 +127,9 @@ pub struct RouterFigures {
     pub token: UnitFigures,
     /// Each sequence by the mean over its first 64 tokens, with routers fitted to such means.
     pub sequence: UnitFigures,
+    /// Each token against its own label, where tokens have one, by layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_labels: Vec<crate::train::LevelAccuracy>,
 }
 
 /// Router accuracy for one unit of decision.

@@ -2,9 +2,9 @@
 
 use super::{Cell, CompareConfig, CorpusConfig, How, LabelSource, Product};
 use crate::data::TOOLCHAIN;
-use crate::imaging::{Partition, Score};
-use crate::phases::{DenseShape, DeviceName, RunConfig};
-use crate::train::{PretrainConfig, RouterFitConfig};
+use crate::imaging::{LabelBalance, Partition, Score};
+use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
+use crate::train::{FitBy, PretrainConfig, Projection, RouterFitConfig};
 
 /// Numbers of groups and of experts in each: 2, 10, 25, 49, 72 and 90 % of 10 × 10 experts.
 const SHARES: [[usize; 2]; 6] = [[1, 2], [2, 5], [5, 5], [7, 7], [8, 9], [9, 10]];
@@ -113,6 +113,22 @@ fn products(best: &Cell) -> Vec<Product> {
         },
         Product { top_k: SHARES.map(|k| k.to_vec()).to_vec(), ..Product::default() },
         Product { partition: Partition::ALL.to_vec(), ..Product::default() },
-        Product { router: vec![fit(&|fit| fit.steps = 0)], ..Product::default() },
+        Product { label: vec![LabelUnit::Token], labels: vec![best.labels, LabelSource::SPS], ..Product::default() },
+        Product {
+            label_balance: vec![LabelBalance::Sinkhorn],
+            labels: vec![best.labels, LabelSource::SPS],
+            ..Product::default()
+        },
+        Product {
+            router: vec![
+                fit(&|fit| fit.fit = FitBy::Gda),
+                fit(&|fit| fit.fit = FitBy::Sgd),
+                fit(&|fit| fit.refit_rounds = 1),
+                fit(&|fit| fit.projection = Projection::Pca),
+                fit(&|fit| fit.projection = Projection::Random),
+                fit(&|fit| fit.projection = Projection::Identity),
+            ],
+            ..Product::default()
+        },
     ]
 }

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::LabelSource;
-use crate::imaging::Partition;
+use super::{How, LabelSource};
+use crate::imaging::{LabelBalance, Partition};
 use crate::moe::variant;
-use crate::phases::{DenseShape, DeviceName, RunConfig};
+use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
 use crate::train::{PretrainConfig, RouterFitConfig};
 use crate::{Error, Result, files};
 
@@ -83,6 +83,10 @@ pub struct Cell {
     pub partition: Partition,
     /// What labels are made by.
     pub labels: LabelSource,
+    /// Whose path routers learn.
+    pub label: LabelUnit,
+    /// Whether labels share the experts out evenly.
+    pub label_balance: LabelBalance,
     /// Labels by what sets a task apart.
     pub contrast: bool,
     /// Whether routers are fitted, and the loss measured through them; if not, only along the labels' paths.
@@ -98,6 +102,8 @@ impl Default for Cell {
             top_k: vec![7, 7],
             partition: Partition::Activation,
             labels: LabelSource::ACTIVATION_PLUS_SURPRISE,
+            label: LabelUnit::Task,
+            label_balance: LabelBalance::None,
             contrast: false,
             routed: true,
             router: RouterFitConfig { steps: 60, ..RouterFitConfig::default() },
@@ -117,6 +123,10 @@ pub struct Product {
     pub partition: Vec<Partition>,
     /// [`Cell::labels`].
     pub labels: Vec<LabelSource>,
+    /// [`Cell::label`].
+    pub label: Vec<LabelUnit>,
+    /// [`Cell::label_balance`].
+    pub label_balance: Vec<LabelBalance>,
     /// [`Cell::contrast`].
     pub contrast: Vec<bool>,
     /// [`Cell::routed`].
@@ -142,6 +152,8 @@ impl Product {
         let cells = spread(cells, &self.top_k, |cell, value| cell.top_k = value);
         let cells = spread(cells, &self.partition, |cell, value| cell.partition = value);
         let cells = spread(cells, &self.labels, |cell, value| cell.labels = value);
+        let cells = spread(cells, &self.label, |cell, value| cell.label = value);
+        let cells = spread(cells, &self.label_balance, |cell, value| cell.label_balance = value);
         let cells = spread(cells, &self.contrast, |cell, value| cell.contrast = value);
         let cells = spread(cells, &self.routed, |cell, value| cell.routed = value);
         spread(cells, &self.router, |cell, value| cell.router = value)
@@ -223,6 +235,10 @@ impl CompareConfig {
                 return Err(Error::setting("top_k", problem, "give one a level"));
             }
             Partition::choose(Some(cell.partition), &variant.spec, cell.partition)?;
+            if cell.label == LabelUnit::Token && !matches!(cell.labels, LabelSource::By(_, How::Best)) {
+                let problem = format!("is token, and a token has no label by `{}`", cell.labels);
+                return Err(Error::setting("label", problem, "label tokens by a score itself"));
+            }
             self.run(&corpora[0], seeds[0], &cell).validate(variant)?;
         }
         Ok(())
@@ -236,6 +252,8 @@ impl CompareConfig {
             seed,
             variant: cell.variant.clone(),
             partition: Some(cell.partition),
+            label: cell.label,
+            label_balance: cell.label_balance,
             contrast: cell.contrast,
             router: cell.router,
             out: self.out.clone(),
@@ -259,7 +277,9 @@ impl Cell {
     pub fn id(&self) -> String {
         let k: Vec<String> = self.top_k.iter().map(ToString::to_string).collect();
         let contrast = if self.contrast { "_contrasted" } else { "" };
-        let labels = format!("{}{contrast}", self.labels);
+        let balance = if self.label_balance == LabelBalance::Sinkhorn { "_sinkhorn" } else { "" };
+        let token = if self.label == LabelUnit::Token { "_by_token" } else { "" };
+        let labels = format!("{}{contrast}{balance}{token}", self.labels);
         let head = format!("{}.k{}.{}.{labels}", self.variant, k.join("-"), self.partition);
         if self.routed { format!("{head}.{}", self.router.id()) } else { head }
     }

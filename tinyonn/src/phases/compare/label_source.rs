@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::imaging::{Integral, Labels, NeuronScan, Score};
+use crate::imaging::{Integral, LabelBalance, Labels, NeuronScan, Score};
 use crate::moe::MoeSpec;
 
 /// A source of labels. In configurations: a score (`sps`, `activation`, …), a score with `_lowest`, `_one_path` or `_permuted` behind it,
@@ -47,14 +47,21 @@ impl LabelSource {
 
     /// The labels; `seed` draws those that are drawn.
     #[must_use]
-    pub fn labels(self, scan: &NeuronScan, units: &[Vec<u32>], spec: &MoeSpec, contrast: bool, seed: u64) -> Labels {
+    pub fn labels(
+        self,
+        scan: &NeuronScan,
+        units: &[Vec<u32>],
+        spec: &MoeSpec,
+        (contrast, balance): (bool, LabelBalance),
+        seed: u64,
+    ) -> Labels {
         let (score, how) = match self {
             Self::Random => return Labels::random(scan.tasks.len(), scan.sums.len(), spec, seed),
             Self::By(score, how) => (score, how),
         };
         let integral = Integral::new(scan, score);
         let integral = if contrast { integral.contrasted() } else { integral };
-        let labels = |integral: &Integral| Labels::from_integral(integral, units, spec);
+        let labels = |integral: &Integral| Labels::balanced(integral, units, spec, balance);
         match how {
             How::Best => labels(&integral),
             How::Lowest => labels(&integral.negated()),

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use super::claim::verdict;
 use super::outcome::{Finished, Outcome, Via, mean};
 use super::{Cell, CompareConfig, LabelSource};
+use crate::imaging::LabelBalance;
 use crate::metrics::Interval;
+use crate::phases::LabelUnit;
 use crate::report::{Best, Column, Kind, Table};
 use crate::{Result, files};
 
@@ -286,6 +288,15 @@ impl Cell {
         differs(self.top_k != best.top_k, format!("k = {}", times(&self.top_k)));
         differs(self.partition != best.partition, format!("`{}` partition", self.partition));
         differs(self.labels != best.labels, format!("labels by `{}`", self.labels));
+        differs(
+            self.label != best.label,
+            if self.label == LabelUnit::Token { "tokens' own labels" } else { "tasks' labels" }.into(),
+        );
+        let even = self.label_balance == LabelBalance::Sinkhorn;
+        differs(
+            self.label_balance != best.label_balance,
+            if even { "labels balanced" } else { "labels not balanced" }.into(),
+        );
         differs(self.contrast != best.contrast, if self.contrast { "contrasted" } else { "not contrasted" }.into());
         differs(self.router != best.router, format!("routers `{}`", self.router.id()));
         if said.is_empty() { "(the best)".into() } else { said.join(", ") }

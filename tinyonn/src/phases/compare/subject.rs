@@ -8,17 +8,17 @@ use std::time::Instant;
 use candle_core::DType;
 
 use super::record::{self, CellRecord, LossRecord, RoutedRecord, Store, SubjectRecord};
-use super::{Cell, CompareConfig, CorpusConfig};
+use super::{Cell, CompareConfig, CorpusConfig, LabelSource};
 use crate::checkpoint;
 use crate::imaging::{Labels, NeuronScan};
 use crate::metrics::Stopwatch;
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::{LoadMeter, Pfag, variant};
-use crate::phases::RunConfig;
 use crate::phases::prepared::Prepared;
 use crate::phases::run::{Held, Inputs, Run};
+use crate::phases::{LabelUnit, RunConfig};
 use crate::qwen3::{Active, RouteCtx};
-use crate::train::{RouterFitter, router_accuracy};
+use crate::train::{LevelAccuracy, router_accuracy, row_accuracy};
 use crate::{Error, Result};
 
 /// The expert of each neuron by layer.
@@ -114,13 +114,12 @@ impl Subject<'_> {
             checkpoint::upcycle(&self.prepared.dense.store, &self.prepared.dense.cfg, variant, &units, self.seed)?;
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let seeds: Vec<u64> = if cell.labels.is_drawn() { run.draws().collect() } else { vec![self.seed] };
-        let labels: Vec<Labels> =
-            seeds.iter().map(|seed| cell.labels.labels(&self.scan, &units, &spec, cell.contrast, *seed)).collect();
-        let taking = || {
-            let vb = store.builder(DType::F32, |_| false);
-            TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)
-        };
-        let model = taking()?;
+        let labels: Vec<Labels> = seeds
+            .iter()
+            .map(|seed| cell.labels.labels(&self.scan, &units, &spec, (cell.contrast, cell.label_balance), *seed))
+            .collect();
+        let vb = store.builder(DType::F32, |_| false);
+        let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
         let along = |labels: &Labels| {
             let active = Active::Paths(Arc::new(labels.paths.clone()));
             run.evaluate_on(model.lm(), &run.tokens.test, &RouteCtx { active, ..RouteCtx::default() })
@@ -147,21 +146,34 @@ impl Subject<'_> {
         cell: &Cell,
     ) -> Result<RoutedRecord> {
         let (cfg, variant) = (&self.prepared.dense.cfg, run.variant);
-        let tasks = self.prepared.text.tasks.len();
-        let dim = variant.spec.projection_width(cfg.hidden_size);
-        let fitter = RouterFitter::new(&self.inputs.tokens, &self.held.validation.tokens, tasks, dim)?;
-        fitter.fit((store, cfg, variant), labels, &cell.router, self.seed)?;
-        let vb = store.builder(DType::F32, |_| false);
-        let model = TinyOnnForCausalLm::taking(cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
+        let routing = || {
+            let vb = store.builder(DType::F32, |_| false);
+            TinyOnnForCausalLm::taking(cfg, variant, &vb, &cell.top_k, Pfag::Off)
+        };
+        let rows = match (cell.label, cell.labels) {
+            (LabelUnit::Token, LabelSource::By(score, _)) => {
+                let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
+                Some(run.label_tokens(&self.scan, (score, cell.contrast), units, &spec)?)
+            }
+            _ => None,
+        };
+        let fitter = run.fitter(&self.inputs, &self.held, false)?;
+        run.fit_once(store, &fitter, (labels, rows.as_ref()), routing)?;
+        let model = routing()?;
         let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, variant.spec.experts()));
         let ctx = RouteCtx { observer: Some(load.clone()), ..Run::routed(labels) };
         let loss = run.evaluate_on(model.lm(), &run.tokens.test, &ctx)?;
         let modules: Vec<_> = (0..cfg.num_hidden_layers).map(|layer| model.moe(layer).as_ref()).collect();
-        let accuracy = router_accuracy(&modules, &self.held.test.tokens, labels)?;
+        let layers = match &rows {
+            Some(rows) => row_accuracy(&modules, &self.held.test.tokens, &rows.test)?,
+            None => router_accuracy(&modules, &self.held.test.tokens, labels)?.layers,
+        };
+        let over = |f: &dyn Fn(&LevelAccuracy) -> f64| layers.iter().map(f).sum::<f64>() / layers.len() as f64;
+        let levels = 0..variant.spec.levels.len();
         Ok(RoutedRecord {
             loss: LossRecord::mean_of(&[loss]),
-            accuracy: (0..variant.spec.levels.len())
-                .map(|level| (accuracy.mean(level), accuracy.chance(level)))
+            accuracy: levels
+                .map(|level| (over(&|layer| layer.accuracy[level]), over(&|layer| layer.chance[level])))
                 .collect(),
             active_share: run.active_share(&load, Some(units)),
         })

@@ -1,0 +1,145 @@
+//! Routers fitted to labels and to the controls' labels, each time from where they started; refitted, if asked, to what they see once they
+//! route.
+
+use super::LabelUnit;
+use super::run::{Held, Inputs, Run};
+use crate::Result;
+use crate::checkpoint::ParamStore;
+use crate::data::TokenSet;
+use crate::imaging::{Labels, NeuronScan, RowLabels, Score, TokenScore, token_labels};
+use crate::model::TinyOnnForCausalLm;
+use crate::moe::{MoeSpec, RoutePer};
+use crate::train::{LevelAccuracy, Losses, RouterAccuracy, RouterFitter, refit, router_accuracy, row_accuracy};
+
+/// Fitted routers: accuracies on the test split, and the routed losses of the controls.
+pub(super) struct Fits {
+    pub(super) token: RouterAccuracy,
+    pub(super) sequence: RouterAccuracy,
+    /// Of tokens against their own labels.
+    pub(super) own_labels: Vec<LevelAccuracy>,
+    pub(super) random: Vec<Losses>,
+    pub(super) permuted: Vec<Losses>,
+}
+
+/// The labels of tokens themselves, by layer; their rows are those of [`Inputs::tokens`].
+pub(super) struct TokenRows {
+    pub(super) train: Vec<RowLabels>,
+    pub(super) validation: Vec<RowLabels>,
+    pub(super) test: Vec<RowLabels>,
+}
+
+impl Run<'_> {
+    /// The tokens' own labels, if the run labels tokens.
+    pub(super) fn token_rows(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Option<TokenRows>> {
+        let c = self.config;
+        let asked = c.label == LabelUnit::Token;
+        asked.then(|| self.label_tokens(scan, (c.labels, c.contrast), units, &self.variant.spec)).transpose()
+    }
+
+    /// Labels the tokens of all splits by `score`, contrasted or not, as wide as `spec` takes.
+    pub(super) fn label_tokens(
+        &self,
+        scan: &NeuronScan,
+        (score, contrast): (Score, bool),
+        units: &[Vec<u32>],
+        spec: &MoeSpec,
+    ) -> Result<TokenRows> {
+        let model = self.dense_model()?;
+        let by = TokenScore { scan, score, contrast, units, spec };
+        let of = |set: &TokenSet| token_labels(&model, set, self.scan_options(), by, self.stride(set), &self.device);
+        Ok(TokenRows {
+            train: of(&self.tokens.train)?,
+            validation: of(&self.tokens.validation)?,
+            test: of(&self.tokens.test)?,
+        })
+    }
+
+    /// Fits routers to the controls' labels, then, last, to `labels`; `store` keeps those. Where tokens have labels of their own, these are
+    /// what the last fit is to.
+    pub(super) fn fit(
+        &self,
+        store: &ParamStore,
+        (labels, rows): (&Labels, Option<&TokenRows>),
+        inputs: &Inputs,
+        held: &Held,
+    ) -> Result<Fits> {
+        let spec = &self.variant.spec;
+        let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
+        let by_token = self.fitter(inputs, held, false)?;
+        let by_sequence = self.fitter(inputs, held, true)?;
+        let (own, other) = match spec.route_per {
+            RoutePer::Token | RoutePer::Task => (&by_token, &by_sequence),
+            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&by_sequence, &by_token),
+        };
+        // Routers without a closed form start where they are: each time anew, or controls would leave their mark.
+        let routers = store.trainable(|name| name.contains("_router."));
+        let start =
+            routers.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>()?;
+        let sees = || self.model(store);
+        let fit = |fitter: &RouterFitter, labels: &Labels, rows: Option<&TokenRows>| {
+            routers.iter().zip(&start).try_for_each(|((_, var), value)| var.set(value))?;
+            self.fit_once(store, fitter, (labels, rows), sees)
+        };
+        let routed_under = |labels: &Labels| -> Result<Losses> {
+            fit(own, labels, None)?;
+            self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
+        };
+        let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
+            self.draws().map(|seed| routed_under(&draw(seed))).collect()
+        };
+        let random = draws(&|seed| Labels::random(tasks, layers, spec, seed))?;
+        let permuted = draws(&|seed| labels.permuted(seed))?;
+        let accuracy = |inputs: &Inputs, sequence: bool| {
+            let model = self.model(store)?;
+            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
+            router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)
+        };
+        let by_own_sequence = spec.open_positions() > 0;
+        fit(other, labels, None)?;
+        let of_other = accuracy(&held.test, !by_own_sequence)?;
+        fit(own, labels, rows)?;
+        let of_own = accuracy(&held.test, by_own_sequence)?;
+        let (token, sequence) = if by_own_sequence { (of_other, of_own) } else { (of_own, of_other) };
+        let own_labels = rows.map(|rows| {
+            let model = self.model(store)?;
+            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
+            row_accuracy(&modules, &held.test.tokens, &rows.test)
+        });
+        Ok(Fits { token, sequence, own_labels: own_labels.transpose()?.unwrap_or_default(), random, permuted })
+    }
+
+    /// What fits routers to single tokens, or to the means over the beginnings of sequences.
+    pub(super) fn fitter(&self, inputs: &Inputs, held: &Held, sequence: bool) -> Result<RouterFitter> {
+        let dim = self.variant.spec.projection_width(self.dense.cfg.hidden_size);
+        let of = |inputs: &Inputs| if sequence { &inputs.sequences } else { &inputs.tokens }.clone();
+        RouterFitter::new(&of(inputs), &of(&held.validation), self.text.tasks.len(), dim)
+    }
+
+    /// One fit and, if the run asks for rounds of them, refits to what the routers of `sees` see: the model that routes with them.
+    pub(super) fn fit_once(
+        &self,
+        store: &ParamStore,
+        fitter: &RouterFitter,
+        (labels, rows): (&Labels, Option<&TokenRows>),
+        sees: impl Fn() -> Result<TinyOnnForCausalLm>,
+    ) -> Result<()> {
+        let (config, seed) = (&self.config.router, self.config.seed);
+        let model = (store, &self.dense.cfg, self.variant);
+        match rows {
+            Some(rows) => fitter.fit_rows(model, [&rows.train, &rows.validation], config, seed)?,
+            None => fitter.fit(model, labels, config, seed)?,
+        }
+        let sequence = self.variant.spec.open_positions() > 0;
+        refit(model, labels, config, seed, |_| {
+            let routing = sees()?;
+            let of = |set: &TokenSet| -> Result<Inputs> {
+                let inputs = self.router_inputs(set);
+                inputs.collect(routing.lm(), set, self.scan_options(), &Self::routed(labels), &self.device)?;
+                Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
+            };
+            let validation = of(&self.tokens.validation)?;
+            let held = Held { validation, test: Inputs { tokens: Vec::new(), sequences: Vec::new() } };
+            self.fitter(&of(&self.tokens.train)?, &held, sequence)
+        })
+    }
+}
