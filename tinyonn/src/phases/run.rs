@@ -19,7 +19,7 @@ use crate::moe::{LoadMeter, RoutePer, Variant};
 use crate::qwen3::{Active, FeedForward, Qwen3ForCausalLm, RouteCtx};
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::smk::SmkOutcome;
-use crate::train::{Losses, RouterAccuracy, RouterFitter, evaluate, router_accuracy, train_smk};
+use crate::train::{Losses, RouterAccuracy, RouterFitter, evaluate, refit, router_accuracy, train_smk};
 use crate::{Error, Result};
 
 /// Tokens a shared decision reads, where the variant does not say.
@@ -44,6 +44,16 @@ pub(super) struct Run<'a> {
 pub(super) struct Inputs {
     pub(super) tokens: Vec<Samples>,
     pub(super) sequences: Vec<Samples>,
+}
+
+impl Inputs {
+    /// Those of the unit that a variant decides for.
+    fn own(&self, variant: &Variant) -> &[Samples] {
+        match variant.spec.route_per {
+            RoutePer::Token | RoutePer::Task => &self.tokens,
+            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.sequences,
+        }
+    }
 }
 
 /// Held-out inputs.
@@ -193,12 +203,25 @@ impl Run<'_> {
     /// Router inputs of the held-out splits: forward passes only.
     pub(super) fn held_inputs(&self) -> Result<Held> {
         let model = Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))?;
-        let of = |set: &TokenSet| -> Result<Inputs> {
-            let inputs = self.router_inputs(set);
-            inputs.collect(&model, set, self.scan_options(), &RouteCtx::all(), &self.device)?;
-            Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
-        };
+        let of = |set: &TokenSet| self.inputs(&model, set, &RouteCtx::all());
         Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
+    }
+
+    fn inputs<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, set: &TokenSet, ctx: &RouteCtx) -> Result<Inputs> {
+        let inputs = self.router_inputs(set);
+        inputs.collect(model, set, self.scan_options(), ctx, &self.device)?;
+        Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
+    }
+
+    /// Fits routers again to what they see once they route, as often as configured.
+    fn refit(&self, store: &ParamStore, labels: &Labels) -> Result<()> {
+        let (model, c) = ((store, &self.dense.cfg, self.variant), self.config);
+        refit(model, labels, &c.router, c.seed, |routed| {
+            let of = |set: &TokenSet| self.inputs(routed.lm(), set, &Self::routed(labels));
+            let (train, validation) = (of(&self.tokens.train)?, of(&self.tokens.validation)?);
+            let dim = self.variant.spec.projection_width(self.dense.cfg.hidden_size);
+            RouterFitter::new(train.own(self.variant), validation.own(self.variant), self.text.tasks.len(), dim)
+        })
     }
 
     /// Fits routers to the controls' labels, then, last, to `labels`; `store` keeps those.
@@ -222,6 +245,7 @@ impl Run<'_> {
         };
         let routed_under = |labels: &Labels| -> Result<Losses> {
             fit(own, labels)?;
+            self.refit(store, labels)?;
             self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
         };
         let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
@@ -238,6 +262,7 @@ impl Run<'_> {
         fit(other, labels)?;
         let of_other = accuracy(&held.test, !by_own_sequence)?;
         fit(own, labels)?;
+        self.refit(store, labels)?;
         let of_own = accuracy(&held.test, by_own_sequence)?;
         let (token, sequence) = if by_own_sequence { (of_other, of_own) } else { (of_own, of_other) };
         Ok(Fits { token, sequence, random, permuted })
