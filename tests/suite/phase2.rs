@@ -206,3 +206,20 @@ fn a_task_shorter_than_a_sequence_is_refused_before_the_scan() {
     assert!(refused.contains("`length`: task `short` has") && refused.contains("give the task more text"), "{refused}");
     assert!(!config.out.join("upcycled").exists());
 }
+
+/// What a layer's routers see depends on the routers before it: a second round leaves the first layer's routers and moves the second's.
+#[test]
+fn routers_are_fitted_again_to_the_routed_pass() {
+    let dir = TempDir::new().unwrap();
+    let written = |refit_rounds: usize| {
+        let config = setting(dir.path(), DType::F32);
+        let router = RouterFitConfig { refit_rounds, ..config.router };
+        let config = Phase2Config { router, out: dir.path().join(format!("rounds{refit_rounds}")), ..config };
+        phase2(&config).unwrap();
+        let folder = ModelFolder::open(config.out.join("tiny-onn")).unwrap();
+        [0, 1].map(|layer| folder.bytes(&format!("model.layers.{layer}.mlp.group_router.mean")).unwrap().to_vec())
+    };
+    let [none, one] = [0, 1].map(written);
+    assert_eq!(none[0], one[0]);
+    assert!(none[1] != one[1]);
+}

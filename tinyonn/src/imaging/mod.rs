@@ -2,8 +2,8 @@
 //!
 //! One pseudo-dense pass over a task's text ([`fn@scan`]) gives every neuron's activation and *surprise*, the norm of each token's
 //! contribution to the gradient of its weights. SPS is the one minus the other, each standardised; integrated over a task it is
-//! ∫SPS ([`sps`]). From ∫SPS come each task's optimal computation path ([`labels`]), from a token's own SPS that token's ([`mod@token_labels`]), and, if asked, the partition of neurons into
-//! experts itself ([`partition`]).
+//! ∫SPS ([`sps`]). From ∫SPS come each task's optimal computation path ([`labels`]) and, if asked, the partition of neurons into
+//! experts itself ([`partition`]); from a token's own SPS, in a second pass, that token's path ([`mod@token_labels`]).
 
 mod balanced_k_means;
 pub mod coactivation;

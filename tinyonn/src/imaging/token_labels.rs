@@ -39,6 +39,37 @@ pub struct TokenScore<'a> {
 ///
 /// # Errors
 /// A scan or units of another model; a loss that is no finite number; whatever the model reports.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::imaging::{ScanOptions, Score, TokenScore, scan, token_labels};
+/// use tinyonn::moe::moe;
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+///
+/// #[moe(groups = 2, experts = 3, top_k = [1, 2])]
+/// struct Six;
+///
+/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// }), "config.json")?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let tokens = (0..90).map(|t| t * t % 32).collect();
+/// let task = TaskTokens { name: "squares".into(), tokens, documents: vec![0; 90] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["squares/a".into()], eos: 0 };
+///
+/// let options = ScanOptions { length: 16, batch: 4, tokens_per_task: 500 };
+/// let first = scan(&model, &set, options, &Device::Cpu, None)?;
+/// let units = [(0..24).map(|i| i / 4).collect()];
+/// let by = TokenScore { scan: &first, score: Score::Sps, contrast: false, units: &units, spec: &Six::SPEC };
+/// let labels = token_labels(&model, &set, options, by, 1, &Device::Cpu)?;
+/// assert_eq!(labels[0].class_of_row.len(), 89); // all but the first token are targets
+/// assert_eq!(labels[0].path(0).len(), 2); // two experts of one group
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub fn token_labels<F: FeedForward>(
     model: &Qwen3ForCausalLm<F>,
     set: &TokenSet,

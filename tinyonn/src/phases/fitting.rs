@@ -65,8 +65,8 @@ impl Run<'_> {
     ) -> Result<Fits> {
         let spec = &self.variant.spec;
         let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
-        let by_token = self.fitter(inputs, held, false)?;
-        let by_sequence = self.fitter(inputs, held, true)?;
+        let by_token = self.fitter(inputs, &held.validation, false)?;
+        let by_sequence = self.fitter(inputs, &held.validation, true)?;
         let (own, other) = match spec.route_per {
             RoutePer::Token | RoutePer::Task => (&by_token, &by_sequence),
             RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&by_sequence, &by_token),
@@ -75,13 +75,13 @@ impl Run<'_> {
         let routers = store.trainable(|name| name.contains("_router."));
         let start =
             routers.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>()?;
-        let sees = || self.model(store);
-        let fit = |fitter: &RouterFitter, labels: &Labels, rows: Option<&TokenRows>| {
-            routers.iter().zip(&start).try_for_each(|((_, var), value)| var.set(value))?;
-            self.fit_once(store, fitter, (labels, rows), sees)
+        let from_start = || routers.iter().zip(&start).try_for_each(|((_, var), value)| var.set(value));
+        let fit = |labels: &Labels, rows: Option<&TokenRows>| {
+            from_start()?;
+            self.fit_own(store, own, (labels, rows), || self.model(store))
         };
         let routed_under = |labels: &Labels| -> Result<Losses> {
-            fit(own, labels, None)?;
+            fit(labels, None)?;
             self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
         };
         let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
@@ -95,9 +95,11 @@ impl Run<'_> {
             router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)
         };
         let by_own_sequence = spec.open_positions() > 0;
-        fit(other, labels, None)?;
+        from_start()?;
+        let model = (store, &self.dense.cfg, self.variant);
+        other.fit(model, labels, &self.config.router, self.config.seed)?;
         let of_other = accuracy(&held.test, !by_own_sequence)?;
-        fit(own, labels, rows)?;
+        fit(labels, rows)?;
         let of_own = accuracy(&held.test, by_own_sequence)?;
         let (token, sequence) = if by_own_sequence { (of_other, of_own) } else { (of_own, of_other) };
         let own_labels = rows.map(|rows| {
@@ -108,20 +110,21 @@ impl Run<'_> {
         Ok(Fits { token, sequence, own_labels: own_labels.transpose()?.unwrap_or_default(), random, permuted })
     }
 
-    /// What fits routers to single tokens, or to the means over the beginnings of sequences.
-    pub(super) fn fitter(&self, inputs: &Inputs, held: &Held, sequence: bool) -> Result<RouterFitter> {
+    /// What fits routers to single tokens, or to the means that sequences decide by.
+    pub(super) fn fitter(&self, train: &Inputs, validation: &Inputs, sequence: bool) -> Result<RouterFitter> {
         let dim = self.variant.spec.projection_width(self.dense.cfg.hidden_size);
-        let of = |inputs: &Inputs| if sequence { &inputs.sequences } else { &inputs.tokens }.clone();
-        RouterFitter::new(&of(inputs), &of(&held.validation), self.text.tasks.len(), dim)
+        let of = |inputs: &'_ Inputs| if sequence { inputs.sequences.clone() } else { inputs.tokens.clone() };
+        RouterFitter::new(&of(train), &of(validation), self.text.tasks.len(), dim)
     }
 
-    /// One fit and, if the run asks for rounds of them, refits to what the routers of `sees` see: the model that routes with them.
-    pub(super) fn fit_once(
+    /// One fit for the unit that the variant decides for and, if the run asks for rounds of them, refits to what routers see in the
+    /// model that routes with them, `routing`.
+    pub(super) fn fit_own(
         &self,
         store: &ParamStore,
         fitter: &RouterFitter,
         (labels, rows): (&Labels, Option<&TokenRows>),
-        sees: impl Fn() -> Result<TinyOnnForCausalLm>,
+        routing: impl Fn() -> Result<TinyOnnForCausalLm>,
     ) -> Result<()> {
         let (config, seed) = (&self.config.router, self.config.seed);
         let model = (store, &self.dense.cfg, self.variant);
@@ -131,15 +134,9 @@ impl Run<'_> {
         }
         let sequence = self.variant.spec.open_positions() > 0;
         refit(model, labels, config, seed, |_| {
-            let routing = sees()?;
-            let of = |set: &TokenSet| -> Result<Inputs> {
-                let inputs = self.router_inputs(set);
-                inputs.collect(routing.lm(), set, self.scan_options(), &Self::routed(labels), &self.device)?;
-                Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
-            };
-            let validation = of(&self.tokens.validation)?;
-            let held = Held { validation, test: Inputs { tokens: Vec::new(), sequences: Vec::new() } };
-            self.fitter(&of(&self.tokens.train)?, &held, sequence)
+            let routing = routing()?;
+            let of = |set: &TokenSet| self.inputs(routing.lm(), set, &Self::routed(labels));
+            self.fitter(&of(&self.tokens.train)?, &of(&self.tokens.validation)?, sequence)
         })
     }
 }

@@ -50,6 +50,16 @@ pub(super) struct Inputs {
     pub(super) sequences: Vec<Samples>,
 }
 
+impl Inputs {
+    /// Those of the unit that a variant decides for.
+    fn own(&self, variant: &Variant) -> &[Samples] {
+        match variant.spec.route_per {
+            RoutePer::Token | RoutePer::Task => &self.tokens,
+            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.sequences,
+        }
+    }
+}
+
 /// Held-out inputs.
 pub(super) struct Held {
     pub(super) validation: Inputs,
@@ -209,12 +219,20 @@ impl Run<'_> {
     /// Router inputs of the held-out splits: forward passes only.
     pub(super) fn held_inputs(&self) -> Result<Held> {
         let model = self.dense_model()?;
-        let of = |set: &TokenSet| -> Result<Inputs> {
-            let inputs = self.router_inputs(set);
-            inputs.collect(&model, set, self.scan_options(), &RouteCtx::all(), &self.device)?;
-            Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
-        };
+        let of = |set: &TokenSet| self.inputs(&model, set, &RouteCtx::all());
         Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
+    }
+
+    /// What routers see of `set`: in the pseudo-dense pass, or in a routed one.
+    pub(super) fn inputs<F: FeedForward>(
+        &self,
+        model: &Qwen3ForCausalLm<F>,
+        set: &TokenSet,
+        ctx: &RouteCtx,
+    ) -> Result<Inputs> {
+        let inputs = self.router_inputs(set);
+        inputs.collect(model, set, self.scan_options(), ctx, &self.device)?;
+        Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
     }
 
     /// The seeds of what is drawn several times.

@@ -220,7 +220,7 @@ impl RouterFitter {
     }
 
     /// As [`fit`](Self::fit), to labels of the training rows and of the validation rows, by layer. Projections are those of the tasks all the
-    /// same.
+    /// same; of a choice that no training row takes validation rows ask nothing.
     ///
     /// # Errors
     /// Routers that are missing from the store or of another shape than declared; labels of other rows; no steps for
@@ -259,6 +259,8 @@ impl RouterFitter {
 
     /// The learned projections, those of the last fit if it asked for the same.
     fn projected(&self, projection: Projection, seed: u64) -> Result<Arc<Projected>> {
+        // Nothing else is drawn.
+        let seed = if projection == Projection::Random { seed } else { 0 };
         let mut last = self.projected.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(projected) = last.as_ref().filter(|last| last.by == (projection, seed)) {
             return Ok(projected.clone());
@@ -311,6 +313,7 @@ impl Layer<'_> {
                 }
                 let path = format!("model.layers.{}.mlp.{}_router", self.layer, declared.name);
                 let [asked, of_held] = self.labels.map(|labels| Targets::new(spec, &labels.paths, (level, run)));
+                let of_held = of_held.known_to(&asked, train_classes);
                 let (train, held) = (rows(&train, &asked)?, rows(&held, &of_held)?);
                 let tuning = Tuning { model, path: &path, place: (self.layer, level, run), train, held };
                 let gaussian = match &declared.kind {

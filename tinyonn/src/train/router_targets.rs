@@ -26,6 +26,18 @@ impl Targets {
         Self { parents: runs[run].parents, choices: runs[run].choices, taken: paths.iter().map(of_class).collect() }
     }
 
+    /// Without choices that no row of the training `classes` takes, whose targets are `train`: a closed form gives those no probability at all, so
+    /// that a single validation row which asks for one would drown all others.
+    pub(super) fn known_to(mut self, train: &Self, classes: &[u32]) -> Self {
+        let mut known = vec![false; self.parents * self.choices];
+        let mut seen = vec![false; train.taken.len()];
+        classes.iter().for_each(|class| seen[*class as usize] = true);
+        let taken = train.taken.iter().zip(&seen).filter(|(_, seen)| **seen).flat_map(|(taken, _)| taken);
+        taken.for_each(|node| known[*node] = true);
+        self.taken.iter_mut().for_each(|taken| taken.retain(|node| known[*node]));
+        self
+    }
+
     /// The choices each class takes at one parent.
     pub(super) fn of_parent(&self, parent: usize) -> Vec<Vec<usize>> {
         let of_class = |nodes: &Vec<usize>| {

@@ -157,8 +157,8 @@ impl Subject<'_> {
             }
             _ => None,
         };
-        let fitter = run.fitter(&self.inputs, &self.held, false)?;
-        run.fit_once(store, &fitter, (labels, rows.as_ref()), routing)?;
+        let fitter = run.fitter(&self.inputs, &self.held.validation, false)?;
+        run.fit_own(store, &fitter, (labels, rows.as_ref()), routing)?;
         let model = routing()?;
         let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, variant.spec.experts()));
         let ctx = RouteCtx { observer: Some(load.clone()), ..Run::routed(labels) };
