@@ -6,6 +6,7 @@ use super::run::{Held, Inputs, Run};
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::data::TokenSet;
+use crate::imaging::inputs::Samples;
 use crate::imaging::{Labels, NeuronScan, RowLabels, Score, TokenScore, token_labels};
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::{MoeSpec, RoutePer};
@@ -65,8 +66,8 @@ impl Run<'_> {
     ) -> Result<Fits> {
         let spec = &self.variant.spec;
         let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
-        let by_token = self.fitter(inputs, &held.validation, false)?;
-        let by_sequence = self.fitter(inputs, &held.validation, true)?;
+        let by_token = self.fitter(&inputs.tokens, &held.validation.tokens)?;
+        let by_sequence = self.fitter(&inputs.sequences, &held.validation.sequences)?;
         let (own, other) = match spec.route_per {
             RoutePer::Token | RoutePer::Task => (&by_token, &by_sequence),
             RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&by_sequence, &by_token),
@@ -110,11 +111,10 @@ impl Run<'_> {
         Ok(Fits { token, sequence, own_labels: own_labels.transpose()?.unwrap_or_default(), random, permuted })
     }
 
-    /// What fits routers to single tokens, or to the means that sequences decide by.
-    pub(super) fn fitter(&self, train: &Inputs, validation: &Inputs, sequence: bool) -> Result<RouterFitter> {
+    /// What fits routers to these inputs.
+    pub(super) fn fitter(&self, train: &[Samples], validation: &[Samples]) -> Result<RouterFitter> {
         let dim = self.variant.spec.projection_width(self.dense.cfg.hidden_size);
-        let of = |inputs: &'_ Inputs| if sequence { inputs.sequences.clone() } else { inputs.tokens.clone() };
-        RouterFitter::new(&of(train), &of(validation), self.text.tasks.len(), dim)
+        RouterFitter::new(train, validation, self.text.tasks.len(), dim)
     }
 
     /// One fit for the unit that the variant decides for and, if the run asks for rounds of them, refits to what routers see in the
@@ -132,11 +132,11 @@ impl Run<'_> {
             Some(rows) => fitter.fit_rows(model, [&rows.train, &rows.validation], config, seed)?,
             None => fitter.fit(model, labels, config, seed)?,
         }
-        let sequence = self.variant.spec.open_positions() > 0;
         refit(model, labels, config, seed, |_| {
             let routing = routing()?;
             let of = |set: &TokenSet| self.inputs(routing.lm(), set, &Self::routed(labels));
-            self.fitter(&of(&self.tokens.train)?, &of(&self.tokens.validation)?, sequence)
+            let (train, validation) = (of(&self.tokens.train)?, of(&self.tokens.validation)?);
+            self.fitter(train.own(self.variant), validation.own(self.variant))
         })
     }
 }

@@ -52,7 +52,7 @@ pub(super) struct Inputs {
 
 impl Inputs {
     /// Those of the unit that a variant decides for.
-    fn own(&self, variant: &Variant) -> &[Samples] {
+    pub(super) fn own(&self, variant: &Variant) -> &[Samples] {
         match variant.spec.route_per {
             RoutePer::Token | RoutePer::Task => &self.tokens,
             RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.sequences,

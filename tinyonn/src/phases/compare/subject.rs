@@ -157,7 +157,7 @@ impl Subject<'_> {
             }
             _ => None,
         };
-        let fitter = run.fitter(&self.inputs, &self.held.validation, false)?;
+        let fitter = run.fitter(&self.inputs.tokens, &self.held.validation.tokens)?;
         run.fit_own(store, &fitter, (labels, rows.as_ref()), routing)?;
         let model = routing()?;
         let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, variant.spec.experts()));
