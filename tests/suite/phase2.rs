@@ -9,8 +9,8 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
-use tinyonn::imaging::Score;
-use tinyonn::phases::{Phase2Config, Text, phase2};
+use tinyonn::imaging::{LabelBalance, Partition, Score};
+use tinyonn::phases::{ImageConfig, Phase2Config, Text, TextConfig, image, phase2};
 use tinyonn::qwen3::RouteCtx;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{RouterFitConfig, SmkConfig, evaluate};
@@ -150,6 +150,7 @@ fn every_source_of_labels_has_its_loss() {
             "sps_lowest",
             "sps_one_path",
             "sps_permuted",
+            "sps_sinkhorn",
             "surprise",
             "taylor"
         ]
@@ -161,9 +162,44 @@ fn every_source_of_labels_has_its_loss() {
     for (task, loss) in &summary.loss_by_task["label_paths"] {
         approx::assert_relative_eq!(sources["sps"].by_task[task], *loss, max_relative = 1e-12);
     }
+    // The load is reported of what labels ask for, and of what routers did, before and after.
+    assert!(summary.load.asked.layers.iter().all(|layer| layer.experts_taken.is_empty() && layer.max_over_mean >= 1.0));
+    for load in [&summary.load.before, &summary.load.after] {
+        assert_eq!(load.layers.len(), 2);
+        let tokens: Vec<u64> = load.layers.iter().map(|layer| layer.experts_taken.values().sum()).collect();
+        assert!(tokens[0] > 0 && tokens[0] == tokens[1], "{tokens:?}");
+    }
     // Labels by another score are that source's.
-    let other = Phase2Config { labels: Score::Taylor, out: dir.path().join("taylor"), ..config };
+    let other = Phase2Config { labels: Score::Taylor, out: dir.path().join("taylor"), ..config.clone() };
     approx::assert_relative_eq!(phase2(&other).unwrap().loss.label_paths, sources["taylor"].loss, max_relative = 1e-12);
+    let label_balance = LabelBalance::Sinkhorn;
+    let even = phase2(&Phase2Config { label_balance, out: dir.path().join("even"), ..config }).unwrap();
+    assert_eq!(even.labels_by, "sps_sinkhorn");
+    approx::assert_relative_eq!(even.loss.label_paths, sources["sps_sinkhorn"].loss, max_relative = 1e-12);
+}
+
+/// Every partition goes all the way, whatever it has to read first.
+#[rstest]
+fn every_partition_goes_all_the_way(
+    #[values(Partition::Kmeans, Partition::Coactivation, Partition::Taylor)] strategy: Partition,
+) {
+    let dir = TempDir::new().unwrap();
+    let config = setting(dir.path(), DType::BF16);
+    let summary = phase2(&Phase2Config { partition: Some(strategy), ..config.clone() }).unwrap();
+    assert!(summary.lossless.bit_equal);
+    assert_eq!(summary.model.partition.as_deref(), Some(strategy.name()));
+    // So it does where only an image is made, of a stored model.
+    let out = dir.path().join("image");
+    fs::create_dir(&out).unwrap();
+    let Phase2Config { seed, device, variant, .. } = config;
+    let image_config =
+        ImageConfig { model: dir.path().join("dense"), variant, partition: Some(strategy), seed, device };
+    image(&image_config, &TextConfig { data: config.data, length: 16, batch: 4, tokens: 400, out: out.clone() })
+        .unwrap();
+    let tensors = candle_core::safetensors::load(out.join("integral.safetensors"), &CPU).unwrap();
+    let units = tensors["layers.1.neuron_expert"].to_vec1::<u32>().unwrap();
+    let widths = (0..8).map(|expert| units.iter().filter(|unit| **unit == expert).count());
+    assert_eq!(widths.collect::<Vec<_>>(), [4, 4, 3, 3, 3, 3, 3, 3]);
 }
 
 /// Replicas name no partition, have no scores to label by, and store what they learnt like the weights it is added to.

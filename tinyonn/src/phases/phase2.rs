@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::page::{self, Material};
 use super::run::{Fits, LossesNow, Run};
 use super::summary::{
-    LossFigures, LosslessFigures, ModelFigures, RouterFigures, ScanFigures, SmkFigures, SourceFigures, Summary,
-    UnitFigures,
+    LoadStages, LossFigures, LosslessFigures, ModelFigures, RouterFigures, ScanFigures, SmkFigures, SourceFigures,
+    Summary, UnitFigures,
 };
 use super::{Dense, Phase2Config, Text};
 use crate::checkpoint::{self, ParamStore};
@@ -144,6 +144,11 @@ impl Results {
             active_share: match &self.units {
                 Some(units) => self.before.load.active_share(units),
                 None => self.before.load.expert_share(),
+            },
+            load: LoadStages {
+                asked: run.asked_load(&self.labels),
+                before: self.before.load.figures(spec),
+                after: self.after.load.figures(spec),
             },
             smk: SmkFigures { updated_share: self.smk.updated_share },
             seconds: watch.seconds().into_iter().map(|(stage, seconds)| (stage, seconds.into())).collect(),

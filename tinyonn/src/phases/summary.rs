@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::imaging::LabelStatistics;
+use crate::moe::LoadFigures;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
 
@@ -45,6 +46,8 @@ pub struct Summary {
     pub label_sources: BTreeMap<String, SourceFigures>,
     /// The share of an MLP's neurons that a routed token uses (of replicas, the share of the experts), mean over layers.
     pub active_share: f64,
+    /// How much work each expert was given on the test split.
+    pub load: LoadStages,
     /// Surprise Min-K.
     pub smk: SmkFigures,
     /// Wall-clock seconds by stage.
@@ -167,6 +170,17 @@ pub struct SourceFigures {
     pub loss: f64,
     /// The same by task.
     pub by_task: BTreeMap<String, f64>,
+}
+
+/// The load of the experts on the test split.
+#[derive(Clone, Debug, Serialize)]
+pub struct LoadStages {
+    /// If every token took its task's path.
+    pub asked: LoadFigures,
+    /// Routed, before SMK.
+    pub before: LoadFigures,
+    /// Routed, after SMK.
+    pub after: LoadFigures,
 }
 
 /// What SMK did.
