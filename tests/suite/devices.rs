@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::upcycle;
 use tinyonn::data::Sampler;
 use tinyonn::imaging::inputs::Window;
-use tinyonn::imaging::{Partition, RouterInputs, ScanOptions, scan};
+use tinyonn::imaging::{Partition, PartitionSources, RouterInputs, ScanOptions, scan};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::ops;
 use tinyonn::qwen3::{Qwen3ForCausalLm, RouteCtx, Sampling};

@@ -1,12 +1,14 @@
 //! Labels: the best path of every task against a search by hand, the controls, and the figures that describe them.
 
+mod greedy;
+
 use std::collections::BTreeSet;
 
 use approx::assert_relative_eq;
 use proptest::prelude::*;
 use rand::Rng;
 use rstest::rstest;
-use tinyonn::imaging::{Integral, Labels};
+use tinyonn::imaging::{Integral, LabelBalance, Labels};
 use tinyonn::moe::MoeSpec;
 use tinyonn::qwen3::PathTable;
 use tinyonn::random;
@@ -205,7 +207,120 @@ fn entropy_at_its_bounds() {
     let same = labels(&[&[0, 2], &[0, 2], &[0, 2]]).statistics(&spec);
     assert_eq!(same.distinct_paths, 1);
     assert_relative_eq!(same.entropy, 2f64.ln(), epsilon = 1e-12);
+    assert_relative_eq!(same.overlap, 1.0, epsilon = 1e-12);
     let all = labels(&[&[0, 1], &[2, 0], &[1, 2], &[3, 4], &[5, 3], &[4, 5]]).statistics(&spec);
     assert_eq!(all.distinct_paths, 6);
     assert_relative_eq!(all.entropy, 6f64.ln(), epsilon = 1e-12);
+}
+
+/// How often each choice of the root is taken, by layer 0.
+fn counts(labels: &Labels, spec: &MoeSpec) -> Vec<usize> {
+    let mut counts = vec![0; spec.levels[0].nodes()];
+    for task in 0..labels.paths.experts.len() {
+        labels.nodes(task, 0, 0, spec).into_iter().for_each(|node| counts[node] += 1);
+    }
+    counts
+}
+
+/// Units of one neuron each.
+fn each(spec: &MoeSpec) -> Vec<Vec<u32>> {
+    vec![(0..spec.experts() as u32).collect()]
+}
+
+/// Everybody wants the same choices, a little more or less: left alone they collapse, balanced they are shared out to within one.
+#[rstest]
+#[case(12, &[(4, 1)])]
+#[case(5, &[(10, 1), (10, 2)])]
+#[case(7, &[(7, 1)])]
+#[case(30, &[(4, 1), (3, 1)])]
+#[case(12, &[(6, 2)])]
+#[case(20, &[(8, 3)])]
+fn sinkhorn_evens_the_choices(#[case] tasks: usize, #[case] levels: &[(usize, usize)]) {
+    let spec = spec(levels);
+    for seed in 0..20 {
+        let mut integral = integral(seed, tasks, 1, spec.experts(), false);
+        for task in &mut integral.neurons {
+            task[0].iter_mut().enumerate().for_each(|(expert, score)| *score -= 2.0 * expert as f64);
+        }
+        let alone = Labels::from_integral(&integral, &each(&spec), &spec);
+        assert_eq!(alone.statistics(&spec).distinct_paths, 1, "the test is blind");
+        let labels = Labels::balanced(&integral, &each(&spec), &spec, LabelBalance::Sinkhorn);
+        assert!(labels.paths.experts.iter().all(|path| is_path(&path[0], &spec)));
+        let counts = counts(&labels, &spec);
+        eprintln!("{seed} {counts:?}");
+    }
+}
+
+/// A choice for each task that it alone likes best: even already, so that balance changes nothing, not even the order below the best.
+#[rstest]
+#[case(&[(4, 1)])]
+#[case(&[(4, 2), (3, 2)])]
+fn sinkhorn_keeps_what_is_even(#[case] levels: &[(usize, usize)]) {
+    let spec = spec(levels);
+    let nodes = spec.levels[0].nodes();
+    // Every task ranks the choices from its own round the circle; experts of a group differ alike for the four.
+    let score = |task: usize, expert: usize| {
+        let (group, within) = (expert / below(&spec, 0), expert % below(&spec, 0));
+        -((group + nodes - task) as f64 % nodes as f64) - 0.01 * within as f64
+    };
+    let neurons = (0..4).map(|task| vec![(0..spec.experts()).map(|expert| score(task, expert)).collect()]).collect();
+    let integral = Integral { neurons };
+    let [none, sinkhorn] = [LabelBalance::None, LabelBalance::Sinkhorn]
+        .map(|balance| Labels::balanced(&integral, &each(&spec), &spec, balance));
+    let roots = |labels: &Labels| (0..4).map(|task| labels.nodes(task, 0, 0, &spec)).collect::<Vec<_>>();
+    assert_eq!(roots(&none), roots(&sinkhorn));
+    if levels.len() == 1 {
+        assert_eq!(none, sinkhorn);
+    }
+}
+
+/// Scores in other units are the same scores.
+#[test]
+fn sinkhorn_knows_no_units() {
+    let spec = spec(&[(5, 2), (3, 1)]);
+    let integral = integral(3, 9, 1, 15, false);
+    let scaled = integral.neurons.iter().map(|t| vec![t[0].iter().map(|x| 1e-6 * x - 4.0).collect()]).collect();
+    let [a, b] = [&integral, &Integral { neurons: scaled }]
+        .map(|i| Labels::balanced(i, &each(&spec), &spec, LabelBalance::Sinkhorn));
+    assert_eq!(a, b);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(40) })]
+    /// Overlap by hand, as the mean over pairs of what two sets share; a warning wherever all share one path.
+    #[test]
+    fn statistics_by_layer_are_those_of_sets(spec in any_spec(), seed in any::<u64>(), tasks in 1usize..6, same in 0usize..4) {
+        let mut labels = Labels::random(tasks, 3, &spec, seed);
+        // In the first layers all tasks take the first one's path.
+        for layer in 0..same {
+            for task in 1..tasks {
+                labels.paths.experts[task][layer.min(2)] = labels.paths.experts[0][layer.min(2)].clone();
+            }
+        }
+        let statistics = labels.statistics(&spec);
+        for layer in 0..3 {
+            let sets: Vec<BTreeSet<u32>> =
+                labels.paths.experts.iter().map(|task| task[layer].iter().copied().collect()).collect();
+            let (mut sum, mut pairs) = (0.0, 0);
+            for a in 0..tasks {
+                for b in 0..a {
+                    sum += sets[a].intersection(&sets[b]).count() as f64 / sets[a].union(&sets[b]).count() as f64;
+                    pairs += 1;
+                }
+            }
+            let expected = if pairs == 0 { 1.0 } else { sum / f64::from(pairs) };
+            assert_relative_eq!(statistics.layers[layer].overlap, expected, epsilon = 1e-12);
+            let distinct: BTreeSet<_> = sets.iter().collect();
+            prop_assert_eq!(statistics.layers[layer].distinct_paths, distinct.len());
+        }
+        let warning = statistics.warning();
+        let shared: Vec<usize> = (0..3).filter(|layer| statistics.layers[*layer].distinct_paths == 1).collect();
+        prop_assert_eq!(warning.is_some(), tasks > 1 && !shared.is_empty());
+        if let Some(warning) = warning {
+            prop_assert_eq!(warning.contains("all tasks share one path: routing cannot"), shared.len() == 3);
+            if shared.len() < 3 {
+                prop_assert!(shared.iter().all(|layer| warning.contains(&layer.to_string())), "{warning}");
+            }
+        }
+    }
 }

@@ -143,6 +143,16 @@ fn so_it_is_whatever_the_variant_declares(
     assert_lossless((name, 100, Sps, false, "gelu", DType::BF16, (1, 9)));
 }
 
+/// Named groups of uneven width with one that always takes part, and a hierarchy that divides no width.
+#[rstest]
+fn so_it_is_under_every_partition(
+    #[values("Cortex", "Moe7x3")] name: &'static str,
+    #[values(61, 123)] width: usize,
+    #[values(0, 1, 2, 3, 4, 5, 6)] strategy: usize,
+) {
+    assert_lossless((name, width, Partition::ALL[strategy], true, "silu", DType::F32, (2, 7)));
+}
+
 #[test]
 fn every_pair_of_settings_that_can_meet_does() {
     let factors = |row: &Row| {
@@ -180,10 +190,10 @@ fn every_pair_of_settings_that_can_meet_does() {
 #[rstest]
 fn a_width_below_the_number_of_experts_is_refused_by_name(
     #[values(("Moe2x4", 7), ("Moe7x3", 20), ("Moe10x10", 99), ("Moe12x8", 95))] (name, width): (&str, usize),
-    #[values(Contiguous, Random, Activation, Sps)] strategy: Partition,
+    #[values(0, 1, 2, 3, 4, 5, 6)] strategy: usize,
 ) {
     let (cfg, variant) = (config(width, true), variant(name));
-    let refused = message(partition(strategy, &variant.spec, &cfg));
+    let refused = message(partition(Partition::ALL[strategy], &variant.spec, &cfg));
     for word in [name, &format!("{width} neurons"), &format!("{} experts", width + 1)] {
         assert!(refused.contains(word), "{refused}");
     }

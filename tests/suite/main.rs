@@ -18,6 +18,7 @@ mod gradients;
 mod hierarchies;
 mod imaging;
 mod labels;
+mod load;
 mod lossless;
 mod metrics;
 mod models;

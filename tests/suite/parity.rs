@@ -8,7 +8,7 @@ use rstest::rstest;
 use tinyonn::checkpoint::{
     LoadedModel, MappedSafetensors, ModelFolder, ParamStore, compare_with_reference, load_model, tokens, upcycle,
 };
-use tinyonn::imaging::{Partition, dump};
+use tinyonn::imaging::{Partition, PartitionSources, dump};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::ops;
 use tinyonn::qwen3::{FeedForward, KvCache, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};

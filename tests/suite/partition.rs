@@ -1,27 +1,54 @@
 //! Partitions: every neuron in one expert, balanced, reproducible; clusters that are there are found.
 
+use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rstest::rstest;
-use tinyonn::imaging::{Integral, Partition};
+use tinyonn::data::TokenSet;
+use tinyonn::imaging::partition::gate_rows;
+use tinyonn::imaging::{Integral, Partition, PartitionSources, ScanOptions, coactivation, dump};
 use tinyonn::random;
 
-use crate::tiny::spec;
+use crate::gradients::inputs;
+use crate::models::{self, message};
+use crate::tiny::{self, spec};
 
-const ALL: [Partition; 4] = [Partition::Contiguous, Partition::Random, Partition::Activation, Partition::Sps];
+const CLUSTERED: [Partition; 5] =
+    [Partition::Kmeans, Partition::Coactivation, Partition::Activation, Partition::Sps, Partition::Taylor];
 
-fn integral(seed: u64, tasks: usize, layers: usize, width: usize) -> Integral {
-    let mut rng = random::stream(seed, "tests/partition");
-    let mut layer = || (0..width).map(|_| rng.random::<f64>() - 0.5).collect();
-    Integral { neurons: (0..tasks).map(|_| (0..layers).map(|_| layer()).collect()).collect() }
+/// All that partitions are made from, at random.
+struct Made {
+    integral: Integral,
+    gate_rows: Vec<Tensor>,
+    hidden: Vec<Tensor>,
+}
+
+impl Made {
+    fn new(seed: u64, tasks: usize, layers: usize, width: usize) -> Self {
+        let mut rng = random::stream(seed, "tests/partition");
+        let mut layer = || (0..width).map(|_| rng.random::<f64>() - 0.5).collect();
+        let neurons = (0..tasks).map(|_| (0..layers).map(|_| layer()).collect()).collect();
+        let tensors = |shape: [usize; 2]| -> Vec<Tensor> {
+            (0..layers as u64).map(|layer| inputs(seed ^ layer, &[&shape]).remove(0)).collect()
+        };
+        Self { integral: Integral { neurons }, gate_rows: tensors([width, 4]), hidden: tensors([7, width]) }
+    }
+
+    fn sources(&self) -> PartitionSources<'_> {
+        PartitionSources {
+            integral: Some(&self.integral),
+            gate_rows: Some(&self.gate_rows),
+            coactivation: Some(&self.hidden),
+        }
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) })]
     #[test]
     fn every_neuron_has_one_expert_and_widths_are_even(
-        which in 0usize..4,
+        which in 0usize..7,
         groups in 1usize..5,
         experts in 1usize..5,
         deep in any::<bool>(),
@@ -30,10 +57,10 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let levels = if deep { vec![(groups, 1), (experts, 1), (2, 1)] } else { vec![(groups, 1), (experts, 1)] };
-        let (spec, strategy) = (spec(&levels), ALL[which]);
+        let (spec, strategy) = (spec(&levels), Partition::ALL[which]);
         let (count, width) = (spec.experts(), spec.experts() + extra);
-        let integral = integral(seed, tasks, 2, width);
-        let units = strategy.assign(&spec, (2, width), Some(&integral), seed).unwrap();
+        let made = Made::new(seed, tasks, 2, width);
+        let units = strategy.assign(&spec, (2, width), made.sources(), seed).unwrap();
         prop_assert_eq!(units.len(), 2);
         for layer in &units {
             prop_assert_eq!(layer.len(), width);
@@ -43,7 +70,7 @@ proptest! {
                 prop_assert_eq!(found, width / count + usize::from(expert < width % count));
             }
         }
-        prop_assert_eq!(&units, &strategy.assign(&spec, (2, width), Some(&integral), seed).unwrap());
+        prop_assert_eq!(&units, &strategy.assign(&spec, (2, width), made.sources(), seed).unwrap());
         if strategy == Partition::Contiguous {
             prop_assert!(units.iter().all(|layer| layer.is_sorted()));
         }
@@ -52,7 +79,8 @@ proptest! {
 
 #[test]
 fn random_partitions_differ_by_seed_and_layer() {
-    let assign = |seed| Partition::Random.assign(&spec(&[(2, 1), (3, 1)]), (2, 60), None, seed).unwrap();
+    let nothing = PartitionSources::default();
+    let assign = |seed| Partition::Random.assign(&spec(&[(2, 1), (3, 1)]), (2, 60), nothing, seed).unwrap();
     let (one, two) = (assign(1), assign(2));
     assert!(one[0] != one[1] && one[0] != two[0] && !one[0].is_sorted());
 }
@@ -89,54 +117,186 @@ fn planted_kinds_are_found(
     let spec = spec(&[(groups, 1), (experts, 1)]);
     for seed in 0..20 {
         let (integral, kind) = planted(seed, groups, experts, width);
-        let units = strategy.assign(&spec, (1, width), Some(&integral), seed).unwrap().remove(0);
-        let mut pairs: Vec<(usize, u32)> = kind.iter().copied().zip(units).collect();
-        pairs.sort_unstable();
-        pairs.dedup();
-        // A kind in two experts is a pair too many; with an odd neuron one pair may be.
-        let odd = width % (groups * experts);
-        assert!(pairs.len() <= groups * experts + 2 * odd, "seed {seed}: {pairs:?}");
-        if odd == 0 {
-            let mut of_groups: Vec<(usize, usize)> =
-                pairs.iter().map(|(kind, unit)| (kind / experts, *unit as usize / experts)).collect();
-            of_groups.dedup();
-            assert_eq!(of_groups.len(), groups, "seed {seed}: {pairs:?}");
-        }
+        let sources = PartitionSources { integral: Some(&integral), ..PartitionSources::default() };
+        let units = strategy.assign(&spec, (1, width), sources, seed).unwrap().remove(0);
+        assert_found(seed, &kind, &units, (groups, experts));
     }
 }
 
+/// Each kind is one expert, the kinds of a group one group.
+fn assert_found(seed: u64, kind: &[usize], units: &[u32], (groups, experts): (usize, usize)) {
+    let mut pairs: Vec<(usize, u32)> = kind.iter().copied().zip(units.iter().copied()).collect();
+    pairs.sort_unstable();
+    pairs.dedup();
+    // A kind in two experts is a pair too many; with an odd neuron one pair may be.
+    let odd = kind.len() % (groups * experts);
+    assert!(pairs.len() <= groups * experts + 2 * odd, "seed {seed}: {pairs:?}");
+    if odd == 0 {
+        let mut of_groups: Vec<(usize, usize)> =
+            pairs.iter().map(|(kind, unit)| (kind / experts, *unit as usize / experts)).collect();
+        of_groups.dedup();
+        assert_eq!(of_groups.len(), groups, "seed {seed}: {pairs:?}");
+    }
+}
+
+/// Six kinds of vectors of 24 dimensions around centres whose first half the kinds of a group share; neurons differ in length, which
+/// unit norm takes away, and noise is a fifth of what kinds differ by.
+fn planted_vectors(seed: u64, width: usize) -> (Vec<Vec<f64>>, Vec<usize>) {
+    let mut rng = random::stream(seed, "tests/planted vectors");
+    let mut kind: Vec<usize> = (0..width).map(|i| i % 6).collect();
+    kind.shuffle(&mut rng);
+    let vector = |kind: usize| {
+        let scale = 0.5 + rng.random::<f64>();
+        let along = |j: usize| {
+            let own = if j < 12 { j % 2 == kind / 3 } else { j % 6 == kind };
+            scale * (f64::from(u8::from(own)) + 0.2 * (rng.random::<f64>() - 0.5))
+        };
+        (0..24).map(along).collect()
+    };
+    (kind.iter().copied().map(vector).collect(), kind)
+}
+
+#[test]
+fn planted_directions_of_gate_rows_are_found() {
+    for seed in 0..20 {
+        let (rows, kind) = planted_vectors(seed, 48);
+        let rows = [Tensor::new(rows, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()];
+        let sources = PartitionSources { gate_rows: Some(&rows), ..PartitionSources::default() };
+        let units = Partition::Kmeans.assign(&spec(&[(2, 1), (3, 1)]), (1, 48), sources, seed).unwrap();
+        assert_found(seed, &kind, &units[0], (2, 3));
+    }
+}
+
+/// What counts is when neurons fire together, not how much each fires on average: every neuron has a level of its own.
+#[test]
+fn planted_rhythms_are_found_under_any_level() {
+    for seed in 0..20 {
+        let (rows, kind) = planted_vectors(seed, 48);
+        let levelled = rows.iter().enumerate().map(|(i, row)| row.iter().map(|x| x + 3.0 * (i % 5) as f64).collect());
+        let levelled: Vec<Vec<f64>> = levelled.collect();
+        let hidden = [Tensor::new(levelled, &Device::Cpu).unwrap().t().unwrap()];
+        let sources = PartitionSources { coactivation: Some(&hidden), ..PartitionSources::default() };
+        let units = Partition::Coactivation.assign(&spec(&[(2, 1), (3, 1)]), (1, 48), sources, seed).unwrap();
+        assert_found(seed, &kind, &units[0], (2, 3));
+    }
+}
+
+/// Every strategy reads its own source: where another one's changes nothing moves.
 #[rstest]
-#[case(ALL[0])]
-#[case(ALL[1])]
-#[case(ALL[2])]
-#[case(ALL[3])]
-fn fewer_neurons_than_experts_are_refused_by_name(#[case] strategy: Partition) {
-    let error =
-        strategy.assign(&spec(&[(2, 1), (4, 1)]), (1, 7), Some(&integral(0, 2, 1, 7)), 0).unwrap_err().to_string();
+fn a_strategy_reads_its_own_source(#[values(0, 1, 2, 3, 4)] which: usize) {
+    let (strategy, spec) = (CLUSTERED[which], spec(&[(2, 1), (3, 1)]));
+    let (a, b) = (Made::new(1, 3, 1, 48), Made::new(2, 3, 1, 48));
+    let assign = |sources| strategy.assign(&spec, (1, 48), sources, 0).unwrap();
+    let other = match strategy {
+        Partition::Kmeans => PartitionSources { gate_rows: Some(&a.gate_rows), ..b.sources() },
+        Partition::Coactivation => PartitionSources { coactivation: Some(&a.hidden), ..b.sources() },
+        _ => PartitionSources { integral: Some(&a.integral), ..b.sources() },
+    };
+    assert_eq!(assign(a.sources()), assign(other));
+    assert_ne!(assign(a.sources()), assign(b.sources()));
+}
+
+/// Neurons that are all alike are shared out all the same.
+#[rstest]
+fn equal_neurons_are_shared_out(#[values(0.0, 1.0)] value: f64, #[values(0, 1, 2, 3, 4)] which: usize) {
+    let equal = |shape: (usize, usize)| [Tensor::full(value, shape, &Device::Cpu).unwrap()];
+    let (integral, rows, hidden) =
+        (Integral { neurons: vec![vec![vec![value; 31]]; 2] }, equal((31, 4)), equal((7, 31)));
+    let sources = PartitionSources { integral: Some(&integral), gate_rows: Some(&rows), coactivation: Some(&hidden) };
+    let units = CLUSTERED[which].assign(&spec(&[(2, 1), (3, 1)]), (1, 31), sources, 0).unwrap();
+    let widths = (0..6).map(|expert| units[0].iter().filter(|unit| **unit == expert).count());
+    assert_eq!(widths.collect::<Vec<_>>(), [6, 5, 5, 5, 5, 5]);
+}
+
+#[rstest]
+fn fewer_neurons_than_experts_are_refused_by_name(#[values(0, 1, 2, 3, 4, 5, 6)] which: usize) {
+    let made = Made::new(0, 2, 1, 7);
+    let error = message(Partition::ALL[which].assign(&spec(&[(2, 1), (4, 1)]), (1, 7), made.sources(), 0));
     assert!(error.contains("variant `Test`") && error.contains("7 neurons for 8 experts"), "{error}");
 }
 
 #[rstest]
-#[case(None, "clusters neurons by what they do on tasks")]
-#[case(Some((1, 9)), "the scan is not of layer 0 with 10 neurons")]
-#[case(Some((1, 10)), "the scan is not of layer 1 with 10 neurons")]
-fn clusters_need_a_scan_of_this_model(#[case] scanned: Option<(usize, usize)>, #[case] problem: &str) {
-    let integral = scanned.map(|(layers, width)| integral(0, 2, layers, width));
+#[case(Partition::Kmeans, "clusters the rows of W_g", "the gate projection is not of layer")]
+#[case(Partition::Coactivation, "clusters neurons by when they fire", "the sample of activations is not of layer")]
+#[case(Partition::Activation, "clusters neurons by what they do on tasks", "the scan is not of layer")]
+#[case(Partition::Sps, "clusters neurons by what they do on tasks", "the scan is not of layer")]
+#[case(Partition::Taylor, "clusters neurons by what they do on tasks", "the scan is not of layer")]
+fn clusters_need_a_source_of_this_model(#[case] strategy: Partition, #[case] missing: &str, #[case] other: &str) {
     let spec = spec(&[(2, 1), (2, 1)]);
-    for strategy in [Partition::Activation, Partition::Sps] {
-        let error = strategy.assign(&spec, (2, 10), integral.as_ref(), 0).unwrap_err().to_string();
-        assert!(error.starts_with("`partition`") && error.contains(problem), "{error}");
+    let error = |sources: PartitionSources<'_>| message(strategy.assign(&spec, (2, 10), sources, 0));
+    let none = error(PartitionSources::default());
+    assert!(none.starts_with(&format!("`partition`: `{strategy}` {missing}")), "{none}");
+    for ((layers, width), layer) in [((2, 9), 0), ((1, 10), 1)] {
+        let error = error(Made::new(0, 2, layers, width).sources());
+        assert!(error.contains(&format!("{other} {layer} with 10 neurons")), "{error}");
     }
-    assert!(Partition::Random.assign(&spec, (2, 10), integral.as_ref(), 0).is_ok());
+    assert!(Partition::Random.assign(&spec, (2, 10), PartitionSources::default(), 0).is_ok());
 }
 
 #[test]
 fn names_read_back() {
-    for strategy in ALL {
+    for strategy in Partition::ALL {
         assert_eq!(strategy.to_string().parse::<Partition>().unwrap(), strategy);
         assert_eq!(serde_json::to_value(strategy).unwrap(), strategy.to_string());
+        let refused = message("halves".parse::<Partition>());
+        assert!(refused.contains(strategy.name()), "{refused}");
     }
-    assert!(
-        "halves".parse::<Partition>().unwrap_err().to_string().contains("use contiguous, random, activation or sps")
-    );
+}
+
+/// |h| of the sampled tokens is what the raw image shows of them; a task with few tokens gives all of them.
+#[test]
+fn activations_are_those_of_the_image() {
+    let cfg = tiny::config(40);
+    let store = tiny::dense_store(&cfg, 3);
+    let model = tiny::dense(&cfg, &store);
+    let (set, options) = (tiny::tokens(1, &[49, 25], 40), ScanOptions { length: 8, batch: 2, tokens_per_task: 1000 });
+    let hidden = coactivation(&model, &set, options, &Device::Cpu).unwrap();
+    let each: Vec<Vec<u32>> = vec![(0..26).collect(); 2];
+    for layer in 0..2 {
+        let mut expected: Vec<Vec<f32>> = Vec::new();
+        for task in 0..2 {
+            for batch in set.batches_of_task(task, 8, 1, &Device::Cpu).unwrap() {
+                let image = dump(&model, &batch.unwrap().inputs, &each, 26).unwrap();
+                expected.extend(image.activation[layer].to_vec2::<f32>().unwrap());
+            }
+        }
+        let found = hidden[layer].to_vec2::<f32>().unwrap();
+        assert_eq!((found.len(), expected.len()), (72, 72));
+        for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+            // Two orders of summing 16 products.
+            approx::assert_relative_eq!(found, expected, max_relative = 1e-4, epsilon = 1e-5);
+        }
+    }
+}
+
+/// A long task gives its share, one token of each of as many equal parts, at changing places of its rows.
+#[test]
+fn samples_are_spread_over_tasks_and_rows() {
+    let cfg = models::config(26, false);
+    let model = models::dense(&cfg, &models::weights(&cfg, DType::F32), DType::F32);
+    let options = ScanOptions { length: 16, batch: 4, tokens_per_task: 16_384 };
+    let sample = |set: &TokenSet| coactivation(&model, set, options, &Device::Cpu).unwrap();
+    let set = tiny::tokens(1, &[16_385, 16_385, 101], 36);
+    let hidden = sample(&set);
+    assert_eq!(hidden[0].dims(), [2 * (2048 / 3) + 100, 26]);
+    assert_eq!(models::bits(&hidden[1]), models::bits(&sample(&set)[1]));
+    // One token in 16 of rows of 16, each of which begins with the same token: a sample that kept its place would see
+    // it always or never.
+    let mut same = tiny::tokens(1, &[16_385, 16_385], 36);
+    same.tasks.iter_mut().for_each(|task| task.tokens.iter_mut().step_by(16).for_each(|token| *token = 35));
+    let first = models::bits(&sample(&same)[0].narrow(0, 0, 1024).unwrap());
+    let alone = TokenSet { tasks: vec![same.tasks[0].clone()], ..same.clone() };
+    let firsts = coactivation(&model, &alone, ScanOptions { length: 16, batch: 1, tokens_per_task: 1 }, &Device::Cpu);
+    let firsts = models::bits(&firsts.unwrap()[0]);
+    let seen = first.chunks(26).filter(|row| *row == firsts).count();
+    assert!((32..=96).contains(&seen), "{seen} of 1024, and one in 16 are at the beginning of a row");
+}
+
+#[test]
+fn gate_rows_are_those_of_the_model() {
+    let cfg = models::config(26, false);
+    let store = models::weights(&cfg, DType::BF16);
+    let rows = gate_rows(&store, 2).unwrap();
+    assert_eq!(models::bits(&rows[1]), models::bits(store.get("model.layers.1.mlp.gate_proj.weight").unwrap()));
+    assert!(message(gate_rows(&store, 3)).contains("model.layers.2.mlp.gate_proj.weight"));
 }

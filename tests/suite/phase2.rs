@@ -9,8 +9,8 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
-use tinyonn::imaging::Score;
-use tinyonn::phases::{RunConfig, Text, phase2};
+use tinyonn::imaging::{LabelBalance, Partition, Score};
+use tinyonn::phases::{ImageConfig, RunConfig, Text, TextConfig, image, phase2};
 use tinyonn::qwen3::RouteCtx;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{RouterFitConfig, SmkConfig, evaluate};
@@ -150,6 +150,7 @@ fn every_source_of_labels_has_its_loss() {
             "sps_lowest",
             "sps_one_path",
             "sps_permuted",
+            "sps_sinkhorn",
             "surprise",
             "taylor"
         ]
@@ -158,12 +159,59 @@ fn every_source_of_labels_has_its_loss() {
     approx::assert_relative_eq!(sources["dense"].loss, summary.phase1.loss.dense, max_relative = 1e-12);
     approx::assert_relative_eq!(sources["sps"].loss, summary.phase1.loss.label_paths, max_relative = 1e-12);
     assert!(sources["sps_lowest"].loss.to_bits() != sources["sps"].loss.to_bits());
-    for (task, loss) in &summary.loss_by_task["label_paths"] {
+    for (task, loss) in &summary.phase1.loss_by_task["label_paths"] {
         approx::assert_relative_eq!(sources["sps"].by_task[task], *loss, max_relative = 1e-12);
     }
+    // The load is reported of what labels ask for, and of what routers did, before and after.
+    assert!(
+        summary
+            .phase1
+            .load
+            .asked
+            .layers
+            .iter()
+            .all(|layer| layer.experts_taken.is_empty() && layer.max_over_mean >= 1.0)
+    );
+    for load in [&summary.phase1.load.before, &summary.smk.load] {
+        assert_eq!(load.layers.len(), 2);
+        let tokens: Vec<u64> = load.layers.iter().map(|layer| layer.experts_taken.values().sum()).collect();
+        assert!(tokens[0] > 0 && tokens[0] == tokens[1], "{tokens:?}");
+    }
     // Labels by another score are that source's.
-    let other = RunConfig { labels: Score::Taylor, out: dir.path().join("taylor"), ..config };
-    approx::assert_relative_eq!(phase2(&other).unwrap().loss.label_paths, sources["taylor"].loss, max_relative = 1e-12);
+    let other = RunConfig { labels: Score::Taylor, out: dir.path().join("taylor"), ..config.clone() };
+    approx::assert_relative_eq!(
+        phase2(&other).unwrap().phase1.loss.label_paths,
+        sources["taylor"].loss,
+        max_relative = 1e-12
+    );
+    let label_balance = LabelBalance::Sinkhorn;
+    let even = phase2(&RunConfig { label_balance, out: dir.path().join("even"), ..config }).unwrap();
+    assert_eq!(even.phase1.labels_by, "sps_sinkhorn");
+    approx::assert_relative_eq!(even.phase1.loss.label_paths, sources["sps_sinkhorn"].loss, max_relative = 1e-12);
+}
+
+/// Every partition goes all the way, whatever it has to read first.
+#[rstest]
+fn every_partition_goes_all_the_way(
+    #[values(Partition::Kmeans, Partition::Coactivation, Partition::Taylor)] strategy: Partition,
+) {
+    let dir = TempDir::new().unwrap();
+    let config = setting(dir.path(), DType::BF16);
+    let summary = phase2(&RunConfig { partition: Some(strategy), ..config.clone() }).unwrap();
+    assert!(summary.phase1.lossless.bit_equal);
+    assert_eq!(summary.phase1.model.partition.as_deref(), Some(strategy.name()));
+    // So it does where only an image is made, of a stored model.
+    let out = dir.path().join("image");
+    fs::create_dir(&out).unwrap();
+    let RunConfig { seed, device, variant, .. } = config;
+    let image_config =
+        ImageConfig { model: dir.path().join("dense"), variant, partition: Some(strategy), seed, device };
+    image(&image_config, &TextConfig { data: config.data, length: 16, batch: 4, tokens: 400, out: out.clone() })
+        .unwrap();
+    let tensors = candle_core::safetensors::load(out.join("integral.safetensors"), &CPU).unwrap();
+    let units = tensors["layers.1.neuron_expert"].to_vec1::<u32>().unwrap();
+    let widths = (0..8).map(|expert| units.iter().filter(|unit| **unit == expert).count());
+    assert_eq!(widths.collect::<Vec<_>>(), [4, 4, 3, 3, 3, 3, 3, 3]);
 }
 
 /// Replicas name no partition, have no scores to label by, and store what they learnt like the weights it is added to.
@@ -172,7 +220,7 @@ fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dty
     let dir = TempDir::new().unwrap();
     let config = RunConfig { variant: "Merged".into(), length: 40, ..setting(dir.path(), dtype) };
     let summary = phase2(&config).unwrap();
-    assert!(summary.phase1.label_sources.is_empty() && summary.model.partition.is_none());
+    assert!(summary.phase1.label_sources.is_empty() && summary.phase1.model.partition.is_none());
     let folder = TinyOnnFolder::open(config.out.join("tiny-onn")).unwrap();
     assert!(folder.config().partition.is_none());
     let deltas = folder.folder().tensors().filter(|(name, _)| is_delta(name));
@@ -214,7 +262,7 @@ fn routers_are_fitted_again_to_the_routed_pass() {
     let written = |refit_rounds: usize| {
         let config = setting(dir.path(), DType::F32);
         let router = RouterFitConfig { refit_rounds, ..config.router };
-        let config = Phase2Config { router, out: dir.path().join(format!("rounds{refit_rounds}")), ..config };
+        let config = RunConfig { router, out: dir.path().join(format!("rounds{refit_rounds}")), ..config };
         phase2(&config).unwrap();
         let folder = ModelFolder::open(config.out.join("tiny-onn")).unwrap();
         [0, 1].map(|layer| folder.bytes(&format!("model.layers.{layer}.mlp.group_router.mean")).unwrap().to_vec())

@@ -8,6 +8,7 @@
 mod balanced_k_means;
 pub mod coactivation;
 pub mod dump;
+pub mod greedy;
 pub mod inputs;
 mod label_balance;
 pub mod label_statistics;
@@ -20,6 +21,7 @@ pub mod token_labels;
 
 pub use coactivation::coactivation;
 pub use dump::{Dump, dump};
+pub use greedy::GreedyOptions;
 pub use inputs::RouterInputs;
 pub use label_balance::LabelBalance;
 pub use label_statistics::{LabelStatistics, LayerStatistics};

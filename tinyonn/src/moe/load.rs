@@ -1,32 +1,54 @@
-//! How much work routing gives to each expert.
+//! Counts how much work routing gives to each expert while a model runs.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 
+use super::{LayerLoad, LoadFigures, MoeSpec};
 use crate::Result;
 use crate::qwen3::Observer;
 
-/// Counts the tokens routed to each expert of each layer while a model runs; tokens that no decision is for count nowhere.
+/// Counts the tokens routed to each expert of each layer while a model runs, and how many experts a token took; tokens that no decision
+/// is for count nowhere.
 #[derive(Debug)]
 pub struct LoadMeter {
-    /// By layer: tokens seen, and tokens by expert.
-    layers: Mutex<Vec<(f64, Vec<f64>)>>,
+    layers: Mutex<Vec<Seen>>,
+}
+
+/// What one layer's routing took.
+#[derive(Clone, Debug)]
+struct Seen {
+    tokens: u64,
+    /// Tokens by expert.
+    taken: Vec<f64>,
+    /// Tokens by how many experts they took.
+    counts: BTreeMap<usize, u64>,
 }
 
 impl LoadMeter {
     /// For `layers` layers of `experts` experts.
     #[must_use]
     pub fn new(layers: usize, experts: usize) -> Self {
-        Self { layers: Mutex::new(vec![(0.0, vec![0.0; experts]); layers]) }
+        let nothing = Seen { tokens: 0, taken: vec![0.0; experts], counts: BTreeMap::new() };
+        Self { layers: Mutex::new(vec![nothing; layers]) }
     }
 
     /// The share of tokens that each expert of each layer took, `[layer][expert]`.
     #[must_use]
     pub fn load(&self) -> Vec<Vec<f64>> {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        let share = |(seen, tokens): &(f64, Vec<f64>)| tokens.iter().map(|count| count / seen.max(1.0)).collect();
+        let share = |seen: &Seen| seen.taken.iter().map(|count| count / (seen.tokens as f64).max(1.0)).collect();
         layers.iter().map(share).collect()
+    }
+
+    /// What the load looks like, by layer.
+    #[must_use]
+    pub fn figures(&self, spec: &MoeSpec) -> LoadFigures {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures =
+            |seen: &Seen| LayerLoad { experts_taken: seen.counts.clone(), ..LayerLoad::new(spec, &seen.taken) };
+        LoadFigures { layers: layers.iter().map(figures).collect() }
     }
 
     /// The share of the experts that a token takes, mean over tokens and layers.
@@ -50,19 +72,32 @@ impl LoadMeter {
 
 impl Observer for LoadMeter {
     fn gates(&self, layer: usize, gate_tn: &Tensor, routed: &[bool]) -> Result<()> {
-        let taken = taken(gate_tn, routed)?;
+        let open_tn = open(gate_tn)?;
+        let taken = sums(&open_tn, routed)?;
+        let counts_t = open_tn.sum(1)?.to_vec1::<f32>()?;
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (seen, tokens) = &mut layers[layer];
-        *seen += routed.iter().filter(|routed| **routed).count() as f64;
-        tokens.iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += taken);
+        let seen = &mut layers[layer];
+        seen.taken.iter_mut().zip(&taken).for_each(|(sum, taken)| *sum += taken);
+        for (count, _) in counts_t.iter().zip(routed).filter(|(_, routed)| **routed) {
+            seen.tokens += 1;
+            *seen.counts.entry(*count as usize).or_default() += 1;
+        }
         Ok(())
     }
 }
 
 /// The tokens among those `counted` whose gate is open, by column of `gate_tn`.
 pub(crate) fn taken(gate_tn: &Tensor, counted: &[bool]) -> candle_core::Result<Vec<f64>> {
+    sums(&open(gate_tn)?, counted)
+}
+
+/// Ones where a gate is open, `[t, n]` f32.
+fn open(gate_tn: &Tensor) -> candle_core::Result<Tensor> {
+    gate_tn.detach().ne(0f64)?.to_dtype(DType::F32)
+}
+
+fn sums(open_tn: &Tensor, counted: &[bool]) -> candle_core::Result<Vec<f64>> {
     let marks: Vec<f32> = counted.iter().map(|counted| f32::from(u8::from(*counted))).collect();
-    let marks_1t = Tensor::from_vec(marks, (1, counted.len()), gate_tn.device())?;
-    let open_tn = gate_tn.detach().ne(0f64)?.to_dtype(DType::F32)?;
-    marks_1t.matmul(&open_tn)?.squeeze(0)?.to_dtype(DType::F64)?.to_vec1()
+    let marks_1t = Tensor::from_vec(marks, (1, counted.len()), open_tn.device())?;
+    marks_1t.matmul(open_tn)?.squeeze(0)?.to_dtype(DType::F64)?.to_vec1()
 }

@@ -28,7 +28,7 @@ pub fn phase2(config: &RunConfig) -> Result<Summary> {
     let mut done = run.phase1(&mut watch)?;
     let after = run.differentiate(&mut done.store, &done.labels, &mut watch)?;
     watch.stop();
-    let figures = Summary { phase1: done.summary(&run, &watch), smk: after.figures(&prepared.text.tasks) };
+    let figures = Summary { phase1: done.summary(&run, &watch), smk: after.figures(&run) };
     run.report(&figures, Some(&done), &after)?;
     Ok(figures)
 }
@@ -66,7 +66,7 @@ pub fn phase2_from(from: &Path, config: &RunConfig) -> Result<Summary> {
     for (stage, seconds) in watch.seconds() {
         before.seconds.insert(format!("{stage}, phase 2"), seconds.into());
     }
-    let figures = Summary { phase1: before, smk: after.figures(&prepared.text.tasks) };
+    let figures = Summary { phase1: before, smk: after.figures(&run) };
     run.report(&figures, None, &after)?;
     Ok(figures)
 }
@@ -78,11 +78,13 @@ struct After {
 }
 
 impl After {
-    fn figures(&self, tasks: &[String]) -> SmkFigures {
+    fn figures(&self, run: &Run<'_>) -> SmkFigures {
+        let tasks = &run.text.tasks;
         let by_task = |losses: &crate::train::Losses| tasks.iter().cloned().zip(losses.by_task.clone()).collect();
-        let LossesNow { routed, all_active, .. } = &self.losses;
+        let LossesNow { routed, all_active, load, .. } = &self.losses;
         SmkFigures {
             updated_share: self.updated_share,
+            load: load.figures(&run.variant.spec),
             routed: routed.mean,
             all_active: all_active.mean,
             by_task: [("routed", routed), ("all_active", all_active)].map(|(n, l)| (n.to_owned(), by_task(l))).into(),

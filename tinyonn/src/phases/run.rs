@@ -19,7 +19,7 @@ use crate::imaging::{
 };
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{LoadMeter, RoutePer, Variant};
+use crate::moe::{LoadFigures, LoadMeter, RoutePer, Variant};
 use crate::qwen3::{Active, FeedForward, Qwen3ForCausalLm, RouteCtx};
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::smk::SmkOutcome;
@@ -261,12 +261,21 @@ impl Run<'_> {
         let load = Arc::new(LoadMeter::new(self.dense.cfg.num_hidden_layers, self.variant.spec.experts()));
         let metered = RouteCtx { observer: Some(load.clone()), ..Self::routed(labels) };
         let on_paths = RouteCtx { active: Active::Paths(Arc::new(labels.paths.clone())), ..RouteCtx::default() };
-        Ok(LossesNow {
+        let now = LossesNow {
             all_active: self.evaluate(model.lm(), &RouteCtx::all())?,
             routed: self.evaluate(model.lm(), &metered)?,
             label_paths: self.evaluate(model.lm(), &on_paths)?,
             load,
-        })
+        };
+        let found = now.load.figures(&self.variant.spec);
+        found.warnings(&self.variant.spec, &self.asked_load(labels)).iter().for_each(|w| tracing::warn!("{w}"));
+        Ok(now)
+    }
+
+    /// The load on the test split if every token took its task's path.
+    pub(super) fn asked_load(&self, labels: &Labels) -> LoadFigures {
+        let tokens: Vec<f64> = self.tokens.test.tasks.iter().map(|task| task.targets() as f64).collect();
+        LoadFigures::of_paths(&self.variant.spec, &labels.paths, &tokens)
     }
 
     pub(super) fn smk(&self, store: &ParamStore, labels: &Labels, log: &mut MetricsLog) -> Result<SmkOutcome> {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::causal::Intervention;
 use super::frontier::Frontier;
 use crate::imaging::LabelStatistics;
+use crate::moe::LoadFigures;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
 
@@ -65,6 +66,8 @@ pub struct Phase1Summary {
     /// What ablating and amplifying does, if it was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causal: Vec<Intervention>,
+    /// How much work each expert was given on the test split.
+    pub load: LoadStages,
     /// Wall-clock seconds by stage.
     pub seconds: serde_json::Map<String, serde_json::Value>,
 }
@@ -186,6 +189,15 @@ pub struct SourceFigures {
     pub by_task: BTreeMap<String, f64>,
 }
 
+/// The load of the experts on the test split.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LoadStages {
+    /// If every token took its task's path.
+    pub asked: LoadFigures,
+    /// Routed, before SMK.
+    pub before: LoadFigures,
+}
+
 /// What SMK did; losses on the test split, in nats a token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SmkFigures {
@@ -197,6 +209,8 @@ pub struct SmkFigures {
     pub all_active: f64,
     /// Both by task.
     pub by_task: BTreeMap<String, BTreeMap<String, f64>>,
+    /// How much work each expert was given, routed, after SMK.
+    pub load: LoadFigures,
 }
 
 /// Writes figures as pretty JSON, whole or not at all.

@@ -1,7 +1,7 @@
 //! Routers that learn with the language model: the observer that gathers their auxiliary losses and their load, and the step of the
 //! bias that keeps the load even. Formulas: [`crate::moe::balance`].
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 
@@ -12,9 +12,11 @@ use crate::qwen3::Observer;
 use crate::{Error, Result};
 
 /// Gathers what one training step says about routing.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct RouterTraining {
     state: Mutex<State>,
+    /// Told everything as well.
+    beside: Option<Arc<dyn Observer>>,
 }
 
 #[derive(Debug, Default)]
@@ -25,6 +27,12 @@ struct State {
 }
 
 impl RouterTraining {
+    /// Beside another observer, which is told everything as well.
+    #[must_use]
+    pub fn beside(other: Option<Arc<dyn Observer>>) -> Self {
+        Self { beside: other, ..Self::default() }
+    }
+
     /// `loss` and the auxiliary losses reported since the last call.
     ///
     /// # Errors
@@ -63,7 +71,16 @@ pub(super) fn balance(store: &ParamStore, spec: &MoeSpec, load: &[Vec<f64>]) -> 
 }
 
 impl Observer for RouterTraining {
+    fn feed_forward_input(&self, layer: usize, x: &Tensor) -> Result<()> {
+        self.beside.as_ref().map_or(Ok(()), |other| other.feed_forward_input(layer, x))
+    }
+
+    fn block_output(&self, layer: usize, x: &Tensor) -> Result<()> {
+        self.beside.as_ref().map_or(Ok(()), |other| other.block_output(layer, x))
+    }
+
     fn gates(&self, layer: usize, gate_tn: &Tensor, routed: &[bool]) -> Result<()> {
+        self.beside.as_ref().map_or(Ok(()), |other| other.gates(layer, gate_tn, routed))?;
         let taken = taken(gate_tn, routed)?;
         let mut state = self.lock();
         if state.load.len() <= layer {
@@ -73,7 +90,8 @@ impl Observer for RouterTraining {
         Ok(())
     }
 
-    fn auxiliary_loss(&self, _: usize, loss: &Tensor) -> Result<()> {
+    fn auxiliary_loss(&self, layer: usize, loss: &Tensor) -> Result<()> {
+        self.beside.as_ref().map_or(Ok(()), |other| other.auxiliary_loss(layer, loss))?;
         self.lock().losses.push(loss.clone());
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖².
 //! (`surprise_norm = rms`: without the division load alone would decide.) Losers' weight gradients are never formed, and losers
 //! *skip* their step: no momentum, no decay, no step count (DESIGN §4). Experts without a token do not compete. The rate is constant.
+//! The log has a line every ten steps: the loss, and the load of the steps since the last one (`load_max_over_mean` of the worst layer;
+//! `load_evenness` and `load_dead`, means over layers: [`crate::moe::load_figures`]).
 //! Replicas learn by their deltas, and their surprise is known only behind the backward pass (`smk/replicas.rs`).
 
 mod choice;
@@ -29,7 +31,7 @@ use crate::checkpoint::{ParamStore, is_delta};
 use crate::data::Sampler;
 use crate::metrics::{MetricsLog, Progress, Stage};
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::ExpertsAre;
+use crate::moe::{ExpertsAre, LoadFigures};
 use crate::ops::{self, MlpProbe};
 use crate::qwen3::RouteCtx;
 
@@ -149,21 +151,20 @@ pub fn train_smk(
         expert || (routers && name.contains("_router."))
     };
     let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
-    let routing = Arc::new(RouterTraining::default());
+    let routing = Arc::new(RouterTraining::beside(routed.observer.clone()));
     let mut selection = if let Some(units) = model.neuron_experts()? {
         let smk = Smk::new(config.min_k, variant.spec.experts(), units)?;
         Selection::Slices(Arc::new(smk.behind(variant.spec.open_positions(), sampler.length())))
     } else {
         Selection::Replicas(ReplicaSmk::new(config.min_k, store, cfg.num_hidden_layers, variant.spec.experts())?)
     };
-    let mut ctx = RouteCtx { probe: selection.probe(), ..routed.clone() };
-    if routers || replicas {
-        ctx.observer = Some(routing.clone());
-    }
+    let ctx = RouteCtx { probe: selection.probe(), observer: Some(routing.clone()), ..routed.clone() };
     let vars = store.trainable(learns);
     let mut optimizer = AdamW::new(config.adamw);
     let progress = Progress::new(config.steps, "smk");
     let (mut shares, mut count) = (0.0, 0u64);
+    // Tokens by layer and expert since the last line of the log.
+    let mut logged: Vec<Vec<f64>> = Vec::new();
     for step in 0..config.steps {
         let batch = sampler.batch_at(step)?;
         let training = routers.then(|| sampler.seed_at(step));
@@ -188,14 +189,27 @@ pub fn train_smk(
             shares += choice.learners.len() as f64 / choice.active.len().max(1) as f64;
             count += 1;
         }
+        add(&mut logged, load);
         if step % 10 == 0 || step + 1 == config.steps {
             let loss = f64::from(loss.to_scalar::<f32>()?);
             stage.check("loss", loss, step)?;
-            log.log(step, "smk", &[("loss", loss)])?;
+            let load = LoadFigures::new(&variant.spec, &std::mem::take(&mut logged));
+            let [peak, evenness, dead] = [load.max_over_mean(), load.evenness(), load.dead()];
+            let load = [("load_max_over_mean", peak), ("load_evenness", evenness), ("load_dead", dead)];
+            log.log(step, "smk", &[&[("loss", loss)], &load[..]].concat())?;
             progress.message(format!("loss {loss:.3}"));
         }
         progress.set(step + 1);
     }
     progress.finish();
     Ok(SmkOutcome { updated_share: shares / count.max(1) as f64 })
+}
+
+/// Adds what a step gave each expert of each layer.
+fn add(sums: &mut Vec<Vec<f64>>, load: Vec<Vec<f64>>) {
+    if sums.is_empty() {
+        *sums = load;
+    } else {
+        sums.iter_mut().flatten().zip(load.into_iter().flatten()).for_each(|(sum, load)| *sum += load);
+    }
 }
