@@ -2,19 +2,23 @@
 //!
 //! One pseudo-dense pass over a task's text ([`fn@scan`]) gives every neuron's activation and *surprise*, the norm of each token's
 //! contribution to the gradient of its weights. SPS is the one minus the other, each standardised; integrated over a task it is
-//! ∫SPS ([`sps`]). From ∫SPS come each task's optimal computation path ([`labels`]) and, if asked, the partition of neurons into
+//! ∫SPS ([`sps`]). Scans are kept in files, continued and merged ([`scan_file`]). From ∫SPS come each task's optimal computation path ([`labels`]) and, if asked, the partition of neurons into
 //! experts itself ([`partition`]).
 
 pub mod dump;
 pub mod inputs;
 pub mod labels;
+pub mod neuron_scan;
 pub mod partition;
 pub mod scan;
+pub mod scan_file;
 pub mod sps;
 
 pub use dump::{Dump, dump};
 pub use inputs::RouterInputs;
 pub use labels::Labels;
+pub use neuron_scan::{NeuronScan, Units};
 pub use partition::Partition;
-pub use scan::{NeuronScan, ScanOptions, scan};
-pub use sps::{Integral, Score};
+pub use scan::{Log1p, ScanOptions, ScanRequest, Share, scan, scan_with};
+pub use scan_file::{ScanFile, ScanPart, StoredScan};
+pub use sps::{ExpertForm, Form, Integral, Norm, Score};

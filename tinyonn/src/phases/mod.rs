@@ -22,7 +22,7 @@ pub mod text;
 pub use config::{DenseShape, Phase2Config};
 pub use dense::Dense;
 pub use device::DeviceName;
-pub use image::{ImageConfig, image};
+pub use image::{ImageConfig, MergeConfig, image, merge_scans};
 pub use phase2::phase2;
 pub use summary::Summary;
 pub use text::Text;
