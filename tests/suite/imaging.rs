@@ -1,8 +1,12 @@
 //! The scan and what it is read for: per-token values against candle's own tape, sums, refusals, and ∫SPS against its definition.
 
+mod files;
+mod forms;
+mod grad_site;
 mod integral;
 mod own_weights;
 mod router_inputs;
+mod shares;
 mod token_labels;
 
 use std::sync::{Arc, Mutex};

@@ -146,6 +146,7 @@ fn ties_go_to_the_lower_index() {
         delta_h_ti: &ti,
         delta_g_ti: &ti,
         delta_u_ti: &ti,
+        input_matrices: None,
     };
     let smk = Smk::new(2, 4, vec![vec![0, 3, 2, 1, 2, 3]]).unwrap();
     assert_eq!(smk.observe(0, &pass).unwrap(), WeightGrads::Neurons(vec![2, 3, 4]));
@@ -169,6 +170,7 @@ fn open_positions_make_no_expert_active() {
         delta_h_ti: &ti,
         delta_g_ti: &ti,
         delta_u_ti: &ti,
+        input_matrices: None,
     };
     let smk = |open| Smk::new(1, 4, vec![vec![0, 3, 2, 1, 2, 3]]).unwrap().behind(open, 3);
     let choice = |smk: Smk| {
@@ -230,6 +232,7 @@ fn units_of_another_model_are_refused() {
         delta_h_ti: &ti,
         delta_g_ti: &ti,
         delta_u_ti: &ti,
+        input_matrices: None,
     };
     let smk = Smk::new(2, 4, vec![vec![0, 3, 2, 1, 2, 3], vec![0; 5]]).unwrap();
     smk.observe(0, &pass).unwrap();

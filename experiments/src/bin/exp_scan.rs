@@ -4,19 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use experiments::settings::{over_file, required};
+use experiments::settings::{over_file, required, word};
 use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder};
 use serde::{Deserialize, Serialize};
-use tinyonn::imaging::Partition;
+use tinyonn::imaging::{Form, Partition, Share, StoredScan};
 use tinyonn::phases::image::{TextConfig, dump_tokens};
-use tinyonn::phases::{ImageConfig, image};
+use tinyonn::phases::{ImageConfig, MergeConfig, image, merge_scans};
 use tinyonn::{Error, Result};
 
 /// Image a model: what each expert does, and how much it would learn, on each task.
 ///
 /// One forward and one backward to activations over the text gives every neuron's activation and surprise; SPS is the one minus
-/// the other, each standardised. The run's folder gets report.html (layers × experts, a picture a task) and
-/// integral.safetensors. With --tokens and --dump, every token's raw values are written instead.
+/// the other, each standardised. The run's folder gets report.html (layers × experts, a picture a task), integral.safetensors and
+/// scan.safetensors, the sums themselves. With --scan-file a scan survives being killed: the same command goes on with it. With
+/// --share parts of it are read by several machines, and --merge makes one of them. With --tokens and --dump, every token's raw
+/// values are written instead.
 #[derive(Parser)]
 #[command(
     version,
@@ -24,6 +26,8 @@ use tinyonn::{Error, Result};
     after_help = "Examples:
   exp_scan --model Qwen3-0.6B --variant TinyOnn --data code=src --data prose=docs
   exp_scan --model runs/phase2/tiny-onn --data code=src --data prose=docs
+  exp_scan --model Qwen3-0.6B --data code=src --share 0/2 --scan-file half.safetensors --out runs/half
+  exp_scan --merge half.safetensors --merge other-half.safetensors --norm global --expert norm
   exp_scan --model Qwen3-0.6B --tokens ids.safetensors --dump image.safetensors
 
 A dump holds, by layer i, layers.{i}.activation and layers.{i}.surprise, both [B·T, experts] F32, and loss_sum; the targets are
@@ -64,6 +68,24 @@ struct Settings {
     /// At most this many tokens of each task [default: 65536]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// Keep the scan in this file as it goes, at least every minute, and continue it if it is there
+    #[arg(long, value_name = "FILE")]
+    scan_file: Option<PathBuf>,
+    /// Read only share I of N of the batches, I from 0; --merge adds shares up [default: 0/1]
+    #[arg(long, value_name = "I/N")]
+    share: Option<String>,
+    /// Read stored scans instead of a model and text, and add them up (repeatable)
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    merge: Option<Vec<PathBuf>>,
+    /// Over what activation and surprise are standardised: layer, global, log1p [default: layer]
+    #[arg(long, value_name = "NORM")]
+    norm: Option<String>,
+    /// Which gradient's norm surprise is: weight, input, output (the degenerate control) [default: weight]
+    #[arg(long, value_name = "SITE")]
+    grad_site: Option<String>,
+    /// What an expert's value is: mean over its neurons, norm of its own [default: mean]
+    #[arg(long, value_name = "FORM")]
+    expert: Option<String>,
     #[command(flatten)]
     #[serde(flatten)]
     run: RunFlags,
@@ -81,43 +103,126 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
-    let config = ImageConfig {
-        model: required(settings.model, "model")?,
-        variant: settings.variant.unwrap_or_else(|| "TinyOnn".into()),
-        partition: settings.partition,
-        seed: settings.run.seed.unwrap_or(0),
-        device: settings.run.device.unwrap_or_default(),
+    let form = Form {
+        norm: settings.norm.as_deref().map_or(Ok(Default::default()), |text| word("norm", text))?,
+        expert: settings.expert.as_deref().map_or(Ok(Default::default()), |text| word("expert", text))?,
     };
-    match (settings.tokens, settings.dump) {
-        (Some(tokens), Some(dump)) => {
-            overwrite::refuse_file(&dump, overwrite)?;
-            dump_tokens(&config, &tokens, &dump)?;
-            println!("wrote     {}", dump.display());
-            return Ok(ExitCode::SUCCESS);
-        }
-        (None, None) => {}
-        _ => return Err(Error::setting("--dump", "goes with --tokens", "give both or neither")),
+    if settings.merge.is_some() {
+        return merge(settings, form, file, overwrite);
     }
-    let out = settings.output.out.map_or_else(|| run_folder::first_free("runs/scan".as_ref()), Ok)?;
+    if settings.tokens.is_some() || settings.dump.is_some() {
+        return dump(settings, overwrite);
+    }
+    let config = image_config(&settings)?;
     let text = TextConfig {
         data: settings.data.unwrap_or_default(),
         length: positive(settings.length.unwrap_or(128), "length")?,
         batch: positive(settings.batch.unwrap_or(8), "batch")?,
         tokens: positive(settings.max_tokens.unwrap_or(65_536), "max-tokens")?,
-        out,
+        share: settings.share.as_deref().map_or(Ok(Share::WHOLE), str::parse)?,
+        grad_site: settings.grad_site.as_deref().map_or(Ok(Default::default()), |text| word("grad-site", text))?,
+        form,
+        scan_file: settings.scan_file,
+        out: out(settings.output.out)?,
     };
     let data = text.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
-    let read: Vec<&Path> = data.chain([config.model.as_path()]).chain(file).collect();
-    let replace = overwrite::replaces(&text.out, overwrite, &read)?;
+    let read = data.chain([config.model.as_path()]).chain(text.scan_file.as_deref()).chain(file);
+    let replace = overwrite::replaces(&text.out, overwrite, &read.collect::<Vec<_>>())?;
     let folder = RunFolder::create(&text.out, &(&config, &text), config.seed, config.device, replace)?;
-    let scan = image(&config, &TextConfig { out: folder.dir().to_path_buf(), ..text })?;
-    let out = folder.finish()?;
+    let stored = image(&config, &TextConfig { out: folder.dir().to_path_buf(), ..text })?;
+    print(&stored, &folder.finish()?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn image_config(settings: &Settings) -> Result<ImageConfig> {
+    Ok(ImageConfig {
+        model: required(settings.model.clone(), "model")?,
+        variant: settings.variant.clone().unwrap_or_else(|| "TinyOnn".into()),
+        partition: settings.partition,
+        seed: settings.run.seed.unwrap_or(0),
+        device: settings.run.device.unwrap_or_default(),
+    })
+}
+
+/// The folder that was named, or the first that is free.
+fn out(named: Option<PathBuf>) -> Result<PathBuf> {
+    named.map_or_else(|| run_folder::first_free("runs/scan".as_ref()), Ok)
+}
+
+fn dump(settings: Settings, overwrite: bool) -> Result<ExitCode> {
+    settings.refuse_flags_beside("--dump", "writes the raw values of tokens, and", |flag| {
+        !matches!(flag, "model" | "variant" | "partition" | "tokens" | "dump")
+    })?;
+    let (Some(tokens), Some(dump)) = (&settings.tokens, &settings.dump) else {
+        return Err(Error::setting("--dump", "goes with --tokens", "give both or neither"));
+    };
+    overwrite::refuse_file(dump, overwrite)?;
+    dump_tokens(&image_config(&settings)?, tokens, dump)?;
+    println!("wrote     {}", dump.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn merge(settings: Settings, form: Form, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
+    settings.refuse_flags_beside("--merge", "reads stored scans, and", |flag| {
+        !matches!(flag, "merge" | "variant" | "partition" | "norm" | "expert")
+    })?;
+    let config = MergeConfig {
+        files: settings.merge.unwrap_or_default(),
+        variant: settings.variant.unwrap_or_else(|| "TinyOnn".into()),
+        partition: settings.partition,
+        seed: settings.run.seed.unwrap_or(0),
+        form,
+        out: out(settings.output.out)?,
+    };
+    let read: Vec<&Path> = config.files.iter().map(PathBuf::as_path).chain(file).collect();
+    let replace = overwrite::replaces(&config.out, overwrite, &read)?;
+    let device = settings.run.device.unwrap_or_default();
+    let folder = RunFolder::create(&config.out, &config, config.seed, device, replace)?;
+    let stored = merge_scans(&MergeConfig { out: folder.dir().to_path_buf(), ..config })?;
+    print(&stored, &folder.finish()?);
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Settings {
+    /// Refuses the first flag that is given though it would be ignored; those of every program may be.
+    fn refuse_flags_beside(&self, flag: &str, does: &str, ignored: impl Fn(&str) -> bool) -> Result<()> {
+        let given = [
+            ("model", self.model.is_some()),
+            ("variant", self.variant.is_some()),
+            ("partition", self.partition.is_some()),
+            ("data", self.data.is_some()),
+            ("tokens", self.tokens.is_some()),
+            ("dump", self.dump.is_some()),
+            ("length", self.length.is_some()),
+            ("batch", self.batch.is_some()),
+            ("max-tokens", self.max_tokens.is_some()),
+            ("scan-file", self.scan_file.is_some()),
+            ("share", self.share.is_some()),
+            ("merge", self.merge.is_some()),
+            ("norm", self.norm.is_some()),
+            ("grad-site", self.grad_site.is_some()),
+            ("expert", self.expert.is_some()),
+        ];
+        match given.iter().find(|(name, given)| *given && ignored(name)) {
+            None => Ok(()),
+            Some((name, _)) => {
+                Err(Error::setting(flag, format!("{does} --{name} does not go with it"), "leave one of them out"))
+            }
+        }
+    }
+}
+
+fn print(stored: &StoredScan, out: &Path) {
+    let scan = &stored.scan;
     for ((task, tokens), loss) in scan.tasks.iter().zip(&scan.tokens).zip(&scan.loss) {
         println!("{task:<16} {tokens:>9} tokens  {:.4} nats a token", loss / (*tokens).max(1) as f64);
     }
     println!("surprises above zero  {:.4}", scan.gradient_nonzero_share());
+    let missing: Vec<String> = stored.missing().iter().map(Share::to_string).collect();
+    if !missing.is_empty() {
+        println!("missing   shares {}: these are the sums of a part", missing.join(", "));
+    }
     println!("open      {}", out.join("report.html").display());
-    Ok(ExitCode::SUCCESS)
 }
 
 fn positive(value: usize, flag: &str) -> Result<usize> {

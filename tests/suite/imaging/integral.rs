@@ -11,16 +11,16 @@ use super::{VOCAB, options, scanned};
 use crate::tiny;
 
 /// Values of one quantity by `[task][token][neuron]`.
-type Values = Vec<Vec<Vec<f64>>>;
+pub(super) type Values = Vec<Vec<Vec<f64>>>;
 
-fn values(seed: u64, purpose: &str, tokens: &[usize], width: usize) -> Values {
+pub(super) fn values(seed: u64, purpose: &str, tokens: &[usize], width: usize) -> Values {
     let mut rng = random::stream(seed, purpose);
     let mut token = |task: usize| (0..width).map(|i| rng.random::<f64>().powi(3) * (1 + i + 2 * task) as f64).collect();
     tokens.iter().enumerate().map(|(task, count)| (0..*count).map(|_| token(task)).collect()).collect()
 }
 
 /// A scan that saw these values in every one of `layers`.
-fn streamed(activation: &Values, surprise: &Values, layers: usize) -> NeuronScan {
+pub(super) fn streamed(activation: &Values, surprise: &Values, layers: usize) -> NeuronScan {
     let width = activation[0][0].len();
     let mut scan = NeuronScan::zero((0..activation.len()).map(|t| t.to_string()).collect(), layers, width);
     scan.tokens = activation.iter().map(|task| task.len() as u64).collect();
@@ -40,7 +40,7 @@ fn streamed(activation: &Values, surprise: &Values, layers: usize) -> NeuronScan
 }
 
 /// z of every value, over all tokens and neurons; each task weighs the same however many tokens it has.
-fn standardised(values: &Values) -> Values {
+pub(super) fn standardised(values: &Values) -> Values {
     let mean_of = |f: &dyn Fn(f64) -> f64| {
         let of_task = |task: &Vec<Vec<f64>>| {
             let all: Vec<f64> = task.iter().flatten().map(|x| f(*x)).collect();
@@ -55,7 +55,7 @@ fn standardised(values: &Values) -> Values {
 }
 
 /// ∫ per token, `[task][neuron]`.
-fn integrated(z: &Values) -> Vec<Vec<f64>> {
+pub(super) fn integrated(z: &Values) -> Vec<Vec<f64>> {
     let of_task = |task: &Vec<Vec<f64>>| {
         (0..task[0].len()).map(|i| task.iter().map(|token| token[i]).sum::<f64>() / task.len() as f64).collect()
     };

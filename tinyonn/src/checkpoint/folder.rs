@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::mmap::{MappedSafetensors, TensorInfo};
 use super::names::{EMBEDDING, HEAD};
 use super::store::ParamStore;
+use crate::files::Digest;
 use crate::qwen3::Qwen3Config;
 use crate::{Error, Result};
 
@@ -81,6 +82,23 @@ impl ModelFolder {
     /// A tensor's bytes as stored.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         self.file(name)?.bytes(name)
+    }
+
+    /// SHA-256 of `config.json` and of every tensor's name, type, shape and stored bytes. Reads all weights.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn sha256(&self) -> Result<String> {
+        let mut digest = Digest::new();
+        digest.text(&self.config.to_string());
+        for (name, info) in self.tensors() {
+            digest.text(name);
+            digest.text(&info.dtype.to_string());
+            digest.number(info.shape.len() as u64);
+            info.shape.iter().for_each(|size| digest.number(*size as u64));
+            digest.bytes(self.bytes(name)?);
+        }
+        Ok(digest.hex())
     }
 
     /// Loads the parameters, converted to `dtype`, or each in its stored type where `None`. Integer tensors are never

@@ -48,8 +48,12 @@ impl TensorInfo {
 pub struct MappedSafetensors {
     path: PathBuf,
     map: Mmap,
-    tensors: BTreeMap<String, (TensorInfo, Range<usize>)>,
+    tensors: Places,
+    metadata: BTreeMap<String, String>,
 }
+
+/// Type, shape and place of every tensor.
+type Places = BTreeMap<String, (TensorInfo, Range<usize>)>;
 
 impl MappedSafetensors {
     /// Maps `path` and reads its header.
@@ -66,13 +70,18 @@ impl MappedSafetensors {
         // library writes to a safetensors file in place; a foreign process that shortens it while mapped breaks the
         // contract stated on the type, as with every reader that maps files.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        let tensors = read_header(&map).map_err(|problem| Error::file(path, problem, DAMAGED))?;
-        Ok(Self { path: path.to_path_buf(), map, tensors })
+        let (tensors, metadata) = read_header(&map).map_err(|problem| Error::file(path, problem, DAMAGED))?;
+        Ok(Self { path: path.to_path_buf(), map, tensors, metadata })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the file says of itself under `key`, beside its tensors.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
     }
 
     /// The tensors' names, sorted.
@@ -109,7 +118,7 @@ impl MappedSafetensors {
 /// Reads and checks the header: tensors, in order and without a gap, fill the file to its last byte.
 ///
 /// The crate's own reader adds the offsets of a forged header unchecked, and panics where overflow is checked.
-fn read_header(bytes: &[u8]) -> Result<BTreeMap<String, (TensorInfo, Range<usize>)>, String> {
+fn read_header(bytes: &[u8]) -> Result<(Places, BTreeMap<String, String>), String> {
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
         return Err(format!("holds {} bytes, too few for a safetensors file", bytes.len()));
     };
@@ -131,5 +140,6 @@ fn read_header(bytes: &[u8]) -> Result<BTreeMap<String, (TensorInfo, Range<usize
         let tensor = TensorInfo { dtype: info.dtype, shape: info.shape.clone() };
         Some((name, (tensor, start + begin..start + end)))
     };
-    Ok(metadata.offset_keys().into_iter().filter_map(place).collect())
+    let of_itself = metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+    Ok((metadata.offset_keys().into_iter().filter_map(place).collect(), of_itself))
 }

@@ -1,6 +1,6 @@
 //! Text by task: what every later stage reads, and the fingerprint that names it in every result.
 
-use sha2::{Digest, Sha256};
+use crate::files::Digest;
 
 /// One text that is never divided between splits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,27 +60,16 @@ impl Corpus {
     /// assert_ne!(corpus("a", "bc").sha256(), corpus("ab", "c").sha256());
     /// ```
     pub fn sha256(&self) -> String {
-        use std::fmt::Write as _;
-
-        let mut hash = Sha256::new();
-        let length = |hash: &mut Sha256, n: usize| hash.update((n as u64).to_le_bytes());
-        let string = |hash: &mut Sha256, s: &str| {
-            length(hash, s.len());
-            hash.update(s.as_bytes());
-        };
-        length(&mut hash, self.tasks.len());
+        let mut digest = Digest::new();
+        digest.number(self.tasks.len() as u64);
         for task in &self.tasks {
-            string(&mut hash, &task.name);
-            length(&mut hash, task.documents.len());
+            digest.text(&task.name);
+            digest.number(task.documents.len() as u64);
             for document in &task.documents {
-                string(&mut hash, &document.id);
-                string(&mut hash, &document.text);
+                digest.text(&document.id);
+                digest.text(&document.text);
             }
         }
-        hash.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        digest.hex()
     }
 }

@@ -10,6 +10,7 @@
 use candle_core::{Device, Tensor};
 
 use super::{Corpus, TextTokenizer};
+use crate::files::Digest;
 use crate::{Error, Result};
 
 /// The target of a position that predicts nothing.
@@ -175,11 +176,43 @@ impl TokenSet {
             let problem = format!("there is no task number {task}");
             return Err(Error::setting("task", problem, format!("use a number below {}", self.tasks.len())));
         };
-        let rows = tokens.rows(length);
-        Ok((0..rows).step_by(batch).map(move |first| {
-            let rows: Vec<Row> = (first..rows.min(first + batch)).map(|index| Row { task, index }).collect();
-            self.batch(&rows, length, device)
-        }))
+        let batches = tokens.rows(length).div_ceil(batch);
+        Ok((0..batches).map(move |number| self.batch_of_task(task, number, (length, batch), device)))
+    }
+
+    /// The batch `number` (from 0) of [`batches_of_task`](Self::batches_of_task) alone.
+    ///
+    /// # Errors
+    /// A task or number that the set does not have; a length or batch of zero.
+    pub fn batch_of_task(
+        &self,
+        task: usize,
+        number: usize,
+        (length, batch): (usize, usize),
+        device: &Device,
+    ) -> Result<Batch> {
+        check_shape(length, batch)?;
+        let rows = self.tasks.get(task).map_or(0, |tokens| tokens.rows(length));
+        let first = number.saturating_mul(batch);
+        if first >= rows {
+            let problem = format!("task {task} has no batch {number}: it has {rows} rows of {length}");
+            return Err(Error::setting("batch", problem, "use a lower number"));
+        }
+        let rows: Vec<Row> = (first..rows.min(first + batch)).map(|index| Row { task, index }).collect();
+        self.batch(&rows, length, device)
+    }
+
+    /// SHA-256 of what a model would read: the tasks' names and tokens, and the token that ends a document.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        let mut digest = Digest::new();
+        digest.number(u64::from(self.eos));
+        digest.number(self.tasks.len() as u64);
+        for task in &self.tasks {
+            digest.text(&task.name);
+            digest.words(&task.tokens);
+        }
+        digest.hex()
     }
 
     /// Gathers rows that exist.

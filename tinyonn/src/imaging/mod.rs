@@ -2,8 +2,9 @@
 //!
 //! One pseudo-dense pass over a task's text ([`fn@scan`]) gives every neuron's activation and *surprise*, the norm of each token's
 //! contribution to the gradient of its weights. SPS is the one minus the other, each standardised; integrated over a task it is
-//! ∫SPS ([`sps`]). From ∫SPS come each task's optimal computation path ([`labels`]) and, if asked, the partition of neurons into
-//! experts itself ([`partition`]); from a token's own SPS, in a second pass, that token's path ([`mod@token_labels`]).
+//! ∫SPS ([`sps`]). Scans are kept in files, continued and merged ([`scan_file`]). From ∫SPS come each task's optimal computation path
+//! ([`labels`]) and, if asked, the partition of neurons into experts itself ([`partition`]); from a token's own SPS, in a second pass,
+//! that token's path ([`mod@token_labels`]).
 
 mod balanced_k_means;
 pub mod coactivation;
@@ -13,9 +14,11 @@ pub mod inputs;
 mod label_balance;
 pub mod label_statistics;
 pub mod labels;
+pub mod neuron_scan;
 pub mod partition;
 pub mod row_labels;
 pub mod scan;
+pub mod scan_file;
 pub mod sps;
 pub mod token_labels;
 
@@ -26,8 +29,10 @@ pub use inputs::RouterInputs;
 pub use label_balance::LabelBalance;
 pub use label_statistics::{LabelStatistics, LayerStatistics};
 pub use labels::Labels;
+pub use neuron_scan::{NeuronScan, Units};
 pub use partition::{Partition, PartitionSources};
 pub use row_labels::RowLabels;
-pub use scan::{NeuronScan, ScanOptions, scan};
-pub use sps::{Integral, Score};
+pub use scan::{Log1p, ScanOptions, ScanRequest, Share, scan, scan_with};
+pub use scan_file::{ScanFile, ScanPart, StoredScan};
+pub use sps::{ExpertForm, Form, Integral, Norm, Score};
 pub use token_labels::{TokenScore, token_labels};

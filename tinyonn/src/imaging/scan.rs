@@ -1,21 +1,28 @@
-//! The scan: one forward and one backward to activations only, with every neuron's sums fused in (DESIGN §3).
+//! The scan: one forward and one backward to activations only, with every unit's sums fused in (DESIGN §3).
 //!
 //! L is the *sum* of the tokens' cross-entropies; all experts are active; all weights are frozen, so no weight gradient is
-//! formed. Sums are f64 and linear, so scans of parts of a corpus add up to the scan of the whole.
+//! formed. Sums are f64 and linear, so scans of parts of a corpus add up to the scan of the whole. What a scan holds is its sums
+//! and one batch, however long the text.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Device;
+use serde::{Deserialize, Serialize};
 
-use super::RouterInputs;
+use super::scan_file::{Keeper, ScanFile};
+use super::{NeuronScan, RouterInputs, Units};
 use crate::data::{Batch, NO_TARGET, TaskTokens, TokenSet};
 use crate::metrics::{Progress, check_loss};
-use crate::ops::{self, MlpBackward, MlpProbe, NeuronSums, WeightGrads};
+use crate::ops::{
+    self, ExpertNeurons, GradSite, ImageSums, Imaging, MlpBackward, MlpProbe, NeuronSums, Scale, WeightGrads,
+};
 use crate::qwen3::{FeedForward, Observer, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
 
 /// How a corpus is read: rows of `length` tokens, `batch` at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ScanOptions {
     /// Tokens a sequence.
     pub length: usize,
@@ -27,80 +34,151 @@ pub struct ScanOptions {
 
 impl ScanOptions {
     /// The part of `set` that is read: each task's first tokens, `tokens_per_task` of them with a target.
-    pub(super) fn part(&self, set: &TokenSet) -> TokenSet {
-        let cut = |values: &Vec<u32>| values[..values.len().min(self.tokens_per_task.saturating_add(1))].to_vec();
+    pub(super) fn part<'a>(&self, set: &'a TokenSet) -> Cow<'a, TokenSet> {
+        let most = self.tokens_per_task.saturating_add(1);
+        if set.tasks.iter().all(|task| task.tokens.len() <= most) {
+            return Cow::Borrowed(set);
+        }
+        let cut = |values: &Vec<u32>| values[..values.len().min(most)].to_vec();
         let task = |task: &TaskTokens| TaskTokens {
             name: task.name.clone(),
             tokens: cut(&task.tokens),
             documents: cut(&task.documents),
         };
-        TokenSet { tasks: set.tasks.iter().map(task).collect(), documents: set.documents.clone(), eos: set.eos }
+        let tasks = set.tasks.iter().map(task).collect();
+        Cow::Owned(TokenSet { tasks, documents: set.documents.clone(), eos: set.eos })
     }
 }
 
-/// What a scan saw: for every layer and task the sums over tokens of every neuron.
+/// The remedy for a share that there is not.
+const SHARE: &str = "use I/N with I from 0 to N − 1";
+
+/// The `index`-th (from 0) of `of` shares of a text: every `of`-th batch. All shares together are the whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Which.
+    pub index: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+impl Share {
+    /// All of it.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+
+    fn check(self) -> Result<()> {
+        if self.index < self.of {
+            return Ok(());
+        }
+        Err(Error::setting("share", format!("there is no share {self}"), SHARE))
+    }
+
+    fn has(self, batch: usize) -> bool {
+        batch % self.of == self.index
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self::WHOLE
+    }
+}
+
+impl std::str::FromStr for Share {
+    type Err = Error;
+
+    /// `I/N`, I from 0 to N − 1.
+    fn from_str(text: &str) -> Result<Self> {
+        let numbers = text.split_once('/').map(|(index, of)| (index.parse(), of.parse()));
+        let Some((Ok(index), Ok(of))) = numbers else {
+            return Err(Error::setting("share", format!("`{text}` is no share"), SHARE));
+        };
+        let share = Self { index, of };
+        share.check().map(|()| share)
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.index, self.of)
+    }
+}
+
+/// Sums of log1p(x / scale), for `norm = log1p`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Log1p {
+    /// None.
+    #[default]
+    Off,
+    /// Over the mean a and the mean S of each layer, tasks weighted equally, over the first batch of every task: read once before
+    /// the scan, the same for every share of a text.
+    Measured,
+    /// Over given scales, by layer: those of another scan, which this one is to be merged with.
+    Given(Vec<Scale>),
+}
+
+/// All that decides what a scan reads and sums.
 #[derive(Clone, Debug, PartialEq)]
-pub struct NeuronScan {
-    /// The tasks' names.
-    pub tasks: Vec<String>,
-    /// Tokens counted, by task.
-    pub tokens: Vec<u64>,
-    /// Σ of the tokens' losses in nats, by task.
-    pub loss: Vec<f64>,
-    /// `sums[layer][task]`.
-    pub sums: Vec<Vec<NeuronSums>>,
+pub struct ScanRequest {
+    /// How the text is read.
+    pub options: ScanOptions,
+    /// The share of its batches.
+    pub share: Share,
+    /// Which gradient's norm surprise is.
+    pub grad_site: GradSite,
+    /// The experts whose norms are summed as well.
+    pub units: Option<Units>,
+    /// Sums of log1p values.
+    pub log1p: Log1p,
 }
 
-impl NeuronScan {
-    /// Nothing seen.
+impl ScanRequest {
+    /// The whole text, neurons alone.
     #[must_use]
-    pub fn zero(tasks: Vec<String>, layers: usize, width: usize) -> Self {
-        let count = tasks.len();
-        let sums = vec![vec![NeuronSums::zero(width); count]; layers];
-        Self { tasks, tokens: vec![0; count], loss: vec![0.0; count], sums }
+    pub fn new(options: ScanOptions) -> Self {
+        let (share, grad_site, log1p) = (Share::WHOLE, GradSite::Weight, Log1p::Off);
+        Self { options, share, grad_site, units: None, log1p }
     }
 
-    /// Adds a scan of other text of the same tasks through the same model.
-    ///
-    /// # Errors
-    /// Other tasks, layers or widths.
-    pub fn merge(&mut self, other: &Self) -> Result<()> {
-        let shape =
-            |scan: &Self| (scan.sums.len(), scan.sums.first().and_then(|l| l.first()).map(|s| s.activation.len()));
-        if self.tasks != other.tasks || shape(self) != shape(other) {
-            let problem = "the scans are of different tasks or models";
-            return Err(Error::setting("scan", problem, "merge scans of the same model and tasks"));
+    /// Refuses what does not fit the model.
+    fn check<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>) -> Result<()> {
+        let cfg = model.config();
+        let (length, most) = (self.options.length, cfg.max_position_embeddings);
+        if length > most {
+            let problem =
+                format!("sequences of {length} tokens are longer than the {most} that the model was made for");
+            return Err(Error::setting("length", problem, format!("use {most} or less")));
         }
-        for task in 0..self.tasks.len() {
-            self.tokens[task] += other.tokens[task];
-            self.loss[task] += other.loss[task];
+        self.share.check()?;
+        let layers = cfg.num_hidden_layers;
+        if let Some(units) = &self.units {
+            let fits = |layer: &Vec<u32>| layer.len() == cfg.intermediate_size;
+            if units.neuron_expert.len() != layers || !units.neuron_expert.iter().all(fits) {
+                let problem =
+                    format!("they do not give each of {} neurons in {layers} layers an expert", cfg.intermediate_size);
+                return Err(Error::setting("units", problem, "take them from this model (`neuron_experts`)"));
+            }
         }
-        for (layer, other) in self.sums.iter_mut().zip(&other.sums) {
-            layer.iter_mut().zip(other).for_each(|(sums, other)| sums.add(other));
+        if let Log1p::Given(scales) = &self.log1p {
+            let fits = |scale: &Scale| [scale.activation, scale.surprise].iter().all(|x| x.is_finite() && *x > 0.0);
+            if scales.len() != layers || !scales.iter().all(fits) {
+                let problem = format!("the scales are not {layers} pairs of numbers above zero");
+                return Err(Error::setting(
+                    "log1p",
+                    problem,
+                    "take them from a scan of this model, or have them measured",
+                ));
+            }
         }
         Ok(())
     }
-
-    /// Neurons of a layer.
-    #[must_use]
-    pub fn width(&self) -> usize {
-        self.sums.first().and_then(|layer| layer.first()).map_or(0, |sums| sums.activation.len())
-    }
-
-    /// The share of (layer, token, neuron) with a surprise above zero; 0 of a scan without tokens.
-    #[must_use]
-    pub fn gradient_nonzero_share(&self) -> f64 {
-        let surprised: f64 = self.sums.iter().flatten().flat_map(|sums| &sums.surprised).sum();
-        let seen = self.tokens.iter().sum::<u64>() as f64 * self.width() as f64 * self.sums.len() as f64;
-        if seen > 0.0 { surprised / seen } else { 0.0 }
-    }
 }
 
-/// Scans `set` through `model`, all active. `inputs`, if given, collects what the routers will see, in the same pass.
+/// Scans `set` through `model`, all active, neurons alone. `inputs`, if given, collects what the routers will see, in the same pass.
 ///
 /// # Errors
-/// Sequences longer than the model was made for; a task without a token that has a target; a loss that is no finite
-/// number; a scan whose gradients are all zero: nothing can be read from it.
+/// As [`scan_with`].
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -131,59 +209,176 @@ pub fn scan<F: FeedForward>(
     device: &Device,
     inputs: Option<&Arc<RouterInputs>>,
 ) -> Result<NeuronScan> {
-    let cfg = model.config();
-    if options.length > cfg.max_position_embeddings {
-        let (length, most) = (options.length, cfg.max_position_embeddings);
-        let problem = format!("sequences of {length} tokens are longer than the {most} that the model was made for");
-        return Err(Error::setting("length", problem, format!("use {most} or less")));
+    let request = ScanRequest::new(options);
+    request.check(model)?;
+    let set = options.part(set);
+    Pass { model, set: &set, request: &request, device, inputs }.scan(None)
+}
+
+/// Scans as `request` says. With a `file` the scan is kept there as it goes: whole-or-nothing every so often and at the end, and
+/// one that is there already is continued from where it stands (or returned, if it is finished), bit-equal to one that was never
+/// interrupted. Router inputs are not kept in files: collect them with [`RouterInputs::collect`].
+///
+/// # Errors
+/// Sequences longer than the model was made for; a task without a token that has a target; units, scales or a share that do not
+/// fit; a loss that is no finite number; a scan whose gradients are all zero: nothing can be read from it; a file that is damaged,
+/// or of another scan than this.
+///
+/// ```
+/// # use candle_core::{DType, Device};
+/// # use tinyonn::checkpoint::ParamStore;
+/// # use tinyonn::data::{Corpus, TextTokenizer, TokenSet, arithmetic, sorting};
+/// # use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+/// # let corpus = Corpus { tasks: vec![arithmetic(0, 2_000), sorting(0, 2_000)] };
+/// # let set = TokenSet::encode(&corpus, &TextTokenizer::train(&corpus, 300)?)?;
+/// # let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// #     "model_type": "qwen3", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+/// #     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// # }), "config.json")?;
+/// # let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// # let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// use tinyonn::imaging::{ExpertForm, Form, Integral, Norm, ScanOptions, ScanRequest, Score, Share, Units, scan_with};
+///
+/// // Two halves of the text, each of which another machine could read, with the norms of four experts.
+/// let options = ScanOptions { length: 32, batch: 4, tokens_per_task: 500 };
+/// let units = Units { neuron_expert: vec![(0..24).map(|i| i / 6).collect(); 2], count: 4 };
+/// let request = |index| ScanRequest {
+///     share: Share { index, of: 2 },
+///     units: Some(units.clone()),
+///     ..ScanRequest::new(options)
+/// };
+/// let mut seen = scan_with(&model, &set, &request(0), &Device::Cpu, None)?;
+/// seen.merge(&scan_with(&model, &set, &request(1), &Device::Cpu, None)?)?;
+/// let form = Form { norm: Norm::Global, expert: ExpertForm::Norm };
+/// let by_expert = Integral::of(&seen, Score::Sps, form)?.by_unit(&units.neuron_expert, units.count);
+/// assert_eq!((by_expert.len(), by_expert[0].len(), by_expert[0][0].len()), (2, 2, 4));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+pub fn scan_with<F: FeedForward>(
+    model: &Qwen3ForCausalLm<F>,
+    set: &TokenSet,
+    request: &ScanRequest,
+    device: &Device,
+    file: Option<&ScanFile<'_>>,
+) -> Result<NeuronScan> {
+    request.check(model)?;
+    let set = request.options.part(set);
+    Pass { model, set: &set, request, device, inputs: None }.scan(file)
+}
+
+/// What stays the same while a text is read.
+struct Pass<'a, F> {
+    model: &'a Qwen3ForCausalLm<F>,
+    /// The part that is read.
+    set: &'a TokenSet,
+    request: &'a ScanRequest,
+    device: &'a Device,
+    inputs: Option<&'a Arc<RouterInputs>>,
+}
+
+impl<F: FeedForward> Pass<'_, F> {
+    /// (task, number of the batch within the task) of the batches of the share.
+    fn batches(&self) -> impl Iterator<Item = (usize, usize)> {
+        let ScanRequest { options: ScanOptions { length, batch, .. }, share, .. } = *self.request;
+        let counts = self.set.rows(length).into_iter().map(move |rows| rows.div_ceil(batch.max(1)));
+        let all = counts.enumerate().flat_map(|(task, count)| (0..count).map(move |number| (task, number)));
+        all.enumerate().filter(move |(at, _)| share.has(*at)).map(|(_, batch)| batch)
     }
-    let set = &options.part(set);
-    if let Some(task) = set.tasks.iter().find(|task| task.targets() == 0) {
-        let problem = format!("task `{}` has no token with a target", task.name);
-        return Err(Error::setting("scan", problem, "give every task two tokens or more to read"));
-    }
-    let names = set.tasks.iter().map(|task| task.name.clone()).collect();
-    let scanner = Arc::new(Scanner {
-        state: Mutex::new(State {
-            scan: NeuronScan::zero(names, cfg.num_hidden_layers, cfg.intermediate_size),
-            task: 0,
-            counted: Vec::new(),
-        }),
-    });
-    let ctx = RouteCtx {
-        probe: Some(scanner.clone()),
-        observer: inputs.map(|inputs| inputs.clone() as Arc<dyn Observer>),
-        ..RouteCtx::all()
-    };
-    let batches = |rows: usize| rows.div_ceil(options.batch.max(1)) as u64;
-    let progress = Progress::new(set.rows(options.length).into_iter().map(batches).sum(), "scan");
-    for task in 0..set.tasks.len() {
-        for batch in set.batches_of_task(task, options.length, options.batch, device)? {
-            let batch = batch?;
-            scanner.begin(task, &batch)?;
-            if let Some(inputs) = inputs {
-                inputs.begin(task, &batch)?;
-            }
-            let losses = model.token_losses(&batch.inputs, &batch.targets, &ctx)?;
-            ops::backward(&losses.sum_all()?)?;
-            let losses = losses.flatten_all()?.to_vec1::<f32>()?;
-            let loss = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            check_loss("scan", &set.tasks[task].name, loss)?;
-            scanner.lock().scan.loss[task] += loss;
-            progress.set(progress.position() + 1);
+
+    fn scan(&self, file: Option<&ScanFile<'_>>) -> Result<NeuronScan> {
+        if let Some(task) = self.set.tasks.iter().find(|task| task.targets() == 0) {
+            let problem = format!("task `{}` has no token with a target", task.name);
+            return Err(Error::setting("scan", problem, "give every task two tokens or more to read"));
         }
+        let batches = self.batches().count();
+        let mut keeper = file.map(|file| Keeper::open(file, self.request, self.set, batches)).transpose()?;
+        let (begun, done) = match keeper.as_mut().and_then(Keeper::take) {
+            Some((scan, done)) => (scan, done),
+            None => (self.nothing_seen()?, 0),
+        };
+        let scanner = Arc::new(Scanner::new(begun, self.request.units.as_ref())?);
+        let progress = Progress::new(batches as u64, "scan");
+        for (at, batch) in self.batches().enumerate().skip(done) {
+            progress.set(at as u64);
+            self.read(batch, &scanner)?;
+            if let Some(keeper) = &mut keeper {
+                keeper.keep(&scanner.lock().scan, at + 1)?;
+            }
+        }
+        progress.finish();
+        let scan = scanner.lock().scan.clone();
+        scan.check_gradients()?;
+        if let Some(keeper) = &mut keeper {
+            keeper.finish(&scan)?;
+        }
+        Ok(scan)
     }
-    progress.finish();
-    drop(ctx);
-    let scan = scanner.lock().scan.clone();
-    if scan.gradient_nonzero_share() <= 0.0 {
-        let problem = "every surprise of the scan is zero: no gradient reached the experts";
-        return Err(Error::setting("scan", problem, "scan text that has targets, through an unquantised model"));
+
+    fn nothing_seen(&self) -> Result<NeuronScan> {
+        let scales = match &self.request.log1p {
+            Log1p::Off => None,
+            Log1p::Given(scales) => Some(scales.clone()),
+            Log1p::Measured => Some(self.scales()?),
+        };
+        let zero = NeuronScan::zero(self.names(), self.layers(), self.model.config().intermediate_size);
+        Ok(zero.measuring(self.request.grad_site, self.request.units.as_ref(), scales.as_deref()))
     }
-    Ok(scan)
+
+    fn names(&self) -> Vec<String> {
+        self.set.tasks.iter().map(|task| task.name.clone()).collect()
+    }
+
+    fn layers(&self) -> usize {
+        self.model.config().num_hidden_layers
+    }
+
+    /// The mean a and the mean S of each layer over the first batch of every task, tasks weighted equally; 1 where that is zero.
+    fn scales(&self) -> Result<Vec<Scale>> {
+        let width = self.model.config().intermediate_size;
+        let zero = NeuronScan::zero(self.names(), self.layers(), width);
+        let scanner = Arc::new(Scanner::new(zero.measuring(self.request.grad_site, None, None), None)?);
+        let alone = Pass { inputs: None, ..*self };
+        (0..self.set.tasks.len()).try_for_each(|task| alone.read((task, 0), &scanner))?;
+        let scan = scanner.lock().scan.clone();
+        let mean = |layer: &Vec<NeuronSums>, of: fn(&NeuronSums) -> &Vec<f64>| {
+            let of_task =
+                |(sums, tokens): (&NeuronSums, &u64)| of(sums).iter().sum::<f64>() / (*tokens as f64 * width as f64);
+            let mean = layer.iter().zip(&scan.tokens).map(of_task).sum::<f64>() / layer.len() as f64;
+            if mean > 0.0 && mean.is_finite() { mean } else { 1.0 }
+        };
+        let scale = |layer: &Vec<NeuronSums>| Scale {
+            activation: mean(layer, |sums| &sums.activation),
+            surprise: mean(layer, |sums| &sums.surprise),
+        };
+        Ok(scan.sums.iter().map(scale).collect())
+    }
+
+    /// One batch, forward and backward.
+    fn read(&self, (task, number): (usize, usize), scanner: &Arc<Scanner>) -> Result<()> {
+        let ScanOptions { length, batch, .. } = self.request.options;
+        let batch = self.set.batch_of_task(task, number, (length, batch), self.device)?;
+        scanner.begin(task, &batch)?;
+        if let Some(inputs) = self.inputs {
+            inputs.begin(task, &batch)?;
+        }
+        let ctx = RouteCtx {
+            probe: Some(scanner.clone()),
+            observer: self.inputs.map(|inputs| inputs.clone() as Arc<dyn Observer>),
+            ..RouteCtx::all()
+        };
+        let losses = self.model.token_losses(&batch.inputs, &batch.targets, &ctx)?;
+        ops::backward(&losses.sum_all()?)?;
+        let losses = losses.flatten_all()?.to_vec1::<f32>()?;
+        let loss = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+        check_loss("scan", &self.set.tasks[task].name, loss)?;
+        scanner.lock().scan.loss[task] += loss;
+        Ok(())
+    }
 }
 
 struct Scanner {
+    /// By layer, if experts are scanned.
+    experts: Vec<ExpertNeurons>,
     state: Mutex<State>,
 }
 
@@ -195,6 +390,15 @@ struct State {
 }
 
 impl Scanner {
+    fn new(scan: NeuronScan, units: Option<&Units>) -> Result<Self> {
+        let of_layer = |units: &Units| {
+            let layers = units.neuron_expert.iter().map(|layer| ExpertNeurons::new(layer, units.count));
+            layers.collect::<candle_core::Result<Vec<_>>>()
+        };
+        let experts = units.map(of_layer).transpose()?.unwrap_or_default();
+        Ok(Self { experts, state: Mutex::new(State { scan, task: 0, counted: Vec::new() }) })
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,14 +411,23 @@ impl Scanner {
         state.scan.tokens[task] += state.counted.iter().filter(|counted| **counted).count() as u64;
         Ok(())
     }
+
+    fn image(&self, layer: usize, pass: &MlpBackward<'_>, state: &State) -> candle_core::Result<ImageSums> {
+        let imaging = Imaging {
+            site: state.scan.grad_site,
+            experts: self.experts.get(layer),
+            scale: state.scan.log1p.as_ref().map(|log1p| log1p.scales[layer]),
+        };
+        ops::image_moments(pass, &state.counted, &imaging)
+    }
 }
 
 impl MlpProbe for Scanner {
     fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
         let mut state = self.lock();
-        let sums = ops::neuron_moments(pass, &state.counted)?;
+        let sums = self.image(layer, pass, &state)?;
         let task = state.task;
-        state.scan.sums[layer][task].add(&sums);
+        state.scan.add(layer, task, &sums);
         Ok(WeightGrads::All)
     }
 }

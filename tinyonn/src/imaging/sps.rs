@@ -1,14 +1,16 @@
 //! SPS = z(activation) − z(surprise), and its integral over a task; and the scores that it is compared with.
 //!
-//! z standardises over a layer's tokens and neurons, tasks weighted equally; z = 0 where the deviation is at most 1e-9, or no
+//! z standardises over a layer's tokens and units, tasks weighted equally; z = 0 where the deviation is at most 1e-9, or no
 //! more than the rounding of the sums. The moments are known only at the end of a scan, but ∫SPS is linear in them: from ā and S̄, a task's means a token,
 //! ∫SPS[task, layer, i] / token = (ā_i − m_a)/s_a − (S̄_i − m_S)/s_S (DESIGN §3). Everything here is *per token*, so that tasks of
-//! uneven size do not decide by size. An expert's value is the mean over its neurons, a group's over its experts' neurons.
+//! uneven size do not decide by size. [`Norm`] says over what z is taken, [`ExpertForm`] whether the units are neurons (an expert's
+//! value is then the mean over its own) or experts. A group's value is the mean over its experts' neurons.
 
 use serde::{Deserialize, Serialize};
 
-use super::NeuronScan;
-use crate::ops::NeuronSums;
+use super::{NeuronScan, Units};
+use crate::ops::UnitSums;
+use crate::{Error, Result};
 
 /// What is integrated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,40 @@ impl Score {
     }
 }
 
+/// Over what z standardises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// Over a layer's tokens and units.
+    #[default]
+    Layer,
+    /// Over the tokens and units of all layers.
+    Global,
+    /// Over a layer's, of ln(1 + x / scale) instead of x; the scan must have summed them ([`Log1p`](super::Log1p)).
+    Log1p,
+}
+
+/// What an expert's value is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpertForm {
+    /// The mean over its neurons' integrals: a scan of neurons determines it, whatever the partition.
+    #[default]
+    Mean,
+    /// The integral of the expert's own norms, a_n/√width and S_n/√width; the scan must know the partition.
+    Norm,
+}
+
+/// How a score is integrated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Form {
+    /// Over what z standardises.
+    pub norm: Norm,
+    /// What an expert's value is made of.
+    pub expert: ExpertForm,
+}
+
 /// A score integrated over each task, per token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Integral {
@@ -72,7 +108,28 @@ const FLAT: f64 = 1e-9;
 /// f32 values, says nothing finer.
 const ROUNDING: f64 = 1e-12;
 
-/// z(x) of one quantity of one layer.
+/// One quantity of one layer, a token, by (task, unit).
+struct Quantity {
+    means: Vec<Vec<f64>>,
+    mean_squares: Vec<Vec<f64>>,
+}
+
+impl Quantity {
+    /// E[x] and E[x²] over units, tasks weighted equally.
+    fn moments(&self) -> [f64; 2] {
+        [&self.means, &self.mean_squares].map(|values| {
+            let by_task = values.iter().map(|task| task.iter().sum::<f64>() / task.len() as f64);
+            by_task.sum::<f64>() / values.len() as f64
+        })
+    }
+
+    fn standardised(&self, moments: [f64; 2]) -> Vec<Vec<f64>> {
+        let standard = Standard::of(moments);
+        self.means.iter().map(|task| task.iter().map(|x| standard.z(*x)).collect()).collect()
+    }
+}
+
+/// z(x) of one quantity.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standard {
     mean: f64,
@@ -81,14 +138,8 @@ pub(super) struct Standard {
 }
 
 impl Standard {
-    /// By the means of x and x² a token, `[task][i]`.
-    fn of(means: &[Vec<f64>], mean_squares: &[Vec<f64>]) -> Self {
-        let average = |values: &[Vec<f64>]| {
-            let by_task = values.iter().map(|task| task.iter().sum::<f64>() / task.len() as f64);
-            by_task.sum::<f64>() / values.len() as f64
-        };
-        let mean = average(means);
-        let mean_square = average(mean_squares);
+    /// By E[x] and E[x²].
+    fn of([mean, mean_square]: [f64; 2]) -> Self {
         let variance = (mean_square - mean * mean).max(0.0);
         let deviation = variance.sqrt();
         let flat = deviation <= FLAT || variance <= ROUNDING * mean_square;
@@ -99,25 +150,60 @@ impl Standard {
     pub(super) fn z(self, x: f64) -> f64 {
         self.deviation.map_or(0.0, |deviation| (x - self.mean) / deviation)
     }
+}
 
-    fn all(self, means: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        means.iter().map(|task| task.iter().map(|x| self.z(*x)).collect()).collect()
+/// z(activation) and z(surprise) of neurons by the moments of each layer of a scan.
+pub(super) fn standards(scan: &NeuronScan) -> Vec<[Standard; 2]> {
+    let [a, s] = of_neurons(scan);
+    a.iter().zip(&s).map(|(a, s)| [a, s].map(|layer| Standard::of(layer.moments()))).collect()
+}
+
+/// z of one quantity, `[layer][task][unit]`.
+fn standardised(layers: &[Quantity], norm: Norm) -> Vec<Vec<Vec<f64>>> {
+    let mut moments: Vec<[f64; 2]> = layers.iter().map(Quantity::moments).collect();
+    if norm == Norm::Global {
+        let over_layers = |which: usize| moments.iter().map(|m| m[which]).sum::<f64>() / layers.len().max(1) as f64;
+        moments = vec![[over_layers(0), over_layers(1)]; layers.len()];
     }
+    layers.iter().zip(moments).map(|(layer, moments)| layer.standardised(moments)).collect()
 }
 
-/// One layer's sums a token, `[task][i]`.
-fn per_token(scan: &NeuronScan, layer: usize, sums: fn(&NeuronSums) -> &Vec<f64>) -> Vec<Vec<f64>> {
-    let of_task = |task: usize| {
-        let tokens = scan.tokens[task].max(1) as f64;
-        sums(&scan.sums[layer][task]).iter().map(|sum| sum / tokens).collect()
-    };
-    (0..scan.tasks.len()).map(of_task).collect()
+/// a and S of every unit, `[layer]`, from sums that `get(layer, task)` finds as those of a, a², S, S².
+fn quantities<'a>(scan: &NeuronScan, get: impl Fn(usize, usize) -> [&'a Vec<f64>; 4]) -> [Vec<Quantity>; 2] {
+    [0, 2].map(|first| {
+        let per_token = |layer: usize, which: usize| -> Vec<Vec<f64>> {
+            let of_task = |task: usize| {
+                let tokens = scan.tokens[task].max(1) as f64;
+                get(layer, task)[which].iter().map(|sum| sum / tokens).collect()
+            };
+            (0..scan.tasks.len()).map(of_task).collect()
+        };
+        let of_layer =
+            |layer: usize| Quantity { means: per_token(layer, first), mean_squares: per_token(layer, first + 1) };
+        (0..scan.sums.len()).map(of_layer).collect()
+    })
 }
 
-/// z(activation) and z(surprise) by the moments of one layer of a scan.
-pub(super) fn standards(scan: &NeuronScan, layer: usize) -> [Standard; 2] {
-    let moments = |sums, squares| Standard::of(&per_token(scan, layer, sums), &per_token(scan, layer, squares));
-    [moments(|s| &s.activation, |s| &s.activation_squared), moments(|s| &s.surprise, |s| &s.surprise_squared)]
+fn of_neurons(scan: &NeuronScan) -> [Vec<Quantity>; 2] {
+    quantities(scan, |layer, task| {
+        let [a, a2, s, s2, ..] = scan.sums[layer][task].each();
+        [a, a2, s, s2]
+    })
+}
+
+/// Norms of experts of uneven width, made comparable: x/√width.
+fn narrow(layers: &mut [Quantity], units: &Units) {
+    for (layer, experts) in layers.iter_mut().zip(&units.neuron_expert) {
+        let mut widths = vec![0usize; units.count];
+        experts.iter().for_each(|expert| widths[*expert as usize] += 1);
+        let widths: Vec<f64> = widths.into_iter().map(|width| width.max(1) as f64).collect();
+        for values in &mut layer.means {
+            values.iter_mut().zip(&widths).for_each(|(x, width)| *x /= width.sqrt());
+        }
+        for values in &mut layer.mean_squares {
+            values.iter_mut().zip(&widths).for_each(|(x, width)| *x /= width);
+        }
+    }
 }
 
 impl Integral {
@@ -136,23 +222,74 @@ impl Integral {
     /// let integral = Integral::new(&scan, Score::Sps);
     /// assert_eq!(integral.neurons, [[[1.0, -1.0]], [[-1.0, 1.0]]]);
     /// ```
+    ///
+    /// z is over a layer's tokens and neurons; [`of`](Self::of) has the other forms.
     #[must_use]
     pub fn new(scan: &NeuronScan, score: Score) -> Self {
-        let (tasks, layers) = (scan.tasks.len(), scan.sums.len());
-        let mut neurons = vec![Vec::with_capacity(layers); tasks];
-        for layer in 0..layers {
-            let values = match score.signs() {
-                None => per_token(scan, layer, |s| &s.taylor),
-                Some((of_activation, of_surprise)) => {
-                    let [za, zs] = standards(scan, layer);
-                    let a = za.all(&per_token(scan, layer, |s| &s.activation));
-                    let s = zs.all(&per_token(scan, layer, |s| &s.surprise));
-                    let sum = |(a, s): (&f64, &f64)| of_activation * a + of_surprise * s;
-                    a.iter().zip(&s).map(|(a, s)| a.iter().zip(s).map(sum).collect()).collect()
+        Self::combined(scan, &of_neurons(scan), score, Norm::Layer)
+    }
+
+    /// Integrates `score` over the tasks of `scan` in the given `form`. With [`ExpertForm::Norm`] every neuron has the value of its
+    /// expert, so that [`by_unit`](Self::by_unit) gives the experts' values, and a group's is the width-weighted mean over its
+    /// experts.
+    ///
+    /// # Errors
+    /// A form whose sums the scan does not hold; a Taylor score as a norm, which it has none of.
+    pub fn of(scan: &NeuronScan, score: Score, form: Form) -> Result<Self> {
+        let log1p = match (form.norm, &scan.log1p) {
+            (Norm::Log1p, None) => {
+                let problem = "the scan holds no sums of log1p values";
+                return Err(Error::setting("norm", problem, "scan with norm = log1p, or use layer or global"));
+            }
+            (Norm::Log1p, log1p) => log1p.as_ref(),
+            _ => None,
+        };
+        if form.expert == ExpertForm::Norm {
+            return Self::of_experts(scan, score, form.norm);
+        }
+        let quantities = match log1p {
+            None => of_neurons(scan),
+            Some(log1p) => quantities(scan, |layer, task| log1p.neurons[layer][task].each()),
+        };
+        Ok(Self::combined(scan, &quantities, score, form.norm))
+    }
+
+    fn of_experts(scan: &NeuronScan, score: Score, norm: Norm) -> Result<Self> {
+        let Some(experts) = &scan.experts else {
+            let problem = "an expert's norms do not follow from its neurons' sums, and the scan holds no others";
+            return Err(Error::setting("expert", problem, "scan with the partition known, or use expert = mean"));
+        };
+        if score == Score::Taylor {
+            let problem = "a Taylor score is a sum, which has no norm";
+            return Err(Error::setting("expert", problem, "use expert = mean"));
+        }
+        let of_log1p = scan.log1p.as_ref().and_then(|log1p| log1p.experts.as_ref());
+        let sums: &Vec<Vec<UnitSums>> = of_log1p.filter(|_| norm == Norm::Log1p).unwrap_or(&experts.sums);
+        let mut quantities = quantities(scan, |layer, task| sums[layer][task].each());
+        if norm != Norm::Log1p {
+            quantities.iter_mut().for_each(|layers| narrow(layers, &experts.units));
+        }
+        let by_expert = Self::combined(scan, &quantities, score, norm);
+        let spread =
+            |(values, units): (&Vec<f64>, &Vec<u32>)| units.iter().map(|unit| values[*unit as usize]).collect();
+        let of_task = |layers: &Vec<Vec<f64>>| layers.iter().zip(&experts.units.neuron_expert).map(spread).collect();
+        Ok(Self { neurons: by_expert.neurons.iter().map(of_task).collect() })
+    }
+
+    fn combined(scan: &NeuronScan, [a, s]: &[Vec<Quantity>; 2], score: Score, norm: Norm) -> Self {
+        let mut neurons = vec![Vec::with_capacity(scan.sums.len()); scan.tasks.len()];
+        let Some((of_activation, of_surprise)) = score.signs() else {
+            for layer in &scan.sums {
+                for (task, sums) in layer.iter().enumerate() {
+                    let tokens = scan.tokens[task].max(1) as f64;
+                    neurons[task].push(sums.taylor.iter().map(|sum| sum / tokens).collect());
                 }
-            };
-            for (task, values) in values.into_iter().enumerate() {
-                neurons[task].push(values);
+            }
+            return Self { neurons };
+        };
+        for (a, s) in standardised(a, norm).iter().zip(&standardised(s, norm)) {
+            for (task, (a, s)) in a.iter().zip(s).enumerate() {
+                neurons[task].push(a.iter().zip(s).map(|(a, s)| of_activation * a + of_surprise * s).collect());
             }
         }
         Self { neurons }

@@ -89,7 +89,7 @@ pub fn token_labels<F: FeedForward>(
         return Err(Error::setting("units", problem, "take them from this model (`neuron_experts`)"));
     }
     let labeller = Arc::new(Labeller {
-        values: (0..layers).map(|layer| Values::new(by, layer)).collect(),
+        values: standards(by.scan).into_iter().enumerate().map(|(layer, of)| Values::new(by, layer, of)).collect(),
         units: by.units.to_vec(),
         spec: by.spec.clone(),
         state: Mutex::new(State { positions: Positions::new(stride), paths: vec![Vec::new(); layers] }),
@@ -122,9 +122,9 @@ enum Kind {
 }
 
 impl Values {
-    fn new(by: TokenScore<'_>, layer: usize) -> Self {
+    fn new(by: TokenScore<'_>, layer: usize, of: [Standard; 2]) -> Self {
         let kind = match by.score.signs() {
-            Some(signs) => Kind::Standardised { of: standards(by.scan, layer), signs },
+            Some(signs) => Kind::Standardised { of, signs },
             None => Kind::Taylor,
         };
         let common = || Integral::new(by.scan, by.score).averaged().neurons.swap_remove(0).swap_remove(layer);

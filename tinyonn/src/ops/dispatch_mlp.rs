@@ -164,8 +164,17 @@ impl DispatchMlp {
     ) -> Result<WeightGrads> {
         let Some((probe, layer)) = &self.probe else { return Ok(WeightGrads::All) };
         let gate_ti = self.gate_tn.to_dtype(h_ti.dtype())?.index_select(&self.neuron_expert, 1)?;
-        let (x_td, gate_ti) = (&self.x_td, Some(&gate_ti));
-        probe.observe(*layer, &MlpBackward { x_td, h_ti, gate_ti, delta_y_td, delta_h_ti, delta_g_ti, delta_u_ti })
+        let pass = MlpBackward {
+            x_td: &self.x_td,
+            h_ti,
+            gate_ti: Some(&gate_ti),
+            delta_y_td,
+            delta_h_ti,
+            delta_g_ti,
+            delta_u_ti,
+            input_matrices: Some([&self.gate_id, &self.up_id]),
+        };
+        probe.observe(*layer, &pass)
     }
 
     /// Every gate is zero: so is every gradient.

@@ -58,6 +58,8 @@ pub struct MlpBackward<'a> {
     pub delta_g_ti: &'a Tensor,
     /// δ_u, `[t, i]`.
     pub delta_u_ti: &'a Tensor,
+    /// W_g and W_u, `[i, d]` each; `None` where not all tokens share them.
+    pub input_matrices: Option<[&'a Tensor; 2]>,
 }
 
 /// Whose weight gradients are formed.
@@ -144,7 +146,7 @@ impl Backward for GluMlp {
         let pass = &self.pass;
         let deltas = pass.deltas(&self.matrices, rows(grad)?)?;
         let learners = match &self.probe {
-            Some((probe, layer)) => probe.observe(*layer, &pass.seen(&deltas))?,
+            Some((probe, layer)) => probe.observe(*layer, &pass.seen(&self.matrices, &deltas))?,
             None => WeightGrads::All,
         };
         let need = |i: usize| needs.get(i).copied().unwrap_or(false);

@@ -114,6 +114,7 @@ impl MergedMlp {
             delta_h_ti: &whole(|deltas| &deltas.h_ti)?,
             delta_g_ti: &whole(|deltas| &deltas.g_ti)?,
             delta_u_ti: &whole(|deltas| &deltas.u_ti)?,
+            input_matrices: None,
         };
         probe.observe(*layer, &pass)
     }

@@ -65,7 +65,7 @@ impl MlpPass {
     }
 
     /// The pass as a probe sees it.
-    pub(super) fn seen<'a>(&'a self, deltas: &'a Deltas) -> MlpBackward<'a> {
+    pub(super) fn seen<'a>(&'a self, matrices: &'a [Tensor; 3], deltas: &'a Deltas) -> MlpBackward<'a> {
         MlpBackward {
             x_td: &self.x_td,
             h_ti: &self.h_ti,
@@ -74,6 +74,7 @@ impl MlpPass {
             delta_h_ti: &deltas.h_ti,
             delta_g_ti: &deltas.g_ti,
             delta_u_ti: &deltas.u_ti,
+            input_matrices: Some([&matrices[0], &matrices[1]]),
         }
     }
 

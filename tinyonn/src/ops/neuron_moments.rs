@@ -1,77 +1,51 @@
-//! What imaging keeps of one backward pass: for each neuron the sums over tokens of a, a², S, S², the Taylor score and the
-//! number of tokens with S > 0.
+//! What imaging keeps of one backward pass: for each neuron, and where asked for each expert, the sums over tokens of a, a², S, S²,
+//! and for each neuron those of the Taylor score and the number of tokens with S > 0.
 //!
-//! a = |c h|, S² = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖², taylor = −c h δ_h (DESIGN §3): S is the norm of the token's
-//! contribution to the gradient of the neuron's weights, an outer product in each of the three matrices. Sums are f64.
+//! a = |c h|, S by its [`GradSite`], for the weights S² = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖²; taylor = −c h δ_h (DESIGN §3). An
+//! expert's a is the norm over its neurons. log1p values are of x over a scale. Sums are f64.
 //! An observation, not a function to differentiate.
+//!
+//! Legend: t tokens, d hidden, i neurons, n experts.
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
+use super::expert_neurons::ExpertNeurons;
 use super::glu_mlp::MlpBackward;
+use super::grad_site::{GradSite, gated, input_dots};
+use super::image_sums::{ImageSums, NeuronSums, UnitSums};
 use super::lanes;
 
-/// Σ over tokens, by neuron.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NeuronSums {
-    /// Σ a.
-    pub activation: Vec<f64>,
-    /// Σ a².
-    pub activation_squared: Vec<f64>,
-    /// Σ S.
-    pub surprise: Vec<f64>,
-    /// Σ S².
-    pub surprise_squared: Vec<f64>,
-    /// Σ taylor.
-    pub taylor: Vec<f64>,
-    /// Tokens with S > 0.
-    pub surprised: Vec<f64>,
+/// What log1p values are taken over: x becomes ln(1 + x / scale). Above zero.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// Of a.
+    pub activation: f64,
+    /// Of S.
+    pub surprise: f64,
 }
 
-impl NeuronSums {
-    /// Nothing seen, for `width` neurons.
-    #[must_use]
-    pub fn zero(width: usize) -> Self {
-        let zeros = || vec![0.0; width];
-        Self {
-            activation: zeros(),
-            activation_squared: zeros(),
-            surprise: zeros(),
-            surprise_squared: zeros(),
-            taylor: zeros(),
-            surprised: zeros(),
-        }
-    }
+/// What is summed beside the neurons' moments.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Imaging<'a> {
+    /// Which gradient's norm S is.
+    pub site: GradSite,
+    /// The experts to sum as well.
+    pub experts: Option<&'a ExpertNeurons>,
+    /// The scale of the log1p values to sum as well.
+    pub scale: Option<Scale>,
+}
 
-    /// The six sums, in the order of the fields.
-    #[must_use]
-    pub fn each(&self) -> [&Vec<f64>; 6] {
-        [
-            &self.activation,
-            &self.activation_squared,
-            &self.surprise,
-            &self.surprise_squared,
-            &self.taylor,
-            &self.surprised,
-        ]
-    }
-
-    /// As [`each`](Self::each), to change.
-    pub fn each_mut(&mut self) -> [&mut Vec<f64>; 6] {
-        [
-            &mut self.activation,
-            &mut self.activation_squared,
-            &mut self.surprise,
-            &mut self.surprise_squared,
-            &mut self.taylor,
-            &mut self.surprised,
-        ]
-    }
-
-    /// Adds what another pass over other tokens saw.
-    pub fn add(&mut self, other: &Self) {
-        for (sum, other) in self.each_mut().into_iter().zip(other.each()) {
-            sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+impl Imaging<'_> {
+    fn zero(&self, width: usize) -> ImageSums {
+        let experts = self.experts.map(|experts| UnitSums::zero(experts.count()));
+        ImageSums {
+            neurons: NeuronSums::zero(width),
+            log1p_neurons: self.scale.map(|_| UnitSums::zero(width)),
+            log1p_experts: self.scale.and(experts.clone()),
+            experts,
         }
     }
 }
@@ -79,52 +53,86 @@ impl NeuronSums {
 /// Tokens a task of the pool sums at once; a constant, so that sums do not depend on the number of threads.
 const TOKENS: usize = 256;
 
-/// The sums over the tokens t of a pass for which `counted[t]`: padding and positions without a target count nowhere.
+/// The neurons' sums over the tokens t of a pass for which `counted[t]`: padding and positions without a target count nowhere.
 ///
 /// # Errors
 /// A `counted` of another length than the pass; whatever candle reports.
 pub fn neuron_moments(pass: &MlpBackward<'_>, counted: &[bool]) -> Result<NeuronSums> {
-    let (t, _) = pass.h_ti.dims2()?;
-    if counted.len() != t {
-        candle_core::bail!("neuron_moments: {} marks for {t} tokens", counted.len());
-    }
-    let gated = pass.gate_ti.map(|gate_ti| pass.h_ti * gate_ti).transpose()?;
-    let h_ti = gated.as_ref().unwrap_or(pass.h_ti);
-    if lanes::fused(&[h_ti, pass.delta_y_td, pass.x_td]) {
-        let inputs = [h_ti, pass.delta_h_ti, pass.delta_g_ti, pass.delta_u_ti];
-        return fused(inputs, &squared_norms(pass.delta_y_td)?, &squared_norms(pass.x_td)?, counted);
-    }
-    let marks: Vec<f64> = counted.iter().map(|counted| f64::from(u8::from(*counted))).collect();
-    let marks_1t = Tensor::from_vec(marks, (1, t), h_ti.device())?;
-    let [a_ti, s_ti] = activation_and_surprise(pass)?;
-    let [a_ti, s_ti, taylor_ti] = [a_ti, s_ti, (h_ti * pass.delta_h_ti)?.neg()?].map(|x| x.to_dtype(DType::F64));
-    let (a_ti, s_ti) = (a_ti?, s_ti?);
-    let sum = |x: &Tensor| marks_1t.matmul(x)?.squeeze(0)?.to_vec1::<f64>();
-    Ok(NeuronSums {
-        activation: sum(&a_ti)?,
-        activation_squared: sum(&a_ti.sqr()?)?,
-        surprise: sum(&s_ti)?,
-        surprise_squared: sum(&s_ti.sqr()?)?,
-        taylor: sum(&taylor_ti?)?,
-        surprised: sum(&s_ti.gt(0f64)?.to_dtype(DType::F64)?)?,
-    })
+    Ok(image_moments(pass, counted, &Imaging::default())?.neurons)
 }
 
-/// a and S of every token and neuron, `[t, i]` f32: the definition, in plain operations.
+/// As [`neuron_moments`], and whatever else `imaging` asks for, in the same reading of the pass.
+///
+/// # Errors
+/// A `counted` or experts of another size than the pass; `grad_site = input` of a pass whose tokens share no matrices; whatever
+/// candle reports.
+pub fn image_moments(pass: &MlpBackward<'_>, counted: &[bool], imaging: &Imaging<'_>) -> Result<ImageSums> {
+    let (t, width) = pass.h_ti.dims2()?;
+    if counted.len() != t {
+        candle_core::bail!("image_moments: {} marks for {t} tokens", counted.len());
+    }
+    if let Some(experts) = imaging.experts.filter(|experts| experts.width() != width) {
+        candle_core::bail!("image_moments: experts of {} neurons for {width}", experts.width());
+    }
+    let h_ti = match pass.gate_ti {
+        None => pass.h_ti.clone(),
+        Some(gate_ti) => (pass.h_ti * gate_ti)?,
+    };
+    if !lanes::fused(&[&h_ti, pass.delta_y_td, pass.x_td]) {
+        return composed(pass, &h_ti, counted, imaging);
+    }
+    let site = Site::of(pass, imaging)?;
+    let inputs = [&h_ti, pass.delta_h_ti, pass.delta_g_ti, pass.delta_u_ti];
+    match imaging.experts.is_some() || imaging.scale.is_some() {
+        true => fused::<true>(inputs, &site, counted, imaging),
+        false => fused::<false>(inputs, &site, counted, imaging),
+    }
+}
+
+/// a and S of every token and neuron, `[t, i]` f32: the definition, in plain operations; S is of the weights.
 ///
 /// # Errors
 /// Whatever candle reports.
 pub fn activation_and_surprise(pass: &MlpBackward<'_>) -> Result<[Tensor; 2]> {
-    let wide = |x: &Tensor| x.to_dtype(if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 });
-    let mut h_ti = wide(pass.h_ti)?;
-    if let Some(gate_ti) = pass.gate_ti {
-        h_ti = (h_ti * wide(gate_ti)?)?;
+    Ok([gated(pass)?.abs()?, GradSite::Weight.neuron_squares(pass)?.sqrt()?])
+}
+
+fn composed(pass: &MlpBackward<'_>, h_ti: &Tensor, counted: &[bool], imaging: &Imaging<'_>) -> Result<ImageSums> {
+    let marks: Vec<f64> = counted.iter().map(|counted| f64::from(u8::from(*counted))).collect();
+    let marks_1t = Tensor::from_vec(marks, (1, counted.len()), h_ti.device())?;
+    let sum = |x: &Tensor| marks_1t.matmul(x)?.squeeze(0)?.to_vec1::<f64>();
+    let unit_sums = |a: &Tensor, s: &Tensor| -> Result<UnitSums> {
+        Ok(UnitSums {
+            activation: sum(a)?,
+            activation_squared: sum(&a.sqr()?)?,
+            surprise: sum(s)?,
+            surprise_squared: sum(&s.sqr()?)?,
+        })
+    };
+    let log1p = |x: &Tensor, scale: f64| ((x / scale)? + 1.0)?.log();
+    let squares_ti = imaging.site.neuron_squares(pass)?;
+    let [a_ti, s_ti, taylor_ti] = [gated(pass)?.abs()?, squares_ti.sqrt()?, (h_ti * pass.delta_h_ti)?.neg()?]
+        .map(|values_ti| values_ti.to_dtype(DType::F64));
+    let (a_ti, s_ti) = (a_ti?, s_ti?);
+    let UnitSums { activation, activation_squared, surprise, surprise_squared } = unit_sums(&a_ti, &s_ti)?;
+    let surprised = sum(&s_ti.gt(0f64)?.to_dtype(DType::F64)?)?;
+    let taylor = sum(&taylor_ti?)?;
+    let neurons = NeuronSums { activation, activation_squared, surprise, surprise_squared, taylor, surprised };
+    let log1p_of =
+        |scale: Scale, a: &Tensor, s: &Tensor| unit_sums(&log1p(a, scale.activation)?, &log1p(s, scale.surprise)?);
+    let log1p_neurons = imaging.scale.map(|scale| log1p_of(scale, &a_ti, &s_ti)).transpose()?;
+    let (mut experts, mut log1p_experts) = (None, None);
+    if let Some(of) = imaging.experts {
+        let a_tn = of.sums(&a_ti.sqr()?)?.sqrt()?;
+        let s_tn =
+            imaging.site.expert_squares(pass, &squares_ti.to_dtype(DType::F64)?, of)?.to_dtype(DType::F64)?.sqrt()?;
+        experts = Some(unit_sums(&a_tn, &s_tn)?);
+        let roots: Vec<f64> = (0..of.count()).map(|n| of.root_width(n)).collect();
+        let roots_1n = Tensor::from_vec(roots, (1, of.count()), h_ti.device())?;
+        let narrowed = |x_tn: &Tensor| x_tn.broadcast_div(&roots_1n);
+        log1p_experts = imaging.scale.map(|scale| log1p_of(scale, &narrowed(&a_tn)?, &narrowed(&s_tn)?)).transpose()?;
     }
-    let y_t1 = wide(pass.delta_y_td)?.sqr()?.sum_keepdim(1)?;
-    let x_t1 = wide(pass.x_td)?.sqr()?.sum_keepdim(1)?;
-    let input_ti = (wide(pass.delta_g_ti)?.sqr()? + wide(pass.delta_u_ti)?.sqr()?)?.broadcast_mul(&x_t1)?;
-    let surprise_ti = (h_ti.sqr()?.broadcast_mul(&y_t1)? + input_ti)?.sqrt()?;
-    Ok([h_ti.abs()?, surprise_ti])
+    Ok(ImageSums { neurons, experts, log1p_neurons, log1p_experts })
 }
 
 /// ‖row‖² of each row.
@@ -134,34 +142,106 @@ fn squared_norms(x_td: &Tensor) -> Result<Vec<f32>> {
     lanes::with_slices([&x_td], |[x]| lanes::vectorised(|| x.chunks_exact(d).map(|row| lanes::dot(row, row)).collect()))
 }
 
-fn fused(inputs: [&Tensor; 4], y2: &[f32], x2: &[f32], counted: &[bool]) -> Result<NeuronSums> {
+/// What S² is made of beside δ_g and δ_u.
+enum Site {
+    /// ‖δ_y‖² and ‖x‖² by token.
+    Weight { y2: Vec<f32>, x2: Vec<f32> },
+    /// The three dot products of each neuron's rows, and S² of the experts, `[t, n]`, where they are summed.
+    Input { dots: [Vec<f32>; 3], experts: Vec<f32> },
+    /// ‖δ_y‖² by token.
+    Output { y2: Vec<f32> },
+}
+
+impl Site {
+    fn of(pass: &MlpBackward<'_>, imaging: &Imaging<'_>) -> Result<Self> {
+        let list = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+        let y2 = || squared_norms(pass.delta_y_td);
+        Ok(match imaging.site {
+            GradSite::Weight => Self::Weight { y2: y2()?, x2: squared_norms(pass.x_td)? },
+            GradSite::Output => Self::Output { y2: y2()? },
+            GradSite::Input => {
+                let [gg, gu, uu] = input_dots(pass)?;
+                let experts = imaging.experts.map(|experts| list(&GradSite::input_parts(pass, experts)?));
+                Self::Input {
+                    dots: [list(&gg)?, list(&gu)?, list(&uu)?],
+                    experts: experts.transpose()?.unwrap_or_default(),
+                }
+            }
+        })
+    }
+}
+
+/// a² and S² of one token's neurons.
+struct Token {
+    a2: Vec<f32>,
+    s2: Vec<f32>,
+}
+
+fn fused<const KEPT: bool>(
+    inputs: [&Tensor; 4],
+    site: &Site,
+    counted: &[bool],
+    imaging: &Imaging<'_>,
+) -> Result<ImageSums> {
     let (t, width) = inputs[0].dims2()?;
     lanes::with_slices(inputs, |slices| {
-        let partial: Vec<NeuronSums> = (0..t.div_ceil(TOKENS))
+        let partial: Vec<ImageSums> = (0..t.div_ceil(TOKENS))
             .into_par_iter()
             .map(|block| {
-                let mut sums = NeuronSums::zero(width);
+                let mut sums = imaging.zero(width);
+                let kept = if KEPT { width } else { 0 };
+                let mut token = Token { a2: vec![0.0; kept], s2: vec![0.0; kept] };
                 lanes::vectorised(|| {
                     for t in (block * TOKENS..t.min((block + 1) * TOKENS)).filter(|t| counted[*t]) {
-                        add_token(&mut sums, slices.map(|slice| &slice[t * width..][..width]), y2[t], x2[t]);
+                        let rows = slices.map(|slice| &slice[t * width..][..width]);
+                        add_neurons::<KEPT>(&mut sums.neurons, rows, site, t, &mut token);
+                        if KEPT {
+                            add_kept(&mut sums, &token, site, t, imaging);
+                        }
                     }
                 });
                 sums
             })
             .collect();
-        let mut total = NeuronSums::zero(width);
+        let mut total = imaging.zero(width);
         partial.iter().for_each(|part| total.add(part));
         total
     })
 }
 
 #[inline(always)]
-fn add_token(sums: &mut NeuronSums, [h, delta_h, delta_g, delta_u]: [&[f32]; 4], y2: f32, x2: f32) {
+fn add_neurons<const KEPT: bool>(sums: &mut NeuronSums, rows: [&[f32]; 4], site: &Site, t: usize, token: &mut Token) {
+    let [h, _, g, u] = rows;
+    let (h, g, u) = (&h[..h.len()], &g[..h.len()], &u[..h.len()]);
+    match site {
+        Site::Weight { y2, x2 } => {
+            let (y2, x2) = (y2[t], x2[t]);
+            add_token::<KEPT>(sums, rows, token, |i| y2 * h[i] * h[i] + (g[i] * g[i] + u[i] * u[i]) * x2);
+        }
+        Site::Input { dots, .. } => {
+            let [gg, gu, uu] = dots.each_ref().map(|dot| &dot[..h.len()]);
+            // Where the two cancel, rounding may leave less than nothing.
+            let squared = |i: usize| g[i] * g[i] * gg[i] + 2.0 * g[i] * u[i] * gu[i] + u[i] * u[i] * uu[i];
+            add_token::<KEPT>(sums, rows, token, |i| squared(i).max(0.0));
+        }
+        Site::Output { y2 } => add_token::<KEPT>(sums, rows, token, |_| y2[t]),
+    }
+}
+
+#[inline(always)]
+fn add_token<const KEPT: bool>(
+    sums: &mut NeuronSums,
+    [h, delta_h, _, _]: [&[f32]; 4],
+    token: &mut Token,
+    squared: impl Fn(usize) -> f32,
+) {
     let width = h.len();
     let [a1, a2, s1, s2, taylor, surprised] = sums.each_mut().map(|sum| &mut sum[..width]);
-    let (delta_h, delta_g, delta_u) = (&delta_h[..width], &delta_g[..width], &delta_u[..width]);
+    let delta_h = &delta_h[..width];
+    let kept = if KEPT { width } else { 0 };
+    let (kept_a2, kept_s2) = (&mut token.a2[..kept], &mut token.s2[..kept]);
     for i in 0..width {
-        let squared = y2 * h[i] * h[i] + (delta_g[i] * delta_g[i] + delta_u[i] * delta_u[i]) * x2;
+        let squared = squared(i);
         let (a, s) = (f64::from(h[i].abs()), f64::from(squared.sqrt()));
         a1[i] += a;
         a2[i] += a * a;
@@ -169,5 +249,41 @@ fn add_token(sums: &mut NeuronSums, [h, delta_h, delta_g, delta_u]: [&[f32]; 4],
         s2[i] += s * s;
         taylor[i] -= f64::from(h[i] * delta_h[i]);
         surprised[i] += f64::from(u8::from(squared > 0.0));
+        if KEPT {
+            kept_a2[i] = h[i] * h[i];
+            kept_s2[i] = squared;
+        }
+    }
+}
+
+/// Experts and log1p values of one token.
+#[inline(always)]
+fn add_kept(sums: &mut ImageSums, token: &Token, site: &Site, t: usize, imaging: &Imaging<'_>) {
+    let log1p =
+        |a2: f64, s2: f64, scale: Scale| ((a2.sqrt() / scale.activation).ln_1p(), (s2.sqrt() / scale.surprise).ln_1p());
+    if let (Some(scale), Some(sums)) = (imaging.scale, &mut sums.log1p_neurons) {
+        for (i, (a2, s2)) in token.a2.iter().zip(&token.s2).enumerate() {
+            let (a, s) = log1p(f64::from(*a2), f64::from(*s2), scale);
+            sums.add_token(i, a, s);
+        }
+    }
+    let (Some(experts), Some(of_experts)) = (imaging.experts, &mut sums.experts) else { return };
+    for n in 0..experts.count() {
+        let (mut a2, mut s2) = (0f64, 0f64);
+        for i in experts.neurons(n) {
+            a2 += f64::from(token.a2[*i as usize]);
+            s2 += f64::from(token.s2[*i as usize]);
+        }
+        match site {
+            Site::Weight { .. } => {}
+            Site::Input { experts: squares_tn, .. } => s2 = f64::from(squares_tn[t * experts.count() + n]),
+            Site::Output { y2 } => s2 = f64::from(y2[t]),
+        }
+        of_experts.add_token(n, a2.sqrt(), s2.sqrt());
+        if let (Some(scale), Some(sums)) = (imaging.scale, &mut sums.log1p_experts) {
+            let width = experts.root_width(n) * experts.root_width(n);
+            let (a, s) = log1p(a2 / width, s2 / width, scale);
+            sums.add_token(n, a, s);
+        }
     }
 }

@@ -240,6 +240,7 @@ impl SharedMlp {
             delta_h_ti: &delta_h_ti,
             delta_g_ti: &delta_g_ti,
             delta_u_ti: &delta_u_ti,
+            input_matrices: None,
         };
         probe.observe(*layer, &pass)
     }

@@ -1,7 +1,8 @@
-//! Imaging alone: ∫SPS of a model's experts on some text, and its pictures.
+//! Imaging alone: ∫SPS of a model's experts on some text, or of stored scans, and its pictures.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -11,10 +12,14 @@ use super::{DeviceName, page};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::TokenSet;
 use crate::imaging::partition::gate_rows;
-use crate::imaging::{Integral, NeuronScan, Partition, PartitionSources, ScanOptions, Score, coactivation, dump, scan};
+use crate::imaging::{
+    ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
+    ScanRequest, Score, Share, StoredScan, Units, coactivation, dump, scan_with,
+};
 use crate::moe::{ExpertsAre, MoeSpec, variant};
+use crate::ops::GradSite;
 use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm};
-use crate::report::Page;
+use crate::report::{Page, Section};
 use crate::{Error, Result, files};
 
 /// What is imaged, and how.
@@ -45,9 +50,40 @@ pub struct TextConfig {
     pub batch: usize,
     /// At most this many tokens of each task.
     pub tokens: usize,
+    /// The share of its batches.
+    pub share: Share,
+    /// Which gradient's norm surprise is.
+    pub grad_site: GradSite,
+    /// How ∫SPS is formed.
+    pub form: Form,
+    /// Where the scan is kept as it goes, and continued if it is there; without one, in the folder of the results alone.
+    pub scan_file: Option<PathBuf>,
     /// The folder of the results, which exists.
     pub out: PathBuf,
 }
+
+/// Stored scans, and how they are seen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeConfig {
+    /// The scans' files, one or more.
+    pub files: Vec<PathBuf>,
+    /// The declared variant whose experts the neurons are seen as.
+    pub variant: String,
+    /// How neurons are given to experts, where the scans do not know it; without it as the variant declares, or else in runs.
+    pub partition: Option<Partition>,
+    /// Decides the partition.
+    pub seed: u64,
+    /// How ∫SPS is formed.
+    pub form: Form,
+    /// The folder of the results, which exists.
+    pub out: PathBuf,
+}
+
+/// A scan that is being made is written this often.
+const KEPT_EVERY: Duration = Duration::from_secs(60);
+/// The scan in the folder of the results.
+const SCAN: &str = "scan.safetensors";
 
 /// A model ready to be imaged: its dense reading, and which expert each neuron would belong to.
 struct Subject {
@@ -56,15 +92,39 @@ struct Subject {
     spec: MoeSpec,
     /// The partition's strategy, as the checkpoint or the configuration has it.
     strategy: String,
-    units: Units,
+    owners: Owners,
     device: Device,
 }
 
 /// The expert of each neuron by layer.
-enum Units {
+enum Owners {
     Known(Vec<Vec<u32>>),
     /// Waits for text.
     Clustered(Partition),
+}
+
+impl Owners {
+    /// The experts of `scan`'s neurons; `hidden` reads what coactivation clusters.
+    fn units(
+        &self,
+        scan: &NeuronScan,
+        spec: &MoeSpec,
+        seed: u64,
+        hidden: impl FnOnce() -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Vec<u32>>> {
+        let partition = match self {
+            Self::Known(units) => return Ok(units.clone()),
+            Self::Clustered(partition) => *partition,
+        };
+        let integral = partition.profile().map(|score| Integral::new(scan, score));
+        let hidden = (partition == Partition::Coactivation).then(hidden).transpose()?;
+        let sources = PartitionSources {
+            integral: integral.as_ref(),
+            coactivation: hidden.as_deref(),
+            ..PartitionSources::default()
+        };
+        partition.assign(spec, (scan.sums.len(), scan.width()), sources, seed)
+    }
 }
 
 impl Subject {
@@ -85,9 +145,9 @@ impl Subject {
                 let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
                 Ok(store.get(&name).ok_or_else(missing)?.to_vec1()?)
             });
-            let units = Units::Known(units.collect::<Result<_>>()?);
+            let owners = Owners::Known(units.collect::<Result<_>>()?);
             let strategy = folder.config().partition.as_ref().map_or(String::new(), |origin| origin.strategy.clone());
-            return Ok(Self { cfg, store, spec: folder.variant().spec.clone(), strategy, units, device });
+            return Ok(Self { cfg, store, spec: folder.variant().spec.clone(), strategy, owners, device });
         }
         folder.check_names(&expected_tensors(&cfg))?;
         let spec = variant(&config.variant)?.spec.clone();
@@ -95,14 +155,14 @@ impl Subject {
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let partition = Partition::choose(config.partition, &spec, Partition::Contiguous)?;
         let store = folder.load(&device, Some(DType::F32))?;
-        let units = if partition.reads_text() {
-            Units::Clustered(partition)
+        let owners = if partition.reads_text() {
+            Owners::Clustered(partition)
         } else {
             let gate_rows = gate_rows(&store, cfg.num_hidden_layers)?;
             let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
-            Units::Known(partition.assign(&spec, shape, sources, config.seed)?)
+            Owners::Known(partition.assign(&spec, shape, sources, config.seed)?)
         };
-        Ok(Self { store, cfg, spec, strategy: partition.to_string(), units, device })
+        Ok(Self { store, cfg, spec, strategy: partition.to_string(), owners, device })
     }
 
     fn model(&self) -> Result<Qwen3ForCausalLm<crate::qwen3::Mlp>> {
@@ -126,9 +186,9 @@ fn refuse_replicas(spec: &MoeSpec) -> Result<()> {
 /// Files and models that cannot be used; a partition that needs a scan first.
 pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Result<()> {
     let subject = Subject::open(config)?;
-    let units = match &subject.units {
-        Units::Known(units) => units,
-        Units::Clustered(partition) => {
+    let units = match &subject.owners {
+        Owners::Known(units) => units,
+        Owners::Clustered(partition) => {
             let problem = format!("`{partition}` is made from a scan of text, and --dump has only tokens");
             let remedy = "use contiguous, random or kmeans, or image a Tiny-ONN checkpoint";
             return Err(Error::setting("partition", problem, remedy));
@@ -145,54 +205,179 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
     write_tensors(&tensors, file)
 }
 
-/// Images the model on text; writes `integral.safetensors` (by layer `layers.{i}.sps` `[tasks, experts]` f64, per token, and
-/// `layers.{i}.neuron_expert`) and `report.html` into `text.out`.
+/// Images the model on text; writes `scan.safetensors` (the [`StoredScan`]), `integral.safetensors` (by layer `layers.{i}.sps`
+/// `[tasks, experts]` f64, per token, and `layers.{i}.neuron_expert`) and `report.html` into `text.out`. The norms of experts are
+/// scanned where the partition is known.
 ///
 /// # Errors
-/// Text and models that cannot be used; a scan without gradients.
-pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<NeuronScan> {
+/// Text and models that cannot be used; a scan without gradients; a form that needs the partition first, of one that needs the
+/// scan first; a `scan_file` of another scan.
+pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     let subject = Subject::open(config)?;
-    let tokenizer = tokenizer(&ModelFolder::open(&config.model)?)?;
+    let folder = ModelFolder::open(&config.model)?;
     let corpus = corpus(&text.data, config.seed)?;
-    let set = TokenSet::encode(&corpus, &tokenizer)?;
-    let options = ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens };
+    let set = TokenSet::encode(&corpus, &tokenizer(&folder)?)?;
+    let units = match &subject.owners {
+        Owners::Known(units) => Some(Units { neuron_expert: units.clone(), count: subject.spec.experts() }),
+        Owners::Clustered(partition) if text.form.expert == ExpertForm::Norm => {
+            let problem = format!("norms of experts need the partition first, and `{partition}` needs the scan first");
+            return Err(Error::setting("expert", problem, "scan with the partition known, or use mean"));
+        }
+        Owners::Clustered(..) => None,
+    };
+    let request = ScanRequest {
+        options: ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens },
+        share: text.share,
+        grad_site: text.grad_site,
+        units,
+        log1p: if text.form.norm == Norm::Log1p { Log1p::Measured } else { Log1p::Off },
+    };
+    let result = text.out.join(SCAN);
+    let path = text.scan_file.as_ref().unwrap_or(&result);
+    let (corpus, sha256) = (corpus.sha256(), folder.sha256()?);
+    let file = ScanFile { path, corpus: &corpus, model: &sha256, every: KEPT_EVERY };
     let model = subject.model()?;
-    let scan = scan(&model, &set, options, &subject.device, None)?;
-    let units = match &subject.units {
-        Units::Known(units) => units.clone(),
-        Units::Clustered(partition) => {
-            let shape = (subject.cfg.num_hidden_layers, subject.cfg.intermediate_size);
-            let integral = partition.profile().map(|score| Integral::new(&scan, score));
-            let read = || coactivation(&model, &set, options, &subject.device);
-            let hidden = (*partition == Partition::Coactivation).then(read).transpose()?;
-            let (integral, coactivation) = (integral.as_ref(), hidden.as_deref());
-            let sources = PartitionSources { integral, coactivation, ..PartitionSources::default() };
-            partition.assign(&subject.spec, shape, sources, config.seed)?
+    scan_with(&model, &set, &request, &subject.device, Some(&file))?;
+    let stored = StoredScan::load(path)?;
+    let drawing = Drawing {
+        title: format!("∫SPS of {}", config.model.display()),
+        spec: &subject.spec,
+        strategy: subject.strategy.clone(),
+        form: text.form,
+        out: &text.out,
+    };
+    if text.scan_file.is_some() {
+        stored.save(&result)?;
+    }
+    let read = || coactivation(&model, &set, request.options, &subject.device);
+    drawing.draw(&stored, &subject.owners.units(&stored.scan, &subject.spec, config.seed, read)?)?;
+    Ok(stored)
+}
+
+/// Merges stored scans and writes what [`image()`] does of their sum, without a model or its text.
+///
+/// # Errors
+/// Files that are no finished scans, or not of one model and kind; a variant of other experts; a form whose sums they do not hold.
+pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
+    let Some((first, rest)) = config.files.split_first() else {
+        return Err(Error::setting("merge", "no file is given", "name one stored scan or more"));
+    };
+    let mut stored = StoredScan::load(first)?;
+    for path in rest {
+        let named = |e: Error| Error::file(path, e.to_string(), "or leave this file out");
+        stored.merge(&StoredScan::load(path)?).map_err(named)?;
+    }
+    stored.scan.check_gradients()?;
+    let spec = &variant(&config.variant)?.spec;
+    refuse_replicas(spec)?;
+    let scan = &stored.scan;
+    let (owners, strategy) = match &scan.experts {
+        Some(_) if config.partition.is_some() => {
+            let problem = "the scans know the experts of their neurons";
+            return Err(Error::setting("partition", problem, "leave it out, or scan with another"));
+        }
+        Some(experts) if experts.units.count != spec.experts() => {
+            let (count, declared) = (experts.units.count, spec.experts());
+            let problem = format!("has {declared} experts, the scans are of {count}");
+            return Err(Error::variant(spec.name.clone(), problem, "name the variant that was scanned with --variant"));
+        }
+        Some(experts) => (Owners::Known(experts.units.neuron_expert.clone()), "as scanned".to_owned()),
+        None => {
+            let partition = Partition::choose(config.partition, spec, Partition::Contiguous)?;
+            let shape = (scan.sums.len(), scan.width());
+            let owners = if partition.profile().is_some() {
+                Owners::Clustered(partition)
+            } else {
+                // What needs the model or its text besides says so.
+                Owners::Known(partition.assign(spec, shape, PartitionSources::default(), config.seed)?)
+            };
+            (owners, partition.to_string())
         }
     };
-    let experts = Integral::new(&scan, Score::Sps).by_unit(&units, subject.spec.experts());
-    write_integral(&experts, &units, &text.out.join("integral.safetensors"))?;
-    let tokens: u64 = scan.tokens.iter().sum();
-    let page = Page {
-        title: format!("∫SPS of {}", config.model.display()),
-        lead: vec![format!(
-            "{} tokens of {} tasks through {} layers of {} experts, all active. {:.2} % of all (layer, token, neuron) surprises are above zero.",
-            tokens,
-            scan.tasks.len(),
-            subject.cfg.num_hidden_layers,
-            subject.spec.experts(),
-            100.0 * scan.gradient_nonzero_share(),
-        )],
-        facts: vec![
-            ("corpus SHA-256".into(), corpus.sha256()),
-            ("variant".into(), subject.spec.name.to_string()),
-            ("partition".into(), subject.strategy.clone()),
-            ("nats a token".into(), format!("{:.4}", scan.loss.iter().sum::<f64>() / tokens as f64)),
-        ],
-        sections: vec![page::brain(&subject.spec, &scan.tasks, &experts)?],
-    };
-    page.write(text.out.join("report.html"))?;
-    Ok(scan)
+    let title = format!("∫SPS of {} stored scans", config.files.len());
+    let drawing = Drawing { title, spec, strategy, form: config.form, out: &config.out };
+    drawing.draw(&stored, &owners.units(scan, spec, config.seed, || Ok(Vec::new()))?)?;
+    stored.save(config.out.join(SCAN))?;
+    Ok(stored)
+}
+
+/// How a scan is shown.
+struct Drawing<'a> {
+    title: String,
+    spec: &'a MoeSpec,
+    strategy: String,
+    form: Form,
+    out: &'a Path,
+}
+
+impl Drawing<'_> {
+    /// Writes the integral and the page.
+    fn draw(&self, stored: &StoredScan, units: &[Vec<u32>]) -> Result<()> {
+        let (scan, spec) = (&stored.scan, self.spec);
+        let integral = Integral::of(scan, Score::Sps, self.form)?;
+        let experts = integral.by_unit(units, spec.experts());
+        write_integral(&experts, units, &self.out.join("integral.safetensors"))?;
+        let tokens: u64 = scan.tokens.iter().sum();
+        let page = Page {
+            title: self.title.clone(),
+            lead: vec![format!(
+                "{} tokens of {} tasks through {} layers of {} experts, all active. {:.2} % of all (layer, token, neuron) surprises are above zero.",
+                tokens,
+                scan.tasks.len(),
+                scan.sums.len(),
+                spec.experts(),
+                100.0 * scan.gradient_nonzero_share(),
+            )],
+            facts: self.facts(stored, tokens),
+            sections: vec![Section {
+                prose: vec![self.prose(scan.grad_site)],
+                ..page::brain(spec, &scan.tasks, &experts)?
+            }],
+        };
+        page.write(self.out.join("report.html"))
+    }
+
+    fn facts(&self, stored: &StoredScan, tokens: u64) -> Vec<(String, String)> {
+        let mut corpora: Vec<&str> = stored.parts.iter().map(|part| part.corpus.as_str()).collect();
+        corpora.dedup();
+        let shares: Vec<String> = stored.parts.iter().map(|part| part.share.to_string()).collect();
+        let mut facts = vec![
+            ("corpus SHA-256".into(), corpora.join(", ")),
+            ("model SHA-256".into(), stored.model.clone()),
+            ("shares read".into(), shares.join(", ")),
+            ("variant".into(), self.spec.name.to_string()),
+            ("partition".into(), self.strategy.clone()),
+            ("nats a token".into(), format!("{:.4}", stored.scan.loss.iter().sum::<f64>() / tokens.max(1) as f64)),
+        ];
+        let missing: Vec<String> = stored.missing().iter().map(Share::to_string).collect();
+        if !missing.is_empty() {
+            facts.push(("shares missing".into(), missing.join(", ")));
+        }
+        facts
+    }
+
+    fn prose(&self, site: GradSite) -> String {
+        let units = match self.form.expert {
+            ExpertForm::Mean => "neurons",
+            ExpertForm::Norm => "experts",
+        };
+        let over = match self.form.norm {
+            Norm::Layer => format!("over a layer's tokens and {units}"),
+            Norm::Global => format!("over all layers' tokens and {units}"),
+            Norm::Log1p => {
+                format!("as the logarithm of one plus its share of a scale, over a layer's tokens and {units}")
+            }
+        };
+        let surprise = match site {
+            GradSite::Weight => "the token's gradient of the weights",
+            GradSite::Input => "its part of the gradient of the input",
+            GradSite::Output => "the gradient of the output, the same for all (the degenerate control)",
+        };
+        format!(
+            "∫SPS is activation minus surprise, each standardised {over}, summed over the task's text and divided by its tokens: above \
+             zero, an expert is more active than it is surprised. Surprise is the norm of {surprise}."
+        )
+    }
 }
 
 fn write_integral(experts: &[Vec<Vec<f64>>], units: &[Vec<u32>], path: &Path) -> Result<()> {

@@ -29,7 +29,7 @@ pub mod text;
 pub use config::{DenseShape, LabelUnit, RunConfig};
 pub use dense::Dense;
 pub use device::DeviceName;
-pub use image::{ImageConfig, TextConfig, image};
+pub use image::{ImageConfig, MergeConfig, TextConfig, image, merge_scans};
 pub use phase1::phase1;
 pub use phase2::{phase2, phase2_from};
 pub use summary::{Phase1Summary, Summary};

@@ -1,0 +1,233 @@
+//! Scans on disk: what is read back is what was written; one that was cut off goes on where it stood, to the same bits; whatever is
+//! damaged, foreign or of another scan is refused.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use candle_core::{DType, Device, Tensor};
+use rstest::rstest;
+use tempfile::TempDir;
+use tinyonn::data::TokenSet;
+use tinyonn::imaging::{Log1p, NeuronScan, ScanFile, ScanOptions, ScanRequest, Share, StoredScan, scan_with};
+use tinyonn::ops::{GradSite, Scale};
+use tinyonn::qwen3::{FeedForward, Mlp, Qwen3ForCausalLm, RouteCtx};
+use tinyonn::{Error, Result};
+
+use super::shares::units;
+use super::{VOCAB, options};
+use crate::tiny;
+
+/// An MLP that fails once so many calls to all of its kind were answered.
+struct Failing {
+    mlp: Mlp,
+    calls: Arc<AtomicUsize>,
+}
+
+impl FeedForward for Failing {
+    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        if self.calls.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
+            return Err(Error::setting("power", "is off", "switch it on"));
+        }
+        self.mlp.forward(x, ctx)
+    }
+}
+
+/// Of two layers: fails in batch `batches` (from 0), between them.
+fn failing_after(batches: usize) -> Qwen3ForCausalLm<Failing> {
+    let cfg = tiny::config(VOCAB as usize);
+    let store = tiny::dense_store(&cfg, 5);
+    let calls = Arc::new(AtomicUsize::new((2 * batches).saturating_add(1)));
+    let feed_forward = |layer: usize, vb: candle_nn::VarBuilder<'_>| {
+        Ok(Failing { mlp: Mlp::new(&cfg, layer, &vb)?, calls: calls.clone() })
+    };
+    Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), feed_forward).unwrap()
+}
+
+fn text() -> TokenSet {
+    tiny::tokens(5, &[65, 50], VOCAB)
+}
+
+fn request() -> ScanRequest {
+    ScanRequest { units: Some(units(4)), ..ScanRequest::new(options(8, 2)) }
+}
+
+fn file(path: &Path) -> ScanFile<'_> {
+    ScanFile { path, corpus: "corpus", model: "model", every: Duration::ZERO }
+}
+
+fn scanned(batches: usize, request: &ScanRequest, path: &Path) -> Result<NeuronScan> {
+    scan_with(&failing_after(batches), &text(), request, &Device::Cpu, Some(&file(path)))
+}
+
+const NEVER: usize = usize::MAX / 4;
+
+#[rstest]
+fn what_is_read_is_what_was_written(
+    #[values(None, Some(4))] experts: Option<usize>,
+    #[values(Log1p::Off, Log1p::Measured, Log1p::Given(vec![Scale { activation: 0.1, surprise: 1.5 }; 2]))]
+    log1p: Log1p,
+    #[values(GradSite::Weight, GradSite::Output)] grad_site: GradSite,
+) {
+    let dir = TempDir::new().unwrap();
+    let (path, again) = (dir.path().join("scan.safetensors"), dir.path().join("again.safetensors"));
+    let request = ScanRequest { units: experts.map(units), log1p, grad_site, ..request() };
+    let scan = scanned(NEVER, &request, &path).unwrap();
+    let stored = StoredScan::load(&path).unwrap();
+    assert_eq!(stored.scan, scan);
+    assert_eq!((&*stored.model, &*stored.version), ("model", env!("CARGO_PKG_VERSION")));
+    let [part] = stored.parts.as_slice() else { panic!("{:?}", stored.parts) };
+    assert_eq!((&*part.corpus, &*part.text, part.options), ("corpus", &*text().sha256(), options(8, 2)));
+    assert_eq!((part.share, part.done, part.batches), (Share::WHOLE, 8, 8));
+    stored.save(&again).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), fs::read(&again).unwrap());
+    // A finished scan is returned without a pass, and its file left alone.
+    let before = fs::metadata(&path).unwrap().modified().unwrap();
+    assert_eq!(scanned(0, &request, &path).unwrap(), scan);
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[rstest]
+fn a_scan_that_was_cut_off_goes_on_to_the_same_bits(
+    #[values(1, 4, 7)] first: usize,
+    #[values(1, 3)] second: usize,
+    #[values(Log1p::Off, Log1p::Measured)] log1p: Log1p,
+) {
+    let dir = TempDir::new().unwrap();
+    let [cut, whole] = ["cut", "whole"].map(|name| dir.path().join(name));
+    // The scales take a batch of each of the two tasks at the beginning.
+    let scales = if log1p == Log1p::Measured { 2 } else { 0 };
+    let request = ScanRequest { log1p, ..request() };
+    for (batches, done) in [(first + scales, first), (second, (first + second).min(8))] {
+        let result = scanned(batches, &request, &cut);
+        assert_eq!(result.is_err(), done < 8);
+        let error = StoredScan::load(&cut).map(|stored| stored.parts[0].done);
+        match error {
+            Ok(all) => assert_eq!((all, done), (8, 8)),
+            Err(e) => assert!(e.to_string().contains(&format!("not finished: {done} of 8 batches")), "{e}"),
+        }
+    }
+    assert_eq!(scanned(NEVER, &request, &cut).unwrap(), scanned(NEVER, &request, &whole).unwrap());
+    assert_eq!(fs::read(&cut).unwrap(), fs::read(&whole).unwrap());
+}
+
+#[test]
+fn nothing_is_written_before_its_time() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("scan.safetensors");
+    let slow = ScanFile { every: Duration::from_secs(3600), ..file(&path) };
+    assert!(scan_with(&failing_after(5), &text(), &request(), &Device::Cpu, Some(&slow)).is_err());
+    assert!(!path.exists());
+    scan_with(&failing_after(NEVER), &text(), &request(), &Device::Cpu, Some(&slow)).unwrap();
+    assert!(path.exists());
+}
+
+#[rstest]
+#[case::options(ScanRequest { options: options(4, 2), ..request() }, "text read otherwise")]
+#[case::tokens(ScanRequest { options: ScanOptions { tokens_per_task: 30, ..options(8, 2) }, ..request() }, "text read otherwise")]
+#[case::share(ScanRequest { share: Share { index: 0, of: 2 }, ..request() }, "another share (0/1)")]
+#[case::grad_site(ScanRequest { grad_site: GradSite::Output, ..request() }, "another grad_site")]
+#[case::partition(ScanRequest { units: Some(units(5)), ..request() }, "another partition")]
+#[case::log1p(ScanRequest { log1p: Log1p::Measured, ..request() }, "other log1p values")]
+fn a_file_of_another_request_is_refused(#[case] other: ScanRequest, #[case] problem: &str) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("scan.safetensors");
+    assert!(scanned(3, &other, &path).is_err());
+    let before = fs::read(&path).unwrap();
+    let error = scanned(NEVER, &request(), &path).unwrap_err().to_string();
+    let expected = if problem.starts_with("another share") { "another share (0/2)" } else { problem };
+    assert!(error.contains("scan.safetensors: holds a scan of") && error.contains(expected), "{error}");
+    assert!(error.contains("name another file"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[rstest]
+#[case::model("corpus", "other", 5, "another model")]
+#[case::corpus("other", "model", 5, "another corpus")]
+#[case::tokens("corpus", "model", 6, "other tokens")]
+fn a_file_of_other_things_is_refused(
+    #[case] corpus: &str,
+    #[case] model: &str,
+    #[case] seed: u64,
+    #[case] problem: &str,
+) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("scan.safetensors");
+    assert!(scanned(3, &request(), &path).is_err());
+    let (set, file) = (tiny::tokens(seed, &[65, 50], VOCAB), ScanFile { corpus, model, ..file(&path) });
+    let refused = scan_with(&failing_after(NEVER), &set, &request(), &Device::Cpu, Some(&file));
+    assert!(refused.unwrap_err().to_string().contains(&format!("holds a scan of {problem}")));
+}
+
+#[rstest]
+#[case::truncated(|bytes: Vec<u8>| bytes[..bytes.len() - 9].to_vec(), "truncated or damaged")]
+#[case::empty(|_| Vec::new(), "truncated or damaged")]
+#[case::a_sum(|mut bytes: Vec<u8>| { let at = bytes.len() - 100; bytes[at] ^= 1; bytes }, "not those that were written")]
+#[case::the_record(|bytes: Vec<u8>| replaced(&bytes, "\\\"model\\\":\\\"model\\\"", "\\\"model\\\":\\\"mOdel\\\""), "not those that were written")]
+#[case::a_later_format(|bytes: Vec<u8>| replaced(&bytes, "\\\"format\\\":1", "\\\"format\\\":2"), "format 2, this version reads 1")]
+#[case::no_scan(|bytes: Vec<u8>| replaced(&bytes, "tinyonn.scan", "tinyonn.span"), "holds no scan")]
+#[case::text(|_| b"nothing of the kind".to_vec(), "damaged")]
+fn damaged_and_foreign_files_are_refused(#[case] damage: fn(Vec<u8>) -> Vec<u8>, #[case] problem: &str) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("scan.safetensors");
+    scanned(NEVER, &request(), &path).unwrap();
+    fs::write(&path, damage(fs::read(&path).unwrap())).unwrap();
+    for error in [StoredScan::load(&path).unwrap_err(), scanned(NEVER, &request(), &path).unwrap_err()] {
+        let error = error.to_string();
+        assert!(error.contains("scan.safetensors: ") && error.contains(problem), "{error}");
+    }
+}
+
+fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+    [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat()
+}
+
+#[test]
+fn shares_on_disk_add_up_and_none_counts_twice() {
+    let dir = TempDir::new().unwrap();
+    let share = |index: usize, of: usize| {
+        let path = dir.path().join(format!("{index}-{of}"));
+        scanned(NEVER, &ScanRequest { share: Share { index, of }, ..request() }, &path).unwrap();
+        StoredScan::load(&path).unwrap()
+    };
+    let mut sum = share(0, 3);
+    sum.merge(&share(2, 3)).unwrap();
+    assert_eq!(sum.missing(), [Share { index: 1, of: 3 }]);
+    for again in [share(2, 3), share(0, 1), share(1, 2)] {
+        let error = sum.merge(&again).unwrap_err().to_string();
+        assert!(error.starts_with("`merge`") && error.contains("batches of the same text"), "{error}");
+    }
+    sum.merge(&share(1, 3)).unwrap();
+    assert_eq!((sum.missing(), sum.parts.len()), (vec![], 3));
+    let whole = share(0, 1);
+    assert_eq!(sum.scan.tokens, whole.scan.tokens);
+    for (found, expected) in sum.scan.sums.iter().flatten().zip(whole.scan.sums.iter().flatten()) {
+        for (found, expected) in found.surprise.iter().zip(&expected.surprise) {
+            approx::assert_relative_eq!(found, expected, max_relative = 1e-12);
+        }
+    }
+    // A merged file is read like any other, but is nobody's to continue.
+    let path = dir.path().join("0-1");
+    sum.save(&path).unwrap();
+    assert_eq!(StoredScan::load(&path).unwrap(), sum);
+    let error = scanned(NEVER, &request(), &path).unwrap_err().to_string();
+    assert!(error.contains("several parts, merged"), "{error}");
+
+    let (mut other, mut later) = (whole.clone(), whole.clone());
+    (other.model, later.version) = ("other".into(), "9.9.9".into());
+    for (wrong, words) in [(other, "different models (model and other)"), (later, "versions")] {
+        let error = share(0, 1).merge(&wrong).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_place_that_is_not_there_is_refused_before_the_pass() {
+    let dir = TempDir::new().unwrap();
+    let error = scanned(0, &request(), &dir.path().join("none/scan.safetensors")).unwrap_err().to_string();
+    assert!(error.contains("none: is not a folder"), "{error}");
+}

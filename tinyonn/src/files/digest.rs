@@ -1,0 +1,62 @@
+//! What content is known by: SHA-256 over parts that are each preceded by their length, so that no two lists of parts run into one.
+
+use std::fmt::Write as _;
+
+use sha2::{Digest as _, Sha256};
+
+/// A digest that is being made.
+///
+/// ```
+/// use tinyonn::files::Digest;
+/// let of = |parts: &[&str]| {
+///     let mut digest = Digest::new();
+///     parts.iter().for_each(|part| digest.text(part));
+///     digest.hex()
+/// };
+/// assert_eq!(of(&["a", "bc"]), of(&["a", "bc"]));
+/// assert_ne!(of(&["a", "bc"]), of(&["ab", "c"]));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Digest(Sha256);
+
+impl Digest {
+    /// Of nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a number.
+    pub fn number(&mut self, n: u64) {
+        self.0.update(n.to_le_bytes());
+    }
+
+    /// Adds a text.
+    pub fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    /// Adds bytes.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.update(bytes);
+    }
+
+    /// Adds words of 32 bits.
+    pub fn words(&mut self, words: &[u32]) {
+        self.number(words.len() as u64);
+        for some in words.chunks(4096) {
+            self.0.update(some.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
+        }
+    }
+
+    /// The digest in hexadecimal digits.
+    #[must_use]
+    pub fn hex(self) -> String {
+        self.0.finalize().iter().fold(String::with_capacity(64), |mut hex, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}

@@ -1,0 +1,282 @@
+//! A scan on disk: a safetensors file of all its f64 sums, with what it was made from, so that it can be trusted, continued and
+//! merged with others.
+//!
+//! `loss` `[tasks]`; by layer `i` `layers.{i}.neurons.*` `[tasks, width]` (the sums of [`NeuronSums`]), and where they were asked
+//! for `layers.{i}.neuron_expert` `[width]` u32 with `layers.{i}.experts.*` `[tasks, experts]` (those of [`UnitSums`]),
+//! `layers.{i}.log1p.neurons.*`, `layers.{i}.log1p.experts.*` and `log1p.scales` `[layers, 2]`. The metadata `tinyonn.scan` is JSON:
+//! the record and a SHA-256 over record and tensors. Files are written whole or not at all.
+
+mod keeper;
+mod tensors;
+
+use std::path::Path;
+use std::time::Duration;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+pub(super) use self::keeper::Keeper;
+use self::tensors::{Contents, Stored};
+use super::{NeuronScan, ScanOptions, Share};
+use crate::checkpoint::MappedSafetensors;
+use crate::files::{self, Digest};
+use crate::ops::{GradSite, NeuronSums, UnitSums};
+use crate::{Error, Result};
+
+/// The metadata's key.
+const KEY: &str = "tinyonn.scan";
+/// The version of the file format.
+const FORMAT: u64 = 1;
+const DAMAGED: &str = "the file is damaged: scan again, or copy it again";
+
+/// Where a scan is kept as it goes, and what it is of.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanFile<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// The SHA-256 of the corpus, [`Corpus::sha256`](crate::data::Corpus::sha256).
+    pub corpus: &'a str,
+    /// The SHA-256 of the model, [`ModelFolder::sha256`](crate::checkpoint::ModelFolder::sha256).
+    pub model: &'a str,
+    /// At most this long what was scanned is in memory alone.
+    pub every: Duration,
+}
+
+/// One reading of one text, or of a share of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScanPart {
+    /// The SHA-256 of the corpus.
+    pub corpus: String,
+    /// The SHA-256 of the tokens that were read, all shares together.
+    pub text: String,
+    /// How they were read.
+    pub options: ScanOptions,
+    /// The share.
+    pub share: Share,
+    /// Batches read so far.
+    pub done: usize,
+    /// Batches of the share.
+    pub batches: usize,
+}
+
+/// What a scan was made from and with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    format: u64,
+    version: String,
+    model: String,
+    grad_site: GradSite,
+    log1p: String,
+    /// SHA-256 of the neurons' experts, and their number.
+    partition: Option<(String, usize)>,
+    tasks: Vec<String>,
+    tokens: Vec<u64>,
+    parts: Vec<ScanPart>,
+}
+
+/// A scan with what it was made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredScan {
+    /// The sums.
+    pub scan: NeuronScan,
+    /// The version of this library that scanned.
+    pub version: String,
+    /// The SHA-256 of the model.
+    pub model: String,
+    /// What was read; several once scans are merged.
+    pub parts: Vec<ScanPart>,
+    /// `off`, `measured` or `given`: where the scales of log1p come from.
+    pub(super) log1p: String,
+}
+
+impl StoredScan {
+    /// Reads a finished scan.
+    ///
+    /// # Errors
+    /// A file that is none, is damaged, of another format, or not finished.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let stored = Self::read(path)?;
+        match stored.parts.iter().find(|part| part.done < part.batches) {
+            None => Ok(stored),
+            Some(part) => {
+                let problem = format!("is not finished: {} of {} batches are read", part.done, part.batches);
+                Err(Error::file(path, problem, "continue it: give the same command its --scan-file again"))
+            }
+        }
+    }
+
+    /// Writes the scan, whole or not at all.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let tensors = self.tensors();
+        let record = serde_json::to_value(self.record()).map_err(|e| defect(path, &e))?;
+        let metadata = json!({ "sha256": digest(&record, tensors.iter().map(Stored::content)), "record": record });
+        let views = tensors.iter().map(|stored| Ok((stored.name.as_str(), stored.view()?)));
+        let views: Vec<(&str, TensorView<'_>)> =
+            views.collect::<Result<_, safetensors::SafeTensorError>>().map_err(|e| defect(path, &e))?;
+        let bytes = safetensors::serialize(views, Some([(KEY.to_owned(), metadata.to_string())].into()));
+        files::write(path, bytes.map_err(|e| defect(path, &e))?)
+    }
+
+    /// Adds a scan of another text, or of another share of the same, through the same model.
+    ///
+    /// # Errors
+    /// Another model, other tasks or measures; a text of which both hold batches; scans that are not finished.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        let refused = |problem: String, remedy: &str| Err(Error::setting("merge", problem, remedy));
+        if self.model != other.model {
+            let remedy = "merge scans of one model, byte for byte";
+            return refused(format!("the scans are of different models ({} and {})", self.model, other.model), remedy);
+        }
+        if self.version != other.version {
+            let problem = format!("the scans were made by versions {} and {}", self.version, other.version);
+            return refused(problem, "scan all parts with one version");
+        }
+        if self.parts.iter().chain(&other.parts).any(|part| part.done < part.batches) {
+            return refused("one of the scans is not finished".into(), "continue it with --scan-file first");
+        }
+        let both = |a: &ScanPart| other.parts.iter().find(|b| a.overlaps(b)).map(|b| (a.share, b.share));
+        if let Some((a, b)) = self.parts.iter().find_map(both) {
+            let problem = format!("two scans hold batches of the same text (shares {a} and {b})");
+            return refused(problem, "merge each share I/N of one N once");
+        }
+        self.scan.merge(&other.scan)?;
+        self.parts.extend(other.parts.iter().cloned());
+        Ok(())
+    }
+
+    /// The shares of texts that were read in part and are not here.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Share> {
+        let mut missing = Vec::new();
+        for (at, part) in self.parts.iter().enumerate() {
+            let same = |other: &&ScanPart| other.text == part.text && other.options == part.options;
+            if self.parts[..at].iter().any(|other| same(&other)) {
+                continue;
+            }
+            let of = part.share.of;
+            let here = |index: &usize| self.parts.iter().filter(same).any(|other| other.share.index == *index);
+            missing.extend((0..of).filter(|index| !here(index)).map(|index| Share { index, of }));
+        }
+        missing
+    }
+
+    fn record(&self) -> Record {
+        let partition = self.scan.experts.as_ref().map(|experts| {
+            let mut digest = Digest::new();
+            experts.units.neuron_expert.iter().for_each(|layer| digest.words(layer));
+            (digest.hex(), experts.units.count)
+        });
+        Record {
+            format: FORMAT,
+            version: self.version.clone(),
+            model: self.model.clone(),
+            grad_site: self.scan.grad_site,
+            log1p: self.log1p.clone(),
+            partition,
+            tasks: self.scan.tasks.clone(),
+            tokens: self.scan.tokens.clone(),
+            parts: self.parts.clone(),
+        }
+    }
+
+    /// As [`load`](Self::load), finished or not.
+    fn read(path: &Path) -> Result<Self> {
+        let file = MappedSafetensors::open(path)?;
+        let foreign = |problem: String| {
+            Error::file(path, problem, "give a file that --scan-file or a run of exp_scan wrote (scan.safetensors)")
+        };
+        let metadata = file.metadata(KEY).ok_or_else(|| foreign("holds no scan".into()))?;
+        let metadata: Value = serde_json::from_str(metadata).map_err(|e| foreign(format!("holds no scan: {e}")))?;
+        let record = &metadata["record"];
+        if record["format"] != FORMAT {
+            let problem = format!("holds a scan of format {}, this version reads {FORMAT}", record["format"]);
+            return Err(foreign(problem));
+        }
+        let contents = file.names().map(|name| Ok((name, file.bytes(name)?))).collect::<Result<Vec<_>>>()?;
+        if metadata["sha256"] != digest(record, contents.into_iter()) {
+            return Err(Error::file(path, "its sums are not those that were written", DAMAGED));
+        }
+        let record: Record =
+            serde_json::from_value(record.clone()).map_err(|e| Error::file(path, e.to_string(), DAMAGED))?;
+        let scan = Contents { file: &file, path, tasks: record.tasks.len() }.scan(&record)?;
+        let Record { version, model, log1p, parts, .. } = record;
+        Ok(Self { scan, version, model, parts, log1p })
+    }
+
+    fn tensors(&self) -> Vec<Stored> {
+        let scan = &self.scan;
+        let mut tensors = vec![Stored::values("loss".into(), &[&scan.loss])];
+        let mut of_units = |at: String, sums: &[UnitSums]| {
+            let each: Vec<[&Vec<f64>; 4]> = sums.iter().map(UnitSums::each).collect();
+            for (which, name) in UnitSums::NAMES.into_iter().enumerate() {
+                let rows: Vec<&Vec<f64>> = each.iter().map(|sums| sums[which]).collect();
+                tensors.push(Stored::rows(format!("{at}.{name}"), &rows));
+            }
+        };
+        for layer in 0..scan.sums.len() {
+            let at = format!("layers.{layer}");
+            if let Some(experts) = &scan.experts {
+                of_units(format!("{at}.experts"), &experts.sums[layer]);
+            }
+            if let Some(log1p) = &scan.log1p {
+                of_units(format!("{at}.log1p.neurons"), &log1p.neurons[layer]);
+                if let Some(experts) = &log1p.experts {
+                    of_units(format!("{at}.log1p.experts"), &experts[layer]);
+                }
+            }
+        }
+        for (layer, sums) in scan.sums.iter().enumerate() {
+            let each: Vec<[&Vec<f64>; 6]> = sums.iter().map(NeuronSums::each).collect();
+            for (which, name) in NeuronSums::NAMES.into_iter().enumerate() {
+                let rows: Vec<&Vec<f64>> = each.iter().map(|sums| sums[which]).collect();
+                tensors.push(Stored::rows(format!("layers.{layer}.neurons.{name}"), &rows));
+            }
+        }
+        if let Some(experts) = &scan.experts {
+            for (layer, units) in experts.units.neuron_expert.iter().enumerate() {
+                tensors.push(Stored::words(format!("layers.{layer}.neuron_expert"), units));
+            }
+        }
+        if let Some(log1p) = &scan.log1p {
+            let rows: Vec<Vec<f64>> = log1p.scales.iter().map(|scale| vec![scale.activation, scale.surprise]).collect();
+            tensors.push(Stored::rows("log1p.scales".into(), &rows.iter().collect::<Vec<_>>()));
+        }
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        tensors
+    }
+}
+
+impl ScanPart {
+    /// Whether both hold a batch, or may. Of one text, read alike and dealt into as many shares, different shares share none.
+    fn overlaps(&self, other: &Self) -> bool {
+        let dealt_alike = self.options == other.options && self.share.of == other.share.of;
+        self.text == other.text && !(dealt_alike && self.share.index != other.share.index)
+    }
+}
+
+/// SHA-256 of the record and of tensors in the order of their names.
+fn digest<'a>(record: &Value, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut digest = Digest::new();
+    digest.text(&record.to_string());
+    for (name, bytes) in tensors {
+        digest.text(name);
+        digest.bytes(bytes);
+    }
+    digest.hex()
+}
+
+fn defect(path: &Path, problem: &impl ToString) -> Error {
+    Error::file(path, problem.to_string(), "report this as a defect")
+}
+
+/// The type of sums.
+const SUMS: Dtype = Dtype::F64;

@@ -1,0 +1,148 @@
+//! Keeps a scan in its file as it goes, and finds it there again.
+
+use std::time::Instant;
+
+use super::{Record, ScanFile, ScanPart, StoredScan};
+use crate::data::TokenSet;
+use crate::imaging::{Log1p, NeuronScan, ScanRequest};
+use crate::{Error, Result};
+
+/// What stands in the file, and when it was written last.
+pub(crate) struct Keeper<'a> {
+    file: &'a ScanFile<'a>,
+    part: ScanPart,
+    log1p: &'static str,
+    begun: Option<NeuronScan>,
+    written: Instant,
+}
+
+impl<'a> Keeper<'a> {
+    /// For a scan of `request` over `set`, the part of the text that is read, of so many `batches` in its share.
+    ///
+    /// # Errors
+    /// A file that is damaged, or of another scan; no folder to write it into.
+    pub(crate) fn open(file: &'a ScanFile<'a>, request: &ScanRequest, set: &TokenSet, batches: usize) -> Result<Self> {
+        let part = ScanPart {
+            corpus: file.corpus.to_owned(),
+            text: set.sha256(),
+            options: request.options,
+            share: request.share,
+            done: 0,
+            batches,
+        };
+        let log1p = match request.log1p {
+            Log1p::Off => "off",
+            Log1p::Measured => "measured",
+            Log1p::Given(_) => "given",
+        };
+        let mut keeper = Self { file, part, log1p, begun: None, written: Instant::now() };
+        if file.path.exists() {
+            let stored = StoredScan::read(file.path)?;
+            keeper.check(&stored, request)?;
+            keeper.part.done = stored.parts.first().map_or(0, |part| part.done);
+            keeper.begun = Some(stored.scan);
+        } else if let Some(folder) =
+            file.path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+        {
+            return Err(Error::file(folder, "is not a folder", "make it first, or name another place"));
+        }
+        Ok(keeper)
+    }
+
+    /// What was scanned before, and how many batches that is.
+    pub(crate) fn take(&mut self) -> Option<(NeuronScan, usize)> {
+        Some((self.begun.take()?, self.part.done))
+    }
+
+    /// After `done` batches: writes, if it is time.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub(crate) fn keep(&mut self, scan: &NeuronScan, done: usize) -> Result<()> {
+        if self.written.elapsed() < self.file.every || done == self.part.batches {
+            return Ok(());
+        }
+        self.write(scan, done)
+    }
+
+    /// After the last batch: writes, unless the file was finished before.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub(crate) fn finish(&mut self, scan: &NeuronScan) -> Result<()> {
+        if self.part.done == self.part.batches && self.file.path.exists() {
+            return Ok(());
+        }
+        self.write(scan, self.part.batches)
+    }
+
+    fn write(&mut self, scan: &NeuronScan, done: usize) -> Result<()> {
+        self.part.done = done;
+        self.stored(scan.clone()).save(self.file.path)?;
+        self.written = Instant::now();
+        Ok(())
+    }
+
+    fn stored(&self, scan: NeuronScan) -> StoredScan {
+        StoredScan {
+            scan,
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: self.file.model.to_owned(),
+            parts: vec![self.part.clone()],
+            log1p: self.log1p.into(),
+        }
+    }
+
+    /// Refuses a file of another scan, and says what is other.
+    fn check(&self, stored: &StoredScan, request: &ScanRequest) -> Result<()> {
+        let other = |what: &str| {
+            let remedy = "name another file for this scan, or repeat the command that began that one";
+            Err(Error::file(self.file.path, format!("holds a scan of {what}"), remedy))
+        };
+        let [part] = stored.parts.as_slice() else { return other("several parts, merged") };
+        let (found, scan) = (stored.record(), &stored.scan);
+        if found.model != self.file.model {
+            return other("another model");
+        }
+        if part.corpus != self.part.corpus {
+            return other("another corpus");
+        }
+        if part.options != self.part.options {
+            let was = part.options;
+            let how =
+                format!("rows of {}, {} a batch, at most {} tokens a task", was.length, was.batch, was.tokens_per_task);
+            return other(&format!("text read otherwise ({how})"));
+        }
+        if part.share != self.part.share {
+            return other(&format!("another share ({})", part.share));
+        }
+        if (&part.text, part.batches) != (&self.part.text, self.part.batches) {
+            return other("other tokens: the text or the tokenizer has changed");
+        }
+        if found.version != env!("CARGO_PKG_VERSION") {
+            return other(&format!("another version of this program ({})", found.version));
+        }
+        self.check_measures(&found, scan, request, &other)
+    }
+
+    fn check_measures(
+        &self,
+        found: &Record,
+        scan: &NeuronScan,
+        request: &ScanRequest,
+        other: &impl Fn(&str) -> Result<()>,
+    ) -> Result<()> {
+        if scan.grad_site != request.grad_site {
+            return other("another grad_site");
+        }
+        if scan.experts.as_ref().map(|experts| &experts.units) != request.units.as_ref() {
+            return other("another partition");
+        }
+        let scales = scan.log1p.as_ref().map(|log1p| &log1p.scales);
+        let given = |given| matches!(&request.log1p, Log1p::Given(scales) if Some(scales) != given);
+        if found.log1p != self.log1p || given(scales) {
+            return other("other log1p values");
+        }
+        Ok(())
+    }
+}

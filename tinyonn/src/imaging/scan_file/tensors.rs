@@ -1,0 +1,134 @@
+//! The tensors of a scan's file, to bytes and back.
+
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensorError};
+
+use super::{DAMAGED, Record, SUMS};
+use crate::checkpoint::MappedSafetensors;
+use crate::imaging::{NeuronScan, Units};
+use crate::ops::{NeuronSums, Scale, UnitSums};
+use crate::{Error, Result};
+
+/// A tensor as it is stored.
+pub(super) struct Stored {
+    pub(super) name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// One row, as a vector.
+    pub(super) fn values(name: String, values: &[&Vec<f64>; 1]) -> Self {
+        Self { shape: vec![values[0].len()], ..Self::rows(name, values) }
+    }
+
+    /// Rows of equal length.
+    pub(super) fn rows(name: String, rows: &[&Vec<f64>]) -> Self {
+        let shape = vec![rows.len(), rows.first().map_or(0, |row| row.len())];
+        let bytes = rows.iter().flat_map(|row| row.iter()).flat_map(|x| x.to_le_bytes()).collect();
+        Self { name, dtype: SUMS, shape, bytes }
+    }
+
+    /// Numbers of neurons' experts.
+    pub(super) fn words(name: String, words: &[u32]) -> Self {
+        let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Self { name, dtype: Dtype::U32, shape: vec![words.len()], bytes }
+    }
+
+    pub(super) fn view(&self) -> Result<TensorView<'_>, SafeTensorError> {
+        TensorView::new(self.dtype, self.shape.clone(), &self.bytes)
+    }
+
+    pub(super) fn content(&self) -> (&str, &[u8]) {
+        (&self.name, &self.bytes)
+    }
+}
+
+/// A file whose digest was right.
+pub(super) struct Contents<'a> {
+    pub(super) file: &'a MappedSafetensors,
+    pub(super) path: &'a Path,
+    pub(super) tasks: usize,
+}
+
+impl Contents<'_> {
+    pub(super) fn scan(&self, record: &Record) -> Result<NeuronScan> {
+        let layers = (0..).take_while(|layer| self.file.info(&format!("layers.{layer}.neurons.activation")).is_some());
+        let layers = layers.count();
+        let width = self.file.info("layers.0.neurons.activation").and_then(|info| info.shape.get(1)).copied();
+        let width = width.ok_or_else(|| self.damaged("layers.0.neurons.activation"))?;
+        if record.tokens.len() != self.tasks || record.parts.is_empty() {
+            return Err(Error::file(self.path, "its record contradicts itself", DAMAGED));
+        }
+        let units = record.partition.as_ref().map(|(_, count)| self.units(layers, (width, *count))).transpose()?;
+        let scales = (record.log1p != "off").then(|| self.scales(layers)).transpose()?;
+        let zero = NeuronScan::zero(record.tasks.clone(), layers, width);
+        let mut scan = zero.measuring(record.grad_site, units.as_ref(), scales.as_deref());
+        scan.tokens.clone_from(&record.tokens);
+        scan.loss = self.sums("loss", &[self.tasks])?;
+        let at = |layer: usize, what: &str| format!("layers.{layer}.{what}");
+        for (layer, sums) in scan.sums.iter_mut().enumerate() {
+            for (which, name) in NeuronSums::NAMES.into_iter().enumerate() {
+                let values = self.sums(&format!("{}.{name}", at(layer, "neurons")), &[self.tasks, width])?;
+                let rows = sums.iter_mut().zip(values.chunks_exact(width.max(1)));
+                rows.for_each(|(sums, row)| *sums.each_mut()[which] = row.to_vec());
+            }
+        }
+        for layer in 0..layers {
+            if let Some(experts) = &mut scan.experts {
+                self.unit_sums(&at(layer, "experts"), &mut experts.sums[layer])?;
+            }
+            if let Some(log1p) = &mut scan.log1p {
+                self.unit_sums(&at(layer, "log1p.neurons"), &mut log1p.neurons[layer])?;
+                if let Some(experts) = &mut log1p.experts {
+                    self.unit_sums(&at(layer, "log1p.experts"), &mut experts[layer])?;
+                }
+            }
+        }
+        Ok(scan)
+    }
+
+    fn unit_sums(&self, at: &str, sums: &mut [UnitSums]) -> Result<()> {
+        let count = sums.first().map_or(0, |sums| sums.activation.len());
+        for (which, name) in UnitSums::NAMES.into_iter().enumerate() {
+            let values = self.sums(&format!("{at}.{name}"), &[self.tasks, count])?;
+            let rows = sums.iter_mut().zip(values.chunks_exact(count.max(1)));
+            rows.for_each(|(sums, row)| *sums.each_mut()[which] = row.to_vec());
+        }
+        Ok(())
+    }
+
+    fn units(&self, layers: usize, (width, count): (usize, usize)) -> Result<Units> {
+        let of_layer = |layer: usize| {
+            let name = format!("layers.{layer}.neuron_expert");
+            let (words, _) = self.bytes(&name, Dtype::U32, &[width])?.as_chunks::<4>();
+            let experts: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+            let fits = experts.iter().all(|expert| (*expert as usize) < count);
+            if fits { Ok(experts) } else { Err(self.damaged(&name)) }
+        };
+        Ok(Units { neuron_expert: (0..layers).map(of_layer).collect::<Result<_>>()?, count })
+    }
+
+    fn scales(&self, layers: usize) -> Result<Vec<Scale>> {
+        let values = self.sums("log1p.scales", &[layers, 2])?;
+        let (pairs, _) = values.as_chunks::<2>();
+        Ok(pairs.iter().map(|[activation, surprise]| Scale { activation: *activation, surprise: *surprise }).collect())
+    }
+
+    fn sums(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
+        let (words, _) = self.bytes(name, SUMS, shape)?.as_chunks::<8>();
+        Ok(words.iter().map(|word| f64::from_le_bytes(*word)).collect())
+    }
+
+    fn bytes(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&[u8]> {
+        let fits = self.file.info(name).is_some_and(|info| info.dtype == dtype && info.shape == shape);
+        if fits { self.file.bytes(name) } else { Err(self.damaged(name)) }
+    }
+
+    fn damaged(&self, name: &str) -> Error {
+        Error::file(self.path, format!("tensor `{name}` is missing or not as its record says"), DAMAGED)
+    }
+}

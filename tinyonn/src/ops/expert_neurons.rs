@@ -1,0 +1,73 @@
+//! The neurons of each expert of a layer: a partition, turned round.
+
+use candle_core::{Result, Tensor};
+
+/// Which neurons belong to each expert, ascending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertNeurons {
+    /// Expert n's neurons are `order[starts[n]..starts[n + 1]]`.
+    order: Vec<u32>,
+    starts: Vec<usize>,
+}
+
+impl ExpertNeurons {
+    /// From the expert of each neuron, of `count` experts.
+    ///
+    /// ```
+    /// let experts = tinyonn::ops::ExpertNeurons::new(&[1, 0, 1], 2)?;
+    /// assert_eq!([experts.neurons(0), experts.neurons(1)], [&[1][..], &[0, 2]]);
+    /// assert!(tinyonn::ops::ExpertNeurons::new(&[2], 2).is_err());
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A neuron of an expert beyond `count`.
+    pub fn new(neuron_expert: &[u32], count: usize) -> Result<Self> {
+        let mut starts = vec![0; count + 1];
+        for expert in neuron_expert {
+            match starts.get_mut(*expert as usize + 1) {
+                Some(width) => *width += 1,
+                None => candle_core::bail!("a neuron belongs to expert {expert}, and there are {count}"),
+            }
+        }
+        (0..count).for_each(|n| starts[n + 1] += starts[n]);
+        let mut order: Vec<u32> = (0..neuron_expert.len() as u32).collect();
+        order.sort_by_key(|i| neuron_expert[*i as usize]);
+        Ok(Self { order, starts })
+    }
+
+    /// Experts.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Neurons of all experts.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.order.len()
+    }
+
+    /// The neurons of expert n, ascending.
+    #[must_use]
+    pub fn neurons(&self, n: usize) -> &[u32] {
+        &self.order[self.starts[n]..self.starts[n + 1]]
+    }
+
+    /// √ of the expert's width, which makes norms of experts of uneven width comparable; 1 of an expert without neurons.
+    #[must_use]
+    pub fn root_width(&self, n: usize) -> f64 {
+        (self.neurons(n).len().max(1) as f64).sqrt()
+    }
+
+    /// Σ over each expert's neurons of `[t, i]` values: `[t, n]`.
+    pub(super) fn sums(&self, values_ti: &Tensor) -> Result<Tensor> {
+        let (width, count) = (self.width(), self.count());
+        let mut member = vec![0f64; width * count];
+        for n in 0..count {
+            self.neurons(n).iter().for_each(|i| member[*i as usize * count + n] = 1.0);
+        }
+        let member_in = Tensor::from_vec(member, (width, count), values_ti.device())?.to_dtype(values_ti.dtype())?;
+        values_ti.matmul(&member_in)
+    }
+}
