@@ -181,7 +181,7 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<NeuronScan> {
         ],
         sections: vec![page::brain(&subject.spec, &scan.tasks, &experts)?],
     };
-    page.write(text.out.join("report.html"))?;
+    page.write(&text.out)?;
     Ok(scan)
 }
 

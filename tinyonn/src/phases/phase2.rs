@@ -85,7 +85,7 @@ pub fn phase2(config: &Phase2Config) -> Result<Summary> {
         pretrain: dense.losses()?,
         smk: metrics::read(&metrics_path)?,
     };
-    page::page(&material)?.write(config.out.join("report.html"))?;
+    page::page(&material)?.write(&config.out)?;
     Ok(summary)
 }
 
