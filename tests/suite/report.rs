@@ -6,7 +6,7 @@ mod xml;
 use proptest::prelude::*;
 use rstest::rstest;
 use tinyonn::report::{
-    BarSeries, Bars, Best, Cell, Column, Figure, Heatmap, Kind, Lines, Page, Scale, Section, Series, Table,
+    BarSeries, Bars, Best, Cell, Column, Figure, Heatmap, Kind, Lines, Page, Plot, Scale, Section, Series, Table,
     common_range,
 };
 
@@ -24,9 +24,9 @@ fn assert_needs_nothing_else(html: &str) {
 
 #[test]
 fn a_realistic_page_is_whole_and_needs_nothing_else() {
-    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample-report.html");
-    sample().write(&path).unwrap();
-    let html = std::fs::read_to_string(&path).unwrap();
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample-report");
+    sample().write(&dir).unwrap();
+    let html = std::fs::read_to_string(dir.join("report.html")).unwrap();
     let found = walk(&html);
     assert_needs_nothing_else(&html);
     let starts = html.match_indices("<svg");
@@ -135,9 +135,9 @@ fn bars_and_tables_of_the_wrong_shape_are_refused() {
 #[case::nothing_positive(vec![vec![(0.0, 1.0), (-1.0, 2.0)]])]
 #[case::constant(vec![vec![(1.0, 2.0), (2.0, 2.0)], vec![(1.0, 2.0)]])]
 fn odd_series_still_make_a_figure(#[case] series: Vec<Vec<(f64, f64)>>, #[values(false, true)] log_x: bool) {
-    let series = series.into_iter().map(|points| Series { name: "s".into(), points }).collect();
+    let series = series.into_iter().map(|points| Series::line("s", points)).collect();
     let lines = Lines { title: "t".into(), x_label: "x".into(), y_label: "y".into(), series, log_x };
-    let svg = lines.svg().to_string();
+    let svg = lines.svg().unwrap().to_string();
     walk(&svg);
     assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
 }
@@ -145,9 +145,9 @@ fn odd_series_still_make_a_figure(#[case] series: Vec<Vec<(f64, f64)>>, #[values
 #[test]
 fn a_gap_cuts_a_line() {
     let line = |points: Vec<(f64, f64)>| {
-        let series = vec![Series { name: "s".into(), points }];
+        let series = vec![Series::line("s", points)];
         let lines = Lines { title: "t".into(), x_label: "x".into(), y_label: "y".into(), series, log_x: false };
-        lines.svg().to_string().matches("<polyline").count()
+        lines.svg().unwrap().to_string().matches("<polyline").count()
     };
     assert_eq!(line((0..9).map(|i| (f64::from(i), 1.0)).collect()), 1);
     assert_eq!(line((0..9).map(|i| (f64::from(i), if i == 4 { f64::NAN } else { 1.0 })).collect()), 2);
@@ -167,11 +167,35 @@ fn the_best_of_a_column_is_set_in_bold_and_ties_share_it() {
 #[test]
 fn a_page_replaces_the_former_one_and_leaves_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("report.html");
-    std::fs::write(&path, "the former page").unwrap();
-    sample().write(&path).unwrap();
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), sample().html());
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    std::fs::write(folder.path().join("report.html"), "the former page").unwrap();
+    std::fs::create_dir(folder.path().join("figures")).unwrap();
+    std::fs::write(folder.path().join("figures/former.svg"), "").unwrap();
+    sample().write(folder.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(folder.path().join("report.html")).unwrap(), sample().html());
+    assert_eq!(names(folder.path()), ["figures", "report.html"]);
+    let files = names(&folder.path().join("figures"));
+    assert_eq!(files.len(), 3 * sample().html().matches("<svg").count());
+    assert!(!files.iter().any(|file| file.contains("former")));
+}
+
+#[test]
+fn the_page_links_to_every_file() {
+    let folder = tempfile::tempdir().unwrap();
+    sample().write(folder.path()).unwrap();
+    let html = sample().html();
+    for file in names(&folder.path().join("figures")) {
+        assert_eq!(html.matches(&format!("href=\"figures/{file}\"")).count(), 1, "{file}");
+    }
+    let svg = std::fs::read_to_string(folder.path().join("figures/load.svg")).unwrap();
+    walk(&svg);
+    assert!(html.contains(&svg), "the file holds what the page shows");
+}
+
+fn names(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 #[test]
@@ -181,11 +205,30 @@ fn a_page_that_cannot_be_written_leaves_the_former_one() {
     // A folder of that name cannot be replaced by a file.
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("kept"), "").unwrap();
-    let error = sample().write(&path).unwrap_err().to_string();
+    let error = sample().write(folder.path()).unwrap_err().to_string();
     assert!(error.contains("report.html: "), "{error}");
     assert!(path.join("kept").exists());
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no partial page is left");
-    assert!(sample().write(folder.path().join("missing").join("report.html")).is_err());
+    assert_eq!(names(folder.path()), ["figures", "report.html"], "no partial page is left");
+    assert!(sample().write(path.join("kept")).is_err(), "a file is no folder");
+}
+
+#[test]
+fn files_of_drawings_have_names_of_their_own() {
+    let page = |stems: &[&str]| {
+        let figures = stems.iter().map(|stem| Figure::plot(*stem, &losses(), "c").unwrap()).collect();
+        let sections = vec![Section { heading: "h".into(), prose: vec![], figures }];
+        Page { title: "t".into(), lead: vec![], facts: vec![], sections }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let error = page(&["a", "b", "a"]).write(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("`a`"), "{error}");
+    assert_eq!(names(folder.path()), [""; 0]);
+    page(&["a", "b"]).write(folder.path()).unwrap();
+}
+
+#[rstest]
+fn a_stem_is_a_plain_file_name(#[values("", "a/b", "..", ".hidden", "a b", "<a>", "a\"b", "a\\b")] stem: &str) {
+    assert!(Figure::plot(stem, &losses(), "c").is_err());
 }
 
 proptest! {
@@ -203,11 +246,12 @@ proptest! {
             rows: vec![text.clone(), other.clone()], columns: vec![text.clone(), other.clone(), text.clone()],
             values: values.chunks(3).map(<[f64]>::to_vec).collect(),
             scale, column_groups: Some(vec![(text.clone(), 1), (other.clone(), 2)]), range: None,
+            value_label: other.clone(), spread: Some(values.chunks(3).rev().map(<[f64]>::to_vec).collect()),
         };
         let points = values.iter().copied().zip(values.iter().copied().rev()).collect();
         let lines = Lines {
             title: text.clone(), x_label: other.clone(), y_label: text.clone(),
-            series: vec![Series { name: text.clone(), points }], log_x,
+            series: vec![Series::line(text.clone(), points)], log_x,
         };
         let series = |part: &[f64]| BarSeries {
             name: other.clone(), values: part.to_vec(), whiskers: Some(part.iter().map(|v| (*v, v + 1.0)).collect()),
@@ -222,9 +266,9 @@ proptest! {
             rows: vec![vec![values[0].into(), text.as_str().into()], vec![other.as_str().into(), values[1].into()]],
         };
         let figures = vec![
-            Figure::drawing(&map.svg().unwrap(), text.clone()),
-            Figure::drawing(&lines.svg(), other.clone()),
-            Figure::drawing(&bars.svg().unwrap(), text.clone()),
+            Figure::plot("map", &map, text.clone()).unwrap(),
+            Figure::plot("lines", &lines, other.clone()).unwrap(),
+            Figure::plot("bars", &bars, text.clone()).unwrap(),
             Figure::table(&table, text.clone()).unwrap(),
         ];
         let page = Page {

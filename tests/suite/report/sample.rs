@@ -33,6 +33,8 @@ pub(super) fn scans(layers: usize, purpose: &str) -> Vec<Heatmap> {
         scale: Scale::Diverging,
         column_groups: Some(groups()),
         range,
+        value_label: "∫SPS a token".into(),
+        spread: None,
     };
     TASKS.into_iter().zip(values).map(scan).collect()
 }
@@ -49,6 +51,8 @@ pub(super) fn confusion() -> Heatmap {
         scale: Scale::Sequential,
         column_groups: None,
         range: None,
+        value_label: "share of tokens".into(),
+        spread: None,
     }
 }
 
@@ -65,16 +69,16 @@ pub(super) fn load() -> Heatmap {
         scale: Scale::Sequential,
         column_groups: Some(groups()),
         range: None,
+        value_label: "share of tokens".into(),
+        spread: None,
     }
 }
 
 fn curves() -> Lines {
     let mut rng = random::stream(3, "curves");
-    let mut curve = |name: &str, floor: f64, noise: f64| Series {
-        name: name.into(),
-        points: (1..=2000_u32)
-            .map(|i| (f64::from(i), floor + 7.0 / f64::from(i).sqrt() + noise * rng.random_range(-1.0..1.0)))
-            .collect(),
+    let mut curve = |name: &str, floor: f64, noise: f64| {
+        let value = |i: u32| floor + 7.0 / f64::from(i).sqrt() + noise * rng.random_range(-1.0..1.0);
+        Series::line(name, (1..=2000_u32).map(value).enumerate().map(|(i, y)| (i as f64 + 1.0, y)).collect())
     };
     Lines {
         title: "Pretraining".into(),
@@ -90,10 +94,10 @@ fn forgetting() -> Lines {
     let mut series: Vec<Series> = ["smk", "random_k", "max_k", "min_load", "all"]
         .iter()
         .zip([1, 1, 3, 2, 8])
-        .map(|(name, k)| Series { name: (*name).into(), points: points(k) })
+        .map(|(name, k)| Series::line(*name, points(k)))
         .collect();
     series[2].points[5].1 = f64::NAN;
-    series.push(Series { name: "unfinished".into(), points: vec![] });
+    series.push(Series::line("unfinished", vec![]));
     Lines {
         title: "Forgetting of the first task".into(),
         x_label: "step".into(),
@@ -156,11 +160,12 @@ pub(super) fn controls() -> Table {
 }
 
 pub(super) fn sample() -> Page {
-    let drawing = |map: &Heatmap, caption: &str| Figure::drawing(&map.svg().unwrap(), caption);
     let section =
         |heading: &str, prose: &str, figures| Section { heading: heading.into(), prose: vec![prose.into()], figures };
     let scans_of = |layers, caption: &str| -> Vec<Figure> {
-        scans(layers, "scan").iter().map(|map| drawing(map, caption)).collect()
+        let stem = |task: usize| format!("brain-{layers}-{}", TASKS[task]);
+        let scans = scans(layers, "scan");
+        scans.iter().enumerate().map(|(task, map)| Figure::plot(stem(task), map, caption).unwrap()).collect()
     };
     Page {
         title: "Tiny-ONN, phase 1 & phase 2: a sample of the run's page".into(),
@@ -184,22 +189,25 @@ pub(super) fn sample() -> Page {
             section(
                 "Routers",
                 "Where the routers send the tokens of each task.",
-                vec![drawing(&confusion(), "Rows sum to 1."), drawing(&load(), "A share of 0.01 is even load.")],
+                vec![
+                    Figure::plot("confusion", &confusion(), "Rows sum to 1.").unwrap(),
+                    Figure::plot("load", &load(), "A share of 0.01 is even load.").unwrap(),
+                ],
             ),
             section(
                 "Training",
                 "Losses while training.",
                 vec![
-                    Figure::drawing(&curves().svg(), "Steps on a logarithmic axis."),
-                    Figure::drawing(&forgetting().svg(), "A gap where a value is missing."),
+                    Figure::plot("curves", &curves(), "Steps on a logarithmic axis.").unwrap(),
+                    Figure::plot("forgetting", &forgetting(), "A gap where a value is missing.").unwrap(),
                 ],
             ),
             section(
                 "Do the labels help?",
                 "Lower is better.",
                 vec![
-                    Figure::drawing(&losses().svg().unwrap(), "Whiskers: bootstrap over documents."),
-                    Figure::drawing(&changes().svg().unwrap(), "Grouped bars."),
+                    Figure::plot("losses", &losses(), "Whiskers: bootstrap over documents.").unwrap(),
+                    Figure::plot("changes", &changes(), "Grouped bars.").unwrap(),
                     Figure::table(&controls(), "Controls; the best is bold.").unwrap(),
                 ],
             ),

@@ -334,7 +334,7 @@ impl Drawing<'_> {
                 ..page::brain(spec, &scan.tasks, &experts)?
             }],
         };
-        page.write(self.out.join("report.html"))
+        page.write(self.out)
     }
 
     fn facts(&self, stored: &StoredScan, tokens: u64) -> Vec<(String, String)> {

@@ -77,7 +77,7 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
     if let Some(imaged) = &m.imaged {
         sections.extend([brain(m.spec, m.tasks, &imaged.experts)?, routing(m, imaged)?]);
     }
-    sections.extend([load(m)?, curves(m)]);
+    sections.extend([load(m)?, curves(m)?]);
     Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })
 }
 
@@ -144,8 +144,12 @@ fn losses(m: &Material<'_>) -> Result<Section> {
                 .into(),
         ],
         figures: vec![
-            Figure::drawing(&bars.svg()?, "Random and other tasks' paths: the mean of three draws each."),
-            Figure::drawing(&by_task.svg()?, "The same, task by task: a mean can hide tasks on which paths that know nothing do better."),
+            Figure::plot("loss", &bars, "Random and other tasks' paths: the mean of three draws each.")?,
+            Figure::plot(
+                "loss-by-task",
+                &by_task,
+                "The same, task by task: a mean can hide tasks on which paths that know nothing do better.",
+            )?,
         ],
     })
 }
@@ -173,10 +177,11 @@ fn label_sources(m: &Material<'_>) -> Result<Section> {
              the experts have not differentiated. ∫SPS stands beside other scores of the same scan, and beside paths that know less. All share this run's partition of neurons."
                 .into(),
         ],
-        figures: vec![Figure::drawing(
-            &bars.svg()?,
+        figures: vec![Figure::plot(
+            "label-sources",
+            &bars,
             "A part of the test split, the same for all; random and permuted paths: the mean of three draws. Lowest first.",
-        )],
+        )?],
     })
 }
 
@@ -205,9 +210,11 @@ pub(super) fn brain(spec: &MoeSpec, tasks: &[String], experts: &[Vec<Vec<f64>>])
             scale: Scale::Diverging,
             column_groups: column_groups.clone(),
             range,
+            value_label: "∫SPS a token".into(),
+            spread: None,
         };
-        figures
-            .push(Figure::drawing(&heatmap.svg()?, format!("Layers × experts on {task}; all tasks share one scale.")));
+        let caption = format!("Layers × experts on {task}; all tasks share one scale.");
+        figures.push(Figure::plot(format!("brain-{task}"), &heatmap, caption)?);
     }
     Ok(Section {
         heading: "Brain scan".into(),
@@ -232,6 +239,8 @@ fn routing(m: &Material<'_>, imaged: &Imaged<'_>) -> Result<Section> {
         scale: Scale::Sequential,
         column_groups: None,
         range: Some((0.0, 1.0)),
+        value_label: "share".into(),
+        spread: None,
     };
     let layers = &imaged.accuracy.layers;
     let accuracy = Lines {
@@ -248,8 +257,8 @@ fn routing(m: &Material<'_>, imaged: &Imaged<'_>) -> Result<Section> {
                     layers.iter().enumerate().map(|(layer, accuracy)| (layer as f64, of(accuracy)[level])).collect()
                 };
                 [
-                    Series { name: format!("{}s", declared.name), points: points(|layer| &layer.accuracy) },
-                    Series { name: format!("{}s, chance", declared.name), points: points(|layer| &layer.chance) },
+                    Series::line(format!("{}s", declared.name), points(|layer| &layer.accuracy)),
+                    Series::line(format!("{}s, chance", declared.name), points(|layer| &layer.chance)),
                 ]
             })
             .collect(),
@@ -268,8 +277,8 @@ fn routing(m: &Material<'_>, imaged: &Imaged<'_>) -> Result<Section> {
             100.0 * s.router.sequence.chance,
         )],
         figures: vec![
-            Figure::drawing(&confusion.svg()?, "Mean over layers; rows sum to one."),
-            Figure::drawing(&accuracy.svg(), "Held-out, beside always answering the commonest path."),
+            Figure::plot("confusion", &confusion, "Mean over layers; rows sum to one.")?,
+            Figure::plot("router-accuracy", &accuracy, "Held-out, beside always answering the commonest path.")?,
         ],
     })
 }
@@ -286,21 +295,21 @@ fn load(m: &Material<'_>) -> Result<Section> {
         scale: Scale::Sequential,
         column_groups: column_groups.clone(),
         range: Some((0.0, 1.0)),
+        value_label: "share".into(),
+        spread: None,
     };
     let mut figures = Vec::new();
     if let Some(imaged) = &m.imaged {
         let by_task = heatmap("Expert load by task", "task", m.tasks.to_vec(), imaged.accuracy.load.clone());
         let by_label = heatmap("What the labels ask for", "task", m.tasks.to_vec(), labelled(imaged.labels, m.spec));
-        figures.push(Figure::drawing(
-            &by_task.svg()?,
-            format!("Of each {}'s decision by the routers: test split, mean over layers.", unit(m.spec)),
-        ));
-        figures.push(Figure::drawing(&by_label.svg()?, "The share of layers whose label takes the expert."));
+        let caption = format!("Of each {}'s decision by the routers: test split, mean over layers.", unit(m.spec));
+        figures.push(Figure::plot("load-by-task", &by_task, caption)?);
+        figures.push(Figure::plot("load-of-labels", &by_label, "The share of layers whose label takes the expert.")?);
     }
     if let Some(load) = &m.load_after {
         let layers = (0..load.len()).map(|layer| layer.to_string()).collect();
         let after = heatmap("Expert load by layer, after SMK", "layer", layers, load.clone());
-        figures.push(Figure::drawing(&after.svg()?, "Of tokens: test split, all tasks, routed."));
+        figures.push(Figure::plot("load-after-smk", &after, "Of tokens: test split, all tasks, routed.")?);
     }
     Ok(Section {
         heading: "Expert load".into(),
@@ -321,25 +330,23 @@ fn labelled(labels: &Labels, spec: &MoeSpec) -> Vec<Vec<f64>> {
     labels.paths.experts.iter().map(of_task).collect()
 }
 
-fn curves(m: &Material<'_>) -> Section {
+fn curves(m: &Material<'_>) -> Result<Section> {
     let curve = |title: &str, stage: &str, records: &[Record]| Lines {
         title: title.into(),
         x_label: "step".into(),
         y_label: "nats a token".into(),
-        series: vec![Series { name: stage.into(), points: series(records, stage, "loss") }],
+        series: vec![Series::line(stage, series(records, stage, "loss"))],
         log_x: false,
     };
     let mut figures = Vec::new();
     if !m.pretrain.is_empty() {
-        let svg = curve("Dense pretraining", "pretrain", &m.pretrain).svg();
-        figures.push(Figure::drawing(&svg, "Training loss of the dense model, every tenth step."));
+        let lines = curve("Dense pretraining", "pretrain", &m.pretrain);
+        figures.push(Figure::plot("loss-pretraining", &lines, "Training loss of the dense model, every tenth step.")?);
     }
     if m.smk.is_some() {
-        let svg = curve("Surprise Min-K", "smk", &m.smk_log).svg();
-        figures.push(Figure::drawing(
-            &svg,
-            "Training loss under routed activation, at a constant rate, every tenth step.",
-        ));
+        let lines = curve("Surprise Min-K", "smk", &m.smk_log);
+        let caption = "Training loss under routed activation, at a constant rate, every tenth step.";
+        figures.push(Figure::plot("loss-smk", &lines, caption)?);
     }
-    Section { heading: "Loss curves".into(), prose: vec![], figures }
+    Ok(Section { heading: "Loss curves".into(), prose: vec![], figures })
 }

@@ -51,7 +51,7 @@ pub fn phase1(config: &RunConfig) -> Result<Phase1Summary> {
         pretrain: prepared.dense.losses()?,
         smk_log: Vec::new(),
     };
-    page::page(&material)?.write(config.out.join("report.html"))?;
+    page::page(&material)?.write(&config.out)?;
     Ok(figures)
 }
 

@@ -119,7 +119,7 @@ impl Run<'_> {
             pretrain: self.dense.losses()?,
             smk_log: metrics::read(self.config.out.join(METRICS))?,
         };
-        page::page(&material)?.write(self.config.out.join("report.html"))
+        page::page(&material)?.write(&self.config.out)
     }
 }
 

@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use super::axis::Axis;
 use super::colour::{category, hex};
+use super::csv::Csv;
 use super::measure::{shorten, widest, width};
 use super::number::{decimals, fixed, largest, significant};
+use super::plot::Plot;
 use super::svg::{Anchor, Area, GRID, INK, MUTED, Stroke, Svg, TextStyle};
 use crate::{Error, Result};
 
@@ -24,10 +26,11 @@ pub struct BarSeries {
     pub whiskers: Option<Vec<(f64, f64)>>,
 }
 
-/// Bars in groups, one group a category.
+/// Bars in groups, one group a category. In the CSV a row a bar: `category`, `series`, the value label, and where a series has intervals
+/// `low` and `high`; the reference is a row without a category.
 ///
 /// ```
-/// use tinyonn::report::{BarSeries, Bars};
+/// use tinyonn::report::{BarSeries, Bars, Plot};
 ///
 /// let bars = Bars {
 ///     title: "Held-out loss".into(),
@@ -65,9 +68,8 @@ struct Layout {
     size: (f64, f64),
 }
 
-impl Bars {
-    /// Draws the bars. Refused if a series does not have one value (and interval) for each category.
-    pub fn svg(&self) -> Result<Svg> {
+impl Plot for Bars {
+    fn svg(&self) -> Result<Svg> {
         self.check()?;
         let layout = self.layout();
         let mut svg = Svg::new(layout.size.0, layout.size.1, &self.title);
@@ -87,6 +89,29 @@ impl Bars {
         Ok(svg)
     }
 
+    fn csv(&self) -> String {
+        let intervals = self.series.iter().any(|series| series.whiskers.is_some());
+        let columns = if intervals { 5 } else { 3 };
+        let mut csv = Csv::new(&["category", "series", &self.value_label, "low", "high"][..columns]);
+        let mut row = |category: &str, series: &str, value: f64, interval: Option<(f64, f64)>| {
+            let (low, high) = interval.unzip();
+            let fields = [category.into(), series.into(), value.into(), low.into(), high.into()];
+            csv.line(fields.into_iter().take(columns));
+        };
+        for (c, category) in self.categories.iter().enumerate() {
+            for series in &self.series {
+                let interval = series.whiskers.as_ref().and_then(|all| all.get(c).copied());
+                row(category, &series.name, series.values.get(c).copied().unwrap_or(f64::NAN), interval);
+            }
+        }
+        if let Some((name, value)) = &self.reference {
+            row("", name, *value, None);
+        }
+        csv.finish()
+    }
+}
+
+impl Bars {
     fn check(&self) -> Result<()> {
         for series in &self.series {
             let intervals = series.whiskers.as_ref().map_or(self.categories.len(), Vec::len);

@@ -1,17 +1,20 @@
 //! Heatmaps: a colour per (row, column).
 //!
-//! Cells grow with the room there is. Where they are large enough their values are printed in them; everywhere a tooltip tells
-//! the value. On a diverging scale negative cells carry a minus, so that the sign survives a grey printer.
+//! Cells grow with the room there is. Where they are large enough their values are printed in them, above the half widths of their
+//! intervals if these are given; everywhere a tooltip tells the value. On a diverging scale negative cells carry a minus, so that the sign survives a grey printer.
 
 use super::axis::Axis;
 use super::colour::{self, Rgb, ink_on};
+use super::csv::Csv;
 use super::measure::{shorten, widest, width};
 use super::number::{largest, significant};
+use super::plot::Plot;
 use super::svg::{Anchor, Area, INK, MUTED, Stroke, Svg, TextStyle};
 use crate::{Error, Result};
 
 const PLOT_WIDTH: f64 = 960.0;
 const LABEL: f64 = 11.0;
+const SMALL: f64 = 9.5;
 const TITLE: f64 = 14.0;
 const BAR: f64 = 200.0;
 const EMPTY: &str = "#fbfbfc";
@@ -25,10 +28,11 @@ pub enum Scale {
     Diverging,
 }
 
-/// A matrix as colours.
+/// A matrix as colours. In the CSV a row a cell: the row label, the column label, `group` if columns are grouped, the value label, and
+/// `half width` if there is a spread.
 ///
 /// ```
-/// use tinyonn::report::{Heatmap, Scale};
+/// use tinyonn::report::{Heatmap, Plot, Scale};
 ///
 /// let confusion = Heatmap {
 ///     title: "Router confusion".into(),
@@ -40,8 +44,12 @@ pub enum Scale {
 ///     scale: Scale::Sequential,
 ///     column_groups: None,
 ///     range: None,
+///     value_label: "share of tokens".into(),
+///     spread: Some(vec![vec![0.02, 0.02], vec![0.05, 0.05]]),
 /// };
-/// assert!(confusion.svg()?.to_string().contains(">0.75</text>"));
+/// let drawn = confusion.svg()?.to_string();
+/// assert!(drawn.contains(">0.75</text>") && drawn.contains(">± 0.05</text>"));
+/// assert!(confusion.csv().starts_with("true task,predicted group,share of tokens,half width\ncode,0,0.9,0.02\n"));
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -65,6 +73,10 @@ pub struct Heatmap {
     /// Least and most of the colours, for maps that are to be compared; by default those of the values. Values beyond take the
     /// colour of the end.
     pub range: Option<(f64, f64)>,
+    /// What the values are, with their unit.
+    pub value_label: String,
+    /// Half the width of each value's interval, `[rows][columns]`; one that is not finite is not shown.
+    pub spread: Option<Vec<Vec<f64>>>,
 }
 
 /// The range that shows all `values`, for [`Heatmap::range`] of several maps that are to be compared.
@@ -97,9 +109,8 @@ struct Ends {
     above: bool,
 }
 
-impl Heatmap {
-    /// Draws the map. Refused if `values` is not rows × columns, or the groups do not cover the columns.
-    pub fn svg(&self) -> Result<Svg> {
+impl Plot for Heatmap {
+    fn svg(&self) -> Result<Svg> {
         self.check()?;
         let layout = self.layout();
         let ends = self.ends();
@@ -115,6 +126,26 @@ impl Heatmap {
         Ok(svg)
     }
 
+    fn csv(&self) -> String {
+        let columns = |group, half_width| {
+            let all = [(true, &*self.row_label), (true, &*self.column_label), (group, "group")];
+            let all = all.into_iter().chain([(true, &*self.value_label), (half_width, "half width")]);
+            all.filter_map(|(shown, name)| shown.then_some(name)).collect::<Vec<_>>()
+        };
+        let mut csv = Csv::new(&columns(self.column_groups.is_some(), self.spread.is_some()));
+        for (r, (row, values)) in self.rows.iter().zip(&self.values).enumerate() {
+            for (c, (column, &value)) in self.columns.iter().zip(values).enumerate() {
+                let group = self.column_groups.as_ref().map(|_| self.group_of(c).unwrap_or_default().into());
+                let half = self.spread.as_ref().map(|_| self.half_width(r, c).into());
+                let fields = [Some(row.as_str().into()), Some(column.as_str().into()), group, Some(value.into()), half];
+                csv.line(fields.into_iter().flatten());
+            }
+        }
+        csv.finish()
+    }
+}
+
+impl Heatmap {
     fn check(&self) -> Result<()> {
         let refuse = |problem: String| Err(Error::setting("heatmap", problem, "give one value per row and column"));
         if self.values.len() != self.rows.len() {
@@ -122,6 +153,11 @@ impl Heatmap {
         }
         if let Some(row) = self.values.iter().find(|row| row.len() != self.columns.len()) {
             return refuse(format!("a row of {} values for {} columns", row.len(), self.columns.len()));
+        }
+        if let Some(spread) = &self.spread {
+            if spread.len() != self.rows.len() || spread.iter().any(|row| row.len() != self.columns.len()) {
+                return refuse("the spread has not the shape of the values".into());
+            }
         }
         if let Some(groups) = &self.column_groups {
             let covered: usize = groups.iter().map(|(_, count)| count).sum();
@@ -132,11 +168,27 @@ impl Heatmap {
         Ok(())
     }
 
+    /// Half the width of a cell's interval.
+    fn half_width(&self, row: usize, column: usize) -> Option<f64> {
+        self.spread.as_ref().and_then(|spread| spread.get(row)?.get(column)).copied()
+    }
+
+    /// The room that the widest of the values takes in a cell, with its margin.
+    fn printed_width(&self) -> f64 {
+        let values = self.values.iter().flatten().filter(|v| v.is_finite()).map(|&v| width(&printed(v), LABEL));
+        let halves = self.spread.iter().flatten().flatten().filter(|v| v.is_finite());
+        (values.chain(halves.map(|&v| width(&plus_minus(v), SMALL))).fold(0.0, f64::max) + 6.0).max(34.0)
+    }
+
     fn layout(&self) -> Layout {
         let (rows, columns) = (self.rows.len().max(1) as f64, self.columns.len().max(1) as f64);
         let longest = widest(self.columns.iter().map(String::as_str), LABEL);
-        let cell_width = (longest + 12.0).clamp(52.0, 110.0).min(PLOT_WIDTH / columns);
-        let tall = if cell_width >= 40.0 { 34.0 } else { 26.0 };
+        let cell_width = (longest + 12.0).clamp(52.0, 110.0).max(self.printed_width()).min(PLOT_WIDTH / columns);
+        let tall = match cell_width {
+            wide if wide >= 40.0 && self.spread.is_some() => 40.0,
+            wide if wide >= 40.0 => 34.0,
+            _ => 26.0,
+        };
         let cell_height = (420.0 / rows).clamp(5.0, tall);
         let named = widest(self.rows.iter().map(String::as_str), LABEL).min(200.0);
         let left = named.max(width(&self.row_label, LABEL)) + 10.0;
@@ -149,7 +201,8 @@ impl Heatmap {
         let names = if turned { longest.min(140.0) * 0.72 + 14.0 } else { 18.0 };
         let foot = plot.bottom() + names;
         let strides = (if turned { 1 } else { stride(room, cell_width) }, stride(LABEL + 1.0, cell_height));
-        let below = left + width(&self.column_label, LABEL) + 24.0 + BAR + 60.0;
+        let scale = width(&self.value_label, LABEL) + 34.0 + BAR + 60.0;
+        let below = left + width(&self.column_label, LABEL) + 24.0 + scale;
         let size = ((plot.right() + 14.0).max(below).max(width(&self.title, TITLE * 1.08).min(480.0)), foot + 36.0);
         Layout { cell: (cell_width, cell_height), plot, turned, strides, foot, size }
     }
@@ -176,10 +229,8 @@ impl Heatmap {
 
     fn draw_cells(&self, svg: &mut Svg, layout: &Layout, ends: &Ends) {
         let (width_, height) = layout.cell;
-        let printed = |value: f64| significant(value, 3);
-        let all = self.values.iter().flatten().filter(|v| v.is_finite());
-        let room = all.map(|&v| width(&printed(v), LABEL)).fold(0.0, f64::max) + 6.0;
-        let prints = width_ >= room.max(34.0) && height >= 16.0;
+        let prints = width_ >= self.printed_width() && height >= 16.0;
+        let halves = prints && height >= 30.0;
         // Hairlines of paper between cells, while cells are large enough to spare it.
         let gap = if width_.min(height) >= 8.0 { 0.5 } else { 0.0 };
         let (mut crossed, mut dark, mut light) = (Vec::new(), Vec::new(), Vec::new());
@@ -188,6 +239,7 @@ impl Heatmap {
                 let (x, y) = (layout.plot.x + c as f64 * width_, layout.plot.y + r as f64 * height);
                 let cell = Area { x, y, width: width_ - gap, height: height - gap };
                 let tooltip = self.tooltip(r, c, value);
+                let half = self.half_width(r, c).filter(|half| half.is_finite());
                 if !value.is_finite() {
                     svg.rect(cell, EMPTY, Some(&tooltip));
                     crossed.push(((x, y + height), (x + width_, y)));
@@ -197,7 +249,12 @@ impl Heatmap {
                 svg.rect(cell, &colour::hex(fill), Some(&tooltip));
                 if prints {
                     let style = TextStyle { size: LABEL, anchor: Anchor::Middle, fill: ink_on(fill), bold: false };
-                    svg.text(x + width_ / 2.0, y + height / 2.0 + 4.0, &printed(value), style);
+                    let (middle, level) = (x + width_ / 2.0, y + height / 2.0 + 4.0);
+                    let half = half.filter(|_| halves);
+                    svg.text(middle, level - if half.is_some() { 6.0 } else { 0.0 }, &printed(value), style);
+                    if let Some(half) = half {
+                        svg.text(middle, level + 7.5, &plus_minus(half), TextStyle { size: SMALL, ..style });
+                    }
                 } else if self.scale == Scale::Diverging && value < 0.08 * ends.low {
                     let reach = (width_ * 0.24).min(5.0);
                     let (middle, level) = (x + (width_ - gap) / 2.0, y + (height - gap) / 2.0);
@@ -212,10 +269,12 @@ impl Heatmap {
     }
 
     fn tooltip(&self, row: usize, column: usize, value: f64) -> String {
+        let half = self.half_width(row, column).filter(|half| half.is_finite());
         let group = self.group_of(column).map(|name| format!("{name}, ")).unwrap_or_default();
         let (row, column) = (&self.rows[row], &self.columns[column]);
         let value = if value.is_finite() { significant(value, 5) } else { "no value".into() };
-        format!("{} {row}, {group}{} {column}: {value}", self.row_label, self.column_label)
+        let half = half.map(|half| format!(" ± {}", significant(half, 3))).unwrap_or_default();
+        format!("{} {row}, {group}{} {column}: {value}{half}", self.row_label, self.column_label)
     }
 
     fn group_of(&self, column: usize) -> Option<&str> {
@@ -283,6 +342,7 @@ impl Heatmap {
         }
         svg.frame(bar, Stroke::solid(MUTED, 0.75));
         let style = TextStyle { size: LABEL, anchor: Anchor::Middle, fill: MUTED, bold: false };
+        svg.text(bar.x - 34.0, bar.y + 8.0, &self.value_label, TextStyle { anchor: Anchor::End, ..style });
         for (x, label) in scale_ticks(ends, (bar.x, bar.right())) {
             svg.strokes(&[((x, bar.bottom()), (x, bar.bottom() + 3.0))], Stroke::solid(MUTED, 0.75));
             svg.text(x, bar.bottom() + 14.0, &label, style);
@@ -295,6 +355,14 @@ impl Heatmap {
             svg.strokes(&lines(&marks[2..]), Stroke::solid("#1c3f74", 1.0));
         }
     }
+}
+
+fn printed(value: f64) -> String {
+    significant(value, 3)
+}
+
+fn plus_minus(half_width: f64) -> String {
+    format!("± {}", significant(half_width, 2))
 }
 
 /// Numbers beside the colours: the ends, and what fits between them.

@@ -1,43 +1,78 @@
-//! Lines over a common axis: loss curves and their like.
+//! Lines over a common axis: loss curves, frontiers, scatters.
 //!
-//! Each series is named at its end rather than in a legend, and differs from the next in dashes as well as in colour.
+//! Each series is named at its end rather than in a legend, and differs from the next in dashes or marks as well as in colour.
 
 use super::axis::Axis;
 use super::colour::{category, hex};
+use super::csv::Csv;
+use super::mark::mark;
 use super::measure::{shorten, widest};
 use super::number::significant;
-use super::svg::{Anchor, Area, GRID, INK, MUTED, Stroke, Svg, TextStyle};
+use super::plot::Plot;
+use super::svg::{Anchor, Area, GRID, INK, MUTED, MarkStyle, Point, Stroke, Svg, TextStyle};
+use crate::{Error, Result};
 
 const PLOT: Area = Area { x: 58.0, y: 46.0, width: 780.0, height: 280.0 };
 const LABEL: f64 = 12.0;
 const TICK: f64 = 11.0;
 const DASHES: [&str; 5] = ["", "7 3", "2 2.5", "9 3 2 3", "4 2"];
-/// Up to so many points, each gets a dot and a tooltip.
+/// Up to so many points, each gets a dot and a tooltip, and its interval a whisker.
 const FEW: usize = 24;
 
-/// A named line.
+/// How a series is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeriesStyle {
+    /// A line.
+    Line,
+    /// A line with a mark of the series' own shape at each point.
+    Marked,
+    /// Marks alone: a scatter, whose x need not ascend.
+    Points,
+}
+
+/// Named points.
 #[derive(Debug, Clone)]
 pub struct Series {
     /// Its name, printed at its end.
     pub name: String,
     /// Points `(x, y)`, x ascending. What is not finite (or, on a logarithmic axis, not positive) leaves a gap.
     pub points: Vec<(f64, f64)>,
+    /// An interval `(low, high)` of y for each point: a light band, with whiskers or, for many points, edges. One that is not
+    /// finite leaves a gap in the band.
+    pub interval: Option<Vec<(f64, f64)>>,
+    /// How it is drawn.
+    pub style: SeriesStyle,
 }
 
-/// Several series over one x.
+impl Series {
+    /// A plain line without intervals.
+    pub fn line(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
+        Self { name: name.into(), points, interval: None, style: SeriesStyle::Line }
+    }
+}
+
+/// Several series over one x. In the CSV a row a point: `series`, the x label, the y label, and where a series has intervals `low` and
+/// `high`.
 ///
 /// ```
-/// use tinyonn::report::{Lines, Series};
+/// use tinyonn::report::{Lines, Plot, Series, SeriesStyle};
 ///
-/// let loss = Series { name: "loss".into(), points: vec![(0.0, 5.5), (100.0, 3.0), (200.0, 2.5)] };
+/// let routed = Series {
+///     name: "routed".into(),
+///     points: vec![(0.25, 0.61), (0.5, 0.83), (1.0, 1.0)],
+///     interval: Some(vec![(0.55, 0.66), (0.8, 0.86), (1.0, 1.0)]),
+///     style: SeriesStyle::Marked,
+/// };
 /// let lines = Lines {
-///     title: "Pretraining".into(),
-///     x_label: "step".into(),
-///     y_label: "nats per token".into(),
-///     series: vec![loss],
+///     title: "Frontier".into(),
+///     x_label: "active share".into(),
+///     y_label: "recovery".into(),
+///     series: vec![routed, Series::line("random", vec![(0.25, 0.2), (1.0, 1.0)])],
 ///     log_x: false,
 /// };
-/// assert!(lines.svg().to_string().contains("<polyline"));
+/// assert!(lines.svg()?.to_string().contains("<polyline"));
+/// assert!(lines.csv().contains("\nrouted,0.5,0.83,0.8,0.86\n") && lines.csv().contains("\nrandom,0.25,0.2,,\n"));
+/// # Ok::<(), tinyonn::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Lines {
@@ -53,29 +88,61 @@ pub struct Lines {
     pub log_x: bool,
 }
 
-impl Lines {
-    /// Draws the lines; series without a single point are named as such.
-    pub fn svg(&self) -> Svg {
+impl Plot for Lines {
+    /// Draws the lines; series without a single point are named as such. Refused if a series has not one interval a point.
+    fn svg(&self) -> Result<Svg> {
+        self.check()?;
         let names = self.end_names();
         let right = widest(names.iter().map(String::as_str), LABEL) + 40.0;
         let mut svg = Svg::new(PLOT.right() + right, PLOT.bottom() + 42.0, &self.title);
         let (x, y) = self.axes();
         self.draw_frame(&mut svg, &x, &y);
+        for (i, series) in self.series.iter().enumerate() {
+            self.draw_intervals(&mut svg, i, series, (&x, &y));
+        }
         let mut ends = Vec::new();
         for (i, series) in self.series.iter().enumerate() {
             if let Some(end) = self.draw_series(&mut svg, i, series, &x, &y) {
                 ends.push((i, end));
             }
         }
-        draw_names(&mut svg, &names, &ends);
-        svg
+        self.draw_names(&mut svg, &names, &ends);
+        Ok(svg)
+    }
+
+    fn csv(&self) -> String {
+        let intervals = self.series.iter().any(|series| series.interval.is_some());
+        let columns = if intervals { 5 } else { 3 };
+        let mut csv = Csv::new(&["series", &self.x_label, &self.y_label, "low", "high"][..columns]);
+        for series in &self.series {
+            for (i, &(x, y)) in series.points.iter().enumerate() {
+                let (low, high) = series.interval.as_ref().and_then(|all| all.get(i).copied()).unzip();
+                let fields = [series.name.as_str().into(), x.into(), y.into(), low.into(), high.into()];
+                csv.line(fields.into_iter().take(columns));
+            }
+        }
+        csv.finish()
+    }
+}
+
+impl Lines {
+    fn check(&self) -> Result<()> {
+        let odd = |series: &&Series| series.interval.as_ref().is_some_and(|all| all.len() != series.points.len());
+        let Some(series) = self.series.iter().find(odd) else { return Ok(()) };
+        let (points, intervals) = (series.points.len(), series.interval.as_ref().map_or(0, Vec::len));
+        let problem = format!("series `{}`: {points} points, {intervals} intervals", series.name);
+        Err(Error::setting("lines", problem, "give one interval per point, NaN where there is none"))
     }
 
     fn end_names(&self) -> Vec<String> {
         let name = |series: &Series| {
             let name = shorten(&series.name, LABEL, 200.0);
             let last = series.points.iter().rev().find(|point| self.drawn(point));
-            last.map_or_else(|| format!("{name}: no values"), |(_, y)| format!("{name} {}", significant(*y, 4)))
+            match last {
+                None => format!("{name}: no values"),
+                Some(_) if series.style == SeriesStyle::Points => name,
+                Some((_, y)) => format!("{name} {}", significant(*y, 4)),
+            }
         };
         self.series.iter().map(name).collect()
     }
@@ -84,15 +151,31 @@ impl Lines {
         x.is_finite() && y.is_finite() && (!self.log_x || x > 0.0)
     }
 
+    /// The points of a series that have an interval, in runs between gaps: `(x, low, high)`.
+    fn interval_runs(&self, series: &Series) -> Vec<Vec<(f64, f64, f64)>> {
+        let intervals = series.interval.iter().flatten();
+        let all: Vec<Option<(f64, f64, f64)>> = series
+            .points
+            .iter()
+            .zip(intervals)
+            .map(|(point, &(low, high))| {
+                (self.drawn(point) && low.is_finite() && high.is_finite()).then_some((point.0, low, high))
+            })
+            .collect();
+        let runs = all.split(Option::is_none).filter(|run| !run.is_empty());
+        runs.map(|run| run.iter().copied().flatten().collect()).collect()
+    }
+
     fn axes(&self) -> (Axis, Axis) {
         let points = || self.series.iter().flat_map(|series| &series.points).filter(|point| self.drawn(point));
-        let range = |pick: fn(&(f64, f64)) -> f64, empty| {
-            let range =
-                points().map(pick).fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (v.min(low), v.max(high)));
+        let range = |values: &mut dyn Iterator<Item = f64>, empty| {
+            let range = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (v.min(low), v.max(high)));
             if range.0 <= range.1 { range } else { empty }
         };
-        let (left, right) = range(|p| p.0, (1.0, 10.0));
-        let (low, high) = range(|p| p.1, (0.0, 1.0));
+        let intervals = self.series.iter().flat_map(|series| self.interval_runs(series)).flatten();
+        let (left, right) = range(&mut points().map(|p| p.0), (1.0, 10.0));
+        let (low, high) =
+            range(&mut points().map(|p| p.1).chain(intervals.flat_map(|(_, low, high)| [low, high])), (0.0, 1.0));
         let across = (PLOT.x, PLOT.right());
         let x = if self.log_x { Axis::log(left, right, across) } else { Axis::exact(left, right, 8, across) };
         (x, Axis::linear(low, high, 5, (PLOT.bottom(), PLOT.y)))
@@ -119,58 +202,103 @@ impl Lines {
         svg.text(0.0, PLOT.y - 12.0, &self.y_label, TextStyle { anchor: Anchor::Start, ..style });
     }
 
-    /// Draws the runs of points between gaps; gives where the last one ended.
-    fn draw_series(&self, svg: &mut Svg, index: usize, series: &Series, x: &Axis, y: &Axis) -> Option<(f64, f64)> {
+    /// Draws bands, with a whisker for each of few points and edges for many.
+    fn draw_intervals(&self, svg: &mut Svg, index: usize, series: &Series, (x, y): (&Axis, &Axis)) {
         let (colour, dash) = look(index);
-        let shown = |(px, py): (f64, f64)| {
-            format!("{}: {} at {} {}", series.name, significant(py, 5), self.x_label, significant(px, 6))
-        };
-        let mut end = None;
-        for run in series.points.split(|point| !self.drawn(point)).filter(|run| !run.is_empty()) {
-            let places: Vec<(f64, f64)> = run.iter().map(|&(px, py)| (x.place(px), y.place(py))).collect();
-            if let [place] = places[..] {
-                svg.dot(place, 3.0, &colour, Some(&shown(run[0])));
-            } else {
-                svg.polyline(&thin(&places), Stroke { colour: &colour, width: 1.75, dash });
-            }
-            if places.len() > 1 && series.points.len() <= FEW {
-                for (&place, &point) in places.iter().zip(run) {
-                    svg.dot(place, 2.5, &colour, Some(&shown(point)));
+        let few = series.points.len() <= FEW || series.style == SeriesStyle::Points;
+        for run in self.interval_runs(series) {
+            let upper: Vec<Point> = run.iter().map(|&(at, _, high)| (x.place(at), y.place(high))).collect();
+            let lower: Vec<Point> = run.iter().map(|&(at, low, _)| (x.place(at), y.place(low))).collect();
+            if series.style != SeriesStyle::Points && run.len() > 1 {
+                let (upper, lower) = (thin(&upper), thin(&lower));
+                let outline: Vec<Point> = upper.iter().chain(lower.iter().rev()).copied().collect();
+                svg.wash(&outline, &colour, 0.14);
+                if !few {
+                    svg.polyline(&upper, Stroke { colour: &colour, width: 0.6, dash });
+                    svg.polyline(&lower, Stroke { colour: &colour, width: 0.6, dash });
                 }
             }
-            end = places.last().copied();
+            if few || run.len() == 1 {
+                let whisker = |(&high, &low): (&Point, &Point)| {
+                    let cap = |(x, y): Point| ((x - 3.0, y), (x + 3.0, y));
+                    [(high, low), cap(high), cap(low)]
+                };
+                let whiskers: Vec<_> = upper.iter().zip(&lower).flat_map(whisker).collect();
+                svg.strokes(&whiskers, Stroke::solid(&colour, 1.0));
+            }
+        }
+    }
+
+    /// Draws the runs of points between gaps; gives where the last one ended.
+    fn draw_series(&self, svg: &mut Svg, index: usize, series: &Series, x: &Axis, y: &Axis) -> Option<Point> {
+        let (colour, dash) = look(index);
+        let look = MarkStyle { mark: mark(index), radius: 3.4, fill: &colour, opacity: 1.0 };
+        let shown = |i: usize| {
+            let (px, py) = series.points[i];
+            let interval =
+                series.interval.as_ref().map(|all| all[i]).filter(|(low, high)| low.is_finite() && high.is_finite());
+            let interval =
+                interval.map(|(low, high)| format!(" ({} to {})", significant(low, 5), significant(high, 5)));
+            let (at, value) = (significant(px, 6), significant(py, 5));
+            format!("{}: {value}{} at {} {at}", series.name, interval.unwrap_or_default(), self.x_label)
+        };
+        let (mut first, mut end) = (0, None);
+        for run in series.points.split(|point| !self.drawn(point)) {
+            let places: Vec<Point> = run.iter().map(|&(px, py)| (x.place(px), y.place(py))).collect();
+            if places.len() > 1 && series.style != SeriesStyle::Points {
+                svg.polyline(&thin(&places), Stroke { colour: &colour, width: 1.75, dash });
+            }
+            let few = series.points.len() <= FEW;
+            match series.style {
+                SeriesStyle::Line if few || places.len() == 1 => {
+                    let radius = if places.len() == 1 { 3.0 } else { 2.5 };
+                    places
+                        .iter()
+                        .enumerate()
+                        .for_each(|(i, &at)| svg.dot(at, radius, &colour, Some(&shown(first + i))));
+                }
+                SeriesStyle::Line => {}
+                _ if few => {
+                    places.iter().enumerate().for_each(|(i, &at)| svg.marks(&[at], look, Some(&shown(first + i))));
+                }
+                _ => svg.marks(&places, MarkStyle { radius: 2.4, ..look }, Some(&series.name)),
+            }
+            first += run.len() + 1;
+            end = places.last().copied().or(end);
         }
         end
+    }
+
+    /// Names beside the series' ends, pushed apart where they would overlap, each behind a sample of its line.
+    fn draw_names(&self, svg: &mut Svg, names: &[String], ends: &[(usize, Point)]) {
+        let mut order: Vec<(usize, Option<Point>)> = ends.iter().map(|&(i, end)| (i, Some(end))).collect();
+        order.sort_by(|a, b| a.1.map_or(0.0, |p| p.1).total_cmp(&b.1.map_or(0.0, |p| p.1)));
+        order.extend((0..names.len()).filter(|i| !ends.iter().any(|(j, _)| i == j)).map(|i| (i, None)));
+        let wanted: Vec<f64> = order.iter().map(|(_, end)| end.map_or(PLOT.bottom(), |(_, y)| y)).collect();
+        let levels = spread(&wanted, LABEL + 4.0, (PLOT.y + 4.0, PLOT.bottom() - 4.0));
+        for (&(index, end), level) in order.iter().zip(levels) {
+            let (colour, dash) = look(index);
+            let (x, style) = (PLOT.right() + 8.0, self.series[index].style);
+            if let Some((end_x, end_y)) = end {
+                let edge = (PLOT.right(), end_y);
+                if style != SeriesStyle::Points {
+                    svg.strokes(&[((end_x, end_y), edge), (edge, (x, level))], Stroke::solid("#b3b8c1", 0.75));
+                    svg.strokes(&[((x, level), (x + 20.0, level))], Stroke { colour: &colour, width: 2.5, dash });
+                }
+                if style != SeriesStyle::Line {
+                    let look = MarkStyle { mark: mark(index), radius: 3.4, fill: &colour, opacity: 1.0 };
+                    svg.marks(&[(x + 10.0, level)], look, None);
+                }
+            }
+            let fill = if end.is_some() { INK } else { MUTED };
+            let style = TextStyle { size: LABEL, anchor: Anchor::Start, fill, bold: false };
+            svg.text(x + 25.0, level + 4.0, &names[index], style);
+        }
     }
 }
 
 fn look(index: usize) -> (String, &'static str) {
     (hex(category(index)), DASHES[index % DASHES.len()])
-}
-
-/// Names beside the lines' ends, pushed apart where they would overlap, each behind a sample of its line.
-fn draw_names(svg: &mut Svg, names: &[String], ends: &[(usize, (f64, f64))]) {
-    let mut order: Vec<(usize, Option<(f64, f64)>)> = ends.iter().map(|&(i, end)| (i, Some(end))).collect();
-    order.sort_by(|a, b| a.1.map_or(0.0, |p| p.1).total_cmp(&b.1.map_or(0.0, |p| p.1)));
-    order.extend((0..names.len()).filter(|i| !ends.iter().any(|(j, _)| i == j)).map(|i| (i, None)));
-    let wanted: Vec<f64> = order.iter().map(|(_, end)| end.map_or(PLOT.bottom(), |(_, y)| y)).collect();
-    let levels = spread(&wanted, LABEL + 4.0, (PLOT.y + 4.0, PLOT.bottom() - 4.0));
-    for (&(index, end), level) in order.iter().zip(levels) {
-        let (colour, dash) = look(index);
-        let x = PLOT.right() + 8.0;
-        if let Some((end_x, end_y)) = end {
-            let edge = (PLOT.right(), end_y);
-            svg.strokes(&[((end_x, end_y), edge), (edge, (x, level))], Stroke::solid("#b3b8c1", 0.75));
-            svg.strokes(&[((x, level), (x + 20.0, level))], Stroke { colour: &colour, width: 2.5, dash });
-        }
-        let fill = if end.is_some() { INK } else { MUTED };
-        svg.text(
-            x + 25.0,
-            level + 4.0,
-            &names[index],
-            TextStyle { size: LABEL, anchor: Anchor::Start, fill, bold: false },
-        );
-    }
 }
 
 /// The nearest places to `wanted` (ascending) that are `gap` apart and, as far as all fit, within `low..=high`.

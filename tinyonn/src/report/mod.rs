@@ -1,6 +1,7 @@
-//! The page of a run: figures and tables in one HTML file that needs no script, no network and no particular browser.
+//! The page of a run: figures and tables in one HTML file that needs no script, no network and no particular browser, and every
+//! figure as SVG, PNG and CSV beside it.
 //!
-//! A figure is a plain struct; `svg()` draws it. Light means little, colours survive colour blindness, nothing is told by colour
+//! A figure is a plain struct that is a [`Plot`]: `svg()` draws it, `csv()` gives the numbers behind it. Light means little, colours survive colour blindness, nothing is told by colour
 //! alone. The same values give the same bytes.
 //!
 //! ```
@@ -16,11 +17,13 @@
 //!     scale: Scale::Diverging,
 //!     column_groups: None,
 //!     range: None,
+//!     value_label: "∫SPS a token".into(),
+//!     spread: None,
 //! };
 //! let section = Section {
 //!     heading: "Brain scan".into(),
 //!     prose: vec!["Per token, all experts active.".into()],
-//!     figures: vec![Figure::drawing(&scan.svg()?, "Orange: active and unsurprised.")],
+//!     figures: vec![Figure::plot("brain-arithmetic", &scan, "Orange: active and unsurprised.")?],
 //! };
 //! let page = Page { title: "A scan".into(), lead: vec![], facts: vec![], sections: vec![section] };
 //! assert!(page.html().contains("layer 1, expert 1: 2"));
@@ -30,17 +33,24 @@
 mod axis;
 mod bars;
 pub mod colour;
+mod csv;
+mod figure;
 mod heatmap;
 mod lines;
+mod mark;
 mod measure;
 mod number;
 mod page;
+mod plot;
+mod raster;
 mod svg;
 mod table;
 
 pub use bars::{BarSeries, Bars};
+pub use figure::Figure;
 pub use heatmap::{Heatmap, Scale, common_range};
-pub use lines::{Lines, Series};
-pub use page::{Figure, Page, Section};
+pub use lines::{Lines, Series, SeriesStyle};
+pub use page::{Page, Section};
+pub use plot::Plot;
 pub use svg::{Anchor, Area, Point, Stroke, Svg, TextStyle, escape};
 pub use table::{Best, Cell, Column, Kind, Table};

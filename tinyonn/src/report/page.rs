@@ -1,33 +1,14 @@
-//! The page of a run: one HTML file that needs nothing but itself.
+//! The page of a run: one HTML file that needs nothing but itself, and beside it the files of its drawings.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::path::Path;
 
-use super::svg::{Svg, escape};
-use super::table::Table;
-use crate::{Result, files};
+use super::figure::{self, Figure};
+use super::svg::escape;
+use crate::{Error, Result, files};
 
 const STYLE: &str = include_str!("page.css");
-
-/// A drawing or a table, with the words beneath it.
-#[derive(Debug, Clone)]
-pub struct Figure {
-    kind: &'static str,
-    body: String,
-    caption: String,
-}
-
-impl Figure {
-    /// A drawing.
-    pub fn drawing(svg: &Svg, caption: impl Into<String>) -> Self {
-        Self { kind: "Figure", body: svg.to_string(), caption: caption.into() }
-    }
-
-    /// A table. Refused where [`Table::html`] refuses it.
-    pub fn table(table: &Table, caption: impl Into<String>) -> Result<Self> {
-        Ok(Self { kind: "Table", body: table.html()?, caption: caption.into() })
-    }
-}
 
 /// A part of the page under a heading of its own.
 #[derive(Debug, Clone)]
@@ -60,14 +41,15 @@ pub struct Section {
 ///     sections: vec![Section {
 ///         heading: "Does SPS help?".into(),
 ///         prose: vec!["Lower is better.".into()],
-///         figures: vec![Figure::drawing(&bars.svg()?, "Half of the experts active.")],
+///         figures: vec![Figure::plot("loss", &bars, "Half of the experts active.")?],
 ///     }],
 /// };
 /// # let folder = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
-/// # let path = folder.path().join("report.html");
-/// page.write(&path)?;
-/// # let text = std::fs::read_to_string(&path).map_err(|e| tinyonn::Error::io(&path, e))?;
-/// assert!(text.contains("<h1>Phase 1</h1>") && text.contains("Does SPS help?"));
+/// # let dir = folder.path();
+/// page.write(dir)?;
+/// for file in ["report.html", "figures/loss.svg", "figures/loss.png", "figures/loss.csv"] {
+///     assert!(dir.join(file).exists());
+/// }
 /// # Ok(())
 /// # }
 /// ```
@@ -103,9 +85,9 @@ impl Page {
             let _ = writeln!(html, "<section id=\"s{}\">\n<h2>{}</h2>", i + 1, escape(&section.heading));
             paragraphs(&mut html, &section.prose);
             for figure in &section.figures {
-                let number = &mut numbers[usize::from(figure.kind == "Table")];
+                let number = &mut numbers[usize::from(figure.kind() == "Table")];
                 *number += 1;
-                write_figure(&mut html, figure, *number);
+                figure.write_html(&mut html, *number);
             }
             html.push_str("</section>\n");
         }
@@ -113,9 +95,21 @@ impl Page {
         html
     }
 
-    /// Writes the page to `path`: whole or not at all, whatever interrupts it.
-    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
-        files::write(path, self.html())
+    /// Writes `report.html` into the folder `dir` and, of each drawing, `figures/STEM.svg`, `.png` (two pixels a unit, on white) and
+    /// `.csv` (the numbers behind it), to which the page links. The folder is made if it is missing; the page and the folder
+    /// `figures` are each replaced whole or not at all, whatever interrupts it.
+    ///
+    /// # Errors
+    /// Two drawings of one name; what the system refuses.
+    pub fn write(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
+        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        let figures = self.sections.iter().flat_map(|section| &section.figures);
+        let drawings: Vec<_> = figures.filter_map(Figure::drawing).collect();
+        if !drawings.is_empty() {
+            figure::write_files(&drawings, &dir.join(figure::FOLDER))?;
+        }
+        files::write(dir.join("report.html"), self.html())
     }
 
     fn write_facts(&self, html: &mut String) {
@@ -145,11 +139,4 @@ fn paragraphs(html: &mut String, texts: &[String]) {
     for text in texts {
         let _ = writeln!(html, "<p>{}</p>", escape(text));
     }
-}
-
-fn write_figure(html: &mut String, figure: &Figure, number: usize) {
-    let (kind, body) = (figure.kind, &figure.body);
-    let caption = format!("<figcaption><b>{kind} {number}.</b> {}</figcaption>", escape(&figure.caption));
-    // A wide figure scrolls inside its own frame; the page never does.
-    let _ = writeln!(html, "<figure>\n<div class=\"scroll\">{body}</div>\n{caption}\n</figure>");
 }

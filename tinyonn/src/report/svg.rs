@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::mark::Mark;
 use super::number::coordinate;
 
 const FONT: &str = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', sans-serif";
@@ -94,6 +95,17 @@ impl<'a> Stroke<'a> {
     }
 }
 
+/// How marks look.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MarkStyle<'a> {
+    pub(super) mark: Mark,
+    /// Half its size.
+    pub(super) radius: f64,
+    pub(super) fill: &'a str,
+    /// From 0 (nothing) to 1.
+    pub(super) opacity: f64,
+}
+
 /// A drawing.
 ///
 /// ```
@@ -177,14 +189,31 @@ impl Svg {
         self.close(tooltip, "circle");
     }
 
+    /// Marks of one shape and colour: one element, whatever their number, with a tooltip if `tooltip` is given.
+    pub(super) fn marks(&mut self, places: &[Point], look: MarkStyle, tooltip: Option<&str>) {
+        if places.is_empty() {
+            return;
+        }
+        let outline = look.mark.outline(look.radius);
+        let path: String =
+            places.iter().map(|&(x, y)| format!("M{} {}{outline}", coordinate(x), coordinate(y))).collect();
+        let (fill, opacity) = (escape(look.fill), coordinate(look.opacity));
+        let _ = write!(self.body, "<path d=\"{path}\" fill=\"{fill}\" fill-opacity=\"{opacity}\"");
+        self.close(tooltip, "path");
+    }
+
+    /// An area of colour within an outline, through which what lies below is seen. The mouse does not see it.
+    pub(super) fn wash(&mut self, outline: &[Point], fill: &str, opacity: f64) {
+        let (places, fill, opacity) = (places(outline), escape(fill), coordinate(opacity));
+        let _ = writeln!(
+            self.body,
+            "<polygon points=\"{places}\" fill=\"{fill}\" fill-opacity=\"{opacity}\" pointer-events=\"none\"/>"
+        );
+    }
+
     /// Lines from point to point.
     pub fn polyline(&mut self, points: &[(f64, f64)], stroke: Stroke) {
-        let mut places = String::new();
-        for (i, &(x, y)) in points.iter().enumerate() {
-            let gap = if i == 0 { "" } else { " " };
-            let _ = write!(places, "{gap}{},{}", coordinate(x), coordinate(y));
-        }
-        let stroke = stroke.attributes();
+        let (places, stroke) = (places(points), stroke.attributes());
         let _ = writeln!(self.body, "<polyline points=\"{places}\" fill=\"none\" stroke-linejoin=\"round\"{stroke}/>");
     }
 
@@ -208,6 +237,11 @@ impl Svg {
             None => writeln!(self.body, "/>"),
         };
     }
+}
+
+fn places(points: &[Point]) -> String {
+    let place = |&(x, y): &Point| format!("{},{}", coordinate(x), coordinate(y));
+    points.iter().map(place).collect::<Vec<_>>().join(" ")
 }
 
 impl std::fmt::Display for Svg {

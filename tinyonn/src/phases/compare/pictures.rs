@@ -25,5 +25,5 @@ pub fn write_report(outcome: &Outcome, config: &CompareConfig) -> Result<()> {
         facts: Vec::new(),
         sections,
     };
-    page.write(config.out.join("report.html"))
+    page.write(&config.out)
 }

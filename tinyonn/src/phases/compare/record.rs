@@ -48,6 +48,7 @@ pub struct CellRecord {
     /// How much the labels say.
     pub labels: LabelStatistics,
     /// Through routers fitted to the labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routed: Option<RoutedRecord>,
     /// Wall-clock.
     pub seconds: f64,
