@@ -259,10 +259,11 @@ fn a_task_shorter_than_a_sequence_is_refused_before_the_scan() {
 #[test]
 fn routers_are_fitted_again_to_the_routed_pass() {
     let dir = TempDir::new().unwrap();
+    let config = setting(dir.path(), DType::F32);
     let written = |refit_rounds: usize| {
-        let config = setting(dir.path(), DType::F32);
         let router = RouterFitConfig { refit_rounds, ..config.router };
-        let config = RunConfig { router, out: dir.path().join(format!("rounds{refit_rounds}")), ..config };
+        let out = dir.path().join(format!("rounds{refit_rounds}"));
+        let config = RunConfig { router, out, ..config.clone() };
         phase2(&config).unwrap();
         let folder = ModelFolder::open(config.out.join("tiny-onn")).unwrap();
         [0, 1].map(|layer| folder.bytes(&format!("model.layers.{layer}.mlp.group_router.mean")).unwrap().to_vec())

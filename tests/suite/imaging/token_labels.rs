@@ -84,7 +84,7 @@ fn signs(score: Score) -> (f64, f64) {
         Score::Surprise => (0.0, 1.0),
         Score::Calm => (0.0, -1.0),
         Score::ActivationPlusSurprise => (1.0, 1.0),
-        _ => (f64::NAN, f64::NAN),
+        Score::Taylor => (f64::NAN, f64::NAN),
     }
 }
 

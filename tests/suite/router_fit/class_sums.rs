@@ -63,7 +63,7 @@ fn sums_do_not_depend_on_the_number_of_threads() {
     (0..5).for_each(|class| {
         assert_eq!(pieces.count(class), one.count(class));
         (0..3).for_each(|j| {
-            approx::assert_relative_eq!(pieces.squares(class)[j], one.squares(class)[j], max_relative = 1e-11)
+            approx::assert_relative_eq!(pieces.squares(class)[j], one.squares(class)[j], max_relative = 1e-11);
         });
     });
 }

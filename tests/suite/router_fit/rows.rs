@@ -3,7 +3,6 @@
 use rstest::rstest;
 use tinyonn::imaging::inputs::Samples;
 use tinyonn::imaging::{Labels, RowLabels};
-use tinyonn::moe::Variant;
 use tinyonn::train::{RouterFitConfig, RouterFitter, router_accuracy, row_accuracy};
 
 use super::{CLOSED, REFINED, TASKS, planted, upcycled, with_modules};
@@ -52,11 +51,10 @@ fn a_class_split_in_two_is_fitted_as_one(#[case] config: RouterFitConfig) {
     }
 }
 
-/// The first half of the dimensions says which path, and no task does.
-fn by_sign(samples: &Samples, variant: &'static Variant) -> RowLabels {
-    let paths = Labels::random(4, 1, &variant.spec, 9).paths.experts;
-    let side = |row: &[f32]| 2 * usize::from(row[0] > 0.0) + usize::from(row[1] > 0.0);
-    RowLabels::from_paths(samples.values.chunks_exact(16).map(|row| paths[side(row)][0].clone()))
+/// The signs of two dimensions say which path, and no task does: the first which group, both which experts.
+fn by_sign(samples: &Samples) -> RowLabels {
+    let side = |row: &[f32]| 2 * u32::from(row[0] > 0.0) + u32::from(row[1] > 0.0);
+    RowLabels::from_paths(samples.values.chunks_exact(16).map(|row| vec![2 * side(row), 2 * side(row) + 1]))
 }
 
 #[test]
@@ -64,15 +62,15 @@ fn rows_of_one_task_may_take_different_paths() {
     // Tasks of no difference: what is found is found by row.
     let [train, validation, test] = ["train", "validation", "test"].map(|purpose| planted(purpose, 2000, 0.0));
     let (variant, store) = upcycled("Moe2x4");
-    let rows = |samples: &[Samples]| samples.iter().map(|samples| by_sign(samples, variant)).collect::<Vec<_>>();
+    let rows = |samples: &[Samples]| samples.iter().map(by_sign).collect::<Vec<_>>();
     let config = RouterFitConfig { steps: 400, rate: 2e-2, ..REFINED };
     let model = (&store, &tiny::config(40), variant);
     fitter(&train, &validation).fit_rows(model, [&rows(&train), &rows(&validation)], &config, 0).unwrap();
     let layers = with_modules(variant, &store, |modules| row_accuracy(modules, &test, &rows(&test)).unwrap());
     for layer in &layers {
-        // Every path takes both groups, and one expert of each: the commonest has three of four right.
-        assert_eq!(layer.accuracy[0], 1.0);
-        assert!(layer.accuracy[1] > layer.chance[1] + 0.1, "{layer:?}");
+        // The commonest path is right about a group in half of the rows, about experts in a quarter. The projection knows nothing of the paths.
+        assert!(layer.accuracy.iter().all(|found| *found > 0.85), "{layer:?}");
+        assert!(layer.chance[0] < 0.6 && layer.chance[1] < 0.35, "{layer:?}");
     }
 }
 
@@ -98,7 +96,7 @@ fn paths_unknown_to_the_training_rows_calibrate_nothing() {
         fitter(&train, &validation).fit_rows(model, [train_rows, held_rows], &CLOSED, 0).unwrap();
         store
             .iter()
-            .filter(|(name, _)| name.ends_with(".scale"))
+            .filter(|(name, _)| name.ends_with("_router.scale"))
             .map(|(_, var)| var.to_scalar::<f32>().unwrap())
             .collect::<Vec<_>>()
     };

@@ -245,7 +245,7 @@ impl RouterFitter {
         let projected = self.projected(config.projection, seed)?;
         for layer in 0..self.train.len() {
             let own = Layer {
-                layer,
+                index: layer,
                 projection_rd: &projected.projections[layer],
                 x_nd: &self.train[layer].x,
                 z_nr: &projected.z[layer],
@@ -282,7 +282,7 @@ impl RouterFitter {
 
 /// One layer in a fit; pairs are of training and validation rows.
 struct Layer<'a> {
-    layer: usize,
+    index: usize,
     /// The learned projection.
     projection_rd: &'a Tensor,
     /// Training rows.
@@ -311,11 +311,11 @@ impl Layer<'_> {
                 if declared.kind == RouterKind::Random {
                     continue;
                 }
-                let path = format!("model.layers.{}.mlp.{}_router", self.layer, declared.name);
+                let path = format!("model.layers.{}.mlp.{}_router", self.index, declared.name);
                 let [asked, of_held] = self.labels.map(|labels| Targets::new(spec, &labels.paths, (level, run)));
                 let of_held = of_held.known_to(&asked, train_classes);
                 let (train, held) = (rows(&train, &asked)?, rows(&held, &of_held)?);
-                let tuning = Tuning { model, path: &path, place: (self.layer, level, run), train, held };
+                let tuning = Tuning { model, path: &path, place: (self.index, level, run), train, held };
                 let gaussian = match &declared.kind {
                     RouterKind::Gaussian(form) => Some(form),
                     _ => None,

@@ -31,6 +31,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// The cross-entropy between labelled shares and the probabilities that ℓ `[n, parents, choices]` gives.
+    fn cross_entropy(&self, logits: &Tensor) -> Result<Tensor> {
+        let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?.flatten_from(1)?;
+        Ok((log_p * self.shares.index_select(&self.classes, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
+    }
+
     fn select(&self, rows: &[u32]) -> Result<Self> {
         let rows = Tensor::new(rows, self.x.device())?;
         let (x, classes) = (self.x.index_select(&rows, 0)?, self.classes.index_select(&rows, 0)?);
@@ -67,14 +73,8 @@ impl Tuning<'_> {
         layer.routers()[level][run].logits(&rows.x)
     }
 
-    /// The cross-entropy between labelled shares and the probabilities that ℓ `[n, parents, choices]` gives.
-    fn cross_entropy(&self, logits: &Tensor, rows: &Rows) -> Result<Tensor> {
-        let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?.flatten_from(1)?;
-        Ok((log_p * rows.shares.index_select(&rows.classes, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
-    }
-
     fn loss(&self, layer: &MoeLayer, rows: &Rows) -> Result<Tensor> {
-        self.cross_entropy(&self.logits(layer, rows)?, rows)
+        rows.cross_entropy(&self.logits(layer, rows)?)
     }
 
     /// The scale of Gaussian routers of least loss on validation text, by golden section over ln s. ℓ is linear in s, so the
@@ -98,7 +98,7 @@ impl Tuning<'_> {
         let slope = (&at_start - &prior)?;
         let at = |ln_s: f64| -> Result<f32> {
             let logits = (&prior + (&slope * (ln_s.exp() / start))?)?;
-            Ok(self.cross_entropy(&logits, &self.held)?.to_scalar::<f32>()?)
+            Ok(self.held.cross_entropy(&logits)?.to_scalar::<f32>()?)
         };
         let before = at(start.ln())?;
         if !before.is_finite() {
