@@ -94,21 +94,24 @@ pub fn required<T>(value: Option<T>, name: &str) -> Result<T> {
     })
 }
 
-/// A setting that is one of a few words, as configurations spell them.
+/// A setting that is one of a few words, as configurations spell them; its default where it was not given.
 ///
 /// ```
+/// use experiments::settings::word;
 /// use tinyonn::imaging::Norm;
-/// assert_eq!(experiments::settings::word::<Norm>("norm", "log1p")?, Norm::Log1p);
-/// let error = experiments::settings::word::<Norm>("norm", "batch").unwrap_err().to_string();
+/// assert_eq!(word::<Norm>("norm", Some("log1p"))?, Norm::Log1p);
+/// assert_eq!(word::<Norm>("norm", None)?, Norm::Layer);
+/// let error = word::<Norm>("norm", Some("batch")).unwrap_err().to_string();
 /// assert!(error.starts_with("`--norm`") && error.contains("`layer`, `global`, `log1p`"));
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 ///
 /// # Errors
 /// Another word; the error lists those there are.
-pub fn word<T: DeserializeOwned>(name: &str, text: &str) -> Result<T> {
-    serde_json::from_value(Value::String(text.to_owned()))
-        .map_err(|e| Error::setting(format!("--{name}"), e.to_string(), "use one of those"))
+pub fn word<T: DeserializeOwned + Default>(name: &str, text: Option<&str>) -> Result<T> {
+    let Some(text) = text else { return Ok(T::default()) };
+    let unknown = |e: serde_json::Error| Error::setting(format!("--{name}"), e.to_string(), "use one of those");
+    serde_json::from_value(Value::String(text.to_owned())).map_err(unknown)
 }
 
 /// The keys of a file for `S`, each tried by itself: what is flattened into a struct is read from a copy that no longer knows its

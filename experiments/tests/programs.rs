@@ -4,6 +4,9 @@
 //! A package's binaries are known to its own tests alone, so these stand apart from the suite.
 #![allow(clippy::unwrap_used)]
 
+#[path = "programs/stored_scans.rs"]
+mod stored_scans;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

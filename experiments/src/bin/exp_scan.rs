@@ -103,15 +103,13 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
-    let form = Form {
-        norm: settings.norm.as_deref().map_or(Ok(Default::default()), |text| word("norm", text))?,
-        expert: settings.expert.as_deref().map_or(Ok(Default::default()), |text| word("expert", text))?,
-    };
+    let form =
+        Form { norm: word("norm", settings.norm.as_deref())?, expert: word("expert", settings.expert.as_deref())? };
     if settings.merge.is_some() {
         return merge(settings, form, file, overwrite);
     }
     if settings.tokens.is_some() || settings.dump.is_some() {
-        return dump(settings, overwrite);
+        return dump(&settings, overwrite);
     }
     let config = image_config(&settings)?;
     let text = TextConfig {
@@ -120,7 +118,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
         batch: positive(settings.batch.unwrap_or(8), "batch")?,
         tokens: positive(settings.max_tokens.unwrap_or(65_536), "max-tokens")?,
         share: settings.share.as_deref().map_or(Ok(Share::WHOLE), str::parse)?,
-        grad_site: settings.grad_site.as_deref().map_or(Ok(Default::default()), |text| word("grad-site", text))?,
+        grad_site: word("grad-site", settings.grad_site.as_deref())?,
         form,
         scan_file: settings.scan_file,
         out: out(settings.output.out)?,
@@ -149,7 +147,7 @@ fn out(named: Option<PathBuf>) -> Result<PathBuf> {
     named.map_or_else(|| run_folder::first_free("runs/scan".as_ref()), Ok)
 }
 
-fn dump(settings: Settings, overwrite: bool) -> Result<ExitCode> {
+fn dump(settings: &Settings, overwrite: bool) -> Result<ExitCode> {
     settings.refuse_flags_beside("--dump", "writes the raw values of tokens, and", |flag| {
         !matches!(flag, "model" | "variant" | "partition" | "tokens" | "dump")
     })?;
@@ -157,7 +155,7 @@ fn dump(settings: Settings, overwrite: bool) -> Result<ExitCode> {
         return Err(Error::setting("--dump", "goes with --tokens", "give both or neither"));
     };
     overwrite::refuse_file(dump, overwrite)?;
-    dump_tokens(&image_config(&settings)?, tokens, dump)?;
+    dump_tokens(&image_config(settings)?, tokens, dump)?;
     println!("wrote     {}", dump.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -118,7 +118,7 @@ fn a_scan_that_was_cut_off_goes_on_to_the_same_bits(
 fn nothing_is_written_before_its_time() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("scan.safetensors");
-    let slow = ScanFile { every: Duration::from_secs(3600), ..file(&path) };
+    let slow = ScanFile { every: Duration::from_hours(1), ..file(&path) };
     assert!(scan_with(&failing_after(5), &text(), &request(), &Device::Cpu, Some(&slow)).is_err());
     assert!(!path.exists());
     scan_with(&failing_after(NEVER), &text(), &request(), &Device::Cpu, Some(&slow)).unwrap();
@@ -211,7 +211,7 @@ fn shares_on_disk_add_up_and_none_counts_twice() {
         }
     }
     // A merged file is read like any other, but is nobody's to continue.
-    let path = dir.path().join("0-1");
+    let path = dir.path().join("sum");
     sum.save(&path).unwrap();
     assert_eq!(StoredScan::load(&path).unwrap(), sum);
     let error = scanned(NEVER, &request(), &path).unwrap_err().to_string();

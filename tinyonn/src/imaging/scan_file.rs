@@ -214,7 +214,7 @@ impl StoredScan {
 
     fn tensors(&self) -> Vec<Stored> {
         let scan = &self.scan;
-        let mut tensors = vec![Stored::values("loss".into(), &[&scan.loss])];
+        let mut tensors = vec![Stored::values("loss".into(), &scan.loss)];
         let mut of_units = |at: String, sums: &[UnitSums]| {
             let each: Vec<[&Vec<f64>; 4]> = sums.iter().map(UnitSums::each).collect();
             for (which, name) in UnitSums::NAMES.into_iter().enumerate() {

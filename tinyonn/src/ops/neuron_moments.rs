@@ -83,10 +83,10 @@ pub fn image_moments(pass: &MlpBackward<'_>, counted: &[bool], imaging: &Imaging
     }
     let site = Site::of(pass, imaging)?;
     let inputs = [&h_ti, pass.delta_h_ti, pass.delta_g_ti, pass.delta_u_ti];
-    match imaging.experts.is_some() || imaging.scale.is_some() {
-        true => fused::<true>(inputs, &site, counted, imaging),
-        false => fused::<false>(inputs, &site, counted, imaging),
+    if imaging.experts.is_some() || imaging.scale.is_some() {
+        return fused::<true>(inputs, &site, counted, imaging);
     }
+    fused::<false>(inputs, &site, counted, imaging)
 }
 
 /// a and S of every token and neuron, `[t, i]` f32: the definition, in plain operations; S is of the weights.
@@ -259,13 +259,8 @@ fn add_token<const KEPT: bool>(
 /// Experts and log1p values of one token.
 #[inline(always)]
 fn add_kept(sums: &mut ImageSums, token: &Token, site: &Site, t: usize, imaging: &Imaging<'_>) {
-    let log1p =
-        |a2: f64, s2: f64, scale: Scale| ((a2.sqrt() / scale.activation).ln_1p(), (s2.sqrt() / scale.surprise).ln_1p());
     if let (Some(scale), Some(sums)) = (imaging.scale, &mut sums.log1p_neurons) {
-        for (i, (a2, s2)) in token.a2.iter().zip(&token.s2).enumerate() {
-            let (a, s) = log1p(f64::from(*a2), f64::from(*s2), scale);
-            sums.add_token(i, a, s);
-        }
+        add_log1p(sums, token, scale);
     }
     let (Some(experts), Some(of_experts)) = (imaging.experts, &mut sums.experts) else { return };
     for n in 0..experts.count() {
@@ -279,11 +274,29 @@ fn add_kept(sums: &mut ImageSums, token: &Token, site: &Site, t: usize, imaging:
             Site::Input { experts: squares_tn, .. } => s2 = f64::from(squares_tn[t * experts.count() + n]),
             Site::Output { y2 } => s2 = f64::from(y2[t]),
         }
-        of_experts.add_token(n, a2.sqrt(), s2.sqrt());
+        let (a, s) = (a2.sqrt(), s2.sqrt());
+        of_experts.add_token(n, a, s);
         if let (Some(scale), Some(sums)) = (imaging.scale, &mut sums.log1p_experts) {
-            let width = experts.root_width(n) * experts.root_width(n);
-            let (a, s) = log1p(a2 / width, s2 / width, scale);
-            sums.add_token(n, a, s);
+            let root_width = experts.root_width(n);
+            let log1p = |x: f64, scale: f64| (x / root_width / scale).ln_1p();
+            sums.add_token(n, log1p(a, scale.activation), log1p(s, scale.surprise));
         }
+    }
+}
+
+/// log1p values of one token's neurons.
+#[inline(always)]
+fn add_log1p(sums: &mut UnitSums, token: &Token, scale: Scale) {
+    let width = token.a2.len();
+    let (token_a2, token_s2) = (&token.a2[..width], &token.s2[..width]);
+    let [a1, a2, s1, s2] = sums.each_mut().map(|sum| &mut sum[..width]);
+    let [of_activation, of_surprise] = [scale.activation, scale.surprise].map(|scale| scale as f32);
+    for i in 0..width {
+        let a = f64::from(lanes::ln_1p(token_a2[i].sqrt() / of_activation));
+        let s = f64::from(lanes::ln_1p(token_s2[i].sqrt() / of_surprise));
+        a1[i] += a;
+        a2[i] += a * a;
+        s1[i] += s;
+        s2[i] += s * s;
     }
 }

@@ -1,5 +1,8 @@
 //! Imaging alone: ∫SPS of a model's experts on some text, or of stored scans, and its pictures.
 
+mod drawing;
+mod merged;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,19 +10,20 @@ use std::time::Duration;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use self::drawing::Drawing;
+pub use self::merged::{MergeConfig, merge_scans};
+use super::DeviceName;
 use super::text::{corpus, tokenizer};
-use super::{DeviceName, page};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::TokenSet;
 use crate::imaging::partition::gate_rows;
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
-    ScanRequest, Score, Share, StoredScan, Units, coactivation, dump, scan_with,
+    ScanRequest, Share, StoredScan, Units, coactivation, dump, scan_with,
 };
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::ops::GradSite;
 use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm};
-use crate::report::{Page, Section};
 use crate::{Error, Result, files};
 
 /// What is imaged, and how.
@@ -62,26 +66,8 @@ pub struct TextConfig {
     pub out: PathBuf,
 }
 
-/// Stored scans, and how they are seen.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MergeConfig {
-    /// The scans' files, one or more.
-    pub files: Vec<PathBuf>,
-    /// The declared variant whose experts the neurons are seen as.
-    pub variant: String,
-    /// How neurons are given to experts, where the scans do not know it; without it as the variant declares, or else in runs.
-    pub partition: Option<Partition>,
-    /// Decides the partition.
-    pub seed: u64,
-    /// How ∫SPS is formed.
-    pub form: Form,
-    /// The folder of the results, which exists.
-    pub out: PathBuf,
-}
-
 /// A scan that is being made is written this often.
-const KEPT_EVERY: Duration = Duration::from_secs(60);
+const KEPT_EVERY: Duration = Duration::from_mins(1);
 /// The scan in the folder of the results.
 const SCAN: &str = "scan.safetensors";
 
@@ -252,142 +238,6 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     let read = || coactivation(&model, &set, request.options, &subject.device);
     drawing.draw(&stored, &subject.owners.units(&stored.scan, &subject.spec, config.seed, read)?)?;
     Ok(stored)
-}
-
-/// Merges stored scans and writes what [`image()`] does of their sum, without a model or its text.
-///
-/// # Errors
-/// Files that are no finished scans, or not of one model and kind; a variant of other experts; a form whose sums they do not hold.
-pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
-    let Some((first, rest)) = config.files.split_first() else {
-        return Err(Error::setting("merge", "no file is given", "name one stored scan or more"));
-    };
-    let mut stored = StoredScan::load(first)?;
-    for path in rest {
-        let named = |e: Error| Error::file(path, e.to_string(), "or leave this file out");
-        stored.merge(&StoredScan::load(path)?).map_err(named)?;
-    }
-    stored.scan.check_gradients()?;
-    let spec = &variant(&config.variant)?.spec;
-    refuse_replicas(spec)?;
-    let scan = &stored.scan;
-    let (owners, strategy) = match &scan.experts {
-        Some(_) if config.partition.is_some() => {
-            let problem = "the scans know the experts of their neurons";
-            return Err(Error::setting("partition", problem, "leave it out, or scan with another"));
-        }
-        Some(experts) if experts.units.count != spec.experts() => {
-            let (count, declared) = (experts.units.count, spec.experts());
-            let problem = format!("has {declared} experts, the scans are of {count}");
-            return Err(Error::variant(spec.name.clone(), problem, "name the variant that was scanned with --variant"));
-        }
-        Some(experts) => (Owners::Known(experts.units.neuron_expert.clone()), "as scanned".to_owned()),
-        None => {
-            let partition = Partition::choose(config.partition, spec, Partition::Contiguous)?;
-            let shape = (scan.sums.len(), scan.width());
-            let owners = if partition.profile().is_some() {
-                Owners::Clustered(partition)
-            } else {
-                // What needs the model or its text besides says so.
-                Owners::Known(partition.assign(spec, shape, PartitionSources::default(), config.seed)?)
-            };
-            (owners, partition.to_string())
-        }
-    };
-    let title = format!("∫SPS of {} stored scans", config.files.len());
-    let drawing = Drawing { title, spec, strategy, form: config.form, out: &config.out };
-    drawing.draw(&stored, &owners.units(scan, spec, config.seed, || Ok(Vec::new()))?)?;
-    stored.save(config.out.join(SCAN))?;
-    Ok(stored)
-}
-
-/// How a scan is shown.
-struct Drawing<'a> {
-    title: String,
-    spec: &'a MoeSpec,
-    strategy: String,
-    form: Form,
-    out: &'a Path,
-}
-
-impl Drawing<'_> {
-    /// Writes the integral and the page.
-    fn draw(&self, stored: &StoredScan, units: &[Vec<u32>]) -> Result<()> {
-        let (scan, spec) = (&stored.scan, self.spec);
-        let integral = Integral::of(scan, Score::Sps, self.form)?;
-        let experts = integral.by_unit(units, spec.experts());
-        write_integral(&experts, units, &self.out.join("integral.safetensors"))?;
-        let tokens: u64 = scan.tokens.iter().sum();
-        let page = Page {
-            title: self.title.clone(),
-            lead: vec![format!(
-                "{} tokens of {} tasks through {} layers of {} experts, all active. {:.2} % of all (layer, token, neuron) surprises are above zero.",
-                tokens,
-                scan.tasks.len(),
-                scan.sums.len(),
-                spec.experts(),
-                100.0 * scan.gradient_nonzero_share(),
-            )],
-            facts: self.facts(stored, tokens),
-            sections: vec![Section {
-                prose: vec![self.prose(scan.grad_site)],
-                ..page::brain(spec, &scan.tasks, &experts)?
-            }],
-        };
-        page.write(self.out)
-    }
-
-    fn facts(&self, stored: &StoredScan, tokens: u64) -> Vec<(String, String)> {
-        let mut corpora: Vec<&str> = stored.parts.iter().map(|part| part.corpus.as_str()).collect();
-        corpora.dedup();
-        let shares: Vec<String> = stored.parts.iter().map(|part| part.share.to_string()).collect();
-        let mut facts = vec![
-            ("corpus SHA-256".into(), corpora.join(", ")),
-            ("model SHA-256".into(), stored.model.clone()),
-            ("shares read".into(), shares.join(", ")),
-            ("variant".into(), self.spec.name.to_string()),
-            ("partition".into(), self.strategy.clone()),
-            ("nats a token".into(), format!("{:.4}", stored.scan.loss.iter().sum::<f64>() / tokens.max(1) as f64)),
-        ];
-        let missing: Vec<String> = stored.missing().iter().map(Share::to_string).collect();
-        if !missing.is_empty() {
-            facts.push(("shares missing".into(), missing.join(", ")));
-        }
-        facts
-    }
-
-    fn prose(&self, site: GradSite) -> String {
-        let units = match self.form.expert {
-            ExpertForm::Mean => "neurons",
-            ExpertForm::Norm => "experts",
-        };
-        let over = match self.form.norm {
-            Norm::Layer => format!("over a layer's tokens and {units}"),
-            Norm::Global => format!("over all layers' tokens and {units}"),
-            Norm::Log1p => {
-                format!("as the logarithm of one plus its share of a scale, over a layer's tokens and {units}")
-            }
-        };
-        let surprise = match site {
-            GradSite::Weight => "the token's gradient of the weights",
-            GradSite::Input => "its part of the gradient of the input",
-            GradSite::Output => "the gradient of the output, the same for all (the degenerate control)",
-        };
-        format!(
-            "∫SPS is activation minus surprise, each standardised {over}, summed over the task's text and divided by its tokens: above \
-             zero, an expert is more active than it is surprised. Surprise is the norm of {surprise}."
-        )
-    }
-}
-
-fn write_integral(experts: &[Vec<Vec<f64>>], units: &[Vec<u32>], path: &Path) -> Result<()> {
-    let mut tensors: HashMap<String, Tensor> = HashMap::new();
-    for (layer, units) in units.iter().enumerate() {
-        let sps: Vec<Vec<f64>> = experts.iter().map(|task| task[layer].clone()).collect();
-        tensors.insert(format!("layers.{layer}.sps"), Tensor::new(sps, &Device::Cpu)?);
-        tensors.insert(format!("layers.{layer}.neuron_expert"), Tensor::new(units.as_slice(), &Device::Cpu)?);
-    }
-    write_tensors(&tensors, path)
 }
 
 fn write_tensors(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {

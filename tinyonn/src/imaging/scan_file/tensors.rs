@@ -21,8 +21,8 @@ pub(super) struct Stored {
 
 impl Stored {
     /// One row, as a vector.
-    pub(super) fn values(name: String, values: &[&Vec<f64>; 1]) -> Self {
-        Self { shape: vec![values[0].len()], ..Self::rows(name, values) }
+    pub(super) fn values(name: String, values: &Vec<f64>) -> Self {
+        Self { shape: vec![values.len()], ..Self::rows(name, &[values]) }
     }
 
     /// Rows of equal length.

@@ -1,0 +1,81 @@
+//! Stored scans, added up and shown without their model.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::drawing::Drawing;
+use super::{Owners, SCAN, refuse_replicas};
+use crate::imaging::{Form, Partition, PartitionSources, StoredScan};
+use crate::moe::{MoeSpec, variant};
+use crate::{Error, Result};
+
+/// Stored scans, and how they are seen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeConfig {
+    /// The scans' files, one or more.
+    pub files: Vec<PathBuf>,
+    /// The declared variant whose experts the neurons are seen as.
+    pub variant: String,
+    /// How neurons are given to experts, where the scans do not know it; without it as the variant declares, or else in runs.
+    pub partition: Option<Partition>,
+    /// Decides the partition.
+    pub seed: u64,
+    /// How ∫SPS is formed.
+    pub form: Form,
+    /// The folder of the results, which exists.
+    pub out: PathBuf,
+}
+
+/// Merges stored scans and writes what [`image()`](super::image()) does of their sum, without a model or its text.
+///
+/// # Errors
+/// Files that are no finished scans, or not of one model and kind; a variant of other experts; a form whose sums they do not hold.
+pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
+    let Some((first, rest)) = config.files.split_first() else {
+        return Err(Error::setting("merge", "no file is given", "name one stored scan or more"));
+    };
+    let mut stored = StoredScan::load(first)?;
+    for path in rest {
+        let named = |e: Error| Error::file(path, e.to_string(), "or leave this file out");
+        stored.merge(&StoredScan::load(path)?).map_err(named)?;
+    }
+    stored.scan.check_gradients()?;
+    let spec = &variant(&config.variant)?.spec;
+    refuse_replicas(spec)?;
+    let (owners, strategy) = owners(&stored, spec, config)?;
+    let title = format!("∫SPS of {} stored scans", config.files.len());
+    let drawing = Drawing { title, spec, strategy, form: config.form, out: &config.out };
+    drawing.draw(&stored, &owners.units(&stored.scan, spec, config.seed, || Ok(Vec::new()))?)?;
+    stored.save(config.out.join(SCAN))?;
+    Ok(stored)
+}
+
+/// The experts of the scans' neurons, as they know them or else as the configuration says.
+fn owners(stored: &StoredScan, spec: &MoeSpec, config: &MergeConfig) -> Result<(Owners, String)> {
+    let scan = &stored.scan;
+    match &scan.experts {
+        Some(_) if config.partition.is_some() => {
+            let problem = "the scans know the experts of their neurons";
+            Err(Error::setting("partition", problem, "leave it out, or scan with another"))
+        }
+        Some(experts) if experts.units.count != spec.experts() => {
+            let (count, declared) = (experts.units.count, spec.experts());
+            let problem = format!("has {declared} experts, the scans are of {count}");
+            Err(Error::variant(spec.name.clone(), problem, "name the variant that was scanned with --variant"))
+        }
+        Some(experts) => Ok((Owners::Known(experts.units.neuron_expert.clone()), "as scanned".to_owned())),
+        None => {
+            let partition = Partition::choose(config.partition, spec, Partition::Contiguous)?;
+            let shape = (scan.sums.len(), scan.width());
+            let owners = if partition.profile().is_some() {
+                Owners::Clustered(partition)
+            } else {
+                // What needs the model or its text besides says so.
+                Owners::Known(partition.assign(spec, shape, PartitionSources::default(), config.seed)?)
+            };
+            Ok((owners, partition.to_string()))
+        }
+    }
+}
