@@ -23,6 +23,7 @@ pub mod phase1;
 pub mod phase2;
 mod prepared;
 mod run;
+mod studies_page;
 pub mod summary;
 pub mod text;
 

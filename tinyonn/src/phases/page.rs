@@ -1,5 +1,6 @@
 //! `report.html`: whether it worked, on one self-contained page.
 
+use super::studies_page;
 use super::summary::{Phase1Summary, SmkFigures};
 use std::collections::BTreeMap;
 
@@ -76,6 +77,12 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
     }
     if let Some(imaged) = &m.imaged {
         sections.extend([brain(m.spec, m.tasks, &imaged.experts)?, routing(m, imaged)?]);
+    }
+    if let Some(frontier) = &s.frontier {
+        sections.push(studies_page::frontier(frontier)?);
+    }
+    if !s.causal.is_empty() {
+        sections.push(studies_page::causal(&s.causal, m.tasks)?);
     }
     sections.extend([load(m)?, curves(m)?]);
     Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })

@@ -83,7 +83,6 @@ fn products(best: &Cell) -> Vec<Product> {
         by(Score::Taylor, How::Best),
         LabelSource::Random,
     ];
-    let paths = vec![false];
     let fit = |change: &dyn Fn(&mut RouterFitConfig)| {
         let mut fit = best.router;
         change(&mut fit);
@@ -94,17 +93,19 @@ fn products(best: &Cell) -> Vec<Product> {
         Product {
             labels: sources.clone(),
             partition: Partition::ALL.to_vec(),
-            routed: paths.clone(),
+            routed: vec![false],
             ..Product::default()
         },
         Product {
             labels: rivals.clone(),
             top_k: SHARES.map(|k| k.to_vec()).to_vec(),
             partition: vec![best.partition, Partition::Sps],
-            routed: paths.clone(),
+            routed: vec![false],
             ..Product::default()
         },
-        Product { labels: rivals.clone(), contrast: vec![true], routed: paths, ..Product::default() },
+        Product { labels: rivals.clone(), contrast: vec![true], routed: vec![false], ..Product::default() },
+        // What measuring would give, where it is worth its time.
+        Product { labels: vec![LabelSource::Oracle], routed: vec![false], ..Product::default() },
         // Through routers, one factor at a time around the best.
         Product { labels: rivals, ..Product::default() },
         Product {

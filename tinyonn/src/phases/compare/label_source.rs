@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
 use crate::imaging::{Integral, LabelBalance, Labels, NeuronScan, Score};
 use crate::moe::MoeSpec;
+use crate::{Error, Result};
 
 /// A source of labels. In configurations: a score (`sps`, `activation`, …), a score with `_lowest`, `_one_path` or `_permuted` behind it,
 /// `random`, or `oracle`.
@@ -18,6 +18,8 @@ pub enum LabelSource {
     By(Score, How),
     /// Paths drawn at random.
     Random,
+    /// Paths found by greedy ablation on training text ([`Labels::greedy`]): what measuring, instead of scoring, would give.
+    Oracle,
 }
 
 /// How a score is used.
@@ -45,8 +47,10 @@ impl LabelSource {
         matches!(self, Self::Random | Self::By(_, How::Permuted))
     }
 
-    /// The labels; `seed` draws those that are drawn.
-    #[must_use]
+    /// The labels; `seed` draws those that are drawn. `oracle` finds those that are measured.
+    ///
+    /// # Errors
+    /// What `oracle` reports.
     pub fn labels(
         self,
         scan: &NeuronScan,
@@ -54,20 +58,22 @@ impl LabelSource {
         spec: &MoeSpec,
         (contrast, balance): (bool, LabelBalance),
         seed: u64,
-    ) -> Labels {
+        oracle: impl FnOnce() -> Result<Labels>,
+    ) -> Result<Labels> {
         let (score, how) = match self {
-            Self::Random => return Labels::random(scan.tasks.len(), scan.sums.len(), spec, seed),
+            Self::Random => return Ok(Labels::random(scan.tasks.len(), scan.sums.len(), spec, seed)),
+            Self::Oracle => return oracle(),
             Self::By(score, how) => (score, how),
         };
         let integral = Integral::new(scan, score);
         let integral = if contrast { integral.contrasted() } else { integral };
         let labels = |integral: &Integral| Labels::balanced(integral, units, spec, balance);
-        match how {
+        Ok(match how {
             How::Best => labels(&integral),
             How::Lowest => labels(&integral.negated()),
             How::OnePath => labels(&integral.averaged()),
             How::Permuted => labels(&integral).permuted(seed),
-        }
+        })
     }
 }
 
@@ -77,6 +83,7 @@ impl fmt::Display for LabelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Random => f.write_str("random"),
+            Self::Oracle => f.write_str("oracle"),
             Self::By(score, how) => {
                 let behind = HOW.iter().find(|(_, known)| known == how).map_or("", |(name, _)| name);
                 write!(f, "{}{behind}", score.name())
@@ -88,16 +95,19 @@ impl fmt::Display for LabelSource {
 impl FromStr for LabelSource {
     type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
-        if text == "random" {
-            return Ok(Self::Random);
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "random" => return Ok(Self::Random),
+            "oracle" => return Ok(Self::Oracle),
+            _ => {}
         }
         let split = HOW.iter().find_map(|(name, how)| Some((text.strip_suffix(name)?, *how)));
         let (name, how) = split.unwrap_or((text, How::Best));
         let score = Score::ALL.into_iter().find(|score| score.name() == name).ok_or_else(|| {
             let scores = Score::ALL.map(Score::name).join(", ");
-            let remedy =
-                format!("use random, or one of {scores}, alone or with _lowest, _one_path or _permuted behind it");
+            let remedy = format!(
+                "use random, oracle, or one of {scores}, alone or with _lowest, _one_path or _permuted behind it"
+            );
             Error::setting("labels", format!("there is no source `{text}`"), remedy)
         })?;
         Ok(Self::By(score, how))
@@ -107,7 +117,7 @@ impl FromStr for LabelSource {
 impl TryFrom<String> for LabelSource {
     type Error = Error;
 
-    fn try_from(text: String) -> Result<Self, Error> {
+    fn try_from(text: String) -> Result<Self> {
         text.parse()
     }
 }

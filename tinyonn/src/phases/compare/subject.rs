@@ -10,7 +10,7 @@ use candle_core::DType;
 use super::record::{self, CellRecord, LossRecord, RoutedRecord, Store, SubjectRecord};
 use super::{Cell, CompareConfig, CorpusConfig, LabelSource};
 use crate::checkpoint;
-use crate::imaging::{Labels, NeuronScan};
+use crate::imaging::{GreedyOptions, Labels, NeuronScan};
 use crate::metrics::Stopwatch;
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::{LoadMeter, Pfag, variant};
@@ -114,12 +114,16 @@ impl Subject<'_> {
             checkpoint::upcycle(&self.prepared.dense.store, &self.prepared.dense.cfg, variant, &units, self.seed)?;
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let seeds: Vec<u64> = if cell.labels.is_drawn() { run.draws().collect() } else { vec![self.seed] };
-        let labels: Vec<Labels> = seeds
-            .iter()
-            .map(|seed| cell.labels.labels(&self.scan, &units, &spec, (cell.contrast, cell.label_balance), *seed))
-            .collect();
         let vb = store.builder(DType::F32, |_| false);
         let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
+        let oracle = || {
+            let options = GreedyOptions { length: run.config.length, ..GreedyOptions::default() };
+            Labels::greedy(model.lm(), &spec, &run.tokens.train, options, &run.device)
+        };
+        let draw = |seed: &u64| {
+            cell.labels.labels(&self.scan, &units, &spec, (cell.contrast, cell.label_balance), *seed, oracle)
+        };
+        let labels = seeds.iter().map(draw).collect::<Result<Vec<Labels>>>()?;
         let along = |labels: &Labels| {
             let active = Active::Paths(Arc::new(labels.paths.clone()));
             run.evaluate_on(model.lm(), &run.tokens.test, &RouteCtx { active, ..RouteCtx::default() })
