@@ -8,6 +8,7 @@ mod corpora;
 mod packing;
 mod sources;
 mod tokens;
+mod toolchain;
 
 use tinyonn::data::{Corpus, Document, Task};
 

@@ -19,7 +19,7 @@ use crate::models::{self, CPU, message};
 use crate::tiny;
 
 /// A dense model with its tokenizer, and a run on two tasks of generated text.
-fn setting(dir: &Path, dtype: DType) -> RunConfig {
+pub(crate) fn setting(dir: &Path, dtype: DType) -> RunConfig {
     let corpus = Corpus { tasks: vec![arithmetic(0, 24_000), sorting(0, 24_000)] };
     let data = corpus.tasks.iter().map(|task| {
         let path = dir.join(format!("{}.txt", task.name));

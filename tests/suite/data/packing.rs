@@ -159,3 +159,43 @@ fn evaluation_refuses_what_is_not_there() {
         assert!(error.to_string().contains(problem), "{error}");
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    #[test]
+    fn beginnings_are_the_longest_of_every_document_for_which_there_is_room(
+        sizes in prop::collection::vec(1usize..400, 1..4),
+        document in 1usize..60,
+        most in 1usize..300,
+    ) {
+        let whole = set(&sizes, document);
+        let mut cut = whole.clone();
+        cut.beginnings(most);
+        for (task, (cut, whole)) in cut.tasks.iter().zip(&whole.tasks).enumerate() {
+            if whole.tokens.len() <= most {
+                prop_assert_eq!(cut, whole);
+                continue;
+            }
+            prop_assert!(cut.tokens.len() <= most);
+            prop_assert_eq!(cut.tokens.len(), cut.documents.len());
+            let documents = sizes[task].div_ceil(document);
+            // A token of the set tells its place: every document's tokens are its first ones.
+            let kept: Vec<usize> = (0..documents)
+                .map(|at| {
+                    let first = 1000 * task + at * document;
+                    let own: Vec<usize> = cut.tokens.iter().map(|token| *token as usize)
+                        .filter(|token| (first..first + document).contains(token)).collect();
+                    assert_eq!(own, (first..first + own.len()).collect::<Vec<_>>());
+                    own.len()
+                })
+                .collect();
+            if documents <= most {
+                let longest = *kept.iter().max().unwrap();
+                let length = |at: usize| document.min(sizes[task] - at * document);
+                prop_assert!((0..documents).all(|at| kept[at] == longest.min(length(at))), "{kept:?}");
+                let more: usize = (0..documents).map(|at| (longest + 1).min(length(at))).sum();
+                prop_assert!(more > most, "there was room for {more} of {most}");
+            }
+        }
+    }
+}

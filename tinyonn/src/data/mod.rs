@@ -44,4 +44,4 @@ pub use source::{DataSource, read_sources};
 pub use split::{Shares, Splits};
 pub use synthetic::{DEFAULT_BYTES, arithmetic, records, sorting};
 pub use tokenizer::{END_OF_TEXT, TextTokenizer};
-pub use toolchain_text::{TOOLCHAIN, toolchain_corpus};
+pub use toolchain_text::{TOOLCHAIN, Toolchain, toolchain_corpus};

@@ -27,13 +27,35 @@ const BYTES: std::ops::RangeInclusive<u64> = 1024..=32 * 1024;
 /// How to get what is missing.
 const FETCH: &str = "run `cargo fetch --locked` in the workspace";
 
-/// The four tasks, for the workspace at `root`.
+/// Where the text lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Toolchain {
+    /// The `Cargo.lock` that names the crates.
+    pub lock: PathBuf,
+    /// cargo's own folder, which holds `registry/src`.
+    pub cargo_home: PathBuf,
+    /// The folder of the manual pages.
+    pub manuals: PathBuf,
+}
+
+impl Toolchain {
+    /// That of the workspace at `root`, and of the `rustc` that is run in it.
+    ///
+    /// # Errors
+    /// No `rustc` that tells where it is; no folder of cargo's.
+    pub fn of_workspace(root: &Path) -> Result<Self> {
+        let manuals = sysroot(root)?.join("share/man/man1");
+        Ok(Self { lock: root.join("Cargo.lock"), cargo_home: cargo_home()?, manuals })
+    }
+}
+
+/// The four tasks.
 ///
 /// # Errors
 /// A `Cargo.lock` that cannot be read; crates that cargo has not unpacked; a toolchain without manual pages; text that cannot be read.
-pub fn toolchain_corpus(root: &Path) -> Result<Corpus> {
-    let crates = locked_crates(&root.join("Cargo.lock"), &cargo_home()?)?;
-    let manuals = sysroot()?.join("share/man/man1");
+pub fn toolchain_corpus(from: &Toolchain) -> Result<Corpus> {
+    let crates = locked_crates(&from.lock, &from.cargo_home)?;
+    let manuals = &from.manuals;
     let of_crates = |wanted: &dyn Fn(&Path) -> bool| -> Result<Vec<(String, PathBuf)>> {
         let mut found = Vec::new();
         for folder in &crates {
@@ -44,7 +66,12 @@ pub fn toolchain_corpus(root: &Path) -> Result<Corpus> {
         Ok(found)
     };
     let extension = |extension: &'static str| move |path: &Path| path.extension().is_some_and(|e| e == extension);
-    let pages = files_below(&manuals)?.into_iter().map(|path| (relative_id(&manuals, &path), path)).collect();
+    if !manuals.is_dir() {
+        let remedy =
+            "install the toolchain with rustup, whose parts bring their manual pages, or give --data NAME=PATH";
+        return Err(Error::file(manuals, "holds no manual page", remedy));
+    }
+    let pages = files_below(manuals)?.into_iter().map(|path| (relative_id(manuals, &path), path)).collect();
     let files = [
         ("rust", of_crates(&extension("rs"))?),
         ("prose", of_crates(&extension("md"))?),
@@ -113,12 +140,12 @@ fn cargo_home() -> Result<PathBuf> {
     home.ok_or_else(|| Error::setting("CARGO_HOME", "neither it nor HOME is set", "set it to cargo's folder"))
 }
 
-fn sysroot() -> Result<PathBuf> {
+fn sysroot(root: &Path) -> Result<PathBuf> {
     let problem = |problem: String| {
         let remedy = "install Rust with rustup, or give --data NAME=PATH";
         Error::setting("--data toolchain", format!("`rustc --print sysroot` {problem}"), remedy)
     };
-    let output = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let output = Command::new("rustc").args(["--print", "sysroot"]).current_dir(root).output();
     let output = output.map_err(|e| problem(format!("cannot be run: {e}")))?;
     if !output.status.success() {
         return Err(problem(format!("ended with {}", output.status)));

@@ -76,7 +76,7 @@ impl Default for RunConfig {
             batch: 8,
             scan_tokens: 65_536,
             test_tokens: 16_384,
-            study_tokens: 2048,
+            study_tokens: 1024,
             partition: None,
             labels: Score::Sps,
             label: LabelUnit::Task,

@@ -86,7 +86,7 @@ pub fn corpus(sources: &[String], seed: u64) -> Result<Corpus> {
         return data::default_corpus(&data::workspace_root()?, seed);
     }
     if sources == [TOOLCHAIN] {
-        return data::toolchain_corpus(&data::workspace_root()?);
+        return data::toolchain_corpus(&data::Toolchain::of_workspace(&data::workspace_root()?)?);
     }
     let sources = sources.iter().map(|source| source.parse()).collect::<Result<Vec<DataSource>>>()?;
     data::read_sources(&sources)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{How, LabelSource};
 use crate::imaging::{LabelBalance, Partition};
-use crate::moe::variant;
+use crate::moe::{Pfag, variant};
 use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
 use crate::train::{PretrainConfig, RouterFitConfig};
 use crate::{Error, Result, files};
@@ -265,13 +265,19 @@ impl CompareConfig {
             batch: self.batch,
             scan_tokens: self.scan_tokens,
             test_tokens: self.test_tokens,
-            study_tokens: self.test_tokens,
+            study_tokens: (self.test_tokens / 4).max(1),
             ..RunConfig::default()
         }
     }
 }
 
 impl Cell {
+    /// The share of the experts that are active; 1 of an unknown variant.
+    #[must_use]
+    pub fn active_share(&self) -> f64 {
+        variant(&self.variant).map_or(1.0, |variant| variant.spec.taking(&self.top_k, Pfag::Off).active_share())
+    }
+
     /// A name that no other cell has, good for a file.
     #[must_use]
     pub fn id(&self) -> String {

@@ -1,0 +1,250 @@
+//! The comparison: its grid, its records, its verdict.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use rstest::rstest;
+use tempfile::TempDir;
+use tinyonn::imaging::{Partition, Score};
+use tinyonn::metrics::Interval;
+use tinyonn::phases::DenseShape;
+use tinyonn::phases::compare::record::Store;
+use tinyonn::phases::compare::{
+    Cell, CompareConfig, CorpusConfig, How, LabelSource, Outcome, Product, RIVALS, Trial, run_subject, verdict,
+    write_report, write_results,
+};
+use tinyonn::train::{PretrainConfig, RouterFitConfig};
+
+use crate::models::message;
+
+/// A comparison of two seeds on two small texts, with models that take a moment.
+fn setting(dir: &Path) -> CompareConfig {
+    let corpus = [tinyonn::data::arithmetic(0, 12_000), tinyonn::data::sorting(0, 12_000)];
+    let data = corpus.iter().map(|task| {
+        let path = dir.join(format!("{}.txt", task.name));
+        let text: String = task.documents.iter().map(|document| document.text.as_str()).collect();
+        fs::write(&path, text).unwrap();
+        format!("{}={}", task.name, path.display())
+    });
+    let data = data.collect();
+    let default = CompareConfig::default();
+    let by = |score| LabelSource::By(score, How::Best);
+    let labels: Vec<LabelSource> = RIVALS.into_iter().chain([LabelSource::SPS, LabelSource::Random]).collect();
+    let router = RouterFitConfig { steps: 2, ..RouterFitConfig::default() };
+    CompareConfig {
+        out: dir.join("compare"),
+        results: dir.join("RESULTS.md"),
+        cache: dir.join("cache"),
+        corpora: vec![CorpusConfig { name: "small".into(), data }],
+        seeds: vec![3, 4],
+        dense: DenseShape {
+            vocab_size: 300,
+            hidden_size: 16,
+            intermediate_size: 26,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 8,
+        },
+        pretrain: PretrainConfig { steps: 4, batch: 2, ..PretrainConfig::default() },
+        length: 16,
+        batch: 4,
+        scan_tokens: 300,
+        test_tokens: 120,
+        best: Cell {
+            variant: "Moe2x4".into(),
+            top_k: vec![1, 2],
+            labels: by(Score::Activation),
+            router,
+            ..Cell::default()
+        },
+        products: vec![Product { labels, routed: vec![false], ..Product::default() }],
+        ..default
+    }
+}
+
+fn run_all(config: &CompareConfig) -> usize {
+    let mut ran = 0;
+    for corpus in &config.corpora {
+        for seed in &config.seeds {
+            run_subject(config, corpus, *seed, |_| ran += 1).unwrap();
+        }
+    }
+    ran
+}
+
+#[rstest]
+fn sources_of_labels_are_read_as_they_are_written(
+    #[values(How::Best, How::Lowest, How::OnePath, How::Permuted)] how: How,
+) {
+    let of_scores = Score::ALL.into_iter().map(|score| LabelSource::By(score, how));
+    for source in of_scores.chain([LabelSource::Random, LabelSource::Oracle]) {
+        assert_eq!(source.to_string().parse::<LabelSource>().unwrap(), source);
+    }
+    let refused = message("sps_best".parse::<LabelSource>());
+    assert!(
+        refused.contains("there is no source `sps_best`; use random, oracle, or one of sps, activation"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn the_default_grid_asks_what_is_asked() {
+    let config = CompareConfig::default();
+    config.validate().unwrap();
+    let cells = config.cells();
+    let ids: BTreeSet<String> = cells.iter().map(Cell::id).collect();
+    assert_eq!(ids.len(), cells.len(), "each cell once");
+    assert!(cells.is_sorted_by_key(|cell| cell.routed), "the short ones first");
+    assert!(config.seeds.len() >= 3 && config.corpora.len() >= 2);
+    let has = |pred: &dyn Fn(&Cell) -> bool| cells.iter().any(pred);
+    for partition in Partition::ALL {
+        for source in RIVALS.into_iter().chain([LabelSource::SPS]) {
+            assert!(
+                has(&|cell| cell.partition == partition && cell.labels == source && !cell.routed),
+                "{partition} {source}"
+            );
+        }
+    }
+    for variant in ["TinyOnn", "LinearPaths", "CosinePaths", "RandomPaths"] {
+        assert!(has(&|cell| cell.variant == variant && cell.routed), "{variant}");
+    }
+    // Through routers one factor differs at a time, but for labels of tokens and balanced ones, which go with ∫SPS too.
+    let routed = cells.iter().filter(|cell| cell.routed);
+    for cell in routed.filter(|cell| cell.label == config.best.label && cell.label_balance == config.best.label_balance)
+    {
+        let best = &config.best;
+        let differs = [
+            cell.variant != best.variant,
+            cell.top_k != best.top_k,
+            cell.partition != best.partition,
+            cell.labels != best.labels,
+            cell.contrast != best.contrast,
+            cell.router != best.router,
+        ];
+        assert!(differs.iter().filter(|differs| **differs).count() <= 1, "{}", cell.id());
+    }
+}
+
+#[rstest]
+#[case::no_seed(&|config: &mut CompareConfig| config.seeds.clear(), "`seeds`: is empty")]
+#[case::no_corpus(&|config: &mut CompareConfig| config.corpora.clear(), "`corpora`: is empty")]
+#[case::seed_twice(&|config: &mut CompareConfig| config.seeds = vec![1, 1], "given twice")]
+#[case::name(&|config: &mut CompareConfig| config.corpora[0].name = "a/b".into(), "is not of letters")]
+#[case::variant(&|config: &mut CompareConfig| config.best.variant = "Nobody".into(), "Nobody")]
+#[case::top_k(&|config: &mut CompareConfig| config.best.top_k = vec![1], "[1] is not a positive number for each level")]
+#[case::tokens(&|config: &mut CompareConfig| config.test_tokens = 0, "`test_tokens`: is 0")]
+fn what_cannot_work_is_refused_before_it_begins(#[case] change: &dyn Fn(&mut CompareConfig), #[case] expected: &str) {
+    let dir = TempDir::new().unwrap();
+    let mut config = setting(dir.path());
+    config.validate().unwrap();
+    change(&mut config);
+    let said = message(config.validate());
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn it_goes_on_where_it_stopped_and_finds_the_same() {
+    let dir = TempDir::new().unwrap();
+    let config = setting(dir.path());
+    config.begin().unwrap();
+    let cells = config.cells();
+    assert_eq!(run_all(&config), 2 * cells.len());
+    assert_eq!(run_all(&config), 0, "what is there is not run again");
+    let store = Store::new(&config.out);
+    // As if it had been stopped before some cells and before a subject was whole.
+    let files =
+        cells[1..3].iter().map(|cell| store.cell_file("small", 4, cell)).chain([store.subject_file("small", 3)]);
+    let without_seconds = |path: &Path| {
+        let mut value: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        value.as_object_mut().unwrap().remove("seconds");
+        value
+    };
+    let before: Vec<_> = files.clone().map(|path| without_seconds(&path)).collect();
+    files.clone().for_each(|path| fs::remove_file(path).unwrap());
+    assert!(message(Outcome::read(&config)).contains("run exp_compare again"));
+    assert_eq!(run_all(&config), 2);
+    assert_eq!(files.map(|path| without_seconds(&path)).collect::<Vec<_>>(), before);
+    // More cells may be asked for, other settings not.
+    let more = Product { contrast: vec![true], routed: vec![false], ..Product::default() };
+    let grown = CompareConfig { products: [config.products.clone(), vec![more]].concat(), ..config.clone() };
+    grown.begin().unwrap();
+    assert_eq!(run_all(&grown), 2);
+    let other = CompareConfig { scan_tokens: 299, ..config.clone() };
+    assert!(message(other.begin()).contains("was begun with other settings; name another folder"));
+    // So must the text be what it was.
+    let file = dir.path().join("sorting.txt");
+    fs::write(&file, fs::read_to_string(&file).unwrap() + "2 1 -> 1 2\n").unwrap();
+    fs::remove_file(store.cell_file("small", 3, &cells[0])).unwrap();
+    let said = message(run_subject(&config, &config.corpora[0], 3, |_| {}));
+    assert!(said.contains("the text of `small` is not what it was"), "{said}");
+}
+
+/// A folder of something else is left alone.
+#[test]
+fn a_folder_that_is_no_comparison_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let config = setting(dir.path());
+    fs::create_dir(&config.out).unwrap();
+    fs::write(config.out.join("thesis.tex"), "years of work").unwrap();
+    assert!(message(config.begin()).contains("is no comparison"));
+    assert_eq!(fs::read_dir(&config.out).unwrap().count(), 1);
+}
+
+#[test]
+fn the_results_are_written_from_the_records() {
+    let dir = TempDir::new().unwrap();
+    let config = setting(dir.path());
+    config.begin().unwrap();
+    run_all(&config);
+    let outcome = Outcome::read(&config).unwrap();
+    // A difference to itself is none, surely; what is paired is what the means say.
+    let corpus = &outcome.corpora[0].1;
+    let [sps, activation] =
+        [LabelSource::SPS, RIVALS[1]].map(|labels| Cell { labels, routed: false, ..config.best.clone() });
+    let via = tinyonn::phases::compare::Via::Paths;
+    let none = outcome.paired(corpus, (&sps, via), (&sps, via)).unwrap();
+    assert_eq!((none.mean, none.low, none.high), (0.0, 0.0, 0.0));
+    let delta = outcome.paired(corpus, (&sps, via), (&activation, via)).unwrap();
+    let tokens = |at: usize| corpus[at].subject.documents.iter().map(|(_, tokens)| tokens).sum::<f64>();
+    let mean = |cell: &Cell| {
+        let seeds = outcome.by_seed(corpus, cell, via);
+        seeds.iter().enumerate().map(|(at, loss)| loss * tokens(at)).sum::<f64>() / (tokens(0) + tokens(1))
+    };
+    // f64 sums of a few hundred losses.
+    approx::assert_abs_diff_eq!(delta.mean, mean(&sps) - mean(&activation), epsilon = 1e-9);
+    let trials = outcome.trials(&config);
+    assert_eq!(trials.len(), 1);
+    write_results(&outcome, &config, &[("sources at commit".into(), "abc".into())]).unwrap();
+    let text = fs::read_to_string(&config.results).unwrap();
+    let first = text.lines().nth(2).unwrap();
+    assert!(first.starts_with("**The claim"), "{first}");
+    for expected in ["| sps |", "sources at commit: abc", "## Through routers (small)", "sps permuted", "`Moe2x4`"] {
+        assert!(text.contains(expected) || text.contains(&expected.replace(' ', "_")), "{expected}\n{text}");
+    }
+    write_report(&outcome, &config).unwrap();
+    let page = fs::read_to_string(config.out.join("report.html")).unwrap();
+    assert!(page.contains("Whose image knows the path? (small)"));
+    assert!(config.out.join("figures/differences-small.csv").exists());
+}
+
+/// Held only where all rivals are beaten with confidence; undecided is not held.
+#[rstest]
+#[case::all([-0.2, -0.1, -0.3], 0.05, "The claim held, in all 1 settings")]
+#[case::one_lost([-0.2, 0.1, -0.3], 0.05, "The claim did not hold: in none of 1 settings")]
+#[case::one_unsure([-0.2, -0.01, -0.3], 0.05, "The claim did not hold")]
+fn the_verdict_is_what_the_intervals_say(#[case] against: [f64; 3], #[case] half: f64, #[case] expected: &str) {
+    let interval = |mean: f64| Interval { mean, low: mean - half, high: mean + half };
+    let trial = Trial { corpus: "t".into(), cell: Cell::default(), against: against.map(interval).to_vec() };
+    let said = verdict(&[trial]);
+    assert!(said[0].starts_with(expected), "{}", said[0]);
+    let activation = said.iter().find(|line| line.starts_with("Against `activation`")).unwrap();
+    let words = match against[1] {
+        x if x < -half => "better in 1 of 1",
+        x if x > half => "worse in 1,",
+        _ => "undecided in 1",
+    };
+    assert!(activation.contains(words), "{activation}");
+    assert!(verdict(&[])[0].starts_with("Nothing was compared"));
+}

@@ -1,0 +1,130 @@
+//! Phase 1 by itself, its studies, and phase 2 that goes on from it.
+
+use std::fs;
+
+use candle_core::DType;
+use rstest::rstest;
+use tempfile::TempDir;
+use tinyonn::phases::{LabelUnit, Phase1Summary, RunConfig, phase1, phase2, phase2_from};
+
+use crate::models::message;
+use crate::phase2::setting;
+
+/// A run of phase 1 and the folder it lies in.
+fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, Phase1Summary) {
+    let dir = TempDir::new().unwrap();
+    let mut config = RunConfig { study_tokens: 60, ..setting(dir.path(), DType::BF16) };
+    change(&mut config);
+    let summary = phase1(&config).unwrap();
+    (dir, config, summary)
+}
+
+/// One after the other is both at once, to the last bit: weights, losses, load.
+#[rstest]
+fn phase_2_goes_on_where_phase_1_ended(#[values("Moe2x4", "ByTask", "SegmentOf3")] variant: &str) {
+    let (dir, config, _) = run(|config| config.variant = variant.into());
+    let at_once = phase2(&RunConfig { out: dir.path().join("at-once"), ..config.clone() }).unwrap();
+    let settings = RunConfig::of_phase1(&config.out).unwrap();
+    assert_eq!(settings, config);
+    let continued = phase2_from(&config.out, &RunConfig { out: dir.path().join("after"), ..settings }).unwrap();
+    let figures = |summary| serde_json::to_value(summary).unwrap();
+    assert_eq!(figures(&continued.smk), figures(&at_once.smk));
+    assert_eq!(figures(&continued.phase1)["loss"], figures(&at_once.phase1)["loss"]);
+    let weights = |out: &str| fs::read(dir.path().join(out).join("tiny-onn/model.safetensors")).unwrap();
+    assert!(weights("after") == weights("at-once"));
+}
+
+#[test]
+fn another_smk_may_follow_and_nothing_else_may_differ() {
+    let (dir, config, before) = run(|_| {});
+    let out = dir.path().join("after");
+    let mut other = RunConfig { out: out.clone(), ..config.clone() };
+    other.smk.steps = 1;
+    let summary = phase2_from(&config.out, &other).unwrap();
+    assert_eq!(summary.phase1.loss.routed_before.to_bits(), before.loss.routed_before.to_bits());
+    let refused = |change: &dyn Fn(&mut RunConfig)| {
+        let mut config = RunConfig { out: out.clone(), ..config.clone() };
+        change(&mut config);
+        message(phase2_from(&config.out.with_file_name("out"), &config))
+    };
+    assert!(refused(&|config| config.seed = 9).contains("`seed`: is not what phase 1 had"));
+    assert!(refused(&|config| config.contrast = true).contains("`contrast`"));
+    let none = message(phase2_from(dir.path(), &config));
+    assert!(none.contains("has no phase1.json; give the folder of a run of exp_phase1"), "{none}");
+    // The text is what it was, or nothing that was measured holds.
+    let file = dir.path().join("arithmetic.txt");
+    fs::write(&file, fs::read_to_string(&file).unwrap() + "one more line\n").unwrap();
+    let changed = message(phase2_from(&config.out, &RunConfig { out, ..config.clone() }));
+    assert!(changed.contains("the text is not what it was"), "{changed}");
+}
+
+/// With everything active the frontier ends in the dense model; each point is as active as its numbers say.
+#[test]
+fn the_frontier_ends_in_the_dense_model() {
+    let (_dir, _, summary) = run(|_| {});
+    let frontier = summary.frontier.unwrap();
+    let fixed: Vec<_> = frontier.points.iter().filter(|point| point.form == "fixed").collect();
+    assert_eq!(fixed.len(), 2 * 4);
+    for point in &fixed {
+        // 26 neurons in 8 experts of 4 or 3: the share of experts is that of neurons but for one neuron an expert.
+        let share = point.top_k.iter().product::<usize>() as f64 / 8.0;
+        assert!((point.active_share - share).abs() <= 0.1 * share, "{point:?}");
+        assert!(point.loss.low <= point.loss.mean && point.loss.mean <= point.loss.high);
+    }
+    let all = fixed.iter().find(|point| point.top_k == [2, 4]).unwrap();
+    assert_eq!((all.loss.mean, all.recovery.mean, all.active_share), (frontier.dense, 1.0, 1.0));
+    assert_eq!((all.recovery.low, all.recovery.high), (1.0, 1.0));
+    for form in ["entropy", "nucleus", "surprisal"] {
+        assert!(frontier.points.iter().any(|point| point.form == form), "{form}");
+    }
+    assert!(frontier.points.is_sorted_by(|a, b| a.active_share <= b.active_share));
+}
+
+/// What the task path of a variant is, it is: it has no other number of choices to be measured at.
+#[test]
+fn a_task_routed_variant_has_no_frontier() {
+    let (_dir, _, summary) = run(|config| config.variant = "ByTask".into());
+    assert!(summary.frontier.unwrap().points.is_empty());
+}
+
+#[test]
+fn interventions_say_what_their_matrices_say() {
+    let (_dir, _, summary) = run(|_| {});
+    assert!(!summary.causal.is_empty());
+    for found in &summary.causal {
+        let tasks = found.delta.len();
+        let own = (0..tasks).map(|task| found.delta[task][task]).sum::<f64>() / tasks as f64;
+        let others =
+            (0..tasks * tasks).filter(|at| at / tasks != at % tasks).map(|at| found.delta[at / tasks][at % tasks]);
+        let others = others.sum::<f64>() / (tasks * (tasks - 1)) as f64;
+        // Sums over documents in another order: f64 rounding of losses of a few nats.
+        approx::assert_abs_diff_eq!(found.specificity.mean, own - others, epsilon = 1e-9);
+        assert!(found.count == if found.unit == "expert" { 1 } else { 3 }, "a tenth of 8 experts and of 26 neurons");
+        assert!(found.delta.iter().flatten().all(|delta| delta.is_finite()));
+    }
+    let of = |source: &str, unit: &str, factor: f64| {
+        let same =
+            |f: &&tinyonn::phases::causal::Intervention| f.source == source && f.unit == unit && f.factor == factor;
+        summary.causal.iter().find(same).unwrap()
+    };
+    // ∫SPS' highest are its own measure of norm; the lowest are others, and so are the controls where they can be.
+    assert_eq!(of("sps", "neuron", 0.0).norm_ratio, 1.0);
+    assert_ne!(of("sps_lowest", "neuron", 0.0).delta, of("sps", "neuron", 0.0).delta);
+    let (drawn, same) = (of("random", "neuron", 0.0).norm_ratio, of("random_of_same_norm", "neuron", 0.0).norm_ratio);
+    assert!((same - 1.0).abs() <= (drawn - 1.0).abs() && (same - 1.0).abs() < 0.25, "{drawn} {same}");
+    // Multiplied by one and a half is another thing than taken away.
+    assert_ne!(of("sps", "expert", 1.5).delta, of("sps", "expert", 0.0).delta);
+}
+
+/// Tokens that have labels of their own: routers are measured against those too.
+#[test]
+fn tokens_may_have_labels_of_their_own() {
+    let (_dir, _, by_task) = run(|_| {});
+    assert!(by_task.router.own_labels.is_empty());
+    let (_dir, _, by_token) = run(|config| config.label = LabelUnit::Token);
+    assert_eq!(by_token.router.own_labels.len(), 2);
+    assert_ne!(by_token.loss.routed_before, by_task.loss.routed_before);
+    let dir = TempDir::new().unwrap();
+    let config = RunConfig { label: LabelUnit::Token, variant: "SegmentOf3".into(), ..setting(dir.path(), DType::F32) };
+    assert!(message(phase1(&config)).contains("`label`: is token"));
+}
