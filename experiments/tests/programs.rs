@@ -267,6 +267,12 @@ fn what_a_program_cannot_use_is_refused_not_ignored() {
     fs::write(place.path("run.toml"), "partition = \"random\"").unwrap();
     let run = "--model dense --variant Smear --data a=a.txt --config run.toml --out run";
     assert_refused(&place.run(PHASE2, run), &["`partition`", "replicas", "leave it out"]);
+    for strategy in ["coactivation", "activation", "sps", "taylor"] {
+        let unread = format!("--model dense --variant TinyOnn --partition {strategy} --out unread");
+        let words = ["`partition`", strategy, "upcycling reads none", "kmeans", "exp_phase2"];
+        assert_refused(&place.run(UPCYCLE, &unread), &words);
+    }
+    assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --partition kmeans --out clustered"));
     let scan = place.run(SCAN, "--model by-task --partition random --data a=a.txt --out scan");
     assert_refused(&scan, &["`partition`", "by-task brings its own"]);
 }

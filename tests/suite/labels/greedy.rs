@@ -89,15 +89,19 @@ fn it_is_the_plain_loop(#[values("Cortex", "Deep3", "Flat5", "ByEntropy")] name:
     assert_eq!(labels.paths.experts, by_hand(model, &set));
     assert_ne!(labels.paths.experts[0], labels.paths.experts[1], "the test is blind to the task");
 
-    // On its own text, no path drawn at random loses less.
+    // On its own text it loses less than paths drawn at random do on average, the best of which may be luckier than greed.
     let own = losses(model, &set, labels.paths);
-    for seed in 0..20 {
-        let random = losses(model, &set, Labels::random(2, 2, &variant.spec, seed).paths);
-        assert!(own.iter().zip(&random).all(|(own, random)| own <= random), "{name}, {seed}: {own:?} {random:?}");
+    let random: Vec<Vec<f64>> =
+        (0..20).map(|seed| losses(model, &set, Labels::random(2, 2, &variant.spec, seed).paths)).collect();
+    for task in 0..2 {
+        let mean = random.iter().map(|losses| losses[task]).sum::<f64>() / 20.0;
+        let below = random.iter().filter(|losses| losses[task] < own[task]).count();
+        assert!(own[task] < mean && below <= 2, "{name}, task {task}: {} {mean} {below}", own[task]);
     }
 }
 
-/// Only one expert of each layer does anything, and what it does is what makes the text likely.
+/// Only one expert of each layer does anything: it is kept exactly where its removal costs, which is nearly everywhere, since the text
+/// is what the whole model thinks likely.
 #[rstest]
 fn what_matters_is_kept(#[values(0, 4, 7, 11)] matters: u32) {
     let (cfg, variant, store) = upcycled("Linear3x4");
@@ -113,14 +117,24 @@ fn what_matters_is_kept(#[values(0, 4, 7, 11)] matters: u32) {
     let set = likely((&cfg, variant, &store));
     let model = tiny::sparse(&cfg, variant, &store);
     let labels = Labels::greedy(model.lm(), &variant.spec, &set, OPTIONS, &Device::Cpu).unwrap();
-    for path in labels.paths.experts.iter().flatten() {
-        assert!(path.contains(&matters), "{path:?}");
+    // With it or without it in a layer, all others active.
+    let with = |on: &[bool; 2]| {
+        let layer = |on: &bool| (0..12).filter(|expert| *on || *expert != matters).collect();
+        let paths = PathTable { experts: vec![on.iter().map(layer).collect(); 2] };
+        losses((&cfg, variant, &store), &set, paths)
+    };
+    let mut kept = 0;
+    for task in 0..2 {
+        let mut on = [true, true];
+        for layer in 0..2 {
+            let mut off = on;
+            off[layer] = false;
+            on[layer] = with(&off)[task] > with(&on)[task];
+            assert_eq!(labels.paths.experts[task][layer].contains(&matters), on[layer], "task {task}, layer {layer}");
+            kept += usize::from(on[layer]);
+        }
     }
-    // The rest ties, and goes to the lower index.
-    let path = &labels.paths.experts[0][0];
-    let group = matters / 4;
-    assert_eq!(path.len(), 4);
-    assert!(path.iter().all(|expert| expert / 4 == group || expert / 4 == u32::from(group == 0)), "{path:?}");
+    assert!(kept >= 3, "what was made to matter does not: the test is blind");
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Labels that use all choices: at each router, each choice is taken by about as many tasks (`balance = sinkhorn`).
 //!
 //! Of a router with C choices that T tasks pass, S[t, c] the score of choice c on task t: entropic optimal transport (Cuturi, 2013)
-//! finds prices v with P[t, c] = exp((S[t, c] + v_c)/τ − u_t), Σ_c P[t, c] = 1, Σ_t P[t, c] = T / C. A task then takes the best by
-//! S[t, c] + v_c instead of S[t, c]: a choice that everybody wants becomes dear. Where choices are even at these scores, the prices
-//! are equal and change nothing. τ is [`TEMPERATURE`] of the deviation of the scores from their mean over choices, so that their unit
-//! does not matter. A path takes k choices, a plan of k times the mass: the k dearest bids of its row.
+//! finds prices v with P[t, c] = exp((S[t, c] + v_c)/τ − u_t), Σ_c P[t, c] = 1, Σ_t P[t, c] = T / C, and each task takes the best by
+//! S[t, c] + v_c: a choice that everybody wants becomes dear. As τ → 0 that is the assignment of the largest total score among the even
+//! ones, so where the tasks' own best are even already they are kept. A path of k choices takes k such passes: in the
+//! j-th, choices that a task has taken are closed to it, and Σ_t P[t, c] is what choice c lacks of j T / C.
 //!
-//! Downwards, level by level: the tasks that a router sees are those whose balanced path leads to it. Deterministic; in logarithms, f64.
+//! τ falls by halves from σ to σ/64, each step starting from the prices of the one before, σ the deviation of S without its means over
+//! tasks and over choices: neither a score's unit nor its general level matters. Tasks whose scores are all alike (σ = 0) cannot
+//! be told apart, and keep their common best. Downwards level by level: the tasks that a router sees are those whose balanced path
+//! leads to it. Deterministic; f64, in logarithms.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,70 +26,110 @@ pub enum LabelBalance {
     Sinkhorn,
 }
 
-/// τ over the deviation of a router's scores: low enough that plans are nearly whole numbers, high enough to settle in [`ROUNDS`].
-const TEMPERATURE: f64 = 0.05;
-/// Rounds at most.
-const ROUNDS: usize = 500;
-/// A plan is even when no choice is off its share by more than this part of it.
+/// Times that τ is halved from σ.
+const HALVINGS: i32 = 6;
+/// Rounds at each τ, at most.
+const ROUNDS: usize = 200;
+/// A plan is even when no choice is off its target by more than this part of an even share.
 const EVEN: f64 = 1e-3;
+/// Deviations at or below this part of the scores' size are rounding.
+const ROUNDING: f64 = 1e-9;
 
-/// Adds the prices to the scores `[task][level][node]` of one layer; a path takes `widths[level][router]` choices.
+/// Replaces the scores `[task][level][node]` of one layer by marks, 1 for what a task takes and 0; a path takes
+/// `widths[level][router]` choices.
 pub(super) fn even(spec: &MoeSpec, widths: &[Vec<usize>], scores: &mut [Vec<Vec<f64>>]) {
     let mut passing: Vec<Vec<usize>> = vec![(0..scores.len()).collect()];
     for (level, declared) in spec.levels.iter().enumerate() {
         let mut next = vec![Vec::new(); declared.nodes()];
         for ((tasks, slot), width) in passing.iter().zip(declared.slots()).zip(&widths[level]) {
-            let own: Vec<&[f64]> = tasks.iter().map(|task| &scores[*task][level][slot.nodes.clone()]).collect();
-            let prices = prices(&own);
-            for task in tasks {
-                let own = &mut scores[*task][level][slot.nodes.clone()];
-                own.iter_mut().zip(&prices).for_each(|(score, price)| *score += price);
-                let mut order: Vec<usize> = (0..own.len()).collect();
-                order.sort_by(|a, b| own[*b].total_cmp(&own[*a]).then(a.cmp(b)));
-                order[..*width].iter().for_each(|choice| next[slot.nodes.start + choice].push(*task));
+            let own: Vec<Vec<f64>> =
+                tasks.iter().map(|task| scores[*task][level][slot.nodes.clone()].to_vec()).collect();
+            for (task, taken) in tasks.iter().zip(assign(own, *width)) {
+                let marks = &mut scores[*task][level][slot.nodes.clone()];
+                marks.fill(0.0);
+                for choice in taken {
+                    marks[choice] = 1.0;
+                    next[slot.nodes.start + choice].push(*task);
+                }
             }
         }
         passing = next;
     }
 }
 
-/// v_c of the scores `[t][c]` of one router; zeros where nothing is to be shared out.
-fn prices(scores: &[&[f64]]) -> Vec<f64> {
-    let (tasks, choices) = (scores.len(), scores.first().map_or(0, |row| row.len()));
-    let mut prices = vec![0.0; choices];
-    let temperature = TEMPERATURE * deviation(scores);
-    if tasks < 2 || choices < 2 || temperature <= 0.0 {
+/// The `width` choices of each task, from the scores `[t][c]` of one router.
+fn assign(mut scores: Vec<Vec<f64>>, width: usize) -> Vec<Vec<usize>> {
+    let (tasks, choices) = (scores.len() as f64, scores.first().map_or(0, Vec::len));
+    let deviation = deviation(&scores);
+    let mut taken = vec![Vec::with_capacity(width); scores.len()];
+    let mut used = vec![0.0; choices];
+    for pass in 1..=width.min(choices) {
+        let share = tasks / choices as f64;
+        let lacks: Vec<f64> = used.iter().map(|used| (pass as f64 * share - used).max(1e-6 * share)).collect();
+        let scale = tasks / lacks.iter().sum::<f64>();
+        let targets: Vec<f64> = lacks.iter().map(|lack| lack * scale).collect();
+        let prices = prices(&scores, &targets, deviation);
+        for (row, taken) in scores.iter_mut().zip(&mut taken) {
+            let bid = |choice: usize| row[choice] + prices[choice];
+            let best = (1..choices).fold(0, |best, choice| if bid(choice) > bid(best) { choice } else { best });
+            row[best] = f64::NEG_INFINITY;
+            used[best] += 1.0;
+            taken.push(best);
+        }
+    }
+    taken
+}
+
+/// v_c of the scores `[t][c]` of one router, −∞ where a choice is closed; zeros where the tasks are all alike.
+fn prices(scores: &[Vec<f64>], targets: &[f64], deviation: f64) -> Vec<f64> {
+    let mut prices = vec![0.0; targets.len()];
+    if deviation <= 0.0 {
         return prices;
     }
-    let share = tasks as f64 / choices as f64;
-    for _ in 0..ROUNDS {
-        // Rows to one under the prices, then each choice's mass.
-        let mut mass = vec![0.0; choices];
-        for row in scores {
-            let bids: Vec<f64> = row.iter().zip(&prices).map(|(s, v)| (s + v) / temperature).collect();
-            let most = bids.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = bids.iter().map(|bid| (bid - most).exp()).sum();
-            mass.iter_mut().zip(&bids).for_each(|(mass, bid)| *mass += (bid - most).exp() / sum);
+    let share = scores.len() as f64 / targets.len() as f64;
+    for halving in 0..=HALVINGS {
+        let temperature = deviation * 0.5f64.powi(halving);
+        for _ in 0..ROUNDS {
+            let mass = masses(scores, &prices, temperature);
+            if mass.iter().zip(targets).all(|(mass, target)| (mass - target).abs() <= EVEN * share) {
+                break;
+            }
+            for ((price, mass), target) in prices.iter_mut().zip(&mass).zip(targets) {
+                // A choice that nobody bids for has a mass that underflows.
+                *price -= temperature * (mass.max(1e-12 * target) / target).ln();
+            }
         }
-        if mass.iter().all(|mass| (mass - share).abs() <= EVEN * share) {
-            break;
-        }
-        // A choice that nobody bids for has a mass that underflows.
-        let smallest = share * 1e-12;
-        prices
-            .iter_mut()
-            .zip(&mass)
-            .for_each(|(price, mass)| *price -= temperature * (mass.max(smallest) / share).ln());
     }
     prices
 }
 
-/// The root mean square of what is left of the scores without each task's mean.
-fn deviation(scores: &[&[f64]]) -> f64 {
-    let squares = |row: &&[f64]| {
-        let mean = row.iter().sum::<f64>() / row.len() as f64;
-        row.iter().map(|score| (score - mean) * (score - mean)).sum::<f64>()
-    };
-    let count: usize = scores.iter().map(|row| row.len()).sum();
-    (scores.iter().map(squares).sum::<f64>() / count.max(1) as f64).sqrt()
+/// Σ_t P[t, c], the rows of P adding up to one.
+fn masses(scores: &[Vec<f64>], prices: &[f64], temperature: f64) -> Vec<f64> {
+    let mut masses = vec![0.0; prices.len()];
+    for row in scores {
+        let bids: Vec<f64> = row.iter().zip(prices).map(|(s, v)| (s + v) / temperature).collect();
+        let most = bids.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = bids.iter().map(|bid| (bid - most).exp()).sum();
+        masses.iter_mut().zip(&bids).for_each(|(mass, bid)| *mass += (bid - most).exp() / sum);
+    }
+    masses
+}
+
+/// σ: the root mean square of S[t, c] − S[t, ·] − S[·, c] + S[·, ·]; 0 where that is rounding.
+fn deviation(scores: &[Vec<f64>]) -> f64 {
+    let (tasks, choices) = (scores.len(), scores.first().map_or(0, Vec::len));
+    let count = (tasks * choices).max(1) as f64;
+    let of_task: Vec<f64> = scores.iter().map(|row| row.iter().sum::<f64>() / choices as f64).collect();
+    let of_choice: Vec<f64> =
+        (0..choices).map(|choice| scores.iter().map(|row| row[choice]).sum::<f64>() / tasks as f64).collect();
+    let mean = of_task.iter().sum::<f64>() / tasks.max(1) as f64;
+    let (mut squares, mut whole) = (0.0, 0.0);
+    for (row, of_task) in scores.iter().zip(&of_task) {
+        for (score, of_choice) in row.iter().zip(&of_choice) {
+            squares += (score - of_task - of_choice + mean).powi(2);
+            whole += score * score;
+        }
+    }
+    let [deviation, size] = [squares, whole].map(|sum: f64| (sum / count).sqrt());
+    if deviation <= ROUNDING * size { 0.0 } else { deviation }
 }
