@@ -216,11 +216,12 @@ impl Run<'_> {
     /// Fits routers again to what they see once they route, as often as configured.
     fn refit(&self, store: &ParamStore, labels: &Labels) -> Result<()> {
         let (model, c) = ((store, &self.dense.cfg, self.variant), self.config);
-        refit(model, labels, &c.router, c.seed, |routed| {
+        refit(model, c.router.refit_rounds, |routed| {
             let of = |set: &TokenSet| self.inputs(routed.lm(), set, &Self::routed(labels));
             let (train, validation) = (of(&self.tokens.train)?, of(&self.tokens.validation)?);
             let dim = self.variant.spec.projection_width(self.dense.cfg.hidden_size);
-            RouterFitter::new(train.own(self.variant), validation.own(self.variant), self.text.tasks.len(), dim)
+            let (train, validation) = (train.own(self.variant), validation.own(self.variant));
+            RouterFitter::new(train, validation, self.text.tasks.len(), dim)?.fit(model, labels, &c.router, c.seed)
         })
     }
 
