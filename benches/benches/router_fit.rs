@@ -71,7 +71,7 @@ fn main() -> Result<()> {
         (total, slowest) = (total + seconds, slowest.max(seconds));
         spread += routers.iter().skip(1).flat_map(|router| router.log_variance.iter().flatten()).sum::<f64>();
     }
-    // Of even noise the variance is 1/12: what was timed is what it should be.
+    // Of even noise σ is √(1/12) = 0.289, by shrinkage a little more: what was timed is what it should be.
     let deviation = (spread / (LAYERS as usize * GROUPS * EXPERTS * WIDTH) as f64 / 2.0).exp();
     println!(
         "cpu/router-fit: {LAYERS} layers of {ROWS} rows at r = {WIDTH}, {} labels: {total:.2} s (slowest layer {slowest:.3} s); \

@@ -44,12 +44,12 @@ fn rounds_fit_to_the_inputs_of_the_routed_pass() {
         let dense = seen(&tiny::sparse(&cfg, variant, &store), &RouteCtx::all());
         fitter(&dense).fit(model, &labels, &config, 0).unwrap();
         let mut rounds = 0;
-        refit(model, &labels, &config, 0, |model| {
+        refit(model, config.refit_rounds, |routed| {
             rounds += 1;
-            let routed = seen(model, &RouteCtx::routed());
+            let routed = seen(routed, &RouteCtx::routed());
             assert_eq!((&routed[0].values, &routed[0].documents), (&dense[0].values, &dense[0].documents));
             assert!(routed[1].values != dense[1].values);
-            Ok(fitter(&routed))
+            fitter(&routed).fit(model, &labels, &config, 0)
         })
         .unwrap();
         assert_eq!(rounds, refit_rounds);

@@ -128,15 +128,16 @@ impl Run<'_> {
     ) -> Result<()> {
         let (config, seed) = (&self.config.router, self.config.seed);
         let model = (store, &self.dense.cfg, self.variant);
-        match rows {
-            Some(rows) => fitter.fit_rows(model, [&rows.train, &rows.validation], config, seed)?,
-            None => fitter.fit(model, labels, config, seed)?,
-        }
-        refit(model, labels, config, seed, |_| {
+        let once = |fitter: &RouterFitter| match rows {
+            Some(rows) => fitter.fit_rows(model, [&rows.train, &rows.validation], config, seed),
+            None => fitter.fit(model, labels, config, seed),
+        };
+        once(fitter)?;
+        refit(model, config.refit_rounds, |_| {
             let routing = routing()?;
             let of = |set: &TokenSet| self.inputs(routing.lm(), set, &Self::routed(labels));
             let (train, validation) = (of(&self.tokens.train)?, of(&self.tokens.validation)?);
-            self.fitter(train.own(self.variant), validation.own(self.variant))
+            once(&self.fitter(train.own(self.variant), validation.own(self.variant))?)
         })
     }
 }

@@ -6,28 +6,18 @@
 
 use candle_core::DType;
 
-use super::{Model, RouterFitConfig, RouterFitter};
+use super::Model;
 use crate::Result;
-use crate::imaging::Labels;
 use crate::model::TinyOnnForCausalLm;
 
-/// Repeats a fit `config.refit_rounds` times; the routers in the store are fitted already. `routed(model)` collects inputs through the routed model
-/// ([`RouterInputs::collect`](crate::imaging::RouterInputs::collect) under [`RouteCtx::routed`](crate::qwen3::RouteCtx::routed)). Routers without a closed form
-/// go on from where they are.
+/// Calls `again(model)` with the routed model as it is in the store, `rounds` times
+/// ([`RouterFitConfig::refit_rounds`](super::RouterFitConfig::refit_rounds)); the routers are fitted already. `again` collects inputs through the model
+/// ([`RouterInputs::collect`](crate::imaging::RouterInputs::collect) under [`RouteCtx::routed`](crate::qwen3::RouteCtx::routed)) and fits to them, to the labels of
+/// tasks or of rows: a routed pass keeps the same rows. Routers without a closed form go on from where they are.
 ///
 /// # Errors
-/// Whatever the model, `routed` or the fit reports.
-pub fn refit(
-    model: Model<'_>,
-    labels: &Labels,
-    config: &RouterFitConfig,
-    seed: u64,
-    mut routed: impl FnMut(&TinyOnnForCausalLm) -> Result<RouterFitter>,
-) -> Result<()> {
+/// Whatever the model or `again` reports.
+pub fn refit(model: Model<'_>, rounds: usize, mut again: impl FnMut(&TinyOnnForCausalLm) -> Result<()>) -> Result<()> {
     let (store, cfg, variant) = model;
-    for _ in 0..config.refit_rounds {
-        let sees = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, |_| false))?;
-        routed(&sees)?.fit(model, labels, config, seed)?;
-    }
-    Ok(())
+    (0..rounds).try_for_each(|_| again(&TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, |_| false))?))
 }
