@@ -169,3 +169,25 @@ fn forms_that_a_scan_does_not_hold_are_refused() {
     let error = refused(&known, Score::Taylor, Norm::Layer, ExpertForm::Norm);
     assert!(error.starts_with("`expert`") && error.contains("Taylor"), "{error}");
 }
+
+/// A share may hold nothing of a task: the others are standardised as if it were not there, and it stands at their mean.
+#[test]
+fn a_task_without_tokens_moves_nothing() {
+    let neurons = ["a", "s"].map(|purpose| of_layers(purpose, 5));
+    let experts = ["A", "S"].map(|purpose| of_layers(purpose, 2));
+    let mut with = scan(&neurons, &experts);
+    let mut without = with.clone();
+    with.tokens[2] = 0;
+    for layer in 0..2 {
+        with.sums[layer][2] = tinyonn::ops::NeuronSums::zero(5);
+        without.sums[layer].truncate(2);
+    }
+    without.tasks.truncate(2);
+    without.tokens.truncate(2);
+    for norm in [Norm::Layer, Norm::Global] {
+        let form = Form { norm, ..Form::default() };
+        let [with, without] = [&with, &without].map(|scan| Integral::of(scan, Score::Sps, form).unwrap());
+        assert_eq!(with.neurons[..2], without.neurons);
+        assert!(with.neurons[2].iter().flatten().all(|x| *x == 0.0));
+    }
+}

@@ -111,3 +111,18 @@ fn requests_that_do_not_fit_are_refused(#[case] request: ScanRequest, #[case] pr
     let error = requested(&request).unwrap_err().to_string();
     assert!(error.contains(problem), "{error}");
 }
+
+/// All active, a variant is measured like the dense model, whatever shares its decisions.
+#[rstest]
+#[case("Moe7x3")]
+#[case("MoeSequence")]
+fn upcycled_all_active_is_measured_like_the_dense_model(#[case] variant: &str) {
+    let cfg = tiny::config(VOCAB as usize);
+    let store = tiny::dense_store(&cfg, 9);
+    let set = tiny::tokens(9, &[40, 50], VOCAB);
+    let request = everything(Share::WHOLE);
+    let dense = scan_with(&tiny::dense(&cfg, &store), &set, &request, &Device::Cpu, None).unwrap();
+    let (variant, store) = tiny::upcycled(&cfg, variant, &store);
+    let model = tiny::sparse(&cfg, variant, &store);
+    assert_eq!(scan_with(model.lm(), &set, &request, &Device::Cpu, None).unwrap(), dense);
+}

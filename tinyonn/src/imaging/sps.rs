@@ -112,20 +112,25 @@ const ROUNDING: f64 = 1e-12;
 struct Quantity {
     means: Vec<Vec<f64>>,
     mean_squares: Vec<Vec<f64>>,
+    /// Whether the task has tokens: a share of a text may hold none of it. One without stands at the mean.
+    read: Vec<bool>,
 }
 
 impl Quantity {
     /// E[x] and E[x²] over units, tasks weighted equally.
     fn moments(&self) -> [f64; 2] {
+        let tasks = self.read.iter().filter(|read| **read).count().max(1) as f64;
         [&self.means, &self.mean_squares].map(|values| {
-            let by_task = values.iter().map(|task| task.iter().sum::<f64>() / task.len() as f64);
-            by_task.sum::<f64>() / values.len() as f64
+            let read = values.iter().zip(&self.read).filter(|(_, read)| **read);
+            read.map(|(task, _)| task.iter().sum::<f64>() / task.len() as f64).sum::<f64>() / tasks
         })
     }
 
     fn standardised(&self, moments: [f64; 2]) -> Vec<Vec<f64>> {
         let standard = Standard::of(moments);
-        self.means.iter().map(|task| task.iter().map(|x| standard.z(*x)).collect()).collect()
+        let z = |read: bool, x: &f64| if read { standard.z(*x) } else { 0.0 };
+        let tasks = self.means.iter().zip(&self.read);
+        tasks.map(|(task, read)| task.iter().map(|x| z(*read, x)).collect()).collect()
     }
 }
 
@@ -178,8 +183,11 @@ fn quantities<'a>(scan: &NeuronScan, get: impl Fn(usize, usize) -> [&'a Vec<f64>
             };
             (0..scan.tasks.len()).map(of_task).collect()
         };
-        let of_layer =
-            |layer: usize| Quantity { means: per_token(layer, first), mean_squares: per_token(layer, first + 1) };
+        let of_layer = |layer: usize| Quantity {
+            means: per_token(layer, first),
+            mean_squares: per_token(layer, first + 1),
+            read: scan.tokens.iter().map(|tokens| *tokens > 0).collect(),
+        };
         (0..scan.sums.len()).map(of_layer).collect()
     })
 }
@@ -230,8 +238,8 @@ impl Integral {
     }
 
     /// Integrates `score` over the tasks of `scan` in the given `form`. With [`ExpertForm::Norm`] every neuron has the value of its
-    /// expert, so that [`by_unit`](Self::by_unit) gives the experts' values, and a group's is the width-weighted mean over its
-    /// experts.
+    /// expert, so that [`by_unit`](Self::by_unit) over the scan's own partition gives the experts' values, and a group's is the
+    /// width-weighted mean over its experts.
     ///
     /// # Errors
     /// A form whose sums the scan does not hold; a Taylor score as a norm, which it has none of.

@@ -1,11 +1,11 @@
 //! Where surprise is measured: which gradient's norm S(t, unit) is (DESIGN §3).
 //!
-//! Legend: t tokens, d hidden, i neurons, n experts. With the rows W_g[i], W_u[i] of neuron i:
+//! Legend: t tokens, d hidden, i neurons, n experts. With the rows w_g, w_u of a neuron in W_g, W_u:
 //!
 //! - `weight`: S² = ‖δ_y‖² h_i² + (δ_g² + δ_u²) ‖x‖², the token's part of the gradient of the neuron's weights; an expert's S² is
 //!   the sum over its neurons.
-//! - `input`: S = ‖δ_g W_g[i] + δ_u W_u[i]‖, the neuron's part of ∂L/∂x, from three dot products a neuron:
-//!   S² = δ_g² ⟨W_g, W_g⟩ + 2 δ_g δ_u ⟨W_g, W_u⟩ + δ_u² ⟨W_u, W_u⟩. An expert's is the norm of the sum of its neurons' parts, which
+//! - `input`: S = ‖δ_g w_g + δ_u w_u‖, the neuron's part of ∂L/∂x, from three dot products a neuron:
+//!   S² = δ_g² ⟨w_g, w_g⟩ + 2 δ_g δ_u ⟨w_g, w_u⟩ + δ_u² ⟨w_u, w_u⟩. An expert's is the norm of the sum of its neurons' parts, which
 //!   takes the products of ∂L/∂x once more.
 //! - `output`: S = ‖δ_y‖, the same for every unit: the degenerate control.
 
@@ -54,7 +54,7 @@ fn input_matrices(pass: &MlpBackward<'_>) -> Result<[Tensor; 2]> {
     Ok([wide(gate_id)?, wide(up_id)?])
 }
 
-/// ⟨W_g, W_g⟩, ⟨W_g, W_u⟩ and ⟨W_u, W_u⟩ of every neuron, `[1, i]`.
+/// ⟨w_g, w_g⟩, ⟨w_g, w_u⟩ and ⟨w_u, w_u⟩ of every neuron, `[1, i]`.
 pub(super) fn input_dots(pass: &MlpBackward<'_>) -> Result<[Tensor; 3]> {
     let [gate_id, up_id] = &input_matrices(pass)?;
     let dot = |a_id: &Tensor, b_id: &Tensor| (a_id * b_id)?.sum(1)?.unsqueeze(0);
@@ -97,7 +97,7 @@ impl GradSite {
         }
     }
 
-    /// ‖Σ over the expert's neurons of δ_g W_g[i] + δ_u W_u[i]‖² by token and expert, `[t, n]`.
+    /// ‖Σ over the expert's neurons of δ_g w_g + δ_u w_u‖² by token and expert, `[t, n]`.
     pub(super) fn input_parts(pass: &MlpBackward<'_>, experts: &ExpertNeurons) -> Result<Tensor> {
         let [gate_id, up_id] = input_matrices(pass)?;
         let [g_ti, u_ti] = [wide(pass.delta_g_ti)?, wide(pass.delta_u_ti)?];
