@@ -231,8 +231,8 @@ fn the_results_are_written_from_the_records() {
 
 /// Held only where all rivals are beaten with confidence; undecided is not held.
 #[rstest]
-#[case::all([-0.2, -0.1, -0.3], 0.05, "The claim held, in all 1 settings")]
-#[case::one_lost([-0.2, 0.1, -0.3], 0.05, "The claim did not hold: in none of 1 settings")]
+#[case::all([-0.2, -0.1, -0.3], 0.05, "The claim held: in all of one setting.")]
+#[case::one_lost([-0.2, 0.1, -0.3], 0.05, "The claim did not hold: in none of one setting.")]
 #[case::one_unsure([-0.2, -0.01, -0.3], 0.05, "The claim did not hold")]
 fn the_verdict_is_what_the_intervals_say(#[case] against: [f64; 3], #[case] half: f64, #[case] expected: &str) {
     let interval = |mean: f64| Interval { mean, low: mean - half, high: mean + half };
@@ -241,7 +241,7 @@ fn the_verdict_is_what_the_intervals_say(#[case] against: [f64; 3], #[case] half
     assert!(said[0].starts_with(expected), "{}", said[0]);
     let activation = said.iter().find(|line| line.starts_with("Against `activation`")).unwrap();
     let words = match against[1] {
-        x if x < -half => "better in 1 of 1",
+        x if x < -half => "better in 1 of one setting",
         x if x > half => "worse in 1,",
         _ => "undecided in 1",
     };

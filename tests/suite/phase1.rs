@@ -27,9 +27,9 @@ fn phase_2_goes_on_where_phase_1_ended(#[values("Moe2x4", "ByTask", "SegmentOf3"
     let settings = RunConfig::of_phase1(&config.out).unwrap();
     assert_eq!(settings, config);
     let continued = phase2_from(&config.out, &RunConfig { out: dir.path().join("after"), ..settings }).unwrap();
-    let figures = |summary| serde_json::to_value(summary).unwrap();
-    assert_eq!(figures(&continued.smk), figures(&at_once.smk));
-    assert_eq!(figures(&continued.phase1)["loss"], figures(&at_once.phase1)["loss"]);
+    let [continued, at_once] = [continued, at_once].map(|summary| serde_json::to_value(summary).unwrap());
+    assert_eq!(continued["smk"], at_once["smk"]);
+    assert_eq!(continued["loss"], at_once["loss"]);
     let weights = |out: &str| fs::read(dir.path().join(out).join("tiny-onn/model.safetensors")).unwrap();
     assert!(weights("after") == weights("at-once"));
 }

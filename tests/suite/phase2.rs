@@ -9,7 +9,8 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
-use tinyonn::imaging::{LabelBalance, Partition, Score};
+use tinyonn::imaging::{Form, LabelBalance, Partition, Score, Share};
+use tinyonn::ops::GradSite;
 use tinyonn::phases::{ImageConfig, RunConfig, Text, TextConfig, image, phase2};
 use tinyonn::qwen3::RouteCtx;
 use tinyonn::train::evaluate::EvaluateOptions;
@@ -206,8 +207,18 @@ fn every_partition_goes_all_the_way(
     let RunConfig { seed, device, variant, .. } = config;
     let image_config =
         ImageConfig { model: dir.path().join("dense"), variant, partition: Some(strategy), seed, device };
-    image(&image_config, &TextConfig { data: config.data, length: 16, batch: 4, tokens: 400, out: out.clone() })
-        .unwrap();
+    let text = TextConfig {
+        data: config.data,
+        length: 16,
+        batch: 4,
+        tokens: 400,
+        share: Share::default(),
+        grad_site: GradSite::Weight,
+        form: Form::default(),
+        scan_file: None,
+        out: out.clone(),
+    };
+    image(&image_config, &text).unwrap();
     let tensors = candle_core::safetensors::load(out.join("integral.safetensors"), &CPU).unwrap();
     let units = tensors["layers.1.neuron_expert"].to_vec1::<u32>().unwrap();
     let widths = (0..8).map(|expert| units.iter().filter(|unit| **unit == expert).count());

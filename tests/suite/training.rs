@@ -10,7 +10,7 @@ use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::metrics::{MetricsLog, Record};
 use tinyonn::qwen3::{Active, FeedForward, PathTable, Qwen3ForCausalLm, RouteCtx};
 use tinyonn::train::evaluate::EvaluateOptions;
-use tinyonn::train::{AdamwConfig, Losses, PretrainConfig, evaluate, pretrain};
+use tinyonn::train::{AdamwConfig, DocumentLoss, Losses, PretrainConfig, evaluate, pretrain};
 
 use crate::tiny;
 
@@ -85,6 +85,7 @@ fn by_hand<F: FeedForward>(
     ctx: &RouteCtx,
 ) -> Losses {
     let (mut by_task, mut all, mut count) = (Vec::new(), 0.0, 0);
+    let mut by_document = vec![DocumentLoss::default(); set.documents.len()];
     for (number, task) in set.tasks.iter().enumerate() {
         let (mut sum, mut scored) = (0.0, 0);
         for from in (0..task.tokens.len() - 1).step_by(length) {
@@ -94,7 +95,10 @@ fn by_hand<F: FeedForward>(
             let logits = model.logits(&ids, &ctx, None).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
             for (position, logits) in logits.iter().enumerate().skip(skip) {
                 let total: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
-                sum += total.ln() - f64::from(logits[row[position + 1] as usize]);
+                let loss = total.ln() - f64::from(logits[row[position + 1] as usize]);
+                sum += loss;
+                let document = &mut by_document[task.documents[from + position + 1] as usize];
+                *document = DocumentLoss { task: number, sum: document.sum + loss, tokens: document.tokens + 1.0 };
                 scored += 1;
             }
         }
@@ -102,7 +106,7 @@ fn by_hand<F: FeedForward>(
         all += sum;
         count += scored;
     }
-    Losses { mean: all / f64::from(count), by_task }
+    Losses { mean: all / f64::from(count), by_task, by_document }
 }
 
 #[rstest]
@@ -145,6 +149,11 @@ fn evaluation_scores_every_target_once(
     // Means of f32 losses against f64 ones from f32 logits.
     for (found, expected) in found.by_task.iter().zip(&expected.by_task).chain([(&found.mean, &expected.mean)]) {
         assert_relative_eq!(found, expected, max_relative = 1e-5);
+    }
+    assert_eq!(found.by_document.len(), expected.by_document.len());
+    for (found, expected) in found.by_document.iter().zip(&expected.by_document) {
+        assert_eq!((found.task, found.tokens), (expected.task, expected.tokens));
+        assert_relative_eq!(found.sum, expected.sum, max_relative = 1e-5);
     }
 }
 

@@ -56,16 +56,18 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
     let held: Vec<&Trial> = trials.iter().filter(|trial| trial.holds()).collect();
     let answer = match (held.len(), trials.len()) {
         (_, 0) => "Nothing was compared: the grid has no setting with ∫SPS and all its rivals.".to_owned(),
-        (0, all) => format!("The claim did not hold: in none of {all} settings."),
-        (some, all) if some == all => format!("The claim held, in all {all} settings."),
-        (some, all) => format!("The claim held in {some} of {all} settings."),
+        (0, all) => format!("The claim did not hold: in none of {}.", settings(all)),
+        (some, all) if some == all => format!("The claim held: in all of {}.", settings(all)),
+        (some, all) => format!("The claim held in {some} of {}.", settings(all)),
     };
-    let mut said = vec![format!(
-        "{answer} The claim: labels by ∫SPS = z(activation) − z(surprise) find each task's optimal computation path. It holds where their \
-         held-out loss is lower, paired by seed and document and with 95 % confidence, than that of the same paths dealt to other tasks, \
-         of labels by activation alone, and of labels by first-order Taylor, all without a router between. A setting is a text, a partition of \
-         neurons into experts, and a number of active experts."
-    )];
+    let mut said = vec![
+        answer,
+        "The claim: labels by ∫SPS = z(activation) − z(surprise) find each task's optimal computation path. It holds where their held-out loss is \
+         lower, paired by seed and document and with 95 % confidence, than that of the same paths dealt to other tasks, of labels by activation \
+         alone, and of labels by first-order Taylor, all without a router between. A setting is a text, a partition of neurons into experts, and a \
+         number of active experts."
+            .to_owned(),
+    ];
     for (at, rival) in RIVALS.iter().enumerate() {
         let deltas: Vec<Interval> = trials.iter().map(|trial| trial.against[at]).collect();
         let better = deltas.iter().filter(|delta| delta.high < 0.0).count();
@@ -74,9 +76,9 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
         let most = deltas.iter().map(|delta| delta.mean).fold(f64::NEG_INFINITY, f64::max);
         if !deltas.is_empty() {
             said.push(format!(
-                "Against `{rival}`: better in {better} of {} settings, worse in {worse}, undecided in {}; the difference in nats a token runs from {least:+.3} to {most:+.3} (below zero: \
-                 ∫SPS is better).",
-                deltas.len(),
+                "Against `{rival}`: better in {better} of {}, worse in {worse}, undecided in {}; the difference in nats a token runs from \
+                 {least:+.3} to {most:+.3} (below zero: ∫SPS is better).",
+                settings(deltas.len()),
                 deltas.len() - better - worse,
             ));
         }
@@ -89,4 +91,8 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
         said.push(format!("It held here: {}.", held.iter().map(place).collect::<Vec<_>>().join("; ")));
     }
     said
+}
+
+fn settings(count: usize) -> String {
+    if count == 1 { "one setting".into() } else { format!("{count} settings") }
 }

@@ -272,10 +272,16 @@ impl CompareConfig {
 }
 
 impl Cell {
-    /// The share of the experts that are active; 1 of an unknown variant.
+    /// The experts that are active; none of an unknown variant.
     #[must_use]
-    pub fn active_share(&self) -> f64 {
-        variant(&self.variant).map_or(1.0, |variant| variant.spec.taking(&self.top_k, Pfag::Off).active_share())
+    pub fn active_experts(&self) -> usize {
+        variant(&self.variant).map_or(0, |variant| variant.spec.taking(&self.top_k, Pfag::Off).active_experts())
+    }
+
+    /// All experts; none of an unknown variant.
+    #[must_use]
+    pub fn experts(&self) -> usize {
+        variant(&self.variant).map_or(0, |variant| variant.spec.experts())
     }
 
     /// A name that no other cell has, good for a file.

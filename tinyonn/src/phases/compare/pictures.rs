@@ -56,7 +56,7 @@ impl Outcome {
             let mut points: Vec<(f64, f64, (f64, f64))> = Vec::new();
             for cell in cells.iter().filter(|cell| cell.labels == source) {
                 if let Some(recovery) = self.recovery(corpus, cell, Via::Paths) {
-                    let share = 100.0 * cell.active_share();
+                    let share = 100.0 * cell.active_experts() as f64 / cell.experts().max(1) as f64;
                     points.push((share, 100.0 * recovery.mean, (100.0 * recovery.low, 100.0 * recovery.high)));
                 }
             }

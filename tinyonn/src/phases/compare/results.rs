@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::claim::verdict;
+use super::claim::{RIVALS, verdict};
 use super::outcome::{Finished, Outcome, Via, mean};
 use super::{Cell, CompareConfig, LabelSource};
 use crate::imaging::LabelBalance;
@@ -31,6 +31,34 @@ impl Outcome {
         }
         told.retain(|told| !told.table.rows.is_empty());
         told
+    }
+
+    /// What labels are worth in the best setting, a sentence a text.
+    fn in_short(&self, config: &CompareConfig) -> Vec<String> {
+        let best = Cell { routed: false, ..config.best.clone() };
+        let of = |(name, corpus): &(String, Vec<Finished>)| {
+            let loss = |labels: LabelSource| {
+                let seeds = self.by_seed(corpus, &Cell { labels, ..best.clone() }, Via::Paths);
+                (!seeds.is_empty()).then(|| mean(&seeds))
+            };
+            let sources = RIVALS.into_iter().chain([LabelSource::SPS, LabelSource::ACTIVATION_PLUS_SURPRISE]);
+            let sources = sources.chain([LabelSource::Random, LabelSource::Oracle]);
+            let mut losses: Vec<(f64, LabelSource)> =
+                sources.filter_map(|source| Some((loss(source)?, source))).collect();
+            losses.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let said: Vec<String> = losses.iter().map(|(loss, source)| format!("`{source}` {loss:.3}")).collect();
+            let dense: Vec<f64> = corpus.iter().map(|finished| finished.subject.dense.mean).collect();
+            format!(
+                "On `{name}` text with {} of {} experts active, `{}` partition, nats a token along the paths of each source of labels, mean over {} seeds: {}; dense {:.3}.",
+                best.active_experts(),
+                best.experts(),
+                best.partition,
+                corpus.len(),
+                said.join(", "),
+                mean(&dense),
+            )
+        };
+        self.corpora.iter().map(of).collect()
     }
 
     /// Sources of labels in the best setting.
@@ -313,7 +341,7 @@ pub fn write_results(outcome: &Outcome, config: &CompareConfig, provenance: &[(S
     if let Some(answer) = said.next() {
         let _ = writeln!(page, "**{answer}**\n");
     }
-    said.for_each(|line| {
+    outcome.in_short(config).into_iter().chain(said).for_each(|line| {
         let _ = writeln!(page, "- {line}");
     });
     page.push_str("\nWritten by `exp_compare` from its records; not edited by hand.\n\n");
