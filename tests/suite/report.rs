@@ -1,5 +1,8 @@
 //! The report: well-formed whatever it is given, complete, deterministic, and in need of nothing but itself.
 
+mod csv;
+mod plots;
+mod png;
 mod sample;
 mod xml;
 
@@ -31,7 +34,7 @@ fn a_realistic_page_is_whole_and_needs_nothing_else() {
     assert_needs_nothing_else(&html);
     let starts = html.match_indices("<svg");
     let drawings: Vec<&str> = starts.map(|(at, _)| &html[at..at + html[at..].find("</svg>").unwrap() + 6]).collect();
-    assert_eq!(drawings.len(), 5 + 1 + 2 + 2 + 2);
+    assert_eq!(drawings.len(), 5 + 1 + 2 + 4 + 2 + 2);
     for svg in drawings {
         walk(svg);
     }
@@ -49,13 +52,13 @@ fn a_realistic_page_is_whole_and_needs_nothing_else() {
         "3.070",
         "layer 3, group 9, expert 99: ",
         "1,228,800",
-        "Figure 12.",
+        "Figure 16.",
         "Table 1.",
     ];
     for text in expected {
         assert!(found.iter().any(|f| f.contains(text)), "{text} is not on the page");
     }
-    for section in ["Brain scans", "Routers", "Training", "Do the labels help?"] {
+    for section in ["Brain scans", "Routers", "Paths and densities", "Training", "Do the labels help?"] {
         assert_eq!(
             found.iter().filter(|f| *f == section).count(),
             2,
