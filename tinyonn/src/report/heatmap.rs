@@ -154,10 +154,9 @@ impl Heatmap {
         if let Some(row) = self.values.iter().find(|row| row.len() != self.columns.len()) {
             return refuse(format!("a row of {} values for {} columns", row.len(), self.columns.len()));
         }
-        if let Some(spread) = &self.spread {
-            if spread.len() != self.rows.len() || spread.iter().any(|row| row.len() != self.columns.len()) {
-                return refuse("the spread has not the shape of the values".into());
-            }
+        let shape = self.values.iter().map(Vec::len);
+        if self.spread.as_ref().is_some_and(|spread| !spread.iter().map(Vec::len).eq(shape)) {
+            return refuse("the spread has not the shape of the values".into());
         }
         if let Some(groups) = &self.column_groups {
             let covered: usize = groups.iter().map(|(_, count)| count).sum();
