@@ -1,5 +1,8 @@
 //! The report: well-formed whatever it is given, complete, deterministic, and in need of nothing but itself.
 
+mod csv;
+mod plots;
+mod png;
 mod sample;
 mod xml;
 
@@ -31,7 +34,7 @@ fn a_realistic_page_is_whole_and_needs_nothing_else() {
     assert_needs_nothing_else(&html);
     let starts = html.match_indices("<svg");
     let drawings: Vec<&str> = starts.map(|(at, _)| &html[at..at + html[at..].find("</svg>").unwrap() + 6]).collect();
-    assert_eq!(drawings.len(), 5 + 1 + 2 + 2 + 2);
+    assert_eq!(drawings.len(), 5 + 1 + 2 + 4 + 2 + 2);
     for svg in drawings {
         walk(svg);
     }
@@ -49,13 +52,13 @@ fn a_realistic_page_is_whole_and_needs_nothing_else() {
         "3.070",
         "layer 3, group 9, expert 99: ",
         "1,228,800",
-        "Figure 12.",
+        "Figure 16.",
         "Table 1.",
     ];
     for text in expected {
         assert!(found.iter().any(|f| f.contains(text)), "{text} is not on the page");
     }
-    for section in ["Brain scans", "Routers", "Training", "Do the labels help?"] {
+    for section in ["Brain scans", "Routers", "Paths and densities", "Training", "Do the labels help?"] {
         assert_eq!(
             found.iter().filter(|f| *f == section).count(),
             2,
@@ -164,31 +167,44 @@ fn the_best_of_a_column_is_set_in_bold_and_ties_share_it() {
     assert!(html.contains("<strong>0.67</strong>") && html.contains(">−0.02<") && html.contains(">–<"));
 }
 
+/// A page of two drawings and a table.
+fn small() -> Page {
+    let figures = vec![
+        Figure::plot("confusion", &confusion(), "Rows sum to 1.").unwrap(),
+        Figure::plot("losses", &losses(), "Whiskers: bootstrap over documents.").unwrap(),
+        Figure::table(&controls(), "Controls.").unwrap(),
+    ];
+    let sections = vec![Section { heading: "Routers".into(), prose: vec![], figures }];
+    Page { title: "Small".into(), lead: vec![], facts: vec![], sections }
+}
+
 #[test]
 fn a_page_replaces_the_former_one_and_leaves_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("report.html"), "the former page").unwrap();
     std::fs::create_dir(folder.path().join("figures")).unwrap();
     std::fs::write(folder.path().join("figures/former.svg"), "").unwrap();
-    sample().write(folder.path()).unwrap();
-    assert_eq!(std::fs::read_to_string(folder.path().join("report.html")).unwrap(), sample().html());
+    small().write(folder.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(folder.path().join("report.html")).unwrap(), small().html());
     assert_eq!(names(folder.path()), ["figures", "report.html"]);
-    let files = names(&folder.path().join("figures"));
-    assert_eq!(files.len(), 3 * sample().html().matches("<svg").count());
-    assert!(!files.iter().any(|file| file.contains("former")));
+    let expected = ["confusion.csv", "confusion.png", "confusion.svg", "losses.csv", "losses.png", "losses.svg"];
+    assert_eq!(names(&folder.path().join("figures")), expected);
 }
 
 #[test]
-fn the_page_links_to_every_file() {
+fn the_page_links_to_every_file_and_shows_what_it_holds() {
     let folder = tempfile::tempdir().unwrap();
-    sample().write(folder.path()).unwrap();
-    let html = sample().html();
-    for file in names(&folder.path().join("figures")) {
+    small().write(folder.path()).unwrap();
+    let html = small().html();
+    let figures = folder.path().join("figures");
+    for file in names(&figures) {
         assert_eq!(html.matches(&format!("href=\"figures/{file}\"")).count(), 1, "{file}");
     }
-    let svg = std::fs::read_to_string(folder.path().join("figures/load.svg")).unwrap();
-    walk(&svg);
-    assert!(html.contains(&svg), "the file holds what the page shows");
+    let read = |file: &str| std::fs::read_to_string(figures.join(file)).unwrap();
+    walk(&read("losses.svg"));
+    assert!(html.contains(&read("losses.svg")));
+    assert_eq!(read("losses.csv"), losses().csv());
+    assert_eq!(std::fs::read(figures.join("losses.png")).unwrap(), losses().svg().unwrap().png().unwrap());
 }
 
 fn names(folder: &std::path::Path) -> Vec<String> {
@@ -205,11 +221,11 @@ fn a_page_that_cannot_be_written_leaves_the_former_one() {
     // A folder of that name cannot be replaced by a file.
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("kept"), "").unwrap();
-    let error = sample().write(folder.path()).unwrap_err().to_string();
+    let error = small().write(folder.path()).unwrap_err().to_string();
     assert!(error.contains("report.html: "), "{error}");
     assert!(path.join("kept").exists());
     assert_eq!(names(folder.path()), ["figures", "report.html"], "no partial page is left");
-    assert!(sample().write(path.join("kept")).is_err(), "a file is no folder");
+    assert!(small().write(path.join("kept")).is_err(), "a file is no folder");
 }
 
 #[test]

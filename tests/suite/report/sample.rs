@@ -3,7 +3,8 @@
 use rand::Rng;
 use tinyonn::random;
 use tinyonn::report::{
-    BarSeries, Bars, Best, Column, Figure, Heatmap, Kind, Lines, Page, Scale, Section, Series, Table, common_range,
+    BarSeries, Bars, Best, Column, Density, DensityClass, Figure, Heatmap, Kind, Lines, Page, PathDiagram, Scale,
+    Section, Series, SeriesStyle, Table, TreeLevel, common_range,
 };
 
 const TASKS: [&str; 5] = ["arithmetic", "code", "dialogue", "encyclopaedia", "verse"];
@@ -74,7 +75,7 @@ pub(super) fn load() -> Heatmap {
     }
 }
 
-fn curves() -> Lines {
+pub(super) fn curves() -> Lines {
     let mut rng = random::stream(3, "curves");
     let mut curve = |name: &str, floor: f64, noise: f64| {
         let value = |i: u32| floor + 7.0 / f64::from(i).sqrt() + noise * rng.random_range(-1.0..1.0);
@@ -137,6 +138,97 @@ fn changes() -> Bars {
     }
 }
 
+pub(super) fn ablation() -> Heatmap {
+    let value =
+        |r: usize, c: usize| if r == c { 0.412 + 0.1 * r as f64 } else { 0.02 * (c as f64 - r as f64) / 4.0 - 0.025 };
+    Heatmap {
+        title: "Loss added by ablating a task's best experts".into(),
+        row_label: "task ablated".into(),
+        column_label: "task measured".into(),
+        values: (0..5).map(|r| (0..5).map(|c| value(r, c)).collect()).collect(),
+        scale: Scale::Diverging,
+        value_label: "Δ loss, nats a token".into(),
+        spread: Some((0..5).map(|r| (0..5).map(|c| 0.012 + 0.003 * f64::from(r * c)).collect()).collect()),
+        ..confusion()
+    }
+}
+
+pub(super) fn frontier() -> Lines {
+    let shares = [0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0];
+    let series = |(k, name): (usize, &&str)| {
+        let points: Vec<(f64, f64)> = shares.iter().map(|&x: &f64| (x, x.powf(0.3 + 0.12 * k as f64))).collect();
+        let interval = points.iter().map(|(x, y)| (y - 0.04 * (1.1 - x), y + 0.06 * (1.1 - x))).collect();
+        Series { name: (*name).into(), points, interval: Some(interval), style: SeriesStyle::Marked }
+    };
+    Lines {
+        title: "Recovery".into(),
+        x_label: "active share".into(),
+        y_label: "recovery".into(),
+        series: ["∫SPS", "activation", "taylor", "permuted", "random", "lowest"]
+            .iter()
+            .enumerate()
+            .map(series)
+            .collect(),
+        log_x: true,
+    }
+}
+
+/// Ten groups of ten experts, two of a group.
+pub(super) fn paths(layers: usize) -> PathDiagram {
+    let mut rng = random::stream(3, "paths");
+    let mut levels = |task: usize| {
+        let favourite = (task * 2 + rng.random_range(0..3)) % 10;
+        let mut groups: Vec<f64> =
+            (0..10).map(|g| if g == favourite { 2.0 } else { rng.random_range(0.0_f64..1.0).powi(4) }).collect();
+        let sum: f64 = groups.iter().sum();
+        groups.iter_mut().for_each(|share| *share /= sum);
+        let experts = groups.iter().flat_map(|group| {
+            let part = rng.random_range(0.0..1.0);
+            let (a, b) = (rng.random_range(0..10), rng.random_range(0..10));
+            (0..10)
+                .map(move |e| group * (f64::from(u8::from(e == a)) * part + f64::from(u8::from(e == b)) * (1.0 - part)))
+        });
+        let experts = experts.collect();
+        vec![groups, experts]
+    };
+    PathDiagram {
+        title: "Where the tasks go".into(),
+        tasks: TASKS.map(String::from).to_vec(),
+        shares: (0..layers).map(|_| (0..5).map(&mut levels).collect()).collect(),
+        levels: vec![
+            TreeLevel {
+                name: "group".into(),
+                nodes: groups().into_iter().map(|(name, _)| name).collect(),
+                parents: vec![],
+            },
+            TreeLevel {
+                name: "expert".into(),
+                nodes: (0..100).map(|e| format!("{}.{}", e / 10, e % 10)).collect(),
+                parents: (0..100).map(|e| e / 10).collect(),
+            },
+        ],
+        share_label: "share of tokens".into(),
+    }
+}
+
+pub(super) fn density() -> Density {
+    let mut rng = random::stream(3, "density");
+    let mut normal = || (0..12).map(|_| rng.random_range(-0.5..0.5)).sum::<f64>();
+    let mut class = |(i, name): (usize, &str)| {
+        let (sin, cos) = (i as f64 * 1.2566).sin_cos();
+        let (mean, a, b, c) = ([3.0 * cos, 2.0 * sin], 0.6 + 0.2 * i as f64, 0.5 - 0.25 * i as f64, 0.7);
+        let points = (0..150).map(|_| (normal(), normal())).map(|(u, v)| [mean[0] + a * u, mean[1] + b * u + c * v]);
+        let points = points.collect();
+        DensityClass { name: name.into(), points, mean, covariance: [[a * a, a * b], [a * b, b * b + c * c]] }
+    };
+    Density {
+        title: "Router density, layer 2".into(),
+        x_label: "first LDA axis".into(),
+        y_label: "second LDA axis".into(),
+        classes: TASKS.into_iter().enumerate().map(&mut class).collect(),
+    }
+}
+
 pub(super) fn controls() -> Table {
     let number = |decimals, best| Kind::Number { decimals, best };
     let column = |name: &str, kind| Column { name: name.into(), kind };
@@ -192,6 +284,16 @@ pub(super) fn sample() -> Page {
                 vec![
                     Figure::plot("confusion", &confusion(), "Rows sum to 1.").unwrap(),
                     Figure::plot("load", &load(), "A share of 0.01 is even load.").unwrap(),
+                ],
+            ),
+            section(
+                "Paths and densities",
+                "What the routers see, and where they send it.",
+                vec![
+                    Figure::plot("paths", &paths(4), "Lines as wide as the share of tokens.").unwrap(),
+                    Figure::plot("density", &density(), density().caption()).unwrap(),
+                    Figure::plot("ablation", &ablation(), "Half widths of 95 % intervals.").unwrap(),
+                    Figure::plot("frontier", &frontier(), "Bands: 95 % intervals.").unwrap(),
                 ],
             ),
             section(

@@ -25,6 +25,15 @@ impl Axis {
         Self { low, high, log: false, start, end, step }
     }
 
+    /// A linear axis that holds `low..=high` and ends on ticks: of five to nine steps the fewest that leave little paper empty.
+    pub(super) fn filled(low: f64, high: f64, ends: (f64, f64)) -> Self {
+        let share = |axis: &Self| (high - low) / (axis.high - axis.low);
+        let axes = [5, 7, 9].map(|count| Self::linear(low, high, count, ends));
+        let least = axes.iter().map(share).fold(0.0, f64::max).min(0.75);
+        let first = axes.iter().position(|axis| share(axis) >= least).unwrap_or(0);
+        axes.into_iter().nth(first).unwrap_or_else(|| Self::linear(low, high, 5, ends))
+    }
+
     /// A linear axis of exactly `low..=high`, with about `count` ticks inside.
     pub(super) fn exact(low: f64, high: f64, count: usize, (start, end): (f64, f64)) -> Self {
         let (low, high) = widen(low, high);
@@ -148,6 +157,18 @@ mod tests {
         let axis = Axis::linear(low, high, 5, (0.0, 100.0));
         assert!((0.0..=100.0).contains(&axis.place(low)));
         assert!(!axis.ticks().is_empty());
+    }
+
+    #[rstest]
+    #[case(2.13, 3.57)]
+    #[case(-0.01, 1.02)]
+    #[case(0.0, 1.0)]
+    #[case(2.1, 8.2)]
+    #[case(5.0, 5.0)]
+    fn a_filled_axis_wastes_little(#[case] low: f64, #[case] high: f64) {
+        let axis = Axis::filled(low, high, (0.0, 100.0));
+        assert!(axis.place(low) >= -1e-9 && axis.place(high) <= 100.0 + 1e-9);
+        assert!(low == high || axis.place(high) - axis.place(low) > 68.0);
     }
 
     #[test]

@@ -26,6 +26,15 @@ pub struct BarSeries {
     pub whiskers: Option<Vec<(f64, f64)>>,
 }
 
+impl BarSeries {
+    /// The interval that is drawn on a bar.
+    fn interval(&self, category: usize) -> Option<(f64, f64)> {
+        let interval = self.whiskers.as_ref()?.get(category).copied()?;
+        let drawn = [self.values[category], interval.0, interval.1].iter().all(|v| v.is_finite());
+        drawn.then_some(interval)
+    }
+}
+
 /// Bars in groups, one group a category. In the CSV a row a bar: `category`, `series`, the value label, and where a series has intervals
 /// `low` and `high`; the reference is a row without a category.
 ///
@@ -74,7 +83,7 @@ impl Plot for Bars {
         let layout = self.layout();
         let mut svg = Svg::new(layout.size.0, layout.size.1, &self.title);
         let title = shorten(&self.title, 15.0, layout.size.0);
-        svg.text(0.0, 16.0, &title, TextStyle { size: 14.0, anchor: Anchor::Start, fill: INK, bold: true });
+        svg.text(1.5, 16.0, &title, TextStyle { size: 14.0, anchor: Anchor::Start, fill: INK, bold: true });
         self.draw_legend(&mut svg, &layout);
         self.draw_axis(&mut svg, &layout);
         for (c, name) in self.categories.iter().enumerate() {
@@ -130,9 +139,9 @@ impl Bars {
     }
 
     fn layout(&self) -> Layout {
-        let intervals = self.series.iter().flat_map(|series| series.whiskers.iter().flatten());
+        let intervals = (0..self.categories.len()).flat_map(|c| self.series.iter().filter_map(move |s| s.interval(c)));
         let reference = self.reference.as_ref().map(|(_, value)| *value);
-        let all = self.values().chain(intervals.flat_map(|&(low, high)| [low, high])).chain(reference);
+        let all = self.values().chain(intervals.flat_map(|(low, high)| [low, high])).chain(reference);
         let (low, high) = all.filter(|v| v.is_finite()).fold((0.0_f64, 0.0_f64), |(a, b), v| (a.min(v), b.max(v)));
         let decimals = shared_decimals(largest(self.values()));
         let room = self.values().map(|v| width(&printed(v, decimals), LABEL)).fold(0.0, f64::max) + 16.0;
@@ -140,7 +149,9 @@ impl Bars {
         let many = self.series.len() > 1;
         let bar = if many { 15.0 } else { 20.0 };
         let group = bar * self.series.len().max(1) as f64 + if many { 14.0 } else { 8.0 };
-        let top = 32.0 + if many { 24.0 } else { 0.0 } + if reference.is_some() { 18.0 } else { 0.0 };
+        let legend = self.legend();
+        let rows = legend.last().map_or(0.0, |(row, _)| f64::from(*row) + 1.0);
+        let top = 32.0 + rows * 18.0 + if many { 6.0 } else { 0.0 } + if reference.is_some() { 18.0 } else { 0.0 };
         let plot = Area { x: named + 12.0, y: top, width: PLOT_WIDTH, height: group * self.categories.len() as f64 };
         // Values stand outside their bars' ends, so the bars leave them room where there are any.
         let start = plot.x + if low < 0.0 { room } else { 0.0 };
@@ -149,16 +160,27 @@ impl Bars {
         Layout { plot, axis, bar, group, decimals, size: (plot.right() + 8.0, plot.bottom() + 40.0) }
     }
 
+    /// Where each series is named: a row, and how far into it. A single series is not.
+    fn legend(&self) -> Vec<(u32, f64)> {
+        let (mut row, mut x) = (0, 0.0);
+        let place = |series: &BarSeries| {
+            let room = 16.0 + width(&shorten(&series.name, LABEL, 200.0), LABEL);
+            if x > 0.0 && x + room > PLOT_WIDTH {
+                (row, x) = (row + 1, 0.0);
+            }
+            let place = (row, x);
+            x += room + 18.0;
+            place
+        };
+        if self.series.len() < 2 { vec![] } else { self.series.iter().map(place).collect() }
+    }
+
     fn draw_legend(&self, svg: &mut Svg, layout: &Layout) {
-        if self.series.len() < 2 {
-            return;
-        }
-        let mut x = layout.plot.x;
-        for (s, series) in self.series.iter().enumerate() {
-            let name = shorten(&series.name, LABEL, 200.0);
-            svg.rect(Area { x, y: 31.0, width: 11.0, height: 11.0 }, &hex(category(s)), None);
-            svg.text(x + 16.0, 41.0, &name, TextStyle { size: LABEL, anchor: Anchor::Start, fill: INK, bold: false });
-            x += 16.0 + width(&name, LABEL) + 18.0;
+        for (s, ((row, x), series)) in self.legend().into_iter().zip(&self.series).enumerate() {
+            let (x, y) = (layout.plot.x + x, 31.0 + 18.0 * f64::from(row));
+            let style = TextStyle { size: LABEL, anchor: Anchor::Start, fill: INK, bold: false };
+            svg.rect(Area { x, y, width: 11.0, height: 11.0 }, &hex(category(s)), None);
+            svg.text(x + 16.0, y + 10.0, &shorten(&series.name, LABEL, 200.0), style);
         }
     }
 
@@ -190,8 +212,7 @@ impl Bars {
         }
         let end = layout.axis.place(value);
         let mut tooltip = format!("{}, {}: {}", self.categories[category_], series.name, significant(value, 6));
-        let interval = series.whiskers.as_ref().map(|all| all[category_]);
-        let interval = interval.filter(|(low, high)| low.is_finite() && high.is_finite());
+        let interval = series.interval(category_);
         if let Some((low, high)) = interval {
             let _ = write!(tooltip, " ({} to {})", significant(low, 6), significant(high, 6));
         }

@@ -95,8 +95,8 @@ impl Drawing {
 pub(super) fn write_files(drawings: &[&Drawing], folder: &Path) -> Result<()> {
     let mut stems: Vec<&str> = drawings.iter().map(|drawing| drawing.stem.as_str()).collect();
     stems.sort_unstable();
-    if let Some(pair) = stems.windows(2).find(|pair| pair[0] == pair[1]) {
-        let problem = format!("two of the page are called `{}`", pair[0]);
+    if let Some([stem, _]) = stems.array_windows().find(|[a, b]| a == b) {
+        let problem = format!("two of the page are called `{stem}`");
         return Err(Error::setting("figure", problem, "give every drawing a file name of its own"));
     }
     if folder.exists() && !folder.is_dir() {

@@ -7,7 +7,7 @@ use super::axis::Axis;
 use super::colour::{self, Rgb, ink_on};
 use super::csv::Csv;
 use super::measure::{shorten, widest, width};
-use super::number::{largest, significant};
+use super::number::{decimals, fixed, largest, significant};
 use super::plot::Plot;
 use super::svg::{Anchor, Area, INK, MUTED, Stroke, Svg, TextStyle};
 use crate::{Error, Result};
@@ -48,7 +48,7 @@ pub enum Scale {
 ///     spread: Some(vec![vec![0.02, 0.02], vec![0.05, 0.05]]),
 /// };
 /// let drawn = confusion.svg()?.to_string();
-/// assert!(drawn.contains(">0.75</text>") && drawn.contains(">± 0.05</text>"));
+/// assert!(drawn.contains(">0.750</text>") && drawn.contains(">± 0.050</text>"));
 /// assert!(confusion.csv().starts_with("true task,predicted group,share of tokens,half width\ncode,0,0.9,0.02\n"));
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
@@ -116,7 +116,7 @@ impl Plot for Heatmap {
         let ends = self.ends();
         let mut svg = Svg::new(layout.size.0, layout.size.1, &self.title);
         let title = shorten(&self.title, TITLE * 1.08, layout.size.0);
-        svg.text(0.0, 16.0, &title, TextStyle { size: TITLE, anchor: Anchor::Start, fill: INK, bold: true });
+        svg.text(1.5, 16.0, &title, TextStyle { size: TITLE, anchor: Anchor::Start, fill: INK, bold: true });
         svg.rect(layout.plot, EMPTY, None);
         self.draw_cells(&mut svg, &layout, &ends);
         self.draw_groups(&mut svg, &layout);
@@ -154,10 +154,9 @@ impl Heatmap {
         if let Some(row) = self.values.iter().find(|row| row.len() != self.columns.len()) {
             return refuse(format!("a row of {} values for {} columns", row.len(), self.columns.len()));
         }
-        if let Some(spread) = &self.spread {
-            if spread.len() != self.rows.len() || spread.iter().any(|row| row.len() != self.columns.len()) {
-                return refuse("the spread has not the shape of the values".into());
-            }
+        let shape = self.values.iter().map(Vec::len);
+        if self.spread.as_ref().is_some_and(|spread| !spread.iter().map(Vec::len).eq(shape)) {
+            return refuse("the spread has not the shape of the values".into());
         }
         if let Some(groups) = &self.column_groups {
             let covered: usize = groups.iter().map(|(_, count)| count).sum();
@@ -175,9 +174,24 @@ impl Heatmap {
 
     /// The room that the widest of the values takes in a cell, with its margin.
     fn printed_width(&self) -> f64 {
-        let values = self.values.iter().flatten().filter(|v| v.is_finite()).map(|&v| width(&printed(v), LABEL));
+        let values = self.values.iter().flatten().filter(|v| v.is_finite()).map(|&v| width(&self.printed(v), LABEL));
         let halves = self.spread.iter().flatten().flatten().filter(|v| v.is_finite());
-        (values.chain(halves.map(|&v| width(&plus_minus(v), SMALL))).fold(0.0, f64::max) + 6.0).max(34.0)
+        (values.chain(halves.map(|&v| width(&self.plus_minus(v), SMALL))).fold(0.0, f64::max) + 6.0).max(34.0)
+    }
+
+    /// A value as its cell prints it: to three digits, or beside half widths to the decimals that all share.
+    fn printed(&self, value: f64) -> String {
+        if self.spread.is_none() {
+            return significant(value, 3);
+        }
+        match largest(self.values.iter().flatten().copied()) {
+            most if (1e-4..1e7).contains(&most) => fixed(value, decimals(most, 3)),
+            _ => significant(value, 3),
+        }
+    }
+
+    fn plus_minus(&self, half_width: f64) -> String {
+        format!("± {}", self.printed(half_width))
     }
 
     fn layout(&self) -> Layout {
@@ -251,9 +265,9 @@ impl Heatmap {
                     let style = TextStyle { size: LABEL, anchor: Anchor::Middle, fill: ink_on(fill), bold: false };
                     let (middle, level) = (x + width_ / 2.0, y + height / 2.0 + 4.0);
                     let half = half.filter(|_| halves);
-                    svg.text(middle, level - if half.is_some() { 6.0 } else { 0.0 }, &printed(value), style);
+                    svg.text(middle, level - if half.is_some() { 6.0 } else { 0.0 }, &self.printed(value), style);
                     if let Some(half) = half {
-                        svg.text(middle, level + 7.5, &plus_minus(half), TextStyle { size: SMALL, ..style });
+                        svg.text(middle, level + 7.5, &self.plus_minus(half), TextStyle { size: SMALL, ..style });
                     }
                 } else if self.scale == Scale::Diverging && value < 0.08 * ends.low {
                     let reach = (width_ * 0.24).min(5.0);
@@ -355,14 +369,6 @@ impl Heatmap {
             svg.strokes(&lines(&marks[2..]), Stroke::solid("#1c3f74", 1.0));
         }
     }
-}
-
-fn printed(value: f64) -> String {
-    significant(value, 3)
-}
-
-fn plus_minus(half_width: f64) -> String {
-    format!("± {}", significant(half_width, 2))
 }
 
 /// Numbers beside the colours: the ends, and what fits between them.

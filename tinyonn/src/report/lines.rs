@@ -9,13 +9,12 @@ use super::mark::mark;
 use super::measure::{shorten, widest};
 use super::number::significant;
 use super::plot::Plot;
-use super::svg::{Anchor, Area, GRID, INK, MUTED, MarkStyle, Point, Stroke, Svg, TextStyle};
+use super::svg::{Anchor, Area, DASHES, GRID, INK, MUTED, MarkStyle, Point, Stroke, Svg, TextStyle};
 use crate::{Error, Result};
 
 const PLOT: Area = Area { x: 58.0, y: 46.0, width: 780.0, height: 280.0 };
 const LABEL: f64 = 12.0;
 const TICK: f64 = 11.0;
-const DASHES: [&str; 5] = ["", "7 3", "2 2.5", "9 3 2 3", "4 2"];
 /// Up to so many points, each gets a dot and a tooltip, and its interval a whisker.
 const FEW: usize = 24;
 
@@ -178,12 +177,12 @@ impl Lines {
             range(&mut points().map(|p| p.1).chain(intervals.flat_map(|(_, low, high)| [low, high])), (0.0, 1.0));
         let across = (PLOT.x, PLOT.right());
         let x = if self.log_x { Axis::log(left, right, across) } else { Axis::exact(left, right, 8, across) };
-        (x, Axis::linear(low, high, 5, (PLOT.bottom(), PLOT.y)))
+        (x, Axis::filled(low, high, (PLOT.bottom(), PLOT.y)))
     }
 
     fn draw_frame(&self, svg: &mut Svg, x: &Axis, y: &Axis) {
         let title = shorten(&self.title, 15.0, svg.width());
-        svg.text(0.0, 16.0, &title, TextStyle { size: 14.0, anchor: Anchor::Start, fill: INK, bold: true });
+        svg.text(1.5, 16.0, &title, TextStyle { size: 14.0, anchor: Anchor::Start, fill: INK, bold: true });
         let style = TextStyle { size: TICK, anchor: Anchor::End, fill: MUTED, bold: false };
         let mut grid = Vec::new();
         for (place, label) in y.ticks() {

@@ -1,5 +1,7 @@
 //! Marks: the shapes of points, which tell series apart where colour cannot.
 
+use std::fmt::Write;
+
 use super::number::coordinate;
 
 /// The shape of a point.
@@ -34,7 +36,7 @@ impl Mark {
         let (mut x, mut y) = (0.0, 0.0);
         for (i, &(to_x, to_y)) in corners.iter().enumerate() {
             let command = if i == 0 { "m" } else { "l" };
-            outline += &format!("{command}{} {}", coordinate((to_x - x) * radius), coordinate((to_y - y) * radius));
+            let _ = write!(outline, "{command}{} {}", coordinate((to_x - x) * radius), coordinate((to_y - y) * radius));
             (x, y) = (to_x, to_y);
         }
         outline + "z"

@@ -17,6 +17,9 @@ pub(super) const MUTED: &str = "#5a606b";
 /// Hairlines behind the data.
 pub(super) const GRID: &str = "#dfe2e7";
 
+/// What tells lines apart where colour cannot: dashes and gaps of the first, second … series.
+pub(super) const DASHES: [&str; 5] = ["", "7 3", "2 2.5", "9 3 2 3", "4 2"];
+
 /// A rectangle on paper; y grows downwards.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Area {
@@ -153,6 +156,12 @@ impl Svg {
         self.open_text(style, &format!(" transform=\"translate({x} {y}) rotate({turn})\""), text);
     }
 
+    /// A line of text that stays readable on data: its letters have an edge of paper.
+    pub(super) fn text_on_data(&mut self, x: f64, y: f64, text: &str, style: TextStyle) {
+        let edge = "stroke=\"#ffffff\" stroke-width=\"3.5\" stroke-linejoin=\"round\" paint-order=\"stroke\"";
+        self.open_text(style, &format!(" x=\"{}\" y=\"{}\" {edge}", coordinate(x), coordinate(y)), text);
+    }
+
     fn open_text(&mut self, style: TextStyle, place: &str, text: &str) {
         let anchor = match style.anchor {
             Anchor::Start => "",
@@ -215,6 +224,18 @@ impl Svg {
     pub fn polyline(&mut self, points: &[(f64, f64)], stroke: Stroke) {
         let (places, stroke) = (places(points), stroke.attributes());
         let _ = writeln!(self.body, "<polyline points=\"{places}\" fill=\"none\" stroke-linejoin=\"round\"{stroke}/>");
+    }
+
+    /// A curve that leaves `from` and reaches `to` level, with a tooltip.
+    pub(super) fn curve(&mut self, from: Point, to: Point, stroke: Stroke, tooltip: &str) {
+        let middle = f64::midpoint(from.0, to.0);
+        let [x1, y1, x2, y2, middle] = [from.0, from.1, to.0, to.1, middle].map(coordinate);
+        let stroke = stroke.attributes();
+        let _ = write!(
+            self.body,
+            "<path d=\"M{x1} {y1}C{middle} {y1} {middle} {y2} {x2} {y2}\" fill=\"none\" stroke-opacity=\"0.8\"{stroke}"
+        );
+        self.close(Some(tooltip), "path");
     }
 
     /// Many separate lines of one look: one element, whatever their number. The mouse does not see them.
