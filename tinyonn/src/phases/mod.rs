@@ -21,6 +21,7 @@ mod label_sources;
 mod page;
 pub mod phase1;
 pub mod phase2;
+mod pictures;
 mod prepared;
 mod run;
 mod studies_page;

@@ -1,5 +1,6 @@
 //! `report.html`: whether it worked, on one self-contained page.
 
+use super::pictures;
 use super::studies_page;
 use super::summary::{Phase1Summary, SmkFigures};
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use crate::imaging::Labels;
 use crate::metrics::{Record, series};
 use crate::moe::{MoeSpec, RoutePer};
 
-use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Page, Scale, Section, Series, common_range};
+use crate::report::{BarSeries, Bars, Density, Figure, Heatmap, Lines, Page, Scale, Section, Series, common_range};
 use crate::train::RouterAccuracy;
 
 /// What the page shows.
@@ -34,6 +35,8 @@ pub(super) struct Imaged<'a> {
     pub(super) labels: &'a Labels,
     /// For the unit that the variant decides for, on the test split.
     pub(super) accuracy: &'a RouterAccuracy,
+    /// What routers see of some layers.
+    pub(super) densities: &'a [(usize, Density)],
 }
 
 /// The page.
@@ -76,7 +79,11 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
         sections.push(label_sources(m)?);
     }
     if let Some(imaged) = &m.imaged {
-        sections.extend([brain(m.spec, m.tasks, &imaged.experts)?, routing(m, imaged)?]);
+        sections.extend([
+            brain(m.spec, m.tasks, &imaged.experts)?,
+            pictures::paths(m.spec, m.tasks, imaged.labels)?,
+            routing(m, imaged)?,
+        ]);
     }
     if let Some(frontier) = &s.frontier {
         sections.push(studies_page::frontier(frontier)?);
@@ -206,23 +213,15 @@ pub(super) fn brain(spec: &MoeSpec, tasks: &[String], experts: &[Vec<Vec<f64>>])
     let (columns, column_groups) = group_columns(spec);
     let range = common_range(experts).map(|(low, high)| (-high.max(-low), high.max(-low)));
     let mut figures = Vec::new();
+    let layers = experts.first().map_or(0, Vec::len);
+    let blank = pictures::layers_by_experts(layers, columns, column_groups);
     for (task, values) in tasks.iter().zip(experts) {
-        let heatmap = Heatmap {
-            title: format!("∫SPS a token: {task}"),
-            row_label: "layer".into(),
-            column_label: "expert".into(),
-            rows: (0..values.len()).map(|layer| layer.to_string()).collect(),
-            columns: columns.clone(),
-            values: values.clone(),
-            scale: Scale::Diverging,
-            column_groups: column_groups.clone(),
-            range,
-            value_label: "∫SPS a token".into(),
-            spread: None,
-        };
+        let heatmap =
+            Heatmap { title: format!("∫SPS a token: {task}"), values: values.clone(), range, ..blank.clone() };
         let caption = format!("Layers × experts on {task}; all tasks share one scale.");
         figures.push(Figure::plot(format!("brain-{task}"), &heatmap, caption)?);
     }
+    figures.extend(pictures::contrast(tasks, experts, blank)?);
     Ok(Section {
         heading: "Brain scan".into(),
         prose: vec![
@@ -283,10 +282,13 @@ fn routing(m: &Material<'_>, imaged: &Imaged<'_>) -> Result<Section> {
             100.0 * s.router.sequence.group_accuracy,
             100.0 * s.router.sequence.chance,
         )],
-        figures: vec![
+        figures: [
             Figure::plot("confusion", &confusion, "Mean over layers; rows sum to one.")?,
             Figure::plot("router-accuracy", &accuracy, "Held-out, beside always answering the commonest path.")?,
-        ],
+        ]
+        .into_iter()
+        .chain(pictures::density_figures(imaged.densities)?)
+        .collect(),
     })
 }
 
@@ -318,6 +320,7 @@ fn load(m: &Material<'_>) -> Result<Section> {
         let after = heatmap("Expert load by layer, after SMK", "layer", layers, load.clone());
         figures.push(Figure::plot("load-after-smk", &after, "Of tokens: test split, all tasks, routed.")?);
     }
+    figures.push(pictures::load_table(m.summary)?);
     Ok(Section {
         heading: "Expert load".into(),
         prose: vec!["The share that takes an expert; what a shared decision reads, all active, is not counted.".into()],

@@ -1,6 +1,7 @@
 //! Phase 1 on one dense model: image it, decompose it, label tasks, fit routers, everything else frozen; then ask what the image
 //! knew (DESIGN §3, §4).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -10,13 +11,14 @@ use super::fitting::Fits;
 use super::page::{self, Imaged, Material};
 use super::prepared::Prepared;
 use super::run::{LossesNow, Run};
-use super::summary::{self, Phase1Summary};
+use super::summary::{self, LosslessFigures, Phase1Summary, SourceFigures};
 use crate::checkpoint::ParamStore;
 use crate::imaging::{Integral, Labels, NeuronScan, Score};
 use crate::metrics::Stopwatch;
 use crate::model::ActiveMode;
 use crate::moe::{MoeSpec, RoutePer};
 use crate::qwen3::PathTable;
+use crate::report::Density;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
 
@@ -95,11 +97,13 @@ pub(super) struct Phase1 {
     pub(super) store: ParamStore,
     /// The expert of each neuron by layer, if experts have neurons of their own.
     pub(super) units: Option<Vec<Vec<u32>>>,
-    pub(super) lossless: super::summary::LosslessFigures,
+    pub(super) lossless: LosslessFigures,
     pub(super) labels: Labels,
     pub(super) fits: Fits,
     pub(super) before: LossesNow,
-    pub(super) sources: std::collections::BTreeMap<String, super::summary::SourceFigures>,
+    pub(super) sources: BTreeMap<String, SourceFigures>,
+    /// What routers see of some layers.
+    pub(super) densities: Vec<(usize, Density)>,
 }
 
 impl Run<'_> {
@@ -119,7 +123,17 @@ impl Run<'_> {
         watch.stage("evaluate");
         let before = self.losses(&store, &labels)?;
         let sources = units.as_deref().map(|units| self.label_sources(&store, &scan, units)).transpose()?;
-        Ok(Phase1 { scan, store, units, lossless, labels, fits, before, sources: sources.unwrap_or_default() })
+        Ok(Phase1 {
+            densities: self.densities(&inputs, &held)?,
+            scan,
+            store,
+            units,
+            lossless,
+            labels,
+            fits,
+            before,
+            sources: sources.unwrap_or_default(),
+        })
     }
 }
 
@@ -140,6 +154,7 @@ impl Phase1 {
             experts: Integral::new(&self.scan, Score::Sps).by_unit(&units, spec.experts()),
             labels: &self.labels,
             accuracy: self.own_accuracy(spec),
+            densities: &self.densities,
         }
     }
 }

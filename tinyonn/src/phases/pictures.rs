@@ -1,0 +1,182 @@
+//! Pictures of what phase 1 found: what sets two tasks apart, each task's path, where routers look, and how work is shared out.
+
+use candle_core::{Device, Tensor};
+
+use super::run::{Held, Inputs, Run};
+use super::summary::Phase1Summary;
+use crate::Result;
+use crate::imaging::Labels;
+use crate::imaging::inputs::Samples;
+use crate::moe::MoeSpec;
+use crate::report::{
+    Column, Density, DensityClass, Figure, Heatmap, Kind, PathDiagram, Scale, Section, Table, TreeLevel,
+};
+use crate::train::projection::lda;
+
+/// The contrast of the two tasks whose images differ most, `experts[task][layer][expert]`.
+pub(super) fn contrast(tasks: &[String], experts: &[Vec<Vec<f64>>], like: Heatmap) -> Result<Option<Figure>> {
+    let differ = |a: usize, b: usize| -> f64 {
+        let pairs = experts[a].iter().flatten().zip(experts[b].iter().flatten());
+        pairs.map(|(a, b)| (a - b) * (a - b)).sum()
+    };
+    let pairs = (0..tasks.len()).flat_map(|a| (a + 1..tasks.len()).map(move |b| (a, b)));
+    let Some((a, b)) = pairs.max_by(|x, y| differ(x.0, x.1).total_cmp(&differ(y.0, y.1))) else { return Ok(None) };
+    let minus = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| a - b).collect();
+    let heatmap = Heatmap {
+        title: format!("∫SPS a token: {} minus {}", tasks[a], tasks[b]),
+        values: experts[a].iter().zip(&experts[b]).map(minus).collect(),
+        range: None,
+        ..like
+    };
+    let caption = format!("The contrast of the two tasks whose images differ most: {} and {}.", tasks[a], tasks[b]);
+    Figure::plot("brain-contrast", &heatmap, caption).map(Some)
+}
+
+/// Which groups and experts each task's label takes.
+pub(super) fn paths(spec: &MoeSpec, tasks: &[String], labels: &Labels) -> Result<Section> {
+    let levels = (0..spec.levels.len()).map(|level| {
+        let nodes = spec.levels[level].nodes();
+        let parents = spec.levels[level].slots().enumerate();
+        TreeLevel {
+            name: spec.levels[level].name.to_string(),
+            nodes: (0..nodes).map(|node| node_name(spec, level, node)).collect(),
+            parents: if level == 0 {
+                Vec::new()
+            } else {
+                parents.flat_map(|(parent, slot)| std::iter::repeat_n(parent, slot.nodes.len())).collect()
+            },
+        }
+    });
+    let layers = labels.paths.experts.first().map_or(0, Vec::len);
+    let share = |layer: usize, task: usize, level: usize| {
+        let taken = labels.nodes(task, layer, level, spec);
+        let nodes = 0..spec.levels[level].nodes();
+        nodes.map(|node| f64::from(u8::from(taken.binary_search(&node).is_ok()))).collect()
+    };
+    let of_task = |layer: usize, task: usize| (0..spec.levels.len()).map(|level| share(layer, task, level)).collect();
+    let diagram = PathDiagram {
+        title: "Each task's path".into(),
+        tasks: tasks.to_vec(),
+        levels: levels.collect(),
+        share_label: "taken".into(),
+        shares: (0..layers).map(|layer| (0..tasks.len()).map(|task| of_task(layer, task)).collect()).collect(),
+    };
+    Ok(Section {
+        heading: "Paths".into(),
+        prose: vec![
+            "What routers are fitted to: the groups and the experts that each task takes in each layer.".into(),
+        ],
+        figures: vec![Figure::plot("paths", &diagram, "Task → group → expert, a panel a layer.")?],
+    })
+}
+
+/// `3` of a numbered group, `3.1` of its experts, the name of a named one.
+fn node_name(spec: &MoeSpec, level: usize, node: usize) -> String {
+    if level == 0 {
+        let name = spec.node_name(0, node);
+        return name.strip_prefix(&format!("{} ", spec.levels[0].name)).map_or(name.clone(), str::to_owned);
+    }
+    let of = spec.levels[level].slots().position(|slot| slot.nodes.contains(&node)).unwrap_or(0);
+    let first = spec.levels[level].slots().nth(of).map_or(0, |slot| slot.nodes.start);
+    format!("{}.{}", node_name(spec, level - 1, of), node - first)
+}
+
+impl Run<'_> {
+    /// Where routers look: test inputs of the first, a middle and the last layer along the two leading LDA axes of the training inputs.
+    pub(super) fn densities(&self, inputs: &Inputs, held: &Held) -> Result<Vec<(usize, Density)>> {
+        let (train, test) = (inputs.own(self.variant), held.test.own(self.variant));
+        let mut layers = vec![0, train.len() / 2, train.len().saturating_sub(1)];
+        layers.dedup();
+        layers
+            .into_iter()
+            .map(|layer| Ok((layer, density(&self.text.tasks, layer, &train[layer], &test[layer])?)))
+            .collect()
+    }
+}
+
+fn density(tasks: &[String], layer: usize, train: &Samples, test: &Samples) -> Result<Density> {
+    let (values, r) = lda(train, 2)?;
+    let projection = Tensor::from_vec(values.clone(), (r, values.len() / r), &Device::Cpu)?;
+    let z = test.tensor(&Device::Cpu)?.matmul(&projection.t()?)?.to_vec2::<f32>()?;
+    let class = |(task, name): (usize, &String)| {
+        let rows = z.iter().zip(&test.tasks).filter(|(_, of)| **of as usize == task);
+        let points: Vec<[f64; 2]> =
+            rows.map(|(z, _)| [0, 1].map(|at| z.get(at).map_or(0.0, |z| f64::from(*z)))).collect();
+        let count = points.len().max(1) as f64;
+        let mean = [0, 1].map(|at| points.iter().map(|point| point[at]).sum::<f64>() / count);
+        let moment = |a: usize, b: usize| {
+            points.iter().map(|point| (point[a] - mean[a]) * (point[b] - mean[b])).sum::<f64>() / count
+        };
+        let covariance = [[moment(0, 0), moment(0, 1)], [moment(0, 1), moment(1, 1)]];
+        DensityClass { name: name.clone(), points, mean, covariance }
+    };
+    Ok(Density {
+        title: format!("What routers of layer {layer} see, by task"),
+        x_label: "first LDA axis".into(),
+        y_label: "second LDA axis".into(),
+        classes: tasks.iter().enumerate().map(class).filter(|class| !class.points.is_empty()).collect(),
+    })
+}
+
+/// The densities as figures.
+pub(super) fn density_figures(densities: &[(usize, Density)]) -> Result<Vec<Figure>> {
+    let figure = |(layer, density): &(usize, Density)| {
+        let caption = format!("Test text along axes found on training text. {}", density.caption());
+        Figure::plot(format!("density-layer-{layer}"), density, caption)
+    };
+    densities.iter().map(figure).collect()
+}
+
+/// How evenly the routers share work out, by layer.
+pub(super) fn load_table(s: &Phase1Summary) -> Result<Figure> {
+    let number = |name: &str, decimals| Column { name: name.into(), kind: Kind::Number { decimals, best: None } };
+    let (asked, found) = (&s.load.asked.layers, &s.load.before.layers);
+    let row = |(layer, (asked, found)): (usize, (&crate::moe::LayerLoad, &crate::moe::LayerLoad))| {
+        let (count, sum) = found
+            .experts_taken
+            .iter()
+            .fold((0, 0), |(count, sum), (k, tokens)| (count + tokens, sum + *k as u64 * tokens));
+        vec![
+            layer.to_string().into(),
+            found.max_over_mean.into(),
+            asked.max_over_mean.into(),
+            found.evenness.into(),
+            asked.evenness.into(),
+            (found.dead.len() as f64).into(),
+            (sum as f64 / count.max(1) as f64).into(),
+        ]
+    };
+    let table = Table {
+        columns: vec![
+            Column { name: "layer".into(), kind: Kind::Text },
+            number("max/mean", 2),
+            number("labels ask", 2),
+            number("evenness", 3),
+            number("labels ask", 3),
+            number("experts without a token", 0),
+            number("experts a token", 1),
+        ],
+        rows: asked.iter().zip(found).enumerate().map(row).collect(),
+    };
+    Figure::table(
+        &table,
+        "Load on the test split, routed, beside that of tokens which all take their task's path. Evenness: the load's entropy over ln N, 1 if all experts have as much to do.",
+    )
+}
+
+/// A heatmap of layers × experts, to be given its title and values.
+pub(super) fn layers_by_experts(layers: usize, columns: Vec<String>, groups: Option<Vec<(String, usize)>>) -> Heatmap {
+    Heatmap {
+        title: String::new(),
+        row_label: "layer".into(),
+        column_label: "expert".into(),
+        rows: (0..layers).map(|layer| layer.to_string()).collect(),
+        columns,
+        values: Vec::new(),
+        scale: Scale::Diverging,
+        column_groups: groups,
+        range: None,
+        value_label: "∫SPS a token".into(),
+        spread: None,
+    }
+}
