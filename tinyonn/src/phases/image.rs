@@ -142,7 +142,7 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
 }
 
 /// Images the model on text; writes `integral.safetensors` (by layer `layers.{i}.sps` `[tasks, experts]` f64, per token, and
-/// `layers.{i}.neuron_expert`) and `report.html` into `text.out`.
+/// `layers.{i}.neuron_expert`) and `report.html` with its `figures/` into `text.out`.
 ///
 /// # Errors
 /// Text and models that cannot be used; a scan without gradients.

@@ -18,7 +18,8 @@ use crate::train::smk::SmkOutcome;
 use crate::train::{Losses, RouterAccuracy};
 use crate::{Error, Result};
 
-/// Runs everything and writes `summary.json`, `report.html`, `metrics.jsonl` and the checkpoint `tiny-onn/` into `config.out`.
+/// Runs everything and writes `summary.json`, `report.html` with its `figures/`, `metrics.jsonl` and the checkpoint `tiny-onn/` into
+/// `config.out`.
 ///
 /// It computes in f32. Checkpoints keep the types that the dense model is stored in; after SMK the weights are rounded to them
 /// before they are measured, so that the figures are those of the checkpoint.
