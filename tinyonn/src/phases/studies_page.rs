@@ -17,7 +17,8 @@ pub(super) fn frontier(frontier: &Frontier) -> Result<Section> {
     let fixed = of("fixed");
     let mut drawn = vec![
         series("best fixed k", SeriesStyle::Marked, &leading(&fixed)),
-        series("all fixed k", SeriesStyle::Points, &fixed),
+        // Their intervals, over one another, would hide them.
+        Series { interval: None, ..series("all fixed k", SeriesStyle::Points, &fixed) },
     ];
     for form in ["nucleus", "entropy", "surprisal"] {
         let points = of(form);

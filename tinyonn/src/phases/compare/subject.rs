@@ -21,6 +21,9 @@ use crate::qwen3::{Active, RouteCtx};
 use crate::train::{LevelAccuracy, router_accuracy, row_accuracy};
 use crate::{Error, Result};
 
+/// Sequences of each task's training text that the oracle measures on: its time is most of a comparison's otherwise.
+const ORACLE_SEQUENCES: usize = 2;
+
 /// The expert of each neuron by layer.
 type Units = Arc<Vec<Vec<u32>>>;
 
@@ -117,7 +120,7 @@ impl Subject<'_> {
         let vb = store.builder(DType::F32, |_| false);
         let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
         let oracle = || {
-            let options = GreedyOptions { length: run.config.length, ..GreedyOptions::default() };
+            let options = GreedyOptions { length: run.config.length, sequences: ORACLE_SEQUENCES };
             Labels::greedy(model.lm(), &spec, &run.tokens.train, options, &run.device)
         };
         let draw = |seed: &u64| {
