@@ -66,14 +66,23 @@ fn the_frontier_ends_in_the_dense_model() {
     let fixed: Vec<_> = frontier.points.iter().filter(|point| point.form == "fixed").collect();
     assert_eq!(fixed.len(), 2 * 4);
     for point in &fixed {
-        // 26 neurons in 8 experts of 4 or 3: the share of experts is that of neurons but for one neuron an expert.
-        let share = point.top_k.iter().product::<usize>() as f64 / 8.0;
-        assert!((point.active_share - share).abs() <= 0.1 * share, "{point:?}");
+        // 26 neurons in 8 experts of 3 or 4.
+        let experts = point.top_k.iter().product::<usize>() as f64;
+        assert!((3.0 * experts / 26.0..=4.0 * experts / 26.0).contains(&point.active_share), "{point:?}");
         assert!(point.loss.low <= point.loss.mean && point.loss.mean <= point.loss.high);
     }
     let all = fixed.iter().find(|point| point.top_k == [2, 4]).unwrap();
-    assert_eq!((all.loss.mean, all.recovery.mean, all.active_share), (frontier.dense, 1.0, 1.0));
-    assert_eq!((all.recovery.low, all.recovery.high), (1.0, 1.0));
+    assert_eq!(all.active_share, 1.0);
+    // The one is a mean of means by task, the other of documents: f64 sums in another order.
+    approx::assert_relative_eq!(all.loss.mean, frontier.dense, max_relative = 1e-12);
+    for point in &frontier.points {
+        // A model that was only drawn may have MLPs that are worth nothing.
+        let expected = (frontier.without - point.loss.mean) / (frontier.without - frontier.dense);
+        assert_eq!(point.recovery.is_some(), frontier.without > frontier.dense);
+        if let Some(recovery) = point.recovery {
+            approx::assert_relative_eq!(recovery.mean, expected, max_relative = 1e-6);
+        }
+    }
     for form in ["entropy", "nucleus", "surprisal"] {
         assert!(frontier.points.iter().any(|point| point.form == form), "{form}");
     }

@@ -27,7 +27,8 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// The interval of Σ a / Σ b from each cluster's (a, b), b ≥ 0: a sum of values and of their weights (their number, say).
+/// The interval of Σ a / Σ b from each cluster's (a, b): a sum of values and of their weights (their number, say; or of what they are a
+/// share of, which may be negative in some clusters).
 ///
 /// Clusters of no weight count nowhere; without any other, all three numbers are NaN. A single cluster leaves nothing to draw: its
 /// interval has no width, which is ignorance, not certainty. For a difference of two models on the same documents give the sums of the differences: the
@@ -44,7 +45,7 @@ pub struct Interval {
 /// ```
 #[must_use]
 pub fn interval(clusters: &[(f64, f64)], seed: u64) -> Interval {
-    let clusters: Vec<(f64, f64)> = clusters.iter().copied().filter(|(_, weight)| *weight > 0.0).collect();
+    let clusters: Vec<(f64, f64)> = clusters.iter().copied().filter(|(_, weight)| *weight != 0.0).collect();
     if clusters.is_empty() {
         return Interval { mean: f64::NAN, low: f64::NAN, high: f64::NAN };
     }

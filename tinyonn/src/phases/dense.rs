@@ -178,9 +178,10 @@ impl Dense {
     }
 }
 
-/// The type that each tensor is stored in.
+/// The type that each weight is stored in; integers are no weights.
 fn stored(folder: &ModelFolder) -> BTreeMap<String, DType> {
-    folder.tensors().map(|(name, info)| (name.to_owned(), info.computed().unwrap_or(DType::F32))).collect()
+    let types = folder.tensors().map(|(name, info)| (name.to_owned(), info.computed().unwrap_or(DType::F32)));
+    types.filter(|(_, dtype)| dtype.is_float()).collect()
 }
 
 /// SHA-256 of all that decides the pretrained weights: configuration, seed, device, text, and this crate's own sources.

@@ -51,8 +51,9 @@ pub struct FrontierPoint {
     pub active_share: f64,
     /// Nats a token.
     pub loss: Interval,
-    /// Of what the MLPs are worth.
-    pub recovery: Interval,
+    /// Of what the MLPs are worth; none where they are worth nothing, as in a model that has not learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Interval>,
 }
 
 /// How many to take.
@@ -71,6 +72,10 @@ impl Run<'_> {
         set.beginnings(tokens);
         let dense = self.evaluate_on(&self.dense_model()?, &set, &RouteCtx::all())?;
         let without = self.evaluate_on(&self.without_mlps()?, &set, &RouteCtx::all())?;
+        let documents = |losses: &Losses| {
+            let of = losses.by_document.iter().zip(&dense.by_document).zip(&without.by_document);
+            of.map(|((own, dense), without)| [own.sum, dense.sum, without.sum]).collect::<Vec<_>>().into_iter()
+        };
         let choices = if spec.route_per == RoutePer::Task { Vec::new() } else { self.choices() };
         let progress = Progress::new(choices.len() as u64, "frontier");
         let units = self.model(store)?.neuron_experts()?;
@@ -87,7 +92,7 @@ impl Run<'_> {
                 mass: if let Pfag::Nucleus { mass } = choice.pfag { Some(mass) } else { None },
                 active_share: self.active_share(&load, units.as_deref()),
                 loss: loss(&losses, self.config.seed),
-                recovery: recovery(&losses, &dense, &without, self.config.seed),
+                recovery: recovery(documents(&losses), self.config.seed),
             });
             progress.set(points.len() as u64);
         }
@@ -133,10 +138,9 @@ pub(super) fn loss(losses: &Losses, seed: u64) -> Interval {
     interval(&clusters, seed)
 }
 
-/// (L_noMLP − L)/(L_noMLP − L_dense), over the same documents.
-pub(super) fn recovery(losses: &Losses, dense: &Losses, without: &Losses, seed: u64) -> Interval {
-    let of = losses.by_document.iter().zip(&dense.by_document).zip(&without.by_document);
-    let clusters: Vec<(f64, f64)> =
-        of.map(|((own, dense), without)| (without.sum - own.sum, without.sum - dense.sum)).collect();
-    interval(&clusters, seed)
+/// (L_noMLP − L)/(L_noMLP − L_dense), from each document's sums of L, L_dense and L_noMLP; none where the MLPs are worth nothing.
+pub(super) fn recovery(documents: impl Iterator<Item = [f64; 3]>, seed: u64) -> Option<Interval> {
+    let clusters: Vec<(f64, f64)> = documents.map(|[own, dense, without]| (without - own, without - dense)).collect();
+    let found = (clusters.iter().map(|(_, worth)| worth).sum::<f64>() > 0.0).then(|| interval(&clusters, seed))?;
+    [found.mean, found.low, found.high].iter().all(|x| x.is_finite()).then_some(found)
 }

@@ -7,10 +7,11 @@ use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Scale, Section, Ser
 
 /// The frontier.
 pub(super) fn frontier(frontier: &Frontier) -> Result<Section> {
+    let worth = |point: &&FrontierPoint| Some((100.0 * point.active_share, point.recovery?));
     let series = |name: &str, style: SeriesStyle, points: &[&FrontierPoint]| Series {
         name: name.into(),
-        points: points.iter().map(|point| (100.0 * point.active_share, 100.0 * point.recovery.mean)).collect(),
-        interval: Some(points.iter().map(|p| (100.0 * p.recovery.low, 100.0 * p.recovery.high)).collect()),
+        points: points.iter().filter_map(worth).map(|(share, recovery)| (share, 100.0 * recovery.mean)).collect(),
+        interval: Some(points.iter().filter_map(worth).map(|(_, r)| (100.0 * r.low, 100.0 * r.high)).collect()),
         style,
     };
     let of = |form: &str| frontier.points.iter().filter(|point| point.form == form).collect::<Vec<_>>();
@@ -56,7 +57,7 @@ pub(super) fn frontier(frontier: &Frontier) -> Result<Section> {
 fn leading<'a>(points: &[&'a FrontierPoint]) -> Vec<&'a FrontierPoint> {
     let mut best: Vec<&FrontierPoint> = Vec::new();
     for point in points {
-        if best.last().is_none_or(|last| point.recovery.mean > last.recovery.mean) {
+        if best.last().is_none_or(|last| point.loss.mean < last.loss.mean) {
             best.push(point);
         }
     }

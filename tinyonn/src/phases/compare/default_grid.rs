@@ -103,7 +103,12 @@ fn products(best: &Cell) -> Vec<Product> {
             routed: vec![false],
             ..Product::default()
         },
-        Product { labels: rivals.clone(), contrast: vec![true], routed: vec![false], ..Product::default() },
+        Product {
+            labels: rivals.iter().copied().filter(|source| *source != LabelSource::Random).collect(),
+            contrast: vec![true],
+            routed: vec![false],
+            ..Product::default()
+        },
         // What measuring would give, where it is worth its time.
         Product { labels: vec![LabelSource::Oracle], routed: vec![false], ..Product::default() },
         // Through routers, one factor at a time around the best.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::record::{self, CellRecord, LossRecord, Store, SubjectRecord};
 use super::{Cell, CompareConfig};
 use crate::metrics::{Interval, interval};
+use crate::phases::frontier::recovery;
 use crate::{Error, Result};
 
 /// A subject and its cells by id.
@@ -88,16 +89,16 @@ impl Outcome {
         Some(interval(&clusters, self.seed))
     }
 
-    /// (L_noMLP − L)/(L_noMLP − L_dense), over the documents of all seeds.
+    /// (L_noMLP − L)/(L_noMLP − L_dense), over the documents of all seeds; none where the MLPs are worth nothing.
     #[must_use]
     pub fn recovery(&self, corpus: &[Finished], cell: &Cell, via: Via) -> Option<Interval> {
-        let mut clusters = Vec::new();
+        let mut documents = Vec::new();
         for Finished { subject, cells } in corpus {
             let own = &cells.get(&cell.id())?.loss(via)?.sums;
             let of = own.iter().zip(&subject.dense.sums).zip(&subject.without.sums);
-            clusters.extend(of.map(|((own, dense), without)| (without - own, without - dense)));
+            documents.extend(of.map(|((own, dense), without)| [*own, *dense, *without]));
         }
-        Some(interval(&clusters, self.seed))
+        recovery(documents.into_iter(), self.seed)
     }
 }
 
