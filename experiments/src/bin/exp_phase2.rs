@@ -40,7 +40,7 @@ struct Cli {
     /// The same in under a minute: fewer steps, less text
     #[arg(long, conflicts_with = "from")]
     quick: bool,
-    /// The folder of a run of exp_phase1 to go on from; its settings hold, but for [smk] of --config
+    /// The folder of a run of exp_phase1 to go on from; its settings hold, but for `smk` of --config
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed"])]
     from: Option<PathBuf>,
 }

@@ -3,7 +3,7 @@
 //! The units (experts or neurons) of each layer that score highest on a task are ablated (×0) or amplified (×1.5), and the change of every task's
 //! held-out loss is measured: the matrix Δ[task whose units are touched][task measured]. The statistic is the mean of its diagonal minus the
 //! mean of the rest: above zero, a score finds what its own task needs and others do not. Beside ∫SPS stand its lowest units, other
-//! scores, and random units: of the same number, and of the same number *and* output norm, √Σ E[h_i²] ‖W_d[:, i]‖² over the task's training
+//! scores, and random units: of the same number, and of the same number *and* output norm, `√Σ E[h_i²] ‖W_d[:, i]‖²` over the task's training
 //! text: what matters by its size alone is told apart from what matters to a task.
 
 use candle_core::{DType, Tensor};
@@ -113,7 +113,7 @@ impl Run<'_> {
         Qwen3ForCausalLm::dense(&self.dense.cfg, &store.builder(DType::F32, |_| false))
     }
 
-    /// E[h_i²] ‖W_d[:, i]‖² over each task's text, `[task][layer][i]`.
+    /// `E[h_i²] ‖W_d[:, i]‖²` over each task's text, `[task][layer][i]`.
     fn output_power(&self, scan: &NeuronScan) -> Result<Vec<Vec<Vec<f64>>>> {
         let norms = (0..scan.sums.len()).map(|layer| {
             let name = down_proj(layer);

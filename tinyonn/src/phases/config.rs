@@ -182,7 +182,7 @@ pub enum LabelUnit {
     /// Its task's.
     #[default]
     Task,
-    /// The token's own ([`crate::imaging::token_labels`]); of slices that each token routes for itself.
+    /// The token's own ([`crate::imaging::token_labels()`]); of slices that each token routes for itself.
     Token,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::phase1::Phase1;
-use super::run::Run;
+use super::run::{Run, active_share};
 use super::summary::{LoadStages, LossFigures, ModelFigures, Phase1Summary, RouterFigures, ScanFigures, UnitFigures};
 use crate::metrics::Stopwatch;
 use crate::train::Losses;
@@ -38,7 +38,7 @@ impl Phase1 {
             random_labels: self.fits.random.iter().map(|losses| losses.mean).collect(),
             permuted_labels: self.fits.permuted.iter().map(|losses| losses.mean).collect(),
             label_sources: self.sources.clone(),
-            active_share: run.active_share(&self.before.load, self.units.as_deref()),
+            active_share: active_share(&self.before.load, self.units.as_deref()),
             load: LoadStages { asked: run.asked_load(&self.labels), before: self.before.load.figures(spec) },
             frontier: None,
             causal: Vec::new(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
-use super::run::Run;
+use super::run::{Run, active_share};
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::imaging::Labels;
@@ -90,7 +90,7 @@ impl Run<'_> {
                 form: choice.form.into(),
                 top_k: choice.top_k,
                 mass: if let Pfag::Nucleus { mass } = choice.pfag { Some(mass) } else { None },
-                active_share: self.active_share(&load, units.as_deref()),
+                active_share: active_share(&load, units.as_deref()),
                 loss: loss(&losses, self.config.seed),
                 recovery: recovery(documents(&losses), self.config.seed),
             });

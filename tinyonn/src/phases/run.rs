@@ -97,11 +97,6 @@ impl Run<'_> {
         Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))
     }
 
-    /// The share of a layer's neurons that a routed token uses; of replicas, the share of the experts.
-    pub(super) fn active_share(&self, load: &LoadMeter, units: Option<&[Vec<u32>]>) -> f64 {
-        units.map_or_else(|| load.expert_share(), |units| load.active_share(units))
-    }
-
     pub(super) fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
         TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
     }
@@ -315,4 +310,9 @@ impl Run<'_> {
         ModelFolder::write_into(&staged, &config, &store, Some(&self.dense.dir))?;
         staged.publish()
     }
+}
+
+/// The share of a layer's neurons that a routed token uses; of replicas, the share of the experts.
+pub(super) fn active_share(load: &LoadMeter, units: Option<&[Vec<u32>]>) -> f64 {
+    units.map_or_else(|| load.expert_share(), |units| load.active_share(units))
 }

@@ -15,7 +15,7 @@ use crate::metrics::Stopwatch;
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::{LoadMeter, Pfag, variant};
 use crate::phases::prepared::Prepared;
-use crate::phases::run::{Held, Inputs, Run};
+use crate::phases::run::{Held, Inputs, Run, active_share};
 use crate::phases::{LabelUnit, RunConfig};
 use crate::qwen3::{Active, RouteCtx};
 use crate::train::{LevelAccuracy, router_accuracy, row_accuracy};
@@ -182,7 +182,7 @@ impl Subject<'_> {
             accuracy: levels
                 .map(|level| (over(&|layer| layer.accuracy[level]), over(&|layer| layer.chance[level])))
                 .collect(),
-            active_share: run.active_share(&load, Some(units)),
+            active_share: active_share(&load, Some(units)),
         })
     }
 

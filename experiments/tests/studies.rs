@@ -1,0 +1,179 @@
+//! exp_phase1, what goes on from it, and exp_compare, as a user starts them.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use rstest::rstest;
+use serde_json::Value;
+use tempfile::TempDir;
+use tinyonn::data::{arithmetic, sorting};
+
+const PHASE1: &str = env!("CARGO_BIN_EXE_exp_phase1");
+const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
+const COMPARE: &str = env!("CARGO_BIN_EXE_exp_compare");
+
+/// A model that is pretrained in a moment, and a run of both phases that takes one.
+const SHAPE: &str = "cache = \"cache\"\nlength = 16\nscan_tokens = 300\ntest_tokens = 200\n[dense]\nvocab_size = 300\nhidden_size = 16\n\
+                     intermediate_size = 120\nnum_hidden_layers = 2\nnum_attention_heads = 2\nnum_key_value_heads = 1\nhead_dim = 8\n[pretrain]\n\
+                     steps = 4\nbatch = 2\nwarmup = 1\n";
+const RUN: &str = "study_tokens = 40\n";
+const ROUTERS: &str = "[router]\nsteps = 2\n[smk]\nsteps = 2\nbatch = 4\n";
+/// Two cells beside the best one.
+const GRID: &str = "seeds = [3, 4]\ncorpora = [{ name = \"small\", data = [\"a=a.txt\", \"b=b.txt\"] }]\n";
+const CELLS: &str = "[best]\ntop_k = [2, 3]\n[best.router]\nsteps = 2\n[[products]]\nlabels = [\"sps\", \"sps_permuted\", \"activation\", \"taylor\"]\nrouted = [false]\n";
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        for (task, name) in [arithmetic(0, 12_000), sorting(0, 12_000)].iter().zip(["a.txt", "b.txt"]) {
+            let text: String = task.documents.iter().map(|document| document.text.as_str()).collect();
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        fs::write(dir.path().join("run.toml"), format!("{RUN}{SHAPE}{ROUTERS}")).unwrap();
+        fs::write(dir.path().join("grid.toml"), format!("{GRID}{SHAPE}{CELLS}")).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, program: &str, arguments: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path()).args(arguments.split_whitespace());
+        command
+    }
+
+    fn run(&self, program: &str, arguments: &str) -> Output {
+        self.command(program, arguments).output().unwrap()
+    }
+
+    fn done(&self, program: &str, arguments: &str) -> String {
+        let output = self.run(program, arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn refused(&self, program: &str, arguments: &str, words: &[&str]) {
+        let output = self.run(program, arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn phase_2_goes_on_from_the_folder_of_phase_1() {
+    let place = Place::new();
+    let said = place.done(PHASE1, "--data a=a.txt --data b=b.txt --config run.toml --out one");
+    assert!(said.contains("lossless  bit-equal") && said.contains("causal    without its"), "{said}");
+    let names = ["report.html", "summary.json", "phase1.json", "config.json", "tiny-onn/model.safetensors"];
+    assert!(names.iter().all(|name| place.path("one").join(name).exists()));
+    for figure in ["frontier", "brain-a", "brain-contrast", "paths", "density-layer-0", "specificity-neuron"] {
+        for ending in ["svg", "png", "csv"] {
+            assert!(place.path(&format!("one/figures/{figure}.{ending}")).exists(), "{figure}.{ending}");
+        }
+    }
+    place.done(PHASE2, "--from one --out two");
+    place.done(PHASE2, "--data a=a.txt --data b=b.txt --config run.toml --out both");
+    let [two, both] = ["two", "both"].map(|dir| place.json(&format!("{dir}/summary.json")));
+    assert_eq!(two["smk"], both["smk"]);
+    assert_eq!(two["loss"], both["loss"]);
+    assert!(two["frontier"].is_object() && both["frontier"].is_null());
+    // What phase 1 decided is decided.
+    fs::write(place.path("other.toml"), "scan_tokens = 299").unwrap();
+    place.refused(PHASE2, "--from one --config other.toml --out three", &["`scan_tokens`", "exp_phase1"]);
+    place.refused(PHASE2, "--from two --out three", &["has no phase1.json", "exp_phase1"]);
+    place.refused(PHASE2, "--from one --out one --overwrite", &["one", "is read"]);
+    let clap = place.run(PHASE2, "--from one --seed 3");
+    assert_eq!(clap.status.code(), Some(2));
+    assert!(!place.path("three").exists());
+}
+
+fn cells(dir: &Path) -> Vec<(PathBuf, SystemTime)> {
+    let mut found = Vec::new();
+    for subject in ["small-3", "small-4"] {
+        let Ok(entries) = fs::read_dir(dir.join("subjects").join(subject).join("cells")) else { continue };
+        let files =
+            entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "json"));
+        found.extend(files.map(|path| (path.clone(), fs::metadata(path).unwrap().modified().unwrap())));
+    }
+    found.sort();
+    found
+}
+
+/// Killed whenever it likes, it keeps what is done, and its children end with it.
+#[test]
+fn a_comparison_that_was_killed_goes_on() {
+    let place = Place::new();
+    let arguments = "--config grid.toml --out compare --results compare/RESULTS.md --jobs 2";
+    let mut child = place.command(COMPARE, arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while cells(&place.path("compare")).is_empty() && started.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Its children notice that it is gone; then nothing new comes.
+    let mut kept = cells(&place.path("compare"));
+    loop {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = cells(&place.path("compare"));
+        if now == kept {
+            break;
+        }
+        kept = now;
+    }
+    let said = place.done(COMPARE, arguments);
+    assert!(said.contains(&format!("{} cells in", 2 * 5 - kept.len())), "{said}");
+    let after = cells(&place.path("compare"));
+    assert_eq!(after.len(), 2 * 5);
+    assert!(kept.iter().all(|cell| after.contains(cell)), "what was there is not run again");
+    let results = fs::read_to_string(place.path("compare/RESULTS.md")).unwrap();
+    assert!(results.lines().nth(2).unwrap().starts_with("**The claim"), "{results}");
+    assert!(place.path("compare/report.html").exists());
+    // Nothing is left to do, and the same is said again.
+    let again = place.done(COMPARE, arguments);
+    assert!(again.contains("0 cells in"), "{again}");
+    assert_eq!(fs::read_to_string(place.path("compare/RESULTS.md")).unwrap(), results);
+    place.refused(COMPARE, &format!("{arguments} --seeds 3,4,5"), &["was begun with other settings", "--out"]);
+}
+
+#[rstest]
+#[case::unknown_key("[best]\nlabel_sources = 1", &["grid.toml", "line 2", "label_sources"])]
+#[case::unknown_source("[best]\nlabels = \"spz\"", &["grid.toml", "there is no source `spz`", "activation"])]
+#[case::no_seed("seeds = []", &["`seeds`", "is empty"])]
+#[case::no_variant("[best]\nvariant = \"Nobody\"", &["variant `Nobody`"])]
+fn what_cannot_be_compared(#[case] grid: &str, #[case] words: &[&str]) {
+    let place = Place::new();
+    fs::write(place.path("grid.toml"), grid).unwrap();
+    place.refused(COMPARE, "--config grid.toml --out compare", words);
+    assert!(!place.path("compare").exists());
+}
+
+/// A subject that fails is named with its own words, and the others are kept.
+#[test]
+fn a_text_that_is_not_there_fails_its_subjects_alone() {
+    let place = Place::new();
+    let grid = format!("{GRID}{SHAPE}{CELLS}")
+        .replace("corpora = [", "corpora = [{ name = \"gone\", data = [\"a=gone.txt\", \"b=b.txt\"] }, ");
+    fs::write(place.path("grid.toml"), grid).unwrap();
+    place.refused(
+        COMPARE,
+        "--config grid.toml --out compare --jobs 1",
+        &["gone", "no such file", "what is done is kept"],
+    );
+    assert_eq!(cells(&place.path("compare")).len(), 2 * 5);
+}
