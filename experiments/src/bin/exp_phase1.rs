@@ -23,7 +23,7 @@ use tinyonn::phases::{Phase1Summary, RunConfig, phase1};
     mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/phase1, runs/phase1-2, …]")),
     after_help = "Examples:
   exp_phase1                                                on the default text
-  exp_phase1 --quick                                        the same in about a minute
+  exp_phase1 --quick                                        the same in a minute or two
   exp_phase1 --data toolchain                               real text: the sources, guides and manuals that come with Rust
   exp_phase1 --data code=src --data prose=docs              tasks of your own: folders, files, or JSONL with a `text` field
   exp_phase2 --from runs/phase1                             what follows
@@ -37,7 +37,7 @@ A TOML file for --config has the keys that a run's config.json shows under `sett
 struct Cli {
     #[command(flatten)]
     flags: Flags,
-    /// The same in about a minute: fewer steps, less text
+    /// The same in a minute or two: fewer steps, less text
     #[arg(long)]
     quick: bool,
 }

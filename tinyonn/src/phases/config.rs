@@ -98,7 +98,7 @@ impl RunConfig {
             pretrain: PretrainConfig { steps: 220, warmup: 30, ..config.pretrain },
             scan_tokens: 8_192,
             test_tokens: 4_096,
-            study_tokens: 512,
+            study_tokens: 256,
             router: RouterFitConfig { steps: 40, ..config.router },
             smk: SmkConfig { steps: 40, ..config.smk },
             ..config
