@@ -121,7 +121,7 @@ fn a_comparison_that_was_killed_goes_on() {
     let arguments = "--config grid.toml --out compare --results compare/RESULTS.md --jobs 2";
     let mut child = place.command(COMPARE, arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let started = Instant::now();
-    while cells(&place.path("compare")).is_empty() && started.elapsed() < Duration::from_secs(120) {
+    while cells(&place.path("compare")).is_empty() && started.elapsed() < Duration::from_mins(2) {
         std::thread::sleep(Duration::from_millis(5));
     }
     child.kill().unwrap();

@@ -11,8 +11,8 @@ use tinyonn::metrics::Interval;
 use tinyonn::phases::DenseShape;
 use tinyonn::phases::compare::record::Store;
 use tinyonn::phases::compare::{
-    Cell, CompareConfig, CorpusConfig, How, LabelSource, Outcome, Product, RIVALS, Trial, run_subject, verdict,
-    write_report, write_results,
+    Cell, CompareConfig, CorpusConfig, Difference, How, LabelSource, Outcome, Product, RIVALS, Trial, run_subject,
+    verdict, write_report, write_results,
 };
 use tinyonn::train::{PretrainConfig, RouterFitConfig};
 
@@ -148,7 +148,7 @@ fn what_cannot_work_is_refused_before_it_begins(#[case] change: &dyn Fn(&mut Com
 fn it_goes_on_where_it_stopped_and_finds_the_same() {
     let dir = TempDir::new().unwrap();
     let config = setting(dir.path());
-    config.begin().unwrap();
+    config.begin("abc").unwrap();
     let cells = config.cells();
     assert_eq!(run_all(&config), 2 * cells.len());
     assert_eq!(run_all(&config), 0, "what is there is not run again");
@@ -169,10 +169,10 @@ fn it_goes_on_where_it_stopped_and_finds_the_same() {
     // More cells may be asked for, other settings not.
     let more = Product { contrast: vec![true], routed: vec![false], ..Product::default() };
     let grown = CompareConfig { products: [config.products.clone(), vec![more]].concat(), ..config.clone() };
-    grown.begin().unwrap();
+    grown.begin("abc").unwrap();
     assert_eq!(run_all(&grown), 2);
     let other = CompareConfig { scan_tokens: 299, ..config.clone() };
-    assert!(message(other.begin()).contains("was begun with other settings; name another folder"));
+    assert!(message(other.begin("abc")).contains("was begun with other settings; name another folder"));
     // So must the text be what it was.
     let file = dir.path().join("sorting.txt");
     fs::write(&file, fs::read_to_string(&file).unwrap() + "2 1 -> 1 2\n").unwrap();
@@ -188,7 +188,7 @@ fn a_folder_that_is_no_comparison_is_refused() {
     let config = setting(dir.path());
     fs::create_dir(&config.out).unwrap();
     fs::write(config.out.join("thesis.tex"), "years of work").unwrap();
-    assert!(message(config.begin()).contains("is no comparison"));
+    assert!(message(config.begin("abc")).contains("is no comparison"));
     assert_eq!(fs::read_dir(&config.out).unwrap().count(), 1);
 }
 
@@ -196,7 +196,7 @@ fn a_folder_that_is_no_comparison_is_refused() {
 fn the_results_are_written_from_the_records() {
     let dir = TempDir::new().unwrap();
     let config = setting(dir.path());
-    config.begin().unwrap();
+    config.begin("abc").unwrap();
     run_all(&config);
     let outcome = Outcome::read(&config).unwrap();
     // A difference to itself is none, surely; what is paired is what the means say.
@@ -236,7 +236,8 @@ fn the_results_are_written_from_the_records() {
 #[case::one_unsure([-0.2, -0.01, -0.3], 0.05, "The claim did not hold")]
 fn the_verdict_is_what_the_intervals_say(#[case] against: [f64; 3], #[case] half: f64, #[case] expected: &str) {
     let interval = |mean: f64| Interval { mean, low: mean - half, high: mean + half };
-    let trial = Trial { corpus: "t".into(), cell: Cell::default(), against: against.map(interval).to_vec() };
+    let difference = |mean| Difference { interval: interval(mean), by_seed: vec![mean - 0.01, mean + 0.01] };
+    let trial = Trial { corpus: "t".into(), cell: Cell::default(), against: against.map(difference).to_vec() };
     let said = verdict(&[trial]);
     assert!(said[0].starts_with(expected), "{}", said[0]);
     let activation = said.iter().find(|line| line.starts_with("Against `activation`")).unwrap();
@@ -247,4 +248,15 @@ fn the_verdict_is_what_the_intervals_say(#[case] against: [f64; 3], #[case] half
     };
     assert!(activation.contains(words), "{activation}");
     assert!(verdict(&[])[0].starts_with("Nothing was compared"));
+}
+
+/// One seed that says otherwise leaves a difference undecided, however narrow the interval over documents.
+#[rstest]
+#[case(&[-0.2, -0.1], true, false)]
+#[case(&[-0.4, 0.1], false, false)]
+#[case(&[0.1, 0.2], false, false)]
+fn every_seed_must_agree(#[case] by_seed: &[f64], #[case] below: bool, #[case] above: bool) {
+    let interval = Interval { mean: -0.15, low: -0.2, high: -0.1 };
+    let difference = Difference { interval, by_seed: by_seed.to_vec() };
+    assert_eq!((difference.is_below(), difference.is_above()), (below, above));
 }

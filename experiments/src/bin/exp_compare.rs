@@ -47,6 +47,9 @@ struct Cli {
     /// Subjects that run side by side [default: as many as there are cores, at most one a subject]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// Runs nothing: writes the results and the page anew from the records of --out, whatever sources computed them
+    #[arg(long)]
+    report: bool,
     /// Runs one subject: what the program starts itself with
     #[arg(long, value_names = ["TEXT", "SEED"], num_args = 2, hide = true)]
     subject: Option<Vec<String>>,
@@ -81,13 +84,19 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     let base = if cli.quick { CompareConfig::quick() } else { CompareConfig::default() };
     let config: CompareConfig = layered(&base, cli.config.as_deref(), &cli.flags)?;
-    config.validate()?;
-    config.begin()?;
     let started = Instant::now();
-    let ran = children::run_subjects(&config, cli.jobs)?;
+    let (config, ran) = if cli.report {
+        (CompareConfig { results: config.results, ..CompareConfig::begun(&config.out)? }, 0)
+    } else {
+        config.validate()?;
+        config.begin(&git_commit())?;
+        let ran = children::run_subjects(&config, cli.jobs)?;
+        (config, ran)
+    };
     let outcome = Outcome::read(&config)?;
     let provenance = vec![
-        ("sources at commit".to_owned(), git_commit()),
+        ("computed by".to_owned(), CompareConfig::computed_by(&config.out)?),
+        ("written at commit".into(), git_commit()),
         (
             "cells".into(),
             format!(

@@ -57,7 +57,11 @@ const SOURCES: &str = env!("TINYONN_SOURCES_SHA256");
 
 #[derive(Serialize, Deserialize)]
 struct Begun {
+    /// SHA-256 of the library's sources.
     sources: String,
+    /// Their commit.
+    #[serde(default)]
+    commit: String,
     settings: CompareConfig,
 }
 
@@ -171,18 +175,21 @@ impl CompareConfig {
         cells
     }
 
-    /// Makes the folder, or checks that the comparison that was begun in it is this one: grids and results may differ, all else not.
+    /// Makes the folder, for records computed by the sources at `commit`, or checks that the comparison that was begun in it is this one: grids and results may differ, all else not.
     ///
     /// # Errors
     /// Another comparison, or other sources, in that folder; a folder of something else.
-    pub fn begin(&self) -> Result<()> {
+    pub fn begin(&self, commit: &str) -> Result<()> {
         let path = self.out.join(BEGUN);
         let folder = self.out.join("subjects");
         if files::is_used(&self.out)? && !path.exists() {
             let remedy = "name another folder with --out";
             return Err(Error::file(&self.out, "exists, is not empty, and is no comparison", remedy));
         }
-        if let Some(Begun { sources, settings }) = super::record::read(&path)? {
+        let known = super::record::read(&path)?;
+        let mut commit = commit.to_owned();
+        if let Some(Begun { sources, commit: begun, settings }) = known {
+            commit = begun;
             let other = |problem: String| {
                 Err(Error::file(&self.out, problem, "name another folder with --out, or remove this one"))
             };
@@ -190,13 +197,29 @@ impl CompareConfig {
                 return other("was begun with other sources of the library: cells would not be comparable".into());
             }
             let same = Self { products: self.products.clone(), results: self.results.clone(), ..settings.clone() };
-            let asked = Self { best: settings.best.clone(), ..self.clone() };
+            // What is measured once a subject is of the best cell's variant and partition.
+            let Cell { variant, partition, .. } = self.best.clone();
+            let asked = Self { best: Cell { variant, partition, ..settings.best.clone() }, ..self.clone() };
             if same != asked {
                 return other("was begun with other settings".into());
             }
         }
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        super::record::write(&Begun { sources: SOURCES.into(), settings: self.clone() }, &path)
+        super::record::write(&Begun { sources: SOURCES.into(), commit, settings: self.clone() }, &path)
+    }
+
+    /// What its records were computed by: the commit, and the SHA-256 of the library's sources.
+    ///
+    /// # Errors
+    /// There is no comparison in `out`.
+    pub fn computed_by(out: &std::path::Path) -> Result<String> {
+        let path = out.join(BEGUN);
+        let none = || Error::file(&path, "is not there", "begin a comparison with exp_compare");
+        let Begun { sources, commit, .. } = super::record::read::<Begun>(&path)?.ok_or_else(none)?;
+        Ok(format!(
+            "{}sources of the library with SHA-256 {sources}",
+            if commit.is_empty() { String::new() } else { format!("commit {commit}, ") }
+        ))
     }
 
     /// The comparison that was begun in `out`.

@@ -13,7 +13,7 @@ pub mod record;
 mod results;
 mod subject;
 
-pub use claim::{RIVALS, Trial, verdict};
+pub use claim::{Difference, RIVALS, Trial, verdict};
 pub use grid::{Cell, CompareConfig, CorpusConfig, Product};
 pub use label_source::{How, LabelSource};
 pub use outcome::{Finished, Outcome, Via};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::record::{self, CellRecord, LossRecord, Store, SubjectRecord};
 use super::{Cell, CompareConfig};
 use crate::metrics::{Interval, interval};
+use crate::phases::LabelUnit;
 use crate::phases::frontier::recovery;
 use crate::{Error, Result};
 
@@ -30,6 +31,8 @@ pub enum Via {
     Paths,
     /// Through fitted routers.
     Routers,
+    /// Along the paths of the labels that those routers were fitted to.
+    RoutersLabels,
 }
 
 impl CellRecord {
@@ -39,6 +42,11 @@ impl CellRecord {
         match via {
             Via::Paths => Some(&self.paths),
             Via::Routers => self.routed.as_ref().map(|routed| &routed.loss),
+            Via::RoutersLabels => {
+                // Where nothing is drawn, and a task is what is labelled, there is but one path.
+                let one = self.draws.is_empty() && self.cell.label == LabelUnit::Task;
+                self.routed.as_ref()?.own_paths.as_ref().or(one.then_some(&self.paths))
+            }
         }
     }
 }
@@ -53,12 +61,21 @@ impl Outcome {
         let finished = |corpus: &str, seed: u64| -> Result<Finished> {
             let path = store.subject_file(corpus, seed);
             let missing = || Error::file(&path, "is not there", "run exp_compare again: it goes on where it stopped");
-            let subject = record::read(&path)?.ok_or_else(missing)?;
+            let subject: SubjectRecord = record::read(&path)?.ok_or_else(missing)?;
             let cells = config.cells().into_iter().filter_map(|cell| {
-                let found = record::read::<CellRecord>(&store.cell_file(corpus, seed, &cell)).transpose()?;
-                Some(found.map(|found| (cell.id(), found)))
+                let path = store.cell_file(corpus, seed, &cell);
+                let found = record::read::<CellRecord>(&path).transpose()?;
+                let fits = |found: CellRecord| {
+                    if found.paths.sums.len() == subject.documents.len() {
+                        return Ok((cell.id(), found));
+                    }
+                    let problem = "is of other documents than its subject";
+                    Err(Error::file(&path, problem, "remove it, and run exp_compare again"))
+                };
+                Some(found.and_then(fits))
             });
-            Ok(Finished { subject, cells: cells.collect::<Result<_>>()? })
+            let cells = cells.collect::<Result<_>>()?;
+            Ok(Finished { subject, cells })
         };
         let of_corpus = |corpus: &super::CorpusConfig| {
             let seeds = config.seeds.iter().map(|seed| finished(&corpus.name, *seed)).collect::<Result<Vec<_>>>()?;
@@ -87,6 +104,17 @@ impl Outcome {
             clusters.extend(documents.map(|((a, b), (_, tokens))| (a - b, *tokens)));
         }
         Some(interval(&clusters, self.seed))
+    }
+
+    /// L(a) − L(b) in nats a token, of each seed.
+    #[must_use]
+    pub fn paired_by_seed(&self, corpus: &[Finished], a: (&Cell, Via), b: (&Cell, Via)) -> Option<Vec<f64>> {
+        let of_seed = |finished: &Finished| {
+            let sums = |(cell, via): (&Cell, Via)| Some(&finished.cells.get(&cell.id())?.loss(via)?.sums);
+            let difference: f64 = sums(a)?.iter().zip(sums(b)?).map(|(a, b)| a - b).sum();
+            Some(difference / finished.subject.documents.iter().map(|(_, tokens)| tokens).sum::<f64>())
+        };
+        corpus.iter().map(of_seed).collect()
     }
 
     /// (L_noMLP − L)/(L_noMLP − L_dense), over the documents of all seeds; none where the MLPs are worth nothing.

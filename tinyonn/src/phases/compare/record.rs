@@ -59,6 +59,9 @@ pub struct CellRecord {
 pub struct RoutedRecord {
     /// The loss.
     pub loss: LossRecord,
+    /// Along the paths of the labels that the routers were fitted to, of those drawn the first; none where tokens have their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_paths: Option<LossRecord>,
     /// Held-out accuracy by level, mean over layers, and that of the commonest path.
     pub accuracy: Vec<(f64, f64)>,
     /// Neurons that a routed token uses.

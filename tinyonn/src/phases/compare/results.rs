@@ -21,7 +21,7 @@ pub(super) struct Told {
 impl Outcome {
     /// All tables, in the order in which they are told.
     pub(super) fn tables(&self, config: &CompareConfig) -> Vec<Told> {
-        let mut told = Vec::new();
+        let mut told = vec![self.settings(config)];
         for (name, corpus) in &self.corpora {
             told.push(self.sources(config, name, corpus));
             told.push(self.partitions(config, name, corpus));
@@ -59,6 +59,33 @@ impl Outcome {
             )
         };
         self.corpora.iter().map(of).collect()
+    }
+
+    /// Every setting that the claim is tested in.
+    fn settings(&self, config: &CompareConfig) -> Told {
+        let row = |trial: &super::Trial| {
+            let against = trial.against.iter().map(|delta| {
+                let mark = if delta.is_below() {
+                    "better"
+                } else if delta.is_above() {
+                    "worse"
+                } else {
+                    "undecided"
+                };
+                format!("{} {mark}", signed(Some(delta.interval))).into()
+            });
+            let setting = [trial.corpus.clone(), trial.cell.partition.to_string(), times(&trial.cell.top_k)];
+            setting.map(Into::into).into_iter().chain(against).collect()
+        };
+        let rivals = RIVALS.iter().map(|rival| text(&format!("∫SPS − {rival}")));
+        Told {
+            heading: "Every setting".into(),
+            prose: "Loss along ∫SPS paths minus loss along each rival's, nats a token. Better and worse: the interval, and every seed by itself.".into(),
+            table: Table {
+                columns: ["text", "partition", "k"].map(text).into_iter().chain(rivals).collect(),
+                rows: self.trials(config).iter().map(row).collect(),
+            },
+        }
     }
 
     /// Sources of labels in the best setting.
@@ -218,7 +245,7 @@ impl Outcome {
                 mean(&seeds).into(),
                 each(&seeds).into(),
                 signed(self.paired(corpus, (cell, Via::Routers), (best, Via::Routers))).into(),
-                signed(self.paired(corpus, (cell, Via::Routers), (cell, Via::Paths))).into(),
+                signed(self.paired(corpus, (cell, Via::Routers), (cell, Via::RoutersLabels))).into(),
                 (100.0 * over_seeds(&|routed| routed.active_share)).into(),
                 accuracy(0).into(),
                 accuracy(cell.top_k.len().saturating_sub(1)).into(),
@@ -228,7 +255,7 @@ impl Outcome {
         Told {
             heading: format!("Through routers ({name})"),
             prose: format!(
-                "Each row differs from the best cell in one thing. The best: `{}`, k = {}, `{}` partition, labels by `{}`, routers `{}`. Every token decides for itself.",
+                "Each row says in what it differs from the reference: `{}`, k = {}, `{}` partition, labels by `{}`, routers `{}`. Every token decides for itself. Routers are fitted to the first of three draws, where labels are drawn.",
                 best.variant,
                 times(&best.top_k),
                 best.partition,
@@ -240,7 +267,7 @@ impl Outcome {
                     text("what differs"),
                     nats("loss"),
                     text("by seed"),
-                    text("loss − best's"),
+                    text("loss − reference's"),
                     text("loss − loss along its labels"),
                     percent("active, %"),
                     percent("groups found, %"),
@@ -267,8 +294,9 @@ fn specificity(name: &str, corpus: &[Finished]) -> Told {
         let ablated = of(0.0);
         let over =
             |f: &dyn Fn(&Vec<Vec<f64>>) -> f64| mean(&ablated.iter().map(|found| f(&found.delta)).collect::<Vec<_>>());
-        let own =
-            over(&|delta| delta.iter().enumerate().map(|(task, row)| row[task]).sum::<f64>() / delta.len() as f64);
+        let own = over(&|delta| {
+            delta.iter().enumerate().filter_map(|(task, row)| row.get(task)).sum::<f64>() / delta.len() as f64
+        });
         let sure = ablated.iter().filter(|found| found.specificity.low > 0.0).count();
         rows.push(vec![
             format!("{}s", found.unit).into(),
@@ -285,7 +313,7 @@ fn specificity(name: &str, corpus: &[Finished]) -> Told {
     Told {
         heading: format!("Does a task need what its image points at? ({name})"),
         prose: "The tenth of every layer's units that scores highest on a task is ablated (× 0) or amplified (× 1.5), all else active. Specificity: what that costs the task itself minus what it costs the other \
-                tasks, in nats a token; above zero, the score finds what its own task needs. Output norm: relative to that of the highest ∫SPS."
+                tasks, in nats a token; above zero, the score finds what its own task needs. Output norm: relative to that of the highest ∫SPS; what is larger costs more. On a quarter of the test tokens; experts are those of the reference's partition; random units are one draw a seed."
             .into(),
         table: Table {
             columns: vec![
@@ -327,7 +355,7 @@ impl Cell {
         );
         differs(self.contrast != best.contrast, if self.contrast { "contrasted" } else { "not contrasted" }.into());
         differs(self.router != best.router, format!("routers `{}`", self.router.id()));
-        if said.is_empty() { "(the best)".into() } else { said.join(", ") }
+        if said.is_empty() { "(the reference)".into() } else { said.join(", ") }
     }
 }
 
@@ -348,14 +376,26 @@ pub fn write_results(outcome: &Outcome, config: &CompareConfig, provenance: &[(S
     for (name, value) in provenance {
         let _ = writeln!(page, "- {name}: {value}");
     }
+    let finished = || outcome.corpora.iter().flat_map(|(_, corpus)| corpus);
+    let seconds: f64 = finished().map(|f| f.subject.seconds + f.cells.values().map(|c| c.seconds).sum::<f64>()).sum();
+    let _ = writeln!(page, "- seconds, without pretraining, added up over subjects: {seconds:.0}");
     for (name, corpus) in &outcome.corpora {
-        let hashes: Vec<&str> = corpus.iter().map(|finished| &finished.subject.corpus_sha256[..16]).collect();
+        let hashes: Vec<&str> =
+            corpus.iter().map(|finished| finished.subject.corpus_sha256.get(..16).unwrap_or("")).collect();
         let tasks = corpus.first().map_or(String::new(), |finished| finished.subject.tasks.join(", "));
-        let documents: Vec<String> =
-            corpus.iter().map(|finished| finished.subject.documents.len().to_string()).collect();
+        let of_task = |subject: &super::record::SubjectRecord, task: usize| {
+            let own = subject.documents.iter().filter(|(of, tokens)| *of == task && *tokens > 0.0);
+            let (count, tokens) = own.fold((0, 0.0), |(count, sum), (_, tokens)| (count + 1, sum + tokens));
+            format!("{} {count} ({tokens})", subject.tasks[task])
+        };
+        let documents: Vec<String> = corpus
+            .iter()
+            .take(1)
+            .flat_map(|finished| (0..finished.subject.tasks.len()).map(|task| of_task(&finished.subject, task)))
+            .collect();
         let _ = writeln!(
             page,
-            "- text `{name}`: tasks {tasks}; seeds {}; SHA-256 {}…; test documents {}",
+            "- text `{name}`: tasks {tasks}; seeds {}; SHA-256 {}…; test documents (and tokens) of the first seed: {}",
             config.seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             hashes.join("…, "),
             documents.join(", "),

@@ -133,6 +133,8 @@ impl Subject<'_> {
         };
         let paths = labels.iter().map(along).collect::<Result<Vec<_>>>()?;
         let routed = cell.routed.then(|| self.routed(&run, &store, &labels[0], &units, cell)).transpose()?;
+        let own_paths = (cell.label == LabelUnit::Task).then(|| LossRecord::mean_of(&paths[..1]));
+        let routed = routed.map(|routed| RoutedRecord { own_paths, ..routed });
         Ok(CellRecord {
             cell: cell.clone(),
             draws: if cell.labels.is_drawn() { paths.iter().map(|losses| losses.mean).collect() } else { Vec::new() },
@@ -179,6 +181,7 @@ impl Subject<'_> {
         let levels = 0..variant.spec.levels.len();
         Ok(RoutedRecord {
             loss: LossRecord::mean_of(&[loss]),
+            own_paths: None,
             accuracy: levels
                 .map(|level| (over(&|layer| layer.accuracy[level]), over(&|layer| layer.chance[level])))
                 .collect(),
