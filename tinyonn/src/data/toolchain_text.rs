@@ -9,6 +9,7 @@
 //!
 //! Written by hundreds of people, and the same on every machine: `Cargo.lock` and `rust-toolchain.toml` pin the versions. Of each task the files of
 //! 1 KiB to 32 KiB are taken in the order of the SHA-256 of their names until [`DEFAULT_BYTES`] are full, so that no crate decides the task.
+//! Crates of one family share text, manifests most of all: a split by file does not keep that apart.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

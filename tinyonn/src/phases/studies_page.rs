@@ -39,7 +39,8 @@ pub(super) fn frontier(frontier: &Frontier) -> Result<Section> {
         prose: vec![format!(
             "Each point routes the test split with another number of groups and of experts in each, or lets the routers' own certainty decide how many \
              (PFAG), with routers as they were fitted. Recovery is (L without MLPs − L)/(L without MLPs − L dense): {:.3} nats a token without \
-             any MLP, {:.3} with all.",
+             any MLP, {:.3} with all. The best fixed k are picked among these very points; `surprisal` also takes a first pass, all active, which its share \
+             leaves out.",
             frontier.without, frontier.dense
         )],
         figures: vec![Figure::plot(
