@@ -98,10 +98,10 @@ impl LoadFigures {
     /// #[moe(groups = 2, experts = 2, top_k = [1, 1])]
     /// struct Quarter;
     ///
-    /// // Two tasks, one layer: they ask for two of the four experts.
-    /// let paths = PathTable { experts: vec![vec![vec![0]], vec![vec![3]]] };
-    /// let asked = LoadFigures::of_paths(&Quarter::SPEC, &paths, &[100.0, 100.0]);
-    /// assert_eq!((asked.layers[0].max_over_mean, &asked.layers[0].dead), (2.0, &vec![1, 2]));
+    /// // Three tasks, one layer: they ask for three of the four experts.
+    /// let paths = PathTable { experts: vec![vec![vec![0]], vec![vec![1]], vec![vec![3]]] };
+    /// let asked = LoadFigures::of_paths(&Quarter::SPEC, &paths, &[100.0, 100.0, 200.0]);
+    /// assert_eq!((asked.layers[0].max_over_mean, &asked.layers[0].dead), (2.0, &vec![2]));
     /// // Routers that send all to expert 3 have collapsed.
     /// let found = LoadFigures::new(&Quarter::SPEC, &[vec![0.0, 0.0, 0.0, 200.0]]);
     /// let warnings = found.warnings(&Quarter::SPEC, &asked);
