@@ -30,7 +30,7 @@ A TOML file for --config has the keys that OUT/compare.json shows, for example:
   corpora = [{ name = \"mine\", data = [\"law=corpora/law\", \"code=src\"] }]
   [best]
   top_k = [5, 5]
-  [[products]]                                              every combination; the rest as in [best]
+  [[products]]                                              # every combination; the rest as in [best]
   labels = [\"sps\", \"sps_permuted\", \"activation\", \"taylor\"]
   partition = [\"contiguous\", \"sps\"]
   routed = [false]"
@@ -48,7 +48,7 @@ struct Cli {
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
     /// Runs nothing: writes the results and the page anew from the records of --out, whatever sources computed them
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["quick", "config", "jobs", "seeds", "device"])]
     report: bool,
     /// Runs one subject: what the program starts itself with
     #[arg(long, value_names = ["TEXT", "SEED"], num_args = 2, hide = true)]
@@ -86,7 +86,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let config: CompareConfig = layered(&base, cli.config.as_deref(), &cli.flags)?;
     let started = Instant::now();
     let (config, ran) = if cli.report {
-        (CompareConfig { results: config.results, ..CompareConfig::begun(&config.out)? }, 0)
+        (CompareConfig { results: config.results, out: config.out.clone(), ..CompareConfig::begun(&config.out)? }, 0)
     } else {
         config.validate()?;
         config.begin(&git_commit())?;

@@ -37,7 +37,7 @@ impl Default for CompareConfig {
 }
 
 impl CompareConfig {
-    /// The same in about two minutes: one small seed of each text, few cells. For a first look.
+    /// A first look: two seeds of one text, pretrained briefly, and few cells.
     #[must_use]
     pub fn quick() -> Self {
         let config = Self::default();
