@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::data::{Batch, NO_TARGET, Sampler, TaskTokens, TokenSet};
+use tinyonn::data::{Batch, NO_DOCUMENT, NO_TARGET, Sampler, TaskTokens, TokenSet};
 
 /// Tokens that tell their task and place: `1000·task + position` (each task shorter than 1000), documents of `document`
 /// tokens.
@@ -178,6 +178,7 @@ proptest! {
             }
             prop_assert!(cut.tokens.len() <= most);
             prop_assert_eq!(cut.tokens.len(), cut.documents.len());
+            prop_assert_eq!(cut.tokens.iter().filter(|token| **token == 999_999).count(), cut.documents.iter().filter(|of| **of == NO_DOCUMENT).count());
             let documents = sizes[task].div_ceil(document);
             // A token of the set tells its place: every document's tokens are its first ones.
             let kept: Vec<usize> = (0..documents)
@@ -189,13 +190,42 @@ proptest! {
                     own.len()
                 })
                 .collect();
-            if documents <= most {
+            if 2 * documents <= most {
                 let longest = *kept.iter().max().unwrap();
                 let length = |at: usize| document.min(sizes[task] - at * document);
                 prop_assert!((0..documents).all(|at| kept[at] == longest.min(length(at))), "{kept:?}");
-                let more: usize = (0..documents).map(|at| (longest + 1).min(length(at))).sum();
-                prop_assert!(more > most, "there was room for {more} of {most}");
+                // Behind every document that is cut, but the last, an EOS of no document.
+                let between = |each: usize| (0..documents - 1).filter(|at| length(*at) > each).count();
+                let of = |each: usize| (0..documents).map(|at| each.min(length(at))).sum::<usize>() + between(each);
+                prop_assert_eq!(cut.tokens.len(), of(longest));
+                prop_assert!(of(longest + 1) > most, "there was room for {} of {most}", of(longest + 1));
+                for at in (1..cut.tokens.len()).filter(|at| cut.documents[*at] == NO_DOCUMENT) {
+                    prop_assert!(cut.documents[at - 1] != cut.documents[at + 1]);
+                }
             }
         }
     }
+}
+
+#[test]
+fn a_cut_twice_is_one_cut() {
+    for (most, less) in [(90, 50), (200, 31), (33, 12)] {
+        let (mut twice, mut once) = (set(&[120, 70], 25), set(&[120, 70], 25));
+        twice.beginnings(most);
+        twice.beginnings(less);
+        once.beginnings(less);
+        assert_eq!(twice, once, "{most} {less}");
+    }
+}
+
+#[test]
+fn between_cut_documents_stands_an_end_that_is_read_and_never_predicted() {
+    let mut set = set(&[60], 20);
+    set.beginnings(17);
+    let [batch] = evaluation(&set, 0, 16, 4).try_into().unwrap();
+    let (inputs, targets) = flat(&batch);
+    assert_eq!(inputs, [0, 1, 2, 3, 4, 999_999, 20, 21, 22, 23, 24, 999_999, 40, 41, 42, 43]);
+    let end = NO_TARGET;
+    assert_eq!(targets, [1, 2, 3, 4, end, 20, 21, 22, 23, 24, end, 40, 41, 42, 43, 44]);
+    assert_eq!(batch.documents, [0, 0, 0, 0, NO_DOCUMENT, 1, 1, 1, 1, 1, NO_DOCUMENT, 2, 2, 2, 2, 2]);
 }

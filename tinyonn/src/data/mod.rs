@@ -38,7 +38,7 @@ mod toolchain_text;
 
 pub use corpus::{Corpus, Document, Task};
 pub use default_text::{default_corpus, workspace_root};
-pub use pack::{Batch, NO_TARGET, TaskTokens, TokenSet};
+pub use pack::{Batch, NO_DOCUMENT, NO_TARGET, TaskTokens, TokenSet};
 pub use sampler::Sampler;
 pub use source::{DataSource, read_sources};
 pub use split::{Shares, Splits};

@@ -3,7 +3,7 @@
 //! A task's tokens are its documents' tokens, each document followed by the end of text (EOS). A row of length T takes
 //! T + 1 tokens, the inputs and, one further, the targets; rows step by T. So **every token of a task but the first is a
 //! target exactly once**. The last row of a task may be short: its inputs are padded with EOS, its targets with
-//! [`NO_TARGET`].
+//! [`NO_TARGET`]. (Where documents were cut, [`TokenSet::beginnings`], an EOS stands between them that is no target.)
 //!
 //! Shapes: B rows, T positions a row; position p = b·T + t of the flat lists.
 
@@ -16,6 +16,9 @@ use crate::{Error, Result};
 /// The target of a position that predicts nothing.
 pub const NO_TARGET: u32 = u32::MAX;
 
+/// The document of a token that is no document's: one that is read and never predicted.
+pub const NO_DOCUMENT: u32 = u32::MAX;
+
 /// The tokens of one task in one split.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskTokens {
@@ -23,7 +26,7 @@ pub struct TaskTokens {
     pub name: String,
     /// Every document's tokens, each document followed by EOS.
     pub tokens: Vec<u32>,
-    /// For every token the document it belongs to, an index into [`TokenSet::documents`].
+    /// For every token the document it belongs to, an index into [`TokenSet::documents`], or [`NO_DOCUMENT`].
     pub documents: Vec<u32>,
 }
 
@@ -43,7 +46,7 @@ pub struct TokenSet {
 pub struct Batch {
     /// Input tokens, `[B, T]`, u32.
     pub inputs: Tensor,
-    /// The token after each input, `[B, T]`, u32; [`NO_TARGET`] where there is none.
+    /// The token after each input, `[B, T]`, u32; [`NO_TARGET`] where there is none, or it is of [`NO_DOCUMENT`].
     pub targets: Tensor,
     /// The task of every row, B numbers.
     pub tasks: Vec<u32>,
@@ -70,9 +73,40 @@ impl TaskTokens {
         self.targets() / length.max(1)
     }
 
-    /// Tokens that are predicted: all but the first.
+    /// Positions with a token behind them: all but the last.
     pub fn targets(&self) -> usize {
         self.tokens.len().saturating_sub(1)
+    }
+
+    fn keep_beginnings(&mut self, most: usize, eos: u32) {
+        let owned = self.tokens.iter().copied().zip(self.documents.iter().copied());
+        // What an earlier cut put in between is put there anew.
+        let owned: Vec<(u32, u32)> = owned.filter(|(_, document)| *document != NO_DOCUMENT).collect();
+        let documents: Vec<&[(u32, u32)]> = owned.chunk_by(|a, b| a.1 == b.1).collect();
+        // With the EOS behind each that is cut, but for the last.
+        let kept = |each: usize| {
+            let cut = documents.iter().filter(|document| document.len() > each).count();
+            let last = documents.last().is_some_and(|document| document.len() > each);
+            documents.iter().map(|document| each.min(document.len())).sum::<usize>() + cut - usize::from(last)
+        };
+        // The longest beginning for which there is room.
+        let (mut fits, mut beyond) = (0, owned.len() + 1);
+        while beyond - fits > 1 {
+            let middle = usize::midpoint(fits, beyond);
+            if kept(middle) <= most { fits = middle } else { beyond = middle }
+        }
+        let mut beginnings = Vec::with_capacity(most);
+        if fits == 0 {
+            // More documents than room: the first ones, a token each, would say nothing.
+            beginnings.extend_from_slice(&owned[..most.min(owned.len())]);
+        }
+        for (at, document) in documents.iter().enumerate().filter(|_| fits > 0) {
+            beginnings.extend_from_slice(&document[..fits.min(document.len())]);
+            if document.len() > fits && at + 1 < documents.len() {
+                beginnings.push((eos, NO_DOCUMENT));
+            }
+        }
+        (self.tokens, self.documents) = beginnings.into_iter().unzip();
     }
 }
 
@@ -103,39 +137,21 @@ impl TokenSet {
     }
 
     /// Keeps at most `most` tokens of each task: the beginnings of all its documents, as long as there is room for each. Of a task that
-    /// is cut, every document speaks, where [`truncate`](Self::truncate) would keep a few.
+    /// is cut, every document speaks, where [`truncate`](Self::truncate) would keep a few. Behind a document that is cut stands an EOS of
+    /// [`NO_DOCUMENT`]: a model is told where the next one begins, and need not foresee where this one was cut.
     ///
     /// ```
-    /// use tinyonn::data::{TaskTokens, TokenSet};
+    /// use tinyonn::data::{NO_DOCUMENT, TaskTokens, TokenSet};
     /// let task = TaskTokens { name: "t".into(), tokens: vec![1, 2, 3, 4, 5, 6, 0], documents: vec![0, 0, 0, 0, 1, 1, 1] };
     /// let mut set = TokenSet { tasks: vec![task], documents: vec!["t/a".into(), "t/b".into()], eos: 0 };
     /// set.beginnings(5);
-    /// assert_eq!(set.tasks[0].tokens, [1, 2, 5, 6]);
+    /// assert_eq!(set.tasks[0].tokens, [1, 2, 0, 5, 6]);
+    /// assert_eq!(set.tasks[0].documents, [0, 0, NO_DOCUMENT, 1, 1]);
     /// ```
     pub fn beginnings(&mut self, most: usize) {
+        let eos = self.eos;
         for task in self.tasks.iter_mut().filter(|task| task.tokens.len() > most) {
-            let lengths: Vec<usize> = task.documents.chunk_by(|a, b| a == b).map(<[u32]>::len).collect();
-            // The longest beginning for which there is room.
-            let kept = |each: usize| lengths.iter().map(|length| each.min(*length)).sum::<usize>();
-            let (mut fits, mut beyond) = (0, task.tokens.len());
-            while beyond - fits > 1 {
-                let middle = usize::midpoint(fits, beyond);
-                if kept(middle) <= most { fits = middle } else { beyond = middle }
-            }
-            if fits == 0 {
-                // More documents than room: the first ones, a token each, would say nothing.
-                task.tokens.truncate(most);
-                task.documents.truncate(most);
-                continue;
-            }
-            let starts = lengths.iter().scan(0, |at, length| {
-                let start = *at;
-                *at += length;
-                Some(start..start + fits.min(*length))
-            });
-            let places: Vec<usize> = starts.flatten().collect();
-            task.tokens = places.iter().map(|at| task.tokens[*at]).collect();
-            task.documents = places.iter().map(|at| task.documents[*at]).collect();
+            task.keep_beginnings(most, eos);
         }
     }
 
@@ -226,7 +242,8 @@ impl TokenSet {
             let from = row.index * length;
             let to = (from + length).min(tokens.len() - 1);
             inputs.extend_from_slice(&tokens[from..to]);
-            targets.extend_from_slice(&tokens[from + 1..=to]);
+            let predicted = tokens[from + 1..=to].iter().zip(&owners[from + 1..=to]);
+            targets.extend(predicted.map(|(token, owner)| if *owner == NO_DOCUMENT { NO_TARGET } else { *token }));
             documents.extend_from_slice(&owners[from + 1..=to]);
             let end = (number + 1) * length;
             inputs.resize(end, self.eos);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Tensor};
 
 use super::ScanOptions;
-use crate::data::{Batch, NO_TARGET, TokenSet};
+use crate::data::{Batch, NO_DOCUMENT, NO_TARGET, TokenSet};
 use crate::qwen3::{FeedForward, Observer, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
 
@@ -150,8 +150,12 @@ impl Observer for RouterInputs {
             // What was not read whole decides nothing.
             for (window, means) in means.iter().enumerate() {
                 let first = row * t + window * length;
-                if state.positions.counted[first..first + length].iter().all(|counted| *counted) {
-                    state.sequences[layer].push(&means[row * d..][..d], task, documents[first]);
+                let positions = first..first + length;
+                // An end that was put between two documents has no target, and is no padding.
+                let read = |at: usize| state.positions.counted[at] || documents[at] == NO_DOCUMENT;
+                let document = documents[positions.clone()].iter().find(|document| **document != NO_DOCUMENT);
+                if let Some(document) = document.filter(|_| positions.clone().all(read)) {
+                    state.sequences[layer].push(&means[row * d..][..d], task, *document);
                 }
             }
         }
