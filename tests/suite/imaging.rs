@@ -133,7 +133,21 @@ fn scan_sums_the_real_positions_and_no_others(#[case] batch: usize) {
                 found.iter().zip(expected).for_each(|(found, expected)| close(*found, *expected, largest));
             }
             assert!(sums[task].surprised.iter().all(|n| *n <= seen.tokens[task] as f64));
+            // Terms of both signs cancel in the one and not in the other.
+            let pairs = || sums[task].taylor.iter().zip(&sums[task].taylor_magnitude);
+            assert!(pairs().all(|(sum, magnitude)| sum.abs() <= magnitude * (1.0 + 1e-12)));
+            assert!(pairs().any(|(sum, magnitude)| sum.abs() < 0.9 * magnitude));
         }
+    }
+}
+
+/// A single token's Taylor score cancels with nothing.
+#[test]
+fn of_one_token_the_magnitude_is_the_scores() {
+    let seen = scanned(4, &tiny::tokens(4, &[2, 2], VOCAB), options(8, 1));
+    for sums in seen.sums.iter().flatten() {
+        assert!(sums.taylor.iter().zip(&sums.taylor_magnitude).all(|(score, magnitude)| score.abs() == *magnitude));
+        assert!(sums.taylor.iter().any(|score| *score < 0.0) && sums.taylor.iter().any(|score| *score > 0.0));
     }
 }
 
@@ -182,7 +196,7 @@ fn scans_of_two_halves_add_up() {
     sum.loss.iter().zip(&expected.loss).for_each(|(found, expected)| same(found, expected));
     for (found, expected) in sum.sums.iter().flatten().zip(expected.sums.iter().flatten()) {
         for (which, (found, expected)) in found.each().into_iter().zip(expected.each()).enumerate() {
-            // A sum of mixed signs (taylor) is exact relative to its terms, not to itself.
+            // A sum of mixed signs (taylor, the fifth) is exact relative to its terms, not to itself.
             let epsilon = if which == 4 { 1e-12 } else { 0.0 };
             for (found, expected) in found.iter().zip(expected) {
                 assert_relative_eq!(found, expected, max_relative = 1e-12, epsilon = epsilon);

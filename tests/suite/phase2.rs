@@ -153,7 +153,8 @@ fn every_source_of_labels_has_its_loss() {
             "sps_permuted",
             "sps_sinkhorn",
             "surprise",
-            "taylor"
+            "taylor",
+            "taylor_magnitude"
         ]
     );
     // The part of the test split is the whole of it here.

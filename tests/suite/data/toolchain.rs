@@ -62,7 +62,8 @@ fn it_takes_one_file_of_each_owner_of_the_locked_crates() {
     // 24 owners of one crate each, one of three, and the crate without an address: by name `z`.
     assert_eq!(documents, [26, 26, 26, 2]);
     for task in &corpus.tasks[..3] {
-        let of_many = task.documents.iter().filter(|document| ["x-", "y-", "z-a"].iter().any(|of| document.id.starts_with(of)));
+        let of_many =
+            task.documents.iter().filter(|document| ["x-", "y-", "z-a"].iter().any(|of| document.id.starts_with(of)));
         assert_eq!(of_many.count(), 1, "{}", task.name);
         assert!(task.documents.iter().any(|document| document.id.starts_with("z-b-")), "{}", task.name);
         let ids: Vec<&String> = task.documents.iter().map(|document| &document.id).collect();

@@ -182,7 +182,7 @@ fn the_degenerate_control_ties(#[case] expert: ExpertForm) {
     let [output, weight, input] = [GradSite::Output, GradSite::Weight, GradSite::Input]
         .map(|site| scan_with(&model, &set, &request(site), &Device::Cpu, None).unwrap());
     for sums in output.sums.iter().flatten() {
-        let [_, _, s, s2, _, surprised] = sums.each();
+        let [_, _, s, s2, _, _, surprised] = sums.each();
         assert!([s, s2, surprised].iter().all(|sums| sums.iter().all(|x| *x == sums[0])));
         assert!(sums.surprise[0] > 0.0);
     }

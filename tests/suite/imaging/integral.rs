@@ -73,7 +73,7 @@ proptest! {
         let (a, s) = (values(seed, "a", &tokens, width), values(seed, "s", &tokens, width));
         let scan = streamed(&a, &s, 2);
         let (za, zs) = (integrated(&standardised(&a)), integrated(&standardised(&s)));
-        let [sps, activation, surprise, calm, both, _] = Score::ALL.map(|score| Integral::new(&scan, score));
+        let [sps, activation, surprise, calm, both, ..] = Score::ALL.map(|score| Integral::new(&scan, score));
         for task in 0..tokens.len() {
             for layer in 0..2 {
                 for i in 0..width {
@@ -136,7 +136,9 @@ fn taylor_is_its_mean_over_a_tasks_tokens() {
     scan.tokens = vec![4, 8];
     scan.sums[0][0].taylor = vec![2.0, -6.0];
     scan.sums[0][1].taylor = vec![8.0, 0.0];
+    scan.sums[0][0].taylor_magnitude = vec![4.0, 6.0];
     assert_eq!(Integral::new(&scan, Score::Taylor).neurons, [[[0.5, -1.5]], [[1.0, 0.0]]]);
+    assert_eq!(Integral::new(&scan, Score::TaylorMagnitude).neurons, [[[1.0, 1.5]], [[0.0, 0.0]]]);
 }
 
 /// One value everywhere has no deviation but that of rounding, whatever the value and the tasks' sizes.

@@ -84,7 +84,7 @@ fn signs(score: Score) -> (f64, f64) {
         Score::Surprise => (0.0, 1.0),
         Score::Calm => (0.0, -1.0),
         Score::ActivationPlusSurprise => (1.0, 1.0),
-        Score::Taylor => (f64::NAN, f64::NAN),
+        Score::Taylor | Score::TaylorMagnitude => (f64::NAN, f64::NAN),
     }
 }
 
@@ -96,7 +96,9 @@ fn scores([a, s, taylor]: &[Vec<Vec<Vec<f64>>>; 3], score: Score, contrast: bool
     for (task, tokens) in scores.iter_mut().enumerate() {
         for (t, row) in tokens.iter_mut().enumerate() {
             for (i, x) in row.iter_mut().enumerate() {
-                if score != Score::Taylor {
+                if score == Score::TaylorMagnitude {
+                    *x = x.abs();
+                } else if score != Score::Taylor {
                     let (a, s) = ((a[task][t][i] - mean_a) / deviation_a, (s[task][t][i] - mean_s) / deviation_s);
                     *x = of_a * a + of_s * s;
                 }
@@ -137,7 +139,8 @@ fn a_token_takes_the_best_path_by_its_own_score(
         Score::Surprise,
         Score::Calm,
         Score::ActivationPlusSurprise,
-        Score::Taylor
+        Score::Taylor,
+        Score::TaylorMagnitude
     )]
     score: Score,
     #[values(false, true)] contrast: bool,

@@ -235,7 +235,7 @@ impl StoredScan {
             }
         }
         for (layer, sums) in scan.sums.iter().enumerate() {
-            let each: Vec<[&Vec<f64>; 6]> = sums.iter().map(NeuronSums::each).collect();
+            let each: Vec<[&Vec<f64>; 7]> = sums.iter().map(NeuronSums::each).collect();
             for (which, name) in NeuronSums::NAMES.into_iter().enumerate() {
                 let rows: Vec<&Vec<f64>> = each.iter().map(|sums| sums[which]).collect();
                 tensors.push(Stored::rows(format!("layers.{layer}.neurons.{name}"), &rows));

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{NeuronScan, Units};
-use crate::ops::UnitSums;
+use crate::ops::{NeuronSums, UnitSums};
 use crate::{Error, Result};
 
 /// What is integrated.
@@ -26,14 +26,23 @@ pub enum Score {
     Calm,
     /// z(activation) + z(surprise).
     ActivationPlusSurprise,
-    /// −h ∂L/∂h: by how much the loss would grow without the neuron, to first order (Molchanov et al., 2017).
+    /// −h ∂L/∂h: by how much the loss would grow without the neuron, to first order. Signs cancel over tokens.
     Taylor,
+    /// |h ∂L/∂h|: by how much a token's loss would change, whatever the sign (Molchanov et al., 2017).
+    TaylorMagnitude,
 }
 
 impl Score {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Sps, Self::Activation, Self::Surprise, Self::Calm, Self::ActivationPlusSurprise, Self::Taylor];
+    pub const ALL: [Self; 7] = [
+        Self::Sps,
+        Self::Activation,
+        Self::Surprise,
+        Self::Calm,
+        Self::ActivationPlusSurprise,
+        Self::Taylor,
+        Self::TaylorMagnitude,
+    ];
 
     /// Its name in configurations and summaries.
     #[must_use]
@@ -45,20 +54,43 @@ impl Score {
             Self::Calm => "calm",
             Self::ActivationPlusSurprise => "activation_plus_surprise",
             Self::Taylor => "taylor",
+            Self::TaylorMagnitude => "taylor_magnitude",
         }
     }
 
-    /// What z(activation) and z(surprise) are multiplied by; `None` of what is made of neither.
-    pub(super) fn signs(self) -> Option<(f64, f64)> {
+    /// Whether it is made of standardised values: their form decides, which leaves Taylor scores as they are.
+    #[must_use]
+    pub fn is_standardised(self) -> bool {
+        matches!(self.terms(), Terms::Standardised(..))
+    }
+
+    /// Whether surprise enters.
+    #[must_use]
+    pub fn reads_surprise(self) -> bool {
+        matches!(self.terms(), Terms::Standardised(_, of_surprise) if of_surprise != 0.0)
+    }
+
+    /// How it comes from what a scan sums.
+    pub(super) fn terms(self) -> Terms {
         match self {
-            Self::Sps => Some((1.0, -1.0)),
-            Self::Activation => Some((1.0, 0.0)),
-            Self::Surprise => Some((0.0, 1.0)),
-            Self::Calm => Some((0.0, -1.0)),
-            Self::ActivationPlusSurprise => Some((1.0, 1.0)),
-            Self::Taylor => None,
+            Self::Sps => Terms::Standardised(1.0, -1.0),
+            Self::Activation => Terms::Standardised(1.0, 0.0),
+            Self::Surprise => Terms::Standardised(0.0, 1.0),
+            Self::Calm => Terms::Standardised(0.0, -1.0),
+            Self::ActivationPlusSurprise => Terms::Standardised(1.0, 1.0),
+            Self::Taylor => Terms::Taylor { magnitude: false },
+            Self::TaylorMagnitude => Terms::Taylor { magnitude: true },
         }
     }
+}
+
+/// What a score is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Terms {
+    /// z(activation) and z(surprise), each times its number.
+    Standardised(f64, f64),
+    /// A Taylor score or its magnitude, as it is.
+    Taylor { magnitude: bool },
 }
 
 /// Over what z standardises.
@@ -93,6 +125,34 @@ pub struct Form {
     pub norm: Norm,
     /// What an expert's value is made of.
     pub expert: ExpertForm,
+}
+
+impl Form {
+    /// All of them: each norm of neurons and of experts, the plain one first.
+    pub const ALL: [Self; 6] = {
+        const fn of(norm: Norm, expert: ExpertForm) -> Form {
+            Form { norm, expert }
+        }
+        [
+            of(Norm::Layer, ExpertForm::Mean),
+            of(Norm::Global, ExpertForm::Mean),
+            of(Norm::Log1p, ExpertForm::Mean),
+            of(Norm::Layer, ExpertForm::Norm),
+            of(Norm::Global, ExpertForm::Norm),
+            of(Norm::Log1p, ExpertForm::Norm),
+        ]
+    };
+
+    /// A name: `layer`, `global`, `log1p`; with `_by_expert` behind it where the units are experts.
+    #[must_use]
+    pub fn name(self) -> String {
+        let norm = match self.norm {
+            Norm::Layer => "layer",
+            Norm::Global => "global",
+            Norm::Log1p => "log1p",
+        };
+        format!("{norm}{}", if self.expert == ExpertForm::Norm { "_by_expert" } else { "" })
+    }
 }
 
 /// A score integrated over each task, per token.
@@ -267,7 +327,7 @@ impl Integral {
             let problem = "an expert's norms do not follow from its neurons' sums, and the scan holds no others";
             return Err(Error::setting("expert", problem, "scan with the partition known, or use expert = mean"));
         };
-        if score == Score::Taylor {
+        if !score.is_standardised() {
             let problem = "a Taylor score is a sum, which has no norm";
             return Err(Error::setting("expert", problem, "use expert = mean"));
         }
@@ -286,14 +346,9 @@ impl Integral {
 
     fn combined(scan: &NeuronScan, [a, s]: &[Vec<Quantity>; 2], score: Score, norm: Norm) -> Self {
         let mut neurons = vec![Vec::with_capacity(scan.sums.len()); scan.tasks.len()];
-        let Some((of_activation, of_surprise)) = score.signs() else {
-            for layer in &scan.sums {
-                for (task, sums) in layer.iter().enumerate() {
-                    let tokens = scan.tokens[task].max(1) as f64;
-                    neurons[task].push(sums.taylor.iter().map(|sum| sum / tokens).collect());
-                }
-            }
-            return Self { neurons };
+        let (of_activation, of_surprise) = match score.terms() {
+            Terms::Standardised(of_activation, of_surprise) => (of_activation, of_surprise),
+            Terms::Taylor { magnitude } => return Self::taylor(scan, magnitude),
         };
         for (a, s) in standardised(a, norm).iter().zip(&standardised(s, norm)) {
             for (task, (a, s)) in a.iter().zip(s).enumerate() {
@@ -301,6 +356,16 @@ impl Integral {
             }
         }
         Self { neurons }
+    }
+
+    fn taylor(scan: &NeuronScan, magnitude: bool) -> Self {
+        let of_layer = |layer: &Vec<NeuronSums>, task: usize| {
+            let sums = if magnitude { &layer[task].taylor_magnitude } else { &layer[task].taylor };
+            let tokens = scan.tokens[task].max(1) as f64;
+            sums.iter().map(|sum| sum / tokens).collect()
+        };
+        let of_task = |task: usize| scan.sums.iter().map(|layer| of_layer(layer, task)).collect();
+        Self { neurons: (0..scan.tasks.len()).map(of_task).collect() }
     }
 
     /// What sets tasks apart: each value minus its mean over tasks.

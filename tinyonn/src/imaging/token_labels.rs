@@ -2,7 +2,7 @@
 //!
 //! SPS_t,n = mean over the neurons i of n of z(a_ti) − z(S_ti), standardised by the moments of the layer's *scan*, which a single token has none
 //! of; a token's path is then what a task's is, the best `k₁` groups and in each the best `k₂` experts. The mean of a task's token scores is its
-//! ∫SPS. Other scores likewise; taylor is −h_ti δ_h,ti, not standardised.
+//! ∫SPS. Other scores likewise; taylor is −h_ti δ_h,ti, its magnitude |h_ti δ_h,ti|, not standardised.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::inputs::Positions;
-use super::sps::{Standard, standards};
+use super::sps::{Standard, Terms, standards};
 use super::{Integral, Labels, NeuronScan, RowLabels, ScanOptions, Score};
 use crate::data::TokenSet;
 use crate::metrics::check_loss;
@@ -118,14 +118,16 @@ struct Values {
 
 enum Kind {
     Standardised { of: [Standard; 2], signs: (f64, f64) },
-    Taylor,
+    Taylor { magnitude: bool },
 }
 
 impl Values {
     fn new(by: TokenScore<'_>, layer: usize, of: [Standard; 2]) -> Self {
-        let kind = match by.score.signs() {
-            Some(signs) => Kind::Standardised { of, signs },
-            None => Kind::Taylor,
+        let kind = match by.score.terms() {
+            Terms::Standardised(of_activation, of_surprise) => {
+                Kind::Standardised { of, signs: (of_activation, of_surprise) }
+            }
+            Terms::Taylor { magnitude } => Kind::Taylor { magnitude },
         };
         let common = || Integral::new(by.scan, by.score).averaged().neurons.swap_remove(0).swap_remove(layer);
         Self { kind, baseline: by.contrast.then(common) }
@@ -136,9 +138,10 @@ impl Values {
         let rows = Tensor::new(rows, pass.x_td.device())?;
         let values = |x_ti: &Tensor| x_ti.index_select(&rows, 0)?.to_dtype(DType::F64)?.to_vec2::<f64>();
         let mut scores = match &self.kind {
-            Kind::Taylor => {
+            Kind::Taylor { magnitude } => {
                 let gated = pass.gate_ti.map(|gate_ti| pass.h_ti * gate_ti).transpose()?;
-                values(&(gated.as_ref().unwrap_or(pass.h_ti) * pass.delta_h_ti)?.neg()?)?
+                let taylor_ti = (gated.as_ref().unwrap_or(pass.h_ti) * pass.delta_h_ti)?.neg()?;
+                values(&if *magnitude { taylor_ti.abs()? } else { taylor_ti })?
             }
             Kind::Standardised { of: [za, zs], signs } => {
                 let [a_ti, s_ti] = ops::activation_and_surprise(pass)?;

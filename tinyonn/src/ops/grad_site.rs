@@ -28,6 +28,18 @@ pub enum GradSite {
     Output,
 }
 
+impl GradSite {
+    /// Its name in configurations.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weight => "weight",
+            Self::Input => "input",
+            Self::Output => "output",
+        }
+    }
+}
+
 /// In f32, or in f64 what is.
 pub(super) fn wide(x: &Tensor) -> Result<Tensor> {
     x.to_dtype(if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 })

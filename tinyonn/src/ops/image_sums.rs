@@ -1,4 +1,4 @@
-//! What imaging sums over tokens in f64, so that scans add up: by neuron a, a², S, S², the Taylor score and the tokens with S > 0;
+//! What imaging sums over tokens in f64, so that scans add up: by neuron a, a², S, S², the Taylor score, its magnitude and the tokens with S > 0;
 //! where asked for, by expert and of log1p values a, a², S, S² (DESIGN §3).
 
 /// Σ over tokens, by neuron.
@@ -14,14 +14,16 @@ pub struct NeuronSums {
     pub surprise_squared: Vec<f64>,
     /// Σ taylor.
     pub taylor: Vec<f64>,
+    /// Σ |taylor|.
+    pub taylor_magnitude: Vec<f64>,
     /// Tokens with S > 0.
     pub surprised: Vec<f64>,
 }
 
 impl NeuronSums {
     /// The names of [`each`](Self::each).
-    pub const NAMES: [&str; 6] =
-        ["activation", "activation_squared", "surprise", "surprise_squared", "taylor", "surprised"];
+    pub const NAMES: [&str; 7] =
+        ["activation", "activation_squared", "surprise", "surprise_squared", "taylor", "taylor_magnitude", "surprised"];
 
     /// Nothing seen, for `width` neurons.
     #[must_use]
@@ -33,31 +35,34 @@ impl NeuronSums {
             surprise: zeros(),
             surprise_squared: zeros(),
             taylor: zeros(),
+            taylor_magnitude: zeros(),
             surprised: zeros(),
         }
     }
 
-    /// The six sums, in the order of the fields.
+    /// The seven sums, in the order of the fields.
     #[must_use]
-    pub fn each(&self) -> [&Vec<f64>; 6] {
+    pub fn each(&self) -> [&Vec<f64>; 7] {
         [
             &self.activation,
             &self.activation_squared,
             &self.surprise,
             &self.surprise_squared,
             &self.taylor,
+            &self.taylor_magnitude,
             &self.surprised,
         ]
     }
 
     /// As [`each`](Self::each), to change.
-    pub fn each_mut(&mut self) -> [&mut Vec<f64>; 6] {
+    pub fn each_mut(&mut self) -> [&mut Vec<f64>; 7] {
         [
             &mut self.activation,
             &mut self.activation_squared,
             &mut self.surprise,
             &mut self.surprise_squared,
             &mut self.taylor,
+            &mut self.taylor_magnitude,
             &mut self.surprised,
         ]
     }

@@ -1,5 +1,5 @@
 //! What imaging keeps of one backward pass: for each neuron, and where asked for each expert, the sums over tokens of a, a², S, S²,
-//! and for each neuron those of the Taylor score and the number of tokens with S > 0.
+//! and for each neuron those of the Taylor score, of its magnitude, and the number of tokens with S > 0.
 //!
 //! a = |c h|, S by its [`GradSite`], for the weights S² = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖²; taylor = −c h δ_h (DESIGN §3). An
 //! expert's a is the norm over its neurons. log1p values are of x over a scale. Sums are f64.
@@ -116,8 +116,16 @@ fn composed(pass: &MlpBackward<'_>, h_ti: &Tensor, counted: &[bool], imaging: &I
     let (a_ti, s_ti) = (a_ti?, s_ti?);
     let UnitSums { activation, activation_squared, surprise, surprise_squared } = unit_sums(&a_ti, &s_ti)?;
     let surprised = sum(&s_ti.gt(0f64)?.to_dtype(DType::F64)?)?;
-    let taylor = sum(&taylor_ti?)?;
-    let neurons = NeuronSums { activation, activation_squared, surprise, surprise_squared, taylor, surprised };
+    let taylor_ti = taylor_ti?;
+    let neurons = NeuronSums {
+        activation,
+        activation_squared,
+        surprise,
+        surprise_squared,
+        taylor: sum(&taylor_ti)?,
+        taylor_magnitude: sum(&taylor_ti.abs()?)?,
+        surprised,
+    };
     let log1p_of =
         |scale: Scale, a: &Tensor, s: &Tensor| unit_sums(&log1p(a, scale.activation)?, &log1p(s, scale.surprise)?);
     let log1p_neurons = imaging.scale.map(|scale| log1p_of(scale, &a_ti, &s_ti)).transpose()?;
@@ -236,7 +244,7 @@ fn add_token<const KEPT: bool>(
     squared: impl Fn(usize) -> f32,
 ) {
     let width = h.len();
-    let [a1, a2, s1, s2, taylor, surprised] = sums.each_mut().map(|sum| &mut sum[..width]);
+    let [a1, a2, s1, s2, taylor, magnitude, surprised] = sums.each_mut().map(|sum| &mut sum[..width]);
     let delta_h = &delta_h[..width];
     let kept = if KEPT { width } else { 0 };
     let (kept_a2, kept_s2) = (&mut token.a2[..kept], &mut token.s2[..kept]);
@@ -247,7 +255,9 @@ fn add_token<const KEPT: bool>(
         a2[i] += a * a;
         s1[i] += s;
         s2[i] += s * s;
-        taylor[i] -= f64::from(h[i] * delta_h[i]);
+        let slope = f64::from(h[i] * delta_h[i]);
+        taylor[i] -= slope;
+        magnitude[i] += slope.abs();
         surprised[i] += f64::from(u8::from(squared > 0.0));
         if KEPT {
             kept_a2[i] = h[i] * h[i];

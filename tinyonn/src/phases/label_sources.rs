@@ -11,7 +11,7 @@ use super::run::Run;
 use super::summary::SourceFigures;
 use crate::Result;
 use crate::checkpoint::ParamStore;
-use crate::imaging::{Integral, LabelBalance, Labels, NeuronScan, Score};
+use crate::imaging::{Form, How, LabelBalance, LabelInputs, LabelSource, Labels, NeuronScan, Score};
 use crate::qwen3::{Active, RouteCtx};
 
 /// Test tokens of each task that the comparison reads, at most.
@@ -27,7 +27,6 @@ impl Run<'_> {
         units: &[Vec<u32>],
     ) -> Result<BTreeMap<String, SourceFigures>> {
         let spec = &self.variant.spec;
-        let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
         let model = self.model(store)?;
         let mut set = self.tokens.test.clone();
         // A sequence whole, or a shared decision would be for nobody.
@@ -40,27 +39,31 @@ impl Run<'_> {
         let along = |labels: &Labels| {
             loss(&RouteCtx { active: Active::Paths(Arc::new(labels.paths.clone())), ..RouteCtx::default() })
         };
-        let by = |integral: &Integral| Labels::from_integral(integral, units, spec);
+        let plain =
+            LabelInputs { scan, form: Form::default(), units, spec, contrast: false, balance: LabelBalance::None };
         let mut figures = BTreeMap::from([("dense".to_owned(), loss(&RouteCtx::all())?)]);
-        for score in Score::ALL {
-            figures.insert(score.name().to_owned(), along(&by(&Integral::new(scan, score)))?);
-        }
-        let sps = Integral::new(scan, Score::Sps);
-        let of_sps = [("contrasted", sps.contrasted()), ("lowest", sps.negated()), ("one_path", sps.averaged())];
-        for (name, integral) in of_sps {
-            figures.insert(format!("sps_{name}"), along(&by(&integral))?);
-        }
-        let even = Labels::balanced(&sps, units, spec, LabelBalance::Sinkhorn);
-        figures.insert("sps_sinkhorn".into(), along(&even)?);
-        let own = by(&sps);
-        let mean = |labels: &dyn Fn(u64) -> Labels| -> Result<SourceFigures> {
-            let draws = self.draws().map(|seed| along(&labels(seed))).collect::<Result<Vec<_>>>()?;
-            let over = |f: &dyn Fn(&SourceFigures) -> f64| draws.iter().map(f).sum::<f64>() / draws.len() as f64;
-            let by_task = self.text.tasks.iter().map(|task| (task.clone(), over(&|draw| draw.by_task[task]))).collect();
-            Ok(SourceFigures { loss: over(&|draw| draw.loss), by_task })
+        let mut measure = |name: String, source: LabelSource, from: &LabelInputs<'_>| -> Result<()> {
+            let seeds = if source.is_drawn() { self.draws().collect() } else { vec![self.config.seed] };
+            let labels = seeds.into_iter().map(|seed| source.labels(from, seed)).collect::<Result<Vec<_>>>()?;
+            let draws = labels.iter().flatten().map(along).collect::<Result<Vec<_>>>()?;
+            figures.insert(name, mean(&draws));
+            Ok(())
         };
-        figures.insert("sps_permuted".into(), mean(&|seed| own.permuted(seed))?);
-        figures.insert("random".into(), mean(&|seed| Labels::random(tasks, layers, spec, seed))?);
+        let of_scores = Score::ALL.into_iter().map(|score| LabelSource::By(score, How::Best));
+        let of_sps = [How::Lowest, How::OnePath, How::Permuted].map(|how| LabelSource::By(Score::Sps, how));
+        for source in of_scores.chain(of_sps).chain([LabelSource::Random]) {
+            measure(source.to_string(), source, &plain)?;
+        }
+        let sps = LabelSource::SPS;
+        measure(format!("{sps}_contrasted"), sps, &LabelInputs { contrast: true, ..plain })?;
+        measure(format!("{sps}_sinkhorn"), sps, &LabelInputs { balance: LabelBalance::Sinkhorn, ..plain })?;
         Ok(figures)
     }
+}
+
+fn mean(draws: &[SourceFigures]) -> SourceFigures {
+    let over = |f: &dyn Fn(&SourceFigures) -> f64| draws.iter().map(f).sum::<f64>() / draws.len().max(1) as f64;
+    let tasks = draws.first().into_iter().flat_map(|draw| draw.by_task.keys());
+    let by_task = tasks.map(|task| (task.clone(), over(&|draw| draw.by_task[task]))).collect();
+    SourceFigures { loss: over(&|draw| draw.loss), by_task }
 }

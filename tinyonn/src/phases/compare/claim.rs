@@ -1,16 +1,18 @@
 //! The claim, tested: ∫SPS knows each task's optimal path. It holds where labels by ∫SPS have a lower held-out loss, paired by seed and document, than the same
-//! labels dealt to other tasks, than labels by activation, and than labels by first-order Taylor (DESIGN §3).
+//! labels dealt to other tasks, than labels by activation, and than labels by first-order Taylor, signed and by magnitude (DESIGN §3).
 
 use super::outcome::{Finished, Outcome, Via};
-use super::{Cell, CompareConfig, How, LabelSource};
-use crate::imaging::Score;
+use super::results::times;
+use super::{Cell, CompareConfig};
+use crate::imaging::{How, LabelSource, Score};
 use crate::metrics::Interval;
 
 /// What ∫SPS must beat.
-pub const RIVALS: [LabelSource; 3] = [
+pub const RIVALS: [LabelSource; 4] = [
     LabelSource::By(Score::Sps, How::Permuted),
     LabelSource::By(Score::Activation, How::Best),
     LabelSource::By(Score::Taylor, How::Best),
+    LabelSource::By(Score::TaylorMagnitude, How::Best),
 ];
 
 /// ∫SPS against its rivals in one setting.
@@ -63,7 +65,7 @@ impl Outcome {
         let settings = || cells.iter().filter(|cell| cell.labels == LabelSource::SPS && !cell.contrast && !cell.routed);
         let of = |corpus: &(String, Vec<Finished>), cell: &Cell| {
             let against = RIVALS.iter().map(|rival| {
-                let rival = Cell { labels: *rival, ..cell.clone() };
+                let rival = Cell { labels: *rival, ..cell.clone() }.canonical();
                 let (a, b) = ((cell, Via::Paths), (&rival, Via::Paths));
                 let by_seed = self.paired_by_seed(&corpus.1, a, b)?;
                 Some(Difference { interval: self.paired(&corpus.1, a, b)?, by_seed })
@@ -89,8 +91,8 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
         answer,
         "The claim: labels by ∫SPS = z(activation) − z(surprise) find each task's optimal computation path. It holds where their held-out loss is \
          lower, paired by seed and document, with 95 % confidence over documents and in every seed, than that of the same paths dealt to other tasks, of labels by activation \
-         alone, and of labels by first-order Taylor, all without a router between. A setting is a text, a partition of neurons into experts, and a \
-         number of active experts. Intervals are over the documents of these models: they say nothing of other models, and are not corrected for \
+         alone, and of labels by first-order Taylor, signed or by magnitude, all without a router between. A setting is a text, a partition of neurons \
+         into experts, a number of active experts, and a form of the image. Intervals are over the documents of these models: they say nothing of other models, and are not corrected for \
          the number of settings."
             .to_owned(),
     ];
@@ -111,8 +113,13 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
     }
     if !held.is_empty() {
         let place = |trial: &&Trial| {
-            let k: Vec<String> = trial.cell.top_k.iter().map(ToString::to_string).collect();
-            format!("{} text, `{}` partition, k = {}", trial.corpus, trial.cell.partition, k.join(" × "))
+            let Cell { partition, top_k, .. } = &trial.cell;
+            format!(
+                "{} text, `{partition}` partition, k = {}, image `{}`",
+                trial.corpus,
+                times(top_k),
+                trial.cell.image()
+            )
         };
         said.push(format!("It held here: {}.", held.iter().map(place).collect::<Vec<_>>().join("; ")));
     }

@@ -1,8 +1,9 @@
 //! The comparison that is run unless a file says otherwise.
 
-use super::{Cell, CompareConfig, CorpusConfig, How, LabelSource, Product};
+use super::{Cell, CompareConfig, CorpusConfig, Product};
 use crate::data::TOOLCHAIN;
-use crate::imaging::{LabelBalance, Partition, Score};
+use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition, Score};
+use crate::ops::GradSite;
 use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
 use crate::train::{FitBy, PretrainConfig, Projection, RouterFitConfig};
 
@@ -48,6 +49,7 @@ impl CompareConfig {
             LabelSource::By(Score::Sps, How::Permuted),
             by(Score::Activation),
             by(Score::Taylor),
+            by(Score::TaylorMagnitude),
             LabelSource::Random,
         ];
         Self {
@@ -71,7 +73,8 @@ fn products(best: &Cell) -> Vec<Product> {
         .map(|score| by(score, How::Best))
         .chain([by(Score::Sps, How::Lowest), by(Score::Sps, How::OnePath), LabelSource::Random])
         .chain(
-            [Score::Sps, Score::Activation, Score::ActivationPlusSurprise, Score::Taylor].map(|s| by(s, How::Permuted)),
+            [Score::Sps, Score::Activation, Score::ActivationPlusSurprise, Score::TaylorMagnitude]
+                .map(|score| by(score, How::Permuted)),
         )
         .collect();
     let rivals = vec![
@@ -81,6 +84,7 @@ fn products(best: &Cell) -> Vec<Product> {
         by(Score::Surprise, How::Best),
         LabelSource::ACTIVATION_PLUS_SURPRISE,
         by(Score::Taylor, How::Best),
+        by(Score::TaylorMagnitude, How::Best),
         LabelSource::Random,
     ];
     let fit = |change: &dyn Fn(&mut RouterFitConfig)| {
@@ -103,9 +107,12 @@ fn products(best: &Cell) -> Vec<Product> {
             routed: vec![false],
             ..Product::default()
         },
+        Product { labels: rivals.clone(), contrast: vec![true], routed: vec![false], ..Product::default() },
+        // Whether it is the form of the image that decides.
+        Product { labels: rivals.clone(), form: Form::ALL.to_vec(), routed: vec![false], ..Product::default() },
         Product {
-            labels: rivals.iter().copied().filter(|source| *source != LabelSource::Random).collect(),
-            contrast: vec![true],
+            labels: rivals.clone(),
+            grad_site: vec![GradSite::Input, GradSite::Output],
             routed: vec![false],
             ..Product::default()
         },

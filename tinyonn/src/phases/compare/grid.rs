@@ -9,9 +9,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{How, LabelSource};
-use crate::imaging::{LabelBalance, Partition};
-use crate::moe::{Pfag, variant};
+use super::Cell;
+use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition};
+use crate::moe::variant;
+use crate::ops::GradSite;
 use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
 use crate::train::{PretrainConfig, RouterFitConfig};
 use crate::{Error, Result, files};
@@ -75,46 +76,6 @@ pub struct CorpusConfig {
     pub data: Vec<String>,
 }
 
-/// One way to make experts and routers of a dense model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Cell {
-    /// The declared variant: hierarchy and kind of routers.
-    pub variant: String,
-    /// Choices that are taken of a router, by level; labels are as wide.
-    pub top_k: Vec<usize>,
-    /// How neurons are given to experts.
-    pub partition: Partition,
-    /// What labels are made by.
-    pub labels: LabelSource,
-    /// Whose path routers learn.
-    pub label: LabelUnit,
-    /// Whether labels share the experts out evenly.
-    pub label_balance: LabelBalance,
-    /// Labels by what sets a task apart.
-    pub contrast: bool,
-    /// Whether routers are fitted, and the loss measured through them; if not, only along the labels' paths.
-    pub routed: bool,
-    /// How routers are fitted.
-    pub router: RouterFitConfig,
-}
-
-impl Default for Cell {
-    fn default() -> Self {
-        Self {
-            variant: "TinyOnn".into(),
-            top_k: vec![7, 7],
-            partition: Partition::Activation,
-            labels: LabelSource::ACTIVATION_PLUS_SURPRISE,
-            label: LabelUnit::Task,
-            label_balance: LabelBalance::None,
-            contrast: false,
-            routed: true,
-            router: RouterFitConfig { steps: 60, ..RouterFitConfig::default() },
-        }
-    }
-}
-
 /// Values to combine; an empty list leaves what the best cell has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -133,6 +94,10 @@ pub struct Product {
     pub label_balance: Vec<LabelBalance>,
     /// [`Cell::contrast`].
     pub contrast: Vec<bool>,
+    /// [`Cell::form`].
+    pub form: Vec<Form>,
+    /// [`Cell::grad_site`].
+    pub grad_site: Vec<GradSite>,
     /// [`Cell::routed`].
     pub routed: Vec<bool>,
     /// [`Cell::router`].
@@ -159,18 +124,20 @@ impl Product {
         let cells = spread(cells, &self.label, |cell, value| cell.label = value);
         let cells = spread(cells, &self.label_balance, |cell, value| cell.label_balance = value);
         let cells = spread(cells, &self.contrast, |cell, value| cell.contrast = value);
+        let cells = spread(cells, &self.form, |cell, value| cell.form = value);
+        let cells = spread(cells, &self.grad_site, |cell, value| cell.grad_site = value);
         let cells = spread(cells, &self.routed, |cell, value| cell.routed = value);
         spread(cells, &self.router, |cell, value| cell.router = value)
     }
 }
 
 impl CompareConfig {
-    /// All cells, each once: first those without routers, which take a moment.
+    /// All cells, each once, without what its labels do not read: first those without routers, which take a moment.
     #[must_use]
     pub fn cells(&self) -> Vec<Cell> {
         let all = self.products.iter().flat_map(|product| product.cells(&self.best)).chain([self.best.clone()]);
         let mut seen = BTreeSet::new();
-        let mut cells: Vec<Cell> = all.filter(|cell| seen.insert(cell.id())).collect();
+        let mut cells: Vec<Cell> = all.map(|cell| cell.canonical()).filter(|cell| seen.insert(cell.id())).collect();
         cells.sort_by_key(|cell| cell.routed);
         cells
     }
@@ -262,6 +229,10 @@ impl CompareConfig {
                 let problem = format!("is token, and a token has no label by `{}`", cell.labels);
                 return Err(Error::setting("label", problem, "label tokens by a score itself"));
             }
+            if cell.label == LabelUnit::Token && cell.image() != Cell::default().image() {
+                let problem = format!("is `{}`, and a token is labelled by the plain image", cell.image());
+                return Err(Error::setting("form", problem, "leave form and grad_site out where label = token"));
+            }
             self.run(&corpora[0], seeds[0], &cell).validate(variant)?;
         }
         Ok(())
@@ -291,31 +262,5 @@ impl CompareConfig {
             study_tokens: (self.test_tokens / 4).max(1),
             ..RunConfig::default()
         }
-    }
-}
-
-impl Cell {
-    /// The experts that are active; none of an unknown variant.
-    #[must_use]
-    pub fn active_experts(&self) -> usize {
-        variant(&self.variant).map_or(0, |variant| variant.spec.taking(&self.top_k, Pfag::Off).active_experts())
-    }
-
-    /// All experts; none of an unknown variant.
-    #[must_use]
-    pub fn experts(&self) -> usize {
-        variant(&self.variant).map_or(0, |variant| variant.spec.experts())
-    }
-
-    /// A name that no other cell has, good for a file.
-    #[must_use]
-    pub fn id(&self) -> String {
-        let k: Vec<String> = self.top_k.iter().map(ToString::to_string).collect();
-        let contrast = if self.contrast { "_contrasted" } else { "" };
-        let balance = if self.label_balance == LabelBalance::Sinkhorn { "_sinkhorn" } else { "" };
-        let token = if self.label == LabelUnit::Token { "_by_token" } else { "" };
-        let labels = format!("{}{contrast}{balance}{token}", self.labels);
-        let head = format!("{}.k{}.{}.{labels}", self.variant, k.join("-"), self.partition);
-        if self.routed { format!("{head}.{}", self.router.id()) } else { head }
     }
 }

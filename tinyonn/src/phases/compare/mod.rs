@@ -3,19 +3,21 @@
 //!
 //! Every figure that is compared is held-out loss, paired by seed and document. Records are kept cell by cell; what is there is not run again.
 
+mod cell;
 mod claim;
 mod default_grid;
 mod grid;
-mod label_source;
+mod label_tables;
 mod outcome;
 mod pictures;
 pub mod record;
 mod results;
+mod router_table;
 mod subject;
 
+pub use cell::Cell;
 pub use claim::{Difference, RIVALS, Trial, verdict};
-pub use grid::{Cell, CompareConfig, CorpusConfig, Product};
-pub use label_source::{How, LabelSource};
+pub use grid::{CompareConfig, CorpusConfig, Product};
 pub use outcome::{Finished, Outcome, Via};
 pub use pictures::write_report;
 pub use results::write_results;

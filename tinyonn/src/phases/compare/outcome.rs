@@ -35,6 +35,14 @@ pub enum Via {
     RoutersLabels,
 }
 
+impl Finished {
+    /// What `cell` gave, whatever else than it reads it says.
+    #[must_use]
+    pub fn cell(&self, cell: &Cell) -> Option<&CellRecord> {
+        self.cells.get(&cell.canonical().id())
+    }
+}
+
 impl CellRecord {
     /// The loss, where it was measured.
     #[must_use]
@@ -90,7 +98,7 @@ impl Outcome {
     /// The mean loss of each seed; empty unless all seeds have it.
     #[must_use]
     pub fn by_seed(&self, corpus: &[Finished], cell: &Cell, via: Via) -> Vec<f64> {
-        let losses = corpus.iter().map(|finished| Some(finished.cells.get(&cell.id())?.loss(via)?.mean));
+        let losses = corpus.iter().map(|finished| Some(finished.cell(cell)?.loss(via)?.mean));
         losses.collect::<Option<Vec<_>>>().unwrap_or_default()
     }
 
@@ -99,7 +107,7 @@ impl Outcome {
     pub fn paired(&self, corpus: &[Finished], a: (&Cell, Via), b: (&Cell, Via)) -> Option<Interval> {
         let mut clusters = Vec::new();
         for finished in corpus {
-            let sums = |(cell, via): (&Cell, Via)| Some(&finished.cells.get(&cell.id())?.loss(via)?.sums);
+            let sums = |(cell, via): (&Cell, Via)| Some(&finished.cell(cell)?.loss(via)?.sums);
             let documents = sums(a)?.iter().zip(sums(b)?).zip(&finished.subject.documents);
             clusters.extend(documents.map(|((a, b), (_, tokens))| (a - b, *tokens)));
         }
@@ -110,7 +118,7 @@ impl Outcome {
     #[must_use]
     pub fn paired_by_seed(&self, corpus: &[Finished], a: (&Cell, Via), b: (&Cell, Via)) -> Option<Vec<f64>> {
         let of_seed = |finished: &Finished| {
-            let sums = |(cell, via): (&Cell, Via)| Some(&finished.cells.get(&cell.id())?.loss(via)?.sums);
+            let sums = |(cell, via): (&Cell, Via)| Some(&finished.cell(cell)?.loss(via)?.sums);
             let difference: f64 = sums(a)?.iter().zip(sums(b)?).map(|(a, b)| a - b).sum();
             Some(difference / finished.subject.documents.iter().map(|(_, tokens)| tokens).sum::<f64>())
         };
@@ -121,8 +129,8 @@ impl Outcome {
     #[must_use]
     pub fn recovery(&self, corpus: &[Finished], cell: &Cell, via: Via) -> Option<Interval> {
         let mut documents = Vec::new();
-        for Finished { subject, cells } in corpus {
-            let own = &cells.get(&cell.id())?.loss(via)?.sums;
+        for finished in corpus {
+            let (subject, own) = (&finished.subject, &finished.cell(cell)?.loss(via)?.sums);
             let of = own.iter().zip(&subject.dense.sums).zip(&subject.without.sums);
             documents.extend(of.map(|((own, dense), without)| [*own, *dense, *without]));
         }

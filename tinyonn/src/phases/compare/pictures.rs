@@ -2,8 +2,9 @@
 
 use super::claim::verdict;
 use super::outcome::{Finished, Outcome, Via, mean};
-use super::{Cell, CompareConfig, LabelSource};
+use super::{Cell, CompareConfig};
 use crate::Result;
+use crate::imaging::LabelSource;
 use crate::report::{BarSeries, Bars, Figure, Lines, Page, Section, Series, SeriesStyle};
 
 /// Writes `report.html` and its figures into the comparison's folder.

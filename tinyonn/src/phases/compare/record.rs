@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Cell;
 use crate::imaging::LabelStatistics;
+use crate::moe::LoadFigures;
 use crate::phases::causal::Intervention;
 use crate::train::Losses;
 use crate::{Error, Result};
@@ -66,6 +67,10 @@ pub struct RoutedRecord {
     pub accuracy: Vec<(f64, f64)>,
     /// Neurons that a routed token uses.
     pub active_share: f64,
+    /// What each expert was given to do.
+    pub load: LoadFigures,
+    /// One sentence for each layer whose load has collapsed beside what the labels ask for.
+    pub collapsed: Vec<String>,
 }
 
 /// Losses on the test split.

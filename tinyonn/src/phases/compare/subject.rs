@@ -8,12 +8,15 @@ use std::time::Instant;
 use candle_core::DType;
 
 use super::record::{self, CellRecord, LossRecord, RoutedRecord, Store, SubjectRecord};
-use super::{Cell, CompareConfig, CorpusConfig, LabelSource};
+use super::{Cell, CompareConfig, CorpusConfig};
 use crate::checkpoint;
-use crate::imaging::{GreedyOptions, Labels, NeuronScan};
+use crate::imaging::{
+    Form, GreedyOptions, LabelInputs, LabelSource, Labels, Log1p, NeuronScan, RowLabels, ScanRequest, Units, scan_with,
+};
 use crate::metrics::Stopwatch;
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::{LoadMeter, Pfag, variant};
+use crate::moe::{LoadFigures, LoadMeter, MoeSpec, Pfag, variant};
+use crate::ops::GradSite;
 use crate::phases::prepared::Prepared;
 use crate::phases::run::{Held, Inputs, Run, active_share};
 use crate::phases::{LabelUnit, RunConfig};
@@ -25,18 +28,21 @@ use crate::{Error, Result};
 const ORACLE_SEQUENCES: usize = 2;
 
 /// The expert of each neuron by layer.
-type Units = Arc<Vec<Vec<u32>>>;
+type Experts = Arc<Vec<Vec<u32>>>;
 
 struct Subject<'a> {
     config: &'a CompareConfig,
     corpus: &'a CorpusConfig,
     seed: u64,
     prepared: Prepared,
-    scan: NeuronScan,
+    /// The plain image: of weights' gradients, neurons alone.
+    scan: Arc<NeuronScan>,
     inputs: Inputs,
     held: Held,
     /// By variant and partition.
-    units: BTreeMap<(String, String), Units>,
+    units: BTreeMap<(String, String), Experts>,
+    /// Other images, with experts' norms and log1p values: by variant, partition and grad site.
+    images: BTreeMap<(String, String, &'static str), Arc<NeuronScan>>,
 }
 
 /// Runs the cells of a subject that have not been run; `done` is told of each.
@@ -77,7 +83,8 @@ pub fn run_subject(
         record.seconds = started.elapsed().as_secs_f64();
         record::write(&record, &store.subject_file(&corpus.name, seed))?;
     }
-    let mut subject = Subject { config, corpus, seed, prepared, scan, inputs, held, units: BTreeMap::new() };
+    let (scan, units, images) = (Arc::new(scan), BTreeMap::new(), BTreeMap::new());
+    let mut subject = Subject { config, corpus, seed, prepared, scan, inputs, held, units, images };
     for cell in left {
         let started = Instant::now();
         let mut found = subject.cell(&cell)?;
@@ -112,6 +119,7 @@ impl Subject<'_> {
         let config = self.config.run(self.corpus, self.seed, cell);
         let variant = variant(&cell.variant)?;
         let units = self.units(cell, &config)?;
+        let image = self.image(cell, &units)?;
         let run = Run { variant, partition: cell.partition, ..self.prepared.run(&config) };
         let store =
             checkpoint::upcycle(&self.prepared.dense.store, &self.prepared.dense.cfg, variant, &units, self.seed)?;
@@ -119,12 +127,14 @@ impl Subject<'_> {
         let seeds: Vec<u64> = if cell.labels.is_drawn() { run.draws().collect() } else { vec![self.seed] };
         let vb = store.builder(DType::F32, |_| false);
         let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
-        let oracle = || {
-            let options = GreedyOptions { length: run.config.length, sequences: ORACLE_SEQUENCES };
-            Labels::greedy(model.lm(), &spec, &run.tokens.train, options, &run.device)
-        };
-        let draw = |seed: &u64| {
-            cell.labels.labels(&self.scan, &units, &spec, (cell.contrast, cell.label_balance), *seed, oracle)
+        let (contrast, balance) = (cell.contrast, cell.label_balance);
+        let from = LabelInputs { scan: &image, form: cell.form, units: &units, spec: &spec, contrast, balance };
+        let draw = |seed: &u64| match cell.labels.labels(&from, *seed)? {
+            Some(labels) => Ok(labels),
+            None => {
+                let options = GreedyOptions { length: run.config.length, sequences: ORACLE_SEQUENCES };
+                Labels::greedy(model.lm(), &spec, &run.tokens.train, options, &run.device)
+            }
         };
         let labels = seeds.iter().map(draw).collect::<Result<Vec<Labels>>>()?;
         let along = |labels: &Labels| {
@@ -159,9 +169,9 @@ impl Subject<'_> {
             let vb = store.builder(DType::F32, |_| false);
             TinyOnnForCausalLm::taking(cfg, variant, &vb, &cell.top_k, Pfag::Off)
         };
+        let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let rows = match (cell.label, cell.labels) {
             (LabelUnit::Token, LabelSource::By(score, _)) => {
-                let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
                 Some(run.label_tokens(&self.scan, (score, cell.contrast), units, &spec)?)
             }
             _ => None,
@@ -177,6 +187,8 @@ impl Subject<'_> {
             Some(rows) => row_accuracy(&modules, &self.held.test.tokens, &rows.test)?,
             None => router_accuracy(&modules, &self.held.test.tokens, labels)?.layers,
         };
+        let asked = rows.as_ref().map_or_else(|| run.asked_load(labels), |rows| asked_by_rows(&spec, &rows.test));
+        let found = load.figures(&spec);
         let over = |f: &dyn Fn(&LevelAccuracy) -> f64| layers.iter().map(f).sum::<f64>() / layers.len() as f64;
         let levels = 0..variant.spec.levels.len();
         Ok(RoutedRecord {
@@ -186,10 +198,34 @@ impl Subject<'_> {
                 .map(|level| (over(&|layer| layer.accuracy[level]), over(&|layer| layer.chance[level])))
                 .collect(),
             active_share: active_share(&load, Some(units)),
+            collapsed: found.warnings(&spec, &asked),
+            load: found,
         })
     }
 
-    fn units(&mut self, cell: &Cell, config: &RunConfig) -> Result<Units> {
+    /// The image that the cell's labels are made from.
+    fn image(&mut self, cell: &Cell, units: &Experts) -> Result<Arc<NeuronScan>> {
+        if cell.form == Form::default() && cell.grad_site == GradSite::Weight {
+            return Ok(self.scan.clone());
+        }
+        let key = (cell.variant.clone(), cell.partition.to_string(), cell.grad_site.name());
+        if let Some(image) = self.images.get(&key) {
+            return Ok(image.clone());
+        }
+        let config = self.config.run(self.corpus, self.seed, cell);
+        let run = self.prepared.run(&config);
+        let request = ScanRequest {
+            grad_site: cell.grad_site,
+            units: Some(Units { neuron_expert: units.to_vec(), count: cell.experts() }),
+            log1p: Log1p::Measured,
+            ..ScanRequest::new(run.scan_options())
+        };
+        let image = Arc::new(scan_with(&run.dense_model()?, &run.tokens.train, &request, &run.device, None)?);
+        self.images.insert(key, image.clone());
+        Ok(image)
+    }
+
+    fn units(&mut self, cell: &Cell, config: &RunConfig) -> Result<Experts> {
         let key = (cell.variant.clone(), cell.partition.to_string());
         if let Some(units) = self.units.get(&key) {
             return Ok(units.clone());
@@ -199,4 +235,14 @@ impl Subject<'_> {
         self.units.insert(key, units.clone());
         Ok(units)
     }
+}
+
+/// The load if each row of each layer took its own path.
+fn asked_by_rows(spec: &MoeSpec, layers: &[RowLabels]) -> LoadFigures {
+    let of_layer = |rows: &RowLabels| {
+        let mut taken = vec![0.0; spec.experts()];
+        (0..rows.class_of_row.len()).flat_map(|row| rows.path(row)).for_each(|expert| taken[*expert as usize] += 1.0);
+        taken
+    };
+    LoadFigures::new(spec, &layers.iter().map(of_layer).collect::<Vec<_>>())
 }

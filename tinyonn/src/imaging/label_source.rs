@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::imaging::{Integral, LabelBalance, Labels, NeuronScan, Score};
+use super::{Form, Integral, LabelBalance, Labels, NeuronScan, Score};
 use crate::moe::MoeSpec;
 use crate::{Error, Result};
 
@@ -35,6 +35,23 @@ pub enum How {
     Permuted,
 }
 
+/// What labels are read from, and how.
+#[derive(Clone, Copy)]
+pub struct LabelInputs<'a> {
+    /// The image.
+    pub scan: &'a NeuronScan,
+    /// How a score is integrated over it.
+    pub form: Form,
+    /// The expert of each neuron, `[layer][i]`.
+    pub units: &'a [Vec<u32>],
+    /// The hierarchy, and how many of each router's choices a path takes.
+    pub spec: &'a MoeSpec,
+    /// Minus the mean over tasks.
+    pub contrast: bool,
+    /// Whether tasks share the experts out evenly.
+    pub balance: LabelBalance,
+}
+
 impl LabelSource {
     /// z(activation) + z(surprise).
     pub const ACTIVATION_PLUS_SURPRISE: Self = Self::By(Score::ActivationPlusSurprise, How::Best);
@@ -47,33 +64,26 @@ impl LabelSource {
         matches!(self, Self::Random | Self::By(_, How::Permuted))
     }
 
-    /// The labels; `seed` draws those that are drawn. `oracle` finds those that are measured.
+    /// The labels; `seed` draws those that are drawn. None of the oracle's, which are measured and in no image.
     ///
     /// # Errors
-    /// What `oracle` reports.
-    pub fn labels(
-        self,
-        scan: &NeuronScan,
-        units: &[Vec<u32>],
-        spec: &MoeSpec,
-        (contrast, balance): (bool, LabelBalance),
-        seed: u64,
-        oracle: impl FnOnce() -> Result<Labels>,
-    ) -> Result<Labels> {
+    /// A form whose sums the scan does not hold.
+    pub fn labels(self, from: &LabelInputs<'_>, seed: u64) -> Result<Option<Labels>> {
+        let LabelInputs { scan, form, units, spec, contrast, balance } = *from;
         let (score, how) = match self {
-            Self::Random => return Ok(Labels::random(scan.tasks.len(), scan.sums.len(), spec, seed)),
-            Self::Oracle => return oracle(),
+            Self::Random => return Ok(Some(Labels::random(scan.tasks.len(), scan.sums.len(), spec, seed))),
+            Self::Oracle => return Ok(None),
             Self::By(score, how) => (score, how),
         };
-        let integral = Integral::new(scan, score);
+        let integral = Integral::of(scan, score, form)?;
         let integral = if contrast { integral.contrasted() } else { integral };
         let labels = |integral: &Integral| Labels::balanced(integral, units, spec, balance);
-        Ok(match how {
+        Ok(Some(match how {
             How::Best => labels(&integral),
             How::Lowest => labels(&integral.negated()),
             How::OnePath => labels(&integral.averaged()),
             How::Permuted => labels(&integral).permuted(seed),
-        })
+        }))
     }
 }
 
