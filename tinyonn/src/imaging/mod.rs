@@ -20,6 +20,7 @@ pub mod partition;
 pub mod row_labels;
 pub mod scan;
 pub mod scan_file;
+pub mod score;
 pub mod sps;
 pub mod token_labels;
 
@@ -36,5 +37,6 @@ pub use partition::{Partition, PartitionSources};
 pub use row_labels::RowLabels;
 pub use scan::{Log1p, ScanOptions, ScanRequest, Share, scan, scan_with};
 pub use scan_file::{ScanFile, ScanPart, StoredScan};
-pub use sps::{ExpertForm, Form, Integral, Norm, Score};
+pub use score::{ExpertForm, Form, Norm, Score};
+pub use sps::Integral;
 pub use token_labels::{TokenScore, token_labels};

@@ -10,7 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::inputs::Positions;
-use super::sps::{Standard, Terms, standards};
+use super::score::Terms;
+use super::sps::{Standard, standards};
 use super::{Integral, Labels, NeuronScan, RowLabels, ScanOptions, Score};
 use crate::data::TokenSet;
 use crate::metrics::check_loss;

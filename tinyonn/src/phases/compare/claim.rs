@@ -2,7 +2,7 @@
 //! labels dealt to other tasks, than labels by activation, and than labels by first-order Taylor, signed and by magnitude (DESIGN §3).
 
 use super::outcome::{Finished, Outcome, Via};
-use super::results::times;
+use super::told::times;
 use super::{Cell, CompareConfig};
 use crate::imaging::{How, LabelSource, Score};
 use crate::metrics::Interval;

@@ -2,7 +2,7 @@
 
 use super::claim::RIVALS;
 use super::outcome::{Finished, Outcome, Via, mean};
-use super::results::{Told, each, nats, share, signed, text, times};
+use super::told::{Told, each, nats, share, signed, text, times};
 use super::{Cell, CompareConfig};
 use crate::imaging::{Form, LabelSource, Partition};
 use crate::ops::GradSite;

@@ -14,6 +14,7 @@ pub mod record;
 mod results;
 mod router_table;
 mod subject;
+mod told;
 
 pub use cell::Cell;
 pub use claim::{Difference, RIVALS, Trial, verdict};

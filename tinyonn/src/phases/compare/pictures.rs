@@ -110,7 +110,7 @@ impl Outcome {
             }],
             reference: None,
         };
-        let caption = format!("k = {}, `{}` partition.", super::results::times(&best.top_k), best.partition);
+        let caption = format!("k = {}, `{}` partition.", super::told::times(&best.top_k), best.partition);
         Figure::plot(format!("differences-{name}"), &bars, caption).map(Some)
     }
 }

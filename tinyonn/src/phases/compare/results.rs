@@ -6,16 +6,9 @@ use super::CompareConfig;
 use super::claim::verdict;
 use super::outcome::{Finished, Outcome, mean};
 use super::router_table::loads;
-use crate::metrics::Interval;
-use crate::report::{Best, Column, Kind, Table};
+use super::told::{Told, each, text};
+use crate::report::{Column, Kind, Table};
 use crate::{Result, files};
-
-/// A table with its heading and what it shows.
-pub(super) struct Told {
-    pub(super) heading: String,
-    pub(super) prose: String,
-    pub(super) table: Table,
-}
 
 impl Outcome {
     /// All tables, in the order in which they are told.
@@ -133,31 +126,4 @@ pub fn write_results(outcome: &Outcome, config: &CompareConfig, provenance: &[(S
         let _ = write!(page, "\n## {}\n\n{}\n\n{}", told.heading, told.prose, told.table.markdown()?);
     }
     files::write(&config.results, page)
-}
-
-pub(super) fn text(name: &str) -> Column {
-    Column { name: name.into(), kind: Kind::Text }
-}
-
-pub(super) fn nats(name: &str) -> Column {
-    Column { name: name.into(), kind: Kind::Number { decimals: 3, best: Some(Best::Lowest) } }
-}
-
-/// `2.286 2.315 2.183`.
-pub(super) fn each(seeds: &[f64]) -> String {
-    seeds.iter().map(|loss| format!("{loss:.3}")).collect::<Vec<_>>().join(" ")
-}
-
-/// `7 × 7`.
-pub(super) fn times(top_k: &[usize]) -> String {
-    top_k.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ")
-}
-
-pub(super) fn signed(delta: Option<Interval>) -> String {
-    delta.map_or("–".into(), |delta| format!("{:+.3} [{:+.3}, {:+.3}]", delta.mean, delta.low, delta.high))
-}
-
-pub(super) fn share(recovery: Option<Interval>) -> String {
-    let percent = |x: f64| 100.0 * x;
-    recovery.map_or("–".into(), |r| format!("{:.1} [{:.1}, {:.1}]", percent(r.mean), percent(r.low), percent(r.high)))
 }

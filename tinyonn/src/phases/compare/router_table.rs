@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::outcome::{Finished, Outcome, Via, mean};
 use super::record::RoutedRecord;
-use super::results::{Told, each, nats, signed, text, times};
+use super::told::{Told, each, nats, signed, text, times};
 use super::{Cell, CompareConfig};
 use crate::imaging::LabelBalance;
 use crate::moe::LayerLoad;
