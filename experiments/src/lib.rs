@@ -5,16 +5,16 @@
 //! an error into one line and an exit code.
 
 pub mod children;
-pub mod data_flags;
 pub mod main_error;
 pub mod overwrite;
+pub mod phase_flags;
 pub mod printed;
 pub mod run_flags;
 pub mod run_folder;
 pub mod settings;
 
-pub use data_flags::DataFlags;
 pub use main_error::main_with;
+pub use phase_flags::PhaseFlags;
 pub use run_flags::{OutFlags, RunFlags};
 pub use run_folder::{RunFolder, git_commit};
 pub use tinyonn::phases::DeviceName;

@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{DataFlags, OutFlags, RunFlags, RunFolder, main_with, overwrite, printed, run_folder};
-use serde::Serialize;
+use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder};
 use tinyonn::Result;
 use tinyonn::phases::{Phase1Summary, RunConfig, phase1};
 
@@ -36,23 +35,10 @@ A TOML file for --config has the keys that a run's config.json shows under `sett
 )]
 struct Cli {
     #[command(flatten)]
-    flags: Flags,
+    flags: PhaseFlags,
     /// The same in a minute or two: fewer steps, less text
     #[arg(long)]
     quick: bool,
-}
-
-#[derive(clap::Args, Serialize)]
-struct Flags {
-    #[command(flatten)]
-    #[serde(flatten)]
-    subject: DataFlags,
-    #[command(flatten)]
-    #[serde(flatten)]
-    run: RunFlags,
-    #[command(flatten)]
-    #[serde(flatten)]
-    output: OutFlags,
 }
 
 fn main() -> ExitCode {

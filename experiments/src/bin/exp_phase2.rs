@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{DataFlags, OutFlags, RunFlags, RunFolder, main_with, overwrite, printed, run_folder};
-use serde::Serialize;
+use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder};
 use tinyonn::Result;
 use tinyonn::phases::{RunConfig, Summary, phase2, phase2_from};
 
@@ -36,26 +35,13 @@ A TOML file for --config has the keys that a run's config.json shows under `sett
 )]
 struct Cli {
     #[command(flatten)]
-    flags: Flags,
+    flags: PhaseFlags,
     /// The same in under a minute: fewer steps, less text
     #[arg(long, conflicts_with = "from")]
     quick: bool,
     /// The folder of a run of exp_phase1 to go on from; its settings hold, but for `smk` of --config
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed"])]
     from: Option<PathBuf>,
-}
-
-#[derive(clap::Args, Serialize)]
-struct Flags {
-    #[command(flatten)]
-    #[serde(flatten)]
-    subject: DataFlags,
-    #[command(flatten)]
-    #[serde(flatten)]
-    run: RunFlags,
-    #[command(flatten)]
-    #[serde(flatten)]
-    output: OutFlags,
 }
 
 fn main() -> ExitCode {

@@ -30,7 +30,7 @@ fn place() -> (TempDir, Toolchain) {
     let text = |word: &str, bytes: usize| word.repeat(bytes / word.len() + 1)[..bytes].to_owned();
     let mut lock = "[[package]]\nname = \"own\"\nversion = \"0.1.0\"\n".to_owned();
     for (name, _) in crates() {
-        lock += &format!("\n[[package]]\nname = \"{name}\"\nversion = \"1.0.0\"\nsource = \"r\"\n");
+        lock = format!("{lock}\n[[package]]\nname = \"{name}\"\nversion = \"1.0.0\"\nsource = \"r\"\n");
     }
     write("Cargo.lock", lock.as_bytes());
     for (name, address) in crates().into_iter().chain([("other".into(), String::new())]) {

@@ -231,3 +231,38 @@ fn a_place_that_is_not_there_is_refused_before_the_pass() {
     let error = scanned(0, &request(), &dir.path().join("none/scan.safetensors")).unwrap_err().to_string();
     assert!(error.contains("none: is not a folder"), "{error}");
 }
+
+/// A feed-forward behind which, once, somebody else scans into the same file.
+struct Beside {
+    mlp: Mlp,
+    path: std::path::PathBuf,
+    calls: Arc<AtomicUsize>,
+}
+
+impl FeedForward for Beside {
+    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        // In the second batch, when the file is there: the other scan goes on from it, and ends first.
+        if self.calls.fetch_add(1, Ordering::SeqCst) == 3 {
+            scanned(NEVER, &request(), &self.path)?;
+        }
+        self.mlp.forward(x, ctx)
+    }
+}
+
+#[test]
+fn two_scans_do_not_write_over_each_other() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("scan.safetensors");
+    let cfg = tiny::config(VOCAB as usize);
+    let store = tiny::dense_store(&cfg, 5);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let feed_forward = |layer: usize, vb: candle_nn::VarBuilder<'_>| {
+        Ok(Beside { mlp: Mlp::new(&cfg, layer, &vb)?, path: path.clone(), calls: calls.clone() })
+    };
+    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), feed_forward).unwrap();
+    let said = scan_with(&model, &text(), &request(), &Device::Cpu, Some(&file(&path))).unwrap_err().to_string();
+    assert!(said.contains("was written by another scan while this one ran"), "{said}");
+    // The other's is whole.
+    let expected = scanned(NEVER, &request(), &dir.path().join("alone.safetensors")).unwrap();
+    assert_eq!(StoredScan::load(&path).unwrap().scan, expected);
+}

@@ -1,6 +1,7 @@
 //! Keeps a scan in its file as it goes, and finds it there again.
 
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Instant, SystemTime};
 
 use super::{Record, ScanFile, ScanPart, StoredScan};
 use crate::data::TokenSet;
@@ -14,6 +15,23 @@ pub(crate) struct Keeper<'a> {
     log1p: &'static str,
     begun: Option<NeuronScan>,
     written: Instant,
+    /// Of the file as this scan knows it.
+    stamp: Option<Stamp>,
+}
+
+/// Size and time of a file: another one when somebody else has written it.
+#[derive(PartialEq, Eq)]
+struct Stamp(u64, SystemTime);
+
+impl Stamp {
+    /// `None` where there is no file.
+    fn of(path: &Path) -> Result<Option<Self>> {
+        match std::fs::metadata(path).and_then(|found| Ok(Self(found.len(), found.modified()?))) {
+            Ok(stamp) => Ok(Some(stamp)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io(path, e)),
+        }
+    }
 }
 
 impl<'a> Keeper<'a> {
@@ -35,7 +53,8 @@ impl<'a> Keeper<'a> {
             Log1p::Measured => "measured",
             Log1p::Given(_) => "given",
         };
-        let mut keeper = Self { file, part, log1p, begun: None, written: Instant::now() };
+        let stamp = Stamp::of(file.path)?;
+        let mut keeper = Self { file, part, log1p, begun: None, written: Instant::now(), stamp };
         if file.path.exists() {
             let stored = StoredScan::read(file.path)?;
             keeper.check(&stored, request)?;
@@ -57,7 +76,7 @@ impl<'a> Keeper<'a> {
     /// After `done` batches: writes, if it is time.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A file that somebody else has written meanwhile; what the system reports.
     pub(crate) fn keep(&mut self, scan: &NeuronScan, done: usize) -> Result<()> {
         if self.written.elapsed() < self.file.every || done == self.part.batches {
             return Ok(());
@@ -77,9 +96,14 @@ impl<'a> Keeper<'a> {
     }
 
     fn write(&mut self, scan: &NeuronScan, done: usize) -> Result<()> {
+        if Stamp::of(self.file.path)? != self.stamp {
+            let problem = "was written by another scan while this one ran";
+            let remedy = "let one scan at a time write it, or name another file with --scan-file";
+            return Err(Error::file(self.file.path, problem, remedy));
+        }
         self.part.done = done;
         self.stored(scan.clone()).save(self.file.path)?;
-        self.written = Instant::now();
+        (self.written, self.stamp) = (Instant::now(), Stamp::of(self.file.path)?);
         Ok(())
     }
 

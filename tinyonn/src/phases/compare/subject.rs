@@ -129,12 +129,12 @@ impl Subject<'_> {
         let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
         let (contrast, balance) = (cell.contrast, cell.label_balance);
         let from = LabelInputs { scan: &image, form: cell.form, units: &units, spec: &spec, contrast, balance };
-        let draw = |seed: &u64| match cell.labels.labels(&from, *seed)? {
-            Some(labels) => Ok(labels),
-            None => {
-                let options = GreedyOptions { length: run.config.length, sequences: ORACLE_SEQUENCES };
-                Labels::greedy(model.lm(), &spec, &run.tokens.train, options, &run.device)
+        let draw = |seed: &u64| {
+            if let Some(labels) = cell.labels.labels(&from, *seed)? {
+                return Ok(labels);
             }
+            let options = GreedyOptions { length: run.config.length, sequences: ORACLE_SEQUENCES };
+            Labels::greedy(model.lm(), &spec, &run.tokens.train, options, &run.device)
         };
         let labels = seeds.iter().map(draw).collect::<Result<Vec<Labels>>>()?;
         let along = |labels: &Labels| {

@@ -1,12 +1,14 @@
-//! What a run is of: the model, the variant, the text.
+//! The flags of a run of phases: what it is of (the model, the variant, the text), and what all programs that write have.
 
 use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::{OutFlags, RunFlags};
+
 /// Of the programs that run a phase.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
-pub struct DataFlags {
+pub struct PhaseFlags {
     /// A dense Qwen3 as a Hugging Face folder, with its tokenizer.json
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
@@ -17,4 +19,12 @@ pub struct DataFlags {
     #[arg(long, value_name = "NAME=PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
+    /// Seed, device, settings.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub run: RunFlags,
+    /// Where it writes.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub output: OutFlags,
 }

@@ -1,0 +1,38 @@
+//! A table as it is told in RESULTS.md and on the page, and how its numbers are written.
+
+use crate::metrics::Interval;
+use crate::report::{Best, Column, Kind, Table};
+
+/// A table with its heading and what it shows.
+pub(super) struct Told {
+    pub(super) heading: String,
+    pub(super) prose: String,
+    pub(super) table: Table,
+}
+
+pub(super) fn text(name: &str) -> Column {
+    Column { name: name.into(), kind: Kind::Text }
+}
+
+pub(super) fn nats(name: &str) -> Column {
+    Column { name: name.into(), kind: Kind::Number { decimals: 3, best: Some(Best::Lowest) } }
+}
+
+/// `2.286 2.315 2.183`.
+pub(super) fn each(seeds: &[f64]) -> String {
+    seeds.iter().map(|loss| format!("{loss:.3}")).collect::<Vec<_>>().join(" ")
+}
+
+/// `7 × 7`.
+pub(super) fn times(top_k: &[usize]) -> String {
+    top_k.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ")
+}
+
+pub(super) fn signed(delta: Option<Interval>) -> String {
+    delta.map_or("–".into(), |delta| format!("{:+.3} [{:+.3}, {:+.3}]", delta.mean, delta.low, delta.high))
+}
+
+pub(super) fn share(recovery: Option<Interval>) -> String {
+    let percent = |x: f64| 100.0 * x;
+    recovery.map_or("–".into(), |r| format!("{:.1} [{:.1}, {:.1}]", percent(r.mean), percent(r.low), percent(r.high)))
+}
