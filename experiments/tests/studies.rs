@@ -23,7 +23,7 @@ const RUN: &str = "study_tokens = 40\n";
 const ROUTERS: &str = "[router]\nsteps = 2\n[smk]\nsteps = 2\nbatch = 4\n";
 /// Two cells beside the best one.
 const GRID: &str = "seeds = [3, 4]\ncorpora = [{ name = \"small\", data = [\"a=a.txt\", \"b=b.txt\"] }]\n";
-const CELLS: &str = "[best]\ntop_k = [2, 3]\n[best.router]\nsteps = 2\n[[products]]\nlabels = [\"sps\", \"sps_permuted\", \"activation\", \"taylor\"]\nrouted = [false]\n";
+const CELLS: &str = "[best]\ntop_k = [2, 3]\n[best.router]\nsteps = 2\n[[products]]\nlabels = [\"sps\", \"sps_permuted\", \"activation\", \"taylor\", \"taylor_magnitude\"]\nrouted = [false]\n";
 
 struct Place {
     dir: TempDir,
@@ -137,9 +137,9 @@ fn a_comparison_that_was_killed_goes_on() {
         kept = now;
     }
     let said = place.done(COMPARE, arguments);
-    assert!(said.contains(&format!("{} cells in", 2 * 5 - kept.len())), "{said}");
+    assert!(said.contains(&format!("{} cells in", 2 * 6 - kept.len())), "{said}");
     let after = cells(&place.path("compare"));
-    assert_eq!(after.len(), 2 * 5);
+    assert_eq!(after.len(), 2 * 6);
     assert!(kept.iter().all(|cell| after.contains(cell)), "what was there is not run again");
     let results = fs::read_to_string(place.path("compare/RESULTS.md")).unwrap();
     assert!(results.lines().nth(2).unwrap().starts_with("**The claim"), "{results}");
@@ -163,17 +163,26 @@ fn what_cannot_be_compared(#[case] grid: &str, #[case] words: &[&str]) {
     assert!(!place.path("compare").exists());
 }
 
-/// A subject that fails is named with its own words, and the others are kept.
+/// Text that is not there is refused before anything is begun.
 #[test]
-fn a_text_that_is_not_there_fails_its_subjects_alone() {
+fn a_text_that_is_not_there_is_refused_at_once() {
     let place = Place::new();
     let grid = format!("{GRID}{SHAPE}{CELLS}")
         .replace("corpora = [", "corpora = [{ name = \"gone\", data = [\"a=gone.txt\", \"b=b.txt\"] }, ");
     fs::write(place.path("grid.toml"), grid).unwrap();
-    place.refused(
-        COMPARE,
-        "--config grid.toml --out compare --jobs 1",
-        &["gone", "no such file", "what is done is kept"],
-    );
-    assert_eq!(cells(&place.path("compare")).len(), 2 * 5);
+    place.refused(COMPARE, "--config grid.toml --out compare --jobs 1", &["gone.txt", "no such file"]);
+    assert!(!place.path("compare").exists() && !place.path("cache").exists());
+}
+
+/// A subject that fails is named with its own words, and the others are kept.
+#[test]
+fn a_subject_that_fails_fails_alone() {
+    let place = Place::new();
+    // Enough to divide, too little to train on.
+    fs::write(place.path("short.jsonl"), "{\"text\": \"1 2\"}\n".repeat(4)).unwrap();
+    let grid = format!("{GRID}{SHAPE}{CELLS}")
+        .replace("corpora = [", "corpora = [{ name = \"short\", data = [\"a=short.jsonl\", \"b=b.txt\"] }, ");
+    fs::write(place.path("grid.toml"), grid).unwrap();
+    place.refused(COMPARE, "--config grid.toml --out compare --jobs 1", &["short-3.log", "what is done is kept"]);
+    assert_eq!(cells(&place.path("compare")).len(), 2 * 6);
 }

@@ -31,7 +31,7 @@ A TOML file for --config has the keys that OUT/compare.json shows, for example:
   [best]
   top_k = [5, 5]
   [[products]]                                              # every combination; the rest as in [best]
-  labels = [\"sps\", \"sps_permuted\", \"activation\", \"taylor\"]
+  labels = [\"sps\", \"sps_permuted\", \"activation\", \"taylor\", \"taylor_magnitude\"]
   partition = [\"contiguous\", \"sps\"]
   routed = [false]"
 )]
@@ -89,6 +89,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         (CompareConfig { results: config.results, out: config.out.clone(), ..CompareConfig::begun(&config.out)? }, 0)
     } else {
         config.validate()?;
+        config.check_texts()?;
         config.begin(&git_commit())?;
         let ran = children::run_subjects(&config, cli.jobs)?;
         (config, ran)

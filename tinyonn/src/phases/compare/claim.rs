@@ -82,7 +82,10 @@ impl Outcome {
 pub fn verdict(trials: &[Trial]) -> Vec<String> {
     let held: Vec<&Trial> = trials.iter().filter(|trial| trial.holds()).collect();
     let answer = match (held.len(), trials.len()) {
-        (_, 0) => "Nothing was compared: the grid has no setting with ∫SPS and all its rivals.".to_owned(),
+        (_, 0) => {
+            let rivals = RIVALS.map(|rival| format!("`{rival}`")).join(", ");
+            format!("Nothing was compared: the grid has no setting with `sps` and all of {rivals}, not routed.")
+        }
         (0, all) => format!("The claim did not hold: in none of {}.", settings(all)),
         (some, all) if some == all => format!("The claim held: in all of {}.", settings(all)),
         (some, all) => format!("The claim held in {some} of {}.", settings(all)),

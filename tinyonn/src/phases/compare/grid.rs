@@ -13,7 +13,7 @@ use super::Cell;
 use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition};
 use crate::moe::variant;
 use crate::ops::GradSite;
-use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
+use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig, Text};
 use crate::train::{PretrainConfig, RouterFitConfig};
 use crate::{Error, Result, files};
 
@@ -236,6 +236,15 @@ impl CompareConfig {
             self.run(&corpora[0], seeds[0], &cell).validate(variant)?;
         }
         Ok(())
+    }
+
+    /// Refuses a comparison one of whose texts cannot be read or divided, before hours are spent on the others.
+    ///
+    /// # Errors
+    /// As of [`Text::new`].
+    pub fn check_texts(&self) -> Result<()> {
+        let seed = self.seeds.first().copied().unwrap_or(0);
+        self.corpora.iter().try_for_each(|corpus| Text::new(&corpus.data, seed).map(drop))
     }
 
     /// The settings of one cell's run.
