@@ -108,6 +108,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
             ),
         ),
         ("computed on".into(), config.device.to_string()),
+        ("run again with".into(), again(&config)),
     ];
     write_results(&outcome, &config, &provenance)?;
     write_report(&outcome, &config)?;
@@ -116,6 +117,16 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     println!("results   {}", config.results.display());
     println!("open      {}", config.out.join("report.html").display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// What makes the same comparison: the command, where it is the default one of other seeds.
+fn again(config: &CompareConfig) -> String {
+    let CompareConfig { out, results, cache, seeds, .. } = config.clone();
+    let listed = seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    if *config == (CompareConfig { out, results, cache, seeds, ..CompareConfig::default() }) {
+        return format!("`cargo run --release --bin exp_compare -- --seeds {listed}`");
+    }
+    format!("`exp_compare --config FILE`, FILE with the settings of {}/compare.json", config.out.display())
 }
 
 /// In a process of its own.

@@ -2,7 +2,7 @@
 
 use super::{Cell, CompareConfig, CorpusConfig, Product};
 use crate::data::TOOLCHAIN;
-use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition, Score};
+use crate::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score};
 use crate::ops::GradSite;
 use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
 use crate::train::{FitBy, PretrainConfig, Projection, RouterFitConfig};
@@ -110,6 +110,14 @@ fn products(best: &Cell) -> Vec<Product> {
         Product { labels: rivals.clone(), contrast: vec![true], routed: vec![false], ..Product::default() },
         // Whether it is the form of the image that decides.
         Product { labels: rivals.clone(), form: Form::ALL.to_vec(), routed: vec![false], ..Product::default() },
+        // The form that serves ∫SPS best, at every share.
+        Product {
+            labels: rivals.clone(),
+            top_k: SHARES.map(|k| k.to_vec()).to_vec(),
+            form: vec![Form { norm: Norm::Log1p, expert: ExpertForm::Norm }],
+            routed: vec![false],
+            ..Product::default()
+        },
         Product {
             labels: rivals.clone(),
             grad_site: vec![GradSite::Input, GradSite::Output],
