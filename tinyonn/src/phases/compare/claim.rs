@@ -129,6 +129,6 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
     said
 }
 
-fn settings(count: usize) -> String {
+pub(super) fn settings(count: usize) -> String {
     if count == 1 { "one setting".into() } else { format!("{count} settings") }
 }

@@ -1,10 +1,12 @@
 //! What each source of labels is worth, along its paths and without routers: by source, partition, share and form of the image.
 
-use super::claim::RIVALS;
+use std::collections::BTreeMap;
+
+use super::claim::{RIVALS, settings};
 use super::outcome::{Finished, Outcome, Via, mean};
 use super::told::{Told, each, nats, share, signed, text, times};
 use super::{Cell, CompareConfig};
-use crate::imaging::{Form, LabelSource, Partition};
+use crate::imaging::{Form, How, LabelSource, Partition, Score};
 use crate::ops::GradSite;
 use crate::report::Table;
 
@@ -34,7 +36,33 @@ impl Outcome {
                 mean(&dense),
             )
         };
-        self.corpora.iter().map(of).collect()
+        self.corpora.iter().map(of).chain(self.winners(config)).collect()
+    }
+
+    /// In how many settings each score labels best.
+    fn winners(&self, config: &CompareConfig) -> Option<String> {
+        let trials = self.trials(config);
+        let mut won: BTreeMap<&str, usize> = BTreeMap::new();
+        for trial in &trials {
+            let corpus = self.corpora.iter().find(|(name, _)| *name == trial.corpus).map(|(_, corpus)| corpus)?;
+            let loss = |score: &Score| {
+                let cell = Cell { labels: LabelSource::By(*score, How::Best), ..trial.cell.clone() };
+                let seeds = self.by_seed(corpus, &cell, Via::Paths);
+                (!seeds.is_empty()).then(|| (mean(&seeds), score.name()))
+            };
+            let best = Score::ALL.iter().filter_map(loss).min_by(|a, b| a.0.total_cmp(&b.0))?;
+            *won.entry(best.1).or_default() += 1;
+        }
+        let mut won: Vec<(usize, &str)> = won.into_iter().map(|(score, count)| (count, score)).collect();
+        won.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+        let said: Vec<String> = won.iter().map(|(count, score)| format!("`{score}` in {count}")).collect();
+        (!said.is_empty()).then(|| {
+            format!(
+                "The score whose labels lose least, by its mean over seeds: {} of {}.",
+                said.join(", "),
+                settings(trials.len())
+            )
+        })
     }
 
     /// Every setting that the claim is tested in.
