@@ -6,6 +6,7 @@ use super::told::times;
 use super::{Cell, CompareConfig};
 use crate::imaging::{How, LabelSource, Score};
 use crate::metrics::Interval;
+use crate::ops::GradSite;
 
 /// What ∫SPS must beat.
 pub const RIVALS: [LabelSource; 4] = [
@@ -58,11 +59,12 @@ impl Trial {
 }
 
 impl Outcome {
-    /// Every setting that has labels by ∫SPS, without contrast, and by all rivals; along paths, no router between.
+    /// Every setting that has labels by ∫SPS, without contrast, and by all rivals; along paths, no router between. Where surprise is measured at the
+    /// MLP's output, all units have the same, and ∫SPS is activation: that control is no setting.
     #[must_use]
     pub fn trials(&self, config: &CompareConfig) -> Vec<Trial> {
         let cells: Vec<Cell> = config.cells();
-        let settings = || cells.iter().filter(|cell| cell.labels == LabelSource::SPS && !cell.contrast && !cell.routed);
+        let settings = || cells.iter().filter(|cell| is_asked(cell));
         let of = |corpus: &(String, Vec<Finished>), cell: &Cell| {
             let against = RIVALS.iter().map(|rival| {
                 let rival = Cell { labels: *rival, ..cell.clone() }.canonical();
@@ -75,6 +77,10 @@ impl Outcome {
         };
         self.corpora.iter().flat_map(|corpus| settings().filter_map(move |cell| of(corpus, cell))).collect()
     }
+}
+
+fn is_asked(cell: &Cell) -> bool {
+    cell.labels == LabelSource::SPS && !cell.contrast && !cell.routed && cell.grad_site != GradSite::Output
 }
 
 /// What the trials say, in sentences: whether the claim held, where, by how much.

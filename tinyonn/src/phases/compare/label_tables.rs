@@ -210,7 +210,11 @@ impl Outcome {
             columns.clear();
         }
         let of = |source: LabelSource, (form, grad_site)| Cell { labels: source, form, grad_site, ..best.clone() };
-        let read = |cell: &Cell| matches!(cell.labels, LabelSource::By(score, _) if score.is_standardised());
+        let read = |cell: &Cell| {
+            let formed = matches!(cell.labels, LabelSource::By(score, _) if score.is_standardised());
+            let known = |image| !self.by_seed(corpus, &of(cell.labels, image), Via::Paths).is_empty();
+            formed && columns.iter().all(|(_, image)| known(*image))
+        };
         let cells: Vec<Cell> = cells.into_iter().filter(read).collect();
         Told {
             heading: format!("In every form of the image ({name})"),
