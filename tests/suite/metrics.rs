@@ -1,6 +1,7 @@
 //! Metrics: how sure means are, what is logged is read back, nothing unfit is logged, silence where nobody watches.
 
 mod bootstrap;
+mod student;
 
 use std::process::Command;
 use std::time::Duration;

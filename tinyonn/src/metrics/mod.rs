@@ -1,5 +1,5 @@
 //! Values measured while a model trains, where they go (a file of one JSON object a line, a progress bar, a stopwatch), and how sure their
-//! means are ([`interval()`]).
+//! means are ([`interval()`], [`mean_interval()`]).
 //!
 //! ```
 //! # fn main() -> tinyonn::Result<()> {
@@ -21,6 +21,7 @@ mod finite;
 mod jsonl;
 mod progress;
 mod stopwatch;
+mod student;
 mod value;
 
 pub use bootstrap::{Interval, by_cluster, interval};
@@ -28,4 +29,5 @@ pub(crate) use finite::{Stage, check_loss};
 pub use jsonl::{MetricsLog, read};
 pub use progress::Progress;
 pub use stopwatch::Stopwatch;
+pub use student::mean_interval;
 pub use value::{Record, series};

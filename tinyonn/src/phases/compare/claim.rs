@@ -5,7 +5,7 @@ use super::outcome::{Finished, Outcome, Via};
 use super::told::times;
 use super::{Cell, CompareConfig};
 use crate::imaging::{How, LabelSource, Score};
-use crate::metrics::Interval;
+use crate::metrics::{Interval, mean_interval};
 use crate::ops::GradSite;
 
 /// What ∫SPS must beat.
@@ -30,23 +30,29 @@ pub struct Trial {
 /// A difference of two losses in nats a token, paired by seed and document.
 #[derive(Clone, Debug)]
 pub struct Difference {
-    /// Over the documents of all seeds: how sure it is of these models, not of others.
+    /// Over the documents of all seeds: how sure it is of these models.
     pub interval: Interval,
     /// Each seed's own.
     pub by_seed: Vec<f64>,
 }
 
 impl Difference {
-    /// Below zero with 95 % confidence, and in every seed.
+    /// Over seeds: how sure it is of other models made alike. None of a single seed.
     #[must_use]
-    pub fn is_below(&self) -> bool {
-        self.interval.high < 0.0 && self.by_seed.iter().all(|difference| *difference < 0.0)
+    pub fn over_models(&self) -> Option<Interval> {
+        mean_interval(&self.by_seed)
     }
 
-    /// Above zero with 95 % confidence, and in every seed.
+    /// Below zero with 95 % confidence, over documents and over models.
+    #[must_use]
+    pub fn is_below(&self) -> bool {
+        self.interval.high < 0.0 && self.over_models().is_some_and(|models| models.high < 0.0)
+    }
+
+    /// Above zero with 95 % confidence, over documents and over models.
     #[must_use]
     pub fn is_above(&self) -> bool {
-        self.interval.low > 0.0 && self.by_seed.iter().all(|difference| *difference > 0.0)
+        self.interval.low > 0.0 && self.over_models().is_some_and(|models| models.low > 0.0)
     }
 }
 
@@ -99,10 +105,10 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
     let mut said = vec![
         answer,
         "The claim: labels by ∫SPS = z(activation) − z(surprise) find each task's optimal computation path. It holds where their held-out loss is \
-         lower, paired by seed and document, with 95 % confidence over documents and in every seed, than that of the same paths dealt to other tasks, of labels by activation \
+         lower, paired by seed and document, with 95 % confidence over documents and over models, than that of the same paths dealt to other tasks, of labels by activation \
          alone, and of labels by first-order Taylor, signed or by magnitude, all without a router between. A setting is a text, a partition of neurons \
-         into experts, a number of active experts, and a form of the image. Intervals are over the documents of these models: they say nothing of other models, and are not corrected for \
-         the number of settings."
+         into experts, a number of active experts, and a form of the image. Intervals over documents speak of these models, those over models (Student's t over seeds) of others made alike; \
+         neither is corrected for the number of settings."
             .to_owned(),
     ];
     for (at, rival) in RIVALS.iter().enumerate() {

@@ -76,7 +76,9 @@ impl Outcome {
                 } else {
                     "undecided"
                 };
-                format!("{} {mark}", signed(Some(delta.interval))).into()
+                let half =
+                    delta.over_models().map_or("–".into(), |models| format!("{:.3}", models.high - models.mean));
+                format!("{} ± {half} {mark}", signed(Some(delta.interval))).into()
             });
             let Cell { partition, top_k, .. } = &trial.cell;
             let setting = [trial.corpus.clone(), partition.to_string(), times(top_k), trial.cell.image()];
@@ -85,7 +87,9 @@ impl Outcome {
         let rivals = RIVALS.iter().map(|rival| text(&format!("∫SPS − {rival}")));
         Told {
             heading: "Every setting".into(),
-            prose: "Loss along ∫SPS paths minus loss along each rival's, nats a token. Better and worse: the interval, and every seed by itself.".into(),
+            prose: "Loss along ∫SPS paths minus loss along each rival's, nats a token; its 95 % interval over documents and, behind ±, half of that over models. Better and \
+                    worse: both intervals."
+                .into(),
             table: Table {
                 columns: ["text", "partition", "k", "image"].map(text).into_iter().chain(rivals).collect(),
                 rows: self.trials(config).iter().map(row).collect(),
