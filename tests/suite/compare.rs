@@ -322,10 +322,10 @@ fn the_results_are_written_from_the_records() {
 
 /// Held only where all rivals are beaten with confidence; undecided is not held.
 #[rstest]
-#[case::all([-0.2, -0.1, -0.3, -0.1], 0.05, "The claim held: in all of one setting.")]
-#[case::one_lost([-0.2, 0.1, -0.3, -0.1], 0.05, "The claim did not hold: in none of one setting.")]
-#[case::the_last_lost([-0.2, -0.1, -0.3, 0.1], 0.05, "The claim did not hold")]
-#[case::one_unsure([-0.2, -0.01, -0.3, -0.1], 0.05, "The claim did not hold")]
+#[case::all([-0.2, -0.1, -0.3, -0.1], 0.05, "The claim held in all of one setting: refuted in 0, undecided in 0.")]
+#[case::one_lost([-0.2, 0.1, -0.3, -0.1], 0.05, "The claim held in none of one setting: refuted in 1, undecided in 0.")]
+#[case::the_last_lost([-0.2, -0.1, -0.3, 0.1], 0.05, "The claim held in none of one setting: refuted in 1, undecided in 0.")]
+#[case::one_unsure([-0.2, -0.01, -0.3, -0.1], 0.05, "The claim held in none of one setting: refuted in 0, undecided in 1.")]
 fn the_verdict_is_what_the_intervals_say(#[case] against: [f64; 4], #[case] half: f64, #[case] expected: &str) {
     let interval = |mean: f64| Interval { mean, low: mean - half, high: mean + half };
     let difference = |mean| Difference { interval: interval(mean), by_seed: vec![mean - 0.001, mean + 0.001] };

@@ -57,10 +57,16 @@ impl Difference {
 }
 
 impl Trial {
-    /// Whether ∫SPS is better than all, with 95 % confidence.
+    /// Whether ∫SPS is better than all rivals.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.against.iter().all(Difference::is_below)
+    }
+
+    /// Whether ∫SPS is worse than one of them.
+    #[must_use]
+    pub fn is_refuted(&self) -> bool {
+        self.against.iter().any(Difference::is_above)
     }
 }
 
@@ -98,15 +104,22 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
             let rivals = RIVALS.map(|rival| format!("`{rival}`")).join(", ");
             format!("Nothing was compared: the grid has no setting with `sps` and all of {rivals}, not routed.")
         }
-        (0, all) => format!("The claim did not hold: in none of {}.", settings(all)),
-        (some, all) if some == all => format!("The claim held: in all of {}.", settings(all)),
-        (some, all) => format!("The claim held in {some} of {}.", settings(all)),
+        (some, all) => {
+            let refuted = trials.iter().filter(|trial| trial.is_refuted()).count();
+            let count = match some {
+                0 => "none".into(),
+                some if some == all => "all".into(),
+                some => some.to_string(),
+            };
+            let left = all - some - refuted;
+            format!("The claim held in {count} of {}: refuted in {refuted}, undecided in {left}.", settings(all))
+        }
     };
     let mut said = vec![
         answer,
         "The claim: labels by ∫SPS = z(activation) − z(surprise) find each task's optimal computation path. It holds where their held-out loss is \
          lower, paired by seed and document, with 95 % confidence over documents and over models, than that of the same paths dealt to other tasks, of labels by activation \
-         alone, and of labels by first-order Taylor, signed or by magnitude, all without a router between. A setting is a text, a partition of neurons \
+         alone, and of labels by first-order Taylor, signed or by magnitude, all without a router between; it is refuted where it is higher than one of theirs. A setting is a text, a partition of neurons \
          into experts, a number of active experts, and a form of the image. Intervals over documents speak of these models, those over models (Student's t over seeds) of others made alike; \
          neither is corrected for the number of settings."
             .to_owned(),
