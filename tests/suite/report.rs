@@ -68,6 +68,26 @@ fn a_realistic_page_is_whole_and_needs_nothing_else() {
     assert!(html.len() < 2_000_000, "{} bytes", html.len());
 }
 
+/// What stands in backticks is code, wherever text runs; one without its other is itself, and all is escaped.
+#[rstest]
+#[case("`a<b` and `c`", "<code>a&lt;b</code> and <code>c</code>")]
+#[case("a ` b & c", "a ` b &amp; c")]
+#[case("`a` b ` c", "<code>a</code> b ` c")]
+fn backticks_set_code(#[case] text: &str, #[case] expected: &str) {
+    let table = Table { columns: vec![Column { name: text.into(), kind: Kind::Text }], rows: vec![vec![text.into()]] };
+    let page = Page {
+        title: "t".into(),
+        lead: vec![text.into()],
+        facts: Vec::new(),
+        sections: vec![Section {
+            heading: "h".into(),
+            prose: vec![text.into()],
+            figures: vec![Figure::table(&table, text).unwrap()],
+        }],
+    };
+    assert_eq!(page.html().matches(expected).count(), 5, "{}", page.html());
+}
+
 #[test]
 fn the_same_values_give_the_same_bytes() {
     assert_eq!(sample().html(), sample().html());

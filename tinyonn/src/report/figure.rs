@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use super::page::inline;
 use super::plot::Plot;
 use super::svg::{Svg, escape};
 use super::table::Table;
@@ -75,7 +76,7 @@ impl Figure {
             Content::Table(table) => (table, String::new()),
         };
         let caption =
-            format!("<figcaption><b>{} {number}.</b> {}{links}</figcaption>", self.kind(), escape(&self.caption));
+            format!("<figcaption><b>{} {number}.</b> {}{links}</figcaption>", self.kind(), inline(&self.caption));
         // A wide figure scrolls inside its own frame; the page never does.
         let _ = writeln!(html, "<figure>\n<div class=\"scroll\">{body}</div>\n{caption}\n</figure>");
     }

@@ -21,7 +21,7 @@ pub struct Section {
     pub figures: Vec<Figure>,
 }
 
-/// A page: title, lead, facts, contents, sections. All text is escaped; none of it is taken for HTML.
+/// A page: title, lead, facts, contents, sections. All text is escaped; none of it is taken for HTML. What stands in `backticks` is set as code.
 ///
 /// ```
 /// use tinyonn::report::{BarSeries, Bars, Figure, Page, Section};
@@ -135,8 +135,21 @@ impl Page {
     }
 }
 
+/// Text as it runs: escaped, and what stands between two backticks set as code.
+pub(super) fn inline(text: &str) -> String {
+    let parts: Vec<&str> = text.split('`').collect();
+    // A backtick without its other is a backtick.
+    let paired = parts.len() % 2 == 1;
+    let set = |(at, part): (usize, &&str)| match (at % 2, paired || at + 1 < parts.len()) {
+        (1, true) => format!("<code>{}</code>", escape(part)),
+        (1, false) => format!("`{}", escape(part)),
+        _ => escape(part),
+    };
+    parts.iter().enumerate().map(set).collect()
+}
+
 fn paragraphs(html: &mut String, texts: &[String]) {
     for text in texts {
-        let _ = writeln!(html, "<p>{}</p>", escape(text));
+        let _ = writeln!(html, "<p>{}</p>", inline(text));
     }
 }

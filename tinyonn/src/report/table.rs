@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::number::fixed;
-use super::svg::escape;
+use super::page::inline;
 use crate::{Error, Result};
 
 /// Which number of a column is the best one.
@@ -95,14 +95,14 @@ impl Table {
         self.check()?;
         let mut html = String::from("<table>\n<thead><tr>");
         for column in &self.columns {
-            let _ = write!(html, "<th scope=\"col\"{}>{}</th>", class(column.kind), escape(&column.name));
+            let _ = write!(html, "<th scope=\"col\"{}>{}</th>", class(column.kind), inline(&column.name));
         }
         html.push_str("</tr></thead>\n<tbody>\n");
         let best: Vec<Option<String>> = (0..self.columns.len()).map(|c| self.best(c)).collect();
         for row in &self.rows {
             html.push_str("<tr>");
             for ((cell, column), best) in row.iter().zip(&self.columns).zip(&best) {
-                let text = escape(&printed(cell, column.kind));
+                let text = inline(&printed(cell, column.kind));
                 let strong = matches!(cell, Cell::Number(_)) && best.as_ref() == Some(&text);
                 let text = if strong { format!("<strong>{text}</strong>") } else { text };
                 let _ = write!(html, "<td{}>{text}</td>", class(column.kind));
