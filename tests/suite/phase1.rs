@@ -5,6 +5,7 @@ use std::fs;
 use candle_core::DType;
 use rstest::rstest;
 use tempfile::TempDir;
+use tinyonn::phases::frontier::SHARES;
 use tinyonn::phases::{LabelUnit, Phase1Summary, RunConfig, phase1, phase2, phase2_from};
 
 use crate::models::message;
@@ -69,6 +70,7 @@ fn the_frontier_ends_in_the_dense_model() {
         // 26 neurons in 8 experts of 3 or 4.
         let experts = point.top_k.iter().product::<usize>() as f64;
         assert!((3.0 * experts / 26.0..=4.0 * experts / 26.0).contains(&point.active_share), "{point:?}");
+        assert_eq!((point.expert_share, point.by_layer.len()), (experts / 8.0, 0));
         assert!(point.loss.low <= point.loss.mean && point.loss.mean <= point.loss.high);
     }
     let all = fixed.iter().find(|point| point.top_k == [2, 4]).unwrap();
@@ -83,10 +85,44 @@ fn the_frontier_ends_in_the_dense_model() {
             approx::assert_relative_eq!(recovery.mean, expected, max_relative = 1e-6);
         }
     }
+    for point in &frontier.points {
+        // A whole sequence is read twice where its own surprisal decides.
+        let first_pass = if point.form == "surprisal" { 1.0 } else { 0.0 };
+        assert_eq!(point.cost_share, point.active_share + first_pass, "{}", point.form);
+    }
     for form in ["entropy", "nucleus", "surprisal"] {
         assert!(frontier.points.iter().any(|point| point.form == form), "{form}");
     }
     assert!(frontier.points.is_sorted_by(|a, b| a.active_share <= b.active_share));
+}
+
+/// 90 % of eight experts in two layers is no single number: six and eight are nearest; what a share recovers is told of the best that meets it.
+#[test]
+fn shares_that_no_number_meets_are_met_by_layer() {
+    let (_dir, config, summary) = run(|_| {});
+    let frontier = summary.frontier.unwrap();
+    let by_layer: Vec<_> = frontier.points.iter().filter(|point| point.form == "fixed by layer").collect();
+    assert_eq!(by_layer.len(), 1);
+    assert_eq!(by_layer[0].by_layer, [[2, 3], [2, 4]]);
+    assert_eq!((by_layer[0].top_k.as_slice(), by_layer[0].expert_share), (&[2, 4][..], 7.0 / 8.0));
+    for (percent, met) in SHARES.into_iter().zip([0.25, 0.5, 0.75, 0.875]) {
+        let best = frontier.best_fixed_at(percent as f64 / 100.0).unwrap();
+        assert_eq!(best.expert_share, met);
+        let same = frontier.points.iter().filter(|point| point.is_fixed() && point.expert_share == met);
+        assert!(same.into_iter().all(|point| best.loss.mean <= point.loss.mean));
+        let adaptive = frontier.adaptive_near(percent as f64 / 100.0).unwrap();
+        let apart = |share: f64| (share - percent as f64 / 100.0).abs();
+        let others = frontier.points.iter().filter(|point| !point.is_fixed());
+        assert!(
+            !adaptive.is_fixed()
+                && others.into_iter().all(|p| apart(adaptive.expert_share) <= apart(p.expert_share) + 1e-6)
+        );
+    }
+    let page = fs::read_to_string(config.out.join("report.html")).unwrap();
+    assert!(page.contains("2 × 3 in 1 layer, 2 × 4 in 1 (nearest: 87.5 %)"), "{page}");
+    let csv = fs::read_to_string(config.out.join("figures/frontier.csv")).unwrap();
+    assert_eq!(csv.lines().count(), frontier.points.len() + 1);
+    assert!(csv.contains("fixed by layer,2 × 4,2 × 3; 2 × 4,,87.5,"), "{csv}");
 }
 
 /// What the task path of a variant is, it is: it has no other number of choices to be measured at.

@@ -118,7 +118,7 @@ impl Subject<'_> {
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let seeds: Vec<u64> = if cell.labels.is_drawn() { run.draws().collect() } else { vec![self.seed] };
         let vb = store.builder(DType::F32, |_| false);
-        let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
+        let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, |_| &cell.top_k, Pfag::Off)?;
         let oracle = || {
             let options = GreedyOptions { length: run.config.length, sequences: ORACLE_SEQUENCES };
             Labels::greedy(model.lm(), &spec, &run.tokens.train, options, &run.device)
@@ -157,7 +157,7 @@ impl Subject<'_> {
         let (cfg, variant) = (&self.prepared.dense.cfg, run.variant);
         let routing = || {
             let vb = store.builder(DType::F32, |_| false);
-            TinyOnnForCausalLm::taking(cfg, variant, &vb, &cell.top_k, Pfag::Off)
+            TinyOnnForCausalLm::taking(cfg, variant, &vb, |_| &cell.top_k, Pfag::Off)
         };
         let rows = match (cell.label, cell.labels) {
             (LabelUnit::Token, LabelSource::By(score, _)) => {

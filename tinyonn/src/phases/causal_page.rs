@@ -1,69 +1,8 @@
-//! The pictures of phase 1's studies: loss against active share, and what ablating and amplifying does.
+//! The pictures of causal validation: what ablating and amplifying does.
 
 use super::causal::Intervention;
-use super::frontier::{Frontier, FrontierPoint};
 use crate::Result;
-use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Scale, Section, Series, SeriesStyle};
-
-/// The frontier.
-pub(super) fn frontier(frontier: &Frontier) -> Result<Section> {
-    let worth = |point: &&FrontierPoint| Some((100.0 * point.active_share, point.recovery?));
-    let series = |name: &str, style: SeriesStyle, points: &[&FrontierPoint]| Series {
-        name: name.into(),
-        points: points.iter().filter_map(worth).map(|(share, recovery)| (share, 100.0 * recovery.mean)).collect(),
-        interval: Some(points.iter().filter_map(worth).map(|(_, r)| (100.0 * r.low, 100.0 * r.high)).collect()),
-        style,
-    };
-    let of = |form: &str| frontier.points.iter().filter(|point| point.form == form).collect::<Vec<_>>();
-    let fixed = of("fixed");
-    let mut drawn = vec![
-        series("best fixed k", SeriesStyle::Marked, &leading(&fixed)),
-        // Their intervals, over one another, would hide them.
-        Series { interval: None, ..series("all fixed k", SeriesStyle::Points, &fixed) },
-    ];
-    for form in ["nucleus", "entropy", "surprisal"] {
-        let points = of(form);
-        if !points.is_empty() {
-            drawn.push(series(form, SeriesStyle::Points, &points));
-        }
-    }
-    let lines = Lines {
-        title: "What the MLPs are worth, by how much of them is active".into(),
-        x_label: "active neurons, %".into(),
-        y_label: "recovery, %".into(),
-        series: drawn,
-        log_x: false,
-    };
-    Ok(Section {
-        heading: "How much must be active?".into(),
-        prose: vec![format!(
-            "Each point routes the test split with another number of groups and of experts in each, or lets the routers' own certainty decide how many \
-             (PFAG), with routers as they were fitted. Recovery is (L without MLPs − L)/(L without MLPs − L dense): {:.3} nats a token without \
-             any MLP, {:.3} with all. The best fixed k are picked among these very points; `surprisal` also takes a first pass, all active, which its share \
-             leaves out.",
-            frontier.without, frontier.dense
-        )],
-        figures: vec![Figure::plot(
-            "frontier",
-            &lines,
-            format!(
-                "At most {} test tokens a task; 95 % intervals over documents, paired with the dense model.",
-                frontier.tokens
-            ),
-        )?],
-    })
-}
-
-/// The points that no other one beats at as many active neurons or fewer.
-fn leading<'a>(points: &[&'a FrontierPoint]) -> Vec<&'a FrontierPoint> {
-    let mut best: Vec<&FrontierPoint> = Vec::new();
-    for point in points {
-        if best.last().is_none_or(|last| point.loss.mean < last.loss.mean) {
-            best.push(point);
-        }
-    }
-    best
-}
+use crate::report::{BarSeries, Bars, Figure, Heatmap, Scale, Section};
 
 /// Causal validation.
 pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Section> {
