@@ -1,10 +1,15 @@
 //! Phase 1 by itself, its studies, and phase 2 that goes on from it.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use candle_core::DType;
+use proptest::prelude::*;
+use rand::seq::SliceRandom;
 use rstest::rstest;
 use tempfile::TempDir;
+use tinyonn::phases::causal::{Intervention, random_of_norm};
+use tinyonn::phases::frontier::SHARES;
 use tinyonn::phases::{LabelUnit, Phase1Summary, RunConfig, phase1, phase2, phase2_from};
 
 use crate::models::message;
@@ -69,6 +74,7 @@ fn the_frontier_ends_in_the_dense_model() {
         // 26 neurons in 8 experts of 3 or 4.
         let experts = point.top_k.iter().product::<usize>() as f64;
         assert!((3.0 * experts / 26.0..=4.0 * experts / 26.0).contains(&point.active_share), "{point:?}");
+        assert_eq!((point.expert_share, point.by_layer.len()), (experts / 8.0, 0));
         assert!(point.loss.low <= point.loss.mean && point.loss.mean <= point.loss.high);
     }
     let all = fixed.iter().find(|point| point.top_k == [2, 4]).unwrap();
@@ -83,10 +89,44 @@ fn the_frontier_ends_in_the_dense_model() {
             approx::assert_relative_eq!(recovery.mean, expected, max_relative = 1e-6);
         }
     }
+    for point in &frontier.points {
+        // A whole sequence is read twice where its own surprisal decides.
+        let first_pass = if point.form == "surprisal" { 1.0 } else { 0.0 };
+        assert_eq!(point.cost_share, point.active_share + first_pass, "{}", point.form);
+    }
     for form in ["entropy", "nucleus", "surprisal"] {
         assert!(frontier.points.iter().any(|point| point.form == form), "{form}");
     }
     assert!(frontier.points.is_sorted_by(|a, b| a.active_share <= b.active_share));
+}
+
+/// 90 % of eight experts in two layers is no single number: six and eight are nearest; what a share recovers is told of the best that meets it.
+#[test]
+fn shares_that_no_number_meets_are_met_by_layer() {
+    let (_dir, config, summary) = run(|_| {});
+    let frontier = summary.frontier.unwrap();
+    let by_layer: Vec<_> = frontier.points.iter().filter(|point| point.form == "fixed by layer").collect();
+    assert_eq!(by_layer.len(), 1);
+    assert_eq!(by_layer[0].by_layer, [[2, 3], [2, 4]]);
+    assert_eq!((by_layer[0].top_k.as_slice(), by_layer[0].expert_share), (&[2, 4][..], 7.0 / 8.0));
+    for (percent, met) in SHARES.into_iter().zip([0.25, 0.5, 0.75, 0.875]) {
+        let best = frontier.best_fixed_at(percent as f64 / 100.0).unwrap();
+        assert_eq!(best.expert_share, met);
+        let same = frontier.points.iter().filter(|point| point.is_fixed() && point.expert_share == met);
+        assert!(same.into_iter().all(|point| best.loss.mean <= point.loss.mean));
+        let adaptive = frontier.adaptive_near(percent as f64 / 100.0).unwrap();
+        let apart = |share: f64| (share - percent as f64 / 100.0).abs();
+        let others = frontier.points.iter().filter(|point| !point.is_fixed());
+        assert!(
+            !adaptive.is_fixed()
+                && others.into_iter().all(|p| apart(adaptive.expert_share) <= apart(p.expert_share) + 1e-6)
+        );
+    }
+    let page = fs::read_to_string(config.out.join("report.html")).unwrap();
+    assert!(page.contains("2 × 3 in 1 layer, 2 × 4 in 1 (nearest: 87.5 %)"), "{page}");
+    let csv = fs::read_to_string(config.out.join("figures/frontier.csv")).unwrap();
+    assert_eq!(csv.lines().count(), frontier.points.len() + 1);
+    assert!(csv.contains("fixed by layer,2 × 4,2 × 3; 2 × 4,,87.5,"), "{csv}");
 }
 
 /// What the task path of a variant is, it is: it has no other number of choices to be measured at.
@@ -112,17 +152,68 @@ fn interventions_say_what_their_matrices_say() {
         assert!(found.delta.iter().flatten().all(|delta| delta.is_finite()));
     }
     let of = |source: &str, unit: &str, factor: f64| {
-        let same =
-            |f: &&tinyonn::phases::causal::Intervention| f.source == source && f.unit == unit && f.factor == factor;
+        let same = |f: &&Intervention| f.source == source && f.unit == unit && f.factor == factor;
         summary.causal.iter().find(same).unwrap()
     };
     // ∫SPS' highest are its own measure of norm; the lowest are others, and so are the controls where they can be.
-    assert_eq!(of("sps", "neuron", 0.0).norm_ratio, 1.0);
+    assert_eq!(of("sps", "neuron", 0.0).norm_to_sps, 1.0);
     assert_ne!(of("sps_lowest", "neuron", 0.0).delta, of("sps", "neuron", 0.0).delta);
-    let (drawn, same) = (of("random", "neuron", 0.0).norm_ratio, of("random_of_same_norm", "neuron", 0.0).norm_ratio);
-    assert!((same - 1.0).abs() <= (drawn - 1.0).abs() && (same - 1.0).abs() < 0.25, "{drawn} {same}");
+    let (drawn, same) = (of("random", "neuron", 0.0), of("random_of_norm_of_sps", "neuron", 0.0));
+    let apart = |found: &Intervention| (found.norm_to_sps - 1.0).abs();
+    assert!(apart(same) <= apart(drawn) && apart(same) < 0.25, "{} {}", drawn.norm_to_sps, same.norm_to_sps);
+    assert_eq!(same.norm_to_matched, Some(same.norm_to_sps));
+    assert_eq!((drawn.draws, same.draws, of("sps", "neuron", 0.0).draws), (3, 3, 1));
+    // What a source needs beyond its control is the one minus the other; the others have none.
+    for found in &summary.causal {
+        let control = format!("random_of_norm_of_{}", found.source);
+        let control = summary.causal.iter().find(|other| other.source == control && other.unit == found.unit);
+        let expected = control.filter(|_| found.factor == 0.0);
+        assert_eq!(found.beyond_matched.is_some(), expected.is_some(), "{} {}", found.source, found.factor);
+        if let (Some(beyond), Some(control)) = (found.beyond_matched, expected) {
+            // Sums over documents in another order.
+            let difference = found.specificity.mean - control.specificity.mean;
+            approx::assert_abs_diff_eq!(beyond.mean, difference, epsilon = 1e-9);
+        }
+    }
+    assert!(summary.causal.iter().all(|found| found.factor == 0.0 || !found.source.starts_with("random")));
     // Multiplied by one and a half is another thing than taken away.
     assert_ne!(of("sps", "expert", 1.5).delta, of("sps", "expert", 0.0).delta);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// Others, as many, each once, and of the same norm; or the strongest or weakest that there are.
+    #[test]
+    fn random_units_of_a_norm_are_others_of_that_norm(
+        power in prop::collection::vec(0.01f64..4.0, 20..90),
+        seed in 0u64..1000,
+        share in 0.05f64..0.3,
+    ) {
+        let mut rng = tinyonn::random::stream(seed, "matched");
+        let mut units: Vec<usize> = (0..power.len()).collect();
+        units.shuffle(&mut rng);
+        let (matched, others) = units.split_at(((power.len() as f64 * share) as usize).max(1));
+        let sum = |units: &[usize]| units.iter().map(|unit| power[*unit]).sum::<f64>();
+        let drawn = random_of_norm(&power, matched, &mut rng);
+        let distinct: BTreeSet<usize> = drawn.iter().copied().collect();
+        prop_assert_eq!((drawn.len(), distinct.len()), (matched.len(), matched.len()));
+        prop_assert!(drawn.iter().all(|unit| others.contains(unit)));
+        let mut ordered = others.to_vec();
+        ordered.sort_by(|a, b| power[*a].total_cmp(&power[*b]));
+        let (least, most) = (sum(&ordered[..drawn.len()]), sum(&ordered[ordered.len() - drawn.len()..]));
+        let (found, target) = (sum(&drawn), sum(matched));
+        if most <= target {
+            approx::assert_relative_eq!(found, most, max_relative = 1e-12);
+        } else if least >= target {
+            approx::assert_relative_eq!(found, least, max_relative = 1e-12);
+        } else {
+            // No swap of two units brings it nearer than a hundredth of the target, or the gap between the nearest two units.
+            let mut gaps: Vec<f64> = ordered.windows(2).map(|pair| power[pair[1]] - power[pair[0]]).collect();
+            gaps.sort_by(f64::total_cmp);
+            let coarse = gaps.last().copied().unwrap_or(0.0);
+            prop_assert!((found - target).abs() <= 0.01 * target + coarse, "{found} of {target}, gaps to {coarse}");
+        }
+    }
 }
 
 /// Tokens that have labels of their own: routers are measured against those too.

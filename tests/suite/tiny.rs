@@ -53,7 +53,7 @@ pub(crate) fn upcycled(cfg: &Qwen3Config, name: &str, dense: &ParamStore) -> (&'
 pub(crate) fn spec(levels: &[(usize, usize)]) -> MoeSpec {
     let parents = |at: usize| levels[..at].iter().map(|(choices, _)| choices).product();
     let level = |(at, (choices, top_k)): (usize, &(usize, usize))| {
-        let name: Cow<'static, str> = Cow::Owned(["group", "expert", "third"][at].to_owned());
+        let name: Cow<'static, str> = Cow::Owned(["group", "expert", "third", "fourth"][at].to_owned());
         let kind = RouterKind::Gaussian(GaussianSpec::new(64));
         let router = RouterSpec { name: name.clone(), parents: parents(at), choices: *choices, top_k: *top_k, kind };
         LevelSpec { name, routers: Cow::Owned(vec![router]) }

@@ -53,23 +53,24 @@ impl TinyOnnForCausalLm {
         Ok(Self { lm, spec: variant.spec.clone(), paths: None })
     }
 
-    /// As [`new`](Self::new), but `top_k[level]` choices of every router of a level are taken, under `pfag`, in place of those
-    /// declared.
+    /// As [`new`](Self::new), but `top_k(layer)[level]` choices of every router of a level of a layer are taken, under `pfag`, in place of
+    /// those declared. [`spec`](Self::spec) is then the first layer's; each [`moe`](Self::moe) has its own.
     ///
     /// # Errors
     /// As above; an adaptive form where nothing is routed by it.
-    pub fn taking(
+    pub fn taking<'k>(
         cfg: &Qwen3Config,
         variant: &'static Variant,
         vb: &VarBuilder<'_>,
-        top_k: &[usize],
+        top_k: impl Fn(usize) -> &'k [usize],
         pfag: Pfag,
     ) -> Result<Self> {
-        let spec = variant.spec.taking(top_k, pfag);
-        spec.validate()?;
-        let layer = |layer: usize, vb: VarBuilder<'_>| Ok(Taking::boxed((variant.build)(cfg, layer, vb)?, &spec));
-        let lm = Qwen3ForCausalLm::new(cfg, vb, layer)?;
-        Ok(Self { lm, spec, paths: None })
+        let spec = |layer: usize| variant.spec.taking(top_k(layer), pfag);
+        (0..cfg.num_hidden_layers).try_for_each(|layer| spec(layer).validate())?;
+        let taking =
+            |layer: usize, vb: VarBuilder<'_>| Ok(Taking::boxed((variant.build)(cfg, layer, vb)?, spec(layer)));
+        let lm = Qwen3ForCausalLm::new(cfg, vb, taking)?;
+        Ok(Self { lm, spec: spec(0), paths: None })
     }
 
     /// With the paths of its tasks, which `logits` and `generate` of a variant that is routed by its task follow where the context gives

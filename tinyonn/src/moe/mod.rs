@@ -19,6 +19,7 @@ pub mod registry;
 pub mod router;
 pub mod routing;
 pub mod select;
+mod share;
 pub mod spec;
 mod taking;
 mod validate;

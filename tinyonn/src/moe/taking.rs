@@ -44,8 +44,8 @@ pub(crate) struct Taking {
 
 impl Taking {
     /// `spec` is [`MoeSpec::taking`] of the layer's own.
-    pub(crate) fn boxed(layer: MoeLayer, spec: &MoeSpec) -> MoeLayer {
-        Box::new(Self { layer, spec: spec.clone() })
+    pub(crate) fn boxed(layer: MoeLayer, spec: MoeSpec) -> MoeLayer {
+        Box::new(Self { layer, spec })
     }
 }
 

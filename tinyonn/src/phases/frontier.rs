@@ -1,6 +1,7 @@
 //! The frontier: held-out loss against the share of neurons that routing leaves active, the routers as they were fitted.
 //!
-//! Every fixed (k₁, k₂, …), and each adaptive form (PFAG, DESIGN §4) at several strengths, is a point. Beside the loss stands the *recovery*,
+//! Every fixed (k₁, k₂, …), and each adaptive form (PFAG, DESIGN §4) at several strengths, is a point; so are 25, 50, 75 and 90 % of the
+//! experts, for which layers take different numbers where no single one will do. Beside the loss stands the *recovery*,
 //! (L_noMLP − L)/(L_noMLP − L_dense): 1 is the dense model, 0 the model whose MLPs give nothing (DESIGN §3). Intervals are paired: drawn
 //! over documents, of which each is read by all three models.
 
@@ -21,6 +22,8 @@ use crate::train::Losses;
 
 /// Fixed numbers of choices that are measured, at most; of more, those whose active shares are spread most evenly.
 const MOST: usize = 128;
+/// Shares of the experts, in percent, that are met exactly or as nearly as layers can.
+pub const SHARES: [usize; 4] = [25, 50, 75, 90];
 /// Shares of the probability that the nuclei of the adaptive form gather.
 const MASSES: [f64; 6] = [0.1, 0.25, 0.5, 0.75, 0.9, 0.97];
 
@@ -40,15 +43,23 @@ pub struct Frontier {
 /// One way to choose how many.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FrontierPoint {
-    /// `fixed`, `entropy`, `nucleus` or `surprisal`.
+    /// `fixed`, `fixed by layer`, `entropy`, `nucleus` or `surprisal`.
     pub form: String,
-    /// Choices of a router, by level: taken, or for adaptive forms at most.
+    /// Choices of a router, by level: taken, or for adaptive forms at most; where layers differ, the most of any.
     pub top_k: Vec<usize>,
+    /// The same `[layer][level]`, where layers differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_layer: Vec<Vec<usize>>,
     /// The mass of a nucleus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mass: Option<f64>,
+    /// Experts that a routed token takes.
+    pub expert_share: f64,
     /// Neurons (of replicas: experts) that a routed token uses.
     pub active_share: f64,
+    /// The same over all passes: `surprisal` reads a whole sequence twice, first with all active. A step of generation has the
+    /// surprisal of its token from the step before, for nothing.
+    pub cost_share: f64,
     /// Nats a token.
     pub loss: Interval,
     /// Of what the MLPs are worth; none where they are worth nothing, as in a model that has not learnt.
@@ -56,11 +67,69 @@ pub struct FrontierPoint {
     pub recovery: Option<Interval>,
 }
 
+impl FrontierPoint {
+    /// Whether its numbers of choices depend on no input.
+    #[must_use]
+    pub fn is_fixed(&self) -> bool {
+        self.form.starts_with(FIXED)
+    }
+}
+
+impl Frontier {
+    /// The best fixed choice at a share of the experts: of those that come nearest to it, all equally near, the one of the lowest loss.
+    #[must_use]
+    pub fn best_fixed_at(&self, share: f64) -> Option<&FrontierPoint> {
+        self.nearest(share, FrontierPoint::is_fixed)
+    }
+
+    /// The adaptive form that takes nearest to a share of the experts.
+    #[must_use]
+    pub fn adaptive_near(&self, share: f64) -> Option<&FrontierPoint> {
+        self.nearest(share, |point| !point.is_fixed())
+    }
+
+    fn nearest(&self, share: f64, which: impl Fn(&FrontierPoint) -> bool) -> Option<&FrontierPoint> {
+        let apart = |point: &&FrontierPoint| (point.expert_share - share).abs();
+        let of = || self.points.iter().filter(|point| which(point));
+        let least = of().map(|point| apart(&point)).min_by(f64::total_cmp)?;
+        of().filter(|point| apart(point) <= least + SAME).min_by(|a, b| a.loss.mean.total_cmp(&b.loss.mean))
+    }
+}
+
+const FIXED: &str = "fixed";
+/// Shares that differ by no more are the same: they are counted in f32.
+pub(super) const SAME: f64 = 1e-6;
+
 /// How many to take.
 struct Choice {
     form: &'static str,
-    top_k: Vec<usize>,
+    /// By layer; of a single entry, in all.
+    top_k: Vec<Vec<usize>>,
     pfag: Pfag,
+}
+
+impl Choice {
+    fn fixed(mut top_k: Vec<Vec<usize>>) -> Self {
+        if top_k.windows(2).all(|pair| pair[0] == pair[1]) {
+            top_k.truncate(1);
+        }
+        Self { form: if top_k.len() > 1 { "fixed by layer" } else { FIXED }, top_k, pfag: Pfag::Off }
+    }
+
+    fn of_layer(&self, layer: usize) -> &[usize] {
+        self.top_k.get(layer).or(self.top_k.last()).map_or(&[], Vec::as_slice)
+    }
+
+    /// Passes over a whole sequence before the one that is routed.
+    fn passes_before(&self) -> f64 {
+        if self.pfag == Pfag::Surprisal { 1.0 } else { 0.0 }
+    }
+
+    /// The most that any layer takes, by level.
+    fn most(&self) -> Vec<usize> {
+        let level = |level: usize| self.top_k.iter().filter_map(|k| k.get(level)).copied().max().unwrap_or(0);
+        (0..self.of_layer(0).len()).map(level).collect()
+    }
 }
 
 impl Run<'_> {
@@ -82,15 +151,19 @@ impl Run<'_> {
         let mut points = Vec::with_capacity(choices.len());
         for choice in choices {
             let (cfg, vb) = (&self.dense.cfg, store.builder(DType::F32, |_| false));
-            let model = TinyOnnForCausalLm::taking(cfg, self.variant, &vb, &choice.top_k, choice.pfag)?;
+            let model = TinyOnnForCausalLm::taking(cfg, self.variant, &vb, |at| choice.of_layer(at), choice.pfag)?;
             let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, spec.experts()));
             let ctx = RouteCtx { observer: Some(load.clone()), ..Self::routed(labels) };
             let losses = self.evaluate_on(model.lm(), &set, &ctx)?;
+            let active_share = active_share(&load, units.as_deref());
             points.push(FrontierPoint {
                 form: choice.form.into(),
-                top_k: choice.top_k,
+                top_k: choice.most(),
                 mass: if let Pfag::Nucleus { mass } = choice.pfag { Some(mass) } else { None },
-                active_share: active_share(&load, units.as_deref()),
+                expert_share: load.expert_share(),
+                active_share,
+                cost_share: active_share + choice.passes_before(),
+                by_layer: if choice.top_k.len() > 1 { choice.top_k } else { Vec::new() },
                 loss: loss(&losses, self.config.seed),
                 recovery: recovery(documents(&losses), self.config.seed),
             });
@@ -109,26 +182,33 @@ impl Run<'_> {
 
     fn choices(&self) -> Vec<Choice> {
         let spec = &self.variant.spec;
-        let most = spec.choices();
-        let mut fixed: Vec<Vec<usize>> = vec![Vec::new()];
-        for choices in &most {
-            fixed = fixed.iter().flat_map(|k| (1..=*choices).map(move |next| [&k[..], &[next]].concat())).collect();
-        }
-        fixed.sort_by_key(|top_k| spec.taking(top_k, Pfag::Off).active_experts());
-        let count = fixed.len();
-        let kept = |at: &usize| count <= MOST || at * MOST / count != (at + 1) * MOST / count;
-        let fixed = fixed.into_iter().enumerate().filter(|(at, _)| kept(at)).map(|(_, top_k)| top_k);
-        let fixed = fixed.map(|top_k| Choice { form: "fixed", top_k, pfag: Pfag::Off });
+        let fixed = self.fixed_choices();
         if spec.experts_are == ExpertsAre::Replicate {
             // Their gates weigh, they do not choose: an adaptive number changes nothing that is active.
-            return fixed.collect();
+            return fixed;
         }
-        let adaptive = |form, pfag| Choice { form, top_k: most.clone(), pfag };
+        let adaptive = |form, pfag| Choice { form, top_k: vec![spec.choices()], pfag };
         let nuclei = MASSES.map(|mass| adaptive("nucleus", Pfag::Nucleus { mass }));
+        let others = [adaptive("entropy", Pfag::Entropy), adaptive("surprisal", Pfag::Surprisal)];
+        fixed.into_iter().chain(others).chain(nuclei).collect()
+    }
+
+    /// The numbers that all layers share, of many some; and those that meet [`SHARES`], where they are others.
+    fn fixed_choices(&self) -> Vec<Choice> {
+        let spec = &self.variant.spec;
+        let mut all = spec.every_top_k();
+        all.sort_by_key(|top_k| spec.taking(top_k, Pfag::Off).active_experts());
+        let count = all.len();
+        let kept = |at: &usize| count <= MOST || at * MOST / count != (at + 1) * MOST / count;
+        let even = all.into_iter().enumerate().filter(|(at, _)| kept(at)).map(|(_, top_k)| vec![top_k]);
+        let mut fixed: Vec<Choice> = even.map(Choice::fixed).collect();
+        for percent in SHARES {
+            let asked = Choice::fixed(spec.top_k_at(percent, self.dense.cfg.num_hidden_layers));
+            if fixed.iter().all(|known| known.top_k != asked.top_k) {
+                fixed.push(asked);
+            }
+        }
         fixed
-            .chain([adaptive("entropy", Pfag::Entropy), adaptive("surprisal", Pfag::Surprisal)])
-            .chain(nuclei)
-            .collect()
     }
 }
 

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod causal;
+mod causal_page;
 pub mod compare;
 pub mod config;
 pub mod dense;
@@ -16,6 +17,7 @@ pub mod device;
 mod figures;
 mod fitting;
 pub mod frontier;
+mod frontier_page;
 pub mod image;
 mod label_sources;
 mod page;
@@ -24,7 +26,6 @@ pub mod phase2;
 mod pictures;
 mod prepared;
 mod run;
-mod studies_page;
 pub mod summary;
 pub mod text;
 

@@ -1,7 +1,8 @@
 //! `report.html`: whether it worked, on one self-contained page.
 
+use super::causal_page;
+use super::frontier_page;
 use super::pictures;
-use super::studies_page;
 use super::summary::{Phase1Summary, SmkFigures};
 use std::collections::BTreeMap;
 
@@ -86,10 +87,10 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
         ]);
     }
     if let Some(frontier) = &s.frontier {
-        sections.push(studies_page::frontier(frontier)?);
+        sections.push(frontier_page::frontier(frontier)?);
     }
     if !s.causal.is_empty() {
-        sections.push(studies_page::causal(&s.causal, m.tasks)?);
+        sections.push(causal_page::causal(&s.causal, m.tasks)?);
     }
     sections.extend([load(m)?, curves(m)?]);
     Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })

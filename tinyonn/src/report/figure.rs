@@ -52,6 +52,17 @@ impl Figure {
         Ok(Self { content: Content::Drawing(drawing), caption: caption.into() })
     }
 
+    /// The drawing with `numbers` in its CSV, in place of what is drawn: where there is more to know than a drawing shows.
+    ///
+    /// # Errors
+    /// Where [`Table::csv`] refuses.
+    pub fn with_numbers(mut self, numbers: &Table) -> Result<Self> {
+        if let Content::Drawing(drawing) = &mut self.content {
+            drawing.csv = numbers.csv()?;
+        }
+        Ok(self)
+    }
+
     /// A table. Refused where [`Table::html`] refuses it.
     pub fn table(table: &Table, caption: impl Into<String>) -> Result<Self> {
         Ok(Self { content: Content::Table(table.html()?), caption: caption.into() })

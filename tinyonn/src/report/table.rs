@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::csv::Csv;
 use super::number::fixed;
 use super::page::inline;
 use crate::{Error, Result};
@@ -140,6 +141,31 @@ impl Table {
             markdown.push_str(&line(&mut row.iter().zip(&self.columns).zip(&best).map(cell)));
         }
         Ok(markdown)
+    }
+
+    /// The table as comma-separated values, numbers to their last digit, NaN as an empty field. Refused as by [`html`](Self::html).
+    ///
+    /// ```
+    /// use tinyonn::report::{Column, Kind, Table};
+    /// let number = Kind::Number { decimals: 1, best: None };
+    /// let columns = vec![
+    ///     Column { name: "k".into(), kind: Kind::Text },
+    ///     Column { name: "loss".into(), kind: number },
+    /// ];
+    /// let table = Table { columns, rows: vec![vec!["1 × 2".into(), 2.125.into()], vec!["2 × 2".into(), f64::NAN.into()]] };
+    /// assert_eq!(table.csv()?, "k,loss\n1 × 2,2.125\n2 × 2,\n");
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    pub fn csv(&self) -> Result<String> {
+        self.check()?;
+        let mut csv = Csv::new(&self.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>());
+        for row in &self.rows {
+            csv.line(row.iter().map(|cell| match cell {
+                Cell::Text(text) => text.as_str().into(),
+                Cell::Number(number) => Some(*number).filter(|x| !x.is_nan()).into(),
+            }));
+        }
+        Ok(csv.finish())
     }
 
     fn check(&self) -> Result<()> {

@@ -3,6 +3,7 @@
 //!
 //! Every figure that is compared is held-out loss, paired by seed and document. Records are kept cell by cell; what is there is not run again.
 
+mod causal;
 mod cell;
 mod claim;
 mod default_grid;

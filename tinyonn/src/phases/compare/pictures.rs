@@ -1,8 +1,8 @@
 //! The comparison's page: its tables, and the curves behind them.
 
 use super::claim::verdict;
-use super::outcome::{Finished, Outcome, Via, mean};
-use super::{Cell, CompareConfig};
+use super::outcome::{Finished, Outcome, Via};
+use super::{Cell, CompareConfig, causal};
 use crate::Result;
 use crate::imaging::LabelSource;
 use crate::report::{BarSeries, Bars, Figure, Lines, Page, Section, Series, SeriesStyle};
@@ -24,7 +24,7 @@ pub fn write_report(outcome: &Outcome, config: &CompareConfig) -> Result<()> {
             figures: [outcome.frontier(config, name, corpus)?, outcome.differences(config, name, corpus)?]
                 .into_iter()
                 .flatten()
-                .chain(specificity(name, corpus)?)
+                .chain(causal::pictures(name, corpus)?)
                 .collect(),
         });
     }
@@ -129,45 +129,4 @@ fn sources(cells: &[Cell]) -> Vec<LabelSource> {
         }
     }
     sources
-}
-
-/// Causal validation: specificity by source, mean over seeds, whiskers from the least seed to the most.
-fn specificity(name: &str, corpus: &[Finished]) -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
-    for unit in ["expert", "neuron"] {
-        let first = corpus.first().map_or(&[][..], |finished| &finished.subject.causal);
-        let mut rows: Vec<(String, Vec<f64>)> = Vec::new();
-        for found in first.iter().filter(|found| found.unit == unit && found.factor == 0.0) {
-            let same = |other: &&crate::phases::causal::Intervention| {
-                other.source == found.source && other.unit == unit && other.factor == 0.0
-            };
-            let seeds = corpus.iter().filter_map(|f| Some(f.subject.causal.iter().find(same)?.specificity.mean));
-            rows.push((found.source.replace('_', " "), seeds.collect()));
-        }
-        rows.sort_by(|a, b| mean(&b.1).total_cmp(&mean(&a.1)));
-        if rows.is_empty() {
-            continue;
-        }
-        let ends = |seeds: &Vec<f64>| {
-            let over = |f: fn(f64, f64) -> f64, start| seeds.iter().copied().fold(start, f);
-            (over(f64::min, f64::INFINITY), over(f64::max, f64::NEG_INFINITY))
-        };
-        let bars = Bars {
-            title: format!("What a task loses more than others do without its highest {unit}s ({name})"),
-            value_label: "diagonal minus rest, nats a token".into(),
-            categories: rows.iter().map(|(name, _)| name.clone()).collect(),
-            series: vec![BarSeries {
-                name: "× 0".into(),
-                values: rows.iter().map(|(_, seeds)| mean(seeds)).collect(),
-                whiskers: Some(rows.iter().map(|(_, seeds)| ends(seeds)).collect()),
-            }],
-            reference: None,
-        };
-        figures.push(Figure::plot(
-            format!("specificity-{unit}-{name}"),
-            &bars,
-            "Mean over seeds; whiskers from the least seed to the most.",
-        )?);
-    }
-    Ok(figures)
 }

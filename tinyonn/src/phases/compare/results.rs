@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::CompareConfig;
 use super::claim::verdict;
-use super::outcome::{Finished, Outcome, mean};
+use super::outcome::Outcome;
 use super::router_table::loads;
-use super::told::{Told, each, text};
-use crate::report::{Column, Kind, Table};
+use super::told::Told;
+use super::{CompareConfig, causal};
 use crate::{Result, files};
 
 impl Outcome {
@@ -21,62 +20,10 @@ impl Outcome {
             told.push(self.images(config, name, corpus));
             told.push(self.routers(config, name, corpus));
             told.push(loads(config, name, corpus));
-            told.push(specificity(name, corpus));
+            told.push(causal::table(name, corpus));
         }
         told.retain(|told| !told.table.rows.is_empty());
         told
-    }
-}
-
-/// Causal validation: one row a source and unit, a column a factor.
-fn specificity(name: &str, corpus: &[Finished]) -> Told {
-    let mut rows = Vec::new();
-    let first = corpus.first().map_or(&[][..], |finished| &finished.subject.causal);
-    for found in first.iter().filter(|found| found.factor == 0.0) {
-        let of = |factor: f64| {
-            let same = |other: &&crate::phases::causal::Intervention| {
-                other.source == found.source && other.unit == found.unit && other.factor == factor
-            };
-            corpus.iter().filter_map(|finished| finished.subject.causal.iter().find(same)).collect::<Vec<_>>()
-        };
-        let specific = |factor| of(factor).iter().map(|found| found.specificity.mean).collect::<Vec<_>>();
-        let ablated = of(0.0);
-        let over =
-            |f: &dyn Fn(&Vec<Vec<f64>>) -> f64| mean(&ablated.iter().map(|found| f(&found.delta)).collect::<Vec<_>>());
-        let own = over(&|delta| {
-            delta.iter().enumerate().filter_map(|(task, row)| row.get(task)).sum::<f64>() / delta.len() as f64
-        });
-        let sure = ablated.iter().filter(|found| found.specificity.low > 0.0).count();
-        rows.push(vec![
-            format!("{}s", found.unit).into(),
-            found.source.replace('_', " ").into(),
-            mean(&specific(0.0)).into(),
-            each(&specific(0.0)).into(),
-            format!("{sure} of {}", ablated.len()).into(),
-            own.into(),
-            mean(&specific(1.5)).into(),
-            mean(&ablated.iter().map(|found| found.norm_ratio).collect::<Vec<_>>()).into(),
-        ]);
-    }
-    let number = |name: &str| Column { name: name.into(), kind: Kind::Number { decimals: 3, best: None } };
-    Told {
-        heading: format!("Does a task need what its image points at? ({name})"),
-        prose: "The tenth of every layer's units that scores highest on a task is ablated (× 0) or amplified (× 1.5), all else active. Specificity: what that costs the task itself minus what it costs the other \
-                tasks, in nats a token; above zero, the score finds what its own task needs. Output norm: relative to that of the highest ∫SPS; what is larger costs more. On a quarter of the test tokens; experts are those of the reference's partition; random units are one draw a seed."
-            .into(),
-        table: Table {
-            columns: vec![
-                text("units"),
-                text("chosen by highest"),
-                number("specificity, × 0"),
-                text("by seed"),
-                text("above zero with 95 %"),
-                number("cost to the task itself, × 0"),
-                number("specificity, × 1.5"),
-                number("output norm"),
-            ],
-            rows,
-        },
     }
 }
 

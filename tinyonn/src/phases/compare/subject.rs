@@ -126,7 +126,7 @@ impl Subject<'_> {
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let seeds: Vec<u64> = if cell.labels.is_drawn() { run.draws().collect() } else { vec![self.seed] };
         let vb = store.builder(DType::F32, |_| false);
-        let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, &cell.top_k, Pfag::Off)?;
+        let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, |_| &cell.top_k, Pfag::Off)?;
         let (contrast, balance) = (cell.contrast, cell.label_balance);
         let from = LabelInputs { scan: &image, form: cell.form, units: &units, spec: &spec, contrast, balance };
         let draw = |seed: &u64| {
@@ -167,7 +167,7 @@ impl Subject<'_> {
         let (cfg, variant) = (&self.prepared.dense.cfg, run.variant);
         let routing = || {
             let vb = store.builder(DType::F32, |_| false);
-            TinyOnnForCausalLm::taking(cfg, variant, &vb, &cell.top_k, Pfag::Off)
+            TinyOnnForCausalLm::taking(cfg, variant, &vb, |_| &cell.top_k, Pfag::Off)
         };
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let rows = match (cell.label, cell.labels) {

@@ -1,0 +1,213 @@
+//! Causal validation: does a task need what its image points at, more than other tasks do? (DESIGN §3.)
+//!
+//! The units (experts or neurons) of each layer that score highest on a task are ablated (×0) or amplified (×1.5), and the change of every task's
+//! held-out loss is measured: the matrix Δ[task whose units are touched][task measured]. The *specificity* is the mean of its diagonal minus the
+//! mean of the rest: above zero, a score finds what its own task needs and others do not.
+//!
+//! That alone may be size: what puts out much on a task's text costs that text much. So ∫SPS' and activation's units are held against
+//! random ones of the same number *and* output norm, `√Σ E[h_i²] ‖W_d[:, i]‖²` over the task's training text, drawn among the units that are not
+//! theirs, three times over. [`Intervention::beyond_matched`] is what the task needs beyond what any units of that size cost. Random
+//! units are ablated alone: three draws at two factors would be half of all the time.
+
+mod change;
+mod units;
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use self::change::{Change, difference, specificity};
+use self::units::{CONTROLS, Control, Layers, SPS, Units, norm_ratio, sources};
+use super::run::Run;
+use crate::checkpoint::ParamStore;
+use crate::data::TokenSet;
+use crate::imaging::NeuronScan;
+use crate::metrics::{Interval, Progress, interval};
+use crate::qwen3::{Mlp, Qwen3ForCausalLm, RouteCtx};
+use crate::train::Losses;
+use crate::{Error, Result};
+
+pub use self::units::random_of_norm;
+
+/// The share of a layer's units that are touched.
+const SHARE: f64 = 0.1;
+/// What the outputs of a source's units are multiplied by.
+const FACTORS: [f64; 2] = [0.0, 1.5];
+
+/// One kind of intervention, on every task in turn.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Intervention {
+    /// What chose the units: a score, `random`, or `random_of_norm_of_` a score.
+    pub source: String,
+    /// `expert` or `neuron`.
+    pub unit: String,
+    /// What their outputs were multiplied by.
+    pub factor: f64,
+    /// Units touched in each layer.
+    pub count: usize,
+    /// Draws of random units, whose mean all figures are; 1 of what a score chose.
+    pub draws: usize,
+    /// Their output norm relative to that of the task's highest ∫SPS, mean over tasks.
+    pub norm_to_sps: f64,
+    /// The same relative to the units whose norm they were drawn to have; it is 1 but where no other units come that near.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_to_matched: Option<f64>,
+    /// Change of the loss in nats a token, `[task whose units are touched][task measured]`.
+    pub delta: Vec<Vec<f64>>,
+    /// Mean of the diagonal minus mean of the rest.
+    pub specificity: Interval,
+    /// Specificity minus that of random units of the same number and norm, paired by document; where such were drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beyond_matched: Option<Interval>,
+}
+
+/// What interventions are measured on.
+struct Ground<'a> {
+    scan: &'a NeuronScan,
+    set: TokenSet,
+    dense: Losses,
+}
+
+/// An intervention, and what each document adds to its specificity.
+type Measured = (Intervention, Vec<(f64, f64)>);
+
+impl Run<'_> {
+    /// All interventions; `units[layer][i]` is the expert of neuron i.
+    pub(super) fn causal(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Vec<Intervention>> {
+        let mut set = self.tokens.test.clone();
+        set.beginnings(self.config.study_tokens.max(self.config.length + 1));
+        let dense = self.evaluate_on(&self.dense_model()?, &set, &RouteCtx::all())?;
+        let ground = Ground { scan, set, dense };
+        let (experts, width) = (self.variant.spec.experts(), self.dense.cfg.intermediate_size);
+        let each = vec![(0..width as u32).collect::<Vec<_>>(); units.len()];
+        let power = self.output_power(scan)?;
+        let kinds = [("expert", units, experts), ("neuron", &each[..], width)];
+        let steps = kinds.len() * (sources().len() * FACTORS.len() + CONTROLS.len());
+        let progress = Progress::new(steps as u64, "causal");
+        let mut done = Vec::new();
+        for (unit, owner, count) in kinds {
+            let touched = ((count as f64 * SHARE).round() as usize).clamp(1, count);
+            let layers = Layers { unit, owner, count, touched, power: unit_power(&power, owner, count) };
+            done.extend(self.interventions(&ground, &layers, || progress.set(progress.position() + 1))?);
+        }
+        progress.finish();
+        Ok(done)
+    }
+
+    fn interventions(&self, ground: &Ground<'_>, of: &Layers<'_>, step: impl Fn()) -> Result<Vec<Intervention>> {
+        let sps = SPS.choose(ground.scan, of);
+        let mut done: Vec<Measured> = Vec::new();
+        for source in sources() {
+            let chosen = [source.choose(ground.scan, of)];
+            for factor in FACTORS {
+                done.push(self.measured(ground, of, (source.name(), factor), &chosen, &sps)?);
+                step();
+            }
+        }
+        for control in CONTROLS {
+            let drawn = control.draw(ground.scan, of, self.config.seed);
+            let (mut found, by_document) = self.measured(ground, of, (control.name(), 0.0), &drawn, &sps)?;
+            if let Control::OfNorm(source) = control {
+                let matched = source.choose(ground.scan, of);
+                found.norm_to_matched = Some(mean_norm_ratio(&drawn, &matched, of));
+                let own = done.iter_mut().find(|(own, _)| own.source == source.name() && own.factor == 0.0);
+                if let Some((own, of_own)) = own {
+                    own.beyond_matched = Some(interval(&difference(of_own, &by_document), self.config.seed));
+                }
+            }
+            done.push((found, by_document));
+            step();
+        }
+        Ok(done.into_iter().map(|(found, _)| found).collect())
+    }
+
+    /// One intervention, mean over the `draws` of its units.
+    fn measured(
+        &self,
+        ground: &Ground<'_>,
+        of: &Layers<'_>,
+        (source, factor): (String, f64),
+        draws: &[Units],
+        sps: &Units,
+    ) -> Result<Measured> {
+        let after = |units: &Units, task: usize| {
+            self.evaluate_on(&self.touched(&units[task], of.owner, factor)?, &ground.set, &RouteCtx::all())
+        };
+        let change = |task: usize| {
+            let draws = draws.iter().map(|units| after(units, task)).collect::<Result<Vec<_>>>()?;
+            Ok(Change::new(&draws, &ground.dense))
+        };
+        let changes = (0..sps.len()).map(change).collect::<Result<Vec<_>>>()?;
+        let by_document = specificity(&changes, &ground.dense.by_document);
+        let found = Intervention {
+            source,
+            unit: of.unit.into(),
+            factor,
+            count: of.touched,
+            draws: draws.len(),
+            norm_to_sps: mean_norm_ratio(draws, sps, of),
+            norm_to_matched: None,
+            specificity: interval(&by_document, self.config.seed),
+            beyond_matched: None,
+            delta: changes.into_iter().map(|change| change.by_task).collect(),
+        };
+        Ok((found, by_document))
+    }
+
+    /// The dense model with the outputs of `layers[layer]`, units of neurons by `owner`, multiplied.
+    fn touched(&self, layers: &[Vec<usize>], owner: &[Vec<u32>], factor: f64) -> Result<Qwen3ForCausalLm<Mlp>> {
+        let of_layer = |(units, owner): (&Vec<usize>, &Vec<u32>)| {
+            owner.iter().map(|unit| if units.contains(&(*unit as usize)) { factor } else { 1.0 }).collect()
+        };
+        self.with_neurons_scaled(&layers.iter().zip(owner).map(of_layer).collect::<Vec<_>>())
+    }
+
+    /// The dense model with the output of each neuron multiplied: `factors[layer][i]` on the columns of W_d.
+    pub(super) fn with_neurons_scaled(&self, factors: &[Vec<f64>]) -> Result<Qwen3ForCausalLm<Mlp>> {
+        let mut store = ParamStore::from_handles(self.dense.store.device(), self.dense.store.handles());
+        for (layer, factors) in factors.iter().enumerate().filter(|(_, factors)| factors.iter().any(|f| *f != 1.0)) {
+            let name = down_proj(layer);
+            let missing = || Error::tensor(&name, "is missing", "give a whole checkpoint");
+            let down = store.remove(&name).ok_or_else(missing)?.as_detached_tensor();
+            let factors: Vec<f32> = factors.iter().map(|f| *f as f32).collect();
+            let factors = Tensor::new(factors.as_slice(), down.device())?;
+            store.insert(name, down.broadcast_mul(&factors.to_dtype(down.dtype())?)?)?;
+        }
+        Qwen3ForCausalLm::dense(&self.dense.cfg, &store.builder(DType::F32, |_| false))
+    }
+
+    /// `E[h_i²] ‖W_d[:, i]‖²` over each task's text, `[task][layer][i]`.
+    fn output_power(&self, scan: &NeuronScan) -> Result<Vec<Vec<Vec<f64>>>> {
+        let norms = (0..scan.sums.len()).map(|layer| {
+            let name = down_proj(layer);
+            let missing = || Error::tensor(&name, "is missing", "give a whole checkpoint");
+            let down = self.dense.store.get(&name).ok_or_else(missing)?.as_detached_tensor();
+            Ok(down.to_dtype(DType::F64)?.sqr()?.sum(0)?.to_vec1::<f64>()?)
+        });
+        let norms = norms.collect::<Result<Vec<_>>>()?;
+        let power = |task: usize, layer: usize| {
+            let tokens = scan.tokens[task].max(1) as f64;
+            let squares = &scan.sums[layer][task].activation_squared;
+            squares.iter().zip(&norms[layer]).map(|(sum, norm)| sum / tokens * norm).collect()
+        };
+        Ok((0..scan.tasks.len()).map(|task| (0..norms.len()).map(|layer| power(task, layer)).collect()).collect())
+    }
+}
+
+fn down_proj(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp.down_proj.weight")
+}
+
+/// Each unit's share of the output power, `[task][layer][unit]`.
+fn unit_power(power: &[Vec<Vec<f64>>], owner: &[Vec<u32>], count: usize) -> Vec<Vec<Vec<f64>>> {
+    let of_layer = |(power, owner): (&Vec<f64>, &Vec<u32>)| {
+        let mut sums = vec![0.0; count];
+        power.iter().zip(owner).for_each(|(power, unit)| sums[*unit as usize] += power);
+        sums
+    };
+    power.iter().map(|layers| layers.iter().zip(owner).map(of_layer).collect()).collect()
+}
+
+/// The output norm relative to that of `others`, mean over draws.
+fn mean_norm_ratio(draws: &[Units], others: &Units, of: &Layers<'_>) -> f64 {
+    draws.iter().map(|units| norm_ratio(units, others, &of.power)).sum::<f64>() / draws.len() as f64
+}

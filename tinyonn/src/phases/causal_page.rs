@@ -1,0 +1,129 @@
+//! The pictures of causal validation: what ablating and amplifying does.
+
+use super::causal::Intervention;
+use crate::Result;
+use crate::report::{BarSeries, Bars, Figure, Heatmap, Scale, Section, common_range};
+
+/// The sources whose matrices are drawn, each beside what it is held against.
+pub(super) const DRAWN: [&str; 6] =
+    ["sps", "random_of_norm_of_sps", "activation", "random_of_norm_of_activation", "taylor_magnitude", "taylor"];
+
+/// Causal validation.
+pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Section> {
+    let mut figures = Vec::new();
+    for unit in ["expert", "neuron"] {
+        let of = |factor: f64| causal.iter().filter(move |found| found.unit == unit && found.factor == factor);
+        let mut ablated: Vec<&Intervention> = of(0.0).collect();
+        ablated.sort_by(|a, b| b.specificity.mean.total_cmp(&a.specificity.mean));
+        let bars = Bars {
+            title: format!("What a task loses more than others do without a tenth of its {unit}s"),
+            value_label: "diagonal minus rest, nats a token".into(),
+            categories: ablated.iter().map(|found| chosen_by(&found.source)).collect(),
+            series: vec![BarSeries {
+                name: "× 0".into(),
+                values: ablated.iter().map(|found| found.specificity.mean).collect(),
+                whiskers: Some(ablated.iter().map(|found| (found.specificity.low, found.specificity.high)).collect()),
+            }],
+            reference: None,
+        };
+        let Some(first) = ablated.first() else { continue };
+        let caption = format!(
+            "The {} {unit}s of each layer that a score is highest for, or random ones, the mean of three draws; 95 % intervals over documents. {}",
+            first.count,
+            beyond(&ablated)
+        );
+        figures.push(Figure::plot(format!("specificity-{unit}"), &bars, caption)?);
+        for factor in [0.0, 1.5] {
+            let drawn: Vec<&Intervention> =
+                DRAWN.iter().filter_map(|source| of(factor).find(|found| found.source == *source)).collect();
+            let range = common_range(drawn.iter().map(|found| &found.delta));
+            for found in drawn {
+                let map = matrix((unit, &found.source, factor), &found.delta, tasks, range);
+                let matched = found
+                    .norm_to_matched
+                    .map_or(String::new(), |ratio| format!(", {ratio:.2} of that of the units they are held against"));
+                let caption = format!(
+                    "{} {unit}s of each layer, outputs × {factor}; their norm is {:.2} of that of the highest ∫SPS{matched}. One scale for all such matrices.",
+                    found.count, found.norm_to_sps
+                );
+                figures.push(Figure::plot(stem((unit, &found.source, factor)), &map, caption)?);
+            }
+        }
+    }
+    Ok(Section {
+        heading: "Does a task need what its image points at?".into(),
+        prose: vec![
+            "The units of each layer that score highest on a task are ablated (their outputs × 0) or amplified (× 1.5), everything else active, and \
+             the change of every task's held-out loss is measured. If the image points at what its own task needs, the diagonal stands out. What puts \
+             out much on a task's text costs that text much, whatever it is for: so beside ∫SPS' and activation's units stand random others, as many and of the \
+             same output norm where there are such. Random units are ablated only."
+                .into(),
+        ],
+        figures,
+    })
+}
+
+/// What sources need beyond units of their size, in a sentence.
+fn beyond(ablated: &[&Intervention]) -> String {
+    let said = ablated.iter().filter_map(|found| {
+        let beyond = found.beyond_matched?;
+        Some(format!("{} {:+.3} [{:+.3}, {:+.3}]", chosen_by(&found.source), beyond.mean, beyond.low, beyond.high))
+    });
+    let said: Vec<String> = said.collect();
+    if said.is_empty() { String::new() } else { format!("Beyond random units of their norm: {}.", said.join("; ")) }
+}
+
+/// Change of the loss, `[task whose units are touched][task measured]`.
+pub(super) fn matrix(
+    (unit, source, factor): (&str, &str, f64),
+    delta: &[Vec<f64>],
+    tasks: &[String],
+    range: Option<(f64, f64)>,
+) -> Heatmap {
+    let chosen = chosen_by(source);
+    let (title, done) = if factor == 0.0 {
+        (format!("Without the {unit}s: {chosen}"), "are missing")
+    } else {
+        (format!("The {unit}s × {factor}: {chosen}"), "are amplified")
+    };
+    Heatmap {
+        title,
+        row_label: format!("task whose {unit}s {done}"),
+        column_label: "task measured".into(),
+        rows: tasks.to_vec(),
+        columns: tasks.to_vec(),
+        values: delta.to_vec(),
+        scale: Scale::Diverging,
+        column_groups: None,
+        range,
+        value_label: "change of the loss, nats a token".into(),
+        spread: None,
+    }
+}
+
+/// The name of a matrix' files.
+pub(super) fn stem((unit, source, factor): (&str, &str, f64)) -> String {
+    let done = if factor == 0.0 { "ablated" } else { "amplified" };
+    format!("{done}-{unit}-{}", source.replace('_', "-"))
+}
+
+/// A source in words: `highest ∫SPS`, `random, norm of activation`.
+pub(super) fn chosen_by(source: &str) -> String {
+    let score = |name: &str| match name {
+        "sps" => "∫SPS".to_owned(),
+        "taylor_magnitude" => "|Taylor|".into(),
+        "taylor" => "Taylor".into(),
+        name => name.replace('_', " "),
+    };
+    if let Some(matched) = source.strip_prefix("random_of_norm_of_") {
+        return format!("random, norm of {}", score(matched));
+    }
+    if let Some(lowest) = source.strip_suffix("_lowest") {
+        return format!("lowest {}", score(lowest));
+    }
+    match source.strip_suffix("_contrasted") {
+        Some(contrasted) => format!("highest {}, contrasted", score(contrasted)),
+        None if source == "random" => source.into(),
+        None => format!("highest {}", score(source)),
+    }
+}
