@@ -41,8 +41,8 @@ struct Subject<'a> {
     held: Held,
     /// By variant and partition.
     units: BTreeMap<(String, String), Experts>,
-    /// Other images, with experts' norms and log1p values: by variant, partition and grad site.
-    images: BTreeMap<(String, String, &'static str), Arc<NeuronScan>>,
+    /// Other images: by variant, partition, grad site and whether they hold experts' norms and log1p values.
+    images: BTreeMap<(String, String, &'static str, bool), Arc<NeuronScan>>,
 }
 
 /// Runs the cells of a subject that have not been run; `done` is told of each.
@@ -208,7 +208,8 @@ impl Subject<'_> {
         if cell.form == Form::default() && cell.grad_site == GradSite::Weight {
             return Ok(self.scan.clone());
         }
-        let key = (cell.variant.clone(), cell.partition.to_string(), cell.grad_site.name());
+        let formed = cell.form != Form::default();
+        let key = (cell.variant.clone(), cell.partition.to_string(), cell.grad_site.name(), formed);
         if let Some(image) = self.images.get(&key) {
             return Ok(image.clone());
         }
@@ -216,8 +217,8 @@ impl Subject<'_> {
         let run = self.prepared.run(&config);
         let request = ScanRequest {
             grad_site: cell.grad_site,
-            units: Some(Units { neuron_expert: units.to_vec(), count: cell.experts() }),
-            log1p: Log1p::Measured,
+            units: formed.then(|| Units { neuron_expert: units.to_vec(), count: cell.experts() }),
+            log1p: if formed { Log1p::Measured } else { Log1p::Off },
             ..ScanRequest::new(run.scan_options())
         };
         let image = Arc::new(scan_with(&run.dense_model()?, &run.tokens.train, &request, &run.device, None)?);
