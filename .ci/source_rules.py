@@ -11,6 +11,8 @@ import sys
 from rust_text import code, line_of, test_modules
 
 LONGEST = 450
+# A tool writes it, and nobody's hand splits it.
+WRITTEN_BY_TOOLS = ("RESULTS.md",)
 LIBRARIES = ("tinyonn/src/", "tinyonn-macros/src/", "experiments/src/")
 UNSAFE = ("tinyonn/src/ops/", "tinyonn/src/checkpoint/mmap.rs")
 
@@ -96,7 +98,7 @@ def violations(root: pathlib.Path, names: list[str]) -> list[str]:
     found = []
     for name, text in sorted(texts.items()):
         count = len(text.splitlines())
-        if count > LONGEST:
+        if count > LONGEST and name not in WRITTEN_BY_TOOLS:
             found.append(f"{name}:{LONGEST + 1}: {count} lines, {LONGEST} are allowed; split the file by concept")
         if name.endswith(".rs"):
             is_test = any(name == f"{test}.rs" or name.startswith(f"{test}/") for test in tests)

@@ -90,6 +90,8 @@ class SourceRules(unittest.TestCase):
     def test_long_files(self) -> None:
         self.assert_places({"tests/suite/x.rs": "\n" * 450})
         self.assert_places({"tests/suite/x.rs": "\n" * 451}, "tests/suite/x.rs:451")
+        self.assert_places({"README.md": "\n" * 451}, "README.md:451")
+        self.assert_places({"RESULTS.md": "\n" * 451})
 
 
 if __name__ == "__main__":
