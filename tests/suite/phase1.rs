@@ -123,6 +123,7 @@ fn shares_that_no_number_meets_are_met_by_layer() {
         );
     }
     let page = fs::read_to_string(config.out.join("report.html")).unwrap();
+    let page = page.replace('\u{a0}', " ");
     assert!(page.contains("2 × 3 in 1 layer, 2 × 4 in 1 (nearest: 87.5 %)"), "{page}");
     let csv = fs::read_to_string(config.out.join("figures/frontier.csv")).unwrap();
     assert_eq!(csv.lines().count(), frontier.points.len() + 1);

@@ -93,6 +93,20 @@ fn the_same_values_give_the_same_bytes() {
     assert_eq!(sample().html(), sample().html());
 }
 
+/// Maps that share a range print as many decimals, however small their own values are.
+#[test]
+fn cells_of_one_range_share_their_decimals() {
+    let map = Heatmap {
+        range: Some((-2.0, 2.0)),
+        scale: Scale::Diverging,
+        values: vec![vec![0.012_345; confusion().columns.len()]; confusion().rows.len()],
+        spread: None,
+        ..confusion()
+    };
+    let svg = map.svg().unwrap().to_string();
+    assert_eq!(svg.matches(">0.01</text>").count(), map.rows.len() * map.columns.len());
+}
+
 #[test]
 fn every_value_is_told_by_its_cell() {
     for map in scans(4, "cells").iter().chain([&load(), &confusion()]) {

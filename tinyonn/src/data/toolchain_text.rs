@@ -8,7 +8,7 @@
 //! | `manuals` | the manual pages of `cargo` and `rustc` |
 //!
 //! Written by hundreds of people, and the same on every machine: `Cargo.lock` and `rust-toolchain.toml` pin the versions. Crates of one owner share
-//! text, manifests most of all. So **of each task one file an owner is taken**, and a split by document never has one owner on both sides. The owner is
+//! text, manifests most of all. So **of each task one file an owner is taken**, and within a task a split by document never has one owner on both sides. The owner is
 //! whose the repository is, or of a crate that names none the first part of its name. Files are taken in the order of the SHA-256 of
 //! their names until [`DEFAULT_BYTES`] are full, of crates those of 1 KiB to 8 KiB, so that many are heard. The manual pages are of two programs,
 //! cargo's share the sections on common options: there a split keeps pages apart and no more.

@@ -5,6 +5,9 @@ use crate::Result;
 use crate::metrics::Interval;
 use crate::report::{Cell, Column, Figure, Kind, Lines, Section, Series, SeriesStyle, Table};
 
+/// A space that lines do not break at.
+pub(super) const UNBROKEN: &str = "\u{a0}";
+
 /// The frontier.
 pub(super) fn frontier(frontier: &Frontier) -> Result<Section> {
     let caption = format!(
@@ -128,7 +131,7 @@ fn at_shares(frontier: &Frontier) -> Table {
     };
     Table {
         columns: vec![
-            text("active experts, %"),
+            text("asked, %"),
             text("best fixed k"),
             number("loss", 3),
             text("recovery, %"),
@@ -162,14 +165,17 @@ fn choice(point: &FrontierPoint) -> String {
         } else {
             " layers"
         };
-        format!("{} in {count}{layers}", times(top_k))
+        format!("{} in {count}{layers}", times(top_k)).replace(' ', UNBROKEN)
     });
     if kinds.is_empty() { times(&point.top_k) } else { said.collect::<Vec<_>>().join(", ") }
 }
 
-/// `91.2 [88.0, 94.1]`.
+/// `91.2 [88.0, 94.1]`, never on two lines.
 fn recovered(point: Option<&FrontierPoint>) -> Cell {
-    let said = |r: Interval| format!("{:.1} [{:.1}, {:.1}]", 100.0 * r.mean, 100.0 * r.low, 100.0 * r.high);
+    let said = |r: Interval| {
+        let text = format!("{:.1} [{:.1}, {:.1}]", 100.0 * r.mean, 100.0 * r.low, 100.0 * r.high);
+        text.replace('-', "−").replace(' ', UNBROKEN)
+    };
     point.and_then(|point| point.recovery).map_or("–".into(), said).into()
 }
 

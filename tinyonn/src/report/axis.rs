@@ -40,6 +40,11 @@ impl Axis {
         Self { low, high, log: false, start, end, step: nice_step((high - low) / count.max(1) as f64) }
     }
 
+    /// The same axis with ticks at whole numbers alone: of layers or steps there are no halves.
+    pub(super) fn whole(self) -> Self {
+        Self { step: self.step.max(1.0), ..self }
+    }
+
     /// A logarithmic axis of exactly `low..=high`, both positive.
     pub(super) fn log(low: f64, high: f64, (start, end): (f64, f64)) -> Self {
         let high = if high > low { high } else { low * 10.0 };
@@ -175,5 +180,14 @@ mod tests {
     fn ends_lie_on_the_paper_asked_for() {
         let axis = Axis::exact(3.0, 7.0, 4, (50.0, 10.0));
         assert!((axis.place(3.0) - 50.0).abs() < 1e-9 && (axis.place(7.0) - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn whole_numbers_have_no_halves_between_them() {
+        let layers = Axis::exact(0.0, 3.0, 8, (0.0, 1.0));
+        assert!(labels(&layers).contains(&"0.5".to_owned()));
+        assert_eq!(labels(&layers.whole()), ["0", "1", "2", "3"]);
+        let steps = Axis::exact(0.0, 220.0, 8, (0.0, 1.0));
+        assert_eq!(labels(&steps.clone().whole()), labels(&steps));
     }
 }

@@ -179,12 +179,10 @@ impl Heatmap {
         (values.chain(halves.map(|&v| width(&self.plus_minus(v), SMALL))).fold(0.0, f64::max) + 6.0).max(34.0)
     }
 
-    /// A value as its cell prints it: to three digits, or beside half widths to the decimals that all share.
+    /// A value as its cell prints it: to the decimals that show three digits of the largest, which all cells, and all maps of one range, share.
     fn printed(&self, value: f64) -> String {
-        if self.spread.is_none() {
-            return significant(value, 3);
-        }
-        match largest(self.values.iter().flatten().copied()) {
+        let ends = self.range.map_or([0.0; 2], |(low, high)| [low, high]);
+        match largest(self.values.iter().flatten().copied().chain(ends)) {
             most if (1e-4..1e7).contains(&most) => fixed(value, decimals(most, 3)),
             _ => significant(value, 3),
         }
@@ -381,8 +379,10 @@ fn scale_ticks(ends: &Ends, place: (f64, f64)) -> Vec<(f64, String)> {
     let mut ticks = vec![(place.0, end(ends.low, ends.below, "≤ ")), (place.1, end(ends.high, ends.above, "≥ "))];
     // Round numbers between the ends, as far as they keep clear of them.
     let between = Axis::exact(ends.low, ends.high, 5, place).ticks();
-    let clear = |x: f64| x - place.0 > 40.0 && place.1 - x > 40.0;
-    ticks.extend(between.into_iter().filter(|(x, _)| clear(*x)));
+    let room = |a: &str, b: &str| f64::midpoint(width(a, LABEL), width(b, LABEL)) + 6.0;
+    let clear = |(x, label): &(f64, String)| ticks.iter().all(|(end, name)| (x - end).abs() > room(label, name));
+    let between: Vec<_> = between.into_iter().filter(clear).collect();
+    ticks.extend(between);
     ticks
 }
 

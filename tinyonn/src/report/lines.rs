@@ -32,7 +32,7 @@ pub enum SeriesStyle {
 /// Named points.
 #[derive(Debug, Clone)]
 pub struct Series {
-    /// Its name, printed at its end.
+    /// Its name, printed at its end, of a plain line with the last value.
     pub name: String,
     /// Points `(x, y)`, x ascending. What is not finite (or, on a logarithmic axis, not positive) leaves a gap.
     pub points: Vec<(f64, f64)>,
@@ -139,7 +139,8 @@ impl Lines {
             let last = series.points.iter().rev().find(|point| self.drawn(point));
             match last {
                 None => format!("{name}: no values"),
-                Some(_) if series.style == SeriesStyle::Points => name,
+                // A number behind marks reads as one of them: `best fixed k 100`.
+                Some(_) if series.style != SeriesStyle::Line => name,
                 Some((_, y)) => format!("{name} {}", significant(*y, 4)),
             }
         };
@@ -176,7 +177,12 @@ impl Lines {
         let (low, high) =
             range(&mut points().map(|p| p.1).chain(intervals.flat_map(|(_, low, high)| [low, high])), (0.0, 1.0));
         let across = (PLOT.x, PLOT.right());
-        let x = if self.log_x { Axis::log(left, right, across) } else { Axis::exact(left, right, 8, across) };
+        let whole = points().all(|(x, _)| x.fract() == 0.0);
+        let x = match Axis::exact(left, right, 8, across) {
+            _ if self.log_x => Axis::log(left, right, across),
+            x if whole && right > left => x.whole(),
+            x => x,
+        };
         (x, Axis::filled(low, high, (PLOT.bottom(), PLOT.y)))
     }
 

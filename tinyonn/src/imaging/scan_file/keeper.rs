@@ -87,7 +87,7 @@ impl<'a> Keeper<'a> {
     /// After the last batch: writes, unless the file was finished before.
     ///
     /// # Errors
-    /// What the system reports.
+    /// A file that somebody else has written meanwhile; what the system reports.
     pub(crate) fn finish(&mut self, scan: &NeuronScan) -> Result<()> {
         if self.part.done == self.part.batches && self.file.path.exists() {
             return Ok(());
@@ -96,7 +96,8 @@ impl<'a> Keeper<'a> {
     }
 
     fn write(&mut self, scan: &NeuronScan, done: usize) -> Result<()> {
-        if Stamp::of(self.file.path)? != self.stamp {
+        // One that was removed meanwhile is written anew.
+        if Stamp::of(self.file.path)?.is_some_and(|found| Some(found) != self.stamp) {
             let problem = "was written by another scan while this one ran";
             let remedy = "let one scan at a time write it, or name another file with --scan-file";
             return Err(Error::file(self.file.path, problem, remedy));

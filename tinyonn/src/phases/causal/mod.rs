@@ -6,7 +6,8 @@
 //!
 //! That alone may be size: what puts out much on a task's text costs that text much. So ∫SPS' and activation's units are held against
 //! random ones of the same number *and* output norm, `√Σ E[h_i²] ‖W_d[:, i]‖²` over the task's training text, drawn among the units that are not
-//! theirs, three times over. [`Intervention::beyond_matched`] is what the task needs beyond what any units of that size cost. Random
+//! theirs, three times over. [`Intervention::beyond_matched`] is what the task needs beyond what those cost; where no others have that
+//! norm, the strongest stand in, `norm_to_matched` says how far they fall short, and the difference still holds some size. Random
 //! units are ablated alone: three draws at two factors would be half of all the time.
 
 mod change;

@@ -81,8 +81,8 @@ pub(super) fn table(name: &str, corpus: &[Finished]) -> Told {
         heading: format!("Does a task need what its image points at? ({name})"),
         prose: "The tenth of every layer's units that scores highest on a task is ablated (× 0) or amplified (× 1.5), all else active. Specificity: what that costs the task \
                 itself minus what it costs the other tasks, in nats a token; above zero, the score finds what its own task needs. Beyond matched: minus the specificity of \
-                random units, drawn three times among those that are not the score's own, as many and of the same output norm where there are such (the last column \
-                says how near they come). In brackets the models whose own 95 % interval over documents is above zero. Norms: √Σ E[h²] ‖W_d[:, i]‖². On a quarter of the test \
+                random units, drawn three times among those that are not the score's own, as many and of the same output norm; where even the strongest of them have \
+                less, they are these (the last column: below 1, some of the difference is size). In brackets the models whose own 95 % interval over documents is above zero. Norms: √Σ E[h²] ‖W_d[:, i]‖². On a quarter of the test \
                 tokens; experts are those of the reference's partition."
             .into(),
         table: Table {

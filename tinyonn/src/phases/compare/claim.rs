@@ -121,7 +121,8 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
          lower, paired by seed and document, with 95 % confidence over documents and over models, than that of the same paths dealt to other tasks, of labels by activation \
          alone, and of labels by first-order Taylor, signed or by magnitude, all without a router between; it is refuted where it is higher than one of theirs. A setting is a text, a partition of neurons \
          into experts, a number of active experts, and a form of the image. Intervals over documents speak of these models, those over models (Student's t over seeds) of others made alike; \
-         neither is corrected for the number of settings."
+         neither is corrected for the number of settings. A document that several seeds test counts once a seed, and settings \
+         share cells of rivals: neither is independent."
             .to_owned(),
     ];
     for (at, rival) in RIVALS.iter().enumerate() {
