@@ -6,7 +6,7 @@ use crate::metrics::Interval;
 use crate::report::{Cell, Column, Figure, Kind, Lines, Section, Series, SeriesStyle, Table};
 
 /// A space that lines do not break at.
-pub(super) const UNBROKEN: &str = "\u{a0}";
+const UNBROKEN: &str = "\u{a0}";
 
 /// The frontier.
 pub(super) fn frontier(frontier: &Frontier) -> Result<Section> {
@@ -180,7 +180,7 @@ fn recovered(point: Option<&FrontierPoint>) -> Cell {
 }
 
 /// `7 × 10`.
-fn times(top_k: &[usize]) -> String {
+pub(super) fn times(top_k: &[usize]) -> String {
     top_k.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ")
 }
 

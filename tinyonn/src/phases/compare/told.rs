@@ -1,6 +1,7 @@
 //! A table as it is told in RESULTS.md and on the page, and how its numbers are written.
 
 use crate::metrics::Interval;
+pub(super) use crate::phases::frontier_page::times;
 use crate::report::{Best, Column, Kind, Table};
 
 /// A table with its heading and what it shows.
@@ -21,11 +22,6 @@ pub(super) fn nats(name: &str) -> Column {
 /// `2.286 2.315 2.183`.
 pub(super) fn each(seeds: &[f64]) -> String {
     seeds.iter().map(|loss| format!("{loss:.3}")).collect::<Vec<_>>().join(" ")
-}
-
-/// `7 × 7`.
-pub(super) fn times(top_k: &[usize]) -> String {
-    top_k.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ")
 }
 
 pub(super) fn signed(delta: Option<Interval>) -> String {
