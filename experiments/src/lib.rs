@@ -1,7 +1,7 @@
 //! What the `exp_*` binaries share: one concept a file.
 //!
 //! A binary is a clap struct of settings and a page of calls. [`run_flags`] are in each of them, [`settings`] puts flags over a
-//! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, and [`main_error`] turns
+//! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, and [`main_error`] turns
 //! an error into one line and an exit code.
 
 pub mod children;
@@ -11,6 +11,7 @@ pub mod phase_flags;
 pub mod printed;
 pub mod run_flags;
 pub mod run_folder;
+pub mod say;
 pub mod settings;
 
 pub use main_error::main_with;

@@ -2,26 +2,29 @@
 
 use tinyonn::phases::Phase1Summary;
 
+use crate::say;
+
 /// Whether the decomposition is lossless, and how well routers find their labels.
 pub fn lossless_and_routers(summary: &Phase1Summary) {
     let router = &summary.router;
     let equal = if summary.lossless.bit_equal { "bit-equal" } else { "NOT equal" };
-    println!("lossless  {equal} (largest |Δ logit| {})", summary.lossless.max_abs_diff);
-    println!(
+    say!("lossless  {equal} (largest |Δ logit| {})", summary.lossless.max_abs_diff);
+    say!(
         "routers   {:.1} % of groups (chance {:.1} %), {:.1} % of experts (chance {:.1} %) on held-out text",
         100.0 * router.group_accuracy,
         100.0 * router.chance,
         100.0 * router.expert_accuracy,
         100.0 * router.expert_chance
     );
-    println!("          {:.1} % of groups when a sequence shares one decision", 100.0 * router.sequence.group_accuracy);
+    say!("          {:.1} % of groups when a sequence shares one decision", 100.0 * router.sequence.group_accuracy);
 }
 
 /// The losses that routing must beat.
 pub fn controls(summary: &Phase1Summary) {
     let loss = &summary.loss;
-    println!(
+    say!(
         "controls  random paths {:.3}, other tasks' paths {:.3}",
-        loss.routed_random_labels, loss.routed_permuted_labels
+        loss.routed_random_labels,
+        loss.routed_permuted_labels
     );
 }

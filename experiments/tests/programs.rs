@@ -405,3 +405,14 @@ fn a_checkpoint_of_another_declaration_is_refused_with_the_difference() {
     fs::write(&path, config.to_string()).unwrap();
     assert_refused(&place.run(VARIANTS, "--model sparse"), &["`Elsewhere`", "known: ", "use my_variants as _;"]);
 }
+
+/// `exp_variants | head -1`: whoever read has left, and the program ends as if it had been read.
+#[test]
+fn a_reader_may_leave() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = Command::new(VARIANTS).stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(String::from_utf8_lossy(&done.stderr), "");
+}

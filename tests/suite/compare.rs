@@ -300,7 +300,7 @@ fn the_results_are_written_from_the_records() {
     approx::assert_abs_diff_eq!(delta.mean, mean(&sps) - mean(&activation), epsilon = 1e-9);
     let trials = outcome.trials(&config);
     assert_eq!(trials.len(), 1);
-    write_results(&outcome, &config, &[("sources at commit".into(), "abc".into())]).unwrap();
+    write_results(&outcome, &trials, &config, &[("sources at commit".into(), "abc".into())]).unwrap();
     let text = fs::read_to_string(&config.results).unwrap();
     let first = text.lines().nth(2).unwrap();
     assert!(first.starts_with("**The claim"), "{first}");
@@ -314,7 +314,7 @@ fn the_results_are_written_from_the_records() {
     ] {
         assert!(text.contains(expected) || text.contains(&expected.replace(' ', "_")), "{expected}\n{text}");
     }
-    write_report(&outcome, &config).unwrap();
+    write_report(&outcome, &trials, &config).unwrap();
     let page = fs::read_to_string(config.out.join("report.html")).unwrap();
     assert!(page.contains("Whose image knows the path? (small)"));
     assert!(config.out.join("figures/differences-small.csv").exists());

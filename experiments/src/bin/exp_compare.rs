@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{children, git_commit, main_with};
+use experiments::{children, git_commit, main_with, say};
 use serde::Serialize;
 use tinyonn::phases::compare::{self, CompareConfig, Outcome, verdict, write_report, write_results};
 use tinyonn::{Error, Result};
@@ -110,12 +110,13 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         ("computed on".into(), config.device.to_string()),
         ("run again with".into(), again(&config)),
     ];
-    write_results(&outcome, &config, &provenance)?;
-    write_report(&outcome, &config)?;
-    verdict(&outcome.trials(&config)).iter().for_each(|line| println!("{line}"));
-    println!("{ran} cells in {:.0} s; the others were there", started.elapsed().as_secs_f64());
-    println!("results   {}", config.results.display());
-    println!("open      {}", config.out.join("report.html").display());
+    let trials = outcome.trials(&config);
+    write_results(&outcome, &trials, &config, &provenance)?;
+    write_report(&outcome, &trials, &config)?;
+    verdict(&trials).iter().for_each(|line| say!("{line}"));
+    say!("{ran} cells in {:.0} s; the others were there", started.elapsed().as_secs_f64());
+    say!("results   {}", config.results.display());
+    say!("open      {}", config.out.join("report.html").display());
     Ok(ExitCode::SUCCESS)
 }
 

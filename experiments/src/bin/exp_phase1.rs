@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder};
+use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
 use tinyonn::phases::{Phase1Summary, RunConfig, phase1};
 
@@ -59,14 +59,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let summary = phase1(&RunConfig { out: folder.dir().to_path_buf(), ..config })?;
     let out = folder.finish()?;
     print(&summary);
-    println!("open      {}", out.join("report.html").display());
+    say!("open      {}", out.join("report.html").display());
     Ok(if summary.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(summary: &Phase1Summary) {
     printed::lossless_and_routers(summary);
     let loss = &summary.loss;
-    println!(
+    say!(
         "loss      dense {:.3}, routed {:.3}, {:.0} % active, labels' own paths {:.3} (nats a token, test split)",
         loss.dense,
         loss.routed_before,
@@ -76,9 +76,13 @@ fn print(summary: &Phase1Summary) {
     printed::controls(summary);
     for found in summary.causal.iter().filter(|found| found.factor == 0.0 && found.source == "sps") {
         let at = &found.specificity;
-        println!(
+        say!(
             "causal    without its {} highest {}s by ∫SPS a task loses {:+.3} nats more than others do [{:+.3}, {:+.3}]",
-            found.count, found.unit, at.mean, at.low, at.high
+            found.count,
+            found.unit,
+            at.mean,
+            at.low,
+            at.high
         );
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder};
+use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
 use tinyonn::phases::{RunConfig, Summary, phase2, phase2_from};
 
@@ -69,14 +69,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     };
     let out = folder.finish()?;
     print(&summary);
-    println!("open      {}", out.join("report.html").display());
+    say!("open      {}", out.join("report.html").display());
     Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(summary: &Summary) {
     let (phase1, smk) = (&summary.phase1, &summary.smk);
     printed::lossless_and_routers(phase1);
-    println!(
+    say!(
         "loss      dense {:.3}, routed {:.3} before SMK and {:.3} after, {:.0} % active (nats a token, test split)",
         phase1.loss.dense,
         phase1.loss.routed_before,

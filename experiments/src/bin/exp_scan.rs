@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::{over_file, required, word};
-use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder};
+use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::imaging::{Form, Partition, Share, StoredScan};
 use tinyonn::phases::image::{TextConfig, dump_tokens};
@@ -156,7 +156,7 @@ fn dump(settings: &Settings, overwrite: bool) -> Result<ExitCode> {
     };
     overwrite::refuse_file(dump, overwrite)?;
     dump_tokens(&image_config(settings)?, tokens, dump)?;
-    println!("wrote     {}", dump.display());
+    say!("wrote     {}", dump.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -213,14 +213,14 @@ impl Settings {
 fn print(stored: &StoredScan, out: &Path) {
     let scan = &stored.scan;
     for ((task, tokens), loss) in scan.tasks.iter().zip(&scan.tokens).zip(&scan.loss) {
-        println!("{task:<16} {tokens:>9} tokens  {:.4} nats a token", loss / (*tokens).max(1) as f64);
+        say!("{task:<16} {tokens:>9} tokens  {:.4} nats a token", loss / (*tokens).max(1) as f64);
     }
-    println!("surprises above zero  {:.4}", scan.gradient_nonzero_share());
+    say!("surprises above zero  {:.4}", scan.gradient_nonzero_share());
     let missing: Vec<String> = stored.missing().iter().map(Share::to_string).collect();
     if !missing.is_empty() {
-        println!("missing   shares {}: these are the sums of a part", missing.join(", "));
+        say!("missing   shares {}: these are the sums of a part", missing.join(", "));
     }
-    println!("open      {}", out.join("report.html").display());
+    say!("open      {}", out.join("report.html").display());
 }
 
 fn positive(value: usize, flag: &str) -> Result<usize> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use candle_core::Device;
 use clap::Parser;
 use experiments::settings::{over_file, required};
-use experiments::{OutFlags, RunFlags, main_with, overwrite};
+use experiments::{OutFlags, RunFlags, main_with, overwrite, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{
     ModelFolder, TinyOnnConfig, compare, dense_parts, expected_tensors, is_tinyonn, load_model, tokens, upcycle,
@@ -94,7 +94,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
     };
     let verified = check_lossless(&from, staged.path(), seed, &device)?;
     staged.publish()?;
-    println!("{}\n{verified}", written.join("\n"));
+    say!("{}\n{verified}", written.join("\n"));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use experiments::main_with;
+use experiments::{main_with, say};
 use serde_json::{Value, json};
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, VariantParameters, is_tinyonn, variant_parameters};
 use tinyonn::moe::expert::check_width;
@@ -52,14 +52,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     };
     let rows: Vec<Row> = variants().into_iter().map(|variant| Row::new(variant, cfg.as_ref())).collect();
     if cli.json {
-        println!("{:#}", Value::Array(rows.iter().map(Row::json).collect()));
+        say!("{:#}", Value::Array(rows.iter().map(Row::json).collect()));
         return Ok(ExitCode::SUCCESS);
     }
     let mut lines: Vec<Vec<String>> = vec![head(cfg.is_some())];
     lines.extend(rows.iter().map(Row::cells));
-    println!("{}", aligned(&lines).join("\n"));
+    say!("{}", aligned(&lines).join("\n"));
     if let (Some(dir), Some(own)) = (&cli.model, own) {
-        println!("\n{} is a {}.", dir.display(), own.spec.name);
+        say!("\n{} is a {}.", dir.display(), own.spec.name);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
 use experiments::settings::over_file;
-use experiments::{RunFlags, main_with};
+use experiments::{RunFlags, main_with, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{Comparison, LoadedModel, compare, compare_with_reference, load_model, tokens};
 use tinyonn::model::ActiveMode;
@@ -160,10 +160,10 @@ fn run(settings: &Settings) -> Result<ExitCode> {
         }
     };
     if settings.json.unwrap_or(false) {
-        println!("{:#}", serde_json::json!(comparison));
+        say!("{:#}", serde_json::json!(comparison));
     } else {
         lines.extend(table(&comparison, layers));
-        println!("{}", lines.join("\n"));
+        say!("{}", lines.join("\n"));
     }
     Ok(verdict(&comparison, settings.tolerance))
 }

@@ -152,7 +152,7 @@ fn a_path_goes_on_where_it_came_and_is_as_wide_as_its_share() {
         one.shares[0][0][0][0] = share;
         self::edges(&drawn(&one))[0].4
     };
-    assert!((width(1.0) - 2.0 * width(0.5)).abs() < 0.02 && width(0.5) > 1.0);
+    assert!((width(1.0) - 2.0 * width(0.5)).abs() < 0.02 && width(0.5) > 0.5);
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Sectio
             "The units of each layer that score highest on a task are ablated (their outputs × 0) or amplified (× 1.5), everything else active, and \
              the change of every task's held-out loss is measured. If the image points at what its own task needs, the diagonal stands out. What puts \
              out much on a task's text costs that text much, whatever it is for: so beside ∫SPS' and activation's units stand random others, as many and of the \
-             same output norm where there are such. Random units are ablated only."
+             same output norm; where even the strongest others have less, the score's own outputs are weakened to lose no more. Random units are ablated only."
                 .into(),
         ],
         figures,
@@ -70,7 +70,7 @@ fn beyond(ablated: &[&Intervention]) -> String {
         Some(format!("{} {:+.3} [{:+.3}, {:+.3}]", chosen_by(&found.source), beyond.mean, beyond.low, beyond.high))
     });
     let said: Vec<String> = said.collect();
-    if said.is_empty() { String::new() } else { format!("Beyond random units of their norm: {}.", said.join("; ")) }
+    if said.is_empty() { String::new() } else { format!("At one norm, beyond random units: {}.", said.join("; ")) }
 }
 
 /// Change of the loss, `[task whose units are touched][task measured]`.

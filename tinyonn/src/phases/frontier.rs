@@ -40,11 +40,41 @@ pub struct Frontier {
     pub points: Vec<FrontierPoint>,
 }
 
+/// What decides how many are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HowMany {
+    /// One number in all layers.
+    Fixed,
+    /// A number for each layer.
+    FixedByLayer,
+    /// The entropy of the router's choice ([`Pfag::Entropy`]).
+    Entropy,
+    /// A share of its probability ([`Pfag::Nucleus`]).
+    Nucleus,
+    /// How surprising the token is ([`Pfag::Surprisal`]).
+    Surprisal,
+}
+
+impl HowMany {
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::FixedByLayer => "fixed by layer",
+            Self::Entropy => "entropy",
+            Self::Nucleus => "nucleus",
+            Self::Surprisal => "surprisal",
+        }
+    }
+}
+
 /// One way to choose how many.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FrontierPoint {
-    /// `fixed`, `fixed by layer`, `entropy`, `nucleus` or `surprisal`.
-    pub form: String,
+    /// What decides.
+    pub form: HowMany,
     /// Choices of a router, by level: taken, or for adaptive forms at most; where layers differ, the most of any.
     pub top_k: Vec<usize>,
     /// The same `[layer][level]`, where layers differ.
@@ -71,7 +101,7 @@ impl FrontierPoint {
     /// Whether its numbers of choices depend on no input.
     #[must_use]
     pub fn is_fixed(&self) -> bool {
-        self.form.starts_with(FIXED)
+        matches!(self.form, HowMany::Fixed | HowMany::FixedByLayer)
     }
 }
 
@@ -96,13 +126,12 @@ impl Frontier {
     }
 }
 
-const FIXED: &str = "fixed";
 /// Shares that differ by no more are the same: they are counted in f32.
 pub(super) const SAME: f64 = 1e-6;
 
 /// How many to take.
 struct Choice {
-    form: &'static str,
+    form: HowMany,
     /// By layer; of a single entry, in all.
     top_k: Vec<Vec<usize>>,
     pfag: Pfag,
@@ -113,7 +142,7 @@ impl Choice {
         if top_k.windows(2).all(|pair| pair[0] == pair[1]) {
             top_k.truncate(1);
         }
-        Self { form: if top_k.len() > 1 { "fixed by layer" } else { FIXED }, top_k, pfag: Pfag::Off }
+        Self { form: if top_k.len() > 1 { HowMany::FixedByLayer } else { HowMany::Fixed }, top_k, pfag: Pfag::Off }
     }
 
     fn of_layer(&self, layer: usize) -> &[usize] {
@@ -157,7 +186,7 @@ impl Run<'_> {
             let losses = self.evaluate_on(model.lm(), &set, &ctx)?;
             let active_share = active_share(&load, units.as_deref());
             points.push(FrontierPoint {
-                form: choice.form.into(),
+                form: choice.form,
                 top_k: choice.most(),
                 mass: if let Pfag::Nucleus { mass } = choice.pfag { Some(mass) } else { None },
                 expert_share: load.expert_share(),
@@ -188,8 +217,8 @@ impl Run<'_> {
             return fixed;
         }
         let adaptive = |form, pfag| Choice { form, top_k: vec![spec.choices()], pfag };
-        let nuclei = MASSES.map(|mass| adaptive("nucleus", Pfag::Nucleus { mass }));
-        let others = [adaptive("entropy", Pfag::Entropy), adaptive("surprisal", Pfag::Surprisal)];
+        let nuclei = MASSES.map(|mass| adaptive(HowMany::Nucleus, Pfag::Nucleus { mass }));
+        let others = [adaptive(HowMany::Entropy, Pfag::Entropy), adaptive(HowMany::Surprisal, Pfag::Surprisal)];
         fixed.into_iter().chain(others).chain(nuclei).collect()
     }
 

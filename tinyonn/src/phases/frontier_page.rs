@@ -1,9 +1,9 @@
 //! The frontier's pictures: recovery against active share, and what a given share recovers.
 
-use super::frontier::{Frontier, FrontierPoint, SAME, SHARES};
+use super::frontier::{Frontier, FrontierPoint, HowMany, SAME, SHARES};
 use crate::Result;
 use crate::metrics::Interval;
-use crate::report::{Cell, Column, Figure, Kind, Lines, Section, Series, SeriesStyle, Table};
+use crate::report::{Cell, Column, Figure, Lines, Section, Series, SeriesStyle, Table};
 
 /// A space that lines do not break at.
 const UNBROKEN: &str = "\u{a0}";
@@ -57,10 +57,10 @@ fn curves(frontier: &Frontier) -> Lines {
         // Their intervals, over one another, would hide them.
         Series { interval: None, ..series("all fixed k", SeriesStyle::Points, &fixed) },
     ];
-    for form in ["nucleus", "entropy", "surprisal"] {
+    for form in [HowMany::Nucleus, HowMany::Entropy, HowMany::Surprisal] {
         let points: Vec<&FrontierPoint> = frontier.points.iter().filter(|point| point.form == form).collect();
         if !points.is_empty() {
-            drawn.push(series(form, SeriesStyle::Points, &points));
+            drawn.push(series(form.name(), SeriesStyle::Points, &points));
         }
     }
     Lines {
@@ -87,7 +87,7 @@ fn leading<'a>(points: &[&'a FrontierPoint]) -> Vec<&'a FrontierPoint> {
 fn points(frontier: &Frontier) -> Table {
     let layers = |point: &FrontierPoint| point.by_layer.iter().map(|k| times(k)).collect::<Vec<_>>().join("; ");
     let row = |point: &FrontierPoint| {
-        let text = [point.form.clone(), times(&point.top_k), layers(point)].map(Cell::from);
+        let text = [point.form.name().to_owned(), times(&point.top_k), layers(point)].map(Cell::from);
         let shares = [point.expert_share, point.active_share, point.cost_share].map(|share| 100.0 * share);
         let recovery = point.recovery.map_or([f64::NAN; 3], |r| [r.mean, r.low, r.high].map(|x| 100.0 * x));
         let loss = [point.loss.mean, point.loss.low, point.loss.high];
@@ -106,7 +106,8 @@ fn points(frontier: &Frontier) -> Table {
         "recovery, low",
         "recovery, high",
     ];
-    let columns = ["form", "k", "k by layer"].map(text).into_iter().chain(numbers.map(|name| number(name, 1)));
+    let columns =
+        ["form", "k", "k by layer"].map(Column::text).into_iter().chain(numbers.map(|name| Column::number(name, 1)));
     Table { columns: columns.collect(), rows: frontier.points.iter().map(row).collect() }
 }
 
@@ -131,15 +132,15 @@ fn at_shares(frontier: &Frontier) -> Table {
     };
     Table {
         columns: vec![
-            text("asked, %"),
-            text("best fixed k"),
-            number("loss", 3),
-            text("recovery, %"),
-            text("adaptive form"),
-            number("its experts, %", 1),
-            number("its cost, %", 1),
-            number("its loss", 3),
-            text("its recovery, %"),
+            Column::text("asked, %"),
+            Column::text("best fixed k"),
+            Column::number("loss", 3),
+            Column::text("recovery, %"),
+            Column::text("adaptive form"),
+            Column::number("its experts, %", 1),
+            Column::number("its cost, %", 1),
+            Column::number("its loss", 3),
+            Column::text("its recovery, %"),
         ],
         rows: SHARES.into_iter().map(row).collect(),
     }
@@ -148,7 +149,8 @@ fn at_shares(frontier: &Frontier) -> Table {
 /// `7 × 10`; `7 × 10 in 2 layers, 8 × 10 in 2`; `nucleus 0.75`.
 fn choice(point: &FrontierPoint) -> String {
     if !point.is_fixed() {
-        return point.mass.map_or_else(|| point.form.clone(), |mass| format!("{} {mass}", point.form));
+        let form = point.form.name();
+        return point.mass.map_or_else(|| form.to_owned(), |mass| format!("{form} {mass}"));
     }
     let mut kinds: Vec<(&Vec<usize>, usize)> = Vec::new();
     for top_k in &point.by_layer {
@@ -182,12 +184,4 @@ fn recovered(point: Option<&FrontierPoint>) -> Cell {
 /// `7 × 10`.
 pub(super) fn times(top_k: &[usize]) -> String {
     top_k.iter().map(ToString::to_string).collect::<Vec<_>>().join(" × ")
-}
-
-fn text(name: &str) -> Column {
-    Column { name: name.into(), kind: Kind::Text }
-}
-
-fn number(name: &str, decimals: usize) -> Column {
-    Column { name: name.into(), kind: Kind::Number { decimals, best: None } }
 }

@@ -8,9 +8,7 @@ use crate::Result;
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
 use crate::moe::MoeSpec;
-use crate::report::{
-    Column, Density, DensityClass, Figure, Heatmap, Kind, PathDiagram, Scale, Section, Table, TreeLevel,
-};
+use crate::report::{Column, Density, DensityClass, Figure, Heatmap, PathDiagram, Scale, Section, Table, TreeLevel};
 use crate::train::projection::lda;
 
 /// The contrast of the two tasks whose images differ most, `experts[task][layer][expert]`.
@@ -66,7 +64,11 @@ pub(super) fn paths(spec: &MoeSpec, tasks: &[String], labels: &Labels) -> Result
         prose: vec![
             "What routers are fitted to: the groups and the experts that each task takes in each layer.".into(),
         ],
-        figures: vec![Figure::plot("paths", &diagram, "Task → group → expert, a panel a layer.")?],
+        figures: vec![Figure::plot(
+            "paths",
+            &diagram,
+            "Task → group → expert: a row a task, a column a layer; a node has the same place in every panel.",
+        )?],
     })
 }
 
@@ -129,7 +131,6 @@ pub(super) fn density_figures(densities: &[(usize, Density)]) -> Result<Vec<Figu
 
 /// How evenly the routers share work out, by layer.
 pub(super) fn load_table(s: &Phase1Summary) -> Result<Figure> {
-    let number = |name: &str, decimals| Column { name: name.into(), kind: Kind::Number { decimals, best: None } };
     let (asked, found) = (&s.load.asked.layers, &s.load.before.layers);
     let row = |(layer, (asked, found)): (usize, (&crate::moe::LayerLoad, &crate::moe::LayerLoad))| {
         let (count, sum) = found
@@ -148,13 +149,13 @@ pub(super) fn load_table(s: &Phase1Summary) -> Result<Figure> {
     };
     let table = Table {
         columns: vec![
-            Column { name: "layer".into(), kind: Kind::Text },
-            number("max/mean", 2),
-            number("labels ask", 2),
-            number("evenness", 3),
-            number("labels ask", 3),
-            number("experts without a token", 0),
-            number("experts a token", 1),
+            Column::text("layer"),
+            Column::number("max/mean", 2),
+            Column::number("labels ask", 2),
+            Column::number("evenness", 3),
+            Column::number("labels ask", 3),
+            Column::number("experts without a token", 0),
+            Column::number("experts a token", 1),
         ],
         rows: asked.iter().zip(found).enumerate().map(row).collect(),
     };

@@ -1,8 +1,9 @@
 //! Paths: which groups and experts each task takes, layer by layer.
 //!
-//! A panel a layer: tasks at the left, then a column a level of the hierarchy, the experts at the right. A line's width is the share
-//! of the task that takes the node it leads to. Experts stand below one another in the order of the hierarchy, a group amid its experts.
-//! Tasks differ in mark and dashes as well as in colour, and pass every node in the same order.
+//! A row a task and a column a layer: in each panel the task's root at the left, then a column a level of the hierarchy, the experts at
+//! the right. A line's width is the share of the task that takes the node it leads to. Experts stand below one another in the order of the
+//! hierarchy, a group amid its experts: a node has the same place in all panels, so tasks are compared down a column. Where half of
+//! all experts are taken, the lines of several tasks in one panel would hide one another.
 
 use super::colour::{category, hex};
 use super::csv::Csv;
@@ -10,7 +11,7 @@ use super::mark::mark;
 use super::measure::{shorten, widest, width};
 use super::number::significant;
 use super::plot::Plot;
-use super::svg::{Anchor, Area, DASHES, INK, MUTED, MarkStyle, Point, Stroke, Svg, TextStyle};
+use super::svg::{Anchor, Area, INK, MUTED, MarkStyle, Point, Stroke, Svg, TextStyle};
 use super::tree::{Tree, TreeLevel};
 use crate::{Error, Result};
 
@@ -19,19 +20,24 @@ const LABEL: f64 = 11.0;
 const SMALL: f64 = 8.5;
 /// Room at the right of a panel for the names of experts.
 const NAMES: f64 = 40.0;
-const COLUMNS: usize = 4;
-/// At most so many layers have a panel.
-const PANELS: usize = 8;
+/// Room at the right of a panel without them.
+const GAP: f64 = 20.0;
+/// Room below a panel.
+const BELOW: f64 = 20.0;
+/// The height of all panels of a layer, if none gets too low or too high to read.
+const HEIGHT: f64 = 950.0;
+/// At most so many layers have a column.
+const COLUMNS: usize = 8;
 /// Lesser shares are not drawn.
 const LEAST: f64 = 0.02;
-/// The width of a share of one.
+/// The width of a share of one, where nodes lie far enough apart.
 const WIDEST: f64 = 4.5;
 const IDLE: &str = "#c3c8d0";
 
 /// Which nodes of a hierarchy each task takes.
 ///
 /// Of more than eight layers eight are drawn, evenly spaced from the first to the last, and no share below 2 % is; a note below the
-/// panels says so. Nodes that nobody takes are pale dots. The CSV has all layers and shares: `layer`, `task`, `level`, `node` and the share label.
+/// panels says so. Nodes that a task does not take are pale. The CSV has all layers and shares: `layer`, `task`, `level`, `node` and the share label.
 ///
 /// ```
 /// use tinyonn::report::{PathDiagram, Plot, TreeLevel};
@@ -76,8 +82,16 @@ struct Layout {
     /// The first panel; the others follow `pitch` apart.
     panel: Area,
     pitch: (f64, f64),
-    columns: usize,
+    /// The width of a share of one.
+    widest: f64,
     size: (f64, f64),
+}
+
+impl Layout {
+    fn panel(&self, column: usize, task: usize) -> Area {
+        let (x, y) = (self.panel.x + column as f64 * self.pitch.0, self.panel.y + task as f64 * self.pitch.1);
+        Area { x, y, ..self.panel }
+    }
 }
 
 impl Plot for PathDiagram {
@@ -88,19 +102,18 @@ impl Plot for PathDiagram {
         let mut svg = Svg::new(layout.size.0, layout.size.1, &self.title);
         let title = shorten(&self.title, 15.0, layout.size.0);
         svg.text(1.5, 16.0, &title, TextStyle { size: 14.0, anchor: Anchor::Start, fill: INK, bold: true });
-        for (i, &layer) in layout.layers.iter().enumerate() {
-            let (row, column) = (i / layout.columns, i % layout.columns);
-            let (x, y) =
-                (layout.panel.x + column as f64 * layout.pitch.0, layout.panel.y + row as f64 * layout.pitch.1);
-            let panel = Area { x, y, ..layout.panel };
-            self.draw_heads(&mut svg, panel, layer);
-            self.draw_lines(&mut svg, &layout, panel, layer);
-            self.draw_nodes(&mut svg, &layout, panel, layer);
-            if column == 0 {
-                self.draw_tasks(&mut svg, panel);
-            }
-            if column + 1 == layout.columns || i + 1 == layout.layers.len() {
-                self.draw_groups(&mut svg, &layout, panel);
+        for (column, &layer) in layout.layers.iter().enumerate() {
+            self.draw_heads(&mut svg, layout.panel(column, 0), layer);
+            for task in 0..self.tasks.len() {
+                let panel = layout.panel(column, task);
+                self.draw_lines(&mut svg, &layout, panel, (layer, task));
+                self.draw_nodes(&mut svg, &layout, panel, (layer, task));
+                if column == 0 {
+                    self.draw_task(&mut svg, panel, task);
+                }
+                if column + 1 == layout.layers.len() {
+                    self.draw_groups(&mut svg, &layout, panel);
+                }
             }
         }
         self.draw_note(&mut svg, &layout);
@@ -140,21 +153,23 @@ impl PathDiagram {
 
     fn layout(&self) -> Layout {
         let tree = Tree::new(&self.levels);
-        let layers = evenly(self.shares.len(), PANELS);
-        let columns = layers.len().clamp(1, COLUMNS);
+        let layers = evenly(self.shares.len(), COLUMNS);
+        let (rows, columns) = (self.tasks.len().max(1) as f64, layers.len().max(1) as f64);
+        let least = (HEIGHT / rows).clamp(90.0, 190.0);
+        let height = tree.height() * (least / tree.height()).clamp(1.2, 24.0);
+        let gap = (0..self.levels.len()).map(|level| tree.least_gap(level)).fold(1.0, f64::min) * height;
+        let named =
+            |layer: &usize| (0..self.tasks.len()).any(|task| !self.named(&tree, height, (*layer, task)).is_empty());
+        let names = if layers.iter().any(named) { NAMES } else { GAP };
         let left = widest(self.tasks.iter().map(String::as_str), LABEL).min(130.0) + 16.0;
         let right = widest(self.groups().map_or(&[][..], |level| &level.nodes).iter().map(String::as_str), LABEL);
         let room = WIDTH - left - right.min(120.0) - 16.0;
-        let pitch = (room / columns as f64).clamp(120.0, 330.0);
-        let least = self.tasks.len() as f64 * 26.0;
-        let height = (tree.height() * (400.0 / tree.height().max(1.0)).clamp(1.5, 24.0)).max(least);
-        let panel = Area { x: left, y: 64.0, width: pitch - NAMES - 14.0, height };
-        let down = height + 62.0;
-        let rows = layers.len().div_ceil(columns).max(1);
-        let note = width(&self.note(&layers), LABEL) + 10.0;
-        let across = left + pitch * columns as f64 + right.min(120.0) + 16.0;
-        let size = (across.max(note).max(520.0), panel.y + down * (rows - 1) as f64 + height + 58.0);
-        Layout { tree, layers, panel, pitch: (pitch, down), columns, size }
+        let pitch = (room / columns).clamp(100.0, 330.0);
+        let panel = Area { x: left, y: 64.0, width: pitch - names - 14.0, height };
+        let across = left + pitch * columns + right.min(120.0) + 16.0;
+        let size =
+            (across.max(width(&self.note(&layers), LABEL) + 10.0).max(520.0), panel.y + (height + BELOW) * rows + 38.0);
+        Layout { tree, layers, panel, pitch: (pitch, height + BELOW), widest: (0.9 * gap).clamp(1.0, WIDEST), size }
     }
 
     /// The level above the last: its names stand at the right.
@@ -162,15 +177,27 @@ impl PathDiagram {
         self.levels.len().checked_sub(2).map(|level| &self.levels[level])
     }
 
-    /// Where a task stands in a panel.
-    fn task_place(&self, panel: Area, task: usize) -> Point {
-        (panel.x, panel.y + (task as f64 + 0.5) / self.tasks.len() as f64 * panel.height)
-    }
-
     /// Where a node stands in a panel.
-    fn node_place(&self, layout: &Layout, panel: Area, level: usize, node: usize) -> Point {
+    fn place(&self, layout: &Layout, panel: Area, level: usize, node: usize) -> Point {
         let x = panel.x + panel.width * (level + 1) as f64 / self.levels.len() as f64;
         (x, panel.y + layout.tree.place(level, node) * panel.height)
+    }
+
+    /// The experts of a panel that are named, those taken most first: all that there is room for, but none if that is less than half.
+    fn named(&self, tree: &Tree, height: f64, (layer, task): (usize, usize)) -> Vec<usize> {
+        let Some(last) = self.levels.len().checked_sub(1) else { return Vec::new() };
+        let shares = &self.shares[layer][task][last];
+        let mut taken: Vec<usize> = (0..shares.len()).filter(|&node| shares[node] >= LEAST).collect();
+        taken.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]).then(a.cmp(&b)));
+        let count = taken.len();
+        let mut named: Vec<usize> = Vec::new();
+        for node in taken {
+            let apart = |other: &usize| (tree.place(last, *other) - tree.place(last, node)).abs() * height;
+            if named.iter().all(|other| apart(other) >= SMALL) {
+                named.push(node);
+            }
+        }
+        if 2 * named.len() < count { Vec::new() } else { named }
     }
 
     fn draw_heads(&self, svg: &mut Svg, panel: Area, layer: usize) {
@@ -184,83 +211,54 @@ impl PathDiagram {
         }
     }
 
-    /// How far apart tasks pass a node of a level.
-    fn slot(&self, layout: &Layout, level: usize) -> f64 {
-        (layout.tree.least_gap(level) * layout.panel.height * 0.7 / self.tasks.len().max(1) as f64).min(WIDEST)
-    }
-
-    /// A line for each share, tasks side by side where they meet in a node.
-    fn draw_lines(&self, svg: &mut Svg, layout: &Layout, panel: Area, layer: usize) {
-        let middle = (self.tasks.len() as f64 - 1.0) / 2.0;
-        let place = |level: usize, node: usize, task: usize| {
-            let (x, y) = self.node_place(layout, panel, level, node);
-            (x, y + (task as f64 - middle) * self.slot(layout, level))
-        };
-        for (task, levels) in self.shares[layer].iter().enumerate() {
-            let colour = hex(category(task));
-            for (level, shares) in levels.iter().enumerate() {
-                for (node, &share) in shares.iter().enumerate().filter(|(_, share)| **share >= LEAST) {
-                    let from = match level {
-                        0 => self.task_place(panel, task),
-                        _ => place(level - 1, self.levels[level].parents[node], task),
-                    };
-                    let (name, node_name) = (&self.levels[level].name, &self.levels[level].nodes[node]);
-                    let told =
-                        format!("layer {layer}, {}: {name} {node_name} {}", self.tasks[task], significant(share, 3));
-                    let width = (share.min(1.0) * WIDEST).max(0.5);
-                    let stroke = Stroke { colour: &colour, width, dash: DASHES[task % DASHES.len()] };
-                    svg.curve(from, place(level, node, task), stroke, &told);
-                }
+    fn draw_lines(&self, svg: &mut Svg, layout: &Layout, panel: Area, (layer, task): (usize, usize)) {
+        let colour = hex(category(task));
+        for (level, shares) in self.shares[layer][task].iter().enumerate() {
+            for (node, &share) in shares.iter().enumerate().filter(|(_, share)| **share >= LEAST) {
+                let from = match level {
+                    0 => root(panel),
+                    _ => self.place(layout, panel, level - 1, self.levels[level].parents[node]),
+                };
+                let (name, node_name) = (&self.levels[level].name, &self.levels[level].nodes[node]);
+                let told = format!("layer {layer}, {}: {name} {node_name} {}", self.tasks[task], significant(share, 3));
+                let stroke = Stroke::solid(&colour, (share.min(1.0) * layout.widest).max(0.4));
+                svg.curve(from, self.place(layout, panel, level, node), stroke, &told);
             }
         }
     }
 
-    /// Nodes, as high as all tasks side by side and pale where nobody comes, the tasks' marks, and the names of the experts that
-    /// are taken most, as far as there is room.
-    fn draw_nodes(&self, svg: &mut Svg, layout: &Layout, panel: Area, layer: usize) {
-        let most = |level: usize, node: usize| {
-            self.shares[layer].iter().map(|levels| levels[level][node]).filter(|v| v.is_finite()).fold(0.0, f64::max)
-        };
-        for (l, level) in self.levels.iter().enumerate() {
-            let half = (self.slot(layout, l) * self.tasks.len() as f64 / 2.0).max(0.8);
+    /// Nodes, pale where the task does not come, the task's mark, and the names of its experts.
+    fn draw_nodes(&self, svg: &mut Svg, layout: &Layout, panel: Area, (layer, task): (usize, usize)) {
+        for (l, shares) in self.shares[layer][task].iter().enumerate() {
+            let half = (layout.tree.least_gap(l) * panel.height * 0.4).clamp(0.6, 4.0);
             for taken in [false, true] {
-                let nodes = (0..level.nodes.len()).filter(|&node| (most(l, node) >= LEAST) == taken);
-                let places = nodes.map(|node| self.node_place(layout, panel, l, node));
+                let nodes = (0..shares.len()).filter(|&node| (shares[node] >= LEAST) == taken);
+                let places = nodes.map(|node| self.place(layout, panel, l, node));
                 let bars: Vec<_> = places.map(|(x, y)| ((x, y - half), (x, y + half))).collect();
-                svg.strokes(&bars, Stroke::solid(if taken { INK } else { IDLE }, if taken { 2.0 } else { 1.5 }));
+                svg.strokes(&bars, Stroke::solid(if taken { INK } else { IDLE }, if taken { 2.5 } else { 1.5 }));
             }
         }
-        for task in 0..self.tasks.len() {
-            let colour = hex(category(task));
-            let look = MarkStyle { mark: mark(task), radius: 4.5, fill: &colour, opacity: 1.0 };
-            svg.marks(&[self.task_place(panel, task)], look, Some(&self.tasks[task]));
-        }
+        let colour = hex(category(task));
+        let look = MarkStyle { mark: mark(task), radius: 4.5, fill: &colour, opacity: 1.0 };
+        svg.marks(&[root(panel)], look, Some(&self.tasks[task]));
         let Some(last) = self.levels.len().checked_sub(1) else { return };
-        let mut experts: Vec<usize> = (0..self.levels[last].nodes.len()).filter(|&n| most(last, n) >= LEAST).collect();
-        experts.sort_by(|&a, &b| most(last, b).total_cmp(&most(last, a)).then(a.cmp(&b)));
-        let mut taken: Vec<f64> = Vec::new();
-        for expert in experts {
-            let (x, y) = self.node_place(layout, panel, last, expert);
-            if taken.iter().all(|other| (other - y).abs() >= SMALL) {
-                let style = TextStyle { size: SMALL, anchor: Anchor::Start, fill: INK, bold: false };
-                svg.text(x + 6.0, y + 3.0, &shorten(&self.levels[last].nodes[expert], SMALL, NAMES - 8.0), style);
-                taken.push(y);
-            }
+        for expert in self.named(&layout.tree, panel.height, (layer, task)) {
+            let (x, y) = self.place(layout, panel, last, expert);
+            let style = TextStyle { size: SMALL, anchor: Anchor::Start, fill: INK, bold: false };
+            svg.text(x + 6.0, y + 3.0, &shorten(&self.levels[last].nodes[expert], SMALL, NAMES - 8.0), style);
         }
     }
 
-    fn draw_tasks(&self, svg: &mut Svg, panel: Area) {
+    fn draw_task(&self, svg: &mut Svg, panel: Area, task: usize) {
         let style = TextStyle { size: LABEL, anchor: Anchor::End, fill: INK, bold: false };
-        for (task, name) in self.tasks.iter().enumerate() {
-            let (x, y) = self.task_place(panel, task);
-            svg.text(x - 9.0, y + 4.0, &shorten(name, LABEL, 130.0), style);
-        }
+        let (x, y) = root(panel);
+        svg.text(x - 9.0, y + 4.0, &shorten(&self.tasks[task], LABEL, 130.0), style);
     }
 
     /// Brackets at the right of a row: which experts belong to which group.
     fn draw_groups(&self, svg: &mut Svg, layout: &Layout, panel: Area) {
         let Some(level) = self.levels.len().checked_sub(2) else { return };
-        let x = panel.right() + NAMES;
+        let x = panel.x + layout.pitch.0 - 14.0;
         let style = TextStyle { size: LABEL, anchor: Anchor::Start, fill: MUTED, bold: false };
         let mut brackets = Vec::new();
         let mut below = f64::NEG_INFINITY;
@@ -284,7 +282,7 @@ impl PathDiagram {
         svg.text(0.0, y + 4.0, &self.share_label, style);
         let mut x = width(&self.share_label, LABEL) + 16.0;
         for share in [0.1, 0.5, 1.0] {
-            svg.strokes(&[((x, y), (x + 30.0, y))], Stroke::solid(MUTED, share * WIDEST));
+            svg.strokes(&[((x, y), (x + 30.0, y))], Stroke::solid(MUTED, share * layout.widest));
             let text = format!("{} %", significant(100.0 * share, 3));
             svg.text(x + 36.0, y + 4.0, &text, style);
             x += 36.0 + width(&text, LABEL) + 16.0;
@@ -300,6 +298,11 @@ impl PathDiagram {
         };
         format!("{few}Shares below {} % are not drawn.", significant(100.0 * LEAST, 3))
     }
+}
+
+/// Where a task stands in a panel.
+fn root(panel: Area) -> Point {
+    (panel.x, panel.y + 0.5 * panel.height)
 }
 
 /// At most `most` of `0..count`, evenly spaced, with both ends.

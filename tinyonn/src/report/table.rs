@@ -39,6 +39,26 @@ pub struct Column {
     pub kind: Kind,
 }
 
+impl Column {
+    /// A column of words.
+    #[must_use]
+    pub fn text(name: &str) -> Self {
+        Self { name: name.into(), kind: Kind::Text }
+    }
+
+    /// A column of numbers, none of them in bold.
+    #[must_use]
+    pub fn number(name: &str, decimals: usize) -> Self {
+        Self { name: name.into(), kind: Kind::Number { decimals, best: None } }
+    }
+
+    /// A column of numbers, the lowest in bold.
+    #[must_use]
+    pub fn lowest(name: &str, decimals: usize) -> Self {
+        Self { name: name.into(), kind: Kind::Number { decimals, best: Some(Best::Lowest) } }
+    }
+}
+
 /// What stands in a cell.
 #[derive(Debug, Clone)]
 pub enum Cell {
@@ -69,14 +89,10 @@ impl From<f64> for Cell {
 /// A table.
 ///
 /// ```
-/// use tinyonn::report::{Best, Column, Kind, Table};
+/// use tinyonn::report::{Column, Table};
 ///
-/// let loss = Kind::Number { decimals: 2, best: Some(Best::Lowest) };
 /// let table = Table {
-///     columns: vec![
-///         Column { name: "labels".into(), kind: Kind::Text },
-///         Column { name: "loss".into(), kind: loss },
-///     ],
+///     columns: vec![Column::text("labels"), Column::lowest("loss", 2)],
 ///     rows: vec![vec!["SPS".into(), 3.149.into()], vec!["taylor".into(), 3.07.into()]],
 /// };
 /// assert!(table.html()?.contains("<strong>3.07</strong>"));
@@ -117,8 +133,8 @@ impl Table {
     /// The table as Markdown; the best numbers in bold here too. Refused as by [`html`](Self::html).
     ///
     /// ```
-    /// use tinyonn::report::{Column, Kind, Table};
-    /// let table = Table { columns: vec![Column { name: "a|b".into(), kind: Kind::Text }], rows: vec![vec!["c".into()]] };
+    /// use tinyonn::report::{Column, Table};
+    /// let table = Table { columns: vec![Column::text("a|b")], rows: vec![vec!["c".into()]] };
     /// assert_eq!(table.markdown()?, "| a\\|b |\n|---|\n| c |\n");
     /// # Ok::<(), tinyonn::Error>(())
     /// ```
@@ -146,12 +162,8 @@ impl Table {
     /// The table as comma-separated values, numbers to their last digit, NaN as an empty field. Refused as by [`html`](Self::html).
     ///
     /// ```
-    /// use tinyonn::report::{Column, Kind, Table};
-    /// let number = Kind::Number { decimals: 1, best: None };
-    /// let columns = vec![
-    ///     Column { name: "k".into(), kind: Kind::Text },
-    ///     Column { name: "loss".into(), kind: number },
-    /// ];
+    /// use tinyonn::report::{Column, Table};
+    /// let columns = vec![Column::text("k"), Column::number("loss", 1)];
     /// let table = Table { columns, rows: vec![vec!["1 × 2".into(), 2.125.into()], vec!["2 × 2".into(), f64::NAN.into()]] };
     /// assert_eq!(table.csv()?, "k,loss\n1 × 2,2.125\n2 × 2,\n");
     /// # Ok::<(), tinyonn::Error>(())

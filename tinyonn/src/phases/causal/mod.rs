@@ -6,9 +6,9 @@
 //!
 //! That alone may be size: what puts out much on a task's text costs that text much. So ∫SPS' and activation's units are held against
 //! random ones of the same number *and* output norm, `√Σ E[h_i²] ‖W_d[:, i]‖²` over the task's training text, drawn among the units that are not
-//! theirs, three times over. [`Intervention::beyond_matched`] is what the task needs beyond what those cost; where no others have that
-//! norm, the strongest stand in, `norm_to_matched` says how far they fall short, and the difference still holds some size. Random
-//! units are ablated alone: three draws at two factors would be half of all the time.
+//! theirs, three times over. Few units often put out most of all: where even the strongest others have less norm, they stand in, and the source's
+//! own outputs are weakened instead of ablated, by so much that what is lost has their norm. [`Intervention::beyond_matched`] compares
+//! these two, of one number and one norm. Random units are ablated alone: three draws at two factors would be half of all the time.
 
 mod change;
 mod units;
@@ -17,7 +17,7 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use self::change::{Change, difference, specificity};
-use self::units::{CONTROLS, Control, Layers, SPS, Units, norm_ratio, sources};
+use self::units::{CONTROLS, Control, Layers, SPS, Units, norm_ratio, sources, weakening};
 use super::run::Run;
 use crate::checkpoint::ParamStore;
 use crate::data::TokenSet;
@@ -52,11 +52,14 @@ pub struct Intervention {
     /// The same relative to the units whose norm they were drawn to have; it is 1 but where no other units come that near.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_to_matched: Option<f64>,
+    /// The specificity of the units whose norm they were drawn to have, where these lose no more norm than the random ones have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matched_specificity: Option<Interval>,
     /// Change of the loss in nats a token, `[task whose units are touched][task measured]`.
     pub delta: Vec<Vec<f64>>,
     /// Mean of the diagonal minus mean of the rest.
     pub specificity: Interval,
-    /// Specificity minus that of random units of the same number and norm, paired by document; where such were drawn.
+    /// Specificity at the norm of random units of the same number, minus theirs, paired by document; where such were drawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beyond_matched: Option<Interval>,
 }
@@ -105,14 +108,18 @@ impl Run<'_> {
             }
         }
         for control in CONTROLS {
-            let drawn = control.draw(ground.scan, of, self.config.seed);
+            let matched = control.matched(ground.scan, of);
+            let drawn = control.draw(of, matched.as_ref(), self.config.seed);
             let (mut found, by_document) = self.measured(ground, of, (control.name(), 0.0), &drawn, &sps)?;
-            if let Control::OfNorm(source) = control {
-                let matched = source.choose(ground.scan, of);
-                found.norm_to_matched = Some(mean_norm_ratio(&drawn, &matched, of));
+            if let (Control::OfNorm(source), Some(matched)) = (control, &matched) {
+                let factors = weakening(matched, &drawn, &of.power);
+                let changes = self.changes(ground, of, std::slice::from_ref(matched), &factors)?;
+                let weakened = specificity(&changes, &ground.dense.by_document);
+                found.norm_to_matched = Some(mean_norm_ratio(&drawn, matched, of));
+                found.matched_specificity = Some(interval(&weakened, self.config.seed));
                 let own = done.iter_mut().find(|(own, _)| own.source == source.name() && own.factor == 0.0);
-                if let Some((own, of_own)) = own {
-                    own.beyond_matched = Some(interval(&difference(of_own, &by_document), self.config.seed));
+                if let Some((own, _)) = own {
+                    own.beyond_matched = Some(interval(&difference(&weakened, &by_document), self.config.seed));
                 }
             }
             done.push((found, by_document));
@@ -130,14 +137,8 @@ impl Run<'_> {
         draws: &[Units],
         sps: &Units,
     ) -> Result<Measured> {
-        let after = |units: &Units, task: usize| {
-            self.evaluate_on(&self.touched(&units[task], of.owner, factor)?, &ground.set, &RouteCtx::all())
-        };
-        let change = |task: usize| {
-            let draws = draws.iter().map(|units| after(units, task)).collect::<Result<Vec<_>>>()?;
-            Ok(Change::new(&draws, &ground.dense))
-        };
-        let changes = (0..sps.len()).map(change).collect::<Result<Vec<_>>>()?;
+        let factors = vec![vec![factor; of.owner.len()]; sps.len()];
+        let changes = self.changes(ground, of, draws, &factors)?;
         let by_document = specificity(&changes, &ground.dense.by_document);
         let found = Intervention {
             source,
@@ -147,6 +148,7 @@ impl Run<'_> {
             draws: draws.len(),
             norm_to_sps: mean_norm_ratio(draws, sps, of),
             norm_to_matched: None,
+            matched_specificity: None,
             specificity: interval(&by_document, self.config.seed),
             beyond_matched: None,
             delta: changes.into_iter().map(|change| change.by_task).collect(),
@@ -154,12 +156,31 @@ impl Run<'_> {
         Ok((found, by_document))
     }
 
-    /// The dense model with the outputs of `layers[layer]`, units of neurons by `owner`, multiplied.
-    fn touched(&self, layers: &[Vec<usize>], owner: &[Vec<u32>], factor: f64) -> Result<Qwen3ForCausalLm<Mlp>> {
-        let of_layer = |(units, owner): (&Vec<usize>, &Vec<u32>)| {
-            owner.iter().map(|unit| if units.contains(&(*unit as usize)) { factor } else { 1.0 }).collect()
+    /// What it does to touch each task's units, outputs × `factors[task][layer]`; mean over the `draws` of units.
+    fn changes(
+        &self,
+        ground: &Ground<'_>,
+        of: &Layers<'_>,
+        draws: &[Units],
+        factors: &[Vec<f64>],
+    ) -> Result<Vec<Change>> {
+        let after = |units: &Units, task: usize| {
+            let touched = self.touched(&units[task], of.owner, &factors[task])?;
+            self.evaluate_on(&touched, &ground.set, &RouteCtx::all())
         };
-        self.with_neurons_scaled(&layers.iter().zip(owner).map(of_layer).collect::<Vec<_>>())
+        let change = |task: usize| {
+            let draws = draws.iter().map(|units| after(units, task)).collect::<Result<Vec<_>>>()?;
+            Ok(Change::new(&draws, &ground.dense))
+        };
+        (0..factors.len()).map(change).collect()
+    }
+
+    /// The dense model with the outputs of `layers[layer]`, units of neurons by `owner`, multiplied by a factor a layer.
+    fn touched(&self, layers: &[Vec<usize>], owner: &[Vec<u32>], factors: &[f64]) -> Result<Qwen3ForCausalLm<Mlp>> {
+        let of_layer = |((units, owner), factor): ((&Vec<usize>, &Vec<u32>), &f64)| {
+            owner.iter().map(|unit| if units.contains(&(*unit as usize)) { *factor } else { 1.0 }).collect()
+        };
+        self.with_neurons_scaled(&layers.iter().zip(owner).zip(factors).map(of_layer).collect::<Vec<_>>())
     }
 
     /// The dense model with the output of each neuron multiplied: `factors[layer][i]` on the columns of W_d.

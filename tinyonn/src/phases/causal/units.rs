@@ -38,7 +38,7 @@ pub(super) enum Source {
 pub(super) enum Control {
     /// Of all units.
     Random,
-    /// Of the units that are not the source's own, with their output norm.
+    /// Of the units that are not the source's own, as many, with their output norm.
     OfNorm(Source),
 }
 
@@ -94,14 +94,18 @@ impl Control {
         }
     }
 
-    /// Several draws, all from one stream.
-    pub(super) fn draw(self, scan: &NeuronScan, of: &Layers<'_>, seed: u64) -> Vec<Units> {
-        let mut rng = random::stream(seed, &format!("causal/{}/{}", of.unit, self.name()));
-        let matched = match self {
+    /// The units whose norm is to be met.
+    pub(super) fn matched(self, scan: &NeuronScan, of: &Layers<'_>) -> Option<Units> {
+        match self {
             Self::Random => None,
             Self::OfNorm(source) => Some(source.choose(scan, of)),
-        };
-        let mut layer = |task: usize, layer: usize| match &matched {
+        }
+    }
+
+    /// Several draws, all from one stream.
+    pub(super) fn draw(self, of: &Layers<'_>, matched: Option<&Units>, seed: u64) -> Vec<Units> {
+        let mut rng = random::stream(seed, &format!("causal/{}/{}", of.unit, self.name()));
+        let mut layer = |task: usize, layer: usize| match matched {
             None => drawn((0..of.count).collect(), of.touched, &mut rng),
             Some(matched) => random_of_norm(&of.power[task][layer], &matched[task][layer], &mut rng),
         };
@@ -162,4 +166,33 @@ pub(super) fn norm_ratio(units: &Units, others: &Units, power: &[Vec<Vec<f64>>])
     };
     let of_task = |((units, others), power)| norm(units, power) / norm(others, power).max(f64::MIN_POSITIVE);
     units.iter().zip(others).zip(power).map(of_task).sum::<f64>() / units.len() as f64
+}
+
+/// What the outputs of `units` are multiplied by, so that what they lose has the norm of `others`: 1 − ‖others‖ / ‖units‖, `[task][layer]`;
+/// 0 where `others` have as much or more.
+pub(super) fn weakening(units: &Units, others: &[Units], power: &[Vec<Vec<f64>>]) -> Vec<Vec<f64>> {
+    let norm = |units: &[usize], power: &[f64]| units.iter().map(|u| power[*u]).sum::<f64>().sqrt();
+    let factor = |task: usize, layer: usize| {
+        let power = &power[task][layer];
+        let drawn = others.iter().map(|units| norm(&units[task][layer], power)).sum::<f64>() / others.len() as f64;
+        (1.0 - drawn / norm(&units[task][layer], power).max(f64::MIN_POSITIVE)).max(0.0)
+    };
+    (0..units.len()).map(|task| (0..units[task].len()).map(|layer| factor(task, layer)).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_weakened_loses_the_norm_of_others() {
+        // Norms: 5 of the first two units, 2.5 of the third, 6 of the fourth; one task, one layer.
+        let power = vec![vec![vec![9.0, 16.0, 6.25, 36.0]]];
+        let units = |units: &[usize]| vec![vec![units.to_vec()]];
+        let own = units(&[0, 1]);
+        assert_eq!(weakening(&own, &[units(&[2])], &power), [[0.5]]);
+        assert_eq!(weakening(&own, &[units(&[3])], &power), [[0.0]], "others that have more leave nothing");
+        assert_eq!(weakening(&own, &[units(&[2]), own.clone()], &power), [[0.25]], "the mean of the draws");
+        assert_eq!(norm_ratio(&units(&[2]), &own, &power), 0.5);
+    }
 }

@@ -1,12 +1,12 @@
 //! Causal validation over seeds: what a task loses without the units that its image points at.
 
 use super::outcome::{Finished, mean};
-use super::told::{Told, each, text};
+use super::told::{Told, each, over_seeds};
 use crate::Result;
 use crate::metrics::Interval;
 use crate::phases::causal::Intervention;
 use crate::phases::causal_page::{DRAWN, chosen_by, matrix, stem};
-use crate::report::{BarSeries, Bars, Column, Figure, Kind, Table, common_range};
+use crate::report::{BarSeries, Bars, Column, Figure, Table, common_range};
 
 /// One kind of intervention, seed by seed.
 struct Row<'a> {
@@ -76,26 +76,25 @@ pub(super) fn table(name: &str, corpus: &[Finished]) -> Told {
             row.over(|found| found.norm_to_matched.unwrap_or(f64::NAN)).into(),
         ]
     };
-    let number = |name: &str| Column { name: name.into(), kind: Kind::Number { decimals: 3, best: None } };
     Told {
         heading: format!("Does a task need what its image points at? ({name})"),
         prose: "The tenth of every layer's units that scores highest on a task is ablated (× 0) or amplified (× 1.5), all else active. Specificity: what that costs the task \
-                itself minus what it costs the other tasks, in nats a token; above zero, the score finds what its own task needs. Beyond matched: minus the specificity of \
+                itself minus what it costs the other tasks, in nats a token; above zero, the score finds what its own task needs. Beyond matched: at one norm, minus the specificity of \
                 random units, drawn three times among those that are not the score's own, as many and of the same output norm; where even the strongest of them have \
-                less, they are these (the last column: below 1, some of the difference is size). In brackets the models whose own 95 % interval over documents is above zero. Norms: √Σ E[h²] ‖W_d[:, i]‖². On a quarter of the test \
+                less (the last column), the score's own outputs are weakened so that they lose no more. In brackets the models whose own 95 % interval over documents is above zero. Norms: √Σ E[h²] ‖W_d[:, i]‖². On a quarter of the test \
                 tokens; experts are those of the reference's partition."
             .into(),
         table: Table {
             columns: vec![
-                text("units"),
-                text("chosen by"),
-                text("specificity, × 0"),
-                text("by seed"),
-                text("beyond matched"),
-                number("cost to the task itself, × 0"),
-                number("specificity, × 1.5"),
-                number("norm ÷ ∫SPS'"),
-                number("norm ÷ matched"),
+                Column::text("units"),
+                Column::text("chosen by"),
+                Column::text("specificity, × 0"),
+                Column::text("by seed"),
+                Column::text("beyond matched"),
+                Column::number("cost to the task itself, × 0", 3),
+                Column::number("specificity, × 1.5", 3),
+                Column::number("norm ÷ ∫SPS'", 3),
+                Column::number("norm ÷ matched", 3),
             ],
             rows: rows(corpus, 0.0).iter().map(row).collect(),
         },
@@ -121,7 +120,7 @@ pub(super) fn pictures(name: &str, corpus: &[Finished]) -> Result<Vec<Figure>> {
             .collect();
         let range = common_range(drawn.iter().map(|(_, delta)| delta));
         for (row, delta) in &drawn {
-            let caption = format!("{name}, mean over {} seeds. One scale for all such matrices.", row.seeds.len());
+            let caption = format!("{name}, {}. One scale for all such matrices.", over_seeds(row.seeds.len()));
             let map = matrix((unit, row.source, 0.0), delta, tasks, range);
             figures.push(Figure::plot(format!("{}-{name}", stem((unit, row.source, 0.0))), &map, caption)?);
         }

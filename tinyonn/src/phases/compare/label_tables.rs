@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::claim::{RIVALS, settings};
+use super::claim::{RIVALS, Trial, settings};
 use super::outcome::{Finished, Outcome, Via, mean};
-use super::told::{Told, each, nats, share, signed, text, times};
+use super::told::{Told, each, over_seeds, share, signed, times};
 use super::{Cell, CompareConfig};
 use crate::imaging::{Form, How, LabelSource, Partition, Score};
 use crate::ops::GradSite;
-use crate::report::Table;
+use crate::report::{Column, Table};
 
 impl Outcome {
     /// What labels are worth in the best setting, a sentence a text.
-    pub(super) fn in_short(&self, config: &CompareConfig) -> Vec<String> {
+    pub(super) fn in_short(&self, config: &CompareConfig, trials: &[Trial]) -> Vec<String> {
         let best = Cell { routed: false, ..config.best.clone() };
         let of = |(name, corpus): &(String, Vec<Finished>)| {
             let loss = |labels: LabelSource| {
@@ -27,23 +27,22 @@ impl Outcome {
             let said: Vec<String> = losses.iter().map(|(loss, source)| format!("`{source}` {loss:.3}")).collect();
             let dense: Vec<f64> = corpus.iter().map(|finished| finished.subject.dense.mean).collect();
             format!(
-                "On `{name}` text with {} of {} experts active, `{}` partition, nats a token along the paths of each source of labels, mean over {} seeds: {}; dense {:.3}.",
+                "On `{name}` text with {} of {} experts active, `{}` partition, nats a token along the paths of each source of labels, {}: {}; dense {:.3}.",
                 best.active_experts(),
                 best.experts(),
                 best.partition,
-                corpus.len(),
+                over_seeds(corpus.len()),
                 said.join(", "),
                 mean(&dense),
             )
         };
-        self.corpora.iter().map(of).chain(self.winners(config)).collect()
+        self.corpora.iter().map(of).chain(self.winners(trials)).collect()
     }
 
     /// In how many settings each score labels best.
-    fn winners(&self, config: &CompareConfig) -> Option<String> {
-        let trials = self.trials(config);
+    fn winners(&self, trials: &[Trial]) -> Option<String> {
         let mut won: BTreeMap<&str, usize> = BTreeMap::new();
-        for trial in &trials {
+        for trial in trials {
             let corpus = self.corpora.iter().find(|(name, _)| *name == trial.corpus).map(|(_, corpus)| corpus)?;
             let loss = |score: &Score| {
                 let cell = Cell { labels: LabelSource::By(*score, How::Best), ..trial.cell.clone() };
@@ -63,38 +62,6 @@ impl Outcome {
                 settings(trials.len())
             )
         })
-    }
-
-    /// Every setting that the claim is tested in.
-    pub(super) fn settings(&self, config: &CompareConfig) -> Told {
-        let row = |trial: &super::Trial| {
-            let against = trial.against.iter().map(|delta| {
-                let mark = if delta.is_below() {
-                    "better"
-                } else if delta.is_above() {
-                    "worse"
-                } else {
-                    "undecided"
-                };
-                let half =
-                    delta.over_models().map_or("–".into(), |models| format!("{:.3}", models.high - models.mean));
-                format!("{} ± {half} {mark}", signed(Some(delta.interval))).into()
-            });
-            let Cell { partition, top_k, .. } = &trial.cell;
-            let setting = [trial.corpus.clone(), partition.to_string(), times(top_k), trial.cell.image()];
-            setting.map(Into::into).into_iter().chain(against).collect()
-        };
-        let rivals = RIVALS.iter().map(|rival| text(&format!("∫SPS − {rival}")));
-        Told {
-            heading: "Every setting".into(),
-            prose: "Loss along ∫SPS paths minus loss along each rival's, nats a token; its 95 % interval over documents and, behind ±, half of that over models. Better and \
-                    worse: both intervals."
-                .into(),
-            table: Table {
-                columns: ["text", "partition", "k", "image"].map(text).into_iter().chain(rivals).collect(),
-                rows: self.trials(config).iter().map(row).collect(),
-            },
-        }
     }
 
     /// Sources of labels in the best setting.
@@ -144,11 +111,11 @@ impl Outcome {
             ),
             table: Table {
                 columns: vec![
-                    text("labels by"),
-                    nats("loss"),
-                    text("by seed"),
-                    text("recovery, %"),
-                    text("loss − loss along ∫SPS"),
+                    Column::text("labels by"),
+                    Column::lowest("loss", 3),
+                    Column::text("by seed"),
+                    Column::text("recovery, %"),
+                    Column::text("loss − loss along ∫SPS"),
                 ],
                 rows: rows.into_iter().map(|(_, row)| row).collect(),
             },
@@ -256,8 +223,8 @@ impl Outcome {
             .collect();
         let kept: Vec<usize> =
             (0..columns.len()).filter(|at| values.iter().any(|(_, row)| row[*at].is_finite())).collect();
-        let mut heads = vec![text("labels by")];
-        heads.extend(kept.iter().map(|at| nats(&columns[*at].0)));
+        let mut heads = vec![Column::text("labels by")];
+        heads.extend(kept.iter().map(|at| Column::lowest(&columns[*at].0, 3)));
         let row = |(source, row): &(LabelSource, Vec<f64>)| {
             let numbers = kept.iter().map(|at| crate::report::Cell::Number(row[*at]));
             std::iter::once(source.to_string().into()).chain(numbers).collect()
@@ -266,5 +233,36 @@ impl Outcome {
             columns: heads,
             rows: values.iter().filter(|(_, row)| row.iter().any(|x| x.is_finite())).map(row).collect(),
         }
+    }
+}
+
+/// Every setting that the claim is tested in.
+pub(super) fn settings_table(trials: &[Trial]) -> Told {
+    let row = |trial: &Trial| {
+        let against = trial.against.iter().map(|delta| {
+            let mark = if delta.is_below() {
+                "better"
+            } else if delta.is_above() {
+                "worse"
+            } else {
+                "undecided"
+            };
+            let half = delta.over_models().map_or("–".into(), |models| format!("{:.3}", models.high - models.mean));
+            format!("{} ± {half} {mark}", signed(Some(delta.interval))).into()
+        });
+        let Cell { partition, top_k, .. } = &trial.cell;
+        let setting = [trial.corpus.clone(), partition.to_string(), times(top_k), trial.cell.image()];
+        setting.map(Into::into).into_iter().chain(against).collect()
+    };
+    let rivals = RIVALS.iter().map(|rival| Column::text(&format!("∫SPS − {rival}")));
+    Told {
+        heading: "Every setting".into(),
+        prose: "Loss along ∫SPS paths minus loss along each rival's, nats a token; its 95 % interval over documents and, behind ±, half of that over models. Better and \
+                worse: both intervals."
+            .into(),
+        table: Table {
+            columns: ["text", "partition", "k", "image"].map(Column::text).into_iter().chain(rivals).collect(),
+            rows: trials.iter().map(row).collect(),
+        },
     }
 }

@@ -1,6 +1,6 @@
 //! The comparison's page: its tables, and the curves behind them.
 
-use super::claim::verdict;
+use super::claim::{Trial, verdict};
 use super::outcome::{Finished, Outcome, Via};
 use super::{Cell, CompareConfig, causal};
 use crate::Result;
@@ -11,7 +11,7 @@ use crate::report::{BarSeries, Bars, Figure, Lines, Page, Section, Series, Serie
 ///
 /// # Errors
 /// What the system reports.
-pub fn write_report(outcome: &Outcome, config: &CompareConfig) -> Result<()> {
+pub fn write_report(outcome: &Outcome, trials: &[Trial], config: &CompareConfig) -> Result<()> {
     let mut sections = Vec::new();
     for (name, corpus) in &outcome.corpora {
         sections.push(Section {
@@ -28,7 +28,7 @@ pub fn write_report(outcome: &Outcome, config: &CompareConfig) -> Result<()> {
                 .collect(),
         });
     }
-    for told in outcome.tables(config) {
+    for told in outcome.tables(config, trials) {
         sections.push(Section {
             heading: told.heading,
             prose: Vec::new(),
@@ -37,7 +37,7 @@ pub fn write_report(outcome: &Outcome, config: &CompareConfig) -> Result<()> {
     }
     let page = Page {
         title: "Does ∫SPS route better than anything else?".into(),
-        lead: verdict(&outcome.trials(config)),
+        lead: verdict(trials),
         facts: vec![
             ("seeds".into(), config.seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
             ("cells a seed and text".into(), config.cells().len().to_string()),

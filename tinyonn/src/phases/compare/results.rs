@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::claim::verdict;
+use super::claim::{Trial, verdict};
+use super::label_tables::settings_table;
 use super::outcome::Outcome;
 use super::router_table::loads;
 use super::told::Told;
@@ -11,8 +12,8 @@ use crate::{Result, files};
 
 impl Outcome {
     /// All tables, in the order in which they are told.
-    pub(super) fn tables(&self, config: &CompareConfig) -> Vec<Told> {
-        let mut told = vec![self.settings(config)];
+    pub(super) fn tables(&self, config: &CompareConfig, trials: &[Trial]) -> Vec<Told> {
+        let mut told = vec![settings_table(trials)];
         for (name, corpus) in &self.corpora {
             told.push(self.sources(config, name, corpus));
             told.push(self.partitions(config, name, corpus));
@@ -27,17 +28,22 @@ impl Outcome {
     }
 }
 
-/// Writes the results of `outcome`, with how to come by them: `provenance`, lines of name and value.
+/// Writes the results of `outcome` and its `trials`, with how to come by them: `provenance`, lines of name and value.
 ///
 /// # Errors
 /// What the system reports.
-pub fn write_results(outcome: &Outcome, config: &CompareConfig, provenance: &[(String, String)]) -> Result<()> {
+pub fn write_results(
+    outcome: &Outcome,
+    trials: &[Trial],
+    config: &CompareConfig,
+    provenance: &[(String, String)],
+) -> Result<()> {
     let mut page = String::from("# Does ∫SPS route better than anything else?\n\n");
-    let mut said = verdict(&outcome.trials(config)).into_iter();
+    let mut said = verdict(trials).into_iter();
     if let Some(answer) = said.next() {
         let _ = writeln!(page, "**{answer}**\n");
     }
-    outcome.in_short(config).into_iter().chain(said).for_each(|line| {
+    outcome.in_short(config, trials).into_iter().chain(said).for_each(|line| {
         let _ = writeln!(page, "- {line}");
     });
     page.push_str("\nWritten by `exp_compare` from its records; not edited by hand.\n\n");
@@ -69,7 +75,7 @@ pub fn write_results(outcome: &Outcome, config: &CompareConfig, provenance: &[(S
             documents.join(", "),
         );
     }
-    for told in outcome.tables(config) {
+    for told in outcome.tables(config, trials) {
         let _ = write!(page, "\n## {}\n\n{}\n\n{}", told.heading, told.prose, told.table.markdown()?);
     }
     files::write(&config.results, page)

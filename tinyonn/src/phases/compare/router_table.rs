@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use super::outcome::{Finished, Outcome, Via, mean};
 use super::record::RoutedRecord;
-use super::told::{Told, each, nats, signed, text, times};
+use super::told::{Told, each, signed, times};
 use super::{Cell, CompareConfig};
 use crate::imaging::LabelBalance;
 use crate::moe::LayerLoad;
 use crate::phases::LabelUnit;
-use crate::report::{Column, Kind, Table};
+use crate::report::{Column, Table};
 
 impl Outcome {
     /// Through routers, one factor at a time.
@@ -38,7 +38,7 @@ impl Outcome {
         Told {
             heading: format!("Through routers ({name})"),
             prose: format!(
-                "Each row says in what it differs from the reference: `{}`, k = {}, `{}` partition, labels by `{}`, routers `{}`. Every token decides for itself. Routers are fitted to the first of three draws, where labels are drawn.",
+                "Each row says in what it differs from the reference: `{}`, k = {}, `{}` partition, labels by `{}`, routers `{}`. Routers are fitted to the first of three draws, where labels are drawn.",
                 best.variant,
                 times(&best.top_k),
                 best.partition,
@@ -47,14 +47,14 @@ impl Outcome {
             ),
             table: Table {
                 columns: vec![
-                    text("what differs"),
-                    nats("loss"),
-                    text("by seed"),
-                    text("loss − reference's"),
-                    text("loss − loss along its labels"),
-                    number("active, %"),
-                    number("groups found, %"),
-                    number("experts found, %"),
+                    Column::text("what differs"),
+                    Column::lowest("loss", 3),
+                    Column::text("by seed"),
+                    Column::text("loss − reference's"),
+                    Column::text("loss − loss along its labels"),
+                    Column::number("active, %", 1),
+                    Column::number("groups found, %", 1),
+                    Column::number("experts found, %", 1),
                 ],
                 rows,
             },
@@ -87,13 +87,13 @@ pub(super) fn loads(config: &CompareConfig, name: &str, corpus: &[Finished]) -> 
             .into(),
         table: Table {
             columns: vec![
-                text("what differs"),
-                number("max / mean"),
-                number("dead experts"),
-                number("spread over"),
-                Column { name: "evenness".into(), kind: Kind::Number { decimals: 3, best: None } },
-                text("experts a token"),
-                number("collapsed layers"),
+                Column::text("what differs"),
+                Column::number("max / mean", 1),
+                Column::number("dead experts", 1),
+                Column::number("spread over", 1),
+                Column::number("evenness", 3),
+                Column::text("experts a token"),
+                Column::number("collapsed layers", 1),
             ],
             rows: cells.iter().map(row).collect(),
         },
@@ -115,10 +115,6 @@ fn taken(corpus: &[Finished], cell: &Cell) -> String {
 /// What routers made of it, seed by seed.
 fn routed<'a>(corpus: &'a [Finished], cell: &'a Cell) -> impl Iterator<Item = &'a RoutedRecord> {
     corpus.iter().filter_map(|finished| finished.cell(cell)?.routed.as_ref())
-}
-
-fn number(name: &str) -> Column {
-    Column { name: name.into(), kind: Kind::Number { decimals: 1, best: None } }
 }
 
 impl Cell {

@@ -2,7 +2,7 @@
 
 use crate::metrics::Interval;
 pub(super) use crate::phases::frontier_page::times;
-use crate::report::{Best, Column, Kind, Table};
+use crate::report::Table;
 
 /// A table with its heading and what it shows.
 pub(super) struct Told {
@@ -11,12 +11,9 @@ pub(super) struct Told {
     pub(super) table: Table,
 }
 
-pub(super) fn text(name: &str) -> Column {
-    Column { name: name.into(), kind: Kind::Text }
-}
-
-pub(super) fn nats(name: &str) -> Column {
-    Column { name: name.into(), kind: Kind::Number { decimals: 3, best: Some(Best::Lowest) } }
+/// `mean over 3 seeds`; of a single one, `one seed`.
+pub(super) fn over_seeds(count: usize) -> String {
+    if count == 1 { "one seed".into() } else { format!("mean over {count} seeds") }
 }
 
 /// `2.286 2.315 2.183`.
