@@ -164,21 +164,23 @@ fn interventions_say_what_their_matrices_say() {
     assert!(apart(same) <= apart(drawn) && apart(same) < 0.25, "{} {}", drawn.norm_to_sps, same.norm_to_sps);
     assert_eq!(same.norm_to_matched, Some(same.norm_to_sps));
     assert_eq!((drawn.draws, same.draws, of("sps", "neuron", 0.0).draws), (3, 3, 1));
-    // What a source needs beyond its control is the one minus the other; the others have none.
+    // What a source needs beyond its control is the one minus the other at one norm; the others have none.
     for found in &summary.causal {
-        let control = format!("random_of_norm_of_{}", found.source);
-        let control = summary.causal.iter().find(|other| other.source == control && other.unit == found.unit);
-        let expected = control.filter(|_| found.factor == 0.0);
-        assert_eq!(found.beyond_matched.is_some(), expected.is_some(), "{} {}", found.source, found.factor);
-        if let (Some(beyond), Some(control)) = (found.beyond_matched, expected) {
-            // Sums over documents in another order.
-            let own = control.matched_specificity.unwrap();
-            approx::assert_abs_diff_eq!(beyond.mean, own.mean - control.specificity.mean, epsilon = 1e-9);
-            // What loses as much as the ablated loses all of it; where others have less norm, it keeps some.
-            let weaker = control.norm_to_matched.unwrap() < 0.99;
-            assert!(weaker || (own.mean - found.specificity.mean).abs() < 0.1 * found.specificity.mean.abs() + 1e-3);
-        }
+        let source = found.source.strip_suffix("_weakened");
+        assert_eq!(found.beyond_matched.is_some(), source.is_some(), "{}", found.source);
+        let Some(source) = source else { continue };
+        let control = of(&format!("random_of_norm_of_{source}"), &found.unit, 0.0);
+        let ablated = of(source, &found.unit, 0.0);
+        // Sums over documents in another order.
+        let beyond = found.specificity.mean - control.specificity.mean;
+        approx::assert_abs_diff_eq!(found.beyond_matched.unwrap().mean, beyond, epsilon = 1e-9);
+        // Others that have the norm leave nothing to weaken: to a hundredth of the power, that is half as much of the norm.
+        assert!((0.0..1.0).contains(&found.factor) && found.takes());
+        let short = 1.0 - control.norm_to_matched.unwrap();
+        assert!(short > 0.01 || found.factor < 0.02, "{short} {}", found.factor);
+        assert_eq!(found.delta == ablated.delta, found.factor == 0.0);
     }
+    assert!(summary.causal.iter().any(|found| found.source == "sps_weakened"));
     assert!(summary.causal.iter().all(|found| found.factor == 0.0 || !found.source.starts_with("random")));
     // Multiplied by one and a half is another thing than taken away.
     assert_ne!(of("sps", "expert", 1.5).delta, of("sps", "expert", 0.0).delta);

@@ -5,15 +5,23 @@ use crate::Result;
 use crate::report::{BarSeries, Bars, Figure, Heatmap, Scale, Section, common_range};
 
 /// The sources whose matrices are drawn, each beside what it is held against.
-pub(super) const DRAWN: [&str; 6] =
-    ["sps", "random_of_norm_of_sps", "activation", "random_of_norm_of_activation", "taylor_magnitude", "taylor"];
+pub(super) const DRAWN: [&str; 8] = [
+    "sps",
+    "sps_weakened",
+    "random_of_norm_of_sps",
+    "activation",
+    "activation_weakened",
+    "random_of_norm_of_activation",
+    "taylor_magnitude",
+    "taylor",
+];
 
 /// Causal validation.
 pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Section> {
     let mut figures = Vec::new();
     for unit in ["expert", "neuron"] {
-        let of = |factor: f64| causal.iter().filter(move |found| found.unit == unit && found.factor == factor);
-        let mut ablated: Vec<&Intervention> = of(0.0).collect();
+        let of = |takes: bool| causal.iter().filter(move |found| found.unit == unit && found.takes() == takes);
+        let mut ablated: Vec<&Intervention> = of(true).collect();
         ablated.sort_by(|a, b| b.specificity.mean.total_cmp(&a.specificity.mean));
         let bars = Bars {
             title: format!("What a task loses more than others do without a tenth of its {unit}s"),
@@ -33,20 +41,20 @@ pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Sectio
             beyond(&ablated)
         );
         figures.push(Figure::plot(format!("specificity-{unit}"), &bars, caption)?);
-        for factor in [0.0, 1.5] {
+        for takes in [true, false] {
             let drawn: Vec<&Intervention> =
-                DRAWN.iter().filter_map(|source| of(factor).find(|found| found.source == *source)).collect();
+                DRAWN.iter().filter_map(|source| of(takes).find(|found| found.source == *source)).collect();
             let range = common_range(drawn.iter().map(|found| &found.delta));
             for found in drawn {
-                let map = matrix((unit, &found.source, factor), &found.delta, tasks, range);
+                let map = matrix((unit, &found.source, takes), &found.delta, tasks, range);
                 let matched = found
                     .norm_to_matched
                     .map_or(String::new(), |ratio| format!(", {ratio:.2} of that of the units they are held against"));
                 let caption = format!(
-                    "{} {unit}s of each layer, outputs × {factor}; their norm is {:.2} of that of the highest ∫SPS{matched}. One scale for all such matrices.",
-                    found.count, found.norm_to_sps
+                    "{} {unit}s of each layer, outputs × {:.2}; the norm touched is {:.2} of that of the highest ∫SPS{matched}. One scale for all such matrices.",
+                    found.count, found.factor, found.norm_to_sps
                 );
-                figures.push(Figure::plot(stem((unit, &found.source, factor)), &map, caption)?);
+                figures.push(Figure::plot(stem((unit, &found.source, takes)), &map, caption)?);
             }
         }
     }
@@ -56,7 +64,7 @@ pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Sectio
             "The units of each layer that score highest on a task are ablated (their outputs × 0) or amplified (× 1.5), everything else active, and \
              the change of every task's held-out loss is measured. If the image points at what its own task needs, the diagonal stands out. What puts \
              out much on a task's text costs that text much, whatever it is for: so beside ∫SPS' and activation's units stand random others, as many and of the \
-             same output norm; where even the strongest others have less, the score's own outputs are weakened to lose no more. Random units are ablated only."
+             same output norm; where even the strongest others have less, the score's own outputs, weakened to lose no more, stand in (“at random's norm”). Random units are ablated only."
                 .into(),
         ],
         figures,
@@ -75,16 +83,18 @@ fn beyond(ablated: &[&Intervention]) -> String {
 
 /// Change of the loss, `[task whose units are touched][task measured]`.
 pub(super) fn matrix(
-    (unit, source, factor): (&str, &str, f64),
+    (unit, source, takes): (&str, &str, bool),
     delta: &[Vec<f64>],
     tasks: &[String],
     range: Option<(f64, f64)>,
 ) -> Heatmap {
     let chosen = chosen_by(source);
-    let (title, done) = if factor == 0.0 {
+    let (title, done) = if source.ends_with("_weakened") {
+        (format!("With the {unit}s weakened: {chosen}"), "are weakened")
+    } else if takes {
         (format!("Without the {unit}s: {chosen}"), "are missing")
     } else {
-        (format!("The {unit}s × {factor}: {chosen}"), "are amplified")
+        (format!("The {unit}s × 1.5: {chosen}"), "are amplified")
     };
     Heatmap {
         title,
@@ -102,8 +112,8 @@ pub(super) fn matrix(
 }
 
 /// The name of a matrix' files.
-pub(super) fn stem((unit, source, factor): (&str, &str, f64)) -> String {
-    let done = if factor == 0.0 { "ablated" } else { "amplified" };
+pub(super) fn stem((unit, source, takes): (&str, &str, bool)) -> String {
+    let done = if takes { "ablated" } else { "amplified" };
     format!("{done}-{unit}-{}", source.replace('_', "-"))
 }
 
@@ -117,6 +127,9 @@ pub(super) fn chosen_by(source: &str) -> String {
     };
     if let Some(matched) = source.strip_prefix("random_of_norm_of_") {
         return format!("random, norm of {}", score(matched));
+    }
+    if let Some(weakened) = source.strip_suffix("_weakened") {
+        return format!("highest {}, at random's norm", score(weakened));
     }
     if let Some(lowest) = source.strip_suffix("_lowest") {
         return format!("lowest {}", score(lowest));

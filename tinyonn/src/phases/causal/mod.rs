@@ -37,31 +37,36 @@ const FACTORS: [f64; 2] = [0.0, 1.5];
 /// One kind of intervention, on every task in turn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intervention {
-    /// What chose the units: a score, `random`, or `random_of_norm_of_` a score.
+    /// What chose the units: a score, `random`, `random_of_norm_of_` a score, or a score and `_weakened`: its own at the norm of those.
     pub source: String,
     /// `expert` or `neuron`.
     pub unit: String,
-    /// What their outputs were multiplied by.
+    /// What their outputs were multiplied by; of weakened ones, the mean over tasks and layers.
     pub factor: f64,
     /// Units touched in each layer.
     pub count: usize,
     /// Draws of random units, whose mean all figures are; 1 of what a score chose.
     pub draws: usize,
-    /// Their output norm relative to that of the task's highest ∫SPS, mean over tasks.
+    /// Their output norm, of weakened ones what they lose of it, relative to that of the task's highest ∫SPS, mean over tasks.
     pub norm_to_sps: f64,
     /// The same relative to the units whose norm they were drawn to have; it is 1 but where no other units come that near.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_to_matched: Option<f64>,
-    /// The specificity of the units whose norm they were drawn to have, where these lose no more norm than the random ones have.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub matched_specificity: Option<Interval>,
     /// Change of the loss in nats a token, `[task whose units are touched][task measured]`.
     pub delta: Vec<Vec<f64>>,
     /// Mean of the diagonal minus mean of the rest.
     pub specificity: Interval,
-    /// Specificity at the norm of random units of the same number, minus theirs, paired by document; where such were drawn.
+    /// Of weakened ones: specificity minus that of the random units whose number and norm they share, paired by document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beyond_matched: Option<Interval>,
+}
+
+impl Intervention {
+    /// Whether outputs were taken away, in whole or in part.
+    #[must_use]
+    pub fn takes(&self) -> bool {
+        self.factor < 1.0
+    }
 }
 
 /// What interventions are measured on.
@@ -70,9 +75,6 @@ struct Ground<'a> {
     set: TokenSet,
     dense: Losses,
 }
-
-/// An intervention, and what each document adds to its specificity.
-type Measured = (Intervention, Vec<(f64, f64)>);
 
 impl Run<'_> {
     /// All interventions; `units[layer][i]` is the expert of neuron i.
@@ -99,71 +101,43 @@ impl Run<'_> {
 
     fn interventions(&self, ground: &Ground<'_>, of: &Layers<'_>, step: impl Fn()) -> Result<Vec<Intervention>> {
         let sps = SPS.choose(ground.scan, of);
-        let mut done: Vec<Measured> = Vec::new();
+        let mut done = Vec::new();
         for source in sources() {
             let chosen = [source.choose(ground.scan, of)];
             for factor in FACTORS {
-                done.push(self.measured(ground, of, (source.name(), factor), &chosen, &sps)?);
+                done.push(self.measured(ground, of, source.name(), &chosen, &of.all(factor), &sps)?.0);
                 step();
             }
         }
         for control in CONTROLS {
             let matched = control.matched(ground.scan, of);
             let drawn = control.draw(of, matched.as_ref(), self.config.seed);
-            let (mut found, by_document) = self.measured(ground, of, (control.name(), 0.0), &drawn, &sps)?;
-            if let (Control::OfNorm(source), Some(matched)) = (control, &matched) {
-                let factors = weakening(matched, &drawn, &of.power);
-                let changes = self.changes(ground, of, std::slice::from_ref(matched), &factors)?;
-                let weakened = specificity(&changes, &ground.dense.by_document);
-                found.norm_to_matched = Some(mean_norm_ratio(&drawn, matched, of));
-                found.matched_specificity = Some(interval(&weakened, self.config.seed));
-                let own = done.iter_mut().find(|(own, _)| own.source == source.name() && own.factor == 0.0);
-                if let Some((own, _)) = own {
-                    own.beyond_matched = Some(interval(&difference(&weakened, &by_document), self.config.seed));
-                }
+            let (mut random, of_random) = self.measured(ground, of, control.name(), &drawn, &of.all(0.0), &sps)?;
+            if let (Control::OfNorm(source), Some(matched)) = (control, matched) {
+                let factors = weakening(&matched, &drawn, &of.power);
+                random.norm_to_matched = Some(mean_norm_ratio(&drawn, &matched, of));
+                let name = format!("{}_weakened", source.name());
+                let (mut own, of_own) = self.measured(ground, of, name, &[matched], &factors, &sps)?;
+                own.norm_to_sps = own.norm_to_sps.min(random.norm_to_sps);
+                own.beyond_matched = Some(interval(&difference(&of_own, &of_random), self.config.seed));
+                done.push(own);
             }
-            done.push((found, by_document));
+            done.push(random);
             step();
         }
-        Ok(done.into_iter().map(|(found, _)| found).collect())
+        Ok(done)
     }
 
-    /// One intervention, mean over the `draws` of its units.
+    /// One intervention, outputs × `factors[task][layer]`, mean over the `draws` of its units; and what each document adds to its specificity.
     fn measured(
         &self,
         ground: &Ground<'_>,
         of: &Layers<'_>,
-        (source, factor): (String, f64),
-        draws: &[Units],
-        sps: &Units,
-    ) -> Result<Measured> {
-        let factors = vec![vec![factor; of.owner.len()]; sps.len()];
-        let changes = self.changes(ground, of, draws, &factors)?;
-        let by_document = specificity(&changes, &ground.dense.by_document);
-        let found = Intervention {
-            source,
-            unit: of.unit.into(),
-            factor,
-            count: of.touched,
-            draws: draws.len(),
-            norm_to_sps: mean_norm_ratio(draws, sps, of),
-            norm_to_matched: None,
-            matched_specificity: None,
-            specificity: interval(&by_document, self.config.seed),
-            beyond_matched: None,
-            delta: changes.into_iter().map(|change| change.by_task).collect(),
-        };
-        Ok((found, by_document))
-    }
-
-    /// What it does to touch each task's units, outputs × `factors[task][layer]`; mean over the `draws` of units.
-    fn changes(
-        &self,
-        ground: &Ground<'_>,
-        of: &Layers<'_>,
+        source: String,
         draws: &[Units],
         factors: &[Vec<f64>],
-    ) -> Result<Vec<Change>> {
+        sps: &Units,
+    ) -> Result<(Intervention, Vec<(f64, f64)>)> {
         let after = |units: &Units, task: usize| {
             let touched = self.touched(&units[task], of.owner, &factors[task])?;
             self.evaluate_on(&touched, &ground.set, &RouteCtx::all())
@@ -172,7 +146,22 @@ impl Run<'_> {
             let draws = draws.iter().map(|units| after(units, task)).collect::<Result<Vec<_>>>()?;
             Ok(Change::new(&draws, &ground.dense))
         };
-        (0..factors.len()).map(change).collect()
+        let changes = (0..factors.len()).map(change).collect::<Result<Vec<_>>>()?;
+        let by_document = specificity(&changes, &ground.dense.by_document);
+        let of_layers = factors.iter().flatten();
+        let found = Intervention {
+            source,
+            unit: of.unit.into(),
+            factor: of_layers.clone().sum::<f64>() / of_layers.count().max(1) as f64,
+            count: of.touched,
+            draws: draws.len(),
+            norm_to_sps: mean_norm_ratio(draws, sps, of),
+            norm_to_matched: None,
+            specificity: interval(&by_document, self.config.seed),
+            beyond_matched: None,
+            delta: changes.into_iter().map(|change| change.by_task).collect(),
+        };
+        Ok((found, by_document))
     }
 
     /// The dense model with the outputs of `layers[layer]`, units of neurons by `owner`, multiplied by a factor a layer.

@@ -26,6 +26,13 @@ pub(super) struct Layers<'a> {
     pub(super) power: Vec<Vec<Vec<f64>>>,
 }
 
+impl Layers<'_> {
+    /// One factor for all tasks and layers.
+    pub(super) fn all(&self, factor: f64) -> Vec<Vec<f64>> {
+        self.power.iter().map(|layers| vec![factor; layers.len()]).collect()
+    }
+}
+
 /// What a score points at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {

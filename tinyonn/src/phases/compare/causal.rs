@@ -43,21 +43,21 @@ impl Row<'_> {
     }
 }
 
-/// What was done with `factor`, in the order in which it was done.
-fn rows(corpus: &[Finished], factor: f64) -> Vec<Row<'_>> {
+/// What took outputs away, or what amplified them, in the order in which it was done.
+fn rows(corpus: &[Finished], takes: bool) -> Vec<Row<'_>> {
     let first = corpus.first().map_or(&[][..], |finished| &finished.subject.causal);
     let row = |found: &'_ Intervention| {
         let same =
-            |other: &&Intervention| other.source == found.source && other.unit == found.unit && other.factor == factor;
+            |other: &&Intervention| other.source == found.source && other.unit == found.unit && other.takes() == takes;
         corpus.iter().filter_map(|finished| finished.subject.causal.iter().find(same)).collect::<Vec<_>>()
     };
-    let done = first.iter().filter(|found| found.factor == factor);
+    let done = first.iter().filter(|found| found.takes() == takes);
     done.map(|found| Row { unit: &found.unit, source: &found.source, seeds: row(found) }).collect()
 }
 
 /// One row a source and unit.
 pub(super) fn table(name: &str, corpus: &[Finished]) -> Told {
-    let amplified = rows(corpus, 1.5);
+    let amplified = rows(corpus, false);
     let row = |row: &Row<'_>| {
         let own = |found: &Intervention| {
             let diagonal = found.delta.iter().enumerate().filter_map(|(task, row)| row.get(task));
@@ -79,9 +79,9 @@ pub(super) fn table(name: &str, corpus: &[Finished]) -> Told {
     Told {
         heading: format!("Does a task need what its image points at? ({name})"),
         prose: "The tenth of every layer's units that scores highest on a task is ablated (× 0) or amplified (× 1.5), all else active. Specificity: what that costs the task \
-                itself minus what it costs the other tasks, in nats a token; above zero, the score finds what its own task needs. Beyond matched: at one norm, minus the specificity of \
-                random units, drawn three times among those that are not the score's own, as many and of the same output norm; where even the strongest of them have \
-                less (the last column), the score's own outputs are weakened so that they lose no more. In brackets the models whose own 95 % interval over documents is above zero. Norms: √Σ E[h²] ‖W_d[:, i]‖². On a quarter of the test \
+                itself minus what it costs the other tasks, in nats a token; above zero, the score finds what its own task needs. Beyond matched: the score's own units beside random \
+                others, as many and of the same output norm, drawn three times; where even the strongest others have less (the last column), the score's own outputs are weakened \
+                so that they lose no more (at random's norm). In brackets the models whose own 95 % interval over documents is above zero. Norms: √Σ E[h²] ‖W_d[:, i]‖². On a quarter of the test \
                 tokens; experts are those of the reference's partition."
             .into(),
         table: Table {
@@ -96,7 +96,7 @@ pub(super) fn table(name: &str, corpus: &[Finished]) -> Told {
                 Column::number("norm ÷ ∫SPS'", 3),
                 Column::number("norm ÷ matched", 3),
             ],
-            rows: rows(corpus, 0.0).iter().map(row).collect(),
+            rows: rows(corpus, true).iter().map(row).collect(),
         },
     }
 }
@@ -106,7 +106,7 @@ pub(super) fn pictures(name: &str, corpus: &[Finished]) -> Result<Vec<Figure>> {
     let tasks = corpus.first().map_or(&[][..], |finished| &finished.subject.tasks);
     let mut figures = Vec::new();
     for unit in ["expert", "neuron"] {
-        let mut ablated = rows(corpus, 0.0);
+        let mut ablated = rows(corpus, true);
         ablated.retain(|row| row.unit == unit);
         ablated.sort_by(|a, b| mean(&b.specificity()).total_cmp(&mean(&a.specificity())));
         if ablated.is_empty() {
@@ -121,8 +121,8 @@ pub(super) fn pictures(name: &str, corpus: &[Finished]) -> Result<Vec<Figure>> {
         let range = common_range(drawn.iter().map(|(_, delta)| delta));
         for (row, delta) in &drawn {
             let caption = format!("{name}, {}. One scale for all such matrices.", over_seeds(row.seeds.len()));
-            let map = matrix((unit, row.source, 0.0), delta, tasks, range);
-            figures.push(Figure::plot(format!("{}-{name}", stem((unit, row.source, 0.0))), &map, caption)?);
+            let map = matrix((unit, row.source, true), delta, tasks, range);
+            figures.push(Figure::plot(format!("{}-{name}", stem((unit, row.source, true))), &map, caption)?);
         }
     }
     Ok(figures)
