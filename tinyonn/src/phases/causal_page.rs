@@ -123,6 +123,7 @@ pub(super) fn chosen_by(source: &str) -> String {
         "sps" => "∫SPS".to_owned(),
         "taylor_magnitude" => "|Taylor|".into(),
         "taylor" => "Taylor".into(),
+        "activation_plus_surprise" => "activation + surprise".into(),
         name => name.replace('_', " "),
     };
     if let Some(matched) = source.strip_prefix("random_of_norm_of_") {
