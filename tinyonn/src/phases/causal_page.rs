@@ -1,16 +1,16 @@
 //! The pictures of causal validation: what ablating and amplifying does.
 
-use super::causal::Intervention;
+use super::causal::{AS_OTHERS, AS_RANDOM, Intervention};
 use crate::Result;
 use crate::report::{BarSeries, Bars, Figure, Heatmap, Scale, Section, common_range};
 
 /// The sources whose matrices are drawn, each beside what it is held against.
 pub(super) const DRAWN: [&str; 8] = [
     "sps",
-    "sps_weakened",
+    "sps_as_others",
     "random_of_norm_of_sps",
     "activation",
-    "activation_weakened",
+    "activation_as_others",
     "random_of_norm_of_activation",
     "taylor_magnitude",
     "taylor",
@@ -20,41 +20,28 @@ pub(super) const DRAWN: [&str; 8] = [
 pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Section> {
     let mut figures = Vec::new();
     for unit in ["expert", "neuron"] {
-        let of = |takes: bool| causal.iter().filter(move |found| found.unit == unit && found.takes() == takes);
-        let mut ablated: Vec<&Intervention> = of(true).collect();
-        ablated.sort_by(|a, b| b.specificity.mean.total_cmp(&a.specificity.mean));
-        let bars = Bars {
-            title: format!("What a task loses more than others do without a tenth of its {unit}s"),
-            value_label: "diagonal minus rest, nats a token".into(),
-            categories: ablated.iter().map(|found| chosen_by(&found.source)).collect(),
-            series: vec![BarSeries {
-                name: "× 0".into(),
-                values: ablated.iter().map(|found| found.specificity.mean).collect(),
-                whiskers: Some(ablated.iter().map(|found| (found.specificity.low, found.specificity.high)).collect()),
-            }],
-            reference: None,
-        };
-        let Some(first) = ablated.first() else { continue };
-        let caption = format!(
-            "The {} {unit}s of each layer that a score is highest for, or random ones, the mean of three draws; 95 % intervals over documents. {}",
-            first.count,
-            beyond(&ablated)
-        );
-        figures.push(Figure::plot(format!("specificity-{unit}"), &bars, caption)?);
-        for takes in [true, false] {
+        let of = |factor: f64| causal.iter().filter(move |found| found.unit == unit && found.factor == factor);
+        for factor in [0.0, 1.5] {
+            let all: Vec<&Intervention> = of(factor).collect();
+            if all.is_empty() {
+                continue;
+            }
+            figures.push(specificity((unit, factor), all)?);
             let drawn: Vec<&Intervention> =
-                DRAWN.iter().filter_map(|source| of(takes).find(|found| found.source == *source)).collect();
+                DRAWN.iter().filter_map(|source| of(factor).find(|found| found.source == *source)).collect();
             let range = common_range(drawn.iter().map(|found| &found.delta));
             for found in drawn {
-                let map = matrix((unit, &found.source, takes), &found.delta, tasks, range);
+                let map = matrix((unit, &found.source, factor), &found.delta, tasks, range);
                 let matched = found
                     .norm_to_matched
                     .map_or(String::new(), |ratio| format!(", {ratio:.2} of that of the units they are held against"));
                 let caption = format!(
                     "{} {unit}s of each layer, outputs × {:.2}; the norm touched is {:.2} of that of the highest ∫SPS{matched}. One scale for all such matrices.",
-                    found.count, found.factor, found.norm_to_sps
+                    found.count,
+                    1.0 + (factor - 1.0) * found.strength,
+                    found.norm_to_sps
                 );
-                figures.push(Figure::plot(stem((unit, &found.source, takes)), &map, caption)?);
+                figures.push(Figure::plot(stem((unit, &found.source, factor)), &map, caption)?);
             }
         }
     }
@@ -63,38 +50,71 @@ pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Sectio
         prose: vec![
             "The units of each layer that score highest on a task are ablated (their outputs × 0) or amplified (× 1.5), everything else active, and \
              the change of every task's held-out loss is measured. If the image points at what its own task needs, the diagonal stands out. What puts \
-             out much on a task's text costs that text much, whatever it is for: so beside ∫SPS' and activation's units stand random others, as many and of the \
-             same output norm; where even the strongest others have less, the score's own outputs, weakened to lose no more, stand in (“at random's norm”). Random units are ablated only."
+             out much on a task's text costs that text much, whatever it is for: so ∫SPS' and activation's units are held against others at one number and one \
+             norm of outputs. Random units have less norm: of the score's own outputs only so large a share is taken (“at random's norm”). Others that are drawn \
+             to have its norm are strong on the task's text too, the harder null; where even the strongest have less, its own are weakened to that (“at others' norm”)."
                 .into(),
         ],
         figures,
     })
 }
 
+/// Specificity by source, the most specific first.
+fn specificity((unit, factor): (&str, f64), mut found: Vec<&Intervention>) -> Result<Figure> {
+    found.sort_by(|a, b| b.specificity.mean.total_cmp(&a.specificity.mean));
+    let (stem, title) = titles(unit, factor);
+    let bars = Bars {
+        title,
+        value_label: "diagonal minus rest, nats a token".into(),
+        categories: found.iter().map(|found| chosen_by(&found.source)).collect(),
+        series: vec![BarSeries {
+            name: format!("× {factor}"),
+            values: found.iter().map(|found| found.specificity.mean).collect(),
+            whiskers: Some(found.iter().map(|found| (found.specificity.low, found.specificity.high)).collect()),
+        }],
+        reference: None,
+    };
+    let count = found.first().map_or(0, |found| found.count);
+    let caption = format!(
+        "The {count} {unit}s of each layer that a score is highest for, or random ones, the mean of three draws; 95 % intervals over documents. {}",
+        beyond(&found)
+    );
+    Figure::plot(stem, &bars, caption)
+}
+
+/// A figure's name and its title: what a task loses by an intervention on its own units, more than others do.
+pub(super) fn titles(unit: &str, factor: f64) -> (String, String) {
+    if factor == 0.0 {
+        let title = format!("What a task loses more than others do without a tenth of its {unit}s");
+        (format!("specificity-{unit}"), title)
+    } else {
+        let title = format!("What a task loses more than others do with a tenth of its {unit}s × {factor}");
+        (format!("specificity-amplified-{unit}"), title)
+    }
+}
+
 /// What sources need beyond units of their size, in a sentence.
-fn beyond(ablated: &[&Intervention]) -> String {
-    let said = ablated.iter().filter_map(|found| {
-        let beyond = found.beyond_matched?;
+fn beyond(found: &[&Intervention]) -> String {
+    let said = found.iter().filter_map(|found| {
+        let beyond = found.beyond_random?;
         Some(format!("{} {:+.3} [{:+.3}, {:+.3}]", chosen_by(&found.source), beyond.mean, beyond.low, beyond.high))
     });
     let said: Vec<String> = said.collect();
-    if said.is_empty() { String::new() } else { format!("At one norm, beyond random units: {}.", said.join("; ")) }
+    if said.is_empty() { String::new() } else { format!("Minus the units whose norm they have: {}.", said.join("; ")) }
 }
 
 /// Change of the loss, `[task whose units are touched][task measured]`.
 pub(super) fn matrix(
-    (unit, source, takes): (&str, &str, bool),
+    (unit, source, factor): (&str, &str, f64),
     delta: &[Vec<f64>],
     tasks: &[String],
     range: Option<(f64, f64)>,
 ) -> Heatmap {
     let chosen = chosen_by(source);
-    let (title, done) = if source.ends_with("_weakened") {
-        (format!("With the {unit}s weakened: {chosen}"), "are weakened")
-    } else if takes {
+    let (title, done) = if factor == 0.0 {
         (format!("Without the {unit}s: {chosen}"), "are missing")
     } else {
-        (format!("The {unit}s × 1.5: {chosen}"), "are amplified")
+        (format!("The {unit}s × {factor}: {chosen}"), "are amplified")
     };
     Heatmap {
         title,
@@ -112,12 +132,12 @@ pub(super) fn matrix(
 }
 
 /// The name of a matrix' files.
-pub(super) fn stem((unit, source, takes): (&str, &str, bool)) -> String {
-    let done = if takes { "ablated" } else { "amplified" };
+pub(super) fn stem((unit, source, factor): (&str, &str, f64)) -> String {
+    let done = if factor == 0.0 { "ablated" } else { "amplified" };
     format!("{done}-{unit}-{}", source.replace('_', "-"))
 }
 
-/// A source in words: `highest ∫SPS`, `random, norm of activation`.
+/// A source in words: `highest ∫SPS`, `others, norm of activation`.
 pub(super) fn chosen_by(source: &str) -> String {
     let score = |name: &str| match name {
         "sps" => "∫SPS".to_owned(),
@@ -127,10 +147,13 @@ pub(super) fn chosen_by(source: &str) -> String {
         name => name.replace('_', " "),
     };
     if let Some(matched) = source.strip_prefix("random_of_norm_of_") {
-        return format!("random, norm of {}", score(matched));
+        return format!("others, norm of {}", score(matched));
     }
-    if let Some(weakened) = source.strip_suffix("_weakened") {
-        return format!("highest {}, at random's norm", score(weakened));
+    if let Some(weakened) = source.strip_suffix(AS_RANDOM) {
+        return format!("{} at random's norm", score(weakened));
+    }
+    if let Some(weakened) = source.strip_suffix(AS_OTHERS) {
+        return format!("{} at others' norm", score(weakened));
     }
     if let Some(lowest) = source.strip_suffix("_lowest") {
         return format!("lowest {}", score(lowest));

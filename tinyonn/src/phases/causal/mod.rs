@@ -4,20 +4,25 @@
 //! held-out loss is measured: the matrix Δ[task whose units are touched][task measured]. The *specificity* is the mean of its diagonal minus the
 //! mean of the rest: above zero, a score finds what its own task needs and others do not.
 //!
-//! That alone may be size: what puts out much on a task's text costs that text much. So ∫SPS' and activation's units are held against
-//! random ones of the same number *and* output norm, `√Σ E[h_i²] ‖W_d[:, i]‖²` over the task's training text, drawn among the units that are not
-//! theirs, three times over. Few units often put out most of all: where even the strongest others have less norm, they stand in, and the source's
-//! own outputs are weakened instead of ablated, by so much that what is lost has their norm. [`Intervention::beyond_matched`] compares
-//! these two, of one number and one norm. Random units are ablated alone: three draws at two factors would be half of all the time.
+//! That alone may be size: what puts out much on a task's text costs that text much, whatever it is for. So ∫SPS' and activation's units are held
+//! against others of the same number *and* output norm, `√Σ E[h_i²] ‖W_d[:, i]‖²` over the task's training text (cross terms left out), in two ways:
+//!
+//! - against random units. These have less norm, so of the source's own outputs only as large a share is taken (or added) as has their norm;
+//! - against units that are not the source's own, drawn to have its norm. Where even the strongest others have less, they are these, and the
+//!   source's outputs are weakened as above. What is strong on a task's text is a null that knows the task: the harder one.
+//!
+//! [`Intervention::beyond_random`] is the difference of the two specificities, at one number and one norm.
 
 mod change;
+mod touch;
 mod units;
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use self::change::{Change, difference, specificity};
-use self::units::{CONTROLS, Control, Layers, SPS, Units, norm_ratio, sources, weakening};
+use self::touch::Touch;
+use self::units::{CONTROLS, Control, Layers, SPS, Units, sources};
 use super::run::Run;
 use crate::checkpoint::ParamStore;
 use crate::data::TokenSet;
@@ -28,26 +33,30 @@ use crate::train::Losses;
 use crate::{Error, Result};
 
 pub use self::units::random_of_norm;
+pub(super) use self::units::{AS_OTHERS, AS_RANDOM};
 
 /// The share of a layer's units that are touched.
 const SHARE: f64 = 0.1;
-/// What the outputs of a source's units are multiplied by.
+/// What outputs are multiplied by.
 const FACTORS: [f64; 2] = [0.0, 1.5];
 
 /// One kind of intervention, on every task in turn.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Intervention {
-    /// What chose the units: a score, `random`, `random_of_norm_of_` a score, or a score and `_weakened`: its own at the norm of those.
+    /// What chose the units: a score, `random`, `random_of_norm_of_` a score; a score's own weakened to the norm of the first are its
+    /// `_as_random`, to that of the second its `_as_others`.
     pub source: String,
     /// `expert` or `neuron`.
     pub unit: String,
-    /// What their outputs were multiplied by; of weakened ones, the mean over tasks and layers.
+    /// What their outputs were multiplied by, 0 or 1.5, where nothing is weakened.
     pub factor: f64,
+    /// How much of that was done: outputs × (1 + (factor − 1) · strength); mean over tasks and layers, 1 where nothing is weakened.
+    pub strength: f64,
     /// Units touched in each layer.
     pub count: usize,
-    /// Draws of random units, whose mean all figures are; 1 of what a score chose.
+    /// Draws of random units, whose mean all figures are; 1 of what a score chose, or where there is but one choice.
     pub draws: usize,
-    /// Their output norm, of weakened ones what they lose of it, relative to that of the task's highest ∫SPS, mean over tasks.
+    /// Their output norm × strength relative to that of the task's highest ∫SPS, mean over tasks.
     pub norm_to_sps: f64,
     /// The same relative to the units whose norm they were drawn to have; it is 1 but where no other units come that near.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,17 +65,9 @@ pub struct Intervention {
     pub delta: Vec<Vec<f64>>,
     /// Mean of the diagonal minus mean of the rest.
     pub specificity: Interval,
-    /// Of weakened ones: specificity minus that of the random units whose number and norm they share, paired by document.
+    /// Of weakened ones: specificity minus that of the units whose number and norm they share, paired by document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub beyond_matched: Option<Interval>,
-}
-
-impl Intervention {
-    /// Whether outputs were taken away, in whole or in part.
-    #[must_use]
-    pub fn takes(&self) -> bool {
-        self.factor < 1.0
-    }
+    pub beyond_random: Option<Interval>,
 }
 
 /// What interventions are measured on.
@@ -87,7 +88,7 @@ impl Run<'_> {
         let each = vec![(0..width as u32).collect::<Vec<_>>(); units.len()];
         let power = self.output_power(scan)?;
         let kinds = [("expert", units, experts), ("neuron", &each[..], width)];
-        let steps = kinds.len() * (sources().len() * FACTORS.len() + CONTROLS.len());
+        let steps = kinds.len() * FACTORS.len() * (sources().len() + CONTROLS.len());
         let progress = Progress::new(steps as u64, "causal");
         let mut done = Vec::new();
         for (unit, owner, count) in kinds {
@@ -101,64 +102,66 @@ impl Run<'_> {
 
     fn interventions(&self, ground: &Ground<'_>, of: &Layers<'_>, step: impl Fn()) -> Result<Vec<Intervention>> {
         let sps = SPS.choose(ground.scan, of);
+        let measured = |touch: &Touch, factor: f64| self.measured(ground, of, touch, factor, &sps);
         let mut done = Vec::new();
         for source in sources() {
-            let chosen = [source.choose(ground.scan, of)];
+            let touch = Touch::whole(source.name(), vec![source.choose(ground.scan, of)]);
             for factor in FACTORS {
-                done.push(self.measured(ground, of, source.name(), &chosen, &of.all(factor), &sps)?.0);
+                done.push(measured(&touch, factor)?.0);
                 step();
             }
         }
         for control in CONTROLS {
-            let matched = control.matched(ground.scan, of);
-            let drawn = control.draw(of, matched.as_ref(), self.config.seed);
-            let (mut random, of_random) = self.measured(ground, of, control.name(), &drawn, &of.all(0.0), &sps)?;
-            if let (Control::OfNorm(source), Some(matched)) = (control, matched) {
-                let factors = weakening(&matched, &drawn, &of.power);
-                random.norm_to_matched = Some(mean_norm_ratio(&drawn, &matched, of));
-                let name = format!("{}_weakened", source.name());
-                let (mut own, of_own) = self.measured(ground, of, name, &[matched], &factors, &sps)?;
-                own.norm_to_sps = own.norm_to_sps.min(random.norm_to_sps);
-                own.beyond_matched = Some(interval(&difference(&of_own, &of_random), self.config.seed));
-                done.push(own);
+            let drawn = Touch::whole(control.name(), control.draw(ground.scan, of, self.config.seed));
+            for factor in FACTORS {
+                let (mut random, of_random) = measured(&drawn, factor)?;
+                for source in control.held_against() {
+                    let own = source.choose(ground.scan, of);
+                    if let Control::OfNorm(_) = control {
+                        random.norm_to_matched = Some(drawn.norm_to(&own, &of.power));
+                    }
+                    let weakened = Touch::weakened(control.weakened(*source), own, &drawn.draws, &of.power);
+                    let (mut found, of_own) = measured(&weakened, factor)?;
+                    found.beyond_random = Some(interval(&difference(&of_own, &of_random), self.config.seed));
+                    done.push(found);
+                }
+                done.push(random);
+                step();
             }
-            done.push(random);
-            step();
         }
         Ok(done)
     }
 
-    /// One intervention, outputs × `factors[task][layer]`, mean over the `draws` of its units; and what each document adds to its specificity.
+    /// One intervention, mean over the draws of its units; and what each document adds to its specificity.
     fn measured(
         &self,
         ground: &Ground<'_>,
         of: &Layers<'_>,
-        source: String,
-        draws: &[Units],
-        factors: &[Vec<f64>],
+        touch: &Touch,
+        factor: f64,
         sps: &Units,
     ) -> Result<(Intervention, Vec<(f64, f64)>)> {
         let after = |units: &Units, task: usize| {
-            let touched = self.touched(&units[task], of.owner, &factors[task])?;
+            let touched = self.touched(&units[task], of.owner, &touch.factors(task, factor))?;
             self.evaluate_on(&touched, &ground.set, &RouteCtx::all())
         };
         let change = |task: usize| {
-            let draws = draws.iter().map(|units| after(units, task)).collect::<Result<Vec<_>>>()?;
+            let draws = touch.draws.iter().map(|units| after(units, task)).collect::<Result<Vec<_>>>()?;
             Ok(Change::new(&draws, &ground.dense))
         };
-        let changes = (0..factors.len()).map(change).collect::<Result<Vec<_>>>()?;
+        let changes = (0..sps.len()).map(change).collect::<Result<Vec<_>>>()?;
         let by_document = specificity(&changes, &ground.dense.by_document);
-        let of_layers = factors.iter().flatten();
         let found = Intervention {
-            source,
+            source: touch.name.clone(),
             unit: of.unit.into(),
-            factor: of_layers.clone().sum::<f64>() / of_layers.count().max(1) as f64,
+            factor,
+            strength: touch.mean_strength(),
             count: of.touched,
-            draws: draws.len(),
-            norm_to_sps: mean_norm_ratio(draws, sps, of),
+            draws: touch.draws.len(),
+            norm_to_sps: touch.norm_to(sps, &of.power),
             norm_to_matched: None,
             specificity: interval(&by_document, self.config.seed),
-            beyond_matched: None,
+            beyond_random: None,
             delta: changes.into_iter().map(|change| change.by_task).collect(),
         };
         Ok((found, by_document))
@@ -216,9 +219,4 @@ fn unit_power(power: &[Vec<Vec<f64>>], owner: &[Vec<u32>], count: usize) -> Vec<
         sums
     };
     power.iter().map(|layers| layers.iter().zip(owner).map(of_layer).collect()).collect()
-}
-
-/// The output norm relative to that of `others`, mean over draws.
-fn mean_norm_ratio(draws: &[Units], others: &Units, of: &Layers<'_>) -> f64 {
-    draws.iter().map(|units| norm_ratio(units, others, &of.power)).sum::<f64>() / draws.len() as f64
 }

@@ -11,6 +11,10 @@ pub(super) type Units = Vec<Vec<Vec<usize>>>;
 
 /// Draws of random units.
 const DRAWS: usize = 3;
+/// What the name of a source ends with where its units are weakened to the norm of random ones.
+pub(in crate::phases) const AS_RANDOM: &str = "_as_random";
+/// The same, to the norm of others that were drawn to have as much.
+pub(in crate::phases) const AS_OTHERS: &str = "_as_others";
 
 /// A layer's units, experts or neurons.
 pub(super) struct Layers<'a> {
@@ -24,13 +28,6 @@ pub(super) struct Layers<'a> {
     pub(super) touched: usize,
     /// Each unit's share of the output power, `[task][layer][unit]`.
     pub(super) power: Vec<Vec<Vec<f64>>>,
-}
-
-impl Layers<'_> {
-    /// One factor for all tasks and layers.
-    pub(super) fn all(&self, factor: f64) -> Vec<Vec<f64>> {
-        self.power.iter().map(|layers| vec![factor; layers.len()]).collect()
-    }
 }
 
 /// What a score points at.
@@ -101,24 +98,39 @@ impl Control {
         }
     }
 
-    /// The units whose norm is to be met.
-    pub(super) fn matched(self, scan: &NeuronScan, of: &Layers<'_>) -> Option<Units> {
+    /// The sources whose units, weakened to its norm, it is held against.
+    pub(super) fn held_against(&self) -> &[Source] {
         match self {
-            Self::Random => None,
-            Self::OfNorm(source) => Some(source.choose(scan, of)),
+            Self::Random => &[SPS, ACTIVATION],
+            Self::OfNorm(source) => std::slice::from_ref(source),
         }
     }
 
-    /// Several draws, all from one stream.
-    pub(super) fn draw(self, of: &Layers<'_>, matched: Option<&Units>, seed: u64) -> Vec<Units> {
+    /// The name of a source's units weakened to its norm.
+    pub(super) fn weakened(self, source: Source) -> String {
+        let to = match self {
+            Self::Random => AS_RANDOM,
+            Self::OfNorm(_) => AS_OTHERS,
+        };
+        source.name() + to
+    }
+
+    /// Several draws, all from one stream; of draws that are all the same, one.
+    pub(super) fn draw(self, scan: &NeuronScan, of: &Layers<'_>, seed: u64) -> Vec<Units> {
         let mut rng = random::stream(seed, &format!("causal/{}/{}", of.unit, self.name()));
-        let mut layer = |task: usize, layer: usize| match matched {
+        let matched = match self {
+            Self::Random => None,
+            Self::OfNorm(source) => Some(source.choose(scan, of)),
+        };
+        let mut layer = |task: usize, layer: usize| match &matched {
             None => drawn((0..of.count).collect(), of.touched, &mut rng),
             Some(matched) => random_of_norm(&of.power[task][layer], &matched[task][layer], &mut rng),
         };
         let (tasks, layers) = (of.power.len(), of.owner.len());
         let mut units = || (0..tasks).map(|task| (0..layers).map(|at| layer(task, at)).collect()).collect();
-        (0..DRAWS).map(|_| units()).collect()
+        let mut draws: Vec<Units> = (0..DRAWS).map(|_| units()).collect();
+        draws.dedup();
+        draws
     }
 }
 
@@ -164,42 +176,4 @@ pub fn random_of_norm(power: &[f64], matched: &[usize], rng: &mut Rng) -> Vec<us
     }
     others.truncate(touched);
     others
-}
-
-/// The output norm of some units relative to that of others, mean over tasks.
-pub(super) fn norm_ratio(units: &Units, others: &Units, power: &[Vec<Vec<f64>>]) -> f64 {
-    let norm = |units: &Vec<Vec<usize>>, power: &Vec<Vec<f64>>| {
-        units.iter().zip(power).flat_map(|(units, power)| units.iter().map(|u| power[*u])).sum::<f64>().sqrt()
-    };
-    let of_task = |((units, others), power)| norm(units, power) / norm(others, power).max(f64::MIN_POSITIVE);
-    units.iter().zip(others).zip(power).map(of_task).sum::<f64>() / units.len() as f64
-}
-
-/// What the outputs of `units` are multiplied by, so that what they lose has the norm of `others`: 1 − ‖others‖ / ‖units‖, `[task][layer]`;
-/// 0 where `others` have as much or more.
-pub(super) fn weakening(units: &Units, others: &[Units], power: &[Vec<Vec<f64>>]) -> Vec<Vec<f64>> {
-    let norm = |units: &[usize], power: &[f64]| units.iter().map(|u| power[*u]).sum::<f64>().sqrt();
-    let factor = |task: usize, layer: usize| {
-        let power = &power[task][layer];
-        let drawn = others.iter().map(|units| norm(&units[task][layer], power)).sum::<f64>() / others.len() as f64;
-        (1.0 - drawn / norm(&units[task][layer], power).max(f64::MIN_POSITIVE)).max(0.0)
-    };
-    (0..units.len()).map(|task| (0..units[task].len()).map(|layer| factor(task, layer)).collect()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_weakened_loses_the_norm_of_others() {
-        // Norms: 5 of the first two units, 2.5 of the third, 6 of the fourth; one task, one layer.
-        let power = vec![vec![vec![9.0, 16.0, 6.25, 36.0]]];
-        let units = |units: &[usize]| vec![vec![units.to_vec()]];
-        let own = units(&[0, 1]);
-        assert_eq!(weakening(&own, &[units(&[2])], &power), [[0.5]]);
-        assert_eq!(weakening(&own, &[units(&[3])], &power), [[0.0]], "others that have more leave nothing");
-        assert_eq!(weakening(&own, &[units(&[2]), own.clone()], &power), [[0.25]], "the mean of the draws");
-        assert_eq!(norm_ratio(&units(&[2]), &own, &power), 0.5);
-    }
 }

@@ -43,7 +43,8 @@ pub fn write_results(
     if let Some(answer) = said.next() {
         let _ = writeln!(page, "**{answer}**\n");
     }
-    outcome.in_short(config, trials).into_iter().chain(said).for_each(|line| {
+    let needed = outcome.corpora.iter().filter_map(|(name, corpus)| causal::in_short(name, corpus));
+    outcome.in_short(config, trials).into_iter().chain(said).chain(needed).for_each(|line| {
         let _ = writeln!(page, "- {line}");
     });
     page.push_str("\nWritten by `exp_compare` from its records; not edited by hand.\n\n");
