@@ -147,6 +147,16 @@ impl LoadFigures {
         self.layers.iter().map(|layer| layer.evenness).sum::<f64>() / self.layers.len().max(1) as f64
     }
 
+    /// Tokens by the number of experts they took, over all layers.
+    #[must_use]
+    pub fn experts_taken(&self) -> BTreeMap<usize, u64> {
+        let mut all = BTreeMap::new();
+        for (experts, tokens) in self.layers.iter().flat_map(|layer| &layer.experts_taken) {
+            *all.entry(*experts).or_default() += tokens;
+        }
+        all
+    }
+
     /// Dead experts, mean over layers.
     #[must_use]
     pub fn dead(&self) -> f64 {

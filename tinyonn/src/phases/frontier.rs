@@ -16,7 +16,7 @@ use crate::checkpoint::ParamStore;
 use crate::imaging::Labels;
 use crate::metrics::{Interval, Progress, interval};
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::{ExpertsAre, LoadMeter, Pfag, RoutePer};
+use crate::moe::{ExpertsAre, LoadFigures, LoadMeter, Pfag, RoutePer};
 use crate::qwen3::{Qwen3ForCausalLm, RouteCtx};
 use crate::train::Losses;
 
@@ -90,6 +90,8 @@ pub struct FrontierPoint {
     /// The same over all passes: `surprisal` reads a whole sequence twice, first with all active. A step of generation has the
     /// surprisal of its token from the step before, for nothing.
     pub cost_share: f64,
+    /// What each expert was given to do.
+    pub load: LoadFigures,
     /// Nats a token.
     pub loss: Interval,
     /// Of what the MLPs are worth; none where they are worth nothing, as in a model that has not learnt.
@@ -192,6 +194,7 @@ impl Run<'_> {
                 expert_share: load.expert_share(),
                 active_share,
                 cost_share: active_share + choice.passes_before(),
+                load: load.figures(spec),
                 by_layer: if choice.top_k.len() > 1 { choice.top_k } else { Vec::new() },
                 loss: loss(&losses, self.config.seed),
                 recovery: recovery(documents(&losses), self.config.seed),

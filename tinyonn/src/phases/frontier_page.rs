@@ -25,6 +25,14 @@ pub(super) fn frontier(frontier: &Frontier) -> Result<Section> {
              Cost: the neurons that a token uses over all passes.",
         )?);
     }
+    let adaptive = adaptive(frontier);
+    if !adaptive.rows.is_empty() {
+        figures.push(Figure::table(
+            &adaptive,
+            "How many of its experts a token takes in a layer where the router's certainty or the token's surprisal decides, over all layers and test tokens, and the load: the most \
+             loaded expert's tokens over the mean expert's in the most uneven layer; experts without a token; the load's entropy over ln N.",
+        )?);
+    }
     Ok(Section {
         heading: "How much must be active?".into(),
         prose: vec![
@@ -77,6 +85,8 @@ fn leading<'a>(points: &[&'a FrontierPoint]) -> Vec<&'a FrontierPoint> {
     let mut best: Vec<&FrontierPoint> = Vec::new();
     for point in points {
         if best.last().is_none_or(|last| point.loss.mean < last.loss.mean) {
+            // Of one number of experts, whose neurons differ by a few, only the better one leads.
+            best.pop_if(|last| (last.expert_share - point.expert_share).abs() <= SAME);
             best.push(point);
         }
     }
@@ -92,6 +102,7 @@ fn points(frontier: &Frontier) -> Table {
         let recovery = point.recovery.map_or([f64::NAN; 3], |r| [r.mean, r.low, r.high].map(|x| 100.0 * x));
         let loss = [point.loss.mean, point.loss.low, point.loss.high];
         let numbers = [point.mass.unwrap_or(f64::NAN)].into_iter().chain(shares).chain(loss).chain(recovery);
+        let numbers = numbers.chain(load(point));
         text.into_iter().chain(numbers.map(Cell::from)).collect()
     };
     let numbers = [
@@ -105,10 +116,47 @@ fn points(frontier: &Frontier) -> Table {
         "recovery, %",
         "recovery, low",
         "recovery, high",
+        "fewest experts",
+        "experts a token",
+        "most experts",
+        "load, max / mean",
+        "dead experts a layer",
+        "evenness",
     ];
     let columns =
         ["form", "k", "k by layer"].map(Column::text).into_iter().chain(numbers.map(|name| Column::number(name, 1)));
     Table { columns: columns.collect(), rows: frontier.points.iter().map(row).collect() }
+}
+
+/// Fewest, mean and most experts that a token takes; and how evenly it falls out on them.
+fn load(point: &FrontierPoint) -> [f64; 6] {
+    let (load, taken) = (&point.load, point.load.experts_taken());
+    let tokens: u64 = taken.values().sum();
+    let mean = taken.iter().map(|(experts, tokens)| *experts as f64 * *tokens as f64).sum::<f64>() / tokens as f64;
+    let [least, most] = [taken.first_key_value(), taken.last_key_value()].map(|k| k.map_or(f64::NAN, |k| *k.0 as f64));
+    [least, mean, most, load.max_over_mean(), load.dead(), load.evenness()]
+}
+
+/// What the adaptive forms take, and how even that is.
+fn adaptive(frontier: &Frontier) -> Table {
+    let points = frontier.points.iter().filter(|point| !point.is_fixed());
+    let row = |point: &FrontierPoint| {
+        let recovery = recovered(Some(point));
+        std::iter::once(choice(point).into()).chain(load(point).map(Cell::from)).chain([recovery]).collect()
+    };
+    Table {
+        columns: vec![
+            Column::text("form"),
+            Column::number("fewest experts", 0),
+            Column::number("mean", 1),
+            Column::number("most", 0),
+            Column::number("load, max / mean", 2),
+            Column::number("dead experts a layer", 1),
+            Column::number("evenness", 3),
+            Column::text("recovery, %"),
+        ],
+        rows: points.map(row).collect(),
+    }
 }
 
 /// The asked shares: fixed and adaptive.

@@ -89,6 +89,12 @@ impl Cell {
         format!("{}{site}", self.form.name())
     }
 
+    /// The image, and whether labels are contrasted.
+    #[must_use]
+    pub(super) fn image_in_words(&self) -> String {
+        if self.contrast { format!("{}, contrasted", self.image()) } else { self.image() }
+    }
+
     /// A name that no other cell has, good for a file.
     #[must_use]
     pub fn id(&self) -> String {

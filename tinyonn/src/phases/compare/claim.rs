@@ -71,7 +71,7 @@ impl Trial {
 }
 
 impl Outcome {
-    /// Every setting that has labels by ∫SPS, without contrast, and by all rivals; along paths, no router between. Where surprise is measured at the
+    /// Every setting that has labels by ∫SPS and by all rivals; along paths, no router between. Where surprise is measured at the
     /// MLP's output, all units have the same, and ∫SPS is activation: that control is no setting.
     #[must_use]
     pub fn trials(&self, config: &CompareConfig) -> Vec<Trial> {
@@ -92,7 +92,7 @@ impl Outcome {
 }
 
 fn is_asked(cell: &Cell) -> bool {
-    cell.labels == LabelSource::SPS && !cell.contrast && !cell.routed && cell.grad_site != GradSite::Output
+    cell.labels == LabelSource::SPS && !cell.routed && cell.grad_site != GradSite::Output
 }
 
 /// What the trials say, in sentences: whether the claim held, where, by how much.
@@ -120,8 +120,8 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
         "The claim: labels by ∫SPS = z(activation) − z(surprise) find each task's optimal computation path. It holds where their held-out loss is \
          lower, paired by seed and document, with 95 % confidence over documents and over models, than that of the same paths dealt to other tasks, of labels by activation \
          alone, and of labels by first-order Taylor, signed or by magnitude, all without a router between; it is refuted where it is higher than one of theirs. A setting is a text, a partition of neurons \
-         into experts, a number of active experts, and a form of the image. Intervals over documents speak of these models, those over models (Student's t over seeds) of others made alike; \
-         neither is corrected for the number of settings. A document that several seeds test counts once a seed, and settings \
+         into experts, a number of active experts, a form of the image, and whether labels are contrasted (by what sets a task apart). Intervals over documents speak of these models, those over models (Student's t over seeds) of others made alike; \
+         neither is corrected for the number of settings or of rivals. A document that several seeds test counts once a seed, and settings \
          share cells of rivals: neither is independent."
             .to_owned(),
     ];
@@ -147,7 +147,7 @@ pub fn verdict(trials: &[Trial]) -> Vec<String> {
                 "{} text, `{partition}` partition, k = {}, image `{}`",
                 trial.corpus,
                 times(top_k),
-                trial.cell.image()
+                trial.cell.image_in_words()
             )
         };
         said.push(format!("It held here: {}.", held.iter().map(place).collect::<Vec<_>>().join("; ")));

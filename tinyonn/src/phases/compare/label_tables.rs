@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use super::claim::{RIVALS, Trial, settings};
 use super::outcome::{Finished, Outcome, Via, mean};
+use super::subject::ORACLE_SEQUENCES;
 use super::told::{Told, each, over_seeds, share, signed, times};
 use super::{Cell, CompareConfig};
-use crate::imaging::{Form, How, LabelSource, Partition, Score};
+use crate::imaging::{Form, How, LabelSource, LabelStatistics, Partition, Score};
 use crate::ops::GradSite;
 use crate::report::{Column, Table};
 
@@ -81,6 +82,10 @@ impl Outcome {
             }
             let delta = self.paired(corpus, (cell, Via::Paths), (&sps, Via::Paths));
             let recovery = self.recovery(corpus, cell, Via::Paths);
+            let said = corpus.iter().filter_map(|finished| Some(&finished.cell(cell)?.labels));
+            let said: Vec<&LabelStatistics> = said.collect();
+            let of_labels =
+                |f: fn(&LabelStatistics) -> f64| mean(&said.iter().map(|labels| f(labels)).collect::<Vec<_>>());
             let label = format!("{}{}", cell.labels, if cell.contrast { ", contrasted" } else { "" });
             rows.push((
                 mean(&seeds),
@@ -90,6 +95,9 @@ impl Outcome {
                     each(&seeds).into(),
                     share(recovery).into(),
                     signed(delta).into(),
+                    of_labels(|labels| labels.distinct_paths as f64).into(),
+                    of_labels(|labels| labels.entropy).into(),
+                    of_labels(|labels| labels.overlap).into(),
                 ],
             ));
         }
@@ -100,7 +108,10 @@ impl Outcome {
             heading: format!("Whose image knows the path? ({name})"),
             prose: format!(
                 "Loss along the paths of each source of labels, the task known, no router between: `{}`, `{}` partition, k = {}. Dense {:.3} nats a token ({}), without any MLP {:.3} \
-                 ({}). Seeds one by one; recovery of what the MLPs are worth and the difference to ∫SPS with 95 % intervals.",
+                 ({}). Seeds one by one; recovery of what the MLPs are worth and the difference to ∫SPS with 95 % intervals. Of the labels, mean over seeds (of drawn ones, the first \
+                 draw): different paths among the {} tasks; the entropy of the choice of an expert over tasks, mean over layers, {:.2} if all tasks shared one path and {:.2} if they \
+                 used all experts alike; |A ∩ B| / |A ∪ B| of two tasks' experts. `oracle` is a greedy search, expert by expert, for the lowest loss on {} training tokens a task: \
+                 what measuring finds, no bound.",
                 best.variant,
                 best.partition,
                 times(&best.top_k),
@@ -108,6 +119,10 @@ impl Outcome {
                 each(&dense),
                 mean(&without),
                 each(&without),
+                corpus.first().map_or(0, |finished| finished.subject.tasks.len()),
+                (best.active_experts() as f64).ln(),
+                (best.experts() as f64).ln(),
+                ORACLE_SEQUENCES * config.length,
             ),
             table: Table {
                 columns: vec![
@@ -116,6 +131,9 @@ impl Outcome {
                     Column::text("by seed"),
                     Column::text("recovery, %"),
                     Column::text("loss − loss along ∫SPS"),
+                    Column::number("different paths", 1),
+                    Column::number("entropy", 2),
+                    Column::number("overlap", 2),
                 ],
                 rows: rows.into_iter().map(|(_, row)| row).collect(),
             },
@@ -251,7 +269,7 @@ pub(super) fn settings_table(trials: &[Trial]) -> Told {
             format!("{} ± {half} {mark}", signed(Some(delta.interval))).into()
         });
         let Cell { partition, top_k, .. } = &trial.cell;
-        let setting = [trial.corpus.clone(), partition.to_string(), times(top_k), trial.cell.image()];
+        let setting = [trial.corpus.clone(), partition.to_string(), times(top_k), trial.cell.image_in_words()];
         setting.map(Into::into).into_iter().chain(against).collect()
     };
     let rivals = RIVALS.iter().map(|rival| Column::text(&format!("∫SPS − {rival}")));

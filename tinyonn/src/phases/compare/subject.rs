@@ -25,7 +25,7 @@ use crate::train::{LevelAccuracy, router_accuracy, row_accuracy};
 use crate::{Error, Result};
 
 /// Sequences of each task's training text that the oracle measures on: its time is most of a comparison's otherwise.
-const ORACLE_SEQUENCES: usize = 2;
+pub(super) const ORACLE_SEQUENCES: usize = 2;
 
 /// The expert of each neuron by layer.
 type Experts = Arc<Vec<Vec<u32>>>;
