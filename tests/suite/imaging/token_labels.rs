@@ -6,8 +6,11 @@ use candle_core::{DType, Device};
 use rstest::rstest;
 use tinyonn::data::TokenSet;
 use tinyonn::imaging::inputs::Window;
-use tinyonn::imaging::{NeuronScan, RouterInputs, RowLabels, Score, TokenScore, scan, token_labels};
-use tinyonn::moe::MoeSpec;
+use tinyonn::imaging::{
+    Integral, LabelBalance, Labels, NeuronScan, RouterInputs, RowLabels, Score, TokenScore, scan, token_labels,
+    token_prices,
+};
+use tinyonn::moe::{LayerLoad, MoeSpec};
 use tinyonn::ops::{self, MlpBackward, MlpProbe, WeightGrads};
 use tinyonn::qwen3::{Mlp, Qwen3ForCausalLm, RouteCtx};
 
@@ -147,7 +150,8 @@ fn a_token_takes_the_best_path_by_its_own_score(
 ) {
     let (model, set, (spec, experts)) = (model(), set(), spec(SPECS[hierarchy]));
     let (scan, units) = (scanned(&model, &set), units(experts));
-    let found = labelled(TokenScore { scan: &scan, score, contrast, units: &units, spec: &spec }, &set, 1);
+    let found =
+        labelled(TokenScore { scan: &scan, score, contrast, units: &units, spec: &spec, prices: None }, &set, 1);
     let (mut rows, mut different) = (0, 0);
     for (layer, seen) in seen(&model, &set).iter().enumerate() {
         let expected = scores(seen, score, contrast).into_iter().flatten();
@@ -168,7 +172,7 @@ fn a_token_takes_the_best_path_by_its_own_score(
 fn labels_are_of_the_rows_that_are_collected(#[case] stride: usize) {
     let (model, set, (spec, experts)) = (model(), set(), spec(SPECS[1]));
     let (scan, units) = (scanned(&model, &set), units(experts));
-    let by = TokenScore { scan: &scan, score: Score::Sps, contrast: false, units: &units, spec: &spec };
+    let by = TokenScore { scan: &scan, score: Score::Sps, contrast: false, units: &units, spec: &spec, prices: None };
     let [all, some] = [1, stride].map(|stride| {
         let inputs = Arc::new(RouterInputs::new(2, stride, Window::First(1)));
         inputs.collect(&model, &set, options(8, 3), &RouteCtx::all(), &Device::Cpu).unwrap();
@@ -189,13 +193,46 @@ fn labels_are_of_the_rows_that_are_collected(#[case] stride: usize) {
     }
 }
 
+/// By the prices of all tokens, tokens take what tasks with their scores would; those of some are prices too.
+#[rstest]
+fn tokens_share_the_experts_out_by_prices(#[values(0, 1, 2)] hierarchy: usize) {
+    let (model, set, (spec, experts)) = (model(), set(), spec(SPECS[hierarchy]));
+    let (scan, units) = (scanned(&model, &set), units(experts));
+    let by = TokenScore { scan: &scan, score: Score::Sps, contrast: false, units: &units, spec: &spec, prices: None };
+    let [of_all, of_some] =
+        [1, 3].map(|stride| token_prices(&model, &set, options(8, 3), by, stride, &Device::Cpu).unwrap());
+    let labelled = |prices| labelled(TokenScore { prices, ..by }, &set, 1);
+    let (even, nearly, free) = (labelled(Some(&of_all[..])), labelled(Some(&of_some[..])), labelled(None));
+    for (layer, seen) in seen(&model, &set).iter().enumerate() {
+        let rows = scores(seen, Score::Sps, false).into_iter().flatten();
+        let integral = Integral { neurons: rows.map(|row| vec![row]).collect() };
+        let expected = Labels::balanced(&integral, &units[layer..=layer], &spec, LabelBalance::Sinkhorn);
+        let different = |row: &usize| even[layer].path(*row) != expected.paths.experts[*row][0];
+        assert_eq!((0..integral.neurons.len()).filter(different).count(), 0);
+        let load = |labels: &RowLabels| {
+            let mut taken = vec![0.0; experts];
+            (0..labels.class_of_row.len()).flat_map(|row| labels.path(row)).for_each(|e| taken[*e as usize] += 1.0);
+            LayerLoad::new(&spec, &taken).evenness
+        };
+        assert_ne!(nearly[layer], free[layer]);
+        let [even, nearly, free] = [&even, &nearly, &free].map(|labels| load(&labels[layer]));
+        assert!(even > 0.99 && even >= nearly.max(free), "{even} {nearly} {free}");
+    }
+}
+
 /// Held-out text is standardised by the moments of the scan: the same tokens get the same paths whatever stands beside them.
 #[test]
 fn moments_are_those_of_the_first_pass() {
     let (model, set, (spec, experts)) = (model(), set(), spec(SPECS[1]));
     let (scan, units) = (scanned(&model, &set), units(experts));
-    let by =
-        TokenScore { scan: &scan, score: Score::ActivationPlusSurprise, contrast: true, units: &units, spec: &spec };
+    let by = TokenScore {
+        scan: &scan,
+        score: Score::ActivationPlusSurprise,
+        contrast: true,
+        units: &units,
+        spec: &spec,
+        prices: None,
+    };
     let whole = labelled(by, &set, 1);
     let alone = TokenSet { tasks: set.tasks[1..2].to_vec(), ..set.clone() };
     for (whole, alone) in whole.iter().zip(labelled(by, &alone, 1)) {
@@ -209,7 +246,7 @@ fn a_scan_or_units_of_another_model_are_refused() {
     let (model, set, (spec, experts)) = (model(), set(), spec(SPECS[1]));
     let (scan, units) = (scanned(&model, &set), units(experts));
     let error = |scan: &NeuronScan, units: &[Vec<u32>]| {
-        let by = TokenScore { scan, score: Score::Sps, contrast: false, units, spec: &spec };
+        let by = TokenScore { scan, score: Score::Sps, contrast: false, units, spec: &spec, prices: None };
         message(token_labels(&model, &set, options(8, 3), by, 1, &Device::Cpu))
     };
     assert!(error(&NeuronScan::zero(vec!["a".into()], 2, 25), &units).starts_with("`scan`"));

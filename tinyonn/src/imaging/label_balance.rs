@@ -10,10 +10,13 @@
 //! tasks and over choices: neither a score's unit nor its general level matters. Tasks whose scores are all alike (σ = 0) cannot
 //! be told apart, and keep their common best. Downwards level by level: the tasks that a router sees are those whose balanced path
 //! leads to it. Deterministic; f64, in logarithms.
+//!
+//! Tokens, of which there are many, are balanced by the prices of a sample of them: a token takes the best by S + v, and what is even for
+//! the sample is nearly so for all.
 
 use serde::{Deserialize, Serialize};
 
-use crate::moe::MoeSpec;
+use crate::moe::{MoeSpec, select};
 
 /// Whether labels share the experts out evenly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,16 +38,58 @@ const EVEN: f64 = 1e-3;
 /// Deviations at or below this part of the scores' size are rounding.
 const ROUNDING: f64 = 1e-9;
 
+/// What the choices of one layer's routers cost, so that all are taken about as often.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prices {
+    /// `[level][router][pass][choice]`; no pass of a router that nobody came to.
+    levels: Vec<Vec<Vec<Vec<f64>>>>,
+}
+
+impl Prices {
+    /// Those of the scores `[task or token][level][node]` of one layer.
+    pub(super) fn of(spec: &MoeSpec, mut scores: Vec<Vec<Vec<f64>>>) -> Self {
+        even(spec, &select::path_widths(spec), &mut scores)
+    }
+
+    /// Replaces the scores `[level][node]` of one token by marks, as [`even`] does. A router without prices takes its best.
+    pub(super) fn mark(&self, spec: &MoeSpec, widths: &[Vec<usize>], scores: &mut [Vec<f64>]) {
+        for ((declared, routers), (scores, widths)) in
+            spec.levels.iter().zip(&self.levels).zip(scores.iter_mut().zip(widths))
+        {
+            for ((slot, passes), width) in declared.slots().zip(routers).zip(widths) {
+                let free = vec![0.0; slot.nodes.len()];
+                let own = &mut scores[slot.nodes];
+                let taken: Vec<usize> =
+                    (0..(*width).min(own.len())).map(|pass| take(own, passes.get(pass).unwrap_or(&free))).collect();
+                own.fill(0.0);
+                taken.into_iter().for_each(|choice| own[choice] = 1.0);
+            }
+        }
+    }
+}
+
+/// The best choice by score and price, which is closed from then on.
+fn take(scores: &mut [f64], prices: &[f64]) -> usize {
+    let bid = |choice: usize| scores[choice] + prices[choice];
+    let best = (1..scores.len()).fold(0, |best, choice| if bid(choice) > bid(best) { choice } else { best });
+    scores[best] = f64::NEG_INFINITY;
+    best
+}
+
 /// Replaces the scores `[task][level][node]` of one layer by marks, 1 for what a task takes and 0; a path takes
 /// `widths[level][router]` choices.
-pub(super) fn even(spec: &MoeSpec, widths: &[Vec<usize>], scores: &mut [Vec<Vec<f64>>]) {
+pub(super) fn even(spec: &MoeSpec, widths: &[Vec<usize>], scores: &mut [Vec<Vec<f64>>]) -> Prices {
     let mut passing: Vec<Vec<usize>> = vec![(0..scores.len()).collect()];
+    let mut levels = Vec::with_capacity(spec.levels.len());
     for (level, declared) in spec.levels.iter().enumerate() {
         let mut next = vec![Vec::new(); declared.nodes()];
+        let mut routers = Vec::with_capacity(passing.len());
         for ((tasks, slot), width) in passing.iter().zip(declared.slots()).zip(&widths[level]) {
             let own: Vec<Vec<f64>> =
                 tasks.iter().map(|task| scores[*task][level][slot.nodes.clone()].to_vec()).collect();
-            for (task, taken) in tasks.iter().zip(assign(own, *width)) {
+            let (taken, prices) = assign(own, *width);
+            routers.push(prices);
+            for (task, taken) in tasks.iter().zip(taken) {
                 let marks = &mut scores[*task][level][slot.nodes.clone()];
                 marks.fill(0.0);
                 for choice in taken {
@@ -54,15 +99,18 @@ pub(super) fn even(spec: &MoeSpec, widths: &[Vec<usize>], scores: &mut [Vec<Vec<
             }
         }
         passing = next;
+        levels.push(routers);
     }
+    Prices { levels }
 }
 
-/// The `width` choices of each task, from the scores `[t][c]` of one router.
-fn assign(mut scores: Vec<Vec<f64>>, width: usize) -> Vec<Vec<usize>> {
+/// The `width` choices of each task, from the scores `[t][c]` of one router, and the prices of each pass.
+fn assign(mut scores: Vec<Vec<f64>>, width: usize) -> (Vec<Vec<usize>>, Vec<Vec<f64>>) {
     let (tasks, choices) = (scores.len() as f64, scores.first().map_or(0, Vec::len));
     let deviation = deviation(&scores);
     let mut taken = vec![Vec::with_capacity(width); scores.len()];
     let mut used = vec![0.0; choices];
+    let mut of_pass = Vec::with_capacity(width);
     for pass in 1..=width.min(choices) {
         let share = tasks / choices as f64;
         let lacks: Vec<f64> = used.iter().map(|used| (pass as f64 * share - used).max(1e-6 * share)).collect();
@@ -70,14 +118,13 @@ fn assign(mut scores: Vec<Vec<f64>>, width: usize) -> Vec<Vec<usize>> {
         let targets: Vec<f64> = lacks.iter().map(|lack| lack * scale).collect();
         let prices = prices(&scores, &targets, deviation);
         for (row, taken) in scores.iter_mut().zip(&mut taken) {
-            let bid = |choice: usize| row[choice] + prices[choice];
-            let best = (1..choices).fold(0, |best, choice| if bid(choice) > bid(best) { choice } else { best });
-            row[best] = f64::NEG_INFINITY;
+            let best = take(row, &prices);
             used[best] += 1.0;
             taken.push(best);
         }
+        of_pass.push(prices);
     }
-    taken
+    (taken, of_pass)
 }
 
 /// v_c of the scores `[t][c]` of one router, −∞ where a choice is closed; zeros where the tasks are all alike.

@@ -58,8 +58,7 @@ impl Labels {
                 label_balance::even(spec, &widths, &mut scores);
             }
             for (task, scores) in scores.iter().enumerate() {
-                let places: Vec<Vec<f32>> = scores.iter().map(|level| places(level)).collect();
-                experts[task].push(select::chosen(spec, |level| &places[level]));
+                experts[task].push(path(spec, scores));
             }
         }
         Self { paths: PathTable { experts } }
@@ -149,7 +148,7 @@ impl Labels {
 }
 
 /// The mean score of each node's neurons, `[task][level][layer][node]`.
-fn node_scores(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec) -> Vec<Vec<Vec<Vec<f64>>>> {
+pub(super) fn node_scores(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec) -> Vec<Vec<Vec<Vec<f64>>>> {
     let mut by_task = vec![Vec::with_capacity(spec.levels.len()); integral.neurons.len()];
     for (level, declared) in spec.levels.iter().enumerate() {
         let nodes = declared.nodes();
@@ -202,6 +201,12 @@ fn deal(
         order.into_iter().for_each(|choice| takes[choice].push(*task));
     }
     takes
+}
+
+/// The path by one layer's scores `[level][node]`.
+pub(super) fn path(spec: &MoeSpec, scores: &[Vec<f64>]) -> Vec<u32> {
+    let places: Vec<Vec<f32>> = scores.iter().map(|level| places(level)).collect();
+    select::chosen(spec, |level| &places[level])
 }
 
 /// How many scores each score exceeds: the same order and the same ties, exact in f32.

@@ -10,12 +10,13 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::inputs::Positions;
+use super::labels::{node_scores, path};
 use super::score::Terms;
 use super::sps::{Standard, standards};
-use super::{Integral, Labels, NeuronScan, RowLabels, ScanOptions, Score};
+use super::{Integral, NeuronScan, Prices, RowLabels, ScanOptions, Score};
 use crate::data::TokenSet;
 use crate::metrics::check_loss;
-use crate::moe::MoeSpec;
+use crate::moe::{MoeSpec, select};
 use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
 use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
 use crate::{Error, Result};
@@ -33,6 +34,8 @@ pub struct TokenScore<'a> {
     pub units: &'a [Vec<u32>],
     /// The hierarchy.
     pub spec: &'a MoeSpec,
+    /// By layer what choices cost, where tokens share the experts out evenly ([`token_prices`]): of training text too.
+    pub prices: Option<&'a [Prices]>,
 }
 
 /// Labels one token in `stride` of `set`, by layer: the tokens that [`RouterInputs`](super::RouterInputs) of the same stride, options and set keep, in
@@ -65,7 +68,7 @@ pub struct TokenScore<'a> {
 /// let options = ScanOptions { length: 16, batch: 4, tokens_per_task: 500 };
 /// let first = scan(&model, &set, options, &Device::Cpu, None)?;
 /// let units = [(0..24).map(|i| i / 4).collect()];
-/// let by = TokenScore { scan: &first, score: Score::Sps, contrast: false, units: &units, spec: &Six::SPEC };
+/// let by = TokenScore { scan: &first, score: Score::Sps, contrast: false, units: &units, spec: &Six::SPEC, prices: None };
 /// let labels = token_labels(&model, &set, options, by, 1, &Device::Cpu)?;
 /// assert_eq!(labels[0].class_of_row.len(), 89); // all but the first token are targets
 /// assert_eq!(labels[0].path(0).len(), 2); // two experts of one group
@@ -79,6 +82,44 @@ pub fn token_labels<F: FeedForward>(
     stride: usize,
     device: &Device,
 ) -> Result<Vec<RowLabels>> {
+    let (spec, widths) = (by.spec.clone(), select::path_widths(by.spec));
+    let prices = by.prices.map(<[Prices]>::to_vec);
+    let path_of = move |layer: usize, mut scores: Vec<Vec<f64>>| {
+        if let Some(prices) = prices.as_ref().and_then(|prices| prices.get(layer)) {
+            prices.mark(&spec, &widths, &mut scores);
+        }
+        path(&spec, &scores)
+    };
+    let paths = rows(model, set, (options, stride), by, device, path_of)?;
+    Ok(paths.into_iter().map(RowLabels::from_paths).collect())
+}
+
+/// What choices cost, by layer, so that the tokens which [`token_labels`] would label share the experts out about evenly (`label_balance =
+/// sinkhorn`): a sample of a few thousand serves for all. `by.prices` are not read.
+///
+/// # Errors
+/// As of [`token_labels`].
+pub fn token_prices<F: FeedForward>(
+    model: &Qwen3ForCausalLm<F>,
+    set: &TokenSet,
+    options: ScanOptions,
+    by: TokenScore<'_>,
+    stride: usize,
+    device: &Device,
+) -> Result<Vec<Prices>> {
+    let scores = rows(model, set, (options, stride), by, device, |_, scores| scores)?;
+    Ok(scores.into_par_iter().map(|scores| Prices::of(by.spec, scores)).collect())
+}
+
+/// What `of` makes of each kept token's scores `[level][node]`, by layer.
+fn rows<F: FeedForward, T: Send + 'static>(
+    model: &Qwen3ForCausalLm<F>,
+    set: &TokenSet,
+    (options, stride): (ScanOptions, usize),
+    by: TokenScore<'_>,
+    device: &Device,
+    of: impl Fn(usize, Vec<Vec<f64>>) -> T + Send + Sync + 'static,
+) -> Result<Vec<Vec<T>>> {
     let (layers, width) = (model.config().num_hidden_layers, model.config().intermediate_size);
     let fits = |units: &Vec<u32>| units.len() == width && units.iter().all(|unit| (*unit as usize) < by.spec.experts());
     if by.scan.sums.len() != layers || by.scan.width() != width {
@@ -89,25 +130,26 @@ pub fn token_labels<F: FeedForward>(
         let problem = format!("they do not give each of {width} neurons in {layers} layers an expert");
         return Err(Error::setting("units", problem, "take them from this model (`neuron_experts`)"));
     }
-    let labeller = Arc::new(Labeller {
+    let scorer = Arc::new(Scorer {
         values: standards(by.scan).into_iter().enumerate().map(|(layer, of)| Values::new(by, layer, of)).collect(),
         units: by.units.to_vec(),
         spec: by.spec.clone(),
-        state: Mutex::new(State { positions: Positions::new(stride), paths: vec![Vec::new(); layers] }),
+        of: Box::new(of),
+        state: Mutex::new(State { positions: Positions::new(stride), rows: (0..layers).map(|_| Vec::new()).collect() }),
     });
-    let ctx = RouteCtx { probe: Some(labeller.clone()), ..RouteCtx::all() };
+    let ctx = RouteCtx { probe: Some(scorer.clone()), ..RouteCtx::all() };
     let set = &options.part(set);
     for (task, tokens) in set.tasks.iter().enumerate() {
         for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let batch = batch?;
-            labeller.lock().positions.begin(&batch)?;
+            scorer.lock().positions.begin(&batch)?;
             let loss = model.token_losses(&batch.inputs, &batch.targets, &ctx)?.sum_all()?;
             ops::backward(&loss)?;
             check_loss("token labels", &tokens.name, f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?))?;
         }
     }
-    let paths = std::mem::take(&mut labeller.lock().paths);
-    Ok(paths.into_iter().map(RowLabels::from_paths).collect())
+    let rows = std::mem::take(&mut scorer.lock().rows);
+    Ok(rows)
 }
 
 /// How the values of one layer's neurons at one token make their scores.
@@ -159,45 +201,47 @@ impl Values {
     }
 }
 
-struct Labeller {
+/// What is made of the scores `[level][node]` of a token in a layer.
+type Of<T> = Box<dyn Fn(usize, Vec<Vec<f64>>) -> T + Send + Sync>;
+
+struct Scorer<T> {
     /// By layer.
     values: Vec<Values>,
     units: Vec<Vec<u32>>,
     spec: MoeSpec,
-    state: Mutex<State>,
+    of: Of<T>,
+    state: Mutex<State<T>>,
 }
 
-struct State {
+struct State<T> {
     positions: Positions,
-    /// By layer, of the rows labelled so far.
-    paths: Vec<Vec<Vec<u32>>>,
+    /// By layer, of the tokens seen so far.
+    rows: Vec<Vec<T>>,
 }
 
-/// Tokens a task of the pool labels at once.
+/// Tokens a task of the pool scores at once.
 const TOKENS: usize = 32;
 
-impl Labeller {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<T> Scorer<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl MlpProbe for Labeller {
+impl<T: Send> MlpProbe for Scorer<T> {
     fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
         let rows: Vec<u32> = self.lock().positions.kept().map(|at| at as u32).collect();
         if !rows.is_empty() {
             let scores = self.values[layer].of(pass, &rows)?;
-            // For a path a token is what a task is, one of a single layer.
-            let paths = scores.par_chunks(TOKENS).map(|scores| {
+            // For its score a token is what a task is, one of a single layer.
+            let made = scores.par_chunks(TOKENS).map(|scores| {
                 let integral = Integral { neurons: scores.iter().map(|row| vec![row.clone()]).collect() };
-                Labels::from_integral(&integral, &self.units[layer..=layer], &self.spec)
-                    .paths
-                    .experts
-                    .into_iter()
-                    .flatten()
+                let scored = node_scores(&integral, &self.units[layer..=layer], &self.spec).into_iter();
+                let of_layer = |levels: Vec<Vec<Vec<f64>>>| levels.into_iter().flatten().collect();
+                scored.map(|levels| (self.of)(layer, of_layer(levels))).collect::<Vec<T>>()
             });
-            let paths: Vec<_> = paths.collect();
-            self.lock().paths[layer].extend(paths.into_iter().flatten());
+            let made: Vec<_> = made.collect();
+            self.lock().rows[layer].extend(made.into_iter().flatten());
         }
         Ok(WeightGrads::All)
     }

@@ -2,15 +2,18 @@
 //! route.
 
 use super::LabelUnit;
-use super::run::{Held, Inputs, Run};
+use super::run::{Held, Inputs, Run, SAMPLES};
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::data::TokenSet;
 use crate::imaging::inputs::Samples;
-use crate::imaging::{Labels, NeuronScan, RowLabels, Score, TokenScore, token_labels};
+use crate::imaging::{LabelBalance, Labels, NeuronScan, RowLabels, TokenScore, token_labels, token_prices};
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::{MoeSpec, RoutePer};
+use crate::moe::RoutePer;
 use crate::train::{LevelAccuracy, Losses, RouterAccuracy, RouterFitter, refit, router_accuracy, row_accuracy};
+
+/// Tokens that choices are priced by, about.
+const PRICED: usize = 2048;
 
 /// Fitted routers: accuracies on the test split, and the routed losses of the controls.
 pub(super) struct Fits {
@@ -34,19 +37,19 @@ impl Run<'_> {
     pub(super) fn token_rows(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Option<TokenRows>> {
         let c = self.config;
         let asked = c.label == LabelUnit::Token;
-        asked.then(|| self.label_tokens(scan, (c.labels, c.contrast), units, &self.variant.spec)).transpose()
+        let by =
+            TokenScore { scan, score: c.labels, contrast: c.contrast, units, spec: &self.variant.spec, prices: None };
+        asked.then(|| self.label_tokens(by, c.label_balance)).transpose()
     }
 
-    /// Labels the tokens of all splits by `score`, contrasted or not, as wide as `spec` takes.
-    pub(super) fn label_tokens(
-        &self,
-        scan: &NeuronScan,
-        (score, contrast): (Score, bool),
-        units: &[Vec<u32>],
-        spec: &MoeSpec,
-    ) -> Result<TokenRows> {
+    /// Labels the tokens of all splits, shared out by what choices cost on the training split if `balance` says so.
+    pub(super) fn label_tokens(&self, by: TokenScore<'_>, balance: LabelBalance) -> Result<TokenRows> {
         let model = self.dense_model()?;
-        let by = TokenScore { scan, score, contrast, units, spec };
+        let train = &self.tokens.train;
+        let few = self.stride(train) * SAMPLES.div_ceil(PRICED);
+        let prices = || token_prices(&model, train, self.scan_options(), by, few, &self.device);
+        let prices = (balance == LabelBalance::Sinkhorn).then(prices).transpose()?;
+        let by = TokenScore { prices: prices.as_deref(), ..by };
         let of = |set: &TokenSet| token_labels(&model, set, self.scan_options(), by, self.stride(set), &self.device);
         Ok(TokenRows {
             train: of(&self.tokens.train)?,

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::summary::{CorpusFigures, LosslessFigures};
 use super::text::Tokens;
-use super::{Dense, RunConfig, Text};
+use super::{Dense, LabelUnit, RunConfig, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
 use crate::files::StagedFolder;
@@ -29,7 +29,7 @@ use crate::{Error, Result};
 /// Tokens a shared decision reads, where the variant does not say.
 const FIRST: usize = 64;
 /// Router inputs kept of each layer, about.
-const SAMPLES: usize = 32_768;
+pub(super) const SAMPLES: usize = 32_768;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
 
@@ -208,7 +208,8 @@ impl Run<'_> {
     pub(super) fn labels_by(&self) -> String {
         let contrasted = if self.config.contrast { "_contrasted" } else { "" };
         let balanced = if self.config.label_balance == LabelBalance::Sinkhorn { "_sinkhorn" } else { "" };
-        format!("{}{contrasted}{balanced}", self.config.labels.name())
+        let of_tokens = if self.config.label == LabelUnit::Token { "_by_token" } else { "" };
+        format!("{}{contrasted}{balanced}{of_tokens}", self.config.labels.name())
     }
 
     /// Router inputs of the held-out splits: forward passes only.

@@ -11,7 +11,8 @@ use super::record::{self, CellRecord, LossRecord, RoutedRecord, Store, SubjectRe
 use super::{Cell, CompareConfig, CorpusConfig};
 use crate::checkpoint;
 use crate::imaging::{
-    Form, GreedyOptions, LabelInputs, LabelSource, Labels, Log1p, NeuronScan, RowLabels, ScanRequest, Units, scan_with,
+    Form, GreedyOptions, LabelInputs, LabelSource, Labels, Log1p, NeuronScan, RowLabels, ScanRequest, TokenScore,
+    Units, scan_with,
 };
 use crate::metrics::Stopwatch;
 use crate::model::TinyOnnForCausalLm;
@@ -172,7 +173,9 @@ impl Subject<'_> {
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let rows = match (cell.label, cell.labels) {
             (LabelUnit::Token, LabelSource::By(score, _)) => {
-                Some(run.label_tokens(&self.scan, (score, cell.contrast), units, &spec)?)
+                let by =
+                    TokenScore { scan: &self.scan, score, contrast: cell.contrast, units, spec: &spec, prices: None };
+                Some(run.label_tokens(by, cell.label_balance)?)
             }
             _ => None,
         };
