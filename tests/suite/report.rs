@@ -136,6 +136,19 @@ fn cells_are_coloured_by_value_and_negative_ones_marked() {
     assert!(svg.contains("≤ −0.5") && svg.contains("≥ 0.5"), "the scale says that values lie beyond");
 }
 
+/// Rounding carries a share past 1, and lies not beyond the scale.
+#[rstest]
+#[case(1.000_000_000_000_45, false)]
+#[case(1.000_1, true)]
+fn rounding_lies_on_the_end_of_the_scale(#[case] most: f64, #[case] beyond: bool, #[values(false, true)] signed: bool) {
+    let mut map = confusion();
+    (map.spread, map.range) = (None, Some((if signed { -1.0 } else { 0.0 }, 1.0)));
+    map.scale = if signed { Scale::Diverging } else { Scale::Sequential };
+    map.values = vec![vec![most, 0.5, 0.25, 0.0, if signed { -most } else { 0.0 }]; map.rows.len()];
+    let svg = map.svg().unwrap().to_string();
+    assert_eq!((svg.contains("≥ 1"), svg.contains("≤ −1")), (beyond, beyond && signed));
+}
+
 #[test]
 fn a_common_range_holds_all_maps() {
     let maps = [vec![vec![1.0, f64::NAN]], vec![vec![-3.0], vec![2.0]]];

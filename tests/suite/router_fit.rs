@@ -257,7 +257,7 @@ fn accuracies_are_counts_of_paths() {
         .for_each(|task| labels.paths.experts[task][1] = labels.paths.experts[0][1].clone());
     let commonest = [2, 0];
     let found = with_modules(variant, &store, |modules| router_accuracy(modules, &inputs, &labels).unwrap());
-    let (mut confusion, mut load) = (vec![vec![0.0; TASKS]; TASKS], vec![vec![0.0; 21]; TASKS]);
+    let (mut confusion, mut load) = (vec![vec![0.0; TASKS]; TASKS], vec![vec![vec![0.0; 21]; TASKS]; 2]);
     with_modules(variant, &store, |modules| {
         for (layer, (module, samples)) in modules.iter().zip(&inputs).enumerate() {
             let x: Tensor = samples.tensor(&Device::Cpu).unwrap();
@@ -286,7 +286,7 @@ fn accuracies_are_counts_of_paths() {
                     }
                 }
                 confusion[task][decoded] += 0.5 / rows;
-                path.iter().for_each(|n| load[task][*n] += 0.5 / rows);
+                path.iter().for_each(|n| load[layer][task][*n] += 1.0 / rows);
             }
             for level in 0..2 {
                 approx::assert_relative_eq!(
@@ -299,9 +299,12 @@ fn accuracies_are_counts_of_paths() {
         }
     });
     for task in 0..TASKS {
-        let pairs = confusion[task].iter().zip(&found.confusion[task]).chain(load[task].iter().zip(&found.load[task]));
+        let of_layers = (0..2).flat_map(|layer| load[layer][task].iter().zip(&found.load[layer][task]));
+        let pairs = confusion[task].iter().zip(&found.confusion[task]).chain(of_layers);
         pairs.for_each(|(expected, found)| approx::assert_relative_eq!(expected, found, epsilon = 1e-12));
         approx::assert_relative_eq!(found.confusion[task].iter().sum::<f64>(), 1.0, epsilon = 1e-12);
-        approx::assert_relative_eq!(found.load[task].iter().sum::<f64>(), 6.0, epsilon = 1e-12);
+        for layer in &found.load {
+            approx::assert_relative_eq!(layer[task].iter().sum::<f64>(), 6.0, epsilon = 1e-12);
+        }
     }
 }

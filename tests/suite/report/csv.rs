@@ -134,10 +134,12 @@ proptest! {
         let class = DensityClass {
             name: name.clone(), points: vec![[v[0], v[1]]], mean: [v[2], v[3]], covariance: [[v[4], v[5]], [v[5], v[0]]],
         };
-        let density = Density { title: "t".into(), x_label: "x".into(), y_label: other.clone(), classes: vec![class] };
+        let cloud = vec![DensityClass { points: vec![[v[5], v[4]]], name: other.clone(), ..class.clone() }];
+        let density = Density { title: "t".into(), x_label: "x".into(), y_label: other.clone(), classes: vec![class], cloud };
         let rows = [
             vec![text(&name), text("mean"), Number(v[2]), Number(v[3]), Number(v[4]), Number(v[5]), Number(v[0])],
             vec![text(&name), text("point"), Number(v[0]), Number(v[1]), Empty, Empty, Empty],
+            vec![text(&other), text("cloud"), Number(v[5]), Number(v[4]), Empty, Empty, Empty],
         ];
         let header = ["class", "record", "x", &other, "x variance", "x y covariance", "y variance"];
         assert_holds(&density.csv(), &header, &rows);

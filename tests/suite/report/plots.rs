@@ -140,7 +140,7 @@ fn a_path_goes_on_where_it_came_and_is_as_wide_as_its_share() {
     assert_eq!(edges.len(), shares.filter(|share| **share >= 0.02).count(), "what is not taken is not drawn");
     let to_experts = edges.iter().filter(|edge| edge.1.starts_with("expert"));
     for (who, node, from, ..) in to_experts {
-        let group = format!("group group {}", node["expert ".len()..].split_once('.').unwrap().0);
+        let group = format!("group group {}", node["expert ".len()..].split_once(':').unwrap().0);
         let before = edges.iter().find(|edge| edge.0 == *who && edge.1 == group);
         // A group's share is the sum of its experts' here, so whoever reaches an expert has been drawn to its group.
         assert_eq!(before.unwrap().3, *from, "{who} to {node}");
@@ -258,8 +258,13 @@ fn names_of_classes_never_overlap() {
         mean: [f64::from(i) * 0.01, 0.0],
         covariance: [[1.0, 0.0], [0.0, 1.0]],
     };
-    let density =
-        Density { title: "t".into(), x_label: "x".into(), y_label: "y".into(), classes: (0..8).map(class).collect() };
+    let density = Density {
+        title: "t".into(),
+        x_label: "x".into(),
+        y_label: "y".into(),
+        classes: (0..8).map(class).collect(),
+        cloud: vec![],
+    };
     let svg = drawn(&density);
     let names = svg.lines().filter(|line| line.contains("paint-order"));
     let places: Vec<[f64; 2]> =

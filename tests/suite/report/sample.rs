@@ -203,7 +203,7 @@ pub(super) fn paths(layers: usize) -> PathDiagram {
             },
             TreeLevel {
                 name: "expert".into(),
-                nodes: (0..100).map(|e| format!("{}.{}", e / 10, e % 10)).collect(),
+                nodes: (0..100).map(|e| format!("{}:{}", e / 10, e % 10)).collect(),
                 parents: (0..100).map(|e| e / 10).collect(),
             },
         ],
@@ -226,6 +226,7 @@ pub(super) fn density() -> Density {
         x_label: "first LDA axis".into(),
         y_label: "second LDA axis".into(),
         classes: TASKS.into_iter().enumerate().map(&mut class).collect(),
+        cloud: vec![],
     }
 }
 

@@ -1,8 +1,10 @@
 //! `report.html`: whether it worked, on one self-contained page.
 
+mod load;
+
 use super::causal_page;
 use super::frontier_page;
-use super::pictures;
+use super::pictures::{self, LayerDensity};
 use super::summary::{Phase1Summary, SmkFigures};
 use std::collections::BTreeMap;
 
@@ -11,7 +13,7 @@ use crate::imaging::Labels;
 use crate::metrics::{Record, series};
 use crate::moe::{MoeSpec, RoutePer};
 
-use crate::report::{BarSeries, Bars, Density, Figure, Heatmap, Lines, Page, Scale, Section, Series, common_range};
+use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Page, Scale, Section, Series, common_range};
 use crate::train::RouterAccuracy;
 
 /// What the page shows.
@@ -37,7 +39,7 @@ pub(super) struct Imaged<'a> {
     /// For the unit that the variant decides for, on the test split.
     pub(super) accuracy: &'a RouterAccuracy,
     /// What routers see of some layers.
-    pub(super) densities: &'a [(usize, Density)],
+    pub(super) densities: &'a [LayerDensity],
 }
 
 /// The page.
@@ -47,7 +49,7 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
     let lost = |loss: f64| format!("{:.3} nats a token", loss - s.loss.dense);
     let after =
         m.smk.map_or(String::new(), |smk| format!(" before the experts differentiate and {} after", lost(smk.routed)));
-    let lead = vec![
+    let mut lead = vec![
         format!(
             "A dense Qwen3 of {} parameters was decomposed into {} experts a layer. All active, its logits are {verdict}.",
             s.model.parameters, s.model.experts
@@ -62,6 +64,7 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
             s.loss.routed_permuted_labels,
         ),
     ];
+    lead.extend(load::alarm(m));
     let mut facts = vec![
         ("variant".into(), s.variant.clone()),
         ("seed".into(), s.seed.to_string()),
@@ -73,6 +76,11 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
         ("largest |Δ logit|, all active".into(), s.lossless.max_abs_diff.to_string()),
         ("share of surprises above zero".into(), format!("{:.4}", s.scan.gradient_nonzero_share)),
         ("distinct paths".into(), format!("{} of {} tasks", s.labels.distinct_paths, m.tasks.len())),
+        ("entropy of the labels' experts".into(), entropy(s)),
+        (
+            "overlap of two tasks' labels".into(),
+            format!("{:.2} (0: no expert in common, 1: one path)", s.labels.overlap),
+        ),
         ("seconds".into(), seconds(s)),
     ]);
     let mut sections = vec![losses(m)?];
@@ -92,8 +100,14 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
     if !s.causal.is_empty() {
         sections.push(causal_page::causal(&s.causal, m.tasks)?);
     }
-    sections.extend([load(m)?, curves(m)?]);
+    sections.extend([load::load(m)?, curves(m)?]);
     Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })
+}
+
+/// Over how many experts the labels of a layer are spread, as exp of their entropy.
+fn entropy(s: &Phase1Summary) -> String {
+    let (entropy, experts) = (s.labels.entropy, s.model.experts);
+    format!("{entropy:.2} nats a layer: as of {:.1} experts of {experts} in equal shares", entropy.exp())
 }
 
 fn seconds(s: &Phase1Summary) -> String {
@@ -101,7 +115,7 @@ fn seconds(s: &Phase1Summary) -> String {
     stages.collect::<Vec<_>>().join(", ")
 }
 
-/// A name for each expert, by its group.
+/// A name for each expert, by its group: `3:1`, which reads as no number.
 fn group_columns(spec: &MoeSpec) -> (Vec<String>, Option<Vec<(String, usize)>>) {
     let mut groups: Vec<(String, usize)> = spec
         .experts_under(0)
@@ -111,7 +125,7 @@ fn group_columns(spec: &MoeSpec) -> (Vec<String>, Option<Vec<(String, usize)>>) 
         .collect();
     groups.extend(spec.always.iter().map(|group| (group.name.to_string(), group.experts)));
     let of_group =
-        |(group, (_, width)): (usize, &(String, usize))| (0..*width).map(move |e| format!("{group}.{e}")).collect();
+        |(group, (_, width)): (usize, &(String, usize))| (0..*width).map(move |e| format!("{group}:{e}")).collect();
     let columns = groups.iter().enumerate().flat_map::<Vec<String>, _>(of_group).collect();
     (columns, Some(groups))
 }
@@ -137,13 +151,17 @@ fn losses(m: &Material<'_>) -> Result<Section> {
         reference: Some(("dense".into(), s.loss.dense)),
     };
     let named = |name: &str, by_task: &BTreeMap<String, f64>| BarSeries {
-        name: name.replace('_', " "),
+        name: name.into(),
         values: m.tasks.iter().map(|task| by_task[task]).collect(),
         whiskers: None,
     };
-    let of_phase1 = ["routed_before", "routed_permuted_labels", "routed_random_labels"]
-        .map(|name| named(name, &s.loss_by_task[name]));
-    let after = m.smk.map(|smk| named("routed_after", &smk.by_task["routed"]));
+    let of_phase1 = [
+        (if m.smk.is_some() { "routed before SMK" } else { "routed" }, "routed_before"),
+        ("other tasks' paths", "routed_permuted_labels"),
+        ("random paths", "routed_random_labels"),
+    ];
+    let of_phase1 = of_phase1.map(|(name, key)| named(name, &s.loss_by_task[key]));
+    let after = m.smk.map(|smk| named("routed after SMK", &smk.by_task["routed"]));
     let by_task = Bars {
         title: "Loss by task".into(),
         value_label: "nats a token".into(),
@@ -298,54 +316,6 @@ fn routing(m: &Material<'_>, imaged: &Imaged<'_>) -> Result<Section> {
         .chain(pictures::density_figures(imaged.densities)?)
         .collect(),
     })
-}
-
-fn load(m: &Material<'_>) -> Result<Section> {
-    let (columns, column_groups) = group_columns(m.spec);
-    let heatmap = |title: &str, row_label: &str, rows: Vec<String>, values: Vec<Vec<f64>>| Heatmap {
-        title: title.into(),
-        row_label: row_label.into(),
-        column_label: "expert".into(),
-        rows,
-        columns: columns.clone(),
-        values,
-        scale: Scale::Sequential,
-        column_groups: column_groups.clone(),
-        range: Some((0.0, 1.0)),
-        value_label: "share".into(),
-        spread: None,
-    };
-    let mut figures = Vec::new();
-    if let Some(imaged) = &m.imaged {
-        let by_task = heatmap("Expert load by task", "task", m.tasks.to_vec(), imaged.accuracy.load.clone());
-        let by_label = heatmap("What the labels ask for", "task", m.tasks.to_vec(), labelled(imaged.labels, m.spec));
-        let caption = format!("Of each {}'s decision by the routers: test split, mean over layers.", unit(m.spec));
-        figures.push(Figure::plot("load-by-task", &by_task, caption)?);
-        figures.push(Figure::plot("load-of-labels", &by_label, "The share of layers whose label takes the expert.")?);
-    }
-    if let Some(load) = &m.load_after {
-        let layers = (0..load.len()).map(|layer| layer.to_string()).collect();
-        let after = heatmap("Expert load by layer, after SMK", "layer", layers, load.clone());
-        figures.push(Figure::plot("load-after-smk", &after, "Of tokens: test split, all tasks, routed.")?);
-    }
-    figures.push(pictures::load_table(m.summary)?);
-    Ok(Section {
-        heading: "Expert load".into(),
-        prose: vec!["The share that takes an expert; what a shared decision reads, all active, is not counted.".into()],
-        figures,
-    })
-}
-
-/// The share of layers whose label takes each expert, `[task][expert]`.
-fn labelled(labels: &Labels, spec: &MoeSpec) -> Vec<Vec<f64>> {
-    let of_task = |layers: &Vec<Vec<u32>>| {
-        let share = |expert: u32| {
-            let on_path = layers.iter().filter(|path| path.binary_search(&expert).is_ok()).count();
-            on_path as f64 / layers.len() as f64
-        };
-        (0..spec.experts() as u32).map(share).collect()
-    };
-    labels.paths.experts.iter().map(of_task).collect()
 }
 
 fn curves(m: &Material<'_>) -> Result<Section> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::RunConfig;
 use super::fitting::Fits;
 use super::page::{self, Imaged, Material};
+use super::pictures::LayerDensity;
 use super::prepared::Prepared;
 use super::run::{LossesNow, Run};
 use super::summary::{self, LosslessFigures, Phase1Summary, SourceFigures};
@@ -18,7 +19,6 @@ use crate::metrics::Stopwatch;
 use crate::model::ActiveMode;
 use crate::moe::{MoeSpec, RoutePer};
 use crate::qwen3::PathTable;
-use crate::report::Density;
 use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
 
@@ -103,7 +103,7 @@ pub(super) struct Phase1 {
     pub(super) before: LossesNow,
     pub(super) sources: BTreeMap<String, SourceFigures>,
     /// What routers see of some layers.
-    pub(super) densities: Vec<(usize, Density)>,
+    pub(super) densities: Vec<LayerDensity>,
 }
 
 impl Run<'_> {
@@ -124,7 +124,7 @@ impl Run<'_> {
         let before = self.losses(&store, &labels)?;
         let sources = units.as_deref().map(|units| self.label_sources(&store, &scan, units)).transpose()?;
         Ok(Phase1 {
-            densities: self.densities(&inputs, &held)?,
+            densities: self.densities(&store, &inputs, &held)?,
             scan,
             store,
             units,

@@ -1,14 +1,20 @@
 //! Pictures of what phase 1 found: what sets two tasks apart, each task's path, where routers look, and how work is shared out.
 
+mod router_density;
+
 use candle_core::{Device, Tensor};
 
+use self::router_density::router_density;
 use super::run::{Held, Inputs, Run};
 use super::summary::Phase1Summary;
 use crate::Result;
+use crate::checkpoint::ParamStore;
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
-use crate::moe::MoeSpec;
-use crate::report::{Column, Density, DensityClass, Figure, Heatmap, PathDiagram, Scale, Section, Table, TreeLevel};
+use crate::moe::{LayerLoad, MoeSpec};
+use crate::report::{
+    Cell, Column, Density, DensityClass, Figure, Heatmap, PathDiagram, Scale, Section, Table, TreeLevel,
+};
 use crate::train::projection::lda;
 
 /// The contrast of the two tasks whose images differ most, `experts[task][layer][expert]`.
@@ -72,7 +78,7 @@ pub(super) fn paths(spec: &MoeSpec, tasks: &[String], labels: &Labels) -> Result
     })
 }
 
-/// `3` of a numbered group, `3.1` of its experts, the name of a named one.
+/// `3` of a numbered group, `3:1` of its experts, the name of a named one.
 fn node_name(spec: &MoeSpec, level: usize, node: usize) -> String {
     if level == 0 {
         let name = spec.node_name(0, node);
@@ -80,25 +86,40 @@ fn node_name(spec: &MoeSpec, level: usize, node: usize) -> String {
     }
     let of = spec.levels[level].slots().position(|slot| slot.nodes.contains(&node)).unwrap_or(0);
     let first = spec.levels[level].slots().nth(of).map_or(0, |slot| slot.nodes.start);
-    format!("{}.{}", node_name(spec, level - 1, of), node - first)
+    format!("{}:{}", node_name(spec, level - 1, of), node - first)
+}
+
+/// Where the routers of a layer look.
+pub(super) struct LayerDensity {
+    layer: usize,
+    /// Test inputs, and a Gaussian a task over them.
+    inputs: Density,
+    /// The root router's own Gaussians over them, where it has any, and their caption.
+    router: Option<(Density, String)>,
 }
 
 impl Run<'_> {
-    /// Where routers look: test inputs of the first, a middle and the last layer along the two leading LDA axes of the training inputs.
-    pub(super) fn densities(&self, inputs: &Inputs, held: &Held) -> Result<Vec<(usize, Density)>> {
+    /// Where routers look: test inputs of the first, a middle and the last layer along the two leading LDA axes of the training inputs,
+    /// and the Gaussians of the fitted routers in `store` along the same.
+    pub(super) fn densities(&self, store: &ParamStore, inputs: &Inputs, held: &Held) -> Result<Vec<LayerDensity>> {
         let (train, test) = (inputs.own(self.variant), held.test.own(self.variant));
         let mut layers = vec![0, train.len() / 2, train.len().saturating_sub(1)];
         layers.dedup();
-        layers
-            .into_iter()
-            .map(|layer| Ok((layer, density(&self.text.tasks, layer, &train[layer], &test[layer])?)))
-            .collect()
+        let of_layer = |layer: usize| {
+            let (axes, r) = lda(&train[layer], 2)?;
+            let inputs = density(&self.text.tasks, layer, (&axes, r), &test[layer])?;
+            let place = (store, &self.variant.spec, layer);
+            // Of a single dimension there is no plane.
+            let router = if r == 2 { router_density(place, &axes, &train[layer], &inputs)? } else { None };
+            Ok(LayerDensity { layer, inputs, router })
+        };
+        layers.into_iter().map(of_layer).collect()
     }
 }
 
-fn density(tasks: &[String], layer: usize, train: &Samples, test: &Samples) -> Result<Density> {
-    let (values, r) = lda(train, 2)?;
-    let projection = Tensor::from_vec(values.clone(), (r, values.len() / r), &Device::Cpu)?;
+/// Test inputs along `axes` `[r, d]`, with the mean and the covariance of each task's.
+fn density(tasks: &[String], layer: usize, (axes, r): (&[f32], usize), test: &Samples) -> Result<Density> {
+    let projection = Tensor::from_slice(axes, (r, axes.len() / r), &Device::Cpu)?;
     let z = test.tensor(&Device::Cpu)?.matmul(&projection.t()?)?.to_vec2::<f32>()?;
     let class = |(task, name): (usize, &String)| {
         let rows = z.iter().zip(&test.tasks).filter(|(_, of)| **of as usize == task);
@@ -117,26 +138,42 @@ fn density(tasks: &[String], layer: usize, train: &Samples, test: &Samples) -> R
         x_label: "first LDA axis".into(),
         y_label: "second LDA axis".into(),
         classes: tasks.iter().enumerate().map(class).filter(|class| !class.points.is_empty()).collect(),
+        cloud: Vec::new(),
     })
 }
 
-/// The densities as figures.
-pub(super) fn density_figures(densities: &[(usize, Density)]) -> Result<Vec<Figure>> {
-    let figure = |(layer, density): &(usize, Density)| {
-        let caption = format!("Test text along axes found on training text. {}", density.caption());
-        Figure::plot(format!("density-layer-{layer}"), density, caption)
-    };
-    densities.iter().map(figure).collect()
+/// The densities as figures: of each layer what routers see, then what its root looks for.
+pub(super) fn density_figures(densities: &[LayerDensity]) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for LayerDensity { layer, inputs, router } in densities {
+        let caption = format!(
+            "Test inputs along axes found on training inputs. Each Gaussian is that of a task's test inputs, not one of the router's. {}",
+            inputs.caption()
+        );
+        figures.push(Figure::plot(format!("density-layer-{layer}"), inputs, caption)?);
+        if let Some((density, caption)) = router {
+            figures.push(Figure::plot(format!("router-density-layer-{layer}"), density, caption)?);
+        }
+    }
+    Ok(figures)
+}
+
+/// How many experts tokens took: the mean, and the least and the most where they differ.
+fn taken(load: &LayerLoad) -> Cell {
+    let each = load.experts_taken.iter();
+    let (count, sum) = each.fold((0, 0), |(count, sum), (k, tokens)| (count + tokens, sum + *k as u64 * tokens));
+    let mean = sum as f64 / count.max(1) as f64;
+    let ends = load.experts_taken.first_key_value().zip(load.experts_taken.last_key_value());
+    match ends {
+        Some(((least, _), (most, _))) if least < most => format!("{mean:.1} ({least} to {most})").into(),
+        _ => mean.into(),
+    }
 }
 
 /// How evenly the routers share work out, by layer.
 pub(super) fn load_table(s: &Phase1Summary) -> Result<Figure> {
     let (asked, found) = (&s.load.asked.layers, &s.load.before.layers);
-    let row = |(layer, (asked, found)): (usize, (&crate::moe::LayerLoad, &crate::moe::LayerLoad))| {
-        let (count, sum) = found
-            .experts_taken
-            .iter()
-            .fold((0, 0), |(count, sum), (k, tokens)| (count + tokens, sum + *k as u64 * tokens));
+    let row = |(layer, (asked, found)): (usize, (&LayerLoad, &LayerLoad))| {
         vec![
             layer.to_string().into(),
             found.max_over_mean.into(),
@@ -144,7 +181,7 @@ pub(super) fn load_table(s: &Phase1Summary) -> Result<Figure> {
             found.evenness.into(),
             asked.evenness.into(),
             (found.dead.len() as f64).into(),
-            (sum as f64 / count.max(1) as f64).into(),
+            taken(found),
         ]
     };
     let table = Table {
@@ -161,7 +198,7 @@ pub(super) fn load_table(s: &Phase1Summary) -> Result<Figure> {
     };
     Figure::table(
         &table,
-        "Load on the test split, routed, beside that of tokens which all take their task's path. Evenness: the load's entropy over ln N, 1 if all experts have as much to do.",
+        "Load on the test split, routed, beside that of tokens which all take their task's path. Evenness: the load's entropy over ln N, 1 if all experts have as much to do. Experts a token: the mean and, where tokens differ, the least and the most.",
     )
 }
 

@@ -1,4 +1,5 @@
-//! Classes as Gaussians in a plane, over the points they were fitted to: what a router sees along its two leading LDA axes.
+//! Classes as Gaussians in a plane, over the points they were fitted to or over those of other classes: what a router sees along
+//! its two leading LDA axes, and the densities it holds against that.
 //!
 //! A class is an ellipse {x : (x − μ)ᵀ Σ⁻¹ (x − μ) = k²} for k = 1 and k = 2. Classes differ in mark and dashes as well as in
 //! colour, and each is named at its mean.
@@ -21,6 +22,8 @@ const POINTS: usize = 400;
 /// The plane holds so many standard deviations of every class.
 const REACH: f64 = 3.0;
 const CORNERS: u32 = 72;
+/// The points of a cloud.
+const CLOUD: &str = "#8d94a1";
 
 /// A labelled class.
 #[derive(Debug, Clone)]
@@ -35,11 +38,12 @@ pub struct DensityClass {
     pub covariance: [[f64; 2]; 2],
 }
 
-/// Points of labelled classes in a plane, with a Gaussian a class.
+/// Points of labelled classes in a plane, with a Gaussian a class; behind them, pale, points of a cloud that has classes of its own.
 ///
 /// Of each class at most 400 points are drawn, evenly taken from all of them; the plane ends three standard deviations from
-/// the outermost means. [`Density::caption`] says so in words. In the CSV, `record` is `point` or `mean`; a row holds the class, its place on
-/// both axes, and for a mean the variances and the covariance. The points are those that are taken for the picture.
+/// the outermost means. [`Density::caption`] says so in words. In the CSV, `record` is `point` or `mean`, or `cloud` for a point of the cloud; a
+/// row holds the class, its place on both axes, and for a mean the variances and the covariance. The points are those that are taken
+/// for the picture.
 ///
 /// ```
 /// use tinyonn::report::{Density, DensityClass, Plot};
@@ -55,6 +59,7 @@ pub struct DensityClass {
 ///     x_label: "first LDA axis".into(),
 ///     y_label: "second LDA axis".into(),
 ///     classes: vec![class("code", -1.0), class("prose", 1.5)],
+///     cloud: vec![],
 /// };
 /// assert!(density.svg()?.to_string().contains(">code</text>"));
 /// assert!(density.csv().contains("\nprose,mean,1.5,0.0,0.5,0.1,0.3\n"));
@@ -70,6 +75,8 @@ pub struct Density {
     pub y_label: String,
     /// The classes, in the order of their colours.
     pub classes: Vec<DensityClass>,
+    /// Classes whose points and names alone are drawn, in grey.
+    pub cloud: Vec<DensityClass>,
 }
 
 impl DensityClass {
@@ -115,12 +122,13 @@ impl Plot for Density {
         let mut svg = Svg::new(PLOT.right() + 24.0, PLOT.bottom() + 42.0, &self.title);
         self.draw_frame(&mut svg, &x, &y);
         let place = |[px, py]: [f64; 2]| (x.place(px), y.place(py));
-        for (i, class) in self.classes.iter().enumerate() {
-            let colour = hex(category(i));
-            let look = MarkStyle { mark: mark(i), radius: 2.0, fill: &colour, opacity: 0.4 };
+        let mut points = |i: usize, class: &DensityClass, fill: &str| {
+            let look = MarkStyle { mark: mark(i), radius: 2.0, fill, opacity: 0.4 };
             let places: Vec<Point> = class.sample().map(place).filter(|&at| on_paper(at)).collect();
             svg.marks(&places, look, Some(&class.name));
-        }
+        };
+        self.cloud.iter().enumerate().for_each(|(i, class)| points(i, class, CLOUD));
+        self.classes.iter().enumerate().for_each(|(i, class)| points(i, class, &hex(category(i))));
         for (i, class) in self.classes.iter().enumerate().filter(|(_, class)| class.is_finite()) {
             let (colour, dash) = (hex(category(i)), DASHES[i % DASHES.len()]);
             for (k, width) in [(1.0, 2.0), (2.0, 1.25)] {
@@ -145,6 +153,12 @@ impl Plot for Density {
             row("mean", class.mean, [a.into(), b.into(), c.into()]);
             class.sample().for_each(|point| row("point", point, [Field::Empty, Field::Empty, Field::Empty]));
         }
+        for class in &self.cloud {
+            for [x, y] in class.sample() {
+                let place = [class.name.as_str().into(), "cloud".into(), x.into(), y.into()];
+                csv.line(place.into_iter().chain([Field::Empty, Field::Empty, Field::Empty]));
+            }
+        }
         csv.finish()
     }
 }
@@ -154,10 +168,10 @@ impl Density {
     #[must_use]
     pub fn caption(&self) -> String {
         let (x, y) = self.axes();
-        let all: usize = self.classes.iter().map(|class| class.points.len()).sum();
-        let taken: usize = self.classes.iter().map(|class| class.sample().count()).sum();
+        let all: usize = self.all().map(|class| class.points.len()).sum();
+        let taken: usize = self.all().map(|class| class.sample().count()).sum();
         let on = |[px, py]: &[f64; 2]| on_paper((x.place(*px), y.place(*py)));
-        let drawn: usize = self.classes.iter().map(|class| class.sample().filter(on).count()).sum();
+        let drawn: usize = self.all().map(|class| class.sample().filter(on).count()).sum();
         let sample = if taken < all {
             format!(" {taken} of {all} points are taken, evenly from the text, at most {POINTS} a class.")
         } else {
@@ -170,9 +184,13 @@ impl Density {
         format!("Ellipses at 1σ and 2σ of each Gaussian hold 39 % and 86 % of its mass.{sample}{beyond}")
     }
 
+    fn all(&self) -> impl Iterator<Item = &DensityClass> {
+        self.classes.iter().chain(&self.cloud)
+    }
+
     fn axes(&self) -> (Axis, Axis) {
         let range = |i: usize| {
-            let classes = self.classes.iter().filter(|class| class.is_finite());
+            let classes = self.all().filter(|class| class.is_finite());
             let reach = classes.map(|class| (class.mean[i], REACH * class.deviations()[i]));
             let ends = reach.map(|(mean, reach)| (mean - reach, mean + reach));
             ends.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0.0, 1.0))
@@ -201,40 +219,49 @@ impl Density {
         svg.text(0.0, PLOT.y - 12.0, &self.y_label, TextStyle { anchor: Anchor::Start, ..style });
     }
 
-    /// Means, and a name near each, where no other name is.
+    /// Means, and a name near each, where no other name is; the cloud's names without a mark.
     fn draw_names(&self, svg: &mut Svg, place: impl Fn([f64; 2]) -> Point) {
-        let means: Vec<(usize, Point)> = self
-            .classes
-            .iter()
-            .enumerate()
-            .filter(|(_, class)| class.is_finite())
-            .map(|(i, class)| (i, place(class.mean)))
-            .collect();
+        let finite = |classes: &'_ [DensityClass]| -> Vec<(usize, Point)> {
+            let finite = classes.iter().enumerate().filter(|(_, class)| class.is_finite());
+            finite.map(|(i, class)| (i, place(class.mean))).collect()
+        };
+        let (means, behind) = (finite(&self.classes), finite(&self.cloud));
         let mut taken: Vec<Area> =
             means.iter().map(|&(_, (x, y))| Area { x: x - 6.0, y: y - 6.0, width: 12.0, height: 12.0 }).collect();
-        let mut names = Vec::new();
-        for &(i, at) in &means {
-            let name = shorten(&self.classes[i].name, LABEL, 200.0);
+        let mut free = |name: &str, at: Point| {
+            let name = shorten(name, LABEL, 200.0);
             let area = free_area(at, (width(&name, LABEL), LABEL + 3.0), &taken);
             taken.push(area);
-            names.push((name, area));
+            (name, area)
+        };
+        let names: Vec<(String, Area)> = means.iter().map(|&(i, at)| free(&self.classes[i].name, at)).collect();
+        let style = TextStyle { size: LABEL, anchor: Anchor::Start, fill: INK, bold: true };
+        for &(i, at) in &behind {
+            let (name, area) = free(&self.cloud[i].name, at);
+            lead(svg, at, area, MUTED);
+            let style = TextStyle { fill: MUTED, bold: false, ..style };
+            svg.text_on_data(area.x, area.y + LABEL - 0.5, &name, style);
         }
-        for (&(i, (x, y)), (name, area)) in means.iter().zip(&names) {
-            let edge = (x.clamp(area.x, area.right()), y.clamp(area.y, area.bottom()));
-            if (edge.0 - x).hypot(edge.1 - y) > 12.0 {
-                svg.strokes(&[((x, y), edge)], Stroke::solid("#ffffff", 2.5));
-                svg.strokes(&[((x, y), edge)], Stroke::solid(INK, 0.75));
-            }
+        for (&(i, at), (name, area)) in means.iter().zip(&names) {
+            lead(svg, at, *area, INK);
             let class = &self.classes[i];
             let [dx, dy] = class.deviations().map(|deviation| significant(deviation, 4));
             let [mx, my] = class.mean.map(|mean| significant(mean, 4));
             let told = format!("{}: mean ({mx}, {my}), standard deviations ({dx}, {dy})", class.name);
-            svg.marks(&[(x, y)], MarkStyle { mark: mark(i), radius: 6.5, fill: "#ffffff", opacity: 1.0 }, None);
+            svg.marks(&[at], MarkStyle { mark: mark(i), radius: 6.5, fill: "#ffffff", opacity: 1.0 }, None);
             let colour = hex(category(i));
-            svg.marks(&[(x, y)], MarkStyle { mark: mark(i), radius: 4.5, fill: &colour, opacity: 1.0 }, Some(&told));
-            let style = TextStyle { size: LABEL, anchor: Anchor::Start, fill: INK, bold: true };
+            svg.marks(&[at], MarkStyle { mark: mark(i), radius: 4.5, fill: &colour, opacity: 1.0 }, Some(&told));
             svg.text_on_data(area.x, area.y + LABEL - 0.5, name, style);
         }
+    }
+}
+
+/// A line from a mean to its name, where the name lies off it.
+fn lead(svg: &mut Svg, (x, y): Point, area: Area, ink: &str) {
+    let edge = (x.clamp(area.x, area.right()), y.clamp(area.y, area.bottom()));
+    if (edge.0 - x).hypot(edge.1 - y) > 12.0 {
+        svg.strokes(&[((x, y), edge)], Stroke::solid("#ffffff", 2.5));
+        svg.strokes(&[((x, y), edge)], Stroke::solid(ink, 0.75));
     }
 }
 

@@ -18,6 +18,8 @@ const SMALL: f64 = 9.5;
 const TITLE: f64 = 14.0;
 const BAR: f64 = 200.0;
 const EMPTY: &str = "#fbfbfc";
+/// A value that passes an end of the colours by less than this share of the larger end lies on it: shares are sums of many terms.
+const ROUNDING: f64 = 1e-9;
 
 /// How values become colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +208,8 @@ impl Heatmap {
         let left = named.max(width(&self.row_label, LABEL)) + 10.0;
         let top = 48.0;
         let plot = Area { x: left, y: top, width: cell_width * columns, height: cell_height * rows };
-        let numeric = self.columns.iter().all(|name| name.parse::<f64>().is_ok());
+        // `7`, `0:5`: regular rows, of which some stand for all.
+        let numeric = self.columns.iter().all(|name| !name.contains(char::is_alphabetic));
         let turned = longest + 6.0 > cell_width && !numeric && cell_width >= 12.0;
         // Names that are skipped in part need air, or their regular row is hard to read.
         let room = if longest + 6.0 > cell_width { longest * 1.6 + 6.0 } else { longest };
@@ -227,7 +230,8 @@ impl Heatmap {
             Scale::Sequential => (low, high),
             Scale::Diverging => (-largest([low, high]), largest([low, high])),
         };
-        Ends { low, high, below: least < low, above: most > high }
+        let slack = ROUNDING * largest([low, high]);
+        Ends { low, high, below: least < low - slack, above: most > high + slack }
     }
 
     fn colour(&self, value: f64, ends: &Ends) -> Rgb {

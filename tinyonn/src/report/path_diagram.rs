@@ -7,6 +7,7 @@
 
 use super::colour::{category, hex};
 use super::csv::Csv;
+use super::layers::shown_layers;
 use super::mark::mark;
 use super::measure::{shorten, widest, width};
 use super::number::significant;
@@ -26,8 +27,6 @@ const GAP: f64 = 20.0;
 const BELOW: f64 = 20.0;
 /// The height of all panels of a layer, if none gets too low or too high to read.
 const HEIGHT: f64 = 950.0;
-/// At most so many layers have a column.
-const COLUMNS: usize = 8;
 /// Lesser shares are not drawn.
 const LEAST: f64 = 0.02;
 /// The width of a share of one, where nodes lie far enough apart.
@@ -153,7 +152,7 @@ impl PathDiagram {
 
     fn layout(&self) -> Layout {
         let tree = Tree::new(&self.levels);
-        let layers = evenly(self.shares.len(), COLUMNS);
+        let layers = shown_layers(self.shares.len());
         let (rows, columns) = (self.tasks.len().max(1) as f64, layers.len().max(1) as f64);
         let least = (HEIGHT / rows).clamp(90.0, 190.0);
         let height = tree.height() * (least / tree.height()).clamp(1.2, 24.0);
@@ -303,27 +302,4 @@ impl PathDiagram {
 /// Where a task stands in a panel.
 fn root(panel: Area) -> Point {
     (panel.x, panel.y + 0.5 * panel.height)
-}
-
-/// At most `most` of `0..count`, evenly spaced, with both ends.
-fn evenly(count: usize, most: usize) -> Vec<usize> {
-    if count <= most {
-        return (0..count).collect();
-    }
-    (0..most).map(|i| (i * (count - 1) + (most - 1) / 2) / (most - 1)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rstest::rstest;
-
-    #[rstest]
-    #[case(3, &[0, 1, 2])]
-    #[case(8, &[0, 1, 2, 3, 4, 5, 6, 7])]
-    #[case(28, &[0, 4, 8, 12, 15, 19, 23, 27])]
-    #[case(9, &[0, 1, 2, 3, 5, 6, 7, 8])]
-    fn layers_are_thinned_evenly(#[case] count: usize, #[case] shown: &[usize]) {
-        assert_eq!(evenly(count, 8), shown);
-    }
 }

@@ -36,8 +36,9 @@ pub struct RouterAccuracy {
     /// `confusion[task][decoded]`: the share of a task's rows whose predicted path overlaps most with another task's label
     /// (ties to the lower task), mean over layers.
     pub confusion: Vec<Vec<f64>>,
-    /// `load[task][expert]`: the share of a task's rows that take an expert, mean over layers.
-    pub load: Vec<Vec<f64>>,
+    /// `load[layer][task][expert]`: the share of a task's rows that take an expert. Experts of one number in two layers are two
+    /// experts, so there is no mean over layers.
+    pub load: Vec<Vec<Vec<f64>>>,
 }
 
 impl RouterAccuracy {
@@ -67,7 +68,7 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
         layers: Vec::new(),
         intervals: Vec::new(),
         confusion: vec![vec![0.0; tasks]; tasks],
-        load: vec![vec![0.0; experts]; tasks],
+        load: vec![vec![vec![0.0; experts]; tasks]; layers],
     };
     let mut hits = Vec::new();
     for (layer, (module, samples)) in modules.iter().zip(inputs).enumerate() {
@@ -77,7 +78,7 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
         hits.push(found);
         let mut rows = vec![0f64; tasks];
         samples.tasks.iter().for_each(|task| rows[*task as usize] += 1.0);
-        let share = |task: usize| 1.0 / (rows[task].max(1.0) * layers as f64);
+        let share = |task: usize| 1.0 / rows[task].max(1.0);
         for (path, task) in predicted.iter().zip(&samples.tasks) {
             let task = *task as usize;
             let overlap = |other: &usize| {
@@ -85,9 +86,9 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
                 path.iter().filter(|expert| label.binary_search(expert).is_ok()).count()
             };
             let decoded = (0..tasks).rev().max_by_key(overlap).unwrap_or(0);
-            total.confusion[task][decoded] += share(task);
+            total.confusion[task][decoded] += share(task) / layers as f64;
             for expert in path {
-                total.load[task][*expert as usize] += share(task);
+                total.load[layer][task][*expert as usize] += share(task);
             }
         }
     }
