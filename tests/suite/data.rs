@@ -7,6 +7,7 @@ mod answers;
 mod corpora;
 mod packing;
 mod sources;
+mod token_files;
 mod tokens;
 mod toolchain;
 

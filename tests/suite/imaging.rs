@@ -4,6 +4,7 @@ mod files;
 mod forms;
 mod grad_site;
 mod integral;
+mod on_disk;
 mod own_weights;
 mod router_inputs;
 mod shares;

@@ -1,10 +1,19 @@
 //! Scans that are kept, shared out and merged.
 
 use std::fs;
+use std::time::Duration;
 
+use candle_core::{DType, Device};
 use rstest::rstest;
-use serde_json::Value;
-use tinyonn::imaging::{Integral, Score, Share, StoredScan};
+use serde_json::{Value, json};
+use tinyonn::checkpoint::ModelFolder;
+use tinyonn::data::{DataSource, TextTokenizer, TokenSet, read_sources};
+use tinyonn::imaging::{
+    Integral, Log1p, Partition, PartitionSources, ScanFile, ScanOptions, ScanRequest, Score, Share, StoredScan, Units,
+    scan_with,
+};
+use tinyonn::moe::variant;
+use tinyonn::qwen3::Qwen3ForCausalLm;
 
 use super::{Place, SCAN, assert_done, assert_refused, printed};
 
@@ -43,6 +52,54 @@ fn every_run_has_its_scan_and_a_kept_one_is_not_repeated() {
     place.configure("rms_norm_eps", 1e-5.into());
     assert_refused(&place.run(SCAN, &format!("{TEXT} --scan-file kept.safetensors --out four")), &["another model"]);
     assert!(read("kept.safetensors") == kept && place.files() == before);
+}
+
+/// A folder and JSON lines, which are read as they are scanned, beside the same text held in memory.
+#[rstest]
+#[case("", Share::WHOLE, 700)]
+#[case("--norm log1p", Share::WHOLE, 10_000_000)]
+#[case("--share 1/3", Share { index: 1, of: 3 }, 700)]
+fn what_is_read_from_disk_is_scanned_as_if_it_were_in_memory(
+    #[case] flags: &str,
+    #[case] share: Share,
+    #[case] most: usize,
+) {
+    let place = Place::new();
+    let text = |name: &str| fs::read_to_string(place.path(name)).unwrap();
+    fs::create_dir_all(place.path("folder/deep")).unwrap();
+    fs::write(place.path("folder/deep/one.txt"), text("a.txt")).unwrap();
+    fs::write(place.path("folder/two.txt"), &text("b.txt")[..500]).unwrap();
+    fs::write(place.path("folder/three.bin"), b"\xff\0").unwrap();
+    let lines: Vec<String> = text("b.txt").lines().take(90).map(|line| json!({ "text": line }).to_string()).collect();
+    fs::write(place.path("lines.jsonl"), lines.join("\n")).unwrap();
+    assert_done(&place.run(
+        SCAN,
+        &format!("--model dense --data a=folder --data b=lines.jsonl --length 16 --batch 4 --max-tokens {most} {flags} --out out"),
+    ));
+    // Nothing else is left there.
+    let left = place.files().into_iter().filter(|path| path.file_name().is_some_and(|name| name == ".tokens"));
+    assert_eq!(left.count(), 0);
+
+    let sources = [("a", "folder"), ("b", "lines.jsonl")];
+    let corpus = read_sources(&sources.map(|(name, path)| DataSource { name: name.into(), path: place.path(path) }));
+    let corpus = corpus.unwrap();
+    let folder = ModelFolder::open(place.path("dense")).unwrap();
+    let tokenizer = TextTokenizer::load(place.path("dense/tokenizer.json"), None).unwrap();
+    let spec = &variant("TinyOnn").unwrap().spec;
+    let neuron_expert = Partition::Contiguous.assign(spec, (2, 120), PartitionSources::default(), 0).unwrap();
+    let request = ScanRequest {
+        share,
+        units: Some(Units { neuron_expert, count: spec.experts() }),
+        log1p: if flags.contains("log1p") { Log1p::Measured } else { Log1p::Off },
+        ..ScanRequest::new(ScanOptions { length: 16, batch: 4, tokens_per_task: most })
+    };
+    let (path, corpus_sha256, model) = (place.path("expected"), corpus.sha256(), folder.sha256().unwrap());
+    let file = ScanFile { path: &path, corpus: &corpus_sha256, model: &model, every: Duration::from_mins(1) };
+    let store = folder.load(&Device::Cpu, Some(DType::F32)).unwrap();
+    let dense = Qwen3ForCausalLm::dense(&folder.qwen3_config().unwrap(), &store.builder(DType::F32, |_| false));
+    let set = TokenSet::encode(&corpus, &tokenizer).unwrap();
+    scan_with(&dense.unwrap(), &set, &request, &Device::Cpu, Some(&file)).unwrap();
+    assert!(fs::read(&path).unwrap() == fs::read(place.path("out/scan.safetensors")).unwrap());
 }
 
 #[rstest]

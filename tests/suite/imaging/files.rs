@@ -21,7 +21,7 @@ use super::{VOCAB, options};
 use crate::tiny;
 
 /// An MLP that fails once so many calls to all of its kind were answered.
-struct Failing {
+pub(super) struct Failing {
     mlp: Mlp,
     calls: Arc<AtomicUsize>,
 }
@@ -37,7 +37,11 @@ impl FeedForward for Failing {
 
 /// Of two layers: fails in batch `batches` (from 0), between them.
 fn failing_after(batches: usize) -> Qwen3ForCausalLm<Failing> {
-    let cfg = tiny::config(VOCAB as usize);
+    failing(batches, VOCAB as usize)
+}
+
+pub(super) fn failing(batches: usize, vocab: usize) -> Qwen3ForCausalLm<Failing> {
+    let cfg = tiny::config(vocab);
     let store = tiny::dense_store(&cfg, 5);
     let calls = Arc::new(AtomicUsize::new((2 * batches).saturating_add(1)));
     let feed_forward = |layer: usize, vb: candle_nn::VarBuilder<'_>| {
@@ -54,7 +58,7 @@ fn request() -> ScanRequest {
     ScanRequest { units: Some(units(4)), ..ScanRequest::new(options(8, 2)) }
 }
 
-fn file(path: &Path) -> ScanFile<'_> {
+pub(super) fn file(path: &Path) -> ScanFile<'_> {
     ScanFile { path, corpus: "corpus", model: "model", every: Duration::ZERO }
 }
 
@@ -62,7 +66,7 @@ fn scanned(batches: usize, request: &ScanRequest, path: &Path) -> Result<NeuronS
     scan_with(&failing_after(batches), &text(), request, &Device::Cpu, Some(&file(path)))
 }
 
-const NEVER: usize = usize::MAX / 4;
+pub(super) const NEVER: usize = usize::MAX / 4;
 
 #[rstest]
 fn what_is_read_is_what_was_written(

@@ -1,5 +1,7 @@
 //! Text by task: what every later stage reads, and the fingerprint that names it in every result.
 
+use super::Documents;
+use crate::Result;
 use crate::files::Digest;
 
 /// One text that is never divided between splits.
@@ -60,16 +62,52 @@ impl Corpus {
     /// assert_ne!(corpus("a", "bc").sha256(), corpus("ab", "c").sha256());
     /// ```
     pub fn sha256(&self) -> String {
-        let mut digest = Digest::new();
-        digest.number(self.tasks.len() as u64);
+        let mut digest = CorpusDigest::new(self.tasks.len());
         for task in &self.tasks {
-            digest.text(&task.name);
-            digest.number(task.documents.len() as u64);
-            for document in &task.documents {
-                digest.text(&document.id);
-                digest.text(&document.text);
-            }
+            digest.task(&task.name, task.documents.len());
+            task.documents.iter().for_each(|document| digest.document(document));
         }
         digest.hex()
+    }
+}
+
+/// [`Corpus::sha256`] of text that comes a document at a time.
+pub(super) struct CorpusDigest(Digest);
+
+impl CorpusDigest {
+    pub(super) fn new(tasks: usize) -> Self {
+        let mut digest = Digest::new();
+        digest.number(tasks as u64);
+        Self(digest)
+    }
+
+    /// Begins a task of so many documents.
+    pub(super) fn task(&mut self, name: &str, documents: usize) {
+        self.0.text(name);
+        self.0.number(documents as u64);
+    }
+
+    pub(super) fn document(&mut self, document: &Document) {
+        self.0.text(&document.id);
+        self.0.text(&document.text);
+    }
+
+    pub(super) fn hex(self) -> String {
+        self.0.hex()
+    }
+}
+
+/// For text that is small enough to be in memory.
+impl Documents for Corpus {
+    fn names(&self) -> Vec<String> {
+        self.task_names()
+    }
+
+    fn count(&self, task: usize) -> Result<usize> {
+        Ok(self.tasks[task].documents.len())
+    }
+
+    fn visit(&self, task: usize, each: &mut dyn FnMut(Document) -> Result<()>) -> Result<()> {
+        self.tasks[task].documents.iter().cloned().try_for_each(each)
     }
 }

@@ -5,6 +5,9 @@
 //! split, and from it either all rows of a task in order ([`TokenSet::batches_of_task`]) or the training batch of any
 //! step ([`Sampler::batch_at`]).
 //!
+//! Text of any size goes another way: [`Documents`] are visited one after another and their tokens written to a [`TokenFile`], whose
+//! [`Batches`] are those of the [`TokenSet`] that would hold them.
+//!
 //! ```
 //! use candle_core::Device;
 //! use tinyonn::data::{Corpus, Sampler, Shares, Splits, TextTokenizer, TokenSet, arithmetic, sorting};
@@ -25,23 +28,30 @@
 //! # Ok::<(), tinyonn::Error>(())
 //! ```
 
+mod batches;
 mod corpus;
 mod default_text;
+mod documents;
 mod order;
 mod pack;
 mod sampler;
 mod source;
 mod split;
 mod synthetic;
+mod text_file;
+mod token_file;
 mod tokenizer;
 mod toolchain_text;
 
+pub use batches::Batches;
 pub use corpus::{Corpus, Document, Task};
 pub use default_text::{default_corpus, workspace_root};
+pub use documents::{Counted, Documents};
 pub use pack::{Batch, NO_DOCUMENT, NO_TARGET, TaskTokens, TokenSet};
 pub use sampler::Sampler;
-pub use source::{DataSource, read_sources};
+pub use source::{DataSource, check_sources, read_sources};
 pub use split::{Shares, Splits};
 pub use synthetic::{DEFAULT_BYTES, arithmetic, records, sorting};
+pub use token_file::TokenFile;
 pub use tokenizer::{END_OF_TEXT, TextTokenizer};
 pub use toolchain_text::{TOOLCHAIN, Toolchain, toolchain_corpus};

@@ -7,10 +7,12 @@
 //!
 //! Shapes: B rows, T positions a row; position p = b·T + t of the flat lists.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
+use sha2::{Digest as _, Sha256};
 
 use super::{Corpus, TextTokenizer};
-use crate::files::Digest;
 use crate::{Error, Result};
 
 /// The target of a position that predicts nothing.
@@ -78,6 +80,11 @@ impl TaskTokens {
         self.tokens.len().saturating_sub(1)
     }
 
+    /// A task without text.
+    pub(super) fn empty(name: &str) -> Self {
+        Self { name: name.to_owned(), tokens: Vec::new(), documents: Vec::new() }
+    }
+
     fn keep_beginnings(&mut self, most: usize, eos: u32) {
         let owned = self.tokens.iter().copied().zip(self.documents.iter().copied());
         // What an earlier cut put in between is put there anew.
@@ -116,7 +123,7 @@ impl TokenSet {
         let mut set = Self { tasks: Vec::new(), documents: Vec::new(), eos: tokenizer.eos() };
         for task in &corpus.tasks {
             let texts: Vec<&str> = task.documents.iter().map(|document| document.text.as_str()).collect();
-            let mut packed = TaskTokens { name: task.name.clone(), tokens: Vec::new(), documents: Vec::new() };
+            let mut packed = TaskTokens::empty(&task.name);
             for (document, tokens) in task.documents.iter().zip(tokenizer.encode_all(&texts)?) {
                 packed.tokens.extend(tokens);
                 packed.tokens.push(set.eos);
@@ -209,24 +216,18 @@ impl TokenSet {
     ) -> Result<Batch> {
         check_shape(length, batch)?;
         let rows = self.tasks.get(task).map_or(0, |tokens| tokens.rows(length));
-        let first = number.saturating_mul(batch);
-        if first >= rows {
-            let problem = format!("task {task} has no batch {number}: it has {rows} rows of {length}");
-            return Err(Error::setting("batch", problem, "use a lower number"));
-        }
-        let rows: Vec<Row> = (first..rows.min(first + batch)).map(|index| Row { task, index }).collect();
+        let rows = rows_of_batch((task, number), rows, (length, batch))?;
+        let rows: Vec<Row> = rows.map(|index| Row { task, index }).collect();
         self.batch(&rows, length, device)
     }
 
     /// SHA-256 of what a model would read: the tasks' names and tokens, and the token that ends a document.
     #[must_use]
     pub fn sha256(&self) -> String {
-        let mut digest = Digest::new();
-        digest.number(u64::from(self.eos));
-        digest.number(self.tasks.len() as u64);
+        let mut digest = TokenDigest::new(self.eos, self.tasks.len());
         for task in &self.tasks {
-            digest.text(&task.name);
-            digest.words(&task.tokens);
+            digest.task(&task.name, task.tokens.len());
+            digest.tokens(&task.tokens);
         }
         digest.hex()
     }
@@ -257,6 +258,54 @@ impl TokenSet {
             documents,
         })
     }
+}
+
+/// What [`TokenSet::sha256`] is over, for tokens that come in pieces: a number of 64 bits before every text and list.
+pub(super) struct TokenDigest(Sha256);
+
+impl TokenDigest {
+    pub(super) fn new(eos: u32, tasks: usize) -> Self {
+        let mut digest = Self(Sha256::new());
+        digest.number(u64::from(eos));
+        digest.number(tasks as u64);
+        digest
+    }
+
+    /// Begins a task of so many tokens.
+    pub(super) fn task(&mut self, name: &str, tokens: usize) {
+        self.number(name.len() as u64);
+        self.0.update(name);
+        self.number(tokens as u64);
+    }
+
+    /// Some of the task's tokens.
+    pub(super) fn tokens(&mut self, tokens: &[u32]) {
+        for some in tokens.chunks(4096) {
+            self.0.update(some.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
+        }
+    }
+
+    pub(super) fn hex(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn number(&mut self, n: u64) {
+        self.0.update(n.to_le_bytes());
+    }
+}
+
+/// Of a task's `rows` those of its batch `number`.
+pub(super) fn rows_of_batch(
+    (task, number): (usize, usize),
+    rows: usize,
+    (length, batch): (usize, usize),
+) -> Result<Range<usize>> {
+    let first = number.saturating_mul(batch);
+    if first < rows {
+        return Ok(first..rows.min(first + batch));
+    }
+    let problem = format!("task {task} has no batch {number}: it has {rows} rows of {length}");
+    Err(Error::setting("batch", problem, "use a lower number"))
 }
 
 /// Refuses rows without positions and batches without rows.

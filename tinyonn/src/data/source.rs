@@ -13,13 +13,9 @@ use std::str::FromStr;
 
 use walkdir::{DirEntry, WalkDir};
 
-use super::{Corpus, Document, Task};
+use super::text_file::{Each, TextFile, not_utf8};
+use super::{Corpus, Document, Documents, Task};
 use crate::{Error, Result};
-
-/// Size a part of a cut file aims at, in bytes.
-const PART_BYTES: usize = 4 << 10;
-/// A file in a folder above this size, in bytes, is cut into parts.
-const WHOLE_FILE_BYTES: usize = 1 << 20;
 
 /// `NAME=PATH`: a task's name and where its text lies.
 ///
@@ -70,6 +66,53 @@ impl DataSource {
     /// A missing path, a file the system refuses, a single file that is not UTF-8, a line of a `.jsonl` that is not an
     /// object with a `text`, and a path without any text; each names the file.
     pub fn read(&self) -> Result<Task> {
+        let mut documents = Vec::new();
+        self.told(&mut |document| {
+            documents.push(document);
+            Ok(())
+        })?;
+        Ok(Task { name: self.name.clone(), documents })
+    }
+
+    /// The documents of the task, none of which is kept.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub fn count(&self) -> Result<usize> {
+        let mut count = 0;
+        self.told(&mut |_| {
+            count += 1;
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
+    /// Visits the documents, warns of files that are left out, and refuses a path without any text.
+    fn told(&self, each: Each<'_>) -> Result<()> {
+        let mut any = false;
+        let left_out = self.visit(&mut |document| {
+            any = true;
+            each(document)
+        })?;
+        let path = &self.path;
+        if let Some(first) = left_out.first {
+            let count = left_out.count;
+            tracing::warn!(
+                "{}: {count} files are not UTF-8 text and were skipped, the first is {first}",
+                path.display()
+            );
+        }
+        if any {
+            return Ok(());
+        }
+        Err(Error::file(
+            path,
+            format!("task `{}` finds no text here", self.name),
+            "name a folder with text files, a text file, or a .jsonl file with a `text` on every line",
+        ))
+    }
+
+    fn visit(&self, each: Each<'_>) -> Result<LeftOut> {
         let path = &self.path;
         let metadata = std::fs::metadata(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => {
@@ -77,16 +120,30 @@ impl DataSource {
             }
             _ => Error::io(path, source),
         })?;
-        let documents = if metadata.is_dir() { read_folder(path)? } else { read_file(path)? };
-        if documents.is_empty() {
-            return Err(Error::file(
-                path,
-                format!("task `{}` finds no text here", self.name),
-                "name a folder with text files, a text file, or a .jsonl file with a `text` on every line",
-            ));
-        }
-        Ok(Task { name: self.name.clone(), documents })
+        if metadata.is_dir() { visit_folder(path, each) } else { visit_file(path, each).map(|()| LeftOut::default()) }
     }
+}
+
+/// Files are read as they are visited: at no time is more in memory than one document, or a small file.
+impl Documents for Vec<DataSource> {
+    fn names(&self) -> Vec<String> {
+        self.iter().map(|source| source.name.clone()).collect()
+    }
+
+    fn count(&self, task: usize) -> Result<usize> {
+        self[task].count()
+    }
+
+    fn visit(&self, task: usize, each: &mut dyn FnMut(Document) -> Result<()>) -> Result<()> {
+        self[task].visit(each).map(drop)
+    }
+}
+
+/// Files of a folder that are not text.
+#[derive(Default)]
+struct LeftOut {
+    count: usize,
+    first: Option<String>,
 }
 
 /// Reads several tasks into one corpus, in the order given.
@@ -94,6 +151,15 @@ impl DataSource {
 /// # Errors
 /// Those of [`DataSource::read`]; no source at all; two sources of one name.
 pub fn read_sources(sources: &[DataSource]) -> Result<Corpus> {
+    check_sources(sources)?;
+    Ok(Corpus { tasks: sources.iter().map(DataSource::read).collect::<Result<_>>()? })
+}
+
+/// Refuses what is no list of tasks, before any of it is read.
+///
+/// # Errors
+/// No source at all; two sources of one name.
+pub fn check_sources(sources: &[DataSource]) -> Result<()> {
     if sources.is_empty() {
         return Err(Error::setting("--data", "no task is named", "give at least one NAME=PATH"));
     }
@@ -104,45 +170,39 @@ pub fn read_sources(sources: &[DataSource]) -> Result<Corpus> {
             return Err(Error::setting("--data", problem, "give every task a name of its own"));
         }
     }
-    Ok(Corpus { tasks: sources.iter().map(DataSource::read).collect::<Result<_>>()? })
+    Ok(())
 }
 
-fn read_file(path: &Path) -> Result<Vec<Document>> {
+fn visit_file(path: &Path, each: Each<'_>) -> Result<()> {
     let name = path.file_name().map_or_else(|| "text".into(), |name| name.to_string_lossy().into_owned());
-    let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Error::file(path, format!("not UTF-8 at byte {at}"), "convert the file, for example with `iconv -t UTF-8`")
-    })?;
-    if is_json_lines(path) { read_json_lines(path, &name, &text) } else { Ok(parts(&name, &text)) }
+    let file = TextFile::open(path)?;
+    if let Some(at) = file.check()?.invalid_at {
+        return Err(not_utf8(path, at));
+    }
+    if is_json_lines(path) { file.json_lines(&name, each) } else { file.parts(&name, each) }
 }
 
-fn read_folder(root: &Path) -> Result<Vec<Document>> {
-    let mut documents = Vec::new();
-    let mut skipped: Vec<String> = Vec::new();
+fn visit_folder(root: &Path, each: Each<'_>) -> Result<LeftOut> {
+    let mut left_out = LeftOut::default();
     for path in files_below(root)? {
         let id = relative_id(root, &path);
-        let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
-        let text = match String::from_utf8(bytes) {
-            Ok(text) if !text.contains('\0') => text,
-            _ => {
-                skipped.push(id);
-                continue;
+        let file = TextFile::open(&path)?;
+        let checked = file.check()?;
+        if checked.nul || checked.invalid_at.is_some() {
+            left_out.count += 1;
+            left_out.first.get_or_insert(id);
+        } else if is_json_lines(&path) {
+            file.json_lines(&id, each)?;
+        } else if file.is_large() {
+            file.parts(&id, each)?;
+        } else {
+            let text = file.text()?;
+            if !text.trim().is_empty() {
+                each(Document { id, text })?;
             }
-        };
-        if is_json_lines(&path) {
-            documents.extend(read_json_lines(&path, &id, &text)?);
-        } else if text.len() > WHOLE_FILE_BYTES {
-            documents.extend(parts(&id, &text));
-        } else if !text.trim().is_empty() {
-            documents.push(Document { id, text });
         }
     }
-    if let Some(first) = skipped.first() {
-        let count = skipped.len();
-        tracing::warn!("{}: {count} files are not UTF-8 text and were skipped, the first is {first}", root.display());
-    }
-    Ok(documents)
+    Ok(left_out)
 }
 
 /// All files below `root` that are not hidden or in a build or cache folder, ordered by relative path.
@@ -183,50 +243,4 @@ fn is_json_lines(path: &Path) -> bool {
 pub(super) fn relative_id(root: &Path, path: &Path) -> String {
     let relative = path.strip_prefix(root).unwrap_or(path);
     relative.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
-}
-
-fn read_json_lines(path: &Path, id: &str, text: &str) -> Result<Vec<Document>> {
-    let mut documents = Vec::new();
-    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let number = index + 1;
-        let refuse = |problem: String| {
-            Error::file(path, format!("line {number}: {problem}"), "write one JSON object a line, with a string `text`")
-        };
-        let value: serde_json::Value = serde_json::from_str(line).map_err(|error| refuse(error.to_string()))?;
-        let text = value.get("text").ok_or_else(|| refuse("no field `text`".into()))?;
-        let text = text.as_str().ok_or_else(|| refuse("`text` is not a string".into()))?;
-        if !text.trim().is_empty() {
-            documents.push(Document { id: format!("{id}#{number}"), text: text.to_owned() });
-        }
-    }
-    Ok(documents)
-}
-
-/// Cuts `text` into documents of about [`PART_BYTES`]; their texts put together are `text`.
-fn parts(id: &str, text: &str) -> Vec<Document> {
-    let mut documents: Vec<Document> = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let (part, tail) = rest.split_at(cut_at(rest));
-        rest = tail;
-        match documents.last_mut() {
-            // White space is no document of its own.
-            Some(previous) if part.trim().is_empty() => previous.text.push_str(part),
-            _ => documents.push(Document { id: format!("{id}#{}", documents.len() + 1), text: part.to_owned() }),
-        }
-    }
-    documents.retain(|document| !document.text.trim().is_empty());
-    documents
-}
-
-/// Where to cut: after the first blank line past the size aimed at; failing that within twice that size, after the
-/// first line end; failing that, between two characters.
-fn cut_at(text: &str) -> usize {
-    let (from, to) = (text.ceil_char_boundary(PART_BYTES), text.ceil_char_boundary(2 * PART_BYTES));
-    if text.len() <= from {
-        return text.len();
-    }
-    let window = &text[from..to];
-    let after = |pattern: &str| window.find(pattern).map(|at| from + at + pattern.len());
-    after("\n\n").or_else(|| after("\n\r\n")).or_else(|| after("\n")).unwrap_or(to)
 }

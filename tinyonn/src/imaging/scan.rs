@@ -2,7 +2,9 @@
 //!
 //! L is the *sum* of the tokens' cross-entropies; all experts are active; all weights are frozen, so no weight gradient is
 //! formed. Sums are f64 and linear, so scans of parts of a corpus add up to the scan of the whole. What a scan holds is its sums
-//! and one batch, however long the text.
+//! and one batch, however long the text, if that is on disk ([`scan_batches`], [`TokenFile`](crate::data::TokenFile)).
+
+mod share;
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,9 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
+pub use self::share::Share;
 use super::scan_file::{Keeper, ScanFile};
 use super::{NeuronScan, RouterInputs, Units};
-use crate::data::{Batch, NO_TARGET, TaskTokens, TokenSet};
+use crate::data::{Batch, Batches, NO_TARGET, TaskTokens, TokenSet};
 use crate::metrics::{Progress, check_loss};
 use crate::ops::{
     self, ExpertNeurons, GradSite, ImageSums, Imaging, MlpBackward, MlpProbe, NeuronSums, Scale, WeightGrads,
@@ -47,61 +50,6 @@ impl ScanOptions {
         };
         let tasks = set.tasks.iter().map(task).collect();
         Cow::Owned(TokenSet { tasks, documents: set.documents.clone(), eos: set.eos })
-    }
-}
-
-/// The remedy for a share that there is not.
-const SHARE: &str = "use I/N with I from 0 to N − 1";
-
-/// The `index`-th (from 0) of `of` shares of a text: every `of`-th batch. All shares together are the whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Share {
-    /// Which.
-    pub index: usize,
-    /// Of how many.
-    pub of: usize,
-}
-
-impl Share {
-    /// All of it.
-    pub const WHOLE: Self = Self { index: 0, of: 1 };
-
-    fn check(self) -> Result<()> {
-        if self.index < self.of {
-            return Ok(());
-        }
-        Err(Error::setting("share", format!("there is no share {self}"), SHARE))
-    }
-
-    fn has(self, batch: usize) -> bool {
-        batch % self.of == self.index
-    }
-}
-
-impl Default for Share {
-    fn default() -> Self {
-        Self::WHOLE
-    }
-}
-
-impl std::str::FromStr for Share {
-    type Err = Error;
-
-    /// `I/N`, I from 0 to N − 1.
-    fn from_str(text: &str) -> Result<Self> {
-        let numbers = text.split_once('/').map(|(index, of)| (index.parse(), of.parse()));
-        let Some((Ok(index), Ok(of))) = numbers else {
-            return Err(Error::setting("share", format!("`{text}` is no share"), SHARE));
-        };
-        let share = Self { index, of };
-        share.check().map(|()| share)
-    }
-}
-
-impl std::fmt::Display for Share {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.index, self.of)
     }
 }
 
@@ -212,7 +160,7 @@ pub fn scan<F: FeedForward>(
     let request = ScanRequest::new(options);
     request.check(model)?;
     let set = options.part(set);
-    Pass { model, set: &set, request: &request, device, inputs }.scan(None)
+    Pass { model, text: &*set, request: &request, device, inputs }.scan(None)
 }
 
 /// Scans as `request` says. With a `file` the scan is kept there as it goes: whole-or-nothing every so often and at the end, and
@@ -261,16 +209,35 @@ pub fn scan_with<F: FeedForward>(
     device: &Device,
     file: Option<&ScanFile<'_>>,
 ) -> Result<NeuronScan> {
+    scan_batches(model, &*request.options.part(set), request, device, file)
+}
+
+/// As [`scan_with`], of tokens that need not be in memory: `text` is the part that is read, at most
+/// [`tokens_per_task`](ScanOptions::tokens_per_task) of them with a target. Of one part the sums are the same bits wherever it is.
+///
+/// # Errors
+/// As [`scan_with`]; a task with more tokens than are to be read.
+pub fn scan_batches<F: FeedForward>(
+    model: &Qwen3ForCausalLm<F>,
+    text: &dyn Batches,
+    request: &ScanRequest,
+    device: &Device,
+    file: Option<&ScanFile<'_>>,
+) -> Result<NeuronScan> {
     request.check(model)?;
-    let set = request.options.part(set);
-    Pass { model, set: &set, request, device, inputs: None }.scan(file)
+    let most = request.options.tokens_per_task;
+    if let Some(targets) = text.targets().into_iter().find(|targets| *targets > most) {
+        let problem = format!("a task has {targets} tokens with a target, and {most} are to be read");
+        return Err(Error::setting("tokens_per_task", problem, "give the part of the text that is to be read"));
+    }
+    Pass { model, text, request, device, inputs: None }.scan(file)
 }
 
 /// What stays the same while a text is read.
 struct Pass<'a, F> {
     model: &'a Qwen3ForCausalLm<F>,
     /// The part that is read.
-    set: &'a TokenSet,
+    text: &'a dyn Batches,
     request: &'a ScanRequest,
     device: &'a Device,
     inputs: Option<&'a Arc<RouterInputs>>,
@@ -278,27 +245,28 @@ struct Pass<'a, F> {
 
 impl<F: FeedForward> Pass<'_, F> {
     /// (task, number of the batch within the task) of the batches of the share.
-    fn batches(&self) -> impl Iterator<Item = (usize, usize)> {
+    fn batches(&self) -> Result<impl Iterator<Item = (usize, usize)>> {
         let ScanRequest { options: ScanOptions { length, batch, .. }, share, .. } = *self.request;
-        let counts = self.set.rows(length).into_iter().map(move |rows| rows.div_ceil(batch.max(1)));
-        let all = counts.enumerate().flat_map(|(task, count)| (0..count).map(move |number| (task, number)));
-        all.enumerate().filter(move |(at, _)| share.has(*at)).map(|(_, batch)| batch)
+        let counts = self.text.counts((length, batch))?.into_iter().enumerate();
+        let all = counts.flat_map(|(task, count)| (0..count).map(move |number| (task, number)));
+        Ok(all.enumerate().filter(move |(at, _)| share.has(*at)).map(|(_, batch)| batch))
     }
 
     fn scan(&self, file: Option<&ScanFile<'_>>) -> Result<NeuronScan> {
-        if let Some(task) = self.set.tasks.iter().find(|task| task.targets() == 0) {
-            let problem = format!("task `{}` has no token with a target", task.name);
+        let names = self.text.names();
+        if let Some((name, _)) = names.iter().zip(self.text.targets()).find(|(_, targets)| *targets == 0) {
+            let problem = format!("task `{name}` has no token with a target");
             return Err(Error::setting("scan", problem, "give every task two tokens or more to read"));
         }
-        let batches = self.batches().count();
-        let mut keeper = file.map(|file| Keeper::open(file, self.request, self.set, batches)).transpose()?;
+        let batches = self.batches()?.count();
+        let mut keeper = file.map(|file| Keeper::open(file, self.request, self.text.sha256(), batches)).transpose()?;
         let (begun, done) = match keeper.as_mut().and_then(Keeper::take) {
             Some((scan, done)) => (scan, done),
             None => (self.nothing_seen()?, 0),
         };
         let scanner = Arc::new(Scanner::new(begun, self.request.units.as_ref())?);
         let progress = Progress::new(batches as u64, "scan");
-        for (at, batch) in self.batches().enumerate().skip(done) {
+        for (at, batch) in self.batches()?.enumerate().skip(done) {
             progress.set(at as u64);
             self.read(batch, &scanner)?;
             if let Some(keeper) = &mut keeper {
@@ -320,12 +288,8 @@ impl<F: FeedForward> Pass<'_, F> {
             Log1p::Given(scales) => Some(scales.clone()),
             Log1p::Measured => Some(self.scales()?),
         };
-        let zero = NeuronScan::zero(self.names(), self.layers(), self.model.config().intermediate_size);
+        let zero = NeuronScan::zero(self.text.names(), self.layers(), self.model.config().intermediate_size);
         Ok(zero.measuring(self.request.grad_site, self.request.units.as_ref(), scales.as_deref()))
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.set.tasks.iter().map(|task| task.name.clone()).collect()
     }
 
     fn layers(&self) -> usize {
@@ -335,10 +299,10 @@ impl<F: FeedForward> Pass<'_, F> {
     /// The mean a and the mean S of each layer over the first batch of every task, tasks weighted equally; 1 where that is zero.
     fn scales(&self) -> Result<Vec<Scale>> {
         let width = self.model.config().intermediate_size;
-        let zero = NeuronScan::zero(self.names(), self.layers(), width);
+        let zero = NeuronScan::zero(self.text.names(), self.layers(), width);
         let scanner = Arc::new(Scanner::new(zero.measuring(self.request.grad_site, None, None), None)?);
         let alone = Pass { inputs: None, ..*self };
-        (0..self.set.tasks.len()).try_for_each(|task| alone.read((task, 0), &scanner))?;
+        (0..self.text.names().len()).try_for_each(|task| alone.read((task, 0), &scanner))?;
         let scan = scanner.lock().scan.clone();
         let mean = |layer: &Vec<NeuronSums>, of: fn(&NeuronSums) -> &Vec<f64>| {
             let of_task =
@@ -356,7 +320,7 @@ impl<F: FeedForward> Pass<'_, F> {
     /// One batch, forward and backward.
     fn read(&self, (task, number): (usize, usize), scanner: &Arc<Scanner>) -> Result<()> {
         let ScanOptions { length, batch, .. } = self.request.options;
-        let batch = self.set.batch_of_task(task, number, (length, batch), self.device)?;
+        let batch = self.text.batch_of_task(task, number, (length, batch), self.device)?;
         scanner.begin(task, &batch)?;
         if let Some(inputs) = self.inputs {
             inputs.begin(task, &batch)?;
@@ -370,7 +334,7 @@ impl<F: FeedForward> Pass<'_, F> {
         ops::backward(&losses.sum_all()?)?;
         let losses = losses.flatten_all()?.to_vec1::<f32>()?;
         let loss = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-        check_loss("scan", &self.set.tasks[task].name, loss)?;
+        check_loss("scan", &scanner.lock().scan.tasks[task], loss)?;
         scanner.lock().scan.loss[task] += loss;
         Ok(())
     }

@@ -15,11 +15,12 @@ pub use self::merged::{MergeConfig, merge_scans};
 use super::DeviceName;
 use super::text::{corpus, tokenizer};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
-use crate::data::TokenSet;
+use crate::data::{Counted, DataSource, Documents, TOOLCHAIN, TokenFile, check_sources, read_sources};
 use crate::imaging::partition::gate_rows;
+use crate::imaging::scan::scan_batches;
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
-    ScanRequest, Share, StoredScan, Units, coactivation, dump, scan_with,
+    ScanRequest, Share, StoredScan, Units, coactivation, dump,
 };
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::ops::GradSite;
@@ -68,6 +69,8 @@ pub struct TextConfig {
 
 /// A scan that is being made is written this often.
 const KEPT_EVERY: Duration = Duration::from_mins(1);
+/// What coactivation samples is among at most this many tokens of each task, which are in memory.
+const SAMPLED: usize = 1 << 18;
 /// The scan in the folder of the results.
 const SCAN: &str = "scan.safetensors";
 
@@ -201,8 +204,10 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
 pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     let subject = Subject::open(config)?;
     let folder = ModelFolder::open(&config.model)?;
-    let corpus = corpus(&text.data, config.seed)?;
-    let set = TokenSet::encode(&corpus, &tokenizer(&folder)?)?;
+    let documents = documents(&text.data, config.seed)?;
+    let counted = Counted::new(&*documents)?;
+    let most = text.tokens.saturating_add(1);
+    let tokens = TokenFile::write(&counted, &tokenizer(&folder)?, most, &text.out)?;
     let units = match &subject.owners {
         Owners::Known(units) => Some(Units { neuron_expert: units.clone(), count: subject.spec.experts() }),
         Owners::Clustered(partition) if text.form.expert == ExpertForm::Norm => {
@@ -220,10 +225,10 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     };
     let result = text.out.join(SCAN);
     let path = text.scan_file.as_ref().unwrap_or(&result);
-    let (corpus, sha256) = (corpus.sha256(), folder.sha256()?);
-    let file = ScanFile { path, corpus: &corpus, model: &sha256, every: KEPT_EVERY };
+    let sha256 = folder.sha256()?;
+    let file = ScanFile { path, corpus: tokens.corpus_sha256(), model: &sha256, every: KEPT_EVERY };
     let model = subject.model()?;
-    scan_with(&model, &set, &request, &subject.device, Some(&file))?;
+    scan_batches(&model, &tokens, &request, &subject.device, Some(&file))?;
     let stored = StoredScan::load(path)?;
     let drawing = Drawing {
         title: format!("∫SPS of {}", config.model.display()),
@@ -235,9 +240,26 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     if text.scan_file.is_some() {
         stored.save(&result)?;
     }
-    let read = || coactivation(&model, &set, request.options, &subject.device);
+    let read = || {
+        let sampled = tokens.spread(text.length, SAMPLED)?;
+        coactivation(&model, &sampled, request.options, &subject.device)
+    };
     drawing.draw(&stored, &subject.owners.units(&stored.scan, &subject.spec, config.seed, read)?)?;
     Ok(stored)
+}
+
+/// The tasks of `sources`, as [`corpus`] has them; what users name themselves is not read yet, and never kept.
+fn documents(sources: &[String], seed: u64) -> Result<Box<dyn Documents>> {
+    if sources.is_empty() || sources == [TOOLCHAIN] {
+        return Ok(Box::new(corpus(sources, seed)?));
+    }
+    let sources = sources.iter().map(|source| source.parse()).collect::<Result<Vec<DataSource>>>()?;
+    check_sources(&sources)?;
+    if sources.iter().any(|DataSource { path, .. }| path.exists() && !path.is_dir() && !path.is_file()) {
+        // A pipe is read but once.
+        return Ok(Box::new(read_sources(&sources)?));
+    }
+    Ok(Box::new(sources))
 }
 
 fn write_tensors(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use super::{Record, ScanFile, ScanPart, StoredScan};
-use crate::data::TokenSet;
 use crate::imaging::{Log1p, NeuronScan, ScanRequest};
 use crate::{Error, Result};
 
@@ -35,14 +34,14 @@ impl Stamp {
 }
 
 impl<'a> Keeper<'a> {
-    /// For a scan of `request` over `set`, the part of the text that is read, of so many `batches` in its share.
+    /// For a scan of `request` over tokens of the SHA-256 `text`, the part that is read, of so many `batches` in its share.
     ///
     /// # Errors
     /// A file that is damaged, or of another scan; no folder to write it into.
-    pub(crate) fn open(file: &'a ScanFile<'a>, request: &ScanRequest, set: &TokenSet, batches: usize) -> Result<Self> {
+    pub(crate) fn open(file: &'a ScanFile<'a>, request: &ScanRequest, text: String, batches: usize) -> Result<Self> {
         let part = ScanPart {
             corpus: file.corpus.to_owned(),
-            text: set.sha256(),
+            text,
             options: request.options,
             share: request.share,
             done: 0,
