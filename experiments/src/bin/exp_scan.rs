@@ -16,7 +16,8 @@ use tinyonn::{Error, Result};
 ///
 /// One forward and one backward to activations over the text gives every neuron's activation and surprise; SPS is the one minus
 /// the other, each standardised. The run's folder gets report.html (layers × experts, a picture a task), integral.safetensors and
-/// scan.safetensors, the sums themselves. With --scan-file a scan survives being killed: the same command goes on with it. With
+/// scan.safetensors, the sums themselves. Text may be of any size: it is read a document at a time, and the tokens that are scanned wait
+/// in the run's folder, 8 bytes each, until it is whole. With --scan-file a scan survives being killed: the same command goes on with it. With
 /// --share parts of it are read by several machines, and --merge makes one of them. With --tokens and --dump, every token's raw
 /// values are written instead.
 #[derive(Parser)]

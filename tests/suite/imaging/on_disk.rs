@@ -6,8 +6,7 @@ use candle_core::Device;
 use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::data::{Batches, Corpus, Counted, TextTokenizer, TokenFile, TokenSet, arithmetic, sorting};
-use tinyonn::imaging::scan::scan_batches;
-use tinyonn::imaging::{Log1p, ScanOptions, ScanRequest, Share, scan_with};
+use tinyonn::imaging::{Log1p, ScanOptions, ScanRequest, Share, scan_batches, scan_with};
 
 use super::files::{NEVER, failing, file};
 use super::shares::units;

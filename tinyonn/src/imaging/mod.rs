@@ -35,7 +35,7 @@ pub use labels::Labels;
 pub use neuron_scan::{NeuronScan, Units};
 pub use partition::{Partition, PartitionSources};
 pub use row_labels::RowLabels;
-pub use scan::{Log1p, ScanOptions, ScanRequest, Share, scan, scan_with};
+pub use scan::{Log1p, ScanOptions, ScanRequest, Share, scan, scan_batches, scan_with};
 pub use scan_file::{ScanFile, ScanPart, StoredScan};
 pub use score::{ExpertForm, Form, Norm, Score};
 pub use sps::Integral;

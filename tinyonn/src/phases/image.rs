@@ -17,10 +17,9 @@ use super::text::{corpus, tokenizer};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::{Counted, DataSource, Documents, TOOLCHAIN, TokenFile, check_sources, read_sources};
 use crate::imaging::partition::gate_rows;
-use crate::imaging::scan::scan_batches;
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
-    ScanRequest, Share, StoredScan, Units, coactivation, dump,
+    ScanRequest, Share, StoredScan, Units, coactivation, dump, scan_batches,
 };
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::ops::GradSite;
@@ -196,7 +195,8 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
 
 /// Images the model on text; writes `scan.safetensors` (the [`StoredScan`]), `integral.safetensors` (by layer `layers.{i}.sps`
 /// `[tasks, experts]` f64, per token, and `layers.{i}.neuron_expert`) and `report.html` into `text.out`. The norms of experts are
-/// scanned where the partition is known.
+/// scanned where the partition is known. Nothing in memory grows with the text that `text.data` names; what is scanned of it waits in
+/// `text.out`, as a [`TokenFile`](crate::data::TokenFile) that is removed at the end.
 ///
 /// # Errors
 /// Text and models that cannot be used; a scan without gradients; a form that needs the partition first, of one that needs the

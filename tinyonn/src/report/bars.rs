@@ -89,7 +89,7 @@ impl Plot for Bars {
         for (c, name) in self.categories.iter().enumerate() {
             let y = layout.plot.y + (c as f64 + 0.5) * layout.group + 4.0;
             let style = TextStyle { size: LABEL, anchor: Anchor::End, fill: INK, bold: false };
-            svg.text(layout.plot.x - 10.0, y, &shorten(name, LABEL, 240.0), style);
+            svg.text(layout.plot.x - 10.0, y, &shorten(name, LABEL, 280.0), style);
             for s in 0..self.series.len() {
                 self.draw_bar(&mut svg, &layout, (c, s));
             }
@@ -145,7 +145,7 @@ impl Bars {
         let (low, high) = all.filter(|v| v.is_finite()).fold((0.0_f64, 0.0_f64), |(a, b), v| (a.min(v), b.max(v)));
         let decimals = shared_decimals(largest(self.values()));
         let room = self.values().map(|v| width(&printed(v, decimals), LABEL)).fold(0.0, f64::max) + 16.0;
-        let named = widest(self.categories.iter().map(String::as_str), LABEL).min(240.0);
+        let named = widest(self.categories.iter().map(String::as_str), LABEL).min(280.0);
         let many = self.series.len() > 1;
         let bar = if many { 15.0 } else { 20.0 };
         let group = bar * self.series.len().max(1) as f64 + if many { 14.0 } else { 8.0 };

@@ -21,7 +21,7 @@ const SEQUENTIAL: [Rgb; 9] = [
 const NEGATIVE: [Rgb; 5] = [[244, 244, 244], [173, 195, 218], [109, 145, 192], [52, 95, 164], [19, 45, 119]];
 const POSITIVE: [Rgb; 5] = [[244, 244, 244], [229, 202, 176], [217, 157, 111], [203, 109, 47], [172, 67, 14]];
 
-/// Okabe and Ito's palette, ordered so that neighbours differ in grey as well as they can.
+/// Okabe and Ito's palette, ordered so that neighbours differ in grey as well as they can; its yellow is darker, so that it is seen on paper.
 pub const CATEGORIES: [Rgb; 8] = [
     [0, 114, 178],
     [230, 159, 0],
@@ -30,7 +30,7 @@ pub const CATEGORIES: [Rgb; 8] = [
     [213, 94, 0],
     [86, 180, 233],
     [26, 26, 26],
-    [240, 228, 66],
+    [150, 138, 20],
 ];
 
 /// The colour of `t` from 0 (none, light) to 1 (all, dark); beyond, the nearest end.
