@@ -196,7 +196,7 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
 /// Images the model on text; writes `scan.safetensors` (the [`StoredScan`]), `integral.safetensors` (by layer `layers.{i}.sps`
 /// `[tasks, experts]` f64, per token, and `layers.{i}.neuron_expert`) and `report.html` into `text.out`. The norms of experts are
 /// scanned where the partition is known. Nothing in memory grows with the text that `text.data` names; what is scanned of it waits in
-/// `text.out`, as a [`TokenFile`](crate::data::TokenFile) that is removed at the end.
+/// `text.out`, as a [`TokenFile`] that is removed at the end.
 ///
 /// # Errors
 /// Text and models that cannot be used; a scan without gradients; a form that needs the partition first, of one that needs the
