@@ -79,6 +79,20 @@ impl Gaussians {
         taken.sort_unstable();
         (taken, all)
     }
+
+    /// `choices` by the Gaussian they hold: labels that take the same tasks leave one Gaussian to several choices.
+    fn together(&self, choices: &[usize]) -> Vec<Vec<usize>> {
+        let same =
+            |a: usize, b: usize| self.mean.row(a) == self.mean.row(b) && self.variance.row(a) == self.variance.row(b);
+        let mut sets: Vec<Vec<usize>> = Vec::new();
+        for &choice in choices {
+            match sets.iter_mut().find(|set| same(set[0], choice)) {
+                Some(set) => set.push(choice),
+                None => sets.push(vec![choice]),
+            }
+        }
+        sets
+    }
 }
 
 /// How z is seen along the axes: y ≈ B z + b.
@@ -143,15 +157,16 @@ pub(super) fn router_density(
     let inputs = DMatrix::from_row_slice(inputs.len() / d, d, &inputs);
     let view = View::new(&axes, router.projection.as_ref(), inputs)?;
     let (drawn, taken) = router.drawn();
-    let class = |choice: &usize| {
-        let row = |of: &DMatrix<f64>| of.row(*choice).transpose();
+    let class = |choices: &Vec<usize>| {
+        let row = |of: &DMatrix<f64>| of.row(choices[0]).transpose();
         let (mean, covariance) = view.of(&row(&router.mean), &row(&router.variance));
-        DensityClass { name: node_name(spec, 0, *choice), points: Vec::new(), mean, covariance }
+        let names: Vec<String> = choices.iter().map(|choice| node_name(spec, 0, *choice)).collect();
+        DensityClass { name: names.join(", "), points: Vec::new(), mean, covariance }
     };
     let choice = &spec.levels[0].name;
     let density = Density {
         title: format!("What the router of layer {layer} looks for: its own Gaussians, one a {choice}"),
-        classes: drawn.iter().map(class).collect(),
+        classes: router.together(&drawn).iter().map(class).collect(),
         cloud: seen.classes.clone(),
         ..seen.clone()
     };
@@ -173,8 +188,10 @@ fn caption(router: &Gaussians, view: &View, choice: &str, (drawn, taken): (usize
         none => format!("Of {none} more no label asks; they are never taken and not drawn. "),
     };
     format!(
-        "The fitted Gaussians of the root router, one a {choice}, by number or name, along the axes of the figure above; in grey the same test \
-         inputs, by task. {few}{never}{held}A decision takes {:.2} of each log-density, as calibrated, and adds the log-prior. {}",
+        "The fitted Gaussians of the root router, one a {choice}, by number or name, along the axes of the figure above; several names at \
+         one are of choices that hold the same. In grey the same test inputs, by task; a Gaussian of z also reaches where no input \
+         lies, and may be wider than they. {few}{never}{held}A decision takes {:.2} of each log-density, as calibrated, and adds the \
+         log-prior. {}",
         router.weight,
         density.caption()
     )
@@ -245,5 +262,14 @@ mod tests {
         let nothing = DMatrix::zeros(14, 1);
         let router = Gaussians { projection: None, mean: nothing.clone(), variance: nothing, log_prior, weight: 1.0 };
         assert_eq!(router.drawn(), (vec![0, 1, 3, 4, 5, 6, 8, 9, 10, 11], 11));
+    }
+
+    /// One ellipse would hide another: choices of one mean and one variance share a name, those of one alone do not.
+    #[test]
+    fn choices_that_hold_one_gaussian_are_drawn_once() {
+        let column = |values: [f64; 4]| DMatrix::from_column_slice(4, 1, &values);
+        let (mean, variance) = (column([1.0, 2.0, 1.0, 1.0]), column([0.5, 0.5, 0.5, 0.25]));
+        let router = Gaussians { projection: None, mean, variance, log_prior: vec![0.0; 4], weight: 1.0 };
+        assert_eq!(router.together(&[0, 1, 2, 3]), [vec![0, 2], vec![1], vec![3]]);
     }
 }
