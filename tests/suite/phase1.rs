@@ -94,6 +94,13 @@ fn the_frontier_ends_in_the_dense_model() {
         let first_pass = if point.form == HowMany::Surprisal { 1.0 } else { 0.0 };
         assert_eq!(point.cost_share, point.active_share + first_pass, "{:?}", point.form);
     }
+    for point in &frontier.points {
+        // Eight experts in a layer; their share is counted in f32.
+        let taken = point.load.taken().unwrap();
+        approx::assert_relative_eq!(taken.mean, 8.0 * point.expert_share, max_relative = 1e-6);
+        assert!(taken.fewest as f64 <= taken.mean && taken.mean <= taken.most as f64);
+        assert!(point.form != HowMany::Fixed || taken.fewest == taken.most);
+    }
     for form in [HowMany::Entropy, HowMany::Nucleus, HowMany::Surprisal] {
         assert!(frontier.points.iter().any(|point| point.form == form), "{form:?}");
     }

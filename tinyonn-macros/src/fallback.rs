@@ -40,7 +40,7 @@ fn stubs(attrs: &[Attribute], vis: &Visibility, name: &Ident) -> TokenStream {
         quote! {
             impl ::core::fmt::Debug for #name {
                 fn fmt(&self, _: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                    ::core::unreachable!()
+                    ::core::unreachable!("what was refused does not compile")
                 }
             }
         }
@@ -55,7 +55,7 @@ fn stubs(attrs: &[Attribute], vis: &Visibility, name: &Ident) -> TokenStream {
                 _: ::core::primitive::usize,
                 _: &::tinyonn::candle_nn::VarBuilder<'_>,
             ) -> ::tinyonn::Result<Self> {
-                ::core::unreachable!()
+                ::core::unreachable!("what was refused does not compile")
             }
         }
 
@@ -67,21 +67,21 @@ fn stubs(attrs: &[Attribute], vis: &Visibility, name: &Ident) -> TokenStream {
                 _: &::tinyonn::candle_core::Tensor,
                 _: &::tinyonn::qwen3::RouteCtx,
             ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-                ::core::unreachable!()
+                ::core::unreachable!("what was refused does not compile")
             }
         }
 
         impl ::tinyonn::moe::MoeModule for #name {
             fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-                ::core::unreachable!()
+                ::core::unreachable!("what was refused does not compile")
             }
 
             fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-                ::core::unreachable!()
+                ::core::unreachable!("what was refused does not compile")
             }
 
             fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-                ::core::unreachable!()
+                ::core::unreachable!("what was refused does not compile")
             }
         }
     }

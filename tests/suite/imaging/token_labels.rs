@@ -7,8 +7,8 @@ use rstest::rstest;
 use tinyonn::data::TokenSet;
 use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{
-    Integral, LabelBalance, Labels, NeuronScan, RouterInputs, RowLabels, Score, TokenScore, scan, token_labels,
-    token_prices,
+    Integral, LabelBalance, Labels, NeuronScan, RouterInputs, RowLabels, Score, TokenPass, TokenScore, scan,
+    token_labels, token_prices,
 };
 use tinyonn::moe::{LayerLoad, MoeSpec};
 use tinyonn::ops::{self, MlpBackward, MlpProbe, WeightGrads};
@@ -123,8 +123,12 @@ fn scanned(model: &Qwen3ForCausalLm<Mlp>, set: &TokenSet) -> NeuronScan {
     scan(model, set, options(8, 3), &Device::Cpu, None).unwrap()
 }
 
+fn pass<'a>(model: &'a Qwen3ForCausalLm<Mlp>, set: &'a TokenSet, stride: usize) -> TokenPass<'a, Mlp> {
+    TokenPass { model, set, options: options(8, 3), stride, device: &Device::Cpu }
+}
+
 fn labelled(by: TokenScore<'_>, set: &TokenSet, stride: usize) -> Vec<RowLabels> {
-    token_labels(&model(), set, options(8, 3), by, stride, &Device::Cpu).unwrap()
+    token_labels(&pass(&model(), set, stride), by).unwrap()
 }
 
 const SPECS: [&[(usize, usize)]; 3] = [&[(5, 2)], &[(2, 1), (3, 2)], &[(2, 2), (3, 1), (2, 1)]];
@@ -199,8 +203,7 @@ fn tokens_share_the_experts_out_by_prices(#[values(0, 1, 2)] hierarchy: usize) {
     let (model, set, (spec, experts)) = (model(), set(), spec(SPECS[hierarchy]));
     let (scan, units) = (scanned(&model, &set), units(experts));
     let by = TokenScore { scan: &scan, score: Score::Sps, contrast: false, units: &units, spec: &spec, prices: None };
-    let [of_all, of_some] =
-        [1, 3].map(|stride| token_prices(&model, &set, options(8, 3), by, stride, &Device::Cpu).unwrap());
+    let [of_all, of_some] = [1, 3].map(|stride| token_prices(&pass(&model, &set, stride), by).unwrap());
     let labelled = |prices| labelled(TokenScore { prices, ..by }, &set, 1);
     let (even, nearly, free) = (labelled(Some(&of_all[..])), labelled(Some(&of_some[..])), labelled(None));
     for (layer, seen) in seen(&model, &set).iter().enumerate() {
@@ -247,7 +250,7 @@ fn a_scan_or_units_of_another_model_are_refused() {
     let (scan, units) = (scanned(&model, &set), units(experts));
     let error = |scan: &NeuronScan, units: &[Vec<u32>]| {
         let by = TokenScore { scan, score: Score::Sps, contrast: false, units, spec: &spec, prices: None };
-        message(token_labels(&model, &set, options(8, 3), by, 1, &Device::Cpu))
+        message(token_labels(&pass(&model, &set, 1), by))
     };
     assert!(error(&NeuronScan::zero(vec!["a".into()], 2, 25), &units).starts_with("`scan`"));
     assert!(error(&NeuronScan::zero(vec!["a".into()], 1, 26), &units).starts_with("`scan`"));

@@ -22,12 +22,12 @@ impl Refused {
         _: ::core::primitive::usize,
         _: &::tinyonn::candle_nn::VarBuilder<'_>,
     ) -> ::tinyonn::Result<Self> {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
 }
 impl ::core::fmt::Debug for Refused {
     fn fmt(&self, _: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
 }
 impl ::tinyonn::qwen3::FeedForward for Refused {
@@ -36,18 +36,18 @@ impl ::tinyonn::qwen3::FeedForward for Refused {
         _: &::tinyonn::candle_core::Tensor,
         _: &::tinyonn::qwen3::RouteCtx,
     ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
 }
 impl ::tinyonn::moe::MoeModule for Refused {
     fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
     fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
     fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
 }
 ::core::compile_error! {

@@ -21,12 +21,12 @@ impl RefusedGroups {
         _: ::core::primitive::usize,
         _: &::tinyonn::candle_nn::VarBuilder<'_>,
     ) -> ::tinyonn::Result<Self> {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
 }
 impl ::core::fmt::Debug for RefusedGroups {
     fn fmt(&self, _: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
 }
 impl ::tinyonn::qwen3::FeedForward for RefusedGroups {
@@ -35,18 +35,18 @@ impl ::tinyonn::qwen3::FeedForward for RefusedGroups {
         _: &::tinyonn::candle_core::Tensor,
         _: &::tinyonn::qwen3::RouteCtx,
     ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
 }
 impl ::tinyonn::moe::MoeModule for RefusedGroups {
     fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
     fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
     fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-        ::core::unreachable!()
+        ::core::unreachable!("what was refused does not compile")
     }
 }
 #[derive(

@@ -10,9 +10,9 @@
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use sha2::{Digest as _, Sha256};
 
 use super::{Corpus, TextTokenizer};
+use crate::files::Digest;
 use crate::{Error, Result};
 
 /// The target of a position that predicts nothing.
@@ -260,37 +260,30 @@ impl TokenSet {
     }
 }
 
-/// What [`TokenSet::sha256`] is over, for tokens that come in pieces: a number of 64 bits before every text and list.
-pub(super) struct TokenDigest(Sha256);
+/// [`TokenSet::sha256`] of tokens that come in pieces.
+pub(super) struct TokenDigest(Digest);
 
 impl TokenDigest {
     pub(super) fn new(eos: u32, tasks: usize) -> Self {
-        let mut digest = Self(Sha256::new());
+        let mut digest = Digest::new();
         digest.number(u64::from(eos));
         digest.number(tasks as u64);
-        digest
+        Self(digest)
     }
 
     /// Begins a task of so many tokens.
     pub(super) fn task(&mut self, name: &str, tokens: usize) {
-        self.number(name.len() as u64);
-        self.0.update(name);
-        self.number(tokens as u64);
+        self.0.text(name);
+        self.0.number(tokens as u64);
     }
 
     /// Some of the task's tokens.
     pub(super) fn tokens(&mut self, tokens: &[u32]) {
-        for some in tokens.chunks(4096) {
-            self.0.update(some.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
-        }
+        self.0.more_words(tokens);
     }
 
     pub(super) fn hex(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    fn number(&mut self, n: u64) {
-        self.0.update(n.to_le_bytes());
+        self.0.hex()
     }
 }
 

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_file_a_piece_and_a_part_are_in_memory() {
+    fn of_a_file_a_piece_and_a_part_are_in_memory() -> Result<()> {
         let (size, taken, given) = (20_000_000, Cell::new(0), Cell::new(0));
         let size = size - size % LINE.len();
         let mut each = |document: Document| {
@@ -253,20 +253,22 @@ mod tests {
             Ok(())
         };
         let lines = Lines { left: size, taken: &taken };
-        parts(lines, "x", &mut each, |stop| Error::setting("x", format!("{stop:?}"), "")).unwrap();
+        parts(lines, "x", &mut each, |stop| Error::setting("x", format!("{stop:?}"), ""))?;
         assert_eq!((taken.get(), given.get()), (size, size));
+        Ok(())
     }
 
     #[test]
-    fn a_byte_that_is_no_text_is_found_wherever_pieces_end() {
+    fn a_byte_that_is_no_text_is_found_wherever_pieces_end() -> Result<()> {
         for at in [0, 1, PIECE - 2, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1] {
             let mut bytes = "é".repeat(PIECE * 2).into_bytes();
             let at = at - at % 2;
             bytes[at] = 0xff;
-            let check = |bytes: Vec<u8>| TextFile { path: Path::new("x"), held: Some(bytes) }.check().unwrap();
-            assert_eq!(check(bytes), Checked { invalid_at: Some(at), nul: false });
+            let check = |bytes: Vec<u8>| TextFile { path: Path::new("x"), held: Some(bytes) }.check();
+            assert_eq!(check(bytes)?, Checked { invalid_at: Some(at), nul: false });
         }
         let cut = TextFile { path: Path::new("x"), held: Some(b"caf\xc3".to_vec()) };
-        assert_eq!(cut.check().unwrap().invalid_at, Some(3));
+        assert_eq!(cut.check()?.invalid_at, Some(3));
+        Ok(())
     }
 }

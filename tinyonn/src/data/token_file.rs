@@ -285,8 +285,9 @@ mod tests {
     }
 
     #[test]
-    fn a_group_of_documents_is_in_memory_and_what_is_not_read_is_not_tokenised() {
-        let folder = tempfile::tempdir().unwrap();
+    fn a_group_of_documents_is_in_memory_and_what_is_not_read_is_not_tokenised()
+    -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
         let (visited, encoded, most) = (Cell::new(0), Cell::new(0), 3_000_000);
         // A token a byte.
         let encode = |texts: &[&str]| {
@@ -296,28 +297,31 @@ mod tests {
             Ok(texts.iter().map(|text| vec![7; text.len()]).collect())
         };
         let text = Endless { documents: 20_000, visited: &visited };
-        let tokens = TokenFile::write_with(&Counted::new(&text).unwrap(), &encode, EOS, most, folder.path()).unwrap();
+        let tokens = TokenFile::write_with(&Counted::new(&text)?, &encode, EOS, most, folder.path())?;
         assert_eq!((tokens.targets(), visited.get()), (vec![most - 1; 2], 40_000));
         assert!(encoded.get() < 2 * (most + GROUP_BYTES + 9000), "{} bytes were tokenised", encoded.get());
-        assert_eq!(std::fs::metadata(folder.path().join(NAME)).unwrap().len(), (2 * BYTES * most) as u64);
+        assert_eq!(std::fs::metadata(folder.path().join(NAME))?.len(), (2 * BYTES * most) as u64);
         drop(tokens);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folder.path())?.count(), 0);
+        Ok(())
     }
 
     #[test]
-    fn text_that_changes_between_its_readings_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
+    fn text_that_changes_between_its_readings_is_refused() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
         let (visited, encode) = (Cell::new(0), |texts: &[&str]| Ok(vec![vec![1]; texts.len()]));
         let text = Endless { documents: 9, visited: &visited };
         let counted = Counted { text: &text, documents: vec![9, 8] };
-        let refused = TokenFile::write_with(&counted, &encode, EOS, 100, folder.path()).unwrap_err().to_string();
-        assert!(refused.contains("task b") && refused.contains("changed while it was read"), "{refused}");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let refused = TokenFile::write_with(&counted, &encode, EOS, 100, folder.path()).map(drop);
+        let told = refused.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(told.contains("task b") && told.contains("changed while it was read"), "{told}");
+        assert_eq!(std::fs::read_dir(folder.path())?.count(), 0);
+        Ok(())
     }
 
     #[test]
-    fn a_spread_holds_rows_from_beginning_to_end() {
-        let folder = tempfile::tempdir().unwrap();
+    fn a_spread_holds_rows_from_beginning_to_end() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
         let visited = Cell::new(0);
         // Tokens are numbered through.
         let next = Cell::new(0);
@@ -326,9 +330,9 @@ mod tests {
             Ok(texts.iter().map(|text| (1..text.len()).map(number).collect()).collect())
         };
         let text = Endless { documents: 60, visited: &visited };
-        let tokens = TokenFile::write_with(&Counted::new(&text).unwrap(), &encode, EOS, 1001, folder.path()).unwrap();
-        let all = tokens.spread(10, 1001).unwrap();
-        let few = tokens.spread(10, 200).unwrap();
+        let tokens = TokenFile::write_with(&Counted::new(&text)?, &encode, EOS, 1001, folder.path())?;
+        let all = tokens.spread(10, 1001)?;
+        let few = tokens.spread(10, 200)?;
         for (all, few) in all.tasks.iter().zip(&few.tasks) {
             assert_eq!((all.targets(), few.targets()), (1000, 200));
             for (at, row) in few.tokens.chunks_exact(10).enumerate() {
@@ -336,5 +340,6 @@ mod tests {
             }
             assert_eq!(few.tokens[200], all.tokens[960]);
         }
+        Ok(())
     }
 }

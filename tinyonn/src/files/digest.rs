@@ -45,6 +45,11 @@ impl Digest {
     /// Adds words of 32 bits.
     pub fn words(&mut self, words: &[u32]) {
         self.number(words.len() as u64);
+        self.more_words(words);
+    }
+
+    /// Adds words to a list whose length was added before: those of [`words`](Self::words) that come in pieces.
+    pub fn more_words(&mut self, words: &[u32]) {
         for some in words.chunks(4096) {
             self.0.update(some.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
         }

@@ -39,4 +39,4 @@ pub use scan::{Log1p, ScanOptions, ScanRequest, Share, scan, scan_batches, scan_
 pub use scan_file::{ScanFile, ScanPart, StoredScan};
 pub use score::{ExpertForm, Form, Norm, Score};
 pub use sps::Integral;
-pub use token_labels::{TokenScore, token_labels, token_prices};
+pub use token_labels::{TokenPass, TokenScore, token_labels, token_prices};

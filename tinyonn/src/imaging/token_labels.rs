@@ -38,7 +38,21 @@ pub struct TokenScore<'a> {
     pub prices: Option<&'a [Prices]>,
 }
 
-/// Labels one token in `stride` of `set`, by layer: the tokens that [`RouterInputs`](super::RouterInputs) of the same stride, options and set keep, in
+/// Which tokens are labelled, and the model that reads them.
+pub struct TokenPass<'a, F> {
+    /// The model.
+    pub model: &'a Qwen3ForCausalLm<F>,
+    /// The text.
+    pub set: &'a TokenSet,
+    /// How it is read.
+    pub options: ScanOptions,
+    /// One token in so many is labelled.
+    pub stride: usize,
+    /// Where.
+    pub device: &'a Device,
+}
+
+/// Labels the tokens of a pass, by layer: the tokens that [`RouterInputs`](super::RouterInputs) of the same stride, options and set keep, in
 /// their order. One forward through `model`, all active, and one backward to activations.
 ///
 /// # Errors
@@ -48,7 +62,7 @@ pub struct TokenScore<'a> {
 /// use candle_core::{DType, Device};
 /// use tinyonn::checkpoint::ParamStore;
 /// use tinyonn::data::{TaskTokens, TokenSet};
-/// use tinyonn::imaging::{ScanOptions, Score, TokenScore, scan, token_labels};
+/// use tinyonn::imaging::{ScanOptions, Score, TokenPass, TokenScore, scan, token_labels};
 /// use tinyonn::moe::moe;
 /// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
 ///
@@ -69,19 +83,12 @@ pub struct TokenScore<'a> {
 /// let first = scan(&model, &set, options, &Device::Cpu, None)?;
 /// let units = [(0..24).map(|i| i / 4).collect()];
 /// let by = TokenScore { scan: &first, score: Score::Sps, contrast: false, units: &units, spec: &Six::SPEC, prices: None };
-/// let labels = token_labels(&model, &set, options, by, 1, &Device::Cpu)?;
+/// let labels = token_labels(&TokenPass { model: &model, set: &set, options, stride: 1, device: &Device::Cpu }, by)?;
 /// assert_eq!(labels[0].class_of_row.len(), 89); // all but the first token are targets
 /// assert_eq!(labels[0].path(0).len(), 2); // two experts of one group
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
-pub fn token_labels<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
-    set: &TokenSet,
-    options: ScanOptions,
-    by: TokenScore<'_>,
-    stride: usize,
-    device: &Device,
-) -> Result<Vec<RowLabels>> {
+pub fn token_labels<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>) -> Result<Vec<RowLabels>> {
     let (spec, widths) = (by.spec.clone(), select::path_widths(by.spec));
     let prices = by.prices.map(<[Prices]>::to_vec);
     let path_of = move |layer: usize, mut scores: Vec<Vec<f64>>| {
@@ -90,7 +97,7 @@ pub fn token_labels<F: FeedForward>(
         }
         path(&spec, &scores)
     };
-    let paths = rows(model, set, (options, stride), by, device, path_of)?;
+    let paths = rows(pass, by, path_of)?;
     Ok(paths.into_iter().map(RowLabels::from_paths).collect())
 }
 
@@ -99,27 +106,18 @@ pub fn token_labels<F: FeedForward>(
 ///
 /// # Errors
 /// As of [`token_labels`].
-pub fn token_prices<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
-    set: &TokenSet,
-    options: ScanOptions,
-    by: TokenScore<'_>,
-    stride: usize,
-    device: &Device,
-) -> Result<Vec<Prices>> {
-    let scores = rows(model, set, (options, stride), by, device, |_, scores| scores)?;
+pub fn token_prices<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>) -> Result<Vec<Prices>> {
+    let scores = rows(pass, by, |_, scores| scores)?;
     Ok(scores.into_par_iter().map(|scores| Prices::of(by.spec, scores)).collect())
 }
 
 /// What `of` makes of each kept token's scores `[level][node]`, by layer.
 fn rows<F: FeedForward, T: Send + 'static>(
-    model: &Qwen3ForCausalLm<F>,
-    set: &TokenSet,
-    (options, stride): (ScanOptions, usize),
+    pass: &TokenPass<'_, F>,
     by: TokenScore<'_>,
-    device: &Device,
     of: impl Fn(usize, Vec<Vec<f64>>) -> T + Send + Sync + 'static,
 ) -> Result<Vec<Vec<T>>> {
+    let TokenPass { model, set, options, stride, device } = *pass;
     let (layers, width) = (model.config().num_hidden_layers, model.config().intermediate_size);
     let fits = |units: &Vec<u32>| units.len() == width && units.iter().all(|unit| (*unit as usize) < by.spec.experts());
     if by.scan.sums.len() != layers || by.scan.width() != width {

@@ -41,6 +41,29 @@ pub struct LayerLoad {
     pub experts_taken: BTreeMap<usize, u64>,
 }
 
+/// How many experts tokens took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Taken {
+    /// The fewest that one took.
+    pub fewest: usize,
+    /// The mean over tokens.
+    pub mean: f64,
+    /// The most.
+    pub most: usize,
+}
+
+impl Taken {
+    /// Over the tokens of some layers; none of none.
+    fn of(layers: &[LayerLoad]) -> Option<Self> {
+        let each = || layers.iter().flat_map(|layer| &layer.experts_taken);
+        let (sum, tokens) = each().fold((0.0, 0.0), |(sum, count), (experts, tokens)| {
+            (sum + *experts as f64 * *tokens as f64, count + *tokens as f64)
+        });
+        let (fewest, most) = (each().map(|(experts, _)| *experts).min()?, each().map(|(experts, _)| *experts).max()?);
+        Some(Self { fewest, mean: sum / tokens, most })
+    }
+}
+
 /// The share of what is asked at which exp H is a collapse.
 const SPREAD: f64 = 0.5;
 /// The multiple of what is asked at which max/mean is one.
@@ -74,6 +97,12 @@ impl LayerLoad {
     #[must_use]
     pub fn spread(&self) -> f64 {
         self.entropy.exp()
+    }
+
+    /// How many experts tokens took.
+    #[must_use]
+    pub fn taken(&self) -> Option<Taken> {
+        Taken::of(std::slice::from_ref(self))
     }
 
     fn collapsed(&self, asked: &Self) -> bool {
@@ -147,14 +176,10 @@ impl LoadFigures {
         self.layers.iter().map(|layer| layer.evenness).sum::<f64>() / self.layers.len().max(1) as f64
     }
 
-    /// Tokens by the number of experts they took, over all layers.
+    /// How many experts tokens took, over all layers.
     #[must_use]
-    pub fn experts_taken(&self) -> BTreeMap<usize, u64> {
-        let mut all = BTreeMap::new();
-        for (experts, tokens) in self.layers.iter().flat_map(|layer| &layer.experts_taken) {
-            *all.entry(*experts).or_default() += tokens;
-        }
-        all
+    pub fn taken(&self) -> Option<Taken> {
+        Taken::of(&self.layers)
     }
 
     /// Dead experts, mean over layers.

@@ -30,7 +30,7 @@ pub use gate::Scores;
 pub use gaussian::GaussianMoeRouter;
 pub use linear::LinearRouter;
 pub use load::LoadMeter;
-pub use load_figures::{LayerLoad, LoadFigures};
+pub use load_figures::{LayerLoad, LoadFigures, Taken};
 pub use module::{MoeLayer, MoeModule};
 pub use random_router::RandomRouter;
 pub use registry::{Variant, variant, variants};

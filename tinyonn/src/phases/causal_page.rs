@@ -2,6 +2,7 @@
 
 use super::causal::{AS_OTHERS, AS_RANDOM, Intervention};
 use crate::Result;
+use crate::metrics::Interval;
 use crate::report::{BarSeries, Bars, Figure, Heatmap, Scale, Section, common_range};
 
 /// The sources whose matrices are drawn, each beside what it is held against.
@@ -63,23 +64,28 @@ pub(super) fn causal(causal: &[Intervention], tasks: &[String]) -> Result<Sectio
 fn specificity((unit, factor): (&str, f64), mut found: Vec<&Intervention>) -> Result<Figure> {
     found.sort_by(|a, b| b.specificity.mean.total_cmp(&a.specificity.mean));
     let (stem, title) = titles(unit, factor);
-    let bars = Bars {
-        title,
-        value_label: "diagonal minus rest, nats a token".into(),
-        categories: found.iter().map(|found| chosen_by(&found.source)).collect(),
-        series: vec![BarSeries {
-            name: format!("× {factor}"),
-            values: found.iter().map(|found| found.specificity.mean).collect(),
-            whiskers: Some(found.iter().map(|found| (found.specificity.low, found.specificity.high)).collect()),
-        }],
-        reference: None,
-    };
+    let bars = bars(title, factor, &found.iter().map(|found| (&*found.source, found.specificity)).collect::<Vec<_>>());
     let count = found.first().map_or(0, |found| found.count);
     let caption = format!(
         "The {count} {unit}s of each layer that a score is highest for, or random ones, the mean of three draws; 95 % intervals over documents. {}",
         beyond(&found)
     );
     Figure::plot(stem, &bars, caption)
+}
+
+/// Specificities by source, from the top down.
+pub(super) fn bars(title: String, factor: f64, found: &[(&str, Interval)]) -> Bars {
+    Bars {
+        title,
+        value_label: "diagonal minus rest, nats a token".into(),
+        categories: found.iter().map(|(source, _)| chosen_by(source)).collect(),
+        series: vec![BarSeries {
+            name: format!("× {factor}"),
+            values: found.iter().map(|(_, specificity)| specificity.mean).collect(),
+            whiskers: Some(found.iter().map(|(_, specificity)| (specificity.low, specificity.high)).collect()),
+        }],
+        reference: None,
+    }
 }
 
 /// A figure's name and its title: what a task loses by an intervention on its own units, more than others do.

@@ -2,12 +2,12 @@
 //! route.
 
 use super::LabelUnit;
-use super::run::{Held, Inputs, Run, SAMPLES};
+use super::run::{Held, Inputs, Run};
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::data::TokenSet;
 use crate::imaging::inputs::Samples;
-use crate::imaging::{LabelBalance, Labels, NeuronScan, RowLabels, TokenScore, token_labels, token_prices};
+use crate::imaging::{LabelBalance, Labels, NeuronScan, RowLabels, TokenPass, TokenScore, token_labels, token_prices};
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::RoutePer;
 use crate::train::{LevelAccuracy, Losses, RouterAccuracy, RouterFitter, refit, router_accuracy, row_accuracy};
@@ -46,11 +46,14 @@ impl Run<'_> {
     pub(super) fn label_tokens(&self, by: TokenScore<'_>, balance: LabelBalance) -> Result<TokenRows> {
         let model = self.dense_model()?;
         let train = &self.tokens.train;
-        let few = self.stride(train) * SAMPLES.div_ceil(PRICED);
-        let prices = || token_prices(&model, train, self.scan_options(), by, few, &self.device);
+        let pass = |set, stride| {
+            let options = self.scan_options();
+            TokenPass { model: &model, set, options, stride, device: &self.device }
+        };
+        let prices = || token_prices(&pass(train, self.stride_to(train, PRICED)), by);
         let prices = (balance == LabelBalance::Sinkhorn).then(prices).transpose()?;
         let by = TokenScore { prices: prices.as_deref(), ..by };
-        let of = |set: &TokenSet| token_labels(&model, set, self.scan_options(), by, self.stride(set), &self.device);
+        let of = |set| token_labels(&pass(set, self.stride(set)), by);
         Ok(TokenRows {
             train: of(&self.tokens.train)?,
             validation: of(&self.tokens.validation)?,

@@ -130,11 +130,10 @@ fn points(frontier: &Frontier) -> Table {
 
 /// Fewest, mean and most experts that a token takes; and how evenly it falls out on them.
 fn load(point: &FrontierPoint) -> [f64; 6] {
-    let (load, taken) = (&point.load, point.load.experts_taken());
-    let tokens: u64 = taken.values().sum();
-    let mean = taken.iter().map(|(experts, tokens)| *experts as f64 * *tokens as f64).sum::<f64>() / tokens as f64;
-    let [least, most] = [taken.first_key_value(), taken.last_key_value()].map(|k| k.map_or(f64::NAN, |k| *k.0 as f64));
-    [least, mean, most, load.max_over_mean(), load.dead(), load.evenness()]
+    let load = &point.load;
+    let [fewest, mean, most] =
+        load.taken().map_or([f64::NAN; 3], |taken| [taken.fewest as f64, taken.mean, taken.most as f64]);
+    [fewest, mean, most, load.max_over_mean(), load.dead(), load.evenness()]
 }
 
 /// What the adaptive forms take, and how even that is.

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use self::drawing::Drawing;
 pub use self::merged::{MergeConfig, merge_scans};
 use super::DeviceName;
-use super::text::{corpus, tokenizer};
+use super::text::{documents, tokenizer};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
-use crate::data::{Counted, DataSource, Documents, TOOLCHAIN, TokenFile, check_sources, read_sources};
+use crate::data::{Counted, TokenFile};
 use crate::imaging::partition::gate_rows;
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
@@ -246,20 +246,6 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     };
     drawing.draw(&stored, &subject.owners.units(&stored.scan, &subject.spec, config.seed, read)?)?;
     Ok(stored)
-}
-
-/// The tasks of `sources`, as [`corpus`] has them; what users name themselves is not read yet, and never kept.
-fn documents(sources: &[String], seed: u64) -> Result<Box<dyn Documents>> {
-    if sources.is_empty() || sources == [TOOLCHAIN] {
-        return Ok(Box::new(corpus(sources, seed)?));
-    }
-    let sources = sources.iter().map(|source| source.parse()).collect::<Result<Vec<DataSource>>>()?;
-    check_sources(&sources)?;
-    if sources.iter().any(|DataSource { path, .. }| path.exists() && !path.is_dir() && !path.is_file()) {
-        // A pipe is read but once.
-        return Ok(Box::new(read_sources(&sources)?));
-    }
-    Ok(Box::new(sources))
 }
 
 fn write_tensors(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::imaging::Labels;
 use crate::imaging::inputs::Samples;
-use crate::moe::{LayerLoad, MoeSpec};
+use crate::moe::{LayerLoad, MoeSpec, Taken};
 use crate::report::{
     Cell, Column, Density, DensityClass, Figure, Heatmap, PathDiagram, Scale, Section, Table, TreeLevel,
 };
@@ -160,13 +160,9 @@ pub(super) fn density_figures(densities: &[LayerDensity]) -> Result<Vec<Figure>>
 
 /// How many experts tokens took: the mean, and the least and the most where they differ.
 fn taken(load: &LayerLoad) -> Cell {
-    let each = load.experts_taken.iter();
-    let (count, sum) = each.fold((0, 0), |(count, sum), (k, tokens)| (count + tokens, sum + *k as u64 * tokens));
-    let mean = sum as f64 / count.max(1) as f64;
-    let ends = load.experts_taken.first_key_value().zip(load.experts_taken.last_key_value());
-    match ends {
-        Some(((least, _), (most, _))) if least < most => format!("{mean:.1} ({least} to {most})").into(),
-        _ => mean.into(),
+    match load.taken() {
+        Some(Taken { fewest, mean, most }) if fewest < most => format!("{mean:.1} ({fewest} to {most})").into(),
+        taken => taken.map_or(f64::NAN, |taken| taken.mean).into(),
     }
 }
 

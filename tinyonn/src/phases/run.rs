@@ -29,7 +29,7 @@ use crate::{Error, Result};
 /// Tokens a shared decision reads, where the variant does not say.
 const FIRST: usize = 64;
 /// Router inputs kept of each layer, about.
-pub(super) const SAMPLES: usize = 32_768;
+const SAMPLES: usize = 32_768;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
 
@@ -122,7 +122,12 @@ impl Run<'_> {
     }
 
     pub(super) fn stride(&self, set: &TokenSet) -> usize {
-        set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum::<usize>().div_ceil(SAMPLES)
+        self.stride_to(set, SAMPLES)
+    }
+
+    /// One token in so many makes about `count` of those that are read.
+    pub(super) fn stride_to(&self, set: &TokenSet, count: usize) -> usize {
+        set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum::<usize>().div_ceil(count)
     }
 
     pub(super) fn router_inputs(&self, set: &TokenSet) -> Arc<RouterInputs> {

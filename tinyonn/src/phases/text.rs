@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::checkpoint::ModelFolder;
-use crate::data::{self, Corpus, DataSource, Shares, Splits, TOOLCHAIN, TextTokenizer, TokenSet};
+use crate::data::{self, Corpus, DataSource, Documents, Shares, Splits, TOOLCHAIN, TextTokenizer, TokenSet};
 use crate::{Error, Result};
 
 /// Text and its splits.
@@ -88,6 +88,26 @@ pub fn corpus(sources: &[String], seed: u64) -> Result<Corpus> {
     if sources == [TOOLCHAIN] {
         return data::toolchain_corpus(&data::Toolchain::of_workspace(&data::workspace_root()?)?);
     }
-    let sources = sources.iter().map(|source| source.parse()).collect::<Result<Vec<DataSource>>>()?;
-    data::read_sources(&sources)
+    data::read_sources(&named(sources)?)
+}
+
+/// The same tasks for one who visits their documents: what users name themselves is not read yet, and never kept.
+///
+/// # Errors
+/// As of [`corpus`], but for what visitors meet.
+pub fn documents(sources: &[String], seed: u64) -> Result<Box<dyn Documents>> {
+    if sources.is_empty() || sources == [TOOLCHAIN] {
+        return Ok(Box::new(corpus(sources, seed)?));
+    }
+    let sources = named(sources)?;
+    data::check_sources(&sources)?;
+    // A pipe is read but once.
+    if sources.iter().any(|DataSource { path, .. }| path.exists() && !path.is_dir() && !path.is_file()) {
+        return Ok(Box::new(data::read_sources(&sources)?));
+    }
+    Ok(Box::new(sources))
+}
+
+fn named(sources: &[String]) -> Result<Vec<DataSource>> {
+    sources.iter().map(|source| source.parse()).collect()
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::change::{Change, difference, specificity};
 use self::touch::Touch;
-use self::units::{CONTROLS, Control, Layers, SPS, Units, sources};
+use self::units::{CONTROLS, Control, Layers, SPS, Source, Units, sources};
 use super::run::Run;
 use crate::checkpoint::ParamStore;
 use crate::data::TokenSet;
@@ -113,15 +113,19 @@ impl Run<'_> {
         }
         for control in CONTROLS {
             let drawn = Touch::whole(control.name(), control.draw(ground.scan, of, self.config.seed));
+            let weakened = |source: &Source| {
+                let own = source.choose(ground.scan, of);
+                let norm = drawn.norm_to(&own, &of.power);
+                (norm, Touch::weakened(control.weakened(*source), own, &drawn.draws, &of.power))
+            };
+            let weakened: Vec<(f64, Touch)> = control.held_against().iter().map(weakened).collect();
             for factor in FACTORS {
                 let (mut random, of_random) = measured(&drawn, factor)?;
-                for source in control.held_against() {
-                    let own = source.choose(ground.scan, of);
+                for (norm, touch) in &weakened {
                     if let Control::OfNorm(_) = control {
-                        random.norm_to_matched = Some(drawn.norm_to(&own, &of.power));
+                        random.norm_to_matched = Some(*norm);
                     }
-                    let weakened = Touch::weakened(control.weakened(*source), own, &drawn.draws, &of.power);
-                    let (mut found, of_own) = measured(&weakened, factor)?;
+                    let (mut found, of_own) = measured(touch, factor)?;
                     found.beyond_random = Some(interval(&difference(&of_own, &of_random), self.config.seed));
                     done.push(found);
                 }

@@ -5,8 +5,8 @@ use super::told::{Told, each, over_seeds};
 use crate::Result;
 use crate::metrics::{Interval, mean_interval};
 use crate::phases::causal::{AS_OTHERS, AS_RANDOM, Intervention};
-use crate::phases::causal_page::{DRAWN, chosen_by, matrix, stem, titles};
-use crate::report::{BarSeries, Bars, Column, Figure, Table, common_range};
+use crate::phases::causal_page::{DRAWN, bars, chosen_by, matrix, stem, titles};
+use crate::report::{Column, Figure, Table, common_range};
 
 /// One kind of intervention, seed by seed.
 struct Row<'a> {
@@ -164,22 +164,14 @@ pub(super) fn pictures(name: &str, corpus: &[Finished]) -> Result<Vec<Figure>> {
 }
 
 fn specificity((name, unit, factor): (&str, &str, f64), touched: &[Row<'_>]) -> Result<Figure> {
-    let ends = |seeds: Vec<f64>| {
-        let over = |f: fn(f64, f64) -> f64, start| seeds.iter().copied().fold(start, f);
-        (over(f64::min, f64::INFINITY), over(f64::max, f64::NEG_INFINITY))
+    let over_seeds = |row: &Row<'_>| {
+        let seeds = row.specificity();
+        let (low, high) = (seeds.iter().copied().reduce(f64::min), seeds.iter().copied().reduce(f64::max));
+        Interval { mean: mean(&seeds), low: low.unwrap_or(f64::NAN), high: high.unwrap_or(f64::NAN) }
     };
+    let found: Vec<(&str, Interval)> = touched.iter().map(|row| (row.source, over_seeds(row))).collect();
     let (stem, title) = titles(unit, factor);
-    let bars = Bars {
-        title: format!("{title} ({name})"),
-        value_label: "diagonal minus rest, nats a token".into(),
-        categories: touched.iter().map(|row| chosen_by(row.source)).collect(),
-        series: vec![BarSeries {
-            name: format!("× {factor}"),
-            values: touched.iter().map(|row| mean(&row.specificity())).collect(),
-            whiskers: Some(touched.iter().map(|row| ends(row.specificity())).collect()),
-        }],
-        reference: None,
-    };
+    let bars = bars(format!("{title} ({name})"), factor, &found);
     let caption = "Mean over seeds; whiskers from the least seed to the most.";
     Figure::plot(format!("{stem}-{name}"), &bars, caption)
 }

@@ -1,13 +1,11 @@
 //! What routers make of labels: one factor at a time around the reference.
 
-use std::collections::BTreeSet;
-
 use super::outcome::{Finished, Outcome, Via, mean};
 use super::record::RoutedRecord;
 use super::told::{Told, each, signed, times};
 use super::{Cell, CompareConfig};
 use crate::imaging::LabelBalance;
-use crate::moe::LayerLoad;
+use crate::moe::{LayerLoad, Taken};
 use crate::phases::LabelUnit;
 use crate::report::{Column, Table};
 
@@ -102,13 +100,12 @@ pub(super) fn loads(config: &CompareConfig, name: &str, corpus: &[Finished]) -> 
 
 /// How many experts tokens take, `49` or `40 to 49`.
 fn taken(corpus: &[Finished], cell: &Cell) -> String {
-    let counts =
-        routed(corpus, cell).flat_map(|routed| &routed.load.layers).flat_map(|layer| layer.experts_taken.keys());
-    let counts: BTreeSet<usize> = counts.copied().collect();
-    match (counts.first(), counts.last()) {
-        (Some(least), Some(most)) if least < most => format!("{least} to {most}"),
-        (Some(always), _) => always.to_string(),
-        _ => "–".into(),
+    let taken: Vec<Taken> = routed(corpus, cell).filter_map(|routed| routed.load.taken()).collect();
+    let ends = taken.iter().map(|taken| taken.fewest).min().zip(taken.iter().map(|taken| taken.most).max());
+    match ends {
+        Some((fewest, most)) if fewest < most => format!("{fewest} to {most}"),
+        Some((always, _)) => always.to_string(),
+        None => "–".into(),
     }
 }
 

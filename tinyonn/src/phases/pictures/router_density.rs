@@ -221,12 +221,12 @@ mod tests {
 
     /// A = B P: every Gaussian is seen as B and nothing else has it, whatever the inputs.
     #[test]
-    fn a_router_that_holds_the_axes_is_seen_exactly() {
+    fn a_router_that_holds_the_axes_is_seen_exactly() -> Result<()> {
         let map = DMatrix::from_row_slice(2, 3, &[2.0, -1.0, 0.5, 0.25, 1.5, -3.0]);
         let (mean, variance) = (DVector::from_vec(vec![1.0, -2.0, 4.0]), DVector::from_vec(vec![0.5, 2.0, 0.1]));
         // Fewer rows than dimensions leave directions without variance.
         for rows in [2, 200] {
-            let view = View::new(&(&map * projection()), Some(&projection()), inputs(rows, 5)).unwrap();
+            let view = View::new(&(&map * projection()), Some(&projection()), inputs(rows, 5))?;
             let (at, [[a, b], [_, c]]) = view.of(&mean, &variance);
             // Of f64 sums whose condition is that of P's products over the ridge.
             let near = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
@@ -237,14 +237,15 @@ mod tests {
             near(c, 0.0625 * 0.5 + 2.25 * 2.0 + 9.0 * 0.1);
             assert!(view.held.iter().all(|share| (share - 1.0).abs() < 1e-6), "{:?}", view.held);
         }
+        Ok(())
     }
 
     /// What z does not tell stays at the inputs' mean, and its share of the variance is missing.
     #[test]
-    fn an_axis_that_a_router_does_not_hold_keeps_the_mean_of_the_inputs() {
+    fn an_axis_that_a_router_does_not_hold_keeps_the_mean_of_the_inputs() -> Result<()> {
         let projection = DMatrix::from_row_slice(1, 3, &[1.0, 0.0, 0.0]);
         let axes = DMatrix::from_row_slice(2, 3, &[1.0, 2.0, 0.0, 0.0, 0.0, 1.0]);
-        let view = View::new(&axes, Some(&projection), inputs(20_000, 3)).unwrap();
+        let view = View::new(&axes, Some(&projection), inputs(20_000, 3))?;
         // Coordinates vary by 1 and 1/4, so the first axis by 1 + 4/4; 20 000 draws are off by some 1/√20 000.
         let near = |found: f64, expected: f64| assert!((found - expected).abs() < 0.03, "{found} {expected}");
         let (at, [[a, _], [_, c]]) = view.of(&DVector::from_vec(vec![3.0]), &DVector::from_vec(vec![0.5]));
@@ -254,6 +255,7 @@ mod tests {
         near(c, 0.0);
         near(view.held[0], 0.5);
         near(view.held[1], 0.0);
+        Ok(())
     }
 
     #[test]
