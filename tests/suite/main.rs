@@ -15,6 +15,7 @@ mod declarations;
 mod devices;
 mod files;
 mod gallery;
+mod golden;
 mod gradients;
 mod hierarchies;
 mod imaging;
