@@ -9,7 +9,7 @@ use rstest::rstest;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::imaging::inputs::Samples;
 use tinyonn::imaging::{Integral, Labels, Partition, PartitionSources};
-use tinyonn::moe::{MoeModule, MoeSpec};
+use tinyonn::moe::{MoeLayer, MoeSpec};
 use tinyonn::ops::ClassSums;
 use tinyonn::random;
 use tinyonn::train::{RouterFitConfig, RouterFitter, router_accuracy};
@@ -190,7 +190,7 @@ fn fitted(name: &str, steps: u64) -> tinyonn::Result<(Labels, ParamStore, Vec<f6
     let config = RouterFitConfig { steps, batch: 64, rate: 2e-2, ..RouterFitConfig::default() };
     fitter.fit((&store, &cfg, variant), &labels, &config, 0)?;
     let model = tiny::sparse(&cfg, variant, &store);
-    let modules: Vec<&dyn MoeModule> = (0..2).map(|layer| model.moe(layer).as_ref()).collect();
+    let modules: Vec<&MoeLayer> = (0..2).map(|layer| model.moe(layer)).collect();
     let accuracy = router_accuracy(&modules, &planted("test", 400), &labels)?;
     let levels = (0..variant.spec.levels.len()).map(|level| accuracy.mean(level)).collect();
     for task in accuracy.load.iter().flatten() {

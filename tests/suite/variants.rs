@@ -361,7 +361,7 @@ fn router(dim: usize, (parents, choices): (usize, usize), vb: &VarBuilder<'_>) -
 fn a_layer_scores_with_its_routers() {
     let (layer, parameters) = built("Moe7x3");
     let x = random(9, &[4, HIDDEN]);
-    let levels = Scores::new(layer.as_ref(), &x).unwrap().logits;
+    let levels = Scores::new(&layer, &x).unwrap().logits;
     assert_eq!(levels.iter().map(|level| level[0].dims().to_vec()).collect::<Vec<_>>(), [[4, 1, 7], [4, 7, 3]]);
     for (level, prefix) in levels.iter().zip(["group_router", "expert_router"]) {
         let own = router(5, (level[0].dim(1).unwrap(), level[0].dim(2).unwrap()), &builder(&parameters).pp(prefix));

@@ -1,11 +1,11 @@
-//! What stands in for a module that could not be written: code that names the variant, its `SPEC`, its constructor, its traits or
-//! its groups brings no errors besides the declaration's own. None of it can run, for the declaration does not compile.
+//! What stands in for a variant that could not be written: code that names it, its `SPEC`, its layers or its groups brings no errors
+//! besides the declaration's own. None of it can run, for the declaration does not compile.
 
 use proc_macro2::{Ident, TokenStream};
 use quote::{ToTokens, format_ident, quote};
-use syn::{Attribute, Generics, ItemEnum, Visibility};
+use syn::{Generics, ItemEnum, Visibility};
 
-use crate::expand::{derives_debug, spec};
+use crate::expand::inherent::inherent;
 use crate::keywords::{Combine, ExpertsAre};
 use crate::parse::{Named, Subject};
 use crate::variant::{Balance, Behaviour, Pfag, RoutePer, Variant};
@@ -14,12 +14,12 @@ use crate::variant::{Balance, Behaviour, Pfag, RoutePer, Variant};
 pub(crate) fn fallback(item: &Subject) -> TokenStream {
     match item {
         Subject::Struct(item) if is_plain(&item.generics) => {
-            let stubs = stubs(&item.attrs, &item.vis, &item.ident);
+            let stubs = inherent(&stand_in(&item.vis, &item.ident));
             quote!(#item #stubs)
         }
         Subject::Enum(Named { item, .. }) if is_plain(&item.generics) => {
             let ItemEnum { attrs, vis, ident, .. } = item;
-            let (stubs, groups) = (stubs(attrs, vis, ident), groups(item));
+            let (stubs, groups) = (inherent(&stand_in(vis, ident)), groups(item));
             quote!(#(#attrs)* #vis struct #ident; #stubs #groups)
         }
         Subject::Struct(item) => item.to_token_stream(),
@@ -31,60 +31,6 @@ pub(crate) fn fallback(item: &Subject) -> TokenStream {
 
 fn is_plain(generics: &Generics) -> bool {
     generics.params.is_empty() && generics.where_clause.is_none()
-}
-
-/// What the module would have had.
-fn stubs(attrs: &[Attribute], vis: &Visibility, name: &Ident) -> TokenStream {
-    let spec = spec::spec(&stand_in(vis, name));
-    let debug = (!derives_debug(attrs.iter())).then(|| {
-        quote! {
-            impl ::core::fmt::Debug for #name {
-                fn fmt(&self, _: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-                    ::core::unreachable!("what was refused does not compile")
-                }
-            }
-        }
-    });
-    quote! {
-        #[allow(missing_docs, dead_code)]
-        impl #name {
-            #vis const SPEC: ::tinyonn::moe::MoeSpec = #spec;
-
-            #vis fn new(
-                _: &::tinyonn::qwen3::Qwen3Config,
-                _: ::core::primitive::usize,
-                _: &::tinyonn::candle_nn::VarBuilder<'_>,
-            ) -> ::tinyonn::Result<Self> {
-                ::core::unreachable!("what was refused does not compile")
-            }
-        }
-
-        #debug
-
-        impl ::tinyonn::qwen3::FeedForward for #name {
-            fn forward(
-                &self,
-                _: &::tinyonn::candle_core::Tensor,
-                _: &::tinyonn::qwen3::RouteCtx,
-            ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-                ::core::unreachable!("what was refused does not compile")
-            }
-        }
-
-        impl ::tinyonn::moe::MoeModule for #name {
-            fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-                ::core::unreachable!("what was refused does not compile")
-            }
-
-            fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-                ::core::unreachable!("what was refused does not compile")
-            }
-
-            fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-                ::core::unreachable!("what was refused does not compile")
-            }
-        }
-    }
 }
 
 /// The enum of the groups' names.

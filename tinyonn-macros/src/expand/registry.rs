@@ -25,9 +25,7 @@ pub(super) fn entries(variant: &Variant) -> TokenStream {
             ::tinyonn::moe::Variant {
                 spec: #name::SPEC,
                 module_path: ::core::module_path!(),
-                build: |cfg, layer, vb| {
-                    ::core::result::Result::Ok(::std::boxed::Box::new(#name::new(cfg, layer, &vb)?))
-                },
+                build: #name::layer,
             }
         }
 

@@ -7,7 +7,7 @@ use super::{number, real};
 use crate::errors::source;
 use crate::variant::{Always, Balance, Behaviour, Gaussian, Level, Pfag, RoutePer, Router, Run, Variant};
 
-pub(crate) fn spec(variant: &Variant) -> TokenStream {
+pub(super) fn spec(variant: &Variant) -> TokenStream {
     let Variant { name, levels, always, behaviour, .. } = variant;
     let name = borrowed(&name.to_string());
     let levels = levels.iter().map(level);
@@ -87,7 +87,7 @@ fn kind(router: &Router) -> TokenStream {
     }
 }
 
-pub(super) fn gaussian(Gaussian { dim, reduce, covariance, project }: &Gaussian) -> TokenStream {
+fn gaussian(Gaussian { dim, reduce, covariance, project }: &Gaussian) -> TokenStream {
     let dim = number(*dim);
     quote! {
         ::tinyonn::moe::GaussianSpec { dim: #dim, reduce: #reduce, covariance: #covariance, project: #project }

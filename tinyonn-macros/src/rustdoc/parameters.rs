@@ -6,7 +6,7 @@ use crate::variant::{Gaussian, Router, Run, Variant};
 /// A line for each run of routers.
 pub(super) fn table(variant: &Variant) -> Vec<String> {
     let mut lines = vec![
-        "| field | routers | choices of each | taken | parameters |".to_owned(),
+        "| routers | in number | choices of each | taken | parameters |".to_owned(),
         "|---|---|---|---|---|".to_owned(),
     ];
     let runs = variant.levels.iter().flat_map(|level| &level.runs);

@@ -68,3 +68,14 @@ pub trait Router: Debug + Send + Sync {
     /// Shapes, dtypes or devices that do not go together.
     fn logits(&self, x_td: &Tensor) -> Result<Tensor>;
 }
+
+/// Makes boxed routers of one type.
+pub type NewRouter = fn(RouterShape, &VarBuilder<'_>) -> Result<Box<dyn Router>>;
+
+/// The [`NewRouter`] of a type.
+///
+/// # Errors
+/// What its constructor reports.
+pub fn new_router<R: Router + 'static>(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Box<dyn Router>> {
+    Ok(Box::new(R::new(shape, vb)?))
+}

@@ -1,11 +1,7 @@
-//! The same layer under another selection than it declares: other numbers of choices, or another form of adaptive gating. Routers and
-//! experts are untouched; what changes is how many are taken. This is what a curve of loss against active share is made of.
+//! The same declaration with another selection: other numbers of choices, or another form of adaptive gating. Routers and experts are
+//! untouched; what changes is how many are taken. This is what a curve of loss against active share is made of.
 
-use candle_core::Tensor;
-
-use super::{MoeLayer, MoeModule, MoeSpec, Pfag, Router, TinyOnnExpert, route};
-use crate::Result;
-use crate::qwen3::{FeedForward, RouteCtx};
+use super::{MoeSpec, Pfag};
 
 impl MoeSpec {
     /// The same declaration with `top_k[level]` choices of every router of a level (at most as many as it has), under `pfag`.
@@ -33,43 +29,5 @@ impl MoeSpec {
     pub fn choices(&self) -> Vec<usize> {
         let most = |level: &super::LevelSpec| level.routers.iter().map(|run| run.choices).max().unwrap_or(1);
         self.levels.iter().map(most).collect()
-    }
-}
-
-/// A layer that selects as another declaration says.
-pub(crate) struct Taking {
-    layer: MoeLayer,
-    spec: MoeSpec,
-}
-
-impl Taking {
-    /// `spec` is [`MoeSpec::taking`] of the layer's own.
-    pub(crate) fn boxed(layer: MoeLayer, spec: MoeSpec) -> MoeLayer {
-        Box::new(Self { layer, spec })
-    }
-}
-
-impl FeedForward for Taking {
-    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
-        let routing = route(self, x, ctx)?;
-        self.experts().forward(x, &routing, ctx)
-    }
-
-    fn reads_surprisal(&self) -> bool {
-        self.spec.pfag == Pfag::Surprisal
-    }
-}
-
-impl MoeModule for Taking {
-    fn spec(&self) -> &MoeSpec {
-        &self.spec
-    }
-
-    fn experts(&self) -> &TinyOnnExpert {
-        self.layer.experts()
-    }
-
-    fn routers(&self) -> Vec<Vec<&dyn Router>> {
-        self.layer.routers()
     }
 }
