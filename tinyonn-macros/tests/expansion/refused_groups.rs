@@ -1,6 +1,6 @@
 pub struct RefusedGroups;
-#[allow(missing_docs, dead_code)]
 impl RefusedGroups {
+    /// The declaration.
     pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
         name: ::std::borrow::Cow::Borrowed("RefusedGroups"),
         levels: ::std::borrow::Cow::Borrowed(&[]),
@@ -16,37 +16,16 @@ impl RefusedGroups {
         partition: ::core::option::Option::None,
         activation: ::core::option::Option::None,
     };
-    pub fn new(
-        _: &::tinyonn::qwen3::Qwen3Config,
-        _: ::core::primitive::usize,
-        _: &::tinyonn::candle_nn::VarBuilder<'_>,
-    ) -> ::tinyonn::Result<Self> {
-        ::core::unreachable!("what was refused does not compile")
-    }
-}
-impl ::core::fmt::Debug for RefusedGroups {
-    fn fmt(&self, _: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-        ::core::unreachable!("what was refused does not compile")
-    }
-}
-impl ::tinyonn::qwen3::FeedForward for RefusedGroups {
-    fn forward(
-        &self,
-        _: &::tinyonn::candle_core::Tensor,
-        _: &::tinyonn::qwen3::RouteCtx,
-    ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        ::core::unreachable!("what was refused does not compile")
-    }
-}
-impl ::tinyonn::moe::MoeModule for RefusedGroups {
-    fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-        ::core::unreachable!("what was refused does not compile")
-    }
-    fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-        ::core::unreachable!("what was refused does not compile")
-    }
-    fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-        ::core::unreachable!("what was refused does not compile")
+    /// Reads or initialises a layer from the parameters of its `mlp`.
+    ///
+    /// # Errors
+    /// An MLP narrower than the number of experts; a missing or misshapen parameter.
+    pub fn layer(
+        cfg: &::tinyonn::qwen3::Qwen3Config,
+        layer: ::core::primitive::usize,
+        vb: ::tinyonn::candle_nn::VarBuilder<'_>,
+    ) -> ::tinyonn::Result<::tinyonn::moe::MoeLayer> {
+        ::tinyonn::moe::MoeLayer::new(Self::SPEC, &[], cfg, layer, &vb)
     }
 }
 #[derive(
