@@ -260,7 +260,7 @@ fn is_found_by_name_as_it_was_declared(
     assert!(routers.iter().all(|run| run.kind == RouterKind::Gaussian(GaussianSpec::new(dim))));
     let sequence = RoutePer::Sequence { first: 8 };
     assert_eq!(spec.route_per, if name == "MoeSequence" { sequence } else { RoutePer::Token });
-    spec.validate().unwrap();
+    moe::check(spec).unwrap();
     let json = serde_json::to_string(spec).unwrap();
     assert_eq!(serde_json::from_str::<MoeSpec>(&json).unwrap(), *spec, "{json}");
 }

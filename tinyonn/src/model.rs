@@ -51,7 +51,6 @@ impl TinyOnnForCausalLm {
     /// # Errors
     /// A variant that does not fit the model; a missing or misshapen weight.
     pub fn new(cfg: &Qwen3Config, variant: &'static Variant, vb: &VarBuilder<'_>) -> Result<Self> {
-        variant.spec.validate()?;
         let lm = Qwen3ForCausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb))?;
         Ok(Self { lm, spec: variant.spec.clone(), paths: None })
     }

@@ -1,16 +1,26 @@
 //! The declaration as a constant, and the constructor of its layers.
 
-use proc_macro2::TokenStream;
+use std::collections::BTreeSet;
+
+use proc_macro2::{Ident, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
+use syn::{Path, Visibility};
+use tinyonn_spec::MoeSpec;
 
-use super::spec::spec;
+use super::spec;
 use crate::errors::source;
-use crate::variant::{Router, Variant};
 
-pub(crate) fn inherent(variant: &Variant) -> TokenStream {
-    let Variant { vis, name, .. } = variant;
-    let (spec, own) = (spec(variant), own_routers(variant));
+/// `routers` are those whose types are the user's.
+pub(crate) fn inherent(vis: &Visibility, name: &Ident, spec: &MoeSpec, routers: &[Path]) -> TokenStream {
+    let spec = spec::spec(spec);
+    let mut named = BTreeSet::new();
+    let own = routers.iter().map(|path| (source(path), path)).filter(|(name, _)| named.insert(name.clone()));
+    let own = own.map(|(name, path)| {
+        // A type that is no router is refused where the user named it.
+        let new = quote_spanned!(path.span()=> ::tinyonn::moe::new_router::<#path>);
+        quote!((#name, #new))
+    });
     quote! {
         impl #name {
             /// The declaration.
@@ -29,19 +39,4 @@ pub(crate) fn inherent(variant: &Variant) -> TokenStream {
             }
         }
     }
-}
-
-/// The constructors of the user's types, each once. A type that is no router is refused where the user named it.
-fn own_routers(variant: &Variant) -> Vec<TokenStream> {
-    let mut named = Vec::new();
-    let runs = variant.levels.iter().flat_map(|level| &level.runs);
-    let own = runs.filter_map(|run| if let Router::Custom(path) = &run.router { Some(path) } else { None });
-    own.filter_map(|path| {
-        let name = source(path);
-        let new = quote_spanned!(path.span()=> ::tinyonn::moe::new_router::<#path>);
-        let is_new = !named.contains(&name);
-        named.push(name.clone());
-        is_new.then(|| quote!((#name, #new)))
-    })
-    .collect()
 }

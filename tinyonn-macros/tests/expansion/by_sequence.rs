@@ -18,63 +18,23 @@
 pub(crate) struct BySequence;
 impl BySequence {
     /// The declaration.
-    pub(crate) const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("BySequence"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("group"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("group"),
-                                parents: 1,
-                                choices: 7,
-                                top_k: 1,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 5,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("expert"),
-                                parents: 7,
-                                choices: 3,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 5,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Sequence {
-            first: 8,
-        },
-        gate: ::tinyonn::moe::Gate::Unit,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub(crate) const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const GROUP: &[RouterSpec] = &[
+            RouterSpec::new("group", 1, 7, 1, Gaussian(GaussianSpec::new(5))),
+        ];
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new("expert", 7, 3, 2, Gaussian(GaussianSpec::new(5))),
+        ];
+        MoeSpec {
+            name: Borrowed("BySequence"),
+            levels: Borrowed(
+                &[LevelSpec::new("group", GROUP), LevelSpec::new("expert", EXPERT)],
+            ),
+            route_per: RoutePer::Sequence { first: 8 },
+            ..MoeSpec::PLAIN
+        }
     };
     /// Reads or initialises a layer from the parameters of its `mlp`.
     ///

@@ -56,77 +56,32 @@ impl CortexGroup {
 }
 impl Cortex {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("Cortex"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("group"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("group"),
-                                parents: 1,
-                                choices: 2,
-                                top_k: 1,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("language"),
-                                parents: 1,
-                                choices: 10,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("arithmetic"),
-                                parents: 1,
-                                choices: 6,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Cosine,
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::AlwaysSpec {
-                    name: ::std::borrow::Cow::Borrowed("shared_among_all"),
-                    experts: 2,
-                },
-            ],
-        ),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Unit,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::Bias {
-            rate: 0.001,
-        },
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const GROUP: &[RouterSpec] = &[
+            RouterSpec::new("group", 1, 2, 1, Gaussian(GaussianSpec::new(64))),
+        ];
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new("language", 1, 10, 2, Gaussian(GaussianSpec::new(64))),
+            RouterSpec::new("arithmetic", 1, 6, 2, Cosine),
+        ];
+        MoeSpec {
+            name: Borrowed("Cortex"),
+            levels: Borrowed(
+                &[LevelSpec::new("group", GROUP), LevelSpec::new("expert", EXPERT)],
+            ),
+            always: Borrowed(
+                &[
+                    AlwaysSpec {
+                        name: Borrowed("shared_among_all"),
+                        experts: 2,
+                    },
+                ],
+            ),
+            balance: Balance::Bias { rate: 0.001 },
+            ..MoeSpec::PLAIN
+        }
     };
     /// Reads or initialises a layer from the parameters of its `mlp`.
     ///

@@ -22,74 +22,41 @@
 struct Deep;
 impl Deep {
     /// The declaration.
-    const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("Deep"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("cluster"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("cluster"),
-                                parents: 1,
-                                choices: 4,
-                                top_k: 1,
-                                kind: ::tinyonn::moe::RouterKind::Linear,
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("group"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("group"),
-                                parents: 4,
-                                choices: 5,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Shared,
-                                    project: ::tinyonn::moe::Project::Random,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("expert"),
-                                parents: 20,
-                                choices: 5,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Custom(
-                                    ::std::borrow::Cow::Borrowed("my::Router"),
-                                ),
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Unit,
-        pfag: ::tinyonn::moe::Pfag::Nucleus {
-            mass: 0.9,
-        },
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.001,
-        jitter: 0.01,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const CLUSTER: &[RouterSpec] = &[RouterSpec::new("cluster", 1, 4, 1, Linear)];
+        const GROUP: &[RouterSpec] = &[
+            RouterSpec::new(
+                "group",
+                4,
+                5,
+                2,
+                Gaussian(GaussianSpec {
+                    dim: 64,
+                    reduce: Reduce::Mean,
+                    covariance: Covariance::Shared,
+                    project: Project::Random,
+                }),
+            ),
+        ];
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new("expert", 20, 5, 2, Custom(Borrowed("my::Router"))),
+        ];
+        MoeSpec {
+            name: Borrowed("Deep"),
+            levels: Borrowed(
+                &[
+                    LevelSpec::new("cluster", CLUSTER),
+                    LevelSpec::new("group", GROUP),
+                    LevelSpec::new("expert", EXPERT),
+                ],
+            ),
+            pfag: Pfag::Nucleus { mass: 0.9 },
+            z_loss: 0.001,
+            jitter: 0.01,
+            ..MoeSpec::PLAIN
+        }
     };
     /// Reads or initialises a layer from the parameters of its `mlp`.
     ///

@@ -15,44 +15,32 @@
 pub struct Merged;
 impl Merged {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("Merged"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("expert"),
-                                parents: 1,
-                                choices: 8,
-                                top_k: 3,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Sum,
-                                    covariance: ::tinyonn::moe::Covariance::Isotropic,
-                                    project: ::tinyonn::moe::Project::Identity,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Replicate,
-        combine: ::tinyonn::moe::Combine::Merge,
-        route_per: ::tinyonn::moe::RoutePer::Segment {
-            tokens: 256,
-        },
-        gate: ::tinyonn::moe::Gate::Normalised,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new(
+                "expert",
+                1,
+                8,
+                3,
+                Gaussian(GaussianSpec {
+                    dim: 64,
+                    reduce: Reduce::Sum,
+                    covariance: Covariance::Isotropic,
+                    project: Project::Identity,
+                }),
+            ),
+        ];
+        MoeSpec {
+            name: Borrowed("Merged"),
+            levels: Borrowed(&[LevelSpec::new("expert", EXPERT)]),
+            experts_are: ExpertsAre::Replicate,
+            combine: Combine::Merge,
+            route_per: RoutePer::Segment { tokens: 256 },
+            gate: Gate::Normalised,
+            ..MoeSpec::PLAIN
+        }
     };
     /// Reads or initialises a layer from the parameters of its `mlp`.
     ///

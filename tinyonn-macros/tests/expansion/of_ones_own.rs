@@ -19,55 +19,26 @@
 pub struct OfOnesOwn;
 impl OfOnesOwn {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("OfOnesOwn"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("group"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("group"),
-                                parents: 1,
-                                choices: 2,
-                                top_k: 1,
-                                kind: ::tinyonn::moe::RouterKind::Custom(
-                                    ::std::borrow::Cow::Borrowed("Mine"),
-                                ),
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("expert"),
-                                parents: 2,
-                                choices: 2,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Custom(
-                                    ::std::borrow::Cow::Borrowed("Mine"),
-                                ),
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Dispatch,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Scaled,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::Some(::tinyonn::moe::PartitionStrategy::Sps),
-        activation: ::core::option::Option::Some(::std::borrow::Cow::Borrowed("relu2")),
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const GROUP: &[RouterSpec] = &[
+            RouterSpec::new("group", 1, 2, 1, Custom(Borrowed("Mine"))),
+        ];
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new("expert", 2, 2, 2, Custom(Borrowed("Mine"))),
+        ];
+        MoeSpec {
+            name: Borrowed("OfOnesOwn"),
+            levels: Borrowed(
+                &[LevelSpec::new("group", GROUP), LevelSpec::new("expert", EXPERT)],
+            ),
+            combine: Combine::Dispatch,
+            gate: Gate::Scaled,
+            partition: ::core::option::Option::Some(PartitionStrategy::Sps),
+            activation: ::core::option::Option::Some(Borrowed("relu2")),
+            ..MoeSpec::PLAIN
+        }
     };
     /// Reads or initialises a layer from the parameters of its `mlp`.
     ///

@@ -1,21 +1,15 @@
 /// Kept.
 pub struct Refused;
+#[allow(dead_code)]
 impl Refused {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("Refused"),
-        levels: ::std::borrow::Cow::Borrowed(&[]),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Normalised,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::*;
+        MoeSpec {
+            name: Borrowed("Refused"),
+            ..MoeSpec::PLAIN
+        }
     };
     /// Reads or initialises a layer from the parameters of its `mlp`.
     ///
@@ -30,5 +24,5 @@ impl Refused {
     }
 }
 ::core::compile_error! {
-    "`groups` is 0; use 1 or more"
+    "there are 0 groups; use 1 or more"
 }

@@ -1,20 +1,39 @@
 pub struct RefusedGroups;
+/// The groups of [`RefusedGroups`], in their order: those that routers choose from come first.
+#[derive(
+    ::core::clone::Clone,
+    ::core::marker::Copy,
+    ::core::fmt::Debug,
+    ::core::cmp::PartialEq,
+    ::core::cmp::Eq,
+)]
+#[allow(dead_code)]
+pub enum RefusedGroupsGroup {
+    /// alone
+    Alone,
+}
+#[allow(dead_code)]
+impl RefusedGroupsGroup {
+    /// Every group.
+    pub const ALL: [Self; 1] = [Self::Alone];
+    /// The name of the group in metrics, pictures and checkpoints.
+    #[must_use]
+    pub const fn name(self) -> &'static ::core::primitive::str {
+        match self {
+            Self::Alone => "alone",
+        }
+    }
+}
+#[allow(dead_code)]
 impl RefusedGroups {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("RefusedGroups"),
-        levels: ::std::borrow::Cow::Borrowed(&[]),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Normalised,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::*;
+        MoeSpec {
+            name: Borrowed("RefusedGroups"),
+            ..MoeSpec::PLAIN
+        }
     };
     /// Reads or initialises a layer from the parameters of its `mlp`.
     ///
@@ -28,24 +47,6 @@ impl RefusedGroups {
         ::tinyonn::moe::MoeLayer::new(Self::SPEC, &[], cfg, layer, &vb)
     }
 }
-#[derive(
-    ::core::clone::Clone,
-    ::core::marker::Copy,
-    ::core::fmt::Debug,
-    ::core::cmp::PartialEq,
-    ::core::cmp::Eq,
-)]
-#[allow(missing_docs, dead_code)]
-pub enum RefusedGroupsGroup {
-    Alone,
-}
-#[allow(missing_docs, dead_code)]
-impl RefusedGroupsGroup {
-    pub const ALL: [Self; 1usize] = [Self::Alone];
-    pub const fn name(self) -> &'static ::core::primitive::str {
-        ""
-    }
-}
 ::core::compile_error! {
-    "top_k = 5 exceeds the 1 group that routers choose; use 1"
+    "top_k = 5 exceeds the 1 group; use 1"
 }

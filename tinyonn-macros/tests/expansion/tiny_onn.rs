@@ -20,61 +20,22 @@
 pub struct TinyOnn;
 impl TinyOnn {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("TinyOnn"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("group"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("group"),
-                                parents: 1,
-                                choices: 10,
-                                top_k: 8,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("expert"),
-                                parents: 10,
-                                choices: 10,
-                                top_k: 8,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Unit,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const GROUP: &[RouterSpec] = &[
+            RouterSpec::new("group", 1, 10, 8, Gaussian(GaussianSpec::new(64))),
+        ];
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new("expert", 10, 10, 8, Gaussian(GaussianSpec::new(64))),
+        ];
+        MoeSpec {
+            name: Borrowed("TinyOnn"),
+            levels: Borrowed(
+                &[LevelSpec::new("group", GROUP), LevelSpec::new("expert", EXPERT)],
+            ),
+            ..MoeSpec::PLAIN
+        }
     };
     /// Reads or initialises a layer from the parameters of its `mlp`.
     ///

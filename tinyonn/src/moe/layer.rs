@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::router::new_router;
 use super::{
     CosineRouter, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router, RouterKind,
-    RouterShape, RouterSpec, TinyOnnExpert, route,
+    RouterSpec, TinyOnnExpert, check, route,
 };
 use crate::qwen3::{FeedForward, Qwen3Config, RouteCtx};
 use crate::{Error, Result};
@@ -26,7 +26,8 @@ impl MoeLayer {
     /// has for them ([`RouterKind::Custom`]).
     ///
     /// # Errors
-    /// A router of a type that `own` lacks; an MLP narrower than the number of slices; a missing or misshapen parameter.
+    /// A declaration that cannot be run, or that has a router of a type that `own` lacks; an MLP narrower than the number of slices;
+    /// a missing or misshapen parameter.
     pub fn new(
         spec: MoeSpec,
         own: &[(&str, NewRouter)],
@@ -34,9 +35,9 @@ impl MoeLayer {
         layer: usize,
         vb: &VarBuilder<'_>,
     ) -> Result<Self> {
+        check(&spec)?;
         let router = |run: &RouterSpec| {
-            let shape = RouterShape { hidden: cfg.hidden_size, parents: run.parents, choices: run.choices };
-            let vb = &vb.pp(format!("{}_router", run.name));
+            let (shape, vb) = (run.shape(cfg.hidden_size), &vb.pp(format!("{}_router", run.name)));
             match &run.kind {
                 RouterKind::Gaussian(form) => {
                     Ok(Box::new(GaussianMoeRouter::with_form(shape, form, vb)?) as Box<dyn Router>)
@@ -65,7 +66,7 @@ impl MoeLayer {
     /// An adaptive form where nothing is routed by it.
     pub fn taking(self, top_k: &[usize], pfag: Pfag) -> Result<Self> {
         let spec = self.spec.taking(top_k, pfag);
-        spec.validate()?;
+        check(&spec)?;
         Ok(Self { spec, ..self })
     }
 

@@ -12,17 +12,11 @@ pub mod layer;
 pub mod linear;
 pub mod load;
 pub mod load_figures;
-mod outline;
-pub mod pfag;
 pub mod random_router;
 pub mod registry;
 pub mod router;
 pub mod routing;
 pub mod select;
-mod share;
-pub mod spec;
-mod taking;
-mod validate;
 
 pub use cosine::CosineRouter;
 pub use expert::TinyOnnExpert;
@@ -34,13 +28,27 @@ pub use load::LoadMeter;
 pub use load_figures::{LayerLoad, LoadFigures, Taken};
 pub use random_router::RandomRouter;
 pub use registry::{Variant, variant, variants};
-pub use router::{NewRouter, Router, RouterShape, new_router};
+pub use router::{NewRouter, Router, new_router};
 pub use routing::{Routing, route};
 pub use select::{Selection, select};
-pub use spec::{
-    AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, PartitionStrategy,
-    Pfag, Project, Reduce, RoutePer, RouterKind, RouterSpec, Slot,
+#[doc(inline)]
+pub use tinyonn_spec::{
+    AlwaysSpec, At, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Part,
+    PartitionStrategy, Pfag, Project, Reduce, RoutePer, RouterKind, RouterShape, RouterSpec, Slot, Violation,
 };
+
+use crate::{Error, Result};
+
+/// Whether a declaration can be run: what the compiler refuses where it is written, of one that a program or a file made.
+///
+/// # Errors
+/// The variant, the first of what [`MoeSpec::validate`] finds, and the remedy.
+pub fn check(spec: &MoeSpec) -> Result<()> {
+    match spec.validate().into_iter().next() {
+        Some(Violation { problem, remedy, .. }) => Err(Error::variant(spec.name.clone(), problem, remedy)),
+        None => Ok(()),
+    }
+}
 
 /// Declares a mixture of experts: a unit struct or an enum gains a constant, `SPEC`, a constructor of its layers, `layer`, and its place in
 /// the [`registry`].

@@ -5,18 +5,8 @@ use std::fmt::Debug;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use super::RouterShape;
 use crate::Result;
-
-/// How many routers there are, of what, from what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RouterShape {
-    /// Width of the input, d.
-    pub hidden: usize,
-    /// Routers that are evaluated together, P.
-    pub parents: usize,
-    /// Choices of each, C.
-    pub choices: usize,
-}
 
 /// Equal routers, evaluated together: P of them with C choices each. A type of yours with this trait is a router in `#[moe(..)]`.
 ///

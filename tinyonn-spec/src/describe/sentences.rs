@@ -1,15 +1,14 @@
 //! What a variant does, in sentences.
 
 use super::experts;
-use crate::keywords::{Combine, ExpertsAre, Gate, Keyword};
-use crate::variant::{Balance, Behaviour, Pfag, RoutePer, Variant};
+use crate::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Pfag, RoutePer};
 
 /// How many experts of how many, and what a decision is for.
-pub(super) fn heading(variant: &Variant) -> String {
-    let (all, active) = (variant.experts(), variant.active_experts());
+pub(super) fn heading(spec: &MoeSpec) -> String {
+    let (all, active) = (spec.experts(), spec.active_experts());
     let share = trimmed(100.0 * active as f64 / all as f64);
-    let bound = if let Pfag::Off = variant.behaviour.pfag { "" } else { "at most " };
-    let per = match variant.behaviour.route_per {
+    let bound = if spec.pfag == Pfag::Off { "" } else { "at most " };
+    let per = match spec.route_per {
         RoutePer::Token => "each token decides for itself".to_owned(),
         RoutePer::Segment { tokens: 1 } => "each token decides for the next".to_owned(),
         RoutePer::Segment { tokens } => format!("each segment of {tokens} tokens decides for the next"),
@@ -17,18 +16,18 @@ pub(super) fn heading(variant: &Variant) -> String {
         RoutePer::Sequence { first } => format!("a sequence decides once, by its first {first} tokens"),
         RoutePer::Task => "a sequence takes the path of its task, which the caller names".to_owned(),
     };
-    let depth = variant.levels.len();
+    let depth = spec.levels.len();
     format!("{}, {bound}{active} active ({share} %); physical decision depth {depth}; {per}.", experts(all))
 }
 
 /// A sentence for each thing that is said of the variant as a whole.
-pub(super) fn behaviour(variant: &Variant) -> Vec<String> {
-    let Behaviour { partition, activation, z_loss, jitter, .. } = &variant.behaviour;
-    let mut sentences = vec![combination(&variant.behaviour)];
+pub(super) fn behaviour(spec: &MoeSpec) -> Vec<String> {
+    let MoeSpec { partition, activation, z_loss, jitter, .. } = spec;
+    let mut sentences = vec![combination(spec)];
     if let Some(partition) = partition {
         sentences.push(format!("Neurons are given to experts by `partition = {}`.", partition.word()));
     }
-    sentences.extend(match variant.behaviour.pfag {
+    sentences.extend(match spec.pfag {
         Pfag::Off => None,
         Pfag::Entropy => Some("A router takes ⌊exp H(p) + ½⌋ choices, H the entropy of its decision.".to_owned()),
         Pfag::Nucleus { mass } => Some(format!("A router takes as few choices as hold the probability {mass}.")),
@@ -36,7 +35,7 @@ pub(super) fn behaviour(variant: &Variant) -> Vec<String> {
             Some("A router takes as few choices as hold the probability σ(s), s the token's surprisal.".to_owned())
         }
     });
-    sentences.extend(match variant.behaviour.balance {
+    sentences.extend(match spec.balance {
         Balance::None => None,
         Balance::Loss { coefficient } => {
             Some(format!("Load is evened by the auxiliary loss {coefficient} · N Σ f_n P_n (Fedus et al., 2021)."))
@@ -52,13 +51,13 @@ pub(super) fn behaviour(variant: &Variant) -> Vec<String> {
         sentences.push(format!("In training, the routers' input is multiplied by U(1 − ε, 1 + ε), ε = {jitter}."));
     }
     if let Some(activation) = activation {
-        sentences.push(format!("Activation: `{}`.", activation.name()));
+        sentences.push(format!("Activation: `{activation}`."));
     }
     sentences
 }
 
 /// What experts are, how they are weighted and combined.
-fn combination(Behaviour { experts_are, combine, gate, .. }: &Behaviour) -> String {
+fn combination(MoeSpec { experts_are, combine, gate, .. }: &MoeSpec) -> String {
     let are = match experts_are {
         ExpertsAre::Slice => "Experts are slices of the dense MLP",
         ExpertsAre::Replicate => "Experts are replicas of the dense MLP, one base and a delta each",
@@ -69,10 +68,10 @@ fn combination(Behaviour { experts_are, combine, gate, .. }: &Behaviour) -> Stri
         Combine::Dispatch => "combined by dispatching each input to its own",
     };
     let weight = match gate {
-        Some(Gate::Unit) => "a chosen expert weighs 1",
-        Some(Gate::Scaled) => "a chosen expert weighs its p, renormalised over the chosen, times their number",
-        Some(Gate::StraightThrough) => "a chosen expert weighs 1, and its p in the backward pass",
-        None => "a chosen expert weighs its p, renormalised over the chosen",
+        Gate::Unit => "a chosen expert weighs 1",
+        Gate::Scaled => "a chosen expert weighs its p, renormalised over the chosen, times their number",
+        Gate::StraightThrough => "a chosen expert weighs 1, and its p in the backward pass",
+        Gate::Normalised => "a chosen expert weighs its p, renormalised over the chosen",
     };
     format!("{are}, {combined} (`combine = {}`); {weight}.", combine.word())
 }

@@ -1,11 +1,13 @@
 //! Settings by name, and the values they take.
 
 use proc_macro2::{Ident, Span};
+use quote::ToTokens;
 use syn::LitInt;
+use syn::spanned::Spanned;
+use tinyonn_spec::{MOST, Word};
 
-use super::MOST;
+use super::runs::Number;
 use crate::errors::Errors;
-use crate::keywords::Keyword;
 use crate::parse::{Argument, Setting, Value};
 
 /// The settings by name, each known and given once.
@@ -70,30 +72,46 @@ impl<'a> Settings<'a> {
         self.given.iter().find(|(given, _)| *given == key).and_then(|(_, value)| *value)
     }
 
-    /// `key` as `read` understands it, or `default` if it is not given. `None`: it is wrong, which has been said.
-    pub(super) fn or<T>(
+    /// Sets `place` to `key` as `read` understands it, if it is given. `false`: it is wrong, which has been said.
+    pub(super) fn set<T>(
         &self,
         key: &str,
-        default: T,
+        place: &mut T,
         errors: &mut Errors,
         read: impl FnOnce(&str, &'a Value, &mut Errors) -> Option<T>,
-    ) -> Option<T> {
-        if self.is_given(key) { read(key, self.value(key)?, errors) } else { Some(default) }
+    ) -> bool {
+        let found = self.value(key).and_then(|value| read(key, value, errors));
+        let is_known = found.is_some() || !self.is_given(key);
+        if let Some(found) = found {
+            *place = found;
+        }
+        is_known
+    }
+
+    /// Where the value of `key` stands, or the one argument of it.
+    pub(super) fn innermost(&self, key: &str) -> Option<Span> {
+        let value = self.value(key)?;
+        let argument = match value {
+            Value::Word { arguments, .. } => arguments.as_slice(),
+            _ => &[],
+        };
+        let innermost = if let [Argument::Plain(argument)] = argument { argument } else { value };
+        Some(innermost.to_token_stream().span())
     }
 
     /// The number `key`, which has no default: an error at `span` says what to add if it is missing.
-    pub(super) fn required(&self, key: &str, what: &str, span: Span, errors: &mut Errors) -> Option<usize> {
+    pub(super) fn required(&self, key: &str, what: &str, span: Span, errors: &mut Errors) -> Number {
         if !self.is_meant(key) {
             errors.at(span, format!("`{key}` is missing; add `{key} = 10`, {what}"));
         }
-        count(key, self.value(key)?, errors)
+        Number::read(key, self.value(key), errors)
     }
 }
 
-/// A number of one or more.
+/// A whole number.
 pub(super) fn count(key: &str, value: &Value, errors: &mut Errors) -> Option<usize> {
     match value {
-        Value::Number(number) => whole(key, number, errors),
+        Value::Number(number) => whole(number, errors),
         Value::Real(number) => {
             errors.on(number, format!("`{number}` is not a whole number; write one without a point"));
             None
@@ -105,28 +123,21 @@ pub(super) fn count(key: &str, value: &Value, errors: &mut Errors) -> Option<usi
     }
 }
 
-fn whole(key: &str, number: &LitInt, errors: &mut Errors) -> Option<usize> {
+fn whole(number: &LitInt, errors: &mut Errors) -> Option<usize> {
     if !number.suffix().is_empty() {
         let digits = number.base10_digits();
         errors.on(number, format!("`{number}` has a suffix; write `{digits}`"));
         return None;
     }
-    match number.base10_parse() {
-        Ok(0) => errors.on(number, format!("`{key}` is 0; use 1 or more")),
-        Ok(value) if value <= MOST => return Some(value),
-        _ => errors.on(number, format!("`{key}` is {number}; use {MOST} or less")),
+    let value = number.base10_parse().ok();
+    if value.is_none() {
+        errors.on(number, format!("`{number}` is more than anything here can be; use {MOST} or less"));
     }
-    None
+    value
 }
 
-/// A number, with a point or without, that `allowed` allows: `range` says what that is, `example` writes one.
-pub(super) fn real(
-    key: &str,
-    value: &Value,
-    (allowed, range): (impl Fn(f64) -> bool, &str),
-    example: &str,
-    errors: &mut Errors,
-) -> Option<f64> {
+/// A number, with a point or without; `example` writes one.
+pub(super) fn real(key: &str, value: &Value, example: &str, errors: &mut Errors) -> Option<f64> {
     let (digits, suffix) = match value {
         Value::Number(number) => (number.base10_digits(), number.suffix()),
         Value::Real(number) => (number.base10_digits(), number.suffix()),
@@ -139,18 +150,17 @@ pub(super) fn real(
         errors.on(value, format!("`{digits}{suffix}` has a suffix; write `{digits}`"));
         return None;
     }
-    let parsed = digits.parse().ok().filter(|value: &f64| value.is_finite() && allowed(*value));
-    if parsed.is_none() {
-        errors.on(value, format!("`{key}` is {digits}; use {range}"));
-    }
-    parsed
+    digits.parse().ok()
 }
 
-/// A word that stands for itself.
-pub(super) fn word<K: Keyword>(key: &str, value: &Value, errors: &mut Errors) -> Option<K> {
-    let call = Call::of(key, value, K::WORDS, errors)?;
-    call.without_arguments(key, errors)?;
-    K::of(call.word)
+/// Reads one of some words that stand for themselves.
+pub(super) fn word<K: Word>(all: &'static [K]) -> impl FnOnce(&str, &Value, &mut Errors) -> Option<K> {
+    move |key, value, errors| {
+        let known: Vec<&'static str> = all.iter().map(|word| word.word()).collect();
+        let call = Call::of(key, value, &known, errors)?;
+        call.without_arguments(key, errors)?;
+        all.iter().copied().find(|word| word.word() == call.word)
+    }
 }
 
 /// A known word and its arguments.
@@ -162,7 +172,7 @@ pub(super) struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// The value of `key`, which is one of the words `known`.
-    pub(super) fn of(key: &str, value: &'a Value, known: &'static [&'static str], errors: &mut Errors) -> Option<Self> {
+    pub(super) fn of(key: &str, value: &'a Value, known: &[&'static str], errors: &mut Errors) -> Option<Self> {
         match value {
             Value::Word { name, arguments } => {
                 if let Some(word) = known.iter().copied().find(|word| name == word) {

@@ -1,7 +1,7 @@
 //! A declaration in a few words, for tables and logs.
 
-use super::{
-    Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Pfag, Project, Reduce, RoutePer,
+use crate::{
+    Balance, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Pfag, Project, Reduce, RoutePer,
     RouterKind,
 };
 
@@ -69,18 +69,9 @@ impl MoeSpec {
             RoutePer::Task => "task".to_owned(),
         }];
         words.extend((self.experts_are == ExpertsAre::Replicate).then(|| "replicas".to_owned()));
-        words.push(match self.combine {
-            Combine::Concat => "concat".to_owned(),
-            Combine::Merge => "merge".to_owned(),
-            Combine::Dispatch => "dispatch".to_owned(),
-        });
-        words.extend(match self.gate {
-            Gate::Unit => Some("unit".to_owned()),
-            Gate::Scaled => Some("scaled".to_owned()),
-            Gate::StraightThrough => Some("straight-through".to_owned()),
-            // What every merge has.
-            Gate::Normalised => None,
-        });
+        words.push(self.combine.word().to_owned());
+        // Normalised is what every merge has.
+        words.extend((self.gate != Gate::Normalised).then(|| self.gate.word().replace('_', "-")));
         words.extend(match self.pfag {
             Pfag::Off => None,
             Pfag::Entropy => Some("entropy".to_owned()),
@@ -128,10 +119,6 @@ fn gaussian(form: &GaussianSpec) -> String {
         Project::Random => format!("{}, random", form.dim),
     }];
     words.extend((form.reduce == Reduce::Sum).then(|| "sum".to_owned()));
-    words.extend(match form.covariance {
-        Covariance::Diag => None,
-        Covariance::Shared => Some("shared".to_owned()),
-        Covariance::Isotropic => Some("isotropic".to_owned()),
-    });
+    words.extend((form.covariance != Covariance::Diag).then(|| form.covariance.word().to_owned()));
     format!("gaussian({})", words.join(", "))
 }

@@ -17,7 +17,7 @@ pub(super) fn header(item: &Subject, errors: &mut Errors) -> Option<Header> {
     let (attrs, vis, name) = match item {
         Subject::Struct(item) => {
             if !matches!(item.fields, Fields::Unit) {
-                errors.on(&item.fields, format!("the macro writes the fields; write `struct {};`", item.ident));
+                errors.on(&item.fields, format!("a declaration has no fields; write `struct {};`", item.ident));
             }
             without_parameters(&item.generics, &format!("struct {};", item.ident), errors);
             (&item.attrs, &item.vis, &item.ident)

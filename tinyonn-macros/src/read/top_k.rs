@@ -1,26 +1,17 @@
 //! How many choices are taken: as written, or by default.
 
 use super::levels;
-use super::settings::{Settings, count};
+use super::runs::Number;
+use super::settings::Settings;
 use crate::errors::Errors;
 use crate::parse::Value;
 
 /// Experts of each router taken unless said otherwise, capped at what there is.
 const EXPERTS: usize = 2;
 
-/// One number a level; the names and choices of the levels are `None` if not even their number is known.
-pub(super) fn by_level(
-    settings: &Settings,
-    levels: Option<(&[&str], &[Option<usize>])>,
-    errors: &mut Errors,
-) -> Option<Vec<usize>> {
-    let (names, choices) = levels?;
-    if !settings.is_given("top_k") {
-        let adaptive = is_adaptive(settings);
-        let taken = names.iter().zip(choices);
-        return taken.map(|(name, choices)| choices.map(|choices| default(name, choices, adaptive))).collect();
-    }
-    let value = settings.value("top_k")?;
+/// What is written of each level, if anything is; `names` is `None` if not even the number of levels is known.
+pub(super) fn by_level(settings: &Settings, names: Option<&[&str]>, errors: &mut Errors) -> Option<Vec<Number>> {
+    let (names, value) = (names?, settings.value("top_k")?);
     let taken: Vec<Option<&Value>> = match value {
         Value::List { brackets, values } if values.len() != names.len() => {
             let problem = format!("`top_k` lists {} for {} levels", values.len(), names.len());
@@ -34,12 +25,7 @@ pub(super) fn by_level(
             return None;
         }
     };
-    let checked = taken.into_iter().zip(choices).enumerate().map(|(level, (value, choices))| {
-        let of = level.checked_sub(1).map_or(String::new(), |before| format!(" of a {}", names[before]));
-        at_most(value?, *choices, |s| format!("{}{s}{of}", names[level]), errors)
-    });
-    // Every number is looked at before the first bad one counts.
-    checked.collect::<Vec<_>>().into_iter().collect()
+    Some(taken.into_iter().map(|value| Number::read("top_k", value, errors)).collect())
 }
 
 /// `write `top_k = [1, 2]`: group, expert`
@@ -64,22 +50,4 @@ pub(super) fn default(name: &str, choices: usize, adaptive: bool) -> usize {
         (false, true) => EXPERTS.min(choices),
         (false, false) => 1,
     }
-}
-
-/// A number of choices, no more than there are; `what` names them with the given ending.
-pub(super) fn at_most(
-    value: &Value,
-    choices: Option<usize>,
-    what: impl Fn(&str) -> String,
-    errors: &mut Errors,
-) -> Option<usize> {
-    let k = count("top_k", value, errors)?;
-    match choices {
-        Some(1) if k > 1 => errors.on(value, format!("top_k = {k} exceeds the 1 {}; use 1", what(""))),
-        Some(choices) if k > choices => {
-            errors.on(value, format!("top_k = {k} exceeds the {choices} {}; use {choices} or fewer", what("s")));
-        }
-        _ => return Some(k),
-    }
-    None
 }

@@ -4,7 +4,24 @@
 //! `surprisal`: the same with mass = σ(clamp(s, 0.1, 5)), s the surprisal of the input token in nats. All are capped at the declared
 //! `top_k`, and at least 1. No form has a parameter that learns.
 
-use super::Pfag;
+use serde::{Deserialize, Serialize};
+
+/// How many choices a router takes: `top_k`, or as many as its input is difficult (DESIGN §4).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Pfag {
+    /// `top_k`.
+    Off,
+    /// ⌊exp H(p) + ½⌋.
+    Entropy,
+    /// As few as hold the probability `mass`.
+    Nucleus {
+        /// Between 0 and 1.
+        mass: f64,
+    },
+    /// As few as hold the probability σ(clamp(s, 0.1, 5)), s the surprisal of the input token.
+    Surprisal,
+}
 
 impl Pfag {
     /// The probability to gather for an input of surprisal `s`, for the forms that gather any.
@@ -33,7 +50,8 @@ impl Pfag {
     }
 
     /// [`count`](Self::count) in a place to sort in, kept from one router to the next.
-    pub(super) fn count_in(self, p: &mut Vec<f32>, log_p: &[f32], top_k: usize, mass: f32) -> usize {
+    #[must_use]
+    pub fn count_in(self, p: &mut Vec<f32>, log_p: &[f32], top_k: usize, mass: f32) -> usize {
         let most = top_k.min(log_p.len());
         match self {
             Self::Off => most,
