@@ -206,8 +206,8 @@ fn choices_without_labels_are_never_taken(#[case] config: RouterFitConfig) {
         let wild = (planted("wild", 100, 1.0)[0].tensor(&Device::Cpu).unwrap() * factor).unwrap();
         with_modules(variant, &store, |modules| {
             for module in modules {
-                let levels = log_probs(*module, &wild);
-                let gates = taken(*module, &wild);
+                let levels = log_probs(module, &wild);
+                let gates = taken(module, &wild);
                 for (row, gates) in gates.iter().enumerate() {
                     let taken: Vec<usize> = (0..21).filter(|n| gates[*n] > 0.0).collect();
                     assert!(taken.iter().all(|n| [1, 3, 4].contains(&(n / 3))), "×{factor}, row {row}: {taken:?}");
@@ -261,7 +261,7 @@ fn accuracies_are_counts_of_paths() {
     with_modules(variant, &store, |modules| {
         for (layer, (module, samples)) in modules.iter().zip(&inputs).enumerate() {
             let x: Tensor = samples.tensor(&Device::Cpu).unwrap();
-            let gates = taken(*module, &x);
+            let gates = taken(module, &x);
             let mut sums = [[0.0; 2]; 2];
             for (gates, task) in gates.iter().zip(&samples.tasks) {
                 let task = *task as usize;

@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// What partitions are made from; a strategy reads what it needs and leaves the rest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PartitionSources<'a> {
-    /// The scan's integral of [`Partition::profile`]: `activation`, `sps` and `taylor`.
+    /// The scan's integral of [`profile`]: `activation`, `sps` and `taylor`.
     pub integral: Option<&'a Integral>,
     /// W_g `[I, d]` of each layer ([`gate_rows`]): `kmeans`.
     pub gate_rows: Option<&'a [Tensor]>,

@@ -72,7 +72,7 @@ pub fn router_accuracy(modules: &[&MoeLayer], inputs: &[Samples], labels: &Label
     };
     let mut hits = Vec::new();
     for (layer, (module, samples)) in modules.iter().zip(inputs).enumerate() {
-        let predicted = predict(*module, samples)?;
+        let predicted = predict(module, samples)?;
         let found = Hits::new(module.spec(), &RowLabels::of_tasks(labels, layer, &samples.tasks), &predicted);
         total.layers.push(found.accuracy(samples));
         hits.push(found);
@@ -106,7 +106,7 @@ pub fn row_accuracy(modules: &[&MoeLayer], inputs: &[Samples], labels: &[RowLabe
     check(modules, inputs, labels.len() == inputs.len())?;
     let layer = |((module, samples), labels): ((&&MoeLayer, &Samples), &RowLabels)| {
         labels.check(samples.tasks.len(), module.spec())?;
-        Ok(Hits::new(module.spec(), labels, &predict(*module, samples)?).accuracy(samples))
+        Ok(Hits::new(module.spec(), labels, &predict(module, samples)?).accuracy(samples))
     };
     modules.iter().zip(inputs).zip(labels).map(layer).collect()
 }
