@@ -1,4 +1,4 @@
-//! Hashes the crate's sources: the code version in the key of cached models.
+//! Hashes the sources of the crate and of the declarations it stands on: the code version in the key of cached models.
 
 use std::path::{Path, PathBuf};
 
@@ -17,9 +17,11 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
 }
 
 fn main() -> std::io::Result<()> {
-    println!("cargo::rerun-if-changed=src");
     let mut found = Vec::new();
-    sources(Path::new("src"), &mut found)?;
+    for dir in ["src", "../tinyonn-spec/src"] {
+        println!("cargo::rerun-if-changed={dir}");
+        sources(Path::new(dir), &mut found)?;
+    }
     found.sort();
     let mut hash = Sha256::new();
     for path in found {

@@ -146,7 +146,7 @@ fn what_is_said_of_the_whole_is_in_the_specification() {
 #[case(&Flat::SPEC)]
 #[case(&Merged::SPEC)]
 fn what_the_compiler_accepts_the_library_accepts_and_reads_back(#[case] spec: &MoeSpec) {
-    spec.validate().unwrap();
+    moe::check(spec).unwrap();
     assert_eq!(moe::variant(&spec.name).unwrap().spec, *spec);
     let json = serde_json::to_string(spec).unwrap();
     assert_eq!(serde_json::from_str::<MoeSpec>(&json).unwrap(), *spec, "{json}");
@@ -154,32 +154,32 @@ fn what_the_compiler_accepts_the_library_accepts_and_reads_back(#[case] spec: &M
 
 /// What the compiler would have refused, of a declaration that a program made.
 #[rstest]
-#[case::no_level(|spec: &mut MoeSpec| spec.levels = vec![].into(), "no level")]
+#[case::no_level(|spec: &mut MoeSpec| spec.levels = vec![].into(), "0 levels")]
 #[case::too_deep(|spec: &mut MoeSpec| spec.levels = vec![spec.levels[0].clone(); 5].into(), "5 levels")]
 #[case::parents(|spec: &mut MoeSpec| spec.levels = vec![spec.levels[0].clone(); 2].into(), "1 routers for 4 nodes")]
 #[case::same_name(|spec: &mut MoeSpec| level(spec, |run| run.name = "group".into()), "two routers")]
-#[case::no_router(|spec: &mut MoeSpec| level(spec, |run| run.parents = 0), "0 of `expert_router`")]
-#[case::beyond_any_mlp(|spec: &mut MoeSpec| level(spec, |run| run.choices = 1 << 40), "cannot be")]
-#[case::no_choices(|spec: &mut MoeSpec| level(spec, |run| run.choices = 0), "no choices")]
-#[case::none_taken(|spec: &mut MoeSpec| level(spec, |run| run.top_k = 0), "takes none")]
-#[case::too_many(|spec: &mut MoeSpec| level(spec, |run| run.top_k = 99), "top_k = 99")]
-#[case::no_dimension(|spec: &mut MoeSpec| level(spec, |run| run.kind = RouterKind::Gaussian(GaussianSpec::new(0))), "0 dimensions")]
-#[case::merged_slices(|spec: &mut MoeSpec| spec.combine = Combine::Merge, "cannot be merged")]
-#[case::concatenated_replicas(|spec: &mut MoeSpec| { spec.experts_are = ExpertsAre::Replicate; spec.combine = Combine::Concat }, "one bank")]
+#[case::no_router(|spec: &mut MoeSpec| level(spec, |run| run.parents = 0), "0 routers for 4 nodes")]
+#[case::beyond_any_mlp(|spec: &mut MoeSpec| level(spec, |run| run.choices = 1 << 40), "are 4398046511104 experts")]
+#[case::no_choices(|spec: &mut MoeSpec| level(spec, |run| run.choices = 0), "there are 0 experts of a group")]
+#[case::none_taken(|spec: &mut MoeSpec| level(spec, |run| run.top_k = 0), "`top_k` is 0")]
+#[case::too_many(|spec: &mut MoeSpec| level(spec, |run| run.top_k = 99), "top_k = 99 exceeds the 2 experts of a group; use 2 or fewer")]
+#[case::no_dimension(|spec: &mut MoeSpec| level(spec, |run| run.kind = RouterKind::Gaussian(GaussianSpec::new(0))), "`dim` is 0")]
+#[case::merged_slices(|spec: &mut MoeSpec| spec.combine = Combine::Merge, "no common weights")]
+#[case::concatenated_replicas(|spec: &mut MoeSpec| { spec.experts_are = ExpertsAre::Replicate; spec.combine = Combine::Concat }, "not parts of one")]
 #[case::unit_replicas(|spec: &mut MoeSpec| { spec.experts_are = ExpertsAre::Replicate; spec.combine = Combine::Dispatch; spec.gate = Gate::Unit }, "add up to one")]
 #[case::normalised_slices(|spec: &mut MoeSpec| spec.gate = Gate::Normalised, "shrink")]
-#[case::z_loss(|spec: &mut MoeSpec| spec.z_loss = f64::NAN, "z_loss = NaN")]
-#[case::jitter(|spec: &mut MoeSpec| spec.jitter = 1.0, "jitter = 1")]
-#[case::balance(|spec: &mut MoeSpec| spec.balance = Balance::Bias { rate: -0.1 }, "balance = -0.1")]
-#[case::nucleus(|spec: &mut MoeSpec| spec.pfag = Pfag::Nucleus { mass: 1.5 }, "nucleus(1.5)")]
-#[case::segment(|spec: &mut MoeSpec| spec.route_per = RoutePer::Segment { tokens: 0 }, "0 tokens")]
+#[case::z_loss(|spec: &mut MoeSpec| spec.z_loss = f64::NAN, "`z_loss` is NaN")]
+#[case::jitter(|spec: &mut MoeSpec| spec.jitter = 1.0, "`jitter` is 1")]
+#[case::balance(|spec: &mut MoeSpec| spec.balance = Balance::Bias { rate: -0.1 }, "`bias` is -0.1")]
+#[case::nucleus(|spec: &mut MoeSpec| spec.pfag = Pfag::Nucleus { mass: 1.5 }, "`nucleus` is 1.5")]
+#[case::segment(|spec: &mut MoeSpec| spec.route_per = RoutePer::Segment { tokens: 0 }, "`segment` is 0")]
 #[case::task(|spec: &mut MoeSpec| { spec.route_per = RoutePer::Task; spec.pfag = Pfag::Entropy }, "asks none")]
 #[case::empty_group(|spec: &mut MoeSpec| spec.always = vec![AlwaysSpec { name: "shared".into(), experts: 0 }].into(), "has 0 experts")]
 fn what_the_compiler_refuses_the_library_refuses(#[case] spoil: fn(&mut MoeSpec), #[case] words: &str) {
     let mut spec = Spoiled::SPEC;
-    spec.validate().unwrap();
+    moe::check(&spec).unwrap();
     spoil(&mut spec);
-    let refusal = crate::models::message(spec.validate());
+    let refusal = crate::models::message(moe::check(&spec));
     assert!(refusal.contains(words) && refusal.contains("Spoiled"), "{refusal}");
 }
 
@@ -197,7 +197,7 @@ fn level(spec: &mut MoeSpec, change: fn(&mut RouterSpec)) {
 #[case("Lobes", "silu")]
 #[case("Divisions", "silu")]
 #[case("Flat", "tanh_square")]
-fn each_run_of_routers_is_a_field_with_its_parameters(#[case] name: &str, #[case] hidden_act: &str) {
+fn each_run_of_routers_has_its_parameters_under_its_name(#[case] name: &str, #[case] hidden_act: &str) {
     let variant = moe::variant(name).unwrap();
     let cfg = tinyonn::qwen3::Qwen3Config { hidden_act: hidden_act.into(), ..config(31, true) };
     let variables = VarMap::new();

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::upcycle;
 use tinyonn::data::Sampler;
 use tinyonn::imaging::inputs::Window;
-use tinyonn::imaging::{Partition, PartitionSources, RouterInputs, ScanOptions, scan};
+use tinyonn::imaging::{Partition, PartitionSources, RouterInputs, ScanOptions, partition, scan};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::ops;
 use tinyonn::qwen3::{Qwen3ForCausalLm, RouteCtx, Sampling};
@@ -89,9 +89,14 @@ fn pretraining_imaging_and_smk_agree() {
         let inputs = std::sync::Arc::new(RouterInputs::new(cfg.num_hidden_layers, 1, Window::First(8)));
         let scan = scan(&dense, &train, options, device, Some(&inputs)).unwrap();
         let variant = variant("Moe2x4");
-        let units = Partition::Contiguous
-            .assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), PartitionSources::default(), 0)
-            .unwrap();
+        let units = partition::assign(
+            Partition::Contiguous,
+            &variant.spec,
+            (cfg.num_hidden_layers, cfg.intermediate_size),
+            PartitionSources::default(),
+            0,
+        )
+        .unwrap();
         let sparse = upcycle(&store, &cfg, variant, &units, 0).unwrap();
         let config = SmkConfig { steps: 10, batch: 8, min_k: 3, adamw, ..SmkConfig::default() };
         let outcome = train_smk((&sparse, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log).unwrap();

@@ -12,7 +12,7 @@ use tinyonn::data::Sampler;
 use tinyonn::imaging::Labels;
 use tinyonn::metrics::MetricsLog;
 use tinyonn::model::{ActiveMode, TinyOnnForCausalLm};
-use tinyonn::moe::{Balance, ExpertsAre, Gate, MoeModule, MoeSpec, Pfag, RoutePer, RouterKind, Variant, variants};
+use tinyonn::moe::{Balance, ExpertsAre, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, RouterKind, Variant, variants};
 use tinyonn::ops;
 use tinyonn::qwen3::{Qwen3Config, RouteCtx};
 use tinyonn::train::{AdamwConfig, RouterFitConfig, RouterFitter, SmkConfig, router_accuracy, train_smk};
@@ -66,7 +66,7 @@ fn there_are_a_dozen_and_each_is_sound() {
     let names: Vec<&str> = gallery().iter().map(|variant| variant.spec.name.as_ref()).collect();
     assert!(names.len() >= 12 && names.is_sorted(), "{names:?}");
     for variant in gallery() {
-        variant.spec.validate().unwrap();
+        tinyonn::moe::check(&variant.spec).unwrap();
     }
 }
 
@@ -229,7 +229,7 @@ fn routers_are_fitted_to_planted_tasks() {
             continue;
         }
         let model = tiny::sparse(&cfg, variant, &store);
-        let modules: Vec<&dyn MoeModule> = (0..2).map(|layer| model.moe(layer).as_ref()).collect();
+        let modules: Vec<&MoeLayer> = (0..2).map(|layer| model.moe(layer)).collect();
         let accuracy = router_accuracy(&modules, &test, &labels).unwrap();
         for level in 0..spec.levels.len() {
             let found = accuracy.mean(level);

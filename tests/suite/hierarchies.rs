@@ -8,8 +8,8 @@ use rand::Rng;
 use rstest::rstest;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::imaging::inputs::Samples;
-use tinyonn::imaging::{Integral, Labels, Partition, PartitionSources};
-use tinyonn::moe::{MoeModule, MoeSpec};
+use tinyonn::imaging::{Integral, Labels, Partition, PartitionSources, partition};
+use tinyonn::moe::{MoeLayer, MoeSpec};
 use tinyonn::ops::ClassSums;
 use tinyonn::random;
 use tinyonn::train::{RouterFitConfig, RouterFitter, router_accuracy};
@@ -78,7 +78,7 @@ proptest! {
         });
         let sources =
             PartitionSources { integral: Some(&integral), gate_rows: Some(&gate_rows), coactivation: Some(&hidden) };
-        let units = strategy.assign(&spec, (2, width), sources, seed).unwrap();
+        let units = partition::assign(strategy, &spec, (2, width), sources, seed).unwrap();
         for layer in &units {
             let mut widths = vec![0; spec.experts()];
             layer.iter().for_each(|expert| widths[*expert as usize] += 1);
@@ -190,7 +190,7 @@ fn fitted(name: &str, steps: u64) -> tinyonn::Result<(Labels, ParamStore, Vec<f6
     let config = RouterFitConfig { steps, batch: 64, rate: 2e-2, ..RouterFitConfig::default() };
     fitter.fit((&store, &cfg, variant), &labels, &config, 0)?;
     let model = tiny::sparse(&cfg, variant, &store);
-    let modules: Vec<&dyn MoeModule> = (0..2).map(|layer| model.moe(layer).as_ref()).collect();
+    let modules: Vec<&MoeLayer> = (0..2).map(|layer| model.moe(layer)).collect();
     let accuracy = router_accuracy(&modules, &planted("test", 400), &labels)?;
     let levels = (0..variant.spec.levels.len()).map(|level| accuracy.mean(level)).collect();
     for task in accuracy.load.iter().flatten() {
@@ -296,7 +296,8 @@ fn shared_and_isotropic_variances_are_those_of_their_moments(
 #[test]
 fn experts_that_always_take_part_need_neurons_too() {
     let (variant, cfg) = (tinyonn::moe::variant("Cortex").unwrap(), models::config(10, false));
-    let refused = message(Partition::Contiguous.assign(&variant.spec, (2, 10), PartitionSources::default(), 0));
+    let refused =
+        message(partition::assign(Partition::Contiguous, &variant.spec, (2, 10), PartitionSources::default(), 0));
     assert!(refused.contains("10 neurons for 11 experts"), "{refused}");
     let store = models::weights(&cfg, DType::F32);
     let by_hand = vec![vec![0; 10]; 2];

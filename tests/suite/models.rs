@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
-use tinyonn::imaging::{Integral, Partition, PartitionSources};
+use tinyonn::imaging::{Integral, Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, MoeSpec, Variant};
 use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
@@ -63,7 +63,7 @@ pub(crate) fn partition(strategy: Partition, spec: &MoeSpec, cfg: &Qwen3Config) 
     let (gate_rows, hidden) = (tensors(50, [width, cfg.hidden_size]), tensors(60, [40, width]));
     let sources =
         PartitionSources { integral: Some(&integral), gate_rows: Some(&gate_rows), coactivation: Some(&hidden) };
-    strategy.assign(spec, (layers, width), sources, 3)
+    partition::assign(strategy, spec, (layers, width), sources, 3)
 }
 
 pub(crate) fn dense(cfg: &Qwen3Config, store: &ParamStore, dtype: DType) -> Qwen3ForCausalLm<Mlp> {

@@ -8,7 +8,7 @@ use rstest::rstest;
 use tinyonn::checkpoint::{
     LoadedModel, MappedSafetensors, ModelFolder, ParamStore, compare_with_reference, load_model, tokens, upcycle,
 };
-use tinyonn::imaging::{Partition, PartitionSources, dump};
+use tinyonn::imaging::{Partition, PartitionSources, dump, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::ops;
 use tinyonn::qwen3::{FeedForward, KvCache, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
@@ -80,7 +80,9 @@ fn gradients_are_those_of_the_model_in_f64() {
 fn activation_and_surprise_are_those_of_brute_force() {
     let (cfg, store) = fixture_parameters("tied_f32");
     let model = dense(&cfg, &store, DType::F32);
-    let experts = Partition::Contiguous.assign(&variant("Ten").spec, (2, 57), PartitionSources::default(), 0).unwrap();
+    let experts =
+        partition::assign(Partition::Contiguous, &variant("Ten").spec, (2, 57), PartitionSources::default(), 0)
+            .unwrap();
     let image = dump(&model, &fixture_ids("tied_f32"), &experts, 10).unwrap();
     let reference = MappedSafetensors::open(fixture("tied_f32").join("surprise.safetensors")).unwrap();
     for layer in 0..2 {

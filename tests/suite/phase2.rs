@@ -201,7 +201,7 @@ fn every_partition_goes_all_the_way(
     let config = setting(dir.path(), DType::BF16);
     let summary = phase2(&RunConfig { partition: Some(strategy), ..config.clone() }).unwrap();
     assert!(summary.phase1.lossless.bit_equal);
-    assert_eq!(summary.phase1.model.partition.as_deref(), Some(strategy.name()));
+    assert_eq!(summary.phase1.model.partition.as_deref(), Some(strategy.word()));
     // So it does where only an image is made, of a stored model.
     let out = dir.path().join("image");
     fs::create_dir(&out).unwrap();

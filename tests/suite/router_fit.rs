@@ -14,7 +14,7 @@ use rstest::rstest;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::imaging::Labels;
 use tinyonn::imaging::inputs::Samples;
-use tinyonn::moe::{MoeModule, Scores, Selection, Variant, select};
+use tinyonn::moe::{MoeLayer, Scores, Selection, Variant, select};
 use tinyonn::random;
 use tinyonn::train::{FitBy, Projection, RouterFitConfig, RouterFitter, router_accuracy};
 
@@ -62,9 +62,9 @@ fn upcycled(name: &str) -> (&'static Variant, ParamStore) {
 }
 
 /// Hands the layers' modules to `f`.
-fn with_modules<R>(variant: &'static Variant, store: &ParamStore, f: impl FnOnce(&[&dyn MoeModule]) -> R) -> R {
+fn with_modules<R>(variant: &'static Variant, store: &ParamStore, f: impl FnOnce(&[&MoeLayer]) -> R) -> R {
     let model = tiny::sparse(&tiny::config(40), variant, store);
-    let modules: Vec<&dyn MoeModule> = (0..2).map(|layer| model.moe(layer).as_ref()).collect();
+    let modules: Vec<&MoeLayer> = (0..2).map(|layer| model.moe(layer)).collect();
     f(&modules)
 }
 
@@ -88,16 +88,16 @@ fn planted_tasks_are_told_apart_on_rows_never_seen(#[case] name: &str, #[case] c
 }
 
 /// By level, log p of every node.
-fn log_probs(module: &dyn MoeModule, x_td: &Tensor) -> Vec<Tensor> {
+fn log_probs(module: &MoeLayer, x_td: &Tensor) -> Vec<Tensor> {
     Scores::new(module, x_td).unwrap().log_probs().unwrap()
 }
 
-fn taken(module: &dyn MoeModule, x_td: &Tensor) -> Vec<Vec<f32>> {
+fn taken(module: &MoeLayer, x_td: &Tensor) -> Vec<Vec<f32>> {
     select(module.spec(), &log_probs(module, x_td), Selection::default()).unwrap().to_vec2().unwrap()
 }
 
 /// The cross-entropy of one level's routers of one layer against the labels' shares, from the definition.
-fn loss(module: &dyn MoeModule, samples: &Samples, labels: &Labels, layer: usize, level: usize) -> f64 {
+fn loss(module: &MoeLayer, samples: &Samples, labels: &Labels, layer: usize, level: usize) -> f64 {
     let log_p = log_probs(module, &samples.tensor(&Device::Cpu).unwrap()).swap_remove(level);
     let choices = module.spec().levels[level].routers[0].choices;
     let log_p = log_p.to_vec2::<f32>().unwrap();
@@ -206,8 +206,8 @@ fn choices_without_labels_are_never_taken(#[case] config: RouterFitConfig) {
         let wild = (planted("wild", 100, 1.0)[0].tensor(&Device::Cpu).unwrap() * factor).unwrap();
         with_modules(variant, &store, |modules| {
             for module in modules {
-                let levels = log_probs(*module, &wild);
-                let gates = taken(*module, &wild);
+                let levels = log_probs(module, &wild);
+                let gates = taken(module, &wild);
                 for (row, gates) in gates.iter().enumerate() {
                     let taken: Vec<usize> = (0..21).filter(|n| gates[*n] > 0.0).collect();
                     assert!(taken.iter().all(|n| [1, 3, 4].contains(&(n / 3))), "×{factor}, row {row}: {taken:?}");
@@ -261,7 +261,7 @@ fn accuracies_are_counts_of_paths() {
     with_modules(variant, &store, |modules| {
         for (layer, (module, samples)) in modules.iter().zip(&inputs).enumerate() {
             let x: Tensor = samples.tensor(&Device::Cpu).unwrap();
-            let gates = taken(*module, &x);
+            let gates = taken(module, &x);
             let mut sums = [[0.0; 2]; 2];
             for (gates, task) in gates.iter().zip(&samples.tasks) {
                 let task = *task as usize;

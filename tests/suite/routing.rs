@@ -161,7 +161,7 @@ pub(crate) fn hierarchy(seed: u64, wide: bool) -> MoeSpec {
     let always =
         (0..rng.random_range(0..3)).map(|at| AlwaysSpec { name: format!("always{at}").into(), experts: 1 + at });
     let spec = MoeSpec { levels: levels.into(), always: always.collect(), ..tiny::spec(&[(2, 1)]) };
-    spec.validate().unwrap();
+    tinyonn::moe::check(&spec).unwrap();
     spec
 }
 

@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use rand::Rng;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::data::{Corpus, Shares, Splits, TaskTokens, TextTokenizer, TokenSet, arithmetic, sorting};
-use tinyonn::imaging::{Partition, PartitionSources};
+use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{
     self, Balance, Combine, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Pfag, RoutePer, RouterKind, RouterSpec,
@@ -45,7 +45,7 @@ pub(crate) fn sparse(cfg: &Qwen3Config, variant: &'static Variant, store: &Param
 pub(crate) fn upcycled(cfg: &Qwen3Config, name: &str, dense: &ParamStore) -> (&'static Variant, ParamStore) {
     let variant = moe::variant(name).unwrap();
     let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-    let units = Partition::Random.assign(&variant.spec, shape, PartitionSources::default(), 5).unwrap();
+    let units = partition::assign(Partition::Random, &variant.spec, shape, PartitionSources::default(), 5).unwrap();
     (variant, upcycle(dense, cfg, variant, &units, 6).unwrap())
 }
 

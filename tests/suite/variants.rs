@@ -260,7 +260,7 @@ fn is_found_by_name_as_it_was_declared(
     assert!(routers.iter().all(|run| run.kind == RouterKind::Gaussian(GaussianSpec::new(dim))));
     let sequence = RoutePer::Sequence { first: 8 };
     assert_eq!(spec.route_per, if name == "MoeSequence" { sequence } else { RoutePer::Token });
-    spec.validate().unwrap();
+    moe::check(spec).unwrap();
     let json = serde_json::to_string(spec).unwrap();
     assert_eq!(serde_json::from_str::<MoeSpec>(&json).unwrap(), *spec, "{json}");
 }
@@ -361,7 +361,7 @@ fn router(dim: usize, (parents, choices): (usize, usize), vb: &VarBuilder<'_>) -
 fn a_layer_scores_with_its_routers() {
     let (layer, parameters) = built("Moe7x3");
     let x = random(9, &[4, HIDDEN]);
-    let levels = Scores::new(layer.as_ref(), &x).unwrap().logits;
+    let levels = Scores::new(&layer, &x).unwrap().logits;
     assert_eq!(levels.iter().map(|level| level[0].dims().to_vec()).collect::<Vec<_>>(), [[4, 1, 7], [4, 7, 3]]);
     for (level, prefix) in levels.iter().zip(["group_router", "expert_router"]) {
         let own = router(5, (level[0].dim(1).unwrap(), level[0].dim(2).unwrap()), &builder(&parameters).pp(prefix));

@@ -1,18 +1,16 @@
-//! `#[moe(..)]`: a mixture of experts declared in a few lines, expanded to the candle module a person would have written.
+//! `#[moe(..)]`: a mixture of experts declared in a few lines.
 //!
-//! Three passes: `parse` reads settings, `validate` checks grammar and arithmetic, `expand` writes the module. All that is
-//! wrong is reported at once, each error on its own span with its remedy; `fallback` then stands in for the module, so that
-//! what uses it brings no errors of its own.
+//! Four steps: `parse` finds settings, `read` makes a [`tinyonn_spec::MoeSpec`] of them and keeps where each part stands, the rules of
+//! `tinyonn_spec` are asked, `expand` writes it out. All that is wrong is reported at once, each error on its own span with its
+//! remedy; `fallback` then stands in, so that what uses the variant brings no errors of its own.
 
 mod errors;
 mod expand;
 mod fallback;
-mod keywords;
 mod parse;
-mod rustdoc;
+mod read;
 #[cfg(test)]
 mod tests;
-mod validate;
 mod variant;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,14 +31,14 @@ pub fn moe(settings: proc_macro::TokenStream, item: proc_macro::TokenStream) -> 
 /// The expansion; or else what stands in for it, and every error.
 fn declare(settings: TokenStream, item: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
-    let passes = AssertUnwindSafe(|| {
+    let steps = AssertUnwindSafe(|| {
         let declaration = parse::parse(settings, item.clone(), &mut errors);
-        match validate::validate(&declaration, &mut errors) {
+        match read::read(&declaration, &mut errors) {
             Some(variant) => expand::expand(&variant),
             None => fallback::fallback(&declaration.item),
         }
     });
-    let expansion = catch_unwind(passes).unwrap_or_else(|_| {
+    let expansion = catch_unwind(steps).unwrap_or_else(|_| {
         errors.at(Span::call_site(), "`#[moe]` failed on this declaration; that is a bug of tinyonn: report it");
         item
     });

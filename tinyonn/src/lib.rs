@@ -13,7 +13,6 @@ pub mod error;
 pub mod files;
 pub mod gallery;
 pub mod imaging;
-pub mod layer;
 pub mod metrics;
 pub mod model;
 pub mod moe;

@@ -6,9 +6,12 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Taking, Variant};
-use crate::qwen3::{Active, KvCache, PathTable, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
+use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
+use crate::qwen3::{Active, Block, KvCache, PathTable, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
 use crate::{Error, Result};
+
+/// A decoder layer over routed experts: attention unchanged, `mlp` replaced.
+pub type TinyOnnLayer = Block<MoeLayer>;
 
 /// The decoder over routed experts, without its head.
 pub type TinyOnnModel = Qwen3<MoeLayer>;
@@ -48,7 +51,6 @@ impl TinyOnnForCausalLm {
     /// # Errors
     /// A variant that does not fit the model; a missing or misshapen weight.
     pub fn new(cfg: &Qwen3Config, variant: &'static Variant, vb: &VarBuilder<'_>) -> Result<Self> {
-        variant.spec.validate()?;
         let lm = Qwen3ForCausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb))?;
         Ok(Self { lm, spec: variant.spec.clone(), paths: None })
     }
@@ -65,12 +67,9 @@ impl TinyOnnForCausalLm {
         top_k: impl Fn(usize) -> &'k [usize],
         pfag: Pfag,
     ) -> Result<Self> {
-        let spec = |layer: usize| variant.spec.taking(top_k(layer), pfag);
-        (0..cfg.num_hidden_layers).try_for_each(|layer| spec(layer).validate())?;
-        let taking =
-            |layer: usize, vb: VarBuilder<'_>| Ok(Taking::boxed((variant.build)(cfg, layer, vb)?, spec(layer)));
-        let lm = Qwen3ForCausalLm::new(cfg, vb, taking)?;
-        Ok(Self { lm, spec: spec(0), paths: None })
+        let lm =
+            Qwen3ForCausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb)?.taking(top_k(layer), pfag))?;
+        Ok(Self { lm, spec: variant.spec.taking(top_k(0), pfag), paths: None })
     }
 
     /// With the paths of its tasks, which `logits` and `generate` of a variant that is routed by its task follow where the context gives

@@ -12,7 +12,7 @@ use tinyonn::checkpoint::{
     ModelFolder, TinyOnnConfig, compare, dense_parts, expected_tensors, is_tinyonn, load_model, tokens, upcycle,
 };
 use tinyonn::files::StagedFolder;
-use tinyonn::imaging::partition::gate_rows;
+use tinyonn::imaging::partition::{self, gate_rows};
 use tinyonn::imaging::{Partition, PartitionSources};
 use tinyonn::model::ActiveMode;
 use tinyonn::moe::ExpertsAre;
@@ -106,7 +106,7 @@ fn write_upcycled(
     seed: u64,
 ) -> Result<Vec<String>> {
     let variant = moe::variant(name)?;
-    let partition = Partition::choose(partition, &variant.spec, Partition::Contiguous)?;
+    let partition = partition::choose(partition, &variant.spec, Partition::Contiguous)?;
     let folder = ModelFolder::open(from)?;
     let cfg = folder.qwen3_config()?;
     if is_tinyonn(folder.config()) {
@@ -114,7 +114,7 @@ fn write_upcycled(
         return Err(Error::file(from, "is a Tiny-ONN checkpoint already", remedy));
     }
     folder.check_names(&expected_tensors(&cfg))?;
-    if partition.reads_text() {
+    if partition::reads_text(partition) {
         let problem = format!("`{partition}` is made from a pass over text, and upcycling reads none");
         let remedy = "use contiguous, random or kmeans, or give `partition` to exp_phase2";
         return Err(Error::setting("partition", problem, remedy));
@@ -123,7 +123,7 @@ fn write_upcycled(
     let gate_rows = gate_rows(&dense, cfg.num_hidden_layers)?;
     let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
     let neuron_expert =
-        partition.assign(&variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), sources, seed)?;
+        partition::assign(partition, &variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), sources, seed)?;
     let sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
     let config = TinyOnnConfig::new(variant, partition, seed).write_to(folder.config());
     ModelFolder::write_into(staged, &config, &sparse, Some(from))?;

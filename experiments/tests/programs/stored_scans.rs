@@ -10,7 +10,7 @@ use tinyonn::checkpoint::ModelFolder;
 use tinyonn::data::{DataSource, TextTokenizer, TokenSet, read_sources};
 use tinyonn::imaging::{
     Integral, Log1p, Partition, PartitionSources, ScanFile, ScanOptions, ScanRequest, Score, Share, StoredScan, Units,
-    scan_with,
+    partition, scan_with,
 };
 use tinyonn::moe::variant;
 use tinyonn::qwen3::Qwen3ForCausalLm;
@@ -86,7 +86,8 @@ fn what_is_read_from_disk_is_scanned_as_if_it_were_in_memory(
     let folder = ModelFolder::open(place.path("dense")).unwrap();
     let tokenizer = TextTokenizer::load(place.path("dense/tokenizer.json"), None).unwrap();
     let spec = &variant("TinyOnn").unwrap().spec;
-    let neuron_expert = Partition::Contiguous.assign(spec, (2, 120), PartitionSources::default(), 0).unwrap();
+    let neuron_expert =
+        partition::assign(Partition::Contiguous, spec, (2, 120), PartitionSources::default(), 0).unwrap();
     let request = ScanRequest {
         share,
         units: Some(Units { neuron_expert, count: spec.experts() }),

@@ -7,7 +7,7 @@ use rstest::rstest;
 use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::moe::{MoeModule, RoutePer, Scores, Selection, select};
+use tinyonn::moe::{MoeLayer, RoutePer, Scores, Selection, select};
 use tinyonn::qwen3::{Active, FeedForward, RouteCtx, Sampling};
 use tinyonn::train::{RouterFitConfig, RouterFitter};
 
@@ -24,7 +24,7 @@ fn ctx(variant: &tinyonn::moe::Variant, sequences: usize) -> RouteCtx {
 }
 
 /// The gates (all `unit`) of a decision by input `x`.
-fn decision(module: &dyn MoeModule, x: &[f32]) -> Vec<f32> {
+fn decision(module: &MoeLayer, x: &[f32]) -> Vec<f32> {
     let x = Tensor::new(x, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
     let scores = Scores::new(module, &x).unwrap();
     select(module.spec(), &scores.log_probs().unwrap(), Selection::default()).unwrap().to_vec2().unwrap().remove(0)
@@ -54,14 +54,14 @@ fn gates_are_those_of_the_tokens_that_decide(
         for t in 0..length {
             let rows = &rows[sequence];
             let expected = match variant.spec.route_per {
-                RoutePer::Token => decision(layer.as_ref(), &rows[t]),
+                RoutePer::Token => decision(&layer, &rows[t]),
                 RoutePer::Segment { tokens } if t < tokens => all.clone(),
                 RoutePer::Segment { tokens } => {
                     let start = t / tokens * tokens;
-                    decision(layer.as_ref(), &mean(&rows[start - tokens..start]))
+                    decision(&layer, &mean(&rows[start - tokens..start]))
                 }
                 RoutePer::Sequence { first } if t < first => all.clone(),
-                RoutePer::Sequence { first } => decision(layer.as_ref(), &mean(&rows[..first])),
+                RoutePer::Sequence { first } => decision(&layer, &mean(&rows[..first])),
                 RoutePer::Task => {
                     let path = &ctx.paths.as_ref().unwrap().experts[(sequence + 1) % 3][0];
                     (0..12).map(|n| f32::from(path.contains(&n))).collect()
@@ -260,7 +260,7 @@ fn every_kind_of_router_answers_in_the_shape_that_is_declared() {
         let (cfg, variant, store) = upcycled(name);
         let layer = (variant.build)(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp")).unwrap();
         let x = inputs(9, &[&[6, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
-        let levels = Scores::new(layer.as_ref(), &x).unwrap().by_level().unwrap();
+        let levels = Scores::new(&layer, &x).unwrap().by_level().unwrap();
         for (level, declared) in levels.iter().zip(variant.spec.levels.iter()) {
             assert_eq!(level.dims(), [6, declared.nodes()], "{name}");
         }

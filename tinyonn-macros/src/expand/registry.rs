@@ -4,30 +4,25 @@ use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 
-use crate::variant::{Activation, Variant};
+use crate::variant::Variant;
 
 pub(super) fn entries(variant: &Variant) -> TokenStream {
     let name = &variant.name;
-    let activation = match &variant.behaviour.activation {
-        None | Some(Activation::Known(_)) => None,
-        Some(Activation::Custom(path)) => {
-            // A type that is no activation is refused where the user named it.
-            let borrowed = quote_spanned!(path.span()=> &#path);
-            Some(quote! {
-                ::tinyonn::inventory::submit! {
-                    ::tinyonn::ops::ActivationEntry(#borrowed)
-                }
-            })
+    let activation = variant.activation.as_ref().map(|path| {
+        // A type that is no activation is refused where the user named it.
+        let borrowed = quote_spanned!(path.span()=> &#path);
+        quote! {
+            ::tinyonn::inventory::submit! {
+                ::tinyonn::ops::ActivationEntry(#borrowed)
+            }
         }
-    };
+    });
     quote! {
         ::tinyonn::inventory::submit! {
             ::tinyonn::moe::Variant {
                 spec: #name::SPEC,
                 module_path: ::core::module_path!(),
-                build: |cfg, layer, vb| {
-                    ::core::result::Result::Ok(::std::boxed::Box::new(#name::new(cfg, layer, &vb)?))
-                },
+                build: #name::layer,
             }
         }
 

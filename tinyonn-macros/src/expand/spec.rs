@@ -1,136 +1,148 @@
-//! The declaration as a constant expression.
+//! The declaration as a constant expression: what does not go without saying.
 
-use proc_macro2::TokenStream;
-use quote::quote;
+use std::fmt::Debug;
 
-use super::{number, real};
-use crate::errors::source;
-use crate::variant::{Always, Balance, Behaviour, Gaussian, Level, Pfag, RoutePer, Router, Run, Variant};
+use proc_macro2::{Ident, Literal, TokenStream};
+use quote::{format_ident, quote};
+use tinyonn_spec::{AlwaysSpec, Balance, GaussianSpec, LevelSpec, MoeSpec, Pfag, RoutePer, RouterKind, RouterSpec};
 
-pub(crate) fn spec(variant: &Variant) -> TokenStream {
-    let Variant { name, levels, always, behaviour, .. } = variant;
-    let name = borrowed(&name.to_string());
-    let levels = levels.iter().map(level);
-    let always = always.iter().map(|Always { name, experts }| {
-        let (name, experts) = (borrowed(name), number(*experts));
-        quote!(::tinyonn::moe::AlwaysSpec { name: #name, experts: #experts })
+pub(super) fn spec(spec: &MoeSpec) -> TokenStream {
+    let MoeSpec { name, levels, always, experts_are, combine, route_per, gate, pfag, balance, .. } = spec;
+    let plain = MoeSpec::PLAIN;
+    let consts = levels.iter().map(|level| {
+        let (name, routers) = (runs(level), level.routers.iter().map(router));
+        quote!(const #name: &[RouterSpec] = &[#(#routers),*];)
     });
-    let Behaviour { experts_are, combine, gate, partition, activation, .. } = behaviour;
-    let gate = gate.map_or(quote!(::tinyonn::moe::Gate::Normalised), |gate| quote!(#gate));
-    let (route_per, pfag) = (route_per(behaviour.route_per), pfag(behaviour.pfag));
-    let (balance, z_loss, jitter) = (balance(behaviour.balance), real(behaviour.z_loss), real(behaviour.jitter));
-    let partition = optional(partition.map(|partition| quote!(#partition)));
-    let activation = optional(activation.as_ref().map(|activation| borrowed(&activation.name())));
-    quote! {
-        ::tinyonn::moe::MoeSpec {
-            name: #name,
-            levels: ::std::borrow::Cow::Borrowed(&[#(#levels),*]),
-            always: ::std::borrow::Cow::Borrowed(&[#(#always),*]),
-            experts_are: #experts_are,
-            combine: #combine,
-            route_per: #route_per,
-            gate: #gate,
-            pfag: #pfag,
-            balance: #balance,
-            z_loss: #z_loss,
-            jitter: #jitter,
-            partition: #partition,
-            activation: #activation,
-        }
+    let levels = levels.iter().map(|level| {
+        let (name, runs) = (&level.name, runs(level));
+        quote!(LevelSpec::new(#name, #runs))
+    });
+    let mut said = Vec::new();
+    let mut say = |differs: bool, field: &str, value: TokenStream| {
+        let field = format_ident!("{field}");
+        said.extend(differs.then(|| quote!(#field: #value,)));
+    };
+    let groups = always.iter().map(|AlwaysSpec { name, experts }| {
+        let experts = number(*experts);
+        quote!(AlwaysSpec { name: Borrowed(#name), experts: #experts })
+    });
+    say(!spec.levels.is_empty(), "levels", quote!(Borrowed(&[#(#levels),*])));
+    say(!always.is_empty(), "always", quote!(Borrowed(&[#(#groups),*])));
+    say(*experts_are != plain.experts_are, "experts_are", word("ExpertsAre", experts_are));
+    say(*combine != plain.combine, "combine", word("Combine", combine));
+    say(*route_per != plain.route_per, "route_per", self::route_per(*route_per));
+    say(*gate != plain.gate, "gate", word("Gate", gate));
+    say(*pfag != plain.pfag, "pfag", self::pfag(*pfag));
+    say(*balance != plain.balance, "balance", self::balance(*balance));
+    for (field, value) in [("z_loss", spec.z_loss), ("jitter", spec.jitter)] {
+        let literal = real(value);
+        say(value != 0.0, field, quote!(#literal));
     }
-}
-
-fn optional(value: Option<TokenStream>) -> TokenStream {
-    value.map_or(quote!(::core::option::Option::None), |value| quote!(::core::option::Option::Some(#value)))
-}
-
-fn borrowed(text: &str) -> TokenStream {
-    quote!(::std::borrow::Cow::Borrowed(#text))
-}
-
-fn level(Level { name, runs }: &Level) -> TokenStream {
-    let name = borrowed(name);
-    let runs = runs.iter().map(|Run { name, parents, choices, top_k, router }| {
-        let (name, kind) = (borrowed(name), kind(router));
-        let (parents, choices, top_k) = (number(*parents), number(*choices), number(*top_k));
-        quote! {
-            ::tinyonn::moe::RouterSpec {
-                name: #name,
-                parents: #parents,
-                choices: #choices,
-                top_k: #top_k,
-                kind: #kind,
+    if let Some(partition) = &spec.partition {
+        let partition = word("PartitionStrategy", partition);
+        say(true, "partition", quote!(::core::option::Option::Some(#partition)));
+    }
+    if let Some(activation) = &spec.activation {
+        say(true, "activation", quote!(::core::option::Option::Some(Borrowed(#activation))));
+    }
+    // Nothing is imported that is not used.
+    let kinds = (!spec.levels.is_empty()).then(|| quote!(RouterKind::*,));
+    quote! {
+        {
+            use ::std::borrow::Cow::Borrowed;
+            use ::tinyonn::moe::{#kinds *};
+            #(#consts)*
+            MoeSpec {
+                name: Borrowed(#name),
+                #(#said)*
+                ..MoeSpec::PLAIN
             }
         }
-    });
-    quote! {
-        ::tinyonn::moe::LevelSpec {
-            name: #name,
-            routers: ::std::borrow::Cow::Borrowed(&[#(#runs),*]),
-        }
     }
 }
 
-fn kind(router: &Router) -> TokenStream {
-    match router {
-        Router::Gaussian(form) => {
+/// The constant that holds the routers of a level.
+fn runs(LevelSpec { name, .. }: &LevelSpec) -> Ident {
+    format_ident!("{}", name.to_uppercase())
+}
+
+fn router(RouterSpec { name, parents, choices, top_k, kind }: &RouterSpec) -> TokenStream {
+    let (parents, choices, top_k, kind) = (number(*parents), number(*choices), number(*top_k), self::kind(kind));
+    quote!(RouterSpec::new(#name, #parents, #choices, #top_k, #kind))
+}
+
+fn kind(kind: &RouterKind) -> TokenStream {
+    match kind {
+        RouterKind::Gaussian(form) => {
             let form = gaussian(form);
-            quote!(::tinyonn::moe::RouterKind::Gaussian(#form))
+            quote!(Gaussian(#form))
         }
-        Router::Linear => quote!(::tinyonn::moe::RouterKind::Linear),
-        Router::Cosine => quote!(::tinyonn::moe::RouterKind::Cosine),
-        Router::Random => quote!(::tinyonn::moe::RouterKind::Random),
-        Router::Custom(path) => {
-            let path = borrowed(&source(path));
-            quote!(::tinyonn::moe::RouterKind::Custom(#path))
-        }
+        RouterKind::Custom(path) => quote!(Custom(Borrowed(#path))),
+        RouterKind::Linear => quote!(Linear),
+        RouterKind::Cosine => quote!(Cosine),
+        RouterKind::Random => quote!(Random),
     }
 }
 
-pub(super) fn gaussian(Gaussian { dim, reduce, covariance, project }: &Gaussian) -> TokenStream {
+fn gaussian(form: &GaussianSpec) -> TokenStream {
+    let GaussianSpec { dim, reduce, covariance, project } = form;
     let dim = number(*dim);
-    quote! {
-        ::tinyonn::moe::GaussianSpec { dim: #dim, reduce: #reduce, covariance: #covariance, project: #project }
+    if *form == GaussianSpec::new(form.dim) {
+        return quote!(GaussianSpec::new(#dim));
     }
+    let (reduce, covariance) = (word("Reduce", reduce), word("Covariance", covariance));
+    let project = word("Project", project);
+    quote!(GaussianSpec { dim: #dim, reduce: #reduce, covariance: #covariance, project: #project })
 }
 
 fn route_per(route_per: RoutePer) -> TokenStream {
     match route_per {
-        RoutePer::Token => quote!(::tinyonn::moe::RoutePer::Token),
         RoutePer::Segment { tokens } => {
             let tokens = number(tokens);
-            quote!(::tinyonn::moe::RoutePer::Segment { tokens: #tokens })
+            quote!(RoutePer::Segment { tokens: #tokens })
         }
         RoutePer::Sequence { first } => {
             let first = number(first);
-            quote!(::tinyonn::moe::RoutePer::Sequence { first: #first })
+            quote!(RoutePer::Sequence { first: #first })
         }
-        RoutePer::Task => quote!(::tinyonn::moe::RoutePer::Task),
+        RoutePer::Token | RoutePer::Task => word("RoutePer", &route_per),
     }
 }
 
 fn pfag(pfag: Pfag) -> TokenStream {
-    match pfag {
-        Pfag::Off => quote!(::tinyonn::moe::Pfag::Off),
-        Pfag::Entropy => quote!(::tinyonn::moe::Pfag::Entropy),
-        Pfag::Nucleus { mass } => {
-            let mass = real(mass);
-            quote!(::tinyonn::moe::Pfag::Nucleus { mass: #mass })
-        }
-        Pfag::Surprisal => quote!(::tinyonn::moe::Pfag::Surprisal),
+    if let Pfag::Nucleus { mass } = pfag {
+        let mass = real(mass);
+        return quote!(Pfag::Nucleus { mass: #mass });
     }
+    word("Pfag", &pfag)
 }
 
 fn balance(balance: Balance) -> TokenStream {
     match balance {
-        Balance::None => quote!(::tinyonn::moe::Balance::None),
+        Balance::None => word("Balance", &balance),
         Balance::Loss { coefficient } => {
             let coefficient = real(coefficient);
-            quote!(::tinyonn::moe::Balance::Loss { coefficient: #coefficient })
+            quote!(Balance::Loss { coefficient: #coefficient })
         }
         Balance::Bias { rate } => {
             let rate = real(rate);
-            quote!(::tinyonn::moe::Balance::Bias { rate: #rate })
+            quote!(Balance::Bias { rate: #rate })
         }
     }
+}
+
+/// A variant without fields, which is called in Rust what `Debug` calls it.
+fn word(enumeration: &str, value: &impl Debug) -> TokenStream {
+    let (enumeration, value) = (format_ident!("{enumeration}"), format_ident!("{value:?}"));
+    quote!(#enumeration::#value)
+}
+
+/// `10`, not `10usize`.
+fn number(value: usize) -> Literal {
+    Literal::usize_unsuffixed(value)
+}
+
+/// `0.5`, not `0.5f64`.
+fn real(value: f64) -> Literal {
+    Literal::f64_unsuffixed(value)
 }

@@ -11,8 +11,13 @@ fn pretty(settings: &str, item: &str) -> String {
     prettyplease::unparse(&syn::parse2(declare(tokens(settings), tokens(item))).unwrap())
 }
 
-/// After a deliberate change: `UPDATE_EXPANSION=1 cargo test -p tinyonn-macros`, then read the difference.
+/// `few.rs` is the README's. After a deliberate change: `UPDATE_EXPANSION=1 cargo test -p tinyonn-macros`, then read the difference.
 #[rstest]
+#[case::few(
+    "few.rs",
+    "groups = 7, experts = 3, router = gaussian(dim = 16), top_k = [2, 1]",
+    "/// Seven groups of three experts; a token takes part in two groups, with one expert of each.\npub struct Few;"
+)]
 #[case::tiny_onn(
     "tiny_onn.rs",
     "groups = 10, experts = 10, router = gaussian, top_k = [8, 8]",

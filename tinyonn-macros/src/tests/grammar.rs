@@ -2,11 +2,13 @@
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use rstest::rstest;
+use tinyonn_spec::{Combine, Covariance, ExpertsAre, PartitionStrategy, Project, Reduce, Word};
 
 use super::{UNIT, tokens, understood};
 use crate::declare;
-use crate::keywords::{Combine, Covariance, ExpertsAre, Gate, Keyword, PartitionStrategy, Project, Reduce};
-use crate::validate::{ACTIVATIONS, BALANCE, GAUSSIAN_ARGUMENTS, GROUP_SETTINGS, PFAG, ROUTE_PER, ROUTERS, SETTINGS};
+use crate::read::{
+    ACTIVATIONS, BALANCE, GATES, GAUSSIAN_ARGUMENTS, GROUP_SETTINGS, PFAG, ROUTE_PER, ROUTERS, SETTINGS,
+};
 
 /// The first and the last cell of each row of the table.
 fn rows() -> Vec<(&'static str, &'static str)> {
@@ -19,6 +21,10 @@ fn rows() -> Vec<(&'static str, &'static str)> {
         (cell(cells[0]), cell(cells[3]))
     })
     .collect()
+}
+
+fn words<K: Word>(all: &[K]) -> Vec<&'static str> {
+    all.iter().map(|word| word.word()).collect()
 }
 
 /// An example's settings and item: `#[moe(..)] enum ..`, or settings alone, for a unit struct.
@@ -64,13 +70,13 @@ fn each_row_has_an_example_of_its_setting_that_expands() {
 #[case::pfag(&PFAG)]
 #[case::balance(&BALANCE)]
 #[case::activation(&ACTIVATIONS)]
-#[case::reduce(Reduce::WORDS)]
-#[case::covariance(Covariance::WORDS)]
-#[case::project(Project::WORDS)]
-#[case::experts_are(ExpertsAre::WORDS)]
-#[case::combine(Combine::WORDS)]
-#[case::gate(Gate::WORDS)]
-#[case::partition(PartitionStrategy::WORDS)]
+#[case::reduce(&words(&Reduce::ALL))]
+#[case::covariance(&words(&Covariance::ALL))]
+#[case::project(&words(&Project::ALL))]
+#[case::experts_are(&words(&ExpertsAre::ALL))]
+#[case::combine(&words(&Combine::ALL))]
+#[case::gate(&words(&GATES))]
+#[case::partition(&words(&PartitionStrategy::ALL))]
 fn each_word_has_a_row(#[case] words: &[&str]) {
     for word in words {
         let has_word = |setting: &str| setting.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|w| w == *word);

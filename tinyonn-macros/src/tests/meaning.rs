@@ -2,12 +2,12 @@
 
 use proc_macro2::{Delimiter, Group};
 use rstest::rstest;
+use tinyonn_spec::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Pfag, RoutePer, RouterKind, RouterSpec};
 
 use super::{UNIT, tokens, understood};
-use crate::errors::{Errors, source};
-use crate::keywords::{Combine, ExpertsAre, Gate};
-use crate::variant::{Balance, Pfag, RoutePer, Router, Variant};
-use crate::{parse, validate};
+use crate::errors::Errors;
+use crate::variant::Variant;
+use crate::{parse, read};
 
 const CORTEX: &str = "enum Cortex {
     #[group(experts = 10, top_k = 3)] Language,
@@ -17,26 +17,33 @@ const CORTEX: &str = "enum Cortex {
     #[group(always, experts = 4)] Group,
 }";
 
-fn of(settings: &str) -> Variant {
-    understood(settings, UNIT).unwrap_or_else(|errors| panic!("{settings}: {errors:?}"))
+fn of(settings: &str) -> MoeSpec {
+    understood(settings, UNIT).unwrap_or_else(|errors| panic!("{settings}: {errors:?}")).spec
+}
+
+fn declared(spec: &MoeSpec) -> impl Iterator<Item = &RouterSpec> {
+    spec.levels.iter().flat_map(|level| level.routers.iter())
 }
 
 /// (name, parents, choices, top_k) of every run.
-fn runs(variant: &Variant) -> Vec<(&str, usize, usize, usize)> {
-    let runs = variant.levels.iter().flat_map(|level| &level.runs);
-    runs.map(|run| (run.name.as_str(), run.parents, run.choices, run.top_k)).collect()
+fn runs(spec: &MoeSpec) -> Vec<(&str, usize, usize, usize)> {
+    declared(spec).map(|run| (&*run.name, run.parents, run.choices, run.top_k)).collect()
 }
 
-fn kinds(variant: &Variant) -> Vec<String> {
-    let runs = variant.levels.iter().flat_map(|level| &level.runs);
-    let kind = |router: &Router| match router {
-        Router::Gaussian(form) => format!("gaussian {}", form.dim),
-        Router::Linear => "linear".to_owned(),
-        Router::Cosine => "cosine".to_owned(),
-        Router::Random => "random".to_owned(),
-        Router::Custom(path) => source(path),
+/// (name, experts) of every group that always takes part.
+fn always(spec: &MoeSpec) -> Vec<(&str, usize)> {
+    spec.always.iter().map(|group| (&*group.name, group.experts)).collect()
+}
+
+fn kinds(spec: &MoeSpec) -> Vec<String> {
+    let kind = |kind: &RouterKind| match kind {
+        RouterKind::Gaussian(form) => format!("gaussian {}", form.dim),
+        RouterKind::Linear => "linear".to_owned(),
+        RouterKind::Cosine => "cosine".to_owned(),
+        RouterKind::Random => "random".to_owned(),
+        RouterKind::Custom(path) => path.to_string(),
     };
-    runs.map(|run| kind(&run.router)).collect()
+    declared(spec).map(|run| kind(&run.kind)).collect()
 }
 
 #[rstest]
@@ -69,10 +76,10 @@ fn an_even_hierarchy(
     #[case] experts: usize,
     #[case] active: usize,
 ) {
-    let variant = of(settings);
-    assert_eq!(runs(&variant), expected);
-    assert_eq!((variant.experts(), variant.active_experts()), (experts, active));
-    assert!(variant.always.is_empty() && variant.groups.is_empty());
+    let spec = of(settings);
+    assert_eq!(runs(&spec), expected);
+    assert_eq!((spec.experts(), spec.active_experts()), (experts, active));
+    assert!(spec.always.is_empty());
 }
 
 #[rstest]
@@ -83,11 +90,9 @@ fn experts_that_always_take_part_beside_an_even_hierarchy(
     #[case] experts: usize,
     #[case] active: usize,
 ) {
-    let variant = of(settings);
-    assert_eq!((variant.experts(), variant.active_experts()), (experts, active));
-    let always: Vec<_> = variant.always.iter().map(|group| (group.name.as_str(), group.experts)).collect();
-    assert_eq!(always, [("shared", variant.always_experts())]);
-    assert!(variant.groups.is_empty());
+    let spec = of(settings);
+    assert_eq!((spec.experts(), spec.active_experts()), (experts, active));
+    assert_eq!(always(&spec), [("shared", spec.always_experts())]);
 }
 
 #[rstest]
@@ -99,13 +104,12 @@ fn experts_that_always_take_part_beside_an_even_hierarchy(
     16
 )]
 fn named_groups(#[case] settings: &str, #[case] expected: &[(&str, usize, usize, usize)], #[case] active: usize) {
-    let variant = understood(settings, CORTEX).ok().unwrap();
-    assert_eq!(runs(&variant), expected);
-    assert_eq!(variant.levels.iter().map(|level| level.name).collect::<Vec<_>>(), ["group", "expert"]);
-    let always: Vec<_> = variant.always.iter().map(|group| (group.name.as_str(), group.experts)).collect();
-    assert_eq!(always, [("shared", 2), ("group", 4)]);
-    assert_eq!((variant.experts(), variant.active_experts()), (23, active));
-    let names: Vec<_> = variant.groups.iter().map(|group| (group.ident.to_string(), group.name.as_str())).collect();
+    let Variant { spec, groups, .. } = understood(settings, CORTEX).ok().unwrap();
+    assert_eq!(runs(&spec), expected);
+    assert_eq!(spec.levels.iter().map(|level| &*level.name).collect::<Vec<_>>(), ["group", "expert"]);
+    assert_eq!(always(&spec), [("shared", 2), ("group", 4)]);
+    assert_eq!((spec.experts(), spec.active_experts()), (23, active));
+    let names: Vec<_> = groups.iter().map(|group| (group.ident.to_string(), group.name.as_str())).collect();
     let expected = [("Language", "language"), ("HTTPServer", "http_server"), ("r#Type", "type"), ("Shared", "shared")];
     assert_eq!(names[..4], expected.map(|(ident, name)| (ident.to_owned(), name)));
 }
@@ -120,31 +124,28 @@ fn named_groups(#[case] settings: &str, #[case] expected: &[(&str, usize, usize,
 #[case("router = cosine", CORTEX, &["cosine", "cosine", "a::B", "cosine"])]
 #[case("router = [linear, cosine]", CORTEX, &["linear", "cosine", "a::B", "cosine"])]
 fn routers(#[case] settings: &str, #[case] item: &str, #[case] expected: &[&str]) {
-    assert_eq!(kinds(&understood(settings, item).ok().unwrap()), expected);
+    assert_eq!(kinds(&understood(settings, item).ok().unwrap().spec), expected);
 }
 
 #[test]
 fn all_that_is_not_said_has_a_default() {
-    let variant = of("levels = [2]").behaviour;
-    assert_eq!(
-        (variant.experts_are, variant.combine, variant.gate),
-        (ExpertsAre::Slice, Combine::Concat, Some(Gate::Unit))
-    );
-    assert!(variant.partition.is_none() && variant.activation.is_none());
-    assert!(matches!(variant.route_per, RoutePer::Token) && matches!(variant.pfag, Pfag::Off));
-    assert!(matches!(variant.balance, Balance::None) && variant.z_loss == 0.0 && variant.jitter == 0.0);
-    let replicas = of("levels = [2], experts_are = replicate").behaviour;
-    assert_eq!((replicas.combine, replicas.gate), (Combine::Merge, None));
-    assert!(matches!(of("levels = [2], route_per = sequence").behaviour.route_per, RoutePer::Sequence { first: 64 }));
+    let spec = of("levels = [2]");
+    assert_eq!((spec.experts_are, spec.combine, spec.gate), (ExpertsAre::Slice, Combine::Concat, Gate::Unit));
+    assert!(spec.partition.is_none() && spec.activation.is_none());
+    assert_eq!((spec.route_per, spec.pfag, spec.balance), (RoutePer::Token, Pfag::Off, Balance::None));
+    assert_eq!((spec.z_loss, spec.jitter), (0.0, 0.0));
+    let replicas = of("levels = [2], experts_are = replicate");
+    assert_eq!((replicas.combine, replicas.gate), (Combine::Merge, Gate::Normalised));
+    assert_eq!(of("levels = [2], route_per = sequence").route_per, RoutePer::Sequence { first: 64 });
 }
 
 #[test]
 fn numbers_are_read_with_a_point_and_without() {
-    let variant = of("levels = [2], pfag = nucleus(1), balance = loss(1e-2), z_loss = 1_0, jitter = 0.25").behaviour;
-    assert!(matches!(variant.pfag, Pfag::Nucleus { mass: 1.0 }));
-    assert!(matches!(variant.balance, Balance::Loss { coefficient: 0.01 }));
-    assert_eq!((variant.z_loss, variant.jitter), (10.0, 0.25));
-    assert!(matches!(of("levels = [2], balance = bias(0)").behaviour.balance, Balance::Bias { rate: 0.0 }));
+    let spec = of("levels = [2], pfag = nucleus(1), balance = loss(1e-2), z_loss = 1_0, jitter = 0.25");
+    assert_eq!(spec.pfag, Pfag::Nucleus { mass: 1.0 });
+    assert_eq!(spec.balance, Balance::Loss { coefficient: 0.01 });
+    assert_eq!((spec.z_loss, spec.jitter), (10.0, 0.25));
+    assert_eq!(of("levels = [2], balance = bias(0)").balance, Balance::Bias { rate: 0.0 });
 }
 
 #[test]
@@ -152,6 +153,6 @@ fn what_is_substituted_by_another_macro_is_read_through() {
     let ten = Group::new(Delimiter::None, tokens("10"));
     let mut errors = Errors::default();
     let declaration = parse::parse(quote::quote!(groups = #ten, experts = #ten), tokens(UNIT), &mut errors);
-    let variant = validate::validate(&declaration, &mut errors);
-    assert_eq!(variant.map(|variant| variant.experts()), Some(100));
+    let variant = read::read(&declaration, &mut errors);
+    assert_eq!(variant.map(|variant| variant.spec.experts()), Some(100));
 }

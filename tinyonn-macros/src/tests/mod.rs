@@ -10,7 +10,7 @@ use proc_macro2::TokenStream;
 
 use crate::errors::Errors;
 use crate::variant::Variant;
-use crate::{parse, validate};
+use crate::{parse, read};
 
 const UNIT: &str = "pub struct Name;";
 
@@ -18,11 +18,11 @@ fn tokens(text: &str) -> TokenStream {
     text.parse().unwrap()
 }
 
-/// The first two passes: what was understood, or every message.
+/// All steps but the last: what was understood, or every message.
 fn understood(settings: &str, item: &str) -> Result<Variant, Vec<String>> {
     let mut errors = Errors::default();
     let declaration = parse::parse(tokens(settings), tokens(item), &mut errors);
-    let variant = validate::validate(&declaration, &mut errors);
+    let variant = read::read(&declaration, &mut errors);
     assert_eq!(variant.is_none(), !errors.is_empty(), "a variant, or else a reason");
     variant.ok_or_else(|| errors.messages())
 }

@@ -21,21 +21,28 @@ use super::{UNIT, refused};
 )]
 #[case::no_levels("levels = []", "a hierarchy of 0 levels; write 1 to 4, such as `levels = [4, 5, 5]`")]
 #[case::five_levels("levels = [1, 1, 1, 1, 1]", "a hierarchy of 5 levels; write 1 to 4, such as `levels = [4, 5, 5]`")]
-#[case::level_of_none("levels = [4, 0]", "`levels` is 0; use 1 or more")]
+#[case::level_of_none("levels = [4, 0]", "there are 0 experts of a group; use 1 or more")]
 #[case::twice("groups = 4, groups = 5, experts = 4", "`groups` is given twice; keep one")]
 #[case::no_value("groups = 4, experts", "`experts` has no value; write `experts = ..`")]
 #[case::no_right_side("groups = 4, experts =", "`experts =` has no value; write one after the `=`")]
 #[case::no_equals("groups = 4, experts 4", "`experts` has no value; write `experts = ..`")]
 #[case::no_setting("groups = 4, experts = 4, 7", "this is not a setting; write `name = value`, such as `groups = 10`")]
 #[case::comma("groups = 4,, experts = 4", "nothing stands before this comma; remove it")]
-#[case::zero("groups = 0, experts = 4", "`groups` is 0; use 1 or more")]
+#[case::zero("groups = 0, experts = 4", "there are 0 groups; use 1 or more")]
 #[case::negative("groups = -2, experts = 4", "`-2` is negative, which no setting can be; remove the minus")]
 #[case::fraction("groups = 4.0, experts = 4", "`4.0` is not a whole number; write one without a point")]
 #[case::text("groups = \"4\", experts = 4", "`\"4\"` is no number; write one without quotes")]
 #[case::suffix("groups = 4usize, experts = 4", "`4usize` has a suffix; write `4`")]
-#[case::large("groups = 16777217, experts = 1", "`groups` is 16777217; use 16777216 or less")]
-#[case::larger("groups = 99999999999999999999, experts = 1", "`groups` is 99999999999999999999; use 16777216 or less")]
+#[case::large("groups = 16777217, experts = 1", "16777217 × 1 are 16777217 experts; use 16777216 or fewer")]
+#[case::larger(
+    "groups = 99999999999999999999, experts = 1",
+    "`99999999999999999999` is more than anything here can be; use 16777216 or less"
+)]
 #[case::product("groups = 5000, experts = 5000", "5000 × 5000 are 25000000 experts; use 16777216 or fewer")]
+#[case::beyond_any_integer(
+    "levels = [16777216, 16777216, 16777216, 16777216]",
+    "16777216 × 16777216 × 16777216 × 16777216 are 79228162514264337593543950336 experts; use 16777216 or fewer"
+)]
 #[case::product_of_levels("levels = [256, 256, 257]", "256 × 256 × 257 are 16842752 experts; use 16777216 or fewer")]
 #[case::word_for_number("groups = many, experts = 4", "`groups` takes a number; write `groups = 10`")]
 #[case::expression(
@@ -172,7 +179,7 @@ fn refuses_experts(#[case] settings: &str, #[case] message: &str) {
 #[case::balance("balance = los(1)", "`los` is no `balance`; did you mean `loss`? known: none, loss, bias")]
 #[case::no_coefficient("balance = loss", "`loss` takes one number, the coefficient of the loss; write `loss(0.01)`")]
 #[case::no_rate("balance = bias()", "`bias` takes one number, the step of the bias; write `bias(0.001)`")]
-#[case::infinite("balance = bias(1e999)", "`bias` is 1e999; use a finite number, 0 or more")]
+#[case::infinite("balance = bias(1e999)", "`bias` is inf; use a finite number, 0 or more")]
 #[case::negative("z_loss = -0.1", "`-0.1` is negative, which no setting can be; remove the minus")]
 #[case::no_number("z_loss = small", "`z_loss` takes a number; write `z_loss = 0.001`")]
 #[case::jitter("jitter = 1", "`jitter` is 1; use 0 or more, and less than 1")]
@@ -189,8 +196,8 @@ fn refuses_decisions(#[case] settings: &str, #[case] message: &str) {
 }
 
 #[rstest]
-#[case::tuple("struct Name(u32);", "the macro writes the fields; write `struct Name;`")]
-#[case::braces("struct Name { a: u32 }", "the macro writes the fields; write `struct Name;`")]
+#[case::tuple("struct Name(u32);", "a declaration has no fields; write `struct Name;`")]
+#[case::braces("struct Name { a: u32 }", "a declaration has no fields; write `struct Name;`")]
 #[case::generic("struct Name<T>;", "a variant is one type, without parameters; write `struct Name;`")]
 #[case::bounds("struct Name where u32: Copy;", "a variant is one type, without bounds; write `struct Name;`")]
 #[case::function(
@@ -218,7 +225,7 @@ fn refuses_items(#[case] item: &str, #[case] message: &str) {
     "`A` cannot be switched: the hierarchy is counted before; write the whole declaration twice, each under its \
      `#[cfg(..)]`"
 )]
-#[case::too_many("#[group(experts = 3, top_k = 4)] Few", "top_k = 4 exceeds the 3 experts of `Few`; use 3 or fewer")]
+#[case::too_many("#[group(experts = 3, top_k = 4)] Few", "top_k = 4 exceeds the 3 experts of `few`; use 3 or fewer")]
 #[case::always_value(
     "#[group(experts = 1)] A, #[group(experts = 1, always = 3)] B",
     "`always` takes no value; write `always` alone"
@@ -242,9 +249,9 @@ fn refuses_items(#[case] item: &str, #[case] message: &str) {
 )]
 #[case::alike(
     "#[group(experts = 1)] AaBb, #[group(experts = 1)] Aa_bb",
-    "`AaBb` and `Aa_bb` are both `aa_bb` in a checkpoint; rename one"
+    "two routers are called `aa_bb_router` in a checkpoint; rename one"
 )]
-#[case::group("#[group(experts = 1)] Group", "`group_router` is the router over the groups; give `Group` another name")]
+#[case::group("#[group(experts = 1)] Group", "two routers are called `group_router` in a checkpoint; rename one")]
 #[case::sum(
     "#[group(experts = 16777216)] A, #[group(experts = 1)] B",
     "the groups are 16777217 experts; use 16777216 or fewer"

@@ -4,8 +4,8 @@ use proc_macro2::TokenStream;
 
 use super::{UNIT, refused, tokens};
 use crate::errors::Errors;
-use crate::validate::SETTINGS;
-use crate::{declare, expand, parse, validate};
+use crate::read::SETTINGS;
+use crate::{declare, expand, parse, read};
 
 const VALUES: [&str; 26] = [
     "",
@@ -52,7 +52,7 @@ fn no_combination_of_values_panics() {
             let settings = format!("{given} {key} {value}");
             let mut errors = Errors::default();
             let declaration = parse::parse(tokens(&settings), tokens(&item), &mut errors);
-            match validate::validate(&declaration, &mut errors) {
+            match read::read(&declaration, &mut errors) {
                 Some(variant) => assert!(syn::parse2::<syn::File>(expand::expand(&variant)).is_ok(), "{settings}"),
                 None => assert!(!errors.is_empty(), "{settings}"),
             }
@@ -85,7 +85,7 @@ fn errors_of_every_group_come_at_once_and_its_attributes_go() {
     assert_eq!(messages.len(), 7, "{messages:#?}");
     let written = declare(TokenStream::new(), tokens(item)).to_string();
     assert!(!written.contains("# [group"), "{written}");
-    assert!(written.contains("enum NameGroup { A , B , C , D }"), "{written}");
+    assert!(written.contains("enum NameGroup") && written.contains("ALL : [Self ; 4]"), "{written}");
 }
 
 #[test]

@@ -13,20 +13,14 @@
 /// - Experts are slices of the dense MLP, combined as one bank whose hidden activation is gated (`combine = concat`); a chosen expert weighs 1.
 /// - Load is evened by a bias on selection that steps by 0.001 (DeepSeek-AI, 2024).
 ///
-/// | field | routers | choices of each | taken | parameters |
+/// | routers | in number | choices of each | taken | parameters |
 /// |---|---|---|---|---|
 /// | `group_router` | 1 | 2 | 1 | r·d + 4·r + 3, r = min(64, d) |
 /// | `language_router` | 1 | 10 | 2 | r·d + 20·r + 11, r = min(64, d) |
 /// | `arithmetic_router` | 1 | 6 | 2 | 6·d + 1 |
 ///
 /// For hidden width d and MLP width I (at least 18), a layer holds the 3·d·I weights of the dense MLP, and the parameters of the routers.
-#[derive(::core::fmt::Debug)]
-pub struct Cortex {
-    group_router: ::tinyonn::moe::GaussianMoeRouter,
-    language_router: ::tinyonn::moe::GaussianMoeRouter,
-    arithmetic_router: ::tinyonn::moe::CosineRouter,
-    experts: ::tinyonn::moe::TinyOnnExpert,
-}
+pub struct Cortex;
 /// The groups of [`Cortex`], in their order: those that routers choose from come first.
 #[derive(
     ::core::clone::Clone,
@@ -62,157 +56,46 @@ impl CortexGroup {
 }
 impl Cortex {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("Cortex"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("group"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("group"),
-                                parents: 1,
-                                choices: 2,
-                                top_k: 1,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("language"),
-                                parents: 1,
-                                choices: 10,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("arithmetic"),
-                                parents: 1,
-                                choices: 6,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Cosine,
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::AlwaysSpec {
-                    name: ::std::borrow::Cow::Borrowed("shared_among_all"),
-                    experts: 2,
-                },
-            ],
-        ),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Unit,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::Bias {
-            rate: 0.001,
-        },
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const GROUP: &[RouterSpec] = &[
+            RouterSpec::new("group", 1, 2, 1, Gaussian(GaussianSpec::new(64))),
+        ];
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new("language", 1, 10, 2, Gaussian(GaussianSpec::new(64))),
+            RouterSpec::new("arithmetic", 1, 6, 2, Cosine),
+        ];
+        MoeSpec {
+            name: Borrowed("Cortex"),
+            levels: Borrowed(
+                &[LevelSpec::new("group", GROUP), LevelSpec::new("expert", EXPERT)],
+            ),
+            always: Borrowed(
+                &[
+                    AlwaysSpec {
+                        name: Borrowed("shared_among_all"),
+                        experts: 2,
+                    },
+                ],
+            ),
+            balance: Balance::Bias { rate: 0.001 },
+            ..MoeSpec::PLAIN
+        }
     };
-    /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
-    /// the experts under the names of the dense MLP.
+    /// Reads or initialises a layer from the parameters of its `mlp`.
     ///
     /// # Errors
     /// An MLP narrower than the number of experts; a missing or misshapen parameter.
-    pub fn new(
+    pub fn layer(
         cfg: &::tinyonn::qwen3::Qwen3Config,
         layer: ::core::primitive::usize,
-        vb: &::tinyonn::candle_nn::VarBuilder<'_>,
-    ) -> ::tinyonn::Result<Self> {
-        ::core::result::Result::Ok(Self {
-            group_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 1,
-                    choices: 2,
-                },
-                &::tinyonn::moe::GaussianSpec {
-                    dim: 64,
-                    reduce: ::tinyonn::moe::Reduce::Mean,
-                    covariance: ::tinyonn::moe::Covariance::Diag,
-                    project: ::tinyonn::moe::Project::Learned,
-                },
-                &vb.pp("group_router"),
-            )?,
-            language_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 1,
-                    choices: 10,
-                },
-                &::tinyonn::moe::GaussianSpec {
-                    dim: 64,
-                    reduce: ::tinyonn::moe::Reduce::Mean,
-                    covariance: ::tinyonn::moe::Covariance::Diag,
-                    project: ::tinyonn::moe::Project::Learned,
-                },
-                &vb.pp("language_router"),
-            )?,
-            arithmetic_router: <::tinyonn::moe::CosineRouter as ::tinyonn::moe::Router>::new(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 1,
-                    choices: 6,
-                },
-                &vb.pp("arithmetic_router"),
-            )?,
-            experts: ::tinyonn::moe::TinyOnnExpert::new(&Self::SPEC, cfg, layer, vb)?,
-        })
-    }
-}
-impl ::tinyonn::qwen3::FeedForward for Cortex {
-    fn forward(
-        &self,
-        x: &::tinyonn::candle_core::Tensor,
-        ctx: &::tinyonn::qwen3::RouteCtx,
-    ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        let routing = ::tinyonn::moe::route(self, x, ctx)?;
-        self.experts.forward(x, &routing, ctx)
-    }
-}
-impl ::tinyonn::moe::MoeModule for Cortex {
-    fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-        static SPEC: ::tinyonn::moe::MoeSpec = Cortex::SPEC;
-        &SPEC
-    }
-    fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-        &self.experts
-    }
-    fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-        ::std::vec![
-            ::std::vec![& self.group_router], ::std::vec![& self.language_router, & self
-            .arithmetic_router]
-        ]
+        vb: ::tinyonn::candle_nn::VarBuilder<'_>,
+    ) -> ::tinyonn::Result<::tinyonn::moe::MoeLayer> {
+        ::tinyonn::moe::MoeLayer::new(Self::SPEC, &[], cfg, layer, &vb)
     }
 }
 ::tinyonn::inventory::submit! {
     ::tinyonn::moe::Variant { spec : Cortex::SPEC, module_path : ::core::module_path!(),
-    build : | cfg, layer, vb | {
-    ::core::result::Result::Ok(::std::boxed::Box::new(Cortex::new(cfg, layer, & vb) ?))
-    }, }
+    build : Cortex::layer, }
 }

@@ -12,164 +12,71 @@
 /// - Router z-loss 0.001 · mean (log Σ exp ℓ)² (Zoph et al., 2022).
 /// - In training, the routers' input is multiplied by U(1 − ε, 1 + ε), ε = 0.01.
 ///
-/// | field | routers | choices of each | taken | parameters |
+/// | routers | in number | choices of each | taken | parameters |
 /// |---|---|---|---|---|
 /// | `cluster_router` | 1 | 4 | 1 | 4·d + 4 |
 /// | `group_router` | 4 | 5 | 2 | r·d + 24·r + 21, r = min(64, d), of which r·d are not trained |
 /// | `expert_router` | 20 | 5 | 2 | its own |
 ///
 /// For hidden width d and MLP width I (at least 100), a layer holds the 3·d·I weights of the dense MLP, and the parameters of the routers.
-#[derive(::core::fmt::Debug)]
-struct Deep {
-    cluster_router: ::tinyonn::moe::LinearRouter,
-    group_router: ::tinyonn::moe::GaussianMoeRouter,
-    expert_router: my::Router,
-    experts: ::tinyonn::moe::TinyOnnExpert,
-}
+struct Deep;
 impl Deep {
     /// The declaration.
-    const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("Deep"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("cluster"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("cluster"),
-                                parents: 1,
-                                choices: 4,
-                                top_k: 1,
-                                kind: ::tinyonn::moe::RouterKind::Linear,
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("group"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("group"),
-                                parents: 4,
-                                choices: 5,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Shared,
-                                    project: ::tinyonn::moe::Project::Random,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("expert"),
-                                parents: 20,
-                                choices: 5,
-                                top_k: 2,
-                                kind: ::tinyonn::moe::RouterKind::Custom(
-                                    ::std::borrow::Cow::Borrowed("my::Router"),
-                                ),
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Unit,
-        pfag: ::tinyonn::moe::Pfag::Nucleus {
-            mass: 0.9,
-        },
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.001,
-        jitter: 0.01,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const CLUSTER: &[RouterSpec] = &[RouterSpec::new("cluster", 1, 4, 1, Linear)];
+        const GROUP: &[RouterSpec] = &[
+            RouterSpec::new(
+                "group",
+                4,
+                5,
+                2,
+                Gaussian(GaussianSpec {
+                    dim: 64,
+                    reduce: Reduce::Mean,
+                    covariance: Covariance::Shared,
+                    project: Project::Random,
+                }),
+            ),
+        ];
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new("expert", 20, 5, 2, Custom(Borrowed("my::Router"))),
+        ];
+        MoeSpec {
+            name: Borrowed("Deep"),
+            levels: Borrowed(
+                &[
+                    LevelSpec::new("cluster", CLUSTER),
+                    LevelSpec::new("group", GROUP),
+                    LevelSpec::new("expert", EXPERT),
+                ],
+            ),
+            pfag: Pfag::Nucleus { mass: 0.9 },
+            z_loss: 0.001,
+            jitter: 0.01,
+            ..MoeSpec::PLAIN
+        }
     };
-    /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
-    /// the experts under the names of the dense MLP.
+    /// Reads or initialises a layer from the parameters of its `mlp`.
     ///
     /// # Errors
     /// An MLP narrower than the number of experts; a missing or misshapen parameter.
-    fn new(
+    fn layer(
         cfg: &::tinyonn::qwen3::Qwen3Config,
         layer: ::core::primitive::usize,
-        vb: &::tinyonn::candle_nn::VarBuilder<'_>,
-    ) -> ::tinyonn::Result<Self> {
-        ::core::result::Result::Ok(Self {
-            cluster_router: <::tinyonn::moe::LinearRouter as ::tinyonn::moe::Router>::new(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 1,
-                    choices: 4,
-                },
-                &vb.pp("cluster_router"),
-            )?,
-            group_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 4,
-                    choices: 5,
-                },
-                &::tinyonn::moe::GaussianSpec {
-                    dim: 64,
-                    reduce: ::tinyonn::moe::Reduce::Mean,
-                    covariance: ::tinyonn::moe::Covariance::Shared,
-                    project: ::tinyonn::moe::Project::Random,
-                },
-                &vb.pp("group_router"),
-            )?,
-            expert_router: <my::Router as ::tinyonn::moe::Router>::new(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 20,
-                    choices: 5,
-                },
-                &vb.pp("expert_router"),
-            )?,
-            experts: ::tinyonn::moe::TinyOnnExpert::new(&Self::SPEC, cfg, layer, vb)?,
-        })
-    }
-}
-impl ::tinyonn::qwen3::FeedForward for Deep {
-    fn forward(
-        &self,
-        x: &::tinyonn::candle_core::Tensor,
-        ctx: &::tinyonn::qwen3::RouteCtx,
-    ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        let routing = ::tinyonn::moe::route(self, x, ctx)?;
-        self.experts.forward(x, &routing, ctx)
-    }
-}
-impl ::tinyonn::moe::MoeModule for Deep {
-    fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-        static SPEC: ::tinyonn::moe::MoeSpec = Deep::SPEC;
-        &SPEC
-    }
-    fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-        &self.experts
-    }
-    fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-        ::std::vec![
-            ::std::vec![& self.cluster_router], ::std::vec![& self.group_router],
-            ::std::vec![& self.expert_router]
-        ]
+        vb: ::tinyonn::candle_nn::VarBuilder<'_>,
+    ) -> ::tinyonn::Result<::tinyonn::moe::MoeLayer> {
+        ::tinyonn::moe::MoeLayer::new(
+            Self::SPEC,
+            &[("my::Router", ::tinyonn::moe::new_router::<my::Router>)],
+            cfg,
+            layer,
+            &vb,
+        )
     }
 }
 ::tinyonn::inventory::submit! {
     ::tinyonn::moe::Variant { spec : Deep::SPEC, module_path : ::core::module_path!(),
-    build : | cfg, layer, vb | {
-    ::core::result::Result::Ok(::std::boxed::Box::new(Deep::new(cfg, layer, & vb) ?)) },
-    }
+    build : Deep::layer, }
 }

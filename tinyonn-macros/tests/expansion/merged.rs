@@ -7,111 +7,54 @@
 ///
 /// - Experts are replicas of the dense MLP, one base and a delta each, combined by merging their weights into one MLP (`combine = merge`); a chosen expert weighs its p, renormalised over the chosen.
 ///
-/// | field | routers | choices of each | taken | parameters |
+/// | routers | in number | choices of each | taken | parameters |
 /// |---|---|---|---|---|
 /// | `expert_router` | 1 | 8 | 3 | 8·d + 17 |
 ///
 /// For hidden width d and MLP width I, a layer holds the 3·d·I weights of the dense MLP, 3·d·I more for each expert that has learnt, and the parameters of the routers.
-#[derive(::core::fmt::Debug)]
-pub struct Merged {
-    expert_router: ::tinyonn::moe::GaussianMoeRouter,
-    experts: ::tinyonn::moe::TinyOnnExpert,
-}
+pub struct Merged;
 impl Merged {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("Merged"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("expert"),
-                                parents: 1,
-                                choices: 8,
-                                top_k: 3,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Sum,
-                                    covariance: ::tinyonn::moe::Covariance::Isotropic,
-                                    project: ::tinyonn::moe::Project::Identity,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Replicate,
-        combine: ::tinyonn::moe::Combine::Merge,
-        route_per: ::tinyonn::moe::RoutePer::Segment {
-            tokens: 256,
-        },
-        gate: ::tinyonn::moe::Gate::Normalised,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new(
+                "expert",
+                1,
+                8,
+                3,
+                Gaussian(GaussianSpec {
+                    dim: 64,
+                    reduce: Reduce::Sum,
+                    covariance: Covariance::Isotropic,
+                    project: Project::Identity,
+                }),
+            ),
+        ];
+        MoeSpec {
+            name: Borrowed("Merged"),
+            levels: Borrowed(&[LevelSpec::new("expert", EXPERT)]),
+            experts_are: ExpertsAre::Replicate,
+            combine: Combine::Merge,
+            route_per: RoutePer::Segment { tokens: 256 },
+            gate: Gate::Normalised,
+            ..MoeSpec::PLAIN
+        }
     };
-    /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
-    /// the experts under the names of the dense MLP.
+    /// Reads or initialises a layer from the parameters of its `mlp`.
     ///
     /// # Errors
     /// An MLP narrower than the number of experts; a missing or misshapen parameter.
-    pub fn new(
+    pub fn layer(
         cfg: &::tinyonn::qwen3::Qwen3Config,
         layer: ::core::primitive::usize,
-        vb: &::tinyonn::candle_nn::VarBuilder<'_>,
-    ) -> ::tinyonn::Result<Self> {
-        ::core::result::Result::Ok(Self {
-            expert_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 1,
-                    choices: 8,
-                },
-                &::tinyonn::moe::GaussianSpec {
-                    dim: 64,
-                    reduce: ::tinyonn::moe::Reduce::Sum,
-                    covariance: ::tinyonn::moe::Covariance::Isotropic,
-                    project: ::tinyonn::moe::Project::Identity,
-                },
-                &vb.pp("expert_router"),
-            )?,
-            experts: ::tinyonn::moe::TinyOnnExpert::new(&Self::SPEC, cfg, layer, vb)?,
-        })
-    }
-}
-impl ::tinyonn::qwen3::FeedForward for Merged {
-    fn forward(
-        &self,
-        x: &::tinyonn::candle_core::Tensor,
-        ctx: &::tinyonn::qwen3::RouteCtx,
-    ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        let routing = ::tinyonn::moe::route(self, x, ctx)?;
-        self.experts.forward(x, &routing, ctx)
-    }
-}
-impl ::tinyonn::moe::MoeModule for Merged {
-    fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-        static SPEC: ::tinyonn::moe::MoeSpec = Merged::SPEC;
-        &SPEC
-    }
-    fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-        &self.experts
-    }
-    fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-        ::std::vec![::std::vec![& self.expert_router]]
+        vb: ::tinyonn::candle_nn::VarBuilder<'_>,
+    ) -> ::tinyonn::Result<::tinyonn::moe::MoeLayer> {
+        ::tinyonn::moe::MoeLayer::new(Self::SPEC, &[], cfg, layer, &vb)
     }
 }
 ::tinyonn::inventory::submit! {
     ::tinyonn::moe::Variant { spec : Merged::SPEC, module_path : ::core::module_path!(),
-    build : | cfg, layer, vb | {
-    ::core::result::Result::Ok(::std::boxed::Box::new(Merged::new(cfg, layer, & vb) ?))
-    }, }
+    build : Merged::layer, }
 }

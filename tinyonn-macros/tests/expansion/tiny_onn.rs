@@ -10,145 +10,46 @@
 ///
 /// - Experts are slices of the dense MLP, combined as one bank whose hidden activation is gated (`combine = concat`); a chosen expert weighs 1.
 ///
-/// | field | routers | choices of each | taken | parameters |
+/// | routers | in number | choices of each | taken | parameters |
 /// |---|---|---|---|---|
 /// | `group_router` | 1 | 10 | 8 | r·d + 20·r + 11, r = min(64, d) |
 /// | `expert_router` | 10 | 10 | 8 | r·d + 200·r + 101, r = min(64, d) |
 ///
 /// For hidden width d and MLP width I (at least 100), a layer holds the 3·d·I weights of the dense MLP, and the parameters of the routers.
 #[must_use]
-#[derive(::core::fmt::Debug)]
-pub struct TinyOnn {
-    group_router: ::tinyonn::moe::GaussianMoeRouter,
-    expert_router: ::tinyonn::moe::GaussianMoeRouter,
-    experts: ::tinyonn::moe::TinyOnnExpert,
-}
+pub struct TinyOnn;
 impl TinyOnn {
     /// The declaration.
-    pub const SPEC: ::tinyonn::moe::MoeSpec = ::tinyonn::moe::MoeSpec {
-        name: ::std::borrow::Cow::Borrowed("TinyOnn"),
-        levels: ::std::borrow::Cow::Borrowed(
-            &[
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("group"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("group"),
-                                parents: 1,
-                                choices: 10,
-                                top_k: 8,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-                ::tinyonn::moe::LevelSpec {
-                    name: ::std::borrow::Cow::Borrowed("expert"),
-                    routers: ::std::borrow::Cow::Borrowed(
-                        &[
-                            ::tinyonn::moe::RouterSpec {
-                                name: ::std::borrow::Cow::Borrowed("expert"),
-                                parents: 10,
-                                choices: 10,
-                                top_k: 8,
-                                kind: ::tinyonn::moe::RouterKind::Gaussian(::tinyonn::moe::GaussianSpec {
-                                    dim: 64,
-                                    reduce: ::tinyonn::moe::Reduce::Mean,
-                                    covariance: ::tinyonn::moe::Covariance::Diag,
-                                    project: ::tinyonn::moe::Project::Learned,
-                                }),
-                            },
-                        ],
-                    ),
-                },
-            ],
-        ),
-        always: ::std::borrow::Cow::Borrowed(&[]),
-        experts_are: ::tinyonn::moe::ExpertsAre::Slice,
-        combine: ::tinyonn::moe::Combine::Concat,
-        route_per: ::tinyonn::moe::RoutePer::Token,
-        gate: ::tinyonn::moe::Gate::Unit,
-        pfag: ::tinyonn::moe::Pfag::Off,
-        balance: ::tinyonn::moe::Balance::None,
-        z_loss: 0.0,
-        jitter: 0.0,
-        partition: ::core::option::Option::None,
-        activation: ::core::option::Option::None,
+    pub const SPEC: ::tinyonn::moe::MoeSpec = {
+        use ::std::borrow::Cow::Borrowed;
+        use ::tinyonn::moe::{RouterKind::*, *};
+        const GROUP: &[RouterSpec] = &[
+            RouterSpec::new("group", 1, 10, 8, Gaussian(GaussianSpec::new(64))),
+        ];
+        const EXPERT: &[RouterSpec] = &[
+            RouterSpec::new("expert", 10, 10, 8, Gaussian(GaussianSpec::new(64))),
+        ];
+        MoeSpec {
+            name: Borrowed("TinyOnn"),
+            levels: Borrowed(
+                &[LevelSpec::new("group", GROUP), LevelSpec::new("expert", EXPERT)],
+            ),
+            ..MoeSpec::PLAIN
+        }
     };
-    /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers under their fields' names,
-    /// the experts under the names of the dense MLP.
+    /// Reads or initialises a layer from the parameters of its `mlp`.
     ///
     /// # Errors
     /// An MLP narrower than the number of experts; a missing or misshapen parameter.
-    pub fn new(
+    pub fn layer(
         cfg: &::tinyonn::qwen3::Qwen3Config,
         layer: ::core::primitive::usize,
-        vb: &::tinyonn::candle_nn::VarBuilder<'_>,
-    ) -> ::tinyonn::Result<Self> {
-        ::core::result::Result::Ok(Self {
-            group_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 1,
-                    choices: 10,
-                },
-                &::tinyonn::moe::GaussianSpec {
-                    dim: 64,
-                    reduce: ::tinyonn::moe::Reduce::Mean,
-                    covariance: ::tinyonn::moe::Covariance::Diag,
-                    project: ::tinyonn::moe::Project::Learned,
-                },
-                &vb.pp("group_router"),
-            )?,
-            expert_router: ::tinyonn::moe::GaussianMoeRouter::with_form(
-                ::tinyonn::moe::RouterShape {
-                    hidden: cfg.hidden_size,
-                    parents: 10,
-                    choices: 10,
-                },
-                &::tinyonn::moe::GaussianSpec {
-                    dim: 64,
-                    reduce: ::tinyonn::moe::Reduce::Mean,
-                    covariance: ::tinyonn::moe::Covariance::Diag,
-                    project: ::tinyonn::moe::Project::Learned,
-                },
-                &vb.pp("expert_router"),
-            )?,
-            experts: ::tinyonn::moe::TinyOnnExpert::new(&Self::SPEC, cfg, layer, vb)?,
-        })
-    }
-}
-impl ::tinyonn::qwen3::FeedForward for TinyOnn {
-    fn forward(
-        &self,
-        x: &::tinyonn::candle_core::Tensor,
-        ctx: &::tinyonn::qwen3::RouteCtx,
-    ) -> ::tinyonn::Result<::tinyonn::candle_core::Tensor> {
-        let routing = ::tinyonn::moe::route(self, x, ctx)?;
-        self.experts.forward(x, &routing, ctx)
-    }
-}
-impl ::tinyonn::moe::MoeModule for TinyOnn {
-    fn spec(&self) -> &::tinyonn::moe::MoeSpec {
-        static SPEC: ::tinyonn::moe::MoeSpec = TinyOnn::SPEC;
-        &SPEC
-    }
-    fn experts(&self) -> &::tinyonn::moe::TinyOnnExpert {
-        &self.experts
-    }
-    fn routers(&self) -> ::std::vec::Vec<::std::vec::Vec<&dyn ::tinyonn::moe::Router>> {
-        ::std::vec![::std::vec![& self.group_router], ::std::vec![& self.expert_router]]
+        vb: ::tinyonn::candle_nn::VarBuilder<'_>,
+    ) -> ::tinyonn::Result<::tinyonn::moe::MoeLayer> {
+        ::tinyonn::moe::MoeLayer::new(Self::SPEC, &[], cfg, layer, &vb)
     }
 }
 ::tinyonn::inventory::submit! {
     ::tinyonn::moe::Variant { spec : TinyOnn::SPEC, module_path : ::core::module_path!(),
-    build : | cfg, layer, vb | {
-    ::core::result::Result::Ok(::std::boxed::Box::new(TinyOnn::new(cfg, layer, & vb) ?))
-    }, }
+    build : TinyOnn::layer, }
 }

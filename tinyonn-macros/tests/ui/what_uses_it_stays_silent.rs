@@ -2,7 +2,7 @@
 #![deny(warnings, missing_docs)]
 //! A crate.
 
-use tinyonn::moe::{MoeLayer, MoeModule, MoeSpec, moe};
+use tinyonn::moe::{MoeLayer, MoeSpec, moe};
 use tinyonn::qwen3::{FeedForward, Qwen3Config, RouteCtx};
 use tinyonn::candle_core::Tensor;
 use tinyonn::candle_nn::VarBuilder;
@@ -29,9 +29,9 @@ pub fn uses(cfg: &Qwen3Config, vb: &VarBuilder<'_>, x: &Tensor) -> tinyonn::Resu
     for (group, spec) in CortexGroup::ALL.into_iter().zip(&SPECS) {
         println!("{} {} {}", group.name(), spec.experts(), group == CortexGroup::Shared);
     }
-    let even = Even::new(cfg, 0, vb)?;
+    let even = Even::layer(cfg, 0, vb.clone())?;
     println!("{even:?} {} {}", even.spec().name, even.routers().len());
-    Ok((even.forward(x, &RouteCtx::all())?, Box::new(Cortex::new(cfg, 0, vb)?)))
+    Ok((even.forward(x, &RouteCtx::all())?, Cortex::layer(cfg, 0, vb.clone())?))
 }
 
 fn main() {}

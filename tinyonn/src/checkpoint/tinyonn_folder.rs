@@ -255,7 +255,7 @@ fn read_object(object: &Value, path: &Path) -> Result<(TinyOnnConfig, &'static V
             differences.push(format!("and {more} more"));
         }
         // What cannot be run has no hierarchy to speak of.
-        let readable = MoeSpec::deserialize(spec).ok().filter(|spec| spec.validate().is_ok());
+        let readable = MoeSpec::deserialize(spec).ok().filter(|spec| spec.validate().is_empty());
         let [file, declared] = [readable.map(|spec| spec.hierarchy()).unwrap_or_default(), variant.spec.hierarchy()];
         if !file.is_empty() && file != declared {
             differences.insert(0, format!("the hierarchy is {file} in the file, {declared} as declared"));

@@ -11,7 +11,7 @@ use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 
 use super::store::{ParamStore, misshapen, unknown};
 use super::variant_tensors::{mixture_prefix, neuron_expert_name};
-use crate::moe::{ExpertsAre, MoeSpec, RouterKind, Variant, expert};
+use crate::moe::{ExpertsAre, MoeSpec, RouterKind, Variant, check, expert};
 use crate::qwen3::Qwen3Config;
 use crate::{Error, Result};
 
@@ -25,7 +25,7 @@ use crate::{Error, Result};
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use tinyonn::checkpoint::{ParamStore, upcycle};
-/// use tinyonn::imaging::{Partition, PartitionSources};
+/// use tinyonn::imaging::{Partition, PartitionSources, partition};
 /// use tinyonn::model::TinyOnnForCausalLm;
 /// use tinyonn::moe;
 /// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
@@ -37,7 +37,7 @@ use crate::{Error, Result};
 /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
 ///
 /// let variant = moe::variant("TinyOnn")?;
-/// let partition = Partition::Random.assign(&variant.spec, (1, 123), PartitionSources::default(), 0)?;
+/// let partition = partition::assign(Partition::Random, &variant.spec, (1, 123), PartitionSources::default(), 0)?;
 /// let sparse = upcycle(&dense, &cfg, variant, &partition, 0)?;
 ///
 /// let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu)?;
@@ -54,7 +54,7 @@ pub fn upcycle(
     neuron_expert: &[Vec<u32>],
     seed: u64,
 ) -> Result<ParamStore> {
-    variant.spec.validate()?;
+    check(&variant.spec)?;
     let (layers, width) = (cfg.num_hidden_layers, cfg.intermediate_size);
     expert::check_width(&variant.spec, width, 0)?;
     let partitioned = if variant.spec.experts_are == ExpertsAre::Slice { layers } else { 0 };

@@ -17,7 +17,7 @@ use super::{Corpus, DEFAULT_BYTES, Document, Task, arithmetic, records, sorting}
 use crate::{Error, Result};
 
 /// The folders of the workspace that hold its own text.
-const FOLDERS: [&str; 6] = ["tinyonn", "tinyonn-macros", "experiments", "benches", "tests", "docs"];
+const FOLDERS: [&str; 7] = ["tinyonn", "tinyonn-spec", "tinyonn-macros", "experiments", "benches", "tests", "docs"];
 /// Files and folders that tools write, at any depth of those folders.
 const WRITTEN: [&str; 4] = ["RESULTS.md", "runs", "target", "fixtures"];
 

@@ -24,7 +24,7 @@ pub const SAMPLE: usize = 2048;
 /// use candle_core::{DType, Device};
 /// use tinyonn::checkpoint::ParamStore;
 /// use tinyonn::data::{TaskTokens, TokenSet};
-/// use tinyonn::imaging::{Partition, PartitionSources, ScanOptions, coactivation};
+/// use tinyonn::imaging::{Partition, PartitionSources, ScanOptions, coactivation, partition};
 /// use tinyonn::moe::moe;
 /// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
 ///
@@ -44,7 +44,7 @@ pub const SAMPLE: usize = 2048;
 /// let hidden = coactivation(&model, &set, options, &Device::Cpu)?;
 /// assert_eq!(hidden[0].dims(), [100, 24]);
 /// let sources = PartitionSources { coactivation: Some(&hidden), ..PartitionSources::default() };
-/// let units = Partition::Coactivation.assign(&Together::SPEC, (1, 24), sources, 0)?;
+/// let units = partition::assign(Partition::Coactivation, &Together::SPEC, (1, 24), sources, 0)?;
 /// assert_eq!(units[0].iter().filter(|expert| **expert == 3).count(), 6);
 /// # Ok::<(), tinyonn::Error>(())
 /// ```

@@ -49,7 +49,7 @@ impl Labels {
     /// use candle_core::{DType, Device};
     /// use tinyonn::checkpoint::{ParamStore, upcycle};
     /// use tinyonn::data::{TaskTokens, TokenSet};
-    /// use tinyonn::imaging::{GreedyOptions, Labels, Partition, PartitionSources};
+    /// use tinyonn::imaging::{GreedyOptions, Labels, Partition, PartitionSources, partition};
     /// use tinyonn::model::TinyOnnForCausalLm;
     /// use tinyonn::moe::{self, moe};
     /// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
@@ -63,7 +63,7 @@ impl Labels {
     ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
     /// }), "config.json")?;
     /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-    /// let units = Partition::Contiguous.assign(&Ablated::SPEC, (1, 24), PartitionSources::default(), 0)?;
+    /// let units = partition::assign(Partition::Contiguous, &Ablated::SPEC, (1, 24), PartitionSources::default(), 0)?;
     /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
     /// let model = TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, |_| false))?;
     ///

@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// What partitions are made from; a strategy reads what it needs and leaves the rest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PartitionSources<'a> {
-    /// The scan's integral of [`Partition::profile`]: `activation`, `sps` and `taylor`.
+    /// The scan's integral of [`profile`]: `activation`, `sps` and `taylor`.
     pub integral: Option<&'a Integral>,
     /// W_g `[I, d]` of each layer ([`gate_rows`]): `kmeans`.
     pub gate_rows: Option<&'a [Tensor]>,
@@ -45,163 +45,126 @@ pub fn gate_rows(store: &ParamStore, layers: usize) -> Result<Vec<Tensor>> {
     (0..layers).map(of_layer).collect()
 }
 
-impl std::str::FromStr for Partition {
-    type Err = Error;
+/// The strategy of a run: the one given, else the one that `spec` declares, else `default`.
+///
+/// # Errors
+/// One that is given for replicas, which share out no neurons.
+pub fn choose(given: Option<Partition>, spec: &MoeSpec, default: Partition) -> Result<Partition> {
+    if given.is_some() && spec.experts_are == ExpertsAre::Replicate {
+        let problem = format!("the experts of `{}` are replicas, which share out no neurons", spec.name);
+        return Err(Error::setting("partition", problem, "leave it out"));
+    }
+    Ok(given.or(spec.partition).unwrap_or(default))
+}
 
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|strategy| strategy.name() == text).ok_or_else(|| {
-            let known = "use contiguous, random, kmeans, coactivation, activation, sps or taylor";
-            Error::setting("partition", format!("there is no strategy `{text}`"), known)
-        })
+/// The score whose profile the strategy clusters, if it does.
+#[must_use]
+pub fn profile(partition: Partition) -> Option<Score> {
+    match partition {
+        Partition::Contiguous | Partition::Random | Partition::Kmeans | Partition::Coactivation => None,
+        Partition::Activation => Some(Score::Activation),
+        Partition::Sps => Some(Score::Sps),
+        Partition::Taylor => Some(Score::Taylor),
     }
 }
 
-impl std::fmt::Display for Partition {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
+/// Whether text must be read before neurons can be given out.
+#[must_use]
+pub fn reads_text(partition: Partition) -> bool {
+    partition == Partition::Coactivation || profile(partition).is_some()
 }
 
-impl Partition {
-    /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Contiguous, Self::Random, Self::Kmeans, Self::Coactivation, Self::Activation, Self::Sps, Self::Taylor];
-
-    /// Its name in declarations, configurations and checkpoints.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Contiguous => "contiguous",
-            Self::Random => "random",
-            Self::Kmeans => "kmeans",
-            Self::Coactivation => "coactivation",
-            Self::Activation => "activation",
-            Self::Sps => "sps",
-            Self::Taylor => "taylor",
-        }
+/// The expert of each neuron of each layer, `[layer][i]`, for MLPs of `width` neurons. Layers are clustered side by side;
+/// the outcome depends on `seed` and `sources` alone. Replicas have no neurons of their own: no layers.
+///
+/// # Errors
+/// Fewer neurons than experts; a clustered strategy without its source, or with one of another shape.
+///
+/// ```
+/// use tinyonn::imaging::{Partition, PartitionSources, partition};
+/// use tinyonn::moe::moe;
+///
+/// #[moe(groups = 2, experts = 2)]
+/// struct Small;
+///
+/// let nothing = PartitionSources::default();
+/// let units = partition::assign(Partition::Contiguous, &Small::SPEC, (1, 7), nothing, 0)?;
+/// assert_eq!(units, [[0, 0, 1, 1, 2, 2, 3]]);
+/// assert!(partition::assign(Partition::Activation, &Small::SPEC, (1, 7), nothing, 0).is_err()); // scan first
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+pub fn assign(
+    partition: Partition,
+    spec: &MoeSpec,
+    (layers, width): (usize, usize),
+    sources: PartitionSources<'_>,
+    seed: u64,
+) -> Result<Vec<Vec<u32>>> {
+    expert::check_width(spec, width, 0)?;
+    if spec.experts_are == ExpertsAre::Replicate {
+        return Ok(Vec::new());
     }
-
-    /// The strategy of a run: the one given, else the one that `spec` declares, else `default`.
-    ///
-    /// # Errors
-    /// One that is given for replicas, which share out no neurons.
-    pub fn choose(given: Option<Self>, spec: &MoeSpec, default: Self) -> Result<Self> {
-        if given.is_some() && spec.experts_are == ExpertsAre::Replicate {
-            let problem = format!("the experts of `{}` are replicas, which share out no neurons", spec.name);
-            return Err(Error::setting("partition", problem, "leave it out"));
-        }
-        Ok(given.or(spec.partition).unwrap_or(default))
-    }
-
-    /// The score whose profile the strategy clusters, if it does.
-    #[must_use]
-    pub fn profile(self) -> Option<Score> {
-        match self {
-            Self::Contiguous | Self::Random | Self::Kmeans | Self::Coactivation => None,
-            Self::Activation => Some(Score::Activation),
-            Self::Sps => Some(Score::Sps),
-            Self::Taylor => Some(Score::Taylor),
-        }
-    }
-
-    /// Whether text must be read before neurons can be given out.
-    #[must_use]
-    pub fn reads_text(self) -> bool {
-        self == Self::Coactivation || self.profile().is_some()
-    }
-
-    /// The expert of each neuron of each layer, `[layer][i]`, for MLPs of `width` neurons. Layers are clustered side by side;
-    /// the outcome depends on `seed` and `sources` alone. Replicas have no neurons of their own: no layers.
-    ///
-    /// # Errors
-    /// Fewer neurons than experts; a clustered strategy without its source, or with one of another shape.
-    ///
-    /// ```
-    /// use tinyonn::imaging::{Partition, PartitionSources};
-    /// use tinyonn::moe::moe;
-    ///
-    /// #[moe(groups = 2, experts = 2)]
-    /// struct Small;
-    ///
-    /// let nothing = PartitionSources::default();
-    /// let units = Partition::Contiguous.assign(&Small::SPEC, (1, 7), nothing, 0)?;
-    /// assert_eq!(units, [[0, 0, 1, 1, 2, 2, 3]]);
-    /// assert!(Partition::Activation.assign(&Small::SPEC, (1, 7), nothing, 0).is_err()); // scan first
-    /// # Ok::<(), tinyonn::Error>(())
-    /// ```
-    pub fn assign(
-        self,
-        spec: &MoeSpec,
-        (layers, width): (usize, usize),
-        sources: PartitionSources<'_>,
-        seed: u64,
-    ) -> Result<Vec<Vec<u32>>> {
-        expert::check_width(spec, width, 0)?;
-        if spec.experts_are == ExpertsAre::Replicate {
-            return Ok(Vec::new());
-        }
-        let contrasted = self.profile().and(sources.integral).map(Integral::contrasted);
-        let sources = PartitionSources { integral: contrasted.as_ref(), ..sources };
-        let of_layer = |layer: usize| -> Result<Vec<u32>> {
-            let mut rng = random::stream(seed, &format!("partition/{self}/{layer}"));
-            let mut order: Vec<usize> = (0..width).collect();
-            match self {
-                Self::Contiguous => Ok(cut(&order, spec.experts())),
-                Self::Random => {
-                    order.shuffle(&mut rng);
-                    Ok(cut(&order, spec.experts()))
-                }
-                _ => Ok(cluster_down(spec, &self.vectors(layer, width, sources)?, &mut rng)),
+    let contrasted = profile(partition).and(sources.integral).map(Integral::contrasted);
+    let sources = PartitionSources { integral: contrasted.as_ref(), ..sources };
+    let of_layer = |layer: usize| -> Result<Vec<u32>> {
+        let mut rng = random::stream(seed, &format!("partition/{partition}/{layer}"));
+        let mut order: Vec<usize> = (0..width).collect();
+        match partition {
+            Partition::Contiguous => Ok(cut(&order, spec.experts())),
+            Partition::Random => {
+                order.shuffle(&mut rng);
+                Ok(cut(&order, spec.experts()))
             }
-        };
-        // Collected twice, or the error would be that of whichever layer fails first.
-        (0..layers).into_par_iter().map(of_layer).collect::<Vec<_>>().into_iter().collect()
-    }
+            _ => Ok(cluster_down(spec, &vectors(partition, layer, width, sources)?, &mut rng)),
+        }
+    };
+    // Collected twice, or the error would be that of whichever layer fails first.
+    (0..layers).into_par_iter().map(of_layer).collect::<Vec<_>>().into_iter().collect()
+}
 
-    /// What a clustered strategy compares neurons by: a column of unit norm each.
-    fn vectors(self, layer: usize, width: usize, sources: PartitionSources<'_>) -> Result<DMatrix<f64>> {
-        let missing = |problem: &str, remedy: &str| Error::setting("partition", format!("`{self}` {problem}"), remedy);
-        let misfit = |what: &str| {
-            let problem = format!("the {what} is not of layer {layer} with {width} neurons");
-            Error::setting("partition", problem, "scan this model")
-        };
-        // The neurons of a layer's matrix stand along its dimension `along`.
-        let of_layer = |tensors: &[Tensor], along: usize, what: &str| -> Result<DMatrix<f64>> {
-            let fits = |tensor: &&Tensor| tensor.rank() == 2 && tensor.dims()[along] == width;
-            let tensor = tensors.get(layer).filter(fits).ok_or_else(|| misfit(what))?;
-            let neurons_first = if along == 0 { tensor.clone() } else { tensor.t()? };
-            let values = neurons_first.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-            Ok(DMatrix::from_vec(values.len() / width, width, values))
-        };
-        let text_first = "scan text first, or use contiguous, random or kmeans";
-        match self {
-            Self::Kmeans => {
-                let rows = sources.gate_rows.ok_or_else(|| {
-                    missing("clusters the rows of W_g", "give those of the dense model (`PartitionSources::gate_rows`)")
-                })?;
-                Ok(unit_columns(of_layer(rows, 0, "gate projection")?))
+/// What a clustered strategy compares neurons by: a column of unit norm each.
+fn vectors(partition: Partition, layer: usize, width: usize, sources: PartitionSources<'_>) -> Result<DMatrix<f64>> {
+    let missing = |problem: &str, remedy: &str| Error::setting("partition", format!("`{partition}` {problem}"), remedy);
+    let misfit = |what: &str| {
+        let problem = format!("the {what} is not of layer {layer} with {width} neurons");
+        Error::setting("partition", problem, "scan this model")
+    };
+    // The neurons of a layer's matrix stand along its dimension `along`.
+    let of_layer = |tensors: &[Tensor], along: usize, what: &str| -> Result<DMatrix<f64>> {
+        let fits = |tensor: &&Tensor| tensor.rank() == 2 && tensor.dims()[along] == width;
+        let tensor = tensors.get(layer).filter(fits).ok_or_else(|| misfit(what))?;
+        let neurons_first = if along == 0 { tensor.clone() } else { tensor.t()? };
+        let values = neurons_first.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+        Ok(DMatrix::from_vec(values.len() / width, width, values))
+    };
+    let text_first = "scan text first, or use contiguous, random or kmeans";
+    match partition {
+        Partition::Kmeans => {
+            let rows = sources.gate_rows.ok_or_else(|| {
+                missing("clusters the rows of W_g", "give those of the dense model (`PartitionSources::gate_rows`)")
+            })?;
+            Ok(unit_columns(of_layer(rows, 0, "gate projection")?))
+        }
+        Partition::Coactivation => {
+            let hidden = sources
+                .coactivation
+                .ok_or_else(|| missing("clusters neurons by when they fire on text", text_first))?;
+            let mut vectors = of_layer(hidden, 1, "sample of activations")?;
+            for mut neuron in vectors.column_iter_mut() {
+                let mean = neuron.mean();
+                neuron.add_scalar_mut(-mean);
             }
-            Self::Coactivation => {
-                let hidden = sources
-                    .coactivation
-                    .ok_or_else(|| missing("clusters neurons by when they fire on text", text_first))?;
-                let mut vectors = of_layer(hidden, 1, "sample of activations")?;
-                for mut neuron in vectors.column_iter_mut() {
-                    let mean = neuron.mean();
-                    neuron.add_scalar_mut(-mean);
-                }
-                Ok(unit_columns(vectors))
+            Ok(unit_columns(vectors))
+        }
+        _ => {
+            let profiles = &sources
+                .integral
+                .ok_or_else(|| missing("clusters neurons by what they do on tasks", text_first))?
+                .neurons;
+            if !profiles.iter().all(|task| task.get(layer).is_some_and(|values| values.len() == width)) {
+                return Err(misfit("scan"));
             }
-            _ => {
-                let profiles = &sources
-                    .integral
-                    .ok_or_else(|| missing("clusters neurons by what they do on tasks", text_first))?
-                    .neurons;
-                if !profiles.iter().all(|task| task.get(layer).is_some_and(|values| values.len() == width)) {
-                    return Err(misfit("scan"));
-                }
-                Ok(unit_columns(DMatrix::from_fn(profiles.len(), width, |task, i| profiles[task][layer][i])))
-            }
+            Ok(unit_columns(DMatrix::from_fn(profiles.len(), width, |task, i| profiles[task][layer][i])))
         }
     }
 }

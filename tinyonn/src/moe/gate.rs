@@ -6,7 +6,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Gate, MoeModule, MoeSpec};
+use super::{Gate, MoeLayer, MoeSpec};
 use crate::{Error, Result};
 
 /// What the routers of a layer say of `t` inputs.
@@ -21,7 +21,7 @@ impl Scores {
     ///
     /// # Errors
     /// What a router reports; one whose scores are not `[t, P, C]` f32.
-    pub fn new<M: MoeModule + ?Sized>(module: &M, x_td: &Tensor) -> Result<Self> {
+    pub fn new(module: &MoeLayer, x_td: &Tensor) -> Result<Self> {
         let (spec, tokens) = (module.spec(), x_td.dim(0)?);
         let x_td = &x_td.to_dtype(DType::F32)?;
         let mut logits = Vec::with_capacity(spec.levels.len());

@@ -10,7 +10,7 @@
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{Covariance, GaussianSpec, Project, Reduce, Router, RouterShape};
+use super::{GaussianSpec, Project, Reduce, Router, RouterShape};
 use crate::{Result, ops};
 
 /// The Gaussian routers of one level. Parameters are f32 whatever the model's dtype.
@@ -59,29 +59,10 @@ impl GaussianMoeRouter {
     }
 }
 
-impl GaussianSpec {
-    /// r, the width of z.
-    #[must_use]
-    pub fn width(&self, hidden: usize) -> usize {
-        if self.project == Project::Identity { hidden } else { self.dim.min(hidden) }
-    }
-
-    /// The shape in which log σ² is kept.
-    #[must_use]
-    pub fn variances(&self, shape: RouterShape) -> (usize, usize, usize) {
-        let r = self.width(shape.hidden);
-        match self.covariance {
-            Covariance::Diag => (shape.parents, shape.choices, r),
-            Covariance::Shared => (shape.parents, 1, r),
-            Covariance::Isotropic => (shape.parents, shape.choices, 1),
-        }
-    }
-}
-
 impl Router for GaussianMoeRouter {
-    /// As `gaussian` alone declares: in at most 64 dimensions.
+    /// As `gaussian` alone declares.
     fn new(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Self> {
-        Self::with_form(shape, &GaussianSpec::new(64), vb)
+        Self::with_form(shape, &GaussianSpec::PLAIN, vb)
     }
 
     fn logits(&self, x_td: &Tensor) -> Result<Tensor> {

@@ -1,50 +1,57 @@
 //! Experts, routers, and what a declaration of `#[moe(..)]` becomes.
 //!
-//! A [`MoeSpec`] says what the hierarchy is; a [`MoeModule`] is one layer of it: a bank of experts ([`TinyOnnExpert`]) and a
-//! [`Router`] for each level. Variants are declared with `#[moe(..)]` and found by name in the [`registry`].
+//! A [`MoeSpec`] says what the hierarchy is; a [`MoeLayer`] is one layer of it, of any variant: a bank of experts ([`TinyOnnExpert`])
+//! and the [`Router`]s of each level. Variants are declared with `#[moe(..)]` and found by name in the [`registry`].
 
 pub mod balance;
 pub mod cosine;
 pub mod expert;
 pub mod gate;
 pub mod gaussian;
+pub mod layer;
 pub mod linear;
 pub mod load;
 pub mod load_figures;
-pub mod module;
-mod outline;
-pub mod pfag;
 pub mod random_router;
 pub mod registry;
 pub mod router;
 pub mod routing;
 pub mod select;
-mod share;
-pub mod spec;
-mod taking;
-mod validate;
 
 pub use cosine::CosineRouter;
 pub use expert::TinyOnnExpert;
 pub use gate::Scores;
 pub use gaussian::GaussianMoeRouter;
+pub use layer::MoeLayer;
 pub use linear::LinearRouter;
 pub use load::LoadMeter;
 pub use load_figures::{LayerLoad, LoadFigures, Taken};
-pub use module::{MoeLayer, MoeModule};
 pub use random_router::RandomRouter;
 pub use registry::{Variant, variant, variants};
-pub use router::{Router, RouterShape};
+pub use router::{NewRouter, Router, new_router};
 pub use routing::{Routing, route};
 pub use select::{Selection, select};
-pub use spec::{
-    AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, PartitionStrategy,
-    Pfag, Project, Reduce, RoutePer, RouterKind, RouterSpec, Slot,
+#[doc(inline)]
+pub use tinyonn_spec::{
+    AlwaysSpec, At, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Part,
+    PartitionStrategy, Pfag, Project, Reduce, RoutePer, RouterKind, RouterShape, RouterSpec, Slot, Violation,
 };
-pub(crate) use taking::Taking;
 
-/// Declares a mixture of experts: a unit struct becomes a module that a person could have written, in the [`registry`] under
-/// its name.
+use crate::{Error, Result};
+
+/// Whether a declaration can be run: what the compiler refuses where it is written, of one that a program or a file made.
+///
+/// # Errors
+/// The variant, the first of what [`MoeSpec::validate`] finds, and the remedy.
+pub fn check(spec: &MoeSpec) -> Result<()> {
+    match spec.validate().into_iter().next() {
+        Some(Violation { problem, remedy, .. }) => Err(Error::variant(spec.name.clone(), problem, remedy)),
+        None => Ok(()),
+    }
+}
+
+/// Declares a mixture of experts: a unit struct or an enum gains a constant, `SPEC`, a constructor of its layers, `layer`, and its place in
+/// the [`registry`].
 ///
 /// ```
 /// use tinyonn::moe::{RoutePer, moe, variant};

@@ -5,18 +5,8 @@ use std::fmt::Debug;
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use super::RouterShape;
 use crate::Result;
-
-/// How many routers there are, of what, from what.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RouterShape {
-    /// Width of the input, d.
-    pub hidden: usize,
-    /// Routers that are evaluated together, P.
-    pub parents: usize,
-    /// Choices of each, C.
-    pub choices: usize,
-}
 
 /// Equal routers, evaluated together: P of them with C choices each. A type of yours with this trait is a router in `#[moe(..)]`.
 ///
@@ -67,4 +57,15 @@ pub trait Router: Debug + Send + Sync {
     /// # Errors
     /// Shapes, dtypes or devices that do not go together.
     fn logits(&self, x_td: &Tensor) -> Result<Tensor>;
+}
+
+/// Makes boxed routers of one type.
+pub type NewRouter = fn(RouterShape, &VarBuilder<'_>) -> Result<Box<dyn Router>>;
+
+/// The [`NewRouter`] of a type.
+///
+/// # Errors
+/// What its constructor reports.
+pub fn new_router<R: Router + 'static>(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Box<dyn Router>> {
+    Ok(Box::new(R::new(shape, vb)?))
 }

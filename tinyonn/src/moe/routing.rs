@@ -7,7 +7,7 @@ use candle_core::{D, DType, Tensor};
 
 use super::gate::{self, Scores};
 use super::select::{Selection, select};
-use super::{Balance, MoeModule, MoeSpec, Pfag, RoutePer, balance};
+use super::{Balance, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
 use crate::ops::Run;
 use crate::qwen3::{Active, PathTable, RouteCtx};
 use crate::{Error, Result};
@@ -64,8 +64,8 @@ impl Routing {
 ///
 /// # Errors
 /// Paths without tasks, or of other tasks, layers or experts than the model's; what a router reports.
-pub fn route<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
-    let (spec, layer) = (module.spec(), module.experts().layer());
+pub fn route(module: &MoeLayer, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
+    let (spec, layer) = (module.spec(), module.layer());
     let routing = match (&ctx.active, spec.route_per) {
         (Active::All, _) => Routing::All,
         (Active::Paths(table), _) => along(spec, layer, x, ctx, Some(table))?,
@@ -84,8 +84,8 @@ pub fn route<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> R
 }
 
 /// By the routers.
-fn decided<M: MoeModule + ?Sized>(module: &M, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
-    let (spec, layer) = (module.spec(), module.experts().layer());
+fn decided(module: &MoeLayer, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
+    let (spec, layer) = (module.spec(), module.layer());
     let (b, t, _) = x.dims3()?;
     let shared = Shared::new(spec.route_per, t);
     if shared.as_ref().is_some_and(|shared| shared.decisions == 0) {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::DeviceName;
 use crate::imaging::{LabelBalance, Partition, Score};
 use crate::moe::expert::check_width;
-use crate::moe::{ExpertsAre, RoutePer, Variant};
+use crate::moe::{self, ExpertsAre, RoutePer, Variant};
 use crate::qwen3::Qwen3Config;
 use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
 use crate::{Error, Result};
@@ -155,7 +155,7 @@ impl RunConfig {
             let problem = format!("sequences of {} tokens leave none to predict behind the first {first}", self.length);
             return Err(Error::setting("length", problem, format!("use {} or more", first + 1)));
         }
-        variant.spec.validate()?;
+        moe::check(&variant.spec)?;
         let own = variant.spec.route_per == RoutePer::Token && variant.spec.experts_are == ExpertsAre::Slice;
         if self.label == LabelUnit::Token && !own {
             let problem = format!("is token, and in `{}` no token takes a path of its own slices", variant.spec.name);

@@ -98,7 +98,7 @@ impl Run<'_> {
         let permuted = draws(&|seed| labels.permuted(seed))?;
         let accuracy = |inputs: &Inputs, sequence: bool| {
             let model = self.model(store)?;
-            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
+            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer)).collect();
             router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)
         };
         let by_own_sequence = spec.open_positions() > 0;
@@ -111,7 +111,7 @@ impl Run<'_> {
         let (token, sequence) = if by_own_sequence { (of_other, of_own) } else { (of_own, of_other) };
         let own_labels = rows.map(|rows| {
             let model = self.model(store)?;
-            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer).as_ref()).collect();
+            let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer)).collect();
             row_accuracy(&modules, &held.test.tokens, &rows.test)
         });
         Ok(Fits { token, sequence, own_labels: own_labels.transpose()?.unwrap_or_default(), random, permuted })

@@ -16,7 +16,7 @@ use super::DeviceName;
 use super::text::{documents, tokenizer};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::{Counted, TokenFile};
-use crate::imaging::partition::gate_rows;
+use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
     ScanRequest, Share, StoredScan, Units, coactivation, dump, scan_batches,
@@ -104,14 +104,14 @@ impl Owners {
             Self::Known(units) => return Ok(units.clone()),
             Self::Clustered(partition) => *partition,
         };
-        let integral = partition.profile().map(|score| Integral::new(scan, score));
+        let integral = partition::profile(partition).map(|score| Integral::new(scan, score));
         let hidden = (partition == Partition::Coactivation).then(hidden).transpose()?;
         let sources = PartitionSources {
             integral: integral.as_ref(),
             coactivation: hidden.as_deref(),
             ..PartitionSources::default()
         };
-        partition.assign(spec, (scan.sums.len(), scan.width()), sources, seed)
+        partition::assign(partition, spec, (scan.sums.len(), scan.width()), sources, seed)
     }
 }
 
@@ -141,14 +141,14 @@ impl Subject {
         let spec = variant(&config.variant)?.spec.clone();
         refuse_replicas(&spec)?;
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let partition = Partition::choose(config.partition, &spec, Partition::Contiguous)?;
+        let partition = partition::choose(config.partition, &spec, Partition::Contiguous)?;
         let store = folder.load(&device, Some(DType::F32))?;
-        let owners = if partition.reads_text() {
+        let owners = if partition::reads_text(partition) {
             Owners::Clustered(partition)
         } else {
             let gate_rows = gate_rows(&store, cfg.num_hidden_layers)?;
             let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
-            Owners::Known(partition.assign(&spec, shape, sources, config.seed)?)
+            Owners::Known(partition::assign(partition, &spec, shape, sources, config.seed)?)
         };
         Ok(Self { store, cfg, spec, strategy: partition.to_string(), owners, device })
     }

@@ -5,7 +5,7 @@ use candle_core::Device;
 use super::run::Run;
 use super::text::Tokens;
 use super::{Dense, RunConfig, Text};
-use crate::imaging::Partition;
+use crate::imaging::{Partition, partition};
 use crate::metrics::Stopwatch;
 use crate::moe::{Variant, variant};
 use crate::{Error, Result};
@@ -34,7 +34,7 @@ impl Prepared {
     ) -> Result<Self> {
         let variant = variant(&config.variant)?;
         config.validate(variant)?;
-        let partition = Partition::choose(config.partition, &variant.spec, Partition::Sps)?;
+        let partition = partition::choose(config.partition, &variant.spec, Partition::Sps)?;
         let device = config.device.open()?;
         std::fs::create_dir_all(&config.out).map_err(|e| Error::io(&config.out, e))?;
         watch.stage("text");

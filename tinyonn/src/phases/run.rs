@@ -12,7 +12,7 @@ use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, 
 use crate::data::{Sampler, TokenSet};
 use crate::files::StagedFolder;
 use crate::imaging::inputs::{Samples, Window};
-use crate::imaging::partition::gate_rows;
+use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, ScanOptions, coactivation,
     scan,
@@ -145,12 +145,12 @@ impl Run<'_> {
     pub(super) fn units(&self, scan: &NeuronScan) -> Result<Vec<Vec<u32>>> {
         let (cfg, partition) = (&self.dense.cfg, self.partition);
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let integral = partition.profile().map(|score| Integral::new(scan, score));
+        let integral = partition::profile(partition).map(|score| Integral::new(scan, score));
         let gate_rows = gate_rows(&self.dense.store, cfg.num_hidden_layers)?;
         let hidden = (partition == Partition::Coactivation).then(|| self.coactivation()).transpose()?;
         let (integral, coactivation) = (integral.as_ref(), hidden.as_deref());
         let sources = PartitionSources { integral, gate_rows: Some(&gate_rows), coactivation };
-        partition.assign(&self.variant.spec, shape, sources, self.config.seed)
+        partition::assign(partition, &self.variant.spec, shape, sources, self.config.seed)
     }
 
     pub(super) fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {

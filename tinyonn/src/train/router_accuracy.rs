@@ -12,7 +12,7 @@ use crate::imaging::inputs::Samples;
 use crate::imaging::labels::nodes_of_path;
 use crate::imaging::{Labels, RowLabels};
 use crate::metrics::{Interval, by_cluster, interval};
-use crate::moe::{MoeModule, MoeSpec, Scores, select};
+use crate::moe::{MoeLayer, MoeSpec, Scores, select};
 use crate::{Error, Result};
 
 /// Accuracy of one layer.
@@ -59,7 +59,7 @@ impl RouterAccuracy {
 ///
 /// # Errors
 /// No inputs; inputs or labels of other layers or tasks; rows without their documents; whatever the routers report.
-pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &Labels) -> Result<RouterAccuracy> {
+pub fn router_accuracy(modules: &[&MoeLayer], inputs: &[Samples], labels: &Labels) -> Result<RouterAccuracy> {
     let (tasks, layers) = (labels.paths.experts.len(), modules.len());
     let known = inputs.iter().flat_map(|samples| &samples.tasks).all(|task| (*task as usize) < tasks);
     let experts = check(modules, inputs, known)?;
@@ -72,7 +72,7 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
     };
     let mut hits = Vec::new();
     for (layer, (module, samples)) in modules.iter().zip(inputs).enumerate() {
-        let predicted = predict(*module, samples)?;
+        let predicted = predict(module, samples)?;
         let found = Hits::new(module.spec(), &RowLabels::of_tasks(labels, layer, &samples.tasks), &predicted);
         total.layers.push(found.accuracy(samples));
         hits.push(found);
@@ -102,15 +102,11 @@ pub fn router_accuracy(modules: &[&dyn MoeModule], inputs: &[Samples], labels: &
 ///
 /// # Errors
 /// As [`router_accuracy`].
-pub fn row_accuracy(
-    modules: &[&dyn MoeModule],
-    inputs: &[Samples],
-    labels: &[RowLabels],
-) -> Result<Vec<LevelAccuracy>> {
+pub fn row_accuracy(modules: &[&MoeLayer], inputs: &[Samples], labels: &[RowLabels]) -> Result<Vec<LevelAccuracy>> {
     check(modules, inputs, labels.len() == inputs.len())?;
-    let layer = |((module, samples), labels): ((&&dyn MoeModule, &Samples), &RowLabels)| {
+    let layer = |((module, samples), labels): ((&&MoeLayer, &Samples), &RowLabels)| {
         labels.check(samples.tasks.len(), module.spec())?;
-        Ok(Hits::new(module.spec(), labels, &predict(*module, samples)?).accuracy(samples))
+        Ok(Hits::new(module.spec(), labels, &predict(module, samples)?).accuracy(samples))
     };
     modules.iter().zip(inputs).zip(labels).map(layer).collect()
 }
@@ -119,7 +115,7 @@ pub fn row_accuracy(
 const SEED: u64 = 0;
 
 /// Refuses inputs of other modules; the number of experts.
-fn check(modules: &[&dyn MoeModule], inputs: &[Samples], labelled: bool) -> Result<usize> {
+fn check(modules: &[&MoeLayer], inputs: &[Samples], labelled: bool) -> Result<usize> {
     let (layers, experts) = (modules.len(), modules.first().map_or(0, |module| module.spec().experts()));
     let same = modules.iter().all(|module| module.spec().experts() == experts);
     if layers == 0 || inputs.len() != layers || !same || !labelled {
@@ -133,7 +129,7 @@ fn check(modules: &[&dyn MoeModule], inputs: &[Samples], labelled: bool) -> Resu
 }
 
 /// The path of each row, as wide as labels are.
-fn predict(module: &dyn MoeModule, samples: &Samples) -> Result<Vec<Vec<u32>>> {
+fn predict(module: &MoeLayer, samples: &Samples) -> Result<Vec<Vec<u32>>> {
     let x_td = samples.tensor(module.experts().device())?;
     select::paths(module.spec(), &Scores::new(module, &x_td)?.by_level()?)
 }

@@ -108,7 +108,7 @@ const HELD: usize = 2048;
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use tinyonn::checkpoint::{ParamStore, upcycle};
-/// use tinyonn::imaging::{Labels, Partition, PartitionSources, inputs::Samples};
+/// use tinyonn::imaging::{Labels, Partition, PartitionSources, inputs::Samples, partition};
 /// use tinyonn::moe::{self, moe};
 /// use tinyonn::qwen3::{PathTable, Qwen3Config, Qwen3ForCausalLm};
 /// use tinyonn::train::{RouterFitConfig, RouterFitter};
@@ -122,7 +122,7 @@ const HELD: usize = 2048;
 /// }), "config.json")?;
 /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
 /// let variant = moe::variant("Pair")?;
-/// let units = Partition::Contiguous.assign(&Pair::SPEC, (1, 4), PartitionSources::default(), 0)?;
+/// let units = partition::assign(Partition::Contiguous, &Pair::SPEC, (1, 4), PartitionSources::default(), 0)?;
 /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
 ///
 /// // Inputs of the layer: task 0 lies left, task 1 right.

@@ -110,7 +110,7 @@ pub struct SmkOutcome {
 /// use candle_core::Device;
 /// use tinyonn::checkpoint::{ParamStore, upcycle};
 /// use tinyonn::data::{Sampler, TaskTokens, TokenSet};
-/// use tinyonn::imaging::{Partition, PartitionSources};
+/// use tinyonn::imaging::{Partition, PartitionSources, partition};
 /// use tinyonn::metrics::MetricsLog;
 /// use tinyonn::moe::{self, moe};
 /// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
@@ -125,7 +125,7 @@ pub struct SmkOutcome {
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
 /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-/// let units = Partition::Random.assign(&Learners::SPEC, (1, 24), PartitionSources::default(), 0)?;
+/// let units = partition::assign(Partition::Random, &Learners::SPEC, (1, 24), PartitionSources::default(), 0)?;
 /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
 ///
 /// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };

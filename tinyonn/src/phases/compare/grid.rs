@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Cell;
-use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition};
+use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition, partition};
 use crate::moe::variant;
 use crate::ops::GradSite;
 use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig, Text};
@@ -224,7 +224,7 @@ impl CompareConfig {
                 let problem = format!("{:?} is not a positive number for each level of `{}`", cell.top_k, cell.variant);
                 return Err(Error::setting("top_k", problem, "give one a level"));
             }
-            Partition::choose(Some(cell.partition), &variant.spec, cell.partition)?;
+            partition::choose(Some(cell.partition), &variant.spec, cell.partition)?;
             if cell.label == LabelUnit::Token && !matches!(cell.labels, LabelSource::By(_, How::Best)) {
                 let problem = format!("is token, and a token has no label by `{}`", cell.labels);
                 return Err(Error::setting("label", problem, "label tokens by a score itself"));

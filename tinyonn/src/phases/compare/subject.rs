@@ -185,7 +185,7 @@ impl Subject<'_> {
         let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, variant.spec.experts()));
         let ctx = RouteCtx { observer: Some(load.clone()), ..Run::routed(labels) };
         let loss = run.evaluate_on(model.lm(), &run.tokens.test, &ctx)?;
-        let modules: Vec<_> = (0..cfg.num_hidden_layers).map(|layer| model.moe(layer).as_ref()).collect();
+        let modules: Vec<_> = (0..cfg.num_hidden_layers).map(|layer| model.moe(layer)).collect();
         let layers = match &rows {
             Some(rows) => row_accuracy(&modules, &self.held.test.tokens, &rows.test)?,
             None => router_accuracy(&modules, &self.held.test.tokens, labels)?.layers,

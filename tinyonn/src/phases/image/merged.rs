@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::drawing::Drawing;
 use super::{Owners, SCAN, refuse_replicas};
-use crate::imaging::{Form, Partition, PartitionSources, StoredScan};
+use crate::imaging::{Form, Partition, PartitionSources, StoredScan, partition};
 use crate::moe::{MoeSpec, variant};
 use crate::{Error, Result};
 
@@ -67,13 +67,13 @@ fn owners(stored: &StoredScan, spec: &MoeSpec, config: &MergeConfig) -> Result<(
         }
         Some(experts) => Ok((Owners::Known(experts.units.neuron_expert.clone()), "as scanned".to_owned())),
         None => {
-            let partition = Partition::choose(config.partition, spec, Partition::Contiguous)?;
+            let partition = partition::choose(config.partition, spec, Partition::Contiguous)?;
             let shape = (scan.sums.len(), scan.width());
-            let owners = if partition.profile().is_some() {
+            let owners = if partition::profile(partition).is_some() {
                 Owners::Clustered(partition)
             } else {
                 // What needs the model or its text besides says so.
-                Owners::Known(partition.assign(spec, shape, PartitionSources::default(), config.seed)?)
+                Owners::Known(partition::assign(partition, spec, shape, PartitionSources::default(), config.seed)?)
             };
             Ok((owners, partition.to_string()))
         }

@@ -1,0 +1,123 @@
+//! Routers: one kind for all levels, or one for each.
+
+use proc_macro2::Span;
+use syn::Path;
+use syn::spanned::Spanned;
+use tinyonn_spec::{Covariance, GaussianSpec, Project, Reduce, RouterKind};
+
+use super::settings::{Call, Settings, count, word};
+use crate::errors::{Errors, source};
+use crate::parse::{Argument, Value, names_a_type};
+
+/// The routers that have a word.
+pub(crate) const ROUTERS: [&str; 4] = ["gaussian", "linear", "cosine", "random"];
+/// What can be said of `gaussian`.
+pub(crate) const GAUSSIAN_ARGUMENTS: [&str; 4] = ["dim", "reduce", "covariance", "project"];
+
+/// A router as it was written.
+#[derive(Clone)]
+pub(super) struct Router {
+    pub(super) kind: RouterKind,
+    /// The type, if it is the user's.
+    pub(super) path: Option<Path>,
+    /// What a rule about it is said of.
+    pub(super) span: Span,
+}
+
+impl Router {
+    /// What goes without saying; and what stands for one that could not be read, for no rule objects to it.
+    pub(super) fn plain() -> Self {
+        Self::known(RouterKind::Gaussian(GaussianSpec::PLAIN), Span::call_site())
+    }
+
+    fn known(kind: RouterKind, span: Span) -> Self {
+        Self { kind, path: None, span }
+    }
+}
+
+/// The router of each level; `names` is `None` if not even the number of levels is known.
+pub(super) fn by_level(settings: &Settings, names: Option<&[&str]>, errors: &mut Errors) -> Vec<Router> {
+    let depth = names.map_or(0, <[_]>::len);
+    let mut each = vec![Router::plain(); depth];
+    match settings.value("router") {
+        Some(Value::List { brackets, values }) => {
+            if let Some(names) = names
+                && names.len() != values.len()
+            {
+                let problem = format!("`router` lists {} for {} levels", values.len(), names.len());
+                errors.on(brackets, format!("{problem}; write one for all, or one for each: {}", names.join(", ")));
+            }
+            for (at, value) in values.iter().enumerate() {
+                let found = value.as_ref().and_then(|value| router("router", value, errors));
+                if let (Some(place), Some(found)) = (each.get_mut(at), found) {
+                    *place = found;
+                }
+            }
+        }
+        Some(value) => {
+            if let Some(found) = router("router", value, errors) {
+                each.fill(found);
+            }
+        }
+        None => (),
+    }
+    each
+}
+
+/// One router.
+pub(super) fn router(key: &str, value: &Value, errors: &mut Errors) -> Option<Router> {
+    let (name, arguments) = match value {
+        Value::Path(path) => {
+            let kind = RouterKind::Custom(source(path).into());
+            return Some(Router { kind, path: Some(path.clone()), span: path.span() });
+        }
+        Value::Word { name, arguments } => (name, arguments),
+        _ => {
+            errors.on(value, "`router` takes the kind of router; write `router = gaussian`, or the path of a type");
+            return None;
+        }
+    };
+    if names_a_type(name) {
+        errors.on(name, format!("`{name}` is a type, which takes no argument here; write `router = {name}`"));
+        return None;
+    }
+    if name == "gaussian" {
+        return Some(gaussian(name.span(), arguments, errors));
+    }
+    if !ROUTERS.iter().any(|known| name == known) {
+        errors.unknown(name, "router", &[ROUTERS.as_slice(), &["or the path of a type"]].concat());
+        return None;
+    }
+    let call = Call::of(key, value, &ROUTERS, errors)?;
+    call.without_arguments(key, errors)?;
+    let kind = match call.word {
+        "linear" => RouterKind::Linear,
+        "cosine" => RouterKind::Cosine,
+        _ => RouterKind::Random,
+    };
+    Some(Router::known(kind, name.span()))
+}
+
+fn gaussian(span: Span, arguments: &[Argument], errors: &mut Errors) -> Router {
+    let mut named = Vec::new();
+    for argument in arguments {
+        match argument {
+            Argument::Named(setting) => named.push(setting),
+            Argument::Plain(value) => {
+                errors.on(value, "this argument of `gaussian` has no name; write `gaussian(dim = 64)`");
+            }
+        }
+    }
+    let given = Settings::new(named.into_iter(), "argument of `gaussian`", &GAUSSIAN_ARGUMENTS, &[], errors);
+    let mut form = GaussianSpec::PLAIN;
+    given.set("dim", &mut form.dim, errors, count);
+    given.set("reduce", &mut form.reduce, errors, word(&Reduce::ALL));
+    given.set("covariance", &mut form.covariance, errors, word(&Covariance::ALL));
+    given.set("project", &mut form.project, errors, word(&Project::ALL));
+    if let (Project::Identity, Some(dim)) = (form.project, given.key("dim")) {
+        let problem = "`project = identity` leaves the hidden size as it is";
+        errors.at(dim.span(), format!("{problem}; remove `dim`, or write `project = learned`"));
+    }
+    // Of its arguments, the rules speak of the width.
+    Router::known(RouterKind::Gaussian(form), given.innermost("dim").unwrap_or(span))
+}

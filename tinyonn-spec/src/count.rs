@@ -1,0 +1,102 @@
+//! How many experts there are, how many are taken, and which are under which node.
+
+use std::ops::Range;
+
+use crate::{Combine, ExpertsAre, LevelSpec, MoeSpec, Project, RoutePer, RouterKind, RouterSpec, Slot};
+
+impl MoeSpec {
+    /// Experts in all, N: those that routers choose from, then those that always take part.
+    #[must_use]
+    pub fn experts(&self) -> usize {
+        self.routed_experts() + self.always_experts()
+    }
+
+    /// Experts that routers choose from.
+    #[must_use]
+    pub fn routed_experts(&self) -> usize {
+        self.levels.last().map_or(0, LevelSpec::nodes)
+    }
+
+    /// Experts that always take part.
+    #[must_use]
+    pub fn always_experts(&self) -> usize {
+        self.always.iter().map(|group| group.experts).sum()
+    }
+
+    /// The most experts that a decision of fixed `top_k` takes, those that always take part among them.
+    #[must_use]
+    pub fn active_experts(&self) -> usize {
+        let mut below = vec![1; self.routed_experts()];
+        for level in self.levels.iter().rev() {
+            let most = |slot: Slot| {
+                let mut under = below[slot.nodes].to_vec();
+                under.sort_unstable_by(|a, b| b.cmp(a));
+                under.iter().take(slot.top_k).sum()
+            };
+            below = level.slots().map(most).collect();
+        }
+        below.iter().sum::<usize>() + self.always_experts()
+    }
+
+    /// Neurons that a decision of fixed `top_k` computes, relative to the dense MLP's, experts being equally wide: the largest
+    /// share of slices that are taken; 1 for merged replicas; for dispatched ones their number.
+    #[must_use]
+    pub fn active_share(&self) -> f64 {
+        let active = self.active_experts() as f64;
+        match (self.experts_are, self.combine) {
+            (ExpertsAre::Slice, _) => active / self.experts().max(1) as f64,
+            (ExpertsAre::Replicate, Combine::Dispatch) => active,
+            (ExpertsAre::Replicate, _) => 1.0,
+        }
+    }
+
+    /// The routed experts under each node of a level.
+    #[must_use]
+    pub fn experts_under(&self, level: usize) -> Vec<Range<usize>> {
+        let mut under: Vec<Range<usize>> = (0..self.routed_experts()).map(|expert| expert..expert + 1).collect();
+        for below in self.levels[level + 1..].iter().rev() {
+            let span = |slot: Slot| under[slot.nodes.start].start..under[slot.nodes.end - 1].end;
+            under = below.slots().map(span).collect();
+        }
+        under
+    }
+
+    /// The node of a level that each routed expert is under.
+    #[must_use]
+    pub fn node_of_experts(&self, level: usize) -> Vec<usize> {
+        let nodes = self.experts_under(level).into_iter().enumerate();
+        nodes.flat_map(|(node, experts)| std::iter::repeat_n(node, experts.len())).collect()
+    }
+
+    /// The width of the widest projection that is fitted, at most `hidden`; 1 if none is.
+    #[must_use]
+    pub fn projection_width(&self, hidden: usize) -> usize {
+        let runs = self.levels.iter().flat_map(|level| level.routers.iter());
+        let width = |run: &RouterSpec| match &run.kind {
+            RouterKind::Gaussian(form) if form.project == Project::Learned => Some(form.dim.min(hidden)),
+            _ => None,
+        };
+        runs.filter_map(width).max().unwrap_or(1)
+    }
+
+    /// Positions at the start of a sequence that run all active, whatever the routers would choose; 0 for token and task.
+    #[must_use]
+    pub fn open_positions(&self) -> usize {
+        match self.route_per {
+            RoutePer::Token | RoutePer::Task => 0,
+            RoutePer::Segment { tokens } => tokens,
+            RoutePer::Sequence { first } => first,
+        }
+    }
+
+    /// What a node is called: the name of its group where that has one, else its level's name and its number.
+    #[must_use]
+    pub fn node_name(&self, level: usize, node: usize) -> String {
+        // Routers over a named group are called by it, others like their level.
+        let below = self.levels.get(level + 1);
+        match below.and_then(|below| below.routers.get(node).filter(|run| run.name != below.name)) {
+            Some(run) => run.name.to_string(),
+            None => format!("{} {node}", self.levels[level].name),
+        }
+    }
+}

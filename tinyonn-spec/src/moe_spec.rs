@@ -1,0 +1,58 @@
+//! The declaration as a whole.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AlwaysSpec, Balance, Combine, ExpertsAre, Gate, LevelSpec, PartitionStrategy, Pfag, RoutePer};
+
+/// A declared mixture of experts: `const` in the code that `#[moe(..)]` writes, deserialised from a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoeSpec {
+    /// The name of the declared type.
+    pub name: Cow<'static, str>,
+    /// Decisions from the root to the experts; their number is the physical decision depth.
+    pub levels: Cow<'static, [LevelSpec]>,
+    /// Groups that take part in every decision: no router chooses them.
+    pub always: Cow<'static, [AlwaysSpec]>,
+    /// What an expert is.
+    pub experts_are: ExpertsAre,
+    /// How the chosen experts become one output.
+    pub combine: Combine,
+    /// What shares a routing decision.
+    pub route_per: RoutePer,
+    /// The weight of a chosen expert.
+    pub gate: Gate,
+    /// How many choices of a router are taken, where that depends on its input.
+    pub pfag: Pfag,
+    /// How load is kept even while routers learn.
+    pub balance: Balance,
+    /// c of the router z-loss c · mean (logsumexp ℓ)² (Zoph et al., 2022); 0 is none.
+    pub z_loss: f64,
+    /// ε of the multiplicative noise U(1 − ε, 1 + ε) on a router's input in training (Fedus et al., 2021); 0 is none.
+    pub jitter: f64,
+    /// How neurons are given to experts unless a program is told otherwise; `None` leaves it to the program.
+    pub partition: Option<PartitionStrategy>,
+    /// The activation between the MLP's products, by its name in `hidden_act`; `None` is the model's own.
+    pub activation: Option<Cow<'static, str>>,
+}
+
+impl MoeSpec {
+    /// What goes without saying, of no name and no hierarchy yet: slices gated in one bank, chosen by each token for itself.
+    pub const PLAIN: Self = Self {
+        name: Cow::Borrowed(""),
+        levels: Cow::Borrowed(&[]),
+        always: Cow::Borrowed(&[]),
+        experts_are: ExpertsAre::Slice,
+        combine: Combine::Concat,
+        route_per: RoutePer::Token,
+        gate: Gate::Unit,
+        pfag: Pfag::Off,
+        balance: Balance::None,
+        z_loss: 0.0,
+        jitter: 0.0,
+        partition: None,
+        activation: None,
+    };
+}

@@ -1,0 +1,87 @@
+//! The rules of what is said of a variant as a whole.
+
+use super::{At, Found, Part};
+use crate::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Pfag, RoutePer};
+
+pub(super) fn check(spec: &MoeSpec, found: &mut Found) {
+    match spec.experts_are {
+        ExpertsAre::Slice => slices(spec, found),
+        ExpertsAre::Replicate => replicas(spec, found),
+    }
+    numbers(spec, found);
+    if spec.route_per == RoutePer::Task {
+        no_router_is_asked(spec, found);
+    }
+}
+
+fn slices(spec: &MoeSpec, found: &mut Found) {
+    if spec.combine == Combine::Merge {
+        let remedy = "write `combine = concat` or `combine = dispatch`, or add `experts_are = replicate`";
+        found.add(At::Value("combine"), "slices of one MLP have no common weights to merge", remedy);
+    }
+    if spec.gate == Gate::Normalised {
+        let problem = "weights that add up to one shrink what slices add up to";
+        found.add(At::Value("gate"), problem, "write `gate = unit` or `gate = scaled`");
+    }
+}
+
+fn replicas(spec: &MoeSpec, found: &mut Found) {
+    let or_slices = "or write `experts_are = slice`";
+    if spec.combine == Combine::Concat {
+        let remedy = format!("write `combine = merge` or `combine = dispatch`, {or_slices}");
+        found.add(At::Value("combine"), "replicas are whole MLPs, not parts of one", remedy);
+    }
+    if spec.gate != Gate::Normalised {
+        let problem = "replicas are weighted by their probabilities, which add up to one";
+        found.add(At::Setting("gate"), problem, format!("remove `gate`, {or_slices}"));
+    }
+    if spec.partition.is_some() {
+        let problem = "replicas are whole MLPs: no neurons are shared out";
+        found.add(At::Setting("partition"), problem, format!("remove `partition`, {or_slices}"));
+    }
+    for group in 0..spec.always.len() {
+        let problem =
+            "replicas share one weight of 1 among the chosen, which leaves none for experts that always take part";
+        found.add(At::Always { group, part: Part::Kind }, problem, format!("remove `always`, {or_slices}"));
+    }
+}
+
+fn numbers(spec: &MoeSpec, found: &mut Found) {
+    let (positive, finite) = ("more than 0, and at most 1", "a finite number, 0 or more");
+    let is_size = |value: f64| value.is_finite() && value >= 0.0;
+    let mut real = |at, name, value: f64, is_allowed: bool, range| {
+        if !is_allowed {
+            found.add(At::Value(at), format!("`{name}` is {value}"), format!("use {range}"));
+        }
+    };
+    if let Pfag::Nucleus { mass } = spec.pfag {
+        real("pfag", "nucleus", mass, mass > 0.0 && mass <= 1.0, positive);
+    }
+    match spec.balance {
+        Balance::None => (),
+        Balance::Loss { coefficient } => real("balance", "loss", coefficient, is_size(coefficient), finite),
+        Balance::Bias { rate } => real("balance", "bias", rate, is_size(rate), finite),
+    }
+    real("z_loss", "z_loss", spec.z_loss, is_size(spec.z_loss), finite);
+    real("jitter", "jitter", spec.jitter, (0.0..1.0).contains(&spec.jitter), "0 or more, and less than 1");
+    match spec.route_per {
+        RoutePer::Token | RoutePer::Task => (),
+        RoutePer::Segment { tokens } => found.count(At::Value("route_per"), "segment", tokens),
+        RoutePer::Sequence { first } => found.count(At::Value("route_per"), "sequence", first),
+    }
+}
+
+/// Under `route_per = task`, what asks for the scores of routers gets none.
+fn no_router_is_asked(spec: &MoeSpec, found: &mut Found) {
+    let asks = [
+        ("gate", spec.experts_are == ExpertsAre::Slice && spec.gate != Gate::Unit),
+        ("pfag", spec.pfag != Pfag::Off),
+        ("balance", spec.balance != Balance::None),
+        ("z_loss", spec.z_loss > 0.0),
+        ("jitter", spec.jitter > 0.0),
+    ];
+    for (key, _) in asks.into_iter().filter(|(_, asks)| *asks) {
+        let problem = format!("`{key}` needs the scores of routers, and `route_per = task` asks none");
+        found.add(At::Setting(key), problem, format!("remove `{key}`, or write `route_per = sequence`"));
+    }
+}

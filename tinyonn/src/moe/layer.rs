@@ -1,0 +1,104 @@
+//! One layer of a mixture of experts, of whatever variant: what a declaration says, the routers and the experts that it asks for.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use super::router::new_router;
+use super::{
+    CosineRouter, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router, RouterKind,
+    RouterSpec, TinyOnnExpert, check, route,
+};
+use crate::qwen3::{FeedForward, Qwen3Config, RouteCtx};
+use crate::{Error, Result};
+
+/// A feed-forward of routed experts: what fills a decoder layer's second half past `model`.
+#[derive(Debug)]
+pub struct MoeLayer {
+    spec: MoeSpec,
+    /// By level and run as in [`MoeSpec::levels`].
+    routers: Vec<Vec<Box<dyn Router>>>,
+    experts: TinyOnnExpert,
+}
+
+impl MoeLayer {
+    /// Reads or initialises layer `layer` from the parameters of its `mlp`: the routers of a run under `{name}_router`, the experts
+    /// under the names of the dense MLP. `own` makes the routers whose types are the user's, by the name that the declaration
+    /// has for them ([`RouterKind::Custom`]).
+    ///
+    /// # Errors
+    /// A declaration that cannot be run, or that has a router of a type that `own` lacks; an MLP narrower than the number of slices;
+    /// a missing or misshapen parameter.
+    pub fn new(
+        spec: MoeSpec,
+        own: &[(&str, NewRouter)],
+        cfg: &Qwen3Config,
+        layer: usize,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Self> {
+        check(&spec)?;
+        let router = |run: &RouterSpec| {
+            let (shape, vb) = (run.shape(cfg.hidden_size), &vb.pp(format!("{}_router", run.name)));
+            match &run.kind {
+                RouterKind::Gaussian(form) => {
+                    Ok(Box::new(GaussianMoeRouter::with_form(shape, form, vb)?) as Box<dyn Router>)
+                }
+                RouterKind::Linear => new_router::<LinearRouter>(shape, vb),
+                RouterKind::Cosine => new_router::<CosineRouter>(shape, vb),
+                RouterKind::Random => new_router::<RandomRouter>(shape, vb),
+                RouterKind::Custom(path) => {
+                    let (_, new) = own.iter().find(|(name, _)| name == path).ok_or_else(|| {
+                        let problem = format!("nothing makes its `{}_router`, a `{path}`", run.name);
+                        Error::variant(spec.name.clone(), problem, "build it by the type that declares it")
+                    })?;
+                    new(shape, vb)
+                }
+            }
+        };
+        let levels = spec.levels.iter();
+        let routers = levels.map(|level| level.routers.iter().map(router).collect()).collect::<Result<_>>()?;
+        let experts = TinyOnnExpert::new(&spec, cfg, layer, vb)?;
+        Ok(Self { spec, routers, experts })
+    }
+
+    /// The same layer, of which `top_k[level]` choices of every router of a level are taken, under `pfag`, in place of those declared.
+    ///
+    /// # Errors
+    /// An adaptive form where nothing is routed by it.
+    pub fn taking(self, top_k: &[usize], pfag: Pfag) -> Result<Self> {
+        let spec = self.spec.taking(top_k, pfag);
+        check(&spec)?;
+        Ok(Self { spec, ..self })
+    }
+
+    /// The declaration.
+    pub fn spec(&self) -> &MoeSpec {
+        &self.spec
+    }
+
+    /// The routers, by level and run as in [`MoeSpec::levels`].
+    pub fn routers(&self) -> &[Vec<Box<dyn Router>>] {
+        &self.routers
+    }
+
+    /// The experts.
+    pub fn experts(&self) -> &TinyOnnExpert {
+        &self.experts
+    }
+
+    /// Which layer of its model it is.
+    pub fn layer(&self) -> usize {
+        self.experts.layer()
+    }
+}
+
+impl FeedForward for MoeLayer {
+    /// Route, gate, combine.
+    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+        let routing = route(self, x, ctx)?;
+        self.experts.forward(x, &routing, ctx)
+    }
+
+    fn reads_surprisal(&self) -> bool {
+        self.spec.pfag == Pfag::Surprisal
+    }
+}
