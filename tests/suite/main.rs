@@ -18,6 +18,7 @@ mod gallery;
 mod gradients;
 mod hierarchies;
 mod imaging;
+mod interrupt;
 mod labels;
 mod load;
 mod lossless;
