@@ -1,4 +1,4 @@
-//! Values measured while a model trains, where they go (a file of one JSON object a line, a progress bar, a stopwatch), and how sure their
+//! Values measured while a model trains, where they go (a file of one JSON object a line, TensorBoard's events beside it, a progress bar, a stopwatch), and how sure their
 //! means are ([`interval()`], [`mean_interval()`]).
 //!
 //! ```
@@ -22,6 +22,7 @@ mod jsonl;
 mod progress;
 mod stopwatch;
 mod student;
+mod tensorboard;
 mod value;
 
 pub use bootstrap::{Interval, by_cluster, interval};
