@@ -4,6 +4,8 @@
 //! A package's binaries are known to its own tests alone, so these stand apart from the suite.
 #![allow(clippy::unwrap_used)]
 
+#[path = "programs/interrupts.rs"]
+mod interrupts;
 #[path = "programs/stored_scans.rs"]
 mod stored_scans;
 
@@ -109,10 +111,17 @@ impl Place {
 
 /// One line with all `words`, exit code 2, nothing on standard output.
 fn assert_refused(output: &Output, words: &[&str]) {
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");
+    assert_failed(output, words);
+}
+
+/// As [`assert_refused`], behind lines that say how far stages came.
+fn assert_failed(output: &Output, words: &[&str]) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.starts_with("error: ") && words.iter().all(|word| said.contains(word)), "{said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && said.lines().last() == Some(errors[0]), "{said}");
+    assert!(words.iter().all(|word| errors[0].contains(word)), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
 }
 
@@ -245,12 +254,12 @@ fn a_full_disk(#[case] program: &str, #[case] arguments: &str, #[case] blocks: u
     fs::write(place.path("ids.json"), json!([ids]).to_string()).unwrap();
     fs::write(place.path("run.toml"), RUN).unwrap();
     let before = place.files();
-    assert_refused(&run_cramped(&place, program, arguments, blocks), &["free some space"]);
+    assert_failed(&run_cramped(&place, program, arguments, blocks), &["free some space"]);
     assert_eq!(place.files(), before);
     // The next run is not hindered; and where there is an old result, a full disk leaves it.
     assert_done(&place.run(program, arguments));
     let (whole, arguments) = (place.files(), format!("{arguments} --overwrite"));
-    assert_refused(&run_cramped(&place, program, &arguments, blocks), &["free some space"]);
+    assert_failed(&run_cramped(&place, program, &arguments, blocks), &["free some space"]);
     assert_eq!(place.files(), whole);
     assert_done(&place.run(program, &arguments));
     assert_eq!(place.files(), whole);

@@ -19,6 +19,8 @@
 mod bootstrap;
 mod finite;
 mod jsonl;
+mod memory;
+mod pace;
 mod progress;
 mod stopwatch;
 mod student;
@@ -28,6 +30,7 @@ mod value;
 pub use bootstrap::{Interval, by_cluster, interval};
 pub(crate) use finite::{Stage, check_loss};
 pub use jsonl::{MetricsLog, read};
+pub use memory::resident_bytes;
 pub use progress::Progress;
 pub use stopwatch::Stopwatch;
 pub use student::mean_interval;
