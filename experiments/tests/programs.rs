@@ -187,7 +187,7 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 #[case::its_own_input(UPCYCLE, "--model dense --variant TinyOnn --out dense --overwrite", &["dense", "is read"])]
 #[case::its_own_input_of_a_scan(SCAN, "--model dense --data a=a.txt --out dense --overwrite", &["dense", "is read"])]
 #[case::used_file(SCAN, "--model dense --tokens ids.json --dump a.txt", &["a.txt: exists", "--overwrite"])]
-#[case::no_folder_for_a_dump(SCAN, "--model dense --tokens ids.json --dump no/image.safetensors", &["no/image.safetensors"])]
+#[case::no_folder_for_a_dump(SCAN, "--model dense --tokens ids.json --dump no/image.safetensors", &["no: there is no such folder"])]
 #[case::dense_to_dense(UPCYCLE, "--model dense --to-dense --out out", &["config.json", "Tiny-ONN"])]
 fn what_cannot_be_done(#[case] program: &str, #[case] arguments: &str, #[case] words: &[&str]) {
     let place = Place::new();
@@ -216,7 +216,7 @@ fn a_loss_that_is_no_number(#[case] program: &str, #[case] arguments: &str, #[ca
     fs::write(place.path("run.toml"), "length = 32").unwrap();
     place.change("model.norm.weight", |norm| Some((norm * f64::NAN).unwrap().to_dtype(DType::F32).unwrap()));
     let before = place.files();
-    assert_refused(&place.run(program, arguments), words);
+    assert_failed(&place.run(program, arguments), words);
     assert_eq!(place.files(), before);
 }
 
@@ -225,7 +225,7 @@ fn pretraining_at_too_high_a_rate_leaves_nothing_in_the_cache() {
     let place = Place::new();
     fs::write(place.path("run.toml"), "cache = \"cache\"\nlength = 32\npretrain.adamw.rate = 1e30").unwrap();
     let output = place.run(PHASE2, "--data a=a.txt --data b=b.txt --config run.toml --out out");
-    assert_refused(&output, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
+    assert_failed(&output, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
     assert!(!place.path("out").exists() && fs::read_dir(place.path("cache")).unwrap().next().is_none());
 }
 

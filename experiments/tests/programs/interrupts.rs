@@ -19,7 +19,9 @@ fn a_run_that_is_ended_leaves_no_hidden_folder(#[case] signal: &str, #[case] cod
     let arguments = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out";
     let child = place.command(PHASE2, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let started = Instant::now();
-    while !place.path(".out.saving/metrics.jsonl").exists() && started.elapsed() < Duration::from_mins(2) {
+    // Until the first step is logged.
+    let log = place.path(".out.saving/metrics.jsonl");
+    while fs::metadata(&log).map_or(0, |file| file.len()) == 0 && started.elapsed() < Duration::from_mins(2) {
         std::thread::sleep(Duration::from_millis(5));
     }
     let sent = Command::new("sh").arg("-c").arg(format!("kill -{signal} {}", child.id())).status().unwrap();
