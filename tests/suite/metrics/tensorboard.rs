@@ -158,14 +158,24 @@ fn only_this_logs_own_events_are_replaced() {
     let others = ["events.out.tfevents.1700000000.host.7.0", "events.out.tfevents.0000000001.other.tinyonn"];
     others.iter().for_each(|name| fs::write(dir.path().join(name), "theirs").unwrap());
     let path = dir.path().join("metrics.jsonl");
-    for start in 1..4 {
-        drop(MetricsLog::create(&path).unwrap());
-        let own = |start| format!("events.out.tfevents.{start:010}.metrics.tinyonn");
-        let starts = if start == 1 { vec![own(1)] } else { vec![own(start - 1), own(start)] };
-        let mut expected: Vec<&str> = starts.iter().map(String::as_str).chain(others).collect();
+    let assert_own = |starts: &[u32]| {
+        let own: Vec<String> =
+            starts.iter().map(|start| format!("events.out.tfevents.{start:010}.metrics.tinyonn")).collect();
+        let mut expected: Vec<&str> = own.iter().map(String::as_str).chain(others).collect();
         expected.sort_unstable();
         let names = events_files(dir.path());
         assert_eq!(names.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect::<Vec<_>>(), expected);
+    };
+    for _ in 0..2 {
+        // A new log leaves the same names, whatever was there.
+        for _ in 0..2 {
+            drop(MetricsLog::create(&path).unwrap());
+            assert_own(&[1]);
+        }
+        drop(MetricsLog::resume(&path, "smk", 0).unwrap());
+        assert_own(&[1, 2]);
+        drop(MetricsLog::resume(&path, "smk", 0).unwrap());
+        assert_own(&[2, 3]);
     }
     assert!(others.iter().all(|name| fs::read_to_string(dir.path().join(name)).unwrap() == "theirs"));
 }

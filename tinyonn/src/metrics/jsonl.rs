@@ -48,7 +48,7 @@ impl MetricsLog {
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let file = File::create(&path).map_err(|source| Error::io(&path, source))?;
-        let events = EventFile::begin(&path, &[])?;
+        let events = EventFile::create(&path)?;
         Ok(Self { file, path, events })
     }
 
@@ -82,7 +82,7 @@ impl MetricsLog {
             // Lines of another stage stand behind what is cut: only a whole new file keeps them if this process is killed now.
             files::write(&path, kept)?;
         }
-        let events = EventFile::begin(&path, &records)?;
+        let events = EventFile::resume(&path, &records)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
         Ok(Self { file, path, events })
     }

@@ -31,12 +31,25 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
+    /// Begins the events of a new log at `log`; those of an older one go, so that a run leaves the same names whatever was there.
+    pub(super) fn create(log: &Path) -> Result<Self> {
+        Old::of(log)?.files.iter().try_for_each(|(_, path)| fs::remove_file(path).map_err(|e| Error::io(path, e)))?;
+        Self::write(log, 1, &[], &[])
+    }
+
     /// Begins the events beside `log` with `records`, each with the number of the line it had in the log; only the times at which these were
-    /// logged are taken over from an older file, which goes.
-    pub(super) fn begin(log: &Path, records: &[(usize, Record)]) -> Result<Self> {
+    /// logged are taken over from the older file, which is emptied.
+    pub(super) fn resume(log: &Path, records: &[(usize, Record)]) -> Result<Self> {
         let old = Old::of(log)?;
+        let start = old.files.last().map_or(1, |(start, _)| start + 1);
+        let events = Self::write(log, start, records, &old.times())?;
+        old.retire()?;
+        Ok(events)
+    }
+
+    /// The file of the `start`th start, with `records`, and `times` of the lines of the log.
+    fn write(log: &Path, start: u64, records: &[(usize, Record)], times: &[f64]) -> Result<Self> {
         let now = now();
-        let times = old.times();
         let mut bytes = Vec::new();
         frame(&mut bytes, &event(now, 0, &bytes_field(3, b"brain.Event:2")));
         frame(&mut bytes, &event(now, 0, &bytes_field(7, &[&key(1, VARINT)[..], &[1]].concat())));
@@ -46,10 +59,8 @@ impl EventFile {
             frame(&mut bytes, &event(time, record.step, &summary(&record.stage, values)));
         }
         // Where others put the second, a number that makes names sort by starts, and be the same whenever a run is.
-        let start = old.files.last().map_or(1, |(start, _)| start + 1);
         let path = parent_of(log).join(format!("{PREFIX}{start:010}.{}", suffix(log)));
         files::write(&path, bytes)?;
-        old.retire()?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, e))?;
         Ok(Self { file, path })
     }
