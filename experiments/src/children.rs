@@ -10,7 +10,7 @@ use std::time::Duration;
 use tinyonn::metrics::Progress;
 use tinyonn::phases::compare::CompareConfig;
 use tinyonn::phases::compare::record::Store;
-use tinyonn::{Error, Result};
+use tinyonn::{Error, Result, files};
 
 /// A subject under way.
 struct Running {
@@ -82,13 +82,13 @@ fn start(config: &CompareConfig, (corpus, seed): (&str, u64), threads: usize) ->
     Ok(Running { name, child: command.spawn().map_err(|e| Error::io(&program, e))? })
 }
 
-/// Ends this process when the one that started it has ended.
+/// Ends this process when the one that started it has ended, and takes away what it was writing.
 pub fn end_with_parent() {
     thread::spawn(|| {
         let mut ignored = Vec::new();
         // Whatever it returns, nobody holds the other end any more.
         let _ = std::io::stdin().read_to_end(&mut ignored);
-        std::process::exit(1);
+        files::abandon(|_| std::process::exit(1));
     });
 }
 

@@ -1,10 +1,11 @@
 //! What the `exp_*` binaries share: one concept a file.
 //!
 //! A binary is a clap struct of settings and a page of calls. [`run_flags`] are in each of them, [`settings`] puts flags over a
-//! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, and [`main_error`] turns
-//! an error into one line and an exit code.
+//! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, and
+//! [`main_error`] turns an error into one line and an exit code.
 
 pub mod children;
+pub mod interrupts;
 pub mod main_error;
 pub mod overwrite;
 pub mod phase_flags;
@@ -14,6 +15,7 @@ pub mod run_folder;
 pub mod say;
 pub mod settings;
 
+pub use interrupts::interrupt;
 pub use main_error::main_with;
 pub use phase_flags::PhaseFlags;
 pub use run_flags::{OutFlags, RunFlags};

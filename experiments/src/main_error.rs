@@ -3,8 +3,10 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-use tinyonn::Result;
+use tinyonn::{Error, Result};
 use tracing_subscriber::EnvFilter;
+
+use crate::interrupt;
 
 /// The exit code of a run that could not be done; 1 is left to results that fail (a tolerance exceeded).
 pub const ERROR: u8 = 2;
@@ -14,8 +16,9 @@ fn one_line(error: &str) -> String {
     error.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(": ")
 }
 
-/// Runs `main` with warnings logged to standard error (more with `RUST_LOG=info`). An error is printed with its remedy and
-/// ends the process with code [`ERROR`].
+/// Runs `main` with warnings logged to standard error (more with `RUST_LOG=info`) and signals heard ([`interrupt`]). An error is
+/// printed with its remedy and ends the process with code [`ERROR`]; a run that was asked to stop and did says what it saved, and ends it
+/// with [130 or 143](tinyonn::interrupt::Signal::exit_code).
 pub fn main_with(main: impl FnOnce() -> Result<ExitCode> + Send) -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     // Refused only where a subscriber is already set, which then serves as well.
@@ -25,9 +28,15 @@ pub fn main_with(main: impl FnOnce() -> Result<ExitCode> + Send) -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .try_init();
+    let _ = interrupt();
     // From inside the pool a parallel loop starts without waking another thread first; small models are made of small loops.
     rayon::scope(|_| main()).unwrap_or_else(|error| {
-        eprintln!("error: {}", one_line(&error.to_string()));
+        let line = one_line(&error.to_string());
+        if let Error::Interrupted { signal, .. } = error {
+            eprintln!("{line}");
+            return ExitCode::from(signal.exit_code());
+        }
+        eprintln!("error: {line}");
         ExitCode::from(ERROR)
     })
 }

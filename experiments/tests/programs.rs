@@ -4,6 +4,8 @@
 //! A package's binaries are known to its own tests alone, so these stand apart from the suite.
 #![allow(clippy::unwrap_used)]
 
+#[path = "programs/interrupts.rs"]
+mod interrupts;
 #[path = "programs/stored_scans.rs"]
 mod stored_scans;
 
@@ -109,10 +111,17 @@ impl Place {
 
 /// One line with all `words`, exit code 2, nothing on standard output.
 fn assert_refused(output: &Output, words: &[&str]) {
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");
+    assert_failed(output, words);
+}
+
+/// As [`assert_refused`], behind lines that say how far stages came.
+fn assert_failed(output: &Output, words: &[&str]) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.starts_with("error: ") && words.iter().all(|word| said.contains(word)), "{said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && said.lines().last() == Some(errors[0]), "{said}");
+    assert!(words.iter().all(|word| errors[0].contains(word)), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
 }
 
@@ -178,7 +187,7 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 #[case::its_own_input(UPCYCLE, "--model dense --variant TinyOnn --out dense --overwrite", &["dense", "is read"])]
 #[case::its_own_input_of_a_scan(SCAN, "--model dense --data a=a.txt --out dense --overwrite", &["dense", "is read"])]
 #[case::used_file(SCAN, "--model dense --tokens ids.json --dump a.txt", &["a.txt: exists", "--overwrite"])]
-#[case::no_folder_for_a_dump(SCAN, "--model dense --tokens ids.json --dump no/image.safetensors", &["no/image.safetensors"])]
+#[case::no_folder_for_a_dump(SCAN, "--model dense --tokens ids.json --dump no/image.safetensors", &["no: there is no such folder"])]
 #[case::dense_to_dense(UPCYCLE, "--model dense --to-dense --out out", &["config.json", "Tiny-ONN"])]
 fn what_cannot_be_done(#[case] program: &str, #[case] arguments: &str, #[case] words: &[&str]) {
     let place = Place::new();
@@ -207,7 +216,7 @@ fn a_loss_that_is_no_number(#[case] program: &str, #[case] arguments: &str, #[ca
     fs::write(place.path("run.toml"), "length = 32").unwrap();
     place.change("model.norm.weight", |norm| Some((norm * f64::NAN).unwrap().to_dtype(DType::F32).unwrap()));
     let before = place.files();
-    assert_refused(&place.run(program, arguments), words);
+    assert_failed(&place.run(program, arguments), words);
     assert_eq!(place.files(), before);
 }
 
@@ -216,7 +225,7 @@ fn pretraining_at_too_high_a_rate_leaves_nothing_in_the_cache() {
     let place = Place::new();
     fs::write(place.path("run.toml"), "cache = \"cache\"\nlength = 32\npretrain.adamw.rate = 1e30").unwrap();
     let output = place.run(PHASE2, "--data a=a.txt --data b=b.txt --config run.toml --out out");
-    assert_refused(&output, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
+    assert_failed(&output, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
     assert!(!place.path("out").exists() && fs::read_dir(place.path("cache")).unwrap().next().is_none());
 }
 
@@ -245,12 +254,12 @@ fn a_full_disk(#[case] program: &str, #[case] arguments: &str, #[case] blocks: u
     fs::write(place.path("ids.json"), json!([ids]).to_string()).unwrap();
     fs::write(place.path("run.toml"), RUN).unwrap();
     let before = place.files();
-    assert_refused(&run_cramped(&place, program, arguments, blocks), &["free some space"]);
+    assert_failed(&run_cramped(&place, program, arguments, blocks), &["free some space"]);
     assert_eq!(place.files(), before);
     // The next run is not hindered; and where there is an old result, a full disk leaves it.
     assert_done(&place.run(program, arguments));
     let (whole, arguments) = (place.files(), format!("{arguments} --overwrite"));
-    assert_refused(&run_cramped(&place, program, &arguments, blocks), &["free some space"]);
+    assert_failed(&run_cramped(&place, program, &arguments, blocks), &["free some space"]);
     assert_eq!(place.files(), whole);
     assert_done(&place.run(program, &arguments));
     assert_eq!(place.files(), whole);

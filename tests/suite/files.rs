@@ -41,8 +41,10 @@ fn a_file_is_replaced_whole_or_stays_as_it_was() {
 #[test]
 fn what_cannot_be_written_is_named_with_a_remedy() {
     let dir = TempDir::new().unwrap();
+    // Of the folder that is missing, not of a file beside the one to write.
     let refused = message(write(dir.path().join("no/such.json"), ""));
-    assert!(refused.contains("no/such.json: ") && refused.contains("check the path"), "{refused}");
+    let folder = dir.path().join("no");
+    assert_eq!(refused, format!("{}: there is no such folder; make it, or check the path", folder.display()));
     // A folder of that name.
     fs::create_dir(dir.path().join("taken")).unwrap();
     assert!(message(write(dir.path().join("taken"), "")).contains("taken: "));
@@ -92,4 +94,33 @@ fn a_replacement_that_was_killed_is_undone_or_finished() {
     fs::create_dir(&aside).unwrap();
     drop(stage(&dir, "lost"));
     assert_eq!((text(&dir).as_str(), names(parent.path())), ("old", vec!["run".to_owned()]));
+}
+
+/// Mode bits of a file; there are none elsewhere.
+#[cfg(unix)]
+fn mode(path: &Path) -> u32 {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+/// Through a temporary file of a library's (mode 0600), through ours, or straight: every new file has the mode of the umask. (Which is the
+/// process's own, so that a test cannot set it: a plain file shows it.)
+#[cfg(unix)]
+#[test]
+fn every_file_has_the_mode_of_the_umask() {
+    let dir = TempDir::new().unwrap();
+    let [plain, whole, temporary] = ["plain", "whole", "temporary"].map(|name| dir.path().join(name));
+    fs::write(&plain, "").unwrap();
+    write(&whole, "").unwrap();
+    let replaced = |staged: &Path| {
+        let file = tempfile::NamedTempFile::new_in(dir.path()).unwrap();
+        assert_eq!(mode(file.path()), 0o600);
+        file.persist(staged).map(drop).map_err(|e| Error::io(staged, e.error))
+    };
+    write_with(&temporary, replaced).unwrap();
+    assert_eq!([mode(&whole), mode(&temporary)], [mode(&plain); 2]);
+    // And a replaced one as well, whoever wrote it before.
+    fs::set_permissions(&whole, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    write(&whole, "").unwrap();
+    assert_eq!(mode(&whole), mode(&plain));
 }

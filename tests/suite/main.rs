@@ -19,6 +19,7 @@ mod golden;
 mod gradients;
 mod hierarchies;
 mod imaging;
+mod interrupt;
 mod labels;
 mod load;
 mod lossless;

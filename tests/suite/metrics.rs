@@ -1,14 +1,17 @@
-//! Metrics: how sure means are, what is logged is read back, nothing unfit is logged, silence where nobody watches.
+//! Metrics: how sure means are, what is logged is read back, nothing unfit is logged, a log goes on, and TensorBoard and whoever
+//! watches see the same.
 
 mod bootstrap;
+mod progress;
+mod resume;
 mod student;
+mod tensorboard;
 
-use std::process::Command;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::metrics::{MetricsLog, Progress, Record, Stopwatch, read, series};
+use tinyonn::metrics::{MetricsLog, Record, Stopwatch, read, series};
 
 fn record(step: u64, stage: &str, values: &[(&str, f64)]) -> Record {
     let values = values.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
@@ -71,7 +74,8 @@ fn what_cannot_be_read_back_is_refused_by_name(#[case] values: &[(&str, f64)], #
 #[case("{\"step\":0,\"stage\":\"a\"}\n{\"step\":1,\"sta", 1)]
 #[case("{\"step\":0,\"stage\":\"a\"}", 0)]
 #[case("", 0)]
-fn a_line_cut_off_by_a_kill_is_left_out(#[case] text: &str, #[case] records: usize) {
+#[case(b"{\"step\":0,\"stage\":\"a\"}\n{\"step\":1,\"\xe2\x88", 1)] // Within a letter.
+fn a_line_cut_off_by_a_kill_is_left_out(#[case] text: impl AsRef<[u8]>, #[case] records: usize) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("metrics.jsonl");
     std::fs::write(&path, text).unwrap();
@@ -129,31 +133,4 @@ fn a_stopwatch_gives_each_stage_its_own_time() {
     assert_eq!(watch.seconds(), seconds, "a stopped watch stands still");
     assert_eq!((seconds[0].0.as_str(), seconds[1].0.as_str(), seconds.len()), ("slow", "quick", 2));
     assert!(seconds[0].1 >= 0.06 && seconds[1].1 < seconds[0].1, "{seconds:?}");
-}
-
-/// Also runs as a child of the next test, with its standard error in a pipe.
-#[test]
-fn progress_in_a_pipe() {
-    let progress = Progress::new(100, "scan");
-    for step in 0..=60 {
-        progress.set(step);
-        progress.message(format!("loss {step}"));
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    assert_eq!(progress.position(), 60);
-    drop(progress);
-    let finished = Progress::new(100, "fit");
-    finished.finish();
-    assert_eq!(finished.position(), 100);
-}
-
-#[test]
-fn progress_is_silent_where_nobody_watches() {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "metrics::progress_in_a_pipe", "--nocapture"])
-        .output()
-        .unwrap();
-    let out = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success() && out.contains("1 passed"), "{out}");
-    assert_eq!(String::from_utf8_lossy(&child.stderr), "");
 }

@@ -3,6 +3,8 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::interrupt::Signal;
+
 /// What went wrong, where, and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,6 +56,16 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// The run was asked to stop and did, where it can go on.
+    #[error("stopped by {signal}: {saved}; {remedy}")]
+    Interrupted {
+        /// What asked.
+        signal: Signal,
+        /// What was saved.
+        saved: String,
+        /// How to go on.
+        remedy: String,
+    },
     /// A tensor operation failed: shapes, types or devices that do not go together.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -81,6 +93,11 @@ impl Error {
     /// The setting `name` cannot work.
     pub fn setting(name: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Setting { name: name.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+
+    /// The run was asked to stop, after `saved` was saved.
+    pub fn interrupted(signal: Signal, saved: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Interrupted { signal, saved: saved.into(), remedy: remedy.into() }
     }
 
     /// The variant does not fit, or is not known.

@@ -13,6 +13,7 @@ pub mod error;
 pub mod files;
 pub mod gallery;
 pub mod imaging;
+pub mod interrupt;
 pub mod metrics;
 pub mod model;
 pub mod moe;

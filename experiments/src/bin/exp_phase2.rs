@@ -13,7 +13,7 @@ use tinyonn::phases::{RunConfig, Summary, phase2, phase2_from};
 ///
 /// Without --model a small Qwen3 is pretrained on the text first (about four minutes on two cores, then cached in runs/cache).
 /// Without --data the text is this workspace's own sources and prose, and generated tasks. The run's folder gets report.html,
-/// the page to open; summary.json, the figures; metrics.jsonl, the losses; config.json, all that is needed to repeat the run;
+/// the page to open; summary.json, the figures; metrics.jsonl, the losses, and the same for TensorBoard; config.json, all that is needed to repeat the run;
 /// and tiny-onn/, the trained checkpoint.
 #[derive(Parser)]
 #[command(

@@ -2,11 +2,15 @@
 //!
 //! A process killed at any moment, or a disk that fills, leaves under a name what was there before. No rename crosses a file
 //! system, because what is staged lies in the folder of what it becomes.
+//! A program that is interrupted and ends at once takes away what it was filling ([`abandon()`]).
 
 mod digest;
 mod staged_folder;
+mod under_way;
 mod whole_file;
 
 pub use digest::Digest;
+pub(crate) use staged_folder::parent_of;
 pub use staged_folder::{StagedFolder, is_used};
+pub use under_way::{Abandoned, abandon};
 pub use whole_file::{write, write_with};

@@ -3,12 +3,14 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use super::under_way;
 use crate::{Error, Result};
 
 /// A folder that is being filled as the sibling `.NAME.saving`, and takes its name by [`StagedFolder::publish`].
 ///
 /// A lock keeps two processes from filling one; the system frees it if the process dies, and what such a process left behind
-/// the next one clears. Dropped without being published, it is removed.
+/// the next one clears. Dropped without being published, it is removed; so it is by [`abandon`](super::abandon), which ends a program that is
+/// interrupted.
 ///
 /// ```
 /// use tinyonn::files::StagedFolder;
@@ -71,12 +73,14 @@ impl StagedFolder {
         if let Err(TryLockError::WouldBlock) = handle.try_lock() {
             return Err(Error::file(dir, "is being saved by another process", "wait for it, or name another folder"));
         }
-        recover(&aside, dir)?;
-        for entry in fs::read_dir(&path).map_err(|e| Error::io(&path, e))? {
-            let left = entry.map_err(|e| Error::io(&path, e))?.path();
+        under_way::hold().begin(&path);
+        let staged = Self { path, dir: dir.to_path_buf(), aside, replace, published: false, handle };
+        recover(&staged.aside, dir)?;
+        for entry in fs::read_dir(&staged.path).map_err(|e| Error::io(&staged.path, e))? {
+            let left = entry.map_err(|e| Error::io(&staged.path, e))?.path();
             remove(&left).map_err(|e| Error::io(&left, e))?;
         }
-        Ok(Self { path, dir: dir.to_path_buf(), aside, replace, published: false, handle })
+        Ok(staged)
     }
 
     /// Where to write.
@@ -93,6 +97,8 @@ impl StagedFolder {
         let dir = self.dir.clone();
         let io = |e| Error::io(&dir, e);
         self.handle.sync_all().map_err(io)?;
+        // From here to the end: neither half of an exchange is cleared as if it were an unfinished folder.
+        let mut held = under_way::hold();
         let replaced = self.replace && dir.exists();
         if replaced {
             fs::rename(&dir, &self.aside).map_err(io)?;
@@ -104,6 +110,7 @@ impl StagedFolder {
             return Err(io(e));
         }
         self.published = true;
+        held.end(&self.path);
         File::open(parent_of(&dir)).and_then(|parent| parent.sync_all()).map_err(io)?;
         if replaced { remove(&self.aside).map_err(io) } else { Ok(()) }
     }
@@ -112,8 +119,10 @@ impl StagedFolder {
 impl Drop for StagedFolder {
     fn drop(&mut self) {
         if !self.published {
+            let mut held = under_way::hold();
             // What cannot be cleared now, the next process that fills this folder clears.
             let _ = fs::remove_dir_all(&self.path);
+            held.end(&self.path);
         }
     }
 }
@@ -128,7 +137,7 @@ fn recover(aside: &Path, dir: &Path) -> Result<()> {
     undone.map_err(|e| Error::io(aside, e))
 }
 
-fn remove(path: &Path) -> std::io::Result<()> {
+pub(super) fn remove(path: &Path) -> std::io::Result<()> {
     if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
@@ -138,7 +147,7 @@ fn sibling(dir: &Path, purpose: &str) -> Option<PathBuf> {
 }
 
 /// The folder that holds `path`.
-pub(super) fn parent_of(path: &Path) -> PathBuf {
+pub(crate) fn parent_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent.to_path_buf(),
         _ => PathBuf::from("."),

@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use super::staged_folder::parent_of;
+use super::under_way;
 use crate::{Error, Result};
 
 /// Writes `content` to `path`; what the file held before is replaced.
 ///
 /// # Errors
-/// What the system reports, about `path`, whose old content then stays.
+/// There is no folder to write it in; what the system reports, about `path`, whose old content then stays.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -24,24 +25,41 @@ pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
     write_with(path, |staged| fs::write(staged, content).map_err(|e| Error::io(path, e)))
 }
 
-/// As [`write()`], for content that `fill` puts into the file it is given.
+/// As [`write()`], for content that `fill` puts into the file it is given: an empty one, which it may also replace by another. Whatever
+/// the mode of that other one, the file gets the mode that every new file of this process gets.
 ///
 /// # Errors
-/// Whatever `fill` or the system reports; the old content then stays.
+/// There is no folder to write it in; whatever `fill` or the system reports; the old content then stays.
 pub fn write_with(path: impl AsRef<Path>, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let path = path.as_ref();
     let Some(name) = path.file_name() else {
         return Err(Error::file(path, "is no file name", "name the file to write"));
     };
+    let parent = parent_of(path);
+    // Said of the folder: that a file which is yet to be written cannot be found helps nobody.
+    if !parent.exists() {
+        return Err(Error::file(&parent, "there is no such folder", "make it, or check the path"));
+    }
     // Two processes that write one file must not write into one staged file.
     let staged = path.with_file_name(format!(".{}.{}.writing", name.to_string_lossy(), std::process::id()));
-    let place = || {
-        File::open(&staged)?.sync_all()?;
-        fs::rename(&staged, path)?;
-        File::open(parent_of(path))?.sync_all()
+    under_way::hold().begin(&staged);
+    let io = |e| Error::io(path, e);
+    let write = || {
+        // Libraries that write through a temporary file of their own leave it to its owner alone (mode 0600); this one has the umask's.
+        let permissions = File::create(&staged).and_then(|file| file.metadata()).map_err(io)?.permissions();
+        fill(&staged)?;
+        let place = || {
+            fs::set_permissions(&staged, permissions)?;
+            File::open(&staged)?.sync_all()?;
+            fs::rename(&staged, path)?;
+            File::open(parent)?.sync_all()
+        };
+        place().map_err(io)
     };
-    fill(&staged).and_then(|()| place().map_err(|e| Error::io(path, e))).inspect_err(|_| {
+    let written = write().inspect_err(|_| {
         // The error to report is the first one; the file may not even exist.
         let _ = fs::remove_file(&staged);
-    })
+    });
+    under_way::hold().end(&staged);
+    written
 }

@@ -1,4 +1,4 @@
-//! Values measured while a model trains, where they go (a file of one JSON object a line, a progress bar, a stopwatch), and how sure their
+//! Values measured while a model trains, where they go (a file of one JSON object a line, TensorBoard's events beside it, a progress bar, a stopwatch), and how sure their
 //! means are ([`interval()`], [`mean_interval()`]).
 //!
 //! ```
@@ -19,14 +19,18 @@
 mod bootstrap;
 mod finite;
 mod jsonl;
+mod memory;
+mod pace;
 mod progress;
 mod stopwatch;
 mod student;
+mod tensorboard;
 mod value;
 
 pub use bootstrap::{Interval, by_cluster, interval};
 pub(crate) use finite::{Stage, check_loss};
 pub use jsonl::{MetricsLog, read};
+pub use memory::resident_bytes;
 pub use progress::Progress;
 pub use stopwatch::Stopwatch;
 pub use student::mean_interval;
