@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
-use crate::qwen3::{Active, Block, KvCache, PathTable, Qwen3, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
+use crate::qwen3::{Active, Block, KvCache, Pass, PathTable, Qwen3, Qwen3Config, Qwen3ForCausalLm, Sampling, Trace};
 use crate::{Error, Result};
 
 /// A decoder layer over routed experts: attention unchanged, `mlp` replaced.
@@ -27,12 +27,12 @@ pub enum ActiveMode {
 }
 
 impl ActiveMode {
-    /// A context in this mode, nobody watching.
+    /// A pass in this mode.
     #[must_use]
-    pub fn ctx(self) -> RouteCtx {
+    pub fn pass(self) -> Pass {
         match self {
-            Self::All => RouteCtx::all(),
-            Self::Routed => RouteCtx::routed(),
+            Self::All => Pass::all(),
+            Self::Routed => Pass::routed(),
         }
     }
 }
@@ -41,7 +41,7 @@ impl ActiveMode {
 pub struct TinyOnnForCausalLm {
     lm: Qwen3ForCausalLm<MoeLayer>,
     spec: MoeSpec,
-    /// What a context without paths is given.
+    /// What a pass without paths is given.
     paths: Option<Arc<PathTable>>,
 }
 
@@ -72,15 +72,15 @@ impl TinyOnnForCausalLm {
         Ok(Self { lm, spec: variant.spec.taking(top_k(0), pfag), paths: None })
     }
 
-    /// With the paths of its tasks, which `logits` and `generate` of a variant that is routed by its task follow where the context gives
-    /// none; [`lm`](Self::lm) follows its context alone.
+    /// With the paths of its tasks, which `logits` and `generate` of a variant that is routed by its task follow where the pass gives
+    /// none; [`lm`](Self::lm) follows its pass alone.
     #[must_use]
     pub fn with_paths(self, paths: Option<PathTable>) -> Self {
         Self { paths: paths.map(Arc::new), ..self }
     }
 
-    fn ctx(&self, ctx: &RouteCtx) -> RouteCtx {
-        RouteCtx { paths: ctx.paths.clone().or_else(|| self.paths.clone()), ..ctx.clone() }
+    fn with_own_paths(&self, pass: &Pass) -> Pass {
+        Pass { paths: pass.paths.clone().or_else(|| self.paths.clone()), ..pass.clone() }
     }
 
     /// The language model, generic code shared with the dense one.
@@ -116,19 +116,27 @@ impl TinyOnnForCausalLm {
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together; a cache where a decision reads tokens that it
     /// would hide (`segment`, `sequence`, `pfag = surprisal`, routed).
-    pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        if cache.is_some() && !self.decides_alone(ctx) {
+    pub fn logits(&self, ids: &Tensor, pass: &Pass, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        if cache.is_some() && !self.decides_alone(pass) {
             let problem = format!("it hides tokens that `{}` decides by", self.spec().name);
             return Err(Error::setting("cache", problem, "read the whole text without one, or call `generate`"));
         }
-        self.lm.logits(ids, &self.ctx(ctx), cache)
+        self.lm.logits(ids, &self.with_own_paths(pass), cache)
+    }
+
+    /// As [`logits`](Self::logits) without a cache; and what was asked of each layer.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn traced_logits(&self, ids: &Tensor, pass: &Pass) -> Result<(Tensor, Vec<Trace>)> {
+        self.lm.traced_logits(ids, &self.with_own_paths(pass), None)
     }
 
     /// Whether the newest token needs no earlier one to be routed.
-    fn decides_alone(&self, ctx: &RouteCtx) -> bool {
+    fn decides_alone(&self, pass: &Pass) -> bool {
         let spec = self.spec();
         let alone = matches!(spec.route_per, RoutePer::Token | RoutePer::Task) && spec.pfag != Pfag::Surprisal;
-        alone || !matches!(ctx.active, Active::Routed)
+        alone || !matches!(pass.active, Active::Routed)
     }
 
     /// Up to `count` tokens after `prompt`, stopping behind `eos`. A variant that decides by more than the newest
@@ -141,9 +149,9 @@ impl TinyOnnForCausalLm {
         prompt: &[u32],
         count: usize,
         eos: Option<u32>,
-        ctx: &RouteCtx,
+        pass: &Pass,
         sampling: Sampling<'_>,
     ) -> Result<Vec<u32>> {
-        self.lm.generate(prompt, count, eos, &self.ctx(ctx), sampling, self.decides_alone(ctx))
+        self.lm.generate(prompt, count, eos, &self.with_own_paths(pass), sampling, self.decides_alone(pass))
     }
 }

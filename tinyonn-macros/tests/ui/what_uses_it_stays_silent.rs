@@ -3,7 +3,7 @@
 //! A crate.
 
 use tinyonn::moe::{MoeLayer, MoeSpec, moe};
-use tinyonn::qwen3::{FeedForward, Qwen3Config, RouteCtx};
+use tinyonn::qwen3::{FeedForward, Pass, Qwen3Config};
 use tinyonn::candle_core::Tensor;
 use tinyonn::candle_nn::VarBuilder;
 
@@ -31,7 +31,7 @@ pub fn uses(cfg: &Qwen3Config, vb: &VarBuilder<'_>, x: &Tensor) -> tinyonn::Resu
     }
     let even = Even::layer(cfg, 0, vb.clone())?;
     println!("{even:?} {} {}", even.spec().name, even.routers().len());
-    Ok((even.forward(x, &RouteCtx::all())?, Cortex::layer(cfg, 0, vb.clone())?))
+    Ok((even.forward(x, &Pass::all())?.0, Cortex::layer(cfg, 0, vb.clone())?))
 }
 
 fn main() {}

@@ -6,7 +6,7 @@ use candle_core::Device;
 use serde_json::Value;
 
 use super::folder::ModelFolder;
-use super::names::expected_tensors;
+use super::params::expected_tensors;
 use super::replicas::is_delta;
 use super::store::ParamStore;
 use super::tinyonn_folder::{TinyOnnFolder, dense_config};

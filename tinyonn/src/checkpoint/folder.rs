@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use serde_json::Value;
 
 use super::mmap::{MappedSafetensors, TensorInfo};
-use super::names::{EMBEDDING, HEAD};
+use super::params::{EMBEDDING, HEAD};
 use super::store::ParamStore;
 use crate::files::Digest;
 use crate::qwen3::Qwen3Config;

@@ -5,11 +5,11 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::folder::ModelFolder;
-use super::names::{EMBEDDING, expected_tensors};
+use super::params::{EMBEDDING, expected_tensors};
 use super::tinyonn_folder::{TinyOnnFolder, is_tinyonn};
 use crate::Result;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm, RouteCtx};
+use crate::qwen3::{Mlp, Pass, Qwen3Config, Qwen3ForCausalLm, Trace};
 
 /// A dense model or one of routed experts, frozen.
 pub enum LoadedModel {
@@ -70,10 +70,18 @@ impl LoadedModel {
     ///
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together.
-    pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+    pub fn logits(&self, ids: &Tensor, pass: &Pass) -> Result<Tensor> {
+        Ok(self.traced_logits(ids, pass)?.0)
+    }
+
+    /// As [`logits`](Self::logits); and what was asked of each layer.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn traced_logits(&self, ids: &Tensor, pass: &Pass) -> Result<(Tensor, Vec<Trace>)> {
         match self {
-            Self::Dense(model) => model.logits(ids, ctx, None),
-            Self::TinyOnn(model, _) => model.logits(ids, ctx, None),
+            Self::Dense(model) => model.traced_logits(ids, pass, None),
+            Self::TinyOnn(model, _) => model.traced_logits(ids, pass),
         }
     }
 }

@@ -28,17 +28,19 @@ pub fn base_name(name: &str) -> String {
 
 /// Name and shape of every delta that a checkpoint of `spec` may hold.
 pub(super) fn possible_deltas(cfg: &Qwen3Config, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
-    if spec.experts_are == ExpertsAre::Slice {
-        return BTreeMap::new();
-    }
+    let layers = 0..cfg.num_hidden_layers;
+    layers.flat_map(|layer| deltas_of(cfg, spec, layer)).collect()
+}
+
+/// The same of one layer.
+pub(super) fn deltas_of(cfg: &Qwen3Config, spec: &MoeSpec, layer: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
     let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
-    let of_expert = |layer: usize, expert: usize| {
+    let experts = if spec.experts_are == ExpertsAre::Replicate { spec.experts() } else { 0 };
+    let of_expert = move |expert: usize| {
         let name = move |projection: &str| format!("{}.{}", mixture_prefix(layer), delta_name(expert, projection));
         PROJECTIONS.into_iter().zip([[i, d], [i, d], [d, i]]).map(move |(p, shape)| (name(p), shape.to_vec()))
     };
-    (0..cfg.num_hidden_layers)
-        .flat_map(|layer| (0..spec.experts()).flat_map(move |expert| of_expert(layer, expert)))
-        .collect()
+    (0..experts).flat_map(of_expert)
 }
 
 /// Adds the deltas that are not there yet, of zeros: what training needs of replicas. Slices are left alone.

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Metadata, TensorInfo, View};
 use serde_json::{Map, Value, json};
 
@@ -76,12 +76,12 @@ fn write_all(dir: &Path, config: &Value, store: &ParamStore, tokenizer: Option<&
     }
     let shards = split(store, limit);
     if let [all] = shards.as_slice() {
-        return write_tensors(&dir.join(SINGLE), all);
+        return write_tensors(&dir.join(SINGLE), all, FRAMEWORK);
     }
     let mut places = Vec::with_capacity(store.len());
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_tensors(&dir.join(&file), shard)?;
+        write_tensors(&dir.join(&file), shard, FRAMEWORK)?;
         places.extend(shard.iter().map(|(name, _)| ((*name).to_owned(), Value::from(file.as_str()))));
     }
     let total: u64 = store.iter().map(|(_, var)| bytes_of(var)).sum();
@@ -89,10 +89,10 @@ fn write_all(dir: &Path, config: &Value, store: &ParamStore, tokenizer: Option<&
     write_json(&dir.join(INDEX), &json!({ "metadata": { "total_size": total }, "weight_map": weight_map }))
 }
 
-type Entry<'a> = (&'a str, &'a Var);
+pub(crate) type Entry<'a> = (&'a str, &'a Tensor);
 
-fn bytes_of(var: &Var) -> u64 {
-    (var.elem_count() * var.dtype().size_in_bytes()) as u64
+fn bytes_of(tensor: &Tensor) -> u64 {
+    (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
 }
 
 /// Runs of names, each as long as `limit` allows; one run at least, one name a run at least.
@@ -107,58 +107,66 @@ fn split(store: &ParamStore, limit: u64) -> Vec<Vec<Entry<'_>>> {
         }
         size += more;
         if let Some(shard) = shards.last_mut() {
-            shard.push((name, var));
+            shard.push((name, var.as_tensor()));
         }
     }
     shards
 }
 
-/// One safetensors file: wider types first, as its readers need for alignment, then by name.
-fn write_tensors(path: &Path, entries: &[Entry<'_>]) -> Result<()> {
+/// transformers refuses a file that does not say for which framework it was written.
+const FRAMEWORK: (&str, &str) = ("format", "pt");
+
+/// One safetensors file, with a key and its value in its header (one, because the order of several is not determined): wider types first, as its readers need for alignment, then by name.
+pub(crate) fn write_tensors(path: &Path, entries: &[Entry<'_>], metadata: (&str, &str)) -> Result<()> {
     let mut entries = entries.to_vec();
-    entries.sort_by_key(|(name, var)| (std::cmp::Reverse(var.dtype().size_in_bytes()), *name));
-    let header = header(path, &entries)?;
+    entries.sort_by_key(|(name, tensor)| (std::cmp::Reverse(Tensor::dtype(tensor).size_in_bytes()), *name));
+    let header = header(path, &entries, metadata)?;
     let file = File::create(path).map_err(|e| Error::io(path, e))?;
     let mut out = BufWriter::new(file);
     let io = |e| Error::io(path, e);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     out.write_all(&header).map_err(io)?;
-    for (name, var) in entries {
+    for (name, tensor) in entries {
         // Checked here, because the crate's own conversion unwraps.
-        let tensor = on_cpu(name, var)?;
+        let tensor = on_cpu(name, tensor)?;
         out.write_all(&View::data(&tensor)).map_err(io)?;
     }
     out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
 }
 
 /// The JSON header, padded so that the tensors start on a multiple of 8 bytes.
-fn header(path: &Path, entries: &[Entry<'_>]) -> Result<Vec<u8>> {
+fn header(path: &Path, entries: &[Entry<'_>], (key, value): (&str, &str)) -> Result<Vec<u8>> {
     let mut tensors = Vec::with_capacity(entries.len());
     let mut start = 0;
-    for (name, var) in entries {
+    for (name, tensor) in entries {
         if *name == "__metadata__" {
             return Err(Error::tensor(*name, "bears the name of the format's own entry", "rename it"));
         }
-        let end = start + bytes_of(var) as usize;
-        let info = TensorInfo { dtype: var.dtype().into(), shape: var.dims().to_vec(), data_offsets: (start, end) };
+        let end = start + bytes_of(tensor) as usize;
+        let (dtype, shape) = (Tensor::dtype(tensor).into(), tensor.dims().to_vec());
+        let info = TensorInfo { dtype, shape, data_offsets: (start, end) };
         tensors.push(((*name).to_owned(), info));
         start = end;
     }
-    // transformers refuses a file that does not say for which framework it was written.
-    let framework = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let metadata = HashMap::from([(key.to_owned(), value.to_owned())]);
     let unfit = |problem: String| Error::file(path, problem, "report this as a defect");
-    let metadata = Metadata::new(Some(framework), tensors).map_err(|e| unfit(e.to_string()))?;
+    let metadata = Metadata::new(Some(metadata), tensors).map_err(|e| unfit(e.to_string()))?;
     let mut header = serde_json::to_vec(&metadata).map_err(|e| unfit(e.to_string()))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
 }
 
-fn on_cpu(name: &str, var: &Var) -> Result<Tensor> {
-    if !matches!(var.dtype(), DType::F32 | DType::BF16 | DType::F16 | DType::U32) {
-        let problem = format!("is of type {:?}", var.dtype());
+/// The bytes of a tensor as a file holds them.
+pub(crate) fn raw_bytes(name: &str, tensor: &Tensor) -> Result<Vec<u8>> {
+    Ok(View::data(&on_cpu(name, tensor)?).into_owned())
+}
+
+fn on_cpu(name: &str, tensor: &Tensor) -> Result<Tensor> {
+    if !matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16 | DType::U32) {
+        let problem = format!("is of type {:?}", tensor.dtype());
         return Err(Error::tensor(name, problem, "checkpoints hold F32, BF16, F16 and U32: convert it"));
     }
-    Ok(var.as_detached_tensor().to_device(&Device::Cpu)?)
+    Ok(tensor.detach().to_device(&Device::Cpu)?)
 }
 
 fn copy_tokenizer(source: &Path, dir: &Path) -> Result<()> {

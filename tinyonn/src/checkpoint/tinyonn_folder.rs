@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::folder::{CONFIG, ModelFolder};
-use super::names::expected_tensors;
+use super::params::expected_tensors;
 use super::replicas::{is_delta, possible_deltas};
 use super::store::ParamStore;
 use super::variant_tensors::{expected_variant_tensors, neuron_expert_name};

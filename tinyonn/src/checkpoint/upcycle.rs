@@ -28,7 +28,7 @@ use crate::{Error, Result};
 /// use tinyonn::imaging::{Partition, PartitionSources, partition};
 /// use tinyonn::model::TinyOnnForCausalLm;
 /// use tinyonn::moe;
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, Pass};
 ///
 /// let cfg = Qwen3Config::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 123, "num_hidden_layers": 1,
@@ -43,7 +43,7 @@ use crate::{Error, Result};
 /// let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu)?;
 /// let dense = Qwen3ForCausalLm::dense(&cfg, &dense.builder(DType::F32, |_| false))?;
 /// let sparse = TinyOnnForCausalLm::new(&cfg, variant, &sparse.builder(DType::F32, |_| false))?;
-/// let [before, after] = [dense.logits(&ids, &RouteCtx::all(), None)?, sparse.logits(&ids, &RouteCtx::all(), None)?];
+/// let [before, after] = [dense.logits(&ids, &Pass::all(), None)?, sparse.logits(&ids, &Pass::all(), None)?];
 /// assert_eq!(before.to_vec3::<f32>()?, after.to_vec3::<f32>()?);
 /// # Ok::<(), tinyonn::Error>(())
 /// ```

@@ -9,7 +9,7 @@ use candle_nn::Init;
 use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 use serde::Serialize;
 
-use super::names::expected_tensors;
+use super::params::expected_tensors;
 use super::store::unknown;
 use crate::Result;
 use crate::moe::Variant;

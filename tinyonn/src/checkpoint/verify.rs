@@ -4,7 +4,6 @@
 //! held whole. Sums are f64, in the order of the tokens, so that a comparison gives the same figures each time.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -14,7 +13,7 @@ use super::loaded::LoadedModel;
 use super::mmap::MappedSafetensors;
 use super::tokens;
 use crate::model::ActiveMode;
-use crate::qwen3::{Observer, RouteCtx};
+use crate::qwen3::{Ask, Pass};
 use crate::{Error, Result};
 
 /// How far two models' logits are apart.
@@ -90,7 +89,7 @@ pub fn compare_with_reference(
     let mut row = 0;
     for ids in batches(&ids, vocabulary, model.config().max_position_embeddings, batch)? {
         let rows = ids.dim(0)?;
-        let ours = model.logits(&ids, &active.unwrap_or(model.active()).ctx())?;
+        let ours = model.logits(&ids, &active.unwrap_or(model.active()).pass())?;
         total.add(&values(&ours)?, &values(&logits.narrow(0, row, rows)?)?, vocabulary);
         row += rows;
     }
@@ -99,23 +98,10 @@ pub fn compare_with_reference(
 
 /// Logits, and the output of every layer on the way.
 fn watched(model: &LoadedModel, ids: &Tensor, active: Option<ActiveMode>) -> Result<(Tensor, Vec<Tensor>)> {
-    let layers = Arc::new(Layers::default());
-    let ctx = RouteCtx { observer: Some(layers.clone()), ..active.unwrap_or(model.active()).ctx() };
-    let logits = model.logits(ids, &ctx)?;
-    let outputs = std::mem::take(&mut *layers.outputs.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok((logits, outputs))
-}
-
-#[derive(Default)]
-struct Layers {
-    outputs: Mutex<Vec<Tensor>>,
-}
-
-impl Observer for Layers {
-    fn block_output(&self, _: usize, x: &Tensor) -> Result<()> {
-        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).push(x.clone());
-        Ok(())
-    }
+    let pass = active.unwrap_or(model.active()).pass();
+    let pass = Pass { ask: Ask { outputs: true, ..Ask::default() }, ..pass };
+    let (logits, traces) = model.traced_logits(ids, &pass)?;
+    Ok((logits, traces.into_iter().filter_map(|trace| trace.output).collect()))
 }
 
 fn check_vocabulary(a: usize, b: usize) -> Result<()> {

@@ -3,8 +3,8 @@
 use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+use crate::Result;
 use crate::moe::{Router, RouterShape, moe};
-use crate::{Result, ops};
 
 /// Two of sixteen experts by a [`LaplaceRouter`].
 #[moe(levels = [16], top_k = 2, router = LaplaceRouter, gate = scaled)]
@@ -28,7 +28,7 @@ impl Router for LaplaceRouter {
 
     fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
         let x_td = x_td.to_dtype(DType::F32)?;
-        let cross_tc = (ops::linear(&x_td, &self.centre, None)? * 2.0)?;
+        let cross_tc = (x_td.matmul(&self.centre.t()?)? * 2.0)?;
         let lengths_tc = x_td.sqr()?.sum_keepdim(D::Minus1)?.broadcast_add(&self.centre.sqr()?.sum(D::Minus1)?)?;
         // Rounding may leave less than nothing where x is a centre, and the root has no slope at zero.
         let distance_tc = (lengths_tc - cross_tc)?.maximum(1e-6)?.sqrt()?;

@@ -2,13 +2,12 @@
 //!
 //! h = h(W_g x, W_u x), all active (DESIGN §1). The sample is spread evenly over tasks, and over each task's text.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::ScanOptions;
 use crate::data::TokenSet;
-use crate::qwen3::{Mlp, Observer, Qwen3ForCausalLm, RouteCtx};
+use crate::ops::host;
+use crate::qwen3::{Ask, Mlp, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// Tokens of the sample, at most.
@@ -59,28 +58,33 @@ pub fn coactivation(
         let problem = format!("task `{}` has no token with a target", task.name);
         return Err(Error::setting("coactivation", problem, "give every task two tokens or more to read"));
     }
-    let mlps: Vec<Mlp> = model.model().layers().iter().map(|layer| layer.mlp().clone()).collect();
-    let state = State { rows: Vec::new(), hidden: vec![Vec::new(); mlps.len()] };
-    let sampler = Arc::new(Sampler { mlps, state: Mutex::new(state) });
-    let ctx = RouteCtx { observer: Some(sampler.clone()), ..RouteCtx::all() };
+    let width = model.config().intermediate_size;
+    let mut hidden: Vec<Vec<f32>> = vec![Vec::new(); model.config().num_hidden_layers];
     for (task, tokens) in set.tasks.iter().enumerate() {
         let mut picked = spread(tokens.targets(), SAMPLE / set.tasks.len()).into_iter().peekable();
-        let mut read = 0;
+        let (mut read, mut found) = (0, Vec::new());
         for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let inputs = batch?.inputs;
             let end = read + inputs.elem_count();
-            let rows = std::iter::from_fn(|| picked.next_if(|at| *at < end)).map(|at| (at - read) as u32);
-            let rows: Vec<u32> = rows.collect();
+            let rows: Vec<u32> =
+                std::iter::from_fn(|| picked.next_if(|at| *at < end)).map(|at| (at - read) as u32).collect();
             read = end;
             if !rows.is_empty() {
-                sampler.lock().rows = rows;
-                model.model().forward(&inputs, &ctx, None)?;
+                let hidden = Some(Tensor::new(rows, device)?);
+                let pass = Pass { ask: Ask { hidden, ..Ask::default() }, ..Pass::all() };
+                found.push(model.hidden(&inputs, &pass)?.1);
             }
         }
+        for (layer, hidden) in hidden.iter_mut().enumerate() {
+            let parts: Vec<&Tensor> = found.iter().filter_map(|traces| traces[layer].hidden.as_ref()).collect();
+            hidden.extend(host::values(&Tensor::cat(&parts, 0)?)?);
+        }
     }
-    drop(ctx);
-    let hidden = std::mem::take(&mut sampler.lock().hidden);
-    hidden.iter().map(|parts| Ok(Tensor::cat(parts, 0)?)).collect()
+    let of_layer = |values: Vec<f32>| {
+        let rows = values.len() / width;
+        Ok(Tensor::from_vec(values, (rows, width), &Device::Cpu)?)
+    };
+    hidden.into_iter().map(of_layer).collect()
 }
 
 /// At most `most` (at least one) of 0..count, ascending: one in each of as many equal parts, where multiples of the golden ratio modulo
@@ -94,33 +98,4 @@ fn spread(count: usize, most: usize) -> Vec<usize> {
     let part = count as f64 / most as f64;
     let within = |at: usize| ((at as f64 + (at as f64 * GOLDEN).fract()) * part) as usize;
     (0..most).map(|at| within(at).min(count - 1)).collect()
-}
-
-struct Sampler {
-    mlps: Vec<Mlp>,
-    state: Mutex<State>,
-}
-
-struct State {
-    /// The positions of the batch that are sampled.
-    rows: Vec<u32>,
-    /// By layer.
-    hidden: Vec<Vec<Tensor>>,
-}
-
-impl Sampler {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Observer for Sampler {
-    fn feed_forward_input(&self, layer: usize, x: &Tensor) -> Result<()> {
-        let mut state = self.lock();
-        let rows = Tensor::new(state.rows.as_slice(), x.device())?;
-        let x_td = x.detach().flatten_to(1)?.index_select(&rows, 0)?;
-        let hidden_ti = self.mlps[layer].hidden(&x_td)?.abs()?.to_dtype(DType::F32)?;
-        state.hidden[layer].push(hidden_ti.to_device(&Device::Cpu)?);
-        Ok(())
-    }
 }

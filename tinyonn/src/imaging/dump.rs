@@ -1,13 +1,13 @@
 //! The raw image of a few tokens: every token's activation and surprise of every expert, for checking against other code.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use crate::checkpoint::tokens;
 use crate::metrics::check_loss;
-use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
-use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
+use crate::ops::{ExpertNeurons, Grads, host};
+use crate::qwen3::{FeedForward, ImageAsk, Learn, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// Raw values, unscaled by width.
@@ -45,32 +45,14 @@ pub fn dump<F: FeedForward>(
         let problem = format!("they do not give each of {width} neurons in {layers} layers one of {count} units");
         return Err(Error::setting("units", problem, "take them from this model (`neuron_experts`)"));
     }
-    let recorder = Arc::new(Recorder { units: units.to_vec(), count, rows: Mutex::new(vec![None; layers]) });
-    let ctx = RouteCtx { probe: Some(recorder.clone()), ..RouteCtx::all() };
-    let losses = model.token_losses(ids, &targets, &ctx)?;
-    ops::backward(&losses.sum_all()?)?;
-    let loss_sum = losses.flatten_all()?.to_vec1::<f32>()?.iter().map(|loss| f64::from(*loss)).sum();
+    let experts =
+        units.iter().map(|layer| ExpertNeurons::new(layer, count)).collect::<candle_core::Result<Vec<_>>>()?;
+    let learn = Learn { image: Some(Arc::new(ImageAsk::Dump(experts.into()))), ..Learn::default() };
+    let forward = model.forward(ids, &targets, &Pass::all().kept())?;
+    let losses = host::values(&forward.losses)?;
+    let answers = model.backward(forward.saved, &forward.losses.ones_like()?, &learn, &mut Grads::none())?;
+    let loss_sum = losses.iter().map(|loss| f64::from(*loss)).sum();
     check_loss("scan", "tokens", loss_sum)?;
-    let rows = recorder.rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let (activation, surprise) = rows.into_iter().flatten().unzip();
+    let (activation, surprise) = answers.into_iter().filter_map(|answer| answer.dump.map(|[a, s]| (a, s))).unzip();
     Ok(Dump { activation, surprise, loss_sum })
-}
-
-struct Recorder {
-    units: Vec<Vec<u32>>,
-    count: usize,
-    rows: Mutex<Vec<Option<(Tensor, Tensor)>>>,
-}
-
-impl MlpProbe for Recorder {
-    fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        let units = Tensor::new(self.units[layer].as_slice(), pass.x_td.device())?;
-        let [activation, surprise] = ops::activation_and_surprise(pass)?.map(|values_ti| {
-            let squares_ti = values_ti.sqr()?;
-            let zeros = Tensor::zeros((squares_ti.dim(0)?, self.count), squares_ti.dtype(), squares_ti.device())?;
-            zeros.index_add(&units, &squares_ti, 1)?.sqrt()
-        });
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)[layer] = Some((activation?, surprise?));
-        Ok(WeightGrads::All)
-    }
 }

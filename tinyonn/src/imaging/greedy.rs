@@ -18,7 +18,8 @@ use super::Labels;
 use crate::data::{TaskTokens, TokenSet};
 use crate::metrics::{Progress, check_loss};
 use crate::moe::{ExpertsAre, MoeSpec, select};
-use crate::qwen3::{Active, FeedForward, PathTable, Qwen3ForCausalLm, RouteCtx};
+use crate::ops::host;
+use crate::qwen3::{Active, FeedForward, Pass, PathTable, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// The text that losses are measured on.
@@ -186,9 +187,9 @@ impl<F: FeedForward> Text<'_, F> {
             let tasks =
                 (0..candidates.len() as u32).flat_map(|candidate| std::iter::repeat_n(candidate, rows)).collect();
             let table = PathTable { experts: candidates.to_vec() };
-            let ctx = RouteCtx { active: Active::Paths(Arc::new(table)), tasks: Some(tasks), ..RouteCtx::default() };
+            let pass = Pass { active: Active::Paths(Arc::new(table)), tasks: Some(tasks), ..Pass::default() };
             let [inputs, targets] = [&self.inputs, &self.targets].map(|ids| ids.repeat((candidates.len(), 1)));
-            let losses = self.model.token_losses(&inputs?, &targets?, &ctx)?.flatten_all()?.to_vec1::<f32>()?;
+            let losses = host::values(&self.model.token_losses(&inputs?, &targets?, &pass)?)?;
             sums.extend(losses.chunks(rows * length).map(|own| own.iter().map(|loss| f64::from(*loss)).sum::<f64>()));
             self.progress.set(self.progress.position() + candidates.len() as u64);
         }

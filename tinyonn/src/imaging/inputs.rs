@@ -4,13 +4,12 @@
 //! Routers are fitted at the unit they decide for, so two kinds of input are kept: of single tokens, and the mean over each
 //! sequence's first tokens, or over each of its segments (DESIGN §1).
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::ScanOptions;
-use crate::data::{Batch, NO_DOCUMENT, NO_TARGET, TokenSet};
-use crate::qwen3::{FeedForward, Observer, Qwen3ForCausalLm, RouteCtx};
+use crate::data::{Batch, NO_DOCUMENT, TokenSet};
+use crate::ops::host;
+use crate::qwen3::{Ask, FeedForward, InputRows, Pass, Qwen3ForCausalLm, Trace};
 use crate::{Error, Result};
 
 /// Inputs of one layer with their tasks.
@@ -54,119 +53,153 @@ pub enum Window {
     Every(usize),
 }
 
-/// An observer that keeps router inputs.
+/// What routers saw of a text, as it is read.
+#[derive(Debug)]
 pub struct RouterInputs {
     window: Window,
-    state: Mutex<State>,
-}
-
-struct State {
-    task: u32,
-    documents: Vec<u32>,
     positions: Positions,
+    /// What the rows of the batch at hand are, and then of those that lie on the device.
+    next: Option<Rows>,
+    waiting: Vec<Waiting>,
     tokens: Vec<Samples>,
     sequences: Vec<Samples>,
+}
+
+/// Task and document of each row of a batch that is kept: of tokens, and of windows' means.
+#[derive(Debug)]
+struct Rows {
+    task: u32,
+    tokens: Vec<u32>,
+    /// (row of the means, document).
+    windows: Vec<(usize, u32)>,
+}
+
+/// Rows of every layer that are still on the device.
+#[derive(Debug)]
+struct Waiting {
+    rows: Rows,
+    tokens: Vec<Option<Tensor>>,
+    means: Vec<Option<Tensor>>,
 }
 
 impl RouterInputs {
     /// For `layers` layers: one token in `stride`, and the mean of every window of every sequence.
     #[must_use]
     pub fn new(layers: usize, stride: usize, window: Window) -> Self {
-        let state = State {
-            task: 0,
-            documents: Vec::new(),
+        Self {
+            window,
             positions: Positions::new(stride),
+            next: None,
+            waiting: Vec::new(),
             tokens: vec![Samples::default(); layers],
             sequences: vec![Samples::default(); layers],
+        }
+    }
+
+    /// What to ask of a pass over `batch`, text of `task`.
+    pub(crate) fn begin(&mut self, task: usize, batch: &Batch) -> Result<InputRows> {
+        self.positions.begin(batch);
+        let (b, t) = batch.inputs.dims2()?;
+        let (length, count) = match self.window {
+            Window::First(length) => (length.clamp(1, t), 1),
+            Window::Every(length) => (length.max(1), t / length.max(1)),
         };
-        Self { window, state: Mutex::new(state) }
+        let kept: Vec<u32> = self.positions.kept().map(|at| at as u32).collect();
+        let mut windows = Vec::new();
+        for (row, window) in (0..b).flat_map(|row| (0..count).map(move |window| (row, window))) {
+            let first = row * t + window * length;
+            let positions = first..first + length;
+            // An end that was put between two documents has no target, and is no padding. What was not read whole decides nothing.
+            let read = |at: usize| batch.counted[at] || batch.documents[at] == NO_DOCUMENT;
+            let document = batch.documents[positions.clone()].iter().find(|document| **document != NO_DOCUMENT);
+            if let Some(document) = document.filter(|_| positions.clone().all(read)) {
+                windows.push((row * count + window, *document));
+            }
+        }
+        let documents = kept.iter().map(|at| batch.documents[*at as usize]).collect();
+        self.next = Some(Rows { task: task as u32, tokens: documents, windows });
+        let rows = kept.len();
+        Ok(InputRows { rows: Tensor::from_vec(kept, rows, batch.inputs.device())?, windows: (count, length) })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What a pass that was asked so says; it stays where it is until [`read`](Self::read).
+    pub(crate) fn add(&mut self, traces: &[Trace]) {
+        if let Some(rows) = self.next.take() {
+            let tokens = traces.iter().map(|trace| trace.inputs.clone()).collect();
+            let means = traces.iter().map(|trace| trace.means.clone()).collect();
+            self.waiting.push(Waiting { rows, tokens, means });
+        }
     }
 
-    /// Says whose text comes next.
-    pub(crate) fn begin(&self, task: usize, batch: &Batch) -> Result<()> {
-        let mut state = self.lock();
-        state.task = task as u32;
-        state.documents.clone_from(&batch.documents);
-        state.positions.begin(batch)
+    /// Brings to the host what was added since the last time, by one copy.
+    pub(crate) fn read(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let kept = waiting.iter().flat_map(|waiting| waiting.tokens.iter().chain(&waiting.means).flatten());
+        let flat = kept.map(Tensor::flatten_all).collect::<candle_core::Result<Vec<_>>>()?;
+        if flat.is_empty() {
+            return Ok(());
+        }
+        let values = host::values(&Tensor::cat(&flat, 0)?)?;
+        let mut rest = values.as_slice();
+        let mut take = |tensor: &Tensor| {
+            let (own, others) = rest.split_at(tensor.elem_count());
+            rest = others;
+            own
+        };
+        for Waiting { rows, tokens, means } in &waiting {
+            for (samples, tensor) in self.tokens.iter_mut().zip(tokens) {
+                let Some(tensor) = tensor else { continue };
+                let width = tensor.dim(1)?;
+                for (row, document) in take(tensor).chunks_exact(width).zip(&rows.tokens) {
+                    samples.push(row, rows.task, *document);
+                }
+            }
+            for (samples, tensor) in self.sequences.iter_mut().zip(means) {
+                let Some(tensor) = tensor else { continue };
+                let (width, values) = (tensor.dim(2)?, take(tensor));
+                for (row, document) in &rows.windows {
+                    samples.push(&values[row * width..][..width], rows.task, *document);
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Reads `set` through `model` under `ctx`, forward only: all active ([`RouteCtx::all`]), or as routers see it once they route
-    /// ([`RouteCtx::routed`]). Each sequence's task is added to the context, and this observer takes the place of its own.
+    /// Reads `set` through `model` under `pass`, forward only: all active ([`Pass::all`]), or as routers see it once they route
+    /// ([`Pass::routed`]). Each sequence's task is added to the pass.
     ///
     /// # Errors
     /// Whatever the model reports.
     pub fn collect<F: FeedForward>(
-        self: &Arc<Self>,
+        &mut self,
         model: &Qwen3ForCausalLm<F>,
         set: &TokenSet,
         options: ScanOptions,
-        ctx: &RouteCtx,
+        pass: &Pass,
         device: &candle_core::Device,
     ) -> Result<()> {
         let set = &options.part(set);
         for task in 0..set.tasks.len() {
             for batch in set.batches_of_task(task, options.length, options.batch, device)? {
                 let batch = batch?;
-                self.begin(task, &batch)?;
-                let tasks = Some(Arc::from(batch.tasks.as_slice()));
-                model.hidden(&batch.inputs, &RouteCtx { tasks, observer: Some(self.clone()), ..ctx.clone() })?;
+                let ask = Ask { inputs: Some(self.begin(task, &batch)?), ..Ask::default() };
+                let (_, traces) = model.hidden(&batch.inputs, &Pass { ask, ..pass.of_tasks(&batch.tasks) })?;
+                self.add(&traces);
             }
+            self.read()?;
         }
         Ok(())
     }
 
-    /// Single tokens, by layer.
+    /// Single tokens, by layer; and means over the windows of sequences.
     #[must_use]
-    pub fn tokens(&self) -> Vec<Samples> {
-        self.lock().tokens.clone()
-    }
-
-    /// Means over the windows of sequences, by layer.
-    #[must_use]
-    pub fn sequences(&self) -> Vec<Samples> {
-        self.lock().sequences.clone()
-    }
-}
-
-impl Observer for RouterInputs {
-    fn feed_forward_input(&self, layer: usize, x: &Tensor) -> Result<()> {
-        let (b, t, d) = x.dims3()?;
-        let x = x.detach().to_dtype(DType::F32)?;
-        let (length, windows) = match self.window {
-            Window::First(length) => (length.clamp(1, t), 1),
-            Window::Every(length) => (length.max(1), t / length.max(1)),
-        };
-        let mean = |window: usize| x.narrow(1, window * length, length)?.mean(1)?.flatten_all()?.to_vec1::<f32>();
-        let means = (0..windows).map(mean).collect::<candle_core::Result<Vec<_>>>()?;
-        let values = x.flatten_all()?.to_vec1::<f32>()?;
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let (task, documents) = (state.task, &state.documents);
-        for row in 0..b {
-            // What was not read whole decides nothing.
-            for (window, means) in means.iter().enumerate() {
-                let first = row * t + window * length;
-                let positions = first..first + length;
-                // An end that was put between two documents has no target, and is no padding.
-                let read = |at: usize| state.positions.counted[at] || documents[at] == NO_DOCUMENT;
-                let document = documents[positions.clone()].iter().find(|document| **document != NO_DOCUMENT);
-                if let Some(document) = document.filter(|_| positions.clone().all(read)) {
-                    state.sequences[layer].push(&means[row * d..][..d], task, *document);
-                }
-            }
-        }
-        for at in state.positions.kept() {
-            state.tokens[layer].push(&values[at * d..][..d], task, documents[at]);
-        }
-        Ok(())
+    pub fn into_samples(self) -> [Vec<Samples>; 2] {
+        [self.tokens, self.sequences]
     }
 }
 
 /// The positions of a pass over a text that belong to its sample: equal for all who sample the same pass.
+#[derive(Debug)]
 pub(super) struct Positions {
     stride: usize,
     /// Positions read before this batch.
@@ -182,11 +215,9 @@ impl Positions {
     }
 
     /// The next batch.
-    pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
+    pub(super) fn begin(&mut self, batch: &Batch) {
         self.read += self.counted.len() as u64;
-        let targets = batch.targets.flatten_all()?.to_vec1::<u32>()?;
-        self.counted = targets.iter().map(|target| *target != NO_TARGET).collect();
-        Ok(())
+        self.counted.clone_from(&batch.counted);
     }
 
     /// Those of this batch, ascending.

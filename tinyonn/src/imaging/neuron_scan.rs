@@ -141,19 +141,29 @@ impl NeuronScan {
         experts.chain(log1p).collect()
     }
 
-    /// Adds what one pass through `layer` saw of tokens of `task`.
-    pub(super) fn add(&mut self, layer: usize, task: usize, seen: &ImageSums) {
-        self.sums[layer][task].add(&seen.neurons);
-        if let (Some(scan), Some(sums)) = (&mut self.experts, &seen.experts) {
-            scan.sums[layer][task].add(sums);
+    /// What was seen of `task` in `layer`.
+    pub(super) fn image(&self, layer: usize, task: usize) -> ImageSums {
+        let experts = |log1p: &Log1pScan| log1p.experts.as_ref().map(|sums| sums[layer][task].clone());
+        ImageSums {
+            neurons: self.sums[layer][task].clone(),
+            experts: self.experts.as_ref().map(|scan| scan.sums[layer][task].clone()),
+            log1p_neurons: self.log1p.as_ref().map(|log1p| log1p.neurons[layer][task].clone()),
+            log1p_experts: self.log1p.as_ref().and_then(experts),
+        }
+    }
+
+    /// The same, to be that.
+    pub(super) fn set(&mut self, layer: usize, task: usize, seen: ImageSums) {
+        self.sums[layer][task] = seen.neurons;
+        if let (Some(scan), Some(sums)) = (&mut self.experts, seen.experts) {
+            scan.sums[layer][task] = sums;
         }
         if let Some(scan) = &mut self.log1p {
-            let experts = scan.experts.as_mut().map(|experts| &mut experts[layer][task]);
-            let pairs = [(Some(&mut scan.neurons[layer][task]), &seen.log1p_neurons), (experts, &seen.log1p_experts)];
-            for (sums, seen) in pairs {
-                if let (Some(sums), Some(seen)) = (sums, seen) {
-                    sums.add(seen);
-                }
+            if let Some(sums) = seen.log1p_neurons {
+                scan.neurons[layer][task] = sums;
+            }
+            if let (Some(scan), Some(sums)) = (&mut scan.experts, seen.log1p_experts) {
+                scan[layer][task] = sums;
             }
         }
     }

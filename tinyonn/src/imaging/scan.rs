@@ -7,20 +7,18 @@
 mod share;
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use self::share::Share;
 use super::scan_file::{Keeper, ScanFile};
 use super::{NeuronScan, RouterInputs, Units};
-use crate::data::{Batch, Batches, NO_TARGET, TaskTokens, TokenSet};
+use crate::data::{Batches, TaskTokens, TokenSet};
 use crate::metrics::{Progress, check_loss};
-use crate::ops::{
-    self, ExpertNeurons, GradSite, ImageSums, Imaging, MlpBackward, MlpProbe, NeuronSums, Scale, WeightGrads,
-};
-use crate::qwen3::{FeedForward, Observer, Qwen3ForCausalLm, RouteCtx};
+use crate::ops::{ExpertNeurons, GradSite, Grads, ImageSums, ImageTensors, NeuronSums, Scale, host};
+use crate::qwen3::{Ask, FeedForward, ImageAsk, Learn, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// How a corpus is read: rows of `length` tokens, `batch` at a time.
@@ -155,12 +153,12 @@ pub fn scan<F: FeedForward>(
     set: &TokenSet,
     options: ScanOptions,
     device: &Device,
-    inputs: Option<&Arc<RouterInputs>>,
+    inputs: Option<&mut RouterInputs>,
 ) -> Result<NeuronScan> {
     let request = ScanRequest::new(options);
     request.check(model)?;
     let set = options.part(set);
-    Pass { model, text: &*set, request: &request, device, inputs }.scan(None)
+    Reading { model, text: &*set, request: &request, device }.scan(None, inputs)
 }
 
 /// Scans as `request` says. With a `file` the scan is kept there as it goes: whole-or-nothing every so often and at the end, and
@@ -230,20 +228,19 @@ pub fn scan_batches<F: FeedForward>(
         let problem = format!("a task has {targets} tokens with a target, and {most} are to be read");
         return Err(Error::setting("tokens_per_task", problem, "give the part of the text that is to be read"));
     }
-    Pass { model, text, request, device, inputs: None }.scan(file)
+    Reading { model, text, request, device }.scan(file, None)
 }
 
 /// What stays the same while a text is read.
-struct Pass<'a, F> {
+struct Reading<'a, F> {
     model: &'a Qwen3ForCausalLm<F>,
     /// The part that is read.
     text: &'a dyn Batches,
     request: &'a ScanRequest,
     device: &'a Device,
-    inputs: Option<&'a Arc<RouterInputs>>,
 }
 
-impl<F: FeedForward> Pass<'_, F> {
+impl<F: FeedForward> Reading<'_, F> {
     /// (task, number of the batch within the task) of the batches of the share.
     fn batches(&self) -> Result<impl Iterator<Item = (usize, usize)>> {
         let ScanRequest { options: ScanOptions { length, batch, .. }, share, .. } = *self.request;
@@ -252,7 +249,7 @@ impl<F: FeedForward> Pass<'_, F> {
         Ok(all.enumerate().filter(move |(at, _)| share.has(*at)).map(|(_, batch)| batch))
     }
 
-    fn scan(&self, file: Option<&ScanFile<'_>>) -> Result<NeuronScan> {
+    fn scan(&self, file: Option<&ScanFile<'_>>, mut inputs: Option<&mut RouterInputs>) -> Result<NeuronScan> {
         let names = self.text.names();
         if let Some((name, _)) = names.iter().zip(self.text.targets()).find(|(_, targets)| *targets == 0) {
             let problem = format!("task `{name}` has no token with a target");
@@ -260,21 +257,32 @@ impl<F: FeedForward> Pass<'_, F> {
         }
         let batches = self.batches()?.count();
         let mut keeper = file.map(|file| Keeper::open(file, self.request, self.text.sha256(), batches)).transpose()?;
-        let (begun, done) = match keeper.as_mut().and_then(Keeper::take) {
+        let (mut scan, done) = match keeper.as_mut().and_then(Keeper::take) {
             Some((scan, done)) => (scan, done),
             None => (self.nothing_seen()?, 0),
         };
-        let scanner = Arc::new(Scanner::new(begun, self.request.units.as_ref())?);
+        let asked = Asked::new(&scan, self.request.units.as_ref())?;
         let progress = Progress::new(batches as u64, "scan");
+        let mut sums: Option<TaskSums> = None;
         for (at, batch) in self.batches()?.enumerate().skip(done) {
             progress.set(at as u64);
-            self.read(batch, &scanner)?;
-            if let Some(keeper) = &mut keeper {
-                keeper.keep(&scanner.lock().scan, at + 1)?;
+            if let Some(read) = sums.take_if(|sums| sums.task != batch.0) {
+                read.store(&mut scan, inputs.as_deref_mut())?;
+            }
+            let of_task = match &mut sums {
+                Some(sums) => sums,
+                None => sums.insert(TaskSums::of(&scan, batch.0, self.device)?),
+            };
+            self.read(batch, &asked, of_task, inputs.as_deref_mut())?;
+            if let Some(keeper) = keeper.as_mut().filter(|keeper| keeper.is_due(at + 1)) {
+                of_task.store(&mut scan, inputs.as_deref_mut())?;
+                keeper.keep(&scan, at + 1)?;
             }
         }
+        if let Some(read) = sums {
+            read.store(&mut scan, inputs)?;
+        }
         progress.finish();
-        let scan = scanner.lock().scan.clone();
         scan.check_gradients()?;
         if let Some(keeper) = &mut keeper {
             keeper.finish(&scan)?;
@@ -300,10 +308,13 @@ impl<F: FeedForward> Pass<'_, F> {
     fn scales(&self) -> Result<Vec<Scale>> {
         let width = self.model.config().intermediate_size;
         let zero = NeuronScan::zero(self.text.names(), self.layers(), width);
-        let scanner = Arc::new(Scanner::new(zero.measuring(self.request.grad_site, None, None), None)?);
-        let alone = Pass { inputs: None, ..*self };
-        (0..self.text.names().len()).try_for_each(|task| alone.read((task, 0), &scanner))?;
-        let scan = scanner.lock().scan.clone();
+        let mut scan = zero.measuring(self.request.grad_site, None, None);
+        let asked = Asked::new(&scan, None)?;
+        for task in 0..self.text.names().len() {
+            let mut sums = TaskSums::of(&scan, task, self.device)?;
+            self.read((task, 0), &asked, &mut sums, None)?;
+            sums.store(&mut scan, None)?;
+        }
         let mean = |layer: &Vec<NeuronSums>, of: fn(&NeuronSums) -> &Vec<f64>| {
             let of_task =
                 |(sums, tokens): (&NeuronSums, &u64)| of(sums).iter().sum::<f64>() / (*tokens as f64 * width as f64);
@@ -318,80 +329,92 @@ impl<F: FeedForward> Pass<'_, F> {
     }
 
     /// One batch, forward and backward.
-    fn read(&self, (task, number): (usize, usize), scanner: &Arc<Scanner>) -> Result<()> {
+    fn read(
+        &self,
+        (task, number): (usize, usize),
+        asked: &Asked,
+        sums: &mut TaskSums,
+        mut inputs: Option<&mut RouterInputs>,
+    ) -> Result<()> {
         let ScanOptions { length, batch, .. } = self.request.options;
         let batch = self.text.batch_of_task(task, number, (length, batch), self.device)?;
-        scanner.begin(task, &batch)?;
-        if let Some(inputs) = self.inputs {
-            inputs.begin(task, &batch)?;
-        }
-        let ctx = RouteCtx {
-            probe: Some(scanner.clone()),
-            observer: self.inputs.map(|inputs| inputs.clone() as Arc<dyn Observer>),
-            ..RouteCtx::all()
+        let rows = inputs.as_mut().map(|inputs| inputs.begin(task, &batch)).transpose()?;
+        let pass = Pass { ask: Ask { inputs: rows, ..Ask::default() }, ..Pass::all() }.kept();
+        let forward = self.model.forward(&batch.inputs, &batch.targets, &pass)?;
+        let image = ImageAsk::Sums {
+            counted_t: batch.counted_t()?,
+            site: self.request.grad_site,
+            experts: asked.experts.clone(),
+            scales: asked.scales.clone(),
         };
-        let losses = self.model.token_losses(&batch.inputs, &batch.targets, &ctx)?;
-        ops::backward(&losses.sum_all()?)?;
-        let losses = losses.flatten_all()?.to_vec1::<f32>()?;
-        let loss = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-        check_loss("scan", &scanner.lock().scan.tasks[task], loss)?;
-        scanner.lock().scan.loss[task] += loss;
+        let learn = Learn { image: Some(Arc::new(image)), ..Learn::default() };
+        let ones = forward.losses.ones_like()?;
+        let answers = self.model.backward(forward.saved, &ones, &learn, &mut Grads::none())?;
+        for (sum, answer) in sums.layers.iter_mut().zip(answers) {
+            if let Some(seen) = answer.sums {
+                *sum = sum.add(&seen)?;
+            }
+        }
+        sums.loss = (&sums.loss + forward.losses.to_dtype(DType::F64)?.sum_all()?)?;
+        sums.tokens += batch.counted.iter().filter(|counted| **counted).count() as u64;
+        if let Some(inputs) = inputs {
+            inputs.add(&forward.traces);
+        }
         Ok(())
     }
 }
 
-struct Scanner {
+/// What every layer is asked.
+struct Asked {
     /// By layer, if experts are scanned.
-    experts: Vec<ExpertNeurons>,
-    state: Mutex<State>,
+    experts: Arc<[ExpertNeurons]>,
+    /// By layer, if log1p values are summed.
+    scales: Arc<[Scale]>,
 }
 
-struct State {
-    scan: NeuronScan,
-    task: usize,
-    /// Tokens of the batch that have a target.
-    counted: Vec<bool>,
-}
-
-impl Scanner {
-    fn new(scan: NeuronScan, units: Option<&Units>) -> Result<Self> {
+impl Asked {
+    fn new(scan: &NeuronScan, units: Option<&Units>) -> Result<Self> {
         let of_layer = |units: &Units| {
             let layers = units.neuron_expert.iter().map(|layer| ExpertNeurons::new(layer, units.count));
             layers.collect::<candle_core::Result<Vec<_>>>()
         };
         let experts = units.map(of_layer).transpose()?.unwrap_or_default();
-        Ok(Self { experts, state: Mutex::new(State { scan, task: 0, counted: Vec::new() }) })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(&self, task: usize, batch: &Batch) -> Result<()> {
-        let targets: Vec<u32> = batch.targets.flatten_all()?.to_vec1()?;
-        let mut state = self.lock();
-        state.task = task;
-        state.counted = targets.iter().map(|target| *target != NO_TARGET).collect();
-        state.scan.tokens[task] += state.counted.iter().filter(|counted| **counted).count() as u64;
-        Ok(())
-    }
-
-    fn image(&self, layer: usize, pass: &MlpBackward<'_>, state: &State) -> candle_core::Result<ImageSums> {
-        let imaging = Imaging {
-            site: state.scan.grad_site,
-            experts: self.experts.get(layer),
-            scale: state.scan.log1p.as_ref().map(|log1p| log1p.scales[layer]),
-        };
-        ops::image_moments(pass, &state.counted, &imaging)
+        let scales = scan.log1p.as_ref().map(|log1p| log1p.scales.clone()).unwrap_or_default();
+        Ok(Self { experts: experts.into(), scales: scales.into() })
     }
 }
 
-impl MlpProbe for Scanner {
-    fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        let mut state = self.lock();
-        let sums = self.image(layer, pass, &state)?;
-        let task = state.task;
-        state.scan.add(layer, task, &sums);
-        Ok(WeightGrads::All)
+/// The sums of the task that is being read, on the device; they reach the host when the task is done.
+struct TaskSums {
+    task: usize,
+    /// What the scan holds of the task so far, as the sums' shape.
+    host: Vec<ImageSums>,
+    layers: Vec<ImageTensors>,
+    /// `[]` f64.
+    loss: Tensor,
+    tokens: u64,
+}
+
+impl TaskSums {
+    /// Of a task, beginning with what the scan holds of it.
+    fn of(scan: &NeuronScan, task: usize, device: &Device) -> Result<Self> {
+        let host: Vec<ImageSums> = (0..scan.sums.len()).map(|layer| scan.image(layer, task)).collect();
+        let layers = host.iter().map(|sums| ImageTensors::new(sums, device)).collect::<candle_core::Result<_>>()?;
+        Ok(Self { task, host, layers, loss: Tensor::new(scan.loss[task], device)?, tokens: scan.tokens[task] })
+    }
+
+    /// Puts the sums into the scan, and what routers saw to its own: one copy each.
+    fn store(&self, scan: &mut NeuronScan, inputs: Option<&mut RouterInputs>) -> Result<()> {
+        let flat = self.layers.iter().map(ImageTensors::flat).collect::<candle_core::Result<Vec<_>>>()?;
+        let values = host::read(&flat.iter().chain([&self.loss]).collect::<Vec<_>>())?;
+        let loss = values.last().and_then(|loss| loss.first()).copied().unwrap_or(f64::NAN);
+        check_loss("scan", &scan.tasks[self.task], loss)?;
+        for (layer, (sums, values)) in self.host.iter().zip(values).enumerate() {
+            let mut sums = sums.clone();
+            sums.read(&mut values.into_iter());
+            scan.set(layer, self.task, sums);
+        }
+        (scan.loss[self.task], scan.tokens[self.task]) = (loss, self.tokens);
+        inputs.map_or(Ok(()), RouterInputs::read)
     }
 }

@@ -8,7 +8,7 @@
 
 use super::score::{ExpertForm, Form, Norm, Score, Terms};
 use super::{NeuronScan, Units};
-use crate::ops::{NeuronSums, UnitSums};
+use crate::ops::{NeuronSums, UnitSums, ZTerm};
 use crate::{Error, Result};
 
 /// A score integrated over each task, per token.
@@ -68,8 +68,13 @@ impl Standard {
     }
 
     /// z(x).
-    pub(super) fn z(self, x: f64) -> f64 {
+    fn z(self, x: f64) -> f64 {
         self.deviation.map_or(0.0, |deviation| (x - self.mean) / deviation)
+    }
+
+    /// z(x) times a weight, for single tokens.
+    pub(super) fn term(self, weight: f64) -> ZTerm {
+        ZTerm { weight, mean: self.mean, deviation: self.deviation }
     }
 }
 

@@ -4,21 +4,21 @@
 //! of; a token's path is then what a task's is, the best `k₁` groups and in each the best `k₂` experts. The mean of a task's token scores is its
 //! ∫SPS. Other scores likewise; taylor is −h_ti δ_h,ti, its magnitude |h_ti δ_h,ti|, not standardised.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::inputs::Positions;
-use super::labels::{node_scores, path};
+use super::labels::path;
 use super::score::Terms;
-use super::sps::{Standard, standards};
+use super::sps::standards;
 use super::{Integral, NeuronScan, Prices, RowLabels, ScanOptions, Score};
 use crate::data::TokenSet;
 use crate::metrics::check_loss;
-use crate::moe::{MoeSpec, select};
-use crate::ops::{self, MlpBackward, MlpProbe, WeightGrads};
-use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
+use crate::moe::{LevelSpec, MoeSpec, select};
+use crate::ops::{ExpertNeurons, Grads, ScoreTerms, TokenScores, host};
+use crate::qwen3::{FeedForward, ImageAsk, Learn, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// What tokens are labelled by.
@@ -112,10 +112,10 @@ pub fn token_prices<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>)
 }
 
 /// What `of` makes of each kept token's scores `[level][node]`, by layer.
-fn rows<F: FeedForward, T: Send + 'static>(
+fn rows<F: FeedForward, T: Send>(
     pass: &TokenPass<'_, F>,
     by: TokenScore<'_>,
-    of: impl Fn(usize, Vec<Vec<f64>>) -> T + Send + Sync + 'static,
+    of: impl Fn(usize, Vec<Vec<f64>>) -> T + Send + Sync,
 ) -> Result<Vec<Vec<T>>> {
     let TokenPass { model, set, options, stride, device } = *pass;
     let (layers, width) = (model.config().num_hidden_layers, model.config().intermediate_size);
@@ -128,119 +128,73 @@ fn rows<F: FeedForward, T: Send + 'static>(
         let problem = format!("they do not give each of {width} neurons in {layers} layers an expert");
         return Err(Error::setting("units", problem, "take them from this model (`neuron_experts`)"));
     }
-    let scorer = Arc::new(Scorer {
-        values: standards(by.scan).into_iter().enumerate().map(|(layer, of)| Values::new(by, layer, of)).collect(),
-        units: by.units.to_vec(),
-        spec: by.spec.clone(),
-        of: Box::new(of),
-        state: Mutex::new(State { positions: Positions::new(stride), rows: (0..layers).map(|_| Vec::new()).collect() }),
-    });
-    let ctx = RouteCtx { probe: Some(scorer.clone()), ..RouteCtx::all() };
+    let by_layer = (0..layers).map(|layer| scores_of(&by, layer, device)).collect::<Result<Vec<TokenScores>>>()?;
+    let scores: Arc<[TokenScores]> = by_layer.into();
+    let nodes: Vec<usize> = by.spec.levels.iter().map(LevelSpec::nodes).collect();
+    let mut positions = Positions::new(stride);
+    let mut made: Vec<Vec<T>> = (0..layers).map(|_| Vec::new()).collect();
     let set = &options.part(set);
     for (task, tokens) in set.tasks.iter().enumerate() {
         for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let batch = batch?;
-            scorer.lock().positions.begin(&batch)?;
-            let loss = model.token_losses(&batch.inputs, &batch.targets, &ctx)?.sum_all()?;
-            ops::backward(&loss)?;
-            check_loss("token labels", &tokens.name, f64::from(loss.to_dtype(DType::F32)?.to_scalar::<f32>()?))?;
+            positions.begin(&batch);
+            let kept: Vec<u32> = positions.kept().map(|at| at as u32).collect();
+            if kept.is_empty() {
+                continue;
+            }
+            let rows = kept.len();
+            let image = ImageAsk::Scores { kept_k: Tensor::from_vec(kept, rows, device)?, by: scores.clone() };
+            let learn = Learn { image: Some(Arc::new(image)), ..Learn::default() };
+            let forward = model.forward(&batch.inputs, &batch.targets, &Pass::all().kept())?;
+            let loss = forward.losses.to_dtype(DType::F64)?.sum_all()?;
+            let answers = model.backward(forward.saved, &forward.losses.ones_like()?, &learn, &mut Grads::none())?;
+            let found: Vec<&Tensor> =
+                answers.iter().filter_map(|answer| answer.scores.as_ref()).chain([&loss]).collect();
+            let values = host::read(&found)?;
+            let loss = values.last().and_then(|loss| loss.first()).copied().unwrap_or(f64::NAN);
+            check_loss("token labels", &tokens.name, loss)?;
+            for (layer, (made, values)) in made.iter_mut().zip(&values).enumerate() {
+                let of_row = |row: &[f64]| of(layer, by_level(row, &nodes));
+                // Behind the nodes of each level stand the experts that always take part, which are nobody's choice.
+                let width = nodes.iter().sum::<usize>() + nodes.len();
+                made.extend(values.par_chunks(width).map(of_row).collect::<Vec<T>>());
+            }
         }
     }
-    let rows = std::mem::take(&mut scorer.lock().rows);
-    Ok(rows)
+    Ok(made)
 }
 
-/// How the values of one layer's neurons at one token make their scores.
-struct Values {
-    kind: Kind,
-    /// Taken from each neuron's score.
-    baseline: Option<Vec<f64>>,
+/// One token's scores, by level and node.
+fn by_level(row: &[f64], nodes: &[usize]) -> Vec<Vec<f64>> {
+    let mut rest = row;
+    let of_level = |nodes: &usize| {
+        let (own, others) = rest.split_at(nodes + 1);
+        rest = others;
+        own[..*nodes].to_vec()
+    };
+    nodes.iter().map(of_level).collect()
 }
 
-enum Kind {
-    Standardised { of: [Standard; 2], signs: (f64, f64) },
-    Taylor { magnitude: bool },
-}
-
-impl Values {
-    fn new(by: TokenScore<'_>, layer: usize, of: [Standard; 2]) -> Self {
-        let kind = match by.score.terms() {
-            Terms::Standardised(of_activation, of_surprise) => {
-                Kind::Standardised { of, signs: (of_activation, of_surprise) }
-            }
-            Terms::Taylor { magnitude } => Kind::Taylor { magnitude },
-        };
-        let common = || Integral::new(by.scan, by.score).averaged().neurons.swap_remove(0).swap_remove(layer);
-        Self { kind, baseline: by.contrast.then(common) }
-    }
-
-    /// The scores `[kept][i]` of the tokens `rows` of a pass.
-    fn of(&self, pass: &MlpBackward<'_>, rows: &[u32]) -> candle_core::Result<Vec<Vec<f64>>> {
-        let rows = Tensor::new(rows, pass.x_td.device())?;
-        let values = |x_ti: &Tensor| x_ti.index_select(&rows, 0)?.to_dtype(DType::F64)?.to_vec2::<f64>();
-        let mut scores = match &self.kind {
-            Kind::Taylor { magnitude } => {
-                let gated = pass.gate_ti.map(|gate_ti| pass.h_ti * gate_ti).transpose()?;
-                let taylor_ti = (gated.as_ref().unwrap_or(pass.h_ti) * pass.delta_h_ti)?.neg()?;
-                values(&if *magnitude { taylor_ti.abs()? } else { taylor_ti })?
-            }
-            Kind::Standardised { of: [za, zs], signs } => {
-                let [a_ti, s_ti] = ops::activation_and_surprise(pass)?;
-                let (mut scores, surprises) = (values(&a_ti)?, values(&s_ti)?);
-                let both = scores.iter_mut().flatten().zip(surprises.iter().flatten());
-                both.for_each(|(a, s)| *a = signs.0 * za.z(*a) + signs.1 * zs.z(*s));
-                scores
-            }
-        };
-        if let Some(baseline) = &self.baseline {
-            scores.iter_mut().for_each(|row| row.iter_mut().zip(baseline).for_each(|(score, mean)| *score -= mean));
+/// How the tokens of a layer are scored.
+fn scores_of(by: &TokenScore<'_>, layer: usize, device: &Device) -> Result<TokenScores> {
+    let terms = match by.score.terms() {
+        Terms::Standardised(of_activation, of_surprise) => {
+            let [a, s] = standards(by.scan)[layer];
+            ScoreTerms::Standardised([a.term(of_activation), s.term(of_surprise)])
         }
-        Ok(scores)
-    }
-}
-
-/// What is made of the scores `[level][node]` of a token in a layer.
-type Of<T> = Box<dyn Fn(usize, Vec<Vec<f64>>) -> T + Send + Sync>;
-
-struct Scorer<T> {
-    /// By layer.
-    values: Vec<Values>,
-    units: Vec<Vec<u32>>,
-    spec: MoeSpec,
-    of: Of<T>,
-    state: Mutex<State<T>>,
-}
-
-struct State<T> {
-    positions: Positions,
-    /// By layer, of the tokens seen so far.
-    rows: Vec<Vec<T>>,
-}
-
-/// Tokens a task of the pool scores at once.
-const TOKENS: usize = 32;
-
-impl<T> Scorer<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<T: Send> MlpProbe for Scorer<T> {
-    fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        let rows: Vec<u32> = self.lock().positions.kept().map(|at| at as u32).collect();
-        if !rows.is_empty() {
-            let scores = self.values[layer].of(pass, &rows)?;
-            // For its score a token is what a task is, one of a single layer.
-            let made = scores.par_chunks(TOKENS).map(|scores| {
-                let integral = Integral { neurons: scores.iter().map(|row| vec![row.clone()]).collect() };
-                let scored = node_scores(&integral, &self.units[layer..=layer], &self.spec).into_iter();
-                let of_layer = |levels: Vec<Vec<Vec<f64>>>| levels.into_iter().flatten().collect();
-                scored.map(|levels| (self.of)(layer, of_layer(levels))).collect::<Vec<T>>()
-            });
-            let made: Vec<_> = made.collect();
-            self.lock().rows[layer].extend(made.into_iter().flatten());
-        }
-        Ok(WeightGrads::All)
-    }
+        Terms::Taylor { magnitude } => ScoreTerms::Taylor { magnitude },
+    };
+    let common = || -> Result<Tensor> {
+        let values = Integral::new(by.scan, by.score).averaged().neurons.swap_remove(0).swap_remove(layer);
+        let width = values.len();
+        Ok(Tensor::from_vec(values, (1, width), device)?)
+    };
+    let of_level = |(level, declared): (usize, &LevelSpec)| {
+        let (nodes, node_of) = (declared.nodes(), by.spec.node_of_experts(level));
+        let node = |expert: &u32| node_of.get(*expert as usize).map_or(nodes, |node| *node) as u32;
+        let owners: Vec<u32> = by.units[layer].iter().map(node).collect();
+        Ok(ExpertNeurons::new(&owners, nodes + 1)?)
+    };
+    let nodes = by.spec.levels.iter().enumerate().map(of_level).collect::<Result<_>>()?;
+    Ok(TokenScores { terms, baseline: by.contrast.then(common).transpose()?, nodes })
 }

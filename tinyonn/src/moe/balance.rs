@@ -43,52 +43,63 @@ pub fn auxiliary_loss(spec: &MoeSpec, scores: &Scores, taken_tn: &Tensor) -> Res
     Ok(total)
 }
 
-/// Moves the biases of all levels (`[nodes]` each, in a row) by one step against the load of the routed experts. A choice at the
+/// The biases of all levels (`[nodes]` each, in a row) after one step against the load of the experts, tokens `[N]`. A choice at the
 /// mean of its router stays, as all do where nothing came by.
 ///
 /// ```
+/// use candle_core::{Device, Tensor};
 /// use tinyonn::moe::{balance, moe};
 /// #[moe(groups = 2, experts = 1, balance = bias(0.1))]
 /// struct Twins;
-/// let mut bias = vec![0.0; 4];
-/// balance::step(&Twins::SPEC, &mut bias, &[3.0, 1.0]);
-/// assert_eq!(bias, [-0.1, 0.1, 0.0, 0.0]); // behind each group there is no choice
+/// let (bias, load) = (Tensor::new(&[0f32; 4], &Device::Cpu)?, Tensor::new(&[3f32, 1.0], &Device::Cpu)?);
+/// let moved = balance::step(&Twins::SPEC, &bias, &load)?;
+/// assert_eq!(moved.to_vec1::<f32>()?, [-0.1, 0.1, 0.0, 0.0]); // behind each group there is no choice
+/// # Ok::<(), tinyonn::Error>(())
 /// ```
-pub fn step(spec: &MoeSpec, bias: &mut [f32], load: &[f64]) {
-    let Balance::Bias { rate } = spec.balance else { return };
-    let mut first = 0;
-    for (level, declared) in spec.levels.iter().enumerate() {
-        let under = spec.experts_under(level);
-        let loads: Vec<f64> = under.iter().map(|experts| load[experts.clone()].iter().sum()).collect();
-        for slot in declared.slots() {
-            let all = loads[slot.nodes.clone()].iter().sum::<f64>();
-            let experts = under[slot.nodes.clone()].iter().map(ExactSizeIterator::len).sum::<usize>() as f64;
-            for node in slot.nodes {
-                // load / experts under the node against all / experts, without a rounding: counts are whole.
-                let (own, mean) = (loads[node] * experts, all * under[node].len() as f64);
-                let bias = &mut bias[first + node];
-                if own > mean {
-                    *bias -= rate as f32;
-                } else if own < mean {
-                    *bias += rate as f32;
-                }
-            }
-        }
-        first += loads.len();
-    }
-}
-
-/// The routers' input under jitter, the noise decided by `seed` and the layer.
 ///
 /// # Errors
 /// What the device reports.
-pub fn jittered(spec: &MoeSpec, layer: usize, seed: u64, x_td: &Tensor) -> Result<Tensor> {
+pub fn step(spec: &MoeSpec, bias: &Tensor, load_n: &Tensor) -> Result<Tensor> {
+    let Balance::Bias { rate } = spec.balance else { return Ok(bias.clone()) };
+    let (routed, nodes) = (spec.routed_experts(), spec.levels.iter().map(super::LevelSpec::nodes).sum::<usize>());
+    // Of each node: which experts are under it, which under its router, and how many these are.
+    let (mut own, mut beside) = (vec![0f64; nodes * routed], vec![0f64; nodes * routed]);
+    let (mut under_node, mut under_router) = (vec![0f64; nodes], vec![0f64; nodes]);
+    let mut first = 0;
+    for (level, declared) in spec.levels.iter().enumerate() {
+        let under = spec.experts_under(level);
+        for slot in declared.slots() {
+            let all = under[slot.nodes.start].start..under[slot.nodes.end - 1].end;
+            for node in slot.nodes {
+                let at = first + node;
+                own[at * routed..][under[node].clone()].fill(1.0);
+                beside[at * routed..][all.clone()].fill(1.0);
+                (under_node[at], under_router[at]) = (under[node].len() as f64, all.len() as f64);
+            }
+        }
+        first += under.len();
+    }
+    let device = bias.device();
+    let matrix = |values: Vec<f64>| Tensor::from_vec(values, (nodes, routed), device);
+    let list = |values: Vec<f64>| Tensor::from_vec(values, (nodes, 1), device);
+    let load_n1 = load_n.narrow(0, 0, routed)?.to_dtype(DType::F64)?.unsqueeze(1)?;
+    // load / experts under the node against all / experts, without a rounding: counts are whole.
+    let own = (matrix(own)?.matmul(&load_n1)? * list(under_router)?)?;
+    let mean = (matrix(beside)?.matmul(&load_n1)? * list(under_node)?)?;
+    let sign = (own.lt(&mean)?.to_dtype(DType::F32)? - own.gt(&mean)?.to_dtype(DType::F32)?)?;
+    Ok((bias + (sign * rate)?.reshape(bias.shape())?)?)
+}
+
+/// The noise that multiplies the routers' input `[D, d]` under `jitter`, decided by `seed` and the layer; none where it is not declared.
+///
+/// # Errors
+/// What the device reports.
+pub fn jitter(spec: &MoeSpec, layer: usize, seed: u64, x_rd: &Tensor) -> Result<Option<Tensor>> {
     if spec.jitter == 0.0 {
-        return Ok(x_td.clone());
+        return Ok(None);
     }
     let mut rng = random::stream(seed, &format!("jitter/{layer}"));
     let (low, high) = ((1.0 - spec.jitter) as f32, (1.0 + spec.jitter) as f32);
-    let noise: Vec<f32> = (0..x_td.elem_count()).map(|_| rng.random_range(low..=high)).collect();
-    let noise_td = Tensor::from_vec(noise, x_td.shape(), x_td.device())?;
-    Ok((x_td.to_dtype(DType::F32)? * noise_td)?)
+    let noise: Vec<f32> = (0..x_rd.elem_count()).map(|_| rng.random_range(low..=high)).collect();
+    Ok(Some(Tensor::from_vec(noise, x_rd.shape(), x_rd.device())?))
 }

@@ -4,7 +4,7 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{Router, RouterShape};
-use crate::{Result, ops};
+use crate::Result;
 
 /// s at the start, the reciprocal of the temperature 0.07 that CLIP starts from (Radford et al., 2021); it learns.
 const SCALE: f64 = 1.0 / 0.07;
@@ -34,7 +34,7 @@ impl Router for CosineRouter {
 
     fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
         let x_td = x_td.to_dtype(DType::F32)?;
-        let cosines_tc = ops::linear(&unit(&x_td)?, &unit(&self.weight)?, None)?;
+        let cosines_tc = unit(&x_td)?.matmul(&unit(&self.weight)?.t()?)?;
         let logits_tc = cosines_tc.broadcast_mul(&self.scale)?;
         Ok(logits_tc.reshape(((), self.shape.parents, self.shape.choices))?)
     }

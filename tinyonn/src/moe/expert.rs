@@ -8,14 +8,13 @@
 //! *Replicas*: every expert is the dense MLP plus a delta, which exists once the expert has learnt: W̃ = W + Σ_n w_n ΔW_n, Σ w = 1
 //! (`merge`), or y = Σ_n w_n MLP_{W + ΔW_n}(x) (`dispatch`). Without deltas that is the dense MLP, bit for bit, whatever the routing.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{Balance, Combine, ExpertsAre, MoeSpec, Routing};
-use crate::qwen3::{Qwen3Config, RouteCtx, mlp};
-use crate::{Error, Result, ops};
+use crate::ops::{self, Grads, MlpGate, MlpWeights, Replicas, Run};
+use crate::qwen3::{Qwen3Config, mlp};
+use crate::{Error, Result};
 
 /// The projections of an MLP, as a checkpoint names them.
 pub const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
@@ -29,11 +28,11 @@ pub fn delta_name(expert: usize, projection: &str) -> String {
 /// All experts of one layer.
 #[derive(Clone, Debug)]
 pub struct TinyOnnExpert {
-    gate_proj: Tensor,
-    up_proj: Tensor,
-    down_proj: Tensor,
+    pub(super) gate_proj: Tensor,
+    pub(super) up_proj: Tensor,
+    pub(super) down_proj: Tensor,
     activation: &'static dyn ops::Activation,
-    parts: Parts,
+    pub(super) parts: Parts,
     combine: Combine,
     /// Added to the probabilities that selection compares, by level and node in a row (`balance = bias`).
     balance_bias: Option<Tensor>,
@@ -42,11 +41,33 @@ pub struct TinyOnnExpert {
 
 /// What the experts are, beside the weights that they share.
 #[derive(Clone, Debug)]
-enum Parts {
-    /// The expert of each neuron, `[I]` u32.
-    Slices(Tensor),
+pub(super) enum Parts {
+    /// Some of the neurons each.
+    Slices(Slices),
     /// ΔW_g, ΔW_u, ΔW_d of each expert, once it has learnt.
     Replicas(Vec<Option<[Tensor; 3]>>),
+}
+
+/// A partition of the neurons.
+#[derive(Clone, Debug)]
+pub(super) struct Slices {
+    /// The expert of each neuron, `[I]` u32.
+    pub(super) neuron_expert: Tensor,
+    /// Neurons of each expert.
+    pub(super) widths: Vec<usize>,
+}
+
+/// What the backward of a bank needs.
+#[derive(Debug)]
+pub(super) enum Saved {
+    /// All neurons of every token, gated or not.
+    Whole(ops::glu_mlp::Saved),
+    Dispatched(ops::dispatch_mlp::Saved),
+    Shared(ops::shared_mlp::Saved),
+    /// Replicas, merged by decision.
+    Merged(ops::merged_mlp::Saved),
+    /// Replicas, each token by its own.
+    Replicated(ops::replica_dispatch::Saved),
 }
 
 impl TinyOnnExpert {
@@ -73,86 +94,78 @@ impl TinyOnnExpert {
         Ok(Self { gate_proj, up_proj, down_proj, activation, parts, combine, balance_bias, layer })
     }
 
-    /// x `[B, T, d]` to y `[B, T, d]`, under the gates of `routing`.
-    ///
-    /// # Errors
-    /// Shapes, dtypes or devices that do not go together.
-    pub fn forward(&self, x: &Tensor, routing: &Routing, ctx: &RouteCtx) -> Result<Tensor> {
+    pub(super) fn weights(&self) -> MlpWeights<'_> {
         let (gate, up, down) = (&self.gate_proj, &self.up_proj, &self.down_proj);
-        let weights = ops::MlpWeights { gate, up, down, activation: self.activation };
-        let probe = ctx.probe.clone().map(|probe| (probe, self.layer));
+        MlpWeights { gate, up, down, activation: self.activation }
+    }
+
+    /// x `[B, T, d]` to y `[B, T, d]`, under the gates of `routing`; and what the backward needs.
+    pub(super) fn forward(&self, x: &Tensor, routing: &Routing) -> Result<(Tensor, Saved)> {
         match &self.parts {
-            Parts::Slices(neuron_expert) => self.slices(x, weights, neuron_expert, routing, probe),
+            Parts::Slices(slices) => self.slices(x, &slices.neuron_expert, routing),
             // Until one has learnt they are all the dense MLP, and weights that add up to one change nothing.
-            Parts::Replicas(deltas) if deltas.iter().all(Option::is_none) => Ok(ops::glu_mlp(x, weights, None, probe)?),
-            Parts::Replicas(deltas) => self.replicas(x, weights, deltas, routing),
+            Parts::Replicas(deltas) if deltas.iter().all(Option::is_none) => self.whole(x, None),
+            Parts::Replicas(deltas) => self.replicas(x, &differences(deltas), routing),
         }
     }
 
-    fn slices(
-        &self,
-        x: &Tensor,
-        weights: ops::MlpWeights<'_>,
-        neuron_expert: &Tensor,
-        routing: &Routing,
-        probe: Option<(Arc<dyn ops::MlpProbe>, usize)>,
-    ) -> Result<Tensor> {
-        let gate = |gate_tn| ops::MlpGate { gate_tn, neuron_expert };
-        Ok(match (routing, self.combine) {
-            (Routing::All, _) => ops::glu_mlp(x, weights, None, probe)?,
-            (Routing::Each(gate_tn), Combine::Dispatch) => ops::dispatch_mlp(x, weights, gate(gate_tn), probe)?,
-            (Routing::Each(gate_tn), _) => ops::glu_mlp(x, weights, Some(gate(gate_tn)), probe)?,
-            // Rows computed apart may round otherwise: what takes every expert whole is the dense MLP, bit for bit.
-            (Routing::Shared { gate_dn, .. }, _) if all_ones(gate_dn)? => {
-                let gate_tn = routing.by_token()?;
-                ops::glu_mlp(x, weights, gate_tn.as_ref().map(gate), probe)?
-            }
-            (Routing::Shared { gate_dn, runs }, _) => ops::shared_mlp(x, weights, gate(gate_dn), runs, probe)?,
-        })
+    fn whole(&self, x: &Tensor, gate: Option<MlpGate<'_>>) -> Result<(Tensor, Saved)> {
+        let (y, saved) = ops::glu_mlp::forward(x, self.weights(), gate)?;
+        Ok((y, Saved::Whole(saved)))
     }
 
-    fn replicas(
-        &self,
-        x: &Tensor,
-        weights: ops::MlpWeights<'_>,
-        deltas: &[Option<[Tensor; 3]>],
-        routing: &Routing,
-    ) -> Result<Tensor> {
-        let deltas: Vec<Option<[&Tensor; 3]>> =
-            deltas.iter().map(|delta| delta.as_ref().map(<[Tensor; 3]>::each_ref)).collect();
-        let replicas = ops::Replicas { base: weights, deltas: &deltas };
-        let rows = x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1);
-        let equal_1n = || Tensor::full(1.0 / deltas.len() as f32, (1, deltas.len()), x.device())?.to_dtype(x.dtype());
-        let (gate_dn, runs) = match routing {
-            Routing::Each(gate_tn) if self.combine == Combine::Dispatch => {
-                return Ok(ops::replica_dispatch(x, replicas, gate_tn)?);
+    fn slices(&self, x: &Tensor, neuron_expert: &Tensor, routing: &Routing) -> Result<(Tensor, Saved)> {
+        let gate = |gate_tn| MlpGate { gate_tn, neuron_expert };
+        // Forms that compute a part of the neurons must know which: in main memory they look, on a GPU all are computed.
+        let in_memory = x.device().is_cpu();
+        match (routing, self.combine) {
+            (Routing::All, _) => self.whole(x, None),
+            (Routing::Each(gate_tn), Combine::Dispatch) if in_memory => {
+                let (y, saved) = ops::dispatch_mlp::forward(x, self.weights(), gate(gate_tn))?;
+                Ok((y, Saved::Dispatched(saved)))
             }
-            _ if self.combine == Combine::Dispatch => {
-                let weights_tn = match routing.by_token()? {
+            (Routing::Each(gate_tn), _) => self.whole(x, Some(gate(gate_tn))),
+            // Rows computed apart may round otherwise: what takes every expert whole is the dense MLP, bit for bit.
+            (Routing::Shared { gate_dn, runs, whole: false }, _) if in_memory => {
+                let (y, saved) = ops::shared_mlp::forward(x, self.weights(), gate(gate_dn), runs)?;
+                Ok((y, Saved::Shared(saved)))
+            }
+            (Routing::Shared { .. }, _) => self.whole(x, routing.by_token()?.as_ref().map(gate)),
+        }
+    }
+
+    fn replicas(&self, x: &Tensor, deltas: &[Option<[&Tensor; 3]>], routing: &Routing) -> Result<(Tensor, Saved)> {
+        let replicas = Replicas { base: self.weights(), deltas };
+        if self.combine == Combine::Dispatch {
+            let weights_tn = match routing {
+                Routing::Each(gate_tn) => gate_tn.clone(),
+                _ => match routing.by_token()? {
                     Some(gate_tn) => gate_tn.broadcast_div(&gate_tn.sum_keepdim(1)?)?,
-                    None => equal_1n()?.broadcast_as((rows, deltas.len()))?.contiguous()?,
-                };
-                return Ok(ops::replica_dispatch(x, replicas, &weights_tn)?);
-            }
-            Routing::All => (equal_1n()?, vec![ops::Run { rows: 0..rows, decision: Some(0) }]),
-            Routing::Each(gate_tn) => {
-                let each = |row| ops::Run { rows: row..row + 1, decision: Some(row) };
-                (gate_tn.clone(), (0..rows).map(each).collect())
-            }
-            Routing::Shared { gate_dn, runs } => {
-                // All active, all weigh alike: a decision behind the others.
-                let open = gate_dn.dim(0)?;
-                let decided = |run: &ops::Run| ops::Run { decision: Some(run.decision.unwrap_or(open)), ..run.clone() };
-                (Tensor::cat(&[gate_dn, &equal_1n()?], 0)?, runs.iter().map(decided).collect())
-            }
+                    None => even(x, deltas.len())?.broadcast_as((rows(x)?, deltas.len()))?.contiguous()?,
+                },
+            };
+            let (y, saved) = ops::replica_dispatch::forward(x, replicas, &weights_tn)?;
+            return Ok((y, Saved::Replicated(saved)));
+        }
+        let (gate_dn, runs) = merges(x, deltas.len(), routing)?;
+        let (y, saved) = ops::merged_mlp::forward(x, replicas, &gate_dn, &runs)?;
+        Ok((y, Saved::Merged(saved)))
+    }
+
+    /// Whether any weight of an expert learns.
+    pub(super) fn learns(&self, grads: &Grads) -> bool {
+        let own = [&self.gate_proj, &self.up_proj, &self.down_proj].into_iter();
+        let deltas = match &self.parts {
+            Parts::Slices(_) => &[],
+            Parts::Replicas(deltas) => deltas.as_slice(),
         };
-        Ok(ops::merged_mlp(x, replicas, &gate_dn, &runs, None)?)
+        own.chain(deltas.iter().flatten().flatten()).any(|weight| grads.learns(weight))
     }
 
     /// The expert of each neuron, `[I]` u32; replicas have no neurons of their own.
     pub fn neuron_expert(&self) -> Option<&Tensor> {
         match &self.parts {
-            Parts::Slices(neuron_expert) => Some(neuron_expert),
+            Parts::Slices(slices) => Some(&slices.neuron_expert),
             Parts::Replicas(_) => None,
         }
     }
@@ -162,20 +175,19 @@ impl TinyOnnExpert {
         self.gate_proj.device()
     }
 
-    /// What is added to the probabilities that selection compares, by level (`balance = bias`).
+    /// What is added to the probabilities that selection compares, `[nodes]` by level (`balance = bias`).
     ///
     /// # Errors
     /// What the device reports.
-    pub fn balance_bias(&self, spec: &MoeSpec) -> Result<Option<Vec<Vec<f32>>>> {
+    pub fn balance_bias(&self, spec: &MoeSpec) -> Result<Option<Vec<Tensor>>> {
         let Some(bias) = &self.balance_bias else { return Ok(None) };
-        let values = bias.to_vec1::<f32>()?;
-        let mut rest = values.as_slice();
+        let mut first = 0;
         let of_level = |level: &super::LevelSpec| {
-            let (own, others) = rest.split_at(level.nodes());
-            rest = others;
-            own.to_vec()
+            let own = bias.detach().narrow(0, first, level.nodes());
+            first += level.nodes();
+            own
         };
-        Ok(Some(spec.levels.iter().map(of_level).collect()))
+        Ok(Some(spec.levels.iter().map(of_level).collect::<candle_core::Result<_>>()?))
     }
 
     /// The layer this bank belongs to.
@@ -184,13 +196,17 @@ impl TinyOnnExpert {
     }
 }
 
-fn all_ones(gate_dn: &Tensor) -> Result<bool> {
-    let others = gate_dn.detach().ne(1f64)?.to_dtype(DType::F32)?.sum_all()?;
-    Ok(others.to_scalar::<f32>()? == 0.0)
+fn rows(x: &Tensor) -> Result<usize> {
+    Ok(x.elem_count() / x.dim(candle_core::D::Minus1)?.max(1))
+}
+
+/// The deltas that there are, as operations take them.
+pub(super) fn differences(deltas: &[Option<[Tensor; 3]>]) -> Vec<Option<[&Tensor; 3]>> {
+    deltas.iter().map(|delta| delta.as_ref().map(<[Tensor; 3]>::each_ref)).collect()
 }
 
 /// The partition of a layer: each neuron has an expert, each expert a neuron.
-fn slices(spec: &MoeSpec, cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Tensor> {
+fn slices(spec: &MoeSpec, cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Slices> {
     let experts = spec.experts();
     check_width(spec, cfg.intermediate_size, layer)?;
     let neuron_expert =
@@ -205,7 +221,7 @@ fn slices(spec: &MoeSpec, cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) 
     }
     match widths.iter().position(|width| *width == 0) {
         Some(empty) => Err(bad_partition(layer, &format!("it leaves expert {empty} without a neuron"))),
-        None => Ok(neuron_expert),
+        None => Ok(Slices { neuron_expert, widths }),
     }
 }
 
@@ -251,4 +267,27 @@ pub fn check_width(spec: &MoeSpec, width: usize, layer: usize) -> Result<()> {
 
 fn bad_partition(layer: usize, problem: &str) -> Error {
     Error::tensor(format!("model.layers.{layer}.mlp.neuron_expert"), problem, "upcycle the dense model again")
+}
+
+/// All replicas weigh alike, `[1, N]`.
+fn even(x: &Tensor, experts: usize) -> Result<Tensor> {
+    Ok(Tensor::full(1.0 / experts as f32, (1, experts), x.device())?.to_dtype(x.dtype())?)
+}
+
+/// The weights of every merge, and the rows it is for.
+fn merges(x: &Tensor, experts: usize, routing: &Routing) -> Result<(Tensor, Vec<Run>)> {
+    let rows = rows(x)?;
+    Ok(match routing {
+        Routing::All => (even(x, experts)?, vec![Run { rows: 0..rows, decision: Some(0) }]),
+        Routing::Each(gate_tn) => {
+            let each = |row| Run { rows: row..row + 1, decision: Some(row) };
+            (gate_tn.clone(), (0..rows).map(each).collect())
+        }
+        Routing::Shared { gate_dn, runs, .. } => {
+            // All active, all weigh alike: a decision behind the others.
+            let open = gate_dn.dim(0)?;
+            let decided = |run: &Run| Run { decision: Some(run.decision.unwrap_or(open)), ..run.clone() };
+            (Tensor::cat(&[gate_dn, &even(x, experts)?], 0)?, runs.iter().map(decided).collect())
+        }
+    })
 }

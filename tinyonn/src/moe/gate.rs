@@ -28,7 +28,7 @@ impl Scores {
         for (declared, routers) in spec.levels.iter().zip(module.routers()) {
             let mut of_level = Vec::with_capacity(routers.len());
             for (run, router) in declared.routers.iter().zip(routers) {
-                let found = router.logits(x_td)?;
+                let found = router.logits(x_td)?.detach();
                 let expected = [tokens, run.parents, run.choices];
                 if found.dims() != expected || found.dtype() != DType::F32 {
                     let (found, dtype) = (found.dims(), found.dtype());

@@ -11,7 +11,8 @@ use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{GaussianSpec, Project, Reduce, Router, RouterShape};
-use crate::{Result, ops};
+use crate::Result;
+use crate::ops::{Grads, gaussian_density, linear};
 
 /// The Gaussian routers of one level. Parameters are f32 whatever the model's dtype.
 #[derive(Clone, Debug)]
@@ -66,20 +67,67 @@ impl Router for GaussianMoeRouter {
     }
 
     fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
-        let (parents, choices, r) = self.mean.dims3()?;
-        let x_td = x_td.to_dtype(DType::F32)?;
-        let z_tr = match &self.projection {
-            Some(projection) => ops::linear(&x_td, projection, None)?,
-            None => x_td,
-        };
-        let stacked = (parents * choices, r);
-        let log_variance = self.log_variance.broadcast_as((parents, choices, r))?.reshape(stacked)?;
-        let density_tc = ops::gaussian_density(&z_tr, &self.mean.reshape(stacked)?, &log_variance)?;
-        let scale = match self.reduce {
-            Reduce::Mean => self.scale.clone(),
-            Reduce::Sum => (&self.scale * r as f64)?,
-        };
-        let logits_tc = density_tc.broadcast_mul(&scale)?.broadcast_add(&self.log_prior.flatten_all()?)?;
+        let (density_tc, _) = self.density(&self.z(x_td)?)?;
+        let logits_tc =
+            density_tc.broadcast_mul(&self.factor()?)?.broadcast_add(&self.log_prior.detach().flatten_all()?)?;
+        let (parents, choices, _) = self.mean.dims3()?;
         Ok(logits_tc.reshape(((), parents, choices))?)
+    }
+
+    fn backward(&self, x_td: &Tensor, dlogits_tpc: &Tensor, input: bool, grads: &mut Grads) -> Result<Option<Tensor>> {
+        let (parents, choices, r) = self.mean.dims3()?;
+        let dlogits_tc = dlogits_tpc.flatten_from(1)?;
+        let z_tr = self.z(x_td)?;
+        let (density_tc, saved) = self.density(&z_tr)?;
+        grads.add_with(&self.log_prior, || dlogits_tc.sum(0)?.reshape((parents, choices)))?;
+        grads.add_with(&self.scale, || {
+            let through = (&dlogits_tc * &density_tc)?.sum_all()?;
+            if self.reduce == Reduce::Sum { through * r as f64 } else { Ok(through) }
+        })?;
+        let [dz_tr, dmean, dlog_variance] =
+            gaussian_density::backward(&saved, &dlogits_tc.broadcast_mul(&self.factor()?)?.contiguous()?)?;
+        grads.add_with(&self.mean, || dmean.reshape((parents, choices, r)))?;
+        grads.add_with(&self.log_variance, || {
+            let mut sum = dlog_variance.reshape((parents, choices, r))?;
+            for dim in 0..3 {
+                if self.log_variance.dim(dim)? == 1 {
+                    sum = sum.sum_keepdim(dim)?;
+                }
+            }
+            Ok(sum)
+        })?;
+        let x_td = x_td.to_dtype(DType::F32)?;
+        match &self.projection {
+            Some(projection) => Ok(linear::backward(&x_td, projection, None, &dz_tr, input, grads)?),
+            None => Ok(input.then_some(dz_tr)),
+        }
+    }
+}
+
+impl GaussianMoeRouter {
+    /// z = P x.
+    fn z(&self, x_td: &Tensor) -> Result<Tensor> {
+        let x_td = x_td.detach().to_dtype(DType::F32)?;
+        match &self.projection {
+            Some(projection) => Ok(linear::forward(&x_td, projection, None)?),
+            None => Ok(x_td),
+        }
+    }
+
+    /// The mean log-density of every choice, `[t, p·c]`.
+    fn density(&self, z_tr: &Tensor) -> Result<(Tensor, gaussian_density::Saved)> {
+        let (parents, choices, r) = self.mean.dims3()?;
+        let stacked = (parents * choices, r);
+        let log_variance = self.log_variance.detach().broadcast_as((parents, choices, r))?.reshape(stacked)?;
+        Ok(gaussian_density::forward(z_tr, &self.mean.detach().reshape(stacked)?, &log_variance)?)
+    }
+
+    /// What the mean log-density is multiplied by.
+    fn factor(&self) -> Result<Tensor> {
+        let scale = self.scale.detach();
+        match self.reduce {
+            Reduce::Mean => Ok(scale),
+            Reduce::Sum => Ok((scale * self.mean.dim(2)? as f64)?),
+        }
     }
 }

@@ -3,12 +3,15 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use super::expert;
 use super::router::new_router;
+use super::routing::{self, Routed, Routing, route};
 use super::{
-    CosineRouter, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router, RouterKind,
-    RouterSpec, TinyOnnExpert, check, route,
+    CosineRouter, Gate, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router, RouterKind,
+    RouterSpec, TinyOnnExpert, check,
 };
-use crate::qwen3::{FeedForward, Qwen3Config, RouteCtx};
+use crate::ops::{Grads, MinK, elementwise};
+use crate::qwen3::{Active, Answers, FeedForward, Keep, Learn, Load, Pass, Qwen3Config, Trace};
 use crate::{Error, Result};
 
 /// A feed-forward of routed experts: what fills a decoder layer's second half past `model`.
@@ -91,11 +94,62 @@ impl MoeLayer {
     }
 }
 
+/// What the backward of a layer needs.
+#[derive(Debug)]
+pub struct Saved {
+    routing: Routing,
+    decisions: Option<routing::Saved>,
+    experts: expert::Saved,
+}
+
 impl FeedForward for MoeLayer {
+    type Saved = Saved;
+
     /// Route, gate, combine.
-    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
-        let routing = route(self, x, ctx)?;
-        self.experts.forward(x, &routing, ctx)
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Saved>)> {
+        let Routed { routing, auxiliary, saved: decisions } = route(self, x, pass)?;
+        let (y, experts) = self.experts.forward(x, &routing)?;
+        let load = match (&routing, &pass.active) {
+            (_, Active::All) => None,
+            // Sequences too short for a decision: all experts run, and none was given anything.
+            (Routing::All, _) => Some(Load::none(self.spec.experts(), x.device())?),
+            _ => Some(routing.load(self.spec.experts(), x)?),
+        };
+        let asked = pass.ask.gates && !matches!(pass.active, Active::All);
+        let gates = asked.then(|| routing.gates(self.spec.experts(), x)).transpose()?;
+        let trace = Trace { load: load.filter(|_| pass.ask.load), gates, auxiliary, ..Trace::default() };
+        Ok((y, trace, (pass.keep != Keep::Nothing).then_some(Saved { routing, decisions, experts })))
+    }
+
+    fn backward(
+        &self,
+        saved: Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        let Saved { routing, decisions, experts } = saved;
+        let through = decisions.is_some() && (input || learn.routers);
+        let wanted = (input, through && self.spec.gate != Gate::Unit);
+        let back = self.experts.backward(&experts, dy, &routing, learn, wanted, grads)?;
+        let mut dx = back.dx.map(|dx_td| dx_td.reshape(dy.shape())).transpose()?;
+        if let Some(decisions) = decisions.filter(|_| input || learn.routers) {
+            let through = decisions.backward(self, back.dgate.as_ref(), dy.dims(), input, grads)?;
+            dx = match (dx, through) {
+                (Some(dx), Some(through)) => Some(elementwise::add(&dx, &through)?),
+                (dx, _) => dx,
+            };
+        }
+        Ok((dx, back.answers))
+    }
+
+    fn keep_least(&self, k: usize, tokens_n: &Tensor, grads: &mut Grads) -> Result<Option<MinK>> {
+        self.experts.keep_least(k, tokens_n, grads).map(Some)
+    }
+
+    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
+        self.experts.learns(grads) || learn.routers
     }
 
     fn reads_surprisal(&self) -> bool {

@@ -4,7 +4,8 @@ use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{Router, RouterShape};
-use crate::{Result, ops};
+use crate::Result;
+use crate::ops::{Grads, linear};
 
 /// The linear routers of one level. Parameters are f32 whatever the model's dtype.
 #[derive(Clone, Debug)]
@@ -29,7 +30,12 @@ impl Router for LinearRouter {
     }
 
     fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
-        let logits_tc = ops::linear(&x_td.to_dtype(DType::F32)?, &self.weight, Some(&self.bias))?;
+        let logits_tc = linear::forward(&x_td.to_dtype(DType::F32)?, &self.weight, Some(&self.bias))?;
         Ok(logits_tc.reshape(((), self.shape.parents, self.shape.choices))?)
+    }
+
+    fn backward(&self, x_td: &Tensor, dlogits_tpc: &Tensor, input: bool, grads: &mut Grads) -> Result<Option<Tensor>> {
+        let (x_td, dlogits_tc) = (x_td.to_dtype(DType::F32)?, dlogits_tpc.flatten_from(1)?);
+        Ok(linear::backward(&x_td, &self.weight, Some(&self.bias), &dlogits_tc, input, grads)?)
     }
 }

@@ -9,6 +9,7 @@ pub mod expert;
 pub mod gate;
 pub mod gaussian;
 pub mod layer;
+mod learning;
 pub mod linear;
 pub mod load;
 pub mod load_figures;
@@ -17,6 +18,7 @@ pub mod registry;
 pub mod router;
 pub mod routing;
 pub mod select;
+pub mod select_on_device;
 
 pub use cosine::CosineRouter;
 pub use expert::TinyOnnExpert;
@@ -29,7 +31,7 @@ pub use load_figures::{LayerLoad, LoadFigures, Taken};
 pub use random_router::RandomRouter;
 pub use registry::{Variant, variant, variants};
 pub use router::{NewRouter, Router, new_router};
-pub use routing::{Routing, route};
+pub use routing::Routing;
 pub use select::{Selection, select};
 #[doc(inline)]
 pub use tinyonn_spec::{

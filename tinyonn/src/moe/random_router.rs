@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{Router, RouterShape};
-use crate::{Result, ops};
+use crate::Result;
 
 /// The random routers of one level. W is f32 whatever the model's dtype, and part of the checkpoint.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ impl Router for RandomRouter {
     }
 
     fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
-        let logits_tc = ops::linear(&x_td.to_dtype(DType::F32)?, &self.weight, None)?;
+        let logits_tc = x_td.to_dtype(DType::F32)?.matmul(&self.weight.t()?)?;
         Ok(logits_tc.reshape(((), self.shape.parents, self.shape.choices))?)
     }
 }

@@ -2,11 +2,12 @@
 
 use std::fmt::Debug;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use candle_nn::VarBuilder;
 
 use super::RouterShape;
 use crate::Result;
+use crate::ops::Grads;
 
 /// Equal routers, evaluated together: P of them with C choices each. A type of yours with this trait is a router in `#[moe(..)]`.
 ///
@@ -52,11 +53,26 @@ pub trait Router: Debug + Send + Sync {
         Self: Sized;
 
     /// The unnormalised scores of every choice of every router, `[t, P, C]` f32, from inputs x `[t, d]` f32: log p(c | x) up to a
-    /// constant. Differentiable in x and in the parameters.
+    /// constant. Written in candle's differentiable operations it is differentiable in x and in the parameters, and
+    /// [`backward`](Self::backward) needs no word.
     ///
     /// # Errors
     /// Shapes, dtypes or devices that do not go together.
     fn logits(&self, x_td: &Tensor) -> Result<Tensor>;
+
+    /// ∂L/∂x `[t, d]`, if `input`, given ∂L/∂ℓ; the gradients of the parameters that learn go to `grads`. By default from
+    /// [`logits`](Self::logits), on candle's tape: an island of one router, which is left when this returns.
+    ///
+    /// # Errors
+    /// As above.
+    fn backward(&self, x_td: &Tensor, dlogits_tpc: &Tensor, input: bool, grads: &mut Grads) -> Result<Option<Tensor>> {
+        let x_td = Var::from_tensor(&x_td.detach())?;
+        let loss = (self.logits(&x_td)? * dlogits_tpc)?.sum_all()?;
+        let store = loss.backward()?;
+        grads.add_tape(&store)?;
+        let dx = || store.get(&x_td).map_or_else(|| x_td.zeros_like(), |dx| Ok(dx.detach()));
+        Ok(input.then(dx).transpose()?)
+    }
 }
 
 /// Makes boxed routers of one type.

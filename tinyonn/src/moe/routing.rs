@@ -3,13 +3,13 @@
 //! Legend: B sequences of T tokens; D decisions; N experts. All forms of `route_per` are causal: a decision reads nothing that comes
 //! after the tokens it is for (DESIGN §1, "what shares a decision").
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor, Var};
 
 use super::gate::{self, Scores};
 use super::select::{Selection, select};
-use super::{Balance, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
-use crate::ops::Run;
-use crate::qwen3::{Active, PathTable, RouteCtx};
+use super::{Balance, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
+use crate::ops::{Grads, Run};
+use crate::qwen3::{Active, Keep, Load, Pass, PathTable};
 use crate::{Error, Result};
 
 /// The gates of a layer, and which tokens they are for.
@@ -25,18 +25,79 @@ pub enum Routing {
         gate_dn: Tensor,
         /// All B·T tokens in their order; a run without a decision is all active.
         runs: Vec<Run>,
+        /// Every decision takes every expert, at weight one, which its declaration or its paths tell.
+        whole: bool,
     },
 }
 
 impl Routing {
-    /// Which of `tokens` tokens a decision is for.
-    fn routed(&self, tokens: usize) -> Vec<bool> {
+    /// 1 for the tokens that a decision is for, `[B·T]` u8; `None` is all of them. Where there is no decision at all, all experts take
+    /// all tokens.
+    pub(super) fn decided(&self, device: &Device) -> Result<Option<Tensor>> {
+        let Self::Shared { runs, .. } = self else { return Ok(None) };
+        if runs.iter().all(|run| run.decision.is_some()) {
+            return Ok(None);
+        }
+        let marks = runs.iter().flat_map(|run| std::iter::repeat_n(u8::from(run.decision.is_some()), run.rows.len()));
+        let marks: Vec<u8> = marks.collect();
+        let tokens = marks.len();
+        Ok(Some(Tensor::from_vec(marks, tokens, device)?))
+    }
+
+    /// The number of decisions.
+    pub(super) fn decisions(&self) -> Result<usize> {
         match self {
-            Self::All => vec![false; tokens],
-            Self::Each(_) => vec![true; tokens],
-            Self::Shared { runs, .. } => {
-                runs.iter().flat_map(|run| std::iter::repeat_n(run.decision.is_some(), run.rows.len())).collect()
+            Self::All => Ok(0),
+            Self::Each(gate) | Self::Shared { gate_dn: gate, .. } => Ok(gate.dim(0)?),
+        }
+    }
+
+    /// The work that each of `experts` experts was given by decisions; all tokens `[t, d]` where there was none.
+    pub(super) fn load(&self, experts: usize, x_td: &Tensor) -> Result<Load> {
+        let (gate_dn, rows) = match self {
+            Self::All => {
+                let tokens = x_td.dim(0)? as f64;
+                (Tensor::ones((1, experts), DType::F32, x_td.device())?, vec![tokens as f32])
             }
+            Self::Each(gate_tn) => (gate_tn.detach(), vec![1f32; gate_tn.dim(0)?]),
+            Self::Shared { gate_dn, runs, .. } => {
+                let mut rows = vec![0f32; gate_dn.dim(0)?];
+                for run in runs {
+                    if let Some(decision) = run.decision {
+                        rows[decision] += run.rows.len() as f32;
+                    }
+                }
+                (gate_dn.detach(), rows)
+            }
+        };
+        let decisions = rows.len();
+        let rows_1d = Tensor::from_vec(rows, (1, decisions), gate_dn.device())?;
+        let open_dn = gate_dn.ne(0f64)?.to_dtype(DType::F32)?;
+        let taken_d1 = open_dn.sum_keepdim(1)?;
+        let counts_1n = Tensor::arange(0f32, experts as f32 + 1.0, gate_dn.device())?.unsqueeze(0)?;
+        let counts = rows_1d.matmul(&taken_d1.broadcast_eq(&counts_1n)?.to_dtype(DType::F32)?)?.squeeze(0)?;
+        Ok(Load { tokens_n: rows_1d.matmul(&open_dn)?.squeeze(0)?, counts })
+    }
+
+    /// Sums over the tokens of each decision of values `[B·T, N]`: `[D, N]`.
+    pub(super) fn by_decision(&self, values_tn: &Tensor) -> Result<Tensor> {
+        let Self::Shared { gate_dn, runs, .. } = self else { return Ok(values_tn.clone()) };
+        let (decisions, tokens) = (gate_dn.dim(0)?, values_tn.dim(0)?);
+        let mut member = vec![0f32; decisions * tokens];
+        for run in runs {
+            if let Some(decision) = run.decision {
+                member[decision * tokens..][run.rows.clone()].fill(1.0);
+            }
+        }
+        let member_dt = Tensor::from_vec(member, (decisions, tokens), values_tn.device())?;
+        Ok(member_dt.to_dtype(values_tn.dtype())?.matmul(values_tn)?)
+    }
+
+    /// The gates of every token of x, `[B·T, N]`; ones where all `experts` are active.
+    pub(super) fn gates(&self, experts: usize, x: &Tensor) -> Result<Tensor> {
+        match self.by_token()? {
+            Some(gate_tn) => Ok(gate_tn.detach()),
+            None => Ok(Tensor::ones((x.dim(0)? * x.dim(1)?, experts), x.dtype(), x.device())?),
         }
     }
 
@@ -48,7 +109,7 @@ impl Routing {
         let (gate_dn, runs) = match self {
             Self::All => return Ok(None),
             Self::Each(gate_tn) => return Ok(Some(gate_tn.clone())),
-            Self::Shared { gate_dn, runs } => (gate_dn, runs),
+            Self::Shared { gate_dn, runs, .. } => (gate_dn, runs),
         };
         // A row of ones behind the decisions: what runs all active.
         let (decisions, experts) = gate_dn.dims2()?;
@@ -60,48 +121,66 @@ impl Routing {
     }
 }
 
-/// Routes the inputs x `[B, T, d]` of a layer as `ctx` asks.
+/// What the derivative of routers' decisions needs.
+#[derive(Debug)]
+pub(super) struct Saved {
+    /// What the routers were asked about, `[D, d]`.
+    x_rd: Tensor,
+    /// The noise on it.
+    jitter: Option<Tensor>,
+    scores: Scores,
+    taken_dn: Tensor,
+    dtype: DType,
+}
+
+/// How a layer is routed, and what comes of it.
+#[derive(Debug)]
+pub(super) struct Routed {
+    pub(super) routing: Routing,
+    /// The declared auxiliary loss, in training.
+    pub(super) auxiliary: Option<Tensor>,
+    /// Where a gradient passes through the decisions.
+    pub(super) saved: Option<Saved>,
+}
+
+/// Routes the inputs x `[B, T, d]` of a layer as `pass` asks.
 ///
 /// # Errors
 /// Paths without tasks, or of other tasks, layers or experts than the model's; what a router reports.
-pub fn route(module: &MoeLayer, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
+pub(super) fn route(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     let (spec, layer) = (module.spec(), module.layer());
-    let routing = match (&ctx.active, spec.route_per) {
+    let routing = match (&pass.active, spec.route_per) {
         (Active::All, _) => Routing::All,
-        (Active::Paths(table), _) => along(spec, layer, x, ctx, Some(table))?,
-        (Active::Routed, RoutePer::Task) => along(spec, layer, x, ctx, ctx.paths.as_deref())?,
-        (Active::Routed, _) => decided(module, x, ctx)?,
+        (Active::Paths(table), _) => along(spec, layer, x, pass, Some(table))?,
+        (Active::Routed, RoutePer::Task) => along(spec, layer, x, pass, pass.paths.as_deref())?,
+        (Active::Routed, _) => return decided(module, x, pass),
     };
-    if let (Some(observer), Active::Routed | Active::Paths(_)) = (&ctx.observer, &ctx.active) {
-        // Sequences too short for a decision are routed to all.
-        let gate_tn = match routing.by_token()? {
-            Some(gate_tn) => gate_tn,
-            None => Tensor::ones((x.elem_count() / x.dim(D::Minus1)?, spec.experts()), x.dtype(), x.device())?,
-        };
-        observer.gates(layer, &gate_tn, &routing.routed(gate_tn.dim(0)?))?;
-    }
-    Ok(routing)
+    Ok(Routed { routing, auxiliary: None, saved: None })
 }
 
 /// By the routers.
-fn decided(module: &MoeLayer, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
+fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     let (spec, layer) = (module.spec(), module.layer());
     let (b, t, _) = x.dims3()?;
     let shared = Shared::new(spec.route_per, t);
     if shared.as_ref().is_some_and(|shared| shared.decisions == 0) {
-        return Ok(Routing::All);
+        return Ok(Routed { routing: Routing::All, auxiliary: None, saved: None });
     }
     let inputs = |values: &Tensor| match &shared {
         None => Ok(values.flatten_to(1)?),
         Some(shared) => shared.means(values),
     };
-    let mut x_rd = inputs(x)?;
-    if let Some(seed) = ctx.training {
-        x_rd = balance::jittered(spec, layer, seed, &x_rd)?;
+    let mut x_rd = inputs(&x.detach())?.to_dtype(DType::F32)?;
+    let jitter = match pass.training {
+        Some(seed) => balance::jitter(spec, layer, seed, &x_rd)?,
+        None => None,
+    };
+    if let Some(noise_rd) = &jitter {
+        x_rd = (x_rd * noise_rd)?;
     }
-    let surprisal = match (spec.pfag, &ctx.surprisal) {
+    let surprisal = match (spec.pfag, &pass.surprisal) {
         (Pfag::Surprisal, Some(surprisal)) => {
-            Some(inputs(&surprisal.to_dtype(DType::F32)?.unsqueeze(2)?)?.flatten_all()?.to_vec1::<f32>()?)
+            Some(inputs(&surprisal.to_dtype(DType::F32)?.unsqueeze(2)?)?.flatten_all()?)
         }
         _ => None,
     };
@@ -111,17 +190,73 @@ fn decided(module: &MoeLayer, x: &Tensor, ctx: &RouteCtx) -> Result<Routing> {
         Balance::None | Balance::Loss { .. } => None,
     };
     let compared = if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
-    let taken = select(spec, &compared, Selection { bias: bias.as_deref(), surprisal: surprisal.as_deref() })?;
-    if let (Some(observer), Some(_)) = (&ctx.observer, ctx.training)
-        && let Some(loss) = balance::auxiliary_loss(spec, &scores, &taken)?
-    {
-        observer.auxiliary_loss(layer, &loss)?;
-    }
-    let gate_dn = gate::gates(spec, &scores, &taken, x.dtype())?;
-    Ok(match shared {
+    let taken_dn = select(spec, &compared, Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() })?;
+    let auxiliary = match pass.training {
+        Some(_) => balance::auxiliary_loss(spec, &scores, &taken_dn)?,
+        None => None,
+    };
+    let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
+    let routing = match shared {
         None => Routing::Each(gate_dn),
-        Some(shared) => Routing::Shared { gate_dn, runs: shared.runs(b, t) },
-    })
+        Some(shared) => Routing::Shared { gate_dn, runs: shared.runs(b, t), whole: takes_all(spec) },
+    };
+    let differentiable = pass.keep != Keep::Nothing && (spec.gate != Gate::Unit || auxiliary.is_some());
+    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, taken_dn, dtype: x.dtype() });
+    Ok(Routed { routing, auxiliary, saved })
+}
+
+/// Whether every decision takes every expert at weight one.
+fn takes_all(spec: &MoeSpec) -> bool {
+    let all = |run: &super::RouterSpec| run.top_k == run.choices;
+    spec.gate == Gate::Unit && spec.pfag == Pfag::Off && spec.levels.iter().flat_map(|l| l.routers.iter()).all(all)
+}
+
+impl Saved {
+    /// ∂L/∂x `[B, T, d]` through the decisions, if `input`, given ∂L/∂gate (none: they had no part in the output) and the auxiliary loss
+    /// itself as a part of L. The routers' gradients go to `grads`.
+    ///
+    /// The way from scores to gates and to the auxiliary loss is an island of candle's own tape: a few plain operations over `[D, N]`.
+    pub(super) fn backward(
+        &self,
+        module: &MoeLayer,
+        dgate_dn: Option<&Tensor>,
+        shape: &[usize],
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<Option<Tensor>> {
+        let spec = module.spec();
+        let vars = self.scores.logits.iter().map(|runs| runs.iter().map(Var::from_tensor).collect());
+        let vars: Vec<Vec<Var>> = vars.collect::<candle_core::Result<_>>()?;
+        let logits = vars.iter().map(|runs| runs.iter().map(|var| var.as_tensor().clone()).collect()).collect();
+        let scores = Scores { logits };
+        let mut loss = balance::auxiliary_loss(spec, &scores, &self.taken_dn)?;
+        if let Some(dgate_dn) = dgate_dn.filter(|_| spec.gate != Gate::Unit) {
+            let gate_dn = gate::gates(spec, &scores, &self.taken_dn, self.dtype)?;
+            let through = (gate_dn * dgate_dn)?.to_dtype(DType::F32)?.sum_all()?;
+            loss = Some(loss.map_or(Ok(through.clone()), |loss| loss + through)?);
+        }
+        let Some(loss) = loss else { return Ok(None) };
+        let store = loss.backward()?;
+        let mut dx_rd: Option<Tensor> = None;
+        for (routers, vars) in module.routers().iter().zip(&vars) {
+            for (router, var) in routers.iter().zip(vars) {
+                let Some(dlogits) = store.get(var) else { continue };
+                if let Some(dx) = router.backward(&self.x_rd, &dlogits.detach(), input, grads)? {
+                    dx_rd = Some(dx_rd.map_or(Ok(dx.clone()), |sum| sum + dx)?);
+                }
+            }
+        }
+        let Some(mut dx_rd) = dx_rd.filter(|_| input) else { return Ok(None) };
+        if let Some(noise_rd) = &self.jitter {
+            dx_rd = (dx_rd * noise_rd)?;
+        }
+        let &[_, t, _] = shape else { return Ok(None) };
+        let dx = match Shared::new(spec.route_per, t) {
+            None => dx_rd.reshape(shape)?,
+            Some(shared) => shared.spread(&dx_rd, shape)?,
+        };
+        Ok(Some(dx.to_dtype(self.dtype)?))
+    }
 }
 
 /// Decisions that a sequence makes one after the other, each by as many tokens as come before it and have not been read.
@@ -164,17 +299,29 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// The derivative of [`means`](Self::means): each token that a decision read has its share of `dmeans_rd`; `[B, T, d]`.
+    fn spread(&self, dmeans_rd: &Tensor, shape: &[usize]) -> Result<Tensor> {
+        let &[b, t, d] = shape else { return Err(Error::setting("shape", "is not [B, T, d]", "give a batch")) };
+        let read = self.decisions * self.reads;
+        let each = (dmeans_rd.reshape((b, self.decisions, 1, d))? / self.reads as f64)?;
+        let each = each.broadcast_as((b, self.decisions, self.reads, d))?.contiguous()?.reshape((b, read, d))?;
+        Ok(each.pad_with_zeros(1, 0, t - read)?)
+    }
+}
+
 /// Along given paths: one decision a sequence, by its task.
-fn along(spec: &MoeSpec, layer: usize, x: &Tensor, ctx: &RouteCtx, table: Option<&PathTable>) -> Result<Routing> {
+fn along(spec: &MoeSpec, layer: usize, x: &Tensor, pass: &Pass, table: Option<&PathTable>) -> Result<Routing> {
     let (b, t, _) = x.dims3()?;
     let table = table.ok_or_else(|| {
-        Error::setting("paths", "route_per = task takes paths, and there are none", "set RouteCtx::paths")
+        Error::setting("paths", "route_per = task takes paths, and there are none", "set Pass::paths")
     })?;
-    let tasks = ctx.tasks.as_deref().filter(|tasks| tasks.len() == b).ok_or_else(|| {
-        Error::setting("tasks", format!("paths need the task of each of {b} sequences"), "set RouteCtx::tasks")
+    let tasks = pass.tasks.as_deref().filter(|tasks| tasks.len() == b).ok_or_else(|| {
+        Error::setting("tasks", format!("paths need the task of each of {b} sequences"), "set Pass::tasks")
     })?;
     let experts = spec.experts();
     let mut gates = vec![0f32; b * experts];
+    let mut whole = spec.gate != Gate::Normalised;
     for (gates, task) in gates.chunks_exact_mut(experts).zip(tasks) {
         let path = table.experts.get(*task as usize).and_then(|layers| layers.get(layer)).ok_or_else(|| {
             let problem = format!("none for task {task}, layer {layer}");
@@ -184,6 +331,7 @@ fn along(spec: &MoeSpec, layer: usize, x: &Tensor, ctx: &RouteCtx, table: Option
             let problem = format!("that of task {task}, layer {layer}, takes no expert");
             return Err(Error::setting("paths", problem, "give one or more"));
         }
+        whole &= path.len() == spec.routed_experts();
         for expert in path.iter().map(|expert| *expert as usize).chain(spec.routed_experts()..experts) {
             *gates.get_mut(expert).ok_or_else(|| {
                 Error::setting("paths", format!("expert {expert} of {experts}"), "label this variant")
@@ -193,9 +341,9 @@ fn along(spec: &MoeSpec, layer: usize, x: &Tensor, ctx: &RouteCtx, table: Option
     let gate_dn = Tensor::from_vec(gates, (b, experts), x.device())?;
     let gate_dn = match spec.gate {
         // Equal shares, since no router was asked.
-        super::Gate::Normalised => gate_dn.broadcast_div(&gate_dn.sum_keepdim(D::Minus1)?)?,
+        Gate::Normalised => gate_dn.broadcast_div(&gate_dn.sum_keepdim(D::Minus1)?)?,
         _ => gate_dn,
     };
     let runs = (0..b).map(|row| Run { rows: row * t..(row + 1) * t, decision: Some(row) }).collect();
-    Ok(Routing::Shared { gate_dn: gate_dn.to_dtype(x.dtype())?, runs })
+    Ok(Routing::Shared { gate_dn: gate_dn.to_dtype(x.dtype())?, runs, whole })
 }

@@ -5,16 +5,16 @@ use std::cmp::Ordering;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{ExpertsAre, MoeSpec, Pfag, Slot};
-use crate::{Error, Result};
+use super::{ExpertsAre, MoeSpec, Pfag, Slot, select_on_device};
+use crate::{Error, Result, ops};
 
 /// Beside the probabilities, what a selection may depend on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Selection<'a> {
-    /// By level, a number for each node, added to p before choices are compared (`balance = bias`).
-    pub bias: Option<&'a [Vec<f32>]>,
-    /// The surprisal of each input in nats (`pfag = surprisal`).
-    pub surprisal: Option<&'a [f32]>,
+    /// By level, a number for each node, `[nodes]` f32, added to p before choices are compared (`balance = bias`).
+    pub bias: Option<&'a [Tensor]>,
+    /// The surprisal of each input in nats, `[t]` f32 (`pfag = surprisal`).
+    pub surprisal: Option<&'a Tensor>,
 }
 
 /// Which experts are taken, `[t, N]` f32 of ones and zeros; those that always take part are.
@@ -25,28 +25,33 @@ pub struct Selection<'a> {
 /// # Errors
 /// Shapes that do not belong to `spec`; `pfag = surprisal` without surprisals.
 pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<Tensor> {
-    let device = scores.first().map_or(&Device::Cpu, Tensor::device);
-    let (tokens, levels) = by_level(spec, scores)?;
-    if spec.pfag == Pfag::Surprisal && with.surprisal.is_none_or(|surprisal| surprisal.len() != tokens) {
+    let tokens = check(spec, scores)?;
+    if spec.pfag == Pfag::Surprisal && with.surprisal.is_none_or(|surprisal| surprisal.elem_count() != tokens) {
         let problem = format!("pfag = surprisal needs the surprisal of each of {tokens} inputs");
-        return Err(Error::variant(spec.name.clone(), problem, "set RouteCtx::surprisal, or run the whole model"));
+        return Err(Error::variant(spec.name.clone(), problem, "set Pass::surprisal, or run the whole model"));
     }
-    let fits = |bias: &[Vec<f32>]| {
-        bias.len() == levels.len()
-            && bias.iter().zip(spec.levels.iter()).all(|(bias, level)| bias.len() == level.nodes())
+    let fits = |bias: &[Tensor]| {
+        bias.len() == spec.levels.len()
+            && bias.iter().zip(spec.levels.iter()).all(|(bias, level)| bias.dims() == [level.nodes()])
     };
-    if with.surprisal.is_some_and(|surprisal| surprisal.len() != tokens) || !with.bias.is_none_or(fits) {
+    if with.surprisal.is_some_and(|surprisal| surprisal.elem_count() != tokens) || !with.bias.is_none_or(fits) {
         let problem = format!("biases or surprisals are not of its nodes, or not of {tokens} inputs");
         return Err(Error::variant(spec.name.clone(), problem, "give a number for each node, and for each input"));
     }
+    if !scores.first().is_some_and(|scores| scores.device().is_cpu()) {
+        return select_on_device::select(spec, scores, with);
+    }
+    let levels = values(scores)?;
+    let bias = with.bias.map(values).transpose()?;
+    let surprisal = with.surprisal.map(|surprisal| values(std::slice::from_ref(surprisal))).transpose()?;
     let (experts, chooser) = (spec.experts(), Chooser::new(spec));
     let mut taken = vec![0f32; tokens * experts];
     taken.par_chunks_mut(experts.max(1)).enumerate().for_each_init(Scratch::default, |scratch, (token, taken)| {
         let scores = |level: usize| chooser.row(&levels, level, token);
-        let mass = spec.pfag.mass(with.surprisal.map_or(0.0, |surprisal| surprisal[token]));
-        chooser.choose(scores, with.bias, mass, scratch, |expert| taken[expert] = 1.0);
+        let mass = spec.pfag.mass(surprisal.as_ref().map_or(0.0, |surprisal| surprisal[0][token]));
+        chooser.choose(scores, bias.as_deref(), mass, scratch, |expert| taken[expert] = 1.0);
     });
-    Ok(Tensor::from_vec(taken, (tokens, experts), device)?)
+    Ok(Tensor::from_vec(taken, (tokens, experts), &Device::Cpu)?)
 }
 
 /// The routed experts on the best path, ascending; `scores(level)` are those of every node of a level.
@@ -81,14 +86,14 @@ pub fn path_widths(spec: &MoeSpec) -> Vec<Vec<usize>> {
 /// # Errors
 /// Shapes that do not belong to `spec`.
 pub fn paths(spec: &MoeSpec, scores: &[Tensor]) -> Result<Vec<Vec<u32>>> {
-    let (tokens, levels) = by_level(spec, scores)?;
+    let (tokens, levels) = (check(spec, scores)?, values(scores)?);
     let chooser = Chooser::of_paths(spec);
     let path = |scratch: &mut Scratch, token| chooser.path(|level| chooser.row(&levels, level, token), scratch);
     Ok((0..tokens).into_par_iter().map_init(Scratch::default, path).collect())
 }
 
-/// The number of inputs, and the scores of each level in a row.
-fn by_level(spec: &MoeSpec, scores: &[Tensor]) -> Result<(usize, Vec<Vec<f32>>)> {
+/// The number of inputs.
+fn check(spec: &MoeSpec, scores: &[Tensor]) -> Result<usize> {
     let tokens = scores.first().map_or(Ok(0), |level| level.dim(0))?;
     if scores.len() != spec.levels.len() {
         let problem = format!("{} levels of scores for {}", scores.len(), spec.levels.len());
@@ -101,8 +106,12 @@ fn by_level(spec: &MoeSpec, scores: &[Tensor]) -> Result<(usize, Vec<Vec<f32>>)>
             return Err(Error::variant(spec.name.clone(), problem, "give a score for each input and node"));
         }
     }
-    let values = scores.iter().map(|level| level.flatten_all()?.to_vec1()).collect::<candle_core::Result<_>>()?;
-    Ok((tokens, values))
+    Ok(tokens)
+}
+
+/// The values of each tensor in a row. In main memory nothing waits for that.
+fn values(tensors: &[Tensor]) -> Result<Vec<Vec<f32>>> {
+    Ok(tensors.iter().map(ops::host::in_memory).collect::<candle_core::Result<_>>()?)
 }
 
 /// A hierarchy laid out for walking: nothing is counted twice for each token.

@@ -42,6 +42,7 @@ use std::fmt::Debug;
 
 use candle_core::{Result, Tensor};
 
+use super::elementwise::{each, each_pair};
 use super::lanes::{self, erf, exp, sigmoid};
 
 /// h(g, u) and its derivative.
@@ -106,7 +107,7 @@ impl Activation for Silu {
         if !lanes::fused(&[g, u]) {
             return candle_nn::ops::silu(g)? * u;
         }
-        each(g, u, |g, u| g * sigmoid(g) * u)
+        each([g, u], |[g, u]| g * sigmoid(g) * u)
     }
 
     fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -115,7 +116,7 @@ impl Activation for Silu {
             let slope = (&s * ((g * (1.0 - &s)?)? + 1.0)?)?;
             return Ok((((delta * u)? * slope)?, (delta * (g * s)?)?));
         }
-        each_backward(g, u, delta, |g, u, delta| {
+        each_pair([g, u, delta], |[g, u, delta]| {
             let s = sigmoid(g);
             (delta * u * s * (1.0 + g * (1.0 - s)), delta * g * s)
         })
@@ -138,7 +139,7 @@ impl Activation for Gelu {
         if !lanes::fused(&[g, u]) {
             return g.gelu_erf()? * u;
         }
-        each(g, u, |g, u| g * normal_cdf(g) * u)
+        each([g, u], |[g, u]| g * normal_cdf(g) * u)
     }
 
     fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -148,7 +149,7 @@ impl Activation for Gelu {
             let slope = (&cdf + (g * density)?)?;
             return Ok((((delta * u)? * slope)?, (delta * (g * cdf)?)?));
         }
-        each_backward(g, u, delta, |g, u, delta| {
+        each_pair([g, u, delta], |[g, u, delta]| {
             let cdf = normal_cdf(g);
             let density = exp(-0.5 * g * g) * NORMAL_DENSITY_AT_ZERO as f32;
             (delta * u * (cdf + g * density), delta * g * cdf)
@@ -163,43 +164,4 @@ const NORMAL_DENSITY_AT_ZERO: f64 = 0.5 * FRAC_1_SQRT_2 * FRAC_2_SQRT_PI;
 #[inline(always)]
 fn normal_cdf(x: f32) -> f32 {
     0.5 + 0.5 * erf(x * std::f32::consts::FRAC_1_SQRT_2)
-}
-
-/// f at each element of two f32 tensors on the CPU.
-fn each(g: &Tensor, u: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
-    let mut h = vec![0f32; g.elem_count()];
-    lanes::with_slices([g, u], |[g, u]| {
-        lanes::by_rows(&mut h, width(g.len()), |first, h| {
-            let first = first * width(g.len());
-            for ((h, g), u) in h.iter_mut().zip(&g[first..]).zip(&u[first..]) {
-                *h = f(*g, *u);
-            }
-        });
-    })?;
-    Tensor::from_vec(h, g.shape(), g.device())
-}
-
-/// f's two values at each element of three f32 tensors on the CPU.
-fn each_backward(
-    g: &Tensor,
-    u: &Tensor,
-    delta: &Tensor,
-    f: impl Fn(f32, f32, f32) -> (f32, f32) + Sync,
-) -> Result<(Tensor, Tensor)> {
-    let (mut delta_g, mut delta_u) = (vec![0f32; g.elem_count()], vec![0f32; g.elem_count()]);
-    lanes::with_slices([g, u, delta], |[g, u, delta]| {
-        lanes::by_rows_2(&mut delta_g, &mut delta_u, width(g.len()), |first, delta_g, delta_u| {
-            let first = first * width(g.len());
-            let inputs = g[first..].iter().zip(&u[first..]).zip(&delta[first..]);
-            for ((delta_g, delta_u), ((g, u), delta)) in delta_g.iter_mut().zip(delta_u).zip(inputs) {
-                (*delta_g, *delta_u) = f(*g, *u, *delta);
-            }
-        });
-    })?;
-    Ok((Tensor::from_vec(delta_g, g.shape(), g.device())?, Tensor::from_vec(delta_u, g.shape(), g.device())?))
-}
-
-/// Elementwise loops see their values as rows of this width: blocks large enough to share among threads.
-fn width(elements: usize) -> usize {
-    elements.min(1024)
 }

@@ -7,18 +7,40 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::lanes;
-use super::tape::{self, Backward};
+
+/// What the backward needs.
+#[derive(Debug)]
+pub struct Saved {
+    op: Attention,
+    y_bthd: Tensor,
+    /// log Σ_j exp(q_i·k_j / √D), `[B, H, T]`; empty on the plain path.
+    log_sums: Vec<f32>,
+}
 
 /// Causal attention of the last T of S positions.
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together; more queries than keys.
-pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
     let op = Attention::new(&q.detach(), &k.detach(), &v.detach())?;
     let (y, log_sums) = if lanes::fused(&[q, k, v]) { fused::forward(&op)? } else { (op.plain_forward()?, vec![]) };
-    tape::record(&[q, k, v], y, Recorded { op, log_sums })
+    Ok((y.clone(), Saved { op, y_bthd: y, log_sums }))
 }
 
+/// dq, dk, dv.
+///
+/// # Errors
+/// As above.
+pub fn backward(saved: &Saved, dy: &Tensor) -> Result<[Tensor; 3]> {
+    let dy = dy.detach().contiguous()?;
+    if saved.log_sums.is_empty() {
+        saved.op.plain_backward(&dy)
+    } else {
+        fused::backward(&saved.op, &saved.y_bthd, &dy, &saved.log_sums)
+    }
+}
+
+#[derive(Debug)]
 struct Attention {
     q_bthd: Tensor,
     k_bskd: Tensor,
@@ -26,7 +48,7 @@ struct Attention {
     shape: Shape,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Shape {
     batch: usize,
     queries: usize,
@@ -43,27 +65,6 @@ impl Shape {
 
     fn group(self) -> usize {
         self.heads / self.kv_heads
-    }
-}
-
-struct Recorded {
-    op: Attention,
-    /// log Σ_j exp(q_i·k_j / √D), `[B, H, T]`; empty on the plain path.
-    log_sums: Vec<f32>,
-}
-
-impl Backward for Recorded {
-    fn name(&self) -> &'static str {
-        "causal_attention"
-    }
-
-    fn backward(&self, output: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let [dq, dk, dv] = if self.log_sums.is_empty() {
-            self.op.plain_backward(grad)?
-        } else {
-            fused::backward(&self.op, output, grad, &self.log_sums)?
-        };
-        Ok([dq, dk, dv].into_iter().zip(needs).map(|(grad, need)| need.then_some(grad)).collect())
     }
 }
 
@@ -109,10 +110,11 @@ impl Attention {
         let scores = (self.by_kv_head(&self.q_bthd)?.matmul(&k_bkds)? * s.scale())?;
         let wide = if scores.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
         let past = s.keys - s.queries;
-        let mask: Vec<f32> = (0..s.queries)
-            .flat_map(|i| (0..s.keys).map(move |j| if j <= past + i { 0.0 } else { f32::NEG_INFINITY }))
-            .collect();
-        let mask_ts = Tensor::from_vec(mask, (s.queries, s.keys), scores.device())?.to_dtype(wide)?;
+        let device = scores.device();
+        let own = Tensor::arange(past as u32, s.keys as u32, device)?.unsqueeze(1)?;
+        let hidden_ts = own.broadcast_lt(&Tensor::arange(0, s.keys as u32, device)?.unsqueeze(0)?)?;
+        let nothing = Tensor::zeros(hidden_ts.shape(), wide, device)?;
+        let mask_ts = hidden_ts.where_cond(&(&nothing + f64::NEG_INFINITY)?, &nothing)?;
         let scores = scores.to_dtype(wide)?.reshape((s.batch, s.heads, s.queries, s.keys))?.broadcast_add(&mask_ts)?;
         candle_nn::ops::softmax(&scores, D::Minus1)?.reshape((s.batch, s.kv_heads, s.group() * s.queries, s.keys))
     }

@@ -17,10 +17,12 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::glu_mlp::{MlpGate, WeightGrads};
+use super::glu_mlp::MlpGate;
 use super::sum_of_rows::NOTHING;
+use super::{Learners, lanes};
 
 /// Which tokens meet which neurons.
+#[derive(Debug)]
 pub(super) struct BlockSparse {
     tokens: usize,
     /// Neurons by expert, ascending in each; `neurons[starts[n]..starts[n + 1]]` are expert n's.
@@ -37,7 +39,7 @@ pub(super) struct BlockSparse {
 }
 
 /// An expert's pairs within a block of tokens: the matrix `[pairs, width]` of their values.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Segment {
     expert: usize,
     pairs: Range<usize>,
@@ -54,14 +56,16 @@ impl BlockSparse {
         if rows != tokens {
             candle_core::bail!("dispatch_mlp: gates of {rows} tokens for {tokens} tokens");
         }
-        let owners = gate.neuron_expert.to_vec1::<u32>()?;
-        let (neurons, starts) = by_expert(&owners, experts)?;
-        let chosen = gate.gate_tn.detach().ne(0f64)?.flatten_all()?.to_vec1::<u8>()?;
+        let (neurons, starts) =
+            lanes::with_ids(&gate.neuron_expert.contiguous()?, |owners| by_expert(owners, experts))??;
+        let chosen = gate.gate_tn.detach().ne(0f64)?;
         let block = if fused { fused::TOKENS } else { tokens.max(1) };
         let mut pattern = Self { tokens, neurons, starts, pair_token: vec![], segments: vec![], blocks: vec![], fused };
-        for (b, chosen) in chosen.chunks(block * experts.max(1)).enumerate() {
-            pattern.push_block(b * block, chosen);
-        }
+        lanes::with_values(&chosen, |chosen: &[u8]| {
+            for (b, chosen) in chosen.chunks(block * experts.max(1)).enumerate() {
+                pattern.push_block(b * block, chosen);
+            }
+        })?;
         Ok(pattern)
     }
 
@@ -122,19 +126,10 @@ impl BlockSparse {
     }
 
     /// Vᵀ A `[i, d]`, only the learners' rows, for V `[l]` and A `[t, d]`.
-    pub(super) fn transposed_product(&self, v_l: &Tensor, a_td: &Tensor, learners: &WeightGrads) -> Result<Tensor> {
+    pub(super) fn transposed_product(&self, v_l: &Tensor, a_td: &Tensor, learners: &Learners) -> Result<Tensor> {
         let learns = match learners {
-            WeightGrads::All => vec![true; self.neurons.len()],
-            WeightGrads::Neurons(learners) => {
-                let mut learns = vec![false; self.neurons.len()];
-                for neuron in learners {
-                    match learns.get_mut(*neuron as usize) {
-                        Some(learns) => *learns = true,
-                        None => candle_core::bail!("dispatch_mlp: neuron {neuron} of {} learns", self.neurons.len()),
-                    }
-                }
-                learns
-            }
+            Learners::All => vec![true; self.neurons.len()],
+            Learners::Neurons(neurons) => neurons.flags(self.neurons.len())?,
         };
         if self.is_empty() {
             return Tensor::zeros((self.neurons.len(), a_td.dim(1)?), a_td.dtype(), a_td.device());

@@ -6,49 +6,90 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use super::Grads;
 use super::lanes::{self, exp};
 use super::linear::rows;
-use super::tape::{self, Backward};
 
 /// Logits held at once: 2²⁶ (256 MB in f32), below candle's limit of 2³² elements a launch.
 const CHUNK: usize = 1 << 26;
 
-/// The cross-entropy of each token, differentiable in x and W.
+/// What the backward needs.
+#[derive(Debug)]
+pub struct Saved {
+    head: Head,
+    /// All logits, when they fit one chunk.
+    logits_tv: Option<Tensor>,
+}
+
+/// The cross-entropy of each token, f32; what the backward needs only if `keep`.
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
-pub fn head_cross_entropy(x: &Tensor, weight: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let (x_td, weight_vd) = (rows(&x.detach())?, weight.detach());
+pub fn forward(x: &Tensor, weight_vd: &Tensor, targets: &Tensor, keep: bool) -> Result<(Tensor, Option<Saved>)> {
+    let (x_td, weight_vd) = (rows(x)?, weight_vd.detach());
     let chunk = (CHUNK / weight_vd.dim(0)?.max(1)).max(1);
-    let mut op = Head { x_td, weight_vd, targets: targets.flatten_all()?.to_vec1()?, chunk, logits: None };
-    let tokens = op.targets.len();
-    if op.x_td.dim(0)? != tokens {
-        candle_core::bail!("head_cross_entropy: {} rows of x, {tokens} targets", op.x_td.dim(0)?);
+    let targets_t = targets.flatten_all()?.contiguous()?;
+    let head = Head { x_td, weight_vd, targets_t, chunk };
+    let tokens = head.tokens();
+    if head.x_td.dim(0)? != tokens {
+        candle_core::bail!("head_cross_entropy: {} rows of x, {tokens} targets", head.x_td.dim(0)?);
     }
-    let mut losses = Vec::with_capacity(tokens.div_ceil(chunk));
+    let (mut losses, mut logits) = (Vec::with_capacity(tokens.div_ceil(chunk)), None);
     for first in (0..tokens).step_by(chunk) {
-        let logits_tv = op.logits(first)?;
-        losses.push(op.losses(first, &logits_tv)?);
-        if tokens <= chunk {
-            op.logits = Some(logits_tv);
+        let logits_tv = head.logits(first)?;
+        losses.push(head.losses(first, &logits_tv)?);
+        if keep && tokens <= chunk {
+            logits = Some(logits_tv);
         }
     }
-    let loss = Tensor::cat(&losses, 0)?.reshape(targets.shape())?;
-    tape::record(&[x, weight], loss, op)
+    let losses = Tensor::cat(&losses, 0)?.reshape(targets.shape())?;
+    Ok((losses, keep.then_some(Saved { head, logits_tv: logits })))
 }
 
+/// dx `[t, d]`, given the gradient of each token's loss, if `input`; dW goes to `grads`, if `weight_vd` learns there.
+///
+/// # Errors
+/// As above.
+pub fn backward(
+    saved: Saved,
+    weight_vd: &Tensor,
+    dlosses: &Tensor,
+    input: bool,
+    grads: &mut Grads,
+) -> Result<Option<Tensor>> {
+    let Saved { head, logits_tv } = saved;
+    let (mut kept, mut dx, dloss_t) = (logits_tv, Vec::new(), dlosses.detach().flatten_all()?.contiguous()?);
+    for first in (0..head.tokens()).step_by(head.chunk) {
+        let logits_tv = kept.take().map_or_else(|| head.logits(first), Ok)?;
+        let dlogits_tv = head.logits_gradient(first, &logits_tv, &dloss_t)?;
+        drop(logits_tv);
+        if input {
+            dx.push(dlogits_tv.matmul(&head.weight_vd)?);
+        }
+        grads.add_product(weight_vd, &dlogits_tv, &head.x_td.narrow(0, first, head.rows_from(first))?)?;
+    }
+    input.then(|| Tensor::cat(&dx, 0)).transpose()
+}
+
+#[derive(Debug)]
 struct Head {
     x_td: Tensor,
     weight_vd: Tensor,
-    targets: Vec<u32>,
+    targets_t: Tensor,
     chunk: usize,
-    /// All logits, when they fit one chunk.
-    logits: Option<Tensor>,
 }
 
 impl Head {
+    fn tokens(&self) -> usize {
+        self.targets_t.elem_count()
+    }
+
     fn rows_from(&self, first: usize) -> usize {
-        self.chunk.min(self.targets.len() - first)
+        self.chunk.min(self.tokens() - first)
+    }
+
+    fn targets(&self, first: usize) -> Result<Tensor> {
+        self.targets_t.narrow(0, first, self.rows_from(first))
     }
 
     /// `[rows, V]` of the chunk that starts at token `first`.
@@ -57,12 +98,11 @@ impl Head {
     }
 
     fn losses(&self, first: usize, logits_tv: &Tensor) -> Result<Tensor> {
-        let targets = &self.targets[first..first + self.rows_from(first)];
+        let index = self.targets(first)?;
         if lanes::fused(&[logits_tv]) {
-            return fused_losses(logits_tv, targets);
+            return lanes::with_ids(&index, |targets| fused_losses(logits_tv, targets))?;
         }
         let logits_tv = logits_tv.to_dtype(wide(logits_tv.dtype()))?;
-        let index = Tensor::new(targets, logits_tv.device())?;
         let known = index.ne(u32::MAX)?;
         let index = known.where_cond(&index, &index.zeros_like()?)?;
         let target = logits_tv.gather(&index.unsqueeze(1)?, 1)?.squeeze(1)?;
@@ -72,54 +112,19 @@ impl Head {
 
     /// dlogits of a chunk, in the logits' dtype.
     fn logits_gradient(&self, first: usize, logits_tv: &Tensor, dloss: &Tensor) -> Result<Tensor> {
-        let targets = &self.targets[first..first + self.rows_from(first)];
-        let dloss = dloss.narrow(0, first, targets.len())?;
+        let index = self.targets(first)?;
+        let dloss = dloss.narrow(0, first, self.rows_from(first))?;
         if lanes::fused(&[logits_tv, &dloss]) {
-            return fused_gradient(logits_tv, targets, &dloss.to_vec1()?);
+            let gradient =
+                |targets: &[u32]| lanes::with_slices([&dloss], |[dloss]| fused_gradient(logits_tv, targets, dloss));
+            return lanes::with_ids(&index, gradient)??;
         }
         let wide = wide(logits_tv.dtype());
         let p_tv = candle_nn::ops::softmax(&logits_tv.to_dtype(wide)?, D::Minus1)?;
-        let index = Tensor::new(targets, p_tv.device())?;
         let columns = Tensor::arange(0u32, p_tv.dim(1)? as u32, p_tv.device())?.unsqueeze(0)?;
         let one_hot = index.unsqueeze(1)?.broadcast_eq(&columns)?.to_dtype(wide)?;
         let scale = (dloss.to_dtype(wide)? * index.ne(u32::MAX)?.to_dtype(wide)?)?.unsqueeze(1)?;
         (p_tv - one_hot)?.broadcast_mul(&scale)?.to_dtype(logits_tv.dtype())
-    }
-}
-
-impl Backward for Head {
-    fn name(&self) -> &'static str {
-        "head_cross_entropy"
-    }
-
-    fn backward(&self, _: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let dloss = grad.flatten_all()?;
-        let (mut dx, mut dw) = (Vec::new(), None::<Tensor>);
-        for first in (0..self.targets.len()).step_by(self.chunk) {
-            let logits_tv = match &self.logits {
-                Some(logits) => logits.clone(),
-                None => self.logits(first)?,
-            };
-            let dlogits_tv = self.logits_gradient(first, &logits_tv, &dloss)?;
-            if needs[0] {
-                dx.push(dlogits_tv.matmul(&self.weight_vd)?);
-            }
-            if needs[1] {
-                let part = dlogits_tv.t()?.matmul(&self.x_td.narrow(0, first, self.rows_from(first))?)?;
-                dw = Some(match dw {
-                    Some(sum) => (sum + part)?,
-                    None => part,
-                });
-            }
-        }
-        let dx = needs[0].then(|| Tensor::cat(&dx, 0)?.reshape(self.x_shape(grad)?)).transpose()?;
-        Ok(vec![dx, dw])
-    }
-}
-
-impl Head {
-    fn x_shape(&self, grad: &Tensor) -> Result<Vec<usize>> {
-        Ok(grad.dims().iter().copied().chain([self.x_td.dim(1)?]).collect())
     }
 }
 

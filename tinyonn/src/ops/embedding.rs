@@ -4,49 +4,46 @@
 
 use candle_core::{Result, Tensor};
 
-use super::lanes;
 use super::linear::rows;
-use super::tape::{self, Backward};
+use super::{Grads, lanes};
 
-/// The rows of `weight` named by `ids`.
+/// The rows of `weight_vd` named by `ids`.
 ///
 /// # Errors
 /// An id that the table does not hold; devices that do not go together.
-pub fn embedding(ids: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let flat = ids.flatten_all()?.contiguous()?;
+pub fn forward(ids: &Tensor, weight_vd: &Tensor) -> Result<Tensor> {
     let mut shape = ids.dims().to_vec();
-    shape.push(weight.dim(1)?);
-    let y = weight.detach().index_select(&flat, 0)?.reshape(shape)?;
-    tape::record(&[weight], y, Embedding { ids: flat, weight: weight.detach() })
+    shape.push(weight_vd.dim(1)?);
+    weight_vd.detach().index_select(&ids.flatten_all()?.contiguous()?, 0)?.reshape(shape)
 }
 
-struct Embedding {
-    ids: Tensor,
-    weight: Tensor,
-}
-
-impl Backward for Embedding {
-    fn name(&self) -> &'static str {
-        "embedding"
+/// dW goes to `grads`, if it learns there.
+///
+/// # Errors
+/// As above.
+pub fn backward(ids: &Tensor, weight_vd: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<()> {
+    let (dy_td, ids) = (rows(dy)?, ids.flatten_all()?.contiguous()?);
+    let d = dy_td.dim(1)?;
+    if !lanes::fused(&[&dy_td]) {
+        return grads.add_with(weight_vd, || weight_vd.zeros_like()?.detach().index_add(&ids, &dy_td, 0));
     }
-
-    fn backward(&self, _: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        if !needs[0] {
-            return Ok(vec![None]);
-        }
-        let dy_td = rows(grad)?;
-        if !lanes::fused(&[&dy_td]) {
-            return Ok(vec![Some(self.weight.zeros_like()?.index_add(&self.ids, &dy_td, 0)?)]);
-        }
-        let (v, d) = self.weight.dims2()?;
-        let ids = self.ids.to_vec1::<u32>()?;
-        let mut dw = vec![0f32; v * d];
-        lanes::with_slices([&dy_td], |[dy]| {
-            for (id, dy) in ids.iter().zip(dy.chunks_exact(d)) {
-                let row = &mut dw[*id as usize * d..][..d];
-                row.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
-            }
-        })?;
-        Ok(vec![Some(Tensor::from_vec(dw, (v, d), grad.device())?)])
-    }
+    grads.change(weight_vd, |dw, fresh| {
+        // A tied head has written before: its sum comes first.
+        let mut sums = vec![0f32; if fresh { 0 } else { dw.len() }];
+        let target = if fresh {
+            dw.fill(0.0);
+            &mut *dw
+        } else {
+            &mut sums
+        };
+        lanes::with_ids(&ids, |ids| {
+            lanes::with_slices([&dy_td], |[dy]| {
+                for (id, dy) in ids.iter().zip(dy.chunks_exact(d)) {
+                    target[*id as usize * d..][..d].iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
+                }
+            })
+        })??;
+        dw.iter_mut().zip(&sums).for_each(|(dw, sum)| *dw += sum);
+        Ok(())
+    })
 }

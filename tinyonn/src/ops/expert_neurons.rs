@@ -70,4 +70,19 @@ impl ExpertNeurons {
         let member_in = Tensor::from_vec(member, (width, count), values_ti.device())?.to_dtype(values_ti.dtype())?;
         values_ti.matmul(&member_in)
     }
+
+    /// The mean over each expert's neurons of `[t, i]` values: `[t, n]`; 0 of an expert without neurons.
+    pub(super) fn means(&self, values_ti: &Tensor) -> Result<Tensor> {
+        let widths: Vec<f64> = (0..self.count()).map(|n| self.neurons(n).len().max(1) as f64).collect();
+        let width_1n = Tensor::from_vec(widths, (1, self.count()), values_ti.device())?.to_dtype(values_ti.dtype())?;
+        self.sums(values_ti)?.broadcast_div(&width_1n)
+    }
+
+    /// √ of the sum over each expert's neurons of `[t, i]` values squared: `[t, n]`.
+    ///
+    /// # Errors
+    /// Values of another width.
+    pub fn norms(&self, values_ti: &Tensor) -> Result<Tensor> {
+        self.sums(&values_ti.sqr()?)?.sqrt()
+    }
 }

@@ -9,15 +9,13 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::tape::{self, Backward};
-
-/// ℓ, differentiable in all three.
+/// ℓ, and what its derivative needs.
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
-pub fn gaussian_density(z: &Tensor, mean: &Tensor, log_variance: &Tensor) -> Result<Tensor> {
+pub fn forward(z: &Tensor, mean: &Tensor, log_variance: &Tensor) -> Result<(Tensor, Saved)> {
     let middle_1r = mean.detach().mean_keepdim(0)?;
-    let op = GaussianDensity {
+    let op = Saved {
         z_tr: z.detach().broadcast_sub(&middle_1r)?,
         mean_cr: mean.detach().broadcast_sub(&middle_1r)?,
         precision_cr: log_variance.detach().neg()?.exp()?,
@@ -28,10 +26,31 @@ pub fn gaussian_density(z: &Tensor, mean: &Tensor, log_variance: &Tensor) -> Res
     let square_tc = op.z_tr.sqr()?.matmul(&op.precision_cr.t()?)?;
     let cross_tc = (op.z_tr.matmul(&weighted_cr.t()?)? * 2.0)?;
     let density_tc = ((square_tc - cross_tc)?.broadcast_add(&constant_c)? * op.factor)?;
-    tape::record(&[z, mean, log_variance], density_tc, op)
+    Ok((density_tc, op))
 }
 
-struct GaussianDensity {
+/// dz, dμ and d log σ².
+///
+/// # Errors
+/// As above.
+pub fn backward(saved: &Saved, grad: &Tensor) -> Result<[Tensor; 3]> {
+    let Saved { factor: k, z_tr, mean_cr, precision_cr } = saved;
+    let own_tr = (z_tr * grad.matmul(precision_cr)?)?;
+    let pulled_tr = grad.matmul(&(mean_cr * precision_cr)?)?;
+    let dz = ((own_tr - pulled_tr)? * (2.0 * k))?;
+    let total_c1 = grad.sum(0)?.unsqueeze(1)?;
+    let first_cr = grad.t()?.matmul(z_tr)?;
+    let pull_cr = (&first_cr - mean_cr.broadcast_mul(&total_c1)?)?;
+    let dmean = ((precision_cr * pull_cr)? * (-2.0 * k))?;
+    let second_cr = grad.t()?.matmul(&z_tr.sqr()?)?;
+    let spread_cr = ((second_cr - ((mean_cr * &first_cr)? * 2.0)?)? + mean_cr.sqr()?.broadcast_mul(&total_c1)?)?;
+    let dlog_variance = ((precision_cr * spread_cr)?.neg()?.broadcast_add(&total_c1)? * *k)?;
+    Ok([dz, dmean, dlog_variance])
+}
+
+/// What the derivative needs.
+#[derive(Debug)]
+pub struct Saved {
     /// z, relative to the mean of the μ.
     z_tr: Tensor,
     /// μ, relative to their mean.
@@ -39,36 +58,4 @@ struct GaussianDensity {
     /// σ⁻².
     precision_cr: Tensor,
     factor: f64,
-}
-
-impl Backward for GaussianDensity {
-    fn name(&self) -> &'static str {
-        "gaussian_density"
-    }
-
-    fn backward(&self, _: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let (k, z_tr, mean_cr, precision_cr) = (self.factor, &self.z_tr, &self.mean_cr, &self.precision_cr);
-        let dz = || {
-            let own_tr = (z_tr * grad.matmul(precision_cr)?)?;
-            let pulled_tr = grad.matmul(&(mean_cr * precision_cr)?)?;
-            (own_tr - pulled_tr)? * (2.0 * k)
-        };
-        let total_c1 = grad.sum(0)?.unsqueeze(1)?;
-        let first_cr = grad.t()?.matmul(z_tr)?;
-        let dmean = || {
-            let pull_cr = (&first_cr - mean_cr.broadcast_mul(&total_c1)?)?;
-            (precision_cr * pull_cr)? * (-2.0 * k)
-        };
-        let dlog_variance = || {
-            let second_cr = grad.t()?.matmul(&z_tr.sqr()?)?;
-            let spread_cr =
-                ((second_cr - ((mean_cr * &first_cr)? * 2.0)?)? + mean_cr.sqr()?.broadcast_mul(&total_c1)?)?;
-            (precision_cr * spread_cr)?.neg()?.broadcast_add(&total_c1)? * k
-        };
-        Ok(vec![
-            needs[0].then(dz).transpose()?,
-            needs[1].then(dmean).transpose()?,
-            needs[2].then(dlog_variance).transpose()?,
-        ])
-    }
 }

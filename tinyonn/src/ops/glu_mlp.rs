@@ -6,20 +6,18 @@
 //! gate w `[t, n]` and the neurons' experts `[i]` give c[t, i] = w[t, expert(i)]. Without a gate c ≡ 1 and nothing is
 //! multiplied: the dense MLP, bit for bit.
 //!
-//! One operation holds the whole MLP because what imaging and Surprise Min-K need exists only inside its backward
-//! (DESIGN §3, §4): with δ_y = ∂L/∂y, δ_h = W_dᵀ δ_y, δ_u = c δ_h ⊙ ∂h/∂u, δ_g = c δ_h ⊙ ∂h/∂g, a [`MlpProbe`] sees
-//! all of them before any weight gradient is formed, and decides whose are.
-
-use std::sync::Arc;
+//! The backward has two steps, because what imaging and Surprise Min-K need is known between them (DESIGN §3, §4):
+//! [`SlicedMlp::deltas`] gives δ_h = W_dᵀ δ_y, δ_u = c δ_h ⊙ ∂h/∂u, δ_g = c δ_h ⊙ ∂h/∂g, before any weight gradient is formed;
+//! [`SlicedMlp::weight_gradients`] forms those of the neurons that learn.
 
 use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
 use super::linear::rows;
-use super::mlp_pass::MlpPass;
-use super::tape::{self, Backward};
+use super::mlp_values::{Deltas, MlpValues};
+use super::{Grads, Learners};
 
-/// The three matrices of an MLP, each a variable (it learns) or not (it is frozen), and what stands between them.
+/// The three matrices of an MLP, and what stands between them.
 #[derive(Clone, Copy, Debug)]
 pub struct MlpWeights<'a> {
     /// W_g `[i, d]`.
@@ -32,6 +30,13 @@ pub struct MlpWeights<'a> {
     pub activation: &'static dyn Activation,
 }
 
+impl MlpWeights<'_> {
+    /// W_g, W_u, W_d without a history.
+    pub(super) fn matrices(&self) -> [Tensor; 3] {
+        [self.gate, self.up, self.down].map(Tensor::detach)
+    }
+}
+
 /// Gates of experts, spread over their neurons.
 #[derive(Clone, Copy, Debug)]
 pub struct MlpGate<'a> {
@@ -41,8 +46,8 @@ pub struct MlpGate<'a> {
     pub neuron_expert: &'a Tensor,
 }
 
-/// What the backward knows before it forms weight gradients. All tensors are detached.
-#[derive(Debug)]
+/// What the backward knows before it forms weight gradients.
+#[derive(Clone, Copy, Debug)]
 pub struct MlpBackward<'a> {
     /// The input, `[t, d]`.
     pub x_td: &'a Tensor,
@@ -62,104 +67,141 @@ pub struct MlpBackward<'a> {
     pub input_matrices: Option<[&'a Tensor; 2]>,
 }
 
-/// Whose weight gradients are formed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WeightGrads {
-    /// Every neuron's.
-    All,
-    /// These neurons' (ascending); the others' rows and columns are zero.
-    Neurons(Vec<u32>),
-}
+/// What a forward pass through sliced experts kept, whatever it computed of them: what its backward is made of.
+pub trait SlicedMlp {
+    /// What the backward pass sends to the inner values.
+    type Deltas;
 
-/// An observer of an MLP's backward.
-pub trait MlpProbe: Send + Sync {
-    /// Sees one backward pass of `layer`'s MLP and says whose weights learn from it.
+    /// δ_h, δ_g, δ_u of what was computed, from δ_y.
     ///
     /// # Errors
-    /// Whatever the observer reports; the backward stops with it.
-    fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> Result<WeightGrads>;
+    /// Shapes, dtypes or devices that do not go together.
+    fn deltas(&self, dy: &Tensor) -> Result<Self::Deltas>;
+
+    /// `see` of the pass as imaging sees it, at full width: zeros for what was not computed.
+    ///
+    /// # Errors
+    /// Whatever `see` reports.
+    fn seen<R>(&self, deltas: &Self::Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R>;
+
+    /// ∂L/∂x `[t, d]`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn input_gradient(&self, deltas: &Self::Deltas) -> Result<Tensor>;
+
+    /// ∂L/∂w, in the shape of the gates; `None` without any. A gate whose expert was not computed has 0.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn gate_gradient(&self, deltas: &Self::Deltas) -> Result<Option<Tensor>>;
+
+    /// ∂L/∂W_g, ∂L/∂W_u, ∂L/∂W_d of the learners go to `grads`, those of others are not formed.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn weight_gradients(
+        &self,
+        weights: MlpWeights<'_>,
+        deltas: &Self::Deltas,
+        learners: &Learners,
+        grads: &mut Grads,
+    ) -> Result<()>;
 }
 
-/// y = W_d (h ⊙ c). Differentiable in x, the gate and the three matrices; `probe` watches `(observer, layer)`.
+/// What the backward needs.
+#[derive(Debug)]
+pub struct Saved {
+    matrices: [Tensor; 3],
+    values: MlpValues,
+    /// w and the neurons' experts.
+    gate: Option<(Tensor, Tensor)>,
+}
+
+/// y = W_d (h ⊙ c).
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
-pub fn glu_mlp(
-    x: &Tensor,
-    weights: MlpWeights<'_>,
-    gate: Option<MlpGate<'_>>,
-    probe: Option<(Arc<dyn MlpProbe>, usize)>,
-) -> Result<Tensor> {
-    let x_td = rows(&x.detach())?;
-    let matrices = [weights.gate, weights.up, weights.down].map(Tensor::detach);
-    let spread = gate.map(|gate| Spread::new(gate, &x_td)).transpose()?;
-    let gate_ti = spread.as_ref().map(|spread| spread.gate_ti.clone());
-    let pass = MlpPass::new(x_td, &matrices, weights.activation, gate_ti)?;
-    let y = pass.output(&matrices)?.reshape(x.shape())?;
-    let derivative = GluMlp { matrices, pass, spread, probe };
-    match gate {
-        Some(MlpGate { gate_tn, .. }) => {
-            tape::record(&[x, weights.gate, weights.up, weights.down, gate_tn], y, derivative)
-        }
-        None => tape::record(&[x, weights.gate, weights.up, weights.down], y, derivative),
+pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: Option<MlpGate<'_>>) -> Result<(Tensor, Saved)> {
+    let (x_td, matrices) = (rows(x)?, weights.matrices());
+    let gate = match gate {
+        Some(gate) => Some((gate.gate_tn.detach().contiguous()?, gate.neuron_expert.detach())),
+        None => None,
+    };
+    let spread = |(gate_tn, owners): &(Tensor, Tensor)| gate_tn.to_dtype(x_td.dtype())?.index_select(owners, 1);
+    let gate_ti = gate.as_ref().map(spread).transpose()?;
+    let values = MlpValues::new(x_td, &matrices, weights.activation, gate_ti)?;
+    let y = values.output(&matrices)?.reshape(x.shape())?;
+    Ok((y, Saved { matrices, values, gate }))
+}
+
+impl Saved {
+    /// The pass as imaging sees it.
+    #[must_use]
+    pub fn image<'a>(&'a self, deltas: &'a Deltas) -> MlpBackward<'a> {
+        self.values.seen(&self.matrices, deltas)
     }
 }
 
-/// A gate and its value at each neuron.
-struct Spread {
-    gate_tn: Tensor,
-    neuron_expert: Tensor,
-    gate_ti: Tensor,
-}
+impl SlicedMlp for Saved {
+    type Deltas = Deltas;
 
-impl Spread {
-    fn new(gate: MlpGate<'_>, x_td: &Tensor) -> Result<Self> {
-        let (gate_tn, neuron_expert) = (gate.gate_tn.detach().contiguous()?, gate.neuron_expert.detach());
-        let gate_ti = gate_tn.to_dtype(x_td.dtype())?.index_select(&neuron_expert, 1)?;
-        Ok(Self { gate_tn, neuron_expert, gate_ti })
+    fn deltas(&self, dy: &Tensor) -> Result<Deltas> {
+        self.values.deltas(&self.matrices, rows(dy)?)
+    }
+
+    fn seen<R>(&self, deltas: &Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R> {
+        see(&self.image(deltas))
+    }
+
+    fn input_gradient(&self, deltas: &Deltas) -> Result<Tensor> {
+        MlpValues::input_gradient(&self.matrices, deltas)
     }
 
     /// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h.
-    fn gradient(&self, product_ti: &Tensor) -> Result<Tensor> {
-        let product_ti = product_ti.to_dtype(self.gate_tn.dtype())?;
-        self.gate_tn.zeros_like()?.index_add(&self.neuron_expert, &product_ti, 1)
+    fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
+        let Some((gate_tn, owners)) = &self.gate else { return Ok(None) };
+        let product_ti = self.values.gate_products(deltas)?.to_dtype(gate_tn.dtype())?;
+        gate_tn.zeros_like()?.index_add(owners, &product_ti, 1).map(Some)
+    }
+
+    fn weight_gradients(
+        &self,
+        weights: MlpWeights<'_>,
+        deltas: &Deltas,
+        learners: &Learners,
+        grads: &mut Grads,
+    ) -> Result<()> {
+        weight_gradients([weights.gate, weights.up, weights.down], &self.values, deltas, learners, grads)
     }
 }
 
-struct GluMlp {
-    matrices: [Tensor; 3],
-    pass: MlpPass,
-    spread: Option<Spread>,
-    probe: Option<(Arc<dyn MlpProbe>, usize)>,
-}
-
-impl Backward for GluMlp {
-    fn name(&self) -> &'static str {
-        "glu_mlp"
-    }
-
-    fn observed(&self) -> bool {
-        self.probe.is_some()
-    }
-
-    fn backward(&self, output: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let pass = &self.pass;
-        let deltas = pass.deltas(&self.matrices, rows(grad)?)?;
-        let learners = match &self.probe {
-            Some((probe, layer)) => probe.observe(*layer, &pass.seen(&self.matrices, &deltas))?,
-            None => WeightGrads::All,
-        };
-        let need = |i: usize| needs.get(i).copied().unwrap_or(false);
-        let weight = |which| need(1 + which).then(|| pass.weight_gradient(which, &deltas, &learners)).transpose();
-        let mut grads = vec![
-            need(0).then(|| MlpPass::input_gradient(&self.matrices, &deltas)?.reshape(output.shape())).transpose()?,
-            weight(0)?,
-            weight(1)?,
-            weight(2)?,
-        ];
-        if let Some(spread) = &self.spread {
-            grads.push(need(4).then(|| spread.gradient(&pass.gate_products(&deltas)?)).transpose()?);
+/// The gradients of an MLP's three matrices, only the learners' rows and columns.
+pub(super) fn weight_gradients(
+    weights: [&Tensor; 3],
+    values: &MlpValues,
+    deltas: &Deltas,
+    learners: &Learners,
+    grads: &mut Grads,
+) -> Result<()> {
+    for (which, weight) in weights.into_iter().enumerate() {
+        let (v_ti, a_td) = values.factors(which, deltas);
+        match learners {
+            Learners::All if which < 2 => grads.add_product(weight, v_ti, a_td)?,
+            Learners::All => grads.add_product(weight, a_td, v_ti)?,
+            Learners::Neurons(neurons) => {
+                grads.add_with(weight, || {
+                    let rows_id = neurons.rows(&neurons.columns(v_ti)?.t()?.matmul(a_td)?)?;
+                    if which < 2 { Ok(rows_id) } else { rows_id.t()?.contiguous() }
+                })?;
+            }
         }
-        Ok(grads)
     }
+    Ok(())
+}
+
+/// The whole gradient of one matrix of an MLP, in its shape (`which` 0, 1, 2: W_g, W_u, W_d).
+pub(super) fn weight_gradient(which: usize, values: &MlpValues, deltas: &Deltas) -> Result<Tensor> {
+    let (v_ti, a_td) = values.factors(which, deltas);
+    if which < 2 { v_ti.t()?.matmul(a_td) } else { a_td.t()?.matmul(v_ti) }
 }

@@ -1,5 +1,8 @@
 //! What imaging sums over tokens in f64, so that scans add up: by neuron a, a², S, S², the Taylor score, its magnitude and the tokens with S > 0;
-//! where asked for, by expert and of log1p values a, a², S, S² (DESIGN §3).
+//! where asked for, by expert and of log1p values a, a², S, S² (DESIGN §3). On the device they are rows of matrices ([`ImageTensors`]), which a
+//! scan adds up there and reads once a task.
+
+use candle_core::{Device, Result, Tensor};
 
 /// Σ over tokens, by neuron.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,7 +126,7 @@ impl UnitSums {
     }
 }
 
-/// Everything that one pass through one layer adds.
+/// Everything that passes through one layer add up to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageSums {
     /// By neuron.
@@ -136,7 +139,74 @@ pub struct ImageSums {
     pub log1p_experts: Option<UnitSums>,
 }
 
+/// [`ImageSums`] on the device, f64, a sum a row.
+#[derive(Clone, Debug)]
+pub struct ImageTensors {
+    /// `[7, i]`, in the order of [`NeuronSums::NAMES`].
+    pub neurons: Tensor,
+    /// `[4, n]`, in the order of [`UnitSums::NAMES`].
+    pub experts: Option<Tensor>,
+    /// `[4, i]`.
+    pub log1p_neurons: Option<Tensor>,
+    /// `[4, n]`.
+    pub log1p_experts: Option<Tensor>,
+}
+
+impl ImageTensors {
+    /// Moves sums to a device.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn new(sums: &ImageSums, device: &Device) -> Result<Self> {
+        let units = |sums: &Option<UnitSums>| sums.as_ref().map(|sums| rows(sums.each(), device)).transpose();
+        Ok(Self {
+            neurons: rows(sums.neurons.each(), device)?,
+            experts: units(&sums.experts)?,
+            log1p_neurons: units(&sums.log1p_neurons)?,
+            log1p_experts: units(&sums.log1p_experts)?,
+        })
+    }
+
+    fn kept(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.neurons).chain(&self.experts).chain(&self.log1p_neurons).chain(&self.log1p_experts)
+    }
+
+    /// Adds what another pass, asked for the same, saw of other tokens.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn add(&self, other: &Self) -> Result<Self> {
+        let add = |a: &Option<Tensor>, b: &Option<Tensor>| a.as_ref().zip(b.as_ref()).map(|(a, b)| a + b).transpose();
+        Ok(Self {
+            neurons: (&self.neurons + &other.neurons)?,
+            experts: add(&self.experts, &other.experts)?,
+            log1p_neurons: add(&self.log1p_neurons, &other.log1p_neurons)?,
+            log1p_experts: add(&self.log1p_experts, &other.log1p_experts)?,
+        })
+    }
+
+    /// All sums in one row, so that one copy brings them to the host: [`ImageSums::read`] takes them apart.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn flat(&self) -> Result<Tensor> {
+        Tensor::cat(&self.kept().map(Tensor::flatten_all).collect::<Result<Vec<_>>>()?, 0)
+    }
+}
+
+fn rows<const N: usize>(sums: [&Vec<f64>; N], device: &Device) -> Result<Tensor> {
+    let width = sums[0].len();
+    Tensor::from_vec(sums.into_iter().flatten().copied().collect::<Vec<f64>>(), (N, width), device)
+}
+
 impl ImageSums {
+    /// Takes the values of [`ImageTensors::flat`] of the same layer off the front of `values`; `self` says which there are.
+    pub fn read(&mut self, values: &mut impl Iterator<Item = f64>) {
+        let units = [&mut self.experts, &mut self.log1p_neurons, &mut self.log1p_experts].into_iter().flatten();
+        let sums = self.neurons.each_mut().into_iter().chain(units.flat_map(UnitSums::each_mut));
+        sums.flatten().for_each(|sum| *sum = values.next().unwrap_or(f64::NAN));
+    }
+
     /// Adds what another pass, asked for the same, saw of other tokens.
     pub fn add(&mut self, other: &Self) {
         self.neurons.add(&other.neurons);

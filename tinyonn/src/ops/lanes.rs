@@ -1,6 +1,8 @@
 //! Fused f32 loops on the CPU: which tensors they take, how rows are shared among threads, and functions that vectorise.
 
-use candle_core::{DType, Result, Storage, Tensor};
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor};
 use rayon::prelude::*;
 
 /// Rows a task of the pool handles at once. A constant, so that sums over rows do not depend on the number of threads.
@@ -31,6 +33,46 @@ pub(super) fn with_all_slices<R>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) 
         slices.push(&storage.as_slice::<f32>()?[start..end]);
     }
     Ok(f(&slices))
+}
+
+/// Runs `f` on the values of a contiguous u32 tensor in main memory: ids, targets, the experts of neurons.
+pub(super) fn with_ids<R>(ids: &Tensor, f: impl FnOnce(&[u32]) -> R) -> Result<R> {
+    with_values(ids, f)
+}
+
+/// Runs `f` on the values of a contiguous tensor in main memory.
+pub(super) fn with_values<T: candle_core::WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        candle_core::bail!("a loop over values needs a contiguous tensor in main memory")
+    };
+    Ok(f(&storage.as_slice::<T>()?[start..end]))
+}
+
+/// Runs `f` on the values of a contiguous f32 tensor in main memory, to change them where they lie.
+pub(super) fn change<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    let change = Change { f: Cell::new(Some(f)), outcome: Cell::new(None) };
+    tensor.inplace_op1(&change)?;
+    change.outcome.take().ok_or_else(|| candle_core::Error::msg("nothing was changed"))
+}
+
+struct Change<F, R> {
+    f: Cell<Option<F>>,
+    outcome: Cell<Option<R>>,
+}
+
+impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Change<F, R> {
+    fn name(&self) -> &'static str {
+        "change"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("only contiguous f32 values are changed where they lie")
+        };
+        self.outcome.set(self.f.take().map(|f| f(&mut values[start..end])));
+        Ok(())
+    }
 }
 
 /// Runs `f` with the widest vector instructions the machine has; loops inlined into it are vectorised with them.

@@ -1,22 +1,22 @@
-//! Differentiable operations, one a file: a forward and a backward written by hand.
+//! Differentiable operations, one a file: pairs of functions written by hand.
 //!
-//! Each operation computes its value from detached tensors and records one node on candle's tape ([`tape`]), so that
-//! frozen weights form no gradients, saved tensors are chosen and not implied, and a kernel can replace the inside of a
-//! file without a caller knowing. An operation has two insides that must agree: a fused one for f32 on the CPU, and a
-//! composition of candle's plain operations for every other dtype and for CUDA.
+//! `forward(inputs) -> (output, saved)`, and `backward(saved, d_output) -> d_inputs`, which puts weight gradients where they belong
+//! ([`Grads`]); a weight without a place there is frozen, and its gradient is not formed. Who composes operations composes their
+//! backwards in the opposite order; nothing is recorded.
 //!
-//! Losses are differentiated with [`backward`], not with `Tensor::backward`: gradients of leaf variables are collected
-//! beside the tape, where three inputs an operation and candle's copies of leaf gradients are no limit.
+//! Each operation has a *plain form*, composed of candle's operations, which runs in every dtype and on every device and is what the others
+//! must equal; where it pays, a fused form for f32 on the CPU stands beside it, behind one dispatch.
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};
-//! use tinyonn::ops;
+//! use tinyonn::ops::{Grads, linear};
 //!
-//! let x = Var::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
+//! let x = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
 //! let w = Var::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
-//! let frozen = w.as_detached_tensor();
-//! let grads = ops::backward(&ops::linear(&x, &frozen, None)?.sqr()?.sum_all()?)?;
-//! assert!(grads.get(&x).is_some() && grads.get(&w).is_none());
+//! let y = linear::forward(&x, &w, None)?;
+//! let mut grads = Grads::new([(w.as_tensor(), 0)])?;
+//! let dx = linear::backward(&x, &w, None, &(y * 2.0)?, true, &mut grads)?; // of Σ y²
+//! assert!(dx.is_some() && grads.get(&w).is_some());
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
@@ -27,17 +27,23 @@ mod block_sparse;
 pub mod class_sums;
 pub mod cross_entropy;
 pub mod dispatch_mlp;
+pub mod elementwise;
 pub mod embedding;
 pub mod expert_neurons;
 pub mod gaussian_density;
 pub mod glu_mlp;
 pub mod grad_site;
+pub mod grads;
+pub mod host;
 pub mod image_sums;
 mod lanes;
+pub mod learners;
 pub mod linear;
 pub mod merged_mlp;
-mod mlp_pass;
+pub mod min_k;
+mod mlp_values;
 pub mod neuron_moments;
+mod product;
 pub mod replica_dispatch;
 pub mod replicas;
 pub mod rms_norm;
@@ -45,27 +51,19 @@ pub mod rope;
 pub mod runs;
 pub mod shared_mlp;
 mod sum_of_rows;
-pub mod tape;
+pub mod token_scores;
 
 pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activations};
 pub use adamw::{AdamwStep, adamw};
-pub use attention::causal_attention;
 pub use class_sums::ClassSums;
-pub use cross_entropy::head_cross_entropy;
-pub use dispatch_mlp::dispatch_mlp;
-pub use embedding::embedding;
 pub use expert_neurons::ExpertNeurons;
-pub use gaussian_density::gaussian_density;
-pub use glu_mlp::{MlpBackward, MlpGate, MlpProbe, MlpWeights, WeightGrads, glu_mlp};
+pub use glu_mlp::{MlpBackward, MlpGate, MlpWeights, SlicedMlp};
 pub use grad_site::GradSite;
-pub use image_sums::{ImageSums, NeuronSums, UnitSums};
-pub use linear::linear;
-pub use merged_mlp::merged_mlp;
-pub use neuron_moments::{Imaging, Scale, activation_and_surprise, image_moments, neuron_moments};
-pub use replica_dispatch::replica_dispatch;
+pub use grads::{Grads, Lines};
+pub use image_sums::{ImageSums, ImageTensors, NeuronSums, UnitSums};
+pub use learners::{Learners, LearningNeurons};
+pub use min_k::MinK;
+pub use neuron_moments::{Imaging, Scale, activation_and_surprise, image_moments};
 pub use replicas::Replicas;
-pub use rms_norm::rms_norm;
-pub use rope::rope;
 pub use runs::Run;
-pub use shared_mlp::shared_mlp;
-pub use tape::backward;
+pub use token_scores::{ScoreTerms, TokenScores, ZTerm};

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::expert_neurons::ExpertNeurons;
 use super::glu_mlp::MlpBackward;
 use super::grad_site::{GradSite, gated, input_dots};
-use super::image_sums::{ImageSums, NeuronSums, UnitSums};
+use super::image_sums::{ImageSums, ImageTensors, NeuronSums, UnitSums};
 use super::lanes;
 
 /// What log1p values are taken over: x becomes ln(1 + x / scale). Above zero.
@@ -53,23 +53,15 @@ impl Imaging<'_> {
 /// Tokens a task of the pool sums at once; a constant, so that sums do not depend on the number of threads.
 const TOKENS: usize = 256;
 
-/// The neurons' sums over the tokens t of a pass for which `counted[t]`: padding and positions without a target count nowhere.
+/// The sums over the tokens of a pass that are counted: 1 in `counted_t` `[t]` u8. Padding and positions without a target count nowhere.
 ///
 /// # Errors
-/// A `counted` of another length than the pass; whatever candle reports.
-pub fn neuron_moments(pass: &MlpBackward<'_>, counted: &[bool]) -> Result<NeuronSums> {
-    Ok(image_moments(pass, counted, &Imaging::default())?.neurons)
-}
-
-/// As [`neuron_moments`], and whatever else `imaging` asks for, in the same reading of the pass.
-///
-/// # Errors
-/// A `counted` or experts of another size than the pass; `grad_site = input` of a pass whose tokens share no matrices; whatever
+/// A `counted_t` or experts of another size than the pass; `grad_site = input` of a pass whose tokens share no matrices; whatever
 /// candle reports.
-pub fn image_moments(pass: &MlpBackward<'_>, counted: &[bool], imaging: &Imaging<'_>) -> Result<ImageSums> {
+pub fn image_moments(pass: &MlpBackward<'_>, counted_t: &Tensor, imaging: &Imaging<'_>) -> Result<ImageTensors> {
     let (t, width) = pass.h_ti.dims2()?;
-    if counted.len() != t {
-        candle_core::bail!("image_moments: {} marks for {t} tokens", counted.len());
+    if counted_t.dims() != [t] {
+        candle_core::bail!("image_moments: {:?} marks for {t} tokens", counted_t.shape());
     }
     if let Some(experts) = imaging.experts.filter(|experts| experts.width() != width) {
         candle_core::bail!("image_moments: experts of {} neurons for {width}", experts.width());
@@ -79,14 +71,18 @@ pub fn image_moments(pass: &MlpBackward<'_>, counted: &[bool], imaging: &Imaging
         Some(gate_ti) => (pass.h_ti * gate_ti)?,
     };
     if !lanes::fused(&[&h_ti, pass.delta_y_td, pass.x_td]) {
-        return composed(pass, &h_ti, counted, imaging);
+        return composed(pass, &h_ti, counted_t, imaging);
     }
+    let counted: Vec<bool> =
+        lanes::with_values(counted_t, |marks: &[u8]| marks.iter().map(|mark| *mark != 0).collect())?;
     let site = Site::of(pass, imaging)?;
     let inputs = [&h_ti, pass.delta_h_ti, pass.delta_g_ti, pass.delta_u_ti];
-    if imaging.experts.is_some() || imaging.scale.is_some() {
-        return fused::<true>(inputs, &site, counted, imaging);
-    }
-    fused::<false>(inputs, &site, counted, imaging)
+    let sums = if imaging.experts.is_some() || imaging.scale.is_some() {
+        fused::<true>(inputs, &site, &counted, imaging)
+    } else {
+        fused::<false>(inputs, &site, &counted, imaging)
+    };
+    ImageTensors::new(&sums?, h_ti.device())
 }
 
 /// a and S of every token and neuron, `[t, i]` f32: the definition, in plain operations; S is of the weights.
@@ -97,35 +93,17 @@ pub fn activation_and_surprise(pass: &MlpBackward<'_>) -> Result<[Tensor; 2]> {
     Ok([gated(pass)?.abs()?, GradSite::Weight.neuron_squares(pass)?.sqrt()?])
 }
 
-fn composed(pass: &MlpBackward<'_>, h_ti: &Tensor, counted: &[bool], imaging: &Imaging<'_>) -> Result<ImageSums> {
-    let marks: Vec<f64> = counted.iter().map(|counted| f64::from(u8::from(*counted))).collect();
-    let marks_1t = Tensor::from_vec(marks, (1, counted.len()), h_ti.device())?;
-    let sum = |x: &Tensor| marks_1t.matmul(x)?.squeeze(0)?.to_vec1::<f64>();
-    let unit_sums = |a: &Tensor, s: &Tensor| -> Result<UnitSums> {
-        Ok(UnitSums {
-            activation: sum(a)?,
-            activation_squared: sum(&a.sqr()?)?,
-            surprise: sum(s)?,
-            surprise_squared: sum(&s.sqr()?)?,
-        })
-    };
+fn composed(pass: &MlpBackward<'_>, h_ti: &Tensor, counted_t: &Tensor, imaging: &Imaging<'_>) -> Result<ImageTensors> {
+    let marks_1t = counted_t.to_dtype(DType::F64)?.unsqueeze(0)?;
+    let sum = |x: &Tensor| marks_1t.matmul(x);
+    let unit_sums = |a: &Tensor, s: &Tensor| Tensor::cat(&[sum(a)?, sum(&a.sqr()?)?, sum(s)?, sum(&s.sqr()?)?], 0);
     let log1p = |x: &Tensor, scale: f64| ((x / scale)? + 1.0)?.log();
     let squares_ti = imaging.site.neuron_squares(pass)?;
     let [a_ti, s_ti, taylor_ti] = [gated(pass)?.abs()?, squares_ti.sqrt()?, (h_ti * pass.delta_h_ti)?.neg()?]
         .map(|values_ti| values_ti.to_dtype(DType::F64));
-    let (a_ti, s_ti) = (a_ti?, s_ti?);
-    let UnitSums { activation, activation_squared, surprise, surprise_squared } = unit_sums(&a_ti, &s_ti)?;
+    let (a_ti, s_ti, taylor_ti) = (a_ti?, s_ti?, taylor_ti?);
     let surprised = sum(&s_ti.gt(0f64)?.to_dtype(DType::F64)?)?;
-    let taylor_ti = taylor_ti?;
-    let neurons = NeuronSums {
-        activation,
-        activation_squared,
-        surprise,
-        surprise_squared,
-        taylor: sum(&taylor_ti)?,
-        taylor_magnitude: sum(&taylor_ti.abs()?)?,
-        surprised,
-    };
+    let neurons = Tensor::cat(&[unit_sums(&a_ti, &s_ti)?, sum(&taylor_ti)?, sum(&taylor_ti.abs()?)?, surprised], 0)?;
     let log1p_of =
         |scale: Scale, a: &Tensor, s: &Tensor| unit_sums(&log1p(a, scale.activation)?, &log1p(s, scale.surprise)?);
     let log1p_neurons = imaging.scale.map(|scale| log1p_of(scale, &a_ti, &s_ti)).transpose()?;
@@ -140,7 +118,7 @@ fn composed(pass: &MlpBackward<'_>, h_ti: &Tensor, counted: &[bool], imaging: &I
         let narrowed = |x_tn: &Tensor| x_tn.broadcast_div(&roots_1n);
         log1p_experts = imaging.scale.map(|scale| log1p_of(scale, &narrowed(&a_tn)?, &narrowed(&s_tn)?)).transpose()?;
     }
-    Ok(ImageSums { neurons, experts, log1p_neurons, log1p_experts })
+    Ok(ImageTensors { neurons, experts, log1p_neurons, log1p_experts })
 }
 
 /// ‖row‖² of each row.
@@ -162,7 +140,7 @@ enum Site {
 
 impl Site {
     fn of(pass: &MlpBackward<'_>, imaging: &Imaging<'_>) -> Result<Self> {
-        let list = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+        let list = |x: &Tensor| lanes::with_slices([&x.flatten_all()?.contiguous()?], |[x]| x.to_vec());
         let y2 = || squared_norms(pass.delta_y_td);
         Ok(match imaging.site {
             GradSite::Weight => Self::Weight { y2: y2()?, x2: squared_norms(pass.x_td)? },

@@ -2,56 +2,67 @@
 //!
 //! Tokens are permuted by expert, so that each expert is one MLP over its tokens; all experts without a difference are
 //! one, the base, and a token that chose several of them asks it once, with the sum of their weights. At top-1, where
-//! w = 1, this is [`merged_mlp`](super::merged_mlp()) of one-row decisions. As there, an expert that a token did not choose has no gradient
+//! w = 1, this is [`merged_mlp`](super::merged_mlp) of one-row decisions. As there, an expert that a token did not choose has no gradient
 //! from it: neither its weight (0) nor its difference (none, if no token chose it).
 
 use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::glu_mlp::WeightGrads;
 use super::linear::rows;
-use super::mlp_pass::MlpPass;
-use super::replicas::{Detached, MergedPass, Mixture, Replicas};
+use super::mlp_values::MlpValues;
+use super::replicas::{Detached, Merged, Mixture, Replicas};
 use super::sum_of_rows::sum_of_rows;
-use super::tape::{self, Backward};
+use super::{Grads, lanes};
 
-/// y = Σ_n w[t, n] MLP_n(x), for weights w `[t, n]`. Differentiable in x, the chosen weights, the base and the differences.
+/// What the backward needs.
+#[derive(Debug)]
+pub struct Saved {
+    x_td: Tensor,
+    w_tn: Tensor,
+    values: Detached,
+    pairs: Pairs,
+    /// One an MLP of the pairs.
+    passes: Vec<MlpValues>,
+    computed: Option<Computed>,
+}
+
+/// y = Σ_n w[t, n] MLP_n(x), for weights w `[t, n]`.
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use tinyonn::ops::{self, MlpWeights, Replicas, Run, Silu};
+/// use tinyonn::ops::{MlpWeights, Replicas, Run, Silu, merged_mlp, replica_dispatch};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
 /// let (x, gate, up, down) = (matrix(2, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(4, 6)?);
 /// let base = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let replicas = Replicas { base, deltas: &[Some([&gate, &up, &down]), None] };
 /// let w = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
-/// let dispatched = ops::replica_dispatch(&x, replicas, &w)?;
+/// let (dispatched, _) = replica_dispatch::forward(&x, replicas, &w)?;
 /// let runs = [Run { rows: 0..1, decision: Some(0) }, Run { rows: 1..2, decision: Some(1) }];
-/// let merged = ops::merged_mlp(&x, replicas, &w, &runs, None)?;
+/// let (merged, _) = merged_mlp::forward(&x, replicas, &w, &runs)?;
 /// assert!((dispatched - merged)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn replica_dispatch(x: &Tensor, replicas: Replicas<'_>, w_tn: &Tensor) -> Result<Tensor> {
-    let x_td = rows(&x.detach())?;
-    let weights = w_tn.detach();
-    if weights.dims() != [x_td.dim(0)?, replicas.deltas.len()] {
+pub fn forward(x: &Tensor, replicas: Replicas<'_>, w_tn: &Tensor) -> Result<(Tensor, Saved)> {
+    let (x_td, w_tn) = (rows(x)?, w_tn.detach());
+    if w_tn.dims() != [x_td.dim(0)?, replicas.deltas.len()] {
         let (tokens, experts) = (x_td.dim(0)?, replicas.deltas.len());
-        candle_core::bail!("replica_dispatch: weights {:?} for {tokens} tokens, {experts} experts", weights.shape());
+        candle_core::bail!("replica_dispatch: weights {:?} for {tokens} tokens, {experts} experts", w_tn.shape());
     }
     let values = replicas.detach()?;
-    let pairs = Pairs::new(&weights, &values)?;
-    let mut op = ReplicaDispatch { x_td, w_tn: weights, values, pairs, passes: vec![], computed: None };
-    let y = op.forward()?.reshape(x.shape())?;
-    let inputs: Vec<&Tensor> = [x, w_tn].into_iter().chain(replicas.inputs()).collect();
-    tape::record(&inputs, y, op)
+    let pairs = Pairs::new(&w_tn, &values)?;
+    let mut saved = Saved { x_td, w_tn, values, pairs, passes: vec![], computed: None };
+    let y = saved.run()?.reshape(x.shape())?;
+    Ok((y, saved))
 }
 
-/// (token, MLP) pairs, by MLP, then token.
+/// (token, MLP) pairs, by MLP, then token. In main memory those whose weight is not zero; on a GPU, where reading weights would wait
+/// for it, all.
+#[derive(Debug)]
 struct Pairs {
     /// The token of each pair.
     token: Vec<u32>,
@@ -64,7 +75,11 @@ struct Pairs {
 impl Pairs {
     fn new(w_tn: &Tensor, values: &Detached) -> Result<Self> {
         let (tokens, experts) = w_tn.dims2()?;
-        let chosen = w_tn.ne(0f64)?.flatten_all()?.to_vec1::<u8>()?;
+        let chosen = if w_tn.device().is_cpu() {
+            lanes::with_values(&w_tn.ne(0f64)?, |chosen: &[u8]| chosen.to_vec())?
+        } else {
+            vec![1; tokens * experts]
+        };
         let differs = |n: &usize| values.deltas[*n].is_some();
         let (own, alike): (Vec<usize>, Vec<usize>) = (0..experts).partition(differs);
         let mut pairs = Self { token: vec![], places: vec![], mlps: vec![] };
@@ -79,7 +94,8 @@ impl Pairs {
                 }
             }
             if first < pairs.token.len() {
-                let mixture = members.iter().filter(|n| differs(n)).map(|n| (*n, 1.0)).collect();
+                let own: Vec<usize> = members.iter().copied().filter(differs).collect();
+                let mixture = Mixture { weights: Tensor::ones(own.len(), DType::F64, w_tn.device())?, experts: own };
                 pairs.mlps.push((first..pairs.token.len(), mixture));
             }
         }
@@ -94,17 +110,8 @@ impl Pairs {
     }
 }
 
-struct ReplicaDispatch {
-    x_td: Tensor,
-    w_tn: Tensor,
-    values: Detached,
-    pairs: Pairs,
-    /// One an MLP of the pairs.
-    passes: Vec<MlpPass>,
-    computed: Option<Computed>,
-}
-
 /// Values by pair; there are none if no weight is other than zero.
+#[derive(Debug)]
 struct Computed {
     /// The token of each pair, `[p]`.
     token_p: Tensor,
@@ -114,8 +121,8 @@ struct Computed {
     y_pd: Tensor,
 }
 
-impl ReplicaDispatch {
-    fn forward(&mut self) -> Result<Tensor> {
+impl Saved {
+    fn run(&mut self) -> Result<Tensor> {
         if self.pairs.token.is_empty() {
             return self.x_td.zeros_like();
         }
@@ -124,7 +131,8 @@ impl ReplicaDispatch {
         let mut outputs = Vec::new();
         for (rows, mixture) in &self.pairs.mlps {
             let matrices = self.values.merged(mixture)?;
-            let pass = MlpPass::new(x_pd.narrow(0, rows.start, rows.len())?, &matrices, self.values.activation, None)?;
+            let pass =
+                MlpValues::new(x_pd.narrow(0, rows.start, rows.len())?, &matrices, self.values.activation, None)?;
             outputs.push(pass.output(&matrices)?);
             self.passes.push(pass);
         }
@@ -148,40 +156,40 @@ impl ReplicaDispatch {
     }
 }
 
-impl Backward for ReplicaDispatch {
-    fn name(&self) -> &'static str {
-        "replica_dispatch"
-    }
-
-    fn backward(&self, output: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let need = |i: usize| needs.get(i).copied().unwrap_or(false);
-        let weight_needs = needs.get(2..).unwrap_or(&[]);
-        let Some(Computed { token_p, w_p1, y_pd }) = &self.computed else {
-            let dx = need(0).then(|| output.zeros_like()).transpose()?;
-            let dw = need(1).then(|| self.w_tn.zeros_like()).transpose()?;
-            let grads = self.values.gradients(&[], weight_needs, &WeightGrads::All, false)?;
-            return Ok([dx, dw].into_iter().chain(grads.inputs).collect());
-        };
-        let delta_pd = rows(grad)?.index_select(token_p, 0)?;
-        let dw = need(1).then(|| self.weights_gradient(&delta_pd, y_pd)).transpose()?;
-        let delta_y_pd = delta_pd.broadcast_mul(w_p1)?;
-        let (mut deltas, mut inputs) = (Vec::new(), Vec::new());
-        for ((rows, mixture), pass) in self.pairs.mlps.iter().zip(&self.passes) {
-            let matrices = self.values.merged(mixture)?;
-            let own = pass.deltas(&matrices, delta_y_pd.narrow(0, rows.start, rows.len())?)?;
-            if need(0) {
-                inputs.push(MlpPass::input_gradient(&matrices, &own)?);
-            }
-            deltas.push(own);
+/// dx and dw, each if asked for; the gradients of the base and of the differences go to `grads`.
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not go together.
+pub fn backward(
+    saved: &Saved,
+    replicas: Replicas<'_>,
+    dy: &Tensor,
+    (input, weights): (bool, bool),
+    grads: &mut Grads,
+) -> Result<[Option<Tensor>; 2]> {
+    let Some(Computed { token_p, w_p1, y_pd }) = &saved.computed else {
+        Detached::gradients(&[], replicas, false, grads)?;
+        return Ok([
+            input.then(|| saved.x_td.zeros_like()).transpose()?,
+            weights.then(|| saved.w_tn.zeros_like()).transpose()?,
+        ]);
+    };
+    let delta_pd = rows(dy)?.index_select(token_p, 0)?;
+    let dw = weights.then(|| saved.weights_gradient(&delta_pd, y_pd)).transpose()?;
+    let delta_y_pd = delta_pd.broadcast_mul(w_p1)?;
+    let (mut deltas, mut inputs) = (Vec::new(), Vec::new());
+    for ((rows, mixture), values) in saved.pairs.mlps.iter().zip(&saved.passes) {
+        let matrices = saved.values.merged(mixture)?;
+        let own = values.deltas(&matrices, delta_y_pd.narrow(0, rows.start, rows.len())?)?;
+        if input {
+            inputs.push(MlpValues::input_gradient(&matrices, &own)?);
         }
-        let dx = || {
-            let lists = self.pairs.by_token(self.x_td.dim(0)?);
-            sum_of_rows(&Tensor::cat(&inputs, 0)?, &lists)?.reshape(output.shape())
-        };
-        let passes = self.pairs.mlps.iter().zip(&self.passes).zip(&deltas);
-        let passes: Vec<MergedPass<'_>> =
-            passes.map(|(((_, mixture), pass), deltas)| MergedPass { mixture, pass, deltas }).collect();
-        let grads = self.values.gradients(&passes, weight_needs, &WeightGrads::All, false)?;
-        Ok([need(0).then(dx).transpose()?, dw].into_iter().chain(grads.inputs).collect())
+        deltas.push(own);
     }
+    let dx = || sum_of_rows(&Tensor::cat(&inputs, 0)?, &saved.pairs.by_token(saved.x_td.dim(0)?));
+    let passes = saved.pairs.mlps.iter().zip(&saved.passes).zip(&deltas);
+    let merged: Vec<Merged<'_>> =
+        passes.map(|(((_, mixture), values), deltas)| Merged { mixture, values, deltas }).collect();
+    Detached::gradients(&merged, replicas, false, grads)?;
+    Ok([input.then(dx).transpose()?, dw])
 }

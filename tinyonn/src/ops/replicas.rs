@@ -4,9 +4,9 @@ use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::activation::Activation;
-use super::glu_mlp::{MlpWeights, WeightGrads};
-use super::lanes;
-use super::mlp_pass::{Deltas, MlpPass};
+use super::glu_mlp::{MlpWeights, weight_gradient};
+use super::mlp_values::{Deltas, MlpValues};
+use super::{Grads, lanes};
 
 /// A base MLP, and for each expert what its matrices add to the base's W_g, W_u and W_d, if anything.
 #[derive(Clone, Copy, Debug)]
@@ -17,17 +17,10 @@ pub struct Replicas<'a> {
     pub deltas: &'a [Option<[&'a Tensor; 3]>],
 }
 
-impl<'a> Replicas<'a> {
-    /// The three matrices of the base, then those of each difference there is.
-    pub(super) fn inputs(self) -> impl Iterator<Item = &'a Tensor> {
-        [self.base.gate, self.base.up, self.base.down]
-            .into_iter()
-            .chain(self.deltas.iter().flatten().flatten().copied())
-    }
-
+impl Replicas<'_> {
     /// Values without a history.
     pub(super) fn detach(self) -> Result<Detached> {
-        let base = [self.base.gate, self.base.up, self.base.down].map(Tensor::detach);
+        let base = self.base.matrices();
         let shapes = base.each_ref().map(Tensor::shape);
         for (n, delta) in self.deltas.iter().enumerate() {
             let differs = |delta: &&[&Tensor; 3]| delta.iter().zip(shapes).any(|(delta, base)| delta.shape() != base);
@@ -42,135 +35,133 @@ impl<'a> Replicas<'a> {
 }
 
 /// The values of [`Replicas`].
+#[derive(Debug)]
 pub(super) struct Detached {
     pub(super) base: [Tensor; 3],
     pub(super) deltas: Vec<Option<[Tensor; 3]>>,
     pub(super) activation: &'static dyn Activation,
 }
 
-/// The experts, and their weights, that one merged MLP is made of besides the base: those that differ from it.
-pub(super) type Mixture = Vec<(usize, f64)>;
+/// What one merged MLP is made of besides the base: experts that differ from it, and their weights `[experts]`.
+#[derive(Debug)]
+pub(super) struct Mixture {
+    pub(super) experts: Vec<usize>,
+    pub(super) weights: Tensor,
+}
+
+impl Mixture {
+    /// The weight of the `at`-th of its experts, `[1]`.
+    fn weight(&self, at: usize) -> Result<Tensor> {
+        self.weights.narrow(0, at, 1)
+    }
+}
 
 /// What one merged MLP did.
-pub(super) struct MergedPass<'a> {
+pub(super) struct Merged<'a> {
     pub(super) mixture: &'a Mixture,
-    pub(super) pass: &'a MlpPass,
+    pub(super) values: &'a MlpValues,
     pub(super) deltas: &'a Deltas,
 }
 
-/// Gradients of [`Replicas::inputs`].
-pub(super) struct ReplicaGrads {
-    /// In the order of the inputs; an expert that took part nowhere has none.
-    pub(super) inputs: Vec<Option<Tensor>>,
-    /// ⟨∂L/∂W̃, ΔW_n⟩ over the three matrices, f32 or f64 `[1]`, for each pass and place of its mixture.
-    pub(super) weights: Vec<Vec<Tensor>>,
-}
-
 impl Detached {
-    /// The experts of a row of weights that differ from the base.
-    pub(super) fn mixture(&self, weights: impl IntoIterator<Item = f64>) -> Mixture {
-        let differs = |(n, w): &(usize, f64)| *w != 0.0 && self.deltas[*n].is_some();
-        weights.into_iter().enumerate().filter(differs).collect()
+    /// The experts of a row of weights `[n]` that differ from the base; in main memory only those that weigh something.
+    pub(super) fn mixture(&self, w_n: &Tensor) -> Result<Mixture> {
+        let w_n = w_n.to_dtype(DType::F64)?.contiguous()?;
+        let differ = (0..self.deltas.len()).filter(|n| self.deltas[*n].is_some());
+        let experts: Vec<usize> = if w_n.device().is_cpu() {
+            lanes::with_values(&w_n, |w: &[f64]| differ.filter(|n| w[*n] != 0.0).collect())?
+        } else {
+            differ.collect()
+        };
+        let index: Vec<u32> = experts.iter().map(|n| *n as u32).collect();
+        let weights = if index.is_empty() {
+            Tensor::zeros(0, DType::F64, w_n.device())?
+        } else {
+            w_n.index_select(&Tensor::new(index, w_n.device())?, 0)?
+        };
+        Ok(Mixture { experts, weights })
     }
 
     /// W̃ = W_base + Σ_n w_n ΔW_n; without a difference the base itself.
     pub(super) fn merged(&self, mixture: &Mixture) -> Result<[Tensor; 3]> {
         let mut merged = self.base.clone();
         for (which, merged) in merged.iter_mut().enumerate() {
-            let terms = mixture.iter().filter_map(|(n, w)| Some((*w, &self.deltas[*n].as_ref()?[which])));
-            *merged = plus(merged, &terms.collect::<Vec<_>>())?;
+            let terms = mixture.experts.iter().filter_map(|n| Some(&self.deltas[*n].as_ref()?[which]));
+            *merged = plus(merged, &mixture.weights, &terms.collect::<Vec<_>>())?;
         }
         Ok(merged)
     }
 
-    /// Sums what the merged MLPs say: ∂L/∂W_base = Σ ∂L/∂W̃, ∂L/∂ΔW_n = Σ w_n ∂L/∂W̃; where nobody `needs` it, it is not formed.
-    /// With `weights`, the gradients of w too.
+    /// Sums what the merged MLPs say into `grads`: ∂L/∂W_base = Σ ∂L/∂W̃, ∂L/∂ΔW_n = Σ w_n ∂L/∂W̃; what does not learn is not formed, and
+    /// an expert that took part nowhere has no gradient. With `weights`, ⟨∂L/∂W̃, ΔW_n⟩ over the three matrices, `[1]` in f32 or f64, for
+    /// each MLP and place of its mixture.
     pub(super) fn gradients(
-        &self,
-        passes: &[MergedPass<'_>],
-        needs: &[bool],
-        learners: &WeightGrads,
+        merged: &[Merged<'_>],
+        replicas: Replicas<'_>,
         weights: bool,
-    ) -> Result<ReplicaGrads> {
-        let place = self.places();
-        let need = |at: usize| needs.get(at).copied().unwrap_or(false);
-        let mut inputs: Vec<Option<Tensor>> = vec![None; needs.len()];
-        let mut inner: Vec<Vec<Tensor>> = vec![vec![]; passes.len()];
-        for (pass, inner) in passes.iter().zip(&mut inner) {
-            for which in 0..3 {
-                let learns = |(n, _): &(usize, f64)| need(place[*n] + which);
-                let wanted = weights && !pass.mixture.is_empty();
-                if !(wanted || need(which) || pass.mixture.iter().any(learns)) {
+        grads: &mut Grads,
+    ) -> Result<Vec<Vec<Tensor>>> {
+        let base = [replicas.base.gate, replicas.base.up, replicas.base.down];
+        let mut inner: Vec<Vec<Tensor>> = Vec::with_capacity(merged.len());
+        for Merged { mixture, values, deltas } in merged {
+            let mut products: Vec<Tensor> = Vec::new();
+            for (which, base) in base.into_iter().enumerate() {
+                let own = |n: &usize| replicas.deltas[*n].map(|delta| delta[which]);
+                let learns = |n: &usize| own(n).is_some_and(|delta| grads.learns(delta));
+                let wanted = weights && !mixture.experts.is_empty();
+                if !(wanted || grads.learns(base) || mixture.experts.iter().any(learns)) {
                     continue;
                 }
-                let grad = pass.pass.weight_gradient(which, pass.deltas, learners)?;
-                for (at, (n, w)) in pass.mixture.iter().enumerate() {
-                    if need(place[*n] + which) {
-                        add(&mut inputs[place[*n] + which], *w, &grad)?;
-                    }
-                    if let Some(delta) = self.deltas[*n].as_ref().filter(|_| wanted) {
-                        let product = inner_product(&grad, &delta[which])?;
-                        match inner.get_mut(at) {
+                let gradient = weight_gradient(which, values, deltas)?;
+                for (at, n) in mixture.experts.iter().enumerate() {
+                    let Some(delta) = own(n) else { continue };
+                    grads
+                        .add_with(delta, || gradient.broadcast_mul(&mixture.weight(at)?.to_dtype(gradient.dtype())?))?;
+                    if wanted {
+                        let product = inner_product(&gradient, &delta.detach())?;
+                        match products.get_mut(at) {
                             Some(sum) => *sum = (&*sum + product)?,
-                            None => inner.push(product),
+                            None => products.push(product),
                         }
                     }
                 }
-                if need(which) {
-                    add(&mut inputs[which], 1.0, &grad)?;
-                }
+                grads.add_with(base, || Ok(gradient))?;
+            }
+            inner.push(products);
+        }
+        for base in base {
+            if grads.get(base).is_none() {
+                grads.add_with(base, || base.detach().zeros_like())?;
             }
         }
-        for (which, base) in self.base.iter().enumerate() {
-            if need(which) && inputs[which].is_none() {
-                inputs[which] = Some(base.zeros_like()?);
-            }
-        }
-        Ok(ReplicaGrads { inputs, weights: inner })
+        Ok(inner)
     }
-
-    /// Where each expert's matrices begin among the inputs.
-    fn places(&self) -> Vec<usize> {
-        let mut next = 3;
-        let place = |delta: &Option<[Tensor; 3]>| {
-            let place = next;
-            next += delta.as_ref().map_or(0, |delta| delta.len());
-            place
-        };
-        self.deltas.iter().map(place).collect()
-    }
-}
-
-/// sum + w · grad.
-fn add(sum: &mut Option<Tensor>, w: f64, grad: &Tensor) -> Result<()> {
-    *sum = Some(match sum.take() {
-        Some(sum) => plus(&sum, &[(w, grad)])?,
-        None if w == 1.0 => grad.clone(),
-        None => (grad * w)?,
-    });
-    Ok(())
 }
 
 /// a + Σ w b, term after term.
-fn plus(a: &Tensor, terms: &[(f64, &Tensor)]) -> Result<Tensor> {
-    let tensors: Vec<&Tensor> = std::iter::once(a).chain(terms.iter().map(|(_, b)| *b)).collect();
+fn plus(a: &Tensor, weights: &Tensor, terms: &[&Tensor]) -> Result<Tensor> {
+    let tensors: Vec<&Tensor> = std::iter::once(a).chain(terms.iter().copied()).collect();
     if terms.is_empty() {
         return Ok(a.clone());
     }
     if !lanes::fused(&tensors) || !tensors.iter().all(|tensor| tensor.is_contiguous()) {
-        return terms.iter().try_fold(a.clone(), |sum, (w, b)| sum + (*b * *w)?);
+        let weights = weights.to_dtype(a.dtype())?;
+        let term = |(at, b): (usize, &&Tensor)| b.broadcast_mul(&weights.narrow(0, at, 1)?);
+        return terms.iter().enumerate().try_fold(a.clone(), |sum, next| sum + term(next)?);
     }
     let mut sum = vec![0f32; a.elem_count()];
-    lanes::with_all_slices(&tensors, |slices| {
-        lanes::by_rows(&mut sum, WIDTH, |row, sum| {
-            let block = row * WIDTH..row * WIDTH + sum.len();
-            sum.copy_from_slice(&slices[0][block.clone()]);
-            for ((w, _), b) in terms.iter().zip(&slices[1..]) {
-                let w = *w as f32;
-                sum.iter_mut().zip(&b[block.clone()]).for_each(|(sum, b)| *sum += w * b);
-            }
-        });
-    })?;
+    lanes::with_values(weights, |weights: &[f64]| {
+        lanes::with_all_slices(&tensors, |slices| {
+            lanes::by_rows(&mut sum, WIDTH, |row, sum| {
+                let block = row * WIDTH..row * WIDTH + sum.len();
+                sum.copy_from_slice(&slices[0][block.clone()]);
+                for (w, b) in weights.iter().zip(&slices[1..]) {
+                    let w = *w as f32;
+                    sum.iter_mut().zip(&b[block.clone()]).for_each(|(sum, b)| *sum += w * b);
+                }
+            });
+        })
+    })??;
     Tensor::from_vec(sum, a.shape(), a.device())
 }
 

@@ -7,18 +7,30 @@
 use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
 
+use super::Grads;
 use super::lanes::{self, ROW_BLOCK, dot};
 use super::linear::rows;
-use super::tape::{self, Backward};
 
 /// Root-mean-square normalisation over the last dimension (Zhang and Sennrich, 2019).
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let op = RmsNorm { x_td: rows(&x.detach())?, weight: weight.detach(), eps };
-    let y = if lanes::fused(&[x, weight]) { op.fused_forward() } else { op.plain_forward() }?;
-    tape::record(&[x, weight], y.reshape(x.shape())?, op)
+pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let op = RmsNorm { x_td: rows(x)?, weight: weight.detach(), eps };
+    let y_td = if lanes::fused(&[x, weight]) { op.fused_forward() } else { op.plain_forward() }?;
+    y_td.reshape(x.shape())
+}
+
+/// dx; dw goes to `grads`, if the weight learns there.
+///
+/// # Errors
+/// As above.
+pub fn backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
+    let (op, dy_td) = (RmsNorm { x_td: rows(x)?, weight: weight.detach(), eps }, rows(dy)?);
+    let fused = lanes::fused(&[x, weight, dy]);
+    let (dx_td, dw) = if fused { op.fused_backward(&dy_td) } else { op.plain_backward(&dy_td) }?;
+    grads.add_with(weight, || Ok(dw))?;
+    dx_td.reshape(x.shape())
 }
 
 struct RmsNorm {
@@ -110,17 +122,4 @@ fn rows_backward(dx: &mut [f32], x: &[f32], dy: &[f32], w: &[f32], eps: f64) -> 
         }
     }
     dw
-}
-
-impl Backward for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms_norm"
-    }
-
-    fn backward(&self, output: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let dy_td = rows(grad)?;
-        let fused = lanes::fused(&[&self.x_td, &self.weight, &dy_td]);
-        let (dx, dw) = if fused { self.fused_backward(&dy_td) } else { self.plain_backward(&dy_td) }?;
-        Ok(vec![needs[0].then(|| dx.reshape(output.shape())).transpose()?, needs[1].then_some(dw)])
-    }
 }

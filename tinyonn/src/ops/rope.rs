@@ -6,33 +6,24 @@
 use candle_core::{D, Result, Tensor};
 
 use super::lanes;
-use super::tape::{self, Backward};
 
 /// Turns the heads of x by their positions' angles.
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
-pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let y = turn(&x.detach(), cos, sin)?;
-    tape::record(&[x], y, Rope { cos: cos.clone(), sin: sin.clone() })
+pub fn forward(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    turn(&x_bthd.detach(), cos, sin, 1.0)
 }
 
-struct Rope {
-    cos: Tensor,
-    sin: Tensor,
+/// dx: dy turned back.
+///
+/// # Errors
+/// As above.
+pub fn backward(dy_bthd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    turn(&dy_bthd.detach(), cos, sin, -1.0)
 }
 
-impl Backward for Rope {
-    fn name(&self) -> &'static str {
-        "rope"
-    }
-
-    fn backward(&self, _: &Tensor, grad: &Tensor, needs: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![needs[0].then(|| turn(grad, &self.cos, &self.sin.neg()?)).transpose()?])
-    }
-}
-
-fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor, sign: f32) -> Result<Tensor> {
     let (_, t, h, d) = x_bthd.dims4()?;
     let half = d / 2;
     if lanes::fused(&[x_bthd, cos, sin]) {
@@ -48,8 +39,9 @@ fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
                         let (y1, y2) = y.split_at_mut(half);
                         let (x1, x2) = x.split_at(half);
                         for j in 0..half {
-                            y1[j] = x1[j] * cos[j] - x2[j] * sin[j];
-                            y2[j] = x2[j] * cos[j] + x1[j] * sin[j];
+                            let sin = sign * sin[j];
+                            y1[j] = x1[j] * cos[j] - x2[j] * sin;
+                            y2[j] = x2[j] * cos[j] + x1[j] * sin;
                         }
                     }
                 }
@@ -59,6 +51,7 @@ fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     }
     let dtype = x_bthd.dtype();
     let (cos, sin) = (cos.to_dtype(dtype)?.reshape((t, 1, half))?, sin.to_dtype(dtype)?.reshape((t, 1, half))?);
+    let sin = if sign < 0.0 { sin.neg()? } else { sin };
     let (x1, x2) = (x_bthd.narrow(D::Minus1, 0, half)?, x_bthd.narrow(D::Minus1, half, half)?);
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
     let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;

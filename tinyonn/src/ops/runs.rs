@@ -18,6 +18,7 @@ pub struct Run {
 const SIDE_BY_SIDE: usize = 8;
 
 /// All rows, grouped by decision.
+#[derive(Debug)]
 pub(super) struct Runs {
     groups: Vec<Group>,
     /// For each run, in the rows' order: its group, and its place among the group's rows.
@@ -25,6 +26,7 @@ pub(super) struct Runs {
 }
 
 /// The rows of one decision.
+#[derive(Debug)]
 pub(super) struct Group {
     pub(super) decision: Option<usize>,
     runs: Vec<Range<usize>>,

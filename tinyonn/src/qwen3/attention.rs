@@ -4,7 +4,8 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
 use super::{KvCache, Qwen3Config, RmsNorm, Rotary};
-use crate::{Result, ops};
+use crate::Result;
+use crate::ops::{Grads, attention, elementwise, linear, rope};
 
 /// Weights of one attention, named as in the checkpoint (`self_attn`).
 #[derive(Clone, Debug)]
@@ -33,8 +34,29 @@ impl Projection {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(x, &self.weight, self.bias.as_ref())?)
+        Ok(linear::forward(x, &self.weight, self.bias.as_ref())?)
     }
+
+    fn backward(&self, x: &Tensor, dy: &Tensor, input: bool, grads: &mut Grads) -> Result<Option<Tensor>> {
+        Ok(linear::backward(x, &self.weight, self.bias.as_ref(), dy, input, grads)?)
+    }
+
+    fn learns(&self, grads: &Grads) -> bool {
+        grads.learns(&self.weight) || self.bias.as_ref().is_some_and(|bias| grads.learns(bias))
+    }
+}
+
+/// What the backward of an attention needs.
+#[derive(Debug)]
+pub(super) struct Saved {
+    x: Tensor,
+    /// Queries and keys before their normalisation, `[B, T, H, D]`.
+    q: Tensor,
+    k: Tensor,
+    attended: attention::Saved,
+    /// `[B, T, H·D]`.
+    y: Tensor,
+    rotary: Rotary,
 }
 
 impl Attention {
@@ -57,18 +79,63 @@ impl Attention {
         })
     }
 
-    /// x `[B, T, d]` to `[B, T, d]`; with a cache, T new positions after those it holds.
-    pub(super) fn forward(&self, x: &Tensor, rotary: &Rotary, cache: Option<(&mut KvCache, usize)>) -> Result<Tensor> {
+    /// x `[B, T, d]` to `[B, T, d]`; with a cache, T new positions after those it holds, and no backward.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        rotary: &Rotary,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> Result<(Tensor, Saved)> {
         let (b, t, _) = x.dims3()?;
         let heads = |y: Tensor| y.reshape((b, t, (), self.head_dim));
-        let q = self.q_norm.forward(&heads(self.q_proj.forward(x)?)?)?;
-        let k = self.k_norm.forward(&heads(self.k_proj.forward(x)?)?)?;
-        let q = ops::rope(&q, &rotary.cos, &rotary.sin)?;
-        let mut k = ops::rope(&k, &rotary.cos, &rotary.sin)?;
-        let mut v = heads(self.v_proj.forward(x)?)?;
+        let (q, k) = (heads(self.q_proj.forward(x)?)?, heads(self.k_proj.forward(x)?)?);
+        let turned = |x: &Tensor, norm: &RmsNorm| -> Result<Tensor> {
+            Ok(rope::forward(&norm.forward(x)?, &rotary.cos, &rotary.sin)?)
+        };
+        let (turned_q, mut keys) = (turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?);
+        let mut values = heads(self.v_proj.forward(x)?)?;
         if let Some((cache, layer)) = cache {
-            (k, v) = cache.extend(layer, &k, &v)?;
+            (keys, values) = cache.extend(layer, &keys, &values)?;
         }
-        self.o_proj.forward(&ops::causal_attention(&q, &k, &v)?.reshape((b, t, ()))?)
+        let (y, attended) = attention::forward(&turned_q, &keys, &values)?;
+        let y = y.reshape((b, t, ()))?;
+        let out = self.o_proj.forward(&y)?;
+        Ok((out, Saved { x: x.clone(), q, k, attended, y, rotary: rotary.clone() }))
+    }
+
+    /// dx, if `input`.
+    pub(super) fn backward(
+        &self,
+        saved: Saved,
+        dout: &Tensor,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<Option<Tensor>> {
+        let Saved { x, q, k, attended, y, rotary } = saved;
+        let (b, t, _) = x.dims3()?;
+        let own = [&self.q_proj, &self.k_proj, &self.v_proj].into_iter().any(|projection| projection.learns(grads));
+        let below = input || own || self.q_norm.learns(grads) || self.k_norm.learns(grads);
+        let Some(dy) = self.o_proj.backward(&y, dout, below, grads)? else { return Ok(None) };
+        let [dq, dk, dv] = attention::backward(&attended, &dy.reshape((b, t, (), self.head_dim))?)?;
+        let flat = |x: Tensor| x.reshape((b, t, ()));
+        let mut turned_back = |dx: &Tensor, x: &Tensor, norm: &RmsNorm| -> Result<Tensor> {
+            Ok(flat(norm.backward(x, &rope::backward(dx, &rotary.cos, &rotary.sin)?, grads)?)?)
+        };
+        let (dq, dk) = (turned_back(&dq, &q, &self.q_norm)?, turned_back(&dk, &k, &self.k_norm)?);
+        let dx = [
+            self.v_proj.backward(&x, &flat(dv)?, input, grads)?,
+            self.k_proj.backward(&x, &dk, input, grads)?,
+            self.q_proj.backward(&x, &dq, input, grads)?,
+        ];
+        let [Some(of_v), Some(of_k), Some(of_q)] = dx else { return Ok(None) };
+        Ok(Some(elementwise::add(&elementwise::add(&of_v, &of_k)?, &of_q)?))
+    }
+
+    /// Whether any of its weights learns.
+    pub(super) fn learns(&self, grads: &Grads) -> bool {
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
+        projections.into_iter().any(|projection| projection.learns(grads))
+            || self.q_norm.learns(grads)
+            || self.k_norm.learns(grads)
     }
 }

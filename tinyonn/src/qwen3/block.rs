@@ -1,10 +1,12 @@
 //! One decoder layer: attention, then the feed-forward, each normalised before and added to its input.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{Attention, FeedForward, KvCache, Qwen3Config, RmsNorm, Rotary, RouteCtx};
+use super::attention::{self, Attention};
+use super::{Answers, FeedForward, InputRows, Keep, KvCache, Learn, Pass, Qwen3Config, RmsNorm, Rotary, Trace};
 use crate::Result;
+use crate::ops::{Grads, elementwise};
 
 /// A decoder layer over any feed-forward.
 #[derive(Clone, Debug)]
@@ -47,19 +49,100 @@ impl<F: FeedForward> Block<F> {
         &self,
         x: &Tensor,
         rotary: &Rotary,
-        ctx: &RouteCtx,
+        pass: &Pass,
         cache: Option<&mut KvCache>,
-    ) -> Result<Tensor> {
+    ) -> Result<Passed<F>> {
         let cache = cache.map(|cache| (cache, self.layer));
-        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, cache)?)?;
-        let normed = self.post_attention_layernorm.forward(&x)?;
-        if let Some(observer) = &ctx.observer {
-            observer.feed_forward_input(self.layer, &normed)?;
+        let (attended, attention) = self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, cache)?;
+        let middle = elementwise::add(x, &attended)?;
+        let normed = self.post_attention_layernorm.forward(&middle)?;
+        let (y, mut trace, mlp) = self.mlp.forward(&normed, pass)?;
+        let out = elementwise::add(&middle, &y)?;
+        if let Some(rows) = &pass.ask.inputs {
+            (trace.inputs, trace.means) = sampled(&normed, rows)?;
         }
-        let x = (x + self.mlp.forward(&normed, ctx)?)?;
-        if let Some(observer) = &ctx.observer {
-            observer.block_output(self.layer, &x)?;
-        }
-        Ok(x)
+        trace.output = pass.ask.outputs.then(|| out.clone());
+        let saved = match (pass.keep, mlp) {
+            (Keep::All, Some(mlp)) => Some(Saved::Values { x: x.clone(), attention, middle, mlp }),
+            (Keep::Inputs, _) => Some(Saved::Input { x: x.clone(), rotary: rotary.clone(), pass: pass.kept() }),
+            _ => None,
+        };
+        Ok((out, trace, saved))
     }
+
+    /// ∂L/∂x, if `input`, from ∂L/∂out.
+    pub(super) fn backward(
+        &self,
+        saved: Saved<F::Saved>,
+        dout: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        let (x, attention, middle, mlp) = match saved {
+            Saved::Values { x, attention, middle, mlp } => (x, attention, middle, mlp),
+            Saved::Input { x, rotary, pass } => match self.forward(&x, &rotary, &pass, None)?.2 {
+                Some(Saved::Values { x, attention, middle, mlp }) => (x, attention, middle, mlp),
+                _ => return Err(crate::Error::setting("keep", "nothing was kept of a pass", "keep its inputs")),
+            },
+        };
+        let attention_learns = self.self_attn.learns(grads) || self.input_layernorm.learns(grads);
+        let above = input || attention_learns || self.post_attention_layernorm.learns(grads);
+        let (dnormed, answers) = self.mlp.backward(mlp, dout, learn, above, grads)?;
+        let Some(dnormed) = dnormed else { return Ok((None, answers)) };
+        let dmiddle = self.post_attention_layernorm.backward(&middle, &dnormed, grads)?;
+        if !(input || attention_learns) {
+            return Ok((None, answers));
+        }
+        let dmiddle = elementwise::add(dout, &dmiddle)?;
+        let below = input || self.input_layernorm.learns(grads);
+        let Some(dattended) = self.self_attn.backward(attention, &dmiddle, below, grads)? else {
+            return Ok((None, answers));
+        };
+        let dx = self.input_layernorm.backward(&x, &dattended, grads)?;
+        Ok((input.then(|| elementwise::add(&dmiddle, &dx)).transpose()?, answers))
+    }
+
+    /// Whether any of its weights learns.
+    pub(super) fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
+        let norms = [&self.input_layernorm, &self.post_attention_layernorm];
+        self.mlp.learns(learn, grads)
+            || self.self_attn.learns(grads)
+            || norms.into_iter().any(|norm| norm.learns(grads))
+    }
+}
+
+/// What a forward pass returns: y, what the layer said, and what its backward needs.
+type Passed<F> = (Tensor, Trace, Option<Saved<<F as FeedForward>::Saved>>);
+
+/// What the backward of a block needs.
+#[derive(Debug)]
+// Few of them exist at once, one a layer.
+#[allow(clippy::large_enum_variant)]
+pub(super) enum Saved<M> {
+    /// Every value.
+    Values {
+        x: Tensor,
+        attention: attention::Saved,
+        /// Between attention and feed-forward.
+        middle: Tensor,
+        mlp: M,
+    },
+    /// What computes them once more.
+    Input { x: Tensor, rotary: Rotary, pass: Pass },
+}
+
+/// Rows `[k, d]` and means of windows `[B, windows, d]` of a feed-forward's input, f32.
+fn sampled(
+    x: &Tensor,
+    InputRows { rows, windows: (count, length) }: &InputRows,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let (b, _, d) = x.dims3()?;
+    let x = x.detach().to_dtype(DType::F32)?;
+    let kept = (rows.elem_count() > 0).then(|| x.flatten_to(1)?.index_select(rows, 0)).transpose()?;
+    let means = || {
+        let means = (0..*count).map(|window| x.narrow(1, window * length, *length)?.mean(1)?.unsqueeze(1));
+        Tensor::cat(&means.collect::<candle_core::Result<Vec<_>>>()?, 1)?.reshape((b, *count, d))
+    };
+    Ok((kept, (*count > 0).then(means).transpose()?))
 }

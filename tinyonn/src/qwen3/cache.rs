@@ -7,8 +7,19 @@ use crate::Result;
 /// Keys and values `[B, S, K, D]` of every layer.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    layers: Vec<Option<(Tensor, Tensor)>>,
+    layers: Vec<Option<Layer>>,
 }
+
+/// Room for keys and values `[B, room, K, D]`, of which the first positions are taken.
+#[derive(Clone, Debug)]
+struct Layer {
+    keys: Tensor,
+    values: Tensor,
+    positions: usize,
+}
+
+/// Room is made for so many positions at first, and doubled.
+const ROOM: usize = 128;
 
 impl KvCache {
     /// Empty, for a model of `layers` layers.
@@ -20,17 +31,33 @@ impl KvCache {
     /// Positions held.
     #[must_use]
     pub fn positions(&self) -> usize {
-        self.layers.first().and_then(Option::as_ref).map_or(0, |(k, _)| k.dims()[1])
+        self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.positions)
     }
 
     /// Appends a layer's new keys and values; returns all of them.
     pub(super) fn extend(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let slot = &mut self.layers[layer];
-        let (k, v) = match slot.take() {
-            Some((past_k, past_v)) => (Tensor::cat(&[&past_k, k], 1)?, Tensor::cat(&[&past_v, v], 1)?),
-            None => (k.clone(), v.clone()),
+        let held = slot.as_ref().map_or(0, |layer| layer.positions);
+        let positions = held + k.dim(1)?;
+        let room = slot.as_ref().map_or(Ok(0), |layer| layer.keys.dim(1))?;
+        let [keys, values] = match slot.take() {
+            Some(layer) if positions <= room => [layer.keys, layer.values],
+            full => {
+                let (b, _, heads, d) = k.dims4()?;
+                let shape = (b, positions.next_power_of_two().max(ROOM), heads, d);
+                let grown = |old: Option<&Tensor>| {
+                    let new = Tensor::zeros(shape, k.dtype(), k.device())?;
+                    old.map_or(Ok(()), |old| new.slice_set(&old.narrow(1, 0, held)?.contiguous()?, 1, 0))?;
+                    Ok::<_, candle_core::Error>(new)
+                };
+                let full = full.as_ref();
+                [grown(full.map(|layer| &layer.keys))?, grown(full.map(|layer| &layer.values))?]
+            }
         };
-        *slot = Some((k.clone(), v.clone()));
-        Ok((k, v))
+        keys.slice_set(&k.detach().contiguous()?, 1, held)?;
+        values.slice_set(&v.detach().contiguous()?, 1, held)?;
+        let all = (keys.narrow(1, 0, positions)?, values.narrow(1, 0, positions)?);
+        *slot = Some(Layer { keys, values, positions });
+        Ok(all)
     }
 }

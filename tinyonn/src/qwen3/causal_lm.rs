@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{Active, FeedForward, KvCache, Mlp, Qwen3, Qwen3Config, RouteCtx};
-use crate::{Result, ops};
+use super::{Active, Answers, FeedForward, Keep, KvCache, Learn, Mlp, Pass, Qwen3, Qwen3Config, Trace, model};
+use crate::ops::{Grads, cross_entropy, linear};
+use crate::{Error, Result};
 
 /// A causal language model over any feed-forward.
 #[derive(Clone, Debug)]
@@ -45,21 +46,36 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
         Ok(Self { model, lm_head })
     }
 
-    /// The decoder's output `[B, T, d]`, what the head reads.
+    /// The decoder's output `[B, T, d]`, what the head reads; and what was asked of each layer.
     ///
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together.
-    pub fn hidden(&self, ids: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
-        self.model.forward(ids, &*self.with_surprisal(ids, ctx)?, None)
+    pub fn hidden(&self, ids: &Tensor, pass: &Pass) -> Result<(Tensor, Vec<Trace>)> {
+        let (hidden, traces, _) = self.model.forward(ids, &inference(&*self.with_surprisal(ids, pass)?), None)?;
+        Ok((hidden, traces))
     }
 
     /// Logits `[B, T, V]` of token ids `[B, T]`, in the model's dtype.
     ///
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together.
-    pub fn logits(&self, ids: &Tensor, ctx: &RouteCtx, cache: Option<&mut KvCache>) -> Result<Tensor> {
-        let ctx = &self.with_surprisal(ids, ctx)?;
-        Ok(ops::linear(&self.model.forward(ids, ctx, cache)?, &self.lm_head, None)?)
+    pub fn logits(&self, ids: &Tensor, pass: &Pass, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        Ok(self.traced_logits(ids, pass, cache)?.0)
+    }
+
+    /// As [`logits`](Self::logits); and what was asked of each layer.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn traced_logits(
+        &self,
+        ids: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Vec<Trace>)> {
+        let pass = inference(&*self.with_surprisal(ids, pass)?);
+        let (hidden, traces, _) = self.model.forward(ids, &pass, cache)?;
+        Ok((linear::forward(&hidden, &self.lm_head, None)?, traces))
     }
 
     /// The cross-entropy of each target `[B, T]` in nats, f32; 0 where the target is `u32::MAX` (none).
@@ -67,28 +83,84 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
     ///
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together.
-    pub fn token_losses(&self, ids: &Tensor, targets: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
-        Ok(ops::head_cross_entropy(&self.hidden(ids, ctx)?, &self.lm_head, targets)?)
+    pub fn token_losses(&self, ids: &Tensor, targets: &Tensor, pass: &Pass) -> Result<Tensor> {
+        Ok(self.forward(ids, targets, &inference(pass))?.losses)
     }
 
-    /// `ctx` with the surprisal of every token given those before it, where routing reads it: a first pass, all active. The first
+    /// As [`token_losses`](Self::token_losses); with what was asked of each layer, and what the backward needs, if one follows
+    /// ([`Pass::keep`]).
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use tinyonn::checkpoint::ParamStore;
+    /// use tinyonn::ops::Grads;
+    /// use tinyonn::qwen3::{Learn, Pass, Qwen3Config, Qwen3ForCausalLm};
+    ///
+    /// let cfg = Qwen3Config::from_json(&serde_json::json!({
+    ///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+    ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    /// }), "config.json")?;
+    /// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+    /// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true))?;
+    /// let (ids, targets) = (Tensor::new(&[[1u32, 2, 3]], &Device::Cpu)?, Tensor::new(&[[2u32, 3, 4]], &Device::Cpu)?);
+    ///
+    /// let mut grads = Grads::new(store.iter().map(|(_, var)| (var.as_tensor(), 0)))?;
+    /// let forward = model.forward(&ids, &targets, &Pass::all().kept())?;
+    /// model.backward(forward.saved, &forward.losses.ones_like()?, &Learn::default(), &mut grads)?;
+    /// assert!(store.iter().all(|(_, var)| grads.get(var).is_some()));
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As above.
+    pub fn forward(&self, ids: &Tensor, targets: &Tensor, pass: &Pass) -> Result<Forward<F>> {
+        let pass = &*self.with_surprisal(ids, pass)?;
+        let (hidden, traces, decoder) = self.model.forward(ids, pass, None)?;
+        let keep = pass.keep != Keep::Nothing;
+        let (losses, head) = cross_entropy::forward(&hidden, &self.lm_head, targets, keep)?;
+        let saved = decoder.zip(head).map(|(decoder, head)| Saved { decoder, head, shape: hidden.dims().to_vec() });
+        Ok(Forward { losses, traces, saved })
+    }
+
+    /// From the gradient of each token's loss, `[B, T]`, to those of the weights that learn, and to what imaging asks of each layer.
+    ///
+    /// # Errors
+    /// A forward pass that kept nothing; what the device reports.
+    pub fn backward(
+        &self,
+        saved: Option<Saved<F>>,
+        dlosses: &Tensor,
+        learn: &Learn,
+        grads: &mut Grads,
+    ) -> Result<Vec<Answers>> {
+        let Some(Saved { decoder, head, shape }) = saved else {
+            return Err(Error::setting("keep", "nothing was kept of the forward pass", "use Pass::kept()"));
+        };
+        let below = self.model.takes_gradient(learn, grads);
+        match cross_entropy::backward(head, &self.lm_head, dlosses, below, grads)? {
+            Some(dhidden_td) => self.model.backward(decoder, &dhidden_td.reshape(shape)?, learn, grads),
+            None => Ok(vec![Answers::default(); self.model.layers().len()]),
+        }
+    }
+
+    /// `pass` with the surprisal of every token given those before it, where routing reads it: a first pass, all active. The first
     /// token of a sequence is as surprising as one of the vocabulary drawn at random.
-    fn with_surprisal<'a>(&self, ids: &Tensor, ctx: &'a RouteCtx) -> Result<Cow<'a, RouteCtx>> {
+    fn with_surprisal<'a>(&self, ids: &Tensor, pass: &'a Pass) -> Result<Cow<'a, Pass>> {
         let reads = self.model.layers().iter().any(|layer| layer.mlp().reads_surprisal());
-        if !reads || ctx.surprisal.is_some() || !matches!(ctx.active, Active::Routed) {
-            return Ok(Cow::Borrowed(ctx));
+        if !reads || pass.surprisal.is_some() || !matches!(pass.active, Active::Routed) {
+            return Ok(Cow::Borrowed(pass));
         }
         let (b, t) = ids.dims2()?;
         let first = Tensor::full((self.config().vocab_size as f32).ln(), (b, 1), ids.device())?;
         let surprisal = if t == 1 {
             first
         } else {
-            let hidden = self.model.forward(&ids.narrow(1, 0, t - 1)?, &RouteCtx::all(), None)?.detach();
+            let (hidden, ..) = self.model.forward(&ids.narrow(1, 0, t - 1)?, &Pass::all(), None)?;
             let next = ids.narrow(1, 1, t - 1)?.to_dtype(DType::U32)?.contiguous()?;
-            let losses = ops::head_cross_entropy(&hidden, &self.lm_head.detach(), &next)?.reshape((b, t - 1))?;
-            Tensor::cat(&[first, losses], 1)?
+            let (losses, _) = cross_entropy::forward(&hidden, &self.lm_head, &next, false)?;
+            Tensor::cat(&[first, losses.reshape((b, t - 1))?], 1)?
         };
-        Ok(Cow::Owned(RouteCtx { surprisal: Some(surprisal), ..ctx.clone() }))
+        Ok(Cow::Owned(Pass { surprisal: Some(surprisal), ..pass.clone() }))
     }
 
     /// The decoder.
@@ -100,4 +172,28 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
     pub fn config(&self) -> &Qwen3Config {
         self.model.config()
     }
+}
+
+/// What a forward pass over text says.
+#[derive(Debug)]
+pub struct Forward<F: FeedForward> {
+    /// The cross-entropy of each target, `[B, T]` f32 in nats; 0 where there is none.
+    pub losses: Tensor,
+    /// What was asked, by layer.
+    pub traces: Vec<Trace>,
+    /// What the backward needs, if the pass kept it.
+    pub saved: Option<Saved<F>>,
+}
+
+/// What the backward of a language model needs.
+#[derive(Debug)]
+pub struct Saved<F: FeedForward> {
+    decoder: model::Saved<F>,
+    head: cross_entropy::Saved,
+    /// Of the decoder's output.
+    shape: Vec<usize>,
+}
+
+fn inference(pass: &Pass) -> Pass {
+    Pass { keep: Keep::Nothing, ..pass.clone() }
 }

@@ -1,9 +1,10 @@
 //! Continuing a text, token by token.
 
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{IndexOp, Tensor};
 use rand::Rng as _;
 
-use super::{FeedForward, KvCache, Qwen3ForCausalLm, RouteCtx};
+use super::{FeedForward, KvCache, Pass, Qwen3ForCausalLm};
+use crate::ops::host;
 use crate::random::Rng;
 use crate::{Error, Result};
 
@@ -27,7 +28,7 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
         prompt: &[u32],
         count: usize,
         eos: Option<u32>,
-        ctx: &RouteCtx,
+        pass: &Pass,
         mut sampling: Sampling<'_>,
         cached: bool,
     ) -> Result<Vec<u32>> {
@@ -39,8 +40,8 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
         let (mut fresh, mut new) = (prompt.to_vec(), Vec::with_capacity(count));
         while new.len() < count {
             let ids = Tensor::new(fresh.as_slice(), &device)?.unsqueeze(0)?;
-            let logits = self.logits(&ids, ctx, cache.as_mut())?;
-            let last = logits.i((0, fresh.len() - 1))?.to_dtype(DType::F32)?.to_vec1()?;
+            let logits = self.logits(&ids, pass, cache.as_mut())?;
+            let last = host::values(&logits.i((0, fresh.len() - 1))?)?;
             let token = choose(&last, &mut sampling)?;
             new.push(token);
             if eos == Some(token) {

@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use super::{FeedForward, Qwen3Config, RouteCtx};
+use super::{Answers, FeedForward, Keep, Learn, Pass, Qwen3Config, Trace};
 use crate::Result;
-use crate::ops::{self, Activation, MlpWeights};
+use crate::ops::{Activation, Grads, Learners, MlpWeights, SlicedMlp, glu_mlp};
 
 /// y = W_d h(W_g x, W_u x), named as in the checkpoint (`mlp`); h(g, u) = silu(g) ⊙ u unless the configuration says otherwise.
 #[derive(Clone, Debug)]
@@ -27,13 +27,16 @@ impl Mlp {
         Ok(Self { gate_proj, up_proj, down_proj, activation: cfg.activation()?, layer })
     }
 
-    /// h(W_g x, W_u x) `[t, I]` of x `[t, d]`, detached: what an observer of x sees of the neurons.
-    ///
-    /// # Errors
-    /// Shapes, dtypes or devices that do not go together.
-    pub fn hidden(&self, x_td: &Tensor) -> Result<Tensor> {
-        let [g_ti, u_ti] = [&self.gate_proj, &self.up_proj].map(|w_id| x_td.detach().matmul(&w_id.detach().t()?));
-        Ok(self.activation.forward(&g_ti?, &u_ti?)?)
+    fn weights(&self) -> MlpWeights<'_> {
+        let (gate, up, down) = (&self.gate_proj, &self.up_proj, &self.down_proj);
+        MlpWeights { gate, up, down, activation: self.activation }
+    }
+
+    /// |h(W_g x, W_u x)| `[k, I]` of some rows of x `[B, T, d]`.
+    fn hidden(&self, x: &Tensor, rows: &Tensor) -> Result<Tensor> {
+        let x_kd = x.detach().flatten_to(1)?.index_select(rows, 0)?;
+        let [g_ki, u_ki] = [&self.gate_proj, &self.up_proj].map(|w_id| x_kd.matmul(&w_id.detach().t()?));
+        Ok(self.activation.forward(&g_ki?, &u_ki?)?.abs()?)
     }
 }
 
@@ -54,9 +57,30 @@ pub fn projections(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<[Tensor; 3]
 }
 
 impl FeedForward for Mlp {
-    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
-        let (gate, up, down) = (&self.gate_proj, &self.up_proj, &self.down_proj);
-        let weights = MlpWeights { gate, up, down, activation: self.activation };
-        Ok(ops::glu_mlp(x, weights, None, ctx.probe.clone().map(|probe| (probe, self.layer)))?)
+    type Saved = glu_mlp::Saved;
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
+        let (y, saved) = glu_mlp::forward(x, self.weights(), None)?;
+        let hidden = pass.ask.hidden.as_ref().map(|rows| self.hidden(x, rows)).transpose()?;
+        Ok((y, Trace { hidden, ..Trace::default() }, (pass.keep != Keep::Nothing).then_some(saved)))
+    }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        let deltas = saved.deltas(dy)?;
+        let answers = learn.answers(self.layer, &saved.image(&deltas))?;
+        saved.weight_gradients(self.weights(), &deltas, &Learners::All, grads)?;
+        let dx = input.then(|| saved.input_gradient(&deltas)?.reshape(dy.shape())).transpose()?;
+        Ok((dx, answers))
+    }
+
+    fn learns(&self, _: &Learn, grads: &Grads) -> bool {
+        [&self.gate_proj, &self.up_proj, &self.down_proj].into_iter().any(|weight| grads.learns(weight))
     }
 }

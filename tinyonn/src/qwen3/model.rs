@@ -3,8 +3,10 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use super::{Block, FeedForward, KvCache, Qwen3Config, RmsNorm, Rotary, RouteCtx};
-use crate::{Result, ops};
+use super::block::{self, Block};
+use super::{Answers, FeedForward, Keep, KvCache, Learn, Pass, Qwen3Config, RmsNorm, Rotary, Trace};
+use crate::Result;
+use crate::ops::{Grads, embedding};
 
 /// The decoder, over any feed-forward; named as in the checkpoint (`model`).
 #[derive(Clone, Debug)]
@@ -12,7 +14,17 @@ pub struct Qwen3<F> {
     embed_tokens: Tensor,
     layers: Vec<Block<F>>,
     norm: RmsNorm,
+    rotary: Rotary,
     cfg: Qwen3Config,
+}
+
+/// What the backward of a decoder needs.
+#[derive(Debug)]
+pub struct Saved<F: FeedForward> {
+    ids: Tensor,
+    blocks: Vec<block::Saved<F::Saved>>,
+    /// The output of the last block.
+    last: Tensor,
 }
 
 impl<F: FeedForward> Qwen3<F> {
@@ -35,22 +47,70 @@ impl<F: FeedForward> Qwen3<F> {
             layers.push(Block::new(cfg, layer, feed_forward(layer, vb.pp("mlp"))?, &vb)?);
         }
         let norm = RmsNorm::new(cfg.hidden_size, cfg.rms_norm_eps, &vb.pp("norm"))?;
-        Ok(Self { embed_tokens, layers, norm, cfg: cfg.clone() })
+        let rotary = Rotary::new(cfg, vb.device())?;
+        Ok(Self { embed_tokens, layers, norm, rotary, cfg: cfg.clone() })
     }
 
-    /// Final hidden states `[B, T, d]` of token ids `[B, T]`; with a cache, of the T positions after those it holds.
+    /// Final hidden states `[B, T, d]` of token ids `[B, T]` (with a cache, of the T positions after those it holds), what was asked of
+    /// each layer, and what the backward needs, if one follows.
     ///
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together.
-    pub fn forward(&self, ids: &Tensor, ctx: &RouteCtx, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+    pub fn forward(
+        &self,
+        ids: &Tensor,
+        pass: &Pass,
+        mut cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Vec<Trace>, Option<Saved<F>>)> {
         let (_, t) = ids.dims2()?;
         let past = cache.as_ref().map_or(0, |cache| cache.positions());
-        let mut x = ops::embedding(ids, &self.embed_tokens)?;
-        let rotary = Rotary::new(&self.cfg, past, t, x.dtype(), x.device())?;
+        let mut x = embedding::forward(ids, &self.embed_tokens)?;
+        let rotary = self.rotary.positions(past, t, x.dtype())?;
+        let (mut traces, mut blocks) = (Vec::with_capacity(self.layers.len()), Vec::new());
         for layer in &self.layers {
-            x = layer.forward(&x, &rotary, ctx, cache.as_deref_mut())?;
+            let (out, trace, saved) = layer.forward(&x, &rotary, pass, cache.as_deref_mut())?;
+            x = out;
+            traces.push(trace);
+            blocks.extend(saved);
         }
-        self.norm.forward(&x)
+        let hidden = self.norm.forward(&x)?;
+        let saved = (pass.keep != Keep::Nothing).then(|| Saved { ids: ids.clone(), blocks, last: x });
+        Ok((hidden, traces, saved))
+    }
+
+    /// From ∂L/∂hidden down to the lowest layer where something learns or is asked; answers by layer, none below it.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn backward(
+        &self,
+        saved: Saved<F>,
+        dhidden: &Tensor,
+        learn: &Learn,
+        grads: &mut Grads,
+    ) -> Result<Vec<Answers>> {
+        let Saved { ids, mut blocks, last } = saved;
+        let embedded = grads.learns(&self.embed_tokens);
+        let asked = |layer: &Block<F>| learn.image.is_some() || layer.learns(learn, grads);
+        let lowest = if embedded { 0 } else { self.layers.iter().position(asked).unwrap_or(self.layers.len()) };
+        let mut answers = vec![Answers::default(); self.layers.len()];
+        let mut dx = Some(self.norm.backward(&last, dhidden, grads)?);
+        for (at, layer) in self.layers.iter().enumerate().skip(lowest).rev() {
+            let (Some(saved), Some(dout)) = (blocks.pop(), dx.take()) else { break };
+            (dx, answers[at]) = layer.backward(saved, &dout, learn, embedded || at > lowest, grads)?;
+        }
+        if let Some(dx) = dx.filter(|_| embedded) {
+            embedding::backward(&ids, &self.embed_tokens, &dx, grads)?;
+        }
+        Ok(answers)
+    }
+
+    /// Whether anything of it learns, or is asked.
+    pub(super) fn takes_gradient(&self, learn: &Learn, grads: &Grads) -> bool {
+        learn.image.is_some()
+            || grads.learns(&self.embed_tokens)
+            || self.norm.learns(grads)
+            || self.layers.iter().any(|layer| layer.learns(learn, grads))
     }
 
     /// The decoder layers.

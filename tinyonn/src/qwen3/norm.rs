@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use crate::{Result, ops};
+use crate::Result;
+use crate::ops::{Grads, rms_norm};
 
 /// y = x / √(mean(x²) + ε) ⊙ weight.
 #[derive(Clone, Debug)]
@@ -26,6 +27,19 @@ impl RmsNorm {
     /// # Errors
     /// Shapes, dtypes or devices that do not go together.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm(x, &self.weight, self.eps)?)
+        Ok(rms_norm::forward(x, &self.weight, self.eps)?)
+    }
+
+    /// dx of an x that [`forward`](Self::forward) was given.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
+        Ok(rms_norm::backward(x, &self.weight, self.eps, dy, grads)?)
+    }
+
+    /// Whether its weight learns.
+    pub fn learns(&self, grads: &Grads) -> bool {
+        grads.learns(&self.weight)
     }
 }

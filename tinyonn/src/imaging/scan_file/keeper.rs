@@ -72,14 +72,16 @@ impl<'a> Keeper<'a> {
         Some((self.begun.take()?, self.part.done))
     }
 
-    /// After `done` batches: writes, if it is time.
+    /// Whether it is time to write after `done` batches; the last one is [`finish`](Self::finish)'s.
+    pub(crate) fn is_due(&self, done: usize) -> bool {
+        self.written.elapsed() >= self.file.every && done < self.part.batches
+    }
+
+    /// Writes what was seen after `done` batches.
     ///
     /// # Errors
     /// A file that somebody else has written meanwhile; what the system reports.
     pub(crate) fn keep(&mut self, scan: &NeuronScan, done: usize) -> Result<()> {
-        if self.written.elapsed() < self.file.every || done == self.part.batches {
-            return Ok(());
-        }
         self.write(scan, done)
     }
 

@@ -5,10 +5,12 @@
 use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
-use super::glu_mlp::{MlpBackward, WeightGrads};
+use super::elementwise;
+use super::glu_mlp::MlpBackward;
 
 /// The values of y = W_d (h ⊙ c), h = h(W_g x, W_u x).
-pub(super) struct MlpPass {
+#[derive(Debug)]
+pub(super) struct MlpValues {
     activation: &'static dyn Activation,
     pub(super) x_td: Tensor,
     g_ti: Tensor,
@@ -20,7 +22,8 @@ pub(super) struct MlpPass {
 }
 
 /// What one backward pass sends to an MLP's inner values.
-pub(super) struct Deltas {
+#[derive(Debug)]
+pub struct Deltas {
     /// δ_y, `[t, d]`.
     pub(super) y_td: Tensor,
     /// δ_h, of the gated h, `[t, i]`.
@@ -31,7 +34,7 @@ pub(super) struct Deltas {
     pub(super) u_ti: Tensor,
 }
 
-impl MlpPass {
+impl MlpValues {
     /// Of x `[t, d]` under W_g `[i, d]`, W_u `[i, d]` and W_d `[d, i]`.
     pub(super) fn new(
         x_td: Tensor,
@@ -42,7 +45,7 @@ impl MlpPass {
         let g_ti = x_td.matmul(&matrices[0].t()?)?;
         let u_ti = x_td.matmul(&matrices[1].t()?)?;
         let h_ti = activation.forward(&g_ti, &u_ti)?;
-        let gated_ti = gate_ti.as_ref().map(|gate_ti| h_ti.broadcast_mul(gate_ti)).transpose()?;
+        let gated_ti = gate_ti.as_ref().map(|gate_ti| gated(&h_ti, gate_ti)).transpose()?;
         Ok(Self { activation, x_td, g_ti, u_ti, h_ti, gate_ti, gated_ti })
     }
 
@@ -59,12 +62,12 @@ impl MlpPass {
     /// δ_h = W_dᵀ δ_y and, through the gate and the activation, δ_g and δ_u.
     pub(super) fn deltas(&self, matrices: &[Tensor; 3], y_td: Tensor) -> Result<Deltas> {
         let h_ti = y_td.matmul(&matrices[2])?;
-        let gated_ti = self.gate_ti.as_ref().map(|gate_ti| h_ti.broadcast_mul(gate_ti)).transpose()?;
+        let gated_ti = self.gate_ti.as_ref().map(|gate_ti| gated(&h_ti, gate_ti)).transpose()?;
         let (g_ti, u_ti) = self.activation.backward(&self.g_ti, &self.u_ti, gated_ti.as_ref().unwrap_or(&h_ti))?;
         Ok(Deltas { y_td, h_ti, g_ti, u_ti })
     }
 
-    /// The pass as a probe sees it.
+    /// The pass as imaging sees it.
     pub(super) fn seen<'a>(&'a self, matrices: &'a [Tensor; 3], deltas: &'a Deltas) -> MlpBackward<'a> {
         MlpBackward {
             x_td: &self.x_td,
@@ -80,63 +83,26 @@ impl MlpPass {
 
     /// ∂L/∂x = δ_g W_g + δ_u W_u `[t, d]`.
     pub(super) fn input_gradient(matrices: &[Tensor; 3], deltas: &Deltas) -> Result<Tensor> {
-        deltas.g_ti.matmul(&matrices[0])? + deltas.u_ti.matmul(&matrices[1])?
+        elementwise::add(&deltas.g_ti.matmul(&matrices[0])?, &deltas.u_ti.matmul(&matrices[1])?)
     }
 
     /// δ_h ⊙ h, whose sums over an expert's neurons are the gates' gradients, `[t, i]`.
     pub(super) fn gate_products(&self, deltas: &Deltas) -> Result<Tensor> {
-        &deltas.h_ti * &self.h_ti
+        elementwise::multiply(&deltas.h_ti, &self.h_ti)
     }
 
-    /// ∂L/∂W_g, ∂L/∂W_u or ∂L/∂W_d (`which` 0, 1, 2), only the learners' rows or columns.
-    pub(super) fn weight_gradient(&self, which: usize, deltas: &Deltas, learners: &WeightGrads) -> Result<Tensor> {
+    /// The two factors of ∂L/∂W_g, ∂L/∂W_u or ∂L/∂W_dᵀ (`which` 0, 1, 2): v `[t, i]` and a `[t, d]`, the gradient being vᵀ a, a row a
+    /// neuron.
+    pub(super) fn factors<'a>(&'a self, which: usize, deltas: &'a Deltas) -> (&'a Tensor, &'a Tensor) {
         match which {
-            0 => product_of_rows(&deltas.g_ti, &self.x_td, learners),
-            1 => product_of_rows(&deltas.u_ti, &self.x_td, learners),
-            _ => product_of_columns(&deltas.y_td, self.hidden_ti(), learners),
-        }
-    }
-
-    /// As [`weight_gradient`](Self::weight_gradient) of the neurons `columns` alone (`None`: all), a row each: `[columns, d]`.
-    pub(super) fn neuron_gradient(&self, which: usize, deltas: &Deltas, columns: Option<&Tensor>) -> Result<Tensor> {
-        let (v_ti, a_td) = match which {
             0 => (&deltas.g_ti, &self.x_td),
             1 => (&deltas.u_ti, &self.x_td),
             _ => (self.hidden_ti(), &deltas.y_td),
-        };
-        match columns {
-            Some(columns) => v_ti.index_select(columns, 1)?.t()?.matmul(a_td),
-            None => v_ti.t()?.matmul(a_td),
         }
     }
 }
 
-/// δᵀ x `[i, d]`, only the learners' rows.
-fn product_of_rows(delta_ti: &Tensor, x_td: &Tensor, learners: &WeightGrads) -> Result<Tensor> {
-    match learners {
-        WeightGrads::All => delta_ti.t()?.matmul(x_td),
-        WeightGrads::Neurons(neurons) => {
-            let zeros = Tensor::zeros((delta_ti.dim(1)?, x_td.dim(1)?), x_td.dtype(), x_td.device())?;
-            if neurons.is_empty() {
-                return Ok(zeros);
-            }
-            let index = Tensor::new(neurons.as_slice(), x_td.device())?;
-            zeros.index_add(&index, &delta_ti.index_select(&index, 1)?.t()?.matmul(x_td)?, 0)
-        }
-    }
-}
-
-/// δ_yᵀ h `[d, i]`, only the learners' columns.
-fn product_of_columns(delta_td: &Tensor, h_ti: &Tensor, learners: &WeightGrads) -> Result<Tensor> {
-    match learners {
-        WeightGrads::All => delta_td.t()?.matmul(h_ti),
-        WeightGrads::Neurons(neurons) => {
-            let zeros = Tensor::zeros((delta_td.dim(1)?, h_ti.dim(1)?), h_ti.dtype(), h_ti.device())?;
-            if neurons.is_empty() {
-                return Ok(zeros);
-            }
-            let index = Tensor::new(neurons.as_slice(), h_ti.device())?;
-            zeros.index_add(&index, &delta_td.t()?.matmul(&h_ti.index_select(&index, 1)?)?, 1)
-        }
-    }
+/// h ⊙ c for c `[t, i]` or `[1, i]`.
+fn gated(h_ti: &Tensor, gate_ti: &Tensor) -> Result<Tensor> {
+    if h_ti.dims() == gate_ti.dims() { elementwise::multiply(h_ti, gate_ti) } else { h_ti.broadcast_mul(gate_ti) }
 }

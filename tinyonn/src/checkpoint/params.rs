@@ -1,0 +1,119 @@
+//! The one list of a model's parameters: name, role, layer and shape of each; what checkpoints are checked against, what trainings pick
+//! their weights from. Nothing else takes a name apart.
+
+use std::collections::BTreeMap;
+
+use super::replicas::deltas_of;
+use super::variant_tensors::{expected_variant_tensors, mixture_prefix, neuron_expert_name};
+use crate::Result;
+use crate::moe::Variant;
+use crate::qwen3::Qwen3Config;
+
+/// The token embedding.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The language-model head; the embedding itself where tied.
+pub(super) const HEAD: &str = "lm_head.weight";
+
+/// What a parameter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The token embedding.
+    Embedding,
+    /// The language-model head.
+    Head,
+    /// The weight of a normalisation.
+    Norm,
+    /// A matrix or bias of an attention.
+    Attention,
+    /// A matrix of a feed-forward: what experts are slices of, or the base of replicas.
+    Expert,
+    /// A replica's difference from the base.
+    Delta,
+    /// A router's.
+    Router,
+    /// What selection adds to probabilities to keep load even: moved by a rule of its own.
+    Balance,
+    /// The expert of each neuron: a part of a model's structure, which never learns.
+    Partition,
+}
+
+/// A parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// Its name in a checkpoint.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// The layer it belongs to.
+    pub layer: Option<usize>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// The parameters of the dense model of shape `config`.
+#[must_use]
+pub fn dense_params(config: &Qwen3Config) -> Vec<Param> {
+    let (d, width, head) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * head, config.num_key_value_heads * head);
+    let mut params = Vec::new();
+    let mut add = |layer: Option<usize>, name: &str, role, shape: &[usize]| {
+        let prefix = layer.map_or(String::new(), |layer| format!("model.layers.{layer}."));
+        params.push(Param { name: format!("{prefix}{name}"), role, layer, shape: shape.to_vec() });
+    };
+    add(None, EMBEDDING, Role::Embedding, &[config.vocab_size, d]);
+    add(None, "model.norm.weight", Role::Norm, &[d]);
+    if !config.tie_word_embeddings {
+        add(None, HEAD, Role::Head, &[config.vocab_size, d]);
+    }
+    for layer in (0..config.num_hidden_layers).map(Some) {
+        add(layer, "input_layernorm.weight", Role::Norm, &[d]);
+        add(layer, "post_attention_layernorm.weight", Role::Norm, &[d]);
+        for (name, rows, columns) in [("q", q, d), ("k", kv, d), ("v", kv, d), ("o", d, q)] {
+            add(layer, &format!("self_attn.{name}_proj.weight"), Role::Attention, &[rows, columns]);
+            if config.attention_bias {
+                add(layer, &format!("self_attn.{name}_proj.bias"), Role::Attention, &[rows]);
+            }
+        }
+        add(layer, "self_attn.q_norm.weight", Role::Norm, &[head]);
+        add(layer, "self_attn.k_norm.weight", Role::Norm, &[head]);
+        add(layer, "mlp.gate_proj.weight", Role::Expert, &[width, d]);
+        add(layer, "mlp.up_proj.weight", Role::Expert, &[width, d]);
+        add(layer, "mlp.down_proj.weight", Role::Expert, &[d, width]);
+    }
+    params.sort_by(|a, b| a.name.cmp(&b.name));
+    params
+}
+
+/// Name and shape of every tensor of the dense model: what [`ModelFolder::check_names`](super::ModelFolder::check_names)
+/// compares a folder with.
+pub fn expected_tensors(config: &Qwen3Config) -> BTreeMap<String, Vec<usize>> {
+    dense_params(config).into_iter().map(|param| (param.name, param.shape)).collect()
+}
+
+/// The parameters of a model of `variant`: the dense ones, those that its mixtures add, and the deltas that its replicas may have.
+///
+/// # Errors
+/// A variant that does not fit the model.
+pub fn variant_params(config: &Qwen3Config, variant: &Variant) -> Result<Vec<Param>> {
+    let mut params = dense_params(config);
+    let expected = expected_variant_tensors(config, variant)?;
+    for layer in 0..config.num_hidden_layers {
+        let prefix = mixture_prefix(layer);
+        let own = [(neuron_expert_name(layer), Role::Partition), (format!("{prefix}.balance_bias"), Role::Balance)];
+        // Behind "model.layers.1.mlp" stands a point, or layer 10's would be layer 1's.
+        let of_layer = expected.range(format!("{prefix}.")..format!("{prefix}/"));
+        let known: Vec<String> = params.iter().map(|param| param.name.clone()).collect();
+        for (name, shape) in of_layer.filter(|(name, _)| !known.contains(name)) {
+            let role = own.iter().find(|(own, _)| own == name).map_or(Role::Router, |(_, role)| *role);
+            params.push(Param { name: name.clone(), role, layer: Some(layer), shape: shape.clone() });
+        }
+        params.extend(deltas_of(config, &variant.spec, layer).map(|(name, shape)| Param {
+            name,
+            role: Role::Delta,
+            layer: Some(layer),
+            shape,
+        }));
+    }
+    params.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(params)
+}

@@ -1,0 +1,191 @@
+//! The backward of a layer's experts: who learns is decided between the deltas of the inner values and the gradients of the weights
+//! (DESIGN §4, Surprise Min-K).
+
+use candle_core::{DType, Tensor};
+
+use super::expert::{Parts, Saved, Slices, TinyOnnExpert, differences};
+use super::routing::Routing;
+use crate::ops::min_k::surprise_squares;
+use crate::ops::{self, Grads, Learners, LearningNeurons, MinK, MlpBackward, Replicas, SlicedMlp};
+use crate::qwen3::{Answers, Experts, Learn};
+use crate::{Error, Result};
+
+/// What the backward of the experts gives.
+pub(super) struct Backward {
+    /// ∂L/∂x `[B·T, d]`, if asked for.
+    pub(super) dx: Option<Tensor>,
+    /// ∂L/∂gate, in the shape that the forward took its gates: `[B·T, N]` or `[D, N]`.
+    pub(super) dgate: Option<Tensor>,
+    pub(super) answers: Answers,
+}
+
+impl TinyOnnExpert {
+    /// From ∂L/∂y; weight gradients go to `grads`. `wanted` are ∂L/∂x and ∂L/∂gate.
+    pub(super) fn backward(
+        &self,
+        saved: &Saved,
+        dy: &Tensor,
+        routing: &Routing,
+        learn: &Learn,
+        wanted: (bool, bool),
+        grads: &mut Grads,
+    ) -> Result<Backward> {
+        if learn.image.is_some() && matches!(saved, Saved::Merged(_) | Saved::Replicated(_)) {
+            let problem = "replicas that have learnt share no neurons to be seen";
+            return Err(Error::setting("image", problem, "image the dense model, or experts that are slices"));
+        }
+        match saved {
+            Saved::Whole(saved) => {
+                let mut back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
+                back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
+                Ok(back)
+            }
+            Saved::Dispatched(saved) => self.slices_backward(saved, dy, routing, learn, wanted, grads),
+            Saved::Shared(saved) => self.slices_backward(saved, dy, routing, learn, wanted, grads),
+            Saved::Merged(saved) => {
+                let deltas = self.differences();
+                let replicas = Replicas { base: self.weights(), deltas: &deltas };
+                let [dx, dw] = ops::merged_mlp::backward(saved, replicas, dy, wanted, grads)?;
+                // Behind the decisions stands the one of what runs all active, which nobody made.
+                let dgate = dw.map(|dw_dn| dw_dn.narrow(0, 0, routing.decisions()?)).transpose()?;
+                Ok(Backward { dx, dgate, answers: Answers::default() })
+            }
+            Saved::Replicated(saved) => {
+                let deltas = self.differences();
+                let replicas = Replicas { base: self.weights(), deltas: &deltas };
+                let [dx, dw] = ops::replica_dispatch::backward(saved, replicas, dy, wanted, grads)?;
+                let dgate = dw.map(|dw_tn| routing.by_decision(&dw_tn)).transpose()?;
+                Ok(Backward { dx, dgate, answers: Answers::default() })
+            }
+        }
+    }
+
+    /// Of slices, however they were computed: deltas, then who learns, then the gradients.
+    fn slices_backward<S: SlicedMlp>(
+        &self,
+        saved: &S,
+        dy: &Tensor,
+        routing: &Routing,
+        learn: &Learn,
+        (input, gates): (bool, bool),
+        grads: &mut Grads,
+    ) -> Result<Backward> {
+        let deltas = saved.deltas(dy)?;
+        let (answers, learners) = if learn.image.is_some() || learn.experts != Experts::All {
+            saved.seen(&deltas, |seen| Ok(self.decide(seen, routing, learn, grads)?))?
+        } else {
+            (Answers::default(), Learners::All)
+        };
+        saved.weight_gradients(self.weights(), &deltas, &learners, grads)?;
+        let dgate = if gates { saved.gate_gradient(&deltas)? } else { None };
+        Ok(Backward { dx: input.then(|| saved.input_gradient(&deltas)).transpose()?, dgate, answers })
+    }
+
+    fn differences(&self) -> Vec<Option<[&Tensor; 3]>> {
+        match &self.parts {
+            Parts::Slices(_) => Vec::new(),
+            Parts::Replicas(deltas) => differences(deltas),
+        }
+    }
+
+    /// What imaging asks of one backward pass, and whose weights learn from it.
+    fn decide(
+        &self,
+        seen: &MlpBackward<'_>,
+        routing: &Routing,
+        learn: &Learn,
+        grads: &mut Grads,
+    ) -> Result<(Answers, Learners)> {
+        let mut answers = learn.answers(self.layer(), seen)?;
+        let (Experts::MinK(k), Parts::Slices(slices)) = (learn.experts, &self.parts) else {
+            return Ok((answers, Learners::All));
+        };
+        let load = routing.load(slices.widths.len(), seen.x_td)?;
+        let squares_i = surprise_squares(seen, routing.decided(seen.x_td.device())?.as_ref())?;
+        let min_k =
+            MinK::least(&slices.sums(&squares_i)?, &load.tokens_n.to_dtype(DType::F64)?, &slices.width_n(seen)?, k)?;
+        let learn_i = min_k.learn_n.index_select(&slices.neuron_expert, 0)?;
+        self.restrict(&learn_i, grads)?;
+        let most = slices.most(k);
+        answers.min_k = Some(min_k);
+        // Who was given nothing has a gradient of zero: where all that compete learn, nothing need be left out.
+        let learners = if k >= slices.widths.len() {
+            Learners::All
+        } else {
+            Learners::Neurons(LearningNeurons::new(&learn_i, most)?)
+        };
+        Ok((answers, learners))
+    }
+
+    fn restrict(&self, learn_i: &Tensor, grads: &mut Grads) -> Result<()> {
+        grads.restrict(&self.gate_proj, 0, learn_i)?;
+        grads.restrict(&self.up_proj, 0, learn_i)?;
+        Ok(grads.restrict(&self.down_proj, 1, learn_i)?)
+    }
+
+    /// Of gradients that are all formed, keeps those of the `k` experts of least norm among those that were given a token (`tokens_n`
+    /// `[N]`); the others' are cleared, and their lines do not learn (`surprise = exact`).
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn keep_least(&self, k: usize, tokens_n: &Tensor, grads: &mut Grads) -> Result<MinK> {
+        let active_n = tokens_n.gt(0f64)?;
+        match &self.parts {
+            Parts::Slices(slices) => {
+                let mut squares_i = Tensor::zeros(slices.neuron_expert.dim(0)?, DType::F64, tokens_n.device())?;
+                for (weight, others) in [(&self.gate_proj, 1), (&self.up_proj, 1), (&self.down_proj, 0)] {
+                    if let Some(gradient) = grads.get(weight) {
+                        squares_i = (squares_i + gradient.sqr()?.sum(others)?.to_dtype(DType::F64)?)?;
+                    }
+                }
+                let min_k = MinK::by(&slices.sums(&squares_i)?.sqrt()?, active_n, k)?;
+                self.restrict(&min_k.learn_n.index_select(&slices.neuron_expert, 0)?, grads)?;
+                for weight in [&self.gate_proj, &self.up_proj, &self.down_proj] {
+                    grads.clear_others(weight)?;
+                }
+                Ok(min_k)
+            }
+            Parts::Replicas(deltas) => {
+                let mut squares = Vec::with_capacity(deltas.len());
+                for delta in deltas {
+                    let mut sum = Tensor::zeros(1, DType::F64, tokens_n.device())?;
+                    for gradient in delta.iter().flatten().filter_map(|delta| grads.get(delta)) {
+                        sum = (sum + gradient.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
+                    }
+                    squares.push(sum);
+                }
+                let squares_n = Tensor::cat(&squares, 0)?;
+                let active_n = (active_n * squares_n.gt(0f64)?)?;
+                let min_k = MinK::by(&squares_n.sqrt()?, active_n, k)?;
+                for (n, delta) in deltas.iter().enumerate() {
+                    let learn = min_k.learn_n.narrow(0, n, 1)?;
+                    for delta in delta.iter().flatten() {
+                        grads.restrict(delta, 0, &learn)?;
+                        grads.clear_others(delta)?;
+                    }
+                }
+                Ok(min_k)
+            }
+        }
+    }
+}
+
+impl Slices {
+    /// Sums over each expert's neurons of values `[I]` f64.
+    fn sums(&self, values_i: &Tensor) -> Result<Tensor> {
+        let zeros_n = Tensor::zeros(self.widths.len(), values_i.dtype(), values_i.device())?;
+        Ok(zeros_n.index_add(&self.neuron_expert, values_i, 0)?)
+    }
+
+    fn width_n(&self, seen: &MlpBackward<'_>) -> Result<Tensor> {
+        let widths: Vec<f64> = self.widths.iter().map(|width| *width as f64).collect();
+        Ok(Tensor::from_vec(widths, self.widths.len(), seen.x_td.device())?)
+    }
+
+    /// The neurons of the `k` widest experts: no `k` have more.
+    fn most(&self, k: usize) -> usize {
+        let mut widths = self.widths.clone();
+        widths.sort_unstable_by(|a, b| b.cmp(a));
+        widths.iter().take(k).sum()
+    }
+}

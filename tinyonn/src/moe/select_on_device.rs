@@ -1,0 +1,101 @@
+//! [`select`](super::select::select) in plain operations, for scores that do not lie in main memory: nothing is read by the host.
+//!
+//! The rank of a choice among its router's is the number of choices that beat it: those of a larger key, and those of the same key and a
+//! lower index. How many are taken is `top_k`, or what PFAG counts; both are comparisons `[t, P, C, C]`.
+
+use candle_core::{D, DType, Tensor};
+
+use super::select::Selection;
+use super::{MoeSpec, Pfag, RouterSpec};
+use crate::Result;
+
+/// Which experts are taken, `[t, N]` f32 of ones and zeros; arguments as [`select`](super::select::select) has checked them.
+///
+/// # Errors
+/// What the device reports.
+pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<Tensor> {
+    let tokens = scores[0].dim(0)?;
+    let mut taken_tn = Tensor::ones((tokens, 1), DType::F32, scores[0].device())?;
+    for (level, declared) in spec.levels.iter().enumerate() {
+        let (mut parent, mut node, mut taken) = (0, 0, Vec::with_capacity(declared.routers.len()));
+        for run in declared.routers.iter() {
+            let nodes = run.parents * run.choices;
+            let own_tpc = scores[level].narrow(1, node, nodes)?.reshape((tokens, run.parents, run.choices))?;
+            let key_tpc = match with.bias {
+                Some(bias) => {
+                    let bias_1pc = bias[level].narrow(0, node, nodes)?.reshape((1, run.parents, run.choices))?;
+                    own_tpc.exp()?.broadcast_add(&bias_1pc)?
+                }
+                None => own_tpc.clone(),
+            };
+            let rank_tpc = rank(&key_tpc)?;
+            let below_tpc = rank_tpc.broadcast_lt(&count(
+                spec.pfag,
+                run,
+                &own_tpc,
+                &rank_tpc_of(&own_tpc, with.bias, &rank_tpc)?,
+                with,
+            )?)?;
+            let parents_tp1 = taken_tn.narrow(1, parent, run.parents)?.unsqueeze(2)?;
+            taken.push(below_tpc.to_dtype(DType::F32)?.broadcast_mul(&parents_tp1)?.flatten_from(1)?);
+            parent += run.parents;
+            node += nodes;
+        }
+        taken_tn = Tensor::cat(&taken, 1)?;
+    }
+    let always = spec.always_experts();
+    if always == 0 {
+        return Ok(taken_tn);
+    }
+    Ok(Tensor::cat(&[&taken_tn, &Tensor::ones((tokens, always), DType::F32, taken_tn.device())?], 1)?)
+}
+
+/// The number of choices that beat each, `[t, P, C]` f32. (Adding 0 makes one zero of two; what is no number beats all others, and loses
+/// to a lower index, so that no more than `top_k` are taken.)
+fn rank(key_tpc: &Tensor) -> Result<Tensor> {
+    let choices = key_tpc.dim(2)?;
+    let most = Tensor::full(f32::INFINITY, key_tpc.shape(), key_tpc.device())?;
+    let key_tpc = key_tpc.eq(key_tpc)?.where_cond(&(key_tpc + 0.0)?, &most)?;
+    let (own, other) = (key_tpc.unsqueeze(3)?, key_tpc.unsqueeze(2)?);
+    let at = Tensor::arange(0, choices as u32, key_tpc.device())?;
+    let before_cc = at.unsqueeze(0)?.broadcast_lt(&at.unsqueeze(1)?)?;
+    let ties = other.broadcast_eq(&own)?.broadcast_mul(&before_cc.reshape((1, 1, choices, choices))?)?;
+    let ahead = (other.broadcast_gt(&own)? + ties)?;
+    Ok(ahead.to_dtype(DType::F32)?.sum(D::Minus1)?)
+}
+
+/// Ranks by probability, which PFAG counts along: those of the keys unless a bias moved them.
+fn rank_tpc_of(log_p_tpc: &Tensor, bias: Option<&[Tensor]>, rank_tpc: &Tensor) -> Result<Tensor> {
+    if bias.is_some() { rank(log_p_tpc) } else { Ok(rank_tpc.clone()) }
+}
+
+/// How many choices each router takes, `[t, P, 1]` or `[1, 1, 1]` f32.
+fn count(pfag: Pfag, run: &RouterSpec, log_p_tpc: &Tensor, rank_tpc: &Tensor, with: Selection<'_>) -> Result<Tensor> {
+    let most = run.top_k.min(run.choices) as f64;
+    let device = log_p_tpc.device();
+    if pfag == Pfag::Off || most <= 1.0 {
+        return Ok(Tensor::full(most as f32, (1, 1, 1), device)?);
+    }
+    let p_tpc = log_p_tpc.exp()?;
+    let count = match pfag {
+        Pfag::Off | Pfag::Entropy => {
+            // 0 log 0 is 0.
+            let finite = log_p_tpc.gt(f64::from(f32::MIN))?.where_cond(log_p_tpc, &log_p_tpc.zeros_like()?)?;
+            let entropy = (&p_tpc * finite)?.sum_keepdim(D::Minus1)?.neg()?;
+            (entropy.exp()? + 0.5)?.floor()?
+        }
+        Pfag::Nucleus { .. } | Pfag::Surprisal => {
+            let mass = match (pfag, with.surprisal) {
+                (Pfag::Surprisal, Some(surprisal)) => {
+                    candle_nn::ops::sigmoid(&surprisal.clamp(0.1f32, 5f32)?)?.reshape(((), 1, 1))?
+                }
+                _ => Tensor::full(pfag.mass(0.0), (1, 1, 1), device)?,
+            };
+            // The probability gathered down to each choice's rank; those that leave it below the mass are not enough.
+            let within = rank_tpc.unsqueeze(2)?.broadcast_le(&rank_tpc.unsqueeze(3)?)?.to_dtype(DType::F32)?;
+            let gathered = within.broadcast_mul(&p_tpc.unsqueeze(2)?)?.sum(D::Minus1)?;
+            (gathered.broadcast_lt(&mass)?.to_dtype(DType::F32)?.sum_keepdim(D::Minus1)? + 1.0)?
+        }
+    };
+    Ok(count.clamp(1f32, most as f32)?)
+}

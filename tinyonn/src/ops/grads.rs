@@ -1,0 +1,231 @@
+//! Where weight gradients go: one slot a weight that learns, written by the backward of the operation that holds the weight.
+//!
+//! A weight has a slot iff it learns; what is frozen has none, and its gradient is never formed. The slots of a layer lie in one
+//! contiguous *bucket*, each at a multiple of 256 bytes. The first gradient of a step overwrites a slot, later ones (a tied
+//! embedding, a further micro-batch) are added. Products of a step are written where they belong, without a copy on the CPU.
+//!
+//! Which lines of a matrix learn from the step (rows, or columns of a W_d `[d, i]`; one a neuron) is kept beside the gradient,
+//! joined over micro-batches: the gradient of a line that does not learn is zero.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use candle_core::{DType, Device, Result, Shape, Tensor, TensorId};
+
+use super::lanes;
+use super::product::accumulate;
+
+/// Gradients of the weights that learn.
+#[derive(Debug)]
+pub struct Grads {
+    slots: Vec<Slot>,
+    place: HashMap<TensorId, usize>,
+}
+
+/// The gradient of one weight.
+#[derive(Debug)]
+struct Slot {
+    /// A part of its bucket, in the weight's shape.
+    gradient: Tensor,
+    /// Nothing was written in this step.
+    fresh: bool,
+    /// The lines that learn; all, where nobody says.
+    lines: Option<Lines>,
+}
+
+/// The lines of a matrix that learn.
+#[derive(Clone, Debug)]
+pub struct Lines {
+    /// Which dimension they are counted along: 0 rows, 1 columns.
+    pub axis: usize,
+    /// 1 where a line learns, else 0, `[lines]` u8; of a single entry, all or none.
+    pub learn: Tensor,
+}
+
+/// Slots begin at multiples of so many bytes.
+const ALIGNMENT: usize = 256;
+
+impl Grads {
+    /// For `weights`, given with the buckets they lie in; gradients are f32, or f64 of f64 weights.
+    ///
+    /// # Errors
+    /// What the device reports.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use tinyonn::ops::{Grads, linear};
+    ///
+    /// let (w, x) = (Var::new(&[[1f32, 2.0]], &Device::Cpu)?, Var::new(&[[3f32, 4.0], [5.0, 6.0]], &Device::Cpu)?);
+    /// let mut grads = Grads::new([(w.as_tensor(), 0)])?;
+    /// let y = linear::forward(&x, &w, None)?;
+    /// let dx = linear::backward(&x, &w, None, &y.ones_like()?, true, &mut grads)?;
+    /// assert_eq!(grads.get(&w).unwrap().to_vec2::<f32>()?, [[8.0, 10.0]]); // Σ x
+    /// assert_eq!(dx.unwrap().to_vec2::<f32>()?, [[1.0, 2.0], [1.0, 2.0]]);
+    /// assert!(grads.get(&x).is_none());
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn new<'a>(weights: impl IntoIterator<Item = (&'a Tensor, usize)>) -> Result<Self> {
+        let weights: Vec<(&Tensor, usize)> = weights.into_iter().collect();
+        let mut ends: HashMap<usize, usize> = HashMap::new();
+        let mut starts = Vec::with_capacity(weights.len());
+        for (weight, bucket) in &weights {
+            let end = ends.entry(*bucket).or_default();
+            starts.push(*end);
+            let step = ALIGNMENT / dtype(weight).size_in_bytes();
+            *end = (*end + weight.elem_count()).next_multiple_of(step);
+        }
+        let mut buckets: HashMap<usize, Tensor> = HashMap::new();
+        let (mut slots, mut place) = (Vec::with_capacity(weights.len()), HashMap::new());
+        for ((weight, at), start) in weights.iter().zip(starts) {
+            let bucket = match buckets.entry(*at) {
+                Entry::Occupied(bucket) => bucket.into_mut(),
+                Entry::Vacant(place) => place.insert(Tensor::zeros(ends[at], dtype(weight), weight.device())?),
+            };
+            let gradient = bucket.narrow(0, start, weight.elem_count())?.reshape(weight.shape())?;
+            place.insert(weight.id(), slots.len());
+            slots.push(Slot { gradient, fresh: true, lines: None });
+        }
+        Ok(Self { slots, place })
+    }
+
+    /// For nothing: a backward pass that only asks.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { slots: Vec::new(), place: HashMap::new() }
+    }
+
+    /// Begins a step: what was written before is overwritten.
+    pub fn begin(&mut self) {
+        for slot in &mut self.slots {
+            slot.fresh = true;
+            slot.lines = None;
+        }
+    }
+
+    /// Whether `weight` learns.
+    #[must_use]
+    pub fn learns(&self, weight: &Tensor) -> bool {
+        self.place.contains_key(&weight.id())
+    }
+
+    /// The gradient of `weight`, if it learns and something was written in this step. It is a part of its bucket: read it by
+    /// operations, or copy it first (`copy()`).
+    #[must_use]
+    pub fn get(&self, weight: &Tensor) -> Option<&Tensor> {
+        let slot = self.slots.get(*self.place.get(&weight.id())?)?;
+        (!slot.fresh).then_some(&slot.gradient)
+    }
+
+    /// The lines of `weight` that learn from this step; `None` is all.
+    #[must_use]
+    pub fn lines(&self, weight: &Tensor) -> Option<&Lines> {
+        self.slots.get(*self.place.get(&weight.id())?)?.lines.as_ref()
+    }
+
+    /// √Σ ‖g‖² over those of `weights` that something was written for in this step, `[1]` f64.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn norm<'a>(&self, weights: impl IntoIterator<Item = &'a Tensor>, device: &Device) -> Result<Tensor> {
+        let mut squares = Tensor::zeros(1, DType::F64, device)?;
+        for gradient in weights.into_iter().filter_map(|weight| self.get(weight)) {
+            squares = (squares + gradient.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
+        }
+        squares.sqrt()
+    }
+
+    fn slot(&mut self, weight: &Tensor) -> Option<&mut Slot> {
+        let place = *self.place.get(&weight.id())?;
+        self.slots.get_mut(place)
+    }
+
+    /// dW += aᵀ b, for a `[t, m]`, b `[t, n]` and W `[m, n]`.
+    ///
+    /// # Errors
+    /// Shapes or devices that do not go together.
+    pub fn add_product(&mut self, weight: &Tensor, a_tm: &Tensor, b_tn: &Tensor) -> Result<()> {
+        let Some(slot) = self.slot(weight) else { return Ok(()) };
+        accumulate(&slot.gradient, &a_tm.t()?, b_tn, !slot.fresh)?;
+        slot.fresh = false;
+        Ok(())
+    }
+
+    /// dW += `gradient`, which is formed only if W learns.
+    ///
+    /// # Errors
+    /// Whatever `gradient` reports; another shape than the weight's.
+    pub fn add_with(&mut self, weight: &Tensor, gradient: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+        let Some(slot) = self.slot(weight) else { return Ok(()) };
+        slot.add(&gradient()?)
+    }
+
+    /// Changes the gradient of `weight` where it lies, an f32 tensor in main memory: `f(values, fresh)`; fresh ones hold nothing yet.
+    pub(super) fn change(&mut self, weight: &Tensor, f: impl FnOnce(&mut [f32], bool) -> Result<()>) -> Result<()> {
+        let Some(slot) = self.slot(weight) else { return Ok(()) };
+        let fresh = std::mem::replace(&mut slot.fresh, false);
+        lanes::change(&slot.gradient, |values| f(values, fresh))?
+    }
+
+    /// From this step only `learn` (`[lines]` u8) of the lines of `weight` learn; beside what earlier micro-batches let learn.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn restrict(&mut self, weight: &Tensor, axis: usize, learn: &Tensor) -> Result<()> {
+        let Some(slot) = self.slot(weight) else { return Ok(()) };
+        let learn = match &slot.lines {
+            Some(before) => before.learn.maximum(learn)?,
+            None => learn.clone(),
+        };
+        slot.lines = Some(Lines { axis, learn });
+        Ok(())
+    }
+
+    /// Clears the gradient of the lines of `weight` that do not learn (`surprise = exact`: all were formed).
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn clear_others(&mut self, weight: &Tensor) -> Result<()> {
+        let Some(slot) = self.slot(weight).filter(|slot| !slot.fresh) else { return Ok(()) };
+        let Some(Lines { axis, learn }) = &slot.lines else { return Ok(()) };
+        let mut shape = vec![1; slot.gradient.rank()];
+        shape[*axis] = learn.dim(0)?;
+        let learn = learn.reshape(shape)?.broadcast_as(slot.gradient.shape())?;
+        write(&slot.gradient, &learn.where_cond(&slot.gradient, &slot.gradient.zeros_like()?)?)
+    }
+
+    /// Adds what candle's own tape found for weights that learn here.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn add_tape(&mut self, store: &candle_core::backprop::GradStore) -> Result<()> {
+        for (id, place) in &self.place {
+            if let (Some(gradient), Some(slot)) = (store.get_id(*id), self.slots.get_mut(*place)) {
+                slot.add(&gradient.detach())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn add(&mut self, gradient: &Tensor) -> Result<()> {
+        let mut sum = gradient.to_dtype(self.gradient.dtype())?.contiguous()?;
+        if sum.shape() != self.gradient.shape() {
+            candle_core::bail!("a gradient {:?} of a weight {:?}", sum.shape(), self.gradient.shape());
+        }
+        if !self.fresh {
+            sum = (&self.gradient + sum)?;
+        }
+        self.fresh = false;
+        write(&self.gradient, &sum)
+    }
+}
+
+fn write(target: &Tensor, value: &Tensor) -> Result<()> {
+    let flat = |tensor: &Tensor| tensor.reshape(Shape::from(tensor.elem_count()));
+    flat(target)?.slice_set(&flat(&value.contiguous()?)?, 0, 0)
+}
+
+fn dtype(weight: &Tensor) -> DType {
+    if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+}

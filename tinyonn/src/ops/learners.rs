@@ -1,0 +1,108 @@
+//! Whose weight gradients are formed: a choice of neurons that lies on the device.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::lanes;
+use super::sum_of_rows::NOTHING;
+
+/// Whose weight gradients are formed.
+#[derive(Clone, Debug)]
+pub enum Learners {
+    /// Every neuron's.
+    All,
+    /// Those of some neurons.
+    Neurons(LearningNeurons),
+}
+
+/// Some of i neurons.
+#[derive(Clone, Debug)]
+pub struct LearningNeurons {
+    /// The neurons, ascending, `[m]` u32; [`u32::MAX`] behind the last.
+    index_m: Tensor,
+    /// The place of each neuron in `index_m`, `[i]` u32; [`u32::MAX`] for those that do not learn.
+    place_i: Tensor,
+}
+
+impl LearningNeurons {
+    /// Those with a 1 in `learn_i` `[i]` u8, at most `most` of them. Nothing is read by the host: on a GPU `index_m` has `most` places,
+    /// however many learn.
+    ///
+    /// # Errors
+    /// What the device reports.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use tinyonn::ops::LearningNeurons;
+    ///
+    /// let some = LearningNeurons::new(&Tensor::new(&[0u8, 1, 0, 1], &Device::Cpu)?, 2)?;
+    /// let x = Tensor::new(&[[1f32, 2.0, 3.0, 4.0]], &Device::Cpu)?;
+    /// assert_eq!(some.columns(&x)?.to_vec2::<f32>()?, [[2.0, 4.0]]);
+    /// assert_eq!(some.rows(&some.columns(&x)?.t()?)?.flatten_all()?.to_vec1::<f32>()?, [0.0, 2.0, 0.0, 4.0]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn new(learn_i: &Tensor, most: usize) -> Result<Self> {
+        let (count, device) = (learn_i.dims1()?, learn_i.device());
+        if device.is_cpu() {
+            let (mut index, mut place) = (Vec::with_capacity(most), vec![NOTHING; count]);
+            lanes::with_values(&learn_i.contiguous()?, |learn: &[u8]| {
+                for (neuron, place) in place.iter_mut().enumerate().filter(|(neuron, _)| learn[*neuron] != 0) {
+                    *place = index.len() as u32;
+                    index.push(neuron as u32);
+                }
+            })?;
+            let m = index.len();
+            return Ok(Self {
+                index_m: Tensor::from_vec(index, m, device)?,
+                place_i: Tensor::from_vec(place, count, device)?,
+            });
+        }
+        Self::on_device(learn_i, most)
+    }
+
+    /// [`new`](Self::new) in plain operations, for marks that do not lie in main memory.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn on_device(learn_i: &Tensor, most: usize) -> Result<Self> {
+        let (count, device) = (learn_i.dims1()?, learn_i.device());
+        // Keys that are all different: learners first, each kind ascending.
+        let learns = learn_i.ne(0u8)?;
+        let (own, others) = (Tensor::arange(0, count as u32, device)?, (learn_i.zeros_like()?, count as u32));
+        let after = (others.0.to_dtype(DType::U32)? + f64::from(others.1))?;
+        let key = (&own + learns.where_cond(&own.zeros_like()?, &after)?)?;
+        let sorted = key.arg_sort_last_dim(true)?;
+        let rank = sorted.arg_sort_last_dim(true)?;
+        let nothing = |like: &Tensor| Tensor::full(NOTHING, like.shape(), device);
+        let place_i = learns.where_cond(&rank, &nothing(&rank)?)?;
+        let index = sorted.narrow(0, 0, most.min(count))?;
+        let index_m = learns.index_select(&index, 0)?.where_cond(&index, &nothing(&index)?)?;
+        Ok(Self { index_m, place_i })
+    }
+
+    /// The learners' columns of `[t, i]` values, `[t, m]`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn columns(&self, values_ti: &Tensor) -> Result<Tensor> {
+        values_ti.index_select(&self.index_m, 1)
+    }
+
+    /// Rows `[m, d]` at their neurons' places `[i, d]`; zero elsewhere.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn rows(&self, rows_md: &Tensor) -> Result<Tensor> {
+        if self.index_m.elem_count() == 0 {
+            return Tensor::zeros((self.place_i.dim(0)?, rows_md.dim(1)?), rows_md.dtype(), rows_md.device());
+        }
+        rows_md.contiguous()?.index_select(&self.place_i, 0)
+    }
+
+    /// Whether each of `neurons` neurons learns; in main memory only.
+    pub(super) fn flags(&self, neurons: usize) -> Result<Vec<bool>> {
+        if self.place_i.dim(0)? != neurons {
+            candle_core::bail!("{} neurons may learn, and there are {neurons}", self.place_i.dim(0)?);
+        }
+        lanes::with_ids(&self.place_i, |place| place.iter().map(|place| *place != NOTHING).collect())
+    }
+}

@@ -1,0 +1,112 @@
+//! Surprise Min-K's decision, on the device: of the experts that were given a token, the k least surprised (DESIGN §4).
+//!
+//! S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖². Known
+//! before any weight gradient, so those of the losers are never formed. Ties go to the lower index. Nothing is read by the host.
+//!
+//! Legend: t tokens, i neurons, n experts.
+
+use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
+
+use super::glu_mlp::MlpBackward;
+use super::grad_site::{GradSite, gated};
+use super::lanes;
+
+/// Who competed, and who learns.
+#[derive(Clone, Debug)]
+pub struct MinK {
+    /// 1 for experts that were given a token, `[n]` u8.
+    pub active_n: Tensor,
+    /// 1 for those that learn, `[n]` u8.
+    pub learn_n: Tensor,
+}
+
+/// Tokens a task of the pool sums at once; a constant, so that sums do not depend on the number of threads.
+const TOKENS: usize = 256;
+
+/// Σ over the counted tokens (1 in `counted_t`, `[t]` u8; all where `None`) of S² of every neuron, `[i]` f64.
+///
+/// # Errors
+/// What the device reports.
+pub fn surprise_squares(seen: &MlpBackward<'_>, counted_t: Option<&Tensor>) -> Result<Tensor> {
+    let (t, width) = seen.h_ti.dims2()?;
+    if !lanes::fused(&[seen.h_ti, seen.delta_y_td, seen.x_td]) {
+        let squares_ti = GradSite::Weight.neuron_squares(seen)?.to_dtype(DType::F64)?;
+        let marks_1t = match counted_t {
+            Some(counted_t) => counted_t.to_dtype(DType::F64)?.unsqueeze(0)?,
+            None => Tensor::ones((1, t), DType::F64, squares_ti.device())?,
+        };
+        return marks_1t.matmul(&squares_ti)?.squeeze(0);
+    }
+    let counted = counted_t.map(|counted_t| lanes::with_values(counted_t, |counted: &[u8]| counted.to_vec()));
+    let counted = counted.transpose()?;
+    let h_ti = gated(seen)?;
+    let (d, inputs) = (seen.x_td.dim(1)?, [&h_ti, seen.delta_g_ti, seen.delta_u_ti, seen.x_td, seen.delta_y_td]);
+    let sums = lanes::with_slices(inputs, |[h, g, u, x, dy]| {
+        let of_block = |block: usize| {
+            let mut sums = vec![0f64; width];
+            lanes::vectorised(|| {
+                let counts = |t: &usize| counted.as_ref().is_none_or(|counted| counted[*t] != 0);
+                for t in (block * TOKENS..t.min((block + 1) * TOKENS)).filter(counts) {
+                    let row = |values: &'_ [f32], width: usize| -> f32 {
+                        let row = &values[t * width..][..width];
+                        lanes::dot(row, row)
+                    };
+                    let (x2, y2) = (row(x, d), row(dy, d));
+                    let [h, g, u] = [h, g, u].map(|values| &values[t * width..][..width]);
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        *sum += f64::from(y2 * h[i] * h[i] + (g[i] * g[i] + u[i] * u[i]) * x2);
+                    }
+                }
+            });
+            sums
+        };
+        let parts: Vec<Vec<f64>> = (0..t.div_ceil(TOKENS)).into_par_iter().map(of_block).collect();
+        let mut sums = vec![0f64; width];
+        for part in parts {
+            sums.iter_mut().zip(&part).for_each(|(sum, part)| *sum += part);
+        }
+        sums
+    })?;
+    Tensor::from_vec(sums, width, seen.h_ti.device())
+}
+
+impl MinK {
+    /// The `k` least of experts by Σ S² (`squares_n`), the tokens each was given and its width, `[n]` f64 each.
+    ///
+    /// # Errors
+    /// Shapes or devices that do not go together.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use tinyonn::ops::MinK;
+    ///
+    /// let list = |values: [f64; 4]| Tensor::new(&values, &Device::Cpu);
+    /// // Per token and neuron 1, 2, 2; the last was given nothing, and does not compete.
+    /// let choice = MinK::least(&list([8.0, 4.0, 4.0, 0.0])?, &list([4.0, 1.0, 2.0, 0.0])?, &list([2.0, 2.0, 1.0, 1.0])?, 2)?;
+    /// assert_eq!(choice.active_n.to_vec1::<u8>()?, [1, 1, 1, 0]);
+    /// assert_eq!(choice.learn_n.to_vec1::<u8>()?, [1, 1, 0, 0]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn least(squares_n: &Tensor, tokens_n: &Tensor, width_n: &Tensor, k: usize) -> Result<Self> {
+        let active_n = tokens_n.gt(0f64)?;
+        Self::by(&(squares_n / (tokens_n * width_n)?)?.sqrt()?, active_n, k)
+    }
+
+    /// The `k` active experts of least `key_n` `[n]`; the others do not compete, whatever their key.
+    ///
+    /// # Errors
+    /// Shapes or devices that do not go together.
+    pub fn by(key_n: &Tensor, active_n: Tensor, k: usize) -> Result<Self> {
+        let n = key_n.dims1()?;
+        let idle_n = Tensor::full(f64::INFINITY, n, key_n.device())?.to_dtype(key_n.dtype())?;
+        let key_n = active_n.where_cond(key_n, &idle_n)?;
+        let (own, other) = (key_n.unsqueeze(1)?, key_n.unsqueeze(0)?);
+        let at = Tensor::arange(0, n as u32, key_n.device())?;
+        let before = at.unsqueeze(0)?.broadcast_lt(&at.unsqueeze(1)?)?;
+        let ahead = (other.broadcast_lt(&own)? + (other.broadcast_eq(&own)? * before)?)?;
+        let rank_n = ahead.to_dtype(DType::F32)?.sum(1)?;
+        let learn_n = (rank_n.lt(k.min(n) as f64)? * &active_n)?;
+        Ok(Self { active_n, learn_n })
+    }
+}

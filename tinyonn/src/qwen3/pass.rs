@@ -1,0 +1,238 @@
+//! What travels with a pass, and what comes back from it: six plain structs, and no other way in or out (DESIGN §6).
+//!
+//! Forward: a [`Pass`] says which experts take part and what is asked; each layer returns its output, a [`Trace`] and, if a backward
+//! follows, what that needs (`Saved`, of each module its own). Backward: [`Learn`] says who learns and what imaging asks,
+//! [`Grads`](crate::ops::Grads) takes weight gradients, [`Answers`] come back. All of it lies on the device.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::ops::{self, ExpertNeurons, GradSite, ImageTensors, Imaging, MinK, MlpBackward, Scale, TokenScores};
+
+/// Which experts take part.
+#[derive(Clone, Debug, Default)]
+pub enum Active {
+    /// All of them, without gates: the pseudo-dense pass.
+    #[default]
+    All,
+    /// Those that the routers choose.
+    Routed,
+    /// Those on a given path of each sequence's task ([`Pass::tasks`]): an oracle that reads the task.
+    Paths(Arc<PathTable>),
+}
+
+/// Fixed computation paths: the chosen experts of every task and layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathTable {
+    /// `experts[task][layer]`, ascending flat indices.
+    pub experts: Vec<Vec<Vec<u32>>>,
+}
+
+/// What travels with a forward pass.
+#[derive(Clone, Debug, Default)]
+pub struct Pass {
+    /// Which experts take part.
+    pub active: Active,
+    /// The task of each sequence of the batch; needed for given paths only.
+    pub tasks: Option<Arc<[u32]>>,
+    /// The paths that a routed variant takes which decides by task (`route_per = task`).
+    pub paths: Option<Arc<PathTable>>,
+    /// The surprisal of each input token given those before it, in nats, `[B, T]` f32: what adaptive gating by surprisal reads.
+    pub surprisal: Option<Tensor>,
+    /// In training, the seed of the step: routers' inputs are jittered, auxiliary losses formed, where a variant declares them.
+    pub training: Option<u64>,
+    /// What a backward pass will find.
+    pub keep: Keep,
+    /// What is asked beside the output.
+    pub ask: Ask,
+}
+
+impl Pass {
+    /// Everything active.
+    #[must_use]
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Routed.
+    #[must_use]
+    pub fn routed() -> Self {
+        Self { active: Active::Routed, ..Self::default() }
+    }
+
+    /// The same, a backward pass to follow.
+    #[must_use]
+    pub fn kept(&self) -> Self {
+        Self { keep: Keep::All, ..self.clone() }
+    }
+
+    /// The same for a batch of these tasks.
+    #[must_use]
+    pub fn of_tasks(&self, tasks: &[u32]) -> Self {
+        Self { tasks: Some(Arc::from(tasks)), ..self.clone() }
+    }
+}
+
+/// What a forward pass keeps for the backward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: inference.
+    #[default]
+    Nothing,
+    /// Every value that the backward reads.
+    All,
+    /// The input of each layer, whose values the backward computes once more: the same bits, in the memory of one layer.
+    Inputs,
+}
+
+/// What is asked of a forward pass beside its output: [`Trace`] answers.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    /// How much work each expert was given.
+    pub load: bool,
+    /// The gates of the experts.
+    pub gates: bool,
+    /// The inputs of the feed-forwards, which are what routers see.
+    pub inputs: Option<InputRows>,
+    /// The rows of `[B·T]`, u32, whose |h| is wanted (dense feed-forwards only).
+    pub hidden: Option<Tensor>,
+    /// The outputs of the blocks.
+    pub outputs: bool,
+}
+
+/// Which inputs of a feed-forward are wanted.
+#[derive(Clone, Debug)]
+pub struct InputRows {
+    /// Rows of `[B·T]`, u32, f32 values of which are returned.
+    pub rows: Tensor,
+    /// So many windows of so many tokens from the beginning of each sequence, (windows, tokens), whose means are returned.
+    pub windows: (usize, usize),
+}
+
+/// What a layer's forward pass says beside its output.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// [`Ask::load`], of a layer that was routed.
+    pub load: Option<Load>,
+    /// [`Ask::gates`], of a layer that was routed: those of every token, `[B·T, N]`; ones where no decision is for it.
+    pub gates: Option<Tensor>,
+    /// [`Ask::inputs`]: the rows `[k, d]`, f32.
+    pub inputs: Option<Tensor>,
+    /// [`Ask::inputs`]: the means of the windows `[B, windows, d]`, f32.
+    pub means: Option<Tensor>,
+    /// [`Ask::hidden`]: |h| `[k, I]`.
+    pub hidden: Option<Tensor>,
+    /// [`Ask::outputs`]: `[B, T, d]`.
+    pub output: Option<Tensor>,
+    /// The declared auxiliary loss of a layer that was routed in training, a scalar: part of what is minimised.
+    pub auxiliary: Option<Tensor>,
+}
+
+/// How much work the experts of one layer were given.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Tokens by expert, `[N]` f32; tokens that no decision is for count nowhere.
+    pub tokens_n: Tensor,
+    /// Tokens by how many experts they took, from none to all, `[N + 1]` f32.
+    pub counts: Tensor,
+}
+
+/// Who learns from a backward pass, and what imaging asks of it.
+#[derive(Clone, Debug, Default)]
+pub struct Learn {
+    /// Of the weights that learn at all (those with a place in the gradients), whose experts'.
+    pub experts: Experts,
+    /// Whether routers learn: by their gates' gradients and their auxiliary losses.
+    pub routers: bool,
+    /// What imaging asks; [`Answers`] has it.
+    pub image: Option<Arc<ImageAsk>>,
+}
+
+impl Load {
+    /// Nobody was given anything.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn none(experts: usize, device: &Device) -> Result<Self> {
+        let zeros = |count: usize| Tensor::zeros(count, DType::F32, device);
+        Ok(Self { tokens_n: zeros(experts)?, counts: zeros(experts + 1)? })
+    }
+}
+
+impl Learn {
+    /// What imaging is told of one layer's backward pass.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn answers(&self, layer: usize, seen: &MlpBackward<'_>) -> Result<Answers> {
+        let mut answers = Answers::default();
+        match self.image.as_deref() {
+            None => {}
+            Some(ImageAsk::Sums { counted_t, site, experts, scales }) => {
+                let imaging = Imaging { site: *site, experts: experts.get(layer), scale: scales.get(layer).copied() };
+                answers.sums = Some(ops::image_moments(seen, counted_t, &imaging)?);
+            }
+            Some(ImageAsk::Scores { kept_k, by }) => {
+                answers.scores = Some(ops::token_scores::token_scores(seen, kept_k, &by[layer])?);
+            }
+            Some(ImageAsk::Dump(experts)) => {
+                let [a_ti, s_ti] = ops::activation_and_surprise(seen)?;
+                answers.dump = Some([experts[layer].norms(&a_ti)?, experts[layer].norms(&s_ti)?]);
+            }
+        }
+        Ok(answers)
+    }
+}
+
+/// Whose weights learn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Experts {
+    /// Every expert's.
+    #[default]
+    All,
+    /// Of each layer's active experts the so many least surprised ones', decided before any weight gradient is formed
+    /// (`surprise = token`): those of the others are never formed. (`surprise = exact` forms all of them, and decides behind the
+    /// last micro-batch: [`FeedForward::keep_least`](super::FeedForward::keep_least).)
+    MinK(usize),
+}
+
+/// What imaging asks of a backward pass.
+#[derive(Clone, Debug)]
+pub enum ImageAsk {
+    /// Sums over tokens by unit.
+    Sums {
+        /// 1 for each token that counts, `[B·T]` u8.
+        counted_t: Tensor,
+        /// Which gradient's norm surprise is.
+        site: GradSite,
+        /// By layer, experts to sum beside neurons; none, or one a layer.
+        experts: Arc<[ExpertNeurons]>,
+        /// By layer, the scale of log1p values to sum as well; none, or one a layer.
+        scales: Arc<[Scale]>,
+    },
+    /// The scores of some tokens.
+    Scores {
+        /// Which, `[k]` u32.
+        kept_k: Tensor,
+        /// By layer.
+        by: Arc<[TokenScores]>,
+    },
+    /// Every token's activation and surprise of every expert.
+    Dump(Arc<[ExpertNeurons]>),
+}
+
+/// What a layer's backward pass says beside its gradients.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// [`ImageAsk::Sums`].
+    pub sums: Option<ImageTensors>,
+    /// [`ImageAsk::Scores`]: `[k, Σ nodes]` f64.
+    pub scores: Option<Tensor>,
+    /// [`ImageAsk::Dump`]: activation and surprise, `[B·T, N]` f32 each.
+    pub dump: Option<[Tensor; 2]>,
+    /// [`Experts::MinK`]: who competed, and who learns.
+    pub min_k: Option<MinK>,
+}
