@@ -50,11 +50,24 @@ pub struct Batch {
     pub inputs: Tensor,
     /// The token after each input, `[B, T]`, u32; [`NO_TARGET`] where there is none, or it is of [`NO_DOCUMENT`].
     pub targets: Tensor,
+    /// Which positions have a target, B·T of them: what is scored, known without asking a device.
+    pub counted: Vec<bool>,
     /// The task of every row, B numbers.
     pub tasks: Vec<u32>,
     /// The document of every position's *target*, whose loss it is, B·T numbers. Positions without a target repeat the
     /// row's last document.
     pub documents: Vec<u32>,
+}
+
+impl Batch {
+    /// 1 for each position with a target, `[B·T]` u8, where the inputs lie.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn counted_t(&self) -> Result<Tensor> {
+        let marks: Vec<u8> = self.counted.iter().map(|counted| u8::from(*counted)).collect();
+        Ok(Tensor::from_vec(marks, self.counted.len(), self.inputs.device())?)
+    }
 }
 
 /// A row by task and number.
@@ -252,6 +265,7 @@ impl TokenSet {
             documents.resize(end, owners[to]);
         }
         Ok(Batch {
+            counted: targets.iter().map(|target| *target != NO_TARGET).collect(),
             inputs: Tensor::from_vec(inputs, shape, device)?,
             targets: Tensor::from_vec(targets, shape, device)?,
             tasks: rows.iter().map(|row| row.task as u32).collect(),

@@ -1,10 +1,13 @@
 //! Training batches as a pure function of (seed, step): to resume, ask for the next step.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use candle_core::Device;
 use rand::Rng as _;
 
 use super::order::Order;
 use super::pack::{Batch, Row, TokenSet, check_shape};
+use crate::files::Digest;
 use crate::{Error, Result, random};
 
 /// Draws training batches from a [`TokenSet`].
@@ -60,6 +63,42 @@ impl<'a> Sampler<'a> {
     #[must_use]
     pub fn length(&self) -> usize {
         self.length
+    }
+
+    /// Rows of a batch.
+    #[must_use]
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// SHA-256 of all that decides the batches: text, shape, seed.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut digest = Digest::new();
+        for task in &self.set.tasks {
+            digest.text(&task.name);
+            digest.words(&task.tokens);
+            digest.words(&task.documents);
+        }
+        [self.length as u64, self.batch as u64, self.seed].into_iter().for_each(|number| digest.number(number));
+        digest.hex()
+    }
+
+    /// The tasks and documents of the batch of `step`, in words: for whoever has to find out what was wrong with it.
+    #[must_use]
+    pub fn describe(&self, step: u64) -> String {
+        let mut read: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let first = step * self.batch as u64;
+        for row in (first..first + self.batch as u64).map(|draw| self.row(draw)) {
+            let task = &self.set.tasks[row.task];
+            let documents = task.documents.iter().skip(row.index * self.length).take(self.length + 1);
+            let names = documents.filter_map(|document| self.set.documents.get(*document as usize));
+            read.entry(&task.name).or_default().extend(names.map(String::as_str));
+        }
+        let of_task = |(task, documents): (&str, BTreeSet<&str>)| {
+            format!("task `{task}` ({})", documents.into_iter().collect::<Vec<_>>().join(", "))
+        };
+        read.into_iter().map(of_task).collect::<Vec<_>>().join(", ")
     }
 
     /// The seed of whatever else is random in a step, noise on routers' inputs for one.

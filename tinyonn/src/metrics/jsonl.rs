@@ -52,6 +52,36 @@ impl MetricsLog {
         Ok(Self { file, path, events })
     }
 
+    /// Goes on behind all that the log at `path` holds, or begins it if there is none: for a training that may go on, which finds out from its
+    /// checkpoint where, and then calls [`rewind`](Self::rewind).
+    ///
+    /// # Errors
+    /// As of [`resume`](Self::resume).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::resume(path, "", u64::MAX)
+    }
+
+    /// Writes the log at `from` to `to` as well, and its events with their times.
+    ///
+    /// # Errors
+    /// A line that cannot be read, which is named; what the system reports.
+    pub fn copy(from: &Path, to: &Path) -> Result<()> {
+        files::write(to, fs::read(from).map_err(|source| Error::io(from, source))?)?;
+        let records: Vec<(usize, Record)> = read(to)?.into_iter().enumerate().collect();
+        EventFile::copy(from, to, &records)
+    }
+
+    /// Takes the log back to where `stage` goes on at `step`, as [`resume`](Self::resume) does.
+    ///
+    /// # Errors
+    /// As of [`resume`](Self::resume).
+    pub fn rewind(&mut self, stage: &str, step: u64) -> Result<()> {
+        if read(&self.path)?.iter().any(|record| record.stage == stage && record.step >= step) {
+            *self = Self::resume(&self.path, stage, step)?;
+        }
+        Ok(())
+    }
+
     /// Goes on with the log at `path` where `stage` goes on at `step`, or begins it if there is none.
     ///
     /// What was logged of `stage` at `step` and later was logged behind the checkpoint that the run goes on from, and is cut off, and so is a

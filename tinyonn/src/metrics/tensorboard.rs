@@ -47,6 +47,11 @@ impl EventFile {
         Ok(events)
     }
 
+    /// Writes the events beside `from`, of these `records`, beside `to` as well.
+    pub(super) fn copy(from: &Path, to: &Path, records: &[(usize, Record)]) -> Result<()> {
+        Self::write(to, 1, records, &Old::of(from)?.times()).map(drop)
+    }
+
     /// The file of the `start`th start, with `records`, and `times` of the lines of the log.
     fn write(log: &Path, start: u64, records: &[(usize, Record)], times: &[f64]) -> Result<Self> {
         let now = now();

@@ -15,8 +15,8 @@ use crate::data::{Sampler, TextTokenizer};
 use crate::metrics::{self, MetricsLog, Record};
 use crate::moe::variant;
 use crate::qwen3::Qwen3Config;
-use crate::train::pretrain;
-use crate::{Error, Result};
+use crate::train::{Checkpoints, pretrain};
+use crate::{Error, Result, files};
 
 /// A dense model, ready to be decomposed.
 pub struct Dense {
@@ -38,17 +38,19 @@ const PRETRAIN_LOG: &str = "pretrain.jsonl";
 impl Dense {
     /// Loads `config.model`, or the cached model of this configuration, or pretrains it and caches it.
     ///
+    /// With `checkpoints` a pretraining that was cut off goes on behind its last state, which lies beside the model to be.
+    ///
     /// # Errors
     /// A folder that is no Qwen3 or has no tokenizer; whatever pretraining reports.
-    pub fn obtain(config: &RunConfig, text: &Text, device: &Device) -> Result<Self> {
+    pub fn obtain(config: &RunConfig, text: &Text, device: &Device, checkpoints: Option<&Checkpoints>) -> Result<Self> {
         if let Some(dir) = &config.model {
             return Self::load(dir, device);
         }
         let dir = config.cache.join(format!("dense-{}", &cache_key(config, text)?[..16]));
-        if dir.join("config.json").exists() {
-            return Self::load(&dir, device);
+        // A folder of states beside a model is left by a process that ended before it removed them.
+        if !dir.join("config.json").exists() || dir.with_extension("pretraining").exists() {
+            Self::cache((config, text), &dir, device, checkpoints)?;
         }
-        Self::cache(config, text, &dir, device)?;
         Self::load(&dir, device)
     }
 
@@ -140,8 +142,13 @@ impl Dense {
     }
 
     /// Pretrains in a folder beside `dir`, which appears under its name when it is whole. A second run that wants the same model
-    /// waits for the first and takes what that one made; a run that was killed frees its place, and the next begins anew.
-    fn cache(config: &RunConfig, text: &Text, dir: &Path, device: &Device) -> Result<()> {
+    /// waits for the first and takes what that one made; a run that was killed frees its place, and the next goes on from its states.
+    fn cache(
+        (config, text): (&RunConfig, &Text),
+        dir: &Path,
+        device: &Device,
+        checkpoints: Option<&Checkpoints>,
+    ) -> Result<()> {
         let staged = dir.with_extension("pretraining");
         std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
         let place = File::open(&staged).map_err(|e| Error::io(&staged, e))?;
@@ -150,30 +157,42 @@ impl Dense {
             place.lock().map_err(|e| Error::io(&staged, e))?;
         }
         if dir.join("config.json").exists() {
+            // Another process may have removed it.
+            let _ = std::fs::remove_dir_all(&staged);
             return Ok(());
         }
         std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
-        let made = Self::pretrain(config, text, (dir, &staged), device);
+        let states = checkpoints.map(|checkpoints| Checkpoints { dir: staged.join("states"), ..checkpoints.clone() });
+        let made = Self::pretrain((config, text), (dir, &staged), device, states.as_ref());
+        if made.is_err() && states.is_some_and(|states| states.dir.exists()) {
+            return made;
+        }
         let cleared = std::fs::remove_dir_all(&staged).map_err(|e| Error::io(&staged, e));
         // The error to report is the first one.
         made.and(cleared)
     }
 
-    fn pretrain(config: &RunConfig, text: &Text, (dir, staged): (&Path, &Path), device: &Device) -> Result<()> {
+    fn pretrain(
+        (config, text): (&RunConfig, &Text),
+        (dir, staged): (&Path, &Path),
+        device: &Device,
+        states: Option<&Checkpoints>,
+    ) -> Result<()> {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
         let cfg = config.dense.qwen3(tokenizer.vocab_size(), hidden_act(variant(&config.variant)?));
         let Tokens { train, .. } = text.encode(&tokenizer)?;
         let sampler = Sampler::new(&train, config.length, config.pretrain.batch, config.seed, device)?;
         tokenizer.save(staged.join("tokenizer.json"))?;
         let log_path = staged.join(PRETRAIN_LOG);
-        let mut log = MetricsLog::create(&log_path)?;
-        let store = pretrain(&cfg, &config.pretrain, &sampler, device, config.seed, &mut log)?;
+        let mut log = if states.is_some() { MetricsLog::open(&log_path) } else { MetricsLog::create(&log_path) }?;
+        let store = pretrain(&cfg, &config.pretrain, &sampler, device, config.seed, &mut log, states)?;
         let whole = staged.join("model");
         if whole.exists() {
             std::fs::remove_dir_all(&whole).map_err(|e| Error::io(&whole, e))?;
         }
         ModelFolder::save(&whole, &cfg.to_json(), &store, Some(staged))?;
-        std::fs::rename(&log_path, whole.join(PRETRAIN_LOG)).map_err(|e| Error::io(&log_path, e))?;
+        // Copied: if this process ends here, the log is needed again.
+        files::write(whole.join(PRETRAIN_LOG), std::fs::read(&log_path).map_err(|e| Error::io(&log_path, e))?)?;
         std::fs::rename(&whole, dir).map_err(|e| Error::io(dir, e))
     }
 }

@@ -5,8 +5,6 @@
 //! (L_noMLP − L)/(L_noMLP − L_dense): 1 is the dense model, 0 the model whose MLPs give nothing (DESIGN §3). Intervals are paired: drawn
 //! over documents, of which each is read by all three models.
 
-use std::sync::Arc;
-
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +14,8 @@ use crate::checkpoint::ParamStore;
 use crate::imaging::Labels;
 use crate::metrics::{Interval, Progress, interval};
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::{ExpertsAre, LoadFigures, LoadMeter, Pfag, RoutePer};
-use crate::qwen3::{Qwen3ForCausalLm, RouteCtx};
+use crate::moe::{ExpertsAre, LoadFigures, Pfag, RoutePer};
+use crate::qwen3::{Pass, Qwen3ForCausalLm};
 use crate::train::Losses;
 
 /// Fixed numbers of choices that are measured, at most; of more, those whose active shares are spread most evenly.
@@ -170,8 +168,8 @@ impl Run<'_> {
         let mut set = self.tokens.test.clone();
         let tokens = self.config.study_tokens.max(self.config.length + 1);
         set.beginnings(tokens);
-        let dense = self.evaluate_on(&self.dense_model()?, &set, &RouteCtx::all())?;
-        let without = self.evaluate_on(&self.without_mlps()?, &set, &RouteCtx::all())?;
+        let dense = self.evaluate_on(&self.dense_model()?, &set, &Pass::all())?;
+        let without = self.evaluate_on(&self.without_mlps()?, &set, &Pass::all())?;
         let documents = |losses: &Losses| {
             let of = losses.by_document.iter().zip(&dense.by_document).zip(&without.by_document);
             of.map(|((own, dense), without)| [own.sum, dense.sum, without.sum]).collect::<Vec<_>>().into_iter()
@@ -183,9 +181,7 @@ impl Run<'_> {
         for choice in choices {
             let (cfg, vb) = (&self.dense.cfg, store.builder(DType::F32, |_| false));
             let model = TinyOnnForCausalLm::taking(cfg, self.variant, &vb, |at| choice.of_layer(at), choice.pfag)?;
-            let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, spec.experts()));
-            let ctx = RouteCtx { observer: Some(load.clone()), ..Self::routed(labels) };
-            let losses = self.evaluate_on(model.lm(), &set, &ctx)?;
+            let (losses, load) = self.evaluate_load(&model, &set, &Self::routed(labels))?;
             let active_share = active_share(&load, units.as_deref());
             points.push(FrontierPoint {
                 form: choice.form,

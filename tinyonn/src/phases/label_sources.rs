@@ -12,7 +12,7 @@ use super::summary::SourceFigures;
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::imaging::{Form, How, LabelBalance, LabelInputs, LabelSource, Labels, NeuronScan, Score};
-use crate::qwen3::{Active, RouteCtx};
+use crate::qwen3::{Active, Pass};
 
 /// Test tokens of each task that the comparison reads, at most.
 const TOKENS: usize = 2048;
@@ -31,17 +31,16 @@ impl Run<'_> {
         let mut set = self.tokens.test.clone();
         // A sequence whole, or a shared decision would be for nobody.
         set.truncate(TOKENS.max(self.config.length + 1));
-        let loss = |ctx: &RouteCtx| -> Result<SourceFigures> {
-            let losses = self.evaluate_on(model.lm(), &set, ctx)?;
+        let loss = |pass: &Pass| -> Result<SourceFigures> {
+            let losses = self.evaluate_on(model.lm(), &set, pass)?;
             let by_task = self.text.tasks.iter().cloned().zip(losses.by_task).collect();
             Ok(SourceFigures { loss: losses.mean, by_task })
         };
-        let along = |labels: &Labels| {
-            loss(&RouteCtx { active: Active::Paths(Arc::new(labels.paths.clone())), ..RouteCtx::default() })
-        };
+        let along =
+            |labels: &Labels| loss(&Pass { active: Active::Paths(Arc::new(labels.paths.clone())), ..Pass::all() });
         let plain =
             LabelInputs { scan, form: Form::default(), units, spec, contrast: false, balance: LabelBalance::None };
-        let mut figures = BTreeMap::from([("dense".to_owned(), loss(&RouteCtx::all())?)]);
+        let mut figures = BTreeMap::from([("dense".to_owned(), loss(&Pass::all())?)]);
         let mut measure = |name: String, source: LabelSource, from: &LabelInputs<'_>| -> Result<()> {
             let seeds = if source.is_drawn() { self.draws().collect() } else { vec![self.config.seed] };
             let labels = seeds.into_iter().map(|seed| source.labels(from, seed)).collect::<Result<Vec<_>>>()?;

@@ -3,7 +3,7 @@
 //! ```no_run
 //! use tinyonn::phases::{RunConfig, phase2};
 //!
-//! let summary = phase2(&RunConfig::quick())?;
+//! let summary = phase2(&RunConfig::quick(), None)?;
 //! println!("dense {:.3}, routed {:.3} nats a token", summary.phase1.loss.dense, summary.smk.routed);
 //! # Ok::<(), tinyonn::Error>(())
 //! ```

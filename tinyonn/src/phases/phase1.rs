@@ -19,17 +19,19 @@ use crate::metrics::Stopwatch;
 use crate::model::ActiveMode;
 use crate::moe::{MoeSpec, RoutePer};
 use crate::qwen3::PathTable;
-use crate::train::RouterAccuracy;
+use crate::train::{Checkpoints, RouterAccuracy};
 use crate::{Error, Result, files};
 
 /// Runs phase 1 and its studies, and writes `summary.json`, `report.html` with its figures, `phase1.json` and the routed checkpoint
 /// `tiny-onn/` into `config.out`: what [`super::phase2_from`] continues.
 ///
+/// With `checkpoints` a pretraining that was cut off goes on.
+///
 /// # Errors
 /// As of [`super::phase2()`].
-pub fn phase1(config: &RunConfig) -> Result<Phase1Summary> {
+pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Phase1Summary> {
     let mut watch = Stopwatch::new();
-    let prepared = Prepared::new(config, &mut watch)?;
+    let prepared = Prepared::new(config, &mut watch, checkpoints)?;
     let run = prepared.run(config);
     let done = run.phase1(&mut watch)?;
     watch.stage("frontier");

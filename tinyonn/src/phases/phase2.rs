@@ -10,8 +10,9 @@ use super::summary::{self, Phase1Summary, SmkFigures, Summary};
 use super::{Dense, RunConfig};
 use crate::checkpoint::{self, ParamStore};
 use crate::imaging::Labels;
-use crate::metrics::{self, MetricsLog, Stopwatch};
+use crate::metrics::{self, Stopwatch};
 use crate::model::ActiveMode;
+use crate::train::Checkpoints;
 use crate::{Error, Result};
 
 /// Runs everything and writes `summary.json`, `report.html` with its figures, `metrics.jsonl` and the checkpoint `tiny-onn/` into `config.out`.
@@ -19,14 +20,18 @@ use crate::{Error, Result};
 /// It computes in f32. Checkpoints keep the types that the dense model is stored in; after SMK the weights are rounded to them
 /// before they are measured, so that the figures are those of the checkpoint.
 ///
+/// With `checkpoints`, whose folder is this run's alone, pretraining and SMK that were cut off go on behind their last states; what lies
+/// between is computed again, to the same bits.
+///
 /// # Errors
-/// A loss that is no finite number; a variant that is not known or does not fit; text, models and folders that cannot be used.
-pub fn phase2(config: &RunConfig) -> Result<Summary> {
+/// A loss that is no finite number; a variant that is not known or does not fit; text, models and folders that cannot be used;
+/// [`Error::Interrupted`].
+pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Summary> {
     let mut watch = Stopwatch::new();
-    let prepared = Prepared::new(config, &mut watch)?;
+    let prepared = Prepared::new(config, &mut watch, checkpoints)?;
     let run = prepared.run(config);
     let mut done = run.phase1(&mut watch)?;
-    let after = run.differentiate(&mut done.store, &done.labels, &mut watch)?;
+    let after = run.differentiate(&mut done.store, &done.labels, &mut watch, checkpoints)?;
     watch.stop();
     let figures = Summary { phase1: done.summary(&run, &watch), smk: after.figures(&run) };
     run.report(&figures, Some(&done), &after)?;
@@ -39,7 +44,7 @@ pub fn phase2(config: &RunConfig) -> Result<Summary> {
 ///
 /// # Errors
 /// As of [`phase2`]; a folder that phase 1 did not write; settings or text that are not what they were.
-pub fn phase2_from(from: &Path, config: &RunConfig) -> Result<Summary> {
+pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Summary> {
     let Continuation { settings, paths } = Continuation::read(from)?;
     let continued = RunConfig { smk: config.smk, out: config.out.clone(), device: config.device, ..settings };
     if let Some(key) = config.differs_from(&continued) {
@@ -61,7 +66,7 @@ pub fn phase2_from(from: &Path, config: &RunConfig) -> Result<Summary> {
     let labels = Labels { paths };
     labels.check(&prepared.variant.spec, prepared.text.tasks.len(), prepared.dense.cfg.num_hidden_layers)?;
     let mut store = ParamStore::from_handles(&prepared.device, prepared.dense.store.handles());
-    let after = run.differentiate(&mut store, &labels, &mut watch)?;
+    let after = run.differentiate(&mut store, &labels, &mut watch, checkpoints)?;
     watch.stop();
     for (stage, seconds) in watch.seconds() {
         before.seconds.insert(format!("{stage}, phase 2"), seconds.into());
@@ -94,10 +99,16 @@ impl After {
 
 impl Run<'_> {
     /// Surprise Min-K under the labels' routing, and what comes of it; writes the checkpoint.
-    fn differentiate(&self, store: &mut ParamStore, labels: &Labels, watch: &mut Stopwatch) -> Result<After> {
+    fn differentiate(
+        &self,
+        store: &mut ParamStore,
+        labels: &Labels,
+        watch: &mut Stopwatch,
+        checkpoints: Option<&Checkpoints>,
+    ) -> Result<After> {
         watch.stage("smk");
         checkpoint::grow_deltas(store, &self.dense.cfg, &self.variant.spec)?;
-        let outcome = self.smk(store, labels, &mut MetricsLog::create(self.config.out.join(METRICS))?)?;
+        let outcome = self.smk(store, labels, checkpoints)?;
         checkpoint::prune_deltas(store)?;
         self.dense.round(store)?;
         watch.stage("evaluate");
@@ -123,4 +134,4 @@ impl Run<'_> {
     }
 }
 
-const METRICS: &str = "metrics.jsonl";
+pub(super) const METRICS: &str = "metrics.jsonl";

@@ -8,6 +8,7 @@ use super::{Dense, RunConfig, Text};
 use crate::imaging::{Partition, partition};
 use crate::metrics::Stopwatch;
 use crate::moe::{Variant, variant};
+use crate::train::Checkpoints;
 use crate::{Error, Result};
 
 /// Everything that a [`Run`] borrows.
@@ -22,8 +23,8 @@ pub(super) struct Prepared {
 
 impl Prepared {
     /// Checks `config`, reads its text and obtains its dense model; makes its folder.
-    pub(super) fn new(config: &RunConfig, watch: &mut Stopwatch) -> Result<Self> {
-        Self::with(config, watch, |text, device| Dense::obtain(config, text, device))
+    pub(super) fn new(config: &RunConfig, watch: &mut Stopwatch, checkpoints: Option<&Checkpoints>) -> Result<Self> {
+        Self::with(config, watch, |text, device| Dense::obtain(config, text, device, checkpoints))
     }
 
     /// The same, with a model that is there already.

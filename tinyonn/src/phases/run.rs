@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::phase2::METRICS;
 use super::summary::{CorpusFigures, LosslessFigures};
 use super::text::Tokens;
 use super::{Dense, LabelUnit, RunConfig, Text};
@@ -20,10 +21,11 @@ use crate::imaging::{
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadFigures, LoadMeter, RoutePer, Variant};
-use crate::qwen3::{Active, FeedForward, Qwen3ForCausalLm, RouteCtx};
+use crate::qwen3::{Active, FeedForward, Pass, Qwen3ForCausalLm};
 use crate::train::evaluate::EvaluateOptions;
+use crate::train::evaluate::evaluate_load;
 use crate::train::smk::SmkOutcome;
-use crate::train::{Losses, evaluate, train_smk};
+use crate::train::{Checkpoints, Losses, evaluate, train_smk};
 use crate::{Error, Result};
 
 /// Tokens a shared decision reads, where the variant does not say.
@@ -51,6 +53,11 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
+    fn of(seen: RouterInputs) -> Self {
+        let [tokens, sequences] = seen.into_samples();
+        Self { tokens, sequences }
+    }
+
     /// Those of the unit that a variant decides for.
     pub(super) fn own(&self, variant: &Variant) -> &[Samples] {
         match variant.spec.route_per {
@@ -73,7 +80,7 @@ pub(super) struct LossesNow {
     /// On the labels' own paths.
     pub(super) label_paths: Losses,
     /// What routing took.
-    pub(super) load: Arc<LoadMeter>,
+    pub(super) load: LoadMeter,
 }
 
 impl Run<'_> {
@@ -102,8 +109,8 @@ impl Run<'_> {
     }
 
     /// Routed; a variant that takes its task's path is given those of `labels`.
-    pub(super) fn routed(labels: &Labels) -> RouteCtx {
-        RouteCtx { paths: Some(Arc::new(labels.paths.clone())), ..RouteCtx::routed() }
+    pub(super) fn routed(labels: &Labels) -> Pass {
+        Pass { paths: Some(Arc::new(labels.paths.clone())), ..Pass::routed() }
     }
 
     /// What a shared decision reads.
@@ -130,15 +137,15 @@ impl Run<'_> {
         set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum::<usize>().div_ceil(count)
     }
 
-    pub(super) fn router_inputs(&self, set: &TokenSet) -> Arc<RouterInputs> {
-        Arc::new(RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.window()))
+    pub(super) fn router_inputs(&self, set: &TokenSet) -> RouterInputs {
+        RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.window())
     }
 
     pub(super) fn scan(&self) -> Result<(NeuronScan, Inputs)> {
         let model = self.dense_model()?;
-        let inputs = self.router_inputs(&self.tokens.train);
-        let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&inputs))?;
-        Ok((scan, Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() }))
+        let mut inputs = self.router_inputs(&self.tokens.train);
+        let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&mut inputs))?;
+        Ok((scan, Inputs::of(inputs)))
     }
 
     /// The expert of each neuron by layer, as the run's partition has it.
@@ -175,8 +182,8 @@ impl Run<'_> {
                 self.tokens.test.batches_of_task(task, self.config.length, self.config.batch, &self.device)?;
             for batch in batches.take(2) {
                 let ids = batch?.inputs;
-                let a = dense.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
-                let b = sparse.logits(&ids, &RouteCtx::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
+                let a = dense.logits(&ids, &Pass::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
+                let b = sparse.logits(&ids, &Pass::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
                 for (a, b) in a.iter().zip(&b) {
                     let equal = a.to_bits() == b.to_bits();
                     // Where one of the two is no number the difference has no size.
@@ -220,7 +227,7 @@ impl Run<'_> {
     /// Router inputs of the held-out splits: forward passes only.
     pub(super) fn held_inputs(&self) -> Result<Held> {
         let model = self.dense_model()?;
-        let of = |set: &TokenSet| self.inputs(&model, set, &RouteCtx::all());
+        let of = |set: &TokenSet| self.inputs(&model, set, &Pass::all());
         Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
     }
 
@@ -229,11 +236,11 @@ impl Run<'_> {
         &self,
         model: &Qwen3ForCausalLm<F>,
         set: &TokenSet,
-        ctx: &RouteCtx,
+        pass: &Pass,
     ) -> Result<Inputs> {
-        let inputs = self.router_inputs(set);
-        inputs.collect(model, set, self.scan_options(), ctx, &self.device)?;
-        Ok(Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
+        let mut inputs = self.router_inputs(set);
+        inputs.collect(model, set, self.scan_options(), pass, &self.device)?;
+        Ok(Inputs::of(inputs))
     }
 
     /// The seeds of what is drawn several times.
@@ -242,29 +249,41 @@ impl Run<'_> {
         (0..DRAWS).map(move |at| seed.wrapping_mul(DRAWS).wrapping_add(at))
     }
 
-    pub(super) fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, ctx: &RouteCtx) -> Result<Losses> {
-        self.evaluate_on(model, &self.tokens.test, ctx)
+    pub(super) fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, pass: &Pass) -> Result<Losses> {
+        self.evaluate_on(model, &self.tokens.test, pass)
     }
 
     pub(super) fn evaluate_on<F: FeedForward>(
         &self,
         model: &Qwen3ForCausalLm<F>,
         set: &TokenSet,
-        ctx: &RouteCtx,
+        pass: &Pass,
     ) -> Result<Losses> {
+        evaluate(model, set, self.evaluate_options(), pass, &self.device)
+    }
+
+    fn evaluate_options(&self) -> EvaluateOptions {
         let skip = self.variant.spec.open_positions();
-        let options = EvaluateOptions { length: self.config.length, batch: self.config.batch, skip };
-        evaluate(model, set, options, ctx, &self.device)
+        EvaluateOptions { length: self.config.length, batch: self.config.batch, skip }
+    }
+
+    /// As [`evaluate_on`](Self::evaluate_on), of a routed model, with what each expert was given to do.
+    pub(super) fn evaluate_load(
+        &self,
+        model: &TinyOnnForCausalLm,
+        set: &TokenSet,
+        pass: &Pass,
+    ) -> Result<(Losses, LoadMeter)> {
+        evaluate_load(model.lm(), set, self.evaluate_options(), pass, &self.device, self.variant.spec.experts())
     }
 
     pub(super) fn losses(&self, store: &ParamStore, labels: &Labels) -> Result<LossesNow> {
         let model = self.model(store)?;
-        let load = Arc::new(LoadMeter::new(self.dense.cfg.num_hidden_layers, self.variant.spec.experts()));
-        let metered = RouteCtx { observer: Some(load.clone()), ..Self::routed(labels) };
-        let on_paths = RouteCtx { active: Active::Paths(Arc::new(labels.paths.clone())), ..RouteCtx::default() };
+        let on_paths = Pass { active: Active::Paths(Arc::new(labels.paths.clone())), ..Pass::all() };
+        let (routed, load) = self.evaluate_load(&model, &self.tokens.test, &Self::routed(labels))?;
         let now = LossesNow {
-            all_active: self.evaluate(model.lm(), &RouteCtx::all())?,
-            routed: self.evaluate(model.lm(), &metered)?,
+            all_active: self.evaluate(model.lm(), &Pass::all())?,
+            routed,
             label_paths: self.evaluate(model.lm(), &on_paths)?,
             load,
         };
@@ -279,10 +298,24 @@ impl Run<'_> {
         LoadFigures::of_paths(&self.variant.spec, &labels.paths, &tokens)
     }
 
-    pub(super) fn smk(&self, store: &ParamStore, labels: &Labels, log: &mut MetricsLog) -> Result<SmkOutcome> {
+    /// Surprise Min-K. Its log lies beside its states, as the run's folder is begun anew after a kill, and is taken into that folder at the end.
+    pub(super) fn smk(
+        &self,
+        store: &ParamStore,
+        labels: &Labels,
+        checkpoints: Option<&Checkpoints>,
+    ) -> Result<SmkOutcome> {
         let c = self.config;
         let model = (store, &self.dense.cfg, self.variant);
-        train_smk(model, &Self::routed(labels), &self.smk_batches()?, &c.smk, log)
+        let dir = checkpoints.map_or(&c.out, |checkpoints| &checkpoints.dir);
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        let (path, place) = (dir.join(METRICS), c.out.join(METRICS));
+        let mut log = if checkpoints.is_some() { MetricsLog::open(&path) } else { MetricsLog::create(&path) }?;
+        let outcome = train_smk(model, &Self::routed(labels), &self.smk_batches()?, &c.smk, &mut log, checkpoints)?;
+        if path != place {
+            MetricsLog::copy(&path, &place)?;
+        }
+        Ok(outcome)
     }
 
     pub(super) fn corpus_figures(&self) -> CorpusFigures {

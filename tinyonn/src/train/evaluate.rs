@@ -1,12 +1,12 @@
 //! The loss of a model on held-out text, in nats a token.
 
-use std::sync::Arc;
-
 use candle_core::Device;
 
-use crate::data::{NO_TARGET, TokenSet};
+use crate::data::TokenSet;
 use crate::metrics::check_loss;
-use crate::qwen3::{FeedForward, Qwen3ForCausalLm, RouteCtx};
+use crate::moe::LoadMeter;
+use crate::ops::host;
+use crate::qwen3::{Ask, FeedForward, Keep, Pass, Qwen3ForCausalLm, Trace};
 use crate::{Error, Result};
 
 /// Mean cross-entropies.
@@ -42,7 +42,7 @@ pub struct EvaluateOptions {
     pub skip: usize,
 }
 
-/// Every token of `set` that has a target, once, under `ctx`; each sequence's task is added to it.
+/// Every token of `set` that has a target, once, under `pass`; each sequence's task is added to it.
 ///
 /// # Errors
 /// A task without a token to score; a loss that is no finite number; whatever the model reports.
@@ -51,7 +51,7 @@ pub struct EvaluateOptions {
 /// use candle_core::{DType, Device};
 /// use tinyonn::checkpoint::ParamStore;
 /// use tinyonn::data::{TaskTokens, TokenSet};
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, Pass};
 /// use tinyonn::train::evaluate;
 /// use tinyonn::train::evaluate::EvaluateOptions;
 ///
@@ -65,7 +65,7 @@ pub struct EvaluateOptions {
 /// let task = TaskTokens { name: "count".into(), tokens: (0..100).collect(), documents: vec![0; 100] };
 /// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
 /// let options = EvaluateOptions { length: 32, batch: 4, skip: 0 };
-/// let losses = evaluate(&model, &set, options, &RouteCtx::all(), &Device::Cpu)?;
+/// let losses = evaluate(&model, &set, options, &Pass::all(), &Device::Cpu)?;
 /// assert!((losses.mean - 280f64.ln()).abs() < 0.1); // it knows nothing yet
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
@@ -73,24 +73,57 @@ pub fn evaluate<F: FeedForward>(
     model: &Qwen3ForCausalLm<F>,
     set: &TokenSet,
     options: EvaluateOptions,
-    ctx: &RouteCtx,
+    pass: &Pass,
     device: &Device,
+) -> Result<Losses> {
+    read(model, set, options, pass, device, |_, _| ())
+}
+
+/// As [`evaluate`], of a routed model; with what each of `experts` experts was given to do.
+///
+/// # Errors
+/// As above.
+pub fn evaluate_load<F: FeedForward>(
+    model: &Qwen3ForCausalLm<F>,
+    set: &TokenSet,
+    options: EvaluateOptions,
+    pass: &Pass,
+    device: &Device,
+    experts: usize,
+) -> Result<(Losses, LoadMeter)> {
+    let mut load = LoadMeter::new(model.config().num_hidden_layers, experts);
+    let pass = Pass { ask: Ask { load: true, ..pass.ask.clone() }, ..pass.clone() };
+    let losses = read(model, set, options, &pass, device, |traces, values| load.add(traces, values))?;
+    Ok((losses, load))
+}
+
+/// One copy to the host a batch: the losses, and the loads that were asked for, which `routed` is given.
+fn read<F: FeedForward>(
+    model: &Qwen3ForCausalLm<F>,
+    set: &TokenSet,
+    options: EvaluateOptions,
+    pass: &Pass,
+    device: &Device,
+    mut routed: impl FnMut(&[Trace], &[Vec<f64>]),
 ) -> Result<Losses> {
     let (mut sums, mut counts) = (vec![0f64; set.tasks.len()], vec![0u64; set.tasks.len()]);
     let mut by_document = vec![DocumentLoss::default(); set.documents.len()];
     for task in 0..set.tasks.len() {
         for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let batch = batch?;
-            let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), ..ctx.clone() };
-            let losses = model.token_losses(&batch.inputs, &batch.targets, &ctx)?.flatten_all()?.to_vec1::<f32>()?;
-            let targets = batch.targets.flatten_all()?.to_vec1::<u32>()?;
-            for (position, (loss, target)) in losses.iter().zip(&targets).enumerate() {
-                if *target != NO_TARGET && position % options.length >= options.skip {
-                    sums[task] += f64::from(*loss);
+            let pass = Pass { keep: Keep::Nothing, ..pass.of_tasks(&batch.tasks) };
+            let forward = model.forward(&batch.inputs, &batch.targets, &pass)?;
+            let loads = LoadMeter::wanted(&forward.traces);
+            let values = host::read(&[vec![&forward.losses], loads].concat())?;
+            let Some((losses, loads)) = values.split_first() else { continue };
+            routed(&forward.traces, loads);
+            for (position, (loss, counted)) in losses.iter().zip(&batch.counted).enumerate() {
+                if *counted && position % options.length >= options.skip {
+                    sums[task] += loss;
                     counts[task] += 1;
                     if let Some(document) = by_document.get_mut(batch.documents[position] as usize) {
                         document.task = task;
-                        document.sum += f64::from(*loss);
+                        document.sum += loss;
                         document.tokens += 1.0;
                     }
                 }

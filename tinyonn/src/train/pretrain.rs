@@ -2,13 +2,16 @@
 
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::{AdamW, AdamwConfig};
-use crate::checkpoint::ParamStore;
+use super::checkpoints::SOURCES;
+use super::state::slots;
+use super::{AdamwConfig, Checkpoints, Rule, Saving, TrainState, train};
+use crate::Result;
+use crate::checkpoint::{ParamStore, dense_params};
 use crate::data::Sampler;
-use crate::metrics::{MetricsLog, Progress, Stage};
-use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
-use crate::{Result, ops};
+use crate::metrics::MetricsLog;
+use crate::qwen3::{Learn, Pass, Qwen3Config, Qwen3ForCausalLm};
 
 /// How a dense model is pretrained.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,8 +42,11 @@ fn rate(config: &PretrainConfig, step: u64) -> f64 {
 
 /// A dense model of shape `cfg`, initialised from `seed` and trained on the sampler's batches; losses go to `log`.
 ///
+/// With `checkpoints` it goes on behind the last state of the same training, the log as well ([`Checkpoints`]).
+///
 /// # Errors
-/// A loss or gradient that is no finite number; whatever the model or the log reports.
+/// A loss or gradient that is no finite number; a state of other settings; [`crate::Error::Interrupted`]; whatever the model, the log or the
+/// disk reports.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -60,7 +66,7 @@ fn rate(config: &PretrainConfig, step: u64) -> f64 {
 ///
 /// let dir = tempfile::tempdir()?;
 /// let path = dir.path().join("pretrain.jsonl");
-/// let store = pretrain(&cfg, &config, &sampler, &Device::Cpu, 0, &mut MetricsLog::create(&path)?)?;
+/// let store = pretrain(&cfg, &config, &sampler, &Device::Cpu, 0, &mut MetricsLog::create(&path)?, None)?;
 /// assert_eq!(store.parameters(), cfg.parameters());
 /// let records = metrics::read(&path)?;
 /// assert!(records[2].values[0].1 < records[0].values[0].1); // the loss
@@ -73,27 +79,36 @@ pub fn pretrain(
     device: &candle_core::Device,
     seed: u64,
     log: &mut MetricsLog,
+    checkpoints: Option<&Checkpoints>,
 ) -> Result<ParamStore> {
     let store = ParamStore::initialise(device, seed, |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(|_| ()))?;
     let model = Qwen3ForCausalLm::dense(cfg, &store.builder(DType::F32, |_| true))?;
-    let vars = store.trainable(|_| true);
-    let mut optimizer = AdamW::new(config.adamw);
-    let progress = Progress::new(config.steps, "pretrain");
-    for step in 0..config.steps {
-        let batch = sampler.batch_at(step)?;
-        let loss = model.token_losses(&batch.inputs, &batch.targets, &RouteCtx::all())?.mean_all()?;
-        optimizer.config.rate = rate(config, step);
-        let stage = Stage { name: "pretraining", rate_key: "pretrain.adamw.rate", rate: config.adamw.rate };
-        let norm = optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
-        stage.check("gradient's norm", norm, step)?;
-        if step % 10 == 0 || step + 1 == config.steps {
-            let loss = f64::from(loss.to_scalar::<f32>()?);
-            stage.check("loss", loss, step)?;
-            log.log(step, "pretrain", &[("loss", loss), ("rate", optimizer.config.rate), ("gradient_norm", norm)])?;
-            progress.message(format!("loss {loss:.3}"));
-        }
-        progress.set(step + 1);
+    let mut state = TrainState::new(slots(&store, dense_params(cfg)))?;
+    let rule = Rule {
+        stage: ("pretraining", "pretrain.adamw.rate"),
+        steps: config.steps,
+        pass: Pass::all(),
+        learn: Learn::default(),
+        exact: None,
+        open: 0,
+        adamw: config.adamw,
+        rate: &|step| rate(config, step),
+        adjust: None,
+    };
+    let settings = json!({
+        "code": SOURCES, "model": cfg.to_json(), "pretrain": config, "seed": seed, "data": sampler.digest(),
+    });
+    let saving = checkpoints.map(|checkpoints| Saving { checkpoints, settings });
+    if let Some(saving) = &saving {
+        saving.resume::<()>(&mut state)?;
+        log.rewind("pretrain", state.step)?;
     }
-    progress.finish();
+    train(&model, &mut state, (sampler, &rule), saving.as_ref(), &mut (), |(), said| {
+        if said.step.is_multiple_of(10) || said.step + 1 == config.steps {
+            let values = [("loss", said.loss), ("rate", said.rate), ("gradient_norm", said.norm)];
+            log.log(said.step, "pretrain", &values)?;
+        }
+        Ok(())
+    })?;
     Ok(store)
 }

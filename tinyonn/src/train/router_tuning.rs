@@ -5,15 +5,16 @@
 //! parameters by AdamW on training text and keeps those of the least loss on validation text, the first ones' included; it stops early
 //! where validation text gains nothing any more.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Tensor, Var};
 use rand::Rng as _;
 
-use super::{AdamW, AdamwConfig, RouterFitConfig};
+use super::{AdamwConfig, RouterFitConfig, Slot, TrainState};
 use crate::checkpoint::ParamStore;
 use crate::metrics::Stage;
 use crate::moe::{MoeLayer, Variant};
+use crate::ops::host;
 use crate::qwen3::Qwen3Config;
-use crate::{Error, Result, ops, random};
+use crate::{Error, Result, random};
 
 /// Steps between looks at the validation text.
 const LOOK: u64 = 20;
@@ -73,8 +74,8 @@ impl Tuning<'_> {
         layer.routers()[level][run].logits(&rows.x)
     }
 
-    fn loss(&self, layer: &MoeLayer, rows: &Rows) -> Result<Tensor> {
-        rows.cross_entropy(&self.logits(layer, rows)?)
+    fn loss(&self, layer: &MoeLayer, rows: &Rows) -> Result<f64> {
+        number(&rows.cross_entropy(&self.logits(layer, rows)?.detach())?)
     }
 
     /// The scale of Gaussian routers of least loss on validation text, by golden section over ln s. ℓ is linear in s, so the
@@ -85,7 +86,7 @@ impl Tuning<'_> {
         let store = self.model.0;
         let name = format!("{}.scale", self.path);
         let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
-        let start = f64::from(store.get(&name).ok_or_else(missing)?.to_scalar::<f32>()?);
+        let start = number(store.get(&name).ok_or_else(missing)?)?;
         // Gradients may have turned the density over, which no scale of the search can better.
         if start <= 0.0 {
             return Ok(());
@@ -96,10 +97,7 @@ impl Tuning<'_> {
         set(0.0)?;
         let prior = self.logits(&layer, &self.held)?;
         let slope = (&at_start - &prior)?;
-        let at = |ln_s: f64| -> Result<f32> {
-            let logits = (&prior + (&slope * (ln_s.exp() / start))?)?;
-            Ok(self.held.cross_entropy(&logits)?.to_scalar::<f32>()?)
-        };
+        let at = |ln_s: f64| number(&self.held.cross_entropy(&(&prior + (&slope * (ln_s.exp() / start))?)?)?);
         let before = at(start.ln())?;
         if !before.is_finite() {
             let problem = format!("its loss on validation text is {before}");
@@ -128,25 +126,31 @@ impl Tuning<'_> {
     pub(super) fn refine(&self, config: &RouterFitConfig, seed: u64) -> Result<()> {
         let prefix = format!("{}.", self.path);
         let layer = self.layer(true)?;
+        let (_, level, run) = self.place;
+        let router = &layer.routers()[level][run];
         let vars = self.model.0.trainable(|name| name.starts_with(&prefix));
-        let mut optimizer = AdamW::new(AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() });
+        let slots = vars.iter().map(|(name, var)| Slot::new(name.clone(), 0, var.clone())).collect();
+        let mut state = TrainState::new(slots)?;
+        let adamw = AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() };
         let mut rng = random::stream(seed, &format!("router/{}", self.path));
         let snapshot =
             || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
-        let held = || -> Result<f32> { Ok(self.loss(&layer, &self.held)?.detach().to_scalar()?) };
-        let (mut best, mut kept, mut looks) = (held()?, snapshot()?, 0);
+        let (mut best, mut kept, mut looks) = (self.loss(&layer, &self.held)?, snapshot()?, 0);
         let count = self.train.classes.elem_count() as u32;
+        let mut norms = Vec::new();
         for step in 1..=config.steps {
             let rows: Vec<u32> = (0..config.batch).map(|_| rng.random_range(0..count)).collect();
-            let loss = self.loss(&layer, &self.train.select(&rows)?)?;
-            let norm = optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
-            Stage { name: self.path, rate_key: "router.rate", rate: config.rate }.check(
-                "gradient's norm",
-                norm,
-                step,
-            )?;
+            let rows = self.train.select(&rows)?;
+            // From the loss to the scores on candle's tape, from there on the router's own derivative.
+            let logits = Var::from_tensor(&router.logits(&rows.x)?.detach())?;
+            let store = rows.cross_entropy(&logits)?.backward()?;
+            if let Some(dlogits) = store.get(&logits) {
+                router.backward(&rows.x, &dlogits.detach(), false, &mut state.grads)?;
+            }
+            norms.push(state.update(&adamw, config.rate)?);
             if step % LOOK == 0 || step == config.steps {
-                let now = held()?;
+                self.check(&mut norms, config.rate, step)?;
+                let now = self.loss(&layer, &self.held)?;
                 if now < best {
                     (best, kept, looks) = (now, snapshot()?, 0);
                 } else {
@@ -160,4 +164,18 @@ impl Tuning<'_> {
         vars.iter().zip(&kept).try_for_each(|((_, var), value)| var.set(value))?;
         Ok(())
     }
+
+    /// Refuses norms of the steps up to `last` that are no finite numbers.
+    fn check(&self, norms: &mut Vec<Tensor>, rate: f64, last: u64) -> Result<()> {
+        let values = host::read(&norms.iter().collect::<Vec<_>>())?;
+        let first = last + 1 - values.len() as u64;
+        norms.clear();
+        let stage = Stage { name: self.path, rate_key: "router.rate", rate };
+        (first..).zip(values.iter().flatten()).try_for_each(|(step, norm)| stage.check("gradient's norm", *norm, step))
+    }
+}
+
+/// The value of a tensor of one.
+fn number(value: &Tensor) -> Result<f64> {
+    Ok(host::read(&[value])?.concat().first().copied().unwrap_or(f64::NAN))
 }

@@ -6,34 +6,26 @@
 //! *skip* their step: no momentum, no decay, no step count (DESIGN §4). Experts without a token do not compete. The rate is constant.
 //! The log has a line every ten steps: the loss, and the load of the steps since the last one (`load_max_over_mean` of the worst layer;
 //! `load_evenness` and `load_dead`, means over layers: [`crate::moe::load_figures`]).
-//! Replicas learn by their deltas, and their surprise is known only behind the backward pass (`smk/replicas.rs`).
+//! Replicas learn by their deltas, and their surprise is known only behind the backward pass: a merge gives every delta the same gradient
+//! but for its weight, ∂L/∂ΔW_n = Σ_d w_dn ∂L/∂W̃_d, so S_n is the norm of that (`surprise = exact`). What distinguishes replicas is their
+//! weights alone: the claims of SMK are for slices (DESIGN §1).
+//!
+//! Who learns is decided where the gradients are, in [`crate::moe`]; here is the rule.
 
-mod choice;
-mod replicas;
-mod slices;
-
-pub use choice::Choice;
-pub use slices::Smk;
-
-use std::sync::Arc;
-
-use candle_core::DType;
-use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use replicas::ReplicaSmk;
-
-use super::optimizer::Lines;
-use super::router_training::{self, RouterTraining};
-use super::{AdamW, AdamwConfig, Model};
-use crate::Result;
-use crate::checkpoint::{ParamStore, is_delta};
+use super::checkpoints::{SOURCES, digest};
+use super::state::slots;
+use super::{AdamwConfig, Checkpoints, Model, Rule, Saving, TrainState, train};
+use crate::checkpoint::{ParamStore, Role, variant_params};
 use crate::data::Sampler;
-use crate::metrics::{MetricsLog, Progress, Stage};
+use crate::metrics::MetricsLog;
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::{ExpertsAre, LoadFigures};
-use crate::ops::{self, MlpProbe};
-use crate::qwen3::RouteCtx;
+use crate::moe::{Balance, ExpertsAre, LoadFigures, MoeSpec, balance};
+use crate::qwen3::{Active, Experts, Learn, Pass, PathTable, Trace};
+use crate::{Error, Result, files};
 
 /// How experts differentiate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,42 +50,6 @@ impl Default for SmkConfig {
     }
 }
 
-/// How learners are picked: slices from inside the backward pass, replicas behind it.
-enum Selection {
-    Slices(Arc<Smk>),
-    Replicas(ReplicaSmk),
-}
-
-impl Selection {
-    fn probe(&self) -> Option<Arc<dyn MlpProbe>> {
-        match self {
-            Self::Slices(smk) => Some(smk.clone()),
-            Self::Replicas(_) => None,
-        }
-    }
-
-    fn keep_learners(&mut self, store: &ParamStore, grads: &mut GradStore, load: &[Vec<f64>]) -> Result<()> {
-        match self {
-            Self::Slices(_) => Ok(()),
-            Self::Replicas(smk) => smk.keep_learners(store, grads, load),
-        }
-    }
-
-    fn lines(&self, name: &str) -> Option<Lines> {
-        match self {
-            Self::Slices(smk) => smk.lines(name),
-            Self::Replicas(_) => None,
-        }
-    }
-
-    fn choices(&self) -> Vec<Choice> {
-        match self {
-            Self::Slices(smk) => smk.choices(),
-            Self::Replicas(smk) => smk.choices().to_vec(),
-        }
-    }
-}
-
 /// What the training did.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SmkOutcome {
@@ -103,8 +59,10 @@ pub struct SmkOutcome {
 
 /// Differentiates the experts of a model, routed as `routed` says; everything but the experts is frozen, and the routers unless asked.
 ///
+/// With `checkpoints` it goes on behind the last state of the same training, the log as well ([`Checkpoints`]).
+///
 /// # Errors
-/// A `min_k` of zero; a loss or gradient that is no finite number; whatever the model or the log reports.
+/// A `min_k` of zero; a state of other settings; [`Error::Interrupted`]; a loss or gradient that is no finite number; whatever the model or the log reports.
 ///
 /// ```
 /// use candle_core::Device;
@@ -113,7 +71,7 @@ pub struct SmkOutcome {
 /// use tinyonn::imaging::{Partition, PartitionSources, partition};
 /// use tinyonn::metrics::MetricsLog;
 /// use tinyonn::moe::{self, moe};
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, RouteCtx};
+/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, Pass};
 /// use tinyonn::train::{SmkConfig, train_smk};
 ///
 /// #[moe(groups = 2, experts = 3)]
@@ -134,82 +92,136 @@ pub struct SmkOutcome {
 /// let sampler = Sampler::new(&set, 32, config.batch, 0, &Device::Cpu)?;
 /// let dir = tempfile::tempdir()?;
 /// let mut log = MetricsLog::create(dir.path().join("smk.jsonl"))?;
-/// let outcome = train_smk((&store, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log)?;
+/// let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None)?;
 /// assert!(outcome.updated_share < 1.0); // one of several active experts
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn train_smk(
     (store, cfg, variant): Model<'_>,
-    routed: &RouteCtx,
+    routed: &Pass,
     sampler: &Sampler<'_>,
     config: &SmkConfig,
     log: &mut MetricsLog,
+    checkpoints: Option<&Checkpoints>,
 ) -> Result<SmkOutcome> {
-    let (routers, replicas) = (config.routers, variant.spec.experts_are == ExpertsAre::Replicate);
-    let learns = move |name: &str| {
-        let expert = name.contains(".mlp.") && name.ends_with("_proj.weight") && is_delta(name) == replicas;
-        expert || (routers && name.contains("_router."))
+    if config.min_k == 0 {
+        return Err(Error::setting("smk.min_k", "is 0, and no expert would learn", "use 1 or more"));
+    }
+    let (routers, spec) = (config.routers, &variant.spec);
+    let (experts, role) = match spec.experts_are {
+        ExpertsAre::Slice => (Experts::MinK(config.min_k), Role::Expert),
+        ExpertsAre::Replicate => (Experts::All, Role::Delta),
     };
-    let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, learns))?;
-    let routing = Arc::new(RouterTraining::beside(routed.observer.clone()));
-    let mut selection = if let Some(units) = model.neuron_experts()? {
-        let smk = Smk::new(config.min_k, variant.spec.experts(), units)?;
-        Selection::Slices(Arc::new(smk.behind(variant.spec.open_positions(), sampler.length())))
-    } else {
-        Selection::Replicas(ReplicaSmk::new(config.min_k, store, cfg.num_hidden_layers, variant.spec.experts())?)
+    let mut params = variant_params(cfg, variant)?;
+    params.retain(|param| param.role == role || (routers && param.role == Role::Router));
+    if let Some(param) = params.iter().find(|param| param.role == Role::Delta && store.get(&param.name).is_none()) {
+        let remedy = "add the deltas that are to learn with `checkpoint::grow_deltas`";
+        return Err(Error::tensor(param.name.clone(), "is missing: this replica cannot learn", remedy));
+    }
+    let names: std::collections::BTreeSet<String> = params.iter().map(|param| param.name.clone()).collect();
+    let vb = store.builder(DType::F32, move |name| names.contains(name));
+    let model = TinyOnnForCausalLm::new(cfg, variant, &vb)?;
+    let mut state = TrainState::new(slots(store, params))?;
+    let biases = biases(store, cfg.num_hidden_layers, spec)?;
+    state.beside.clone_from(&biases);
+    // Biases follow the load while routers learn.
+    let adjust = |traces: &[Trace], finite: &Tensor| -> Result<()> {
+        for ((_, bias), load) in biases.iter().zip(traces.iter().filter_map(|trace| trace.load.as_ref())) {
+            let moved = balance::step(spec, &bias.as_detached_tensor(), &load.tokens_n)?;
+            let kept = finite.broadcast_as(moved.shape())?.where_cond(&moved, &bias.as_detached_tensor())?;
+            bias.set(&kept)?;
+        }
+        Ok(())
     };
-    let ctx = RouteCtx { probe: selection.probe(), observer: Some(routing.clone()), ..routed.clone() };
-    let vars = store.trainable(learns);
-    let mut optimizer = AdamW::new(config.adamw);
-    let progress = Progress::new(config.steps, "smk");
-    let (mut shares, mut count) = (0.0, 0u64);
-    // Tokens by layer and expert since the last line of the log.
-    let mut logged: Vec<Vec<f64>> = Vec::new();
-    for step in 0..config.steps {
-        let batch = sampler.batch_at(step)?;
-        let training = routers.then(|| sampler.seed_at(step));
-        let ctx = RouteCtx { tasks: Some(Arc::from(batch.tasks.as_slice())), training, ..ctx.clone() };
-        let losses = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx)?.reshape(batch.targets.shape())?;
-        // What a shared decision reads runs all active, and is left out of routed losses.
-        let length = losses.dim(1)?;
-        let open = variant.spec.open_positions().min(length - 1);
-        let loss = losses.narrow(1, open, length - open)?.mean_all()?;
-        let stage = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: config.adamw.rate };
-        // Frozen routers report no loss.
-        let total = routing.add_to(loss.clone())?;
-        let mut grads = ops::backward(&total)?;
-        let load = routing.take_load();
-        selection.keep_learners(store, &mut grads, &load)?;
-        let norm = optimizer.step(&vars, &grads, |name| selection.lines(name))?;
-        stage.check("gradient's norm", norm, step)?;
-        if routers {
-            router_training::balance(store, &variant.spec, &load)?;
+    let rule = Rule {
+        stage: ("Surprise Min-K", "smk.adamw.rate"),
+        steps: config.steps,
+        pass: routed.clone(),
+        learn: Learn { experts, routers, image: None },
+        exact: (role == Role::Delta).then_some(config.min_k),
+        open: spec.open_positions(),
+        adamw: config.adamw,
+        rate: &|_| config.adamw.rate,
+        adjust: (routers && !biases.is_empty()).then_some(&adjust),
+    };
+    let mut tally = Tally::default();
+    let saving = match checkpoints {
+        Some(checkpoints) => {
+            let settings = json!({
+                "code": SOURCES, "model": cfg.to_json(), "variant": spec, "smk": config, "data": sampler.digest(),
+                "weights": digest(store)?, "active": active(routed),
+            });
+            Some(Saving { checkpoints, settings })
         }
-        for choice in selection.choices() {
-            shares += choice.learners.len() as f64 / choice.active.len().max(1) as f64;
-            count += 1;
+        None => None,
+    };
+    if let Some(saving) = &saving {
+        tally = saving.resume(&mut state)?.unwrap_or_default();
+        log.rewind("smk", state.step)?;
+    }
+    train(model.lm(), &mut state, (sampler, &rule), saving.as_ref(), &mut tally, |tally, said| {
+        for (learnt, active) in &said.learners {
+            tally.shares += learnt / active.max(1.0);
+            tally.count += 1;
         }
-        add(&mut logged, load);
-        if step % 10 == 0 || step + 1 == config.steps {
-            let loss = f64::from(loss.to_scalar::<f32>()?);
-            stage.check("loss", loss, step)?;
-            let load = LoadFigures::new(&variant.spec, &std::mem::take(&mut logged));
+        add(&mut tally.load, &said.load);
+        if said.step.is_multiple_of(10) || said.step + 1 == config.steps {
+            let load = LoadFigures::new(spec, &std::mem::take(&mut tally.load));
             let [peak, evenness, dead] = [load.max_over_mean(), load.evenness(), load.dead()];
             let load = [("load_max_over_mean", peak), ("load_evenness", evenness), ("load_dead", dead)];
-            log.log(step, "smk", &[&[("loss", loss)], &load[..]].concat())?;
-            progress.message(format!("loss {loss:.3}"));
+            log.log(said.step, "smk", &[&[("loss", said.loss)], &load[..]].concat())?;
         }
-        progress.set(step + 1);
+        Ok(())
+    })?;
+    Ok(SmkOutcome { updated_share: tally.shares / tally.count.max(1) as f64 })
+}
+
+/// What has been summed up.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Tally {
+    /// Of each step and layer, the share of the active experts that learnt; and how many there were.
+    shares: f64,
+    count: u64,
+    /// Tokens by layer and expert since the last line of the log.
+    load: Vec<Vec<f64>>,
+}
+
+/// Which experts take part, with the digest of given paths.
+fn active(routed: &Pass) -> serde_json::Value {
+    let of = |paths: &PathTable| {
+        let mut digest = files::Digest::new();
+        for experts in paths.experts.iter().flatten() {
+            digest.words(experts);
+        }
+        digest.hex()
+    };
+    let (how, given) = match &routed.active {
+        Active::All => ("all", None),
+        Active::Routed => ("routed", None),
+        Active::Paths(paths) => ("paths", Some(of(paths))),
+    };
+    json!({ "experts": how, "given": given, "of_tasks": routed.paths.as_deref().map(of) })
+}
+
+/// The biases of every layer's selection, where they are declared.
+fn biases(store: &ParamStore, layers: usize, spec: &MoeSpec) -> Result<Vec<(String, Var)>> {
+    if !matches!(spec.balance, Balance::Bias { .. }) {
+        return Ok(Vec::new());
     }
-    progress.finish();
-    Ok(SmkOutcome { updated_share: shares / count.max(1) as f64 })
+    let of_layer = |layer: usize| {
+        let name = format!("model.layers.{layer}.mlp.balance_bias");
+        let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
+        let var = store.get(&name).ok_or_else(missing)?.clone();
+        Ok((name, var))
+    };
+    (0..layers).map(of_layer).collect()
 }
 
 /// Adds what a step gave each expert of each layer.
-fn add(sums: &mut Vec<Vec<f64>>, load: Vec<Vec<f64>>) {
+fn add(sums: &mut Vec<Vec<f64>>, load: &[Vec<f64>]) {
     if sums.is_empty() {
-        *sums = load;
+        *sums = load.to_vec();
     } else {
-        sums.iter_mut().flatten().zip(load.into_iter().flatten()).for_each(|(sum, load)| *sum += load);
+        sums.iter_mut().flatten().zip(load.iter().flatten()).for_each(|(sum, load)| *sum += load);
     }
 }

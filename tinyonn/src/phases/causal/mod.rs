@@ -28,7 +28,7 @@ use crate::checkpoint::ParamStore;
 use crate::data::TokenSet;
 use crate::imaging::NeuronScan;
 use crate::metrics::{Interval, Progress, interval};
-use crate::qwen3::{Mlp, Qwen3ForCausalLm, RouteCtx};
+use crate::qwen3::{Mlp, Pass, Qwen3ForCausalLm};
 use crate::train::Losses;
 use crate::{Error, Result};
 
@@ -82,7 +82,7 @@ impl Run<'_> {
     pub(super) fn causal(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Vec<Intervention>> {
         let mut set = self.tokens.test.clone();
         set.beginnings(self.config.study_tokens.max(self.config.length + 1));
-        let dense = self.evaluate_on(&self.dense_model()?, &set, &RouteCtx::all())?;
+        let dense = self.evaluate_on(&self.dense_model()?, &set, &Pass::all())?;
         let ground = Ground { scan, set, dense };
         let (experts, width) = (self.variant.spec.experts(), self.dense.cfg.intermediate_size);
         let each = vec![(0..width as u32).collect::<Vec<_>>(); units.len()];
@@ -147,7 +147,7 @@ impl Run<'_> {
     ) -> Result<(Intervention, Vec<(f64, f64)>)> {
         let after = |units: &Units, task: usize| {
             let touched = self.touched(&units[task], of.owner, &touch.factors(task, factor))?;
-            self.evaluate_on(&touched, &ground.set, &RouteCtx::all())
+            self.evaluate_on(&touched, &ground.set, &Pass::all())
         };
         let change = |task: usize| {
             let draws = touch.draws.iter().map(|units| after(units, task)).collect::<Result<Vec<_>>>()?;

@@ -16,13 +16,13 @@ use crate::imaging::{
 };
 use crate::metrics::Stopwatch;
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::{LoadFigures, LoadMeter, MoeSpec, Pfag, variant};
+use crate::moe::{LoadFigures, MoeSpec, Pfag, variant};
 use crate::ops::GradSite;
 use crate::phases::prepared::Prepared;
 use crate::phases::run::{Held, Inputs, Run, active_share};
 use crate::phases::{LabelUnit, RunConfig};
-use crate::qwen3::{Active, RouteCtx};
-use crate::train::{LevelAccuracy, router_accuracy, row_accuracy};
+use crate::qwen3::{Active, Pass};
+use crate::train::{Checkpoints, LevelAccuracy, router_accuracy, row_accuracy};
 use crate::{Error, Result};
 
 /// Sequences of each task's training text that the oracle measures on: its time is most of a comparison's otherwise.
@@ -46,7 +46,7 @@ struct Subject<'a> {
     images: BTreeMap<(String, String, &'static str, bool), Arc<NeuronScan>>,
 }
 
-/// Runs the cells of a subject that have not been run; `done` is told of each.
+/// Runs the cells of a subject that have not been run; `done` is told of each. With `checkpoints` a pretraining that was cut off goes on.
 ///
 /// # Errors
 /// Another process is at it; text that is not what it was; whatever a cell reports.
@@ -54,6 +54,7 @@ pub fn run_subject(
     config: &CompareConfig,
     corpus: &CorpusConfig,
     seed: u64,
+    checkpoints: Option<&Checkpoints>,
     mut done: impl FnMut(&Cell),
 ) -> Result<()> {
     let store = Store::new(&config.out);
@@ -70,7 +71,7 @@ pub fn run_subject(
         return Ok(());
     }
     let base = config.run(corpus, seed, &config.best);
-    let prepared = Prepared::new(&base, &mut Stopwatch::new())?;
+    let prepared = Prepared::new(&base, &mut Stopwatch::new(), checkpoints)?;
     if let Some(known) = known.as_ref().filter(|known| known.corpus_sha256 != prepared.text.sha256) {
         let problem = format!("the text of `{}` is not what it was: SHA-256 {} then", corpus.name, known.corpus_sha256);
         return Err(Error::file(&folder, problem, "restore the text, or begin another comparison with --out"));
@@ -98,8 +99,8 @@ pub fn run_subject(
 
 /// What does not depend on a cell.
 fn of_subject(run: &Run<'_>, scan: &NeuronScan, corpus: &CorpusConfig) -> Result<SubjectRecord> {
-    let dense = run.evaluate_on(&run.dense_model()?, &run.tokens.test, &RouteCtx::all())?;
-    let without = run.evaluate_on(&run.without_mlps()?, &run.tokens.test, &RouteCtx::all())?;
+    let dense = run.evaluate_on(&run.dense_model()?, &run.tokens.test, &Pass::all())?;
+    let without = run.evaluate_on(&run.without_mlps()?, &run.tokens.test, &Pass::all())?;
     let units = run.units(scan)?;
     Ok(SubjectRecord {
         corpus: corpus.name.clone(),
@@ -140,7 +141,7 @@ impl Subject<'_> {
         let labels = seeds.iter().map(draw).collect::<Result<Vec<Labels>>>()?;
         let along = |labels: &Labels| {
             let active = Active::Paths(Arc::new(labels.paths.clone()));
-            run.evaluate_on(model.lm(), &run.tokens.test, &RouteCtx { active, ..RouteCtx::default() })
+            run.evaluate_on(model.lm(), &run.tokens.test, &Pass { active, ..Pass::all() })
         };
         let paths = labels.iter().map(along).collect::<Result<Vec<_>>>()?;
         let routed = cell.routed.then(|| self.routed(&run, &store, &labels[0], &units, cell)).transpose()?;
@@ -182,9 +183,7 @@ impl Subject<'_> {
         let fitter = run.fitter(&self.inputs.tokens, &self.held.validation.tokens)?;
         run.fit_own(store, &fitter, (labels, rows.as_ref()), routing)?;
         let model = routing()?;
-        let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, variant.spec.experts()));
-        let ctx = RouteCtx { observer: Some(load.clone()), ..Run::routed(labels) };
-        let loss = run.evaluate_on(model.lm(), &run.tokens.test, &ctx)?;
+        let (loss, load) = run.evaluate_load(&model, &run.tokens.test, &Run::routed(labels))?;
         let modules: Vec<_> = (0..cfg.num_hidden_layers).map(|layer| model.moe(layer)).collect();
         let layers = match &rows {
             Some(rows) => row_accuracy(&modules, &self.held.test.tokens, &rows.test)?,

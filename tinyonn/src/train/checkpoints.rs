@@ -1,0 +1,214 @@
+//! Where a training leaves its state, so that it goes on behind a kill: `state-STEP.safetensors`, one file a state.
+//!
+//! A state holds of every slot the weight θ (under its own name), the moments (`m/NAME`, `v/NAME`) and the step counts (`steps/NAME`, u32), the biases
+//! of a selection, and in its metadata, as JSON under `tinyonn.state`, a version, the step, what was summed up since the last line of the log, and the settings. The batch of a step is a function of seed
+//! and step ([`crate::data::Sampler`]), so N steps are n steps, a kill and N − n more, bit for bit on one device.
+//!
+//! A file is written beside its name and renamed: a kill or a full disk at any moment leaves the states before it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::TrainState;
+use crate::checkpoint::{MappedSafetensors, ParamStore, write_tensors};
+use crate::interrupt::Interrupt;
+use crate::{Error, Result, files};
+
+/// Where, and how often, a training saves its state.
+///
+/// The same training called again with the same folder goes on behind the last state; called with other settings, it refuses and names
+/// them. Whoever has the result removes the folder.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    /// The folder of the states.
+    pub dir: PathBuf,
+    /// Steps between two states.
+    pub every: u64,
+    /// How many of the last states stay.
+    pub keep: usize,
+    /// What may ask the training to stop: it then saves and returns [`Error::Interrupted`].
+    pub interrupt: Interrupt,
+}
+
+/// The states of one training: where they lie, and what they are of.
+#[derive(Debug)]
+pub struct Saving<'a> {
+    /// Where they lie.
+    pub checkpoints: &'a Checkpoints,
+    /// What decides every bit of the training, by name.
+    pub settings: Value,
+}
+
+/// SHA-256 of this crate's sources: other code may compute other bits.
+pub(super) const SOURCES: &str = env!("TINYONN_SOURCES_SHA256");
+/// The key of a state's metadata under which [`About`] stands, as JSON.
+const METADATA: &str = "tinyonn.state";
+/// Of what this program writes, and reads.
+const VERSION: u32 = 1;
+const OPTIMIZER: [&str; 3] = ["m", "v", "steps"];
+
+/// What a state says of itself.
+#[derive(Serialize, Deserialize)]
+struct About {
+    version: u32,
+    step: u64,
+    tally: Value,
+    settings: Value,
+}
+
+/// What a state of any version says.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+impl Saving<'_> {
+    /// Writes `state`, and `tally` with it; older states than the last [`Checkpoints::keep`] are removed behind that.
+    ///
+    /// # Errors
+    /// The system refuses it: the states before it stay, and the message says so.
+    pub fn save(&self, state: &TrainState, tally: &impl Serialize) -> Result<PathBuf> {
+        let dir = &self.checkpoints.dir;
+        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        let path = dir.join(format!("state-{:08}.safetensors", state.step));
+        let unfit =
+            |e: serde_json::Error| Error::file(&path, format!("cannot hold what was summed up: {e}"), "report this");
+        let tally = serde_json::to_value(tally).map_err(unfit)?;
+        let about = About { version: VERSION, step: state.step, tally, settings: self.settings.clone() };
+        let about = serde_json::to_string(&about).map_err(unfit)?;
+        let tensors = state.tensors()?;
+        let entries: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        files::write_with(&path, |staged| write_tensors(staged, &entries, (METADATA, &about))).map_err(|e| {
+            let before = match self.states() {
+                Ok(states) if !states.is_empty() => format!("the state of step {} stays", states[states.len() - 1].0),
+                _ => "there is no state before it".to_owned(),
+            };
+            let remedy = format!("make room there, and give the same command again; {before}");
+            Error::file(&path, format!("cannot be written: {e}"), remedy)
+        })?;
+        let states = self.states()?;
+        for (_, old) in &states[..states.len().saturating_sub(self.checkpoints.keep.max(1))] {
+            fs::remove_file(old).map_err(|e| Error::io(old, e))?;
+        }
+        Ok(path)
+    }
+
+    /// Puts the last state into `state` and returns its tally; `None` where none was saved.
+    ///
+    /// # Errors
+    /// A state of other settings, which are named, or of another version; a file that is not whole.
+    pub fn resume<T: DeserializeOwned>(&self, state: &mut TrainState) -> Result<Option<T>> {
+        self.clear_half_written();
+        let Some((_, path)) = self.states()?.pop() else { return Ok(None) };
+        let saved = MappedSafetensors::open(&path)?;
+        let remedy = "remove it: the state before it serves, if there is one";
+        let about = saved.metadata(METADATA).ok_or_else(|| Error::file(&path, "says nothing of a training", remedy))?;
+        let unreadable = |e: serde_json::Error| Error::file(&path, format!("cannot be read: {e}"), remedy);
+        let version = serde_json::from_str::<Version>(about).map_err(unreadable)?.version;
+        if version != VERSION {
+            let problem = format!("is a state of version {version}, this program reads version {VERSION}");
+            return Err(Error::file(&path, problem, "go on with the program that wrote it, or remove its folder"));
+        }
+        let about: About = serde_json::from_str(about).map_err(unreadable)?;
+        self.refuse_other(&about.settings)?;
+        let tally = serde_json::from_value(about.tally).map_err(unreadable)?;
+        state.restore(about.step, &saved)?;
+        Ok(Some(tally))
+    }
+
+    /// Removes what a process that was killed while it saved had written: its name has that process's number, so that no other one replaces it.
+    fn clear_half_written(&self) {
+        for entry in fs::read_dir(&self.checkpoints.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(".state-") && name.ends_with(".writing") {
+                // What cannot be removed is no more than room.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn refuse_other(&self, settings: &Value) -> Result<()> {
+        let names = differences(settings, &self.settings);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let problem = format!("holds a training that was cut off, of other settings: {}", names.join("; "));
+        let remedy = "give those to go on with it, or remove the folder to begin anew";
+        Err(Error::file(&self.checkpoints.dir, problem, remedy))
+    }
+
+    fn states(&self) -> Result<Vec<(u64, PathBuf)>> {
+        states(&self.checkpoints.dir)
+    }
+}
+
+/// Whether `dir` holds a state.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn are_in(dir: &Path) -> Result<bool> {
+    Ok(!states(dir)?.is_empty())
+}
+
+/// Steps and files of the states in `dir`, the first one first.
+fn states(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|e| Error::io(dir, e))?,
+    };
+    let mut states = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(dir, e))?.path();
+        states.extend(step_of(&path).filter(|_| path.is_file()).map(|step| (step, path)));
+    }
+    states.sort();
+    Ok(states)
+}
+
+fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("state-")?.strip_suffix(".safetensors")?.parse().ok()
+}
+
+/// `NAME was A and is B` for each setting, named by its path, in which the two differ.
+#[must_use]
+pub fn differences(was: &Value, is: &Value) -> Vec<String> {
+    fn walk(name: &str, was: &Value, is: &Value, found: &mut Vec<String>) {
+        match (was, is) {
+            (Value::Object(a), Value::Object(b)) => {
+                let behind = b.keys().filter(|key| !a.contains_key(*key));
+                for key in a.keys().chain(behind) {
+                    let at = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                    walk(&at, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), found);
+                }
+            }
+            _ if was == is => {}
+            _ => found.push(format!("`{name}` was {was} and is {is}")),
+        }
+    }
+    let mut found = Vec::new();
+    walk("", was, is, &mut found);
+    found
+}
+
+/// SHA-256 of every entry of `store`: a training that goes on must find the weights that it began with.
+///
+/// # Errors
+/// What the device reports.
+pub(crate) fn digest(store: &ParamStore) -> Result<String> {
+    let mut digest = files::Digest::new();
+    for (name, var) in store.iter() {
+        digest.text(name);
+        digest.bytes(&crate::checkpoint::raw_bytes(name, var)?);
+    }
+    Ok(digest.hex())
+}
+
+/// The names of what is kept of a slot beside its weight.
+pub(super) fn optimizer_names(name: &str) -> [String; 3] {
+    OPTIMIZER.map(|kind| format!("{kind}/{name}"))
+}
