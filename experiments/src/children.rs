@@ -55,9 +55,12 @@ pub fn run_subjects(config: &CompareConfig, jobs: Option<usize>) -> Result<usize
             }
         }
     }
-    progress.finish();
+    progress.set(cells_done(config) as u64);
     match failed.first() {
-        None => Ok(cells_done(config) - before),
+        None => {
+            progress.finish();
+            Ok(cells_done(config) - before)
+        }
         Some(name) => {
             let log = config.out.join("subjects").join(format!("{name}.log"));
             let text = std::fs::read_to_string(&log).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! How a binary begins and ends: the log, and an error as one line.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use tinyonn::{Error, Result};
@@ -33,10 +33,15 @@ pub fn main_with(main: impl FnOnce() -> Result<ExitCode> + Send) -> ExitCode {
     rayon::scope(|_| main()).unwrap_or_else(|error| {
         let line = one_line(&error.to_string());
         if let Error::Interrupted { signal, .. } = error {
-            eprintln!("{line}");
+            say(&line);
             return ExitCode::from(signal.exit_code());
         }
-        eprintln!("error: {line}");
+        say(&format!("error: {line}"));
         ExitCode::from(ERROR)
     })
+}
+
+/// A line for whoever still reads: after Ctrl-C the other end of a pipe may be gone.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

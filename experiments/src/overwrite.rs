@@ -6,13 +6,13 @@ use std::path::Path;
 use serde_json::Value;
 use tinyonn::{Error, Result, files};
 
-/// Whether the folder `out` is there to be replaced, and may be.
+/// Whether the folder `out` may be replaced. (If it is not there now, a run that was ended while it replaced it may have put it aside.)
 ///
 /// # Errors
 /// It is used, and `allowed` is false; it is neither a run's folder nor a checkpoint; one of `inputs` lies in it.
 pub fn replaces(out: &Path, allowed: bool, inputs: &[&Path]) -> Result<bool> {
     if !files::is_used(out)? {
-        return Ok(false);
+        return Ok(allowed);
     }
     if !allowed {
         let remedy = "name another folder with --out, or replace this one with --overwrite";

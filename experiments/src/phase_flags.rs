@@ -19,6 +19,10 @@ pub struct PhaseFlags {
     #[arg(long, value_name = "NAME=PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
+    /// Steps of a training between two states that a run goes on from when it was stopped
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    #[serde(skip)]
+    pub save_every: u64,
     /// Seed, device, settings.
     #[command(flatten)]
     #[serde(flatten)]

@@ -1,22 +1,31 @@
-//! The folder of a run, and what is needed to repeat it: its `config.json`.
+//! The folder of a run, what is needed to repeat it (its `config.json`), and what a run that was stopped goes on from.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use tinyonn::Result;
 use tinyonn::files::{self, StagedFolder};
+use tinyonn::train::{Checkpoints, checkpoints};
+use tinyonn::{Error, Result};
 
-use crate::DeviceName;
+use crate::{DeviceName, interrupt};
 
 /// A folder for the results of one run. It is filled beside its name, which it takes when it is whole: see [`StagedFolder`]. A run
-/// that ends before leaves nothing, and an old folder as it was.
+/// that ends before leaves an old folder as it was, and the states of its training in the sibling `.NAME.states`: the same command goes on
+/// from them, a command of other settings is refused.
 #[derive(Debug)]
 pub struct RunFolder {
     out: PathBuf,
+    // Before the staged folder, whose lock keeps another process away until these are dropped.
+    states: States,
     staged: StagedFolder,
 }
+
+/// In the folder of the states, what they are of.
+const RUN: &str = "run.json";
+/// States that stay: the last, and one before it for a disk that lost the last.
+const KEEP: usize = 2;
 
 impl RunFolder {
     /// Begins `out` with its `config.json`: the program's name, versions, commit and command line, seed, device, and `settings`,
@@ -42,7 +51,17 @@ impl RunFolder {
             "settings": settings,
         });
         files::write(staged.path().join("config.json"), format!("{config:#}\n"))?;
-        Ok(Self { out: out.to_path_buf(), staged })
+        let run = json!({ "program": program, "settings": settings });
+        Ok(Self { out: out.to_path_buf(), staged, states: States::of(out, &run)? })
+    }
+
+    /// Where the run's training saves its state, `every` so many steps.
+    ///
+    /// # Errors
+    /// A run of other settings was stopped in it; what the system reports.
+    pub fn checkpoints(&self, every: u64) -> Result<Checkpoints> {
+        self.states.go_on_or_clear()?;
+        Ok(Checkpoints { dir: self.states.dir.clone(), every, keep: KEEP, interrupt: interrupt() })
     }
 
     /// Where the run writes.
@@ -57,7 +76,65 @@ impl RunFolder {
     /// What the system reports; an old folder then stays.
     pub fn finish(self) -> Result<PathBuf> {
         self.staged.publish()?;
+        self.states.remove()?;
         Ok(self.out)
+    }
+}
+
+/// The folder `.NAME.states` beside that of a run: what the run goes on from. Dropped without a state in it, it goes.
+#[derive(Debug)]
+struct States {
+    dir: PathBuf,
+    /// The program and its settings.
+    run: Value,
+}
+
+impl States {
+    fn of(out: &Path, run: &Value) -> Result<Self> {
+        let name = out.file_name().ok_or_else(|| Error::file(out, "has no name of its own", "name a new folder"))?;
+        let dir = out.with_file_name(format!(".{}.states", name.to_string_lossy()));
+        Ok(Self { dir, run: run.clone() })
+    }
+
+    /// Leaves a folder as it is that holds states of this run; one without a state is made anew.
+    fn go_on_or_clear(&self) -> Result<()> {
+        let (dir, path) = (&self.dir, self.dir.join(RUN));
+        if !path.exists() || !checkpoints::are_in(dir)? {
+            self.remove()?;
+            std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+            return files::write(path, format!("{:#}\n", self.run));
+        }
+        let remedy = format!(
+            "give those to go on with it, name another folder with --out, or remove {} to begin anew",
+            dir.display()
+        );
+        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let was = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), remedy.clone()))?;
+        let names = checkpoints::differences(&was, &self.run);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let problem = format!("holds a run that was stopped, of other settings: {}", names.join("; "));
+        Err(Error::file(dir, problem, remedy))
+    }
+
+    fn remove(&self) -> Result<()> {
+        let gone = |removed: std::io::Result<()>| match removed {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&self.dir, e)),
+            _ => Ok(()),
+        };
+        // First what they are of: states that a kill in between leaves behind are nobody's.
+        gone(std::fs::remove_file(self.dir.join(RUN)))?;
+        gone(std::fs::remove_dir_all(&self.dir))
+    }
+}
+
+impl Drop for States {
+    fn drop(&mut self) {
+        if matches!(checkpoints::are_in(&self.dir), Ok(false)) {
+            // What cannot be removed now, the next run in this folder removes.
+            let _ = self.remove();
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 
 #[path = "programs/interrupts.rs"]
 mod interrupts;
+#[path = "programs/resume.rs"]
+mod resume;
 #[path = "programs/stored_scans.rs"]
 mod stored_scans;
 
@@ -221,12 +223,14 @@ fn a_loss_that_is_no_number(#[case] program: &str, #[case] arguments: &str, #[ca
 }
 
 #[test]
-fn pretraining_at_too_high_a_rate_leaves_nothing_in_the_cache() {
+fn pretraining_at_too_high_a_rate_keeps_the_state_before_it() {
     let place = Place::new();
     fs::write(place.path("run.toml"), "cache = \"cache\"\nlength = 32\npretrain.adamw.rate = 1e30").unwrap();
     let output = place.run(PHASE2, "--data a=a.txt --data b=b.txt --config run.toml --out out");
     assert_failed(&output, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
-    assert!(!place.path("out").exists() && fs::read_dir(place.path("cache")).unwrap().next().is_none());
+    assert!(!place.path("out").exists());
+    let cached: Vec<PathBuf> = fs::read_dir(place.path("cache")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(cached.len() == 1 && cached[0].join("states/state-00000001.safetensors").exists(), "{cached:?}");
 }
 
 /// Runs where no file may grow beyond `blocks` of 1024 bytes: as on a full disk, a write then fails, and the shell's trap keeps the

@@ -61,12 +61,20 @@ impl Place {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// One line, before any work.
     fn refused(&self, program: &str, arguments: &str, words: &[&str]) {
+        let said = self.failed(program, arguments, words);
+        assert!(said.lines().count() == 1, "{said}");
+    }
+
+    /// One line, behind those that say how far stages came; returns all of them.
+    fn failed(&self, program: &str, arguments: &str, words: &[&str]) -> String {
         let output = self.run(program, arguments);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.starts_with("error: ") && words.iter().all(|word| last.contains(word)), "{said}");
+        said.into_owned()
     }
 
     fn json(&self, name: &str) -> Value {
@@ -186,6 +194,8 @@ fn a_subject_that_fails_fails_alone() {
     let grid = format!("{GRID}{SHAPE}{CELLS}")
         .replace("corpora = [", "corpora = [{ name = \"short\", data = [\"a=short.jsonl\", \"b=b.txt\"] }, ");
     fs::write(place.path("grid.toml"), grid).unwrap();
-    place.refused(COMPARE, "--config grid.toml --out compare --jobs 1", &["short-3.log", "what is done is kept"]);
+    let words = ["short-3.log", "what is done is kept"];
+    let said = place.failed(COMPARE, "--config grid.toml --out compare --jobs 1", &words);
+    assert!(said.contains("compare: stopped at 12/24"), "{said}");
     assert_eq!(cells(&place.path("compare")).len(), 2 * 6);
 }

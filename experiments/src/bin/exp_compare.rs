@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{children, git_commit, main_with, say};
+use experiments::{children, git_commit, interrupt, main_with, say};
 use serde::Serialize;
 use tinyonn::phases::compare::{self, CompareConfig, Outcome, verdict, write_report, write_results};
+use tinyonn::train::Checkpoints;
 use tinyonn::{Error, Result};
 
 /// Compare sources of labels, partitions, routers and shares over dense models of several seeds and texts; write RESULTS.md.
@@ -70,6 +71,9 @@ struct Flags {
     #[arg(long, value_name = "DEVICE")]
     device: Option<experiments::DeviceName>,
 }
+
+/// Steps of a pretraining between two states.
+const SAVE_EVERY: u64 = 100;
 
 fn main() -> ExitCode {
     main_with(|| {
@@ -138,6 +142,7 @@ fn run_subject(cli: &Cli, subject: &[String]) -> Result<ExitCode> {
     let unknown = || Error::setting("--subject", format!("{subject:?} is not of this comparison"), "leave it out");
     let corpus = config.corpora.iter().find(|corpus| corpus.name == subject[0]).ok_or_else(unknown)?;
     let seed = subject[1].parse().map_err(|_| unknown())?;
-    compare::run_subject(&config, corpus, seed, |_| {})?;
+    let checkpoints = Checkpoints { dir: out, every: SAVE_EVERY, keep: 2, interrupt: interrupt() };
+    compare::run_subject(&config, corpus, seed, Some(&checkpoints), |_| {})?;
     Ok(ExitCode::SUCCESS)
 }

@@ -56,7 +56,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let read: Vec<&Path> = config.reads().chain(file).collect();
     let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
-    let summary = phase1(&RunConfig { out: folder.dir().to_path_buf(), ..config })?;
+    let checkpoints = folder.checkpoints(cli.flags.save_every)?;
+    let summary = phase1(&RunConfig { out: folder.dir().to_path_buf(), ..config }, Some(&checkpoints))?;
     let out = folder.finish()?;
     print(&summary);
     say!("open      {}", out.join("report.html").display());

@@ -63,9 +63,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
     let config = RunConfig { out: folder.dir().to_path_buf(), ..config };
+    let checkpoints = Some(folder.checkpoints(cli.flags.save_every)?);
     let summary = match &cli.from {
-        Some(dir) => phase2_from(dir, &config)?,
-        None => phase2(&config)?,
+        Some(dir) => phase2_from(dir, &config, checkpoints.as_ref())?,
+        None => phase2(&config, checkpoints.as_ref())?,
     };
     let out = folder.finish()?;
     print(&summary);

@@ -1,4 +1,4 @@
-//! Signals to programs: what was half written goes, in one line, with the exit code that shells expect.
+//! Signals to programs: a training saves its state and stops, in one line, with the exit code that shells expect; what was half written goes.
 #![cfg(unix)]
 
 use std::fs;
@@ -7,20 +7,21 @@ use std::time::{Duration, Instant};
 
 use rstest::rstest;
 
-use super::{PHASE2, Place, RUN};
+use super::{PHASE2, Place, RUN, assert_failed};
+
+const ARGUMENTS: &str = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out";
 
 #[rstest]
 #[case("INT", 130)]
 #[case("TERM", 143)]
-fn a_run_that_is_ended_leaves_no_hidden_folder(#[case] signal: &str, #[case] code: i32) {
+fn a_run_that_is_asked_to_stop_saves_where_it_was(#[case] signal: &str, #[case] code: i32) {
     let place = Place::new();
-    fs::write(place.path("run.toml"), RUN.replace("[smk]\nsteps = 2", "[smk]\nsteps = 100000000")).unwrap();
-    let before = place.files();
-    let arguments = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out";
-    let child = place.command(PHASE2, arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let endless = RUN.replace("[smk]\nsteps = 2", "[smk]\nsteps = 100000000");
+    fs::write(place.path("run.toml"), &endless).unwrap();
+    let child = place.command(PHASE2, ARGUMENTS).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let started = Instant::now();
     // Until the first step is logged.
-    let log = place.path(".out.saving/metrics.jsonl");
+    let log = place.path(".out.states/metrics.jsonl");
     while fs::metadata(&log).map_or(0, |file| file.len()) == 0 && started.elapsed() < Duration::from_mins(2) {
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -30,8 +31,17 @@ fn a_run_that_is_ended_leaves_no_hidden_folder(#[case] signal: &str, #[case] cod
     let said = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(code), "{said}");
     let last = said.lines().last().unwrap();
-    assert!(last.starts_with(&format!("ended by SIG{signal}: ")) && last.contains("/.out.saving"), "{said}");
-    assert_eq!(place.files(), before);
+    assert!(last.starts_with(&format!("stopped by SIG{signal}: step ")), "{said}");
+    assert!(
+        last.contains(" of 100000000 of Surprise Min-K is saved in ") && last.contains(".out.states/state-"),
+        "{said}"
+    );
     // What it said before: a line at the beginning of each stage, and one at its end.
-    assert!(said.contains("smk: begins at 0/100000000\n"), "{said}");
+    assert!(said.contains("Surprise Min-K: begins at 0/100000000\n"), "{said}");
+    assert!(!place.path("out").exists() && !place.path(".out.saving").exists());
+
+    // Other settings are not what it can go on with.
+    fs::write(place.path("run.toml"), endless.replace("100000000", "99")).unwrap();
+    let refused = place.run(PHASE2, ARGUMENTS);
+    assert_failed(&refused, &[".out.states", "`settings.smk.steps` was 100000000 and is 99", "--out"]);
 }
