@@ -5,18 +5,19 @@
 use std::time::{Duration, Instant};
 
 use benches::{BenchDevice as _, config, group, run, tokens, weights};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use criterion::Criterion;
-use tinyonn::qwen3::{Qwen3ForCausalLm, RouteCtx};
-use tinyonn::train::{AdamW, AdamwConfig};
-use tinyonn::{Result, ops};
+use tinyonn::Result;
+use tinyonn::ops::host;
+use tinyonn::qwen3::{Learn, Pass, Qwen3ForCausalLm};
+use tinyonn::train::{AdamwConfig, Slot, TrainState};
 
 fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let cfg = config(128, 384);
     let store = weights(&cfg, device)?;
     let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true))?;
-    let vars = store.trainable(|_| true);
-    let mut optimizer = AdamW::new(AdamwConfig { rate: 2e-3, ..AdamwConfig::default() });
+    let slots = store.trainable(|_| true).into_iter().map(|(name, var)| Slot::new(name, 0, var)).collect();
+    let (mut state, adamw) = (TrainState::new(slots)?, AdamwConfig { rate: 2e-3, ..AdamwConfig::default() });
     let mut number = 0;
     let mut step = || -> Result<Duration> {
         number += 1;
@@ -24,10 +25,13 @@ fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
             (tokens(cfg.vocab_size, 2 * number, device)?, tokens(cfg.vocab_size, 2 * number + 1, device)?);
         device.sync()?;
         let start = Instant::now();
-        let loss = model.token_losses(&ids, &targets, &RouteCtx::all())?.mean_all()?;
-        optimizer.step(&vars, &ops::backward(&loss)?, |_| None)?;
+        let forward = model.forward(&ids, &targets, &Pass::all().kept())?;
+        let (b, t) = ids.dims2()?;
+        let dlosses = Tensor::full(1.0 / (b * t) as f32, (b, t), device)?;
+        model.backward(forward.saved, &dlosses, &Learn::default(), &mut state.grads)?;
+        state.update(&adamw, adamw.rate)?;
         // A training loop looks at its loss.
-        loss.to_scalar::<f32>()?;
+        host::values(&forward.losses.mean_all()?)?;
         device.sync()?;
         Ok(start.elapsed())
     };

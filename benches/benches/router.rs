@@ -8,7 +8,7 @@ use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::gallery::TinyOnn;
 use tinyonn::moe::{GaussianMoeRouter, Router, RouterShape, Selection, select};
-use tinyonn::ops::{self, MlpWeights, Silu};
+use tinyonn::ops::{MlpWeights, Silu, glu_mlp};
 
 /// Name, d, I, tokens, and the share of the MLP's time that a decision should stay under.
 const CASES: [(&str, usize, usize, usize, Option<f64>); 2] =
@@ -39,7 +39,7 @@ fn decide(
     let flat = |router: &GaussianMoeRouter| Ok(router.logits(&x)?.flatten_from(1)?);
     let logits = || routers.iter().map(flat).collect::<Result<Vec<_>>>();
     let mlp = || {
-        ops::glu_mlp(&x, MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu }, None, None)?;
+        glu_mlp::forward(&x, MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu }, None)?;
         Ok(())
     };
     let densities = || logits().map(drop);

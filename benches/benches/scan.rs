@@ -2,44 +2,43 @@
 //!
 //! Both sides run the same frozen model forward and backward to activations, down to the MLP of layer 0; one sums every neuron's
 //! activation and surprise on the way, and in a second comparison every expert's norms as well (`imaging::scan_with` does no more a
-//! batch), the other looks and does nothing.
+//! batch), the other asks nothing.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 use benches::{BATCH, LENGTH, Side, compare, config, run, tokens, weights};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use criterion::Criterion;
 use rand::seq::SliceRandom as _;
-use tinyonn::ops::{self, ExpertNeurons, ImageSums, Imaging, MlpBackward, MlpProbe, WeightGrads};
-use tinyonn::qwen3::{Qwen3ForCausalLm, RouteCtx};
+use tinyonn::ops::{ExpertNeurons, GradSite, Grads, ImageTensors};
+use tinyonn::qwen3::{Answers, FeedForward, ImageAsk, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
 use tinyonn::{Result, random};
 
-/// Watches, so that the backward runs, and does nothing.
-struct Idle;
+/// An MLP that takes a gradient though nothing of it learns or is asked: the backward runs down to it.
+struct Reached(Mlp);
 
-impl MlpProbe for Idle {
-    fn observe(&self, _: usize, _: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        Ok(WeightGrads::All)
+impl FeedForward for Reached {
+    type Saved = <Mlp as FeedForward>::Saved;
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
+        self.0.forward(x, pass)
     }
-}
 
-/// Sums, as the scan does.
-struct Scanning {
-    counted: Vec<bool>,
-    experts: Option<ExpertNeurons>,
-    /// By layer, once it was seen.
-    sums: Mutex<Vec<Option<ImageSums>>>,
-}
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        self.0.backward(saved, dy, learn, input, grads)
+    }
 
-impl MlpProbe for Scanning {
-    fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        let imaging = Imaging { experts: self.experts.as_ref(), ..Imaging::default() };
-        let seen = ops::image_moments(pass, &self.counted, &imaging)?;
-        match &mut self.sums.lock().unwrap_or_else(PoisonError::into_inner)[layer] {
-            Some(sums) => sums.add(&seen),
-            sums => *sums = Some(seen),
-        }
-        Ok(WeightGrads::All)
+    fn learns(&self, _: &Learn, _: &Grads) -> bool {
+        true
     }
 }
 
@@ -57,17 +56,37 @@ fn bench(
     target: f64,
 ) -> Result<()> {
     let cfg = config(hidden, intermediate);
-    let model = Qwen3ForCausalLm::dense(&cfg, &weights(&cfg, device)?.builder(DType::F32, |_| false))?;
+    let store = weights(&cfg, device)?;
+    let reached = |layer, vb: VarBuilder<'_>| Ok(Reached(Mlp::new(&cfg, layer, &vb)?));
+    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), reached)?;
     let (ids, targets) = (tokens(cfg.vocab_size, 0, device)?, tokens(cfg.vocab_size, 1, device)?);
-    let pass = |probe: Arc<dyn MlpProbe>| {
-        let ctx = RouteCtx { probe: Some(probe), ..RouteCtx::all() };
-        ops::backward(&model.token_losses(&ids, &targets, &ctx)?.sum_all()?)?;
-        Ok(())
+    let pass = |learn: &Learn| {
+        let forward = model.forward(&ids, &targets, &Pass::all().kept())?;
+        let ones = forward.losses.ones_like()?;
+        model.backward(forward.saved, &ones, learn, &mut Grads::none())
     };
     for (name, experts) in [("neurons", None), ("experts", Some(partition(intermediate)?))] {
-        let (counted, sums) = (vec![true; BATCH * LENGTH], Mutex::new(vec![None; cfg.num_hidden_layers]));
-        let scanning = Arc::new(Scanning { counted, experts, sums });
-        let sides = [Side::new("imaging", || pass(scanning.clone())), Side::new("without", || pass(Arc::new(Idle)))];
+        let experts: Vec<ExpertNeurons> =
+            experts.iter().flat_map(|experts| vec![experts.clone(); cfg.num_hidden_layers]).collect();
+        let image = ImageAsk::Sums {
+            counted_t: Tensor::ones(BATCH * LENGTH, DType::U8, device)?,
+            site: GradSite::Weight,
+            experts: experts.into(),
+            scales: Arc::from([]),
+        };
+        let asked = Learn { image: Some(Arc::new(image)), ..Learn::default() };
+        let sums: RefCell<Vec<Option<ImageTensors>>> = RefCell::new(vec![None; cfg.num_hidden_layers]);
+        let imaging = || {
+            for (sums, answers) in sums.borrow_mut().iter_mut().zip(pass(&asked)?) {
+                *sums = match (sums.take(), answers.sums) {
+                    (Some(before), Some(seen)) => Some(before.add(&seen)?),
+                    (_, seen) => seen,
+                };
+            }
+            Ok(())
+        };
+        let without = || pass(&Learn::default()).map(drop);
+        let sides = [Side::new("imaging", imaging), Side::new("without", without)];
         compare(criterion, device, &format!("scan/{name}/{hidden}x{intermediate}"), sides, Some(target))?;
     }
     Ok(())

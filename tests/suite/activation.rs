@@ -5,11 +5,12 @@ use candle_core::{DType, Device, Result, Tensor};
 use rstest::rstest;
 use serde_json::json;
 use tinyonn::inventory;
-use tinyonn::ops::{self, Activation, ActivationEntry, MlpGate, MlpWeights};
+use tinyonn::ops::{self, Activation, ActivationEntry, MlpGate, MlpWeights, glu_mlp};
 use tinyonn::qwen3::Qwen3Config;
 
-use crate::gradients::{assert_derivative, assert_same, inputs};
+use crate::gradients::{Back, assert_derivative, assert_same, inputs};
 use crate::models::{config, message};
+use crate::ops::sliced;
 
 /// h = tanh(g) u².
 #[derive(Debug)]
@@ -72,11 +73,12 @@ fn by_name(name: &str) -> &'static dyn Activation {
 #[rstest]
 fn an_mlp_of_each(#[values("silu", "gelu", "tanh_square")] name: &str, #[values(false, true)] gated: bool) {
     let neuron_expert = Tensor::new((0..33u32).map(|i| i * 5 % 4).collect::<Vec<_>>(), &Device::Cpu).unwrap();
-    let mlp = |xs: &[Tensor]| {
+    let mlp = |xs: &[Tensor]| -> Result<(Tensor, Back<'static>)> {
         let neuron_expert = neuron_expert.to_device(xs[0].device())?;
         let gate = gated.then(|| MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert });
         let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: by_name(name) };
-        ops::glu_mlp(&xs[0], weights, gate, None)
+        let (y, saved) = glu_mlp::forward(&xs[0], weights, gate)?;
+        Ok((y, sliced(xs, by_name(name), saved, |dgate| Ok(dgate.clone()))))
     };
     let composition = |xs: &[Tensor]| {
         let h = composed(name, &xs[0].matmul(&xs[1].t()?)?, &xs[0].matmul(&xs[2].t()?)?)?;
@@ -85,12 +87,12 @@ fn an_mlp_of_each(#[values("silu", "gelu", "tanh_square")] name: &str, #[values(
     };
     let shapes: [&[usize]; 5] = [&[70, 6], &[33, 6], &[33, 6], &[6, 33], &[70, 4]];
     let xs = inputs(20, &shapes[..if gated { 5 } else { 4 }]);
-    assert_derivative(&mlp, &xs);
-    assert_same(&mlp, &composition, &xs, DType::F64, 1e-12);
+    assert_derivative(&|xs| mlp(xs), &xs);
+    assert_same(&|xs| mlp(xs), &composition, &xs, DType::F64, 1e-12);
     // Sums of a few hundred terms of mixed sign, each 6e-8 off; the cube of a normal value in the third spreads them more.
-    assert_same(&mlp, &composition, &xs, DType::F32, 1e-5);
+    assert_same(&|xs| mlp(xs), &composition, &xs, DType::F32, 1e-5);
     // bf16 carries 2⁻⁹ = 2e-3 an operation, and the MLP five in a row.
-    assert_same(&mlp, &composition, &xs, DType::BF16, 3e-2);
+    assert_same(&|xs| mlp(xs), &composition, &xs, DType::BF16, 3e-2);
 }
 
 /// gelu where its halves cancel, far out, and at zero.

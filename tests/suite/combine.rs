@@ -5,14 +5,12 @@ mod modules;
 mod replicas;
 mod shared;
 
-use std::sync::Arc;
-
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
-use tinyonn::ops::{self, MlpProbe, MlpWeights, Silu, WeightGrads};
+use tinyonn::ops::{MlpWeights, Silu, SlicedMlp};
 
 use crate::gradients::{inputs, relative_difference};
-use crate::ops::spy;
+use crate::ops::{gradients_of, learners, moments};
 
 /// f32 carries 2⁻²⁴ = 6e-8 an operation; sums of some hundred terms of mixed sign, three products deep, reach about 1e-6.
 const F32: f64 = 1e-5;
@@ -101,30 +99,23 @@ fn weights(xs: &[Tensor]) -> MlpWeights<'_> {
     MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu }
 }
 
-type Probe = Option<(Arc<dyn MlpProbe>, usize)>;
-type Probed<'a> = &'a dyn Fn(&[Tensor], Probe) -> Result<Tensor>;
-
-/// Two ways to compute one function of x and an MLP's matrices show a probe the same sums, and obey it alike.
-fn assert_probed_alike(xs: &[Tensor], dtype: DType, ways: [Probed<'_>; 2]) {
-    let vars: Vec<Var> = xs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()).collect();
-    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let seen = ways.map(|way| {
-        let spy = spy(WeightGrads::Neurons(vec![0, 3, 4, 8, 13]));
-        let y = way(&tensors, Some((spy.clone() as _, 2))).unwrap();
-        let grads = ops::backward(&y.sqr().unwrap()).unwrap();
-        let (layer, sums) = spy.seen.lock().unwrap().pop().unwrap();
-        assert_eq!(layer, 2);
-        (vars[..4].iter().map(|var| grads.get(var).unwrap().clone()).collect::<Vec<_>>(), sums)
-    });
-    for (a, b) in seen[0].0.iter().zip(&seen[1].0) {
+/// Two ways to compute one function of x and an MLP's matrices show imaging the same sums, and form the gradients of the same learners.
+fn assert_seen_alike<A: SlicedMlp, B: SlicedMlp>(xs: &[Tensor], a: &(Tensor, A), b: &(Tensor, B)) {
+    let learners = learners(xs[1].dim(0).unwrap(), &[0, 3, 4, 8, 13]);
+    for (a, b) in gradients_of(xs, a, &learners).iter().zip(&gradients_of(xs, b, &learners)) {
         assert!(relative_difference(a, b) < F32);
     }
-    for (a, b) in seen[0].1.each().into_iter().zip(seen[1].1.each()) {
+    for (a, b) in moments(a).iter().zip(&moments(b)) {
         for (a, b) in a.iter().zip(b) {
             // The tokens' values are f32 at worst; only their sums are f64.
             approx::assert_relative_eq!(a, b, max_relative = 2e-5, epsilon = 1e-5);
         }
     }
+}
+
+/// The same values in another type.
+fn in_dtype(xs: &[Tensor], dtype: DType) -> Vec<Tensor> {
+    xs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect()
 }
 
 /// Small mixtures of every kind: one row or many, one expert or many, uneven, some without a row, some without a neuron.

@@ -69,7 +69,7 @@ fn run_all(config: &CompareConfig) -> usize {
     let mut ran = 0;
     for corpus in &config.corpora {
         for seed in &config.seeds {
-            run_subject(config, corpus, *seed, |_| ran += 1).unwrap();
+            run_subject(config, corpus, *seed, None, |_| ran += 1).unwrap();
         }
     }
     ran
@@ -261,7 +261,7 @@ fn it_goes_on_where_it_stopped_and_finds_the_same() {
     let file = dir.path().join("sorting.txt");
     fs::write(&file, fs::read_to_string(&file).unwrap() + "2 1 -> 1 2\n").unwrap();
     fs::remove_file(store.cell_file("small", 3, &cells[0])).unwrap();
-    let said = message(run_subject(&config, &config.corpora[0], 3, |_| {}));
+    let said = message(run_subject(&config, &config.corpora[0], 3, None, |_| {}));
     assert!(said.contains("the text of `small` is not what it was"), "{said}");
 }
 

@@ -9,13 +9,12 @@ use tinyonn::data::Sampler;
 use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{Partition, PartitionSources, RouterInputs, ScanOptions, partition, scan};
 use tinyonn::metrics::MetricsLog;
-use tinyonn::ops;
-use tinyonn::qwen3::{Qwen3ForCausalLm, RouteCtx, Sampling};
+use tinyonn::qwen3::{Learn, Pass, Qwen3ForCausalLm, Sampling};
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{AdamwConfig, PretrainConfig, SmkConfig, evaluate, pretrain, train_smk};
 
 use crate::gradients::devices;
-use crate::models::{self, CPU, apart, bits, ids, variant};
+use crate::models::{self, CPU, apart, bits, ids, learnt, variant};
 use crate::tiny;
 
 /// Losses of devices differ by the order of their f32 sums, which training amplifies (the figure the project promises).
@@ -35,8 +34,8 @@ fn all_active_is_lossless(
         let units = models::partition(partition, &variant.spec, &cfg).unwrap();
         let sparse = upcycle(&dense, &cfg, variant, &units, 0).unwrap();
         let ids = ids(shape).to_device(&device).unwrap();
-        let a = models::dense(&cfg, &dense, dtype).logits(&ids, &RouteCtx::all(), None).unwrap();
-        let b = models::sparse(&cfg, variant, &sparse, dtype).logits(&ids, &RouteCtx::all(), None).unwrap();
+        let a = models::dense(&cfg, &dense, dtype).logits(&ids, &Pass::all(), None).unwrap();
+        let b = models::sparse(&cfg, variant, &sparse, dtype).logits(&ids, &Pass::all(), None).unwrap();
         assert_eq!(bits(&a.to_device(&CPU).unwrap()), bits(&b.to_device(&CPU).unwrap()), "{device:?}");
     }
 }
@@ -47,18 +46,19 @@ fn logits_and_gradients_agree(#[values("Moe2x4", "MoeSequence")] name: &str, #[v
     let variant = variant(name);
     let units = models::partition(Partition::Random, &variant.spec, &cfg).unwrap();
     let store = upcycle(&models::weights(&cfg, DType::F32), &cfg, variant, &units, 0).unwrap();
-    let ctx = if routed { RouteCtx::routed() } else { RouteCtx::all() };
+    let ctx = if routed { Pass::routed() } else { Pass::all() };
     let run = |device: &Device| {
         let store = models::on(&store, device);
-        let trainable = store.builder(DType::F32, |name| !name.contains("_router"));
-        let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &trainable).unwrap();
+        let vb = store.builder(DType::F32, |_| true);
+        let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &vb).unwrap();
         let ids = ids((2, 12)).to_device(device).unwrap();
         let logits = model.logits(&ids, &ctx, None).unwrap().to_device(&CPU).unwrap();
-        let loss = model.lm().token_losses(&ids, &ids, &ctx).unwrap().sum_all().unwrap();
-        let grads = ops::backward(&loss).unwrap();
-        let of =
-            |(name, var): (&str, &candle_core::Var)| Some((name.to_owned(), grads.get(var)?.to_device(&CPU).unwrap()));
-        (logits.detach(), store.iter().filter_map(of).collect::<Vec<_>>())
+        let picked = |name: &str| !name.contains("_router");
+        let grads = learnt(model.lm(), (&store, &picked), (&ids, &ids), &ctx, &Learn::default()).grads;
+        let of = |(name, var): (&str, &candle_core::Var)| {
+            Some((name.to_owned(), grads.get(var)?.copy().unwrap().to_device(&CPU).unwrap()))
+        };
+        (logits, store.iter().filter_map(of).collect::<Vec<_>>())
     };
     let (logits, gradients) = run(&CPU);
     assert!(gradients.len() > 20);
@@ -83,11 +83,11 @@ fn pretraining_imaging_and_smk_agree() {
         let mut log = MetricsLog::create(dir.path().join("log.jsonl")).unwrap();
         let sampler = Sampler::new(&train, 32, 8, 0, device).unwrap();
         let config = PretrainConfig { steps: 40, batch: 8, warmup: 5, adamw };
-        let store = pretrain(&cfg, &config, &sampler, device, 0, &mut log).unwrap();
+        let store = pretrain(&cfg, &config, &sampler, device, 0, &mut log, None).unwrap();
         let dense = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false)).unwrap();
         let options = ScanOptions { length: 32, batch: 8, tokens_per_task: 2048 };
-        let inputs = std::sync::Arc::new(RouterInputs::new(cfg.num_hidden_layers, 1, Window::First(8)));
-        let scan = scan(&dense, &train, options, device, Some(&inputs)).unwrap();
+        let mut inputs = RouterInputs::new(cfg.num_hidden_layers, 1, Window::First(8));
+        let scan = scan(&dense, &train, options, device, Some(&mut inputs)).unwrap();
         let variant = variant("Moe2x4");
         let units = partition::assign(
             Partition::Contiguous,
@@ -99,15 +99,16 @@ fn pretraining_imaging_and_smk_agree() {
         .unwrap();
         let sparse = upcycle(&store, &cfg, variant, &units, 0).unwrap();
         let config = SmkConfig { steps: 10, batch: 8, min_k: 3, adamw, ..SmkConfig::default() };
-        let outcome = train_smk((&sparse, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log).unwrap();
+        let outcome = train_smk((&sparse, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
         let options = EvaluateOptions { length: 32, batch: 8, skip: 0 };
         let model = tiny::sparse(&cfg, variant, &sparse);
-        let losses = [RouteCtx::all(), RouteCtx::routed()]
-            .map(|ctx| evaluate(model.lm(), &test, options, &ctx, device).unwrap().mean);
+        let losses =
+            [Pass::all(), Pass::routed()].map(|ctx| evaluate(model.lm(), &test, options, &ctx, device).unwrap().mean);
         let prompt = [5, 6, 7];
-        let text = model.generate(&prompt, 8, None, &RouteCtx::routed(), Sampling::Greedy).unwrap();
+        let text = model.generate(&prompt, 8, None, &Pass::routed(), Sampling::Greedy).unwrap();
         assert_eq!(text.len(), 8);
-        (losses, scan, inputs.tokens()[1].values.clone(), outcome.updated_share)
+        let [tokens, _] = inputs.into_samples();
+        (losses, scan, tokens[1].values.clone(), outcome.updated_share)
     };
     let (losses, image, inputs, share) = run(&CPU);
     for device in devices() {

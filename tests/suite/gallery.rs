@@ -13,12 +13,11 @@ use tinyonn::imaging::Labels;
 use tinyonn::metrics::MetricsLog;
 use tinyonn::model::{ActiveMode, TinyOnnForCausalLm};
 use tinyonn::moe::{Balance, ExpertsAre, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, RouterKind, Variant, variants};
-use tinyonn::ops;
-use tinyonn::qwen3::{Qwen3Config, RouteCtx};
+use tinyonn::qwen3::{Learn, Pass, Qwen3Config};
 use tinyonn::train::{AdamwConfig, RouterFitConfig, RouterFitter, SmkConfig, router_accuracy, train_smk};
 
 use crate::gradients::{devices, relative_difference};
-use crate::models::{self, CPU, bits, message};
+use crate::models::{self, CPU, bits, learnt, message};
 use crate::router_fit::{TASKS, planted};
 use crate::tiny;
 
@@ -46,9 +45,9 @@ fn ids(spec: &MoeSpec) -> Tensor {
 }
 
 /// Routed; what takes its task's path is given one for each of two tasks.
-fn routed(spec: &MoeSpec) -> RouteCtx {
+fn routed(spec: &MoeSpec) -> Pass {
     let paths = Labels::random(2, 2, spec, 3).paths;
-    RouteCtx { tasks: Some(Arc::from([0, 1])), paths: Some(Arc::new(paths)), ..RouteCtx::routed() }
+    Pass { tasks: Some(Arc::from([0, 1])), paths: Some(Arc::new(paths)), ..Pass::routed() }
 }
 
 fn is_expert(name: &str) -> bool {
@@ -76,9 +75,9 @@ fn all_active_is_the_dense_model_bit_for_bit_and_reloads_by_its_name() {
     for variant in gallery() {
         let (dense, store) = upcycled(variant);
         let ids = ids(&variant.spec);
-        let expected = bits(&tiny::dense(&cfg, &dense).logits(&ids, &RouteCtx::all(), None).unwrap());
+        let expected = bits(&tiny::dense(&cfg, &dense).logits(&ids, &Pass::all(), None).unwrap());
         let sparse = tiny::sparse(&cfg, variant, &store);
-        assert_eq!(bits(&sparse.logits(&ids, &RouteCtx::all(), None).unwrap()), expected, "{}", variant.spec.name);
+        assert_eq!(bits(&sparse.logits(&ids, &Pass::all(), None).unwrap()), expected, "{}", variant.spec.name);
 
         let parent = TempDir::new().unwrap();
         let dir = parent.path().join("saved");
@@ -87,7 +86,7 @@ fn all_active_is_the_dense_model_bit_for_bit_and_reloads_by_its_name() {
         assert_eq!(TinyOnnFolder::open(&dir).unwrap().config().spec, variant.spec);
         let loaded = load_model(&dir, &CPU, None).unwrap();
         assert_eq!((loaded.variant(), loaded.active()), (Some(&*variant.spec.name), ActiveMode::Routed));
-        for ctx in [RouteCtx::all(), routed(&variant.spec)] {
+        for ctx in [Pass::all(), routed(&variant.spec)] {
             let [saved, own] = [loaded.logits(&ids, &ctx), sparse.logits(&ids, &ctx, None)].map(|y| bits(&y.unwrap()));
             assert_eq!(saved, own, "{}", variant.spec.name);
         }
@@ -100,7 +99,7 @@ fn routed_logits_are_finite_and_leave_the_dense_ones_where_experts_are_left_out(
         let spec = &variant.spec;
         let (_, store) = upcycled(variant);
         let (model, ids) = (tiny::sparse(&config(), variant, &store), ids(spec));
-        let all = model.logits(&ids, &RouteCtx::all(), None).unwrap();
+        let all = model.logits(&ids, &Pass::all(), None).unwrap();
         let routed = model.logits(&ids, &routed(spec), None).unwrap();
         let values = routed.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert!(values.iter().all(|value| value.is_finite()), "{}", spec.name);
@@ -117,7 +116,7 @@ fn routed_logits_are_finite_and_leave_the_dense_ones_where_experts_are_left_out(
 }
 
 /// Puts values of about `size` into every delta.
-fn learnt(store: &mut ParamStore, spec: &MoeSpec, size: f64) {
+fn learn_deltas(store: &mut ParamStore, spec: &MoeSpec, size: f64) {
     grow_deltas(store, &config(), spec).unwrap();
     let deltas = store.iter().filter(|(name, _)| tinyonn::checkpoint::is_delta(name));
     for (seed, (_, var)) in deltas.enumerate() {
@@ -130,7 +129,7 @@ fn learnt(store: &mut ParamStore, spec: &MoeSpec, size: f64) {
 fn differentiated(variant: &Variant) -> ParamStore {
     let (_, mut store) = upcycled(variant);
     if variant.spec.experts_are == ExpertsAre::Replicate {
-        learnt(&mut store, &variant.spec, 0.02);
+        learn_deltas(&mut store, &variant.spec, 0.02);
     }
     store
 }
@@ -155,14 +154,10 @@ fn one_backward_reaches_every_trainable_parameter_and_no_other() {
         let spec = &variant.spec;
         let store = differentiated(variant);
         let trainable = trainable(spec);
-        let picks = trainable.clone();
-        let vb = store.builder(DType::F32, picks);
-        let model = TinyOnnForCausalLm::new(&config(), variant, &vb).unwrap();
+        let model = TinyOnnForCausalLm::new(&config(), variant, &store.builder(DType::F32, |_| true)).unwrap();
         let ids = ids(spec);
-        let auxiliary = Arc::new(tinyonn::train::RouterTraining::default());
-        let ctx = RouteCtx { training: Some(0), observer: Some(auxiliary.clone()), ..routed(spec) };
-        let loss = model.lm().token_losses(&ids, &ids, &ctx).unwrap().mean_all().unwrap();
-        let grads = ops::backward(&auxiliary.add_to(loss).unwrap()).unwrap();
+        let (pass, learn) = (Pass { training: Some(0), ..routed(spec) }, Learn { routers: true, ..Learn::default() });
+        let grads = learnt(model.lm(), (&store, &trainable), (&ids, &ids), &pass, &learn).grads;
         for (name, var) in store.iter() {
             let size = grads.get(var).map(|grad| {
                 let norm = grad.sqr().unwrap().sum_all().unwrap().to_dtype(DType::F32).unwrap();
@@ -187,12 +182,13 @@ fn routed_logits_and_gradients_are_the_same_on_every_device() {
             let model =
                 TinyOnnForCausalLm::new(&config(), variant, &store.builder(DType::F32, trainable(spec))).unwrap();
             let ids = ids(spec).to_device(device).unwrap();
-            let auxiliary = Arc::new(tinyonn::train::RouterTraining::default());
-            let ctx = RouteCtx { training: Some(0), observer: Some(auxiliary.clone()), ..routed(spec) };
-            let logits = model.logits(&ids, &ctx, None).unwrap().detach().to_device(&CPU).unwrap();
-            let loss = model.lm().token_losses(&ids, &ids, &ctx).unwrap().mean_all().unwrap();
-            let grads = ops::backward(&auxiliary.add_to(loss).unwrap()).unwrap();
-            let of = |(name, var): (&str, &Var)| Some((name.to_owned(), grads.get(var)?.to_device(&CPU).unwrap()));
+            let (pass, learn) =
+                (Pass { training: Some(0), ..routed(spec) }, Learn { routers: true, ..Learn::default() });
+            let logits = model.logits(&ids, &pass, None).unwrap().to_device(&CPU).unwrap();
+            let grads = learnt(model.lm(), (&store, &trainable(spec)), (&ids, &ids), &pass, &learn).grads;
+            let of = |(name, var): (&str, &Var)| {
+                Some((name.to_owned(), grads.get(var)?.copy().unwrap().to_device(&CPU).unwrap()))
+            };
             (logits, store.iter().filter_map(of).collect::<Vec<_>>())
         };
         let (logits, gradients) = run(&CPU);
@@ -256,7 +252,8 @@ fn two_steps_of_surprise_min_k_move_experts_and_nothing_that_is_frozen() {
         let sampler = Sampler::new(&set, spec.open_positions() + 12, smk.batch, 0, &CPU).unwrap();
         let dir = TempDir::new().unwrap();
         let mut log = MetricsLog::create(dir.path().join("smk.jsonl")).unwrap();
-        let mut train = |store: &ParamStore| train_smk((store, &cfg, variant), &routed(spec), &sampler, &smk, &mut log);
+        let mut train =
+            |store: &ParamStore| train_smk((store, &cfg, variant), &routed(spec), &sampler, &smk, &mut log, None);
         if spec.experts_are == ExpertsAre::Replicate {
             let refused = message(train(&store));
             assert!(refused.contains("delta.0") && refused.contains("grow_deltas"), "{refused}");

@@ -1,11 +1,19 @@
-//! The gradient checker: an operation's derivative against central differences and against another composition.
+//! The gradient checker: an operation, which is a forward and a backward, against central differences and against another composition.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::Rng;
-use tinyonn::{ops, random};
+use tinyonn::ops::Grads;
+use tinyonn::random;
 
-/// A function of several tensors to one.
+/// A function of several tensors to one, in candle's differentiable operations.
 pub(crate) type Function<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+/// The way back of an operation: from the gradient of its output to those of the inputs that are no weights, by their index; those of
+/// weights go to [`Grads`].
+pub(crate) type Back<'a> = Box<dyn FnOnce(&Tensor, &mut Grads) -> Result<Vec<(usize, Tensor)>> + 'a>;
+
+/// A function of several tensors to one, with the way back.
+pub(crate) type Pair<'a> = &'a dyn Fn(&[Tensor]) -> Result<(Tensor, Back<'a>)>;
 
 /// Random inputs of the given shapes, f64, standard-normal-like (sum of uniforms).
 pub(crate) fn inputs(seed: u64, shapes: &[&[usize]]) -> Vec<Tensor> {
@@ -24,10 +32,21 @@ pub(crate) fn devices() -> Vec<Device> {
     if cfg!(feature = "cuda") { vec![Device::Cpu, Device::new_cuda(0).unwrap()] } else { vec![Device::Cpu] }
 }
 
+/// A composition of candle's operations as a pair: the way back is candle's own tape.
+pub(crate) fn by_tape<'a>(f: Function<'a>, xs: &[Tensor]) -> Result<(Tensor, Back<'a>)> {
+    let (y, xs) = (f(xs)?, xs.to_vec());
+    let value = y.detach();
+    let back = move |dy: &Tensor, _: &mut Grads| {
+        let store = (y * dy)?.sum_all()?.backward()?;
+        Ok(xs.iter().enumerate().filter_map(|(at, x)| Some((at, store.get(x)?.clone()))).collect())
+    };
+    Ok((value, Box::new(back)))
+}
+
 /// The value and the gradients of Σ weight ⊙ f(inputs), all in `dtype` on `device`, with the weights drawn at random.
 /// Both are returned to the processor.
 pub(crate) fn value_and_gradients(
-    f: Function<'_>,
+    f: Pair<'_>,
     inputs: &[Tensor],
     dtype: DType,
     device: &Device,
@@ -35,18 +54,24 @@ pub(crate) fn value_and_gradients(
     let vars: Vec<Var> =
         inputs.iter().map(|x| Var::from_tensor(&x.to_dtype(dtype)?.to_device(device)?)).collect::<Result<_>>()?;
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let value = f(&tensors)?;
-    let loss = (&value * weights(&value)?)?.sum_all()?;
-    let grads = ops::backward(&loss)?;
-    let grads = vars.iter().map(|var| grads.get(var).unwrap().to_device(&Device::Cpu)).collect::<Result<_>>()?;
-    Ok((value.detach().to_device(&Device::Cpu)?, grads))
+    let mut grads = Grads::new(tensors.iter().map(|x| (x, 0)))?;
+    let (value, back) = f(&tensors)?;
+    let mut returned = back(&weights(&value)?, &mut grads)?;
+    let of_input = |(at, x): (usize, &Tensor)| {
+        let own = returned.iter().position(|(index, _)| *index == at).map(|place| returned.swap_remove(place).1);
+        assert!(own.is_none() || grads.get(x).is_none(), "input {at} has two gradients");
+        let found = own.or_else(|| grads.get(x).map(|grad| grad.copy().unwrap()));
+        found.unwrap_or_else(|| panic!("input {at} has no gradient")).to_device(&Device::Cpu)
+    };
+    let gradients = tensors.iter().enumerate().map(of_input).collect::<Result<_>>()?;
+    Ok((value.detach().to_device(&Device::Cpu)?, gradients))
 }
 
 fn weights(value: &Tensor) -> Result<Tensor> {
     inputs(99, &[value.dims()])[0].to_dtype(value.dtype())?.to_device(value.device())
 }
 
-/// The largest difference, relative to the larger one's norm per element.
+/// The difference's norm, relative to the larger one's.
 pub(crate) fn relative_difference(a: &Tensor, b: &Tensor) -> f64 {
     let (a, b) = (a.to_dtype(DType::F64).unwrap(), b.to_dtype(DType::F64).unwrap());
     let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
@@ -54,10 +79,10 @@ pub(crate) fn relative_difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 /// Central differences in f64 along random directions: ⟨∇f, v⟩ = (f(x + εv) − f(x − εv)) / 2ε.
-pub(crate) fn assert_derivative(f: Function<'_>, inputs_f64: &[Tensor]) {
+pub(crate) fn assert_derivative(f: Pair<'_>, inputs_f64: &[Tensor]) {
     let (_, grads) = value_and_gradients(f, inputs_f64, DType::F64, &Device::Cpu).unwrap();
     let loss = |xs: &[Tensor]| -> f64 {
-        let value = f(xs).unwrap();
+        let value = f(xs).unwrap().0;
         (&value * weights(&value).unwrap()).unwrap().sum_all().unwrap().to_scalar().unwrap()
     };
     for (which, (x, grad)) in inputs_f64.iter().zip(&grads).enumerate() {
@@ -77,8 +102,13 @@ pub(crate) fn assert_derivative(f: Function<'_>, inputs_f64: &[Tensor]) {
     }
 }
 
-/// Equal values and gradients of two functions, `f` in `dtype` on every device and `reference` in f64.
-pub(crate) fn assert_same(f: Function<'_>, reference: Function<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
+/// Equal values and gradients of an operation, in `dtype` on every device, and of a composition of candle's own operations in f64.
+pub(crate) fn assert_same(f: Pair<'_>, reference: Function<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
+    assert_alike(f, &|xs| by_tape(reference, xs), xs, dtype, tolerance);
+}
+
+/// Equal values and gradients of two operations, `f` in `dtype` on every device and `reference` in f64.
+pub(crate) fn assert_alike(f: Pair<'_>, reference: Pair<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
     let (expected, expected_grads) = value_and_gradients(reference, xs, DType::F64, &Device::Cpu).unwrap();
     for device in devices() {
         let (value, grads) = value_and_gradients(f, xs, dtype, &device).unwrap();
@@ -91,4 +121,9 @@ pub(crate) fn assert_same(f: Function<'_>, reference: Function<'_>, xs: &[Tensor
             assert!(difference <= tolerance, "gradient {which} on {device:?} differs by {difference}");
         }
     }
+}
+
+/// The gradients of Σ y², which most tests of who learns take: what it does not matter for is which loss it is.
+pub(crate) fn doubled(y: &Tensor) -> Tensor {
+    (y * 2.0).unwrap()
 }

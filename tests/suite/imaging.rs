@@ -10,16 +10,16 @@ mod router_inputs;
 mod shares;
 mod token_labels;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use approx::assert_relative_eq;
 use candle_core::{Device, Tensor};
 use rstest::rstest;
 use tinyonn::data::{TaskTokens, TokenSet};
 use tinyonn::imaging::{NeuronScan, ScanOptions, dump, scan};
-use tinyonn::ops::{self, MlpBackward, MlpProbe, WeightGrads};
-use tinyonn::qwen3::{Qwen3Config, RouteCtx};
+use tinyonn::qwen3::{ImageAsk, Learn, Pass, Qwen3Config, Qwen3ForCausalLm};
 
+use crate::models::learnt;
 use crate::tiny;
 use own_weights::image;
 
@@ -221,30 +221,31 @@ fn reruns_give_the_same_bits_and_change_nothing() {
     assert!(once.gradient_nonzero_share() > 0.999, "{}", once.gradient_nonzero_share());
 }
 
-/// What a probe of a frozen model leaves behind.
+/// Every layer answers, whether a weight learns or not; and asking makes no weight learn.
 #[test]
-fn watching_a_frozen_model_forms_no_weight_gradient() {
-    struct Watch(Mutex<Vec<usize>>);
-    impl MlpProbe for Watch {
-        fn observe(&self, layer: usize, _: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-            self.0.lock().unwrap().push(layer);
-            Ok(WeightGrads::All)
-        }
-    }
+fn asking_a_frozen_model_forms_no_weight_gradient() {
     let cfg = tiny::config(VOCAB as usize);
     let store = tiny::dense_store(&cfg, 7);
     let batch = tiny::tokens(7, &[17], VOCAB).batches_of_task(0, 8, 2, &Device::Cpu).unwrap().next().unwrap().unwrap();
-    let gradients = |trainable: bool| {
-        let watch = Arc::new(Watch(Mutex::default()));
-        let ctx = RouteCtx { probe: Some(watch.clone()), ..RouteCtx::all() };
-        let vb = store.builder(candle_core::DType::F32, move |_| trainable);
-        let model = tinyonn::qwen3::Qwen3ForCausalLm::dense(&cfg, &vb).unwrap();
-        let grads = ops::backward(&model.token_losses(&batch.inputs, &batch.targets, &ctx).unwrap()).unwrap();
-        assert_eq!(*watch.0.lock().unwrap(), [1, 0]);
-        store.iter().filter(|(_, var)| grads.get(var).is_some()).count()
+    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(candle_core::DType::F32, |_| true)).unwrap();
+    let asked = |learns: &dyn Fn(&str) -> bool| {
+        let image = ImageAsk::Sums {
+            counted_t: batch.counted_t().unwrap(),
+            site: tinyonn::ops::GradSite::Weight,
+            experts: Arc::from([]),
+            scales: Arc::from([]),
+        };
+        let learn = Learn { image: Some(Arc::new(image)), ..Learn::default() };
+        let found = learnt(&model, (&store, learns), (&batch.inputs, &batch.targets), &Pass::all(), &learn);
+        let sums = found.answers.iter().map(|answers| answers.sums.as_ref().unwrap().neurons.to_vec2::<f64>().unwrap());
+        let gradients = store.iter().filter(|(_, var)| found.grads.get(var).is_some()).count();
+        (gradients, sums.collect::<Vec<_>>())
     };
-    assert_eq!(gradients(false), 0);
-    assert_eq!(gradients(true), store.len());
+    let (frozen, all) = (asked(&|_| false), asked(&|_| true));
+    assert_eq!((frozen.0, all.0), (0, store.len()));
+    assert_eq!(frozen.1.len(), 2);
+    assert_eq!(frozen.1, all.1);
+    assert!(frozen.1.iter().flatten().all(|sums| sums.iter().any(|sum| *sum != 0.0)));
 }
 
 #[rstest]

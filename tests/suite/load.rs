@@ -3,21 +3,24 @@
 use std::sync::Arc;
 
 use approx::assert_relative_eq;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use rand::Rng;
 use rstest::rstest;
 use tempfile::TempDir;
+use tinyonn::checkpoint::ParamStore;
 use tinyonn::data::Sampler;
 use tinyonn::imaging::Labels;
 use tinyonn::metrics::MetricsLog;
-use tinyonn::moe::{AlwaysSpec, LoadFigures, LoadMeter, MoeSpec};
-use tinyonn::qwen3::{Active, Observer, RouteCtx};
+use tinyonn::moe::{AlwaysSpec, LoadFigures, LoadMeter, MoeSpec, RoutePer};
+use tinyonn::ops::host;
+use tinyonn::qwen3::{Active, Ask, FeedForward as _, Load, Pass, Trace};
 use tinyonn::random;
-use tinyonn::train::evaluate::EvaluateOptions;
+use tinyonn::train::evaluate::{EvaluateOptions, evaluate_load};
 use tinyonn::train::{SmkConfig, evaluate, train_smk};
 
-use crate::routing::upcycled;
+use crate::gradients::inputs;
+use crate::routing::{gates_of, upcycled};
 use crate::tiny::{self, spec};
 
 /// Six routed experts and two that always take part.
@@ -33,18 +36,24 @@ proptest! {
     #[test]
     fn figures_are_those_of_a_loop_over_tokens(seed in any::<u64>(), batches in 1usize..4, tokens in 1usize..20) {
         let mut rng = random::stream(seed, "tests/load");
-        let (spec, meter) = (eight(), LoadMeter::new(2, 8));
+        let (spec, mut meter) = (eight(), LoadMeter::new(2, 8));
         // By routed token: which experts it took.
         let mut seen: Vec<Vec<bool>> = Vec::new();
         for _ in 0..batches {
             let routed: Vec<bool> = (0..tokens).map(|_| rng.random_range(0..4) > 0).collect();
             let open: Vec<Vec<bool>> =
                 (0..tokens).map(|_| (0..8).map(|expert| expert > 5 || rng.random_range(0..3) == 0).collect()).collect();
-            let gate = |open: &bool| if *open { 0.25f32 + rng.random::<f32>() } else { 0.0 };
-            let gates: Vec<f32> = open.iter().flatten().map(gate).collect();
-            let gate_tn = Tensor::from_vec(gates, (tokens, 8), &Device::Cpu).unwrap();
-            meter.gates(1, &gate_tn, &routed).unwrap();
-            seen.extend(open.into_iter().zip(&routed).filter(|(_, routed)| **routed).map(|(open, _)| open));
+            let own: Vec<Vec<bool>> =
+                open.into_iter().zip(&routed).filter(|(_, routed)| **routed).map(|(open, _)| open).collect();
+            let took = |open: &Vec<bool>| open.iter().filter(|open| **open).count();
+            let list = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
+            let load = Load {
+                tokens_n: list((0..8).map(|expert| own.iter().filter(|open| open[expert]).count() as f32).collect()),
+                counts: list((0..=8).map(|k| own.iter().filter(|open| took(open) == k).count() as f32).collect()),
+            };
+            let traces = [Trace::default(), Trace { load: Some(load), ..Trace::default() }];
+            meter.add(&traces, &host::read(&LoadMeter::wanted(&traces)).unwrap());
+            seen.extend(own);
         }
         let figures = meter.figures(&spec);
         let (untouched, layer) = (&figures.layers[0], &figures.layers[1]);
@@ -119,11 +128,11 @@ fn what_labels_ask_for_is_the_load_along_their_paths() {
         let (cfg, variant, store) = upcycled(name);
         let set = tiny::tokens(1, &[33, 65], 40);
         let labels = Labels::random(2, 2, &variant.spec, 3);
-        let meter = Arc::new(LoadMeter::new(2, variant.spec.experts()));
-        let active = Active::Paths(Arc::new(labels.paths.clone()));
-        let ctx = RouteCtx { active, observer: Some(meter.clone()), ..RouteCtx::default() };
+        let pass = Pass { active: Active::Paths(Arc::new(labels.paths.clone())), ..Pass::default() };
         let options = EvaluateOptions { length: 16, batch: 3, skip: 0 };
-        evaluate(tiny::sparse(&cfg, variant, &store).lm(), &set, options, &ctx, &Device::Cpu).unwrap();
+        let (model, experts) = (tiny::sparse(&cfg, variant, &store), variant.spec.experts());
+        let (losses, meter) = evaluate_load(model.lm(), &set, options, &pass, &Device::Cpu, experts).unwrap();
+        assert_eq!(losses, evaluate(model.lm(), &set, options, &pass, &Device::Cpu).unwrap());
         let mut found = meter.figures(&variant.spec);
         let counts = |layer: usize| found.layers[layer].experts_taken.values().sum::<u64>();
         assert_eq!([counts(0), counts(1)], [96, 96]);
@@ -132,7 +141,7 @@ fn what_labels_ask_for_is_the_load_along_their_paths() {
     }
 }
 
-/// SMK logs the load of the steps since the last line, whether routers learn or not, and whoever watches is told as well.
+/// SMK logs the load of the steps since the last line, whether routers learn or not: that of the model as it is before each step.
 #[rstest]
 fn training_logs_its_load(#[values(false, true)] routers: bool) {
     let (cfg, variant, store) = upcycled("Linear3x4");
@@ -140,21 +149,62 @@ fn training_logs_its_load(#[values(false, true)] routers: bool) {
     let sampler = Sampler::new(&set, 16, 4, 0, &Device::Cpu).unwrap();
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("smk.jsonl");
-    let mut log = MetricsLog::create(&path).unwrap();
-    let config = SmkConfig { steps: 2, batch: 4, min_k: 2, routers, ..SmkConfig::default() };
-    let meter = Arc::new(LoadMeter::new(2, variant.spec.experts()));
-    let ctx = RouteCtx { observer: Some(meter.clone()), ..RouteCtx::routed() };
-    train_smk((&store, &cfg, variant), &ctx, &sampler, &config, &mut log).unwrap();
-    let figures = meter.figures(&variant.spec);
-    assert_eq!(figures.layers[0].experts_taken.values().sum::<u64>(), 2 * 4 * 16);
-    let records = tinyonn::metrics::read(&path).unwrap();
+    let trained = |store: &ParamStore, steps: u64| {
+        let mut log = MetricsLog::create(&path).unwrap();
+        let config = SmkConfig { steps, batch: 4, min_k: 2, routers, ..SmkConfig::default() };
+        train_smk((store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
+        tinyonn::metrics::read(&path).unwrap()
+    };
+    let figures = |store: &ParamStore, step: u64| {
+        let model = tiny::sparse(&cfg, variant, store);
+        let figures =
+            tiny::load(&model, &sampler.batch_at(step).unwrap().inputs, &Pass::routed()).figures(&variant.spec);
+        assert_eq!(figures.layers[0].experts_taken.values().sum::<u64>(), 4 * 16);
+        figures
+    };
+    let after_one = store.deep_copy().unwrap();
+    trained(&after_one, 1);
+    let expected = [figures(&store, 0), figures(&after_one, 1)];
+    let records = trained(&store.deep_copy().unwrap(), 2);
     assert_eq!(records.len(), 2);
-    for record in &records {
+    for (record, expected) in records.iter().zip(&expected) {
         let names: Vec<&str> = record.values.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["loss", "load_max_over_mean", "load_evenness", "load_dead"]);
+        let values: Vec<f64> = record.values[1..].iter().map(|(_, value)| *value).collect();
+        assert_eq!(values, [expected.max_over_mean(), expected.evenness(), expected.dead()]);
+        assert!(values[0] >= 1.0);
     }
-    // Both lines are of one step each: the mean of their peaks is at least the peak of the two steps together.
-    let peak = |at: usize| records[at].values[1].1;
-    let (both, halves) = (figures.max_over_mean(), f64::midpoint(peak(0), peak(1)));
-    assert!(both <= halves + 1e-9 && peak(0) >= 1.0, "{both} {halves}");
+}
+
+/// What a layer says it gave its experts is what a loop over its gates counts, tokens that a decision is for alone.
+#[rstest]
+fn the_load_of_a_layer_is_counted_from_its_gates(
+    #[values("Flat5", "Cortex", "Linear3x4", "SegmentOf3", "SequenceOf2", "ByTask", "ByEntropy", "Dispatch3x4")]
+    name: &str,
+    #[values(1, 2, 3, 7)] length: usize,
+) {
+    let (cfg, variant, store) = upcycled(name);
+    let layer = (variant.build)(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp")).unwrap();
+    let x = inputs(8, &[&[3, length, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
+    let paths = Some(Arc::new(Labels::random(2, 2, &variant.spec, 8).paths));
+    let ask = Ask { load: true, gates: true, ..Ask::default() };
+    let pass = Pass { ask, paths, ..Pass::routed().of_tasks(&[0, 1, 1]) };
+    let trace = layer.forward(&x, &pass).unwrap().1;
+    let load = trace.load.as_ref().unwrap();
+    // What a decision reads for others, and a sequence too short for one.
+    let open = match variant.spec.route_per {
+        RoutePer::Token | RoutePer::Task => 0,
+        RoutePer::Segment { tokens } => tokens,
+        RoutePer::Sequence { first } => first,
+    };
+    let decided = gates_of(&trace).into_iter().enumerate().filter(|(t, _)| t % length >= open).map(|(_, gates)| gates);
+    let (mut tokens, mut counts) = (vec![0f32; variant.spec.experts()], vec![0f32; variant.spec.experts() + 1]);
+    for gates in decided {
+        gates.iter().zip(&mut tokens).for_each(|(gate, tokens)| *tokens += f32::from(*gate > 0.0));
+        counts[gates.iter().filter(|gate| **gate > 0.0).count()] += 1.0;
+    }
+    assert_eq!(load.tokens_n.to_vec1::<f32>().unwrap(), tokens);
+    assert_eq!(load.counts.to_vec1::<f32>().unwrap(), counts);
+    // All active nobody was given anything by a decision.
+    assert!(layer.forward(&x, &Pass { ask: pass.ask, ..Pass::all() }).unwrap().1.load.is_none());
 }

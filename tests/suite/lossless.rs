@@ -11,7 +11,7 @@ use tinyonn::checkpoint::{
 };
 use tinyonn::imaging::Partition::{self, Activation, Contiguous, Random, Sps};
 use tinyonn::moe::Pfag;
-use tinyonn::qwen3::{Qwen3Config, RouteCtx};
+use tinyonn::qwen3::{Pass, Qwen3Config};
 
 use crate::models::{CPU, bits, config, dense, ids, message, partition, sparse, variant, weights};
 
@@ -36,12 +36,12 @@ fn assert_lossless((name, width, strategy, tied, hidden_act, dtype, shape): Row)
     let experts = partition(strategy, &variant.spec, &cfg).unwrap();
     let upcycled = upcycle(&store, &cfg, variant, &experts, 4).unwrap();
 
-    let expected = bits(&dense(&cfg, &store, dtype).logits(&ids, &RouteCtx::all(), None).unwrap());
+    let expected = bits(&dense(&cfg, &store, dtype).logits(&ids, &Pass::all(), None).unwrap());
     let model = sparse(&cfg, variant, &upcycled, dtype);
-    assert_eq!(bits(&model.logits(&ids, &RouteCtx::all(), None).unwrap()), expected);
+    assert_eq!(bits(&model.logits(&ids, &Pass::all(), None).unwrap()), expected);
     assert_eq!(model.neuron_experts().unwrap(), Some(experts));
     // Where routing chooses everything its gates are explicit ones; elsewhere it must show.
-    let routed = bits(&model.logits(&ids, &RouteCtx::routed(), None).unwrap());
+    let routed = bits(&model.logits(&ids, &Pass::routed(), None).unwrap());
     let everything = variant.spec.active_experts() == variant.spec.experts();
     // Adaptive routers may take everything, and need not.
     assert!(variant.spec.pfag != Pfag::Off || (routed == expected) == everything);
@@ -54,7 +54,7 @@ fn assert_lossless((name, width, strategy, tied, hidden_act, dtype, shape): Row)
     for folder in [&tiny, &back] {
         assert_same_weights(&plain, folder);
         let loaded = load_model(folder, &CPU, None).unwrap();
-        assert_eq!(bits(&loaded.logits(&ids, &loaded.active().ctx()).unwrap()), expected);
+        assert_eq!(bits(&loaded.logits(&ids, &loaded.active().pass()).unwrap()), expected);
         let comparison = compare(&load_model(&plain, &CPU, None).unwrap(), &loaded, &ids, None, 1).unwrap();
         assert!(comparison.bit_equal && comparison.first_differing_layer.is_none(), "{comparison:?}");
     }

@@ -6,7 +6,8 @@ use tinyonn::checkpoint::ParamStore;
 use tinyonn::imaging::{Integral, Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, MoeSpec, Variant};
-use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
+use tinyonn::ops::Grads;
+use tinyonn::qwen3::{Answers, FeedForward, Keep, Learn, Mlp, Pass, Qwen3Config, Qwen3ForCausalLm, Trace};
 
 use crate::gradients::inputs;
 
@@ -108,4 +109,31 @@ pub(crate) fn on(store: &ParamStore, device: &Device) -> ParamStore {
         moved.insert(name, var.as_detached_tensor().to_device(device).unwrap()).unwrap();
     }
     moved
+}
+
+/// What a forward and a backward pass over text say.
+pub(crate) struct Learnt {
+    /// `[B, T]`.
+    pub(crate) losses: Tensor,
+    pub(crate) traces: Vec<Trace>,
+    pub(crate) answers: Vec<Answers>,
+    pub(crate) grads: Grads,
+}
+
+/// Forward and backward of the sum of the losses of `targets`; the parameters of `store` that `picked` names have a place for their
+/// gradients.
+pub(crate) fn learnt<F: FeedForward>(
+    model: &Qwen3ForCausalLm<F>,
+    (store, picked): (&ParamStore, &dyn Fn(&str) -> bool),
+    (ids, targets): (&Tensor, &Tensor),
+    pass: &Pass,
+    learn: &Learn,
+) -> Learnt {
+    let weights = store.iter().filter(|(name, _)| picked(name)).map(|(_, var)| (var.as_tensor(), 0));
+    let mut grads = Grads::new(weights).unwrap();
+    let pass = if pass.keep == Keep::Nothing { pass.kept() } else { pass.clone() };
+    let forward = model.forward(ids, targets, &pass).unwrap();
+    let ones = forward.losses.ones_like().unwrap();
+    let answers = model.backward(forward.saved, &ones, learn, &mut grads).unwrap();
+    Learnt { losses: forward.losses, traces: forward.traces, answers, grads }
 }

@@ -1,7 +1,5 @@
 //! Values that have left the numbers stop every stage where they first show, in one line that says what to do.
 
-use std::sync::Arc;
-
 use candle_core::Device;
 use rstest::rstest;
 use tempfile::TempDir;
@@ -10,7 +8,7 @@ use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions, dump, scan};
 use tinyonn::metrics::MetricsLog;
-use tinyonn::qwen3::RouteCtx;
+use tinyonn::qwen3::Pass;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{
     AdamwConfig, PretrainConfig, RouterFitConfig, RouterFitter, SmkConfig, evaluate, pretrain, train_smk,
@@ -58,7 +56,8 @@ fn pretraining_at_too_high_a_rate_stops(#[case] rate: f64, #[case] warmup: u64) 
     let adamw = AdamwConfig { rate, ..AdamwConfig::default() };
     // Not a multiple of the tenth step at which the loss is read.
     let config = PretrainConfig { steps: 9, batch: 4, warmup, adamw };
-    let refused = with_log(|log| message(pretrain(&tiny::config(VOCAB), &config, &sampler, &Device::Cpu, 0, log)));
+    let refused =
+        with_log(|log| message(pretrain(&tiny::config(VOCAB), &config, &sampler, &Device::Cpu, 0, log, None)));
     assert_says(&refused, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
 }
 
@@ -68,7 +67,7 @@ fn smk(store: &ParamStore, variant: &'static tinyonn::moe::Variant, rate: f64) -
     let adamw = AdamwConfig { rate, ..AdamwConfig::default() };
     let config = SmkConfig { steps: 9, batch: 4, min_k: 2, adamw, ..SmkConfig::default() };
     with_log(|log| {
-        message(train_smk((store, &tiny::config(VOCAB), variant), &RouteCtx::routed(), &sampler, &config, log))
+        message(train_smk((store, &tiny::config(VOCAB), variant), &Pass::routed(), &sampler, &config, log, None))
     })
 }
 
@@ -102,12 +101,12 @@ fn reading_text_through_a_spoilt_model_stops(#[case] name: &str, #[case] value: 
     let words = ["the loss on task `task0` is", "tensors for values that are not finite"];
 
     let options = EvaluateOptions { length: 16, batch: 4, skip: 0 };
-    let refused = message(evaluate(&model, &set, options, &RouteCtx::all(), &Device::Cpu));
+    let refused = message(evaluate(&model, &set, options, &Pass::all(), &Device::Cpu));
     assert_says(&refused, &[&["`evaluate`"], words.as_slice()].concat());
 
     let options = ScanOptions { length: 16, batch: 4, tokens_per_task: 100 };
-    let inputs = Arc::new(RouterInputs::new(2, 1, Window::First(4)));
-    let refused = message(scan(&model, &set, options, &Device::Cpu, Some(&inputs)));
+    let mut inputs = RouterInputs::new(2, 1, Window::First(4));
+    let refused = message(scan(&model, &set, options, &Device::Cpu, Some(&mut inputs)));
     assert_says(&refused, &[&["`scan`"], words.as_slice()].concat());
 
     let ids = set.batches_of_task(0, 16, 2, &Device::Cpu).unwrap().next().unwrap().unwrap().inputs;

@@ -10,11 +10,10 @@ use tinyonn::checkpoint::{
 };
 use tinyonn::imaging::{Partition, PartitionSources, dump, partition};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::ops;
-use tinyonn::qwen3::{FeedForward, KvCache, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
+use tinyonn::qwen3::{FeedForward, Keep, KvCache, Learn, Pass, Qwen3Config, Qwen3ForCausalLm, Sampling};
 use tinyonn::random::Rng;
 
-use crate::models::{CPU, apart, bits, config, dense, ids, partition, sparse, variant, weights};
+use crate::models::{CPU, Learnt, apart, bits, config, dense, ids, learnt, partition, sparse, variant, weights};
 
 const FOLDERS: [&str; 5] = ["tied_f32", "untied_bf16_sharded", "mqa_f16", "untied_f32_v4", "tied_stored_head_bf16"];
 
@@ -31,12 +30,11 @@ fn fixture_ids(name: &str) -> Tensor {
     tokens::read(fixture(name).join("reference.safetensors"), &CPU).unwrap()
 }
 
-/// The summed loss of the next tokens; the last position has none.
-fn loss_sum<F: FeedForward>(model: &Qwen3ForCausalLm<F>, ids: &Tensor, ctx: &RouteCtx) -> Tensor {
+/// The next tokens; the last position has none.
+fn next(ids: &Tensor) -> Tensor {
     let (b, t) = ids.dims2().unwrap();
     let none = Tensor::full(u32::MAX, (b, 1), &CPU).unwrap();
-    let targets = Tensor::cat(&[&ids.narrow(1, 1, t - 1).unwrap(), &none], 1).unwrap();
-    model.token_losses(ids, &targets, ctx).unwrap().sum_all().unwrap()
+    Tensor::cat(&[&ids.narrow(1, 1, t - 1).unwrap(), &none], 1).unwrap()
 }
 
 /// The largest difference over the largest value.
@@ -62,8 +60,10 @@ fn logits_are_those_of_transformers() {
 fn gradients_are_those_of_the_model_in_f64() {
     let (cfg, store) = fixture_parameters("tied_f32");
     let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
-    let loss = loss_sum(&model, &fixture_ids("tied_f32"), &RouteCtx::all());
-    let grads = ops::backward(&loss).unwrap();
+    let ids = fixture_ids("tied_f32");
+    let Learnt { losses, grads, .. } =
+        learnt(&model, (&store, &everything), (&ids, &next(&ids)), &Pass::all(), &Learn::default());
+    let loss = losses.sum_all().unwrap();
     let reference = MappedSafetensors::open(fixture("tied_f32").join("gradients.safetensors")).unwrap();
     let expected = reference.load("loss_sum", &CPU).unwrap().i(0).unwrap().to_scalar::<f32>().unwrap();
     approx::assert_relative_eq!(loss.to_scalar::<f32>().unwrap(), expected, max_relative = 1e-6);
@@ -103,14 +103,20 @@ mod ten {
     pub(crate) struct Ten;
 }
 
-/// Exactly the picked parameters have a gradient, each finite and somewhere not zero.
+/// Some of the parameters, by name.
+type Pick = fn(&str) -> bool;
+
+/// Exactly the picked parameters have a gradient, each finite, somewhere not zero, and that which it has where all learn: what is frozen is
+/// only left out.
 fn assert_learns<F: FeedForward>(
-    build: impl Fn(&ParamStore) -> Qwen3ForCausalLm<F>,
+    model: &Qwen3ForCausalLm<F>,
     (store, ids): (&ParamStore, &Tensor),
-    ctx: &RouteCtx,
-    picked: fn(&str) -> bool,
+    pass: &Pass,
+    (all, picked): (Pick, Pick),
 ) {
-    let grads = ops::backward(&loss_sum(&build(store), ids, ctx)).unwrap();
+    let of =
+        |picked: fn(&str) -> bool| learnt(model, (store, &picked), (ids, &next(ids)), pass, &Learn::default()).grads;
+    let (grads, whole) = (of(picked), of(all));
     assert!(store.names().any(picked));
     for (name, var) in store.iter() {
         let Some(grad) = grads.get(var) else {
@@ -119,8 +125,9 @@ fn assert_learns<F: FeedForward>(
         };
         assert!(picked(name), "{name} is frozen and has a gradient");
         assert_eq!(grad.dims(), var.dims(), "{name}");
-        let values = grad.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values = grad.flatten_all().unwrap().copy().unwrap().to_vec1::<f32>().unwrap();
         assert!(values.iter().all(|x| x.is_finite()) && values.iter().any(|x| x.abs() > 0.0), "{name}");
+        assert_eq!(bits(&grad.copy().unwrap()), bits(&whole.get(var).unwrap().copy().unwrap()), "{name}");
     }
 }
 
@@ -145,20 +152,19 @@ fn what_is_trainable_learns_and_nothing_else(
     #[values(everything, mlps, from_layer_0s_mlp)] picked: fn(&str) -> bool,
 ) {
     let (cfg, store) = fixture_parameters(name);
-    let build = |store: &ParamStore| Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, picked)).unwrap();
-    assert_learns(build, (&store, &fixture_ids(name)), &RouteCtx::all(), picked);
+    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+    assert_learns(&model, (&store, &fixture_ids(name)), &Pass::all(), (everything, picked));
 }
 
 #[rstest]
 fn experts_learn_all_active_and_routed_and_nothing_else(#[values(false, true)] routed: bool) {
     let cfg = config(40, true);
     let (store, variant) = upcycled(&cfg, "Moe7x3");
-    let ctx = if routed { RouteCtx::routed() } else { RouteCtx::all() };
-    let build = |store: &ParamStore| {
-        let vb = store.builder(DType::F32, mlps);
-        Qwen3ForCausalLm::new(&cfg, &vb, |layer, vb| (variant.build)(&cfg, layer, vb)).unwrap()
-    };
-    assert_learns(build, (&store, &ids((2, 9))), &ctx, mlps);
+    let ctx = if routed { Pass::routed() } else { Pass::all() };
+    let vb = store.builder(DType::F32, |name| name.ends_with("weight"));
+    let model = TinyOnnForCausalLm::new(&cfg, variant, &vb).unwrap();
+    let weights: fn(&str) -> bool = |name| name.ends_with("weight");
+    assert_learns(model.lm(), (&store, &ids((2, 9))), &ctx, (weights, mlps));
 }
 
 fn upcycled(cfg: &Qwen3Config, name: &str) -> (ParamStore, &'static tinyonn::moe::Variant) {
@@ -174,7 +180,7 @@ fn upcycled_model(name: &str) -> TinyOnnForCausalLm {
 }
 
 /// Logits read in runs of these lengths, keys and values kept between them.
-fn logits_in_runs<F: FeedForward>(model: &Qwen3ForCausalLm<F>, ids: &Tensor, runs: &[usize], ctx: &RouteCtx) -> Tensor {
+fn logits_in_runs<F: FeedForward>(model: &Qwen3ForCausalLm<F>, ids: &Tensor, runs: &[usize], ctx: &Pass) -> Tensor {
     let mut cache = KvCache::new(model.config().num_hidden_layers);
     let mut parts = Vec::new();
     for run in runs {
@@ -192,8 +198,8 @@ fn a_cache_changes_no_logit(
 ) {
     let (cfg, store) = fixture_parameters(name);
     let (model, ids) = (dense(&cfg, &store, DType::F32), fixture_ids(name));
-    let full = model.logits(&ids, &RouteCtx::all(), None).unwrap();
-    let cached = logits_in_runs(&model, &ids, runs, &RouteCtx::all());
+    let full = model.logits(&ids, &Pass::all(), None).unwrap();
+    let cached = logits_in_runs(&model, &ids, runs, &Pass::all());
     // Products of one row and of many sum in different orders.
     assert!(apart(&full, &cached) <= 1e-5, "{}", apart(&full, &cached));
 }
@@ -201,8 +207,8 @@ fn a_cache_changes_no_logit(
 #[rstest]
 fn a_cache_changes_no_logit_where_each_token_decides(#[values("Moe2x4", "Moe10x10", "Moe12x8")] name: &str) {
     let (model, ids) = (upcycled_model(name), ids((2, 13)));
-    let full = model.logits(&ids, &RouteCtx::routed(), None).unwrap();
-    let cached = logits_in_runs(model.lm(), &ids, &[4, 1, 8], &RouteCtx::routed());
+    let full = model.logits(&ids, &Pass::routed(), None).unwrap();
+    let cached = logits_in_runs(model.lm(), &ids, &[4, 1, 8], &Pass::routed());
     assert!(apart(&full, &cached) <= 1e-5, "{}", apart(&full, &cached));
 }
 
@@ -212,15 +218,15 @@ fn generation_is_the_same_with_and_without_a_cache(#[values("tied_f32", "mqa_f16
     let model = dense(&cfg, &store, DType::F32);
     let prompt = fixture_ids(name).i((0, ..5)).unwrap().to_vec1::<u32>().unwrap();
     let generate =
-        |cached, sampling: Sampling<'_>| model.generate(&prompt, 24, None, &RouteCtx::all(), sampling, cached).unwrap();
+        |cached, sampling: Sampling<'_>| model.generate(&prompt, 24, None, &Pass::all(), sampling, cached).unwrap();
     let greedy = generate(true, Sampling::Greedy);
     assert_eq!(greedy, generate(false, Sampling::Greedy));
     assert_eq!(greedy.len(), 24);
     // The first token is the best of a plain pass, and the end of text ends the text.
-    let logits = model.logits(&Tensor::new(vec![prompt.clone()], &CPU).unwrap(), &RouteCtx::all(), None).unwrap();
+    let logits = model.logits(&Tensor::new(vec![prompt.clone()], &CPU).unwrap(), &Pass::all(), None).unwrap();
     assert_eq!(greedy[0], logits.i((0, 4)).unwrap().argmax(0).unwrap().to_scalar::<u32>().unwrap());
     let end = greedy.iter().position(|token| *token == greedy[3]).unwrap();
-    let ended = model.generate(&prompt, 24, Some(greedy[3]), &RouteCtx::all(), Sampling::Greedy, true).unwrap();
+    let ended = model.generate(&prompt, 24, Some(greedy[3]), &Pass::all(), Sampling::Greedy, true).unwrap();
     assert_eq!(ended, greedy[..=end]);
 
     let drawn = |seed| generate(true, Sampling::Temperature(1.0, &mut Rng::seed_from_u64(seed)));
@@ -232,14 +238,14 @@ fn generation_is_the_same_with_and_without_a_cache(#[values("tied_f32", "mqa_f16
 fn routed_generation_reads_what_a_whole_pass_reads(#[values("Moe2x4", "MoeSequence")] name: &str) {
     let model = upcycled_model(name);
     let prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3];
-    let ctx = RouteCtx::routed();
+    let ctx = Pass::routed();
     let uncached = model.lm().generate(&prompt, 12, None, &ctx, Sampling::Greedy, false).unwrap();
     assert_eq!(model.generate(&prompt, 12, None, &ctx, Sampling::Greedy).unwrap(), uncached);
 }
 
 /// How a model is asked: dense, or a variant in one of its modes.
 fn logits(model: &LoadedModel, ids: &Tensor, routed: bool) -> Tensor {
-    model.logits(ids, &if routed { RouteCtx::routed() } else { RouteCtx::all() }).unwrap()
+    model.logits(ids, &if routed { Pass::routed() } else { Pass::all() }).unwrap()
 }
 
 #[rstest]
@@ -271,9 +277,62 @@ fn a_later_token_changes_no_earlier_logit(#[case] name: Option<&str>, #[case] ro
 #[rstest]
 fn a_shorter_text_has_the_logits_of_the_longer_ones_beginning(#[values("Moe7x3", "MoeSequence")] name: &str) {
     let (model, ids) = (upcycled_model(name), ids((2, 14)));
-    let whole = model.logits(&ids, &RouteCtx::routed(), None).unwrap();
+    let whole = model.logits(&ids, &Pass::routed(), None).unwrap();
     for length in 1..14 {
-        let short = model.logits(&ids.narrow(1, 0, length).unwrap(), &RouteCtx::routed(), None).unwrap();
+        let short = model.logits(&ids.narrow(1, 0, length).unwrap(), &Pass::routed(), None).unwrap();
         assert!(apart(&short, &whole.narrow(1, 0, length).unwrap()) <= 1e-5, "{length} tokens");
     }
+}
+
+/// Room for keys and values is made for some positions, then for twice as many: what stands in the old room moves.
+#[rstest]
+fn a_cache_grows_beyond_its_first_room(
+    #[values(&[300], &[1; 300], &[127, 1, 1, 171], &[128, 172], &[200, 100])] runs: &[usize],
+) {
+    let cfg = Qwen3Config { max_position_embeddings: 300, ..config(40, true) };
+    let (model, ids) = (dense(&cfg, &weights(&cfg, DType::F32), DType::F32), ids((2, 300)));
+    let full = model.logits(&ids, &Pass::all(), None).unwrap();
+    let cached = logits_in_runs(&model, &ids, runs, &Pass::all());
+    // Logits of order ten; products of one row and of many sum in different orders.
+    assert!(apart(&full, &cached) <= 1e-4, "{}", apart(&full, &cached));
+}
+
+/// What a pass keeps is its own choice: computed once more, values are the same bits, and so are gradients.
+#[rstest]
+fn recomputing_changes_no_gradient(
+    #[values(
+        "",
+        "Moe7x3",
+        "MoeSequence",
+        "Deep3",
+        "Cortex",
+        "SegmentOf1",
+        "ByNucleus",
+        "BySurprisal",
+        "Dispatch3x4",
+        "Custom3x4"
+    )]
+    name: &str,
+) {
+    let (cfg, ids) = (config(123, true), ids((2, 12)));
+    let gradients = |keep: Keep| {
+        let learn = Learn { routers: true, ..Learn::default() };
+        let pass = Pass { keep, training: Some(3), ..if name.is_empty() { Pass::all() } else { Pass::routed() } };
+        let (found, store) = if name.is_empty() {
+            let store = weights(&cfg, DType::F32);
+            let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+            (learnt(&model, (&store, &everything), (&ids, &next(&ids)), &pass, &learn), store)
+        } else {
+            let (store, variant) = upcycled(&cfg, name);
+            let model = TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, |_| true)).unwrap();
+            (learnt(model.lm(), (&store, &everything), (&ids, &next(&ids)), &pass, &learn), store)
+        };
+        let of = |(name, var): (&str, &candle_core::Var)| {
+            Some((name.to_owned(), bits(&found.grads.get(var)?.copy().unwrap())))
+        };
+        (bits(&found.losses), store.iter().filter_map(of).collect::<Vec<_>>())
+    };
+    let (kept, again) = (gradients(Keep::All), gradients(Keep::Inputs));
+    assert!(kept.1.len() > 20);
+    assert!(kept == again);
 }

@@ -1,15 +1,14 @@
 //! Adaptive gating in whole models: where surprisal comes from, and that counts follow the difficulty.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor};
 use rstest::rstest;
 use tinyonn::imaging::Labels;
 use tinyonn::moe::Pfag;
-use tinyonn::qwen3::RouteCtx;
+use tinyonn::qwen3::Pass;
 
-use crate::routing::{Gates, upcycled};
+use crate::routing::{asking_gates, gates_of, upcycled};
 use crate::tiny;
 
 #[rstest]
@@ -47,16 +46,15 @@ fn more_surprise_or_doubt_takes_no_fewer() {
 
 fn gates(name: &str, surprisal: Option<Tensor>, ids: &Tensor) -> Vec<Vec<Vec<f32>>> {
     let (cfg, variant, store) = upcycled(name);
-    let seen = Arc::new(Gates::default());
-    let ctx = RouteCtx { observer: Some(seen.clone()), surprisal, ..RouteCtx::routed() };
-    tiny::sparse(&cfg, variant, &store).logits(ids, &ctx, None).unwrap();
-    (0..2).map(|layer| seen.rows(layer)).collect()
+    let pass = asking_gates(&Pass { surprisal, ..Pass::routed() });
+    let (_, traces) = tiny::sparse(&cfg, variant, &store).traced_logits(ids, &pass).unwrap();
+    traces.iter().map(gates_of).collect()
 }
 
 /// −log p of each token given those before it, in the pass of all experts; the first is as surprising as one drawn blindly.
 fn surprisal(name: &str, ids: &Tensor) -> Tensor {
     let (cfg, variant, store) = upcycled(name);
-    let logits = tiny::sparse(&cfg, variant, &store).logits(ids, &RouteCtx::all(), None).unwrap();
+    let logits = tiny::sparse(&cfg, variant, &store).logits(ids, &Pass::all(), None).unwrap();
     let log_p = candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap().to_vec3::<f32>().unwrap();
     let of_row = |(ids, log_p): (Vec<u32>, Vec<Vec<f32>>)| -> Vec<f32> {
         let of = |t: usize| if t == 0 { (cfg.vocab_size as f32).ln() } else { -log_p[t - 1][ids[t] as usize] };

@@ -20,7 +20,7 @@ fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, Phase1Summary) {
     let dir = TempDir::new().unwrap();
     let mut config = RunConfig { study_tokens: 60, ..setting(dir.path(), DType::BF16) };
     change(&mut config);
-    let summary = phase1(&config).unwrap();
+    let summary = phase1(&config, None).unwrap();
     (dir, config, summary)
 }
 
@@ -28,10 +28,10 @@ fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, Phase1Summary) {
 #[rstest]
 fn phase_2_goes_on_where_phase_1_ended(#[values("Moe2x4", "ByTask", "SegmentOf3")] variant: &str) {
     let (dir, config, _) = run(|config| config.variant = variant.into());
-    let at_once = phase2(&RunConfig { out: dir.path().join("at-once"), ..config.clone() }).unwrap();
+    let at_once = phase2(&RunConfig { out: dir.path().join("at-once"), ..config.clone() }, None).unwrap();
     let settings = RunConfig::of_phase1(&config.out).unwrap();
     assert_eq!(settings, config);
-    let continued = phase2_from(&config.out, &RunConfig { out: dir.path().join("after"), ..settings }).unwrap();
+    let continued = phase2_from(&config.out, &RunConfig { out: dir.path().join("after"), ..settings }, None).unwrap();
     let [continued, at_once] = [continued, at_once].map(|summary| serde_json::to_value(summary).unwrap());
     assert_eq!(continued["smk"], at_once["smk"]);
     assert_eq!(continued["loss"], at_once["loss"]);
@@ -45,21 +45,21 @@ fn another_smk_may_follow_and_nothing_else_may_differ() {
     let out = dir.path().join("after");
     let mut other = RunConfig { out: out.clone(), ..config.clone() };
     other.smk.steps = 1;
-    let summary = phase2_from(&config.out, &other).unwrap();
+    let summary = phase2_from(&config.out, &other, None).unwrap();
     assert_eq!(summary.phase1.loss.routed_before.to_bits(), before.loss.routed_before.to_bits());
     let refused = |change: &dyn Fn(&mut RunConfig)| {
         let mut config = RunConfig { out: out.clone(), ..config.clone() };
         change(&mut config);
-        message(phase2_from(&config.out.with_file_name("out"), &config))
+        message(phase2_from(&config.out.with_file_name("out"), &config, None))
     };
     assert!(refused(&|config| config.seed = 9).contains("`seed`: is not what phase 1 had"));
     assert!(refused(&|config| config.contrast = true).contains("`contrast`"));
-    let none = message(phase2_from(dir.path(), &config));
+    let none = message(phase2_from(dir.path(), &config, None));
     assert!(none.contains("has no phase1.json; give the folder of a run of exp_phase1"), "{none}");
     // The text is what it was, or nothing that was measured holds.
     let file = dir.path().join("arithmetic.txt");
     fs::write(&file, fs::read_to_string(&file).unwrap() + "one more line\n").unwrap();
-    let changed = message(phase2_from(&config.out, &RunConfig { out, ..config.clone() }));
+    let changed = message(phase2_from(&config.out, &RunConfig { out, ..config.clone() }, None));
     assert!(changed.contains("the text is not what it was"), "{changed}");
 }
 
@@ -256,5 +256,5 @@ fn tokens_may_have_labels_of_their_own() {
     assert_ne!(by_token.loss.routed_before, by_task.loss.routed_before);
     let dir = TempDir::new().unwrap();
     let config = RunConfig { label: LabelUnit::Token, variant: "SegmentOf3".into(), ..setting(dir.path(), DType::F32) };
-    assert!(message(phase1(&config)).contains("`label`: is token"));
+    assert!(message(phase1(&config, None)).contains("`label`: is token"));
 }

@@ -12,7 +12,7 @@ use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
 use tinyonn::imaging::{Form, LabelBalance, Partition, Score, Share};
 use tinyonn::ops::GradSite;
 use tinyonn::phases::{ImageConfig, RunConfig, Text, TextConfig, image, phase2};
-use tinyonn::qwen3::RouteCtx;
+use tinyonn::qwen3::Pass;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{RouterFitConfig, SmkConfig, evaluate};
 
@@ -51,7 +51,7 @@ pub(crate) fn setting(dir: &Path, dtype: DType) -> RunConfig {
 fn checkpoints_keep_the_types_of_the_dense_model(#[values(DType::F32, DType::BF16, DType::F16)] dtype: DType) {
     let dir = TempDir::new().unwrap();
     let config = setting(dir.path(), dtype);
-    let summary = phase2(&config).unwrap();
+    let summary = phase2(&config, None).unwrap();
     assert!(summary.phase1.lossless.bit_equal);
     let [dense, upcycled, trained] =
         [dir.path().join("dense"), config.out.join("upcycled"), config.out.join("tiny-onn")].map(|path| {
@@ -70,11 +70,11 @@ fn checkpoints_keep_the_types_of_the_dense_model(#[values(DType::F32, DType::BF1
     }
     // It runs as what it is stored in.
     let model = load_model(config.out.join("tiny-onn"), &CPU, None).unwrap();
-    let logits = model.logits(&models::ids((1, 5)), &model.active().ctx()).unwrap();
+    let logits = model.logits(&models::ids((1, 5)), &model.active().pass()).unwrap();
     assert_eq!(logits.dtype(), dtype);
 
     // Again into the same folder: every part is replaced, and nothing is left beside it.
-    let again = phase2(&config).unwrap();
+    let again = phase2(&config, None).unwrap();
     assert_eq!(again.smk.routed.to_bits(), summary.smk.routed.to_bits());
     let mut names: Vec<_> = fs::read_dir(&config.out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
@@ -91,7 +91,7 @@ fn every_kind_of_variant_goes_all_the_way(
     let dir = TempDir::new().unwrap();
     let mut config = RunConfig { variant: name.into(), ..setting(dir.path(), DType::F32) };
     config.smk.routers = true;
-    let summary = phase2(&config).unwrap();
+    let summary = phase2(&config, None).unwrap();
     assert!(summary.phase1.lossless.bit_equal);
     assert!(summary.smk.routed.is_finite());
     assert!(summary.phase1.active_share > 0.0 && summary.phase1.active_share <= 1.0, "{}", summary.phase1.active_share);
@@ -99,7 +99,7 @@ fn every_kind_of_variant_goes_all_the_way(
     let model = load_model(&folder, &CPU, None).unwrap();
     let opened = TinyOnnFolder::open(&folder).unwrap();
     assert_eq!(opened.variant().spec.name, name);
-    let (ids, ctx) = (models::ids((2, 9)), model.active().ctx());
+    let (ids, ctx) = (models::ids((2, 9)), model.active().pass());
     // A checkpoint has the paths of its tasks, and takes the tasks of the sequences from its caller.
     let by_task = name == "ByTask";
     assert_eq!(model.logits(&ids, &ctx).is_err(), by_task);
@@ -117,12 +117,12 @@ fn every_kind_of_variant_goes_all_the_way(
         let lm = opened.model(&store, DType::F32).unwrap();
         let options = EvaluateOptions { length: config.length, batch: config.batch, skip: 0 };
         let paths = opened.config().path_table().map(Arc::new);
-        let losses = evaluate(lm.lm(), &test, options, &RouteCtx { paths, ..RouteCtx::routed() }, &CPU).unwrap();
+        let losses = evaluate(lm.lm(), &test, options, &Pass { paths, ..Pass::routed() }, &CPU).unwrap();
         approx::assert_relative_eq!(losses.mean, summary.smk.routed, max_relative = 1e-6);
         let [a, b] = [0, 1].map(|task| &opened.config().paths[task].experts);
         assert_ne!(a, b, "tasks share a path: the test is blind");
     }
-    let of = |task: u32, paths| RouteCtx { tasks: Some([task, task].into()), paths, ..ctx.clone() };
+    let of = |task: u32, paths| Pass { tasks: Some([task, task].into()), paths, ..ctx.clone() };
     let given = opened.config().path_table().map(Arc::new);
     for task in 0..2 {
         let [stored, given] =
@@ -136,7 +136,7 @@ fn every_kind_of_variant_goes_all_the_way(
 fn every_source_of_labels_has_its_loss() {
     let dir = TempDir::new().unwrap();
     let config = setting(dir.path(), DType::F32);
-    let summary = phase2(&config).unwrap();
+    let summary = phase2(&config, None).unwrap();
     let sources = &summary.phase1.label_sources;
     let names: Vec<&str> = sources.keys().map(String::as_str).collect();
     assert_eq!(
@@ -183,12 +183,12 @@ fn every_source_of_labels_has_its_loss() {
     // Labels by another score are that source's.
     let other = RunConfig { labels: Score::Taylor, out: dir.path().join("taylor"), ..config.clone() };
     approx::assert_relative_eq!(
-        phase2(&other).unwrap().phase1.loss.label_paths,
+        phase2(&other, None).unwrap().phase1.loss.label_paths,
         sources["taylor"].loss,
         max_relative = 1e-12
     );
     let label_balance = LabelBalance::Sinkhorn;
-    let even = phase2(&RunConfig { label_balance, out: dir.path().join("even"), ..config }).unwrap();
+    let even = phase2(&RunConfig { label_balance, out: dir.path().join("even"), ..config }, None).unwrap();
     assert_eq!(even.phase1.labels_by, "sps_sinkhorn");
     approx::assert_relative_eq!(even.phase1.loss.label_paths, sources["sps_sinkhorn"].loss, max_relative = 1e-12);
 }
@@ -200,7 +200,7 @@ fn every_partition_goes_all_the_way(
 ) {
     let dir = TempDir::new().unwrap();
     let config = setting(dir.path(), DType::BF16);
-    let summary = phase2(&RunConfig { partition: Some(strategy), ..config.clone() }).unwrap();
+    let summary = phase2(&RunConfig { partition: Some(strategy), ..config.clone() }, None).unwrap();
     assert!(summary.phase1.lossless.bit_equal);
     assert_eq!(summary.phase1.model.partition.as_deref(), Some(strategy.word()));
     // So it does where only an image is made, of a stored model.
@@ -232,7 +232,7 @@ fn every_partition_goes_all_the_way(
 fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dtype: DType) {
     let dir = TempDir::new().unwrap();
     let config = RunConfig { variant: "Merged".into(), length: 40, ..setting(dir.path(), dtype) };
-    let summary = phase2(&config).unwrap();
+    let summary = phase2(&config, None).unwrap();
     assert!(summary.phase1.label_sources.is_empty() && summary.phase1.model.partition.is_none());
     let folder = TinyOnnFolder::open(config.out.join("tiny-onn")).unwrap();
     assert!(folder.config().partition.is_none());
@@ -240,7 +240,7 @@ fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dty
     let types: Vec<Option<DType>> = deltas.map(|(_, info)| info.computed()).collect();
     assert!(!types.is_empty() && types.iter().all(|found| *found == Some(dtype)), "{types:?}");
     let model = load_model(config.out.join("tiny-onn"), &CPU, None).unwrap();
-    assert_eq!(model.logits(&models::ids((1, 5)), &model.active().ctx()).unwrap().dtype(), dtype);
+    assert_eq!(model.logits(&models::ids((1, 5)), &model.active().pass()).unwrap().dtype(), dtype);
 }
 
 #[rstest]
@@ -248,7 +248,7 @@ fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dty
 #[case::longer_than_the_model(65, &["`length`", "65", "64"])]
 fn sequences_that_do_not_fit_are_refused_before_the_scan(#[case] length: usize, #[case] words: &[&str]) {
     let dir = TempDir::new().unwrap();
-    let refused = message(phase2(&RunConfig { length, ..setting(dir.path(), DType::F32) }));
+    let refused = message(phase2(&RunConfig { length, ..setting(dir.path(), DType::F32) }, None));
     assert!(words.iter().all(|word| refused.contains(word)) && !refused.contains('\n'), "{refused}");
     assert!(!dir.path().join("out/upcycled").exists());
 }
@@ -263,7 +263,7 @@ fn a_task_shorter_than_a_sequence_is_refused_before_the_scan() {
         fs::write(short.join(name), "1").unwrap();
     }
     config.data.push(format!("short={}", short.display()));
-    let refused = message(phase2(&config));
+    let refused = message(phase2(&config, None));
     assert!(refused.contains("`length`: task `short` has") && refused.contains("give the task more text"), "{refused}");
     assert!(!config.out.join("upcycled").exists());
 }
@@ -277,7 +277,7 @@ fn routers_are_fitted_again_to_the_routed_pass() {
         let router = RouterFitConfig { refit_rounds, ..config.router };
         let out = dir.path().join(format!("rounds{refit_rounds}"));
         let config = RunConfig { router, out, ..config.clone() };
-        phase2(&config).unwrap();
+        phase2(&config, None).unwrap();
         let folder = ModelFolder::open(config.out.join("tiny-onn")).unwrap();
         [0, 1].map(|layer| folder.bytes(&format!("model.layers.{layer}.mlp.group_router.mean")).unwrap().to_vec())
     };

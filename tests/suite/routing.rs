@@ -5,13 +5,11 @@ mod route_per;
 mod routers;
 mod select;
 
-use std::sync::Mutex;
-
 use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use tinyonn::checkpoint::ParamStore;
-use tinyonn::moe::{AlwaysSpec, LevelSpec, MoeSpec, RouterKind, RouterSpec, Scores, Variant};
-use tinyonn::qwen3::{Observer, Qwen3Config};
+use tinyonn::moe::{AlwaysSpec, LevelSpec, MoeLayer, MoeSpec, RouterKind, RouterSpec, Scores, Variant};
+use tinyonn::qwen3::{Ask, FeedForward as _, Pass, Qwen3Config, Trace};
 use tinyonn::random;
 
 use crate::tiny;
@@ -221,26 +219,20 @@ pub(crate) fn by_input(scores: &Scores) -> Vec<Vec<Vec<f64>>> {
     (0..levels[0].len()).map(|t| levels.iter().map(|level| level[t].clone()).collect()).collect()
 }
 
-/// Keeps the gates of each layer's last pass.
-#[derive(Default)]
-pub(crate) struct Gates(pub(crate) Mutex<Vec<Option<Tensor>>>);
-
-impl Observer for Gates {
-    fn gates(&self, layer: usize, gate_tn: &Tensor, _: &[bool]) -> tinyonn::Result<()> {
-        let mut layers = self.0.lock().unwrap();
-        if layers.len() <= layer {
-            layers.resize(layer + 1, None);
-        }
-        layers[layer] = Some(gate_tn.clone());
-        Ok(())
-    }
+/// The gates `[B·T][N]` that a layer says it used.
+pub(crate) fn gates_of(trace: &Trace) -> Vec<Vec<f32>> {
+    let gates = trace.gates.as_ref().expect("the layer is routed");
+    gates.to_dtype(DType::F32).unwrap().to_vec2().unwrap()
 }
 
-impl Gates {
-    pub(crate) fn rows(&self, layer: usize) -> Vec<Vec<f32>> {
-        let gates = self.0.lock().unwrap()[layer].take().expect("the layer is routed");
-        gates.to_dtype(DType::F32).unwrap().to_vec2().unwrap()
-    }
+/// The same pass, asked for its gates.
+pub(crate) fn asking_gates(pass: &Pass) -> Pass {
+    Pass { ask: Ask { gates: true, ..Ask::default() }, ..pass.clone() }
+}
+
+/// The gates of one layer's pass over x `[B, T, d]`.
+pub(crate) fn layer_gates(layer: &MoeLayer, x: &Tensor, pass: &Pass) -> Vec<Vec<f32>> {
+    gates_of(&layer.forward(x, &asking_gates(pass)).unwrap().1)
 }
 
 /// A small model of a declared variant, its weights large enough that every part shows.

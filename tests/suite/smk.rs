@@ -1,7 +1,8 @@
 //! Surprise Min-K: who learns, by the formula over every token and neuron; and that nobody else moves.
 
+mod choice;
+
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
 
 use approx::assert_relative_eq;
 use candle_core::{DType, Device, Tensor};
@@ -11,11 +12,11 @@ use tinyonn::checkpoint::ParamStore;
 use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::moe::Variant;
-use tinyonn::ops::{self, MlpBackward, MlpProbe, WeightGrads};
-use tinyonn::qwen3::{Qwen3Config, RouteCtx};
-use tinyonn::train::smk::{Choice, SmkOutcome};
-use tinyonn::train::{AdamW, AdamwConfig, Smk, SmkConfig, train_smk};
+use tinyonn::qwen3::{Learn, Pass, Qwen3Config};
+use tinyonn::train::smk::SmkOutcome;
+use tinyonn::train::{AdamwConfig, Slot, SmkConfig, TrainState, train_smk};
 
+use crate::models::message;
 use crate::tiny;
 
 const VOCAB: usize = 40;
@@ -33,152 +34,8 @@ fn is_expert(name: &str) -> bool {
     ["gate_proj.weight", "up_proj.weight", "down_proj.weight"].iter().any(|matrix| name.ends_with(matrix))
 }
 
-/// Asks [`Smk`], and decides as well by loops over the definition.
-struct Referee {
-    smk: Smk,
-    units: Vec<Vec<u32>>,
-    experts: usize,
-    min_k: usize,
-    expected: Mutex<Vec<Choice>>,
-}
-
 fn rows(x: &Tensor) -> Vec<Vec<f64>> {
     x.to_dtype(DType::F64).unwrap().to_vec2().unwrap()
-}
-
-fn squared(row: &[f64]) -> f64 {
-    row.iter().map(|x| x * x).sum()
-}
-
-impl MlpProbe for Referee {
-    fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-        let [x, h, dy, dg, du] = [pass.x_td, pass.h_ti, pass.delta_y_td, pass.delta_g_ti, pass.delta_u_ti].map(rows);
-        let gate = pass.gate_ti.map(rows);
-        let units = &self.units[layer];
-        let mut surprises = Vec::new();
-        for expert in 0..self.experts {
-            let own: Vec<usize> = (0..units.len()).filter(|i| units[*i] as usize == expert).collect();
-            let routed: Vec<usize> =
-                (0..x.len()).filter(|t| gate.as_ref().is_none_or(|gate| gate[*t][own[0]] != 0.0)).collect();
-            if routed.is_empty() {
-                continue;
-            }
-            let at = |t: usize, i: usize| {
-                let c = gate.as_ref().map_or(1.0, |gate| gate[t][i]);
-                squared(&dy[t]) * (c * h[t][i]).powi(2) + (dg[t][i].powi(2) + du[t][i].powi(2)) * squared(&x[t])
-            };
-            let sum: f64 = routed.iter().flat_map(|t| own.iter().map(move |i| (*t, *i))).map(|(t, i)| at(t, i)).sum();
-            surprises.push(((sum / (routed.len() * own.len()) as f64).sqrt(), expert as u32));
-        }
-        let active = surprises.iter().map(|(_, expert)| *expert).collect();
-        surprises.sort_by(|a, b| a.partial_cmp(b).unwrap());
-        let mut learners: Vec<u32> = surprises.iter().take(self.min_k).map(|(_, expert)| *expert).collect();
-        learners.sort_unstable();
-        self.expected.lock().unwrap()[layer] = Choice { active, learners };
-        self.smk.observe(layer, pass)
-    }
-}
-
-/// One row of eight tokens routes to few of many experts.
-#[rstest]
-#[case("Moe7x3", 1)]
-#[case("Moe7x3", 4)]
-#[case("Moe7x3", 100)]
-#[case("Moe2x4", 2)]
-#[case("Moe2x4", 8)]
-#[case("MoeSequence", 5)]
-fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: usize) {
-    let (cfg, variant, store) = upcycled(name);
-    let trainable = store.builder(DType::F32, is_expert);
-    let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &trainable).unwrap();
-    let (units, experts) = (model.neuron_experts().unwrap().unwrap(), variant.spec.experts());
-    for seed in 0..4 {
-        let referee = Arc::new(Referee {
-            smk: Smk::new(min_k, experts, units.clone()).unwrap(),
-            units: units.clone(),
-            experts,
-            min_k,
-            expected: Mutex::new(vec![Choice::default(); 2]),
-        });
-        let set = tiny::tokens(seed, &[9], VOCAB as u32);
-        let batch = set.batches_of_task(0, 8, 1, &Device::Cpu).unwrap().next().unwrap().unwrap();
-        let ctx = RouteCtx { probe: Some(referee.clone()), ..RouteCtx::routed() };
-        let loss = model.lm().token_losses(&batch.inputs, &batch.targets, &ctx).unwrap().mean_all().unwrap();
-        let grads = ops::backward(&loss).unwrap();
-        let choices = referee.smk.choices();
-        assert_eq!(choices, *referee.expected.lock().unwrap());
-        if name == "Moe7x3" {
-            assert!(choices.iter().all(|choice| choice.active.len() < experts), "no expert idles: the test is blind");
-        }
-        for (layer, choice) in choices.iter().enumerate() {
-            assert!(choice.learners.iter().all(|expert| choice.active.contains(expert)));
-            assert_eq!(choice.learners.len(), min_k.min(choice.active.len()));
-            for matrix in ["gate", "up", "down"] {
-                let name = format!("model.layers.{layer}.mlp.{matrix}_proj.weight");
-                let grad = grads.get(store.get(&name).unwrap()).unwrap();
-                let by_neuron = if matrix == "down" { rows(&grad.t().unwrap()) } else { rows(grad) };
-                let lines = referee.smk.lines(&name).unwrap();
-                assert_eq!(lines.axis, usize::from(matrix == "down"));
-                for (i, gradient) in by_neuron.iter().enumerate() {
-                    let learns = choice.learners.contains(&units[layer][i]);
-                    assert_eq!((lines.learn[i], squared(gradient) > 0.0), (learns, learns), "{name}, neuron {i}");
-                }
-            }
-        }
-        for other in ["model.norm.weight", "model.layers.0.mlp.group_router.mean", "model.layers.9.mlp.up_proj.weight"]
-        {
-            assert!(referee.smk.lines(other).is_none(), "{other}");
-        }
-    }
-}
-
-/// Experts of equal surprise: the lower index learns.
-#[test]
-fn ties_go_to_the_lower_index() {
-    let ones = |columns: usize| Tensor::ones((3, columns), DType::F32, &Device::Cpu).unwrap();
-    let (td, ti) = (ones(4), ones(6));
-    let gate = Tensor::new(&[[0f32, 1., 1., 1., 1., 1.]; 3], &Device::Cpu).unwrap();
-    let pass = MlpBackward {
-        x_td: &td,
-        h_ti: &ti,
-        gate_ti: Some(&gate),
-        delta_y_td: &td,
-        delta_h_ti: &ti,
-        delta_g_ti: &ti,
-        delta_u_ti: &ti,
-        input_matrices: None,
-    };
-    let smk = Smk::new(2, 4, vec![vec![0, 3, 2, 1, 2, 3]]).unwrap();
-    assert_eq!(smk.observe(0, &pass).unwrap(), WeightGrads::Neurons(vec![2, 3, 4]));
-    assert_eq!(smk.choices(), [Choice { active: vec![1, 2, 3], learners: vec![1, 2] }]);
-}
-
-/// What a shared decision reads runs all active: nobody was routed there, and its surprise counts for nobody.
-#[test]
-fn open_positions_make_no_expert_active() {
-    let gate = [[1f32; 6], [0., 1., 1., 1., 1., 1.], [0., 1., 1., 1., 1., 1.]];
-    let gate = Tensor::from_vec([gate, gate].concat().concat(), (6, 6), &Device::Cpu).unwrap();
-    // Expert 2 is least surprised where it was routed, most where all are active.
-    let h = [[1f32, 1., 9., 1., 9., 1.], [1., 2., 0.5, 2., 0.5, 1.], [1., 2., 0.5, 2., 0.5, 1.]];
-    let h = Tensor::from_vec([h, h].concat().concat(), (6, 6), &Device::Cpu).unwrap();
-    let (td, ti) = (h.ones_like().unwrap(), h.zeros_like().unwrap());
-    let pass = MlpBackward {
-        x_td: &td,
-        h_ti: &h,
-        gate_ti: Some(&gate),
-        delta_y_td: &td,
-        delta_h_ti: &ti,
-        delta_g_ti: &ti,
-        delta_u_ti: &ti,
-        input_matrices: None,
-    };
-    let smk = |open| Smk::new(1, 4, vec![vec![0, 3, 2, 1, 2, 3]]).unwrap().behind(open, 3);
-    let choice = |smk: Smk| {
-        smk.observe(0, &pass).unwrap();
-        smk.choices().remove(0)
-    };
-    assert_eq!(choice(smk(0)), Choice { active: vec![0, 1, 2, 3], learners: vec![0] });
-    assert_eq!(choice(smk(1)), Choice { active: vec![1, 2, 3], learners: vec![2] });
 }
 
 /// Of one sequence two experts are routed, though all twelve see what the decision reads: one learner is half of them.
@@ -194,53 +51,18 @@ fn training_lets_only_routed_experts_compete(#[case] name: &str, #[case] experts
     let config = SmkConfig { steps: 5, batch: 1, min_k: 1, adamw: ADAMW, ..SmkConfig::default() };
     let folder = tempfile::tempdir().unwrap();
     let mut log = MetricsLog::create(folder.path().join("smk.jsonl")).unwrap();
-    let outcome = train_smk((&store, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log).unwrap();
+    let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
     approx::assert_relative_eq!(outcome.updated_share, 0.5);
 }
 
 #[test]
 fn no_learner_at_all_is_refused() {
-    assert!(Smk::new(0, 4, vec![]).map(drop).unwrap_err().to_string().starts_with("`min_k`: no expert would learn"));
     let (cfg, variant, store) = upcycled("Moe2x4");
     let before = tiny::bits(&store);
-    assert!(
-        trained(
-            &cfg,
-            variant,
-            &store,
-            &SmkConfig { steps: 1, batch: 4, min_k: 0, adamw: ADAMW, ..SmkConfig::default() }
-        )
-        .is_err()
-    );
+    let config = SmkConfig { steps: 1, batch: 4, min_k: 0, adamw: ADAMW, ..SmkConfig::default() };
+    let refused = message(trained(&cfg, variant, &store, &config));
+    assert!(refused.contains("`smk.min_k`") && refused.contains("no expert would learn"), "{refused}");
     assert_eq!(tiny::bits(&store), before);
-}
-
-#[test]
-fn units_of_another_model_are_refused() {
-    let words = |error: &str| error.contains("units") && error.contains("neuron_experts");
-    let refused = Smk::new(2, 4, vec![vec![0, 4]]).map(drop).unwrap_err().to_string();
-    assert!(words(&refused) && refused.contains("expert 4"), "{refused}");
-    let (td, ti) = (
-        Tensor::ones((3, 4), DType::F32, &Device::Cpu).unwrap(),
-        Tensor::ones((3, 6), DType::F32, &Device::Cpu).unwrap(),
-    );
-    let pass = MlpBackward {
-        x_td: &td,
-        h_ti: &ti,
-        gate_ti: None,
-        delta_y_td: &td,
-        delta_h_ti: &ti,
-        delta_g_ti: &ti,
-        delta_u_ti: &ti,
-        input_matrices: None,
-    };
-    let smk = Smk::new(2, 4, vec![vec![0, 3, 2, 1, 2, 3], vec![0; 5]]).unwrap();
-    smk.observe(0, &pass).unwrap();
-    // Another width; no such layer.
-    for layer in [1, 2] {
-        let refused = smk.observe(layer, &pass).unwrap_err().to_string();
-        assert!(words(&refused) && refused.contains(&format!("layer {layer}")), "{refused}");
-    }
 }
 
 fn text() -> TokenSet {
@@ -256,7 +78,7 @@ fn trained(
     let (dir, set) = (TempDir::new().unwrap(), text());
     let sampler = Sampler::new(&set, 8, config.batch, 0, &Device::Cpu).unwrap();
     let mut log = MetricsLog::create(dir.path().join("log.jsonl")).unwrap();
-    train_smk((store, cfg, variant), &RouteCtx::routed(), &sampler, config, &mut log)
+    train_smk((store, cfg, variant), &Pass::routed(), &sampler, config, &mut log, None)
 }
 
 /// The experts whose neurons' weights differ between two stores, by layer and matrix.
@@ -313,12 +135,16 @@ fn min_k_of_all_is_plain_training(#[case] name: &str, #[case] min_k: usize) {
     let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &vb).unwrap();
     let set = text();
     let batch = Sampler::new(&set, 8, 4, 0, &Device::Cpu).unwrap().batch_at(0).unwrap();
-    let losses = model.lm().token_losses(&batch.inputs, &batch.targets, &RouteCtx::routed()).unwrap();
+    let forward = model.lm().forward(&batch.inputs, &batch.targets, &Pass::routed().kept()).unwrap();
     // What a shared decision reads is no routed text; a whole sequence that is read leaves its last token.
     let open = variant.spec.open_positions().min(7);
-    let loss = losses.reshape((4, 8)).unwrap().narrow(1, open, 8 - open).unwrap().mean_all().unwrap();
-    let grads = ops::backward(&loss).unwrap();
-    AdamW::new(ADAMW).step(&plain.trainable(is_expert), &grads, |_| None).unwrap();
+    let scored = 1.0 / (4 * (8 - open)) as f32;
+    let each: Vec<f32> = (0..4 * 8).map(|at| if at % 8 < open { 0.0 } else { scored }).collect();
+    let dlosses = Tensor::from_vec(each, (4, 8), &Device::Cpu).unwrap();
+    let slots = plain.trainable(is_expert).into_iter().map(|(name, var)| Slot::new(name, 0, var)).collect();
+    let mut state = TrainState::new(slots).unwrap();
+    model.lm().backward(forward.saved, &dlosses, &Learn::default(), &mut state.grads).unwrap();
+    state.update(&ADAMW, ADAMW.rate).unwrap();
     for (name, var) in store.iter().filter(|(name, _)| is_expert(name)) {
         let (found, expected) = (rows(var.as_tensor()), rows(plain.get(name).unwrap().as_tensor()));
         // Steps of at most 1e-2; products over fewer neurons round otherwise.
@@ -344,7 +170,7 @@ fn the_same_steps_give_the_same_bits_and_the_loss_falls() {
             adamw: AdamwConfig { eps: 1e-8, ..ADAMW },
             ..SmkConfig::default()
         };
-        train_smk((&store, &cfg, variant), &RouteCtx::routed(), &sampler, &config, &mut log).unwrap();
+        train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
         (tiny::bits(&store), tinyonn::metrics::read(&path).unwrap())
     };
     let (first, again) = (run(), run());

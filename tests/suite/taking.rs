@@ -3,15 +3,14 @@
 use candle_core::DType;
 use proptest::prelude::*;
 use rstest::rstest;
-use std::sync::Arc;
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::moe::{LoadMeter, Pfag};
-use tinyonn::qwen3::RouteCtx;
+use tinyonn::moe::Pfag;
+use tinyonn::qwen3::Pass;
 
 use crate::models::{self, bits, message};
 use crate::tiny;
 
-fn routed(name: &str, top_k: Option<(&[usize], Pfag)>, ctx: &RouteCtx) -> Vec<u32> {
+fn routed(name: &str, top_k: Option<(&[usize], Pfag)>, ctx: &Pass) -> Vec<u32> {
     let cfg = tiny::config(40);
     let dense = tiny::dense_store(&cfg, 1);
     let (variant, store) = tiny::upcycled(&cfg, name, &dense);
@@ -33,7 +32,7 @@ fn what_is_declared_taken_again_is_the_same_model(#[values("Moe2x4", "SegmentOf3
         return;
     }
     let top_k: Vec<usize> = widths.iter().map(|level| level[0]).collect();
-    let ctx = RouteCtx::routed();
+    let ctx = Pass::routed();
     assert_eq!(routed(name, Some((&top_k, variant.spec.pfag)), &ctx), routed(name, None, &ctx));
 }
 
@@ -42,10 +41,10 @@ fn what_is_declared_taken_again_is_the_same_model(#[values("Moe2x4", "SegmentOf3
 fn all_taken_is_the_dense_model(#[values("Moe2x4", "SegmentOf3")] name: &str) {
     let spec = &tinyonn::moe::variant(name).unwrap().spec;
     let all = spec.choices();
-    let dense = routed(name, None, &RouteCtx::all());
-    assert_eq!(routed(name, Some((&all, Pfag::Off)), &RouteCtx::routed()), dense);
+    let dense = routed(name, None, &Pass::all());
+    assert_eq!(routed(name, Some((&all, Pfag::Off)), &Pass::routed()), dense);
     let fewer: Vec<usize> = all.iter().map(|k| k - 1).collect();
-    assert_ne!(routed(name, Some((&fewer, Pfag::Off)), &RouteCtx::routed()), dense);
+    assert_ne!(routed(name, Some((&fewer, Pfag::Off)), &Pass::routed()), dense);
 }
 
 #[rstest]
@@ -60,9 +59,7 @@ fn as_many_are_active_as_asked(#[case] top_k: &[usize], #[case] expected: usize)
     let vb = store.builder(DType::F32, |_| false);
     let model = TinyOnnForCausalLm::taking(&cfg, variant, &vb, |_| top_k, Pfag::Off).unwrap();
     assert_eq!(model.spec().active_experts(), expected);
-    let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, 8));
-    let ctx = RouteCtx { observer: Some(load.clone()), ..RouteCtx::routed() };
-    model.logits(&models::ids((2, 9)), &ctx, None).unwrap();
+    let load = tiny::load(&model, &models::ids((2, 9)), &Pass::routed());
     for layer in load.figures(model.spec()).layers {
         assert_eq!(layer.experts_taken.into_iter().collect::<Vec<_>>(), [(expected, 18)]);
     }
@@ -83,8 +80,7 @@ fn a_nucleus_takes_from_one_to_all(#[case] pfag: Pfag, #[case] expected: usize) 
     let vb = store.builder(DType::F32, |_| false);
     let all = variant.spec.choices();
     let model = TinyOnnForCausalLm::taking(&cfg, variant, &vb, |_| &all, pfag).unwrap();
-    let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, 8));
-    model.logits(&models::ids((1, 5)), &RouteCtx { observer: Some(load.clone()), ..RouteCtx::routed() }, None).unwrap();
+    let load = tiny::load(&model, &models::ids((1, 5)), &Pass::routed());
     let taken = &load.figures(model.spec()).layers[0].experts_taken;
     assert_eq!(taken.iter().map(|(k, count)| (*k, *count)).collect::<Vec<_>>(), [(expected, 5)]);
 }
@@ -109,9 +105,7 @@ fn layers_may_take_different_numbers() {
     let vb = store.builder(DType::F32, |_| false);
     let by_layer = [[1, 2], [2, 4]];
     let model = TinyOnnForCausalLm::taking(&cfg, variant, &vb, |layer| &by_layer[layer], Pfag::Off).unwrap();
-    let load = Arc::new(LoadMeter::new(cfg.num_hidden_layers, 8));
-    let ctx = RouteCtx { observer: Some(load.clone()), ..RouteCtx::routed() };
-    model.logits(&models::ids((2, 9)), &ctx, None).unwrap();
+    let load = tiny::load(&model, &models::ids((2, 9)), &Pass::routed());
     for (layer, (load, expected)) in load.figures(model.spec()).layers.iter().zip([2, 8]).enumerate() {
         assert_eq!(load.experts_taken.iter().map(|(k, count)| (*k, *count)).collect::<Vec<_>>(), [(expected, 18)]);
         assert_eq!(model.moe(layer).spec().active_experts(), expected);

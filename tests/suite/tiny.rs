@@ -2,17 +2,18 @@
 
 use std::borrow::Cow;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::data::{Corpus, Shares, Splits, TaskTokens, TextTokenizer, TokenSet, arithmetic, sorting};
 use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{
-    self, Balance, Combine, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Pfag, RoutePer, RouterKind, RouterSpec,
-    Variant,
+    self, Balance, Combine, ExpertsAre, Gate, GaussianSpec, LevelSpec, LoadMeter, MoeSpec, Pfag, RoutePer, RouterKind,
+    RouterSpec, Variant,
 };
-use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
+use tinyonn::ops::host;
+use tinyonn::qwen3::{Ask, Mlp, Pass, Qwen3Config, Qwen3ForCausalLm};
 use tinyonn::random;
 
 use crate::models;
@@ -47,6 +48,15 @@ pub(crate) fn upcycled(cfg: &Qwen3Config, name: &str, dense: &ParamStore) -> (&'
     let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
     let units = partition::assign(Partition::Random, &variant.spec, shape, PartitionSources::default(), 5).unwrap();
     (variant, upcycle(dense, cfg, variant, &units, 6).unwrap())
+}
+
+/// What the experts are given to do in a pass over `ids`.
+pub(crate) fn load(model: &TinyOnnForCausalLm, ids: &Tensor, pass: &Pass) -> LoadMeter {
+    let pass = Pass { ask: Ask { load: true, ..Ask::default() }, ..pass.clone() };
+    let (_, traces) = model.traced_logits(ids, &pass).unwrap();
+    let mut meter = LoadMeter::new(traces.len(), model.spec().experts());
+    meter.add(&traces, &host::read(&LoadMeter::wanted(&traces)).unwrap());
+    meter
 }
 
 /// A hierarchy of (choices, top_k) levels.

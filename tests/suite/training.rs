@@ -8,7 +8,7 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::metrics::{MetricsLog, Record};
-use tinyonn::qwen3::{Active, FeedForward, PathTable, Qwen3ForCausalLm, RouteCtx};
+use tinyonn::qwen3::{Active, FeedForward, Pass, PathTable, Qwen3ForCausalLm};
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{AdamwConfig, DocumentLoss, Losses, PretrainConfig, evaluate, pretrain};
 
@@ -33,7 +33,8 @@ fn pretrained(config: &PretrainConfig, seed: u64) -> (tinyonn::checkpoint::Param
     let path = dir.path().join("log.jsonl");
     let sampler = Sampler::new(&ARITHMETIC, 32, config.batch, seed, &Device::Cpu).unwrap();
     let mut log = MetricsLog::create(&path).unwrap();
-    let store = pretrain(&tiny::config(tiny::TEXT_VOCAB), config, &sampler, &Device::Cpu, seed, &mut log).unwrap();
+    let store =
+        pretrain(&tiny::config(tiny::TEXT_VOCAB), config, &sampler, &Device::Cpu, seed, &mut log, None).unwrap();
     (store, tinyonn::metrics::read(path).unwrap())
 }
 
@@ -44,7 +45,7 @@ fn value(record: &Record, name: &str) -> f64 {
 fn held_out(store: &tinyonn::checkpoint::ParamStore) -> Losses {
     let cfg = tiny::config(tiny::TEXT_VOCAB);
     let options = EvaluateOptions { length: 32, batch: 8, skip: 0 };
-    evaluate(&tiny::dense(&cfg, store), &TEXT.1, options, &RouteCtx::all(), &Device::Cpu).unwrap()
+    evaluate(&tiny::dense(&cfg, store), &TEXT.1, options, &Pass::all(), &Device::Cpu).unwrap()
 }
 
 #[test]
@@ -82,7 +83,7 @@ fn by_hand<F: FeedForward>(
     set: &TokenSet,
     length: usize,
     skip: usize,
-    ctx: &RouteCtx,
+    ctx: &Pass,
 ) -> Losses {
     let (mut by_task, mut all, mut count) = (Vec::new(), 0.0, 0);
     let mut by_document = vec![DocumentLoss::default(); set.documents.len()];
@@ -91,7 +92,7 @@ fn by_hand<F: FeedForward>(
         for from in (0..task.tokens.len() - 1).step_by(length) {
             let row = &task.tokens[from..(from + length + 1).min(task.tokens.len())];
             let ids = Tensor::new(&row[..row.len() - 1], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-            let ctx = RouteCtx { tasks: Some(Arc::from([number as u32])), ..ctx.clone() };
+            let ctx = Pass { tasks: Some(Arc::from([number as u32])), ..ctx.clone() };
             let logits = model.logits(&ids, &ctx, None).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
             for (position, logits) in logits.iter().enumerate().skip(skip) {
                 let total: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
@@ -129,7 +130,7 @@ fn evaluation_scores_every_target_once(
     let options = EvaluateOptions { length, batch, skip };
     let (found, expected) = if mode.is_empty() {
         let model = tiny::dense(&cfg, &store);
-        let ctx = RouteCtx::all();
+        let ctx = Pass::all();
         (evaluate(&model, &set, options, &ctx, &Device::Cpu).unwrap(), by_hand(&model, &set, length, skip, &ctx))
     } else {
         let (variant, store) = tiny::upcycled(&cfg, if mode == "paths" { "Moe7x3" } else { mode }, &store);
@@ -139,7 +140,7 @@ fn evaluation_scores_every_target_once(
             "paths" => Active::Paths(Arc::new(PathTable { experts: paths })),
             _ => Active::Routed,
         };
-        let ctx = RouteCtx { active, ..RouteCtx::all() };
+        let ctx = Pass { active, ..Pass::all() };
         (
             evaluate(model.lm(), &set, options, &ctx, &Device::Cpu).unwrap(),
             by_hand(model.lm(), &set, length, skip, &ctx),
@@ -169,14 +170,14 @@ fn paths_of_all_experts_are_all_active_bit_for_bit(#[case] name: &str) {
     let whole: Vec<u32> = (0..variant.spec.experts() as u32).collect();
     let paths = |path: &[u32]| {
         let experts = vec![vec![path.to_vec(); 2]; 2];
-        RouteCtx { active: Active::Paths(Arc::new(PathTable { experts })), ..RouteCtx::all() }
+        Pass { active: Active::Paths(Arc::new(PathTable { experts })), ..Pass::all() }
     };
-    let losses = |ctx: &RouteCtx| {
+    let losses = |ctx: &Pass| {
         let options = EvaluateOptions { length: 16, batch: 4, skip: 0 };
         evaluate(model.lm(), &set, options, ctx, &Device::Cpu).unwrap()
     };
-    assert_eq!(losses(&paths(&whole)), losses(&RouteCtx::all()));
-    assert_ne!(losses(&paths(&whole[1..])), losses(&RouteCtx::all()));
+    assert_eq!(losses(&paths(&whole)), losses(&Pass::all()));
+    assert_ne!(losses(&paths(&whole[1..])), losses(&Pass::all()));
 }
 
 #[rstest]
@@ -187,6 +188,6 @@ fn a_task_without_a_scored_token_has_no_loss(#[case] sizes: &[usize], #[case] sk
     let cfg = tiny::config(40);
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 0));
     let options = EvaluateOptions { length: 8, batch: 2, skip };
-    let error = evaluate(&model, &tiny::tokens(0, sizes, 40), options, &RouteCtx::all(), &Device::Cpu).unwrap_err();
+    let error = evaluate(&model, &tiny::tokens(0, sizes, 40), options, &Pass::all(), &Device::Cpu).unwrap_err();
     assert!(error.to_string().contains(problem), "{error}");
 }

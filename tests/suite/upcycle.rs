@@ -172,7 +172,7 @@ fn the_active_mode_is_the_folders(#[case] active: ActiveMode, #[case] word: &str
     let model = load_model(&dir, &CPU, None).unwrap();
     assert_eq!((model.active(), model.variant()), (active, Some("Moe2x4")));
     let [all, routed] =
-        [ActiveMode::All, ActiveMode::Routed].map(|mode| model.logits(&ids((1, 9)), &mode.ctx()).unwrap());
+        [ActiveMode::All, ActiveMode::Routed].map(|mode| model.logits(&ids((1, 9)), &mode.pass()).unwrap());
     assert_ne!(bits(&all), bits(&routed));
 }
 

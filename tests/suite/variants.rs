@@ -3,7 +3,6 @@
 //! [`declared`] is the set of hierarchies that other subjects of the suite run over too.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -12,9 +11,10 @@ use tinyonn::moe::{
     self, GaussianMoeRouter, GaussianSpec, MoeLayer, MoeSpec, RoutePer, Router, RouterKind, RouterShape, RouterSpec,
     Scores,
 };
-use tinyonn::qwen3::{FeedForward, Mlp, Observer, Qwen3Config, RouteCtx};
+use tinyonn::qwen3::{FeedForward, Mlp, Pass, Qwen3Config};
 
 use crate::gradients::inputs;
+use crate::routing::layer_gates;
 
 /// Hierarchies of several shapes: one expert, few, the seed's, and shapes that divide nothing.
 pub(crate) mod declared {
@@ -217,23 +217,8 @@ fn naive_gates(spec: &MoeSpec, parameters: &HashMap<String, Tensor>, x: &[f32]) 
         .collect()
 }
 
-/// Keeps the gates of the last pass.
-#[derive(Default)]
-struct Gates(Mutex<Option<Tensor>>);
-
-impl Observer for Gates {
-    fn gates(&self, layer: usize, gate_tn: &Tensor, _: &[bool]) -> tinyonn::Result<()> {
-        assert_eq!(layer, 0);
-        *self.0.lock().unwrap() = Some(gate_tn.clone());
-        Ok(())
-    }
-}
-
 fn gates(layer: &MoeLayer, x: &Tensor) -> Vec<Vec<f32>> {
-    let seen = Arc::new(Gates::default());
-    layer.forward(x, &RouteCtx { observer: Some(seen.clone()), ..RouteCtx::routed() }).unwrap();
-    let gates = seen.0.lock().unwrap().take();
-    gates.unwrap().to_vec2().unwrap()
+    layer_gates(layer, x, &Pass::routed())
 }
 
 #[rstest]
@@ -291,8 +276,8 @@ fn all_active_is_the_dense_mlp_bit_for_bit(
     let (layer, parameters) = built(name);
     let dense = Mlp::new(&config(), 0, &builder(&parameters)).unwrap();
     let x = random(5, &[2, 9, HIDDEN]);
-    let ctx = RouteCtx::all();
-    assert_eq!(bits(&layer.forward(&x, &ctx).unwrap()), bits(&dense.forward(&x, &ctx).unwrap()));
+    let ctx = Pass::all();
+    assert_eq!(bits(&layer.forward(&x, &ctx).unwrap().0), bits(&dense.forward(&x, &ctx).unwrap().0));
     assert_eq!(layer.experts().layer(), 0);
 }
 

@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{Comparison, LoadedModel, ParamStore, compare, compare_with_reference, tokens};
 use tinyonn::model::ActiveMode;
-use tinyonn::qwen3::{Qwen3Config, RouteCtx};
+use tinyonn::qwen3::{Pass, Qwen3Config};
 
 use crate::models::{CPU, config, dense, ids, message, weights};
 
@@ -27,7 +27,7 @@ fn pair(name: &str, factor: f64) -> (LoadedModel, LoadedModel) {
 }
 
 fn rows(model: &LoadedModel, ids: &Tensor) -> Vec<Vec<f64>> {
-    let logits = model.logits(ids, &RouteCtx::all()).unwrap();
+    let logits = model.logits(ids, &Pass::all()).unwrap();
     logits.flatten_to(1).unwrap().to_dtype(DType::F64).unwrap().to_vec2().unwrap()
 }
 
@@ -219,7 +219,7 @@ fn against(model: &LoadedModel, path: &Path, batch: usize) -> tinyonn::Result<Co
 fn a_reference_is_held_against_the_rows_of_its_own_sequences() {
     let (a, b) = pair("model.layers.0.mlp.up_proj.weight", 1.2);
     let ids = Tensor::new(&[[1u32, 2], [3, 4], [5, 6]], &CPU).unwrap();
-    let logits = b.logits(&ids, &RouteCtx::all()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let logits = b.logits(&ids, &Pass::all()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let (_dir, path) = reference(&logits, &[3, 2, 37]);
     let direct = compare(&a, &b, &ids, None, 3).unwrap();
     for batch in [1, 2, 3] {

@@ -3,16 +3,17 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
 use tinyonn::checkpoint::{grow_deltas, is_delta};
-use tinyonn::imaging::Labels;
+use tinyonn::imaging::{Labels, ScanOptions, scan};
 use tinyonn::moe::Combine;
-use tinyonn::qwen3::{FeedForward as _, RouteCtx};
+use tinyonn::qwen3::{FeedForward as _, Pass};
 
 use super::{F32, naive_mlp};
 use crate::gradients::{inputs, relative_difference};
-use crate::routing::{Gates, upcycled};
+use crate::models::message;
+use crate::routing::{asking_gates, gates_of, upcycled};
 
 mod declared {
     use tinyonn::moe::moe;
@@ -66,16 +67,14 @@ fn a_module_of_replicas_is_the_loop_over_its_experts(
     }
     let module = (variant.build)(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp")).unwrap();
     let x = inputs(99, &[&[b, t, d]]).remove(0).to_dtype(DType::F32).unwrap();
-    let seen = Arc::new(Gates::default());
-    let routed = RouteCtx {
-        tasks: Some(Arc::from([0, 1])),
+    let routed = Pass {
         paths: Some(Arc::new(Labels::random(2, 2, &variant.spec, 4).paths)),
-        observer: Some(seen.clone()),
-        ..RouteCtx::routed()
+        ..Pass::routed().of_tasks(&[0, 1])
     };
-    let ctx = if all { RouteCtx::all() } else { routed };
-    let y_td = module.forward(&x, &ctx).unwrap().reshape((b * t, d)).unwrap();
-    let gates = if all { vec![vec![1.0; experts]; b * t] } else { seen.rows(0) };
+    let pass = asking_gates(&if all { Pass::all() } else { routed });
+    let (y, trace, _) = module.forward(&x, &pass).unwrap();
+    let y_td = y.reshape((b * t, d)).unwrap();
+    let gates = if all { vec![vec![1.0; experts]; b * t] } else { gates_of(&trace) };
     assert!(all || gates.iter().any(|row| row.contains(&0.0)), "nobody is left out: the test is blind");
 
     let weight = |name: String| store.get(&format!("model.layers.0.mlp.{name}")).unwrap().as_detached_tensor();
@@ -104,4 +103,24 @@ fn a_module_of_replicas_is_the_loop_over_its_experts(
     let expected = Tensor::cat(&rows.collect::<Vec<_>>(), 0).unwrap();
     let difference = relative_difference(&y_td, &expected);
     assert!(difference < F32, "{difference}");
+}
+
+/// What has no neurons of its own is not imaged in silence.
+#[rstest]
+fn learnt_replicas_are_not_imaged(
+    #[values("DispatchedByToken", "MergedBySegment")] name: &str,
+    #[values(false, true)] learnt: bool,
+) {
+    let (cfg, variant, mut store) = upcycled(name);
+    if learnt {
+        grow_deltas(&mut store, &cfg, &variant.spec).unwrap();
+    }
+    let model = crate::tiny::sparse(&cfg, variant, &store);
+    let options = ScanOptions { length: 8, batch: 2, tokens_per_task: 30 };
+    let found = scan(model.lm(), &crate::tiny::tokens(1, &[40], 40), options, &Device::Cpu, None);
+    // Until they differ they are the dense MLP.
+    assert_eq!(found.is_err(), learnt);
+    if learnt {
+        assert!(message(found).contains("`image`: replicas that have learnt"));
+    }
 }

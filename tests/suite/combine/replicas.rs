@@ -1,12 +1,12 @@
 //! Replicas: merged for runs of rows, and each token by its own.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::ops::{self, MlpWeights, Replicas, Run, Silu};
+use tinyonn::ops::{Grads, Replicas, Run, glu_mlp, merged_mlp, replica_dispatch};
 
-use super::{BF16, F32, Probe, assert_probed_alike, naive_mlp, weights};
-use crate::gradients::{assert_derivative, assert_same, inputs};
+use super::{BF16, F32, naive_mlp, weights};
+use crate::gradients::{Back, assert_alike, assert_derivative, assert_same, inputs};
 use crate::models::bits;
 
 /// Some replicas of an MLP, some of which differ from it, and decisions over them.
@@ -47,7 +47,7 @@ impl Case {
         self.differs.iter().map(delta).collect()
     }
 
-    fn merged(&self, xs: &[Tensor], probe: Probe) -> Result<Tensor> {
+    fn merged(&self, xs: &[Tensor]) -> Result<(Tensor, merged_mlp::Saved)> {
         let replicas = Replicas { base: weights(xs), deltas: &self.deltas(xs) };
         let mut next = 0;
         let run = |(length, decision): &(usize, Option<usize>)| {
@@ -55,7 +55,17 @@ impl Case {
             Run { rows: next - length..next, decision: *decision }
         };
         let runs: Vec<Run> = self.runs.iter().map(run).collect();
-        ops::merged_mlp(&xs[0], replicas, &self.weights(&xs[4])?, &runs, probe)
+        merged_mlp::forward(&xs[0], replicas, &self.weights(&xs[4])?, &runs)
+    }
+
+    fn merged_pair<'a>(&'a self, xs: &[Tensor]) -> Result<(Tensor, Back<'a>)> {
+        let (xs, (y, saved)) = (xs.to_vec(), self.merged(xs)?);
+        let back = move |dy: &Tensor, grads: &mut Grads| {
+            let replicas = Replicas { base: weights(&xs), deltas: &self.deltas(&xs) };
+            let [dx, dw] = merged_mlp::backward(&saved, replicas, dy, (true, true), grads)?.map(Option::unwrap);
+            Ok(vec![(0, dx), (4, self.weights(&dw)?)])
+        };
+        Ok((y, Box::new(back)))
     }
 
     /// The weights of one run, and the matrices that they make.
@@ -84,9 +94,19 @@ impl Case {
         Tensor::cat(&parts, 0)?.broadcast_add(&(&xs[4] * xs[4].zeros_like()?)?.sum_all()?)
     }
 
-    fn dispatch(&self, xs: &[Tensor]) -> Result<Tensor> {
+    fn dispatch(&self, xs: &[Tensor]) -> Result<(Tensor, replica_dispatch::Saved)> {
         let replicas = Replicas { base: weights(xs), deltas: &self.deltas(xs) };
-        ops::replica_dispatch(&xs[0], replicas, &self.weights(&xs[4])?)
+        replica_dispatch::forward(&xs[0], replicas, &self.weights(&xs[4])?)
+    }
+
+    fn dispatch_pair<'a>(&'a self, xs: &[Tensor]) -> Result<(Tensor, Back<'a>)> {
+        let (xs, (y, saved)) = (xs.to_vec(), self.dispatch(xs)?);
+        let back = move |dy: &Tensor, grads: &mut Grads| {
+            let replicas = Replicas { base: weights(&xs), deltas: &self.deltas(&xs) };
+            let [dx, dw] = replica_dispatch::backward(&saved, replicas, dy, (true, true), grads)?.map(Option::unwrap);
+            Ok(vec![(0, dx), (4, self.weights(&dw)?)])
+        };
+        Ok((y, Box::new(back)))
     }
 
     fn naive_dispatch(&self, xs: &[Tensor]) -> Result<Tensor> {
@@ -139,11 +159,11 @@ fn segments() -> Case {
 #[case::one_row(Case::by_row(1, 5, 3, &[true, true], |_, _| true))]
 fn merging_is_the_weighted_sum_of_weights(#[case] case: Case) {
     let xs = case.inputs(50);
-    let (op, naive) = (|xs: &[Tensor]| case.merged(xs, None), |xs: &[Tensor]| case.naive_merged(xs));
-    assert_derivative(&op, &xs);
-    assert_same(&op, &naive, &xs, DType::F64, 1e-12);
-    assert_same(&op, &naive, &xs, DType::F32, F32);
-    assert_same(&op, &naive, &xs, DType::BF16, BF16);
+    let naive = |xs: &[Tensor]| case.naive_merged(xs);
+    assert_derivative(&|xs| case.merged_pair(xs), &xs);
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, F32), (DType::BF16, BF16)] {
+        assert_same(&|xs| case.merged_pair(xs), &naive, &xs, dtype, tolerance);
+    }
 }
 
 #[rstest]
@@ -154,11 +174,11 @@ fn merging_is_the_weighted_sum_of_weights(#[case] case: Case) {
 #[case::nothing_chosen(Case::by_row(4, 4, 5, &[false; 2], |_, _| false))]
 fn dispatching_is_the_loop_over_replicas(#[case] case: Case) {
     let xs = case.inputs(51);
-    let (op, naive) = (|xs: &[Tensor]| case.dispatch(xs), |xs: &[Tensor]| case.naive_dispatch(xs));
-    assert_derivative(&op, &xs);
-    assert_same(&op, &naive, &xs, DType::F64, 1e-12);
-    assert_same(&op, &naive, &xs, DType::F32, F32);
-    assert_same(&op, &naive, &xs, DType::BF16, BF16);
+    let naive = |xs: &[Tensor]| case.naive_dispatch(xs);
+    assert_derivative(&|xs| case.dispatch_pair(xs), &xs);
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, F32), (DType::BF16, BF16)] {
+        assert_same(&|xs| case.dispatch_pair(xs), &naive, &xs, dtype, tolerance);
+    }
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -187,13 +207,13 @@ proptest! {
     fn any_replicas_merge_and_dispatch_as_the_loops_do(case in cases(), seed in 0u64..1000) {
         let case = case.without_idle_differences();
         let xs = case.inputs(seed);
-        assert_same(&|xs| case.merged(xs, None), &|xs| case.naive_merged(xs), &xs, DType::F64, 1e-11);
-        assert_same(&|xs| case.merged(xs, None), &|xs| case.naive_merged(xs), &xs, DType::F32, OF_SUMS);
+        assert_same(&|xs| case.merged_pair(xs), &|xs| case.naive_merged(xs), &xs, DType::F64, 1e-11);
+        assert_same(&|xs| case.merged_pair(xs), &|xs| case.naive_merged(xs), &xs, DType::F32, OF_SUMS);
         let rows = case.chosen.len();
         let by_row = Case { runs: (0..rows).map(|t| (1, Some(t))).collect(), ..case }.without_idle_differences();
         let xs = by_row.inputs(seed);
-        assert_same(&|xs| by_row.dispatch(xs), &|xs| by_row.naive_dispatch(xs), &xs, DType::F64, 1e-11);
-        assert_same(&|xs| by_row.dispatch(xs), &|xs| by_row.naive_dispatch(xs), &xs, DType::F32, OF_SUMS);
+        assert_same(&|xs| by_row.dispatch_pair(xs), &|xs| by_row.naive_dispatch(xs), &xs, DType::F64, 1e-11);
+        assert_same(&|xs| by_row.dispatch_pair(xs), &|xs| by_row.naive_dispatch(xs), &xs, DType::F32, OF_SUMS);
     }
 }
 
@@ -203,12 +223,24 @@ fn merging_is_dispatching_at_top_1() {
     let case = Case::by_row(12, 6, 5, &[true, false, true], |t, n| (t * 5 + 1) % 3 == n);
     let xs = case.inputs(52);
     // The weights' own gradients differ (one is of W̃, the other of the outputs) and take no part.
-    let at_one = |xs: &[Tensor]| -> Result<Vec<Tensor>> {
-        let mut xs = xs.to_vec();
-        xs[4] = ((&xs[4] * xs[4].zeros_like()?)? + 1.0)?;
-        Ok(xs)
+    let at_one = |xs: &[Tensor]| [&xs[..4], &[xs[4].ones_like().unwrap()], &xs[5..]].concat();
+    let without = |back: Back<'_>, dy: &Tensor, grads: &mut Grads| {
+        let zeros = |(at, gradient): (usize, Tensor)| Ok((at, if at == 4 { gradient.zeros_like()? } else { gradient }));
+        back(dy, grads)?.into_iter().map(zeros).collect::<Result<Vec<_>>>()
     };
-    assert_same(&|xs| case.merged(&at_one(xs)?, None), &|xs| case.dispatch(&at_one(xs)?), &xs, DType::F64, 1e-12);
+    assert_alike(
+        &|xs| {
+            let (y, back) = case.merged_pair(&at_one(xs))?;
+            Ok((y, Box::new(move |dy, grads| without(back, dy, grads))))
+        },
+        &|xs| {
+            let (y, back) = case.dispatch_pair(&at_one(xs))?;
+            Ok((y, Box::new(move |dy, grads| without(back, dy, grads))))
+        },
+        &xs,
+        DType::F64,
+        1e-12,
+    );
 }
 
 /// Without a difference the weights decide nothing.
@@ -221,43 +253,29 @@ fn replicas_that_learnt_nothing_are_the_base_bit_for_bit(
     let runs = (0..5).map(|at| (segment, (at < 4).then_some(at % 3))).collect();
     let case = Case { d: 24, i: 41, differs: vec![false; 3], chosen, runs };
     let xs: Vec<Tensor> = case.inputs(53).iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
-    let dense = ops::glu_mlp(&xs[0], weights(&xs), None, None).unwrap();
-    assert_eq!(bits(&case.merged(&xs, None).unwrap()), bits(&dense));
-}
-
-#[rstest]
-fn a_probe_sees_the_merged_mlp(#[values(DType::F32, DType::F64)] dtype: DType) {
-    let case = Case { i: 14, runs: vec![(31, Some(2))], ..segments() };
-    let xs = case.inputs(54);
-    let naive = |xs: &[Tensor], probe: Probe| {
-        let [gate, up, down] = case.naive_matrices(xs, Some(2))?;
-        ops::glu_mlp(&xs[0], MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu }, None, probe)
-    };
-    assert_probed_alike(&xs, dtype, [&|xs, probe| case.merged(xs, probe), &naive]);
+    let (dense, _) = glu_mlp::forward(&xs[0], weights(&xs), None).unwrap();
+    assert_eq!(bits(&case.merged(&xs).unwrap().0), bits(&dense));
 }
 
 /// Frozen matrices form no gradients, nor do the differences of experts that nobody chose.
 #[test]
 fn only_what_learns_and_took_part_has_a_gradient() {
+    let formed = |xs: &[Tensor], (y, back): (Tensor, Back<'_>), learn: &[usize]| -> Vec<usize> {
+        let mut grads = Grads::new(learn.iter().map(|at| (&xs[*at], 0))).unwrap();
+        back(&y, &mut grads).unwrap();
+        (0..14).filter(|at| grads.get(&xs[*at]).is_some()).collect()
+    };
     let mut case = segments();
     case.differs = vec![true, true, true];
     case.runs = vec![(4, Some(1)), (3, Some(2))]; // expert 0 is not chosen
     let xs = case.inputs(55);
-    assert!(!case.merged(&xs, None).unwrap().track_op());
-    let vars: Vec<Var> = xs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
-    let mut mixed = xs.clone();
-    (5..14).for_each(|at| mixed[at] = vars[at].as_tensor().clone());
-    mixed[8] = xs[8].clone();
-    let grads = ops::backward(&case.merged(&mixed, None).unwrap()).unwrap();
-    let formed: Vec<usize> = (0..14).filter(|at| grads.get(&vars[*at]).is_some()).collect();
-    assert_eq!(formed, [9, 10, 11, 12, 13]);
+    // W_g, W_u and W_d of expert n are 5 + 3 n and the two behind it; one of expert 1 is frozen.
+    assert_eq!(formed(&xs, case.merged_pair(&xs).unwrap(), &[5, 6, 7, 9, 10, 11, 12, 13]), [9, 10, 11, 12, 13]);
 
     let by_row = Case::by_row(5, 4, 7, &[true, true, true], |_, n| n > 0);
-    let mut mixed = by_row.inputs(56);
-    mixed[5..14].clone_from_slice(&vars[5..14].iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>());
-    let grads = ops::backward(&by_row.dispatch(&mixed).unwrap()).unwrap();
-    let formed: Vec<usize> = (0..14).filter(|at| grads.get(&vars[*at]).is_some()).collect();
-    assert_eq!(formed, [8, 9, 10, 11, 12, 13]);
+    let xs = by_row.inputs(56);
+    let learn: Vec<usize> = (5..14).collect();
+    assert_eq!(formed(&xs, by_row.dispatch_pair(&xs).unwrap(), &learn), [8, 9, 10, 11, 12, 13]);
 }
 
 #[test]
@@ -268,9 +286,9 @@ fn what_does_not_go_together_is_refused() {
     let deltas = case.deltas(&xs);
     let refusal = |deltas: &[Option<[&Tensor; 3]>]| {
         let replicas = Replicas { base: weights(&xs), deltas };
-        let merged = ops::merged_mlp(&xs[0], replicas, &xs[4], &runs, None).unwrap_err().to_string();
+        let merged = merged_mlp::forward(&xs[0], replicas, &xs[4], &runs).unwrap_err().to_string();
         let w_tn = Tensor::zeros((12, 3), DType::F64, &Device::Cpu).unwrap();
-        (merged, ops::replica_dispatch(&xs[0], replicas, &w_tn).unwrap_err().to_string())
+        (merged, replica_dispatch::forward(&xs[0], replicas, &w_tn).unwrap_err().to_string())
     };
     let (merged, dispatched) = refusal(&deltas[..2]);
     assert!(merged.contains("3 experts for 2") && dispatched.contains("2 experts"), "{merged} {dispatched}");

@@ -1,13 +1,14 @@
 //! Decisions that runs of rows share: the gated MLP with those gates at every row.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::ops::{self, MlpGate, Run};
+use tinyonn::ops::{Grads, Learners, MlpGate, Run, Silu, SlicedMlp, glu_mlp, shared_mlp};
 
-use super::{BF16, F32, Mixture, Probe, assert_probed_alike, mixtures, weights};
-use crate::gradients::{assert_derivative, assert_same, inputs};
+use super::{BF16, F32, Mixture, assert_seen_alike, in_dtype, mixtures, weights};
+use crate::gradients::{Back, assert_alike, assert_derivative, assert_same, inputs};
 use crate::models::bits;
+use crate::ops::sliced;
 
 /// A mixture whose gates are those of decisions, and (length, decision) of each run.
 #[derive(Clone, Debug)]
@@ -33,11 +34,16 @@ impl Case {
         xs
     }
 
-    fn shared(&self, xs: &[Tensor], probe: Probe) -> Result<Tensor> {
+    fn shared(&self, xs: &[Tensor]) -> Result<(Tensor, shared_mlp::Saved)> {
         let neuron_expert = self.decisions.neuron_expert(xs[0].device())?;
         let gate_tn = self.decisions.gates(&xs[4])?;
         let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
-        ops::shared_mlp(&xs[0], weights(xs), gate, &self.runs(), probe)
+        shared_mlp::forward(&xs[0], weights(xs), gate, &self.runs())
+    }
+
+    fn shared_pair<'a>(&'a self, xs: &[Tensor]) -> Result<(Tensor, Back<'a>)> {
+        let (y, saved) = self.shared(xs)?;
+        Ok((y, sliced(xs, &Silu, saved, |dgate| self.decisions.gates(dgate))))
     }
 
     /// The gates of every row.
@@ -53,11 +59,28 @@ impl Case {
         Tensor::cat(&self.runs.iter().map(of_run).collect::<Result<Vec<_>>>()?, 0)
     }
 
-    fn concat(&self, xs: &[Tensor], probe: Probe) -> Result<Tensor> {
+    fn concat(&self, xs: &[Tensor]) -> Result<(Tensor, glu_mlp::Saved)> {
         let neuron_expert = self.decisions.neuron_expert(xs[0].device())?;
         let gate_tn = self.spread(&xs[4])?;
         let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
-        ops::glu_mlp(&xs[0], weights(xs), Some(gate), probe)
+        glu_mlp::forward(&xs[0], weights(xs), Some(gate))
+    }
+
+    /// The gates of a decision have the sum of what those of its rows have.
+    fn concat_pair<'a>(&'a self, xs: &[Tensor]) -> Result<(Tensor, Back<'a>)> {
+        let (y, saved) = self.concat(xs)?;
+        let by_decision = |dgate_tn: &Tensor| {
+            let mut sums =
+                vec![Tensor::zeros((1, dgate_tn.dim(1)?), dgate_tn.dtype(), dgate_tn.device())?; self.decisions.t];
+            for Run { rows, decision } in self.runs().into_iter().filter(|run| !run.rows.is_empty()) {
+                if let Some(decision) = decision {
+                    let own = dgate_tn.narrow(0, rows.start, rows.len())?.sum_keepdim(0)?;
+                    sums[decision] = (&sums[decision] + own)?;
+                }
+            }
+            self.decisions.gates(&Tensor::cat(&sums, 0)?)
+        };
+        Ok((y, sliced(xs, &Silu, saved, by_decision)))
     }
 
     fn naive(&self, xs: &[Tensor]) -> Result<Tensor> {
@@ -81,12 +104,12 @@ fn segments() -> Case {
 #[case::all_chosen(Case { decisions: Mixture::new(1, 9, &[20, 13], |_, _| true), runs: vec![(80, Some(0))] })]
 fn is_the_loop_over_experts(#[case] case: Case) {
     let xs = case.inputs(40);
-    let (op, naive) = (|xs: &[Tensor]| case.shared(xs, None), |xs: &[Tensor]| case.naive(xs));
-    assert_derivative(&op, &xs);
-    assert_same(&op, &naive, &xs, DType::F64, 1e-12);
-    assert_same(&op, &naive, &xs, DType::F32, F32);
-    assert_same(&op, &naive, &xs, DType::BF16, BF16);
-    assert_same(&op, &|xs| case.concat(xs, None), &xs, DType::F32, F32);
+    let naive = |xs: &[Tensor]| case.naive(xs);
+    assert_derivative(&|xs| case.shared_pair(xs), &xs);
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, F32), (DType::BF16, BF16)] {
+        assert_same(&|xs| case.shared_pair(xs), &naive, &xs, dtype, tolerance);
+    }
+    assert_alike(&|xs| case.shared_pair(xs), &|xs| case.concat_pair(xs), &xs, DType::F32, F32);
 }
 
 proptest! {
@@ -103,20 +126,17 @@ proptest! {
         let runs = runs.map(|(length, at)| (length, (at < decisions.t).then_some(at))).collect();
         let case = Case { decisions, runs };
         let xs = case.inputs(seed);
-        assert_same(&|xs| case.shared(xs, None), &|xs| case.naive(xs), &xs, DType::F32, F32);
-        assert_same(&|xs| case.shared(xs, None), &|xs| case.naive(xs), &xs, DType::F64, 1e-12);
+        assert_same(&|xs| case.shared_pair(xs), &|xs| case.naive(xs), &xs, DType::F32, F32);
+        assert_same(&|xs| case.shared_pair(xs), &|xs| case.naive(xs), &xs, DType::F64, 1e-12);
     }
 }
 
 #[rstest]
-fn a_probe_sees_what_it_sees_of_concat(#[values(DType::F32, DType::F64)] dtype: DType) {
+fn imaging_sees_what_it_sees_of_concat(#[values(DType::F32, DType::F64)] dtype: DType) {
     let mut case = segments();
     case.decisions.widths = vec![4, 3, 5, 2];
-    assert_probed_alike(
-        &case.inputs(41),
-        dtype,
-        [&|xs, probe| case.shared(xs, probe), &|xs, probe| case.concat(xs, probe)],
-    );
+    let xs = in_dtype(&case.inputs(41), dtype);
+    assert_seen_alike(&xs, &case.shared(&xs).unwrap(), &case.concat(&xs).unwrap());
 }
 
 /// All rows under one decision that opens everything: the dense MLP's own products.
@@ -130,21 +150,20 @@ fn everything_chosen_is_the_dense_mlp_bit_for_bit(
     let mut xs = case.inputs(42);
     xs[4] = xs[4].ones_like().unwrap();
     let xs: Vec<Tensor> = xs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
-    let dense = ops::glu_mlp(&xs[0], weights(&xs), None, None).unwrap();
-    assert_eq!(bits(&case.shared(&xs, None).unwrap()), bits(&dense));
+    let (dense, _) = glu_mlp::forward(&xs[0], weights(&xs), None).unwrap();
+    assert_eq!(bits(&case.shared(&xs).unwrap().0), bits(&dense));
 }
 
 #[test]
 fn frozen_weights_form_no_gradients() {
     let case = segments();
     let xs = case.inputs(43);
-    assert!(!case.shared(&xs, None).unwrap().track_op());
-    let vars: Vec<Var> = xs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
-    let mut mixed = xs.clone();
-    (mixed[0], mixed[3]) = (vars[0].as_tensor().clone(), vars[3].as_tensor().clone());
-    let grads = ops::backward(&case.shared(&mixed, None).unwrap()).unwrap();
-    let formed: Vec<bool> = vars.iter().map(|var| grads.get(var).is_some()).collect();
-    assert_eq!(formed, [true, false, false, true, false]);
+    let (y, saved) = case.shared(&xs).unwrap();
+    let mut grads = Grads::new([(&xs[3], 0)]).unwrap();
+    let deltas = saved.deltas(&y).unwrap();
+    saved.weight_gradients(weights(&xs), &deltas, &Learners::All, &mut grads).unwrap();
+    let formed: Vec<bool> = xs.iter().map(|x| grads.get(x).is_some()).collect();
+    assert_eq!(formed, [false, false, false, true, false]);
 }
 
 #[rstest]
@@ -162,6 +181,6 @@ fn runs_that_are_not_the_rows_are_refused(
     let neuron_expert = mixture.neuron_expert(&Device::Cpu).unwrap();
     let runs: Vec<Run> = runs.iter().map(|(rows, decision)| Run { rows: rows.clone(), decision: *decision }).collect();
     let gate = MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert };
-    let error = ops::shared_mlp(&xs[0], weights(&xs), gate, &runs, None).unwrap_err().to_string();
+    let error = shared_mlp::forward(&xs[0], weights(&xs), gate, &runs).unwrap_err().to_string();
     assert!(error.contains(problem), "{error}");
 }

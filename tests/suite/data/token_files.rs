@@ -28,8 +28,11 @@ fn in_memory(corpus: &Corpus, most: usize) -> TokenSet {
 
 /// Inputs and targets; tasks and documents.
 fn content(batch: tinyonn::Result<Batch>) -> ([Vec<Vec<u32>>; 2], [Vec<u32>; 2]) {
-    let Batch { inputs, targets, tasks, documents } = batch.unwrap();
-    ([inputs, targets].map(|tokens| tokens.to_vec2().unwrap()), [tasks, documents])
+    let Batch { inputs, targets, tasks, documents, counted } = batch.unwrap();
+    let [inputs, targets] = [inputs, targets].map(|tokens| tokens.to_vec2::<u32>().unwrap());
+    // What counts is what has a target.
+    assert_eq!(counted, targets.concat().iter().map(|target| *target != u32::MAX).collect::<Vec<_>>());
+    ([inputs, targets], [tasks, documents])
 }
 
 /// Every batch, in no order of the file's.

@@ -99,6 +99,10 @@ pub(super) fn is_router(name: &str) -> bool {
     name.contains("_router.") || name.ends_with("balance_bias")
 }
 
+fn is_scale(name: &str) -> bool {
+    name.rsplit('.').next() == Some("scale")
+}
+
 /// Losses by task and document, and the load.
 pub(super) fn evaluated(figures: &mut Figures, what: &str, Evaluated { losses, load }: &Evaluated) {
     figures.numbers(format!("{what}/loss"), std::iter::once(losses.mean).chain(losses.by_task.iter().copied()));
@@ -262,7 +266,7 @@ pub(super) fn partitions(figures: &mut Figures) {
             digest.hex()[..16].to_owned()
         };
         let layers = DRAWN.partition(VARIANT, strategy, read, RUN.seed);
-        figures.words(strategy.name(), layers.iter().map(digest));
+        figures.words(strategy.word(), layers.iter().map(digest));
     }
 }
 
@@ -328,7 +332,7 @@ static FITTED: LazyLock<Vec<Fitted>> = LazyLock::new(|| {
 pub(super) fn fits(figures: &mut Figures) {
     for Fitted { name, model, .. } in FITTED.iter() {
         let mut own = Figures::default();
-        parameters(&mut own, model, |parameter| is_router(parameter) && !parameter.ends_with("_router.scale"));
+        parameters(&mut own, model, |parameter| is_router(parameter) && !is_scale(parameter));
         let renamed = own.0.into_iter().map(|(kind, figure)| (format!("{name}/{kind}"), figure));
         figures.0.extend(renamed);
     }
@@ -337,7 +341,7 @@ pub(super) fn fits(figures: &mut Figures) {
 /// What fitted routers are worth: their scale, how often they find the labels, the loss when they route.
 pub(super) fn fitted(figures: &mut Figures) {
     for Fitted { name, model, row_accuracy } in FITTED.iter() {
-        let scales = model.parameters().into_iter().filter(|(parameter, _)| parameter.ends_with("_router.scale"));
+        let scales = model.parameters().into_iter().filter(|(parameter, _)| is_scale(parameter));
         figures.numbers(format!("{name}/scale"), scales.flat_map(|(_, values)| values));
         let accuracy = model.router_accuracy(&HELD[1], &TASK_LABELS);
         figures.numbers(format!("{name}/accuracy"), accuracy.layers.iter().flat_map(|layer| layer.accuracy.clone()));

@@ -11,20 +11,20 @@ use rand::Rng as _;
 use tinyonn::checkpoint::{ParamStore, grow_deltas, is_delta, upcycle};
 use tinyonn::data::{Corpus, Sampler, Shares, Splits, TextTokenizer, TokenSet, arithmetic, records, sorting};
 use tinyonn::imaging::inputs::{Samples, Window};
-use tinyonn::imaging::partition::gate_rows;
+use tinyonn::imaging::partition::{self, gate_rows};
 use tinyonn::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, RowLabels, ScanOptions,
     ScanRequest, Score, TokenPass, TokenScore, coactivation, scan, scan_with, token_labels, token_prices,
 };
 use tinyonn::metrics::{self, MetricsLog, Record};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::moe::{ExpertsAre, LoadMeter, MoeModule, MoeSpec, Variant, variant};
-use tinyonn::qwen3::{Active, PathTable, Qwen3Config, Qwen3ForCausalLm, RouteCtx, Sampling};
+use tinyonn::moe::{ExpertsAre, MoeLayer, MoeSpec, Variant, variant};
+use tinyonn::qwen3::{Active, Pass, PathTable, Qwen3Config, Qwen3ForCausalLm, Sampling};
 use tinyonn::random;
-use tinyonn::train::evaluate::EvaluateOptions;
+use tinyonn::train::evaluate::{EvaluateOptions, evaluate_load};
 use tinyonn::train::{
-    Losses, PretrainConfig, RouterAccuracy, RouterFitConfig, RouterFitter, SmkConfig, evaluate, pretrain,
-    router_accuracy, row_accuracy, train_smk,
+    Losses, PretrainConfig, RouterAccuracy, RouterFitConfig, RouterFitter, SmkConfig, pretrain, router_accuracy,
+    row_accuracy, train_smk,
 };
 
 const CPU: Device = Device::Cpu;
@@ -60,14 +60,14 @@ pub(super) enum Routing<'a> {
 
 impl Routing<'_> {
     /// For sequences of the tasks 0, 1, ..: what reads a whole set of tokens sets its tasks itself.
-    fn ctx(self, sequences: usize) -> RouteCtx {
+    fn pass(self, sequences: usize) -> Pass {
         let table = |labels: &Labels| -> Arc<PathTable> { Arc::new(labels.paths.clone()) };
-        let ctx = match self {
-            Self::All => RouteCtx::all(),
-            Self::Routed(labels) => RouteCtx { paths: Some(table(labels)), ..RouteCtx::routed() },
-            Self::Paths(labels) => RouteCtx { active: Active::Paths(table(labels)), ..RouteCtx::all() },
+        let pass = match self {
+            Self::All => Pass::all(),
+            Self::Routed(labels) => Pass { paths: Some(table(labels)), ..Pass::routed() },
+            Self::Paths(labels) => Pass { active: Active::Paths(table(labels)), ..Pass::all() },
         };
-        RouteCtx { tasks: Some((0..sequences as u32).collect()), ..ctx }
+        Pass { tasks: Some((0..sequences as u32).collect()), ..pass }
     }
 }
 
@@ -111,7 +111,7 @@ impl Model {
     ) -> (Self, Vec<Record>) {
         let sampler = Sampler::new(set, length, config.batch, seed, &CPU).unwrap();
         let (store, records) =
-            logged(|log| pretrain(cfg, config, &sampler, &CPU, seed, log).expect("pretraining goes through"));
+            logged(|log| pretrain(cfg, config, &sampler, &CPU, seed, log, None).expect("pretraining goes through"));
         (Self { cfg: cfg.clone(), variant: None, store }, records)
     }
 
@@ -146,7 +146,7 @@ impl Model {
         if spec.experts_are == ExpertsAre::Replicate {
             return Vec::new();
         }
-        let integral = by.profile().zip(read).map(|(score, (scan, ..))| Integral::new(scan, score));
+        let integral = partition::profile(by).zip(read).map(|(score, (scan, ..))| Integral::new(scan, score));
         let gate_rows = gate_rows(&self.store, self.cfg.num_hidden_layers).unwrap();
         let hidden = read
             .filter(|_| by == Partition::Coactivation)
@@ -156,7 +156,7 @@ impl Model {
             gate_rows: Some(&gate_rows),
             coactivation: hidden.as_deref(),
         };
-        by.assign(spec, (self.cfg.num_hidden_layers, self.cfg.intermediate_size), sources, seed).unwrap()
+        partition::assign(by, spec, (self.cfg.num_hidden_layers, self.cfg.intermediate_size), sources, seed).unwrap()
     }
 
     pub(super) fn spec(&self) -> &'static MoeSpec {
@@ -176,23 +176,23 @@ impl Model {
 
     /// Logits of sequences of equal length, one after another.
     pub(super) fn logits(&self, ids: &[Vec<u32>], routing: Routing<'_>) -> Vec<f32> {
-        let ctx = routing.ctx(ids.len());
+        let pass = routing.pass(ids.len());
         let ids = Tensor::new(ids.to_vec(), &CPU).unwrap();
         values(&match self.variant {
-            None => self.dense().logits(&ids, &ctx, None).unwrap(),
-            Some(_) => self.sparse().logits(&ids, &ctx, None).unwrap(),
+            None => self.dense().logits(&ids, &pass, None).unwrap(),
+            Some(_) => self.sparse().logits(&ids, &pass, None).unwrap(),
         })
     }
 
     /// The loss of each token but the first of each sequence.
     pub(super) fn token_losses(&self, ids: &[Vec<u32>], routing: Routing<'_>) -> Vec<f32> {
-        let ctx = routing.ctx(ids.len());
+        let pass = routing.pass(ids.len());
         let ids = Tensor::new(ids.to_vec(), &CPU).unwrap();
         let count = ids.dim(1).unwrap() - 1;
         let part = |first: usize| ids.narrow(1, first, count).unwrap().contiguous().unwrap();
         values(&match self.variant {
-            None => self.dense().token_losses(&part(0), &part(1), &ctx).unwrap(),
-            Some(_) => self.sparse().lm().token_losses(&part(0), &part(1), &ctx).unwrap(),
+            None => self.dense().token_losses(&part(0), &part(1), &pass).unwrap(),
+            Some(_) => self.sparse().lm().token_losses(&part(0), &part(1), &pass).unwrap(),
         })
     }
 
@@ -201,13 +201,12 @@ impl Model {
         let spec = self.variant.map(|variant| &variant.spec);
         let (skip, experts) = spec.map_or((0, 0), |spec| (spec.open_positions(), spec.experts()));
         let options = EvaluateOptions { length, batch, skip };
-        let meter = Arc::new(LoadMeter::new(self.cfg.num_hidden_layers, experts));
-        let ctx = RouteCtx { observer: Some(meter.clone()), ..routing.ctx(0) };
-        let losses = match self.variant {
-            None => evaluate(&self.dense(), set, options, &ctx, &CPU).unwrap(),
-            Some(_) => evaluate(self.sparse().lm(), set, options, &ctx, &CPU).unwrap(),
+        let pass = routing.pass(0);
+        let (losses, load) = match self.variant {
+            None => evaluate_load(&self.dense(), set, options, &pass, &CPU, experts).unwrap(),
+            Some(_) => evaluate_load(self.sparse().lm(), set, options, &pass, &CPU, experts).unwrap(),
         };
-        Evaluated { losses, load: meter.load() }
+        Evaluated { losses, load: load.load() }
     }
 
     /// Up to `count` tokens after a prompt of task 0: the most probable ones, or drawn at this temperature.
@@ -218,12 +217,12 @@ impl Model {
         routing: Routing<'_>,
         temperature: Option<f64>,
     ) -> Vec<u32> {
-        let ctx = routing.ctx(1);
+        let pass = routing.pass(1);
         let mut rng = random::stream(0, "tests/golden/generate");
         let sampling = temperature.map_or(Sampling::Greedy, |degree| Sampling::Temperature(degree, &mut rng));
         match self.variant {
-            None => self.dense().generate(prompt, count, None, &ctx, sampling, true).unwrap(),
-            Some(_) => self.sparse().generate(prompt, count, None, &ctx, sampling).unwrap(),
+            None => self.dense().generate(prompt, count, None, &pass, sampling, true).unwrap(),
+            Some(_) => self.sparse().generate(prompt, count, None, &pass, sampling).unwrap(),
         }
     }
 
@@ -240,9 +239,10 @@ impl Model {
         options: ScanOptions,
         (stride, first): (usize, usize),
     ) -> (NeuronScan, Inputs) {
-        let inputs = Arc::new(RouterInputs::new(self.cfg.num_hidden_layers, stride, Window::First(first)));
-        let scan = scan(&self.dense(), set, options, &CPU, Some(&inputs)).unwrap();
-        (scan, Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() })
+        let mut inputs = RouterInputs::new(self.cfg.num_hidden_layers, stride, Window::First(first));
+        let scan = scan(&self.dense(), set, options, &CPU, Some(&mut inputs)).unwrap();
+        let [tokens, sequences] = inputs.into_samples();
+        (scan, Inputs { tokens, sequences })
     }
 
     /// What routers see of `set`, in the dense model or, routed, in one of experts.
@@ -253,13 +253,14 @@ impl Model {
         (stride, first): (usize, usize),
         routing: Routing<'_>,
     ) -> Inputs {
-        let inputs = Arc::new(RouterInputs::new(self.cfg.num_hidden_layers, stride, Window::First(first)));
-        let ctx = routing.ctx(0);
+        let mut inputs = RouterInputs::new(self.cfg.num_hidden_layers, stride, Window::First(first));
+        let pass = routing.pass(0);
         match self.variant {
-            None => inputs.collect(&self.dense(), set, options, &ctx, &CPU).unwrap(),
-            Some(_) => inputs.collect(self.sparse().lm(), set, options, &ctx, &CPU).unwrap(),
+            None => inputs.collect(&self.dense(), set, options, &pass, &CPU).unwrap(),
+            Some(_) => inputs.collect(self.sparse().lm(), set, options, &pass, &CPU).unwrap(),
         }
-        Inputs { tokens: inputs.tokens(), sequences: inputs.sequences() }
+        let [tokens, sequences] = inputs.into_samples();
+        Inputs { tokens, sequences }
     }
 
     /// The tasks' labels, from the partition of this model of experts.
@@ -300,16 +301,14 @@ impl Model {
     /// How well the routers find the labels' paths on other inputs.
     pub(super) fn router_accuracy(&self, inputs: &[Samples], labels: &Labels) -> RouterAccuracy {
         let model = self.sparse();
-        let modules: Vec<&dyn MoeModule> =
-            (0..self.cfg.num_hidden_layers).map(|layer| model.moe(layer).as_ref()).collect();
+        let modules: Vec<&MoeLayer> = (0..self.cfg.num_hidden_layers).map(|layer| model.moe(layer)).collect();
         router_accuracy(&modules, inputs, labels).unwrap()
     }
 
     /// The accuracies against labels of the rows themselves, `[layer][level]`.
     pub(super) fn row_accuracy(&self, inputs: &[Samples], rows: &[RowLabels]) -> Vec<Vec<f64>> {
         let model = self.sparse();
-        let modules: Vec<&dyn MoeModule> =
-            (0..self.cfg.num_hidden_layers).map(|layer| model.moe(layer).as_ref()).collect();
+        let modules: Vec<&MoeLayer> = (0..self.cfg.num_hidden_layers).map(|layer| model.moe(layer)).collect();
         row_accuracy(&modules, inputs, rows).unwrap().into_iter().map(|layer| layer.accuracy).collect()
     }
 
@@ -324,7 +323,7 @@ impl Model {
         let sampler = Sampler::new(set, length, config.batch, seed, &CPU).unwrap();
         let model = (&self.store, &self.cfg, self.variant.expect("this model has experts"));
         let (outcome, records) =
-            logged(|log| train_smk(model, &routing.ctx(0), &sampler, config, log).expect("SMK goes through"));
+            logged(|log| train_smk(model, &routing.pass(0), &sampler, config, log, None).expect("SMK goes through"));
         (outcome.updated_share, records)
     }
 

@@ -12,8 +12,9 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::data::TokenSet;
 use tinyonn::imaging::{Log1p, NeuronScan, ScanFile, ScanOptions, ScanRequest, Share, StoredScan, scan_with};
+use tinyonn::ops::Grads;
 use tinyonn::ops::{GradSite, Scale};
-use tinyonn::qwen3::{FeedForward, Mlp, Qwen3ForCausalLm, RouteCtx};
+use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
 use tinyonn::{Error, Result};
 
 use super::shares::units;
@@ -27,11 +28,28 @@ pub(super) struct Failing {
 }
 
 impl FeedForward for Failing {
-    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+    type Saved = <Mlp as FeedForward>::Saved;
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
         if self.calls.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
             return Err(Error::setting("power", "is off", "switch it on"));
         }
-        self.mlp.forward(x, ctx)
+        self.mlp.forward(x, pass)
+    }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        self.mlp.backward(saved, dy, learn, input, grads)
+    }
+
+    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
+        self.mlp.learns(learn, grads)
     }
 }
 
@@ -244,12 +262,29 @@ struct Beside {
 }
 
 impl FeedForward for Beside {
-    fn forward(&self, x: &Tensor, ctx: &RouteCtx) -> Result<Tensor> {
+    type Saved = <Mlp as FeedForward>::Saved;
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
         // In the second batch, when the file is there: the other scan goes on from it, and ends first.
         if self.calls.fetch_add(1, Ordering::SeqCst) == 3 {
             scanned(NEVER, &request(), &self.path)?;
         }
-        self.mlp.forward(x, ctx)
+        self.mlp.forward(x, pass)
+    }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        self.mlp.backward(saved, dy, learn, input, grads)
+    }
+
+    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
+        self.mlp.learns(learn, grads)
     }
 }
 

@@ -1,19 +1,18 @@
 //! Where surprise is measured, of neurons and of experts: against candle's own tape, which gives every neuron an input of its own;
 //! fused against composed; and the control whose units are all the same.
 
-use std::sync::{Arc, Mutex};
-
 use approx::assert_relative_eq;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rstest::rstest;
 use tinyonn::imaging::{ExpertForm, Form, Integral, Log1p, Norm, ScanRequest, Score, Units, dump, scan_with};
 use tinyonn::ops::{
-    self, ExpertNeurons, GradSite, ImageSums, Imaging, MlpBackward, MlpGate, MlpProbe, MlpWeights, Scale, Silu,
-    UnitSums, WeightGrads,
+    self, ExpertNeurons, GradSite, ImageSums, Imaging, MlpBackward, MlpGate, MlpWeights, NeuronSums, Scale, Silu,
+    SlicedMlp as _, UnitSums, glu_mlp,
 };
 
 use super::{VOCAB, options};
-use crate::gradients::{devices, inputs};
+use crate::gradients::{devices, doubled, inputs};
+use crate::ops::counted_t;
 use crate::tiny;
 
 const SITES: [GradSite; 3] = [GradSite::Weight, GradSite::Input, GradSite::Output];
@@ -23,37 +22,29 @@ const EXPERTS: [u32; 7] = [2, 0, 1, 0, 2, 0, 1];
 
 const SCALE: Scale = Scale { activation: 0.3, surprise: 2.0 };
 
-struct Watch {
-    site: GradSite,
-    experts: ExpertNeurons,
-    seen: Mutex<Vec<ImageSums>>,
-}
-
-/// Every seventh token is left out.
-fn counted(t: usize) -> bool {
-    t % 7 != 3
-}
-
-impl MlpProbe for Watch {
-    fn observe(&self, _: usize, pass: &MlpBackward<'_>) -> Result<WeightGrads> {
-        let marks: Vec<bool> = (0..pass.x_td.dim(0)?).map(counted).collect();
-        let imaging = Imaging { site: self.site, experts: Some(&self.experts), scale: Some(SCALE) };
-        self.seen.lock().unwrap().push(ops::image_moments(pass, &marks, &imaging)?);
-        Ok(WeightGrads::All)
-    }
-}
-
 /// What imaging sums over an MLP of L = Σ y².
 fn watched(xs: &[Tensor], dtype: DType, site: GradSite, gated: bool, device: &Device) -> ImageSums {
     let xs: Vec<Tensor> = xs.iter().map(|x| x.to_dtype(dtype).unwrap().to_device(device).unwrap()).collect();
     let neuron_expert = Tensor::new(&EXPERTS, device).unwrap();
     let experts = ExpertNeurons::new(&EXPERTS, 3).unwrap();
-    let watch = Arc::new(Watch { site, experts, seen: Mutex::default() });
     let gate = gated.then_some(MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert });
     let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
-    let y = ops::glu_mlp(&xs[0], weights, gate, Some((watch.clone(), 0))).unwrap();
-    ops::backward(&y.sqr().unwrap()).unwrap();
-    watch.seen.lock().unwrap().pop().unwrap()
+    let (y, saved) = glu_mlp::forward(&xs[0], weights, gate).unwrap();
+    let see = |pass: &MlpBackward<'_>| {
+        let imaging = Imaging { site, experts: Some(&experts), scale: Some(SCALE) };
+        ops::image_moments(pass, &counted_t(pass.x_td.dim(0)?, device), &imaging)
+    };
+    let seen = saved.seen(&saved.deltas(&doubled(&y)).unwrap(), see).unwrap();
+    let mut sums = ImageSums {
+        neurons: NeuronSums::zero(7),
+        experts: Some(UnitSums::zero(3)),
+        log1p_neurons: Some(UnitSums::zero(7)),
+        log1p_experts: Some(UnitSums::zero(3)),
+    };
+    let mut values = seen.flat().unwrap().to_vec1::<f64>().unwrap().into_iter();
+    sums.read(&mut values);
+    assert!(values.next().is_none());
+    sums
 }
 
 /// x, W_g, W_u, W_d and a gate; more tokens than one task of the pool sums.
@@ -105,7 +96,7 @@ fn input_is_the_norm_of_each_units_part_of_the_inputs_gradient(#[values(false, t
     let parts = parts_of_the_inputs_gradient(&xs, gated).unwrap();
     let norm = |part: &[f64]| part.iter().map(|x| x * x).sum::<f64>().sqrt();
     let (mut neurons, mut experts) = ([0f64; 7], [0f64; 3]);
-    for (_, token) in parts.iter().enumerate().filter(|(t, _)| counted(*t)) {
+    for (_, token) in parts.iter().enumerate().filter(|(t, _)| t % 7 != 3) {
         (0..7).for_each(|i| neurons[i] += norm(&token[i]));
         for n in 0..3 {
             let own = || (0..7).filter(|i| EXPERTS[*i] as usize == n);

@@ -2,45 +2,65 @@
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use rstest::rstest;
 use tinyonn::data::TokenSet;
-use tinyonn::imaging::inputs::Window;
+use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::{RouterInputs, scan};
-use tinyonn::qwen3::{Observer, RouteCtx};
+use tinyonn::ops::Grads;
+use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
 
 use super::{VOCAB, options};
 use crate::tiny;
 
 /// Rows `[t][d]` of each layer's feed-forward input for one row of tokens.
 fn inputs_of(ids: &[u32]) -> Vec<Vec<Vec<f32>>> {
-    struct Keep(Mutex<Vec<Vec<Vec<f32>>>>);
-    impl Observer for Keep {
-        fn feed_forward_input(&self, _: usize, x: &Tensor) -> tinyonn::Result<()> {
+    struct Keep(Arc<Mutex<Vec<Vec<Vec<f32>>>>>, Mlp);
+    impl FeedForward for Keep {
+        type Saved = ();
+
+        fn forward(&self, x: &Tensor, pass: &Pass) -> tinyonn::Result<(Tensor, Trace, Option<()>)> {
             self.0.lock().unwrap().push(x.squeeze(0)?.to_vec2()?);
-            Ok(())
+            let (y, trace, _) = self.1.forward(x, pass)?;
+            Ok((y, trace, None))
+        }
+
+        fn backward(
+            &self,
+            (): (),
+            _: &Tensor,
+            _: &Learn,
+            _: bool,
+            _: &mut Grads,
+        ) -> tinyonn::Result<(Option<Tensor>, Answers)> {
+            unreachable!("nothing goes back")
+        }
+
+        fn learns(&self, _: &Learn, _: &Grads) -> bool {
+            false
         }
     }
     let cfg = tiny::config(VOCAB as usize);
-    let keep = Arc::new(Keep(Mutex::default()));
-    let ctx = RouteCtx { observer: Some(keep.clone()), ..RouteCtx::all() };
+    let (store, seen) = (tiny::dense_store(&cfg, 1), Arc::new(Mutex::default()));
+    let build = |layer, vb: VarBuilder<'_>| Ok(Keep(Arc::clone(&seen), Mlp::new(&cfg, layer, &vb)?));
+    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), build).unwrap();
     let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-    tiny::dense(&cfg, &tiny::dense_store(&cfg, 1)).logits(&ids, &ctx, None).unwrap();
-    keep.0.lock().unwrap().clone()
+    model.logits(&ids, &Pass::all(), None).unwrap();
+    seen.lock().unwrap().clone()
 }
 
-fn collected(set: &TokenSet, length: usize, stride: usize, window: Window) -> Arc<RouterInputs> {
+fn collected(set: &TokenSet, length: usize, stride: usize, window: Window) -> [Vec<Samples>; 2] {
     let cfg = tiny::config(VOCAB as usize);
-    let inputs = Arc::new(RouterInputs::new(2, stride, window));
+    let mut inputs = RouterInputs::new(2, stride, window);
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
-    scan(&model, set, options(length, 3), &Device::Cpu, Some(&inputs)).unwrap();
+    scan(&model, set, options(length, 3), &Device::Cpu, Some(&mut inputs)).unwrap();
     // A forward pass alone keeps the same.
-    let forward = Arc::new(RouterInputs::new(2, stride, window));
-    forward.collect(&model, set, options(length, 3), &RouteCtx::all(), &Device::Cpu).unwrap();
-    for (a, b) in [(inputs.tokens(), forward.tokens()), (inputs.sequences(), forward.sequences())] {
-        for (a, b) in a.iter().zip(&b) {
-            assert_eq!((&a.values, &a.tasks, &a.documents), (&b.values, &b.tasks, &b.documents));
-        }
+    let mut forward = RouterInputs::new(2, stride, window);
+    forward.collect(&model, set, options(length, 3), &Pass::all(), &Device::Cpu).unwrap();
+    let (inputs, forward) = (inputs.into_samples(), forward.into_samples());
+    for (a, b) in inputs.iter().flatten().zip(forward.iter().flatten()) {
+        assert_eq!((&a.values, &a.tasks, &a.documents), (&b.values, &b.tasks, &b.documents));
     }
     inputs
 }
@@ -69,8 +89,7 @@ fn every_counted_position_and_the_mean_of_every_window(
     for (at, task) in set.tasks.iter_mut().enumerate() {
         task.documents = (0..21).map(|token| 5 * at as u32 + token / 5).collect();
     }
-    let inputs = collected(&set, 8, 1, window);
-    let (tokens, sequences) = (inputs.tokens(), inputs.sequences());
+    let [tokens, sequences] = collected(&set, 8, 1, window);
     for layer in 0..2 {
         let mut expected = Vec::new();
         let (mut means, mut tasks, mut documents) = (Vec::new(), Vec::new(), Vec::new());
@@ -108,9 +127,10 @@ fn samples_are_one_in_stride_and_spread_over_positions(#[case] length: usize, #[
     let cfg = tiny::config(VOCAB as usize);
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
     let [all, some] = [1, stride].map(|stride| {
-        let inputs = Arc::new(RouterInputs::new(2, stride, Window::First(1)));
-        inputs.collect(&model, &set, options(length, 3), &RouteCtx::all(), &Device::Cpu).unwrap();
-        inputs.tokens().swap_remove(0)
+        let mut inputs = RouterInputs::new(2, stride, Window::First(1));
+        inputs.collect(&model, &set, options(length, 3), &Pass::all(), &Device::Cpu).unwrap();
+        let [mut tokens, _] = inputs.into_samples();
+        tokens.swap_remove(0)
     });
     let expected = length * 160 / stride;
     assert!(some.tasks.len().abs_diff(expected) <= 2, "{} of {expected}", some.tasks.len());

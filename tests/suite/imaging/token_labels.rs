@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use rstest::rstest;
 use tinyonn::data::TokenSet;
 use tinyonn::imaging::inputs::Window;
@@ -11,12 +12,12 @@ use tinyonn::imaging::{
     token_labels, token_prices,
 };
 use tinyonn::moe::{LayerLoad, MoeSpec};
-use tinyonn::ops::{self, MlpBackward, MlpProbe, WeightGrads};
-use tinyonn::qwen3::{Mlp, Qwen3ForCausalLm, RouteCtx};
+use tinyonn::ops::{self, Grads, SlicedMlp as _};
+use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
 
 use super::{VOCAB, options};
 use crate::labels::best_path;
-use crate::models::message;
+use crate::models::{learnt, message};
 use crate::tiny;
 
 fn model() -> Qwen3ForCausalLm<Mlp> {
@@ -36,27 +37,58 @@ fn units(experts: usize) -> Vec<Vec<u32>> {
 /// a, S and taylor by layer, `[task][token][i]`, of every token with a target, in the batches of the library.
 type Seen = Vec<[Vec<Vec<Vec<f64>>>; 3]>;
 
-fn seen(model: &Qwen3ForCausalLm<Mlp>, set: &TokenSet) -> Seen {
-    struct Keep(Mutex<Vec<[Vec<Vec<f64>>; 3]>>);
-    impl MlpProbe for Keep {
-        fn observe(&self, layer: usize, pass: &MlpBackward<'_>) -> candle_core::Result<WeightGrads> {
-            let [a, s] = ops::activation_and_surprise(pass)?;
-            let taylor = (pass.h_ti * pass.delta_h_ti)?.neg()?;
-            let [a, s, taylor] = [a, s, taylor].map(|x| x.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap());
-            self.0.lock().unwrap()[layer] = [a, s, taylor];
-            Ok(WeightGrads::All)
-        }
+/// a, S and taylor of one layer, `[token][i]`.
+type Told = [Vec<Vec<f64>>; 3];
+
+/// An MLP that tells what its backward pass sees of every token: a, S and taylor.
+struct Seeing {
+    mlp: Mlp,
+    layer: usize,
+    told: Arc<Mutex<Vec<Told>>>,
+}
+
+impl FeedForward for Seeing {
+    type Saved = <Mlp as FeedForward>::Saved;
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> tinyonn::Result<(Tensor, Trace, Option<Self::Saved>)> {
+        self.mlp.forward(x, pass)
     }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        _: bool,
+        grads: &mut Grads,
+    ) -> tinyonn::Result<(Option<Tensor>, Answers)> {
+        let deltas = saved.deltas(dy)?;
+        let pass = saved.image(&deltas);
+        let [a, s] = ops::activation_and_surprise(&pass)?;
+        let taylor = (pass.h_ti * pass.delta_h_ti)?.neg()?;
+        self.told.lock().unwrap()[self.layer] =
+            [a, s, taylor].map(|x| x.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap());
+        self.mlp.backward(saved, dy, learn, true, grads)
+    }
+
+    fn learns(&self, _: &Learn, _: &Grads) -> bool {
+        true
+    }
+}
+
+fn seen(set: &TokenSet) -> Seen {
+    let cfg = tiny::config(VOCAB as usize);
+    let (store, told) = (tiny::dense_store(&cfg, 1), Arc::new(Mutex::new(vec![Told::default(); 2])));
+    let build = |layer, vb: VarBuilder<'_>| Ok(Seeing { mlp: Mlp::new(&cfg, layer, &vb)?, layer, told: told.clone() });
+    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), build).unwrap();
     let mut layers: Seen = (0..2).map(|_| std::array::from_fn(|_| vec![Vec::new(); set.tasks.len()])).collect();
     for task in 0..set.tasks.len() {
         for batch in set.batches_of_task(task, 8, 3, &Device::Cpu).unwrap() {
             let batch = batch.unwrap();
-            let keep = Arc::new(Keep(Mutex::new(vec![Default::default(); 2])));
-            let ctx = RouteCtx { probe: Some(keep.clone()), ..RouteCtx::all() };
-            let losses = model.token_losses(&batch.inputs, &batch.targets, &ctx).unwrap();
-            ops::backward(&losses.sum_all().unwrap()).unwrap();
+            let text = (&batch.inputs, &batch.targets);
+            learnt(&model, (&store, &|_| false), text, &Pass::all(), &Learn::default());
             let targets = batch.targets.flatten_all().unwrap().to_vec1::<u32>().unwrap();
-            for (layer, kept) in layers.iter_mut().zip(keep.0.lock().unwrap().iter()) {
+            for (layer, kept) in layers.iter_mut().zip(told.lock().unwrap().iter()) {
                 for (own, rows) in layer.iter_mut().zip(kept) {
                     let counted = rows.iter().zip(&targets).filter(|(_, target)| **target != u32::MAX);
                     own[task].extend(counted.map(|(row, _)| row.clone()));
@@ -157,7 +189,7 @@ fn a_token_takes_the_best_path_by_its_own_score(
     let found =
         labelled(TokenScore { scan: &scan, score, contrast, units: &units, spec: &spec, prices: None }, &set, 1);
     let (mut rows, mut different) = (0, 0);
-    for (layer, seen) in seen(&model, &set).iter().enumerate() {
+    for (layer, seen) in seen(&set).iter().enumerate() {
         let expected = scores(seen, score, contrast).into_iter().flatten();
         let expected: Vec<Vec<u32>> = expected.map(|row| best_path(&row, &units[layer], &spec)).collect();
         assert_eq!(found[layer].class_of_row.len(), 51 + 36 + 21);
@@ -178,9 +210,10 @@ fn labels_are_of_the_rows_that_are_collected(#[case] stride: usize) {
     let (scan, units) = (scanned(&model, &set), units(experts));
     let by = TokenScore { scan: &scan, score: Score::Sps, contrast: false, units: &units, spec: &spec, prices: None };
     let [all, some] = [1, stride].map(|stride| {
-        let inputs = Arc::new(RouterInputs::new(2, stride, Window::First(1)));
-        inputs.collect(&model, &set, options(8, 3), &RouteCtx::all(), &Device::Cpu).unwrap();
-        (inputs.tokens(), labelled(by, &set, stride))
+        let mut inputs = RouterInputs::new(2, stride, Window::First(1));
+        inputs.collect(&model, &set, options(8, 3), &Pass::all(), &Device::Cpu).unwrap();
+        let [tokens, _] = inputs.into_samples();
+        (tokens, labelled(by, &set, stride))
     });
     for layer in 0..2 {
         let (every, kept) = (&all.0[layer], &some.0[layer]);
@@ -206,7 +239,7 @@ fn tokens_share_the_experts_out_by_prices(#[values(0, 1, 2)] hierarchy: usize) {
     let [of_all, of_some] = [1, 3].map(|stride| token_prices(&pass(&model, &set, stride), by).unwrap());
     let labelled = |prices| labelled(TokenScore { prices, ..by }, &set, 1);
     let (even, nearly, free) = (labelled(Some(&of_all[..])), labelled(Some(&of_some[..])), labelled(None));
-    for (layer, seen) in seen(&model, &set).iter().enumerate() {
+    for (layer, seen) in seen(&set).iter().enumerate() {
         let rows = scores(seen, Score::Sps, false).into_iter().flatten();
         let integral = Integral { neurons: rows.map(|row| vec![row]).collect() };
         let expected = Labels::balanced(&integral, &units[layer..=layer], &spec, LabelBalance::Sinkhorn);

@@ -8,7 +8,7 @@ use tinyonn::checkpoint::ParamStore;
 use tinyonn::data::{TaskTokens, TokenSet};
 use tinyonn::imaging::{GreedyOptions, Labels};
 use tinyonn::moe::{MoeSpec, Variant, select};
-use tinyonn::qwen3::{Active, PathTable, Qwen3Config, RouteCtx};
+use tinyonn::qwen3::{Active, Pass, PathTable, Qwen3Config};
 use tinyonn::train::evaluate;
 use tinyonn::train::evaluate::EvaluateOptions;
 
@@ -27,7 +27,7 @@ fn likely(model: (&Qwen3Config, &'static Variant, &ParamStore)) -> TokenSet {
             // Each sequence of 12 is read alone.
             let from = (tokens.len() - 1) / 12 * 12;
             let ids = Tensor::new(&tokens[from..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-            let best = lm.logits(&ids, &RouteCtx::all(), None).unwrap().argmax(D::Minus1).unwrap();
+            let best = lm.logits(&ids, &Pass::all(), None).unwrap().argmax(D::Minus1).unwrap();
             tokens.push(best.flatten_all().unwrap().to_vec1::<u32>().unwrap()[ids.elem_count() - 1]);
         }
         TaskTokens { name: format!("task{first}"), documents: vec![0; tokens.len()], tokens }
@@ -36,7 +36,7 @@ fn likely(model: (&Qwen3Config, &'static Variant, &ParamStore)) -> TokenSet {
 }
 
 fn losses(model: (&Qwen3Config, &'static Variant, &ParamStore), set: &TokenSet, paths: PathTable) -> Vec<f64> {
-    let ctx = RouteCtx { active: Active::Paths(Arc::new(paths)), ..RouteCtx::default() };
+    let ctx = Pass { active: Active::Paths(Arc::new(paths)), ..Pass::default() };
     let options = EvaluateOptions { length: 12, batch: 2, skip: 0 };
     evaluate(tiny::sparse(model.0, model.1, model.2).lm(), set, options, &ctx, &Device::Cpu).unwrap().by_task
 }

@@ -7,7 +7,7 @@ use tinyonn::data::TokenSet;
 use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::qwen3::RouteCtx;
+use tinyonn::qwen3::Pass;
 use tinyonn::train::{RouterFitConfig, RouterFitter, refit};
 
 use super::CLOSED;
@@ -22,11 +22,12 @@ fn set() -> TokenSet {
 }
 
 /// What the routers of single tokens see under `ctx`.
-fn seen(model: &TinyOnnForCausalLm, ctx: &RouteCtx) -> Vec<Samples> {
-    let inputs = Arc::new(RouterInputs::new(2, 1, Window::First(2)));
+fn seen(model: &TinyOnnForCausalLm, ctx: &Pass) -> Vec<Samples> {
+    let mut inputs = RouterInputs::new(2, 1, Window::First(2));
     let options = ScanOptions { length: 16, batch: 4, tokens_per_task: usize::MAX };
     inputs.collect(model.lm(), &set(), options, ctx, &CPU).unwrap();
-    inputs.tokens()
+    let [tokens, _] = inputs.into_samples();
+    tokens
 }
 
 fn fitter(inputs: &[Samples]) -> RouterFitter {
@@ -41,19 +42,19 @@ fn rounds_fit_to_the_inputs_of_the_routed_pass() {
         let (cfg, variant, store) = upcycled("Identity3x4");
         let (labels, config) = (Labels::random(2, 2, &variant.spec, 3), RouterFitConfig { refit_rounds, ..CLOSED });
         let model = (&store, &cfg, variant);
-        let dense = seen(&tiny::sparse(&cfg, variant, &store), &RouteCtx::all());
+        let dense = seen(&tiny::sparse(&cfg, variant, &store), &Pass::all());
         fitter(&dense).fit(model, &labels, &config, 0).unwrap();
         let mut rounds = 0;
         refit(model, config.refit_rounds, |routed| {
             rounds += 1;
-            let routed = seen(routed, &RouteCtx::routed());
+            let routed = seen(routed, &Pass::routed());
             assert_eq!((&routed[0].values, &routed[0].documents), (&dense[0].values, &dense[0].documents));
             assert!(routed[1].values != dense[1].values);
             fitter(&routed).fit(model, &labels, &config, 0)
         })
         .unwrap();
         assert_eq!(rounds, refit_rounds);
-        let routed = seen(&tiny::sparse(&cfg, variant, &store), &RouteCtx::routed());
+        let routed = seen(&tiny::sparse(&cfg, variant, &store), &Pass::routed());
         (tiny::bits(&store), routed)
     };
     let [(none, routed), (one, _), (two, _)] = [0, 1, 2].map(fitted);
@@ -78,8 +79,8 @@ fn routed_inputs_of_every_kind_are_collected(
     let (cfg, variant, store) = upcycled(name);
     let model = tiny::sparse(&cfg, variant, &store);
     let paths = Some(Arc::new(Labels::random(2, 2, &variant.spec, 8).paths));
-    let all = seen(&model, &RouteCtx::all());
-    let routed = seen(&model, &RouteCtx { paths, ..RouteCtx::routed() });
+    let all = seen(&model, &Pass::all());
+    let routed = seen(&model, &Pass { paths, ..Pass::routed() });
     assert_eq!(routed[0].values, all[0].values);
     assert!(routed[1].values != all[1].values && routed[1].tasks == all[1].tasks);
 }

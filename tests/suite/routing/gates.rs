@@ -1,16 +1,14 @@
 //! Probabilities down the hierarchy, gates, and their gradients, against loops over the definitions in f64.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 use rstest::rstest;
 use tinyonn::moe::gate::gates;
 use tinyonn::moe::{Gate, MoeSpec, Scores, Selection, select};
-use tinyonn::ops;
-use tinyonn::qwen3::{FeedForward, RouteCtx};
+use tinyonn::ops::Grads;
+use tinyonn::qwen3::{FeedForward, Learn, Pass};
 
-use super::{Gates, by_input, hierarchy, log_p_of_experts, scores, upcycled};
+use super::{by_input, hierarchy, layer_gates, log_p_of_experts, scores, upcycled};
 use crate::gradients::inputs;
 
 const SCALED: [Gate; 3] = [Gate::Scaled, Gate::Normalised, Gate::StraightThrough];
@@ -90,7 +88,7 @@ proptest! {
         let weights = inputs(seed, &[&[3, spec.experts()]]).remove(0);
         let gate = gates(&spec, &tracked, &taken, DType::F32).unwrap();
         let loss = (gate * weights.to_dtype(DType::F32).unwrap()).unwrap().sum_all().unwrap();
-        let grads = ops::backward(&loss).unwrap();
+        let grads = loss.backward().unwrap();
 
         let (weights, rows) = (weights.to_vec2::<f64>().unwrap(), taken.to_vec2::<f32>().unwrap());
         let loss = |scores: &Scores| -> f64 {
@@ -126,7 +124,7 @@ proptest! {
 fn shares_of_what_a_bias_chose_are_numbers(#[values(Gate::Scaled, Gate::Normalised)] gate: Gate) {
     let spec = MoeSpec { gate, ..crate::tiny::spec(&[(4, 2)]) };
     let scores = Scores { logits: vec![vec![Tensor::new(&[[[0f32, -1.0, -400.0, -401.0]]], &Device::Cpu).unwrap()]] };
-    let bias = vec![vec![0.0, 0.0, 2.0, 2.0]];
+    let bias = [Tensor::new(&[0f32, 0.0, 2.0, 2.0], &Device::Cpu).unwrap()];
     let with = Selection { bias: Some(&bias), surprisal: None };
     let taken = select(&spec, &scores.log_probs().unwrap(), with).unwrap();
     assert_eq!(taken.to_vec2::<f32>().unwrap(), [[0.0, 0.0, 1.0, 1.0]]);
@@ -184,9 +182,11 @@ fn gradients_reach_what_is_fitted_and_nothing_that_was_drawn(
     let router = |name: &str| name.starts_with("model.layers.0.") && name.contains("_router.");
     let layer = (variant.build)(&cfg, 0, store.builder(DType::F32, router).pp("model.layers.0.mlp")).unwrap();
     let x = inputs(4, &[&[3, 20, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
-    let y = layer.forward(&x, &RouteCtx::routed()).unwrap();
-    let weights = inputs(5, &[y.dims()]).remove(0).to_dtype(DType::F32).unwrap();
-    let grads = ops::backward(&(y * weights).unwrap().sum_all().unwrap()).unwrap();
+    let (y, _, saved) = layer.forward(&x, &Pass::routed().kept()).unwrap();
+    let dy = inputs(5, &[y.dims()]).remove(0).to_dtype(DType::F32).unwrap();
+    let mut grads = Grads::new(store.trainable(router).iter().map(|(_, var)| (var.as_tensor(), 0))).unwrap();
+    let learn = Learn { routers: true, ..Learn::default() };
+    layer.backward(saved.unwrap(), &dy, &learn, false, &mut grads).unwrap();
     for (parameter, var) in store.trainable(router) {
         let size = grads.get(&var).map(|grad| grad.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
         let drawn = name == "Random3x4" || (name == "Drawn3x4" && parameter.ends_with("projection"));
@@ -208,9 +208,7 @@ fn experts_that_always_take_part_weigh_one_in_every_type() {
     for dtype in [DType::F32, DType::BF16] {
         let layer = (variant.build)(&cfg, 0, store.builder(dtype, |_| false).pp("model.layers.0.mlp")).unwrap();
         let x = inputs(6, &[&[2, 7, cfg.hidden_size]]).remove(0).to_dtype(dtype).unwrap();
-        let seen = Arc::new(Gates::default());
-        layer.forward(&x, &RouteCtx { observer: Some(seen.clone()), ..RouteCtx::routed() }).unwrap();
-        for row in seen.rows(0) {
+        for row in layer_gates(&layer, &x, &Pass::routed()) {
             assert_eq!(row[9..], [1.0, 1.0]);
             let taken = row[..9].iter().filter(|gate| **gate > 0.0).count();
             assert!((2..=5).contains(&taken), "{row:?}");

@@ -8,19 +8,19 @@ use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{MoeLayer, RoutePer, Scores, Selection, select};
-use tinyonn::qwen3::{Active, FeedForward, RouteCtx, Sampling};
+use tinyonn::qwen3::{Active, FeedForward, Pass, Sampling};
 use tinyonn::train::{RouterFitConfig, RouterFitter};
 
-use super::{BY_TOKEN, Gates, upcycled};
+use super::{BY_TOKEN, layer_gates, upcycled};
 use crate::gradients::inputs;
 use crate::models::{bits, message};
 use crate::tiny;
 
 /// Routed, three sequences of three tasks at most, each task with a path of its own.
-fn ctx(variant: &tinyonn::moe::Variant, sequences: usize) -> RouteCtx {
+fn ctx(variant: &tinyonn::moe::Variant, sequences: usize) -> Pass {
     let paths = Arc::new(Labels::random(3, 2, &variant.spec, 8).paths);
     let tasks = Arc::from((0..sequences as u32).map(|row| (row + 1) % 3).collect::<Vec<_>>());
-    RouteCtx { paths: Some(paths), tasks: Some(tasks), ..RouteCtx::routed() }
+    Pass { paths: Some(paths), tasks: Some(tasks), ..Pass::routed() }
 }
 
 /// The gates (all `unit`) of a decision by input `x`.
@@ -39,10 +39,8 @@ fn gates_are_those_of_the_tokens_that_decide(
     let layer = (variant.build)(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp")).unwrap();
     let sequences = 3;
     let x = inputs(7, &[&[sequences, length, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
-    let seen = Arc::new(Gates::default());
-    let ctx = RouteCtx { observer: Some(seen.clone()), ..ctx(variant, sequences) };
-    layer.forward(&x, &ctx).unwrap();
-    let found = seen.rows(0);
+    let ctx = ctx(variant, sequences);
+    let found = layer_gates(&layer, &x, &ctx);
     assert_eq!(found.len(), sequences * length);
     let rows = x.to_vec3::<f32>().unwrap();
     let all = vec![1.0; variant.spec.experts()];
@@ -123,11 +121,12 @@ fn a_later_token_changes_no_earlier_logit_of_fitted_routers(
         RoutePer::Segment { tokens } => (Window::Every(tokens), true),
         RoutePer::Sequence { first } => (Window::First(first), true),
     };
-    let inputs = Arc::new(RouterInputs::new(2, 1, window));
+    let mut inputs = RouterInputs::new(2, 1, window);
     let options = ScanOptions { length: 10, batch: 4, tokens_per_task: usize::MAX };
     let set = tiny::tokens(1, &[200, 200, 200], 40);
-    inputs.collect(model.lm(), &set, options, &RouteCtx::all(), &Device::Cpu).unwrap();
-    let samples = if by_sequence { inputs.sequences() } else { inputs.tokens() };
+    inputs.collect(model.lm(), &set, options, &Pass::all(), &Device::Cpu).unwrap();
+    let [tokens, sequences] = inputs.into_samples();
+    let samples = if by_sequence { sequences } else { tokens };
     let labels = Labels::random(3, 2, &variant.spec, 8);
     let config = RouterFitConfig { steps: 20, batch: 32, ..RouterFitConfig::default() };
     let fitter = RouterFitter::new(&samples, &samples, 3, 64).unwrap();
@@ -137,7 +136,7 @@ fn a_later_token_changes_no_earlier_logit_of_fitted_routers(
 }
 
 /// Changes one token of the first of two sequences after another and compares the logits.
-fn causal(model: &TinyOnnForCausalLm, ctx: &RouteCtx) {
+fn causal(model: &TinyOnnForCausalLm, ctx: &Pass) {
     let (sequences, length) = (2, 10);
     let ids = tinyonn::checkpoint::tokens::random_tokens(40, (sequences, length), 5, &Device::Cpu).unwrap();
     let before = model.logits(&ids, ctx, None).unwrap();
@@ -177,7 +176,7 @@ fn routed_is_not_all_active(
     let model = tiny::sparse(&cfg, variant, &store);
     let ids = tinyonn::checkpoint::tokens::random_tokens(40, (2, 10), 5, &Device::Cpu).unwrap();
     let routed = model.logits(&ids, &ctx(variant, 2), None).unwrap();
-    assert!(bits(&routed) != bits(&model.logits(&ids, &RouteCtx::all(), None).unwrap()));
+    assert!(bits(&routed) != bits(&model.logits(&ids, &Pass::all(), None).unwrap()));
 }
 
 /// Token by token, cached or not, as the whole text in one pass.
@@ -224,10 +223,9 @@ fn a_cache_that_hides_what_a_decision_reads_is_refused(#[case] name: &str, #[cas
     let (cfg, variant, store) = upcycled(name);
     let model = tiny::sparse(&cfg, variant, &store);
     let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
-    let with_cache = |ctx: &RouteCtx| {
-        model.logits(&ids, ctx, Some(&mut tinyonn::qwen3::KvCache::new(cfg.num_hidden_layers))).map(drop)
-    };
-    with_cache(&RouteCtx::all()).unwrap();
+    let with_cache =
+        |ctx: &Pass| model.logits(&ids, ctx, Some(&mut tinyonn::qwen3::KvCache::new(cfg.num_hidden_layers))).map(drop);
+    with_cache(&Pass::all()).unwrap();
     let routed = with_cache(&ctx(variant, 1));
     assert_eq!(routed.is_err(), refused);
     if refused {
@@ -242,14 +240,14 @@ fn a_sequence_without_its_task_or_path_is_refused() {
     let model = tiny::sparse(&cfg, variant, &store);
     let ids = Tensor::new(&[[1u32, 2], [3, 4]], &Device::Cpu).unwrap();
     let full = ctx(variant, 2);
-    let error = |ctx: RouteCtx| message(model.logits(&ids, &ctx, None));
-    assert!(error(RouteCtx { paths: None, ..full.clone() }).contains("RouteCtx::paths"));
-    assert!(error(RouteCtx { tasks: None, ..full.clone() }).contains("each of 2 sequences"));
-    assert!(error(RouteCtx { tasks: Some(Arc::from([0u32])), ..full.clone() }).contains("each of 2 sequences"));
-    assert!(error(RouteCtx { tasks: Some(Arc::from([0u32, 3])), ..full.clone() }).contains("task 3"));
+    let error = |ctx: Pass| message(model.logits(&ids, &ctx, None));
+    assert!(error(Pass { paths: None, ..full.clone() }).contains("Pass::paths"));
+    assert!(error(Pass { tasks: None, ..full.clone() }).contains("each of 2 sequences"));
+    assert!(error(Pass { tasks: Some(Arc::from([0u32])), ..full.clone() }).contains("each of 2 sequences"));
+    assert!(error(Pass { tasks: Some(Arc::from([0u32, 3])), ..full.clone() }).contains("task 3"));
     // Given paths need no declaration: the same gates, the same bits.
-    let given = RouteCtx { active: Active::Paths(full.paths.clone().unwrap()), paths: None, ..full.clone() };
-    let logits = |ctx: &RouteCtx| bits(&model.logits(&ids, ctx, None).unwrap());
+    let given = Pass { active: Active::Paths(full.paths.clone().unwrap()), paths: None, ..full.clone() };
+    let logits = |ctx: &Pass| bits(&model.logits(&ids, ctx, None).unwrap());
     assert_eq!(logits(&given), logits(&full));
 }
 
@@ -269,7 +267,7 @@ fn every_kind_of_router_answers_in_the_shape_that_is_declared() {
     let (cfg, variant, store) = upcycled("Misshapen");
     let layer = (variant.build)(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp")).unwrap();
     let x = Tensor::zeros((1, 2, cfg.hidden_size), DType::F32, &Device::Cpu).unwrap();
-    let error = message(layer.forward(&x, &RouteCtx::routed()));
+    let error = message(layer.forward(&x, &Pass::routed()));
     for word in ["Misshapen", "`group_router`", "[2, 3, 1]", "[2, 1, 3]"] {
         assert!(error.contains(word), "{error}");
     }

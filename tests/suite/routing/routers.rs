@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::moe::{
     CosineRouter, Covariance, GaussianMoeRouter, GaussianSpec, LinearRouter, Project, RandomRouter, Reduce, Router,
     RouterKind, RouterShape,
 };
-use tinyonn::ops;
+use tinyonn::ops::Grads;
 
 use crate::gradients::inputs;
 
@@ -84,7 +84,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 fn assert_agrees(kind: &RouterKind) {
     let store = store(kind);
     let router = router(kind, &store.builder(DType::F32, |_| true)).unwrap();
-    let x = Var::from_tensor(&inputs(60, &[&[INPUTS, SHAPE.hidden]])[0].to_dtype(DType::F32).unwrap()).unwrap();
+    let x = inputs(60, &[&[INPUTS, SHAPE.hidden]])[0].to_dtype(DType::F32).unwrap();
     let found = router.logits(&x).unwrap();
     assert_eq!(found.dims(), [INPUTS, SHAPE.parents, SHAPE.choices]);
 
@@ -98,8 +98,8 @@ fn assert_agrees(kind: &RouterKind) {
     }
 
     let weights = inputs(61, &[found.dims()]).remove(0);
-    let loss = (found * weights.to_dtype(DType::F32).unwrap()).unwrap().sum_all().unwrap();
-    let grads = ops::backward(&loss).unwrap();
+    let mut grads = Grads::new(store.iter().map(|(_, var)| (var.as_tensor(), 0))).unwrap();
+    let dx = router.backward(&x, &weights.to_dtype(DType::F32).unwrap(), true, &mut grads).unwrap().unwrap();
     let weights = values(&weights);
     let loss = |parameters: &Parameters, x: &[f64]| -> f64 {
         formula(parameters, x).iter().zip(&weights).map(|(logit, weight)| logit * weight).sum()
@@ -108,16 +108,17 @@ fn assert_agrees(kind: &RouterKind) {
     let moved = |values: &[f64], v: &[f64], step: f64| -> Vec<f64> {
         values.iter().zip(v).map(|(value, v)| value + step * v).collect()
     };
-    let check = |what: &str, var: &Var, at: &dyn Fn(&[f64], f64) -> f64| {
-        let v = values(&inputs(62, &[var.dims()])[0]);
+    let check = |what: &str, grad: &Tensor, at: &dyn Fn(&[f64], f64) -> f64| {
+        let v = values(&inputs(62, &[grad.dims()])[0]);
         let numeric = (at(&v, eps) - at(&v, -eps)) / (2.0 * eps);
-        let grad = values(grads.get(var).unwrap());
+        let grad = values(&grad.copy().unwrap());
         let exact: f64 = grad.iter().zip(&v).map(|(grad, v)| grad * v).sum();
         let size = grad.iter().zip(&v).map(|(grad, v)| (grad * v).abs()).sum::<f64>();
         assert!(size > 0.0, "{kind:?}: {what} has no gradient");
         assert!((numeric - exact).abs() <= 1e-4 * size, "{kind:?} in {what}: {numeric} {exact}");
     };
-    check("x", &x, &|v, step| loss(&parameters, &moved(&xs, v, step)));
+    assert_eq!(dx.dims(), x.dims());
+    check("x", &dx, &|v, step| loss(&parameters, &moved(&xs, v, step)));
     for (name, var) in store.iter() {
         let drawn = *kind == RouterKind::Random
             || (name == "projection" && matches!(kind, RouterKind::Gaussian(form) if form.project == Project::Random));
@@ -125,7 +126,7 @@ fn assert_agrees(kind: &RouterKind) {
             assert!(grads.get(var).is_none(), "{name} was drawn once");
             continue;
         }
-        check(name, var, &|v, step| {
+        check(name, grads.get(var).unwrap(), &|v, step| {
             let mut parameters = parameters.clone();
             let value = moved(&parameters[name], v, step);
             parameters.insert(name.to_owned(), value);
@@ -157,9 +158,9 @@ fn other_routers_are_their_formula(
 fn a_vector_of_zeros_has_no_direction_and_no_derivative_that_is_no_number() {
     let store = store(&RouterKind::Cosine);
     let router = router(&RouterKind::Cosine, &store.builder(DType::F32, |_| true)).unwrap();
-    let x = Var::zeros((2, SHAPE.hidden), DType::F32, &Device::Cpu).unwrap();
+    let x = Tensor::zeros((2, SHAPE.hidden), DType::F32, &Device::Cpu).unwrap();
     let logits = router.logits(&x).unwrap();
     assert!(values(&logits).iter().all(|logit| *logit == 0.0));
-    let grads = ops::backward(&logits.sum_all().unwrap()).unwrap();
-    assert!(values(grads.get(&x).unwrap()).iter().all(|grad| grad.is_finite()));
+    let dx = router.backward(&x, &logits.ones_like().unwrap(), true, &mut Grads::none()).unwrap().unwrap();
+    assert!(values(&dx).iter().all(|grad| grad.is_finite()));
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use rand::Rng;
 use rstest::rstest;
 use tinyonn::moe::select::{chosen, paths};
-use tinyonn::moe::{MoeSpec, Pfag, Selection, select};
+use tinyonn::moe::{MoeSpec, Pfag, Selection, select, select_on_device, variants};
 use tinyonn::random;
 
 use super::{by_input, hierarchy, log_softmax, scores, slots};
@@ -79,6 +79,12 @@ fn tensors(spec: &MoeSpec, inputs: &[Vec<Vec<f32>>]) -> Vec<Tensor> {
     (0..spec.levels.len()).map(level).collect()
 }
 
+/// Biases by level and surprisals as selection reads them.
+fn lists(bias: Option<&[Vec<f32>]>, surprisal: &[f32]) -> (Option<Vec<Tensor>>, Tensor) {
+    let list = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+    (bias.map(|bias| bias.iter().map(|level| list(level)).collect()), list(surprisal))
+}
+
 /// Scores that tie often, both zeros among them.
 fn coarse(spec: &MoeSpec, seed: u64, inputs: usize) -> Vec<Vec<Vec<f32>>> {
     let mut rng = random::stream(seed, "tests/coarse");
@@ -106,6 +112,8 @@ proptest! {
         let spec = hierarchy(seed, wide);
         let inputs = coarse(&spec, seed, 5);
         let taken = select(&spec, &tensors(&spec, &inputs), Selection::default()).unwrap().to_vec2::<f32>().unwrap();
+        let on_device = select_on_device::select(&spec, &tensors(&spec, &inputs), Selection::default()).unwrap();
+        prop_assert_eq!(&on_device.to_vec2::<f32>().unwrap(), &taken);
         let walked = paths(&spec, &tensors(&spec, &inputs)).unwrap();
         for ((input, taken), path) in inputs.iter().zip(&taken).zip(&walked) {
             prop_assert_eq!(taken, &walk(&spec, input, None, 0.0).unwrap());
@@ -133,12 +141,40 @@ proptest! {
         let bias: Vec<Vec<f32>> =
             spec.levels.iter().map(|level| (0..level.nodes()).map(|_| of_node()).collect()).collect();
         let bias = biased.then_some(bias.as_slice());
-        let with = Selection { bias, surprisal: Some(&surprisal) };
+        let lists = lists(bias, &surprisal);
+        let with = Selection { bias: lists.0.as_deref(), surprisal: Some(&lists.1) };
         let taken = select(&spec, &tensors(&spec, &inputs), with).unwrap().to_vec2::<f32>().unwrap();
-        for ((input, taken), surprisal) in inputs.iter().zip(&taken).zip(&surprisal) {
+        let on_device = select_on_device::select(&spec, &tensors(&spec, &inputs), with).unwrap();
+        let on_device = on_device.to_vec2::<f32>().unwrap();
+        for (((input, taken), on_device), surprisal) in inputs.iter().zip(&taken).zip(&on_device).zip(&surprisal) {
             if let Some(expected) = walk(&spec, input, bias, f64::from(*surprisal)) {
                 prop_assert_eq!(taken, &expected);
+                prop_assert_eq!(on_device, &expected);
             }
+        }
+    }
+}
+
+/// Of every variant that is declared here or shipped: what is selected in plain operations, as on a GPU, is what is selected in main memory.
+#[test]
+fn every_variant_is_selected_alike_in_plain_operations() {
+    for (seed, variant) in variants().into_iter().enumerate() {
+        let spec = &variant.spec;
+        let scores = scores(spec, seed as u64, 40, 6.0).log_probs().unwrap();
+        let mut rng = random::stream(seed as u64, "tests/alike");
+        let surprisal: Vec<f32> = (0..40).map(|_| rng.random_range(0.0..7.0)).collect();
+        let of_level =
+            |level: &tinyonn::moe::LevelSpec| (0..level.nodes()).map(|_| rng.random_range(-0.2..0.2)).collect();
+        let bias: Vec<Vec<f32>> = spec.levels.iter().map(of_level).collect();
+        for bias in [None, Some(bias.as_slice())] {
+            let lists = lists(bias, &surprisal);
+            let with = Selection { bias: lists.0.as_deref(), surprisal: Some(&lists.1) };
+            let [here, there] = [select(spec, &scores, with), select_on_device::select(spec, &scores, with)];
+            assert!(
+                here.unwrap().to_vec2::<f32>().unwrap() == there.unwrap().to_vec2::<f32>().unwrap(),
+                "{}",
+                spec.name
+            );
         }
     }
 }
@@ -149,8 +185,13 @@ fn scores_that_are_no_numbers_take_no_more_than_top_k() {
         let spec = crate::tiny::spec(&[(choices, top_k)]);
         for nans in 0..=choices {
             let row: Vec<f32> = (0..choices).map(|at| if at < nans { f32::NAN } else { at as f32 }).collect();
-            let taken = select(&spec, &tensors(&spec, &[vec![row]]), Selection::default()).unwrap();
-            assert_eq!(taken.sum_all().unwrap().to_scalar::<f32>().unwrap(), top_k as f32);
+            let scores = tensors(&spec, &[vec![row]]);
+            for taken in [
+                select(&spec, &scores, Selection::default()),
+                select_on_device::select(&spec, &scores, Selection::default()),
+            ] {
+                assert_eq!(taken.unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), top_k as f32);
+            }
         }
     }
 }
@@ -168,7 +209,8 @@ fn what_does_not_belong_to_the_hierarchy_is_refused() {
     let swapped = of(&spec, &[experts.clone(), groups.clone()], None);
     assert!(swapped.contains("[4, 6]") && swapped.contains("[4, 3]"), "{swapped}");
     let adaptive = MoeSpec { pfag: Pfag::Surprisal, ..spec };
-    for surprisal in [None, Some([1.0f32; 3].as_slice())] {
+    let three = Tensor::ones(3, candle_core::DType::F32, &Device::Cpu).unwrap();
+    for surprisal in [None, Some(&three)] {
         let unknown = of(&adaptive, &[groups.clone(), experts.clone()], surprisal);
         assert!(unknown.contains("surprisal of each of 4 inputs"), "{unknown}");
     }

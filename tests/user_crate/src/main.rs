@@ -11,7 +11,7 @@ fn main() -> tinyonn::Result<()> {
     config.dense = DenseShape { hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, ..config.dense };
     (config.scan_tokens, config.test_tokens) = (1024, 512);
     (config.pretrain.steps, config.router.steps, config.smk.steps) = (20, 5, 5);
-    let summary = phase2(&config)?;
+    let summary = phase2(&config, None)?;
     println!("{:.3} nats a token, {:.3} dense", summary.smk.routed, summary.phase1.loss.dense);
     Ok(())
 }
