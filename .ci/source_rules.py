@@ -19,18 +19,27 @@ UNSAFE = ("tinyonn/src/ops/", "tinyonn/src/checkpoint/mmap.rs")
 # (pattern, what it is, what to do, files that may). Calls whose gradient candle 0.11 drops without a word, or gets wrong.
 GRADIENTS = [
     (r"\bsoftmax_last_dim\b", "has no gradient", "use candle_nn::ops::softmax(x, D::Minus1)", ()),
-    (r"\bcandle_nn::(?:ops::)?rms_norm\b|\bcandle_nn::RmsNorm\b", "has no gradient", "use tinyonn::ops::rms_norm", ()),
+    (r"\bcandle_nn::(?:ops::)?rms_norm\b|\bcandle_nn::RmsNorm\b", "has no gradient", "use tinyonn::ops::rms_norm::forward", ()),
     (r"\bcandle_nn::(?:ops::)?layer_norm\b|\bcandle_nn::LayerNorm\b", "has no gradient", "use layer_norm_slow", ()),
-    (r"\brotary_emb::rope(?:_i|_thd)?\b", "has no gradient", "use tinyonn::ops::rope", ()),
-    (r"\bapply_op[123]_no_bwd\b", "has no gradient", "record a derivative: see ops/tape.rs", ()),
-    (r"\bsdpa\b|\bcandle_nn::moe\b|\bflash_attn\b", "has no gradient", "use tinyonn::ops::causal_attention, tinyonn::moe", ()),
+    (r"\brotary_emb::rope(?:_i|_thd)?\b", "has no gradient", "use tinyonn::ops::rope::forward", ()),
+    (r"\bapply_op[123]_no_bwd\b", "has no gradient", "write a pair of functions: see ops/mod.rs", ()),
+    (r"\bsdpa\b|\bcandle_nn::moe\b|\bflash_attn\b", "has no gradient", "use tinyonn::ops::attention, tinyonn::moe", ()),
     (
         r"\buse\s+candle_nn::[^;]*\b(?:ops|moe|rotary_emb|rms_norm|layer_norm|RmsNorm|LayerNorm)\b",
         "hides which of candle's operations are called",
         "write the path in full at the call",
         (),
     ),
-    (r"\.\s*backward\s*\(\s*\)", "misses the leaves of our operations", "use tinyonn::ops::backward", ("tinyonn/src/ops/tape.rs",)),
+    (
+        r"\.\s*backward\s*\(\s*\)",
+        "misses what our operations compute",
+        "call their backwards; candle's tape is for islands of its own operations",
+        (
+            "tinyonn/src/moe/router.rs",  # A user's router.
+            "tinyonn/src/moe/routing.rs",  # From scores to gates and to auxiliary losses.
+            "tinyonn/src/train/router_tuning.rs",  # From scores to labels.
+        ),
+    ),
     (r"\.\s*scatter(?:_add)?\s*\(", "has a wrong gradient", "gather, or write the derivative by hand in ops/", ()),
     (
         r"\.\s*index_add\s*\(",
@@ -39,11 +48,19 @@ GRADIENTS = [
         (
             "tinyonn/src/ops/embedding.rs",  # The derivative of a gather is a scatter.
             "tinyonn/src/ops/glu_mlp.rs",  # The sum over an expert's neurons.
-            "tinyonn/src/ops/mlp_pass.rs",  # Few rows.
-            "tinyonn/src/imaging/dump.rs",  # An instrument, once a token set.
+            "tinyonn/src/moe/learning.rs",  # One row: the neurons of a layer into its experts.
         ),
     ),
 ]
+# Copies to the host wait for the device: all of a step, a task or a batch go through one door, which counts them.
+HOST = re.compile(r"\.\s*to_(?:vec[0-3]|scalar)\b")
+HOST_FREE = ("tinyonn/src/ops/", "tinyonn/src/qwen3/", "tinyonn/src/moe/", "tinyonn/src/imaging/", "tinyonn/src/train/")
+HOST_ALLOWED = (
+    "tinyonn/src/ops/host.rs",  # The door.
+    "tinyonn/src/moe/expert.rs",  # Once, when a layer is made.
+    "tinyonn/src/imaging/partition.rs",  # What lies on the host already.
+    "tinyonn/src/train/router_fit.rs",  # What lies on the host already.
+)
 PANICS = re.compile(r"\.\s*(?:unwrap|expect)\s*\(|\b(?:panic|todo|unimplemented|dbg)!")
 
 
@@ -64,6 +81,9 @@ def rust_rules(name: str, text: str, is_test: bool) -> list[tuple[int, str]]:
         if name not in allowed:
             for match in re.finditer(pattern, library):
                 found.append((line_of(library, match.start()), f"`{squeezed(match[0])}` {problem}; {remedy}"))
+    if name.startswith(HOST_FREE) and name not in HOST_ALLOWED:
+        for match in HOST.finditer(library):
+            found.append((line_of(library, match.start()), f"`{squeezed(match[0])}` waits for the device; use tinyonn::ops::host"))
     for match in PANICS.finditer(library):
         found.append((line_of(library, match.start()), f"`{squeezed(match[0])}` can stop a user's program; return a tinyonn::Error"))
     return found
