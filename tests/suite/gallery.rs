@@ -217,7 +217,7 @@ fn routers_are_fitted_to_planted_tasks() {
         let (_, store) = upcycled(variant);
         let before = tiny::bits(&store);
         let labels = Labels::random(TASKS, 2, spec, 3);
-        let fitter = RouterFitter::new(&train, &validation, TASKS, spec.projection_width(cfg.hidden_size)).unwrap();
+        let mut fitter = RouterFitter::new(&train, &validation, TASKS, spec.projection_width(cfg.hidden_size)).unwrap();
         fitter.fit((&store, &cfg, variant), &labels, &fit, 0).unwrap();
         let kinds = || spec.levels.iter().flat_map(|level| level.routers.iter());
         if kinds().all(|run| run.kind == RouterKind::Random) {

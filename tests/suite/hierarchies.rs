@@ -186,7 +186,7 @@ fn planted(purpose: &str, rows: usize) -> Vec<Samples> {
 fn fitted(name: &str, steps: u64) -> tinyonn::Result<(Labels, ParamStore, Vec<f64>)> {
     let (cfg, variant, store) = upcycled(name);
     let labels = Labels::random(TASKS, 2, &variant.spec, 3);
-    let fitter = RouterFitter::new(&planted("train", 800), &planted("validation", 200), TASKS, 64)?;
+    let mut fitter = RouterFitter::new(&planted("train", 800), &planted("validation", 200), TASKS, 64)?;
     let config = RouterFitConfig { steps, batch: 64, rate: 2e-2, ..RouterFitConfig::default() };
     fitter.fit((&store, &cfg, variant), &labels, &config, 0)?;
     let model = tiny::sparse(&cfg, variant, &store);

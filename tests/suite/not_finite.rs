@@ -128,7 +128,7 @@ fn fitted(spoil: fn(&mut Samples, &mut Samples), config: RouterFitConfig) -> Str
     let labels = Labels::random(2, 2, &variant.spec, 0);
     let (train, held) = (vec![train; 2], vec![held; 2]);
     let fitter = RouterFitter::new(&train, &held, 2, 64);
-    message(fitter.and_then(|fitter| fitter.fit((&store, &cfg, variant), &labels, &config, 0)))
+    message(fitter.and_then(|mut fitter| fitter.fit((&store, &cfg, variant), &labels, &config, 0)))
 }
 
 #[test]

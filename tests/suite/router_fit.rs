@@ -79,7 +79,7 @@ fn planted_tasks_are_told_apart_on_rows_never_seen(#[case] name: &str, #[case] c
     let (train, validation, test) =
         (planted("train", 800, 2.0), planted("validation", 200, 2.0), planted("test", 800, 2.0));
     let labels = Labels::random(TASKS, 2, &variant.spec, 3);
-    let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
+    let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
     fitter.fit((&store, &tiny::config(40), variant), &labels, &config, 0).unwrap();
     let accuracy = with_modules(variant, &store, |modules| router_accuracy(modules, &test, &labels).unwrap());
     for level in 0..2 {
@@ -121,7 +121,7 @@ fn refinement_never_worsens_the_validation_loss(#[case] rate: f64, #[case] gains
     let losses = |config: RouterFitConfig| -> Vec<f64> {
         let (variant, store) = upcycled("Moe7x3");
         let labels = Labels::random(TASKS, 2, &variant.spec, 3);
-        let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
+        let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
         fitter.fit((&store, &tiny::config(40), variant), &labels, &config, 0).unwrap();
         with_modules(variant, &store, |modules| {
             let pairs = (0..4).map(|at| (at / 2, at % 2));
@@ -155,7 +155,7 @@ fn what_is_of_another_model_is_neither_fitted_nor_measured(
     let refused = with_modules(variant, &store, |modules| router_accuracy(modules, &inputs, &labels).unwrap_err());
     assert!(refused.to_string().contains(words), "{refused}");
     let fitted = RouterFitter::new(&train, &inputs, TASKS, 4)
-        .and_then(|fitter| fitter.fit((&store, &tiny::config(40), variant), &labels, &CLOSED, 0));
+        .and_then(|mut fitter| fitter.fit((&store, &tiny::config(40), variant), &labels, &CLOSED, 0));
     let refused = fitted.unwrap_err().to_string();
     assert!(refused.contains(words), "{refused}");
 }
@@ -173,7 +173,7 @@ fn fitting_moves_routers_alone_and_depends_on_the_seed_alone() {
         let (variant, store) = upcycled("Moe2x4");
         let before = tiny::bits(&store);
         let labels = Labels::random(TASKS, 2, &variant.spec, 1);
-        let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
+        let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
         fitter.fit((&store, &tiny::config(40), variant), &labels, &REFINED, seed).unwrap();
         (before, tiny::bits(&store))
     };
@@ -200,7 +200,7 @@ fn choices_without_labels_are_never_taken(#[case] config: RouterFitConfig) {
     let labels = Labels {
         paths: tinyonn::qwen3::PathTable { experts: experts.iter().map(|path| vec![path.to_vec(); 2]).collect() },
     };
-    let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
+    let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
     fitter.fit((&store, &tiny::config(40), variant), &labels, &config, 0).unwrap();
     for factor in [1.0, 1e2, 1e4] {
         let wild = (planted("wild", 100, 1.0)[0].tensor(&Device::Cpu).unwrap() * factor).unwrap();
@@ -236,7 +236,7 @@ fn inputs_and_labels_must_be_of_the_same_tasks_and_layers() {
     assert!(problem(&train, &validation, TASKS - 1).starts_with("`inputs`"));
     assert!(problem(&[Samples::default()], &[Samples::default()], TASKS).contains("none were collected"));
     let (variant, store) = upcycled("Moe2x4");
-    let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
+    let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
     for (tasks, layers) in [(TASKS - 1, 2), (TASKS, 1)] {
         let labels = Labels::random(tasks, layers, &variant.spec, 0);
         let error = fitter.fit((&store, &tiny::config(40), variant), &labels, &CLOSED, 0).unwrap_err().to_string();

@@ -290,7 +290,7 @@ impl Model {
         let variant = self.variant.expect("this model has routers");
         let tasks = 1 + train.iter().flat_map(|layer| &layer.tasks).max().copied().unwrap_or(0) as usize;
         let dim = variant.spec.projection_width(self.cfg.hidden_size);
-        let (fitter, model) =
+        let (mut fitter, model) =
             (RouterFitter::new(train, validation, tasks, dim).unwrap(), (&self.store, &self.cfg, variant));
         match asked {
             Asked::Tasks(labels) => fitter.fit(model, labels, config, 0).unwrap(),

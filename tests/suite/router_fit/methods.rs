@@ -18,7 +18,7 @@ fn labels(variant: &'static tinyonn::moe::Variant) -> Labels {
 
 fn fitted(name: &str, config: &RouterFitConfig, seed: u64) -> tinyonn::Result<ParamStore> {
     let (variant, store) = upcycled(name);
-    let fitter = RouterFitter::new(&planted("train", 800, 2.0), &planted("validation", 200, 2.0), TASKS, 64)?;
+    let mut fitter = RouterFitter::new(&planted("train", 800, 2.0), &planted("validation", 200, 2.0), TASKS, 64)?;
     fitter.fit((&store, &tiny::config(40), variant), &labels(variant), config, seed)?;
     Ok(store)
 }
@@ -96,7 +96,7 @@ fn a_fit_by_nothing_is_refused_before_anything_moves(
 ) {
     let (variant, store) = upcycled(name);
     let before = tiny::bits(&store);
-    let fitter = RouterFitter::new(&planted("train", 80, 2.0), &planted("validation", 40, 2.0), TASKS, 64).unwrap();
+    let mut fitter = RouterFitter::new(&planted("train", 80, 2.0), &planted("validation", 40, 2.0), TASKS, 64).unwrap();
     let refused = message(fitter.fit((&store, &tiny::config(40), variant), &labels(variant), &config, 0));
     assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
     assert_eq!(tiny::bits(&store), before);
@@ -108,7 +108,7 @@ fn refinement_stops_where_validation_text_gains_nothing() {
     let (train, validation) = (planted("train", 200, 0.4), planted("validation", 100, 0.4));
     let fitted = |config: &RouterFitConfig| {
         let (variant, store) = upcycled("Moe2x4");
-        let fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
+        let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
         fitter.fit((&store, &tiny::config(40), variant), &labels(variant), config, 0).unwrap();
         tiny::bits(&store)
     };

@@ -32,7 +32,7 @@ fn a_class_split_in_two_is_fitted_as_one(#[case] config: RouterFitConfig) {
     let fitted = |splits: bool| {
         let (variant, store) = upcycled("Moe7x3");
         let labels = Labels::random(TASKS, 2, &variant.spec, 3);
-        let fitter = fitter(&train, &validation);
+        let mut fitter = fitter(&train, &validation);
         let model = (&store, &tiny::config(40), variant);
         if splits {
             let rows = [&train, &validation].map(|of| of_tasks(&labels, of).into_iter().map(split).collect::<Vec<_>>());
@@ -149,7 +149,7 @@ fn labels_of_other_rows_are_refused(#[case] spoil: fn(&mut Vec<RowLabels>), #[ca
     let good = of_tasks(&Labels::random(TASKS, 2, &variant.spec, 3), &samples);
     let mut bad = good.clone();
     spoil(&mut bad);
-    let fitter = fitter(&samples, &samples);
+    let mut fitter = fitter(&samples, &samples);
     for pair in [[&good, &bad], [&bad, &good]] {
         let refused =
             message(fitter.fit_rows((&store, &tiny::config(40), variant), pair.map(Vec::as_slice), &CLOSED, 0));

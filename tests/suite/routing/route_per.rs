@@ -129,7 +129,7 @@ fn a_later_token_changes_no_earlier_logit_of_fitted_routers(
     let samples = if by_sequence { sequences } else { tokens };
     let labels = Labels::random(3, 2, &variant.spec, 8);
     let config = RouterFitConfig { steps: 20, batch: 32, ..RouterFitConfig::default() };
-    let fitter = RouterFitter::new(&samples, &samples, 3, 64).unwrap();
+    let mut fitter = RouterFitter::new(&samples, &samples, 3, 64).unwrap();
     fitter.fit((&store, &cfg, variant), &labels, &config, 0).unwrap();
     assert!(tiny::bits(&store) != before);
     causal(&tiny::sparse(&cfg, variant, &store), &ctx(variant, 2));

@@ -72,26 +72,26 @@ impl Run<'_> {
     ) -> Result<Fits> {
         let spec = &self.variant.spec;
         let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
-        let by_token = self.fitter(&inputs.tokens, &held.validation.tokens)?;
-        let by_sequence = self.fitter(&inputs.sequences, &held.validation.sequences)?;
+        let mut by_token = self.fitter(&inputs.tokens, &held.validation.tokens)?;
+        let mut by_sequence = self.fitter(&inputs.sequences, &held.validation.sequences)?;
         let (own, other) = match spec.route_per {
-            RoutePer::Token | RoutePer::Task => (&by_token, &by_sequence),
-            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&by_sequence, &by_token),
+            RoutePer::Token | RoutePer::Task => (&mut by_token, &mut by_sequence),
+            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&mut by_sequence, &mut by_token),
         };
         // Routers without a closed form start where they are: each time anew, or controls would leave their mark.
         let routers = store.trainable(|name| name.contains("_router."));
         let start =
             routers.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>()?;
         let from_start = || routers.iter().zip(&start).try_for_each(|((_, var), value)| var.set(value));
-        let fit = |labels: &Labels, rows: Option<&TokenRows>| {
+        let mut fit = |labels: &Labels, rows: Option<&TokenRows>| {
             from_start()?;
             self.fit_own(store, own, (labels, rows), || self.model(store))
         };
-        let routed_under = |labels: &Labels| -> Result<Losses> {
+        let mut routed_under = |labels: &Labels| -> Result<Losses> {
             fit(labels, None)?;
             self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
         };
-        let draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
+        let mut draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
             self.draws().map(|seed| routed_under(&draw(seed))).collect()
         };
         let random = draws(&|seed| Labels::random(tasks, layers, spec, seed))?;
@@ -128,13 +128,13 @@ impl Run<'_> {
     pub(super) fn fit_own(
         &self,
         store: &ParamStore,
-        fitter: &RouterFitter,
+        fitter: &mut RouterFitter,
         (labels, rows): (&Labels, Option<&TokenRows>),
         routing: impl Fn() -> Result<TinyOnnForCausalLm>,
     ) -> Result<()> {
         let (config, seed) = (&self.config.router, self.config.seed);
         let model = (store, &self.dense.cfg, self.variant);
-        let once = |fitter: &RouterFitter| match rows {
+        let once = |fitter: &mut RouterFitter| match rows {
             Some(rows) => fitter.fit_rows(model, [&rows.train, &rows.validation], config, seed),
             None => fitter.fit(model, labels, config, seed),
         };
@@ -143,7 +143,7 @@ impl Run<'_> {
             let routing = routing()?;
             let of = |set: &TokenSet| self.inputs(routing.lm(), set, &Self::routed(labels));
             let (train, validation) = (of(&self.tokens.train)?, of(&self.tokens.validation)?);
-            once(&self.fitter(train.own(self.variant), validation.own(self.variant))?)
+            once(&mut self.fitter(train.own(self.variant), validation.own(self.variant))?)
         })
     }
 }

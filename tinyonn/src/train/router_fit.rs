@@ -6,8 +6,6 @@
 //!
 //! Rows are labelled by class ([`RowLabels`]): task labels are the case of a class a task, token labels that of a class a path.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -130,7 +128,7 @@ const HELD: usize = 2048;
 /// let rows = Samples { values, tasks: vec![0, 1, 0, 1], documents: vec![0, 1, 0, 1] };
 /// let labels = Labels { paths: PathTable { experts: vec![vec![vec![1]], vec![vec![0]]] } };
 /// let (train, validation) = ([rows.clone()], [rows]);
-/// let fitter = RouterFitter::new(&train, &validation, 2, 64)?;
+/// let mut fitter = RouterFitter::new(&train, &validation, 2, 64)?;
 /// fitter.fit((&store, &cfg, variant), &labels, &RouterFitConfig::default(), 0)?;
 ///
 /// let layer = (variant.build)(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp"))?;
@@ -144,7 +142,7 @@ pub struct RouterFitter {
     tasks: usize,
     dim: usize,
     /// What the last fit found.
-    projected: Mutex<Option<Arc<Projected>>>,
+    projected: Option<Projected>,
 }
 
 /// Inputs of one layer.
@@ -203,14 +201,14 @@ impl RouterFitter {
         train.iter().try_for_each(|samples| projection::width(samples).map(drop))?;
         let inputs = |of: &[Samples], most| of.iter().map(|samples| Inputs::new(samples, most)).collect::<Result<_>>();
         let (train, validation) = (inputs(train, usize::MAX)?, inputs(validation, HELD)?);
-        Ok(Self { train, validation, tasks, dim, projected: Mutex::new(None) })
+        Ok(Self { train, validation, tasks, dim, projected: None })
     }
 
     /// Fits the routers of every layer and level to the tasks' labels and puts them into the store of the model. Deterministic in `seed`.
     ///
     /// # Errors
     /// As [`fit_rows`](Self::fit_rows); labels of other tasks or layers.
-    pub fn fit(&self, model: Model<'_>, labels: &Labels, config: &RouterFitConfig, seed: u64) -> Result<()> {
+    pub fn fit(&mut self, model: Model<'_>, labels: &Labels, config: &RouterFitConfig, seed: u64) -> Result<()> {
         labels.check(&model.2.spec, self.tasks, self.train.len())?;
         let of_rows = |inputs: &[Inputs]| -> Vec<RowLabels> {
             let layers = inputs.iter().enumerate();
@@ -226,7 +224,7 @@ impl RouterFitter {
     /// Routers that are missing from the store or of another shape than declared; labels of other rows; no steps for
     /// routers that have no closed form.
     pub fn fit_rows(
-        &self,
+        &mut self,
         model: Model<'_>,
         [train, validation]: [&[RowLabels]; 2],
         config: &RouterFitConfig,
@@ -242,7 +240,12 @@ impl RouterFitter {
         }
         let runs = || spec.levels.iter().flat_map(|level| level.routers.iter());
         runs().try_for_each(|run| config.check(&run.name, &run.kind))?;
-        let projected = self.projected(config.projection, seed)?;
+        // Nothing else is drawn.
+        let by = (config.projection, if config.projection == Projection::Random { seed } else { 0 });
+        let projected = match self.projected.take() {
+            Some(last) if last.by == by => last,
+            _ => self.project(by)?,
+        };
         for layer in 0..self.train.len() {
             let own = Layer {
                 index: layer,
@@ -254,17 +257,12 @@ impl RouterFitter {
             };
             own.fit(model, &self.validation[layer].x, config, seed)?;
         }
+        self.projected = Some(projected);
         Ok(())
     }
 
-    /// The learned projections, those of the last fit if it asked for the same.
-    fn projected(&self, projection: Projection, seed: u64) -> Result<Arc<Projected>> {
-        // Nothing else is drawn.
-        let seed = if projection == Projection::Random { seed } else { 0 };
-        let mut last = self.projected.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(projected) = last.as_ref().filter(|last| last.by == (projection, seed)) {
-            return Ok(projected.clone());
-        }
+    /// Finds the learned projections.
+    fn project(&self, (projection, seed): (Projection, u64)) -> Result<Projected> {
         let (mut projections, mut z) = (Vec::new(), Vec::new());
         for (layer, inputs) in self.train.iter().enumerate() {
             let values = inputs.x.flatten_all()?.to_vec1()?;
@@ -274,9 +272,7 @@ impl RouterFitter {
             z.push(inputs.x.matmul(&projection_rd.t()?)?);
             projections.push(projection_rd);
         }
-        let found = Arc::new(Projected { by: (projection, seed), projections, z });
-        *last = Some(found.clone());
-        Ok(found)
+        Ok(Projected { by: (projection, seed), projections, z })
     }
 }
 

@@ -180,8 +180,8 @@ impl Subject<'_> {
             }
             _ => None,
         };
-        let fitter = run.fitter(&self.inputs.tokens, &self.held.validation.tokens)?;
-        run.fit_own(store, &fitter, (labels, rows.as_ref()), routing)?;
+        let mut fitter = run.fitter(&self.inputs.tokens, &self.held.validation.tokens)?;
+        run.fit_own(store, &mut fitter, (labels, rows.as_ref()), routing)?;
         let model = routing()?;
         let (loss, load) = run.evaluate_load(&model, &run.tokens.test, &Run::routed(labels))?;
         let modules: Vec<_> = (0..cfg.num_hidden_layers).map(|layer| model.moe(layer)).collect();
