@@ -107,6 +107,37 @@ pub(crate) fn assert_same(f: Pair<'_>, reference: Function<'_>, xs: &[Tensor], d
     assert_alike(f, &|xs| by_tape(reference, xs), xs, dtype, tolerance);
 }
 
+/// As [`assert_same`], for sums of so few terms that they may nearly cancel: beside `tolerance` a difference may be 8 roundings of the
+/// sum of its terms' sizes. `reference` consists of products and sums, so that of its inputs' sizes it has about those, or more.
+pub(crate) fn assert_same_sums(f: Pair<'_>, reference: Function<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
+    let sizes = |xs: &[Tensor]| {
+        let xs: Vec<Tensor> = xs.iter().map(Tensor::abs).collect::<Result<_>>()?;
+        let value = reference(&xs)?;
+        // The checker weighs values by numbers of both signs; so signed, they add up.
+        &value * weights(&value)?.sign()?
+    };
+    let (expected, expected_grads) =
+        value_and_gradients(&|xs| by_tape(reference, xs), xs, DType::F64, &Device::Cpu).unwrap();
+    let (size, size_grads) = value_and_gradients(&|xs| by_tape(&sizes, xs), xs, DType::F64, &Device::Cpu).unwrap();
+    let unit = if dtype == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) } / 2.0;
+    let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+    for device in devices() {
+        let (value, grads) = value_and_gradients(f, xs, dtype, &device).unwrap();
+        let found = std::iter::once(&value).chain(&grads);
+        let expected = std::iter::once(&expected).chain(&expected_grads);
+        let sizes = std::iter::once(&size).chain(&size_grads);
+        for (which, ((found, expected), size)) in found.zip(expected).zip(sizes).enumerate() {
+            assert_eq!(found.dims(), expected.dims(), "output {which}");
+            let difference = norm(&(found.to_dtype(DType::F64).unwrap() - expected).unwrap());
+            let allowed = tolerance * norm(expected) + 8.0 * unit * norm(size);
+            assert!(
+                difference <= allowed,
+                "output {which} (0 the value) on {device:?} differs by {difference}, {allowed} is allowed"
+            );
+        }
+    }
+}
+
 /// Equal values and gradients of two operations, `f` in `dtype` on every device and `reference` in f64.
 pub(crate) fn assert_alike(f: Pair<'_>, reference: Pair<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
     let (expected, expected_grads) = value_and_gradients(reference, xs, DType::F64, &Device::Cpu).unwrap();
