@@ -25,6 +25,10 @@ pub mod report;
 pub mod train;
 
 pub use error::{Error, Result};
+
+/// SHA-256 of this crate's sources, and of those of the declarations it stands on: other code may compute other bits.
+pub const SOURCES_SHA256: &str = env!("TINYONN_SOURCES_SHA256");
+
 // The code that `#[moe(..)]` writes names these; a user's crate needs no dependency but this one, and has candle in the version
 // whose types this one takes.
 #[doc(no_inline)]

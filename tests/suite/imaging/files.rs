@@ -1,6 +1,7 @@
 //! Scans on disk: what is read back is what was written; one that was cut off goes on where it stood, to the same bits; whatever is
 //! damaged, foreign or of another scan is refused.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,8 +10,11 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
+use safetensors::SafeTensors;
+use serde_json::Value;
 use tempfile::TempDir;
 use tinyonn::data::TokenSet;
+use tinyonn::files::Digest;
 use tinyonn::imaging::{Log1p, NeuronScan, ScanFile, ScanOptions, ScanRequest, Share, StoredScan, scan_with};
 use tinyonn::ops::Grads;
 use tinyonn::ops::{GradSite, Scale};
@@ -189,7 +193,7 @@ fn a_file_of_other_things_is_refused(
 #[case::empty(|_| Vec::new(), "truncated or damaged")]
 #[case::a_sum(|mut bytes: Vec<u8>| { let at = bytes.len() - 100; bytes[at] ^= 1; bytes }, "not those that were written")]
 #[case::the_record(|bytes: Vec<u8>| replaced(&bytes, "\\\"model\\\":\\\"model\\\"", "\\\"model\\\":\\\"mOdel\\\""), "not those that were written")]
-#[case::a_later_format(|bytes: Vec<u8>| replaced(&bytes, "\\\"format\\\":1", "\\\"format\\\":2"), "format 2, this version reads 1")]
+#[case::a_later_format(|bytes: Vec<u8>| replaced(&bytes, "\\\"format\\\":2", "\\\"format\\\":3"), "format 3 by version 0.1.0, this version reads 1 and 2")]
 #[case::no_scan(|bytes: Vec<u8>| replaced(&bytes, "tinyonn.scan", "tinyonn.span"), "holds no scan")]
 #[case::text(|_| b"nothing of the kind".to_vec(), "damaged")]
 fn damaged_and_foreign_files_are_refused(#[case] damage: fn(Vec<u8>) -> Vec<u8>, #[case] problem: &str) {
@@ -201,6 +205,48 @@ fn damaged_and_foreign_files_are_refused(#[case] damage: fn(Vec<u8>) -> Vec<u8>,
         let error = error.to_string();
         assert!(error.contains("scan.safetensors: ") && error.contains(problem), "{error}");
     }
+}
+
+/// Half of a scan is gone on with by the code that began it; a whole one is taken as it is.
+#[rstest]
+#[case::half(3, Some("holds 3 of 8 batches, scanned by version 0.1.0 from other sources of the library; finish it"))]
+#[case::whole(NEVER, None)]
+fn a_scan_by_other_sources_is_not_gone_on_with(#[case] batches: usize, #[case] problem: Option<&str>) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("scan.safetensors");
+    let _ = scanned(batches, &request(), &path);
+    let other = by_other_sources(&fs::read(&path).unwrap());
+    fs::write(&path, &other).unwrap();
+    let found = scanned(NEVER, &request(), &path);
+    match problem {
+        Some(problem) => {
+            let said = found.unwrap_err().to_string();
+            assert!(said.contains("scan.safetensors: ") && said.contains(problem), "{said}");
+        }
+        None => assert_eq!(found.unwrap(), scanned(NEVER, &request(), &dir.path().join("anew")).unwrap()),
+    }
+    assert_eq!(fs::read(&path).unwrap(), other);
+}
+
+/// The file as a program of other sources would have written it.
+fn by_other_sources(bytes: &[u8]) -> Vec<u8> {
+    let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
+    let said: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["tinyonn.scan"]).unwrap();
+    let (mut record, other) = (said["record"].clone(), "0".repeat(64));
+    record["sources"] = other.as_str().into();
+    let tensors: BTreeMap<String, Vec<u8>> = SafeTensors::deserialize(bytes)
+        .unwrap()
+        .iter()
+        .map(|(name, view)| (name.into(), view.data().to_vec()))
+        .collect();
+    let mut digest = Digest::new();
+    digest.text(&record.to_string());
+    for (name, bytes) in &tensors {
+        digest.text(name);
+        digest.bytes(bytes);
+    }
+    let [sources, sum] = [&said["record"]["sources"], &said["sha256"]].map(|value| value.as_str().unwrap());
+    replaced(&replaced(bytes, sources, &other), sum, &digest.hex())
 }
 
 fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {

@@ -264,8 +264,9 @@ fn read_object(object: &Value, path: &Path) -> Result<(TinyOnnConfig, &'static V
         let remedy = "declare the variant as the file says, or upcycle the dense model again";
         return Err(Error::variant(name, problem, remedy));
     }
-    let unreadable =
-        |e: serde_json::Error| Error::file(path, format!("`tinyonn`: {e}"), "upcycle the dense model again");
+    let unreadable = |e: serde_json::Error| {
+        Error::file(path, format!("`tinyonn`: {e}"), "use the program that wrote it, or upcycle the dense model again")
+    };
     Ok((TinyOnnConfig::deserialize(object).map_err(unreadable)?, variant))
 }
 

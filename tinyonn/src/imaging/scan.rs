@@ -262,7 +262,7 @@ impl<F: FeedForward> Reading<'_, F> {
             None => (self.nothing_seen()?, 0),
         };
         let asked = Asked::new(&scan, self.request.units.as_ref())?;
-        let progress = Progress::new(batches as u64, "scan");
+        let progress = Progress::resumed(done as u64, batches as u64, "scan");
         let mut sums: Option<TaskSums> = None;
         for (at, batch) in self.batches()?.enumerate().skip(done) {
             progress.set(at as u64);

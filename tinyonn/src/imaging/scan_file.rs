@@ -27,8 +27,9 @@ use crate::{Error, Result};
 
 /// The metadata's key.
 const KEY: &str = "tinyonn.scan";
-/// The version of the file format.
-const FORMAT: u64 = 1;
+/// The versions of the file format that are read and written: in the last one a record names the sources that scanned.
+const FIRST: u64 = 1;
+const LAST: u64 = 2;
 const DAMAGED: &str = "the file is damaged: scan again, or copy it again";
 
 /// Where a scan is kept as it goes, and what it is of.
@@ -68,6 +69,9 @@ pub struct ScanPart {
 struct Record {
     format: u64,
     version: String,
+    /// SHA-256 of the library's sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sources: Option<String>,
     model: String,
     grad_site: GradSite,
     log1p: String,
@@ -91,6 +95,8 @@ pub struct StoredScan {
     pub parts: Vec<ScanPart>,
     /// `off`, `measured` or `given`: where the scales of log1p come from.
     pub(super) log1p: String,
+    /// SHA-256 of the sources that scanned, where one set of them did and said so.
+    sources: Option<String>,
 }
 
 impl StoredScan {
@@ -150,6 +156,7 @@ impl StoredScan {
         }
         self.scan.merge(&other.scan)?;
         self.parts.extend(other.parts.iter().cloned());
+        self.sources.take_if(|sources| other.sources.as_ref() != Some(sources));
         Ok(())
     }
 
@@ -176,8 +183,10 @@ impl StoredScan {
             (digest.hex(), experts.units.count)
         });
         Record {
-            format: FORMAT,
+            // Without sources it is a file of the first format, or several merged, and a copy of it stays one.
+            format: if self.sources.is_some() { LAST } else { FIRST },
             version: self.version.clone(),
+            sources: self.sources.clone(),
             model: self.model.clone(),
             grad_site: self.scan.grad_site,
             log1p: self.log1p.clone(),
@@ -197,9 +206,13 @@ impl StoredScan {
         let metadata = file.metadata(KEY).ok_or_else(|| foreign("holds no scan".into()))?;
         let metadata: Value = serde_json::from_str(metadata).map_err(|e| foreign(format!("holds no scan: {e}")))?;
         let record = &metadata["record"];
-        if record["format"] != FORMAT {
-            let problem = format!("holds a scan of format {}, this version reads {FORMAT}", record["format"]);
-            return Err(foreign(problem));
+        if record["format"] != FIRST && record["format"] != LAST {
+            let problem = format!(
+                "holds a scan of format {} by version {}, this version reads {FIRST} and {LAST}",
+                record["format"],
+                record["version"].as_str().unwrap_or("unknown")
+            );
+            return Err(Error::file(path, problem, "read it with the program that wrote it, or scan again"));
         }
         let contents = file.names().map(|name| Ok((name, file.bytes(name)?))).collect::<Result<Vec<_>>>()?;
         if metadata["sha256"] != digest(record, contents.into_iter()) {
@@ -208,8 +221,8 @@ impl StoredScan {
         let record: Record =
             serde_json::from_value(record.clone()).map_err(|e| Error::file(path, e.to_string(), DAMAGED))?;
         let scan = Contents { file: &file, path, tasks: record.tasks.len() }.scan(&record)?;
-        let Record { version, model, log1p, parts, .. } = record;
-        Ok(Self { scan, version, model, parts, log1p })
+        let Record { version, sources, model, log1p, parts, .. } = record;
+        Ok(Self { scan, version, model, parts, log1p, sources })
     }
 
     fn tensors(&self) -> Vec<Stored> {

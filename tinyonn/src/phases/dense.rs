@@ -51,7 +51,13 @@ impl Dense {
         if !dir.join("config.json").exists() || dir.with_extension("pretraining").exists() {
             Self::cache((config, text), &dir, device, checkpoints)?;
         }
-        Self::load(&dir, device)
+        Self::load(&dir, device).map_err(|e| match e {
+            Error::File { path, problem, .. } => {
+                let remedy = format!("remove the folder {}: its model is pretrained anew", dir.display());
+                Error::file(path, problem, remedy)
+            }
+            other => other,
+        })
     }
 
     /// A routed checkpoint in the place of the dense model that it was made of: its shape, tokenizer and types, with experts and routers in the
@@ -206,7 +212,7 @@ fn stored(folder: &ModelFolder) -> BTreeMap<String, DType> {
 /// SHA-256 of all that decides the pretrained weights: configuration, seed, device, text, and this crate's own sources.
 fn cache_key(config: &RunConfig, text: &Text) -> Result<String> {
     let deciding = serde_json::json!({
-        "code": env!("TINYONN_SOURCES_SHA256"),
+        "code": crate::SOURCES_SHA256,
         "corpus": text.sha256,
         "dense": config.dense,
         "hidden_act": hidden_act(variant(&config.variant)?),

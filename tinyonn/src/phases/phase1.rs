@@ -40,7 +40,7 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<P
     let causal = done.units.as_ref().map(|units| run.causal(&done.scan, units)).transpose()?.unwrap_or_default();
     watch.stage("write");
     run.write(&done.store, &config.out.join("tiny-onn"), ActiveMode::Routed, Some(&done.labels))?;
-    Continuation { settings: config.clone(), paths: done.labels.paths.clone() }.write(&config.out)?;
+    Continuation::new(config, &done.labels).write(&config.out)?;
     watch.stop();
     let mut figures = done.summary(&run, &watch);
     (figures.frontier, figures.causal) = (Some(frontier), causal);
@@ -62,6 +62,9 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<P
 /// What phase 2 continues from, beside the checkpoint: the file `phase1.json`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Continuation {
+    /// The version of this library that wrote it; the first ones did not say.
+    #[serde(default)]
+    version: String,
     /// The settings of phase 1.
     pub(super) settings: RunConfig,
     /// The labels, `[task][layer]`.
@@ -69,8 +72,20 @@ pub(super) struct Continuation {
 }
 
 const CONTINUATION: &str = "phase1.json";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a file of any version may say.
+#[derive(Default, Deserialize)]
+struct Version {
+    #[serde(default)]
+    version: String,
+}
 
 impl Continuation {
+    fn new(settings: &RunConfig, labels: &Labels) -> Self {
+        Self { version: VERSION.into(), settings: settings.clone(), paths: labels.paths.clone() }
+    }
+
     fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(CONTINUATION);
         let json = serde_json::to_string(self).map_err(|e| Error::file(&path, e.to_string(), "report this"))?;
@@ -89,7 +104,14 @@ impl Continuation {
             }
             _ => Error::io(&path, e),
         })?;
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), "run exp_phase1 again"))
+        serde_json::from_slice(&text).map_err(|e| {
+            let Version { version } = serde_json::from_slice(&text).unwrap_or_default();
+            let whose = match version.as_str() {
+                "" | VERSION => String::new(),
+                other => format!("is of version {other}, and this program of {VERSION}: "),
+            };
+            Error::file(&path, format!("{whose}{e}"), "go on with the program that wrote it, or run exp_phase1 again")
+        })
     }
 }
 

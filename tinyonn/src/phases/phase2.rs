@@ -45,7 +45,7 @@ pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<S
 /// # Errors
 /// As of [`phase2`]; a folder that phase 1 did not write; settings or text that are not what they were.
 pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Summary> {
-    let Continuation { settings, paths } = Continuation::read(from)?;
+    let Continuation { settings, paths, .. } = Continuation::read(from)?;
     let continued = RunConfig { smk: config.smk, out: config.out.clone(), device: config.device, ..settings };
     if let Some(key) = config.differs_from(&continued) {
         let problem = "is not what phase 1 had, which was not run again";

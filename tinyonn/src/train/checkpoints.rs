@@ -43,8 +43,6 @@ pub struct Saving<'a> {
     pub settings: Value,
 }
 
-/// SHA-256 of this crate's sources: other code may compute other bits.
-pub(super) const SOURCES: &str = env!("TINYONN_SOURCES_SHA256");
 /// The key of a state's metadata under which [`About`] stands, as JSON.
 const METADATA: &str = "tinyonn.state";
 /// Of what this program writes, and reads.

@@ -4,7 +4,6 @@ use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::checkpoints::SOURCES;
 use super::state::slots;
 use super::{AdamwConfig, Checkpoints, Rule, Saving, TrainState, train};
 use crate::Result;
@@ -96,7 +95,7 @@ pub fn pretrain(
         adjust: None,
     };
     let settings = json!({
-        "code": SOURCES, "model": cfg.to_json(), "pretrain": config, "seed": seed, "data": sampler.digest(),
+        "code": crate::SOURCES_SHA256, "model": cfg.to_json(), "pretrain": config, "seed": seed, "data": sampler.digest(),
     });
     let saving = checkpoints.map(|checkpoints| Saving { checkpoints, settings });
     if let Some(saving) = &saving {

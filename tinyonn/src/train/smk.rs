@@ -16,7 +16,7 @@ use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::checkpoints::{SOURCES, digest};
+use super::checkpoints::digest;
 use super::state::slots;
 use super::{AdamwConfig, Checkpoints, Model, Rule, Saving, TrainState, train};
 use crate::checkpoint::{ParamStore, Role, variant_params};
@@ -148,7 +148,7 @@ pub fn train_smk(
     let saving = match checkpoints {
         Some(checkpoints) => {
             let settings = json!({
-                "code": SOURCES, "model": cfg.to_json(), "variant": spec, "smk": config, "data": sampler.digest(),
+                "code": crate::SOURCES_SHA256, "model": cfg.to_json(), "variant": spec, "smk": config, "data": sampler.digest(),
                 "weights": digest(store)?, "active": active(routed),
             });
             Some(Saving { checkpoints, settings })

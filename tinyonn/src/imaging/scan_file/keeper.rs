@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use super::{Record, ScanFile, ScanPart, StoredScan};
 use crate::imaging::{Log1p, NeuronScan, ScanRequest};
-use crate::{Error, Result};
+use crate::{Error, Result, SOURCES_SHA256};
 
 /// What stands in the file, and when it was written last.
 pub(crate) struct Keeper<'a> {
@@ -113,6 +113,7 @@ impl<'a> Keeper<'a> {
         StoredScan {
             scan,
             version: env!("CARGO_PKG_VERSION").into(),
+            sources: Some(SOURCES_SHA256.into()),
             model: self.file.model.to_owned(),
             parts: vec![self.part.clone()],
             log1p: self.log1p.into(),
@@ -147,6 +148,15 @@ impl<'a> Keeper<'a> {
         }
         if found.version != env!("CARGO_PKG_VERSION") {
             return other(&format!("another version of this program ({})", found.version));
+        }
+        // A finished one is taken as it is; half of one would be gone on with by other code.
+        if part.done < part.batches && found.sources.as_deref() != Some(SOURCES_SHA256) {
+            let problem = format!(
+                "holds {} of {} batches, scanned by version {} from other sources of the library",
+                part.done, part.batches, found.version
+            );
+            let remedy = "finish it with the program that began it, or remove the file";
+            return Err(Error::file(self.file.path, problem, remedy));
         }
         self.check_measures(&found, scan, request, &other)
     }

@@ -5,17 +5,18 @@
 //! factors vary one at a time around the best, and the sources of labels, which are what is asked about, over all partitions and shares besides.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Cell;
+use super::{Cell, record};
 use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition, partition};
 use crate::moe::variant;
 use crate::ops::GradSite;
 use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig, Text};
 use crate::train::{PretrainConfig, RouterFitConfig};
-use crate::{Error, Result, files};
+use crate::{Error, Result, SOURCES_SHA256, files};
 
 /// The configuration of a comparison. As TOML, every key is optional and unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,17 +54,52 @@ pub struct CompareConfig {
 
 /// The file that holds a comparison's settings.
 const BEGUN: &str = "compare.json";
-/// SHA-256 of this crate's sources: what a record was computed by.
-const SOURCES: &str = env!("TINYONN_SOURCES_SHA256");
 
+/// What that file says.
+#[derive(Serialize)]
+struct Begun<'a> {
+    #[serde(flatten)]
+    by: By,
+    settings: &'a CompareConfig,
+}
+
+/// What computed the records; a file of any version says so.
 #[derive(Serialize, Deserialize)]
-struct Begun {
+struct By {
     /// SHA-256 of the library's sources.
     sources: String,
     /// Their commit.
     #[serde(default)]
     commit: String,
-    settings: CompareConfig,
+}
+
+impl By {
+    /// Of the comparison in `out`.
+    fn read(out: &Path) -> Result<Self> {
+        read_begun(out, "name another folder with --out")
+    }
+
+    fn describe(&self) -> String {
+        let commit = if self.commit.is_empty() { String::new() } else { format!("commit {}, ", self.commit) };
+        format!("{commit}sources of the library with SHA-256 {}", self.sources)
+    }
+
+    /// The settings that stand beside it, which another version may have written, with keys that this one does not know.
+    fn settings(&self, out: &Path) -> Result<CompareConfig> {
+        /// Not flattened: what is flattened is read from a copy that no longer knows its line.
+        #[derive(Deserialize)]
+        struct Settings {
+            settings: CompareConfig,
+        }
+        let remedy = format!("use the program that wrote it ({}), or name another folder with --out", self.describe());
+        Ok(read_begun::<Settings>(out, &remedy)?.settings)
+    }
+}
+
+fn read_begun<R: DeserializeOwned>(out: &Path, remedy: &str) -> Result<R> {
+    let path = out.join(BEGUN);
+    let none = || Error::file(&path, "is not there", "begin a comparison with exp_compare");
+    record::read(&path, remedy)?.ok_or_else(none)
 }
 
 /// A text by its name in tables.
@@ -153,16 +189,17 @@ impl CompareConfig {
             let remedy = "name another folder with --out";
             return Err(Error::file(&self.out, "exists, is not empty, and is no comparison", remedy));
         }
-        let known = super::record::read(&path)?;
-        let mut commit = commit.to_owned();
-        if let Some(Begun { sources, commit: begun, settings }) = known {
-            commit = begun;
+        let mut by = By { sources: SOURCES_SHA256.into(), commit: commit.to_owned() };
+        if path.exists() {
             let other = |problem: String| {
                 Err(Error::file(&self.out, problem, "name another folder with --out, or remove this one"))
             };
-            if sources != SOURCES {
-                return other("was begun with other sources of the library: cells would not be comparable".into());
+            by = By::read(&self.out)?;
+            if by.sources != SOURCES_SHA256 {
+                let problem = "was begun with other sources of the library: cells would not be comparable";
+                return other(format!("{problem} (computed by {}; these have {SOURCES_SHA256})", by.describe()));
             }
+            let settings = by.settings(&self.out)?;
             let same = Self { products: self.products.clone(), results: self.results.clone(), ..settings.clone() };
             // What is measured once a subject is of the best cell's variant and partition.
             let Cell { variant, partition, .. } = self.best.clone();
@@ -172,31 +209,23 @@ impl CompareConfig {
             }
         }
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        super::record::write(&Begun { sources: SOURCES.into(), commit, settings: self.clone() }, &path)
+        record::write(&Begun { by, settings: self }, &path)
     }
 
     /// What its records were computed by: the commit, and the SHA-256 of the library's sources.
     ///
     /// # Errors
     /// There is no comparison in `out`.
-    pub fn computed_by(out: &std::path::Path) -> Result<String> {
-        let path = out.join(BEGUN);
-        let none = || Error::file(&path, "is not there", "begin a comparison with exp_compare");
-        let Begun { sources, commit, .. } = super::record::read::<Begun>(&path)?.ok_or_else(none)?;
-        Ok(format!(
-            "{}sources of the library with SHA-256 {sources}",
-            if commit.is_empty() { String::new() } else { format!("commit {commit}, ") }
-        ))
+    pub fn computed_by(out: &Path) -> Result<String> {
+        Ok(By::read(out)?.describe())
     }
 
     /// The comparison that was begun in `out`.
     ///
     /// # Errors
-    /// There is none.
-    pub fn begun(out: &std::path::Path) -> Result<Self> {
-        let path = out.join(BEGUN);
-        let none = || Error::file(&path, "is not there", "begin a comparison with exp_compare");
-        Ok(super::record::read::<Begun>(&path)?.ok_or_else(none)?.settings)
+    /// There is none, or one whose settings another version wrote.
+    pub fn begun(out: &Path) -> Result<Self> {
+        By::read(out)?.settings(out)
     }
 
     /// Refuses what could only fail later.

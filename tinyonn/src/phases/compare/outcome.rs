@@ -69,10 +69,10 @@ impl Outcome {
         let finished = |corpus: &str, seed: u64| -> Result<Finished> {
             let path = store.subject_file(corpus, seed);
             let missing = || Error::file(&path, "is not there", "run exp_compare again: it goes on where it stopped");
-            let subject: SubjectRecord = record::read(&path)?.ok_or_else(missing)?;
+            let subject: SubjectRecord = record::read(&path, record::REPEAT)?.ok_or_else(missing)?;
             let cells = config.cells().into_iter().filter_map(|cell| {
                 let path = store.cell_file(corpus, seed, &cell);
-                let found = record::read::<CellRecord>(&path).transpose()?;
+                let found = record::read::<CellRecord>(&path, record::REPEAT).transpose()?;
                 let fits = |found: CellRecord| {
                     if found.paths.sums.len() == subject.documents.len() {
                         return Ok((cell.id(), found));

@@ -139,13 +139,15 @@ pub(super) fn write(record: &impl Serialize, path: &Path) -> Result<()> {
     crate::phases::summary::write(record, path)
 }
 
-/// Reads a record; `None` where there is none.
-pub(super) fn read<R: DeserializeOwned>(path: &Path) -> Result<Option<R>> {
+/// What to do with the record of a subject or a cell that cannot be read.
+pub(super) const REPEAT: &str = "remove the file: what it holds is measured again";
+
+/// Reads a record; `None` where there is none. Of one that cannot be read, `remedy` is said.
+pub(super) fn read<R: DeserializeOwned>(path: &Path, remedy: &str) -> Result<Option<R>> {
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(path, e)),
     };
-    let refused = |e: serde_json::Error| Error::file(path, e.to_string(), "remove the file; its cell is run again");
-    serde_json::from_slice(&text).map(Some).map_err(refused)
+    serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(path, e.to_string(), remedy))
 }

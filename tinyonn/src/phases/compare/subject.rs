@@ -66,7 +66,7 @@ pub fn run_subject(
     }
     let left: Vec<Cell> =
         config.cells().into_iter().filter(|cell| !store.cell_file(&corpus.name, seed, cell).exists()).collect();
-    let known: Option<SubjectRecord> = record::read(&store.subject_file(&corpus.name, seed))?;
+    let known: Option<SubjectRecord> = record::read(&store.subject_file(&corpus.name, seed), record::REPEAT)?;
     if left.is_empty() && known.is_some() {
         return Ok(());
     }
