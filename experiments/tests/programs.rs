@@ -6,6 +6,8 @@
 
 #[path = "programs/interrupts.rs"]
 mod interrupts;
+#[path = "programs/kept_formats.rs"]
+mod kept_formats;
 #[path = "programs/resume.rs"]
 mod resume;
 #[path = "programs/stored_scans.rs"]
