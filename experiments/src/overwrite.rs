@@ -4,13 +4,15 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
-use tinyonn::{Error, Result, files};
+use tinyonn::files::{self, StagedFolder};
+use tinyonn::{Error, Result};
 
-/// Whether the folder `out` may be replaced. (If it is not there now, a run that was ended while it replaced it may have put it aside.)
+/// Whether the folder `out` may be replaced; one that a run had put aside when it was killed takes its name again first.
 ///
 /// # Errors
 /// It is used, and `allowed` is false; it is neither a run's folder nor a checkpoint; one of `inputs` lies in it.
 pub fn replaces(out: &Path, allowed: bool, inputs: &[&Path]) -> Result<bool> {
+    StagedFolder::restore(out)?;
     if !files::is_used(out)? {
         return Ok(allowed);
     }

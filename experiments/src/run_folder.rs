@@ -51,7 +51,8 @@ impl RunFolder {
             "settings": settings,
         });
         files::write(staged.path().join("config.json"), format!("{config:#}\n"))?;
-        let run = json!({ "program": program, "settings": settings });
+        // Other code may compute other bits: said now, not when the states are read.
+        let run = json!({ "program": program, "code": tinyonn::SOURCES_SHA256, "settings": settings });
         Ok(Self { out: out.to_path_buf(), staged, states: States::of(out, &run)? })
     }
 
@@ -114,8 +115,12 @@ impl States {
         if names.is_empty() {
             return Ok(());
         }
-        let problem = format!("holds a run that was stopped, of other settings: {}", names.join("; "));
-        Err(Error::file(dir, problem, remedy))
+        let (what, remedy) = if names.iter().any(|name| name.starts_with("`code`")) {
+            ("of other sources or settings", remedy.replacen("give those", "take the program that began it", 1))
+        } else {
+            ("of other settings", remedy)
+        };
+        Err(Error::file(dir, format!("holds a run that was stopped, {what}: {}", names.join("; ")), remedy))
     }
 
     fn remove(&self) -> Result<()> {
@@ -145,9 +150,12 @@ impl Drop for States {
 pub fn first_free(base: &Path) -> Result<PathBuf> {
     let mut dir = base.to_path_buf();
     let mut number = 1u32;
+    let put_aside = |dir: &Path| if StagedFolder::is_under_way(dir) { Ok(()) } else { StagedFolder::restore(dir) };
+    put_aside(&dir)?;
     while files::is_used(&dir)? || StagedFolder::is_under_way(&dir) {
         number += 1;
         dir = PathBuf::from(format!("{}-{number}", base.display()));
+        put_aside(&dir)?;
     }
     Ok(dir)
 }

@@ -96,6 +96,23 @@ fn a_replacement_that_was_killed_is_undone_or_finished() {
     assert_eq!((text(&dir).as_str(), names(parent.path())), ("old", vec!["run".to_owned()]));
 }
 
+#[test]
+fn a_folder_that_was_put_aside_is_back_before_anything_is_written() {
+    let parent = TempDir::new().unwrap();
+    let [dir, aside] = ["run", ".run.replaced"].map(|name| parent.path().join(name));
+    stage(&dir, "old").publish().unwrap();
+    fs::rename(&dir, &aside).unwrap();
+    assert!(message(StagedFolder::new(&dir)).contains("not empty"));
+    assert_eq!((text(&dir).as_str(), names(parent.path())), ("old", vec!["run".to_owned()]));
+    fs::rename(&dir, &aside).unwrap();
+    StagedFolder::restore(&dir).unwrap();
+    assert_eq!((text(&dir).as_str(), names(parent.path())), ("old", vec!["run".to_owned()]));
+    // Where nothing was put aside, nothing is done.
+    StagedFolder::restore(&dir).unwrap();
+    StagedFolder::restore(parent.path().join("none")).unwrap();
+    assert_eq!(names(parent.path()), ["run"]);
+}
+
 /// Mode bits of a file; there are none elsewhere.
 #[cfg(unix)]
 fn mode(path: &Path) -> u32 {

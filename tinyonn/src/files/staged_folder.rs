@@ -45,7 +45,10 @@ impl StagedFolder {
     /// `dir` exists and is not empty; another process is filling it; the system refuses the sibling.
     pub fn new(dir: impl AsRef<Path>) -> Result<Self> {
         refuse_used(dir.as_ref())?;
-        Self::open(dir.as_ref(), false)
+        let staged = Self::open(dir.as_ref(), false)?;
+        // A replacement that was cut off is undone by now: better said here than when all the work is done.
+        refuse_used(dir.as_ref())?;
+        Ok(staged)
     }
 
     /// Begins a folder that will replace `dir`, if there is one: only [`StagedFolder::publish`] removes the old one.
@@ -54,6 +57,20 @@ impl StagedFolder {
     /// Another process is filling it; the system refuses the sibling.
     pub fn replacing(dir: impl AsRef<Path>) -> Result<Self> {
         Self::open(dir.as_ref(), true)
+    }
+
+    /// Gives `dir` its folder back if a process that was to replace it was killed when the old one was put aside and the new one
+    /// had no name yet.
+    ///
+    /// # Errors
+    /// Another process is filling it; the system refuses it.
+    pub fn restore(dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
+        let aside = sibling(dir, "replaced").is_some_and(|aside| aside.exists());
+        if aside && !dir.exists() {
+            drop(Self::open(dir, true)?);
+        }
+        Ok(())
     }
 
     /// Whether a process is filling `dir` now.
