@@ -113,14 +113,17 @@ fn remedy(kind: ErrorKind) -> &'static str {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "check who may write there, or name another place"
         }
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            "free some space, or name another place"
-        }
+        _ if is_full(kind) => "free some space, or name another place",
         ErrorKind::NotADirectory | ErrorKind::IsADirectory => {
             "give a file where a file is asked for, a folder where a folder is"
         }
         _ => "check the file and the disk it is on",
     }
+}
+
+/// Whether room would help.
+pub(crate) fn is_full(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
 }
 
 impl From<Error> for candle_core::Error {

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::TrainState;
 use crate::checkpoint::{MappedSafetensors, ParamStore, write_tensors};
+use crate::error::is_full;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result, files};
 
@@ -85,8 +86,14 @@ impl Saving<'_> {
                 Ok(states) if !states.is_empty() => format!("the state of step {} stays", states[states.len() - 1].0),
                 _ => "there is no state before it".to_owned(),
             };
-            let remedy = format!("make room there, and give the same command again; {before}");
-            Error::file(&path, format!("cannot be written: {e}"), remedy)
+            // The file that was being filled has no name that anybody knows.
+            let (problem, remedy) = match e {
+                Error::Io { source, .. } if is_full(source.kind()) => (source.to_string(), "make room there"),
+                Error::Io { source, .. } => (source.to_string(), "mend that"),
+                other => (other.to_string(), "mend that"),
+            };
+            let remedy = format!("{remedy}, and give the same command again; {before}");
+            Error::file(&path, format!("cannot be written: {problem}"), remedy)
         })?;
         let states = self.states()?;
         for (_, old) in &states[..states.len().saturating_sub(self.checkpoints.keep.max(1))] {
