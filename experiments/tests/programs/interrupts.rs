@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rstest::rstest;
+use serde_json::Value;
 
-use super::{PHASE2, Place, RUN, assert_failed};
+use super::{PHASE2, Place, RUN, assert_failed, assert_refused};
 
 const ARGUMENTS: &str = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out";
 
@@ -44,4 +45,13 @@ fn a_run_that_is_asked_to_stop_saves_where_it_was(#[case] signal: &str, #[case] 
     fs::write(place.path("run.toml"), endless.replace("100000000", "99")).unwrap();
     let refused = place.run(PHASE2, ARGUMENTS);
     assert_failed(&refused, &[".out.states", "`settings.smk.steps` was 100000000 and is 99", "--out"]);
+
+    // Nor are other sources of the library, and that is said before any work.
+    fs::write(place.path("run.toml"), endless).unwrap();
+    let run = place.path(".out.states/run.json");
+    let mut of: Value = serde_json::from_slice(&fs::read(&run).unwrap()).unwrap();
+    of["code"] = "another".into();
+    fs::write(&run, of.to_string()).unwrap();
+    let refused = place.run(PHASE2, ARGUMENTS);
+    assert_refused(&refused, &[".out.states", "`code` was \"another\" and is", "the program that began it", "--out"]);
 }
