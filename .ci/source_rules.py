@@ -10,7 +10,7 @@ import sys
 
 from rust_text import code, line_of, test_modules
 
-LONGEST = 450
+LONGEST = 500
 # A tool writes it, and nobody's hand splits it.
 WRITTEN_BY_TOOLS = ("RESULTS.md",)
 LIBRARIES = ("tinyonn/src/", "tinyonn-spec/src/", "tinyonn-macros/src/", "experiments/src/")
