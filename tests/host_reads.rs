@@ -80,10 +80,10 @@ fn log(dir: &TempDir) -> MetricsLog {
 fn pretraining_copies_once_a_step() {
     let _alone = alone();
     let (dir, set) = (TempDir::new().unwrap(), text());
-    let config = PretrainConfig { steps: STEPS, batch: 4, ..PretrainConfig::default() };
+    let config = PretrainConfig { steps: STEPS, batch: 4, ..PretrainConfig::DEFAULT };
     let sampler = Sampler::new(&set, 16, 4, 0, &CPU).unwrap();
     let mut log = log(&dir);
-    let (_, made) = copies(|| pretrain(&tiny::config(VOCAB), &config, &sampler, &CPU, 0, &mut log, None).unwrap());
+    let (_, made) = copies(|| pretrain(&tiny::config(VOCAB), &config, (&sampler, None), 0, &mut log, None).unwrap());
     assert_eq!(made, STEPS);
 }
 
@@ -97,11 +97,11 @@ fn surprise_min_k_copies_once_a_step(
     let (variant, mut store) = tiny::upcycled(&cfg, name, &tiny::dense_store(&cfg, 1));
     grow_deltas(&mut store, &cfg, &variant.spec).unwrap();
     let paths = Some(std::sync::Arc::new(Labels::random(3, 2, &variant.spec, 1).paths));
-    let config = SmkConfig { steps: STEPS, batch: 4, min_k: 1, routers, ..SmkConfig::default() };
+    let config = SmkConfig { steps: STEPS, batch: 4, min_k: 1, routers, ..SmkConfig::DEFAULT };
     let (sampler, mut log) = (Sampler::new(&set, 16, 4, 0, &CPU).unwrap(), log(&dir));
     let pass = Pass { paths, ..Pass::routed() };
     let (outcome, made) =
-        copies(|| train_smk((&store, &cfg, variant), &pass, &sampler, &config, &mut log, None).unwrap());
+        copies(|| train_smk((&store, &cfg, variant), &pass, (&sampler, None), &config, &mut log, None).unwrap());
     assert_eq!(made, STEPS);
     assert!(outcome.updated_share < 1.0);
 }

@@ -68,7 +68,8 @@ fn inputs(
     for row in gates.chunks_exact_mut(experts) {
         sample(&mut rng, experts, active).into_iter().for_each(|n| row[n] = 1.0 / active as f32);
     }
-    let matrices: [&[usize]; 3] = [&[3 * d, d], &[3 * d, d], &[d, 3 * d]];
+    let matrix = [3 * d, d];
+    let matrices: [&[usize]; 3] = [&matrix; 3];
     let shapes = (0..=deltas).flat_map(|_| matrices).zip(1..);
     let mut inputs: Vec<Tensor> = shapes.map(|(shape, seed)| values(seed, shape, device)).collect::<Result<_>>()?;
     inputs.insert(0, values(0, &[TOKENS, d], device)?);

@@ -8,16 +8,19 @@ use benches::{BenchDevice as _, config, group, run, tokens, weights};
 use candle_core::{DType, Device, Tensor};
 use criterion::Criterion;
 use tinyonn::Result;
+use tinyonn::checkpoint::Role;
 use tinyonn::ops::host;
 use tinyonn::qwen3::{Learn, Pass, Qwen3ForCausalLm};
-use tinyonn::train::{AdamwConfig, Slot, TrainState};
+use tinyonn::train::{Memory, OptimizerConfig, Slot, TrainState};
 
 fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let cfg = config(128, 384);
     let store = weights(&cfg, device)?;
     let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true))?;
-    let slots = store.trainable(|_| true).into_iter().map(|(name, var)| Slot::new(name, 0, var)).collect();
-    let (mut state, adamw) = (TrainState::new(slots)?, AdamwConfig { rate: 2e-3, ..AdamwConfig::default() });
+    let slots =
+        store.trainable(|_| true).into_iter().map(|(name, var)| Slot::new(name, Role::Expert, 0, var)).collect();
+    let optimizer = OptimizerConfig { rate: 2e-3, ..OptimizerConfig::DEFAULT };
+    let mut state = TrainState::new(slots, &Memory::DEFAULT)?;
     let mut number = 0;
     let mut step = || -> Result<Duration> {
         number += 1;
@@ -29,7 +32,7 @@ fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let (b, t) = ids.dims2()?;
         let dlosses = Tensor::full(1.0 / (b * t) as f32, (b, t), device)?;
         model.backward(forward.saved, &dlosses, &Learn::default(), &mut state.grads)?;
-        state.update(&adamw, adamw.rate)?;
+        state.update(&optimizer, optimizer.rate)?;
         // A training loop looks at its loss.
         host::values(&forward.losses.mean_all()?)?;
         device.sync()?;

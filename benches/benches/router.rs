@@ -34,7 +34,7 @@ fn decide(
         Ok(())
     })?;
     let x = values(0, &[tokens, d], device)?;
-    let [gate, up, down] = [(1, [i, d]), (2, [i, d]), (3, [d, i])].map(|(seed, shape)| values(seed, &shape, device));
+    let [gate, up, down] = [(1, [i, d]), (2, [i, d]), (3, [i, d])].map(|(seed, shape)| values(seed, &shape, device));
     let (gate, up, down) = (gate?, up?, down?);
     let flat = |router: &GaussianMoeRouter| Ok(router.logits(&x)?.flatten_from(1)?);
     let logits = || routers.iter().map(flat).collect::<Result<Vec<_>>>();

@@ -74,6 +74,9 @@ fn overlay(under: &mut Value, over: Value) {
     match (under, over) {
         (Value::Object(under), Value::Object(over)) => {
             for (key, value) in over {
+                // Its name in earlier files, when there was one rule.
+                let earlier = key == "adamw" && under.contains_key("optimizer");
+                let key = if earlier { "optimizer".to_owned() } else { key };
                 overlay(under.entry(key).or_insert(Value::Null), value);
             }
         }

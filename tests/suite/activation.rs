@@ -83,9 +83,9 @@ fn an_mlp_of_each(#[values("silu", "gelu", "tanh_square")] name: &str, #[values(
     let composition = |xs: &[Tensor]| {
         let h = composed(name, &xs[0].matmul(&xs[1].t()?)?, &xs[0].matmul(&xs[2].t()?)?)?;
         let h = if gated { (h * xs[4].index_select(&neuron_expert, 1)?)? } else { h };
-        h.matmul(&xs[3].t()?)
+        h.matmul(&xs[3])
     };
-    let shapes: [&[usize]; 5] = [&[70, 6], &[33, 6], &[33, 6], &[6, 33], &[70, 4]];
+    let shapes: [&[usize]; 5] = [&[70, 6], &[33, 6], &[33, 6], &[33, 6], &[70, 4]];
     let xs = inputs(20, &shapes[..if gated { 5 } else { 4 }]);
     assert_derivative(&|xs| mlp(xs), &xs);
     assert_same(&|xs| mlp(xs), &composition, &xs, DType::F64, 1e-12);

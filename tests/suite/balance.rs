@@ -8,9 +8,9 @@ use tinyonn::data::Sampler;
 use tinyonn::metrics::MetricsLog;
 use tinyonn::moe::balance::{auxiliary_loss, jitter, step};
 use tinyonn::moe::{Balance, MoeSpec, Scores, Selection, select};
-use tinyonn::qwen3::Pass;
+use tinyonn::qwen3::{InTraining, Pass};
 use tinyonn::random;
-use tinyonn::train::{AdamwConfig, SmkConfig, train_smk};
+use tinyonn::train::{OptimizerConfig, SmkConfig, train_smk};
 
 use crate::gradients::inputs;
 use crate::routing::{by_input, hierarchy, layer_gates, log_p_of_experts, scores, slots, upcycled};
@@ -167,7 +167,7 @@ fn jitter_moves_choices_in_training_only() {
         let variant = if name == "Unbalanced" { variant } else { tinyonn::moe::variant(name).unwrap() };
         let layer = (variant.build)(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp")).unwrap();
         let x = inputs(11, &[&[4, 50, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
-        layer_gates(&layer, &x, &Pass { training, ..Pass::routed() })
+        layer_gates(&layer, &x, &Pass { training: training.map(InTraining::whole), ..Pass::routed() })
     };
     assert!(gates("Jittered", None) == gates("Unbalanced", None));
     assert!(gates("Unbalanced", Some(1)) == gates("Unbalanced", None));
@@ -176,7 +176,15 @@ fn jitter_moves_choices_in_training_only() {
     assert!(gates("Jittered", Some(1)) != gates("Jittered", Some(2)));
 }
 
-const ADAMW: AdamwConfig = AdamwConfig { rate: 2e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.0, clip: 1e9 };
+const ADAMW: OptimizerConfig = OptimizerConfig {
+    rate: 2e-2,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    decay: 0.0,
+    clip: 1e9,
+    ..OptimizerConfig::DEFAULT
+};
 
 /// Trains a variant whose routers all prefer expert 0 at the start. The largest load of an expert before and after, and the names of
 /// the parameters of routers, biases included, that moved.
@@ -198,10 +206,10 @@ fn trained(name: &str, routers: bool) -> (f64, f64, Vec<String>) {
     let snapshot =
         || -> Vec<(String, Vec<u32>)> { tiny::bits(&store).into_iter().filter(|(name, _)| router(name)).collect() };
     let (before, start) = (largest(), snapshot());
-    let config = SmkConfig { steps: 40, batch: 8, min_k: 4, routers, adamw: ADAMW };
+    let config = SmkConfig { steps: 40, batch: 8, min_k: 4, routers, optimizer: ADAMW, ..SmkConfig::DEFAULT };
     let folder = tempfile::tempdir().unwrap();
     let mut log = MetricsLog::create(folder.path().join("smk.jsonl")).unwrap();
-    train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
+    train_smk((&store, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, None).unwrap();
     let moved = snapshot().into_iter().zip(start).filter(|(now, then)| now.1 != then.1).map(|(now, _)| now.0);
     (before, largest(), moved.collect())
 }

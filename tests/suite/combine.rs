@@ -57,7 +57,7 @@ impl Mixture {
     /// x, the three matrices and gates of normal size, of which [`gates`](Self::gates) closes some.
     fn inputs(&self, seed: u64) -> Vec<Tensor> {
         let (d, i) = (self.d, self.owners().len());
-        inputs(seed, &[&[self.t, d], &[i, d], &[i, d], &[d, i], &[self.t, self.experts()]])
+        inputs(seed, &[&[self.t, d], &[i, d], &[i, d], &[i, d], &[self.t, self.experts()]])
     }
 
     /// `gate_tn` where open, else 0 (and no gradient).
@@ -81,7 +81,7 @@ impl Mixture {
             }
             let own = Tensor::new(own, xs[0].device())?;
             let [gate, up] = [&xs[1], &xs[2]].map(|m| m.index_select(&own, 0));
-            let expert_y = naive_mlp(&xs[0], &gate?, &up?, &xs[3].index_select(&own, 1)?)?;
+            let expert_y = naive_mlp(&xs[0], &gate?, &up?, &xs[3].index_select(&own, 0)?)?;
             y = (y + expert_y.broadcast_mul(&gate_tn.narrow(1, expert, 1)?)?)?;
         }
         Ok(y)
@@ -92,7 +92,7 @@ impl Mixture {
 fn naive_mlp(x: &Tensor, gate: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
     let g = x.matmul(&gate.t()?)?;
     let h = ((&g * candle_nn::ops::sigmoid(&g)?)? * x.matmul(&up.t()?)?)?;
-    h.matmul(&down.t()?)
+    h.matmul(down)
 }
 
 fn weights(xs: &[Tensor]) -> MlpWeights<'_> {

@@ -48,7 +48,7 @@ fn setting(dir: &Path) -> CompareConfig {
             num_key_value_heads: 1,
             head_dim: 8,
         },
-        pretrain: PretrainConfig { steps: 4, batch: 2, ..PretrainConfig::default() },
+        pretrain: PretrainConfig { steps: 4, batch: 2, ..PretrainConfig::DEFAULT },
         length: 16,
         batch: 4,
         scan_tokens: 300,

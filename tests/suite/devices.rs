@@ -11,7 +11,7 @@ use tinyonn::imaging::{Partition, PartitionSources, RouterInputs, ScanOptions, p
 use tinyonn::metrics::MetricsLog;
 use tinyonn::qwen3::{Learn, Pass, Qwen3ForCausalLm, Sampling};
 use tinyonn::train::evaluate::EvaluateOptions;
-use tinyonn::train::{AdamwConfig, PretrainConfig, SmkConfig, evaluate, pretrain, train_smk};
+use tinyonn::train::{OptimizerConfig, PretrainConfig, SmkConfig, evaluate, pretrain, train_smk};
 
 use crate::gradients::devices;
 use crate::models::{self, CPU, apart, bits, ids, learnt, variant};
@@ -77,13 +77,13 @@ fn logits_and_gradients_agree(#[values("Moe2x4", "MoeSequence")] name: &str, #[v
 fn pretraining_imaging_and_smk_agree() {
     let (train, test) = tiny::text();
     let cfg = tiny::config(tiny::TEXT_VOCAB);
-    let adamw = AdamwConfig { rate: 5e-3, ..AdamwConfig::default() };
+    let optimizer = OptimizerConfig { rate: 5e-3, ..OptimizerConfig::DEFAULT };
     let run = |device: &Device| {
         let dir = TempDir::new().unwrap();
         let mut log = MetricsLog::create(dir.path().join("log.jsonl")).unwrap();
         let sampler = Sampler::new(&train, 32, 8, 0, device).unwrap();
-        let config = PretrainConfig { steps: 40, batch: 8, warmup: 5, adamw };
-        let store = pretrain(&cfg, &config, &sampler, device, 0, &mut log, None).unwrap();
+        let config = PretrainConfig { steps: 40, batch: 8, warmup: 5, optimizer, ..PretrainConfig::DEFAULT };
+        let store = pretrain(&cfg, &config, (&sampler, None), 0, &mut log, None).unwrap();
         let dense = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false)).unwrap();
         let options = ScanOptions { length: 32, batch: 8, tokens_per_task: 2048 };
         let mut inputs = RouterInputs::new(cfg.num_hidden_layers, 1, Window::First(8));
@@ -98,8 +98,9 @@ fn pretraining_imaging_and_smk_agree() {
         )
         .unwrap();
         let sparse = upcycle(&store, &cfg, variant, &units, 0).unwrap();
-        let config = SmkConfig { steps: 10, batch: 8, min_k: 3, adamw, ..SmkConfig::default() };
-        let outcome = train_smk((&sparse, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
+        let config = SmkConfig { steps: 10, batch: 8, min_k: 3, optimizer, ..SmkConfig::DEFAULT };
+        let outcome =
+            train_smk((&sparse, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, None).unwrap();
         let options = EvaluateOptions { length: 32, batch: 8, skip: 0 };
         let model = tiny::sparse(&cfg, variant, &sparse);
         let losses =

@@ -13,8 +13,8 @@ use tinyonn::imaging::Labels;
 use tinyonn::metrics::MetricsLog;
 use tinyonn::model::{ActiveMode, TinyOnnForCausalLm};
 use tinyonn::moe::{Balance, ExpertsAre, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, RouterKind, Variant, variants};
-use tinyonn::qwen3::{Learn, Pass, Qwen3Config};
-use tinyonn::train::{AdamwConfig, RouterFitConfig, RouterFitter, SmkConfig, router_accuracy, train_smk};
+use tinyonn::qwen3::{InTraining, Learn, Pass, Qwen3Config};
+use tinyonn::train::{OptimizerConfig, RouterFitConfig, RouterFitter, SmkConfig, router_accuracy, train_smk};
 
 use crate::gradients::{devices, relative_difference};
 use crate::models::{self, CPU, bits, learnt, message};
@@ -156,7 +156,10 @@ fn one_backward_reaches_every_trainable_parameter_and_no_other() {
         let trainable = trainable(spec);
         let model = TinyOnnForCausalLm::new(&config(), variant, &store.builder(DType::F32, |_| true)).unwrap();
         let ids = ids(spec);
-        let (pass, learn) = (Pass { training: Some(0), ..routed(spec) }, Learn { routers: true, ..Learn::default() });
+        let (pass, learn) = (
+            Pass { training: Some(InTraining::whole(0)), ..routed(spec) },
+            Learn { routers: true, ..Learn::default() },
+        );
         let grads = learnt(model.lm(), (&store, &trainable), (&ids, &ids), &pass, &learn).grads;
         for (name, var) in store.iter() {
             let size = grads.get(var).map(|grad| {
@@ -182,8 +185,10 @@ fn routed_logits_and_gradients_are_the_same_on_every_device() {
             let model =
                 TinyOnnForCausalLm::new(&config(), variant, &store.builder(DType::F32, trainable(spec))).unwrap();
             let ids = ids(spec).to_device(device).unwrap();
-            let (pass, learn) =
-                (Pass { training: Some(0), ..routed(spec) }, Learn { routers: true, ..Learn::default() });
+            let (pass, learn) = (
+                Pass { training: Some(InTraining::whole(0)), ..routed(spec) },
+                Learn { routers: true, ..Learn::default() },
+            );
             let logits = model.logits(&ids, &pass, None).unwrap().to_device(&CPU).unwrap();
             let grads = learnt(model.lm(), (&store, &trainable(spec)), (&ids, &ids), &pass, &learn).grads;
             let of = |(name, var): (&str, &Var)| {
@@ -246,14 +251,16 @@ fn two_steps_of_surprise_min_k_move_experts_and_nothing_that_is_frozen() {
             batch: 2,
             min_k: 3,
             routers,
-            adamw: AdamwConfig { rate: 1e-3, decay: 0.0, ..AdamwConfig::default() },
+            optimizer: OptimizerConfig { rate: 1e-3, decay: 0.0, ..OptimizerConfig::DEFAULT },
+            ..SmkConfig::DEFAULT
         };
         let set = tiny::tokens(3, &[700, 700], VOCAB as u32);
         let sampler = Sampler::new(&set, spec.open_positions() + 12, smk.batch, 0, &CPU).unwrap();
         let dir = TempDir::new().unwrap();
         let mut log = MetricsLog::create(dir.path().join("smk.jsonl")).unwrap();
-        let mut train =
-            |store: &ParamStore| train_smk((store, &cfg, variant), &routed(spec), &sampler, &smk, &mut log, None);
+        let mut train = |store: &ParamStore| {
+            train_smk((store, &cfg, variant), &routed(spec), (&sampler, None), &smk, &mut log, None)
+        };
         if spec.experts_are == ExpertsAre::Replicate {
             let refused = message(train(&store));
             assert!(refused.contains("delta.0") && refused.contains("grow_deltas"), "{refused}");

@@ -83,9 +83,9 @@ fn a_frozen_weight_costs_no_product() {
     let mut grads = Grads::none();
     grads.add_with(&frozen, || unreachable!("it is frozen")).unwrap();
     grads.add_product(&frozen, &xs[3], &xs[0]).unwrap();
-    grads.restrict(&frozen, 0, &marks(&[1])).unwrap();
+    grads.restrict(&frozen, &marks(&[1])).unwrap();
     grads.clear_others(&frozen).unwrap();
-    assert!(grads.get(&frozen).is_none() && grads.lines(&frozen).is_none() && !grads.learns(&frozen));
+    assert!(grads.get(&frozen).is_none() && grads.learning_rows(&frozen).is_none() && !grads.learns(&frozen));
     let dx = linear::backward(&xs[0], &frozen, None, &xs[2], true, &mut grads).unwrap();
     assert_eq!(dx.unwrap().dims(), [3, 4]);
     assert!(linear::backward(&xs[0], &frozen, None, &xs[2], false, &mut grads).unwrap().is_none());
@@ -142,28 +142,23 @@ fn a_tied_embedding_learns_twice() {
 }
 
 #[test]
-fn lines_join_over_micro_batches_and_begin_anew() {
+fn rows_that_learn_join_over_micro_batches_and_begin_anew() {
     let var = vars(DType::F32, &[&[4, 3]]).remove(0);
     let mut grads = Grads::new([(var.as_tensor(), 0)]).unwrap();
-    let lines = |grads: &Grads| grads.lines(&var).map(|lines| (lines.axis, lines.learn.to_vec1::<u8>().unwrap()));
-    assert_eq!(lines(&grads), None);
-    grads.restrict(&var, 0, &marks(&[1, 0, 0, 1])).unwrap();
-    grads.restrict(&var, 0, &marks(&[0, 0, 1, 1])).unwrap();
-    assert_eq!(lines(&grads), Some((0, vec![1, 0, 1, 1])));
-    // Clearing takes what does not learn, of rows or of columns.
+    let rows = |grads: &Grads| grads.learning_rows(&var).map(|learn| learn.to_vec1::<u8>().unwrap());
+    assert_eq!(rows(&grads), None);
+    grads.restrict(&var, &marks(&[1, 0, 0, 1])).unwrap();
+    grads.restrict(&var, &marks(&[0, 0, 1, 1])).unwrap();
+    assert_eq!(rows(&grads), Some(vec![1, 0, 1, 1]));
+    // Clearing takes what does not learn.
     grads.clear_others(&var).unwrap();
     assert!(grads.get(&var).is_none(), "nothing was written");
     grads.add_with(&var, || var.ones_like()).unwrap();
     grads.clear_others(&var).unwrap();
     assert_eq!(values(&grads, &var), [1., 1., 1., 0., 0., 0., 1., 1., 1., 1., 1., 1.]);
     grads.begin();
-    assert_eq!(lines(&grads), None);
-    grads.restrict(&var, 1, &marks(&[0, 1, 0])).unwrap();
-    grads.add_with(&var, || var.ones_like()).unwrap();
-    grads.clear_others(&var).unwrap();
-    assert_eq!(values(&grads, &var), [0., 1., 0.].repeat(4));
-    grads.begin();
-    grads.restrict(&var, 0, &marks(&[0])).unwrap();
+    assert_eq!(rows(&grads), None);
+    grads.restrict(&var, &marks(&[0])).unwrap();
     grads.add_with(&var, || var.ones_like()).unwrap();
     grads.clear_others(&var).unwrap();
     assert_eq!(values(&grads, &var), [0.0; 12]);

@@ -163,7 +163,7 @@ fn taylor_is_the_derivative_of_the_loss_along_a_removal() {
     let whole = store.get(name).unwrap().as_detached_tensor().to_vec2::<f32>().unwrap();
     let loss_with = |neuron: usize, factor: f32| -> f64 {
         let mut changed = whole.clone();
-        changed.iter_mut().for_each(|row| row[neuron] *= factor);
+        changed[neuron].iter_mut().for_each(|weight| *weight *= factor);
         let other = store.deep_copy().unwrap();
         other.set(name, &Tensor::new(changed, &Device::Cpu).unwrap()).unwrap();
         (0..2)

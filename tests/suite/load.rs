@@ -151,8 +151,8 @@ fn training_logs_its_load(#[values(false, true)] routers: bool) {
     let path = dir.path().join("smk.jsonl");
     let trained = |store: &ParamStore, steps: u64| {
         let mut log = MetricsLog::create(&path).unwrap();
-        let config = SmkConfig { steps, batch: 4, min_k: 2, routers, ..SmkConfig::default() };
-        train_smk((store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
+        let config = SmkConfig { steps, batch: 4, min_k: 2, routers, ..SmkConfig::DEFAULT };
+        train_smk((store, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, None).unwrap();
         tinyonn::metrics::read(&path).unwrap()
     };
     let figures = |store: &ParamStore, step: u64| {

@@ -42,7 +42,7 @@ pub(crate) fn weights(cfg: &Qwen3Config, dtype: DType) -> ParamStore {
             [_, _] => draw,
             _ => draw.affine(0.1, 1.0).unwrap(),
         };
-        store.insert(name, value.to_dtype(dtype).unwrap()).unwrap();
+        store.insert_stored(&name, value.to_dtype(dtype).unwrap()).unwrap();
     }
     store
 }

@@ -11,7 +11,7 @@ use tinyonn::metrics::MetricsLog;
 use tinyonn::qwen3::Pass;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{
-    AdamwConfig, PretrainConfig, RouterFitConfig, RouterFitter, SmkConfig, evaluate, pretrain, train_smk,
+    OptimizerConfig, PretrainConfig, RouterFitConfig, RouterFitter, SmkConfig, evaluate, pretrain, train_smk,
 };
 
 use crate::models::message;
@@ -53,28 +53,34 @@ fn spoil(store: &ParamStore, name: &str, value: f32) {
 fn pretraining_at_too_high_a_rate_stops(#[case] rate: f64, #[case] warmup: u64) {
     let set = text();
     let sampler = Sampler::new(&set, 16, 4, 0, &Device::Cpu).unwrap();
-    let adamw = AdamwConfig { rate, ..AdamwConfig::default() };
+    let optimizer = OptimizerConfig { rate, ..OptimizerConfig::DEFAULT };
     // Not a multiple of the tenth step at which the loss is read.
-    let config = PretrainConfig { steps: 9, batch: 4, warmup, adamw };
-    let refused =
-        with_log(|log| message(pretrain(&tiny::config(VOCAB), &config, &sampler, &Device::Cpu, 0, log, None)));
-    assert_says(&refused, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
+    let config = PretrainConfig { steps: 9, batch: 4, warmup, optimizer, ..PretrainConfig::DEFAULT };
+    let refused = with_log(|log| message(pretrain(&tiny::config(VOCAB), &config, (&sampler, None), 0, log, None)));
+    assert_says(&refused, &["`pretrain.optimizer.rate`", "at step 1 of pretraining", "lower the rate"]);
 }
 
 fn smk(store: &ParamStore, variant: &'static tinyonn::moe::Variant, rate: f64) -> String {
     let set = text();
     let sampler = Sampler::new(&set, 16, 4, 0, &Device::Cpu).unwrap();
-    let adamw = AdamwConfig { rate, ..AdamwConfig::default() };
-    let config = SmkConfig { steps: 9, batch: 4, min_k: 2, adamw, ..SmkConfig::default() };
+    let optimizer = OptimizerConfig { rate, ..OptimizerConfig::DEFAULT };
+    let config = SmkConfig { steps: 9, batch: 4, min_k: 2, optimizer, ..SmkConfig::DEFAULT };
     with_log(|log| {
-        message(train_smk((store, &tiny::config(VOCAB), variant), &Pass::routed(), &sampler, &config, log, None))
+        message(train_smk(
+            (store, &tiny::config(VOCAB), variant),
+            &Pass::routed(),
+            (&sampler, None),
+            &config,
+            log,
+            None,
+        ))
     })
 }
 
 #[test]
 fn surprise_min_k_at_too_high_a_rate_stops() {
     let (variant, store) = tiny::upcycled(&tiny::config(VOCAB), "Moe2x4", &tiny::dense_store(&tiny::config(VOCAB), 1));
-    assert_says(&smk(&store, variant, 1e30), &["`smk.adamw.rate`", "of Surprise Min-K", "1e30", "lower the rate"]);
+    assert_says(&smk(&store, variant, 1e30), &["`smk.optimizer.rate`", "of Surprise Min-K", "1e30", "lower the rate"]);
 }
 
 #[rstest]
@@ -86,7 +92,7 @@ fn surprise_min_k_on_a_spoilt_model_stops_before_it_moves_a_weight(#[case] name:
     let refused = smk(&store, variant, 1e-3);
     assert_says(
         &refused,
-        &["`smk.adamw.rate`", "at step 0 of Surprise Min-K", "tensors for values that are not finite"],
+        &["`smk.optimizer.rate`", "at step 0 of Surprise Min-K", "tensors for values that are not finite"],
     );
     assert_eq!(tiny::bits(&store), before);
 }
@@ -139,5 +145,5 @@ fn routers_stop_at_inputs_or_rates_that_leave_the_numbers() {
     let refused = fitted(|_, held| held.values[5] = f32::NAN, closed);
     assert_says(&refused, &["model.layers.0.mlp.group_router", "validation text", "not finite"]);
     let refused = fitted(|_, _| (), RouterFitConfig { rate: 1e30, ..RouterFitConfig::default() });
-    assert_says(&refused, &["`router.rate`", "model.layers.0.mlp.group_router", "at step 2", "lower the rate"]);
+    assert_says(&refused, &["`router.rate`", "model.layers.0.mlp.group_router", "at step 1", "lower the rate"]);
 }

@@ -10,7 +10,7 @@ use tinyonn::checkpoint::{
 };
 use tinyonn::imaging::{Partition, PartitionSources, dump, partition};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::qwen3::{FeedForward, Keep, KvCache, Learn, Pass, Qwen3Config, Qwen3ForCausalLm, Sampling};
+use tinyonn::qwen3::{FeedForward, InTraining, Keep, KvCache, Learn, Pass, Qwen3Config, Qwen3ForCausalLm, Sampling};
 use tinyonn::random::Rng;
 
 use crate::models::{CPU, Learnt, apart, bits, config, dense, ids, learnt, partition, sparse, variant, weights};
@@ -69,7 +69,9 @@ fn gradients_are_those_of_the_model_in_f64() {
     approx::assert_relative_eq!(loss.to_scalar::<f32>().unwrap(), expected, max_relative = 1e-6);
     assert_eq!(reference.names().count(), store.len() + 1);
     for (name, var) in store.iter() {
-        let apart = relative(grads.get(var).unwrap(), &reference.load(name, &CPU).unwrap());
+        let expected = reference.load(name, &CPU).unwrap();
+        let expected = if name.contains("down_proj") { expected.t().unwrap().contiguous().unwrap() } else { expected };
+        let apart = relative(grads.get(var).unwrap(), &expected);
         println!("{name}: {apart:.1e}");
         // f32 against f64: rounding of 6e-8 a step through two layers of products and their derivatives; a wrong term is 1e-2.
         assert!(apart <= 1e-4, "{name}: {apart:.1e}");
@@ -317,7 +319,11 @@ fn recomputing_changes_no_gradient(
     let (cfg, ids) = (config(123, true), ids((2, 12)));
     let gradients = |keep: Keep| {
         let learn = Learn { routers: true, ..Learn::default() };
-        let pass = Pass { keep, training: Some(3), ..if name.is_empty() { Pass::all() } else { Pass::routed() } };
+        let pass = Pass {
+            keep,
+            training: Some(InTraining::whole(3)),
+            ..if name.is_empty() { Pass::all() } else { Pass::routed() }
+        };
         let (found, store) = if name.is_empty() {
             let store = weights(&cfg, DType::F32);
             let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();

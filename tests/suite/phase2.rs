@@ -31,7 +31,7 @@ pub(crate) fn setting(dir: &Path, dtype: DType) -> RunConfig {
     let (cfg, model) = (tiny::config(tiny::TEXT_VOCAB), dir.join("dense"));
     ModelFolder::save(&model, &cfg.to_json(), &models::weights(&cfg, dtype), None).unwrap();
     TextTokenizer::train(&corpus, tiny::TEXT_VOCAB).unwrap().save(model.join("tokenizer.json")).unwrap();
-    let (router, smk) = (RouterFitConfig::default(), SmkConfig::default());
+    let (router, smk) = (RouterFitConfig::default(), SmkConfig::DEFAULT);
     RunConfig {
         model: Some(model),
         variant: "Moe2x4".into(),

@@ -2,18 +2,26 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use proptest::prelude::*;
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::checkpoint::{ParamStore, grow_deltas};
+use tinyonn::checkpoint::{MappedSafetensors, ParamStore, dense_params, grow_deltas};
 use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::interrupt::{Interrupt, Signal};
 use tinyonn::metrics::MetricsLog;
-use tinyonn::qwen3::Pass;
+use tinyonn::ops::Grads;
+use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
 use tinyonn::train::smk::SmkOutcome;
-use tinyonn::train::{AdamwConfig, Checkpoints, PretrainConfig, SmkConfig, pretrain, train_smk};
+use tinyonn::train::state::slots;
+use tinyonn::train::{
+    Checkpoints, Memory, OptimizerConfig, Precision, PretrainConfig, Rule, Said, Saving, Schedule, SmkConfig,
+    TextGradient, TrainState, UpdateRule, Watch, pretrain, train, train_smk,
+};
 use tinyonn::{Error, Result};
 
 use crate::models::message;
@@ -63,12 +71,17 @@ fn dense(log: &Path, states: Option<&Checkpoints>) -> Result<Bits> {
 }
 
 fn dense_at(rate: f64, steps: u64, log: &Path, states: Option<&Checkpoints>) -> Result<Bits> {
-    let set = text();
+    let optimizer = OptimizerConfig { rate, ..OptimizerConfig::DEFAULT };
+    dense_by(&PretrainConfig { steps, optimizer, ..CONFIG }, log, states)
+}
+
+const CONFIG: PretrainConfig = PretrainConfig { steps: STEPS, batch: 4, warmup: 3, ..PretrainConfig::DEFAULT };
+
+fn dense_by(config: &PretrainConfig, log: &Path, states: Option<&Checkpoints>) -> Result<Bits> {
+    let (set, held) = (text(), tiny::tokens(4, &[90, 70], VOCAB as u32));
     let sampler = Sampler::new(&set, 16, 4, 0, &Device::Cpu)?;
-    let adamw = AdamwConfig { rate, ..AdamwConfig::default() };
-    let config = PretrainConfig { steps, batch: 4, warmup: 3, adamw };
     let mut log = MetricsLog::open(log)?;
-    let store = pretrain(&tiny::config(VOCAB), &config, &sampler, &Device::Cpu, 0, &mut log, states)?;
+    let store = pretrain(&tiny::config(VOCAB), config, (&sampler, Some(&held)), 0, &mut log, states)?;
     Ok(tiny::bits(&store))
 }
 
@@ -79,9 +92,9 @@ fn experts(name: &str, min_k: usize, log: &Path, states: Option<&Checkpoints>) -
     let set = text();
     let sampler = Sampler::new(&set, 16, 4, 0, &Device::Cpu)?;
     let routers = name.starts_with("Even");
-    let config = SmkConfig { steps: STEPS, batch: 4, min_k, routers, ..SmkConfig::default() };
+    let config = SmkConfig { steps: STEPS, batch: 4, min_k, routers, ..SmkConfig::DEFAULT };
     let mut log = MetricsLog::open(log)?;
-    let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, states)?;
+    let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, states)?;
     Ok((tiny::bits(&store), outcome))
 }
 
@@ -108,6 +121,144 @@ fn pretraining_that_is_stopped_goes_on_to_the_same_bits() {
     assert_eq!(step_by_step(&stopped, |log, states| dense(log, Some(states))), expected);
     assert_eq!(fs::read(stopped.log()).unwrap(), fs::read(at_once.log()).unwrap());
     assert_eq!(stopped.saved(), ["state-00000022.safetensors", "state-00000023.safetensors"]);
+}
+
+/// Whatever a state holds beside weights and AdamW's moments.
+#[rstest]
+#[case::parts_of_a_batch(PretrainConfig { memory: Memory { micro_batches: 2, ..Memory::DEFAULT }, ..CONFIG })]
+#[case::recomputed(PretrainConfig { memory: Memory { recompute: true, ..Memory::DEFAULT }, ..CONFIG })]
+#[case::masters(PretrainConfig { memory: Memory { weights: Precision::Bf16, ..Memory::DEFAULT }, ..CONFIG })]
+#[case::narrow(PretrainConfig { memory: NARROW, ..CONFIG })]
+#[case::momentum(PretrainConfig { optimizer: OptimizerConfig { rule: UpdateRule::Sgd, ..CONFIG.optimizer }, ..CONFIG })]
+#[case::lion(PretrainConfig { optimizer: OptimizerConfig { rule: UpdateRule::Lion, rate: 4e-4, ..CONFIG.optimizer }, ..CONFIG })]
+#[case::the_best_so_far(PretrainConfig { look: 5, ..CONFIG })]
+fn any_pretraining_goes_on_to_the_same_bits(#[case] config: PretrainConfig) {
+    let (at_once, stopped) = (Place::new(), Place::new());
+    let expected = dense_by(&config, &at_once.log(), None).unwrap();
+    assert_eq!(step_by_step(&stopped, |log, states| dense_by(&config, log, Some(states))), expected);
+    assert_eq!(fs::read(stopped.log()).unwrap(), fs::read(at_once.log()).unwrap());
+    assert!(expected != dense(&Place::new().log(), None).unwrap() || config.memory.recompute || config.look > 0);
+}
+
+const NARROW: Memory =
+    Memory { weights: Precision::Bf16, gradients: Precision::Bf16, moments: Precision::Bf16, ..Memory::DEFAULT };
+
+/// A rate at which the loss on held-out text rises again: the result is the best step's, not the last one's.
+#[test]
+fn looks_keep_the_best_weights() {
+    let optimizer = OptimizerConfig { rate: 6e-2, ..CONFIG.optimizer };
+    let config = PretrainConfig { look: 2, optimizer, schedule: Schedule::Constant, ..CONFIG };
+    let place = Place::new();
+    let kept = dense_by(&config, &place.log(), None).unwrap();
+    let looks: Vec<(u64, f64)> = tinyonn::metrics::read(place.log())
+        .unwrap()
+        .into_iter()
+        .filter_map(|record| Some((record.step, record.values.iter().find(|(name, _)| name == "held_out_loss")?.1)))
+        .collect();
+    assert_eq!(looks.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 22]);
+    let best = looks.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    assert!(best < STEPS - 1, "it never rises: {looks:?}");
+    // A rate that stays makes the first steps of a longer training those of a shorter one.
+    let short = PretrainConfig { steps: best + 1, look: 0, ..config };
+    assert_eq!(kept, dense_by(&short, &Place::new().log(), None).unwrap());
+    let refused = message(pretrain(
+        &tiny::config(VOCAB),
+        &config,
+        (&Sampler::new(&text(), 16, 4, 0, &Device::Cpu).unwrap(), None),
+        0,
+        &mut MetricsLog::open(place.log()).unwrap(),
+        None,
+    ));
+    assert!(refused.contains("`pretrain.look`"), "{refused}");
+}
+
+/// Asks to stop when it has read so many batches.
+struct Stopping(Mlp, Arc<AtomicUsize>, Interrupt);
+
+impl FeedForward for Stopping {
+    type Saved = <Mlp as FeedForward>::Saved;
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
+        if self.1.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.2.request(Signal::Terminate);
+        }
+        self.0.forward(x, pass)
+    }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        self.0.backward(saved, dy, learn, input, grads)
+    }
+
+    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
+        self.0.learns(learn, grads)
+    }
+}
+
+struct Deaf;
+
+impl Watch for Deaf {
+    fn hear(&mut self, _: &Said) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Steps of four parts each, over two layers; it is asked to stop in the forward pass of number `at`, of a layer.
+fn in_parts(at: usize, states: &Checkpoints) -> Result<Bits> {
+    let cfg = tiny::config(VOCAB);
+    let store = tiny::dense_store(&cfg, 2);
+    let (left, interrupt) = (Arc::new(AtomicUsize::new(at)), states.interrupt.clone());
+    let work = store.work_weights(DType::F32, |_| true)?;
+    let build = |layer, vb: VarBuilder<'_>| Ok(Stopping(Mlp::new(&cfg, layer, &vb)?, left.clone(), interrupt.clone()));
+    let model = Qwen3ForCausalLm::new(&cfg, work.builder(), build)?;
+    let memory = Memory { micro_batches: 4, ..Memory::DEFAULT };
+    let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory)?;
+    let set = text();
+    let sampler = Sampler::new(&set, 16, 4, 0, &Device::Cpu)?;
+    let text = TextGradient {
+        model: &model,
+        sampler: &sampler,
+        pass: Pass::all(),
+        learn: Learn::default(),
+        exact: None,
+        open: 0,
+        memory,
+        interrupt: Some(&states.interrupt),
+    };
+    let rule = Rule {
+        stage: ("parts", "parts"),
+        steps: 5,
+        tokens: Some(text.tokens()),
+        optimizer: &OptimizerConfig::DEFAULT,
+        rate: &|_| 1e-2,
+        batch: &|_| None,
+        adjust: None,
+    };
+    let saving = Saving { checkpoints: states, settings: serde_json::Value::Null };
+    saving.resume::<()>(&mut state)?;
+    train(&mut state, &rule, &mut |state| text.descend(state), Some(&saving), &mut Deaf)?;
+    Ok(tiny::bits(&store))
+}
+
+/// Asked to stop between two parts of a step, a training leaves the state before it, and takes the step anew.
+#[rstest]
+#[case::in_the_first_part(17, 2)]
+#[case::in_the_second(19, 2)]
+#[case::in_the_third_s_last_layer(22, 2)]
+#[case::in_the_last(23, 3)]
+fn a_training_goes_on_within_an_accumulation(#[case] at: usize, #[case] saved: u64) {
+    let (at_once, stopped) = (Place::new(), Place::new());
+    let expected = in_parts(usize::MAX, &at_once.states()).unwrap();
+    let states = stopped.states();
+    let said = message(in_parts(at, &states));
+    assert!(said.contains(&format!("step {saved} of 5 of parts is saved")), "{said}");
+    assert_eq!(in_parts(usize::MAX, &stopped.states()).unwrap(), expected);
 }
 
 #[rstest]
@@ -159,7 +310,7 @@ fn other_settings_are_refused_by_name() {
     dense(&place.log(), Some(&place.states())).unwrap();
     let log = fs::read(place.log()).unwrap();
     let refused = message(dense_at(3e-3, STEPS, &place.log(), Some(&place.states())));
-    let named = "`pretrain.adamw.rate` was 0.004 and is 0.003";
+    let named = "`pretrain.optimizer.rate` was 0.004 and is 0.003";
     assert!(refused.contains(named) && refused.contains("/states: "), "{refused}");
     let refused = message(dense_at(4e-3, STEPS + 1, &place.log(), Some(&place.states())));
     assert!(refused.contains("`pretrain.steps` was 23 and is 24;"), "{refused}");
@@ -204,15 +355,22 @@ fn a_state_that_cannot_be_written_leaves_the_one_before_it() {
 #[test]
 fn a_number_that_is_not_finite_leaves_the_state_before_it() {
     let (blown, good) = (Place::new(), Place::new());
-    // One step at this rate makes weights so large that the next loss is no number.
-    let refused = message(dense_at(f64::MAX, STEPS, &blown.log(), Some(&blown.states())));
+    // One step at this rate makes weights so large, and finite, that the next loss is no number.
+    let rate = 1e30;
+    let refused = message(dense_at(rate, STEPS, &blown.log(), Some(&blown.states())));
     assert!(refused.contains("at step 1 of pretraining") && refused.contains("task `task"), "{refused}");
     assert_eq!(blown.saved(), ["state-00000001.safetensors"]);
     let states = good.states();
     states.interrupt.request(Signal::Interrupt);
-    dense_at(f64::MAX, STEPS, &good.log(), Some(&states)).unwrap_err();
+    dense_at(rate, STEPS, &good.log(), Some(&states)).unwrap_err();
     let of = |place: &Place| fs::read(place.states().dir.join("state-00000001.safetensors")).unwrap();
     assert!(of(&blown) == of(&good), "the state is not that before the step");
+    let state = MappedSafetensors::open(blown.states().dir.join("state-00000001.safetensors")).unwrap();
+    for name in state.names() {
+        let values = state.load(name, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap();
+        let most = values.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(most.is_finite(), "{name}");
+    }
 }
 
 /// The store is the caller's: a training that goes on with other weights than it began with would be another training.
@@ -224,10 +382,16 @@ fn other_weights_are_refused() {
     let (variant, store): (_, ParamStore) = tiny::upcycled(&cfg, "Moe7x3", &tiny::dense_store(&cfg, 9));
     let set = text();
     let sampler = Sampler::new(&set, 16, 4, 0, &Device::Cpu).unwrap();
-    let config = SmkConfig { steps: STEPS, batch: 4, min_k: 2, ..SmkConfig::default() };
+    let config = SmkConfig { steps: STEPS, batch: 4, min_k: 2, ..SmkConfig::DEFAULT };
     let mut log = MetricsLog::open(place.log()).unwrap();
     let states = place.states();
-    let refused =
-        message(train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, Some(&states)));
+    let refused = message(train_smk(
+        (&store, &cfg, variant),
+        &Pass::routed(),
+        (&sampler, None),
+        &config,
+        &mut log,
+        Some(&states),
+    ));
     assert!(refused.contains("`weights` was"), "{refused}");
 }

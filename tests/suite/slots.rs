@@ -10,7 +10,7 @@ use tinyonn::imaging::Labels;
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{Balance, Gate, MoeSpec, RoutePer, Variant};
 use tinyonn::ops::Grads;
-use tinyonn::qwen3::{Ask, Learn, Pass, Qwen3Config};
+use tinyonn::qwen3::{Ask, InTraining, Learn, Pass, Qwen3Config};
 
 use crate::gradients::inputs;
 use crate::models::{CPU, Learnt, bits, learnt};
@@ -23,7 +23,7 @@ fn model(name: &str) -> (Qwen3Config, &'static Variant, ParamStore, TinyOnnForCa
     let mut params = variant_params(&cfg, variant).unwrap();
     params.retain(|param| !matches!(param.role, Role::Partition | Role::Balance) && store.get(&param.name).is_some());
     for (seed, param) in params.iter().filter(|param| param.role == Role::Delta).enumerate() {
-        let delta = (inputs(seed as u64, &[&param.shape]).remove(0) * 0.1).unwrap();
+        let delta = (inputs(seed as u64, &[store.get(&param.name).unwrap().dims()]).remove(0) * 0.1).unwrap();
         store.set(&param.name, &delta.to_dtype(DType::F32).unwrap()).unwrap();
     }
     let model = TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, |_| true)).unwrap();
@@ -34,7 +34,7 @@ fn gradients(model: &TinyOnnForCausalLm, store: &ParamStore, picked: &dyn Fn(&st
     let ids = tinyonn::checkpoint::tokens::random_tokens(40, (2, 12), 5, &CPU).unwrap();
     let paths = Some(Arc::new(Labels::random(2, 2, model.spec(), 3).paths));
     let ask = Ask { load: true, ..Ask::default() };
-    let pass = Pass { training: Some(0), ask, paths, ..Pass::routed().of_tasks(&[0, 1]) };
+    let pass = Pass { training: Some(InTraining::whole(0)), ask, paths, ..Pass::routed().of_tasks(&[0, 1]) };
     learnt(model.lm(), (store, picked), (&ids, &ids), &pass, &Learn { routers: true, ..Learn::default() })
 }
 

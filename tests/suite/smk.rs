@@ -8,13 +8,13 @@ use approx::assert_relative_eq;
 use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::checkpoint::ParamStore;
+use tinyonn::checkpoint::{ParamStore, Role};
 use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::moe::Variant;
 use tinyonn::qwen3::{Learn, Pass, Qwen3Config};
 use tinyonn::train::smk::SmkOutcome;
-use tinyonn::train::{AdamwConfig, Slot, SmkConfig, TrainState, train_smk};
+use tinyonn::train::{Memory, OptimizerConfig, Slot, SmkConfig, TrainState, train_smk};
 
 use crate::models::message;
 use crate::tiny;
@@ -22,7 +22,15 @@ use crate::tiny;
 const VOCAB: usize = 40;
 
 /// ε this large makes an update proportional to the gradient: rounding of a gradient near zero cannot turn its sign's worth.
-const ADAMW: AdamwConfig = AdamwConfig { rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-2, decay: 0.0, clip: 1.0 };
+const ADAMW: OptimizerConfig = OptimizerConfig {
+    rate: 1e-2,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-2,
+    decay: 0.0,
+    clip: 1.0,
+    ..OptimizerConfig::DEFAULT
+};
 
 fn upcycled(name: &str) -> (Qwen3Config, &'static Variant, ParamStore) {
     let cfg = tiny::config(VOCAB);
@@ -48,10 +56,11 @@ fn training_lets_only_routed_experts_compete(#[case] name: &str, #[case] experts
     tinyonn::checkpoint::grow_deltas(&mut store, &cfg, &variant.spec).unwrap();
     let set = tiny::tokens(3, &[200], VOCAB as u32);
     let sampler = Sampler::new(&set, 8, 1, 0, &Device::Cpu).unwrap();
-    let config = SmkConfig { steps: 5, batch: 1, min_k: 1, adamw: ADAMW, ..SmkConfig::default() };
+    let config = SmkConfig { steps: 5, batch: 1, min_k: 1, optimizer: ADAMW, ..SmkConfig::DEFAULT };
     let folder = tempfile::tempdir().unwrap();
     let mut log = MetricsLog::create(folder.path().join("smk.jsonl")).unwrap();
-    let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
+    let outcome =
+        train_smk((&store, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, None).unwrap();
     approx::assert_relative_eq!(outcome.updated_share, 0.5);
 }
 
@@ -59,7 +68,7 @@ fn training_lets_only_routed_experts_compete(#[case] name: &str, #[case] experts
 fn no_learner_at_all_is_refused() {
     let (cfg, variant, store) = upcycled("Moe2x4");
     let before = tiny::bits(&store);
-    let config = SmkConfig { steps: 1, batch: 4, min_k: 0, adamw: ADAMW, ..SmkConfig::default() };
+    let config = SmkConfig { steps: 1, batch: 4, min_k: 0, optimizer: ADAMW, ..SmkConfig::DEFAULT };
     let refused = message(trained(&cfg, variant, &store, &config));
     assert!(refused.contains("`smk.min_k`") && refused.contains("no expert would learn"), "{refused}");
     assert_eq!(tiny::bits(&store), before);
@@ -78,17 +87,14 @@ fn trained(
     let (dir, set) = (TempDir::new().unwrap(), text());
     let sampler = Sampler::new(&set, 8, config.batch, 0, &Device::Cpu).unwrap();
     let mut log = MetricsLog::create(dir.path().join("log.jsonl")).unwrap();
-    train_smk((store, cfg, variant), &Pass::routed(), &sampler, config, &mut log, None)
+    train_smk((store, cfg, variant), &Pass::routed(), (&sampler, None), config, &mut log, None)
 }
 
 /// The experts whose neurons' weights differ between two stores, by layer and matrix.
 fn moved(before: &ParamStore, after: &ParamStore, layer: usize, matrix: &str) -> BTreeSet<u32> {
     let name = format!("model.layers.{layer}.mlp.{matrix}_proj.weight");
     let owners = after.get(&format!("model.layers.{layer}.mlp.neuron_expert")).unwrap().to_vec1::<u32>().unwrap();
-    let by_neuron = |store: &ParamStore| {
-        let weights = store.get(&name).unwrap().as_detached_tensor();
-        if matrix == "down" { rows(&weights.t().unwrap()) } else { rows(&weights) }
-    };
+    let by_neuron = |store: &ParamStore| rows(&store.get(&name).unwrap().as_detached_tensor());
     let pairs = by_neuron(before).into_iter().zip(by_neuron(after)).zip(owners);
     pairs.filter(|((a, b), _)| a != b).map(|(_, owner)| owner).collect()
 }
@@ -103,9 +109,9 @@ fn only_learners_move(#[case] name: &str, #[case] min_k: usize, #[case] steps: u
     let (cfg, variant, store) = upcycled(name);
     let before = store.deep_copy().unwrap();
     // Decay and momentum would move a loser that stepped.
-    let adamw = AdamwConfig { decay: 0.1, ..ADAMW };
+    let optimizer = OptimizerConfig { decay: 0.1, ..ADAMW };
     let outcome =
-        trained(&cfg, variant, &store, &SmkConfig { steps, batch: 4, min_k, adamw, ..SmkConfig::default() }).unwrap();
+        trained(&cfg, variant, &store, &SmkConfig { steps, batch: 4, min_k, optimizer, ..SmkConfig::DEFAULT }).unwrap();
     for ((name, old), (_, new)) in tiny::bits(&before).iter().zip(&tiny::bits(&store)) {
         assert_eq!(old != new, is_expert(name), "{name}");
     }
@@ -128,7 +134,7 @@ fn only_learners_move(#[case] name: &str, #[case] min_k: usize, #[case] steps: u
 fn min_k_of_all_is_plain_training(#[case] name: &str, #[case] min_k: usize) {
     let (cfg, variant, store) = upcycled(name);
     let plain = store.deep_copy().unwrap();
-    trained(&cfg, variant, &store, &SmkConfig { steps: 1, batch: 4, min_k, adamw: ADAMW, ..SmkConfig::default() })
+    trained(&cfg, variant, &store, &SmkConfig { steps: 1, batch: 4, min_k, optimizer: ADAMW, ..SmkConfig::DEFAULT })
         .unwrap();
 
     let vb = plain.builder(DType::F32, is_expert);
@@ -141,8 +147,9 @@ fn min_k_of_all_is_plain_training(#[case] name: &str, #[case] min_k: usize) {
     let scored = 1.0 / (4 * (8 - open)) as f32;
     let each: Vec<f32> = (0..4 * 8).map(|at| if at % 8 < open { 0.0 } else { scored }).collect();
     let dlosses = Tensor::from_vec(each, (4, 8), &Device::Cpu).unwrap();
-    let slots = plain.trainable(is_expert).into_iter().map(|(name, var)| Slot::new(name, 0, var)).collect();
-    let mut state = TrainState::new(slots).unwrap();
+    let slots =
+        plain.trainable(is_expert).into_iter().map(|(name, var)| Slot::new(name, Role::Expert, 0, var)).collect();
+    let mut state = TrainState::new(slots, &Memory::DEFAULT).unwrap();
     model.lm().backward(forward.saved, &dlosses, &Learn::default(), &mut state.grads).unwrap();
     state.update(&ADAMW, ADAMW.rate).unwrap();
     for (name, var) in store.iter().filter(|(name, _)| is_expert(name)) {
@@ -167,10 +174,10 @@ fn the_same_steps_give_the_same_bits_and_the_loss_falls() {
             steps: 41,
             batch: 4,
             min_k: 2,
-            adamw: AdamwConfig { eps: 1e-8, ..ADAMW },
-            ..SmkConfig::default()
+            optimizer: OptimizerConfig { eps: 1e-8, ..ADAMW },
+            ..SmkConfig::DEFAULT
         };
-        train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None).unwrap();
+        train_smk((&store, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, None).unwrap();
         (tiny::bits(&store), tinyonn::metrics::read(&path).unwrap())
     };
     let (first, again) = (run(), run());

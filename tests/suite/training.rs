@@ -10,7 +10,7 @@ use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::metrics::{MetricsLog, Record};
 use tinyonn::qwen3::{Active, FeedForward, Pass, PathTable, Qwen3ForCausalLm};
 use tinyonn::train::evaluate::EvaluateOptions;
-use tinyonn::train::{AdamwConfig, DocumentLoss, Losses, PretrainConfig, evaluate, pretrain};
+use tinyonn::train::{DocumentLoss, Losses, OptimizerConfig, PretrainConfig, evaluate, pretrain};
 
 use crate::tiny;
 
@@ -25,7 +25,16 @@ const CONFIG: PretrainConfig = PretrainConfig {
     steps: 60,
     batch: 8,
     warmup: 10,
-    adamw: AdamwConfig { rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, clip: 1.0 },
+    optimizer: OptimizerConfig {
+        rate: 1e-2,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        decay: 0.1,
+        clip: 1.0,
+        ..OptimizerConfig::DEFAULT
+    },
+    ..PretrainConfig::DEFAULT
 };
 
 fn pretrained(config: &PretrainConfig, seed: u64) -> (tinyonn::checkpoint::ParamStore, Vec<Record>) {
@@ -33,8 +42,7 @@ fn pretrained(config: &PretrainConfig, seed: u64) -> (tinyonn::checkpoint::Param
     let path = dir.path().join("log.jsonl");
     let sampler = Sampler::new(&ARITHMETIC, 32, config.batch, seed, &Device::Cpu).unwrap();
     let mut log = MetricsLog::create(&path).unwrap();
-    let store =
-        pretrain(&tiny::config(tiny::TEXT_VOCAB), config, &sampler, &Device::Cpu, seed, &mut log, None).unwrap();
+    let store = pretrain(&tiny::config(tiny::TEXT_VOCAB), config, (&sampler, None), seed, &mut log, None).unwrap();
     (store, tinyonn::metrics::read(path).unwrap())
 }
 

@@ -127,7 +127,7 @@ fn parameters(spec: &MoeSpec) -> HashMap<String, Tensor> {
     let mut all = HashMap::from([
         ("gate_proj.weight".to_owned(), random(1, &[WIDTH, HIDDEN])),
         ("up_proj.weight".to_owned(), random(2, &[WIDTH, HIDDEN])),
-        ("down_proj.weight".to_owned(), random(3, &[HIDDEN, WIDTH])),
+        ("down_proj.weight".to_owned(), random(3, &[WIDTH, HIDDEN])),
         ("neuron_expert".to_owned(), Tensor::from_vec(owners, WIDTH, &Device::Cpu).unwrap()),
     ]);
     for (index, level) in spec.levels.iter().enumerate() {

@@ -47,15 +47,21 @@ fn a_store_shares_nothing_with_what_it_was_made_from_nor_with_its_copy() {
 #[rstest]
 fn gradients_reach_trainable_vars_and_no_frozen_one(#[values(DType::F32, DType::BF16)] compute: DType) {
     let store = small_store();
-    let vb = store.builder(compute, |name| name == "b" || name == "b.expert");
+    let work = store.work_weights(compute, |name| name == "b" || name == "b.expert").unwrap();
+    let vb = work.builder();
     let (a, b) = (vb.get(2, "a").unwrap(), vb.get((2, 1), "b").unwrap());
     let expert = vb.get_with_hints_dtype(2, "b.expert", Init::default(), DType::U32).unwrap();
     assert_eq!(expert.to_vec1::<u32>().unwrap(), [0, 1]);
     assert_eq!((a.dtype(), b.dtype()), (compute, compute));
     let loss = a.unsqueeze(0).unwrap().matmul(&b.index_select(&expert, 0).unwrap()).unwrap().sum_all().unwrap();
     let gradients = loss.backward().unwrap();
-    let gradient = gradients.get(store.get("b").unwrap()).expect("a trainable parameter has a gradient");
-    assert_eq!((gradient.dtype(), values(gradient)), (DType::F32, vec![1.0, 2.0]));
+    let (var, master) = work.get("b").unwrap();
+    let gradient = gradients.get(var).expect("a parameter that learns has a gradient");
+    assert_eq!((gradient.dtype(), values(gradient)), (compute, vec![1.0, 2.0]));
+    // Where the types are one, the work weight is the stored one; elsewhere that is its master.
+    let own = if compute == DType::F32 { var } else { master.unwrap() };
+    assert_eq!((own.id(), master.is_none()), (store.get("b").unwrap().id(), compute == DType::F32));
+    assert!(work.get("a").is_none() && work.get("b.expert").is_none());
     for frozen in ["a", "b.expert"] {
         assert!(gradients.get(store.get(frozen).unwrap()).is_none(), "{frozen}");
     }

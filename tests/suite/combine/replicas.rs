@@ -30,9 +30,9 @@ impl Case {
         let differing = self.differs.iter().filter(|differs| **differs).count();
         let (x, w) = ([rows, d], [self.chosen.len(), self.differs.len()]);
         let mut shapes: Vec<&[usize]> = vec![&x, &[0; 0], &[0; 0], &[0; 0], &w];
-        let (wide, tall) = ([i, d], [d, i]);
-        (shapes[1], shapes[2], shapes[3]) = (&wide, &wide, &tall);
-        (0..differing).for_each(|_| shapes.extend([&wide as &[usize], &wide, &tall]));
+        let matrix = [i, d];
+        shapes[1..4].fill(&matrix);
+        (0..differing).for_each(|_| shapes.extend([&matrix as &[usize]; 3]));
         inputs(seed, &shapes)
     }
 
@@ -292,6 +292,6 @@ fn what_does_not_go_together_is_refused() {
     };
     let (merged, dispatched) = refusal(&deltas[..2]);
     assert!(merged.contains("3 experts for 2") && dispatched.contains("2 experts"), "{merged} {dispatched}");
-    let (merged, dispatched) = refusal(&[None, None, Some([&xs[1], &xs[3], &xs[2]])]);
+    let (merged, dispatched) = refusal(&[None, None, Some([&xs[1], &xs[0], &xs[2]])]);
     assert!(merged.contains("expert 2") && dispatched.contains("expert 2"), "{merged} {dispatched}");
 }

@@ -111,7 +111,7 @@ impl Model {
     ) -> (Self, Vec<Record>) {
         let sampler = Sampler::new(set, length, config.batch, seed, &CPU).unwrap();
         let (store, records) =
-            logged(|log| pretrain(cfg, config, &sampler, &CPU, seed, log, None).expect("pretraining goes through"));
+            logged(|log| pretrain(cfg, config, (&sampler, None), seed, log, None).expect("pretraining goes through"));
         (Self { cfg: cfg.clone(), variant: None, store }, records)
     }
 
@@ -129,7 +129,12 @@ impl Model {
         for (name, var) in store.iter().filter(|(name, _)| is_delta(name)) {
             let mut rng = random::stream(seed, name);
             let values = (0..var.elem_count()).map(|_| 0.1 * (rng.random::<f32>() - 0.5)).collect::<Vec<f32>>();
-            var.set(&Tensor::from_vec(values, var.shape(), &CPU).unwrap()).unwrap();
+            // Drawn in the order of files, in which W_d has a column a neuron.
+            let turned = name.ends_with("down_proj.weight");
+            let (rows, columns) = var.dims2().unwrap();
+            let value = Tensor::from_vec(values, if turned { (columns, rows) } else { (rows, columns) }, &CPU).unwrap();
+            let value = if turned { value.t().unwrap().contiguous().unwrap() } else { value };
+            var.set(&value).unwrap();
         }
         Self { cfg: self.cfg.clone(), variant: Some(variant), store }
     }
@@ -171,7 +176,11 @@ impl Model {
     /// Every parameter by its name, in the order of names; experts' numbers are left out.
     pub(super) fn parameters(&self) -> Vec<(String, Vec<f32>)> {
         let floats = self.store.iter().filter(|(_, var)| var.dtype().is_float());
-        floats.map(|(name, var)| (name.to_owned(), values(&var.as_detached_tensor()))).collect()
+        let in_file = |name: &str, var: &candle_core::Var| {
+            let value = var.as_detached_tensor();
+            if name.ends_with("down_proj.weight") { value.t().unwrap().contiguous().unwrap() } else { value }
+        };
+        floats.map(|(name, var)| (name.to_owned(), values(&in_file(name, var)))).collect()
     }
 
     /// Logits of sequences of equal length, one after another.
@@ -322,8 +331,9 @@ impl Model {
     ) -> (f64, Vec<Record>) {
         let sampler = Sampler::new(set, length, config.batch, seed, &CPU).unwrap();
         let model = (&self.store, &self.cfg, self.variant.expect("this model has experts"));
-        let (outcome, records) =
-            logged(|log| train_smk(model, &routing.pass(0), &sampler, config, log, None).expect("SMK goes through"));
+        let (outcome, records) = logged(|log| {
+            train_smk(model, &routing.pass(0), (&sampler, None), config, log, None).expect("SMK goes through")
+        });
         (outcome.updated_share, records)
     }
 

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use tinyonn::imaging::Labels;
 use tinyonn::moe::{Balance, Gate, MoeSpec, RoutePer, moe};
 use tinyonn::qwen3::Qwen3Config;
-use tinyonn::train::{AdamwConfig, RouterFitConfig, SmkConfig};
+use tinyonn::train::{OptimizerConfig, RouterFitConfig, SmkConfig};
 
 use super::dense::{evaluated, is_expert, is_router, logged, moved, parameters, rows};
 use super::engine::{Asked, Model, Routing, Text};
@@ -131,8 +131,15 @@ pub(super) fn run(figures: &mut Figures, name: &str) {
         evaluated(figures, when, &model.evaluate(&TEXT.test, (LENGTH, BATCH), routed));
     };
     says(figures, "before");
-    let adamw = AdamwConfig { rate: 2e-3, decay: 0.0, ..AdamwConfig::default() };
-    let config = SmkConfig { steps: STEPS, batch: BATCH, min_k: 3, routers: routers_learn(spec), adamw };
+    let optimizer = OptimizerConfig { rate: 2e-3, decay: 0.0, ..OptimizerConfig::DEFAULT };
+    let config = SmkConfig {
+        steps: STEPS,
+        batch: BATCH,
+        min_k: 3,
+        routers: routers_learn(spec),
+        optimizer,
+        ..SmkConfig::DEFAULT
+    };
     let before = model.copy();
     let (share, records) = model.smk(&config, (&TEXT.train, LENGTH), routed, 4);
     logged(figures, &records, &["loss", "load_max_over_mean", "load_evenness", "load_dead"]);

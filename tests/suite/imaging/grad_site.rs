@@ -49,7 +49,7 @@ fn watched(xs: &[Tensor], dtype: DType, site: GradSite, gated: bool, device: &De
 
 /// x, W_g, W_u, W_d and a gate; more tokens than one task of the pool sums.
 fn matrices() -> Vec<Tensor> {
-    inputs(13, &[&[600, 4], &[7, 4], &[7, 4], &[4, 7], &[600, 3]])
+    inputs(13, &[&[600, 4], &[7, 4], &[7, 4], &[7, 4], &[600, 3]])
 }
 
 fn unit_sums(sums: &ImageSums) -> [&UnitSums; 3] {
@@ -86,7 +86,7 @@ fn parts_of_the_inputs_gradient(xs: &[Tensor], gated: bool) -> Result<Vec<Vec<Ve
     if gated {
         h_ti = (h_ti * xs[4].index_select(&Tensor::new(&EXPERTS, &Device::Cpu)?, 1)?)?;
     }
-    let loss = h_ti.matmul(&xs[3].t()?)?.sqr()?.sum_all()?;
+    let loss = h_ti.matmul(&xs[3])?.sqr()?.sum_all()?;
     loss.backward()?.get(&own_tid).unwrap().to_vec3()
 }
 

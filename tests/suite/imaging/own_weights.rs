@@ -115,6 +115,8 @@ impl Reference<'_> {
     fn mlp(&self, x: &Tensor, name: &str) -> Result<(Tensor, Own)> {
         let copies = |which: &str| -> Result<Var> {
             let shared = self.weight(&format!("{name}.{which}_proj.weight"));
+            // In memory W_d has a row a neuron.
+            let shared = if which == "down" { shared.t()? } else { shared };
             let (rows, columns) = shared.dims2()?;
             Var::from_tensor(&shared.unsqueeze(0)?.broadcast_as((self.t, rows, columns))?.contiguous()?)
         };

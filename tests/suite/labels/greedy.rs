@@ -110,7 +110,7 @@ fn what_matters_is_kept(#[values(0, 4, 7, 11)] matters: u32) {
         let owners = store.get(&name("neuron_expert")).unwrap().to_vec1::<u32>().unwrap();
         let keep: Vec<f32> = owners.iter().map(|owner| if *owner == matters { 3.0 } else { 0.0 }).collect();
         let down = name("down_proj.weight");
-        let keep = Tensor::new(keep, &Device::Cpu).unwrap();
+        let keep = Tensor::new(keep, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
         let only = store.get(&down).unwrap().as_detached_tensor().broadcast_mul(&keep).unwrap();
         store.set(&down, &only).unwrap();
     }

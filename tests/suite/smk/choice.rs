@@ -74,7 +74,7 @@ fn surprises(
     let (x, dy) = (flat(x), flat(dy));
     let product = |a: &Tensor, b: &Tensor| rows(&a.matmul(b).unwrap());
     let [g, u] = ["gate", "up"].map(|matrix| product(&x, &weight(matrix).t().unwrap()));
-    let (dh, x, dy) = (product(&dy, &weight("down")), rows(&x), rows(&dy));
+    let (dh, x, dy) = (product(&dy, &weight("down").t().unwrap()), rows(&x), rows(&dy));
     let squared = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>();
     let of_token = |t: usize, i: usize| {
         let (c, s) = (f64::from(gates[t][units[i] as usize]), 1.0 / (1.0 + (-g[t][i]).exp()));
@@ -104,7 +104,7 @@ fn least(keys: &[Option<f64>], k: usize) -> Vec<usize> {
 /// The gradient of a matrix of a layer, a row a neuron.
 fn by_neuron(grads: &Grads, store: &ParamStore, name: &str) -> Vec<Vec<f64>> {
     let grad = grads.get(store.get(name).unwrap()).unwrap().copy().unwrap();
-    if name.contains("down") { rows(&grad.t().unwrap()) } else { rows(&grad) }
+    rows(&grad)
 }
 
 fn matrices(layer: usize) -> [String; 3] {
@@ -150,9 +150,8 @@ fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: us
             assert_eq!(expected.len(), min_k.min(active.len()));
             idle |= active.len() < experts;
             for name in matrices(layer) {
-                let lines = found.grads.lines(store.get(&name).unwrap()).unwrap();
-                assert_eq!(lines.axis, usize::from(name.contains("down")));
-                let learning = lines.learn.to_vec1::<u8>().unwrap();
+                let learn = found.grads.learning_rows(store.get(&name).unwrap()).unwrap();
+                let learning = learn.to_vec1::<u8>().unwrap();
                 for (i, gradient) in by_neuron(&found.grads, &store, &name).iter().enumerate() {
                     let learns = expected.contains(&(units[layer][i] as usize));
                     let moves = gradient.iter().any(|x| *x != 0.0);
@@ -161,7 +160,7 @@ fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: us
             }
         }
         for other in ["model.norm.weight", "model.layers.0.mlp.neuron_expert"] {
-            assert!(found.grads.lines(store.get(other).unwrap()).is_none(), "{other}");
+            assert!(found.grads.learning_rows(store.get(other).unwrap()).is_none(), "{other}");
         }
     }
     assert!(idle || !["Moe7x3", "SequenceOf2"].contains(&name), "no expert idles: the test is blind");
@@ -264,12 +263,12 @@ fn learners_join_over_micro_batches() {
     let mut kinds = [0; 4];
     for layer in 0..2 {
         for (which, name) in matrices(layer).iter().enumerate() {
-            let lines = grads.lines(store.get(name).unwrap()).unwrap().learn.to_vec1::<u8>().unwrap();
+            let rows = grads.learning_rows(store.get(name).unwrap()).unwrap().to_vec1::<u8>().unwrap();
             for (i, found) in by_neuron(&grads, &store, name).iter().enumerate() {
                 let expert = units[layer][i] as usize;
                 let won = [&first, &second].map(|pass| pass.0[layer].contains(&expert));
                 let [a, b] = [&first, &second].map(|pass| &pass.1[layer][which][i]);
-                assert_eq!(lines[i] == 1, won[0] || won[1]);
+                assert_eq!(rows[i] == 1, won[0] || won[1]);
                 match won {
                     [false, false] => assert!(found.iter().all(|x| *x == 0.0)),
                     [true, false] => assert_eq!(found, a),
@@ -351,8 +350,8 @@ fn the_exact_form_keeps_the_least_norms(#[case] name: &str, #[case] k: usize) {
             }
         }
         for (name, var) in store.iter().filter(|(name, _)| picked(name) && name.contains(&format!("layers.{layer}."))) {
-            let Some(lines) = found.grads.lines(var) else { continue };
-            let lines = lines.learn.to_vec1::<u8>().unwrap();
+            let Some(learn) = found.grads.learning_rows(var) else { continue };
+            let lines = learn.to_vec1::<u8>().unwrap();
             match (&units, name.split_once("delta.")) {
                 (Some(units), _) => (0..lines.len())
                     .for_each(|i| assert_eq!(lines[i] == 1, expected.contains(&(units[layer][i] as usize)))),

@@ -1,4 +1,4 @@
-//! A [`VarBuilder`] over a [`ParamStore`]: trainable names give the Var, all others its value without a tape.
+//! A [`VarBuilder`] over a [`ParamStore`]: names that learn give the Var, all others its value without a tape.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use super::store::{ParamStore, misshapen, unknown};
 impl ParamStore {
     /// Lends the parameters to a model's constructor, in `dtype`.
     ///
-    /// A name that `trainable` picks gives the Var's own tensor: gradients reach the Var. Every other name gives the
+    /// A name that `trainable` picks gives the Var's own tensor, by which gradients know it. Every other name gives the
     /// detached value on the same storage: it sees updates and takes no gradient. Where the stored type differs from the
-    /// one asked for, a trainable value is converted on the tape (so an f32 Var serves a bf16 model with f32 gradients),
-    /// a frozen one once, by value, after which it no longer sees updates. Integer entries are given as they are.
+    /// one asked for, a frozen value is converted once, by value, after which it no longer sees updates; one that learns is refused: take
+    /// [`work_weights`](Self::work_weights). Integer entries are given as they are.
     ///
     /// The builder's errors name the tensor that is missing or of another shape.
     pub fn builder(
@@ -22,15 +22,29 @@ impl ParamStore {
         dtype: DType,
         trainable: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> VarBuilder<'static> {
-        let backend = StoreBackend { vars: self.handles(), trainable: Box::new(trainable) };
-        VarBuilder::from_backend(Box::new(backend), dtype, self.device().clone())
+        let lend = |(name, var): (String, Var)| {
+            let lent = if trainable(&name) { Lent::Learning(var) } else { Lent::Frozen(var) };
+            (name, lent)
+        };
+        builder_of(self.handles().into_iter().map(lend).collect(), dtype, self.device())
     }
+}
+
+/// What a name gives.
+pub(super) enum Lent {
+    /// The Var's own tensor.
+    Learning(Var),
+    /// Its value.
+    Frozen(Var),
+}
+
+pub(super) fn builder_of(lent: BTreeMap<String, Lent>, dtype: DType, device: &Device) -> VarBuilder<'static> {
+    VarBuilder::from_backend(Box::new(StoreBackend { lent }), dtype, device.clone())
 }
 
 /// A snapshot of the handles: names that the store gains or loses later do not matter, values that it changes do.
 struct StoreBackend {
-    vars: BTreeMap<String, Var>,
-    trainable: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    lent: BTreeMap<String, Lent>,
 }
 
 impl SimpleBackend for StoreBackend {
@@ -43,15 +57,20 @@ impl SimpleBackend for StoreBackend {
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let var = self.vars.get(name).ok_or_else(|| unknown(name))?;
-        if var.dtype().is_int() {
-            return var.as_detached_tensor().to_device(device);
+        match self.lent.get(name).ok_or_else(|| unknown(name))? {
+            Lent::Learning(var) | Lent::Frozen(var) if var.dtype().is_int() => {
+                var.as_detached_tensor().to_device(device)
+            }
+            Lent::Learning(var) if var.dtype() != dtype => {
+                let problem = format!("is stored as {:?} and would learn as {dtype:?}", var.dtype());
+                Err(crate::Error::tensor(name, problem, "take the store's `work_weights`, which keep masters").into())
+            }
+            Lent::Learning(var) => var.as_tensor().to_device(device),
+            Lent::Frozen(var) => var.as_detached_tensor().to_device(device)?.to_dtype(dtype),
         }
-        let tensor = if (self.trainable)(name) { var.as_tensor().clone() } else { var.as_detached_tensor() };
-        tensor.to_device(device)?.to_dtype(dtype)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.vars.contains_key(name)
+        self.lent.contains_key(name)
     }
 }

@@ -127,7 +127,7 @@ impl ModelFolder {
                 Some(dtype) if tensor.dtype().is_float() => tensor.to_dtype(dtype)?,
                 _ => tensor,
             };
-            store.insert(name.as_str(), tensor)?;
+            store.insert_stored(name, tensor)?;
         }
         Ok(store)
     }

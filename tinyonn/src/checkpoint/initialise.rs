@@ -9,6 +9,7 @@ use candle_nn::init::NormalOrUniform;
 use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 use rand::Rng as _;
 
+use super::layout::{turned, turned_shape};
 use super::store::{ParamStore, misshapen, unknown};
 use crate::{Error, Result, random};
 
@@ -95,6 +96,8 @@ fn draw(shape: &Shape, name: &str, init: Init, dtype: DType, seed: u64) -> Resul
         };
         return Ok(Tensor::full(value, shape.clone(), &Device::Cpu)?.to_dtype(dtype)?);
     }
+    // Drawn as files have it, so that a seed gives the weights it always gave.
+    let shape = &Shape::from(turned_shape(name, shape.dims().to_vec()));
     let mut rng = random::stream(seed, name);
     let count = shape.elem_count();
     let values = match init {
@@ -110,7 +113,7 @@ fn draw(shape: &Shape, name: &str, init: Init, dtype: DType, seed: u64) -> Resul
             }
         }
     };
-    Ok(Tensor::from_vec(values, shape.clone(), &Device::Cpu)?)
+    turned(name, Tensor::from_vec(values, shape.clone(), &Device::Cpu)?)
 }
 
 fn uniform(count: usize, lo: f64, up: f64, rng: &mut random::Rng) -> Vec<f32> {

@@ -1,7 +1,9 @@
-//! The one list of a model's parameters: name, role, layer and shape of each; what checkpoints are checked against, what trainings pick
+//! The one list of a model's parameters: name, role, layer and shape in a file of each; what checkpoints are checked against, what trainings pick
 //! their weights from. Nothing else takes a name apart.
 
 use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use super::replicas::deltas_of;
 use super::variant_tensors::{expected_variant_tensors, mixture_prefix, neuron_expert_name};
@@ -15,7 +17,8 @@ pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(super) const HEAD: &str = "lm_head.weight";
 
 /// What a parameter is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The token embedding.
     Embedding,
@@ -37,6 +40,54 @@ pub enum Role {
     Partition,
 }
 
+/// Some roles; in settings a list of their names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Role>", into = "Vec<Role>")]
+pub struct Roles(u16);
+
+impl Roles {
+    /// None.
+    pub const NONE: Self = Self(0);
+    const ALL: [Role; 9] = [
+        Role::Embedding,
+        Role::Head,
+        Role::Norm,
+        Role::Attention,
+        Role::Expert,
+        Role::Delta,
+        Role::Router,
+        Role::Balance,
+        Role::Partition,
+    ];
+
+    /// Whether `role` is one of them.
+    ///
+    /// ```
+    /// use tinyonn::checkpoint::{Role, Roles};
+    ///
+    /// let roles: Roles = serde_json::from_str(r#"["embedding", "router"]"#)?;
+    /// assert!(roles.contains(Role::Router) && !roles.contains(Role::Expert));
+    /// assert_eq!(serde_json::to_string(&roles)?, r#"["embedding","router"]"#);
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    #[must_use]
+    pub fn contains(self, role: Role) -> bool {
+        self.0 & (1 << role as u16) != 0
+    }
+}
+
+impl From<Vec<Role>> for Roles {
+    fn from(roles: Vec<Role>) -> Self {
+        Self(roles.into_iter().fold(0, |set, role| set | (1 << role as u16)))
+    }
+}
+
+impl From<Roles> for Vec<Role> {
+    fn from(roles: Roles) -> Self {
+        Roles::ALL.into_iter().filter(|role| roles.contains(*role)).collect()
+    }
+}
+
 /// A parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param {
@@ -46,8 +97,8 @@ pub struct Param {
     pub role: Role,
     /// The layer it belongs to.
     pub layer: Option<usize>,
-    /// Its shape.
-    pub shape: Vec<usize>,
+    /// Its shape in a file.
+    pub stored: Vec<usize>,
 }
 
 /// The parameters of the dense model of shape `config`.
@@ -58,7 +109,7 @@ pub fn dense_params(config: &Qwen3Config) -> Vec<Param> {
     let mut params = Vec::new();
     let mut add = |layer: Option<usize>, name: &str, role, shape: &[usize]| {
         let prefix = layer.map_or(String::new(), |layer| format!("model.layers.{layer}."));
-        params.push(Param { name: format!("{prefix}{name}"), role, layer, shape: shape.to_vec() });
+        params.push(Param { name: format!("{prefix}{name}"), role, layer, stored: shape.to_vec() });
     };
     add(None, EMBEDDING, Role::Embedding, &[config.vocab_size, d]);
     add(None, "model.norm.weight", Role::Norm, &[d]);
@@ -84,10 +135,10 @@ pub fn dense_params(config: &Qwen3Config) -> Vec<Param> {
     params
 }
 
-/// Name and shape of every tensor of the dense model: what [`ModelFolder::check_names`](super::ModelFolder::check_names)
+/// Name and shape in a file of every tensor of the dense model: what [`ModelFolder::check_names`](super::ModelFolder::check_names)
 /// compares a folder with.
 pub fn expected_tensors(config: &Qwen3Config) -> BTreeMap<String, Vec<usize>> {
-    dense_params(config).into_iter().map(|param| (param.name, param.shape)).collect()
+    dense_params(config).into_iter().map(|param| (param.name, param.stored)).collect()
 }
 
 /// The parameters of a model of `variant`: the dense ones, those that its mixtures add, and the deltas that its replicas may have.
@@ -105,13 +156,13 @@ pub fn variant_params(config: &Qwen3Config, variant: &Variant) -> Result<Vec<Par
         let known: Vec<String> = params.iter().map(|param| param.name.clone()).collect();
         for (name, shape) in of_layer.filter(|(name, _)| !known.contains(name)) {
             let role = own.iter().find(|(own, _)| own == name).map_or(Role::Router, |(_, role)| *role);
-            params.push(Param { name: name.clone(), role, layer: Some(layer), shape: shape.clone() });
+            params.push(Param { name: name.clone(), role, layer: Some(layer), stored: shape.clone() });
         }
-        params.extend(deltas_of(config, &variant.spec, layer).map(|(name, shape)| Param {
+        params.extend(deltas_of(config, &variant.spec, layer).map(|(name, stored)| Param {
             name,
             role: Role::Delta,
             layer: Some(layer),
-            shape,
+            stored,
         }));
     }
     params.sort_by(|a, b| a.name.cmp(&b.name));

@@ -51,7 +51,7 @@ pub fn grow_deltas(store: &mut ParamStore, cfg: &Qwen3Config, spec: &MoeSpec) ->
     for (name, shape) in possible_deltas(cfg, spec) {
         if store.get(&name).is_none() {
             let zeros = Tensor::zeros(shape, candle_core::DType::F32, store.device())?;
-            store.insert(name, zeros)?;
+            store.insert_stored(&name, zeros)?;
         }
     }
     Ok(())

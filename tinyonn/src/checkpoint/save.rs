@@ -10,6 +10,7 @@ use safetensors::tensor::{Metadata, TensorInfo, View};
 use serde_json::{Map, Value, json};
 
 use super::folder::{CONFIG, INDEX, ModelFolder, SINGLE};
+use super::layout::Order;
 use super::store::ParamStore;
 use crate::files::{self, StagedFolder};
 use crate::{Error, Result};
@@ -76,12 +77,12 @@ fn write_all(dir: &Path, config: &Value, store: &ParamStore, tokenizer: Option<&
     }
     let shards = split(store, limit);
     if let [all] = shards.as_slice() {
-        return write_tensors(&dir.join(SINGLE), all, FRAMEWORK);
+        return write_tensors(&dir.join(SINGLE), all, Order::Stored, FRAMEWORK);
     }
     let mut places = Vec::with_capacity(store.len());
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_tensors(&dir.join(&file), shard, FRAMEWORK)?;
+        write_tensors(&dir.join(&file), shard, Order::Stored, FRAMEWORK)?;
         places.extend(shard.iter().map(|(name, _)| ((*name).to_owned(), Value::from(file.as_str()))));
     }
     let total: u64 = store.iter().map(|(_, var)| bytes_of(var)).sum();
@@ -117,10 +118,10 @@ fn split(store: &ParamStore, limit: u64) -> Vec<Vec<Entry<'_>>> {
 const FRAMEWORK: (&str, &str) = ("format", "pt");
 
 /// One safetensors file, with a key and its value in its header (one, because the order of several is not determined): wider types first, as its readers need for alignment, then by name.
-pub(crate) fn write_tensors(path: &Path, entries: &[Entry<'_>], metadata: (&str, &str)) -> Result<()> {
+pub(crate) fn write_tensors(path: &Path, entries: &[Entry<'_>], order: Order, metadata: (&str, &str)) -> Result<()> {
     let mut entries = entries.to_vec();
     entries.sort_by_key(|(name, tensor)| (std::cmp::Reverse(Tensor::dtype(tensor).size_in_bytes()), *name));
-    let header = header(path, &entries, metadata)?;
+    let header = header(path, &entries, order, metadata)?;
     let file = File::create(path).map_err(|e| Error::io(path, e))?;
     let mut out = BufWriter::new(file);
     let io = |e| Error::io(path, e);
@@ -128,14 +129,14 @@ pub(crate) fn write_tensors(path: &Path, entries: &[Entry<'_>], metadata: (&str,
     out.write_all(&header).map_err(io)?;
     for (name, tensor) in entries {
         // Checked here, because the crate's own conversion unwraps.
-        let tensor = on_cpu(name, tensor)?;
+        let tensor = on_cpu(name, &order.written(name, tensor)?)?;
         out.write_all(&View::data(&tensor)).map_err(io)?;
     }
     out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
 }
 
 /// The JSON header, padded so that the tensors start on a multiple of 8 bytes.
-fn header(path: &Path, entries: &[Entry<'_>], (key, value): (&str, &str)) -> Result<Vec<u8>> {
+fn header(path: &Path, entries: &[Entry<'_>], order: Order, (key, value): (&str, &str)) -> Result<Vec<u8>> {
     let mut tensors = Vec::with_capacity(entries.len());
     let mut start = 0;
     for (name, tensor) in entries {
@@ -143,7 +144,7 @@ fn header(path: &Path, entries: &[Entry<'_>], (key, value): (&str, &str)) -> Res
             return Err(Error::tensor(*name, "bears the name of the format's own entry", "rename it"));
         }
         let end = start + bytes_of(tensor) as usize;
-        let (dtype, shape) = (Tensor::dtype(tensor).into(), tensor.dims().to_vec());
+        let (dtype, shape) = (Tensor::dtype(tensor).into(), order.written_shape(name, tensor.dims().to_vec()));
         let info = TensorInfo { dtype, shape, data_offsets: (start, end) };
         tensors.push(((*name).to_owned(), info));
         start = end;

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 
+use super::layout::turned;
 use crate::{Error, Result};
 
-/// The one owner of a model's parameters: each a [`Var`] under its checkpoint name, sorted by name, on one device.
+/// The one owner of a model's parameters: each a [`Var`] under its checkpoint name, sorted by name, on one device. W_d lies
+/// in memory with a row a neuron, `[I, d]`, in files with a column: folders turn it as they read and write.
 ///
 /// Models borrow from it through [`ParamStore::builder`]; optimizers write to the same Vars. Integer entries (such as the
 /// neurons' experts) are part of a model's structure: they are stored, saved and lent like the rest, and never trained.
@@ -46,6 +48,14 @@ impl ParamStore {
         let var = Var::from_tensor(&value.detach().to_device(&self.device)?)?;
         self.vars.insert(name, var);
         Ok(())
+    }
+
+    /// As [`insert`](Self::insert), of a value that lies as files have it: W_d as `[d, I]`.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn insert_stored(&mut self, name: &str, value: Tensor) -> Result<()> {
+        self.insert(name, turned(name, value)?)
     }
 
     /// The parameter `name`.

@@ -9,6 +9,7 @@ use candle_nn::Init;
 use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 use serde::Serialize;
 
+use super::layout::turned_shape;
 use super::params::expected_tensors;
 use super::store::unknown;
 use crate::Result;
@@ -25,7 +26,7 @@ pub(super) fn neuron_expert_name(layer: usize) -> String {
     format!("{}.neuron_expert", mixture_prefix(layer))
 }
 
-/// Name and shape of every tensor of `variant` on the dense shape `config`: the dense model's, each layer's `neuron_expert`
+/// Name and shape in a file of every tensor of `variant` on the dense shape `config`: the dense model's, each layer's `neuron_expert`
 /// `[I]`, and the routers' parameters.
 ///
 /// # Errors
@@ -86,7 +87,8 @@ struct Recorder {
 
 impl SimpleBackend for Recorder {
     fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), shape.dims().to_vec());
+        let stored = turned_shape(name, shape.dims().to_vec());
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), stored);
         if dtype.is_int() {
             let owners: Vec<u32> = (0..shape.elem_count()).map(|i| (i % self.experts) as u32).collect();
             return Tensor::from_vec(owners, shape, device)?.to_dtype(dtype);

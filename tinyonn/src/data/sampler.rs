@@ -101,10 +101,17 @@ impl<'a> Sampler<'a> {
         read.into_iter().map(of_task).collect::<Vec<_>>().join(", ")
     }
 
-    /// The seed of whatever else is random in a step, noise on routers' inputs for one.
+    /// Where batches lie.
     #[must_use]
-    pub fn seed_at(&self, step: u64) -> u64 {
-        random::stream(self.seed, &format!("data/step/{step}")).random()
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The seed of whatever else is random in a part of a step's batch (0 is the first, or the whole), noise on routers' inputs for one.
+    #[must_use]
+    pub fn seed_at(&self, step: u64, part: usize) -> u64 {
+        let part = if part == 0 { String::new() } else { format!("/{part}") };
+        random::stream(self.seed, &format!("data/step/{step}{part}")).random()
     }
 
     /// The batch of `step`, counted from 0.

@@ -14,14 +14,9 @@ pub(crate) struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    /// Refuses a `value` of `step` that is no finite number.
-    pub(crate) fn check(&self, what: &str, value: f64, step: u64) -> Result<()> {
-        self.check_batch(what, value, step, || None)
-    }
-
-    /// As [`Stage::check`], naming the batch that the value is of: its task and documents (`task code, documents 3 and 17`). Asked for only
-    /// where the value is refused.
-    pub(crate) fn check_batch(
+    /// Refuses a `value` of `step` that is no finite number, naming the batch that it is of: its task and documents (`task code, documents 3
+    /// and 17`). Asked for only where the value is refused.
+    pub(crate) fn check(
         &self,
         what: &str,
         value: f64,
@@ -54,26 +49,26 @@ pub(crate) fn check_loss(stage: &str, task: &str, loss: f64) -> Result<()> {
 mod tests {
     use super::Stage;
 
-    const STAGE: Stage<'static> = Stage { name: "Surprise Min-K", rate_key: "smk.adamw.rate", rate: 1e-3 };
+    const STAGE: Stage<'static> = Stage { name: "Surprise Min-K", rate_key: "smk.optimizer.rate", rate: 1e-3 };
 
     #[test]
     fn a_value_that_is_no_number_is_refused_with_the_batch_it_is_of() {
         let batch = || Some("task `code`, documents 3 and 17".to_owned());
-        let said = STAGE.check_batch("loss", f64::NAN, 7, batch).map_err(|e| e.to_string());
-        let start = "`smk.adamw.rate`: the loss is NaN at step 7 of Surprise Min-K, at a rate of 1e-3";
+        let said = STAGE.check("loss", f64::NAN, 7, batch).map_err(|e| e.to_string());
+        let start = "`smk.optimizer.rate`: the loss is NaN at step 7 of Surprise Min-K, at a rate of 1e-3";
         let end = "; lower the rate; if that is no help, check the checkpoint's tensors for values that are not finite";
         assert_eq!(said, Err(format!("{start}, on task `code`, documents 3 and 17{end}")));
-        assert_eq!(STAGE.check("loss", f64::NAN, 7).map_err(|e| e.to_string()), Err(format!("{start}{end}")));
+        assert_eq!(STAGE.check("loss", f64::NAN, 7, || None).map_err(|e| e.to_string()), Err(format!("{start}{end}")));
     }
 
     #[test]
     fn a_number_passes_and_nobody_asks_for_its_batch() -> crate::Result<()> {
         let mut asked = false;
-        STAGE.check_batch("loss", 2.0, 7, || {
+        STAGE.check("loss", 2.0, 7, || {
             asked = true;
             None
         })?;
         assert!(!asked);
-        STAGE.check("loss", f64::MAX, 7)
+        STAGE.check("loss", f64::MAX, 7, || None)
     }
 }

@@ -234,7 +234,7 @@ fn deltas(spec: &MoeSpec, cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<Vec<
             return Ok(None);
         }
         let [gate, up, down] = names;
-        Ok(Some([vb.get((i, d), &gate)?, vb.get((i, d), &up)?, vb.get((d, i), &down)?]))
+        Ok(Some([vb.get((i, d), &gate)?, vb.get((i, d), &up)?, vb.get((i, d), &down)?]))
     };
     (0..spec.experts()).map(of_expert).collect()
 }

@@ -34,6 +34,10 @@ impl TinyOnnExpert {
             let problem = "replicas that have learnt share no neurons to be seen";
             return Err(Error::setting("image", problem, "image the dense model, or experts that are slices"));
         }
+        if matches!(learn.experts, Experts::Mask(_)) && matches!(self.parts, Parts::Replicas(_)) {
+            let problem = "replicas differ by whole matrices, of which no neuron can be left out";
+            return Err(Error::setting("mask", problem, "mask the neurons of slices"));
+        }
         match saved {
             Saved::Whole(saved) => {
                 let mut back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
@@ -71,7 +75,7 @@ impl TinyOnnExpert {
         grads: &mut Grads,
     ) -> Result<Backward> {
         let deltas = saved.deltas(dy)?;
-        let (answers, learners) = if learn.image.is_some() || learn.experts != Experts::All {
+        let (answers, learners) = if learn.image.is_some() || !matches!(learn.experts, Experts::All) {
             saved.seen(&deltas, |seen| Ok(self.decide(seen, routing, learn, grads)?))?
         } else {
             (Answers::default(), Learners::All)
@@ -97,10 +101,14 @@ impl TinyOnnExpert {
         grads: &mut Grads,
     ) -> Result<(Answers, Learners)> {
         let mut answers = learn.answers(self.layer(), seen)?;
-        let (Experts::MinK(k), Parts::Slices(slices)) = (learn.experts, &self.parts) else {
+        if let Some(mask) = learn.experts.mask(self.layer())? {
+            return Ok((answers, mask.learners([&self.gate_proj, &self.up_proj, &self.down_proj], grads)?));
+        }
+        let (Experts::MinK(k), Parts::Slices(slices)) = (&learn.experts, &self.parts) else {
             return Ok((answers, Learners::All));
         };
         let load = routing.load(slices.widths.len(), seen.x_td)?;
+        let k = *k;
         let squares_i = surprise_squares(seen, routing.decided(seen.x_td.device())?.as_ref())?;
         let min_k =
             MinK::least(&slices.sums(&squares_i)?, &load.tokens_n.to_dtype(DType::F64)?, &slices.width_n(seen)?, k)?;
@@ -118,9 +126,9 @@ impl TinyOnnExpert {
     }
 
     fn restrict(&self, learn_i: &Tensor, grads: &mut Grads) -> Result<()> {
-        grads.restrict(&self.gate_proj, 0, learn_i)?;
-        grads.restrict(&self.up_proj, 0, learn_i)?;
-        Ok(grads.restrict(&self.down_proj, 1, learn_i)?)
+        Ok([&self.gate_proj, &self.up_proj, &self.down_proj]
+            .into_iter()
+            .try_for_each(|w| grads.restrict(w, learn_i))?)
     }
 
     /// Of gradients that are all formed, keeps those of the `k` experts of least norm among those that were given a token (`tokens_n`
@@ -133,9 +141,9 @@ impl TinyOnnExpert {
         match &self.parts {
             Parts::Slices(slices) => {
                 let mut squares_i = Tensor::zeros(slices.neuron_expert.dim(0)?, DType::F64, tokens_n.device())?;
-                for (weight, others) in [(&self.gate_proj, 1), (&self.up_proj, 1), (&self.down_proj, 0)] {
+                for weight in [&self.gate_proj, &self.up_proj, &self.down_proj] {
                     if let Some(gradient) = grads.get(weight) {
-                        squares_i = (squares_i + gradient.sqr()?.sum(others)?.to_dtype(DType::F64)?)?;
+                        squares_i = (squares_i + ops::widened(gradient)?.sqr()?.sum(1)?.to_dtype(DType::F64)?)?;
                     }
                 }
                 let min_k = MinK::by(&slices.sums(&squares_i)?.sqrt()?, active_n, k)?;
@@ -150,7 +158,7 @@ impl TinyOnnExpert {
                 for delta in deltas {
                     let mut sum = Tensor::zeros(1, DType::F64, tokens_n.device())?;
                     for gradient in delta.iter().flatten().filter_map(|delta| grads.get(delta)) {
-                        sum = (sum + gradient.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
+                        sum = (sum + ops::widened(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
                     }
                     squares.push(sum);
                 }
@@ -160,7 +168,7 @@ impl TinyOnnExpert {
                 for (n, delta) in deltas.iter().enumerate() {
                     let learn = min_k.learn_n.narrow(0, n, 1)?;
                     for delta in delta.iter().flatten() {
-                        grads.restrict(delta, 0, &learn)?;
+                        grads.restrict(delta, &learn)?;
                         grads.clear_others(delta)?;
                     }
                 }

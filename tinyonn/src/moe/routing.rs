@@ -130,6 +130,8 @@ pub(super) struct Saved {
     jitter: Option<Tensor>,
     scores: Scores,
     taken_dn: Tensor,
+    /// In training, what auxiliary losses count.
+    share: Option<f64>,
     dtype: DType,
 }
 
@@ -172,7 +174,7 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     };
     let mut x_rd = inputs(&x.detach())?.to_dtype(DType::F32)?;
     let jitter = match pass.training {
-        Some(seed) => balance::jitter(spec, layer, seed, &x_rd)?,
+        Some(training) => balance::jitter(spec, layer, training.seed, &x_rd)?,
         None => None,
     };
     if let Some(noise_rd) = &jitter {
@@ -191,8 +193,9 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     };
     let compared = if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
     let taken_dn = select(spec, &compared, Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() })?;
-    let auxiliary = match pass.training {
-        Some(_) => balance::auxiliary_loss(spec, &scores, &taken_dn)?,
+    let share = pass.training.map(|training| training.share);
+    let auxiliary = match share {
+        Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
         None => None,
     };
     let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
@@ -201,8 +204,14 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
         Some(shared) => Routing::Shared { gate_dn, runs: shared.runs(b, t), whole: takes_all(spec) },
     };
     let differentiable = pass.keep != Keep::Nothing && (spec.gate != Gate::Unit || auxiliary.is_some());
-    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, taken_dn, dtype: x.dtype() });
+    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, taken_dn, share, dtype: x.dtype() });
     Ok(Routed { routing, auxiliary, saved })
+}
+
+/// The declared auxiliary loss, of which a pass of many in a step counts its share.
+fn auxiliary(spec: &MoeSpec, scores: &Scores, taken_dn: &Tensor, share: f64) -> Result<Option<Tensor>> {
+    let loss = balance::auxiliary_loss(spec, scores, taken_dn)?;
+    Ok(if share < 1.0 { loss.map(|loss| loss * share).transpose()? } else { loss })
 }
 
 /// Whether every decision takes every expert at weight one.
@@ -229,7 +238,8 @@ impl Saved {
         let vars: Vec<Vec<Var>> = vars.collect::<candle_core::Result<_>>()?;
         let logits = vars.iter().map(|runs| runs.iter().map(|var| var.as_tensor().clone()).collect()).collect();
         let scores = Scores { logits };
-        let mut loss = balance::auxiliary_loss(spec, &scores, &self.taken_dn)?;
+        let own = self.share.map(|share| auxiliary(spec, &scores, &self.taken_dn, share)).transpose()?;
+        let mut loss = own.flatten();
         if let Some(dgate_dn) = dgate_dn.filter(|_| spec.gate != Gate::Unit) {
             let gate_dn = gate::gates(spec, &scores, &self.taken_dn, self.dtype)?;
             let through = (gate_dn * dgate_dn)?.to_dtype(DType::F32)?.sum_all()?;

@@ -141,11 +141,6 @@ impl BlockSparse {
         }
     }
 
-    /// Mᵀ `[i, d]` of a matrix M `[d, i]`; rows of neurons that no token meets are unspecified.
-    pub(super) fn by_neuron(&self, m_di: &Tensor) -> Result<Tensor> {
-        if self.fused { fused::by_neuron(self, m_di) } else { m_di.t()?.contiguous() }
-    }
-
     /// The gate of each value's pair, `[l]`, in the dtype of `like`.
     pub(super) fn gates(&self, gate_tn: &Tensor, like: DType) -> Result<Tensor> {
         let gate_p = gate_tn.flatten_all()?.to_dtype(like)?.index_select(&self.pair_index(gate_tn.device())?, 0)?;

@@ -23,7 +23,7 @@ pub struct Saved {
     x_td: Tensor,
     gate_id: Tensor,
     up_id: Tensor,
-    down_di: Tensor,
+    down_id: Tensor,
     gate_tn: Tensor,
     neuron_expert: Tensor,
     pattern: BlockSparse,
@@ -58,7 +58,7 @@ pub struct Deltas {
 /// use tinyonn::ops::{MlpGate, MlpWeights, Silu, dispatch_mlp, glu_mlp};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
-/// let (x, gate, up, down) = (matrix(3, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(4, 6)?);
+/// let (x, gate, up, down) = (matrix(3, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
 /// let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let gate_tn = Tensor::new(&[[1f32, 0.0, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]], &Device::Cpu)?;
 /// let neuron_expert = Tensor::new(&[0u32, 1, 2, 0, 1, 2], &Device::Cpu)?;
@@ -69,10 +69,10 @@ pub struct Deltas {
 /// ```
 pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>) -> Result<(Tensor, Saved)> {
     let x_td = rows(x)?;
-    let [gate_id, up_id, down_di] = weights.matrices().map(|matrix| matrix.contiguous());
-    let (gate_id, up_id, down_di) = (gate_id?, up_id?, down_di?);
-    check(&x_td, [&gate_id, &up_id, &down_di], gate.neuron_expert)?;
-    let fused = lanes::fused(&[&x_td, &gate_id, &up_id, &down_di]);
+    let [gate_id, up_id, down_id] = weights.matrices().map(|matrix| matrix.contiguous());
+    let (gate_id, up_id, down_id) = (gate_id?, up_id?, down_id?);
+    check(&x_td, [&gate_id, &up_id, &down_id], gate.neuron_expert)?;
+    let fused = lanes::fused(&[&x_td, &gate_id, &up_id, &down_id]);
     let pattern = BlockSparse::new(gate, x_td.dim(0)?, fused)?;
     let activation = weights.activation;
     let (computed, y_td) = if pattern.is_empty() {
@@ -83,23 +83,23 @@ pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>) -> Result
         let h = activation.forward(&g, &u)?;
         let open = pattern.gates(&gate.gate_tn.detach(), h.dtype())?;
         let gated = (&h * &open)?;
-        let y_td = pattern.product([(&gated, &pattern.by_neuron(&down_di)?)])?;
+        let y_td = pattern.product([(&gated, &down_id)])?;
         (Some(Computed { g, u, h, gate: open, gated }), y_td)
     };
     let (gate_tn, neuron_expert) = (gate.gate_tn.detach().contiguous()?, gate.neuron_expert.detach());
-    let saved = Saved { activation, x_td, gate_id, up_id, down_di, gate_tn, neuron_expert, pattern, computed };
+    let saved = Saved { activation, x_td, gate_id, up_id, down_id, gate_tn, neuron_expert, pattern, computed };
     Ok((y_td.reshape(x.shape())?, saved))
 }
 
 /// The loops over rows trust these shapes.
-fn check(x_td: &Tensor, [gate_id, up_id, down_di]: [&Tensor; 3], neuron_expert: &Tensor) -> Result<()> {
+fn check(x_td: &Tensor, [gate_id, up_id, down_id]: [&Tensor; 3], neuron_expert: &Tensor) -> Result<()> {
     let (d, i) = (x_td.dim(1)?, neuron_expert.dims1()?);
-    if gate_id.dims() != [i, d] || up_id.dims() != [i, d] || down_di.dims() != [d, i] {
+    if gate_id.dims() != [i, d] || up_id.dims() != [i, d] || down_id.dims() != [i, d] {
         candle_core::bail!(
             "dispatch_mlp: x of {d} channels, matrices {:?}, {:?}, {:?} and experts of {i} neurons do not go together",
             gate_id.shape(),
             up_id.shape(),
-            down_di.shape()
+            down_id.shape()
         );
     }
     Ok(())
@@ -111,7 +111,7 @@ impl SlicedMlp for Saved {
     fn deltas(&self, dy: &Tensor) -> Result<Deltas> {
         let y_td = rows(dy)?;
         let Some(computed) = &self.computed else { return Ok(Deltas { y_td, inner: None }) };
-        let h = self.pattern.sampled_product(&y_td, &self.pattern.by_neuron(&self.down_di)?)?;
+        let h = self.pattern.sampled_product(&y_td, &self.down_id)?;
         let (g, u) = self.activation.backward(&computed.g, &computed.u, &(&h * &computed.gate)?)?;
         Ok(Deltas { y_td, inner: Some([h, g, u]) })
     }
@@ -146,7 +146,7 @@ impl SlicedMlp for Saved {
         let product = |v_l: &Tensor, a_td: &Tensor| self.pattern.transposed_product(v_l, a_td, learners);
         grads.add_with(weights.gate, || product(g, &self.x_td))?;
         grads.add_with(weights.up, || product(u, &self.x_td))?;
-        grads.add_with(weights.down, || product(&computed.gated, &deltas.y_td)?.t()?.contiguous())
+        grads.add_with(weights.down, || product(&computed.gated, &deltas.y_td))
     }
 
     fn seen<R>(&self, deltas: &Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R> {

@@ -2,7 +2,8 @@
 //!
 //! The [`Activation`] h(g, u) makes it SwiGLU (silu(g) ⊙ u), GEGLU (gelu(g) ⊙ u) or whatever else is elementwise.
 //!
-//! Legend: t tokens, d hidden, i intermediate width (neurons), n experts. x, y `[.., d]`; W_g, W_u `[i, d]`; W_d `[d, i]`;
+//! Legend: t tokens, d hidden, i intermediate width (neurons), n experts. x, y `[.., d]`; W_g, W_u and, as it lies in memory, W_d `[i, d]`: a neuron
+//! is a row of each;
 //! gate w `[t, n]` and the neurons' experts `[i]` give c[t, i] = w[t, expert(i)]. Without a gate c ≡ 1 and nothing is
 //! multiplied: the dense MLP, bit for bit.
 //!
@@ -24,7 +25,7 @@ pub struct MlpWeights<'a> {
     pub gate: &'a Tensor,
     /// W_u `[i, d]`.
     pub up: &'a Tensor,
-    /// W_d `[d, i]`.
+    /// W_d as it lies in memory, a row a neuron: `[i, d]`.
     pub down: &'a Tensor,
     /// h(g, u).
     pub activation: &'static dyn Activation,
@@ -176,7 +177,7 @@ impl SlicedMlp for Saved {
     }
 }
 
-/// The gradients of an MLP's three matrices, only the learners' rows and columns.
+/// The gradients of an MLP's three matrices, only the learners' rows.
 pub(super) fn weight_gradients(
     weights: [&Tensor; 3],
     values: &MlpValues,
@@ -187,13 +188,9 @@ pub(super) fn weight_gradients(
     for (which, weight) in weights.into_iter().enumerate() {
         let (v_ti, a_td) = values.factors(which, deltas);
         match learners {
-            Learners::All if which < 2 => grads.add_product(weight, v_ti, a_td)?,
-            Learners::All => grads.add_product(weight, a_td, v_ti)?,
+            Learners::All => grads.add_product(weight, v_ti, a_td)?,
             Learners::Neurons(neurons) => {
-                grads.add_with(weight, || {
-                    let rows_id = neurons.rows(&neurons.columns(v_ti)?.t()?.matmul(a_td)?)?;
-                    if which < 2 { Ok(rows_id) } else { rows_id.t()?.contiguous() }
-                })?;
+                grads.add_with(weight, || neurons.rows(&neurons.columns(v_ti)?.t()?.matmul(a_td)?))?;
             }
         }
     }
@@ -203,5 +200,5 @@ pub(super) fn weight_gradients(
 /// The whole gradient of one matrix of an MLP, in its shape (`which` 0, 1, 2: W_g, W_u, W_d).
 pub(super) fn weight_gradient(which: usize, values: &MlpValues, deltas: &Deltas) -> Result<Tensor> {
     let (v_ti, a_td) = values.factors(which, deltas);
-    if which < 2 { v_ti.t()?.matmul(a_td) } else { a_td.t()?.matmul(v_ti) }
+    v_ti.t()?.matmul(a_td)
 }

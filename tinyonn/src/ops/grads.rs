@@ -4,8 +4,8 @@
 //! contiguous *bucket*, each at a multiple of 256 bytes. The first gradient of a step overwrites a slot, later ones (a tied
 //! embedding, a further micro-batch) are added. Products of a step are written where they belong, without a copy on the CPU.
 //!
-//! Which lines of a matrix learn from the step (rows, or columns of a W_d `[d, i]`; one a neuron) is kept beside the gradient,
-//! joined over micro-batches: the gradient of a line that does not learn is zero.
+//! Which rows of a matrix learn from the step (one a neuron) is kept beside the gradient, joined over micro-batches: the gradient of a row
+//! that does not learn is zero.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -29,17 +29,8 @@ struct Slot {
     gradient: Tensor,
     /// Nothing was written in this step.
     fresh: bool,
-    /// The lines that learn; all, where nobody says.
-    lines: Option<Lines>,
-}
-
-/// The lines of a matrix that learn.
-#[derive(Clone, Debug)]
-pub struct Lines {
-    /// Which dimension they are counted along: 0 rows, 1 columns.
-    pub axis: usize,
-    /// 1 where a line learns, else 0, `[lines]` u8; of a single entry, all or none.
-    pub learn: Tensor,
+    /// 1 for each row that learns, `[rows]` u8, or of a single entry, all or none; all, where nobody says.
+    learn: Option<Tensor>,
 }
 
 /// Slots begin at multiples of so many bytes.
@@ -65,6 +56,15 @@ impl Grads {
     /// # Ok::<(), candle_core::Error>(())
     /// ```
     pub fn new<'a>(weights: impl IntoIterator<Item = (&'a Tensor, usize)>) -> Result<Self> {
+        Self::in_dtype(weights, DType::F32)
+    }
+
+    /// As [`new`](Self::new), with gradients in `narrow` of weights that are not f64: bf16 takes half the memory and rounds every sum.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn in_dtype<'a>(weights: impl IntoIterator<Item = (&'a Tensor, usize)>, narrow: DType) -> Result<Self> {
+        let dtype = |weight: &Tensor| if weight.dtype() == DType::F64 { DType::F64 } else { narrow };
         let weights: Vec<(&Tensor, usize)> = weights.into_iter().collect();
         let mut ends: HashMap<usize, usize> = HashMap::new();
         let mut starts = Vec::with_capacity(weights.len());
@@ -83,7 +83,7 @@ impl Grads {
             };
             let gradient = bucket.narrow(0, start, weight.elem_count())?.reshape(weight.shape())?;
             place.insert(weight.id(), slots.len());
-            slots.push(Slot { gradient, fresh: true, lines: None });
+            slots.push(Slot { gradient, fresh: true, learn: None });
         }
         Ok(Self { slots, place })
     }
@@ -98,7 +98,7 @@ impl Grads {
     pub fn begin(&mut self) {
         for slot in &mut self.slots {
             slot.fresh = true;
-            slot.lines = None;
+            slot.learn = None;
         }
     }
 
@@ -116,10 +116,10 @@ impl Grads {
         (!slot.fresh).then_some(&slot.gradient)
     }
 
-    /// The lines of `weight` that learn from this step; `None` is all.
+    /// 1 for each row of `weight` that learns from this step, `[rows]` u8, or of a single entry, all or none; `None` is all.
     #[must_use]
-    pub fn lines(&self, weight: &Tensor) -> Option<&Lines> {
-        self.slots.get(*self.place.get(&weight.id())?)?.lines.as_ref()
+    pub fn learning_rows(&self, weight: &Tensor) -> Option<&Tensor> {
+        self.slots.get(*self.place.get(&weight.id())?)?.learn.as_ref()
     }
 
     /// √Σ ‖g‖² over those of `weights` that something was written for in this step, `[1]` f64.
@@ -129,7 +129,7 @@ impl Grads {
     pub fn norm<'a>(&self, weights: impl IntoIterator<Item = &'a Tensor>, device: &Device) -> Result<Tensor> {
         let mut squares = Tensor::zeros(1, DType::F64, device)?;
         for gradient in weights.into_iter().filter_map(|weight| self.get(weight)) {
-            squares = (squares + gradient.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
+            squares = (squares + widened(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
         }
         squares.sqrt()
     }
@@ -166,29 +166,29 @@ impl Grads {
         lanes::change(&slot.gradient, |values| f(values, fresh))?
     }
 
-    /// From this step only `learn` (`[lines]` u8) of the lines of `weight` learn; beside what earlier micro-batches let learn.
+    /// From this step only those of the rows of `weight` learn that `learn` marks (`[rows]` u8, or of a single entry, all or none); beside
+    /// what earlier micro-batches let learn.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn restrict(&mut self, weight: &Tensor, axis: usize, learn: &Tensor) -> Result<()> {
+    pub fn restrict(&mut self, weight: &Tensor, learn: &Tensor) -> Result<()> {
         let Some(slot) = self.slot(weight) else { return Ok(()) };
-        let learn = match &slot.lines {
-            Some(before) => before.learn.maximum(learn)?,
+        slot.learn = Some(match &slot.learn {
+            Some(before) => before.maximum(learn)?,
             None => learn.clone(),
-        };
-        slot.lines = Some(Lines { axis, learn });
+        });
         Ok(())
     }
 
-    /// Clears the gradient of the lines of `weight` that do not learn (`surprise = exact`: all were formed).
+    /// Clears the gradient of the rows of `weight` that do not learn (`surprise = exact`: all were formed).
     ///
     /// # Errors
     /// What the device reports.
     pub fn clear_others(&mut self, weight: &Tensor) -> Result<()> {
         let Some(slot) = self.slot(weight).filter(|slot| !slot.fresh) else { return Ok(()) };
-        let Some(Lines { axis, learn }) = &slot.lines else { return Ok(()) };
+        let Some(learn) = &slot.learn else { return Ok(()) };
         let mut shape = vec![1; slot.gradient.rank()];
-        shape[*axis] = learn.dim(0)?;
+        shape[0] = learn.dim(0)?;
         let learn = learn.reshape(shape)?.broadcast_as(slot.gradient.shape())?;
         write(&slot.gradient, &learn.where_cond(&slot.gradient, &slot.gradient.zeros_like()?)?)
     }
@@ -221,11 +221,15 @@ impl Slot {
     }
 }
 
+/// A gradient in a type that its squares can be summed in.
+///
+/// # Errors
+/// What the device reports.
+pub fn widened(gradient: &Tensor) -> Result<Tensor> {
+    gradient.to_dtype(if gradient.dtype() == DType::F64 { DType::F64 } else { DType::F32 })
+}
+
 fn write(target: &Tensor, value: &Tensor) -> Result<()> {
     let flat = |tensor: &Tensor| tensor.reshape(Shape::from(tensor.elem_count()));
     flat(target)?.slice_set(&flat(&value.contiguous()?)?, 0, 0)
-}
-
-fn dtype(weight: &Tensor) -> DType {
-    if weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
 }

@@ -39,7 +39,7 @@ pub struct Saved {
 /// use tinyonn::ops::{MlpWeights, Replicas, Run, Silu, glu_mlp, merged_mlp};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
-/// let (x, gate, up, down) = (matrix(5, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(4, 6)?);
+/// let (x, gate, up, down) = (matrix(5, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
 /// let base = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let w = Tensor::new(&[[0.25f32, 0.75]], &Device::Cpu)?;
 /// let runs = [Run { rows: 0..5, decision: Some(0) }];

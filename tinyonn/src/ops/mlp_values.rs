@@ -35,7 +35,7 @@ pub struct Deltas {
 }
 
 impl MlpValues {
-    /// Of x `[t, d]` under W_g `[i, d]`, W_u `[i, d]` and W_d `[d, i]`.
+    /// Of x `[t, d]` under W_g `[i, d]`, W_u and W_d, `[i, d]` each.
     pub(super) fn new(
         x_td: Tensor,
         matrices: &[Tensor; 3],
@@ -56,12 +56,12 @@ impl MlpValues {
 
     /// y `[t, d]`.
     pub(super) fn output(&self, matrices: &[Tensor; 3]) -> Result<Tensor> {
-        self.hidden_ti().matmul(&matrices[2].t()?)
+        self.hidden_ti().matmul(&matrices[2])
     }
 
     /// δ_h = W_dᵀ δ_y and, through the gate and the activation, δ_g and δ_u.
     pub(super) fn deltas(&self, matrices: &[Tensor; 3], y_td: Tensor) -> Result<Deltas> {
-        let h_ti = y_td.matmul(&matrices[2])?;
+        let h_ti = y_td.matmul(&matrices[2].t()?)?;
         let gated_ti = self.gate_ti.as_ref().map(|gate_ti| gated(&h_ti, gate_ti)).transpose()?;
         let (g_ti, u_ti) = self.activation.backward(&self.g_ti, &self.u_ti, gated_ti.as_ref().unwrap_or(&h_ti))?;
         Ok(Deltas { y_td, h_ti, g_ti, u_ti })
@@ -91,7 +91,7 @@ impl MlpValues {
         elementwise::multiply(&deltas.h_ti, &self.h_ti)
     }
 
-    /// The two factors of ∂L/∂W_g, ∂L/∂W_u or ∂L/∂W_dᵀ (`which` 0, 1, 2): v `[t, i]` and a `[t, d]`, the gradient being vᵀ a, a row a
+    /// The two factors of ∂L/∂W_g, ∂L/∂W_u or ∂L/∂W_d (`which` 0, 1, 2): v `[t, i]` and a `[t, d]`, the gradient being vᵀ a, a row a
     /// neuron.
     pub(super) fn factors<'a>(&'a self, which: usize, deltas: &'a Deltas) -> (&'a Tensor, &'a Tensor) {
         match which {

@@ -37,7 +37,7 @@ pub struct Saved {
 /// use tinyonn::ops::{MlpWeights, Replicas, Run, Silu, merged_mlp, replica_dispatch};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
-/// let (x, gate, up, down) = (matrix(2, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(4, 6)?);
+/// let (x, gate, up, down) = (matrix(2, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
 /// let base = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let replicas = Replicas { base, deltas: &[Some([&gate, &up, &down]), None] };
 /// let w = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;

@@ -48,7 +48,7 @@ pub struct Deltas {
 /// use tinyonn::ops::{MlpGate, MlpWeights, Run, Silu, shared_mlp};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
-/// let (x, gate, up, down) = (matrix(5, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(4, 6)?);
+/// let (x, gate, up, down) = (matrix(5, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
 /// let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let gate_tn = Tensor::new(&[[1f32, 0.0, 0.0], [0.0, 0.5, 0.5]], &Device::Cpu)?; // two decisions over three experts
 /// let neuron_expert = Tensor::new(&[0u32, 1, 2, 0, 1, 2], &Device::Cpu)?;
@@ -87,7 +87,7 @@ pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, runs: &[R
 struct Part {
     /// Its neurons, ascending.
     neurons: Vec<u32>,
-    /// Their rows and columns.
+    /// Their rows.
     matrices: [Tensor; 3],
     /// `None`: it has no neuron.
     values: Option<MlpValues>,
@@ -116,8 +116,8 @@ impl Saved {
             matrices
         } else {
             let index = Tensor::new(neurons.as_slice(), device)?;
-            let [gate_id, up_id, down_di] = matrices;
-            [gate_id.index_select(&index, 0)?, up_id.index_select(&index, 0)?, down_di.index_select(&index, 1)?]
+            let [gate_id, up_id, down_id] = matrices.map(|matrix_id| matrix_id.index_select(&index, 0));
+            [gate_id?, up_id?, down_id?]
         };
         let values = Some(MlpValues::new(x_td, &matrices, weights.activation, Some(gate_i.unsqueeze(0)?))?);
         Ok(Part { neurons, matrices, values })
@@ -206,10 +206,7 @@ impl SlicedMlp for Saved {
             Learners::Neurons(neurons) => neurons.flags(self.owners.len())?,
         };
         for (which, weight) in [weights.gate, weights.up, weights.down].into_iter().enumerate() {
-            grads.add_with(weight, || {
-                let rows_id = self.weight_gradient(which, deltas, &learns)?;
-                if which < 2 { Ok(rows_id) } else { rows_id.t()?.contiguous() }
-            })?;
+            grads.add_with(weight, || self.weight_gradient(which, deltas, &learns))?;
         }
         Ok(())
     }

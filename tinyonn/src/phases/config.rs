@@ -71,7 +71,7 @@ impl Default for RunConfig {
             out: "runs/phase2".into(),
             cache: "runs/cache".into(),
             dense: DenseShape::default(),
-            pretrain: PretrainConfig::default(),
+            pretrain: PretrainConfig::DEFAULT,
             length: 128,
             batch: 8,
             scan_tokens: 65_536,
@@ -83,7 +83,7 @@ impl Default for RunConfig {
             contrast: false,
             label_balance: LabelBalance::None,
             router: RouterFitConfig::default(),
-            smk: SmkConfig::default(),
+            smk: SmkConfig::DEFAULT,
         }
     }
 }

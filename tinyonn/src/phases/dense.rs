@@ -46,7 +46,7 @@ impl Dense {
         if let Some(dir) = &config.model {
             return Self::load(dir, device);
         }
-        let dir = config.cache.join(format!("dense-{}", &cache_key(config, text)?[..16]));
+        let dir = Self::place(config, text)?;
         // A folder of states beside a model is left by a process that ended before it removed them.
         if !dir.join("config.json").exists() || dir.with_extension("pretraining").exists() {
             Self::cache((config, text), &dir, device, checkpoints)?;
@@ -76,6 +76,19 @@ impl Dense {
             stored: stored(folder),
             tokenizer: tokenizer(folder)?,
         })
+    }
+
+    /// Whether the model that `config` would pretrain on `text` is there already.
+    ///
+    /// # Errors
+    /// A variant that is not known.
+    pub fn is_cached(config: &RunConfig, text: &Text) -> Result<bool> {
+        Ok(Self::place(config, text)?.join("config.json").exists())
+    }
+
+    /// Where it is kept.
+    fn place(config: &RunConfig, text: &Text) -> Result<PathBuf> {
+        Ok(config.cache.join(format!("dense-{}", &cache_key(config, text)?[..16])))
     }
 
     /// The losses of its pretraining, where it was pretrained here.
@@ -186,12 +199,13 @@ impl Dense {
     ) -> Result<()> {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
         let cfg = config.dense.qwen3(tokenizer.vocab_size(), hidden_act(variant(&config.variant)?));
-        let Tokens { train, .. } = text.encode(&tokenizer)?;
+        let Tokens { train, validation, .. } = text.encode(&tokenizer)?;
         let sampler = Sampler::new(&train, config.length, config.pretrain.batch, config.seed, device)?;
         tokenizer.save(staged.join("tokenizer.json"))?;
         let log_path = staged.join(PRETRAIN_LOG);
         let mut log = if states.is_some() { MetricsLog::open(&log_path) } else { MetricsLog::create(&log_path) }?;
-        let store = pretrain(&cfg, &config.pretrain, &sampler, device, config.seed, &mut log, states)?;
+        let text = (&sampler, Some(&validation));
+        let store = pretrain(&cfg, &config.pretrain, text, config.seed, &mut log, states)?;
         let whole = staged.join("model");
         if whole.exists() {
             std::fs::remove_dir_all(&whole).map_err(|e| Error::io(&whole, e))?;

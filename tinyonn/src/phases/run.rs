@@ -311,7 +311,9 @@ impl Run<'_> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let (path, place) = (dir.join(METRICS), c.out.join(METRICS));
         let mut log = if checkpoints.is_some() { MetricsLog::open(&path) } else { MetricsLog::create(&path) }?;
-        let outcome = train_smk(model, &Self::routed(labels), &self.smk_batches()?, &c.smk, &mut log, checkpoints)?;
+        let (batches, held) = (self.smk_batches()?, &self.tokens.validation);
+        let text = (&batches, Some(held));
+        let outcome = train_smk(model, &Self::routed(labels), text, &c.smk, &mut log, checkpoints)?;
         if path != place {
             MetricsLog::copy(&path, &place)?;
         }

@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
 use super::attention::{self, Attention};
-use super::{Answers, FeedForward, InputRows, Keep, KvCache, Learn, Pass, Qwen3Config, RmsNorm, Rotary, Trace};
+use super::{Answers, Ask, FeedForward, InputRows, Keep, KvCache, Learn, Pass, Qwen3Config, RmsNorm, Rotary, Trace};
 use crate::Result;
 use crate::ops::{Grads, elementwise};
 
@@ -64,7 +64,7 @@ impl<F: FeedForward> Block<F> {
         trace.output = pass.ask.outputs.then(|| out.clone());
         let saved = match (pass.keep, mlp) {
             (Keep::All, Some(mlp)) => Some(Saved::Values { x: x.clone(), attention, middle, mlp }),
-            (Keep::Inputs, _) => Some(Saved::Input { x: x.clone(), rotary: rotary.clone(), pass: pass.kept() }),
+            (Keep::Inputs, _) => Some(Saved::Input { x: x.clone(), rotary: rotary.clone(), pass: again(pass) }),
             _ => None,
         };
         Ok((out, trace, saved))
@@ -110,6 +110,11 @@ impl<F: FeedForward> Block<F> {
             || self.self_attn.learns(grads)
             || norms.into_iter().any(|norm| norm.learns(grads))
     }
+}
+
+/// A pass once more, for its values alone.
+fn again(pass: &Pass) -> Pass {
+    Pass { ask: Ask::default(), ..pass.kept() }
 }
 
 /// What a forward pass returns: y, what the layer said, and what its backward needs.

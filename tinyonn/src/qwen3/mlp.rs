@@ -40,7 +40,8 @@ impl Mlp {
     }
 }
 
-/// W_g and W_u `[I, d]` and W_d `[d, I]` under their checkpoint names.
+/// W_g, W_u and W_d, `[I, d]` each, under their checkpoint names: a neuron is a row of all three. (Files have W_d as `[d, I]`:
+/// [`ModelFolder`](crate::checkpoint::ModelFolder) turns it.)
 ///
 /// # Errors
 /// A missing or misshapen weight.
@@ -52,7 +53,7 @@ pub fn projections(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<[Tensor; 3]
     Ok([
         get("gate_proj", (i, d), 0.02)?,
         get("up_proj", (i, d), 0.02)?,
-        get("down_proj", (d, i), super::block::residual_stdev(cfg))?,
+        get("down_proj", (i, d), super::block::residual_stdev(cfg))?,
     ])
 }
 
@@ -75,7 +76,11 @@ impl FeedForward for Mlp {
     ) -> Result<(Option<Tensor>, Answers)> {
         let deltas = saved.deltas(dy)?;
         let answers = learn.answers(self.layer, &saved.image(&deltas))?;
-        saved.weight_gradients(self.weights(), &deltas, &Learners::All, grads)?;
+        let learners = match learn.experts.mask(self.layer)? {
+            Some(mask) => mask.learners([&self.gate_proj, &self.up_proj, &self.down_proj], grads)?,
+            None => Learners::All,
+        };
+        saved.weight_gradients(self.weights(), &deltas, &learners, grads)?;
         let dx = input.then(|| saved.input_gradient(&deltas)?.reshape(dy.shape())).transpose()?;
         Ok((dx, answers))
     }

@@ -27,5 +27,8 @@ pub use generate::Sampling;
 pub use mlp::Mlp;
 pub use model::Qwen3;
 pub use norm::RmsNorm;
-pub use pass::{Active, Answers, Ask, Experts, ImageAsk, InputRows, Keep, Learn, Load, Pass, PathTable, Trace};
+pub use pass::{
+    Active, Answers, Ask, Experts, ImageAsk, InTraining, InputRows, Keep, Learn, Load, NeuronMask, Pass, PathTable,
+    Trace,
+};
 pub use rotary::Rotary;

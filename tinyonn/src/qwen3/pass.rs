@@ -9,8 +9,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
-use crate::ops::{self, ExpertNeurons, GradSite, ImageTensors, Imaging, MinK, MlpBackward, Scale, TokenScores};
+use crate::ops::{
+    self, ExpertNeurons, GradSite, Grads, ImageTensors, Imaging, Learners, LearningNeurons, MinK, MlpBackward, Scale,
+    TokenScores,
+};
+use crate::{Error, Result};
 
 /// Which experts take part.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +45,8 @@ pub struct Pass {
     pub paths: Option<Arc<PathTable>>,
     /// The surprisal of each input token given those before it, in nats, `[B, T]` f32: what adaptive gating by surprisal reads.
     pub surprisal: Option<Tensor>,
-    /// In training, the seed of the step: routers' inputs are jittered, auxiliary losses formed, where a variant declares them.
-    pub training: Option<u64>,
+    /// In training: routers' inputs are jittered, auxiliary losses formed, where a variant declares them.
+    pub training: Option<InTraining>,
     /// What a backward pass will find.
     pub keep: Keep,
     /// What is asked beside the output.
@@ -73,6 +76,23 @@ impl Pass {
     #[must_use]
     pub fn of_tasks(&self, tasks: &[u32]) -> Self {
         Self { tasks: Some(Arc::from(tasks)), ..self.clone() }
+    }
+}
+
+/// What a pass of a training step knows of the step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InTraining {
+    /// The seed of its noise.
+    pub seed: u64,
+    /// What its auxiliary losses count: one by the number of passes of the step.
+    pub share: f64,
+}
+
+impl InTraining {
+    /// The only pass of its step.
+    #[must_use]
+    pub fn whole(seed: u64) -> Self {
+        Self { seed, share: 1.0 }
     }
 }
 
@@ -188,7 +208,7 @@ impl Learn {
 }
 
 /// Whose weights learn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum Experts {
     /// Every expert's.
     #[default]
@@ -197,6 +217,50 @@ pub enum Experts {
     /// (`surprise = token`): those of the others are never formed. (`surprise = exact` forms all of them, and decides behind the
     /// last micro-batch: [`FeedForward::keep_least`](super::FeedForward::keep_least).)
     MinK(usize),
+    /// Those of given neurons, by layer: the others' are never formed, and their rows are skipped.
+    Mask(Arc<[NeuronMask]>),
+}
+
+/// Some neurons of a layer's feed-forward.
+#[derive(Clone, Debug)]
+pub struct NeuronMask {
+    /// 1 for those that learn, `[I]` u8.
+    pub(crate) learn_i: Tensor,
+    /// How many they are.
+    pub(crate) count: usize,
+}
+
+impl NeuronMask {
+    /// Those that are marked.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn new(marks: &[bool], device: &Device) -> Result<Self> {
+        let learn: Vec<u8> = marks.iter().map(|mark| u8::from(*mark)).collect();
+        let count = marks.iter().filter(|mark| **mark).count();
+        Ok(Self { learn_i: Tensor::from_vec(learn, marks.len(), device)?, count })
+    }
+
+    /// Whose weight gradients are formed; of the three matrices the rows of the others are skipped.
+    pub(crate) fn learners(&self, [gate, up, down]: [&Tensor; 3], grads: &mut Grads) -> Result<Learners> {
+        if self.learn_i.dims() != [gate.dim(0)?] {
+            let problem = format!("marks {:?} of {} neurons", self.learn_i.dims(), gate.dim(0)?);
+            return Err(Error::setting("mask", problem, "give a mark for every neuron of every layer"));
+        }
+        for matrix_id in [gate, up, down] {
+            grads.restrict(matrix_id, &self.learn_i)?;
+        }
+        Ok(Learners::Neurons(LearningNeurons::new(&self.learn_i, self.count)?))
+    }
+}
+
+impl Experts {
+    /// The mask of a layer, where there are masks.
+    pub(crate) fn mask(&self, layer: usize) -> Result<Option<&NeuronMask>> {
+        let Self::Mask(masks) = self else { return Ok(None) };
+        let missing = || Error::setting("mask", format!("has none for layer {layer}"), "give one a layer");
+        masks.get(layer).ok_or_else(missing).map(Some)
+    }
 }
 
 /// What imaging asks of a backward pass.

@@ -1,7 +1,7 @@
 //! Where a training leaves its state, so that it goes on behind a kill: `state-STEP.safetensors`, one file a state.
 //!
-//! A state holds of every slot the weight θ (under its own name), the moments (`m/NAME`, `v/NAME`) and the step counts (`steps/NAME`, u32), the biases
-//! of a selection, and in its metadata, as JSON under `tinyonn.state`, a version, the step, what was summed up since the last line of the log, and the settings. The batch of a step is a function of seed
+//! A state holds of every slot the weight θ (under its own name), its moments (`m/NAME`, `v/NAME`) and step counts (`steps/NAME`, u32) as its rule has them, the
+//! weights of the best step so far (`best/NAME`) where held-out text is looked at, the biases of a selection, and in its metadata, as JSON under `tinyonn.state`, a version, the step, what was summed up since the last line of the log, and the settings. The batch of a step is a function of seed
 //! and step ([`crate::data::Sampler`]), so N steps are n steps, a kill and N − n more, bit for bit on one device.
 //!
 //! A file is written beside its name and renamed: a kill or a full disk at any moment leaves the states before it.
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::TrainState;
-use crate::checkpoint::{MappedSafetensors, ParamStore, write_tensors};
+use crate::checkpoint::{MappedSafetensors, Order, ParamStore, write_tensors};
 use crate::error::is_full;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result, files};
@@ -56,6 +56,9 @@ struct About {
     version: u32,
     step: u64,
     tally: Value,
+    /// The least value of what is kept beside the last weights, where something is.
+    #[serde(default)]
+    best: Option<f64>,
     settings: Value,
 }
 
@@ -70,31 +73,35 @@ impl Saving<'_> {
     ///
     /// # Errors
     /// The system refuses it: the states before it stay, and the message says so.
-    pub fn save(&self, state: &TrainState, tally: &impl Serialize) -> Result<PathBuf> {
+    pub fn save(&self, state: &TrainState, tally: Value) -> Result<PathBuf> {
         let dir = &self.checkpoints.dir;
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let path = dir.join(format!("state-{:08}.safetensors", state.step));
         let unfit =
             |e: serde_json::Error| Error::file(&path, format!("cannot hold what was summed up: {e}"), "report this");
-        let tally = serde_json::to_value(tally).map_err(unfit)?;
-        let about = About { version: VERSION, step: state.step, tally, settings: self.settings.clone() };
+        let about =
+            About { version: VERSION, step: state.step, tally, best: state.best(), settings: self.settings.clone() };
         let about = serde_json::to_string(&about).map_err(unfit)?;
         let tensors = state.tensors()?;
         let entries: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        files::write_with(&path, |staged| write_tensors(staged, &entries, (METADATA, &about))).map_err(|e| {
-            let before = match self.states() {
-                Ok(states) if !states.is_empty() => format!("the state of step {} stays", states[states.len() - 1].0),
-                _ => "there is no state before it".to_owned(),
-            };
-            // The file that was being filled has no name that anybody knows.
-            let (problem, remedy) = match e {
-                Error::Io { source, .. } if is_full(source.kind()) => (source.to_string(), "make room there"),
-                Error::Io { source, .. } => (source.to_string(), "mend that"),
-                other => (other.to_string(), "mend that"),
-            };
-            let remedy = format!("{remedy}, and give the same command again; {before}");
-            Error::file(&path, format!("cannot be written: {problem}"), remedy)
-        })?;
+        files::write_with(&path, |staged| write_tensors(staged, &entries, Order::Memory, (METADATA, &about))).map_err(
+            |e| {
+                let before = match self.states() {
+                    Ok(states) if !states.is_empty() => {
+                        format!("the state of step {} stays", states[states.len() - 1].0)
+                    }
+                    _ => "there is no state before it".to_owned(),
+                };
+                // The file that was being filled has no name that anybody knows.
+                let (problem, remedy) = match e {
+                    Error::Io { source, .. } if is_full(source.kind()) => (source.to_string(), "make room there"),
+                    Error::Io { source, .. } => (source.to_string(), "mend that"),
+                    other => (other.to_string(), "mend that"),
+                };
+                let remedy = format!("{remedy}, and give the same command again; {before}");
+                Error::file(&path, format!("cannot be written: {problem}"), remedy)
+            },
+        )?;
         let states = self.states()?;
         for (_, old) in &states[..states.len().saturating_sub(self.checkpoints.keep.max(1))] {
             fs::remove_file(old).map_err(|e| Error::io(old, e))?;
@@ -121,7 +128,7 @@ impl Saving<'_> {
         let about: About = serde_json::from_str(about).map_err(unreadable)?;
         self.refuse_other(&about.settings)?;
         let tally = serde_json::from_value(about.tally).map_err(unreadable)?;
-        state.restore(about.step, &saved)?;
+        state.restore((about.step, about.best), &saved)?;
         Ok(Some(tally))
     }
 

@@ -1,16 +1,18 @@
-//! Dense pretraining: cross-entropy under AdamW, the rate warmed up linearly and decayed by a cosine to a tenth.
+//! Dense pretraining: cross-entropy, under the rate and the rule that its settings say.
 
-use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::evaluate::EvaluateOptions;
+use super::held_out::HeldOut;
+use super::language::TextGradient;
 use super::state::slots;
-use super::{AdamwConfig, Checkpoints, Rule, Saving, TrainState, train};
+use super::{Checkpoints, Memory, OptimizerConfig, Rule, Said, Saving, Schedule, TrainState, Verdict, Watch, train};
 use crate::Result;
 use crate::checkpoint::{ParamStore, dense_params};
-use crate::data::Sampler;
+use crate::data::{Sampler, TokenSet};
 use crate::metrics::MetricsLog;
-use crate::qwen3::{Learn, Pass, Qwen3Config, Qwen3ForCausalLm};
+use crate::qwen3::{Learn, Mlp, Pass, Qwen3Config, Qwen3ForCausalLm};
 
 /// How a dense model is pretrained.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,21 +24,34 @@ pub struct PretrainConfig {
     pub batch: usize,
     /// Steps over which the rate rises from zero.
     pub warmup: u64,
-    /// The optimizer; `rate` is the highest.
-    pub adamw: AdamwConfig,
+    /// How it goes on.
+    pub schedule: Schedule,
+    /// Steps between looks at held-out text, whose loss is logged; the weights of the least one are the result. 0: never, the last ones are.
+    pub look: u64,
+    /// The optimizer; `rate` is the highest. (Earlier its key was `adamw`.)
+    #[serde(alias = "adamw")]
+    pub optimizer: OptimizerConfig,
+    /// What a step holds in memory.
+    pub memory: Memory,
+}
+
+impl PretrainConfig {
+    /// The default job: 2400 steps of 8 sequences.
+    pub const DEFAULT: Self = Self {
+        steps: 2400,
+        batch: 8,
+        warmup: 100,
+        schedule: Schedule::Cosine,
+        look: 0,
+        optimizer: OptimizerConfig { rate: 4e-3, ..OptimizerConfig::DEFAULT },
+        memory: Memory::DEFAULT,
+    };
 }
 
 impl Default for PretrainConfig {
     fn default() -> Self {
-        Self { steps: 2400, batch: 8, warmup: 100, adamw: AdamwConfig { rate: 4e-3, ..AdamwConfig::default() } }
+        Self::DEFAULT
     }
-}
-
-/// The rate of a step.
-fn rate(config: &PretrainConfig, step: u64) -> f64 {
-    let rise = ((step + 1) as f64 / config.warmup.max(1) as f64).min(1.0);
-    let done = step as f64 / config.steps.max(1) as f64;
-    config.adamw.rate * rise * (0.55 + 0.45 * (std::f64::consts::PI * done).cos())
 }
 
 /// A dense model of shape `cfg`, initialised from `seed` and trained on the sampler's batches; losses go to `log`.
@@ -60,12 +75,12 @@ fn rate(config: &PretrainConfig, step: u64) -> f64 {
 ///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
-/// let config = PretrainConfig { steps: 20, batch: 4, warmup: 2, ..PretrainConfig::default() };
+/// let config = PretrainConfig { steps: 20, batch: 4, warmup: 2, ..PretrainConfig::DEFAULT };
 /// let sampler = Sampler::new(&set, 32, config.batch, 0, &Device::Cpu)?;
 ///
 /// let dir = tempfile::tempdir()?;
 /// let path = dir.path().join("pretrain.jsonl");
-/// let store = pretrain(&cfg, &config, &sampler, &Device::Cpu, 0, &mut MetricsLog::create(&path)?, None)?;
+/// let store = pretrain(&cfg, &config, (&sampler, None), 0, &mut MetricsLog::create(&path)?, None)?;
 /// assert_eq!(store.parameters(), cfg.parameters());
 /// let records = metrics::read(&path)?;
 /// assert!(records[2].values[0].1 < records[0].values[0].1); // the loss
@@ -74,40 +89,73 @@ fn rate(config: &PretrainConfig, step: u64) -> f64 {
 pub fn pretrain(
     cfg: &Qwen3Config,
     config: &PretrainConfig,
-    sampler: &Sampler<'_>,
-    device: &candle_core::Device,
+    (sampler, held): (&Sampler<'_>, Option<&TokenSet>),
     seed: u64,
     log: &mut MetricsLog,
     checkpoints: Option<&Checkpoints>,
 ) -> Result<ParamStore> {
-    let store = ParamStore::initialise(device, seed, |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(|_| ()))?;
-    let model = Qwen3ForCausalLm::dense(cfg, &store.builder(DType::F32, |_| true))?;
-    let mut state = TrainState::new(slots(&store, dense_params(cfg)))?;
-    let rule = Rule {
-        stage: ("pretraining", "pretrain.adamw.rate"),
-        steps: config.steps,
-        pass: Pass::all(),
-        learn: Learn::default(),
-        exact: None,
-        open: 0,
-        adamw: config.adamw,
-        rate: &|step| rate(config, step),
-        adjust: None,
-    };
+    config.memory.check("pretrain.memory", config.batch)?;
+    let store = ParamStore::initialise(sampler.device(), seed, |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(|_| ()))?;
+    let work = store.work_weights(config.memory.weights.dtype(), |_| true)?;
+    let model = Qwen3ForCausalLm::dense(cfg, work.builder())?;
+    let mut state = TrainState::new(slots(&work, dense_params(cfg)), &config.memory)?;
     let settings = json!({
         "code": crate::SOURCES_SHA256, "model": cfg.to_json(), "pretrain": config, "seed": seed, "data": sampler.digest(),
+        "held_out": held.filter(|_| config.look > 0).map(TokenSet::sha256),
     });
     let saving = checkpoints.map(|checkpoints| Saving { checkpoints, settings });
     if let Some(saving) = &saving {
         saving.resume::<()>(&mut state)?;
         log.rewind("pretrain", state.step)?;
     }
-    train(&model, &mut state, (sampler, &rule), saving.as_ref(), &mut (), |(), said| {
-        if said.step.is_multiple_of(10) || said.step + 1 == config.steps {
+    let text = TextGradient {
+        model: &model,
+        sampler,
+        pass: Pass::all(),
+        learn: Learn::default(),
+        exact: None,
+        open: 0,
+        memory: config.memory,
+        interrupt: checkpoints.map(|checkpoints| &checkpoints.interrupt),
+    };
+    let rule = Rule {
+        stage: ("pretraining", "pretrain.optimizer"),
+        steps: config.steps,
+        tokens: Some(text.tokens()),
+        optimizer: &config.optimizer,
+        rate: &|step| config.schedule.rate(config.optimizer.rate, config.warmup, config.steps, step),
+        batch: &|step| Some(sampler.describe(step)),
+        adjust: None,
+    };
+    let options = EvaluateOptions { length: sampler.length(), batch: sampler.batch(), skip: 0 };
+    let held = HeldOut::new("pretrain", &model, (held, config.look), (options, Pass::all()))?;
+    let mut watch = Logged { log, steps: config.steps, held };
+    train(&mut state, &rule, &mut |state| text.descend(state), saving.as_ref(), &mut watch)?;
+    state.return_to_best()?;
+    Ok(store)
+}
+
+/// A line of the log every ten steps, and one a look.
+struct Logged<'a> {
+    log: &'a mut MetricsLog,
+    steps: u64,
+    held: Option<HeldOut<'a, Mlp>>,
+}
+
+impl Watch for Logged<'_> {
+    fn hear(&mut self, said: &Said) -> Result<()> {
+        if said.step.is_multiple_of(10) || said.step + 1 == self.steps {
             let values = [("loss", said.loss), ("rate", said.rate), ("gradient_norm", said.norm)];
-            log.log(said.step, "pretrain", &values)?;
+            self.log.log(said.step, "pretrain", &values)?;
         }
         Ok(())
-    })?;
-    Ok(store)
+    }
+
+    fn look_every(&self) -> u64 {
+        self.held.as_ref().map_or(0, HeldOut::every)
+    }
+
+    fn look(&mut self, state: &mut TrainState) -> Result<Verdict> {
+        self.held.as_ref().map_or(Ok(Verdict::GoOn), |held| held.look(self.log, state))
+    }
 }

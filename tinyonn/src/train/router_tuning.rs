@@ -8,9 +8,8 @@
 use candle_core::{D, DType, Tensor, Var};
 use rand::Rng as _;
 
-use super::{AdamwConfig, RouterFitConfig, Slot, TrainState};
-use crate::checkpoint::ParamStore;
-use crate::metrics::Stage;
+use super::{Gradient, Memory, OptimizerConfig, RouterFitConfig, Rule, Said, Slot, TrainState, Verdict, Watch, train};
+use crate::checkpoint::{ParamStore, Role};
 use crate::moe::{MoeLayer, Variant};
 use crate::ops::host;
 use crate::qwen3::Qwen3Config;
@@ -126,52 +125,63 @@ impl Tuning<'_> {
     pub(super) fn refine(&self, config: &RouterFitConfig, seed: u64) -> Result<()> {
         let prefix = format!("{}.", self.path);
         let layer = self.layer(true)?;
-        let (_, level, run) = self.place;
+        let (index, level, run) = self.place;
         let router = &layer.routers()[level][run];
         let vars = self.model.0.trainable(|name| name.starts_with(&prefix));
-        let slots = vars.iter().map(|(name, var)| Slot::new(name.clone(), 0, var.clone())).collect();
-        let mut state = TrainState::new(slots)?;
-        let adamw = AdamwConfig { rate: config.rate, decay: 0.0, ..AdamwConfig::default() };
+        let slots = vars.into_iter().map(|(name, var)| Slot::new(name, Role::Router, index, var)).collect();
+        let mut state = TrainState::new(slots, &Memory::DEFAULT)?;
+        let optimizer = OptimizerConfig { rate: config.rate, decay: 0.0, ..OptimizerConfig::DEFAULT };
         let mut rng = random::stream(seed, &format!("router/{}", self.path));
-        let snapshot =
-            || vars.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>();
-        let (mut best, mut kept, mut looks) = (self.loss(&layer, &self.held)?, snapshot()?, 0);
+        state.keep_if_best(self.loss(&layer, &self.held)?)?;
         let count = self.train.classes.elem_count() as u32;
-        let mut norms = Vec::new();
-        for step in 1..=config.steps {
+        let mut descend = |state: &mut TrainState| {
             let rows: Vec<u32> = (0..config.batch).map(|_| rng.random_range(0..count)).collect();
             let rows = self.train.select(&rows)?;
             // From the loss to the scores on candle's tape, from there on the router's own derivative.
             let logits = Var::from_tensor(&router.logits(&rows.x)?.detach())?;
-            let store = rows.cross_entropy(&logits)?.backward()?;
+            let loss = rows.cross_entropy(&logits)?;
+            let store = loss.backward()?;
             if let Some(dlogits) = store.get(&logits) {
                 router.backward(&rows.x, &dlogits.detach(), false, &mut state.grads)?;
             }
-            norms.push(state.update(&adamw, config.rate)?);
-            if step % LOOK == 0 || step == config.steps {
-                self.check(&mut norms, config.rate, step)?;
-                let now = self.loss(&layer, &self.held)?;
-                if now < best {
-                    (best, kept, looks) = (now, snapshot()?, 0);
-                } else {
-                    looks += 1;
-                }
-                if looks == PATIENCE {
-                    break;
-                }
-            }
-        }
-        vars.iter().zip(&kept).try_for_each(|((_, var), value)| var.set(value))?;
+            Ok(Some(Gradient::of(loss.detach())))
+        };
+        let rule = Rule {
+            stage: (self.path, "router"),
+            steps: config.steps,
+            tokens: None,
+            optimizer: &optimizer,
+            rate: &|_| config.rate,
+            batch: &|_| None,
+            adjust: None,
+        };
+        let mut watch = Patience { tuning: self, layer: &layer, looks: 0 };
+        train(&mut state, &rule, &mut descend, None, &mut watch)?;
+        state.return_to_best()
+    }
+}
+
+/// Looks at the validation text until they gain nothing any more.
+struct Patience<'a> {
+    tuning: &'a Tuning<'a>,
+    layer: &'a MoeLayer,
+    /// Looks without a gain.
+    looks: u64,
+}
+
+impl Watch for Patience<'_> {
+    fn hear(&mut self, _: &Said) -> Result<()> {
         Ok(())
     }
 
-    /// Refuses norms of the steps up to `last` that are no finite numbers.
-    fn check(&self, norms: &mut Vec<Tensor>, rate: f64, last: u64) -> Result<()> {
-        let values = host::read(&norms.iter().collect::<Vec<_>>())?;
-        let first = last + 1 - values.len() as u64;
-        norms.clear();
-        let stage = Stage { name: self.path, rate_key: "router.rate", rate };
-        (first..).zip(values.iter().flatten()).try_for_each(|(step, norm)| stage.check("gradient's norm", *norm, step))
+    fn look_every(&self) -> u64 {
+        LOOK
+    }
+
+    fn look(&mut self, state: &mut TrainState) -> Result<Verdict> {
+        let gained = state.keep_if_best(self.tuning.loss(self.layer, &self.tuning.held)?)?;
+        self.looks = if gained { 0 } else { self.looks + 1 };
+        Ok(if self.looks == PATIENCE { Verdict::Stop } else { Verdict::GoOn })
     }
 }
 

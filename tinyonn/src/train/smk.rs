@@ -3,8 +3,8 @@
 //! The surprise of expert n over a batch is known before any weight gradient:
 //! S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖².
 //! (`surprise_norm = rms`: without the division load alone would decide.) Losers' weight gradients are never formed, and losers
-//! *skip* their step: no momentum, no decay, no step count (DESIGN §4). Experts without a token do not compete. The rate is constant.
-//! The log has a line every ten steps: the loss, and the load of the steps since the last one (`load_max_over_mean` of the worst layer;
+//! *skip* their step: no momentum, no decay, no step count (DESIGN §4). Experts without a token do not compete. The rate is constant
+//! unless its settings say otherwise. The log has a line every ten steps: the loss, and the load of the steps since the last one (`load_max_over_mean` of the worst layer;
 //! `load_evenness` and `load_dead`, means over layers: [`crate::moe::load_figures`]).
 //! Replicas learn by their deltas, and their surprise is known only behind the backward pass: a merge gives every delta the same gradient
 //! but for its weight, ∂L/∂ΔW_n = Σ_d w_dn ∂L/∂W̃_d, so S_n is the norm of that (`surprise = exact`). What distinguishes replicas is their
@@ -12,19 +12,23 @@
 //!
 //! Who learns is decided where the gradients are, in [`crate::moe`]; here is the rule.
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::checkpoints::digest;
+use super::evaluate::EvaluateOptions;
 use super::state::slots;
-use super::{AdamwConfig, Checkpoints, Model, Rule, Saving, TrainState, train};
+use super::{
+    Checkpoints, HeldOut, Memory, Model, OptimizerConfig, Rule, Said, Saving, Schedule, TextGradient, TrainState,
+    Verdict, Watch, train,
+};
 use crate::checkpoint::{ParamStore, Role, variant_params};
-use crate::data::Sampler;
+use crate::data::{Sampler, TokenSet};
 use crate::metrics::MetricsLog;
 use crate::model::TinyOnnForCausalLm;
-use crate::moe::{Balance, ExpertsAre, LoadFigures, MoeSpec, balance};
-use crate::qwen3::{Active, Experts, Learn, Pass, PathTable, Trace};
+use crate::moe::{Balance, ExpertsAre, LoadFigures, MoeLayer, MoeSpec, balance};
+use crate::qwen3::{Active, Experts, Learn, Pass, PathTable};
 use crate::{Error, Result, files};
 
 /// How experts differentiate.
@@ -39,14 +43,37 @@ pub struct SmkConfig {
     pub min_k: usize,
     /// Whether routers learn too: by the gates' gradients (`gate = scaled` or `straight_through`) and their auxiliary losses.
     pub routers: bool,
-    /// The optimizer; its rate is constant.
-    pub adamw: AdamwConfig,
+    /// Steps over which the rate rises from zero.
+    pub warmup: u64,
+    /// How it goes on.
+    pub schedule: Schedule,
+    /// Steps between looks at held-out text, whose loss is logged; the weights of the least one are the result. 0: never, the last ones are.
+    pub look: u64,
+    /// The optimizer; `rate` is the highest. (Earlier its key was `adamw`.)
+    #[serde(alias = "adamw")]
+    pub optimizer: OptimizerConfig,
+    /// What a step holds in memory.
+    pub memory: Memory,
+}
+
+impl SmkConfig {
+    /// 300 steps of 8 sequences, a quarter of a hundred experts learning.
+    pub const DEFAULT: Self = Self {
+        steps: 300,
+        batch: 8,
+        min_k: 25,
+        routers: false,
+        warmup: 0,
+        schedule: Schedule::Constant,
+        look: 0,
+        optimizer: OptimizerConfig { rate: 5e-4, decay: 0.0, ..OptimizerConfig::DEFAULT },
+        memory: Memory::DEFAULT,
+    };
 }
 
 impl Default for SmkConfig {
     fn default() -> Self {
-        let adamw = AdamwConfig { rate: 5e-4, decay: 0.0, ..AdamwConfig::default() };
-        Self { steps: 300, batch: 8, min_k: 25, routers: false, adamw }
+        Self::DEFAULT
     }
 }
 
@@ -88,18 +115,18 @@ pub struct SmkOutcome {
 ///
 /// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };
 /// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
-/// let config = SmkConfig { steps: 3, batch: 4, min_k: 1, ..SmkConfig::default() };
+/// let config = SmkConfig { steps: 3, batch: 4, min_k: 1, ..SmkConfig::DEFAULT };
 /// let sampler = Sampler::new(&set, 32, config.batch, 0, &Device::Cpu)?;
 /// let dir = tempfile::tempdir()?;
 /// let mut log = MetricsLog::create(dir.path().join("smk.jsonl"))?;
-/// let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), &sampler, &config, &mut log, None)?;
+/// let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, None)?;
 /// assert!(outcome.updated_share < 1.0); // one of several active experts
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn train_smk(
     (store, cfg, variant): Model<'_>,
     routed: &Pass,
-    sampler: &Sampler<'_>,
+    (sampler, held): (&Sampler<'_>, Option<&TokenSet>),
     config: &SmkConfig,
     log: &mut MetricsLog,
     checkpoints: Option<&Checkpoints>,
@@ -107,6 +134,7 @@ pub fn train_smk(
     if config.min_k == 0 {
         return Err(Error::setting("smk.min_k", "is 0, and no expert would learn", "use 1 or more"));
     }
+    config.memory.check("smk.memory", config.batch)?;
     let (routers, spec) = (config.routers, &variant.spec);
     let (experts, role) = match spec.experts_are {
         ExpertsAre::Slice => (Experts::MinK(config.min_k), Role::Expert),
@@ -119,29 +147,38 @@ pub fn train_smk(
         return Err(Error::tensor(param.name.clone(), "is missing: this replica cannot learn", remedy));
     }
     let names: std::collections::BTreeSet<String> = params.iter().map(|param| param.name.clone()).collect();
-    let vb = store.builder(DType::F32, move |name| names.contains(name));
-    let model = TinyOnnForCausalLm::new(cfg, variant, &vb)?;
-    let mut state = TrainState::new(slots(store, params))?;
+    let work = store.work_weights(config.memory.weights.dtype(), |name| names.contains(name))?;
+    let model = TinyOnnForCausalLm::new(cfg, variant, work.builder())?;
+    let mut state = TrainState::new(slots(&work, params), &config.memory)?;
     let biases = biases(store, cfg.num_hidden_layers, spec)?;
     state.beside.clone_from(&biases);
     // Biases follow the load while routers learn.
-    let adjust = |traces: &[Trace], finite: &Tensor| -> Result<()> {
-        for ((_, bias), load) in biases.iter().zip(traces.iter().filter_map(|trace| trace.load.as_ref())) {
-            let moved = balance::step(spec, &bias.as_detached_tensor(), &load.tokens_n)?;
+    let adjust = |load: &[Tensor], finite: &Tensor| -> Result<()> {
+        for ((_, bias), tokens_n) in biases.iter().zip(load) {
+            let moved = balance::step(spec, &bias.as_detached_tensor(), tokens_n)?;
             let kept = finite.broadcast_as(moved.shape())?.where_cond(&moved, &bias.as_detached_tensor())?;
             bias.set(&kept)?;
         }
         Ok(())
     };
-    let rule = Rule {
-        stage: ("Surprise Min-K", "smk.adamw.rate"),
-        steps: config.steps,
+    let open = spec.open_positions();
+    let text = TextGradient {
+        model: model.lm(),
+        sampler,
         pass: routed.clone(),
         learn: Learn { experts, routers, image: None },
         exact: (role == Role::Delta).then_some(config.min_k),
-        open: spec.open_positions(),
-        adamw: config.adamw,
-        rate: &|_| config.adamw.rate,
+        open,
+        memory: config.memory,
+        interrupt: checkpoints.map(|checkpoints| &checkpoints.interrupt),
+    };
+    let rule = Rule {
+        stage: ("Surprise Min-K", "smk.optimizer"),
+        steps: config.steps,
+        tokens: Some(text.tokens()),
+        optimizer: &config.optimizer,
+        rate: &|step| config.schedule.rate(config.optimizer.rate, config.warmup, config.steps, step),
+        batch: &|step| Some(sampler.describe(step)),
         adjust: (routers && !biases.is_empty()).then_some(&adjust),
     };
     let mut tally = Tally::default();
@@ -149,6 +186,7 @@ pub fn train_smk(
         Some(checkpoints) => {
             let settings = json!({
                 "code": crate::SOURCES_SHA256, "model": cfg.to_json(), "variant": spec, "smk": config, "data": sampler.digest(),
+                "held_out": held.filter(|_| config.look > 0).map(TokenSet::sha256),
                 "weights": digest(store)?, "active": active(routed),
             });
             Some(Saving { checkpoints, settings })
@@ -159,21 +197,51 @@ pub fn train_smk(
         tally = saving.resume(&mut state)?.unwrap_or_default();
         log.rewind("smk", state.step)?;
     }
-    train(model.lm(), &mut state, (sampler, &rule), saving.as_ref(), &mut tally, |tally, said| {
+    let options = EvaluateOptions { length: sampler.length(), batch: sampler.batch(), skip: open };
+    let held = HeldOut::new("smk", model.lm(), (held, config.look), (options, routed.clone()))?;
+    let mut watch = Logged { log, spec, steps: config.steps, tally, held };
+    train(&mut state, &rule, &mut |state| text.descend(state), saving.as_ref(), &mut watch)?;
+    let Tally { shares, count, .. } = watch.tally;
+    state.return_to_best()?;
+    Ok(SmkOutcome { updated_share: shares / count.max(1) as f64 })
+}
+
+/// A line of the log every ten steps, and one a look.
+struct Logged<'a> {
+    log: &'a mut MetricsLog,
+    spec: &'a MoeSpec,
+    steps: u64,
+    tally: Tally,
+    held: Option<HeldOut<'a, MoeLayer>>,
+}
+
+impl Watch for Logged<'_> {
+    fn hear(&mut self, said: &Said) -> Result<()> {
         for (learnt, active) in &said.learners {
-            tally.shares += learnt / active.max(1.0);
-            tally.count += 1;
+            self.tally.shares += learnt / active.max(1.0);
+            self.tally.count += 1;
         }
-        add(&mut tally.load, &said.load);
-        if said.step.is_multiple_of(10) || said.step + 1 == config.steps {
-            let load = LoadFigures::new(spec, &std::mem::take(&mut tally.load));
+        add(&mut self.tally.load, &said.load);
+        if said.step.is_multiple_of(10) || said.step + 1 == self.steps {
+            let load = LoadFigures::new(self.spec, &std::mem::take(&mut self.tally.load));
             let [peak, evenness, dead] = [load.max_over_mean(), load.evenness(), load.dead()];
             let load = [("load_max_over_mean", peak), ("load_evenness", evenness), ("load_dead", dead)];
-            log.log(said.step, "smk", &[&[("loss", said.loss)], &load[..]].concat())?;
+            self.log.log(said.step, "smk", &[&[("loss", said.loss)], &load[..]].concat())?;
         }
         Ok(())
-    })?;
-    Ok(SmkOutcome { updated_share: tally.shares / tally.count.max(1) as f64 })
+    }
+
+    fn look_every(&self) -> u64 {
+        self.held.as_ref().map_or(0, HeldOut::every)
+    }
+
+    fn look(&mut self, state: &mut TrainState) -> Result<Verdict> {
+        self.held.as_ref().map_or(Ok(Verdict::GoOn), |held| held.look(self.log, state))
+    }
+
+    fn tally(&self) -> serde_json::Value {
+        json!(self.tally)
+    }
 }
 
 /// What has been summed up.

@@ -1,15 +1,16 @@
 //! Everything that a training changes: the weights that learn, their moments and step counts, the number of the step. With the data, which
 //! is a function of seed and step, it is the whole of what resumes.
 //!
-//! All of it lies on the device. A step whose gradient is no finite number changes nothing, and once that has happened no later step does
+//! What the optimizer steps are masters in f32; where passes compute in another type, the work weight is its master rounded, anew after every
+//! step. All of it lies on the device. A step whose gradient is no finite number changes nothing, and once that has happened no later step does
 //! either, until somebody has looked: what is saved is the state before the bad step.
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::AdamwConfig;
 use super::checkpoints::optimizer_names;
-use crate::checkpoint::{MappedSafetensors, Param, ParamStore};
-use crate::ops::{self, Grads, Lines};
+use super::{Memory, OptimizerConfig, UpdateRule};
+use crate::checkpoint::{MappedSafetensors, Param, Role, WorkWeights, refresh};
+use crate::ops::{self, Grads, RowUpdate};
 use crate::{Error, Result};
 
 /// A weight that learns.
@@ -17,26 +18,45 @@ use crate::{Error, Result};
 pub struct Slot {
     /// Its name in a checkpoint: state is kept by it.
     pub name: String,
+    /// What it is for.
+    pub role: Role,
     /// The bucket that its gradient lies in: the layer, of those that belong to one.
     pub bucket: usize,
-    /// The weight itself.
+    /// What passes compute with, and what its gradient is known by.
     pub var: Var,
+    /// What the optimizer steps, where that is not `var` itself: the same in f32.
+    pub master: Option<Var>,
     moments: Option<Moments>,
 }
 
+/// What an optimizer remembers of a weight.
 #[derive(Debug)]
 struct Moments {
     m: Tensor,
-    v: Tensor,
-    /// Steps taken, f64: one count, or one a line.
-    counts: Tensor,
+    /// AdamW's alone, like the counts.
+    v: Option<Tensor>,
+    /// Steps taken, f64: one count, or one a row.
+    counts: Option<Tensor>,
+}
+
+/// The weights of the step at which a measure of held-out text was least.
+#[derive(Debug)]
+struct Best {
+    value: f64,
+    masters: Vec<Tensor>,
 }
 
 impl Slot {
-    /// Without moments yet.
+    /// Its own master, without moments yet.
     #[must_use]
-    pub fn new(name: impl Into<String>, bucket: usize, var: Var) -> Self {
-        Self { name: name.into(), bucket, var, moments: None }
+    pub fn new(name: impl Into<String>, role: Role, bucket: usize, var: Var) -> Self {
+        Self { name: name.into(), role, bucket, var, master: None, moments: None }
+    }
+
+    /// What the optimizer steps.
+    #[must_use]
+    pub fn stepped(&self) -> &Var {
+        self.master.as_ref().unwrap_or(&self.var)
     }
 }
 
@@ -48,6 +68,8 @@ pub struct TrainState {
     /// What the training changes by other rules than the optimizer's, by name: biases of a selection.
     pub beside: Vec<(String, Var)>,
     slots: Vec<Slot>,
+    moments: DType,
+    best: Option<Best>,
     /// The gradients of the step at hand.
     pub grads: Grads,
     /// 1 while every gradient was a finite number, `[1]` u8.
@@ -55,14 +77,17 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// At step 0, with these weights to learn.
+    /// At step 0, with these weights to learn; `memory` says in which types gradients and moments are held (of f64 weights in f64).
     ///
     /// # Errors
     /// What the device reports.
-    pub fn new(slots: Vec<Slot>) -> Result<Self> {
+    pub fn new(slots: Vec<Slot>, memory: &Memory) -> Result<Self> {
         let device = slots.first().map_or(Device::Cpu, |slot| slot.var.device().clone());
-        let grads = Grads::new(slots.iter().map(|slot| (slot.var.as_tensor(), slot.bucket)))?;
-        Ok(Self { step: 0, beside: Vec::new(), slots, grads, finite: Tensor::ones(1, DType::U8, &device)? })
+        let weights = slots.iter().map(|slot| (slot.var.as_tensor(), slot.bucket));
+        let grads = Grads::in_dtype(weights, memory.gradients.dtype())?;
+        let finite = Tensor::ones(1, DType::U8, &device)?;
+        let moments = memory.moments.dtype();
+        Ok(Self { step: 0, beside: Vec::new(), slots, moments, best: None, grads, finite })
     }
 
     /// The weights that learn.
@@ -93,21 +118,54 @@ impl TrainState {
     pub(super) fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
         for slot in &self.slots {
-            tensors.push((slot.name.clone(), slot.var.as_detached_tensor()));
+            tensors.push((slot.name.clone(), slot.stepped().as_detached_tensor()));
             if let Some(Moments { m, v, counts }) = &slot.moments {
-                let values = [m.clone(), v.clone(), counts.to_dtype(DType::U32)?];
-                tensors.extend(optimizer_names(&slot.name).into_iter().zip(values));
+                let counts = counts.as_ref().map(|counts| counts.to_dtype(DType::U32)).transpose()?;
+                let values = [Some(m.clone()), v.clone(), counts];
+                let named = optimizer_names(&slot.name).into_iter().zip(values);
+                tensors.extend(named.filter_map(|(name, value)| Some((name, value?))));
             }
+        }
+        for (slot, master) in self.slots.iter().zip(self.best.iter().flat_map(|best| &best.masters)) {
+            tensors.push((best_name(&slot.name), master.clone()));
         }
         tensors.extend(self.beside.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())));
         Ok(tensors)
     }
 
-    /// Takes up the state that `saved` holds, of `step`.
+    /// The least that [`keep_if_best`](Self::keep_if_best) was given.
+    #[must_use]
+    pub fn best(&self) -> Option<f64> {
+        self.best.as_ref().map(|best| best.value)
+    }
+
+    /// Keeps a copy of the weights if `value` is less than at all calls before; returns whether it is.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn keep_if_best(&mut self, value: f64) -> Result<bool> {
+        if self.best().is_some_and(|best| value >= best) || value.is_nan() {
+            return Ok(false);
+        }
+        let masters = self.slots.iter().map(|slot| slot.stepped().as_detached_tensor().copy());
+        self.best = Some(Best { value, masters: masters.collect::<candle_core::Result<_>>()? });
+        Ok(true)
+    }
+
+    /// Puts the weights back that were kept last; moments stay. Nothing where none were.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn return_to_best(&mut self) -> Result<()> {
+        let Some(best) = &self.best else { return Ok(()) };
+        self.slots.iter().zip(&best.masters).try_for_each(|(slot, value)| slot.put(value))
+    }
+
+    /// Takes up the state that `saved` holds, of `step` and of the best value so far.
     ///
     /// # Errors
     /// A weight that is missing, of another shape, or that does not learn here.
-    pub(super) fn restore(&mut self, step: u64, saved: &MappedSafetensors) -> Result<()> {
+    pub(super) fn restore(&mut self, (step, best): (u64, Option<f64>), saved: &MappedSafetensors) -> Result<()> {
         let unfit = |name: &str, problem: &str| {
             Error::tensor(
                 name,
@@ -116,22 +174,30 @@ impl TrainState {
             )
         };
         let mut expected = 0;
+        let mut masters = Vec::new();
         for slot in &mut self.slots {
             let device = slot.var.device().clone();
-            put(&slot.var, &saved.load(&slot.name, &device)?).map_err(|_| unfit(&slot.name, "has another shape"))?;
-            let names = optimizer_names(&slot.name);
+            let shape = slot.var.shape().clone();
+            slot.put(&saved.load(&slot.name, &device)?).map_err(|_| unfit(&slot.name, "has another shape"))?;
             expected += 1;
-            slot.moments = None;
-            if saved.info(&names[0]).is_some() {
-                expected += names.len();
-                let [m, v, counts] = [0, 1, 2].map(|i| saved.load(&names[i], &device));
-                let (m, v, counts) = (m?, v?, counts?.to_dtype(DType::F64)?);
-                if m.shape() != slot.var.shape() || v.shape() != slot.var.shape() {
-                    return Err(unfit(&slot.name, "has moments of another shape"));
-                }
-                slot.moments = Some(Moments { m, v, counts });
+            let [m, v, counts] = optimizer_names(&slot.name);
+            let mut moment = |name: &str| {
+                let held = saved.info(name).is_some();
+                expected += usize::from(held);
+                held.then(|| saved.load(name, &device)).transpose()
+            };
+            let (m, v, counts) = (moment(&m)?, moment(&v)?, moment(&counts)?);
+            if [&m, &v].into_iter().flatten().any(|moment| moment.shape() != &shape) {
+                return Err(unfit(&slot.name, "has moments of another shape"));
+            }
+            let counts = counts.map(|counts| counts.to_dtype(DType::F64)).transpose()?;
+            slot.moments = m.map(|m| Moments { m, v, counts });
+            if best.is_some() {
+                expected += 1;
+                masters.push(saved.load(&best_name(&slot.name), &device)?);
             }
         }
+        self.best = best.map(|value| Best { value, masters });
         for (name, var) in &self.beside {
             put(var, &saved.load(name, var.device())?).map_err(|_| unfit(name, "has another shape"))?;
             expected += 1;
@@ -152,18 +218,17 @@ impl TrainState {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn update(&mut self, config: &AdamwConfig, rate: f64) -> Result<Tensor> {
+    pub fn update(&mut self, config: &OptimizerConfig, rate: f64) -> Result<Tensor> {
         let norm = self.grads.norm(self.slots.iter().map(|slot| slot.var.as_tensor()), self.finite.device())?;
         self.require_finite(&norm)?;
         let scale = (norm.recip()? * config.clip)?.minimum(1f64)?;
         for slot in &mut self.slots {
             let Some(gradient) = self.grads.get(&slot.var) else { continue };
-            let lines = self.grads.lines(&slot.var);
-            let lines = match lines {
-                Some(lines) => Lines { axis: lines.axis, learn: lines.learn.broadcast_mul(&self.finite)? },
-                None => Lines { axis: 0, learn: self.finite.clone() },
+            let learn = match self.grads.learning_rows(&slot.var) {
+                Some(learn) => learn.broadcast_mul(&self.finite)?,
+                None => self.finite.clone(),
             };
-            slot.step(config, rate, gradient, &lines, &scale)?;
+            slot.step((config, rate), gradient, (&learn, &scale), self.moments)?;
         }
         self.grads.begin();
         self.step += 1;
@@ -174,31 +239,51 @@ impl TrainState {
 impl Slot {
     fn step(
         &mut self,
-        config: &AdamwConfig,
-        rate: f64,
+        (config, rate): (&OptimizerConfig, f64),
         gradient: &Tensor,
-        lines: &Lines,
-        scale: &Tensor,
+        (learn, scale): (&Tensor, &Tensor),
+        moments: DType,
     ) -> Result<()> {
-        let count = lines.learn.dim(0)?;
-        let moments = match &mut self.moments {
+        let weight = self.stepped().as_tensor().clone();
+        let adamw = config.rule == UpdateRule::Adamw;
+        let Moments { m, v, counts } = match &mut self.moments {
             Some(moments) => moments,
             none => {
-                let zeros = || Tensor::zeros(self.var.shape(), wide(self.var.dtype()), self.var.device());
-                let counts = Tensor::zeros(count, DType::F64, self.var.device())?;
-                none.insert(Moments { m: zeros()?, v: zeros()?, counts })
+                let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { moments };
+                let zeros = || Tensor::zeros(weight.shape(), dtype, weight.device());
+                let counts = || Tensor::zeros(learn.dim(0)?, DType::F64, weight.device());
+                let (v, counts) = (adamw.then(zeros).transpose()?, adamw.then(counts).transpose()?);
+                none.insert(Moments { m: zeros()?, v, counts })
             }
         };
-        moments.counts = (&moments.counts + lines.learn.to_dtype(DType::F64)?)?;
-        let step = ops::AdamwStep {
-            rate,
-            beta1: config.beta1,
-            beta2: config.beta2,
-            eps: config.eps,
-            decay: if self.var.rank() >= 2 { config.decay } else { 0.0 },
-        };
-        let values = [self.var.as_tensor(), gradient, &moments.m, &moments.v];
-        Ok(ops::adamw(&step, values, &moments.counts, Some(lines), scale)?)
+        let of = RowUpdate { weight: &weight, gradient, learn, scale };
+        let decay = config.decay_of(self.role, weight.rank());
+        let OptimizerConfig { beta1, beta2, eps, .. } = *config;
+        match (config.rule, v, counts) {
+            (UpdateRule::Adamw, Some(v), Some(counts)) => {
+                *counts = (&*counts + learn.to_dtype(DType::F64)?)?;
+                ops::adamw(&ops::AdamwStep { rate, beta1, beta2, eps, decay }, &of, [m, v], counts)?;
+            }
+            (UpdateRule::Adamw, ..) => {
+                let problem = "has the moments of another rule than AdamW";
+                return Err(Error::tensor(&self.name, problem, "go on with the rule that the training began with"));
+            }
+            (UpdateRule::Sgd, ..) => ops::sgd(&ops::SgdStep { rate, momentum: beta1, decay }, &of, m)?,
+            (UpdateRule::Lion, ..) => ops::lion(&ops::LionStep { rate, beta1, beta2, decay }, &of, m)?,
+        }
+        match &self.master {
+            Some(master) => refresh(&self.var, master),
+            None => Ok(()),
+        }
+    }
+
+    /// Another value of the weight.
+    fn put(&self, value: &Tensor) -> Result<()> {
+        put(self.stepped(), value)?;
+        match &self.master {
+            Some(master) => refresh(&self.var, master),
+            None => Ok(()),
+        }
     }
 }
 
@@ -206,17 +291,20 @@ fn put(var: &Var, value: &Tensor) -> Result<()> {
     Ok(var.set(&value.to_dtype(var.dtype())?)?)
 }
 
-fn wide(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+/// The name of a kept weight in a state on disk.
+fn best_name(name: &str) -> String {
+    format!("best/{name}")
 }
 
-/// The slots of the parameters of `store` that `params` lists.
+/// The slots of those of `work` that `params` lists.
 #[must_use]
-pub fn slots(store: &ParamStore, params: impl IntoIterator<Item = Param>) -> Vec<Slot> {
+pub fn slots(work: &WorkWeights, params: impl IntoIterator<Item = Param>) -> Vec<Slot> {
     let slot = |param: Param| {
-        let var = store.get(&param.name)?.clone();
+        let (var, master) = work.get(&param.name)?;
+        let (var, master) = (var.clone(), master.cloned());
         // What belongs to no layer lies in a bucket behind those that do.
-        Some(Slot::new(param.name, param.layer.unwrap_or(usize::MAX), var))
+        let bucket = param.layer.unwrap_or(usize::MAX);
+        Some(Slot { master, ..Slot::new(param.name, param.role, bucket, var) })
     };
     params.into_iter().filter_map(slot).collect()
 }

@@ -112,26 +112,6 @@ pub(super) fn transposed_product(s: &BlockSparse, v_l: &Tensor, a_td: &Tensor, l
     Tensor::from_vec(out, (learns.len(), d), a_td.device())
 }
 
-pub(super) fn by_neuron(s: &BlockSparse, m_di: &Tensor) -> Result<Tensor> {
-    let (d, width) = m_di.dims2()?;
-    let mut met = vec![false; width];
-    for segment in &s.segments {
-        s.neurons(segment.expert).iter().for_each(|neuron| met[*neuron as usize] = true);
-    }
-    let mut out = vec![0f32; width * d];
-    lanes::with_slices([m_di], |[m]| {
-        lanes::by_rows(&mut out, d, |first, out| {
-            let met: Vec<usize> = (0..out.len() / d.max(1)).filter(|row| met[first + row]).collect();
-            for k in 0..d {
-                for row in &met {
-                    out[row * d + k] = m[k * width + first + row];
-                }
-            }
-        });
-    })?;
-    Tensor::from_vec(out, (width, d), m_di.device())
-}
-
 pub(super) fn spread_pairs(s: &BlockSparse, pair: &Tensor) -> Result<Tensor> {
     let mut values = Vec::with_capacity(s.values());
     lanes::with_slices([pair], |[pair]| {

@@ -188,7 +188,7 @@ impl Run<'_> {
             let down = store.remove(&name).ok_or_else(missing)?.as_detached_tensor();
             let factors: Vec<f32> = factors.iter().map(|f| *f as f32).collect();
             let factors = Tensor::new(factors.as_slice(), down.device())?;
-            store.insert(name, down.broadcast_mul(&factors.to_dtype(down.dtype())?)?)?;
+            store.insert(name, down.broadcast_mul(&factors.to_dtype(down.dtype())?.unsqueeze(1)?)?)?;
         }
         Qwen3ForCausalLm::dense(&self.dense.cfg, &store.builder(DType::F32, |_| false))
     }
@@ -199,7 +199,7 @@ impl Run<'_> {
             let name = down_proj(layer);
             let missing = || Error::tensor(&name, "is missing", "give a whole checkpoint");
             let down = self.dense.store.get(&name).ok_or_else(missing)?.as_detached_tensor();
-            Ok(down.to_dtype(DType::F64)?.sqr()?.sum(0)?.to_vec1::<f64>()?)
+            Ok(down.to_dtype(DType::F64)?.sqr()?.sum(1)?.to_vec1::<f64>()?)
         });
         let norms = norms.collect::<Result<Vec<_>>>()?;
         let power = |task: usize, layer: usize| {

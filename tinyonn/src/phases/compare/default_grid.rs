@@ -26,7 +26,7 @@ impl Default for CompareConfig {
             corpora: vec![corpus("workspace", &[]), corpus("toolchain", &[TOOLCHAIN])],
             seeds: vec![0, 1, 2],
             dense: DenseShape::default(),
-            pretrain: PretrainConfig::default(),
+            pretrain: PretrainConfig::DEFAULT,
             length: run.length,
             batch: run.batch,
             scan_tokens: 32_768,

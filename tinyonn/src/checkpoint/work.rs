@@ -1,0 +1,78 @@
+//! Work weights: what passes compute with, where the parameters that are stored and stepped (masters) have another type.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor, Var};
+use candle_nn::var_builder::VarBuilder;
+
+use super::builder::{Lent, builder_of};
+use super::store::ParamStore;
+use crate::Result;
+
+/// The weights of a store in the type of a model: those that learn as Vars of their own, the others by value.
+pub struct WorkWeights {
+    /// By name: the Var that passes read and gradients are keyed by, and the master, where that is another.
+    learning: BTreeMap<String, (Var, Option<Var>)>,
+    builder: VarBuilder<'static>,
+}
+
+impl ParamStore {
+    /// Work weights in `dtype`; names that `learns` picks can learn. Where the stored type is `dtype` they are the stored Vars themselves,
+    /// and updates are seen at once. Elsewhere a work weight is its master rounded, which whoever steps the master does again.
+    ///
+    /// # Errors
+    /// What the device reports.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use tinyonn::checkpoint::ParamStore;
+    ///
+    /// let mut store = ParamStore::new(&Device::Cpu);
+    /// store.insert("w", Tensor::new(&[1.001f32], &Device::Cpu)?)?;
+    /// let work = store.work_weights(DType::BF16, |_| true)?;
+    /// let (var, master) = work.get("w").unwrap();
+    /// assert_eq!(var.to_dtype(DType::F32)?.to_vec1::<f32>()?, [1.0]);
+    /// assert_eq!(master.unwrap().to_vec1::<f32>()?, [1.001]);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    pub fn work_weights(&self, dtype: DType, learns: impl Fn(&str) -> bool) -> Result<WorkWeights> {
+        let (mut lent, mut learning) = (BTreeMap::new(), BTreeMap::new());
+        for (name, var) in self.iter() {
+            if !learns(name) || var.dtype().is_int() {
+                lent.insert(name.to_owned(), Lent::Frozen(var.clone()));
+                continue;
+            }
+            let (work, master) = if var.dtype() == dtype {
+                (var.clone(), None)
+            } else {
+                (Var::from_tensor(&var.as_detached_tensor().to_dtype(dtype)?)?, Some(var.clone()))
+            };
+            lent.insert(name.to_owned(), Lent::Learning(work.clone()));
+            learning.insert(name.to_owned(), (work, master));
+        }
+        Ok(WorkWeights { learning, builder: builder_of(lent, dtype, self.device()) })
+    }
+}
+
+impl WorkWeights {
+    /// Lends them to a model's constructor.
+    #[must_use]
+    pub fn builder(&self) -> &VarBuilder<'static> {
+        &self.builder
+    }
+
+    /// The Var of a weight that learns, and its master, where that is another.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<(&Var, Option<&Var>)> {
+        self.learning.get(name).map(|(work, master)| (work, master.as_ref()))
+    }
+}
+
+/// `master`, rounded, in the place of its work weight.
+///
+/// # Errors
+/// What the device reports.
+pub fn refresh(work: &Var, master: &Var) -> Result<()> {
+    let rounded: Tensor = master.as_detached_tensor().to_dtype(work.dtype())?;
+    Ok(work.set(&rounded)?)
+}

@@ -1,0 +1,109 @@
+//! The gradient of a language model's loss over the batch of a step: the mean cross-entropy of its scored tokens, in as many parts as
+//! memory asks for, one forward and one backward pass each.
+//!
+//! Gradients of the parts add up, and so does load; which experts learn is joined over them (DESIGN §4). `surprise = exact` decides behind
+//! the last part, by the sums.
+
+use candle_core::Tensor;
+
+use super::{Gradient, Memory, TrainState};
+use crate::Result;
+use crate::data::Sampler;
+use crate::interrupt::Interrupt;
+use crate::qwen3::{Answers, Ask, FeedForward, InTraining, Keep, Learn, Pass, Qwen3ForCausalLm, Trace};
+
+/// What a step reads, and how.
+pub struct TextGradient<'a, F> {
+    /// What reads.
+    pub model: &'a Qwen3ForCausalLm<F>,
+    /// What is read.
+    pub sampler: &'a Sampler<'a>,
+    /// How; the tasks of a batch are added.
+    pub pass: Pass,
+    /// Who learns.
+    pub learn: Learn,
+    /// `surprise = exact`: of each layer's experts the so many whose whole gradient is least learn.
+    pub exact: Option<usize>,
+    /// The first positions of every row, which are read and not scored: what a shared decision reads.
+    pub open: usize,
+    /// In how many parts, and what is kept between the passes.
+    pub memory: Memory,
+    /// What may ask to stop between two parts: the step is then not taken.
+    pub interrupt: Option<&'a Interrupt>,
+}
+
+impl<F: FeedForward> TextGradient<'_, F> {
+    /// The tokens of a step.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        (self.sampler.batch() * self.sampler.length()) as u64
+    }
+
+    /// Puts the gradient of the step that `state` is at into its place; `None` if it was asked to stop before that was whole.
+    ///
+    /// # Errors
+    /// A batch that is not cut into equal parts; what the model reports.
+    pub fn descend(&self, state: &mut TrainState) -> Result<Option<Gradient>> {
+        let asked = || self.interrupt.is_some_and(|interrupt| interrupt.requested().is_some());
+        // Who asked before it began has this step still.
+        let asked_before = asked();
+        let batch = self.sampler.batch_at(state.step)?;
+        let (b, t) = batch.targets.dims2()?;
+        let (open, parts) = (self.open.min(t - 1), self.memory.micro_batches);
+        let rows = b / parts;
+        let keep = if self.memory.recompute { Keep::Inputs } else { Keep::All };
+        let mut sum: Option<Gradient> = None;
+        for part in 0..parts {
+            if part > 0 && asked() && !asked_before {
+                return Ok(None);
+            }
+            let cut =
+                |tensor: &Tensor| if parts == 1 { Ok(tensor.clone()) } else { tensor.narrow(0, part * rows, rows) };
+            let (inputs, targets) = (cut(&batch.inputs)?.contiguous()?, cut(&batch.targets)?.contiguous()?);
+            let seed = || self.sampler.seed_at(state.step, part);
+            let pass = Pass {
+                training: self.learn.routers.then(|| InTraining { seed: seed(), share: 1.0 / parts as f64 }),
+                ask: Ask { load: true, ..Ask::default() },
+                keep,
+                ..self.pass.of_tasks(&batch.tasks[part * rows..][..rows])
+            };
+            let forward = self.model.forward(&inputs, &targets, &pass)?;
+            let mut loss = forward.losses.narrow(1, open, t - open)?.mean_all()?;
+            if parts > 1 {
+                loss = (loss / parts as f64)?;
+            }
+            let share = 1.0 / (b * (t - open)) as f64;
+            let scored = Tensor::full(share as f32, (rows, t - open), forward.losses.device())?;
+            let dlosses = if open == 0 { scored } else { scored.pad_with_zeros(1, open, 0)? };
+            let answers = self.model.backward(forward.saved, &dlosses, &self.learn, &mut state.grads)?;
+            let own = gradient(loss, &forward.traces, answers);
+            sum = Some(sum.map_or(Ok(own.clone()), |sum| joined(&sum, &own))?);
+        }
+        let Some(mut sum) = sum else { return Ok(None) };
+        if let Some(k) = self.exact {
+            for (layer, tokens_n) in self.model.model().layers().iter().zip(&sum.load) {
+                let min_k = layer.mlp().keep_least(k, tokens_n, &mut state.grads)?;
+                sum.learners.extend(min_k.map(|min_k| [min_k.learn_n, min_k.active_n]));
+            }
+        }
+        Ok(Some(sum))
+    }
+}
+
+/// What one part said.
+fn gradient(loss: Tensor, traces: &[Trace], answers: Vec<Answers>) -> Gradient {
+    let load = traces.iter().filter_map(|trace| Some(trace.load.as_ref()?.tokens_n.clone())).collect();
+    let learners = answers.into_iter().filter_map(|answers| answers.min_k);
+    Gradient { loss, load, learners: learners.map(|min_k| [min_k.learn_n, min_k.active_n]).collect() }
+}
+
+/// Two parts of one step.
+fn joined(a: &Gradient, b: &Gradient) -> Result<Gradient> {
+    let load = a.load.iter().zip(&b.load).map(|(a, b)| a + b);
+    let either = |(a, b): (&[Tensor; 2], &[Tensor; 2])| Ok([a[0].maximum(&b[0])?, a[1].maximum(&b[1])?]);
+    Ok(Gradient {
+        loss: (&a.loss + &b.loss)?,
+        load: load.collect::<candle_core::Result<_>>()?,
+        learners: a.learners.iter().zip(&b.learners).map(either).collect::<Result<_>>()?,
+    })
+}
