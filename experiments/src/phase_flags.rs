@@ -23,6 +23,10 @@ pub struct PhaseFlags {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     #[serde(skip)]
     pub save_every: u64,
+    /// Print what would be done, with its steps, tokens and memory, and do nothing
+    #[arg(long)]
+    #[serde(skip)]
+    pub dry_run: bool,
     /// Seed, device, settings.
     #[command(flatten)]
     #[serde(flatten)]

@@ -1,6 +1,7 @@
 //! What the programs that run a phase print of its figures.
 
-use tinyonn::phases::Phase1Summary;
+use tinyonn::metrics::size;
+use tinyonn::phases::{Phase1Summary, Plan};
 
 use crate::say;
 
@@ -27,4 +28,31 @@ pub fn controls(summary: &Phase1Summary) {
         loss.routed_random_labels,
         loss.routed_permuted_labels
     );
+}
+
+/// What a run would do.
+pub fn plan(plan: &Plan) {
+    for (task, [train, validation, test]) in &plan.tasks {
+        say!("task      {task}: {train} tokens to learn from, {validation} to stop by, {test} to report");
+    }
+    say!("model     {:.1} M weights; a scan reads {} tokens", plan.parameters as f64 / 1e6, plan.scanned);
+    for training in &plan.trainings {
+        say!(
+            "training  {}: {} steps of {} tokens; {:.1} M weights learn",
+            training.name,
+            training.steps,
+            training.tokens,
+            training.learning as f64 / 1e6
+        );
+        say!(
+            "memory    {} of weights, gradients and moments, about {} kept by passes; a state is {} on disk",
+            size(training.weights),
+            size(training.values),
+            size(training.state)
+        );
+    }
+    if plan.trainings.is_empty() {
+        say!("training  none: the dense model is there");
+    }
+    say!("nothing was done (--dry-run)");
 }

@@ -113,6 +113,29 @@ impl Place {
     }
 }
 
+/// A plan names what would be trained, in numbers that can be checked, and leaves nothing behind; it refuses what the run would.
+#[rstest]
+#[case::of_a_model("--model dense", false)]
+#[case::of_a_model_to_be("", true)]
+fn a_dry_run_tells_and_does_nothing(#[case] model: &str, #[case] pretrains: bool) {
+    let place = Place::new();
+    fs::write(place.path("run.toml"), format!("cache = \"cache\"\n{RUN}")).unwrap();
+    let before = place.files();
+    let of = |more: &str| {
+        let data = "--data a=a.txt --data b=b.txt --config run.toml --out out --dry-run";
+        place.run(PHASE2, &format!("{model} {data} {more}"))
+    };
+    let output = of("");
+    assert_done(&output);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said.contains("pretraining: 2400 steps of 128 tokens"), pretrains, "{said}");
+    assert!(said.contains("Surprise Min-K: 2 steps of 64 tokens") && said.contains("nothing was done"), "{said}");
+    assert_eq!(place.files(), before);
+    assert_refused(&of("--variant Nobody"), &["Nobody"]);
+    fs::write(place.path("run.toml"), format!("{RUN}\nmemory.micro_batches = 3")).unwrap();
+    assert_refused(&of(""), &["`smk.memory.micro_batches`", "4 rows", "3 equal parts"]);
+}
+
 /// One line with all `words`, exit code 2, nothing on standard output.
 fn assert_refused(output: &Output, words: &[&str]) {
     assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");
@@ -180,7 +203,7 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 #[case::long_sequences(SCAN, "--model dense --data a=a.txt --length 65 --out out", &["`length`", "65", "64"])]
 #[case::long_sequences_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out out --config long.toml", &["`length`", "65", "64"])]
 #[case::long_sequences_to_compare(VERIFY, "dense dense --length 65", &["65", "--length 64"])]
-#[case::rate_that_is_no_number(PHASE2, "--config nan.toml --out out", &["nan.toml", "`smk.adamw.rate`", "finite"])]
+#[case::rate_that_is_no_number(PHASE2, "--config nan.toml --out out", &["nan.toml", "`smk.optimizer.rate`", "finite"])]
 #[case::no_model_to_count_on(VARIANTS, "--model none", &["none", "is not a folder"])]
 #[case::bad_file(PHASE2, "--config wrong.toml --out out", &["wrong.toml", "line 2", "stepz"])]
 #[case::used_folder(UPCYCLE, "--model dense --variant TinyOnn --out used", &["used", "not empty", "--overwrite"])]
@@ -205,7 +228,7 @@ fn what_cannot_be_done(#[case] program: &str, #[case] arguments: &str, #[case] w
     fs::write(place.path("ids.json"), "[[1, 2, 3]]").unwrap();
     fs::write(place.path("long.toml"), "length = 65").unwrap();
     fs::write(place.path("fits.toml"), "length = 64").unwrap();
-    fs::write(place.path("nan.toml"), "smk.adamw.rate = nan").unwrap();
+    fs::write(place.path("nan.toml"), "smk.optimizer.rate = nan").unwrap();
     fs::write(place.path("wrong.toml"), "[smk]\nstepz = 1").unwrap();
     let before = place.files();
     assert_refused(&place.run(program, arguments), words);
@@ -227,9 +250,9 @@ fn a_loss_that_is_no_number(#[case] program: &str, #[case] arguments: &str, #[ca
 #[test]
 fn pretraining_at_too_high_a_rate_keeps_the_state_before_it() {
     let place = Place::new();
-    fs::write(place.path("run.toml"), "cache = \"cache\"\nlength = 32\npretrain.adamw.rate = 1e30").unwrap();
+    fs::write(place.path("run.toml"), "cache = \"cache\"\nlength = 32\npretrain.optimizer.rate = 1e30").unwrap();
     let output = place.run(PHASE2, "--data a=a.txt --data b=b.txt --config run.toml --out out");
-    assert_failed(&output, &["`pretrain.adamw.rate`", "at step 1 of pretraining", "lower the rate"]);
+    assert_failed(&output, &["`pretrain.optimizer.rate`", "at step 1 of pretraining", "lower the rate"]);
     assert!(!place.path("out").exists());
     let cached: Vec<PathBuf> = fs::read_dir(place.path("cache")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(cached.len() == 1 && cached[0].join("states/state-00000001.safetensors").exists(), "{cached:?}");

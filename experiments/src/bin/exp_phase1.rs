@@ -7,7 +7,7 @@ use clap::Parser;
 use experiments::settings::layered;
 use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
-use tinyonn::phases::{Phase1Summary, RunConfig, phase1};
+use tinyonn::phases::{Phase1Summary, RunConfig, phase1, plan};
 
 /// Image a dense Qwen3, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
 ///
@@ -50,6 +50,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let base = RunConfig { out: if cli.quick { "runs/quick1" } else { "runs/phase1" }.into(), ..base };
     let file = cli.flags.run.config.as_deref();
     let mut config = layered(&base, file, &cli.flags)?;
+    if cli.flags.dry_run {
+        printed::plan(&plan(&config, false)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     if cli.flags.output.out.is_none() && config.out == base.out {
         config.out = run_folder::first_free(&base.out)?;
     }

@@ -7,7 +7,7 @@ use clap::Parser;
 use experiments::settings::layered;
 use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
-use tinyonn::phases::{RunConfig, Summary, phase2, phase2_from};
+use tinyonn::phases::{RunConfig, Summary, phase2, phase2_from, plan};
 
 /// Decompose a dense Qwen3 into experts without loss, image it, train its routers from the image, let its experts differentiate.
 ///
@@ -40,7 +40,7 @@ struct Cli {
     #[arg(long, conflicts_with = "from")]
     quick: bool,
     /// The folder of a run of exp_phase1 to go on from; its settings hold, but for `smk` of --config
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed", "dry_run"])]
     from: Option<PathBuf>,
 }
 
@@ -56,6 +56,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     };
     let file = cli.flags.run.config.as_deref();
     let mut config = layered(&base, file, &cli.flags)?;
+    if cli.flags.dry_run {
+        printed::plan(&plan(&config, true)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     if cli.flags.output.out.is_none() && config.out == base.out {
         config.out = run_folder::first_free(&base.out)?;
     }

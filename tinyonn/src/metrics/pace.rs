@@ -64,7 +64,8 @@ pub(super) fn duration(duration: Duration) -> String {
 }
 
 /// `1.2 GiB`, or `310 MiB`.
-fn size(bytes: u64) -> String {
+#[must_use]
+pub fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
 }
