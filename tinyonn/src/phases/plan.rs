@@ -1,6 +1,6 @@
 //! What a run would do, found out before it does anything: its text, its model, and of each training the steps, tokens and memory.
 //!
-//! Memory is counted, not measured: bytes a weight that learns ([`Memory::bytes_a_weight`](crate::train::Memory)), the weights that do not,
+//! Memory is counted, not measured: bytes a weight that learns ([`Memory::bytes_a_weight`]), the weights that do not,
 //! and what the passes of one part of a batch keep. An allocator's slack, the text and the program itself come on top.
 
 use serde::Serialize;

@@ -2,7 +2,7 @@
 //!
 //! Forward: a [`Pass`] says which experts take part and what is asked; each layer returns its output, a [`Trace`] and, if a backward
 //! follows, what that needs (`Saved`, of each module its own). Backward: [`Learn`] says who learns and what imaging asks,
-//! [`Grads`](crate::ops::Grads) takes weight gradients, [`Answers`] come back. All of it lies on the device.
+//! [`Grads`] takes weight gradients, [`Answers`] come back. All of it lies on the device.
 
 use std::sync::Arc;
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{Role, Roles};
 use crate::{Error, Result};
 
-/// The rule of an update; the formulas are those of [`crate::ops::adamw`], [`crate::ops::sgd`] and [`crate::ops::lion`].
+/// The rule of an update; the formulas are those of [`crate::ops::adamw()`], [`crate::ops::sgd()`] and [`crate::ops::lion()`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateRule {
