@@ -136,6 +136,19 @@ fn a_dry_run_tells_and_does_nothing(#[case] model: &str, #[case] pretrains: bool
     assert_refused(&of(""), &["`smk.memory.micro_batches`", "4 rows", "3 equal parts"]);
 }
 
+/// What only a late stage would trip over is refused before the first.
+#[rstest]
+#[case::parts("memory.micro_batches = 3", &["`smk.memory.micro_batches`", "4 rows", "3 equal parts"])]
+#[case::the_optimizer("optimizer.beta1 = 1.5", &["`smk.optimizer.beta1`", "1.5"])]
+#[case::its_earlier_name("adamw.beta1 = 1.5", &["`smk.optimizer.beta1`", "1.5"])]
+fn what_a_late_stage_cannot_take_is_refused_first(#[case] setting: &str, #[case] says: &[&str]) {
+    let place = Place::new();
+    fs::write(place.path("run.toml"), format!("{RUN}\n{setting}")).unwrap();
+    let output = place.run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out");
+    assert_refused(&output, says);
+    assert!(!place.path("out").exists());
+}
+
 /// One line with all `words`, exit code 2, nothing on standard output.
 fn assert_refused(output: &Output, words: &[&str]) {
     assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
-use candle_nn::VarBuilder;
 use rstest::rstest;
 use tinyonn::ops::{Grads, LearningNeurons, embedding, linear};
-use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3Config, Qwen3ForCausalLm, Trace};
+use tinyonn::qwen3::{Learn, Pass, Qwen3Config, Qwen3ForCausalLm};
 
 use crate::gradients::{inputs, relative_difference};
-use crate::models::{CPU, bits, config, ids, learnt, weights};
+use crate::models::{CPU, Way, bits, config, hooked, ids, learnt, weights};
 
 fn vars(dtype: DType, shapes: &[&[usize]]) -> Vec<Var> {
     inputs(1, shapes).iter().map(|x| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap()).collect()
@@ -201,33 +200,6 @@ fn learners_are_picked_and_put_back(#[case] neurons: &[usize], #[values(0, 2, 20
     }
 }
 
-/// Counts how often a gradient comes by.
-struct Counting(Mlp, Arc<AtomicUsize>);
-
-impl FeedForward for Counting {
-    type Saved = <Mlp as FeedForward>::Saved;
-
-    fn forward(&self, x: &Tensor, pass: &Pass) -> tinyonn::Result<(Tensor, Trace, Option<Self::Saved>)> {
-        self.0.forward(x, pass)
-    }
-
-    fn backward(
-        &self,
-        saved: Self::Saved,
-        dy: &Tensor,
-        learn: &Learn,
-        input: bool,
-        grads: &mut Grads,
-    ) -> tinyonn::Result<(Option<Tensor>, Answers)> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.backward(saved, dy, learn, input, grads)
-    }
-
-    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
-        self.0.learns(learn, grads)
-    }
-}
-
 /// The backward ends at the lowest layer where something learns.
 #[rstest]
 #[case::nothing("no such parameter", 0)]
@@ -239,8 +211,11 @@ impl FeedForward for Counting {
 fn a_backward_goes_no_further_than_it_must(#[case] learns: &str, #[case] layers: usize) {
     let cfg = config(26, false);
     let (store, calls, ids) = (weights(&cfg, DType::F32), Arc::new(AtomicUsize::new(0)), ids((2, 9)));
-    let build = |layer, vb: VarBuilder<'_>| Ok(Counting(Mlp::new(&cfg, layer, &vb)?, calls.clone()));
-    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| true), build).unwrap();
+    let counted = calls.clone();
+    let model = hooked(&cfg, &store.builder(DType::F32, |_| true), move |way| {
+        counted.fetch_add(usize::from(way == Way::Backward), Ordering::Relaxed);
+        Ok(())
+    });
     let picked = |name: &str| name.starts_with(learns);
     let found = learnt(&model, (&store, &picked), (&ids, &ids), &Pass::all(), &Learn::default());
     assert_eq!(calls.load(Ordering::Relaxed), layers);

@@ -292,6 +292,16 @@ fn memory_that_cannot_be_is_refused(#[case] memory: Memory, #[case] says: &[&str
     assert!(says.iter().all(|word| refused.contains(word)), "{refused}");
 }
 
+/// A batch that is not made of equal parts is refused before anything is read, by a caller of the library too.
+#[rstest]
+fn parts_that_are_not_equal_are_refused(#[values(0, 3, 5)] micro_batches: usize) {
+    let Sparse { model, mut state, .. } = Sparse::new();
+    let set = text();
+    let sampler = sampler(&set);
+    let part = whole(model.lm(), &sampler, Memory { micro_batches, ..Memory::DEFAULT });
+    assert!(message(part.descend(&mut state)).contains("`memory.micro_batches`"));
+}
+
 #[test]
 fn a_store_lends_no_weight_to_learn_in_another_type() {
     let cfg = tiny::config(VOCAB);

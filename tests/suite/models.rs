@@ -1,6 +1,9 @@
 //! Small models that several subjects run over.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::imaging::{Integral, Partition, PartitionSources, partition};
@@ -109,6 +112,55 @@ pub(crate) fn on(store: &ParamStore, device: &Device) -> ParamStore {
         moved.insert(name, var.as_detached_tensor().to_device(device).unwrap()).unwrap();
     }
     moved
+}
+
+/// Which way a pass goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Forward,
+    Backward,
+}
+
+/// What is done each time that a pass reaches a feed-forward, before it.
+pub(crate) type Hook = Arc<dyn Fn(Way) -> Result<()> + Send + Sync>;
+
+/// An MLP behind a [`Hook`].
+pub(crate) struct Hooked(Mlp, Hook);
+
+impl FeedForward for Hooked {
+    type Saved = <Mlp as FeedForward>::Saved;
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
+        (self.1)(Way::Forward)?;
+        self.0.forward(x, pass)
+    }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        (self.1)(Way::Backward)?;
+        self.0.backward(saved, dy, learn, input, grads)
+    }
+
+    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
+        self.0.learns(learn, grads)
+    }
+}
+
+/// A dense model whose feed-forwards share one hook.
+pub(crate) fn hooked(
+    cfg: &Qwen3Config,
+    vb: &VarBuilder<'_>,
+    hook: impl Fn(Way) -> Result<()> + Send + Sync + 'static,
+) -> Qwen3ForCausalLm<Hooked> {
+    let hook: Hook = Arc::new(hook);
+    let build = |layer, vb: VarBuilder<'_>| Ok(Hooked(Mlp::new(cfg, layer, &vb)?, hook.clone()));
+    Qwen3ForCausalLm::new(cfg, vb, build).unwrap()
 }
 
 /// What a forward and a backward pass over text say.

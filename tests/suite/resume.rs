@@ -2,11 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{DType, Device};
 use proptest::prelude::*;
 use rstest::rstest;
 use tempfile::TempDir;
@@ -14,8 +12,7 @@ use tinyonn::checkpoint::{MappedSafetensors, ParamStore, dense_params, grow_delt
 use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::interrupt::{Interrupt, Signal};
 use tinyonn::metrics::MetricsLog;
-use tinyonn::ops::Grads;
-use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
+use tinyonn::qwen3::{Learn, Pass};
 use tinyonn::train::smk::SmkOutcome;
 use tinyonn::train::state::slots;
 use tinyonn::train::{
@@ -24,7 +21,7 @@ use tinyonn::train::{
 };
 use tinyonn::{Error, Result};
 
-use crate::models::message;
+use crate::models::{Way, hooked, message};
 use crate::tiny;
 
 const VOCAB: usize = 40;
@@ -86,15 +83,20 @@ fn dense_by(config: &PretrainConfig, log: &Path, states: Option<&Checkpoints>) -
 }
 
 fn experts(name: &str, min_k: usize, log: &Path, states: Option<&Checkpoints>) -> Result<(Bits, SmkOutcome)> {
+    let routers = name.starts_with("Even");
+    let config = SmkConfig { steps: STEPS, batch: 4, min_k, routers, ..SmkConfig::DEFAULT };
+    experts_by(name, &config, log, states)
+}
+
+fn experts_by(name: &str, config: &SmkConfig, log: &Path, states: Option<&Checkpoints>) -> Result<(Bits, SmkOutcome)> {
     let cfg = tiny::config(VOCAB);
     let (variant, mut store) = tiny::upcycled(&cfg, name, &tiny::dense_store(&cfg, 2));
     grow_deltas(&mut store, &cfg, &variant.spec)?;
-    let set = text();
+    let (set, held) = (text(), tiny::tokens(4, &[90, 70], VOCAB as u32));
     let sampler = Sampler::new(&set, 16, 4, 0, &Device::Cpu)?;
-    let routers = name.starts_with("Even");
-    let config = SmkConfig { steps: STEPS, batch: 4, min_k, routers, ..SmkConfig::DEFAULT };
     let mut log = MetricsLog::open(log)?;
-    let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, states)?;
+    let text = (&sampler, Some(&held));
+    let outcome = train_smk((&store, &cfg, variant), &Pass::routed(), text, config, &mut log, states)?;
     Ok((tiny::bits(&store), outcome))
 }
 
@@ -143,6 +145,20 @@ fn any_pretraining_goes_on_to_the_same_bits(#[case] config: PretrainConfig) {
 const NARROW: Memory =
     Memory { weights: Precision::Bf16, gradients: Precision::Bf16, moments: Precision::Bf16, ..Memory::DEFAULT };
 
+/// The looks that a log tells of: step and loss.
+fn looks(place: &Place) -> Vec<(u64, f64)> {
+    let records = tinyonn::metrics::read(place.log()).unwrap().into_iter();
+    let loss = |values: &[(String, f64)]| Some(values.iter().find(|(name, _)| name == "held_out_loss")?.1);
+    records.filter_map(|record| Some((record.step, loss(&record.values)?))).collect()
+}
+
+/// The step of the least loss, which must not be the last.
+fn best_of(looks: &[(u64, f64)]) -> u64 {
+    let best = looks.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    assert!(best < STEPS - 1, "it never rises: {looks:?}");
+    best
+}
+
 /// A rate at which the loss on held-out text rises again: the result is the best step's, not the last one's.
 #[test]
 fn looks_keep_the_best_weights() {
@@ -150,14 +166,9 @@ fn looks_keep_the_best_weights() {
     let config = PretrainConfig { look: 2, optimizer, schedule: Schedule::Constant, ..CONFIG };
     let place = Place::new();
     let kept = dense_by(&config, &place.log(), None).unwrap();
-    let looks: Vec<(u64, f64)> = tinyonn::metrics::read(place.log())
-        .unwrap()
-        .into_iter()
-        .filter_map(|record| Some((record.step, record.values.iter().find(|(name, _)| name == "held_out_loss")?.1)))
-        .collect();
+    let looks = looks(&place);
     assert_eq!(looks.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 22]);
-    let best = looks.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
-    assert!(best < STEPS - 1, "it never rises: {looks:?}");
+    let best = best_of(&looks);
     // A rate that stays makes the first steps of a longer training those of a shorter one.
     let short = PretrainConfig { steps: best + 1, look: 0, ..config };
     assert_eq!(kept, dense_by(&short, &Place::new().log(), None).unwrap());
@@ -172,33 +183,33 @@ fn looks_keep_the_best_weights() {
     assert!(refused.contains("`pretrain.look`"), "{refused}");
 }
 
-/// Asks to stop when it has read so many batches.
-struct Stopping(Mlp, Arc<AtomicUsize>, Interrupt);
-
-impl FeedForward for Stopping {
-    type Saved = <Mlp as FeedForward>::Saved;
-
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
-        if self.1.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.2.request(Signal::Terminate);
-        }
-        self.0.forward(x, pass)
-    }
-
-    fn backward(
-        &self,
-        saved: Self::Saved,
-        dy: &Tensor,
-        learn: &Learn,
-        input: bool,
-        grads: &mut Grads,
-    ) -> Result<(Option<Tensor>, Answers)> {
-        self.0.backward(saved, dy, learn, input, grads)
-    }
-
-    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
-        self.0.learns(learn, grads)
-    }
+/// Biases that even the load are moved beside the masters: they are those of the best step too, also where a training goes on.
+#[test]
+fn looks_keep_the_best_biases() {
+    let optimizer = OptimizerConfig { rate: 3e-2, ..SmkConfig::DEFAULT.optimizer };
+    let config = SmkConfig {
+        steps: STEPS,
+        batch: 4,
+        min_k: 8,
+        routers: true,
+        look: 2,
+        optimizer,
+        schedule: Schedule::Constant,
+        ..SmkConfig::DEFAULT
+    };
+    let run = |config: &SmkConfig, log: &Path, states: Option<&Checkpoints>| {
+        Ok(experts_by("EvenByBias", config, log, states)?.0)
+    };
+    let (place, stopped) = (Place::new(), Place::new());
+    let kept = run(&config, &place.log(), None).unwrap();
+    let best = best_of(&looks(&place));
+    let short = SmkConfig { steps: best + 1, look: 0, ..config };
+    let expected = run(&short, &Place::new().log(), None).unwrap();
+    let all = run(&SmkConfig { look: 0, ..config }, &Place::new().log(), None).unwrap();
+    let biases = |bits: &Bits| bits.iter().filter(|(name, _)| name.contains("bias")).cloned().collect::<Bits>();
+    assert!(!biases(&all).is_empty() && biases(&all) != biases(&expected), "the biases never moved");
+    assert_eq!(kept, expected);
+    assert_eq!(step_by_step(&stopped, |log, states| run(&config, log, Some(states))), expected);
 }
 
 struct Deaf;
@@ -213,10 +224,14 @@ impl Watch for Deaf {
 fn in_parts(at: usize, states: &Checkpoints) -> Result<Bits> {
     let cfg = tiny::config(VOCAB);
     let store = tiny::dense_store(&cfg, 2);
-    let (left, interrupt) = (Arc::new(AtomicUsize::new(at)), states.interrupt.clone());
+    let (left, interrupt) = (AtomicUsize::new(at), states.interrupt.clone());
     let work = store.work_weights(DType::F32, |_| true)?;
-    let build = |layer, vb: VarBuilder<'_>| Ok(Stopping(Mlp::new(&cfg, layer, &vb)?, left.clone(), interrupt.clone()));
-    let model = Qwen3ForCausalLm::new(&cfg, work.builder(), build)?;
+    let model = hooked(&cfg, work.builder(), move |way| {
+        if way == Way::Forward && left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            interrupt.request(Signal::Terminate);
+        }
+        Ok(())
+    });
     let memory = Memory { micro_batches: 4, ..Memory::DEFAULT };
     let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory)?;
     let set = text();

@@ -4,11 +4,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use rstest::rstest;
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -16,60 +15,33 @@ use tempfile::TempDir;
 use tinyonn::data::TokenSet;
 use tinyonn::files::Digest;
 use tinyonn::imaging::{Log1p, NeuronScan, ScanFile, ScanOptions, ScanRequest, Share, StoredScan, scan_with};
-use tinyonn::ops::Grads;
 use tinyonn::ops::{GradSite, Scale};
-use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
+use tinyonn::qwen3::Qwen3ForCausalLm;
 use tinyonn::{Error, Result};
 
 use super::shares::units;
 use super::{VOCAB, options};
+use crate::models::{Hooked, Way, hooked};
 use crate::tiny;
 
-/// An MLP that fails once so many calls to all of its kind were answered.
-pub(super) struct Failing {
-    mlp: Mlp,
-    calls: Arc<AtomicUsize>,
-}
-
-impl FeedForward for Failing {
-    type Saved = <Mlp as FeedForward>::Saved;
-
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
-        if self.calls.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
-            return Err(Error::setting("power", "is off", "switch it on"));
-        }
-        self.mlp.forward(x, pass)
-    }
-
-    fn backward(
-        &self,
-        saved: Self::Saved,
-        dy: &Tensor,
-        learn: &Learn,
-        input: bool,
-        grads: &mut Grads,
-    ) -> Result<(Option<Tensor>, Answers)> {
-        self.mlp.backward(saved, dy, learn, input, grads)
-    }
-
-    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
-        self.mlp.learns(learn, grads)
-    }
-}
-
 /// Of two layers: fails in batch `batches` (from 0), between them.
-fn failing_after(batches: usize) -> Qwen3ForCausalLm<Failing> {
+fn failing_after(batches: usize) -> Qwen3ForCausalLm<Hooked> {
     failing(batches, VOCAB as usize)
 }
 
-pub(super) fn failing(batches: usize, vocab: usize) -> Qwen3ForCausalLm<Failing> {
+pub(super) fn failing(batches: usize, vocab: usize) -> Qwen3ForCausalLm<Hooked> {
     let cfg = tiny::config(vocab);
     let store = tiny::dense_store(&cfg, 5);
-    let calls = Arc::new(AtomicUsize::new((2 * batches).saturating_add(1)));
-    let feed_forward = |layer: usize, vb: candle_nn::VarBuilder<'_>| {
-        Ok(Failing { mlp: Mlp::new(&cfg, layer, &vb)?, calls: calls.clone() })
-    };
-    Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), feed_forward).unwrap()
+    let left = AtomicUsize::new((2 * batches).saturating_add(1));
+    hooked(&cfg, &store.builder(DType::F32, |_| false), move |way| {
+        let gone = |left: usize| left.checked_sub(1);
+        match way {
+            Way::Forward if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, gone).is_err() => {
+                Err(Error::setting("power", "is off", "switch it on"))
+            }
+            _ => Ok(()),
+        }
+    })
 }
 
 fn text() -> TokenSet {
@@ -300,51 +272,20 @@ fn a_place_that_is_not_there_is_refused_before_the_pass() {
     assert!(error.contains("none: is not a folder"), "{error}");
 }
 
-/// A feed-forward behind which, once, somebody else scans into the same file.
-struct Beside {
-    mlp: Mlp,
-    path: std::path::PathBuf,
-    calls: Arc<AtomicUsize>,
-}
-
-impl FeedForward for Beside {
-    type Saved = <Mlp as FeedForward>::Saved;
-
-    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
-        // In the second batch, when the file is there: the other scan goes on from it, and ends first.
-        if self.calls.fetch_add(1, Ordering::SeqCst) == 3 {
-            scanned(NEVER, &request(), &self.path)?;
-        }
-        self.mlp.forward(x, pass)
-    }
-
-    fn backward(
-        &self,
-        saved: Self::Saved,
-        dy: &Tensor,
-        learn: &Learn,
-        input: bool,
-        grads: &mut Grads,
-    ) -> Result<(Option<Tensor>, Answers)> {
-        self.mlp.backward(saved, dy, learn, input, grads)
-    }
-
-    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
-        self.mlp.learns(learn, grads)
-    }
-}
-
 #[test]
 fn two_scans_do_not_write_over_each_other() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("scan.safetensors");
     let cfg = tiny::config(VOCAB as usize);
     let store = tiny::dense_store(&cfg, 5);
-    let calls = Arc::new(AtomicUsize::new(0));
-    let feed_forward = |layer: usize, vb: candle_nn::VarBuilder<'_>| {
-        Ok(Beside { mlp: Mlp::new(&cfg, layer, &vb)?, path: path.clone(), calls: calls.clone() })
-    };
-    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), feed_forward).unwrap();
+    let (calls, same) = (AtomicUsize::new(0), path.clone());
+    let model = hooked(&cfg, &store.builder(DType::F32, |_| false), move |_| {
+        // In the second batch, when the file is there: the other scan goes on from it, and ends first.
+        if calls.fetch_add(1, Ordering::SeqCst) == 3 {
+            scanned(NEVER, &request(), &same)?;
+        }
+        Ok(())
+    });
     let said = scan_with(&model, &text(), &request(), &Device::Cpu, Some(&file(&path))).unwrap_err().to_string();
     assert!(said.contains("was written by another scan while this one ran"), "{said}");
     // The other's is whole.

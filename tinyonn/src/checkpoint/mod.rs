@@ -55,4 +55,5 @@ pub use tinyonn_folder::{TaskPath, TinyOnnConfig, TinyOnnFolder, is_tinyonn};
 pub use upcycle::upcycle;
 pub use variant_tensors::{VariantParameters, expected_variant_tensors, variant_parameters};
 pub use verify::{Comparison, compare, compare_with_reference};
-pub use work::{WorkWeights, refresh};
+pub use work::WorkWeights;
+pub(crate) use work::refresh;

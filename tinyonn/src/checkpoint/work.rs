@@ -72,7 +72,7 @@ impl WorkWeights {
 ///
 /// # Errors
 /// What the device reports.
-pub fn refresh(work: &Var, master: &Var) -> Result<()> {
+pub(crate) fn refresh(work: &Var, master: &Var) -> Result<()> {
     let rounded: Tensor = master.as_detached_tensor().to_dtype(work.dtype())?;
     Ok(work.set(&rounded)?)
 }

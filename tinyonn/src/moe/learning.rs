@@ -143,7 +143,7 @@ impl TinyOnnExpert {
                 let mut squares_i = Tensor::zeros(slices.neuron_expert.dim(0)?, DType::F64, tokens_n.device())?;
                 for weight in [&self.gate_proj, &self.up_proj, &self.down_proj] {
                     if let Some(gradient) = grads.get(weight) {
-                        squares_i = (squares_i + ops::widened(gradient)?.sqr()?.sum(1)?.to_dtype(DType::F64)?)?;
+                        squares_i = (squares_i + ops::wide(gradient)?.sqr()?.sum(1)?.to_dtype(DType::F64)?)?;
                     }
                 }
                 let min_k = MinK::by(&slices.sums(&squares_i)?.sqrt()?, active_n, k)?;
@@ -158,7 +158,7 @@ impl TinyOnnExpert {
                 for delta in deltas {
                     let mut sum = Tensor::zeros(1, DType::F64, tokens_n.device())?;
                     for gradient in delta.iter().flatten().filter_map(|delta| grads.get(delta)) {
-                        sum = (sum + ops::widened(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
+                        sum = (sum + ops::wide(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
                     }
                     squares.push(sum);
                 }

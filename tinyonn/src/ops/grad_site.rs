@@ -40,8 +40,8 @@ impl GradSite {
     }
 }
 
-/// In f32, or in f64 what is.
-pub(super) fn wide(x: &Tensor) -> Result<Tensor> {
+/// In f32, or in f64 what is: a type that squares can be summed in.
+pub(crate) fn wide(x: &Tensor) -> Result<Tensor> {
     x.to_dtype(if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 })
 }
 

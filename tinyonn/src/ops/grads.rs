@@ -12,6 +12,7 @@ use std::collections::hash_map::Entry;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, TensorId};
 
+use super::grad_site::wide;
 use super::lanes;
 use super::product::accumulate;
 
@@ -129,7 +130,7 @@ impl Grads {
     pub fn norm<'a>(&self, weights: impl IntoIterator<Item = &'a Tensor>, device: &Device) -> Result<Tensor> {
         let mut squares = Tensor::zeros(1, DType::F64, device)?;
         for gradient in weights.into_iter().filter_map(|weight| self.get(weight)) {
-            squares = (squares + widened(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
+            squares = (squares + wide(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
         }
         squares.sqrt()
     }
@@ -219,14 +220,6 @@ impl Slot {
         self.fresh = false;
         write(&self.gradient, &sum)
     }
-}
-
-/// A gradient in a type that its squares can be summed in.
-///
-/// # Errors
-/// What the device reports.
-pub fn widened(gradient: &Tensor) -> Result<Tensor> {
-    gradient.to_dtype(if gradient.dtype() == DType::F64 { DType::F64 } else { DType::F32 })
 }
 
 fn write(target: &Tensor, value: &Tensor) -> Result<()> {

@@ -5,9 +5,10 @@
 //! What is f32 in main memory takes a fused loop over blocks; all else the plain form, computed in f32 (f64 of f64 weights) and rounded to
 //! the type that each is held in: gradients and moments may be bf16.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::grad_site::wide;
 use super::lanes;
 
 /// Values a task of the pool updates at once, of weights that learn as a whole.
@@ -91,10 +92,11 @@ impl RowUpdate<'_> {
         moments: [&Tensor; M],
         update: impl FnOnce(&Tensor, &Tensor, &[Tensor]) -> Result<(Tensor, [Tensor; M])>,
     ) -> Result<()> {
-        let wide = if self.weight.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let gradient = self.gradient.to_dtype(wide)?.broadcast_mul(&self.scale.to_dtype(wide)?)?;
-        let held = moments.iter().map(|moment| moment.to_dtype(wide)).collect::<Result<Vec<_>>>()?;
-        let (weight, new) = update(&self.weight.to_dtype(wide)?, &gradient, &held)?;
+        let weight = wide(self.weight)?;
+        let like_weight = |x: &Tensor| x.to_dtype(weight.dtype());
+        let gradient = like_weight(self.gradient)?.broadcast_mul(&like_weight(self.scale)?)?;
+        let held = moments.iter().map(|moment| like_weight(moment)).collect::<Result<Vec<_>>>()?;
+        let (weight, new) = update(&weight, &gradient, &held)?;
         let learn = self.along_rows(&self.learn.ne(0u8)?)?.broadcast_as(self.weight.shape())?;
         for (old, new) in std::iter::once((self.weight, weight)).chain(moments.into_iter().zip(new)) {
             let new = learn.where_cond(&new.to_dtype(old.dtype())?, &old.detach())?;

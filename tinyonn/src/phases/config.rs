@@ -135,7 +135,7 @@ impl RunConfig {
     /// Refuses what could only fail, before time is spent on it.
     ///
     /// # Errors
-    /// A size of zero; a variant of more experts than the model to be pretrained has neurons.
+    /// A size of zero; an optimizer or a memory that cannot be; a variant of more experts than the model to be pretrained has neurons.
     pub fn validate(&self, variant: &Variant) -> Result<()> {
         let sizes = [
             ("batch", self.batch),
@@ -155,6 +155,12 @@ impl RunConfig {
             let problem = format!("sequences of {} tokens leave none to predict behind the first {first}", self.length);
             return Err(Error::setting("length", problem, format!("use {} or more", first + 1)));
         }
+        self.smk.memory.check("smk.memory", self.smk.batch)?;
+        self.smk.optimizer.check("smk.optimizer")?;
+        if self.model.is_none() {
+            self.pretrain.memory.check("pretrain.memory", self.pretrain.batch)?;
+            self.pretrain.optimizer.check("pretrain.optimizer")?;
+        }
         moe::check(&variant.spec)?;
         let own = variant.spec.route_per == RoutePer::Token && variant.spec.experts_are == ExpertsAre::Slice;
         if self.label == LabelUnit::Token && !own {
@@ -164,6 +170,19 @@ impl RunConfig {
         if self.model.is_none() {
             check_width(&variant.spec, self.dense.intermediate_size, 0)?;
             self.dense.qwen3(self.dense.vocab_size, hidden_act(variant)).validate()?;
+        }
+        Ok(())
+    }
+}
+
+impl RunConfig {
+    /// Refuses sequences that are longer than `cfg` was made for.
+    pub(super) fn check_length(&self, cfg: &Qwen3Config) -> Result<()> {
+        let (length, most) = (self.length, cfg.max_position_embeddings);
+        if length > most {
+            let problem =
+                format!("sequences of {length} tokens are longer than the {most} that the model was made for");
+            return Err(Error::setting("length", problem, format!("use {most} or less")));
         }
         Ok(())
     }

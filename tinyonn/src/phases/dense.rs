@@ -138,7 +138,8 @@ impl Dense {
         store.names().filter_map(stored).collect()
     }
 
-    fn load(dir: &Path, device: &Device) -> Result<Self> {
+    /// A folder, its configuration and its tokenizer, checked without a look at its weights.
+    pub(super) fn open(dir: &Path) -> Result<(ModelFolder, Qwen3Config, TextTokenizer)> {
         let folder = ModelFolder::open(dir)?;
         let cfg = folder.qwen3_config()?;
         if is_tinyonn(folder.config()) {
@@ -146,8 +147,6 @@ impl Dense {
             return Err(Error::file(dir, "is a Tiny-ONN checkpoint already", remedy));
         }
         folder.check_names(&expected_tensors(&cfg))?;
-        let store = folder.load(device, Some(DType::F32))?;
-        let stored = stored(&folder);
         let tokenizer = tokenizer(&folder)?;
         if tokenizer.vocab_size() > cfg.vocab_size {
             let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
@@ -157,7 +156,13 @@ impl Dense {
                 "use the tokenizer the model was trained with",
             ));
         }
-        Ok(Self { dir: dir.to_path_buf(), cfg, store, stored, tokenizer })
+        Ok((folder, cfg, tokenizer))
+    }
+
+    fn load(dir: &Path, device: &Device) -> Result<Self> {
+        let (folder, cfg, tokenizer) = Self::open(dir)?;
+        let store = folder.load(device, Some(DType::F32))?;
+        Ok(Self { dir: dir.to_path_buf(), cfg, store, stored: stored(&folder), tokenizer })
     }
 
     /// Pretrains in a folder beside `dir`, which appears under its name when it is whole. A second run that wants the same model

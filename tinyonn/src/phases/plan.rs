@@ -3,22 +3,23 @@
 //! Memory is counted, not measured: bytes a weight that learns ([`Memory::bytes_a_weight`]), the weights that do not,
 //! and what the passes of one part of a batch keep. An allocator's slack, the text and the program itself come on top.
 
+use candle_core::Device;
 use serde::Serialize;
 
 use super::config::hidden_act;
 use super::{Dense, RunConfig, Text};
-use crate::checkpoint::{ModelFolder, Role, variant_params};
-use crate::data::TextTokenizer;
+use crate::Result;
+use crate::checkpoint::{Param, Role, variant_params};
+use crate::data::{Sampler, TextTokenizer};
 use crate::imaging::{Partition, partition};
 use crate::moe::{ExpertsAre, variant};
 use crate::qwen3::Qwen3Config;
 use crate::train::{Memory, OptimizerConfig};
-use crate::{Error, Result};
 
 /// What a run would do.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// The tasks, and the tokens of their training, validation and test texts.
+    /// The tasks, and the tokens of their training, validation and test texts, of the last as many as are read.
     pub tasks: Vec<(String, [usize; 3])>,
     /// The weights of the dense model.
     pub parameters: usize,
@@ -48,21 +49,21 @@ pub struct PlannedTraining {
 }
 
 impl PlannedTraining {
+    /// Of `learning` weights of a model that holds `all`.
     fn new(
-        (name, steps, batch): (&'static str, u64, usize),
-        (cfg, learning): (&Qwen3Config, usize),
+        (name, steps, batch, length): (&'static str, u64, usize, usize),
+        cfg: &Qwen3Config,
+        [learning, all]: [usize; 2],
         (optimizer, memory): (&OptimizerConfig, &Memory),
-        length: usize,
     ) -> Self {
-        let frozen = cfg.parameters().saturating_sub(learning) as u64 * memory.weights.dtype().size_in_bytes() as u64;
-        let part = (batch / memory.micro_batches.max(1) * length) as u64;
+        let frozen = (all - learning) as u64 * memory.weights.dtype().size_in_bytes() as u64;
         Self {
             name,
             steps,
             tokens: (batch * length) as u64,
             learning,
             weights: learning as u64 * memory.bytes_a_weight(optimizer.rule) + frozen,
-            values: memory.values(cfg, part),
+            values: memory.values(cfg, (batch / memory.micro_batches * length) as u64),
             state: learning as u64 * memory.bytes_a_weight_on_disk(optimizer.rule),
         }
     }
@@ -71,46 +72,45 @@ impl PlannedTraining {
 /// The plan of a run; `all` of phase 2, or without Surprise Min-K. Reads text and configurations, and no weights.
 ///
 /// # Errors
-/// What the run itself would refuse before its first step.
+/// What the run itself would refuse before its first step, but for weights that cannot be read.
 pub fn plan(config: &RunConfig, all: bool) -> Result<Plan> {
     let variant = variant(&config.variant)?;
     config.validate(variant)?;
     partition::choose(config.partition, &variant.spec, Partition::Sps)?;
     let text = Text::new(&config.data, config.seed)?;
     let (cfg, tokenizer) = if let Some(dir) = &config.model {
-        let folder = ModelFolder::open(dir)?;
-        (folder.qwen3_config()?, super::text::tokenizer(&folder)?)
+        let (_, cfg, tokenizer) = Dense::open(dir)?;
+        (cfg, tokenizer)
     } else {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
         (config.dense.qwen3(tokenizer.vocab_size(), hidden_act(variant)), tokenizer)
     };
-    if config.length > cfg.max_position_embeddings {
-        let problem = format!("is longer than the {} that the model was made for", cfg.max_position_embeddings);
-        return Err(Error::setting("length", problem, "use a shorter one"));
-    }
-    let tokens = text.encode(&tokenizer)?;
-    let sizes = |task: usize| [&tokens.train, &tokens.validation, &tokens.test].map(|set| set.tasks[task].tokens.len());
+    config.check_length(&cfg)?;
+    let mut tokens = text.encode(&tokenizer)?;
+    tokens.test.beginnings(config.test_tokens);
+    let batches = |batch: usize| Sampler::new(&tokens.train, config.length, batch, config.seed, &Device::Cpu).map(drop);
+    batches(config.smk.batch)?;
     let mut trainings = Vec::new();
     if config.model.is_none() && !Dense::is_cached(config, &text)? {
         let of = &config.pretrain;
-        of.memory.check("pretrain.memory", of.batch)?;
-        of.optimizer.check("pretrain.optimizer")?;
-        let name = ("pretraining", of.steps, of.batch);
-        let learning = (&cfg, cfg.parameters());
-        trainings.push(PlannedTraining::new(name, learning, (&of.optimizer, &of.memory), config.length));
+        batches(of.batch)?;
+        let name = ("pretraining", of.steps, of.batch, config.length);
+        let count = cfg.parameters();
+        trainings.push(PlannedTraining::new(name, &cfg, [count, count], (&of.optimizer, &of.memory)));
     }
     if all {
         let of = &config.smk;
-        of.memory.check("smk.memory", of.batch)?;
-        of.optimizer.check("smk.optimizer")?;
         let role = if variant.spec.experts_are == ExpertsAre::Slice { Role::Expert } else { Role::Delta };
+        let learns = |param: &Param| param.role == role || (of.routers && param.role == Role::Router);
         let params = variant_params(&cfg, variant)?;
-        let learns = |found: Role| found == role || (of.routers && found == Role::Router);
-        let learning =
-            params.iter().filter(|param| learns(param.role)).map(|param| param.stored.iter().product::<usize>());
-        let name = ("Surprise Min-K", of.steps, of.batch);
-        trainings.push(PlannedTraining::new(name, (&cfg, learning.sum()), (&of.optimizer, &of.memory), config.length));
+        let count = |learning: bool| {
+            let own = params.iter().filter(|param| !learning || learns(param));
+            own.map(|param| param.stored.iter().product::<usize>()).sum::<usize>()
+        };
+        let name = ("Surprise Min-K", of.steps, of.batch, config.length);
+        trainings.push(PlannedTraining::new(name, &cfg, [count(true), count(false)], (&of.optimizer, &of.memory)));
     }
+    let sizes = |task: usize| [&tokens.train, &tokens.validation, &tokens.test].map(|set| set.tasks[task].tokens.len());
     Ok(Plan {
         tasks: text.tasks.iter().cloned().zip((0..text.tasks.len()).map(sizes)).collect(),
         parameters: cfg.parameters(),

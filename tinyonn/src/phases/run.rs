@@ -86,12 +86,7 @@ pub(super) struct LossesNow {
 impl Run<'_> {
     /// Refuses what only a late stage would trip over.
     pub(super) fn check_lengths(&self) -> Result<()> {
-        let (length, most) = (self.config.length, self.dense.cfg.max_position_embeddings);
-        if length > most {
-            let problem =
-                format!("sequences of {length} tokens are longer than the {most} that the model was made for");
-            return Err(Error::setting("length", problem, format!("use {most} or less")));
-        }
+        self.config.check_length(&self.dense.cfg)?;
         self.smk_batches().map(drop)
     }
 

@@ -10,14 +10,14 @@ use crate::{Error, Result};
 /// What is looked at, and how often.
 pub struct HeldOut<'a, F> {
     model: &'a Qwen3ForCausalLm<F>,
-    set: &'a TokenSet,
-    every: u64,
+    /// The text and the steps between two looks at it; `None`: there are none.
+    looks: Option<(&'a TokenSet, u64)>,
     read: (EvaluateOptions, Pass),
     stage: &'static str,
 }
 
 impl<'a, F: FeedForward> HeldOut<'a, F> {
-    /// Looks at `set` `every` so many steps of `stage`, reading it as `read` says; `None` where that is never (0).
+    /// Looks at `set` `every` so many steps of `stage` (0: never), reading it as `read` says.
     ///
     /// # Errors
     /// Looks are asked for, and there is no text.
@@ -26,19 +26,22 @@ impl<'a, F: FeedForward> HeldOut<'a, F> {
         model: &'a Qwen3ForCausalLm<F>,
         (set, every): (Option<&'a TokenSet>, u64),
         read: (EvaluateOptions, Pass),
-    ) -> Result<Option<Self>> {
-        let missing = || {
-            let problem = "looks at held-out text, and there is none";
-            Error::setting(format!("{stage}.look"), problem, "give a held-out set, or use 0")
+    ) -> Result<Self> {
+        let looks = match set {
+            _ if every == 0 => None,
+            Some(set) => Some((set, every)),
+            None => {
+                let problem = "looks at held-out text, and there is none";
+                return Err(Error::setting(format!("{stage}.look"), problem, "give a held-out set, or use 0"));
+            }
         };
-        let of = |set| Self { model, set, every, read, stage };
-        if every == 0 { Ok(None) } else { set.map(of).ok_or_else(missing).map(Some) }
+        Ok(Self { model, looks, read, stage })
     }
 
-    /// Steps between looks.
+    /// Steps between looks; 0: there are none.
     #[must_use]
     pub fn every(&self) -> u64 {
-        self.every
+        self.looks.map_or(0, |(_, every)| every)
     }
 
     /// One look, behind the last step that `state` took.
@@ -46,11 +49,13 @@ impl<'a, F: FeedForward> HeldOut<'a, F> {
     /// # Errors
     /// What the model or the log reports.
     pub fn look(&self, log: &mut MetricsLog, state: &mut TrainState) -> Result<Verdict> {
-        let (options, pass) = &self.read;
-        let device = state.finite().device().clone();
-        let loss = evaluate(self.model, self.set, *options, pass, &device)?.mean;
-        log.log(state.step.saturating_sub(1), self.stage, &[("held_out_loss", loss)])?;
-        state.keep_if_best(loss)?;
+        if let Some((set, _)) = self.looks {
+            let (options, pass) = &self.read;
+            let device = state.finite().device().clone();
+            let loss = evaluate(self.model, set, *options, pass, &device)?.mean;
+            log.log(state.step.saturating_sub(1), self.stage, &[("held_out_loss", loss)])?;
+            state.keep_if_best(loss)?;
+        }
         Ok(Verdict::GoOn)
     }
 }

@@ -49,6 +49,7 @@ impl<F: FeedForward> TextGradient<'_, F> {
         let asked_before = asked();
         let batch = self.sampler.batch_at(state.step)?;
         let (b, t) = batch.targets.dims2()?;
+        self.memory.check("memory", b)?;
         let (open, parts) = (self.open.min(t - 1), self.memory.micro_batches);
         let rows = b / parts;
         let keep = if self.memory.recompute { Keep::Inputs } else { Keep::All };
@@ -77,7 +78,10 @@ impl<F: FeedForward> TextGradient<'_, F> {
             let dlosses = if open == 0 { scored } else { scored.pad_with_zeros(1, open, 0)? };
             let answers = self.model.backward(forward.saved, &dlosses, &self.learn, &mut state.grads)?;
             let own = gradient(loss, &forward.traces, answers);
-            sum = Some(sum.map_or(Ok(own.clone()), |sum| joined(&sum, &own))?);
+            sum = Some(match &sum {
+                Some(sum) => joined(sum, &own)?,
+                None => own,
+            });
         }
         let Some(mut sum) = sum else { return Ok(None) };
         if let Some(k) = self.exact {

@@ -43,7 +43,7 @@ pub struct Memory {
     /// The parts that a batch is passed in, one after the other; their gradients add up. Auxiliary losses and Min-K see one part at a time: an
     /// expert learns from a step if it was among the k in any of its parts.
     pub micro_batches: usize,
-    /// Keep only the input of each layer for the backward, which computes the rest once more: the same bits, a third more time.
+    /// Keep only the input of each layer for the backward, which computes the rest once more: the same bits, by one more forward pass.
     pub recompute: bool,
     /// What passes compute in. Masters, which the optimizer steps, stay f32.
     pub weights: Precision,
@@ -104,12 +104,13 @@ impl Memory {
 
     /// Bytes that the forward pass over `tokens` tokens (those of one micro-batch) keeps for the backward, about. A layer keeps of each token
     /// its input, that of its feed-forward and both normalised (4 d); queries, keys and values before and behind norm and rotation, and what was
-    /// attended to (2 (q + 2 kv) + q); g, u and h (3 I). With `recompute` all layers keep their input and one keeps the rest.
+    /// attended to (3 q + 3 kv); g, u and h (3 I). With `recompute` all layers keep their input and one keeps the rest. Gates and what routes
+    /// them come on top where experts are routed.
     #[must_use]
     pub fn values(&self, cfg: &Qwen3Config, tokens: u64) -> u64 {
         let [d, i, layers] = [cfg.hidden_size, cfg.intermediate_size, cfg.num_hidden_layers].map(|size| size as u64);
         let [q, kv] = [cfg.num_attention_heads, cfg.num_key_value_heads].map(|heads| (heads * cfg.head_dim) as u64);
-        let layer = 4 * d + 3 * q + 4 * kv + 3 * i;
+        let layer = 4 * d + 3 * q + 3 * kv + 3 * i;
         let all = if self.recompute { layers * d + layer } else { layers * layer };
         tokens * all * self.weights.bytes()
     }

@@ -18,7 +18,8 @@ pub enum UpdateRule {
     Adamw,
     /// Stochastic gradient descent with momentum `beta1`: one moment.
     Sgd,
-    /// Chen et al. (2023): the sign of an interpolation by `beta1`, momentum by `beta2`: one moment. Its rate is about a tenth of AdamW's.
+    /// Chen et al. (2023): the sign of an interpolation by `beta1`, momentum by `beta2`: one moment. The paper takes a
+    /// third to a tenth of AdamW's rate.
     Lion,
 }
 

@@ -139,7 +139,7 @@ pub fn pretrain(
 struct Logged<'a> {
     log: &'a mut MetricsLog,
     steps: u64,
-    held: Option<HeldOut<'a, Mlp>>,
+    held: HeldOut<'a, Mlp>,
 }
 
 impl Watch for Logged<'_> {
@@ -152,10 +152,10 @@ impl Watch for Logged<'_> {
     }
 
     fn look_every(&self) -> u64 {
-        self.held.as_ref().map_or(0, HeldOut::every)
+        self.held.every()
     }
 
     fn look(&mut self, state: &mut TrainState) -> Result<Verdict> {
-        self.held.as_ref().map_or(Ok(Verdict::GoOn), |held| held.look(self.log, state))
+        self.held.look(self.log, state)
     }
 }

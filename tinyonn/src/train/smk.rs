@@ -212,7 +212,7 @@ struct Logged<'a> {
     spec: &'a MoeSpec,
     steps: u64,
     tally: Tally,
-    held: Option<HeldOut<'a, MoeLayer>>,
+    held: HeldOut<'a, MoeLayer>,
 }
 
 impl Watch for Logged<'_> {
@@ -232,11 +232,11 @@ impl Watch for Logged<'_> {
     }
 
     fn look_every(&self) -> u64 {
-        self.held.as_ref().map_or(0, HeldOut::every)
+        self.held.every()
     }
 
     fn look(&mut self, state: &mut TrainState) -> Result<Verdict> {
-        self.held.as_ref().map_or(Ok(Verdict::GoOn), |held| held.look(self.log, state))
+        self.held.look(self.log, state)
     }
 
     fn tally(&self) -> serde_json::Value {

@@ -39,11 +39,12 @@ struct Moments {
     counts: Option<Tensor>,
 }
 
-/// The weights of the step at which a measure of held-out text was least.
+/// What a training had moved when a measure of held-out text was least.
 #[derive(Debug)]
 struct Best {
     value: f64,
-    masters: Vec<Tensor>,
+    /// Of every slot, then of what is moved beside them.
+    values: Vec<Tensor>,
 }
 
 impl Slot {
@@ -111,6 +112,12 @@ impl TrainState {
         Ok(())
     }
 
+    /// What a training moves, by name: masters, and what is beside them.
+    fn moved(&self) -> impl Iterator<Item = (&str, &Var)> {
+        let masters = self.slots.iter().map(|slot| (slot.name.as_str(), slot.stepped()));
+        masters.chain(self.beside.iter().map(|(name, var)| (name.as_str(), var)))
+    }
+
     /// All that a state on disk holds, by the names it has there ([`super::checkpoints`]); step counts as u32.
     ///
     /// # Errors
@@ -126,9 +133,8 @@ impl TrainState {
                 tensors.extend(named.filter_map(|(name, value)| Some((name, value?))));
             }
         }
-        for (slot, master) in self.slots.iter().zip(self.best.iter().flat_map(|best| &best.masters)) {
-            tensors.push((best_name(&slot.name), master.clone()));
-        }
+        let kept = self.best.iter().flat_map(|best| &best.values);
+        tensors.extend(self.moved().map(|(name, _)| best_name(name)).zip(kept.cloned()));
         tensors.extend(self.beside.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())));
         Ok(tensors)
     }
@@ -147,8 +153,8 @@ impl TrainState {
         if self.best().is_some_and(|best| value >= best) || value.is_nan() {
             return Ok(false);
         }
-        let masters = self.slots.iter().map(|slot| slot.stepped().as_detached_tensor().copy());
-        self.best = Some(Best { value, masters: masters.collect::<candle_core::Result<_>>()? });
+        let values = self.moved().map(|(_, var)| var.as_detached_tensor().copy());
+        self.best = Some(Best { value, values: values.collect::<candle_core::Result<_>>()? });
         Ok(true)
     }
 
@@ -158,7 +164,9 @@ impl TrainState {
     /// What the device reports.
     pub fn return_to_best(&mut self) -> Result<()> {
         let Some(best) = &self.best else { return Ok(()) };
-        self.slots.iter().zip(&best.masters).try_for_each(|(slot, value)| slot.put(value))
+        let (masters, beside) = best.values.split_at(self.slots.len());
+        self.slots.iter().zip(masters).try_for_each(|(slot, value)| slot.put(value))?;
+        self.beside.iter().zip(beside).try_for_each(|((_, var), value)| put(var, value))
     }
 
     /// Takes up the state that `saved` holds, of `step` and of the best value so far.
@@ -174,7 +182,6 @@ impl TrainState {
             )
         };
         let mut expected = 0;
-        let mut masters = Vec::new();
         for slot in &mut self.slots {
             let device = slot.var.device().clone();
             let shape = slot.var.shape().clone();
@@ -192,16 +199,18 @@ impl TrainState {
             }
             let counts = counts.map(|counts| counts.to_dtype(DType::F64)).transpose()?;
             slot.moments = m.map(|m| Moments { m, v, counts });
-            if best.is_some() {
-                expected += 1;
-                masters.push(saved.load(&best_name(&slot.name), &device)?);
-            }
         }
-        self.best = best.map(|value| Best { value, masters });
         for (name, var) in &self.beside {
             put(var, &saved.load(name, var.device())?).map_err(|_| unfit(name, "has another shape"))?;
             expected += 1;
         }
+        let kept = |value: f64| {
+            let values = self.moved().map(|(name, var)| saved.load(&best_name(name), var.device()));
+            Ok::<_, Error>(Best { value, values: values.collect::<Result<_>>()? })
+        };
+        let kept = best.map(kept).transpose()?;
+        expected += kept.as_ref().map_or(0, |best| best.values.len());
+        self.best = kept;
         if saved.names().count() != expected {
             return Err(Error::file(
                 saved.path(),

@@ -128,9 +128,11 @@ pub fn train(
 ) -> Result<()> {
     let (name, key) = rule.stage;
     rule.optimizer.check(key)?;
+    let rate_key = format!("{key}.rate");
     let _heeded = saving.map(|saving| saving.checkpoints.interrupt.heed());
     let mut ears = Ears {
         rule,
+        rate_key: &rate_key,
         saving,
         began: state.step,
         progress: rule.tokens.map(|_| Progress::resumed(state.step, rule.steps, name)),
@@ -175,6 +177,8 @@ pub fn train(
 /// What reads the steps that were taken, one behind.
 struct Ears<'a> {
     rule: &'a Rule<'a>,
+    /// Of the optimizer, in the settings.
+    rate_key: &'a str,
     saving: Option<&'a Saving<'a>>,
     /// The step that the training began with.
     began: u64,
@@ -203,8 +207,7 @@ impl Ears<'_> {
     }
 
     fn check(&self, said: &Said) -> Result<()> {
-        let (name, key) = self.rule.stage;
-        let stage = Stage { name, rate_key: &format!("{key}.rate"), rate: self.rule.optimizer.rate };
+        let stage = Stage { name: self.rule.stage.0, rate_key: self.rate_key, rate: self.rule.optimizer.rate };
         let batch = || (self.rule.batch)(said.step);
         stage.check("gradient's norm", said.norm, said.step, batch)?;
         stage.check("loss", said.loss, said.step, batch)
