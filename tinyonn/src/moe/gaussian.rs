@@ -68,8 +68,7 @@ impl Router for GaussianMoeRouter {
 
     fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
         let (density_tc, _) = self.density(&self.z(x_td)?)?;
-        let logits_tc =
-            density_tc.broadcast_mul(&self.factor()?)?.broadcast_add(&self.log_prior.detach().flatten_all()?)?;
+        let logits_tc = gaussian_density::scores(&density_tc, &self.factor()?, &self.log_prior.flatten_all()?)?;
         let (parents, choices, _) = self.mean.dims3()?;
         Ok(logits_tc.reshape(((), parents, choices))?)
     }

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::gate::{self, Scores};
 use super::select::{Selection, select};
 use super::{Balance, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
-use crate::ops::{Grads, Run};
+use crate::ops::{Grads, Run, open_gates};
 use crate::qwen3::{Active, Keep, Load, Pass, PathTable};
 use crate::{Error, Result};
 
@@ -70,13 +70,8 @@ impl Routing {
                 (gate_dn.detach(), rows)
             }
         };
-        let decisions = rows.len();
-        let rows_1d = Tensor::from_vec(rows, (1, decisions), gate_dn.device())?;
-        let open_dn = gate_dn.ne(0f64)?.to_dtype(DType::F32)?;
-        let taken_d1 = open_dn.sum_keepdim(1)?;
-        let counts_1n = Tensor::arange(0f32, experts as f32 + 1.0, gate_dn.device())?.unsqueeze(0)?;
-        let counts = rows_1d.matmul(&taken_d1.broadcast_eq(&counts_1n)?.to_dtype(DType::F32)?)?.squeeze(0)?;
-        Ok(Load { tokens_n: rows_1d.matmul(&open_dn)?.squeeze(0)?, counts })
+        let [tokens_n, counts] = open_gates(&gate_dn, rows)?;
+        Ok(Load { tokens_n, counts })
     }
 
     /// Sums over the tokens of each decision of values `[B·T, N]`: `[D, N]`.

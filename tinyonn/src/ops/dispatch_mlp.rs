@@ -12,6 +12,7 @@ use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
 use super::block_sparse::BlockSparse;
+use super::columns::columns;
 use super::glu_mlp::{MlpBackward, MlpGate, MlpWeights, SlicedMlp};
 use super::linear::rows;
 use super::{Grads, Learners, lanes};
@@ -158,7 +159,7 @@ impl SlicedMlp for Saved {
             }),
         };
         let h_ti = h_ti?;
-        let gate_ti = self.gate_tn.to_dtype(h_ti.dtype())?.index_select(&self.neuron_expert, 1)?;
+        let gate_ti = columns(&self.gate_tn.to_dtype(h_ti.dtype())?, &self.neuron_expert)?;
         see(&MlpBackward {
             x_td: &self.x_td,
             h_ti: &h_ti,

@@ -23,6 +23,15 @@ pub fn multiply(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if in_rows(a, b) { each([a, b], |[a, b]| a * b) } else { a * b }
 }
 
+/// a + k b.
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not go together.
+pub fn add_scaled(a: &Tensor, b: &Tensor, k: f64) -> Result<Tensor> {
+    let factor = k as f32;
+    if in_rows(a, b) { each([a, b], |[a, b]| a + b * factor) } else { a + (b * k)? }
+}
+
 fn in_rows(a: &Tensor, b: &Tensor) -> bool {
     lanes::fused(&[a, b]) && a.dims() == b.dims() && a.is_contiguous() && b.is_contiguous()
 }
@@ -39,6 +48,31 @@ pub(super) fn each<const N: usize>(inputs: [&Tensor; N], f: impl Fn([f32; N]) ->
             }
         });
     })?;
+    Tensor::from_vec(out, inputs[0].shape(), inputs[0].device())
+}
+
+/// f at each element of contiguous f32 tensors on the CPU, and at what `columns` has for its place in the last dimension.
+pub(super) fn each_by_column<const N: usize>(
+    inputs: [&Tensor; N],
+    columns: &Tensor,
+    f: impl Fn([f32; N], f32) -> f32 + Sync,
+) -> Result<Tensor> {
+    let (mut out, width) = (vec![0f32; inputs[0].elem_count()], columns.elem_count());
+    if width == 0 || !out.len().is_multiple_of(width) {
+        candle_core::bail!("{:?} has no rows of {width} columns", inputs[0].shape());
+    }
+    lanes::with_slices([columns], |[columns]| {
+        lanes::with_slices(inputs, |slices| {
+            lanes::by_rows(&mut out, width, |first, out| {
+                for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                    let slices = slices.map(|slice| &slice[(first + row) * width..][..width]);
+                    for (i, (out, column)) in out.iter_mut().zip(columns).enumerate() {
+                        *out = f(slices.map(|slice| slice[i]), *column);
+                    }
+                }
+            });
+        })
+    })??;
     Tensor::from_vec(out, inputs[0].shape(), inputs[0].device())
 }
 

@@ -9,24 +9,50 @@
 
 use candle_core::{D, Result, Tensor};
 
+use super::{elementwise, lanes};
+
 /// ℓ, and what its derivative needs.
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
 pub fn forward(z: &Tensor, mean: &Tensor, log_variance: &Tensor) -> Result<(Tensor, Saved)> {
-    let middle_1r = mean.detach().mean_keepdim(0)?;
+    let (z, middle_1r) = (z.detach(), mean.detach().mean_keepdim(0)?);
+    let fused = lanes::fused(&[&z, mean, log_variance]) && z.rank() == 2 && z.is_contiguous();
     let op = Saved {
-        z_tr: z.detach().broadcast_sub(&middle_1r)?,
+        z_tr: if fused {
+            elementwise::each_by_column([&z], &middle_1r, |[z], middle| z - middle)?
+        } else {
+            z.broadcast_sub(&middle_1r)?
+        },
         mean_cr: mean.detach().broadcast_sub(&middle_1r)?,
         precision_cr: log_variance.detach().neg()?.exp()?,
         factor: -0.5 / z.dim(D::Minus1)? as f64,
     };
     let weighted_cr = (&op.mean_cr * &op.precision_cr)?;
     let constant_c = ((&op.mean_cr * &weighted_cr)? + log_variance.detach())?.sum(D::Minus1)?;
-    let square_tc = op.z_tr.sqr()?.matmul(&op.precision_cr.t()?)?;
-    let cross_tc = (op.z_tr.matmul(&weighted_cr.t()?)? * 2.0)?;
-    let density_tc = ((square_tc - cross_tc)?.broadcast_add(&constant_c)? * op.factor)?;
+    let square_tc = elementwise::multiply(&op.z_tr, &op.z_tr)?.matmul(&op.precision_cr.t()?)?;
+    let cross_tc = op.z_tr.matmul(&weighted_cr.t()?)?;
+    let density_tc = if fused {
+        let factor = op.factor as f32;
+        let density = |[square, cross]: [f32; 2], constant: f32| (square - cross * 2.0 + constant) * factor;
+        elementwise::each_by_column([&square_tc, &cross_tc], &constant_c, density)?
+    } else {
+        ((square_tc - (cross_tc * 2.0)?)?.broadcast_add(&constant_c)? * op.factor)?
+    };
     Ok((density_tc, op))
+}
+
+/// What routers compare: s ℓ + log π, for s `[]` and log π `[c]`.
+///
+/// # Errors
+/// As above.
+pub fn scores(density_tc: &Tensor, scale: &Tensor, log_prior_c: &Tensor) -> Result<Tensor> {
+    let (scale, log_prior_c) = (scale.detach(), log_prior_c.detach());
+    if lanes::fused(&[density_tc, &scale, &log_prior_c]) && density_tc.is_contiguous() {
+        let scale = lanes::with_values(&scale.flatten_all()?, |scale: &[f32]| scale[0])?;
+        return elementwise::each_by_column([density_tc], &log_prior_c, |[density], prior| density * scale + prior);
+    }
+    density_tc.broadcast_mul(&scale)?.broadcast_add(&log_prior_c)
 }
 
 /// dz, dμ and d log σ².

@@ -14,6 +14,7 @@
 use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
+use super::columns::columns;
 use super::linear::rows;
 use super::mlp_values::{Deltas, MlpValues};
 use super::{Grads, Learners};
@@ -129,7 +130,7 @@ pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: Option<MlpGate<'_>>) -
         Some(gate) => Some((gate.gate_tn.detach().contiguous()?, gate.neuron_expert.detach())),
         None => None,
     };
-    let spread = |(gate_tn, owners): &(Tensor, Tensor)| gate_tn.to_dtype(x_td.dtype())?.index_select(owners, 1);
+    let spread = |(gate_tn, owners): &(Tensor, Tensor)| columns(&gate_tn.to_dtype(x_td.dtype())?, owners);
     let gate_ti = gate.as_ref().map(spread).transpose()?;
     let values = MlpValues::new(x_td, &matrices, weights.activation, gate_ti)?;
     let y = values.output(&matrices)?.reshape(x.shape())?;

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use super::columns::columns;
 use super::lanes;
 use super::sum_of_rows::NOTHING;
 
@@ -84,7 +85,7 @@ impl LearningNeurons {
     /// # Errors
     /// What the device reports.
     pub fn columns(&self, values_ti: &Tensor) -> Result<Tensor> {
-        values_ti.index_select(&self.index_m, 1)
+        columns(values_ti, &self.index_m)
     }
 
     /// Rows `[m, d]` at their neurons' places `[i, d]`; zero elsewhere.

@@ -5,13 +5,14 @@
 //! parameters by AdamW on training text and keeps those of the least loss on validation text, the first ones' included; it stops early
 //! where validation text gains nothing any more.
 
-use candle_core::{D, DType, Tensor, Var};
+use candle_core::{DType, Tensor};
 use rand::Rng as _;
 
 use super::{Gradient, Memory, OptimizerConfig, RouterFitConfig, Rule, Said, Slot, TrainState, Verdict, Watch, train};
 use crate::checkpoint::{ParamStore, Role};
 use crate::moe::{MoeLayer, Variant};
-use crate::ops::host;
+use crate::ops::share_loss::{self, Shares};
+use crate::ops::{elementwise, host};
 use crate::qwen3::Qwen3Config;
 use crate::{Error, Result, random};
 
@@ -32,9 +33,12 @@ pub(super) struct Rows {
 
 impl Rows {
     /// The cross-entropy between labelled shares and the probabilities that ℓ `[n, parents, choices]` gives.
-    fn cross_entropy(&self, logits: &Tensor) -> Result<Tensor> {
-        let log_p = candle_nn::ops::log_softmax(logits, D::Minus1)?.flatten_from(1)?;
-        Ok((log_p * self.shares.index_select(&self.classes, 0)?)?.sum(D::Minus1)?.mean_all()?.neg()?)
+    fn cross_entropy(&self, logits: &Tensor) -> Result<f64> {
+        number(&share_loss::forward(logits, self.asked())?)
+    }
+
+    fn asked(&self) -> Shares<'_> {
+        Shares { shares_kn: &self.shares, classes_t: &self.classes }
     }
 
     fn select(&self, rows: &[u32]) -> Result<Self> {
@@ -74,7 +78,7 @@ impl Tuning<'_> {
     }
 
     fn loss(&self, layer: &MoeLayer, rows: &Rows) -> Result<f64> {
-        number(&rows.cross_entropy(&self.logits(layer, rows)?.detach())?)
+        rows.cross_entropy(&self.logits(layer, rows)?)
     }
 
     /// The scale of Gaussian routers of least loss on validation text, by golden section over ln s. ℓ is linear in s, so the
@@ -96,7 +100,7 @@ impl Tuning<'_> {
         set(0.0)?;
         let prior = self.logits(&layer, &self.held)?;
         let slope = (&at_start - &prior)?;
-        let at = |ln_s: f64| number(&self.held.cross_entropy(&(&prior + (&slope * (ln_s.exp() / start))?)?)?);
+        let at = |ln_s: f64| self.held.cross_entropy(&elementwise::add_scaled(&prior, &slope, ln_s.exp() / start)?);
         let before = at(start.ln())?;
         if !before.is_finite() {
             let problem = format!("its loss on validation text is {before}");
@@ -137,14 +141,10 @@ impl Tuning<'_> {
         let mut descend = |state: &mut TrainState| {
             let rows: Vec<u32> = (0..config.batch).map(|_| rng.random_range(0..count)).collect();
             let rows = self.train.select(&rows)?;
-            // From the loss to the scores on candle's tape, from there on the router's own derivative.
-            let logits = Var::from_tensor(&router.logits(&rows.x)?.detach())?;
-            let loss = rows.cross_entropy(&logits)?;
-            let store = loss.backward()?;
-            if let Some(dlogits) = store.get(&logits) {
-                router.backward(&rows.x, &dlogits.detach(), false, &mut state.grads)?;
-            }
-            Ok(Some(Gradient::of(loss.detach())))
+            let logits = router.logits(&rows.x)?;
+            let loss = share_loss::forward(&logits, rows.asked())?;
+            router.backward(&rows.x, &share_loss::backward(&logits, rows.asked())?, false, &mut state.grads)?;
+            Ok(Some(Gradient::of(loss)))
         };
         let rule = Rule {
             stage: (self.path, "router"),
