@@ -61,7 +61,7 @@ impl Phase1 {
         LossFigures {
             dense: self.before.all_active.mean,
             routed_before: self.before.routed.mean,
-            label_paths: self.before.label_paths.mean,
+            label_paths: self.label_paths.mean,
             routed_random_labels: mean(&self.fits.random),
             routed_permuted_labels: mean(&self.fits.permuted),
         }
@@ -72,7 +72,7 @@ impl Phase1 {
         let named = [
             ("dense", &self.before.all_active),
             ("routed_before", &self.before.routed),
-            ("label_paths", &self.before.label_paths),
+            ("label_paths", &self.label_paths),
         ];
         let drawn = |draws: &[Losses]| -> BTreeMap<String, f64> {
             let mean = |task: usize| draws.iter().map(|losses| losses.by_task[task]).sum::<f64>() / draws.len() as f64;

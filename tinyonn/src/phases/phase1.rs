@@ -19,7 +19,7 @@ use crate::metrics::Stopwatch;
 use crate::model::ActiveMode;
 use crate::moe::{MoeSpec, RoutePer};
 use crate::qwen3::PathTable;
-use crate::train::{Checkpoints, RouterAccuracy};
+use crate::train::{Checkpoints, Losses, RouterAccuracy};
 use crate::{Error, Result, files};
 
 /// Runs phase 1 and its studies, and writes `summary.json`, `report.html` with its figures, `phase1.json` and the routed checkpoint
@@ -125,6 +125,8 @@ pub(super) struct Phase1 {
     pub(super) labels: Labels,
     pub(super) fits: Fits,
     pub(super) before: LossesNow,
+    /// On the labels' own paths.
+    pub(super) label_paths: Losses,
     pub(super) sources: BTreeMap<String, SourceFigures>,
     /// What routers see of some layers.
     pub(super) densities: Vec<LayerDensity>,
@@ -146,6 +148,7 @@ impl Run<'_> {
         let fits = self.fit(&store, (&labels, rows.as_ref()), &inputs, &held)?;
         watch.stage("evaluate");
         let before = self.losses(&store, &labels)?;
+        let label_paths = self.along_labels(&store, &labels)?;
         let sources = units.as_deref().map(|units| self.label_sources(&store, &scan, units)).transpose()?;
         Ok(Phase1 {
             densities: self.densities(&store, &inputs, &held)?,
@@ -156,6 +159,7 @@ impl Run<'_> {
             labels,
             fits,
             before,
+            label_paths,
             sources: sources.unwrap_or_default(),
         })
     }

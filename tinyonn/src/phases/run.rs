@@ -77,8 +77,6 @@ pub(super) struct Held {
 pub(super) struct LossesNow {
     pub(super) all_active: Losses,
     pub(super) routed: Losses,
-    /// On the labels' own paths.
-    pub(super) label_paths: Losses,
     /// What routing took.
     pub(super) load: LoadMeter,
 }
@@ -274,17 +272,17 @@ impl Run<'_> {
 
     pub(super) fn losses(&self, store: &ParamStore, labels: &Labels) -> Result<LossesNow> {
         let model = self.model(store)?;
-        let on_paths = Pass { active: Active::Paths(Arc::new(labels.paths.clone())), ..Pass::all() };
         let (routed, load) = self.evaluate_load(&model, &self.tokens.test, &Self::routed(labels))?;
-        let now = LossesNow {
-            all_active: self.evaluate(model.lm(), &Pass::all())?,
-            routed,
-            label_paths: self.evaluate(model.lm(), &on_paths)?,
-            load,
-        };
+        let now = LossesNow { all_active: self.evaluate(model.lm(), &Pass::all())?, routed, load };
         let found = now.load.figures(&self.variant.spec);
         found.warnings(&self.variant.spec, &self.asked_load(labels)).iter().for_each(|w| tracing::warn!("{w}"));
         Ok(now)
+    }
+
+    /// Losses on the test split along the labels' own paths, the task known, no router between.
+    pub(super) fn along_labels(&self, store: &ParamStore, labels: &Labels) -> Result<Losses> {
+        let on_paths = Pass { active: Active::Paths(Arc::new(labels.paths.clone())), ..Pass::all() };
+        self.evaluate(self.model(store)?.lm(), &on_paths)
     }
 
     /// The load on the test split if every token took its task's path.
