@@ -13,7 +13,7 @@ use tinyonn::phases::{Phase1Summary, RunConfig, phase1, plan};
 ///
 /// Then measure: the loss along every source of labels; loss against active share for every fixed number of choices and the adaptive
 /// forms; what ablating and amplifying the experts and neurons of a task does to it and to others. Without --model a small Qwen3 is
-/// pretrained on the text first (about four minutes on two cores, then cached in runs/cache). The run's folder gets report.html, the
+/// pretrained on the text first (some two minutes on two cores, then cached in runs/cache). The run's folder gets report.html, the
 /// page to open, with figures/ as SVG, PNG and CSV; summary.json; config.json; and tiny-onn/, the routed checkpoint that exp_phase2
 /// --from continues.
 #[derive(Parser)]

@@ -11,7 +11,7 @@ use tinyonn::phases::{RunConfig, Summary, phase2, phase2_from, plan};
 
 /// Decompose a dense Qwen3 into experts without loss, image it, train its routers from the image, let its experts differentiate.
 ///
-/// Without --model a small Qwen3 is pretrained on the text first (about four minutes on two cores, then cached in runs/cache).
+/// Without --model a small Qwen3 is pretrained on the text first (some two minutes on two cores, then cached in runs/cache).
 /// Without --data the text is this workspace's own sources and prose, and generated tasks. The run's folder gets report.html,
 /// the page to open; summary.json, the figures; metrics.jsonl, the losses, and the same for TensorBoard; config.json, all that is needed to repeat the run;
 /// and tiny-onn/, the trained checkpoint.

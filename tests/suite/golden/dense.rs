@@ -56,7 +56,8 @@ fn options() -> ScanOptions {
 }
 
 fn pretrained(steps: u64) -> (Model, Vec<Record>) {
-    let config = PretrainConfig { steps, ..RUN.pretrain };
+    // The warm-up of a default run when the figures were made.
+    let config = PretrainConfig { steps, warmup: 100, ..RUN.pretrain };
     Model::pretrained(&cfg(), &config, (&TEXT.train, RUN.length), RUN.seed)
 }
 

@@ -74,7 +74,7 @@ impl Default for RunConfig {
             pretrain: PretrainConfig::DEFAULT,
             length: 128,
             batch: 8,
-            scan_tokens: 65_536,
+            scan_tokens: 32_768,
             test_tokens: 16_384,
             study_tokens: 1024,
             partition: None,

@@ -38,9 +38,9 @@ pub struct PretrainConfig {
 impl PretrainConfig {
     /// The default job: 2400 steps of 8 sequences.
     pub const DEFAULT: Self = Self {
-        steps: 2400,
+        steps: 1300,
         batch: 8,
-        warmup: 100,
+        warmup: 60,
         schedule: Schedule::Cosine,
         look: 0,
         optimizer: OptimizerConfig { rate: 4e-3, ..OptimizerConfig::DEFAULT },
