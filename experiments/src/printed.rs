@@ -35,7 +35,10 @@ pub fn plan(plan: &Plan) {
     for (task, [train, validation, test]) in &plan.tasks {
         say!("task      {task}: {train} tokens to learn from, {validation} to stop by, {test} to report");
     }
-    say!("model     {:.1} M weights; a scan reads {} tokens", plan.parameters as f64 / 1e6, plan.scanned);
+    say!("model     {:.1} M weights", plan.parameters as f64 / 1e6);
+    if plan.scanned > 0 {
+        say!("scan      of {} tokens", plan.scanned);
+    }
     for training in &plan.trainings {
         say!(
             "training  {}: {} steps of {} tokens; {:.1} M weights learn",

@@ -128,7 +128,7 @@ fn a_dry_run_tells_and_does_nothing(#[case] model: &str, #[case] pretrains: bool
     let output = of("");
     assert_done(&output);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said.contains("pretraining: 2400 steps of 128 tokens"), pretrains, "{said}");
+    assert_eq!(said.contains("pretraining: 1300 steps of 128 tokens"), pretrains, "{said}");
     assert!(said.contains("Surprise Min-K: 2 steps of 64 tokens") && said.contains("nothing was done"), "{said}");
     assert_eq!(place.files(), before);
     assert_refused(&of("--variant Nobody"), &["Nobody"]);

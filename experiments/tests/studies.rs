@@ -97,6 +97,12 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
             assert!(place.path(&format!("one/figures/{figure}.{ending}")).exists(), "{figure}.{ending}");
         }
     }
+    let planned = place.done(PHASE2, "--from one --out two --dry-run");
+    assert!(planned.contains("Surprise Min-K: 2 steps") && planned.contains("nothing was done"), "{planned}");
+    assert!(!planned.contains("pretraining") && !planned.contains("scan "), "{planned}");
+    assert!(!place.path("two").exists());
+    // As a run leaves it that is killed while it replaces that folder.
+    fs::rename(place.path("one"), place.path(".one.replaced")).unwrap();
     place.done(PHASE2, "--from one --out two");
     place.done(PHASE2, "--data a=a.txt --data b=b.txt --config run.toml --out both");
     let [two, both] = ["two", "both"].map(|dir| place.json(&format!("{dir}/summary.json")));
@@ -106,6 +112,7 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
     // What phase 1 decided is decided.
     fs::write(place.path("other.toml"), "scan_tokens = 299").unwrap();
     place.refused(PHASE2, "--from one --config other.toml --out three", &["`scan_tokens`", "exp_phase1"]);
+    place.refused(PHASE2, "--from one --config other.toml --dry-run", &["`scan_tokens`", "exp_phase1"]);
     place.refused(PHASE2, "--from two --out three", &["has no phase1.json", "exp_phase1"]);
     place.refused(PHASE2, "--from one --out one --overwrite", &["one", "is read"]);
     let clap = place.run(PHASE2, "--from one --seed 3");

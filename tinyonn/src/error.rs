@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::interrupt::Signal;
+use crate::signal::Signal;
 
 /// What went wrong, where, and the remedy.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,6 @@
 //!
 //! The library never takes a signal over by itself: a program's `main` does, by [`Interrupt::on_signals`], and gives the handle to the loops it calls.
 
-use std::fmt;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,41 +10,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::files::{Abandoned, abandon};
+pub use crate::signal::Signal;
 use crate::{Error, Result};
-
-/// What asked a program to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
-    /// SIGINT: Ctrl-C.
-    Interrupt,
-    /// SIGTERM: `kill`, Slurm, a container that is stopped.
-    Terminate,
-}
-
-impl Signal {
-    /// What a shell shows of a program that such a signal ended, 128 + its number: 130 or 143.
-    ///
-    /// ```
-    /// use tinyonn::interrupt::Signal;
-    /// assert_eq!((Signal::Interrupt.exit_code(), Signal::Terminate.exit_code()), (130, 143));
-    /// ```
-    #[must_use]
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Interrupt => 130,
-            Self::Terminate => 143,
-        }
-    }
-}
-
-impl fmt::Display for Signal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Interrupt => "SIGINT",
-            Self::Terminate => "SIGTERM",
-        })
-    }
-}
 
 /// Whether a run is asked to stop. Copies are one and the same; one that nobody asks (the default) never stops anything.
 ///

@@ -22,6 +22,7 @@ pub mod phases;
 pub mod qwen3;
 pub mod random;
 pub mod report;
+mod signal;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -7,7 +7,7 @@ use clap::Parser;
 use experiments::settings::layered;
 use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
-use tinyonn::phases::{Phase1Summary, RunConfig, phase1, plan};
+use tinyonn::phases::{Phase1Summary, RunConfig, Stages, phase1, plan};
 
 /// Image a dense Qwen3, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
 ///
@@ -51,7 +51,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let file = cli.flags.run.config.as_deref();
     let mut config = layered(&base, file, &cli.flags)?;
     if cli.flags.dry_run {
-        printed::plan(&plan(&config, false)?);
+        printed::plan(&plan(&config, Stages::Phase1)?);
         return Ok(ExitCode::SUCCESS);
     }
     if cli.flags.output.out.is_none() && config.out == base.out {

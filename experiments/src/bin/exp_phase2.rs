@@ -7,7 +7,8 @@ use clap::Parser;
 use experiments::settings::layered;
 use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
-use tinyonn::phases::{RunConfig, Summary, phase2, phase2_from, plan};
+use tinyonn::files::StagedFolder;
+use tinyonn::phases::{RunConfig, Stages, Summary, phase2, phase2_from, plan};
 
 /// Decompose a dense Qwen3 into experts without loss, image it, train its routers from the image, let its experts differentiate.
 ///
@@ -40,7 +41,7 @@ struct Cli {
     #[arg(long, conflicts_with = "from")]
     quick: bool,
     /// The folder of a run of exp_phase1 to go on from; its settings hold, but for `smk` of --config
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed", "dry_run"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed"])]
     from: Option<PathBuf>,
 }
 
@@ -49,6 +50,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
+    // A run that was killed while it replaced that folder had put it aside.
+    cli.from.iter().try_for_each(StagedFolder::restore)?;
     let base = match (&cli.from, cli.quick) {
         (Some(dir), _) => RunConfig { out: RunConfig::default().out, ..RunConfig::of_phase1(dir)? },
         (None, true) => RunConfig::quick(),
@@ -57,7 +60,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let file = cli.flags.run.config.as_deref();
     let mut config = layered(&base, file, &cli.flags)?;
     if cli.flags.dry_run {
-        printed::plan(&plan(&config, true)?);
+        printed::plan(&plan(&config, cli.from.as_deref().map_or(Stages::Both, Stages::From))?);
         return Ok(ExitCode::SUCCESS);
     }
     if cli.flags.output.out.is_none() && config.out == base.out {

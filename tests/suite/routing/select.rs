@@ -112,7 +112,7 @@ proptest! {
         let spec = hierarchy(seed, wide);
         let inputs = coarse(&spec, seed, 5);
         let taken = select(&spec, &tensors(&spec, &inputs), Selection::default()).unwrap().to_vec2::<f32>().unwrap();
-        let on_device = select_on_device::select(&spec, &tensors(&spec, &inputs), Selection::default()).unwrap();
+        let on_device = select_on_device::select(&spec, &tensors(&spec, &inputs), None, None).unwrap();
         prop_assert_eq!(&on_device.to_vec2::<f32>().unwrap(), &taken);
         let walked = paths(&spec, &tensors(&spec, &inputs)).unwrap();
         for ((input, taken), path) in inputs.iter().zip(&taken).zip(&walked) {
@@ -144,7 +144,7 @@ proptest! {
         let lists = lists(bias, &surprisal);
         let with = Selection { bias: lists.0.as_deref(), surprisal: Some(&lists.1) };
         let taken = select(&spec, &tensors(&spec, &inputs), with).unwrap().to_vec2::<f32>().unwrap();
-        let on_device = select_on_device::select(&spec, &tensors(&spec, &inputs), with).unwrap();
+        let on_device = select_on_device::select(&spec, &tensors(&spec, &inputs), with.bias, with.surprisal).unwrap();
         let on_device = on_device.to_vec2::<f32>().unwrap();
         for (((input, taken), on_device), surprisal) in inputs.iter().zip(&taken).zip(&on_device).zip(&surprisal) {
             if let Some(expected) = walk(&spec, input, bias, f64::from(*surprisal)) {
@@ -169,7 +169,8 @@ fn every_variant_is_selected_alike_in_plain_operations() {
         for bias in [None, Some(bias.as_slice())] {
             let lists = lists(bias, &surprisal);
             let with = Selection { bias: lists.0.as_deref(), surprisal: Some(&lists.1) };
-            let [here, there] = [select(spec, &scores, with), select_on_device::select(spec, &scores, with)];
+            let [here, there] =
+                [select(spec, &scores, with), select_on_device::select(spec, &scores, with.bias, with.surprisal)];
             assert!(
                 here.unwrap().to_vec2::<f32>().unwrap() == there.unwrap().to_vec2::<f32>().unwrap(),
                 "{}",
@@ -186,10 +187,9 @@ fn scores_that_are_no_numbers_take_no_more_than_top_k() {
         for nans in 0..=choices {
             let row: Vec<f32> = (0..choices).map(|at| if at < nans { f32::NAN } else { at as f32 }).collect();
             let scores = tensors(&spec, &[vec![row]]);
-            for taken in [
-                select(&spec, &scores, Selection::default()),
-                select_on_device::select(&spec, &scores, Selection::default()),
-            ] {
+            for taken in
+                [select(&spec, &scores, Selection::default()), select_on_device::select(&spec, &scores, None, None)]
+            {
                 assert_eq!(taken.unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), top_k as f32);
             }
         }

@@ -6,8 +6,8 @@ use syn::spanned::Spanned;
 use tinyonn_spec::{AlwaysSpec, LevelSpec};
 
 use super::router::{self, Router};
-use super::runs::{Number, Run};
-use super::settings::Settings;
+use super::runs::Run;
+use super::settings::{Number, Settings};
 use super::spans::{Place, Spans};
 use super::{Hierarchy, top_k};
 use crate::errors::Errors;

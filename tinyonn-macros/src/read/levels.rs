@@ -6,23 +6,15 @@ use syn::spanned::Spanned;
 use tinyonn_spec::{AlwaysSpec, LevelSpec, RouterSpec};
 
 use super::router::{self, Router};
-use super::runs::{Number, Run};
-use super::settings::Settings;
+use super::runs::{NAMES, Run, names};
+use super::settings::{Number, Settings};
 use super::spans::{Place, Spans};
 use super::{Hierarchy, top_k};
 use crate::errors::Errors;
 use crate::parse::Value;
 
-/// What choices are called, counted from the experts.
-const NAMES: [&str; 4] = ["division", "cluster", "group", "expert"];
-
 /// What the experts that always take part are called.
 const SHARED: &str = "shared";
-
-/// Names of the levels of a hierarchy of that depth, from the root; none of a depth that cannot be.
-pub(super) fn names(depth: usize) -> &'static [&'static str] {
-    NAMES.len().checked_sub(depth).map_or(&[], |first| &NAMES[first..])
-}
 
 /// One expert: what stands for a hierarchy of which nothing could be read.
 pub(super) fn stand_in() -> Hierarchy {

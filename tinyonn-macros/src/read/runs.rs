@@ -1,28 +1,28 @@
-//! A run of routers, put together from what was read of it.
+//! A run of routers, put together from what was read of it, and what holds by default.
 
 use proc_macro2::Span;
-use quote::ToTokens;
-use syn::spanned::Spanned;
 use tinyonn_spec::RouterSpec;
 
 use super::router::Router;
-use super::settings::count;
+use super::settings::Number;
 use super::spans::Place;
-use super::top_k;
-use crate::errors::Errors;
-use crate::parse::Value;
 
-/// A number as it was written; `None` if it could not be read, which has been said.
-#[derive(Clone, Copy)]
-pub(super) struct Number {
-    pub(super) value: Option<usize>,
-    pub(super) span: Span,
+/// What choices are called, counted from the experts.
+pub(super) const NAMES: [&str; 4] = ["division", "cluster", "group", "expert"];
+/// Experts of each router taken unless said otherwise, capped at what there is.
+pub(super) const EXPERTS: usize = 2;
+
+/// Names of the levels of a hierarchy of that depth, from the root; none of a depth that cannot be.
+pub(super) fn names(depth: usize) -> &'static [&'static str] {
+    NAMES.len().checked_sub(depth).map_or(&[], |first| &NAMES[first..])
 }
 
-impl Number {
-    pub(super) fn read(key: &str, value: Option<&Value>, errors: &mut Errors) -> Self {
-        let span = value.map_or_else(Span::call_site, |value| value.to_token_stream().span());
-        Self { value: value.and_then(|value| count(key, value, errors)), span }
+/// What a router over choices called `name` takes: all of them where their number is decided by the input.
+pub(super) fn default(name: &str, choices: usize, adaptive: bool) -> usize {
+    match (adaptive, name == NAMES[3]) {
+        (true, _) => choices,
+        (false, true) => EXPERTS.min(choices),
+        (false, false) => 1,
     }
 }
 
@@ -45,7 +45,7 @@ impl Run<'_> {
     pub(super) fn assemble(self, adaptive: bool) -> (RouterSpec, Place) {
         let (choices, top_k) = match (self.size.value, self.top_k.and_then(|top_k| top_k.value)) {
             (Some(choices), Some(top_k)) => (choices, top_k),
-            (Some(choices), None) => (choices, top_k::default(self.of, choices, adaptive).max(1)),
+            (Some(choices), None) => (choices, default(self.of, choices, adaptive).max(1)),
             (None, top_k) => (top_k.unwrap_or(1).max(1), top_k.unwrap_or(1)),
         };
         let place = Place {

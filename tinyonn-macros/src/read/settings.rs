@@ -6,7 +6,6 @@ use syn::LitInt;
 use syn::spanned::Spanned;
 use tinyonn_spec::{MOST, Word};
 
-use super::runs::Number;
 use crate::errors::Errors;
 use crate::parse::{Argument, Setting, Value};
 
@@ -105,6 +104,20 @@ impl<'a> Settings<'a> {
             errors.at(span, format!("`{key}` is missing; add `{key} = 10`, {what}"));
         }
         Number::read(key, self.value(key), errors)
+    }
+}
+
+/// A number as it was written; `None` if it could not be read, which has been said.
+#[derive(Clone, Copy)]
+pub(super) struct Number {
+    pub(super) value: Option<usize>,
+    pub(super) span: Span,
+}
+
+impl Number {
+    pub(super) fn read(key: &str, value: Option<&Value>, errors: &mut Errors) -> Self {
+        let span = value.map_or_else(Span::call_site, |value| value.to_token_stream().span());
+        Self { value: value.and_then(|value| count(key, value, errors)), span }
     }
 }
 

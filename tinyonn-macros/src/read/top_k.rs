@@ -1,13 +1,9 @@
-//! How many choices are taken: as written, or by default.
+//! How many choices are taken, as written.
 
-use super::levels;
-use super::runs::Number;
-use super::settings::Settings;
+use super::runs::{EXPERTS, default};
+use super::settings::{Number, Settings};
 use crate::errors::Errors;
 use crate::parse::Value;
-
-/// Experts of each router taken unless said otherwise, capped at what there is.
-const EXPERTS: usize = 2;
 
 /// What is written of each level, if anything is; `names` is `None` if not even the number of levels is known.
 pub(super) fn by_level(settings: &Settings, names: Option<&[&str]>, errors: &mut Errors) -> Option<Vec<Number>> {
@@ -39,15 +35,5 @@ pub(super) fn is_adaptive(settings: &Settings) -> bool {
     match settings.value("pfag") {
         Some(Value::Word { name, .. }) => name != "off",
         value => value.is_some(),
-    }
-}
-
-/// What a router over choices called `name` takes: all of them where their number is decided by the input.
-pub(super) fn default(name: &str, choices: usize, adaptive: bool) -> usize {
-    let experts = levels::names(1)[0];
-    match (adaptive, name == experts) {
-        (true, _) => choices,
-        (false, true) => EXPERTS.min(choices),
-        (false, false) => 1,
     }
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
+use super::params::mixture_prefix;
 use super::store::ParamStore;
-use super::variant_tensors::mixture_prefix;
 use crate::Result;
 use crate::moe::expert::{PROJECTIONS, delta_name};
 use crate::moe::{ExpertsAre, MoeSpec};

@@ -23,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::folder::{CONFIG, ModelFolder};
-use super::params::expected_tensors;
+use super::params::{expected_tensors, neuron_expert_name};
 use super::replicas::{is_delta, possible_deltas};
 use super::store::ParamStore;
-use super::variant_tensors::{expected_variant_tensors, neuron_expert_name};
+use super::variant_tensors::expected_variant_tensors;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{self, ExpertsAre, MoeSpec, RoutePer, Variant};
 use crate::qwen3::{PathTable, Qwen3Config};

@@ -9,8 +9,8 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::Init;
 use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 
+use super::params::{mixture_prefix, neuron_expert_name};
 use super::store::{ParamStore, misshapen, unknown};
-use super::variant_tensors::{mixture_prefix, neuron_expert_name};
 use crate::moe::{ExpertsAre, MoeSpec, RouterKind, Variant, check, expert};
 use crate::qwen3::Qwen3Config;
 use crate::{Error, Result};

@@ -10,21 +10,12 @@ use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 use serde::Serialize;
 
 use super::layout::turned_shape;
-use super::params::expected_tensors;
+use super::params::{Param, Role, dense_params, expected_tensors, mixture_prefix, neuron_expert_name};
+use super::replicas::deltas_of;
 use super::store::unknown;
 use crate::Result;
 use crate::moe::Variant;
 use crate::qwen3::Qwen3Config;
-
-/// Where the mixture of a layer lies in a checkpoint.
-pub(super) fn mixture_prefix(layer: usize) -> String {
-    format!("model.layers.{layer}.mlp")
-}
-
-/// The name of a layer's partition: the expert of each of its neurons.
-pub(super) fn neuron_expert_name(layer: usize) -> String {
-    format!("{}.neuron_expert", mixture_prefix(layer))
-}
 
 /// Name and shape in a file of every tensor of `variant` on the dense shape `config`: the dense model's, each layer's `neuron_expert`
 /// `[I]`, and the routers' parameters.
@@ -40,6 +31,34 @@ pub fn expected_variant_tensors(config: &Qwen3Config, variant: &Variant) -> Resu
     }
     let shapes = shapes.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(shapes)
+}
+
+/// The parameters of a model of `variant`: the dense ones, those that its mixtures add, and the deltas that its replicas may have.
+///
+/// # Errors
+/// A variant that does not fit the model.
+pub fn variant_params(config: &Qwen3Config, variant: &Variant) -> Result<Vec<Param>> {
+    let mut params = dense_params(config);
+    let expected = expected_variant_tensors(config, variant)?;
+    for layer in 0..config.num_hidden_layers {
+        let prefix = mixture_prefix(layer);
+        let own = [(neuron_expert_name(layer), Role::Partition), (format!("{prefix}.balance_bias"), Role::Balance)];
+        // Behind "model.layers.1.mlp" stands a point, or layer 10's would be layer 1's.
+        let of_layer = expected.range(format!("{prefix}.")..format!("{prefix}/"));
+        let known: Vec<String> = params.iter().map(|param| param.name.clone()).collect();
+        for (name, shape) in of_layer.filter(|(name, _)| !known.contains(name)) {
+            let role = own.iter().find(|(own, _)| own == name).map_or(Role::Router, |(_, role)| *role);
+            params.push(Param { name: name.clone(), role, layer: Some(layer), stored: shape.clone() });
+        }
+        params.extend(deltas_of(config, &variant.spec, layer).map(|(name, stored)| Param {
+            name,
+            role: Role::Delta,
+            layer: Some(layer),
+            stored,
+        }));
+    }
+    params.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(params)
 }
 
 /// The weights of a model of a variant.

@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use super::under_way;
+use super::under_way::{self, remove};
 use crate::{Error, Result};
 
 /// A folder that is being filled as the sibling `.NAME.saving`, and takes its name by [`StagedFolder::publish`].
@@ -152,10 +152,6 @@ fn recover(aside: &Path, dir: &Path) -> Result<()> {
         (true, true) => remove(aside),
     };
     undone.map_err(|e| Error::io(aside, e))
-}
-
-pub(super) fn remove(path: &Path) -> std::io::Result<()> {
-    if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// `.NAME.purpose` beside `dir`.

@@ -10,8 +10,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::staged_folder::remove;
-
 static UNDER_WAY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// The list, while nobody else may change it. Whoever renames or removes a staged folder holds it: one that is being given its name
@@ -68,6 +66,11 @@ pub fn abandon<R>(end: impl FnOnce(&Abandoned) -> R) -> R {
         }
     }
     end(&found)
+}
+
+/// Removes a file or a folder.
+pub(super) fn remove(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 /// Removes `path`, into which another thread may be writing a file right now: what comes to lie in a folder while it is emptied

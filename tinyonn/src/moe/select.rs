@@ -39,7 +39,7 @@ pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<
         return Err(Error::variant(spec.name.clone(), problem, "give a number for each node, and for each input"));
     }
     if !scores.first().is_some_and(|scores| scores.device().is_cpu()) {
-        return select_on_device::select(spec, scores, with);
+        return select_on_device::select(spec, scores, with.bias, with.surprisal);
     }
     let levels = values(scores)?;
     let bias = with.bias.map(values).transpose()?;

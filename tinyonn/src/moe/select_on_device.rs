@@ -5,7 +5,6 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::select::Selection;
 use super::{MoeSpec, Pfag, RouterSpec};
 use crate::Result;
 
@@ -13,7 +12,12 @@ use crate::Result;
 ///
 /// # Errors
 /// What the device reports.
-pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<Tensor> {
+pub fn select(
+    spec: &MoeSpec,
+    scores: &[Tensor],
+    bias: Option<&[Tensor]>,
+    surprisal: Option<&Tensor>,
+) -> Result<Tensor> {
     let tokens = scores[0].dim(0)?;
     let mut taken_tn = Tensor::ones((tokens, 1), DType::F32, scores[0].device())?;
     for (level, declared) in spec.levels.iter().enumerate() {
@@ -21,7 +25,7 @@ pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<
         for run in declared.routers.iter() {
             let nodes = run.parents * run.choices;
             let own_tpc = scores[level].narrow(1, node, nodes)?.reshape((tokens, run.parents, run.choices))?;
-            let key_tpc = match with.bias {
+            let key_tpc = match bias {
                 Some(bias) => {
                     let bias_1pc = bias[level].narrow(0, node, nodes)?.reshape((1, run.parents, run.choices))?;
                     own_tpc.exp()?.broadcast_add(&bias_1pc)?
@@ -29,13 +33,10 @@ pub fn select(spec: &MoeSpec, scores: &[Tensor], with: Selection<'_>) -> Result<
                 None => own_tpc.clone(),
             };
             let rank_tpc = rank(&key_tpc)?;
-            let below_tpc = rank_tpc.broadcast_lt(&count(
-                spec.pfag,
-                run,
-                &own_tpc,
-                &rank_tpc_of(&own_tpc, with.bias, &rank_tpc)?,
-                with,
-            )?)?;
+            // PFAG counts along ranks by probability: those of the keys unless a bias moved them.
+            let by_probability_tpc = if bias.is_some() { rank(&own_tpc)? } else { rank_tpc.clone() };
+            let count_tp1 = count(spec.pfag, run, &own_tpc, &by_probability_tpc, surprisal)?;
+            let below_tpc = rank_tpc.broadcast_lt(&count_tp1)?;
             let parents_tp1 = taken_tn.narrow(1, parent, run.parents)?.unsqueeze(2)?;
             taken.push(below_tpc.to_dtype(DType::F32)?.broadcast_mul(&parents_tp1)?.flatten_from(1)?);
             parent += run.parents;
@@ -64,13 +65,14 @@ fn rank(key_tpc: &Tensor) -> Result<Tensor> {
     Ok(ahead.to_dtype(DType::F32)?.sum(D::Minus1)?)
 }
 
-/// Ranks by probability, which PFAG counts along: those of the keys unless a bias moved them.
-fn rank_tpc_of(log_p_tpc: &Tensor, bias: Option<&[Tensor]>, rank_tpc: &Tensor) -> Result<Tensor> {
-    if bias.is_some() { rank(log_p_tpc) } else { Ok(rank_tpc.clone()) }
-}
-
 /// How many choices each router takes, `[t, P, 1]` or `[1, 1, 1]` f32.
-fn count(pfag: Pfag, run: &RouterSpec, log_p_tpc: &Tensor, rank_tpc: &Tensor, with: Selection<'_>) -> Result<Tensor> {
+fn count(
+    pfag: Pfag,
+    run: &RouterSpec,
+    log_p_tpc: &Tensor,
+    rank_tpc: &Tensor,
+    surprisal: Option<&Tensor>,
+) -> Result<Tensor> {
     let most = run.top_k.min(run.choices) as f64;
     let device = log_p_tpc.device();
     if pfag == Pfag::Off || most <= 1.0 {
@@ -85,7 +87,7 @@ fn count(pfag: Pfag, run: &RouterSpec, log_p_tpc: &Tensor, rank_tpc: &Tensor, wi
             (entropy.exp()? + 0.5)?.floor()?
         }
         Pfag::Nucleus { .. } | Pfag::Surprisal => {
-            let mass = match (pfag, with.surprisal) {
+            let mass = match (pfag, surprisal) {
                 (Pfag::Surprisal, Some(surprisal)) => {
                     candle_nn::ops::sigmoid(&surprisal.clamp(0.1f32, 5f32)?)?.reshape(((), 1, 1))?
                 }

@@ -13,8 +13,9 @@ use candle_core::{Result, Tensor};
 use super::activation::Activation;
 use super::block_sparse::BlockSparse;
 use super::columns::columns;
-use super::glu_mlp::{MlpBackward, MlpGate, MlpWeights, SlicedMlp};
+use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp};
 use super::linear::rows;
+use super::mlp_values::MlpBackward;
 use super::{Grads, Learners, lanes};
 
 /// What the backward needs.

@@ -16,7 +16,7 @@ use candle_core::{Result, Tensor};
 use super::activation::Activation;
 use super::columns::columns;
 use super::linear::rows;
-use super::mlp_values::{Deltas, MlpValues};
+use super::mlp_values::{Deltas, MlpBackward, MlpValues};
 use super::{Grads, Learners};
 
 /// The three matrices of an MLP, and what stands between them.
@@ -46,27 +46,6 @@ pub struct MlpGate<'a> {
     pub gate_tn: &'a Tensor,
     /// The expert of each neuron, `[i]` u32.
     pub neuron_expert: &'a Tensor,
-}
-
-/// What the backward knows before it forms weight gradients.
-#[derive(Clone, Copy, Debug)]
-pub struct MlpBackward<'a> {
-    /// The input, `[t, d]`.
-    pub x_td: &'a Tensor,
-    /// h before its gate, `[t, i]`.
-    pub h_ti: &'a Tensor,
-    /// c, or `None` for all ones, `[t, i]`.
-    pub gate_ti: Option<&'a Tensor>,
-    /// δ_y, `[t, d]`.
-    pub delta_y_td: &'a Tensor,
-    /// δ_h = W_dᵀ δ_y, the gradient of the gated h, `[t, i]`.
-    pub delta_h_ti: &'a Tensor,
-    /// δ_g, `[t, i]`.
-    pub delta_g_ti: &'a Tensor,
-    /// δ_u, `[t, i]`.
-    pub delta_u_ti: &'a Tensor,
-    /// W_g and W_u, `[i, d]` each; `None` where not all tokens share them.
-    pub input_matrices: Option<[&'a Tensor; 2]>,
 }
 
 /// What a forward pass through sliced experts kept, whatever it computed of them: what its backward is made of.

@@ -13,7 +13,7 @@ use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::expert_neurons::ExpertNeurons;
-use super::glu_mlp::MlpBackward;
+use super::mlp_values::MlpBackward;
 
 /// Which gradient's norm surprise is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

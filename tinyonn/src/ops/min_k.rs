@@ -8,9 +8,9 @@
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
-use super::glu_mlp::MlpBackward;
 use super::grad_site::{GradSite, gated};
 use super::lanes;
+use super::mlp_values::MlpBackward;
 
 /// Who competed, and who learns.
 #[derive(Clone, Debug)]

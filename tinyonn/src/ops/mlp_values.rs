@@ -6,7 +6,6 @@ use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
 use super::elementwise;
-use super::glu_mlp::MlpBackward;
 
 /// The values of y = W_d (h ⊙ c), h = h(W_g x, W_u x).
 #[derive(Debug)]
@@ -32,6 +31,27 @@ pub struct Deltas {
     pub(super) g_ti: Tensor,
     /// δ_u, `[t, i]`.
     pub(super) u_ti: Tensor,
+}
+
+/// What the backward knows before it forms weight gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct MlpBackward<'a> {
+    /// The input, `[t, d]`.
+    pub x_td: &'a Tensor,
+    /// h before its gate, `[t, i]`.
+    pub h_ti: &'a Tensor,
+    /// c, or `None` for all ones, `[t, i]`.
+    pub gate_ti: Option<&'a Tensor>,
+    /// δ_y, `[t, d]`.
+    pub delta_y_td: &'a Tensor,
+    /// δ_h = W_dᵀ δ_y, the gradient of the gated h, `[t, i]`.
+    pub delta_h_ti: &'a Tensor,
+    /// δ_g, `[t, i]`.
+    pub delta_g_ti: &'a Tensor,
+    /// δ_u, `[t, i]`.
+    pub delta_u_ti: &'a Tensor,
+    /// W_g and W_u, `[i, d]` each; `None` where not all tokens share them.
+    pub input_matrices: Option<[&'a Tensor; 2]>,
 }
 
 impl MlpValues {

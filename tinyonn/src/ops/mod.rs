@@ -63,7 +63,7 @@ pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activa
 pub use adamw::{AdamwStep, adamw};
 pub use class_sums::ClassSums;
 pub use expert_neurons::ExpertNeurons;
-pub use glu_mlp::{MlpBackward, MlpGate, MlpWeights, SlicedMlp};
+pub use glu_mlp::{MlpGate, MlpWeights, SlicedMlp};
 pub use grad_site::GradSite;
 pub(crate) use grad_site::wide;
 pub use grads::Grads;
@@ -71,6 +71,7 @@ pub use image_sums::{ImageSums, ImageTensors, NeuronSums, UnitSums};
 pub use learners::{Learners, LearningNeurons};
 pub use lion::{LionStep, lion};
 pub use min_k::MinK;
+pub use mlp_values::MlpBackward;
 pub use neuron_moments::{Imaging, Scale, activation_and_surprise, image_moments};
 pub use open_gates::open_gates;
 pub use replicas::Replicas;

@@ -12,10 +12,10 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::expert_neurons::ExpertNeurons;
-use super::glu_mlp::MlpBackward;
 use super::grad_site::{GradSite, gated, input_dots};
 use super::image_sums::{ImageSums, ImageTensors, NeuronSums, UnitSums};
 use super::lanes;
+use super::mlp_values::MlpBackward;
 
 /// What log1p values are taken over: x becomes ln(1 + x / scale). Above zero.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

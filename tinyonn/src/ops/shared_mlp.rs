@@ -10,9 +10,10 @@
 
 use candle_core::{Result, Tensor};
 
-use super::glu_mlp::{MlpBackward, MlpGate, MlpWeights, SlicedMlp};
+use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp};
 use super::lanes;
 use super::linear::rows;
+use super::mlp_values::MlpBackward;
 use super::mlp_values::{Deltas as PartDeltas, MlpValues};
 use super::runs::{Group, Run, Runs};
 use super::sum_of_rows::{NOTHING, sum_of_rows};

@@ -8,7 +8,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::ExpertNeurons;
-use super::glu_mlp::MlpBackward;
+use super::mlp_values::MlpBackward;
 use super::neuron_moments::activation_and_surprise;
 
 /// z(x) = (x − mean) / deviation, or 0 where there is no deviation, times a weight.

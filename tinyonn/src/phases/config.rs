@@ -107,14 +107,6 @@ impl RunConfig {
 }
 
 impl RunConfig {
-    /// The settings of the run of [`super::phase1()`] in the folder `dir`.
-    ///
-    /// # Errors
-    /// A folder that phase 1 did not write.
-    pub fn of_phase1(dir: &std::path::Path) -> Result<Self> {
-        Ok(super::phase1::Continuation::read(dir)?.settings)
-    }
-
     /// The files and folders that it reads.
     pub fn reads(&self) -> impl Iterator<Item = &std::path::Path> {
         let data =

@@ -32,6 +32,8 @@ pub struct Dense {
     pub tokenizer: TextTokenizer,
 }
 
+/// The routed checkpoint in the folder of a run.
+pub(super) const CHECKPOINT: &str = "tiny-onn";
 /// The file in a cached model's folder that holds the losses of its pretraining.
 const PRETRAIN_LOG: &str = "pretrain.jsonl";
 
@@ -60,22 +62,23 @@ impl Dense {
         })
     }
 
-    /// A routed checkpoint in the place of the dense model that it was made of: its shape, tokenizer and types, with experts and routers in the
+    /// The routed checkpoint of the run in the folder `from`, in the place of the dense model that it was made of: its shape, tokenizer and types, with experts and routers in the
     /// store.
     ///
     /// # Errors
     /// A folder that is no Tiny-ONN checkpoint or has no tokenizer.
-    pub fn routed(dir: &Path, device: &Device) -> Result<Self> {
-        let folder = TinyOnnFolder::open(dir)?;
+    pub fn routed(from: &Path, device: &Device) -> Result<Self> {
+        let (folder, cfg, tokenizer) = Self::open_routed(from)?;
         let folder = folder.folder();
         let store = folder.load(device, Some(DType::F32))?;
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            cfg: folder.qwen3_config()?,
-            store,
-            stored: stored(folder),
-            tokenizer: tokenizer(folder)?,
-        })
+        Ok(Self { dir: from.join(CHECKPOINT), cfg, store, stored: stored(folder), tokenizer })
+    }
+
+    /// The checkpoint of the folder `from` of a run, its configuration and its tokenizer, without a look at its weights.
+    pub(super) fn open_routed(from: &Path) -> Result<(TinyOnnFolder, Qwen3Config, TextTokenizer)> {
+        let folder = TinyOnnFolder::open(from.join(CHECKPOINT))?;
+        let (cfg, tokenizer) = (folder.folder().qwen3_config()?, tokenizer(folder.folder())?);
+        Ok((folder, cfg, tokenizer))
     }
 
     /// Whether the model that `config` would pretrain on `text` is there already.

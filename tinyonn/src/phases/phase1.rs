@@ -2,25 +2,23 @@
 //! knew (DESIGN §3, §4).
 
 use std::collections::BTreeMap;
-use std::path::Path;
-
-use serde::{Deserialize, Serialize};
 
 use super::RunConfig;
+use super::continuation::Continuation;
+use super::dense::CHECKPOINT;
 use super::fitting::Fits;
 use super::page::{self, Imaged, Material};
 use super::pictures::LayerDensity;
 use super::prepared::Prepared;
-use super::run::{LossesNow, Run};
-use super::summary::{self, LosslessFigures, Phase1Summary, SourceFigures};
+use super::run::{LossesNow, LosslessFigures, Run};
+use super::summary::{self, Phase1Summary, SourceFigures};
+use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::imaging::{Integral, Labels, NeuronScan, Score};
 use crate::metrics::Stopwatch;
 use crate::model::ActiveMode;
 use crate::moe::{MoeSpec, RoutePer};
-use crate::qwen3::PathTable;
 use crate::train::{Checkpoints, Losses, RouterAccuracy};
-use crate::{Error, Result, files};
 
 /// Runs phase 1 and its studies, and writes `summary.json`, `report.html` with its figures, `phase1.json` and the routed checkpoint
 /// `tiny-onn/` into `config.out`: what [`super::phase2_from`] continues.
@@ -39,7 +37,7 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<P
     watch.stage("causal");
     let causal = done.units.as_ref().map(|units| run.causal(&done.scan, units)).transpose()?.unwrap_or_default();
     watch.stage("write");
-    run.write(&done.store, &config.out.join("tiny-onn"), ActiveMode::Routed, Some(&done.labels))?;
+    run.write(&done.store, &config.out.join(CHECKPOINT), ActiveMode::Routed, Some(&done.labels))?;
     Continuation::new(config, &done.labels).write(&config.out)?;
     watch.stop();
     let mut figures = done.summary(&run, &watch);
@@ -57,62 +55,6 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<P
     };
     page::page(&material)?.write(&config.out)?;
     Ok(figures)
-}
-
-/// What phase 2 continues from, beside the checkpoint: the file `phase1.json`.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Continuation {
-    /// The version of this library that wrote it; the first ones did not say.
-    #[serde(default)]
-    version: String,
-    /// The settings of phase 1.
-    pub(super) settings: RunConfig,
-    /// The labels, `[task][layer]`.
-    pub(super) paths: PathTable,
-}
-
-const CONTINUATION: &str = "phase1.json";
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// What a file of any version may say.
-#[derive(Default, Deserialize)]
-struct Version {
-    #[serde(default)]
-    version: String,
-}
-
-impl Continuation {
-    fn new(settings: &RunConfig, labels: &Labels) -> Self {
-        Self { version: VERSION.into(), settings: settings.clone(), paths: labels.paths.clone() }
-    }
-
-    fn write(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(CONTINUATION);
-        let json = serde_json::to_string(self).map_err(|e| Error::file(&path, e.to_string(), "report this"))?;
-        files::write(path, json + "\n")
-    }
-
-    /// Reads what phase 1 left in `dir`.
-    ///
-    /// # Errors
-    /// A folder that phase 1 did not write, or that was changed.
-    pub(super) fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONTINUATION);
-        let text = std::fs::read(&path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::file(dir, format!("has no {CONTINUATION}"), "give the folder of a run of exp_phase1")
-            }
-            _ => Error::io(&path, e),
-        })?;
-        serde_json::from_slice(&text).map_err(|e| {
-            let Version { version } = serde_json::from_slice(&text).unwrap_or_default();
-            let whose = match version.as_str() {
-                "" | VERSION => String::new(),
-                other => format!("is of version {other}, and this program of {VERSION}: "),
-            };
-            Error::file(&path, format!("{whose}{e}"), "go on with the program that wrote it, or run exp_phase1 again")
-        })
-    }
 }
 
 /// What phase 1 has found.

@@ -2,18 +2,20 @@
 
 use std::path::Path;
 
+use super::continuation::{LeftByPhase1, same_text};
+use super::dense::CHECKPOINT;
 use super::page::{self, Material};
-use super::phase1::{Continuation, Phase1};
+use super::phase1::Phase1;
 use super::prepared::Prepared;
-use super::run::{LossesNow, Run};
-use super::summary::{self, Phase1Summary, SmkFigures, Summary};
+use super::run::{LossesNow, METRICS, Run};
+use super::summary::{self, SmkFigures, Summary};
 use super::{Dense, RunConfig};
+use crate::Result;
 use crate::checkpoint::{self, ParamStore};
 use crate::imaging::Labels;
 use crate::metrics::{self, Stopwatch};
 use crate::model::ActiveMode;
 use crate::train::Checkpoints;
-use crate::{Error, Result};
 
 /// Runs everything and writes `summary.json`, `report.html` with its figures, `metrics.jsonl` and the checkpoint `tiny-onn/` into `config.out`.
 ///
@@ -45,25 +47,11 @@ pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<S
 /// # Errors
 /// As of [`phase2`]; a folder that phase 1 did not write; settings or text that are not what they were.
 pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Summary> {
-    let Continuation { settings, paths, .. } = Continuation::read(from)?;
-    let continued = RunConfig { smk: config.smk, out: config.out.clone(), device: config.device, ..settings };
-    if let Some(key) = config.differs_from(&continued) {
-        let problem = "is not what phase 1 had, which was not run again";
-        return Err(Error::setting(key, problem, "leave it out, or run exp_phase1 again with it"));
-    }
-    let path = from.join("summary.json");
-    let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let mut before: Phase1Summary =
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), "run exp_phase1 again"))?;
+    let LeftByPhase1 { labels, summary: mut before } = LeftByPhase1::read(from, config)?;
     let mut watch = Stopwatch::new();
-    let prepared = Prepared::with(config, &mut watch, |_, device| Dense::routed(&from.join("tiny-onn"), device))?;
-    if prepared.text.sha256 != before.corpus.sha256 {
-        let problem =
-            format!("the text is not what it was: SHA-256 {} then, {} now", before.corpus.sha256, prepared.text.sha256);
-        return Err(Error::setting("data", problem, "restore it, or run exp_phase1 again"));
-    }
+    let prepared = Prepared::with(config, &mut watch, |_, device| Dense::routed(from, device))?;
+    same_text(&before, &prepared.text)?;
     let run = prepared.run(config);
-    let labels = Labels { paths };
     labels.check(&prepared.variant.spec, prepared.text.tasks.len(), prepared.dense.cfg.num_hidden_layers)?;
     let mut store = ParamStore::from_handles(&prepared.device, prepared.dense.store.handles());
     let after = run.differentiate(&mut store, &labels, &mut watch, checkpoints)?;
@@ -114,7 +102,7 @@ impl Run<'_> {
         watch.stage("evaluate");
         let losses = self.losses(store, labels)?;
         watch.stage("write");
-        self.write(store, &self.config.out.join("tiny-onn"), ActiveMode::Routed, Some(labels))?;
+        self.write(store, &self.config.out.join(CHECKPOINT), ActiveMode::Routed, Some(labels))?;
         Ok(After { updated_share: outcome.updated_share, losses })
     }
 
@@ -133,5 +121,3 @@ impl Run<'_> {
         page::page(&material)?.write(&self.config.out)
     }
 }
-
-pub(super) const METRICS: &str = "metrics.jsonl";

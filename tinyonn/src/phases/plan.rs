@@ -3,10 +3,13 @@
 //! Memory is counted, not measured: bytes a weight that learns ([`Memory::bytes_a_weight`]), the weights that do not,
 //! and what the passes of one part of a batch keep. An allocator's slack, the text and the program itself come on top.
 
+use std::path::Path;
+
 use candle_core::Device;
 use serde::Serialize;
 
 use super::config::hidden_act;
+use super::continuation::{LeftByPhase1, same_text};
 use super::{Dense, RunConfig, Text};
 use crate::Result;
 use crate::checkpoint::{Param, Role, variant_params};
@@ -16,7 +19,7 @@ use crate::moe::{ExpertsAre, variant};
 use crate::qwen3::Qwen3Config;
 use crate::train::{Memory, OptimizerConfig};
 
-/// What a run would do.
+/// What would come of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// The tasks, and the tokens of their training, validation and test texts, of the last as many as are read.
@@ -25,7 +28,7 @@ pub struct Plan {
     pub parameters: usize,
     /// The trainings, in their order.
     pub trainings: Vec<PlannedTraining>,
-    /// Tokens of all tasks that a scan reads.
+    /// Tokens of all tasks that a scan reads; 0: there is none.
     pub scanned: usize,
 }
 
@@ -69,16 +72,31 @@ impl PlannedTraining {
     }
 }
 
-/// The plan of a run; `all` of phase 2, or without Surprise Min-K. Reads text and configurations, and no weights.
+/// What a run would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stages<'a> {
+    /// [`phase1`](super::phase1()).
+    Phase1,
+    /// [`phase2`](super::phase2()).
+    Both,
+    /// [`phase2_from`](super::phase2_from()) this folder.
+    From(&'a Path),
+}
+
+/// The plan of a run. Reads text and configurations, and no weights.
 ///
 /// # Errors
 /// What the run itself would refuse before its first step, but for weights that cannot be read.
-pub fn plan(config: &RunConfig, all: bool) -> Result<Plan> {
+pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
     let variant = variant(&config.variant)?;
     config.validate(variant)?;
     partition::choose(config.partition, &variant.spec, Partition::Sps)?;
     let text = Text::new(&config.data, config.seed)?;
-    let (cfg, tokenizer) = if let Some(dir) = &config.model {
+    let (cfg, tokenizer) = if let Stages::From(dir) = stages {
+        same_text(&LeftByPhase1::read(dir, config)?.summary, &text)?;
+        let (_, cfg, tokenizer) = Dense::open_routed(dir)?;
+        (cfg, tokenizer)
+    } else if let Some(dir) = &config.model {
         let (_, cfg, tokenizer) = Dense::open(dir)?;
         (cfg, tokenizer)
     } else {
@@ -91,14 +109,15 @@ pub fn plan(config: &RunConfig, all: bool) -> Result<Plan> {
     let batches = |batch: usize| Sampler::new(&tokens.train, config.length, batch, config.seed, &Device::Cpu).map(drop);
     batches(config.smk.batch)?;
     let mut trainings = Vec::new();
-    if config.model.is_none() && !Dense::is_cached(config, &text)? {
+    let from_the_first = !matches!(stages, Stages::From(_));
+    if from_the_first && config.model.is_none() && !Dense::is_cached(config, &text)? {
         let of = &config.pretrain;
         batches(of.batch)?;
         let name = ("pretraining", of.steps, of.batch, config.length);
         let count = cfg.parameters();
         trainings.push(PlannedTraining::new(name, &cfg, [count, count], (&of.optimizer, &of.memory)));
     }
-    if all {
+    if stages != Stages::Phase1 {
         let of = &config.smk;
         let role = if variant.spec.experts_are == ExpertsAre::Slice { Role::Expert } else { Role::Delta };
         let learns = |param: &Param| param.role == role || (of.routers && param.role == Role::Router);
@@ -111,10 +130,11 @@ pub fn plan(config: &RunConfig, all: bool) -> Result<Plan> {
         trainings.push(PlannedTraining::new(name, &cfg, [count(true), count(false)], (&of.optimizer, &of.memory)));
     }
     let sizes = |task: usize| [&tokens.train, &tokens.validation, &tokens.test].map(|set| set.tasks[task].tokens.len());
+    let scanned = tokens.train.tasks.iter().map(|task| task.targets().min(config.scan_tokens));
     Ok(Plan {
         tasks: text.tasks.iter().cloned().zip((0..text.tasks.len()).map(sizes)).collect(),
         parameters: cfg.parameters(),
-        scanned: tokens.train.tasks.iter().map(|task| task.targets().min(config.scan_tokens)).sum(),
+        scanned: if from_the_first { scanned.sum() } else { 0 },
         trainings,
     })
 }

@@ -4,10 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
 
-use super::phase2::METRICS;
-use super::summary::{CorpusFigures, LosslessFigures};
-use super::text::Tokens;
+use super::text::{CorpusFigures, Tokens};
 use super::{Dense, LabelUnit, RunConfig, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
@@ -28,12 +27,23 @@ use crate::train::smk::SmkOutcome;
 use crate::train::{Checkpoints, Losses, evaluate, train_smk};
 use crate::{Error, Result};
 
+/// In the folder of a run, what SMK logged.
+pub(super) const METRICS: &str = "metrics.jsonl";
 /// Tokens a shared decision reads, where the variant does not say.
 const FIRST: usize = 64;
 /// Router inputs kept of each layer, about.
 const SAMPLES: usize = 32_768;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
+
+/// The sparse model against the dense one on test text, all active, after writing it and reading it back.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct LosslessFigures {
+    /// The largest difference of two logits.
+    pub max_abs_diff: f64,
+    /// Whether all logits are equal bit for bit.
+    pub bit_equal: bool,
+}
 
 /// What every stage reads.
 pub(super) struct Run<'a> {

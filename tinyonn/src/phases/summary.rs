@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use super::causal::Intervention;
 use super::frontier::Frontier;
+use super::run::LosslessFigures;
+use super::text::CorpusFigures;
 use crate::imaging::LabelStatistics;
 use crate::moe::LoadFigures;
 use crate::train::RouterAccuracy;
@@ -72,15 +74,6 @@ pub struct Phase1Summary {
     pub seconds: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The text of a run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CorpusFigures {
-    /// Identifies the text.
-    pub sha256: String,
-    /// By task: tokens of train, validation and test.
-    pub tokens: BTreeMap<String, [usize; 3]>,
-}
-
 /// The dense model of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelFigures {
@@ -95,15 +88,6 @@ pub struct ModelFigures {
     /// How neurons were given to experts; replicas have none of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
-}
-
-/// The sparse model against the dense one on test text, all active, after writing it and reading it back.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct LosslessFigures {
-    /// The largest difference of two logits.
-    pub max_abs_diff: f64,
-    /// Whether all logits are equal bit for bit.
-    pub bit_equal: bool,
 }
 
 /// What the scan read.

@@ -1,5 +1,8 @@
 //! A run's text: by task, split by document, tokenised.
 
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::ModelFolder;
@@ -110,4 +113,13 @@ pub fn documents(sources: &[String], seed: u64) -> Result<Box<dyn Documents>> {
 
 fn named(sources: &[String]) -> Result<Vec<DataSource>> {
     sources.iter().map(|source| source.parse()).collect()
+}
+
+/// The text of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CorpusFigures {
+    /// Identifies the text.
+    pub sha256: String,
+    /// By task: tokens of train, validation and test.
+    pub tokens: BTreeMap<String, [usize; 3]>,
 }

@@ -72,7 +72,7 @@ impl Attention {
             q_proj: projection("q_proj", (q, d), 0.02)?,
             k_proj: projection("k_proj", (kv, d), 0.02)?,
             v_proj: projection("v_proj", (kv, d), 0.02)?,
-            o_proj: projection("o_proj", (d, q), super::block::residual_stdev(cfg))?,
+            o_proj: projection("o_proj", (d, q), cfg.residual_stdev())?,
             q_norm: RmsNorm::new(head_dim, cfg.rms_norm_eps, &vb.pp("q_norm"))?,
             k_norm: RmsNorm::new(head_dim, cfg.rms_norm_eps, &vb.pp("k_norm"))?,
             head_dim,

@@ -18,11 +18,6 @@ pub struct Block<F> {
     layer: usize,
 }
 
-/// New weights that write to the residual stream are smaller by √(2 layers) (Radford et al., 2019).
-pub(super) fn residual_stdev(cfg: &Qwen3Config) -> f64 {
-    0.02 / ((2 * cfg.num_hidden_layers) as f64).sqrt()
-}
-
 impl<F: FeedForward> Block<F> {
     /// Layer `layer` around the feed-forward `mlp`.
     ///

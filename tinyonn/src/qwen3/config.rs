@@ -160,6 +160,11 @@ impl Qwen3Config {
         ("hidden_act", problem, "name one of these; if yours lives in another crate, link it in".into())
     }
 
+    /// New weights that write to the residual stream are smaller by √(2 layers) (Radford et al., 2019).
+    pub(super) fn residual_stdev(&self) -> f64 {
+        0.02 / ((2 * self.num_hidden_layers) as f64).sqrt()
+    }
+
     /// The number of weights; a tied head counts once. (Saturates at `usize::MAX`.)
     #[must_use]
     pub fn parameters(&self) -> usize {

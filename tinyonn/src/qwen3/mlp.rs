@@ -53,7 +53,7 @@ pub fn projections(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<[Tensor; 3]
     Ok([
         get("gate_proj", (i, d), 0.02)?,
         get("up_proj", (i, d), 0.02)?,
-        get("down_proj", (i, d), super::block::residual_stdev(cfg))?,
+        get("down_proj", (i, d), cfg.residual_stdev())?,
     ])
 }
 

@@ -5,10 +5,9 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::page::inline;
 use super::plot::Plot;
 use super::svg::{Svg, escape};
-use super::table::Table;
+use super::table::{Table, inline};
 use crate::files::{self, StagedFolder};
 use crate::{Error, Result};
 

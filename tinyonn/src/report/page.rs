@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::figure::{self, Figure};
 use super::svg::escape;
+use super::table::inline;
 use crate::{Error, Result, files};
 
 const STYLE: &str = include_str!("page.css");
@@ -133,19 +134,6 @@ impl Page {
         }
         html.push_str("</ol>\n</nav>\n");
     }
-}
-
-/// Text as it runs: escaped, and what stands between two backticks set as code.
-pub(super) fn inline(text: &str) -> String {
-    let parts: Vec<&str> = text.split('`').collect();
-    // A backtick without its other is a backtick.
-    let paired = parts.len() % 2 == 1;
-    let set = |(at, part): (usize, &&str)| match (at % 2, paired || at + 1 < parts.len()) {
-        (1, true) => format!("<code>{}</code>", escape(part)),
-        (1, false) => format!("`{}", escape(part)),
-        _ => escape(part),
-    };
-    parts.iter().enumerate().map(set).collect()
 }
 
 fn paragraphs(html: &mut String, texts: &[String]) {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::csv::Csv;
 use super::number::fixed;
-use super::page::inline;
+use super::svg::escape;
 use crate::{Error, Result};
 
 /// Which number of a column is the best one.
@@ -214,4 +214,17 @@ fn printed(cell: &Cell, kind: Kind) -> String {
 
 fn class(kind: Kind) -> &'static str {
     if kind == Kind::Text { "" } else { " class=\"number\"" }
+}
+
+/// Text as it runs: escaped, and what stands between two backticks set as code.
+pub(super) fn inline(text: &str) -> String {
+    let parts: Vec<&str> = text.split('`').collect();
+    // A backtick without its other is a backtick.
+    let paired = parts.len() % 2 == 1;
+    let set = |(at, part): (usize, &&str)| match (at % 2, paired || at + 1 < parts.len()) {
+        (1, true) => format!("<code>{}</code>", escape(part)),
+        (1, false) => format!("`{}", escape(part)),
+        _ => escape(part),
+    };
+    parts.iter().enumerate().map(set).collect()
 }

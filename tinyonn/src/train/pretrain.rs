@@ -36,7 +36,7 @@ pub struct PretrainConfig {
 }
 
 impl PretrainConfig {
-    /// The default job: 2400 steps of 8 sequences.
+    /// The default job: 1300 steps of 8 sequences.
     pub const DEFAULT: Self = Self {
         steps: 1300,
         batch: 8,

@@ -1,0 +1,113 @@
+//! What phase 2 goes on from: the folder of a run of phase 1, whose settings, text and labels are decided.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::summary::Phase1Summary;
+use super::{RunConfig, Text};
+use crate::imaging::Labels;
+use crate::qwen3::PathTable;
+use crate::{Error, Result, files};
+
+/// The file `phase1.json`, beside the checkpoint.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Continuation {
+    /// The version of this library that wrote it; the first ones did not say.
+    #[serde(default)]
+    version: String,
+    /// The settings of phase 1.
+    settings: RunConfig,
+    /// The labels, `[task][layer]`.
+    paths: PathTable,
+}
+
+const CONTINUATION: &str = "phase1.json";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What a file of any version may say.
+#[derive(Default, Deserialize)]
+struct Version {
+    #[serde(default)]
+    version: String,
+}
+
+impl Continuation {
+    pub(super) fn new(settings: &RunConfig, labels: &Labels) -> Self {
+        Self { version: VERSION.into(), settings: settings.clone(), paths: labels.paths.clone() }
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(CONTINUATION);
+        let json = serde_json::to_string(self).map_err(|e| Error::file(&path, e.to_string(), "report this"))?;
+        files::write(path, json + "\n")
+    }
+
+    /// Reads what phase 1 left in `dir`.
+    ///
+    /// # Errors
+    /// A folder that phase 1 did not write, or that was changed.
+    fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONTINUATION);
+        let text = std::fs::read(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::file(dir, format!("has no {CONTINUATION}"), "give the folder of a run of exp_phase1")
+            }
+            _ => Error::io(&path, e),
+        })?;
+        serde_json::from_slice(&text).map_err(|e| {
+            let Version { version } = serde_json::from_slice(&text).unwrap_or_default();
+            let whose = match version.as_str() {
+                "" | VERSION => String::new(),
+                other => format!("is of version {other}, and this program of {VERSION}: "),
+            };
+            Error::file(&path, format!("{whose}{e}"), "go on with the program that wrote it, or run exp_phase1 again")
+        })
+    }
+}
+
+impl RunConfig {
+    /// The settings of the run of [`super::phase1()`] in the folder `dir`.
+    ///
+    /// # Errors
+    /// A folder that phase 1 did not write.
+    pub fn of_phase1(dir: &Path) -> Result<Self> {
+        Ok(Continuation::read(dir)?.settings)
+    }
+}
+
+/// What a run that goes on from phase 1 takes from its folder, beside the checkpoint.
+pub(super) struct LeftByPhase1 {
+    pub(super) labels: Labels,
+    pub(super) summary: Phase1Summary,
+}
+
+impl LeftByPhase1 {
+    /// Reads the folder `from`.
+    ///
+    /// # Errors
+    /// Phase 1 did not write it; `config` has other settings than it had, where phase 2 may not.
+    pub(super) fn read(from: &Path, config: &RunConfig) -> Result<Self> {
+        let Continuation { settings, paths, .. } = Continuation::read(from)?;
+        let continued = RunConfig { smk: config.smk, out: config.out.clone(), device: config.device, ..settings };
+        if let Some(key) = config.differs_from(&continued) {
+            let problem = "is not what phase 1 had, which was not run again";
+            return Err(Error::setting(key, problem, "leave it out, or run exp_phase1 again with it"));
+        }
+        let path = from.join("summary.json");
+        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let summary =
+            serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), "run exp_phase1 again"))?;
+        Ok(Self { labels: Labels { paths }, summary })
+    }
+}
+
+/// Refuses `text` that is not what phase 1 read.
+pub(super) fn same_text(before: &Phase1Summary, text: &Text) -> Result<()> {
+    let (then, now) = (&before.corpus.sha256, &text.sha256);
+    if then != now {
+        let problem = format!("the text is not what it was: SHA-256 {then} then, {now} now");
+        return Err(Error::setting("data", problem, "restore it, or run exp_phase1 again"));
+    }
+    Ok(())
+}
