@@ -128,7 +128,7 @@ fn a_dry_run_tells_and_does_nothing(#[case] model: &str, #[case] pretrains: bool
     let output = of("");
     assert_done(&output);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said.contains("pretraining: 1300 steps of 128 tokens"), pretrains, "{said}");
+    assert_eq!(said.contains("pretraining: 1000 steps of 128 tokens"), pretrains, "{said}");
     assert!(said.contains("Surprise Min-K: 2 steps of 64 tokens") && said.contains("nothing was done"), "{said}");
     assert_eq!(place.files(), before);
     assert_refused(&of("--variant Nobody"), &["Nobody"]);
@@ -140,10 +140,13 @@ fn a_dry_run_tells_and_does_nothing(#[case] model: &str, #[case] pretrains: bool
 #[rstest]
 #[case::parts("memory.micro_batches = 3", &["`smk.memory.micro_batches`", "4 rows", "3 equal parts"])]
 #[case::the_optimizer("optimizer.beta1 = 1.5", &["`smk.optimizer.beta1`", "1.5"])]
+#[case::routers_by_nothing("[router]\nfit = \"sgd\"\nsteps = 0", &["`router.steps`", "use 1 or more"])]
+#[case::the_routers_rate("[router]\nrate = -1.0", &["`router.rate`", "-1"])]
 #[case::its_earlier_name("adamw.beta1 = 1.5", &["`smk.optimizer.beta1`", "1.5"])]
 fn what_a_late_stage_cannot_take_is_refused_first(#[case] setting: &str, #[case] says: &[&str]) {
     let place = Place::new();
-    fs::write(place.path("run.toml"), format!("{RUN}\n{setting}")).unwrap();
+    let run = if setting.starts_with("[router]") { "" } else { RUN };
+    fs::write(place.path("run.toml"), format!("{run}\n{setting}")).unwrap();
     let output = place.run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out");
     assert_refused(&output, says);
     assert!(!place.path("out").exists());

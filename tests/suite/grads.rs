@@ -200,6 +200,25 @@ fn learners_are_picked_and_put_back(#[case] neurons: &[usize], #[values(0, 2, 20
     }
 }
 
+/// Places and neurons are those of main memory, however many neurons there are.
+#[rstest]
+fn learners_on_a_device_are_those_of_main_memory(#[values(1, 2, 99, 100, 12_288)] neurons: usize) {
+    let learn: Vec<u8> = (0..neurons).map(|i| u8::from(i * i % 7 < 3)).collect();
+    let most = learn.iter().map(|learn| *learn as usize).sum::<usize>();
+    let x = Tensor::arange(0f32, (2 * neurons) as f32, &CPU).unwrap().reshape((2, neurons)).unwrap();
+    for spare in [0, 1] {
+        let [here, there] =
+            [LearningNeurons::new, LearningNeurons::on_device].map(|new| new(&marks(&learn), most + spare).unwrap());
+        let (own, columns) = (here.columns(&x).unwrap(), there.columns(&x).unwrap().narrow(1, 0, most).unwrap());
+        assert_eq!(columns.to_vec2::<f32>().unwrap(), own.to_vec2::<f32>().unwrap());
+        let back = |of: &LearningNeurons| {
+            let rows = of.rows(&own.t().unwrap()).unwrap();
+            rows.to_vec2::<f32>().unwrap()
+        };
+        assert_eq!(back(&here), back(&there));
+    }
+}
+
 /// The backward ends at the lowest layer where something learns.
 #[rstest]
 #[case::nothing("no such parameter", 0)]

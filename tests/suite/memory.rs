@@ -5,12 +5,15 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor, Var};
 use rstest::rstest;
 use tinyonn::checkpoint::{ModelFolder, ParamStore, Role, dense_params, variant_params};
-use tinyonn::data::{Sampler, TokenSet};
+use tinyonn::data::{NO_DOCUMENT, Sampler, TokenSet};
+use tinyonn::metrics::MetricsLog;
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::ops::Grads;
 use tinyonn::qwen3::{Ask, Experts, FeedForward, Learn, NeuronMask, Pass, Qwen3ForCausalLm};
 use tinyonn::train::state::slots;
-use tinyonn::train::{Memory, OptimizerConfig, Precision, Slot, TextGradient, TrainState, UpdateRule};
+use tinyonn::train::{
+    Memory, OptimizerConfig, Precision, Slot, SmkConfig, TextGradient, TrainState, UpdateRule, train_smk,
+};
 
 use crate::gradients::relative_difference;
 use crate::models::{self, CPU, bits, message};
@@ -45,7 +48,7 @@ fn gradient(state: &TrainState, var: &Var) -> Tensor {
 fn of_dense(memory: Memory) -> (f32, Vec<Tensor>) {
     let cfg = tiny::config(VOCAB);
     let store = tiny::dense_store(&cfg, 2);
-    let work = store.work_weights(memory.weights.dtype(), |_| true).unwrap();
+    let work = store.work_weights(memory.weights.dtype(), |_| Some(memory.weights.dtype())).unwrap();
     let model = Qwen3ForCausalLm::dense(&cfg, work.builder()).unwrap();
     let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory).unwrap();
     let set = text();
@@ -92,7 +95,8 @@ impl Sparse {
         let params = variant_params(&cfg, variant).unwrap();
         let experts: Vec<_> = params.into_iter().filter(|param| param.role == Role::Expert).collect();
         let names: Vec<String> = experts.iter().map(|param| param.name.clone()).collect();
-        let work = store.work_weights(DType::F32, |name| names.iter().any(|own| own == name)).unwrap();
+        let work =
+            store.work_weights(DType::F32, |name| names.iter().any(|own| own == name).then_some(DType::F32)).unwrap();
         let model = TinyOnnForCausalLm::new(&cfg, variant, work.builder()).unwrap();
         let state = TrainState::new(slots(&work, experts), &Memory::DEFAULT).unwrap();
         Self { store, model, state }
@@ -264,7 +268,7 @@ fn masters_remember_what_work_weights_cannot_hold(
     let mut store = ParamStore::new(&CPU);
     store.insert("w", Tensor::ones((3, 2), DType::F32, &CPU).unwrap()).unwrap();
     let memory = Memory { weights: Precision::Bf16, moments, ..Memory::DEFAULT };
-    let work = store.work_weights(DType::BF16, |_| true).unwrap();
+    let work = store.work_weights(DType::BF16, |_| Some(DType::BF16)).unwrap();
     let (var, master) = work.get("w").unwrap();
     let mut slot = Slot::new("w", Role::Expert, 0, var.clone());
     slot.master = master.cloned();
@@ -302,6 +306,65 @@ fn parts_that_are_not_equal_are_refused(#[values(0, 3, 5)] micro_batches: usize)
     assert!(message(part.descend(&mut state)).contains("`memory.micro_batches`"));
 }
 
+/// Positions without a target count neither in the sum nor in what it is divided by, whatever part they lie in.
+#[rstest]
+fn the_loss_is_the_mean_of_what_is_scored(#[values(1, 2, 4)] micro_batches: usize) {
+    let mut set = text();
+    for task in &mut set.tasks {
+        (20..90).filter(|at| at % 3 == 0).for_each(|at| task.documents[at] = NO_DOCUMENT);
+    }
+    let sampler = sampler(&set);
+    let cfg = tiny::config(VOCAB);
+    let store = tiny::dense_store(&cfg, 2);
+    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+    let work = store.work_weights(DType::F32, |_| Some(DType::F32)).unwrap();
+    let memory = Memory { micro_batches, ..Memory::DEFAULT };
+    let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory).unwrap();
+    let batches = (0..20).map(|step| sampler.batch_at(step).unwrap());
+    let at = batches.map(|batch| batch.counted.iter().all(|counted| *counted)).position(|all| !all).unwrap();
+    state.step = at as u64;
+    let batch = sampler.batch_at(state.step).unwrap();
+    let losses = model.forward(&batch.inputs, &batch.targets, &Pass::all()).unwrap().losses.flatten_all().unwrap();
+    let losses = losses.to_vec1::<f32>().unwrap().into_iter().zip(&batch.counted).filter(|(_, counted)| **counted);
+    let losses: Vec<f32> = losses.map(|(loss, _)| loss).collect();
+    let found = whole(&model, &sampler, memory).descend(&mut state).unwrap().unwrap().loss;
+    let mean = losses.iter().sum::<f32>() / losses.len() as f32;
+    approx::assert_relative_eq!(found.to_scalar::<f32>().unwrap(), mean, max_relative = 1e-6);
+}
+
+/// Routers compute in f32 beside experts in bf16, and learn: their parameters are their own masters.
+#[rstest]
+fn routers_learn_in_f32_beside_narrow_experts(
+    #[values("EvenByLoss", "Linear3x4", "Isotropic3x4", "Cosine3x4")] name: &str,
+) {
+    let cfg = tiny::config(VOCAB);
+    let (variant, store) = tiny::upcycled(&cfg, name, &tiny::dense_store(&cfg, 2));
+    let set = text();
+    let memory = Memory { weights: Precision::Bf16, moments: Precision::Bf16, ..Memory::DEFAULT };
+    let config = SmkConfig { steps: 3, batch: BATCH, min_k: 2, routers: true, memory, ..SmkConfig::DEFAULT };
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = MetricsLog::create(dir.path().join("log.jsonl")).unwrap();
+    let before = tiny::bits(&store);
+    train_smk((&store, &cfg, variant), &Pass::routed(), (&sampler(&set), None), &config, &mut log, None).unwrap();
+    let moved = tiny::bits(&store).into_iter().zip(before).filter(|(after, before)| after != before);
+    let moved: Vec<String> = moved.map(|((name, _), _)| name).collect();
+    assert!(moved.iter().any(|name| name.contains("_router.")), "{moved:?}");
+    assert!(moved.iter().any(|name| name.ends_with("up_proj.weight")), "{moved:?}");
+}
+
+/// A step of 5e-4 is lost in a weight of 8 bits.
+#[test]
+fn masters_of_less_than_f32_are_refused() {
+    let mut store = ParamStore::new(&CPU);
+    store.insert("w", Tensor::ones(2, DType::BF16, &CPU).unwrap()).unwrap();
+    let refused = message(store.work_weights(DType::BF16, |_| Some(DType::BF16)));
+    assert!(
+        refused.contains("`w`: is stored as BF16") && refused.contains("load what is to learn in f32"),
+        "{refused}"
+    );
+    assert!(store.work_weights(DType::BF16, |_| None).is_ok());
+}
+
 #[test]
 fn a_store_lends_no_weight_to_learn_in_another_type() {
     let cfg = tiny::config(VOCAB);
@@ -317,7 +380,7 @@ fn a_store_lends_no_weight_to_learn_in_another_type() {
 fn masters_follow_torchs_gradients() {
     let Mixed { store, steps, config } = Mixed::read();
     let memory = Memory { weights: Precision::Bf16, ..Memory::DEFAULT };
-    let work = store.work_weights(DType::BF16, |_| true).unwrap();
+    let work = store.work_weights(DType::BF16, |_| Some(DType::BF16)).unwrap();
     let cfg = Mixed::folder().qwen3_config().unwrap();
     let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory).unwrap();
     for step in 0..3 {
@@ -388,7 +451,7 @@ fn three_steps_in_bf16_are_those_of_torch() {
     let stored = Mixed::in_memory;
     let memory = Memory { weights: Precision::Bf16, ..Memory::DEFAULT };
     let start = store.deep_copy().unwrap();
-    let work = store.work_weights(DType::BF16, |_| true).unwrap();
+    let work = store.work_weights(DType::BF16, |_| Some(DType::BF16)).unwrap();
     let model = Qwen3ForCausalLm::dense(&cfg, work.builder()).unwrap();
     let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory).unwrap();
     let [ids, targets] = ["input_ids", "targets"].map(|name| steps[name].to_dtype(DType::U32).unwrap());

@@ -252,6 +252,25 @@ fn rows_and_wholes_agree_on_many_blocks(#[values(ADAMW, SGD, LION)] rule: Rule) 
     }
 }
 
+/// A number alone, as a router's scale is, in the fused loop and in the plain form.
+#[rstest]
+fn a_weight_of_no_rank_is_updated(
+    #[values(ADAMW, SGD, LION)] rule: Rule,
+    #[values(DType::F32, DType::F64, DType::BF16)] moments: DType,
+) {
+    let number = |value: f64, dtype| Tensor::new(value, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+    let wide = if moments == DType::F64 { DType::F64 } else { DType::F32 };
+    let state = [number(0.5, wide), number(0.25, moments), number(0.125, moments)];
+    let state = &state[..rule.tensors()];
+    rule.update(state, &number(2.0, wide), &list(&[3f64]), &list(&[1u8]), 0.5).unwrap();
+    let expected = rule.scalar(&[0.5, 0.25, 0.125], 1.0, 3);
+    for (found, expected) in state.iter().zip(expected) {
+        let found = found.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+        // bf16 holds 8 bits.
+        approx::assert_relative_eq!(found, expected, max_relative = if moments == DType::BF16 { 4e-3 } else { 1e-6 });
+    }
+}
+
 #[rstest]
 fn what_does_not_go_together_is_refused(#[values(ADAMW, SGD, LION)] rule: Rule) {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();

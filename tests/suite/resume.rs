@@ -225,7 +225,7 @@ fn in_parts(at: usize, states: &Checkpoints) -> Result<Bits> {
     let cfg = tiny::config(VOCAB);
     let store = tiny::dense_store(&cfg, 2);
     let (left, interrupt) = (AtomicUsize::new(at), states.interrupt.clone());
-    let work = store.work_weights(DType::F32, |_| true)?;
+    let work = store.work_weights(DType::F32, |_| Some(DType::F32))?;
     let model = hooked(&cfg, work.builder(), move |way| {
         if way == Way::Forward && left.fetch_sub(1, Ordering::Relaxed) == 1 {
             interrupt.request(Signal::Terminate);

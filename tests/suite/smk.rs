@@ -16,7 +16,7 @@ use tinyonn::qwen3::{Learn, Pass, Qwen3Config};
 use tinyonn::train::smk::SmkOutcome;
 use tinyonn::train::{Memory, OptimizerConfig, Slot, SmkConfig, TrainState, train_smk};
 
-use crate::models::message;
+use crate::models::{self, message};
 use crate::tiny;
 
 const VOCAB: usize = 40;
@@ -44,6 +44,25 @@ fn is_expert(name: &str) -> bool {
 
 fn rows(x: &Tensor) -> Vec<Vec<f64>> {
     x.to_dtype(DType::F64).unwrap().to_vec2().unwrap()
+}
+
+/// Where all replicas run, min_k still chooses who learns.
+#[test]
+fn min_k_chooses_among_replicas_that_all_run() {
+    let (cfg, variant, mut store) = upcycled("MergedBySequence");
+    tinyonn::checkpoint::grow_deltas(&mut store, &cfg, &variant.spec).unwrap();
+    let set = tiny::tokens(3, &[200], VOCAB as u32);
+    let sampler = Sampler::new(&set, 8, 1, 0, &Device::Cpu).unwrap();
+    let config = SmkConfig { steps: 1, batch: 1, min_k: 1, ..SmkConfig::DEFAULT };
+    let folder = TempDir::new().unwrap();
+    let mut log = MetricsLog::create(folder.path().join("log.jsonl")).unwrap();
+    let found = train_smk((&store, &cfg, variant), &Pass::all(), (&sampler, None), &config, &mut log, None).unwrap();
+    assert_relative_eq!(found.updated_share, 1.0 / 6.0);
+    let moved = |expert: &usize| {
+        let name = format!("model.layers.0.mlp.delta.{expert}.up_proj.weight");
+        models::bits(store.get(&name).unwrap()).iter().any(|bits| *bits != 0)
+    };
+    assert_eq!((0..variant.spec.experts()).filter(moved).count(), 1);
 }
 
 /// Of one sequence two experts are routed, though all twelve see what the decision reads: one learner is half of them.

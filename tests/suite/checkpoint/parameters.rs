@@ -47,7 +47,7 @@ fn a_store_shares_nothing_with_what_it_was_made_from_nor_with_its_copy() {
 #[rstest]
 fn gradients_reach_trainable_vars_and_no_frozen_one(#[values(DType::F32, DType::BF16)] compute: DType) {
     let store = small_store();
-    let work = store.work_weights(compute, |name| name == "b" || name == "b.expert").unwrap();
+    let work = store.work_weights(compute, |name| (name == "b" || name == "b.expert").then_some(compute)).unwrap();
     let vb = work.builder();
     let (a, b) = (vb.get(2, "a").unwrap(), vb.get((2, 1), "b").unwrap());
     let expert = vb.get_with_hints_dtype(2, "b.expert", Init::default(), DType::U32).unwrap();

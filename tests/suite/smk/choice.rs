@@ -166,6 +166,22 @@ fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: us
     assert!(idle || !["Moe7x3", "SequenceOf2"].contains(&name), "no expert idles: the test is blind");
 }
 
+/// No more than k learn whatever their keys; one that is no finite number is among them, so that the step is seen to be none.
+#[rstest]
+#[case([1.0, 2.0, f64::NAN, 3.0], 2, &[0, 2])]
+#[case([f64::NAN, f64::INFINITY, f64::NAN, f64::NAN], 2, &[0, 1])]
+#[case([1.0, 2.0, f64::INFINITY, 3.0], 1, &[2])]
+#[case([f64::NAN; 4], 9, &[0, 1, 2, 3])]
+fn keys_that_are_no_numbers_go_first(#[case] keys: [f64; 4], #[case] k: usize, #[case] learn: &[usize]) {
+    let choice = MinK::by(&Tensor::new(&keys, &CPU).unwrap(), Tensor::ones(4, DType::U8, &CPU).unwrap(), k).unwrap();
+    assert_eq!(marked(&choice.learn_n), learn);
+    // Of those that do not compete none learns, nor takes a place.
+    let idle = Tensor::new(&[0u8, 1, 0, 1], &CPU).unwrap();
+    let choice = MinK::by(&Tensor::new(&keys, &CPU).unwrap(), idle, k).unwrap();
+    assert!(marked(&choice.learn_n).iter().all(|n| n % 2 == 1));
+    assert_eq!(marked(&choice.learn_n).len(), k.min(2));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
@@ -337,7 +353,7 @@ fn the_exact_form_keeps_the_least_norms(#[case] name: &str, #[case] k: usize) {
             (tokens[expert] > 0.0 && sum > 0.0).then(|| sum.sqrt())
         };
         let norms: Vec<Option<f64>> = (0..experts).map(norm).collect();
-        let choice = model.moe(layer).keep_least(k, tokens_n, &mut found.grads).unwrap().unwrap();
+        let choice = model.moe(layer).keep_least(k, Some(tokens_n), &mut found.grads).unwrap().unwrap();
         let expected = least(&norms, k);
         assert_eq!(marked(&choice.learn_n), expected);
         assert_eq!(marked(&choice.active_n), (0..experts).filter(|n| norms[*n].is_some()).collect::<Vec<_>>());

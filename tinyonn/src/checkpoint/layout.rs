@@ -26,9 +26,14 @@ impl Order {
     }
 }
 
-/// Whether files hold the transpose: W_d of an MLP, and what replicas add to it.
+/// Whether files hold the transpose: W_d of a layer's MLP, and what a replica adds to it; of a router nothing, whatever its parameters are
+/// called.
 pub(super) fn is_turned(name: &str) -> bool {
-    name.ends_with(".down_proj.weight") && name.contains(".mlp.")
+    let own = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once(".mlp."));
+    let Some(rest) = own.and_then(|(_, own)| own.strip_suffix("down_proj.weight")) else { return false };
+    let of_delta =
+        || rest.strip_prefix("delta.").and_then(|n| n.strip_suffix('.')).is_some_and(|n| n.parse::<u32>().is_ok());
+    rest.is_empty() || of_delta()
 }
 
 /// What lies in a file as `value`, as it lies in memory; and the other way round.
@@ -38,7 +43,7 @@ pub(super) fn turned(name: &str, value: Tensor) -> Result<Tensor> {
 
 /// The same of a shape.
 pub(super) fn turned_shape(name: &str, mut shape: Vec<usize>) -> Vec<usize> {
-    if is_turned(name) {
+    if is_turned(name) && shape.len() == 2 {
         shape.reverse();
     }
     shape

@@ -1,5 +1,5 @@
 //! The one list of a model's parameters: name, role, layer and shape in a file of each; what checkpoints are checked against, what trainings pick
-//! their weights from. Nothing else takes a name apart.
+//! their weights from.
 
 use std::collections::BTreeMap;
 

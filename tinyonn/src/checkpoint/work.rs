@@ -7,7 +7,7 @@ use candle_nn::var_builder::VarBuilder;
 
 use super::builder::{Lent, builder_of};
 use super::store::ParamStore;
-use crate::Result;
+use crate::{Error, Result};
 
 /// The weights of a store in the type of a model: those that learn as Vars of their own, the others by value.
 pub struct WorkWeights {
@@ -17,11 +17,12 @@ pub struct WorkWeights {
 }
 
 impl ParamStore {
-    /// Work weights in `dtype`; names that `learns` picks can learn. Where the stored type is `dtype` they are the stored Vars themselves,
-    /// and updates are seen at once. Elsewhere a work weight is its master rounded, which whoever steps the master does again.
+    /// Work weights in `dtype`; names for which `learns` has a type can learn, in that type (a router computes in f32 whatever the model
+    /// does). Where the stored type is that type they are the stored Vars themselves, and updates are seen at once. Elsewhere a work weight
+    /// is its master rounded, which whoever steps the master does again.
     ///
     /// # Errors
-    /// What the device reports.
+    /// A weight that learns and is stored in less than f32; what the device reports.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -29,23 +30,27 @@ impl ParamStore {
     ///
     /// let mut store = ParamStore::new(&Device::Cpu);
     /// store.insert("w", Tensor::new(&[1.001f32], &Device::Cpu)?)?;
-    /// let work = store.work_weights(DType::BF16, |_| true)?;
+    /// let work = store.work_weights(DType::BF16, |_| Some(DType::BF16))?;
     /// let (var, master) = work.get("w").unwrap();
     /// assert_eq!(var.to_dtype(DType::F32)?.to_vec1::<f32>()?, [1.0]);
     /// assert_eq!(master.unwrap().to_vec1::<f32>()?, [1.001]);
     /// # Ok::<(), tinyonn::Error>(())
     /// ```
-    pub fn work_weights(&self, dtype: DType, learns: impl Fn(&str) -> bool) -> Result<WorkWeights> {
+    pub fn work_weights(&self, dtype: DType, learns: impl Fn(&str) -> Option<DType>) -> Result<WorkWeights> {
         let (mut lent, mut learning) = (BTreeMap::new(), BTreeMap::new());
         for (name, var) in self.iter() {
-            if !learns(name) || var.dtype().is_int() {
+            let Some(own) = learns(name).filter(|_| !var.dtype().is_int()) else {
                 lent.insert(name.to_owned(), Lent::Frozen(var.clone()));
                 continue;
+            };
+            if !matches!(var.dtype(), DType::F32 | DType::F64) {
+                let problem = format!("is stored as {:?}, in which small steps are lost", var.dtype());
+                return Err(Error::tensor(name, problem, "load what is to learn in f32"));
             }
-            let (work, master) = if var.dtype() == dtype {
+            let (work, master) = if var.dtype() == own {
                 (var.clone(), None)
             } else {
-                (Var::from_tensor(&var.as_detached_tensor().to_dtype(dtype)?)?, Some(var.clone()))
+                (Var::from_tensor(&var.as_detached_tensor().to_dtype(own)?)?, Some(var.clone()))
             };
             lent.insert(name.to_owned(), Lent::Learning(work.clone()));
             learning.insert(name.to_owned(), (work, master));

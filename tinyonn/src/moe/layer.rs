@@ -144,7 +144,7 @@ impl FeedForward for MoeLayer {
         Ok((dx, back.answers))
     }
 
-    fn keep_least(&self, k: usize, tokens_n: &Tensor, grads: &mut Grads) -> Result<Option<MinK>> {
+    fn keep_least(&self, k: usize, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {
         self.experts.keep_least(k, tokens_n, grads).map(Some)
     }
 

@@ -109,15 +109,17 @@ impl TinyOnnExpert {
         };
         let load = routing.load(slices.widths.len(), seen.x_td)?;
         let k = *k;
-        let squares_i = surprise_squares(seen, routing.decided(seen.x_td.device())?.as_ref())?;
+        let decided_t = routing.decided(seen.x_td.device())?;
+        let squares_i = surprise_squares(seen, decided_t.as_ref())?;
         let min_k =
             MinK::least(&slices.sums(&squares_i)?, &load.tokens_n.to_dtype(DType::F64)?, &slices.width_n(seen)?, k)?;
         let learn_i = min_k.learn_n.index_select(&slices.neuron_expert, 0)?;
         self.restrict(&learn_i, grads)?;
         let most = slices.most(k);
         answers.min_k = Some(min_k);
-        // Who was given nothing has a gradient of zero: where all that compete learn, nothing need be left out.
-        let learners = if k >= slices.widths.len() {
+        // Who was given nothing has a gradient of zero, unless tokens before a decision ran all: where all that compete learn, nothing need
+        // be left out.
+        let learners = if k >= slices.widths.len() && decided_t.is_none() {
             Learners::All
         } else {
             Learners::Neurons(LearningNeurons::new(&learn_i, most)?)
@@ -132,15 +134,23 @@ impl TinyOnnExpert {
     }
 
     /// Of gradients that are all formed, keeps those of the `k` experts of least norm among those that were given a token (`tokens_n`
-    /// `[N]`); the others' are cleared, and their lines do not learn (`surprise = exact`).
+    /// `[N]`; `None`: all were); the others' are cleared, and their lines do not learn (`surprise = exact`).
     ///
     /// # Errors
     /// What the device reports.
-    pub fn keep_least(&self, k: usize, tokens_n: &Tensor, grads: &mut Grads) -> Result<MinK> {
-        let active_n = tokens_n.gt(0f64)?;
+    pub fn keep_least(&self, k: usize, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<MinK> {
+        let device = self.gate_proj.device();
+        let experts = match &self.parts {
+            Parts::Slices(slices) => slices.widths.len(),
+            Parts::Replicas(deltas) => deltas.len(),
+        };
+        let active_n = match tokens_n {
+            Some(tokens_n) => tokens_n.gt(0f64)?,
+            None => Tensor::ones(experts, DType::U8, device)?,
+        };
         match &self.parts {
             Parts::Slices(slices) => {
-                let mut squares_i = Tensor::zeros(slices.neuron_expert.dim(0)?, DType::F64, tokens_n.device())?;
+                let mut squares_i = Tensor::zeros(slices.neuron_expert.dim(0)?, DType::F64, device)?;
                 for weight in [&self.gate_proj, &self.up_proj, &self.down_proj] {
                     if let Some(gradient) = grads.get(weight) {
                         squares_i = (squares_i + ops::wide(gradient)?.sqr()?.sum(1)?.to_dtype(DType::F64)?)?;
@@ -156,14 +166,15 @@ impl TinyOnnExpert {
             Parts::Replicas(deltas) => {
                 let mut squares = Vec::with_capacity(deltas.len());
                 for delta in deltas {
-                    let mut sum = Tensor::zeros(1, DType::F64, tokens_n.device())?;
+                    let mut sum = Tensor::zeros(1, DType::F64, device)?;
                     for gradient in delta.iter().flatten().filter_map(|delta| grads.get(delta)) {
                         sum = (sum + ops::wide(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
                     }
                     squares.push(sum);
                 }
                 let squares_n = Tensor::cat(&squares, 0)?;
-                let active_n = (active_n * squares_n.gt(0f64)?)?;
+                // Of a gradient of zeros there is nothing to learn; one that is no number is not zero.
+                let active_n = (active_n * squares_n.ne(0f64)?)?;
                 let min_k = MinK::by(&squares_n.sqrt()?, active_n, k)?;
                 for (n, delta) in deltas.iter().enumerate() {
                     let learn = min_k.learn_n.narrow(0, n, 1)?;

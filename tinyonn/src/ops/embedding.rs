@@ -4,6 +4,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::grad_site::wide;
 use super::linear::rows;
 use super::{Grads, lanes};
 
@@ -25,7 +26,10 @@ pub fn backward(ids: &Tensor, weight_vd: &Tensor, dy: &Tensor, grads: &mut Grads
     let (dy_td, ids) = (rows(dy)?, ids.flatten_all()?.contiguous()?);
     let d = dy_td.dim(1)?;
     if !lanes::fused(&[&dy_td]) {
-        return grads.add_with(weight_vd, || weight_vd.zeros_like()?.detach().index_add(&ids, &dy_td, 0));
+        // In f32 if the weights are narrower: a sum of many small terms stalls in bf16.
+        let dy_td = wide(&dy_td)?;
+        let zeros_vd = || Tensor::zeros(weight_vd.shape(), dy_td.dtype(), dy_td.device());
+        return grads.add_with(weight_vd, || zeros_vd()?.index_add(&ids, &dy_td, 0));
     }
     grads.change(weight_vd, |dw, fresh| {
         // A tied head has written before: its sum comes first.

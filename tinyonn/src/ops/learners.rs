@@ -66,17 +66,19 @@ impl LearningNeurons {
     /// What the device reports.
     pub fn on_device(learn_i: &Tensor, most: usize) -> Result<Self> {
         let (count, device) = (learn_i.dims1()?, learn_i.device());
-        // Keys that are all different: learners first, each kind ascending.
+        let most = most.min(count);
         let learns = learn_i.ne(0u8)?;
-        let (own, others) = (Tensor::arange(0, count as u32, device)?, (learn_i.zeros_like()?, count as u32));
-        let after = (others.0.to_dtype(DType::U32)? + f64::from(others.1))?;
-        let key = (&own + learns.where_cond(&own.zeros_like()?, &after)?)?;
-        let sorted = key.arg_sort_last_dim(true)?;
-        let rank = sorted.arg_sort_last_dim(true)?;
+        // How many learn up to each; f32 counts exactly up to 2²⁴.
+        let upto_i = running_sum(&learns.to_dtype(DType::F32)?)?;
         let nothing = |like: &Tensor| Tensor::full(NOTHING, like.shape(), device);
-        let place_i = learns.where_cond(&rank, &nothing(&rank)?)?;
-        let index = sorted.narrow(0, 0, most.min(count))?;
-        let index_m = learns.index_select(&index, 0)?.where_cond(&index, &nothing(&index)?)?;
+        // Whoever does not learn is put behind the last place, which is then cut off.
+        let behind = Tensor::full(most as u32, count, device)?;
+        let place_i = learns.where_cond(&(&upto_i - 1.0)?.relu()?.to_dtype(DType::U32)?, &behind)?.minimum(&behind)?;
+        let own = Tensor::arange(0, count as u32, device)?;
+        let index = Tensor::zeros(most + 1, DType::U32, device)?.index_add(&place_i, &own, 0)?.narrow(0, 0, most)?;
+        let filled = Tensor::arange(0f32, most as f32, device)?.broadcast_lt(&upto_i.narrow(0, count - 1, 1)?)?;
+        let index_m = filled.where_cond(&index.contiguous()?, &nothing(&index)?)?;
+        let place_i = place_i.lt(most as u32)?.where_cond(&place_i, &nothing(&place_i)?)?;
         Ok(Self { index_m, place_i })
     }
 
@@ -106,4 +108,15 @@ impl LearningNeurons {
         }
         lanes::with_ids(&self.place_i, |place| place.iter().map(|place| *place != NOTHING).collect())
     }
+}
+
+/// Σ of all values up to each of `[i]`, by blocks of √i: products with triangles of ones.
+fn running_sum(values_i: &Tensor) -> Result<Tensor> {
+    let (count, device) = (values_i.dims1()?, values_i.device());
+    let side = count.isqrt() + 1;
+    let values_ss = values_i.pad_with_zeros(0, 0, side * side - count)?.reshape((side, side))?;
+    let within_ss = values_ss.matmul(&Tensor::triu2(side, DType::F32, device)?)?;
+    let totals_1s = within_ss.narrow(1, side - 1, 1)?.t()?.contiguous()?;
+    let before_1s = (totals_1s.matmul(&Tensor::triu2(side, DType::F32, device)?)? - &totals_1s)?;
+    within_ss.broadcast_add(&before_1s.t()?)?.flatten_all()?.narrow(0, 0, count)
 }

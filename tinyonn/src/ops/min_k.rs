@@ -93,19 +93,20 @@ impl MinK {
         Self::by(&(squares_n / (tokens_n * width_n)?)?.sqrt()?, active_n, k)
     }
 
-    /// The `k` active experts of least `key_n` `[n]`; the others do not compete, whatever their key.
+    /// The `k` active experts of least `key_n` `[n]`; the others do not compete, whatever their key. A key that is no finite number goes
+    /// before all others: its gradient is then there to be seen, and the step is refused as a whole.
     ///
     /// # Errors
     /// Shapes or devices that do not go together.
     pub fn by(key_n: &Tensor, active_n: Tensor, k: usize) -> Result<Self> {
         let n = key_n.dims1()?;
-        let idle_n = Tensor::full(f64::INFINITY, n, key_n.device())?.to_dtype(key_n.dtype())?;
-        let key_n = active_n.where_cond(key_n, &idle_n)?;
+        let first_n = Tensor::full(f64::NEG_INFINITY, n, key_n.device())?.to_dtype(key_n.dtype())?;
+        let key_n = key_n.lt(f64::INFINITY)?.where_cond(key_n, &first_n)?;
         let (own, other) = (key_n.unsqueeze(1)?, key_n.unsqueeze(0)?);
         let at = Tensor::arange(0, n as u32, key_n.device())?;
         let before = at.unsqueeze(0)?.broadcast_lt(&at.unsqueeze(1)?)?;
         let ahead = (other.broadcast_lt(&own)? + (other.broadcast_eq(&own)? * before)?)?;
-        let rank_n = ahead.to_dtype(DType::F32)?.sum(1)?;
+        let rank_n = ahead.broadcast_mul(&active_n.unsqueeze(0)?)?.to_dtype(DType::F32)?.sum(1)?;
         let learn_n = (rank_n.lt(k.min(n) as f64)? * &active_n)?;
         Ok(Self { active_n, learn_n })
     }

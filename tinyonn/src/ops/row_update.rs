@@ -94,7 +94,8 @@ impl RowUpdate<'_> {
     ) -> Result<()> {
         let weight = wide(self.weight)?;
         let like_weight = |x: &Tensor| x.to_dtype(weight.dtype());
-        let gradient = like_weight(self.gradient)?.broadcast_mul(&like_weight(self.scale)?)?;
+        // In the weight's rank: a router's scale has none.
+        let gradient = like_weight(self.gradient)?.broadcast_mul(&self.along_rows(&like_weight(self.scale)?)?)?;
         let held = moments.iter().map(|moment| like_weight(moment)).collect::<Result<Vec<_>>>()?;
         let (weight, new) = update(&weight, &gradient, &held)?;
         let learn = self.along_rows(&self.learn.ne(0u8)?)?.broadcast_as(self.weight.shape())?;

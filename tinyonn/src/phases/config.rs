@@ -127,7 +127,7 @@ impl RunConfig {
     /// Refuses what could only fail, before time is spent on it.
     ///
     /// # Errors
-    /// A size of zero; an optimizer or a memory that cannot be; a variant of more experts than the model to be pretrained has neurons.
+    /// A size of zero; an optimizer or a memory that cannot be; routers that would be fitted by nothing; a variant of more experts than the model to be pretrained has neurons.
     pub fn validate(&self, variant: &Variant) -> Result<()> {
         let sizes = [
             ("batch", self.batch),
@@ -154,6 +154,7 @@ impl RunConfig {
             self.pretrain.optimizer.check("pretrain.optimizer")?;
         }
         moe::check(&variant.spec)?;
+        self.router.check(&variant.spec)?;
         let own = variant.spec.route_per == RoutePer::Token && variant.spec.experts_are == ExpertsAre::Slice;
         if self.label == LabelUnit::Token && !own {
             let problem = format!("is token, and in `{}` no token takes a path of its own slices", variant.spec.name);

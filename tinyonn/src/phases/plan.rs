@@ -58,16 +58,19 @@ impl PlannedTraining {
         cfg: &Qwen3Config,
         [learning, all]: [usize; 2],
         (optimizer, memory): (&OptimizerConfig, &Memory),
+        look: u64,
     ) -> Self {
+        // With looks at held-out text the best masters so far are kept, f32.
+        let best = if look > 0 { 4 } else { 0 };
         let frozen = (all - learning) as u64 * memory.weights.dtype().size_in_bytes() as u64;
         Self {
             name,
             steps,
             tokens: (batch * length) as u64,
             learning,
-            weights: learning as u64 * memory.bytes_a_weight(optimizer.rule) + frozen,
+            weights: learning as u64 * (memory.bytes_a_weight(optimizer.rule) + best) + frozen,
             values: memory.values(cfg, (batch / memory.micro_batches * length) as u64),
-            state: learning as u64 * memory.bytes_a_weight_on_disk(optimizer.rule),
+            state: learning as u64 * (memory.bytes_a_weight_on_disk(optimizer.rule) + best),
         }
     }
 }
@@ -115,7 +118,7 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
         batches(of.batch)?;
         let name = ("pretraining", of.steps, of.batch, config.length);
         let count = cfg.parameters();
-        trainings.push(PlannedTraining::new(name, &cfg, [count, count], (&of.optimizer, &of.memory)));
+        trainings.push(PlannedTraining::new(name, &cfg, [count, count], (&of.optimizer, &of.memory), of.look));
     }
     if stages != Stages::Phase1 {
         let of = &config.smk;
@@ -123,11 +126,18 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
         let learns = |param: &Param| param.role == role || (of.routers && param.role == Role::Router);
         let params = variant_params(&cfg, variant)?;
         let count = |learning: bool| {
-            let own = params.iter().filter(|param| !learning || learns(param));
+            let weights = params.iter().filter(|param| param.role != Role::Partition);
+            let own = weights.filter(|param| !learning || learns(param));
             own.map(|param| param.stored.iter().product::<usize>()).sum::<usize>()
         };
         let name = ("Surprise Min-K", of.steps, of.batch, config.length);
-        trainings.push(PlannedTraining::new(name, &cfg, [count(true), count(false)], (&of.optimizer, &of.memory)));
+        trainings.push(PlannedTraining::new(
+            name,
+            &cfg,
+            [count(true), count(false)],
+            (&of.optimizer, &of.memory),
+            of.look,
+        ));
     }
     let sizes = |task: usize| [&tokens.train, &tokens.validation, &tokens.test].map(|set| set.tasks[task].tokens.len());
     let scanned = tokens.train.tasks.iter().map(|task| task.targets().min(config.scan_tokens));

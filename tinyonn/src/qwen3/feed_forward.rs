@@ -31,11 +31,12 @@ pub trait FeedForward: Send + Sync {
         grads: &mut Grads,
     ) -> Result<(Option<Tensor>, Answers)>;
 
-    /// Of experts whose gradients are all formed, keeps those of the `k` of least norm (`surprise = exact`); nothing where there are none.
+    /// Of experts whose gradients are all formed, keeps those of the `k` of least norm among those that were given a token
+    /// (`tokens_n` `[N]`; all where `None`; `surprise = exact`); nothing where there are none.
     ///
     /// # Errors
     /// What the device reports.
-    fn keep_least(&self, k: usize, tokens_n: &Tensor, grads: &mut Grads) -> Result<Option<MinK>> {
+    fn keep_least(&self, k: usize, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {
         let _ = (k, tokens_n, grads);
         Ok(None)
     }

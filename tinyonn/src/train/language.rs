@@ -52,6 +52,8 @@ impl<F: FeedForward> TextGradient<'_, F> {
         self.memory.check("memory", b)?;
         let (open, parts) = (self.open.min(t - 1), self.memory.micro_batches);
         let rows = b / parts;
+        let counted = batch.counted.chunks_exact(t).map(|row| row[open..].iter().filter(|counted| **counted).count());
+        let share = 1.0 / counted.sum::<usize>().max(1) as f64;
         let keep = if self.memory.recompute { Keep::Inputs } else { Keep::All };
         let mut sum: Option<Gradient> = None;
         for part in 0..parts {
@@ -69,11 +71,7 @@ impl<F: FeedForward> TextGradient<'_, F> {
                 ..self.pass.of_tasks(&batch.tasks[part * rows..][..rows])
             };
             let forward = self.model.forward(&inputs, &targets, &pass)?;
-            let mut loss = forward.losses.narrow(1, open, t - open)?.mean_all()?;
-            if parts > 1 {
-                loss = (loss / parts as f64)?;
-            }
-            let share = 1.0 / (b * (t - open)) as f64;
+            let loss = (forward.losses.narrow(1, open, t - open)?.sum_all()? * share)?;
             let scored = Tensor::full(share as f32, (rows, t - open), forward.losses.device())?;
             let dlosses = if open == 0 { scored } else { scored.pad_with_zeros(1, open, 0)? };
             let answers = self.model.backward(forward.saved, &dlosses, &self.learn, &mut state.grads)?;
@@ -85,8 +83,9 @@ impl<F: FeedForward> TextGradient<'_, F> {
         }
         let Some(mut sum) = sum else { return Ok(None) };
         if let Some(k) = self.exact {
-            for (layer, tokens_n) in self.model.model().layers().iter().zip(&sum.load) {
-                let min_k = layer.mlp().keep_least(k, tokens_n, &mut state.grads)?;
+            // Where all are active there is no load.
+            for (at, layer) in self.model.model().layers().iter().enumerate() {
+                let min_k = layer.mlp().keep_least(k, sum.load.get(at), &mut state.grads)?;
                 sum.learners.extend(min_k.map(|min_k| [min_k.learn_n, min_k.active_n]));
             }
         }

@@ -36,11 +36,11 @@ pub struct PretrainConfig {
 }
 
 impl PretrainConfig {
-    /// The default job: 1300 steps of 8 sequences.
+    /// The default job: 1000 steps of 8 sequences.
     pub const DEFAULT: Self = Self {
-        steps: 1300,
+        steps: 1000,
         batch: 8,
-        warmup: 60,
+        warmup: 50,
         schedule: Schedule::Cosine,
         look: 0,
         optimizer: OptimizerConfig { rate: 4e-3, ..OptimizerConfig::DEFAULT },
@@ -96,7 +96,8 @@ pub fn pretrain(
 ) -> Result<ParamStore> {
     config.memory.check("pretrain.memory", config.batch)?;
     let store = ParamStore::initialise(sampler.device(), seed, |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(|_| ()))?;
-    let work = store.work_weights(config.memory.weights.dtype(), |_| true)?;
+    let dtype = config.memory.weights.dtype();
+    let work = store.work_weights(dtype, |_| Some(dtype))?;
     let model = Qwen3ForCausalLm::dense(cfg, work.builder())?;
     let mut state = TrainState::new(slots(&work, dense_params(cfg)), &config.memory)?;
     let settings = json!({

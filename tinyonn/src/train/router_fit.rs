@@ -10,13 +10,14 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::gda;
+use super::optimizer::OptimizerConfig;
 use super::projection::{self, Projection};
 use super::router_targets::Targets;
 use super::router_tuning::{Model, Rows, Tuning};
 use crate::checkpoint::ParamStore;
 use crate::imaging::inputs::{Samples, spread};
 use crate::imaging::{Labels, RowLabels};
-use crate::moe::{GaussianSpec, Project, Reduce, RouterKind, RouterShape};
+use crate::moe::{GaussianSpec, MoeSpec, Project, Reduce, RouterKind, RouterShape};
 use crate::ops::ClassSums;
 use crate::{Error, Result};
 
@@ -80,8 +81,15 @@ impl RouterFitConfig {
         self.fit != FitBy::Gda && self.steps > 0
     }
 
+    /// Refuses what cannot fit the routers of `spec`.
+    pub(crate) fn check(&self, spec: &MoeSpec) -> Result<()> {
+        OptimizerConfig { rate: self.rate, ..OptimizerConfig::DEFAULT }.check("router")?;
+        let mut runs = spec.levels.iter().flat_map(|level| level.routers.iter());
+        runs.try_for_each(|run| self.check_kind(&run.name, &run.kind))
+    }
+
     /// Refuses to fit a router of this kind by nothing.
-    fn check(&self, name: &str, kind: &RouterKind) -> Result<()> {
+    fn check_kind(&self, name: &str, kind: &RouterKind) -> Result<()> {
         let closed = matches!(kind, RouterKind::Gaussian(_)) && self.fit != FitBy::Sgd;
         if closed || self.learns() || matches!(kind, RouterKind::Random) {
             return Ok(());
@@ -238,8 +246,7 @@ impl RouterFitter {
             }
             inputs.iter().zip(labels).try_for_each(|(inputs, labels)| labels.check(inputs.tasks.len(), spec))?;
         }
-        let runs = || spec.levels.iter().flat_map(|level| level.routers.iter());
-        runs().try_for_each(|run| config.check(&run.name, &run.kind))?;
+        config.check(spec)?;
         // Nothing else is drawn.
         let by = (config.projection, if config.projection == Projection::Random { seed } else { 0 });
         let projected = match self.projected.take() {

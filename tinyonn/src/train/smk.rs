@@ -2,7 +2,7 @@
 //!
 //! The surprise of expert n over a batch is known before any weight gradient:
 //! S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖².
-//! (`surprise_norm = rms`: without the division load alone would decide.) Losers' weight gradients are never formed, and losers
+//! (Without the division load alone would decide.) Losers' weight gradients are never formed, and losers
 //! *skip* their step: no momentum, no decay, no step count (DESIGN §4). Experts without a token do not compete. The rate is constant
 //! unless its settings say otherwise. The log has a line every ten steps: the loss, and the load of the steps since the last one (`load_max_over_mean` of the worst layer;
 //! `load_evenness` and `load_dead`, means over layers: [`crate::moe::load_figures`]).
@@ -12,7 +12,9 @@
 //!
 //! Who learns is decided where the gradients are, in [`crate::moe`]; here is the rule.
 
-use candle_core::{Tensor, Var};
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -23,7 +25,7 @@ use super::{
     Checkpoints, HeldOut, Memory, Model, OptimizerConfig, Rule, Said, Saving, Schedule, TextGradient, TrainState,
     Verdict, Watch, train,
 };
-use crate::checkpoint::{ParamStore, Role, variant_params};
+use crate::checkpoint::{Param, ParamStore, Role, variant_params};
 use crate::data::{Sampler, TokenSet};
 use crate::metrics::MetricsLog;
 use crate::model::TinyOnnForCausalLm;
@@ -146,8 +148,10 @@ pub fn train_smk(
         let remedy = "add the deltas that are to learn with `checkpoint::grow_deltas`";
         return Err(Error::tensor(param.name.clone(), "is missing: this replica cannot learn", remedy));
     }
-    let names: std::collections::BTreeSet<String> = params.iter().map(|param| param.name.clone()).collect();
-    let work = store.work_weights(config.memory.weights.dtype(), |name| names.contains(name))?;
+    let dtype = config.memory.weights.dtype();
+    let own = |param: &Param| if param.role == Role::Router { DType::F32 } else { dtype };
+    let types: BTreeMap<String, DType> = params.iter().map(|param| (param.name.clone(), own(param))).collect();
+    let work = store.work_weights(dtype, |name| types.get(name).copied())?;
     let model = TinyOnnForCausalLm::new(cfg, variant, work.builder())?;
     let mut state = TrainState::new(slots(&work, params), &config.memory)?;
     let biases = biases(store, cfg.num_hidden_layers, spec)?;
