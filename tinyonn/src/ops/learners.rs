@@ -66,19 +66,28 @@ impl LearningNeurons {
     /// What the device reports.
     pub fn on_device(learn_i: &Tensor, most: usize) -> Result<Self> {
         let (count, device) = (learn_i.dims1()?, learn_i.device());
-        let most = most.min(count);
+        let (most, side) = (most.min(count), count.isqrt() + 1);
         let learns = learn_i.ne(0u8)?;
-        // How many learn up to each; f32 counts exactly up to 2²⁴.
-        let upto_i = running_sum(&learns.to_dtype(DType::F32)?)?;
-        let nothing = |like: &Tensor| Tensor::full(NOTHING, like.shape(), device);
-        // Whoever does not learn is put behind the last place, which is then cut off.
-        let behind = Tensor::full(most as u32, count, device)?;
-        let place_i = learns.where_cond(&(&upto_i - 1.0)?.relu()?.to_dtype(DType::U32)?, &behind)?.minimum(&behind)?;
-        let own = Tensor::arange(0, count as u32, device)?;
-        let index = Tensor::zeros(most + 1, DType::U32, device)?.index_add(&place_i, &own, 0)?.narrow(0, 0, most)?;
-        let filled = Tensor::arange(0f32, most as f32, device)?.broadcast_lt(&upto_i.narrow(0, count - 1, 1)?)?;
-        let index_m = filled.where_cond(&index.contiguous()?, &nothing(&index)?)?;
-        let place_i = place_i.lt(most as u32)?.where_cond(&place_i, &nothing(&place_i)?)?;
+        // How many learn up to each: in blocks of √i, then up to each block, by products with a triangle of ones; exact in f32 up to 2²⁴.
+        let marks_ss = learns.to_dtype(DType::F32)?.pad_with_zeros(0, 0, side * side - count)?.reshape((side, side))?;
+        let triangle_ss = Tensor::triu2(side, DType::F32, device)?;
+        let within_ss = marks_ss.matmul(&triangle_ss)?;
+        let totals_1s = within_ss.narrow(1, side - 1, 1)?.t()?.contiguous()?;
+        let ends_1s = totals_1s.matmul(&triangle_ss)?;
+        let before_s1 = (&ends_1s - &totals_1s)?.t()?.contiguous()?;
+        let upto_i = within_ss.broadcast_add(&before_s1)?.flatten_all()?.narrow(0, 0, count)?;
+        // The m-th learner lies in the block that ends behind m, where so many of the block's own sums are reached before it.
+        let at_m1 = Tensor::arange(0f32, most as f32, device)?.unsqueeze(1)?;
+        let reached = |sums: &Tensor, at_m1: &Tensor| sums.broadcast_le(at_m1)?.to_dtype(DType::F32)?.sum_keepdim(1);
+        let block_m1 = reached(&ends_1s, &at_m1)?.minimum((side - 1) as f64)?;
+        let block_m = block_m1.squeeze(1)?.to_dtype(DType::U32)?;
+        let own_m1 = (&at_m1 - before_s1.index_select(&block_m, 0)?)?;
+        let index_m1 = ((block_m1 * side as f64)? + reached(&within_ss.index_select(&block_m, 0)?, &own_m1)?)?;
+        let filled_m = at_m1.broadcast_lt(&ends_1s.narrow(1, side - 1, 1)?)?.squeeze(1)?;
+        let nothing = |like: &Tensor| Tensor::full(NOTHING, like.dims1()?, device);
+        let index_m = filled_m.where_cond(&index_m1.squeeze(1)?.to_dtype(DType::U32)?, &nothing(&filled_m)?)?;
+        let fits = (&learns * upto_i.le(most as f64)?)?;
+        let place_i = fits.where_cond(&(upto_i - 1.0)?.relu()?.to_dtype(DType::U32)?, &nothing(&fits)?)?;
         Ok(Self { index_m, place_i })
     }
 
@@ -108,15 +117,4 @@ impl LearningNeurons {
         }
         lanes::with_ids(&self.place_i, |place| place.iter().map(|place| *place != NOTHING).collect())
     }
-}
-
-/// Σ of all values up to each of `[i]`, by blocks of √i: products with triangles of ones.
-fn running_sum(values_i: &Tensor) -> Result<Tensor> {
-    let (count, device) = (values_i.dims1()?, values_i.device());
-    let side = count.isqrt() + 1;
-    let values_ss = values_i.pad_with_zeros(0, 0, side * side - count)?.reshape((side, side))?;
-    let within_ss = values_ss.matmul(&Tensor::triu2(side, DType::F32, device)?)?;
-    let totals_1s = within_ss.narrow(1, side - 1, 1)?.t()?.contiguous()?;
-    let before_1s = (totals_1s.matmul(&Tensor::triu2(side, DType::F32, device)?)? - &totals_1s)?;
-    within_ss.broadcast_add(&before_1s.t()?)?.flatten_all()?.narrow(0, 0, count)
 }
