@@ -110,6 +110,10 @@ pub(crate) fn assert_same(f: Pair<'_>, reference: Function<'_>, xs: &[Tensor], d
 /// As [`assert_same`], for sums of so few terms that they may nearly cancel: beside `tolerance` a difference may be 8 roundings of the
 /// sum of its terms' sizes. `reference` consists of products and sums, so that of its inputs' sizes it has about those, or more.
 pub(crate) fn assert_same_sums(f: Pair<'_>, reference: Function<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
+    same_sums(&devices(), f, reference, xs, dtype, tolerance);
+}
+
+fn same_sums(on: &[Device], f: Pair<'_>, reference: Function<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
     let sizes = |xs: &[Tensor]| {
         let xs: Vec<Tensor> = xs.iter().map(Tensor::abs).collect::<Result<_>>()?;
         let value = reference(&xs)?;
@@ -121,8 +125,8 @@ pub(crate) fn assert_same_sums(f: Pair<'_>, reference: Function<'_>, xs: &[Tenso
     let (size, size_grads) = value_and_gradients(&|xs| by_tape(&sizes, xs), xs, DType::F64, &Device::Cpu).unwrap();
     let unit = if dtype == DType::F64 { f64::EPSILON } else { f64::from(f32::EPSILON) } / 2.0;
     let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
-    for device in devices() {
-        let (value, grads) = value_and_gradients(f, xs, dtype, &device).unwrap();
+    for device in on {
+        let (value, grads) = value_and_gradients(f, xs, dtype, device).unwrap();
         let found = std::iter::once(&value).chain(&grads);
         let expected = std::iter::once(&expected).chain(&expected_grads);
         let sizes = std::iter::once(&size).chain(&size_grads);
@@ -140,9 +144,13 @@ pub(crate) fn assert_same_sums(f: Pair<'_>, reference: Function<'_>, xs: &[Tenso
 
 /// Equal values and gradients of two operations, `f` in `dtype` on every device and `reference` in f64.
 pub(crate) fn assert_alike(f: Pair<'_>, reference: Pair<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
+    alike(&devices(), f, reference, xs, dtype, tolerance);
+}
+
+fn alike(on: &[Device], f: Pair<'_>, reference: Pair<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
     let (expected, expected_grads) = value_and_gradients(reference, xs, DType::F64, &Device::Cpu).unwrap();
-    for device in devices() {
-        let (value, grads) = value_and_gradients(f, xs, dtype, &device).unwrap();
+    for device in on {
+        let (value, grads) = value_and_gradients(f, xs, dtype, device).unwrap();
         assert_eq!(value.dims(), expected.dims());
         let difference = relative_difference(&value, &expected);
         assert!(difference <= tolerance, "values on {device:?} differ by {difference}");
@@ -151,6 +159,25 @@ pub(crate) fn assert_alike(f: Pair<'_>, reference: Pair<'_>, xs: &[Tensor], dtyp
             let difference = relative_difference(grad, expected);
             assert!(difference <= tolerance, "gradient {which} on {device:?} differs by {difference}");
         }
+    }
+}
+
+/// The same of operations that are forms for main memory, which read on the host who is asked.
+pub(crate) mod in_memory {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::{Function, Pair, alike, by_tape, same_sums};
+
+    pub(crate) fn assert_same(f: Pair<'_>, reference: Function<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
+        assert_alike(f, &|xs| by_tape(reference, xs), xs, dtype, tolerance);
+    }
+
+    pub(crate) fn assert_same_sums(f: Pair<'_>, reference: Function<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
+        same_sums(&[Device::Cpu], f, reference, xs, dtype, tolerance);
+    }
+
+    pub(crate) fn assert_alike(f: Pair<'_>, reference: Pair<'_>, xs: &[Tensor], dtype: DType, tolerance: f64) {
+        alike(&[Device::Cpu], f, reference, xs, dtype, tolerance);
     }
 }
 

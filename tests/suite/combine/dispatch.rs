@@ -6,7 +6,8 @@ use rstest::rstest;
 use tinyonn::ops::{Grads, Learners, MlpGate, Silu, SlicedMlp, dispatch_mlp, glu_mlp};
 
 use super::{BF16, F32, Mixture, assert_seen_alike, in_dtype, mixtures, weights};
-use crate::gradients::{Back, assert_alike, assert_derivative, assert_same, assert_same_sums};
+use crate::gradients::in_memory::{assert_alike, assert_same, assert_same_sums};
+use crate::gradients::{Back, assert_derivative};
 use crate::models::bits;
 use crate::ops::sliced;
 

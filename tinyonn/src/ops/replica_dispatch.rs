@@ -95,7 +95,9 @@ impl Pairs {
             }
             if first < pairs.token.len() {
                 let own: Vec<usize> = members.iter().copied().filter(differs).collect();
-                let mixture = Mixture { weights: Tensor::ones(own.len(), DType::F64, w_tn.device())?, experts: own };
+                // A GPU has no tensor without a value.
+                let weights = Tensor::ones(own.len().max(1), DType::F64, w_tn.device())?;
+                let mixture = Mixture { weights, experts: own };
                 pairs.mlps.push((first..pairs.token.len(), mixture));
             }
         }

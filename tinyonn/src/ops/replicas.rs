@@ -42,7 +42,8 @@ pub(super) struct Detached {
     pub(super) activation: &'static dyn Activation,
 }
 
-/// What one merged MLP is made of besides the base: experts that differ from it, and their weights `[experts]`.
+/// What one merged MLP is made of besides the base: experts that differ from it, and their weights `[experts]` (of none
+/// a single one, which counts for nothing).
 #[derive(Debug)]
 pub(super) struct Mixture {
     pub(super) experts: Vec<usize>,
@@ -75,7 +76,7 @@ impl Detached {
         };
         let index: Vec<u32> = experts.iter().map(|n| *n as u32).collect();
         let weights = if index.is_empty() {
-            Tensor::zeros(0, DType::F64, w_n.device())?
+            Tensor::zeros(1, DType::F64, w_n.device())?
         } else {
             w_n.index_select(&Tensor::new(index, w_n.device())?, 0)?
         };

@@ -27,7 +27,7 @@ use crate::train::Checkpoints;
 ///
 /// # Errors
 /// A loss that is no finite number; a variant that is not known or does not fit; text, models and folders that cannot be used;
-/// [`Error::Interrupted`].
+/// [`Interrupted`](crate::Error::Interrupted).
 pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Summary> {
     let mut watch = Stopwatch::new();
     let prepared = Prepared::new(config, &mut watch, checkpoints)?;
