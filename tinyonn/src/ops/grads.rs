@@ -160,6 +160,19 @@ impl Grads {
         slot.add(&gradient()?)
     }
 
+    /// dW += w · `gradient`, for w `[1]`.
+    ///
+    /// # Errors
+    /// As above.
+    pub(super) fn add_scaled(&mut self, weight: &Tensor, gradient: &Tensor, w: &Tensor) -> Result<()> {
+        let Some(slot) = self.slot(weight) else { return Ok(()) };
+        if !slot.takes_sums_of(gradient) {
+            return slot.add(&gradient.broadcast_mul(&w.to_dtype(gradient.dtype())?)?);
+        }
+        let w = lanes::with_values(&w.to_dtype(DType::F32)?, |w: &[f32]| w[0])?;
+        slot.sum(gradient, |x| x * w)
+    }
+
     /// Changes the gradient of `weight` where it lies, an f32 tensor in main memory: `f(values, fresh)`; fresh ones hold nothing yet.
     pub(super) fn change(&mut self, weight: &Tensor, f: impl FnOnce(&mut [f32], bool) -> Result<()>) -> Result<()> {
         let Some(slot) = self.slot(weight) else { return Ok(()) };
@@ -209,7 +222,33 @@ impl Grads {
 }
 
 impl Slot {
+    /// Whether a gradient can be added by one loop in main memory.
+    fn takes_sums_of(&self, gradient: &Tensor) -> bool {
+        let like = gradient.shape() == self.gradient.shape() && gradient.is_contiguous();
+        like && lanes::fused(&[&self.gradient, gradient])
+    }
+
+    /// Adds `f` of each value.
+    fn sum(&mut self, gradient: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<()> {
+        let fresh = std::mem::replace(&mut self.fresh, false);
+        lanes::with_slices([gradient], |[gradient]| {
+            lanes::change(&self.gradient, |sums| {
+                lanes::by_rows(sums, WIDTH, |row, sums| {
+                    let values = &gradient[row * WIDTH..][..sums.len()];
+                    if fresh {
+                        sums.iter_mut().zip(values).for_each(|(sum, x)| *sum = f(*x));
+                    } else {
+                        sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += f(*x));
+                    }
+                });
+            })
+        })?
+    }
+
     fn add(&mut self, gradient: &Tensor) -> Result<()> {
+        if self.takes_sums_of(gradient) {
+            return self.sum(gradient, |x| x);
+        }
         let mut sum = gradient.to_dtype(self.gradient.dtype())?.contiguous()?;
         if sum.shape() != self.gradient.shape() {
             candle_core::bail!("a gradient {:?} of a weight {:?}", sum.shape(), self.gradient.shape());
@@ -221,6 +260,9 @@ impl Slot {
         write(&self.gradient, &sum)
     }
 }
+
+/// Loops over all values see them as rows of this width.
+const WIDTH: usize = 256;
 
 fn write(target: &Tensor, value: &Tensor) -> Result<()> {
     let flat = |tensor: &Tensor| tensor.reshape(Shape::from(tensor.elem_count()));

@@ -116,8 +116,7 @@ impl Detached {
                 let gradient = weight_gradient(which, values, deltas)?;
                 for (at, n) in mixture.experts.iter().enumerate() {
                     let Some(delta) = own(n) else { continue };
-                    grads
-                        .add_with(delta, || gradient.broadcast_mul(&mixture.weight(at)?.to_dtype(gradient.dtype())?))?;
+                    grads.add_scaled(delta, &gradient, &mixture.weight(at)?)?;
                     if wanted {
                         let product = inner_product(&gradient, &delta.detach())?;
                         match products.get_mut(at) {
