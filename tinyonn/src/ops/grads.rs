@@ -13,7 +13,7 @@ use std::collections::hash_map::Entry;
 use candle_core::{DType, Device, Result, Shape, Tensor, TensorId};
 
 use super::grad_site::wide;
-use super::lanes;
+use super::lanes::{self, WIDTH};
 use super::product::accumulate;
 
 /// Gradients of the weights that learn.
@@ -260,9 +260,6 @@ impl Slot {
         write(&self.gradient, &sum)
     }
 }
-
-/// Loops over all values see them as rows of this width.
-const WIDTH: usize = 256;
 
 fn write(target: &Tensor, value: &Tensor) -> Result<()> {
     let flat = |tensor: &Tensor| tensor.reshape(Shape::from(tensor.elem_count()));

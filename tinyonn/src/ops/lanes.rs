@@ -8,6 +8,9 @@ use rayon::prelude::*;
 /// Rows a task of the pool handles at once. A constant, so that sums over rows do not depend on the number of threads.
 pub(super) const ROW_BLOCK: usize = 64;
 
+/// Elementwise loops see their values as rows of this width.
+pub(super) const WIDTH: usize = 256;
+
 /// True if every tensor is f32 in main memory, the case the fused loops are written for.
 pub(super) fn fused(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)

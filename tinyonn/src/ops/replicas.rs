@@ -3,10 +3,11 @@
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
+use super::Grads;
 use super::activation::Activation;
 use super::glu_mlp::{MlpWeights, weight_gradient};
+use super::lanes::{self, WIDTH};
 use super::mlp_values::{Deltas, MlpValues};
-use super::{Grads, lanes};
 
 /// A base MLP, and for each expert what its matrices add to the base's W_g, W_u and W_d, if anything.
 #[derive(Clone, Copy, Debug)]
@@ -164,9 +165,6 @@ fn plus(a: &Tensor, weights: &Tensor, terms: &[&Tensor]) -> Result<Tensor> {
     })??;
     Tensor::from_vec(sum, a.shape(), a.device())
 }
-
-/// Elementwise loops see their values as rows of this width.
-const WIDTH: usize = 256;
 
 /// ⟨a, b⟩ `[1]`, in f32 or f64.
 fn inner_product(a: &Tensor, b: &Tensor) -> Result<Tensor> {

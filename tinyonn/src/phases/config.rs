@@ -166,9 +166,7 @@ impl RunConfig {
         }
         Ok(())
     }
-}
 
-impl RunConfig {
     /// Refuses sequences that are longer than `cfg` was made for.
     pub(super) fn check_length(&self, cfg: &Qwen3Config) -> Result<()> {
         let (length, most) = (self.length, cfg.max_position_embeddings);

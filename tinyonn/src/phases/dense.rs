@@ -77,7 +77,7 @@ impl Dense {
     /// The checkpoint of the folder `from` of a run, its configuration and its tokenizer, without a look at its weights.
     pub(super) fn open_routed(from: &Path) -> Result<(TinyOnnFolder, Qwen3Config, TextTokenizer)> {
         let folder = TinyOnnFolder::open(from.join(CHECKPOINT))?;
-        let (cfg, tokenizer) = (folder.folder().qwen3_config()?, tokenizer(folder.folder())?);
+        let (cfg, tokenizer) = (folder.qwen3_config().clone(), tokenizer(folder.folder())?);
         Ok((folder, cfg, tokenizer))
     }
 

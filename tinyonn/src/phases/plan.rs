@@ -19,7 +19,7 @@ use crate::moe::{ExpertsAre, variant};
 use crate::qwen3::Qwen3Config;
 use crate::train::{Memory, OptimizerConfig};
 
-/// What would come of it.
+/// What a run would do, in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// The tasks, and the tokens of their training, validation and test texts, of the last as many as are read.
@@ -75,7 +75,7 @@ impl PlannedTraining {
     }
 }
 
-/// What a run would do.
+/// The stages that a run would go through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stages<'a> {
     /// [`phase1`](super::phase1()).
