@@ -13,7 +13,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode};
 use rand::Rng as _;
 use tinyonn::checkpoint::ParamStore;
-use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+use tinyonn::decoder::{Arch, CausalLm};
 use tinyonn::{Result, random};
 
 /// What timing needs of a device.
@@ -178,8 +178,8 @@ pub const LENGTH: usize = 128;
 
 /// The shape of `peers/pretrain_torch.py` and of the default dense model, at a width.
 #[must_use]
-pub fn config(hidden_size: usize, intermediate_size: usize) -> Qwen3Config {
-    Qwen3Config {
+pub fn config(hidden_size: usize, intermediate_size: usize) -> Arch {
+    Arch {
         vocab_size: 2048,
         hidden_size,
         intermediate_size,
@@ -200,8 +200,8 @@ pub fn config(hidden_size: usize, intermediate_size: usize) -> Qwen3Config {
 ///
 /// # Errors
 /// What the device reports.
-pub fn weights(cfg: &Qwen3Config, device: &Device) -> Result<ParamStore> {
-    ParamStore::initialise(device, 0, |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(drop))
+pub fn weights(cfg: &Arch, device: &Device) -> Result<ParamStore> {
+    ParamStore::initialise(device, 0, |vb| CausalLm::dense(cfg, &vb).map(drop))
 }
 
 /// Random token ids `[BATCH, LENGTH]` below `vocab`, different for each `step`.

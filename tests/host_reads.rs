@@ -17,6 +17,7 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::grow_deltas;
 use tinyonn::data::{Sampler, TokenSet};
+use tinyonn::decoder::Pass;
 use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{Labels, ScanOptions};
 use tinyonn::imaging::{
@@ -24,7 +25,6 @@ use tinyonn::imaging::{
 };
 use tinyonn::metrics::MetricsLog;
 use tinyonn::ops::host;
-use tinyonn::qwen3::Pass;
 use tinyonn::train::evaluate::{EvaluateOptions, evaluate_load};
 use tinyonn::train::{PretrainConfig, SmkConfig, pretrain, train_smk};
 

@@ -7,8 +7,8 @@ use benches::{BATCH, LENGTH, Side, compare, config, run, tokens, values};
 use candle_core::{D, Device, Tensor, Var};
 use criterion::Criterion;
 use tinyonn::Result;
+use tinyonn::decoder::Arch;
 use tinyonn::ops::{Grads, Learners, MlpWeights, Silu, SlicedMlp as _, attention, cross_entropy, glu_mlp, rms_norm};
-use tinyonn::qwen3::Qwen3Config;
 
 /// Forward and backward of the sum of the outputs; the gradients of weights go where they are told.
 type Pair<'a> = &'a dyn Fn(&[Tensor], &mut Grads) -> candle_core::Result<()>;
@@ -41,7 +41,7 @@ fn bench(
     compare(criterion, device, &format!("ops/{name}"), sides, Some(1.0))
 }
 
-fn bench_attention(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) -> Result<()> {
+fn bench_attention(criterion: &mut Criterion, device: &Device, cfg: &Arch) -> Result<()> {
     let (heads, kv_heads, width) = (cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim);
     let mask: Vec<f32> =
         (0..LENGTH).flat_map(|i| (0..LENGTH).map(move |j| if j <= i { 0.0 } else { f32::NEG_INFINITY })).collect();
@@ -64,7 +64,7 @@ fn bench_attention(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config
     bench(criterion, device, "attention", &[&q, &kv, &kv], (&fused, &plain))
 }
 
-fn bench_rms_norm(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) -> Result<()> {
+fn bench_rms_norm(criterion: &mut Criterion, device: &Device, cfg: &Arch) -> Result<()> {
     let d = cfg.hidden_size;
     let fused = |xs: &[Tensor], grads: &mut Grads| {
         let y = rms_norm::forward(&xs[0], &xs[1], 1e-6)?;
@@ -74,7 +74,7 @@ fn bench_rms_norm(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config)
     bench(criterion, device, "rms_norm", &[&[BATCH * LENGTH, d], &[d]], (&fused, &plain))
 }
 
-fn bench_glu_mlp(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) -> Result<()> {
+fn bench_glu_mlp(criterion: &mut Criterion, device: &Device, cfg: &Arch) -> Result<()> {
     let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
     let fused = |xs: &[Tensor], grads: &mut Grads| {
         let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
@@ -90,7 +90,7 @@ fn bench_glu_mlp(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) 
     bench(criterion, device, "glu_mlp", &[&[BATCH * LENGTH, d], &[i, d], &[i, d], &[i, d]], (&fused, &plain))
 }
 
-fn bench_cross_entropy(criterion: &mut Criterion, device: &Device, cfg: &Qwen3Config) -> Result<()> {
+fn bench_cross_entropy(criterion: &mut Criterion, device: &Device, cfg: &Arch) -> Result<()> {
     let (d, vocab) = (cfg.hidden_size, cfg.vocab_size);
     let targets = tokens(vocab, 0, device)?.flatten_all()?;
     let fused = |xs: &[Tensor], grads: &mut Grads| {

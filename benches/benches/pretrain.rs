@@ -9,14 +9,14 @@ use candle_core::{DType, Device, Tensor};
 use criterion::Criterion;
 use tinyonn::Result;
 use tinyonn::checkpoint::Role;
+use tinyonn::decoder::{CausalLm, Learn, Pass};
 use tinyonn::ops::host;
-use tinyonn::qwen3::{Learn, Pass, Qwen3ForCausalLm};
 use tinyonn::train::{Memory, OptimizerConfig, Slot, TrainState};
 
 fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let cfg = config(128, 384);
     let store = weights(&cfg, device)?;
-    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true))?;
+    let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| true))?;
     let slots =
         store.trainable(|_| true).into_iter().map(|(name, var)| Slot::new(name, Role::Expert, 0, var)).collect();
     let optimizer = OptimizerConfig { rate: 2e-3, ..OptimizerConfig::DEFAULT };

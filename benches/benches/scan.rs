@@ -12,8 +12,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use criterion::Criterion;
 use rand::seq::SliceRandom as _;
+use tinyonn::decoder::{Answers, CausalLm, FeedForward, ImageAsk, Learn, Mlp, Pass, Trace};
 use tinyonn::ops::{ExpertNeurons, GradSite, Grads, ImageTensors};
-use tinyonn::qwen3::{Answers, FeedForward, ImageAsk, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
 use tinyonn::{Result, random};
 
 /// An MLP that takes a gradient though nothing of it learns or is asked: the backward runs down to it.
@@ -58,7 +58,7 @@ fn bench(
     let cfg = config(hidden, intermediate);
     let store = weights(&cfg, device)?;
     let reached = |layer, vb: VarBuilder<'_>| Ok(Reached(Mlp::new(&cfg, layer, &vb)?));
-    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), reached)?;
+    let model = CausalLm::new(&cfg, &store.builder(DType::F32, |_| false), reached)?;
     let (ids, targets) = (tokens(cfg.vocab_size, 0, device)?, tokens(cfg.vocab_size, 1, device)?);
     let pass = |learn: &Learn| {
         let forward = model.forward(&ids, &targets, &Pass::all().kept())?;

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, ParamStore};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
-use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+use tinyonn::decoder::{Arch, CausalLm};
 
 const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
 const UPCYCLE: &str = env!("CARGO_BIN_EXE_exp_upcycle");
@@ -37,12 +37,12 @@ const VOCAB: usize = 280;
 /// A run of phase 2 that takes a moment.
 const RUN: &str = "length = 16\nscan_tokens = 300\ntest_tokens = 200\n[router]\nsteps = 2\n[smk]\nsteps = 2\nbatch = 4";
 
-fn config() -> Qwen3Config {
+fn config() -> Arch {
     let json = json!({
         "model_type": "qwen3", "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 120, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64,
     });
-    Qwen3Config::from_json(&json, "config.json").unwrap()
+    Arch::from_json(&json, "config.json").unwrap()
 }
 
 /// A folder with `dense`, a model and its tokenizer, and two tasks of text, `a.txt` and `b.txt`.
@@ -53,7 +53,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let place = Self { dir: TempDir::new().unwrap() };
-        let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&config(), &vb).map(drop));
+        let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&config(), &vb).map(drop));
         ModelFolder::save(place.path("dense"), &config().to_json(), &store.unwrap(), None).unwrap();
         let corpus = Corpus { tasks: vec![arithmetic(0, 12_000), sorting(0, 12_000)] };
         TextTokenizer::train(&corpus, VOCAB).unwrap().save(place.path("dense/tokenizer.json")).unwrap();
@@ -433,8 +433,8 @@ fn on_a_model_parameters_are_counted_and_what_does_not_fit_says_why() {
     assert!(printed(&place.run(VARIANTS, "--model sparse")).ends_with("sparse is a TinyOnn.\n"));
 
     // Narrower than a hundred experts: said in their rows, and no reason to fail.
-    let narrow = Qwen3Config { intermediate_size: 60, ..config() };
-    let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&narrow, &vb).map(drop)).unwrap();
+    let narrow = Arch { intermediate_size: 60, ..config() };
+    let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&narrow, &vb).map(drop)).unwrap();
     ModelFolder::save(place.path("narrow"), &narrow.to_json(), &store, None).unwrap();
     let table = printed(&place.run(VARIANTS, "--model narrow"));
     for line in table.lines().skip(1) {

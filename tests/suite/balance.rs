@@ -5,10 +5,10 @@ use proptest::prelude::*;
 use rand::Rng;
 use rstest::rstest;
 use tinyonn::data::Sampler;
+use tinyonn::decoder::{InTraining, Pass};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::moe::balance::{auxiliary_loss, jitter, step};
 use tinyonn::moe::{Balance, MoeSpec, Scores, Selection, select};
-use tinyonn::qwen3::{InTraining, Pass};
 use tinyonn::random;
 use tinyonn::train::{OptimizerConfig, SmkConfig, train_smk};
 

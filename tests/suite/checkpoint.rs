@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tinyonn::Result;
 use tinyonn::checkpoint::{MappedSafetensors, ModelFolder, ParamStore, expected_tensors};
-use tinyonn::qwen3::Qwen3Config;
+use tinyonn::decoder::Arch;
 
 const CPU: Device = Device::Cpu;
 
@@ -36,16 +36,16 @@ fn bytes(count: usize, salt: u8) -> Vec<u8> {
     (0..count).map(|i| (i as u8).wrapping_mul(151).wrapping_add(salt)).collect()
 }
 
-fn tiny() -> Qwen3Config {
+fn tiny() -> Arch {
     let json = json!({
         "model_type": "qwen3", "vocab_size": 11, "hidden_size": 6, "intermediate_size": 5, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 2, "tie_word_embeddings": true,
     });
-    Qwen3Config::from_json(&json, "config.json").unwrap()
+    Arch::from_json(&json, "config.json").unwrap()
 }
 
 /// The tensors of a tiny dense model.
-fn dense(config: &Qwen3Config, dtype: Dtype) -> Vec<Stored> {
+fn dense(config: &Arch, dtype: Dtype) -> Vec<Stored> {
     let tensors = expected_tensors(config).into_iter().enumerate();
     let stored = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
         let data = bytes(shape.iter().product::<usize>() * dtype.bitsize() / 8, i as u8);
@@ -235,7 +235,7 @@ fn rotary_buffers_and_an_equal_tied_head_are_tolerated_and_left_out() {
 
 #[test]
 fn an_untied_head_is_loaded_even_where_it_equals_the_embedding() {
-    let config = Qwen3Config { tie_word_embeddings: false, ..tiny() };
+    let config = Arch { tie_word_embeddings: false, ..tiny() };
     let mut tensors = dense(&config, Dtype::F32);
     tensors
         .iter_mut()
@@ -335,7 +335,7 @@ fn tokenizer_files_travel_and_nothing_else_does() {
 fn folders_of_transformers_are_read_checked_and_written_back(#[case] name: &str, #[case] theta: f64) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/qwen3").join(name);
     let opened = ModelFolder::open(&source).unwrap();
-    let config = opened.qwen3_config().unwrap();
+    let config = opened.arch().unwrap();
     assert_eq!(config.rope_theta.to_bits(), theta.to_bits());
     opened.check_names(&expected_tensors(&config)).unwrap();
     let store = opened.load(&CPU, None).unwrap();
@@ -345,7 +345,7 @@ fn folders_of_transformers_are_read_checked_and_written_back(#[case] name: &str,
     let dir = parent.path().join("copy");
     ModelFolder::save(&dir, opened.config(), &store, Some(&source)).unwrap();
     let copied = ModelFolder::open(&dir).unwrap();
-    copied.check_names(&expected_tensors(&copied.qwen3_config().unwrap())).unwrap();
+    copied.check_names(&expected_tensors(&copied.arch().unwrap())).unwrap();
     for name in store.names() {
         assert_eq!(copied.bytes(name).unwrap(), opened.bytes(name).unwrap(), "{name}");
     }

@@ -1,9 +1,9 @@
-//! `Qwen3Config`: what transformers 4 and 5 write is read, what is not computed is refused by name.
+//! `Arch`: what transformers 4 and 5 write is read, what is not computed is refused by name.
 
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Value, json};
-use tinyonn::qwen3::Qwen3Config;
+use tinyonn::decoder::Arch;
 
 const PATH: &str = "some/config.json";
 
@@ -36,8 +36,8 @@ fn without(keys: &[&str]) -> Value {
     json
 }
 
-fn read(json: &Value) -> tinyonn::Result<Qwen3Config> {
-    Qwen3Config::from_json(json, PATH)
+fn read(json: &Value) -> tinyonn::Result<Arch> {
+    Arch::from_json(json, PATH)
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn rope_theta_is_found_where_either_version_puts_it(#[case] keys: Value, #[case]
 #[test]
 fn missing_keys_take_the_defaults_of_transformers() {
     let config = read(&json!({ "model_type": "qwen3" })).unwrap();
-    let expected = Qwen3Config {
+    let expected = Arch {
         vocab_size: 151_936,
         hidden_size: 4096,
         intermediate_size: 22_016,
@@ -172,17 +172,17 @@ fn no_object_and_no_model_type_are_refused(#[case] json: Value) {
 fn a_configuration_made_in_code_is_validated_likewise() {
     let config = read(&published()).unwrap();
     config.validate().unwrap();
-    let error = Qwen3Config { head_dim: 7, ..config.clone() }.validate().unwrap_err().to_string();
+    let error = Arch { head_dim: 7, ..config.clone() }.validate().unwrap_err().to_string();
     assert!(error.contains("head_dim"), "{error}");
-    let error = Qwen3Config { num_key_value_heads: 5, ..config }.validate().unwrap_err().to_string();
+    let error = Arch { num_key_value_heads: 5, ..config }.validate().unwrap_err().to_string();
     assert!(error.contains("num_key_value_heads"), "{error}");
 }
 
-fn configs() -> impl Strategy<Value = Qwen3Config> {
+fn configs() -> impl Strategy<Value = Arch> {
     let sizes = (1usize..500, 1usize..500, 1usize..500, 1usize..40);
     let heads = (1usize..9, 1usize..9, 1usize..80);
     (sizes, heads, 1usize..100_000, 1u32.., 1i32..13, any::<bool>(), any::<bool>()).prop_map(
-        |((vocab, hidden, width, layers), (kv, groups, half), positions, theta, digits, tied, bias)| Qwen3Config {
+        |((vocab, hidden, width, layers), (kv, groups, half), positions, theta, digits, tied, bias)| Arch {
             vocab_size: vocab,
             hidden_size: hidden,
             intermediate_size: width,

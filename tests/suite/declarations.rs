@@ -199,7 +199,7 @@ fn level(spec: &mut MoeSpec, change: fn(&mut RouterSpec)) {
 #[case("Flat", "tanh_square")]
 fn each_run_of_routers_has_its_parameters_under_its_name(#[case] name: &str, #[case] hidden_act: &str) {
     let variant = moe::variant(name).unwrap();
-    let cfg = tinyonn::qwen3::Qwen3Config { hidden_act: hidden_act.into(), ..config(31, true) };
+    let cfg = tinyonn::decoder::Arch { hidden_act: hidden_act.into(), ..config(31, true) };
     let variables = VarMap::new();
     let owners: Vec<u32> = (0..cfg.intermediate_size).map(|i| (i % variant.spec.experts()) as u32).collect();
     let owners = candle_core::Var::from_vec(owners, cfg.intermediate_size, &Device::Cpu).unwrap();

@@ -6,10 +6,10 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::upcycle;
 use tinyonn::data::Sampler;
+use tinyonn::decoder::{CausalLm, Learn, Pass, Sampling};
 use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{Partition, PartitionSources, RouterInputs, ScanOptions, partition, scan};
 use tinyonn::metrics::MetricsLog;
-use tinyonn::qwen3::{Learn, Pass, Qwen3ForCausalLm, Sampling};
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{OptimizerConfig, PretrainConfig, SmkConfig, evaluate, pretrain, train_smk};
 
@@ -84,7 +84,7 @@ fn pretraining_imaging_and_smk_agree() {
         let sampler = Sampler::new(&train, 32, 8, 0, device).unwrap();
         let config = PretrainConfig { steps: 40, batch: 8, warmup: 5, optimizer, ..PretrainConfig::DEFAULT };
         let store = pretrain(&cfg, &config, (&sampler, None), 0, &mut log, None).unwrap();
-        let dense = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false)).unwrap();
+        let dense = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false)).unwrap();
         let options = ScanOptions { length: 32, batch: 8, tokens_per_task: 2048 };
         let mut inputs = RouterInputs::new(cfg.num_hidden_layers, 1, Window::First(8));
         let scan = scan(&dense, &train, options, device, Some(&mut inputs)).unwrap();

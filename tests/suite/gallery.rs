@@ -9,11 +9,11 @@ use tinyonn::checkpoint::{
     ParamStore, TinyOnnConfig, TinyOnnFolder, expected_tensors, grow_deltas, load_model, tokens,
 };
 use tinyonn::data::Sampler;
+use tinyonn::decoder::{Arch, InTraining, Learn, Pass};
 use tinyonn::imaging::Labels;
 use tinyonn::metrics::MetricsLog;
 use tinyonn::model::{ActiveMode, TinyOnnForCausalLm};
 use tinyonn::moe::{Balance, ExpertsAre, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, RouterKind, Variant, variants};
-use tinyonn::qwen3::{InTraining, Learn, Pass, Qwen3Config};
 use tinyonn::train::{OptimizerConfig, RouterFitConfig, RouterFitter, SmkConfig, router_accuracy, train_smk};
 
 use crate::gradients::{devices, relative_difference};
@@ -29,8 +29,8 @@ fn gallery() -> Vec<&'static Variant> {
 }
 
 /// Wide enough for the most experts, and divisible by no number of them; sequences as long as the longest segment needs.
-fn config() -> Qwen3Config {
-    Qwen3Config { vocab_size: VOCAB, max_position_embeddings: 512, ..models::config(131, false) }
+fn config() -> Arch {
+    Arch { vocab_size: VOCAB, max_position_embeddings: 512, ..models::config(131, false) }
 }
 
 fn upcycled(variant: &Variant) -> (ParamStore, ParamStore) {

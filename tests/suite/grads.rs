@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
 use rstest::rstest;
+use tinyonn::decoder::{Arch, CausalLm, Learn, Pass};
 use tinyonn::ops::{Grads, LearningNeurons, embedding, linear};
-use tinyonn::qwen3::{Learn, Pass, Qwen3Config, Qwen3ForCausalLm};
 
 use crate::gradients::{inputs, relative_difference};
 use crate::models::{CPU, Way, bits, config, hooked, ids, learnt, weights};
@@ -123,13 +123,13 @@ fn a_table_collects_what_operations_add(#[values(DType::F32, DType::F64)] dtype:
 #[test]
 fn a_tied_embedding_learns_twice() {
     let cfg = config(26, true);
-    let untied = Qwen3Config { tie_word_embeddings: false, ..cfg.clone() };
+    let untied = Arch { tie_word_embeddings: false, ..cfg.clone() };
     let (tied_store, mut store) = (weights(&cfg, DType::F32), weights(&cfg, DType::F32));
     let table = "model.embed_tokens.weight";
     store.insert("lm_head.weight".to_owned(), store.get(table).unwrap().as_detached_tensor().copy().unwrap()).unwrap();
     let ids = ids((2, 9));
-    let gradient = |cfg: &Qwen3Config, store: &tinyonn::checkpoint::ParamStore, names: &[&str]| {
-        let model = Qwen3ForCausalLm::dense(cfg, &store.builder(DType::F32, |_| true)).unwrap();
+    let gradient = |cfg: &Arch, store: &tinyonn::checkpoint::ParamStore, names: &[&str]| {
+        let model = CausalLm::dense(cfg, &store.builder(DType::F32, |_| true)).unwrap();
         let found = learnt(&model, (store, &|_| true), (&ids, &ids), &Pass::all(), &Learn::default());
         let of = |name: &&str| found.grads.get(store.get(name).unwrap()).unwrap().copy().unwrap();
         names.iter().map(of).reduce(|a, b| (a + b).unwrap()).unwrap()

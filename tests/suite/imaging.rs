@@ -16,8 +16,8 @@ use approx::assert_relative_eq;
 use candle_core::{Device, Tensor};
 use rstest::rstest;
 use tinyonn::data::{TaskTokens, TokenSet};
+use tinyonn::decoder::{Arch, CausalLm, ImageAsk, Learn, Pass};
 use tinyonn::imaging::{NeuronScan, ScanOptions, dump, scan};
-use tinyonn::qwen3::{ImageAsk, Learn, Pass, Qwen3Config, Qwen3ForCausalLm};
 
 use crate::models::learnt;
 use crate::tiny;
@@ -53,7 +53,7 @@ fn dump_is_the_gradient_of_each_tokens_own_weights(
     #[case] experts: usize,
     #[case] hidden_act: &str,
 ) {
-    let cfg = Qwen3Config { hidden_act: hidden_act.into(), ..tiny::config(VOCAB as usize) };
+    let cfg = Arch { hidden_act: hidden_act.into(), ..tiny::config(VOCAB as usize) };
     let store = tiny::dense_store(&cfg, seed);
     let set = tiny::tokens(seed, &[11, 11], VOCAB);
     let rows: Vec<&[u32]> = set.tasks.iter().map(|task| task.tokens.as_slice()).collect();
@@ -227,7 +227,7 @@ fn asking_a_frozen_model_forms_no_weight_gradient() {
     let cfg = tiny::config(VOCAB as usize);
     let store = tiny::dense_store(&cfg, 7);
     let batch = tiny::tokens(7, &[17], VOCAB).batches_of_task(0, 8, 2, &Device::Cpu).unwrap().next().unwrap().unwrap();
-    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(candle_core::DType::F32, |_| true)).unwrap();
+    let model = CausalLm::dense(&cfg, &store.builder(candle_core::DType::F32, |_| true)).unwrap();
     let asked = |learns: &dyn Fn(&str) -> bool| {
         let image = ImageAsk::Sums {
             counted_t: batch.counted_t().unwrap(),

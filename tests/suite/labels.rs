@@ -8,9 +8,9 @@ use approx::assert_relative_eq;
 use proptest::prelude::*;
 use rand::Rng;
 use rstest::rstest;
+use tinyonn::decoder::PathTable;
 use tinyonn::imaging::{Integral, LabelBalance, Labels};
 use tinyonn::moe::MoeSpec;
-use tinyonn::qwen3::PathTable;
 use tinyonn::random;
 
 use crate::tiny::spec;

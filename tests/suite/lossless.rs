@@ -9,9 +9,9 @@ use rstest::rstest;
 use tinyonn::checkpoint::{
     ModelFolder, TinyOnnConfig, TinyOnnFolder, compare, expected_tensors, export_dense, load_model, upcycle,
 };
+use tinyonn::decoder::{Arch, Pass};
 use tinyonn::imaging::Partition::{self, Activation, Contiguous, Random, Sps};
 use tinyonn::moe::Pfag;
-use tinyonn::qwen3::{Pass, Qwen3Config};
 
 use crate::models::{CPU, bits, config, dense, ids, message, partition, sparse, variant, weights};
 
@@ -30,7 +30,7 @@ mod everything {
 
 /// Equal logits and weights all the way: in memory, from disk, and back to dense.
 fn assert_lossless((name, width, strategy, tied, hidden_act, dtype, shape): Row) {
-    let cfg = Qwen3Config { hidden_act: hidden_act.into(), ..config(width, tied) };
+    let cfg = Arch { hidden_act: hidden_act.into(), ..config(width, tied) };
     let (variant, ids) = (variant(name), ids(shape));
     let store = weights(&cfg, dtype);
     let experts = partition(strategy, &variant.spec, &cfg).unwrap();

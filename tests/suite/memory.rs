@@ -6,10 +6,10 @@ use candle_core::{DType, Tensor, Var};
 use rstest::rstest;
 use tinyonn::checkpoint::{ModelFolder, ParamStore, Role, dense_params, variant_params};
 use tinyonn::data::{NO_DOCUMENT, Sampler, TokenSet};
+use tinyonn::decoder::{Ask, CausalLm, Experts, FeedForward, Learn, NeuronMask, Pass};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::ops::Grads;
-use tinyonn::qwen3::{Ask, Experts, FeedForward, Learn, NeuronMask, Pass, Qwen3ForCausalLm};
 use tinyonn::train::state::slots;
 use tinyonn::train::{
     Memory, OptimizerConfig, Precision, Slot, SmkConfig, TextGradient, TrainState, UpdateRule, train_smk,
@@ -31,11 +31,7 @@ fn sampler(set: &TokenSet) -> Sampler<'_> {
 }
 
 /// How a language model's text is read whose weights all learn.
-fn whole<'a, F: FeedForward>(
-    model: &'a Qwen3ForCausalLm<F>,
-    sampler: &'a Sampler<'a>,
-    memory: Memory,
-) -> TextGradient<'a, F> {
+fn whole<'a, F: FeedForward>(model: &'a CausalLm<F>, sampler: &'a Sampler<'a>, memory: Memory) -> TextGradient<'a, F> {
     let (pass, learn) = (Pass::all(), Learn::default());
     TextGradient { model, sampler, pass, learn, exact: None, open: 0, memory, interrupt: None }
 }
@@ -49,7 +45,7 @@ fn of_dense(memory: Memory) -> (f32, Vec<Tensor>) {
     let cfg = tiny::config(VOCAB);
     let store = tiny::dense_store(&cfg, 2);
     let work = store.work_weights(memory.weights.dtype(), |_| Some(memory.weights.dtype())).unwrap();
-    let model = Qwen3ForCausalLm::dense(&cfg, work.builder()).unwrap();
+    let model = CausalLm::dense(&cfg, work.builder()).unwrap();
     let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory).unwrap();
     let set = text();
     let sampler = sampler(&set);
@@ -153,7 +149,7 @@ fn an_expert_may_win_in_the_second_part_alone() {
 fn an_embedding_row_that_no_token_used_has_none() {
     let cfg = tiny::config(VOCAB);
     let store = tiny::dense_store(&cfg, 2);
-    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+    let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
     let table = store.get("model.embed_tokens.weight").unwrap();
     let mut state =
         TrainState::new(vec![Slot::new("table", Role::Embedding, 0, table.clone())], &Memory::DEFAULT).unwrap();
@@ -189,7 +185,7 @@ fn a_mask_says_which_neurons_learn(#[values(false, true)] sparse: bool) {
             (models::learnt(model.lm(), (&store, &experts), (&ids, &ids), &Pass::routed(), &learn).grads, store)
         } else {
             let store = dense.deep_copy().unwrap();
-            let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+            let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
             (models::learnt(&model, (&store, &|_| true), (&ids, &ids), &Pass::all(), &learn).grads, store)
         }
     };
@@ -225,7 +221,7 @@ fn masks_that_do_not_fit_are_refused() {
         let mut grads = Grads::new(store.iter().map(|(_, var)| (var.as_tensor(), 0))).unwrap();
         let pass = Pass::routed().kept();
         if name.is_empty() {
-            let model = Qwen3ForCausalLm::dense(&cfg, &vb).unwrap();
+            let model = CausalLm::dense(&cfg, &vb).unwrap();
             let forward = model.forward(&ids, &ids, &pass).unwrap();
             return message(model.backward(forward.saved, &forward.losses, &learn, &mut grads));
         }
@@ -316,7 +312,7 @@ fn the_loss_is_the_mean_of_what_is_scored(#[values(1, 2, 4)] micro_batches: usiz
     let sampler = sampler(&set);
     let cfg = tiny::config(VOCAB);
     let store = tiny::dense_store(&cfg, 2);
-    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+    let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
     let work = store.work_weights(DType::F32, |_| Some(DType::F32)).unwrap();
     let memory = Memory { micro_batches, ..Memory::DEFAULT };
     let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory).unwrap();
@@ -369,7 +365,7 @@ fn masters_of_less_than_f32_are_refused() {
 fn a_store_lends_no_weight_to_learn_in_another_type() {
     let cfg = tiny::config(VOCAB);
     let store = tiny::dense_store(&cfg, 2);
-    let refused = message(Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::BF16, |_| true)));
+    let refused = message(CausalLm::dense(&cfg, &store.builder(DType::BF16, |_| true)));
     assert!(refused.contains("is stored as F32 and would learn as BF16"), "{refused}");
     assert!(refused.contains("work_weights"), "{refused}");
 }
@@ -381,7 +377,7 @@ fn masters_follow_torchs_gradients() {
     let Mixed { store, steps, config } = Mixed::read();
     let memory = Memory { weights: Precision::Bf16, ..Memory::DEFAULT };
     let work = store.work_weights(DType::BF16, |_| Some(DType::BF16)).unwrap();
-    let cfg = Mixed::folder().qwen3_config().unwrap();
+    let cfg = Mixed::folder().arch().unwrap();
     let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory).unwrap();
     for step in 0..3 {
         let vars: Vec<(String, Var)> = state.slots().iter().map(|slot| (slot.name.clone(), slot.var.clone())).collect();
@@ -446,13 +442,13 @@ impl Mixed {
 /// tenth of their norm). An optimizer that is a little wrong would hide in that: the test below gives ours torch's gradients.
 #[test]
 fn three_steps_in_bf16_are_those_of_torch() {
-    let cfg = Mixed::folder().qwen3_config().unwrap();
+    let cfg = Mixed::folder().arch().unwrap();
     let Mixed { store, steps, config } = Mixed::read();
     let stored = Mixed::in_memory;
     let memory = Memory { weights: Precision::Bf16, ..Memory::DEFAULT };
     let start = store.deep_copy().unwrap();
     let work = store.work_weights(DType::BF16, |_| Some(DType::BF16)).unwrap();
-    let model = Qwen3ForCausalLm::dense(&cfg, work.builder()).unwrap();
+    let model = CausalLm::dense(&cfg, work.builder()).unwrap();
     let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory).unwrap();
     let [ids, targets] = ["input_ids", "targets"].map(|name| steps[name].to_dtype(DType::U32).unwrap());
     let norm = |tensors: &[Tensor]| -> f64 {

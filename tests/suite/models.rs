@@ -6,19 +6,19 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
+use tinyonn::decoder::{Answers, Arch, CausalLm, FeedForward, Keep, Learn, Mlp, Pass, Trace};
 use tinyonn::imaging::{Integral, Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, MoeSpec, Variant};
 use tinyonn::ops::Grads;
-use tinyonn::qwen3::{Answers, FeedForward, Keep, Learn, Mlp, Pass, Qwen3Config, Qwen3ForCausalLm, Trace};
 
 use crate::gradients::inputs;
 
 pub(crate) const CPU: Device = Device::Cpu;
 
 /// A decoder of two layers whose MLPs have `width` neurons.
-pub(crate) fn config(width: usize, tied: bool) -> Qwen3Config {
-    Qwen3Config {
+pub(crate) fn config(width: usize, tied: bool) -> Arch {
+    Arch {
         vocab_size: 37,
         hidden_size: 16,
         intermediate_size: width,
@@ -36,7 +36,7 @@ pub(crate) fn config(width: usize, tied: bool) -> Qwen3Config {
 }
 
 /// Random weights of order one over √fan-in, far from the timid ones of a new model, so that every part shows in the logits.
-pub(crate) fn weights(cfg: &Qwen3Config, dtype: DType) -> ParamStore {
+pub(crate) fn weights(cfg: &Arch, dtype: DType) -> ParamStore {
     let mut store = ParamStore::new(&CPU);
     for (i, (name, shape)) in tinyonn::checkpoint::expected_tensors(cfg).into_iter().enumerate() {
         let draw = inputs(100 + i as u64, &[&shape]).remove(0);
@@ -55,7 +55,7 @@ pub(crate) fn variant(name: &str) -> &'static Variant {
 }
 
 /// Experts of both layers' neurons; clustered strategies are given made-up profiles over three tasks, gate rows and activations.
-pub(crate) fn partition(strategy: Partition, spec: &MoeSpec, cfg: &Qwen3Config) -> Result<Vec<Vec<u32>>> {
+pub(crate) fn partition(strategy: Partition, spec: &MoeSpec, cfg: &Arch) -> Result<Vec<Vec<u32>>> {
     let (layers, width) = (cfg.num_hidden_layers, cfg.intermediate_size);
     let profile =
         |task: usize, layer: usize| inputs((10 * task + layer) as u64, &[&[width]]).remove(0).to_vec1::<f64>().unwrap();
@@ -70,16 +70,11 @@ pub(crate) fn partition(strategy: Partition, spec: &MoeSpec, cfg: &Qwen3Config) 
     partition::assign(strategy, spec, (layers, width), sources, 3)
 }
 
-pub(crate) fn dense(cfg: &Qwen3Config, store: &ParamStore, dtype: DType) -> Qwen3ForCausalLm<Mlp> {
-    Qwen3ForCausalLm::dense(cfg, &store.builder(dtype, |_| false)).unwrap()
+pub(crate) fn dense(cfg: &Arch, store: &ParamStore, dtype: DType) -> CausalLm<Mlp> {
+    CausalLm::dense(cfg, &store.builder(dtype, |_| false)).unwrap()
 }
 
-pub(crate) fn sparse(
-    cfg: &Qwen3Config,
-    variant: &'static Variant,
-    store: &ParamStore,
-    dtype: DType,
-) -> TinyOnnForCausalLm {
+pub(crate) fn sparse(cfg: &Arch, variant: &'static Variant, store: &ParamStore, dtype: DType) -> TinyOnnForCausalLm {
     TinyOnnForCausalLm::new(cfg, variant, &store.builder(dtype, |_| false)).unwrap()
 }
 
@@ -154,13 +149,13 @@ impl FeedForward for Hooked {
 
 /// A dense model whose feed-forwards share one hook.
 pub(crate) fn hooked(
-    cfg: &Qwen3Config,
+    cfg: &Arch,
     vb: &VarBuilder<'_>,
     hook: impl Fn(Way) -> Result<()> + Send + Sync + 'static,
-) -> Qwen3ForCausalLm<Hooked> {
+) -> CausalLm<Hooked> {
     let hook: Hook = Arc::new(hook);
     let build = |layer, vb: VarBuilder<'_>| Ok(Hooked(Mlp::new(cfg, layer, &vb)?, hook.clone()));
-    Qwen3ForCausalLm::new(cfg, vb, build).unwrap()
+    CausalLm::new(cfg, vb, build).unwrap()
 }
 
 /// What a forward and a backward pass over text say.
@@ -175,7 +170,7 @@ pub(crate) struct Learnt {
 /// Forward and backward of the sum of the losses of `targets`; the parameters of `store` that `picked` names have a place for their
 /// gradients.
 pub(crate) fn learnt<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
+    model: &CausalLm<F>,
     (store, picked): (&ParamStore, &dyn Fn(&str) -> bool),
     (ids, targets): (&Tensor, &Tensor),
     pass: &Pass,

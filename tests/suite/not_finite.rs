@@ -5,10 +5,10 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::data::{Sampler, TokenSet};
+use tinyonn::decoder::Pass;
 use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions, dump, scan};
 use tinyonn::metrics::MetricsLog;
-use tinyonn::qwen3::Pass;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{
     OptimizerConfig, PretrainConfig, RouterFitConfig, RouterFitter, SmkConfig, evaluate, pretrain, train_smk,

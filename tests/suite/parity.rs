@@ -8,9 +8,9 @@ use rstest::rstest;
 use tinyonn::checkpoint::{
     LoadedModel, MappedSafetensors, ModelFolder, ParamStore, compare_with_reference, load_model, tokens, upcycle,
 };
+use tinyonn::decoder::{Arch, CausalLm, FeedForward, InTraining, Keep, KvCache, Learn, Pass, Sampling};
 use tinyonn::imaging::{Partition, PartitionSources, dump, partition};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::qwen3::{FeedForward, InTraining, Keep, KvCache, Learn, Pass, Qwen3Config, Qwen3ForCausalLm, Sampling};
 use tinyonn::random::Rng;
 
 use crate::models::{CPU, Learnt, apart, bits, config, dense, ids, learnt, partition, sparse, variant, weights};
@@ -21,9 +21,9 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/qwen3").join(name)
 }
 
-fn fixture_parameters(name: &str) -> (Qwen3Config, ParamStore) {
+fn fixture_parameters(name: &str) -> (Arch, ParamStore) {
     let folder = ModelFolder::open(fixture(name)).unwrap();
-    (folder.qwen3_config().unwrap(), folder.load(&CPU, Some(DType::F32)).unwrap())
+    (folder.arch().unwrap(), folder.load(&CPU, Some(DType::F32)).unwrap())
 }
 
 fn fixture_ids(name: &str) -> Tensor {
@@ -59,7 +59,7 @@ fn logits_are_those_of_transformers() {
 #[test]
 fn gradients_are_those_of_the_model_in_f64() {
     let (cfg, store) = fixture_parameters("tied_f32");
-    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+    let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
     let ids = fixture_ids("tied_f32");
     let Learnt { losses, grads, .. } =
         learnt(&model, (&store, &everything), (&ids, &next(&ids)), &Pass::all(), &Learn::default());
@@ -111,7 +111,7 @@ type Pick = fn(&str) -> bool;
 /// Exactly the picked parameters have a gradient, each finite, somewhere not zero, and that which it has where all learn: what is frozen is
 /// only left out.
 fn assert_learns<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
+    model: &CausalLm<F>,
     (store, ids): (&ParamStore, &Tensor),
     pass: &Pass,
     (all, picked): (Pick, Pick),
@@ -154,7 +154,7 @@ fn what_is_trainable_learns_and_nothing_else(
     #[values(everything, mlps, from_layer_0s_mlp)] picked: fn(&str) -> bool,
 ) {
     let (cfg, store) = fixture_parameters(name);
-    let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+    let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
     assert_learns(&model, (&store, &fixture_ids(name)), &Pass::all(), (everything, picked));
 }
 
@@ -169,7 +169,7 @@ fn experts_learn_all_active_and_routed_and_nothing_else(#[values(false, true)] r
     assert_learns(model.lm(), (&store, &ids((2, 9))), &ctx, (weights, mlps));
 }
 
-fn upcycled(cfg: &Qwen3Config, name: &str) -> (ParamStore, &'static tinyonn::moe::Variant) {
+fn upcycled(cfg: &Arch, name: &str) -> (ParamStore, &'static tinyonn::moe::Variant) {
     let variant = variant(name);
     let experts = partition(Partition::Random, &variant.spec, cfg).unwrap();
     (upcycle(&weights(cfg, DType::F32), cfg, variant, &experts, 4).unwrap(), variant)
@@ -182,7 +182,7 @@ fn upcycled_model(name: &str) -> TinyOnnForCausalLm {
 }
 
 /// Logits read in runs of these lengths, keys and values kept between them.
-fn logits_in_runs<F: FeedForward>(model: &Qwen3ForCausalLm<F>, ids: &Tensor, runs: &[usize], ctx: &Pass) -> Tensor {
+fn logits_in_runs<F: FeedForward>(model: &CausalLm<F>, ids: &Tensor, runs: &[usize], ctx: &Pass) -> Tensor {
     let mut cache = KvCache::new(model.config().num_hidden_layers);
     let mut parts = Vec::new();
     for run in runs {
@@ -291,7 +291,7 @@ fn a_shorter_text_has_the_logits_of_the_longer_ones_beginning(#[values("Moe7x3",
 fn a_cache_grows_beyond_its_first_room(
     #[values(&[300], &[1; 300], &[127, 1, 1, 171], &[128, 172], &[200, 100])] runs: &[usize],
 ) {
-    let cfg = Qwen3Config { max_position_embeddings: 300, ..config(40, true) };
+    let cfg = Arch { max_position_embeddings: 300, ..config(40, true) };
     let (model, ids) = (dense(&cfg, &weights(&cfg, DType::F32), DType::F32), ids((2, 300)));
     let full = model.logits(&ids, &Pass::all(), None).unwrap();
     let cached = logits_in_runs(&model, &ids, runs, &Pass::all());
@@ -326,7 +326,7 @@ fn recomputing_changes_no_gradient(
         };
         let (found, store) = if name.is_empty() {
             let store = weights(&cfg, DType::F32);
-            let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
+            let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| true)).unwrap();
             (learnt(&model, (&store, &everything), (&ids, &next(&ids)), &pass, &learn), store)
         } else {
             let (store, variant) = upcycled(&cfg, name);

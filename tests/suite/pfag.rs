@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use candle_core::{D, Device, Tensor};
 use rstest::rstest;
+use tinyonn::decoder::Pass;
 use tinyonn::imaging::Labels;
 use tinyonn::moe::Pfag;
-use tinyonn::qwen3::Pass;
 
 use crate::routing::{asking_gates, gates_of, upcycled};
 use crate::tiny;

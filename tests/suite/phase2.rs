@@ -9,10 +9,10 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
+use tinyonn::decoder::Pass;
 use tinyonn::imaging::{Form, LabelBalance, Partition, Score, Share};
 use tinyonn::ops::GradSite;
 use tinyonn::phases::{ImageConfig, RunConfig, Text, TextConfig, image, phase2};
-use tinyonn::qwen3::Pass;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{RouterFitConfig, SmkConfig, evaluate};
 
@@ -56,7 +56,7 @@ fn checkpoints_keep_the_types_of_the_dense_model(#[values(DType::F32, DType::BF1
     let [dense, upcycled, trained] =
         [dir.path().join("dense"), config.out.join("upcycled"), config.out.join("tiny-onn")].map(|path| {
             let folder = ModelFolder::open(path).unwrap();
-            assert_eq!(folder.qwen3_config().unwrap(), tiny::config(tiny::TEXT_VOCAB));
+            assert_eq!(folder.arch().unwrap(), tiny::config(tiny::TEXT_VOCAB));
             folder
         });
     let types =

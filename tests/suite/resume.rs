@@ -10,9 +10,9 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{MappedSafetensors, ParamStore, dense_params, grow_deltas};
 use tinyonn::data::{Sampler, TokenSet};
+use tinyonn::decoder::{Learn, Pass};
 use tinyonn::interrupt::{Interrupt, Signal};
 use tinyonn::metrics::MetricsLog;
-use tinyonn::qwen3::{Learn, Pass};
 use tinyonn::train::smk::SmkOutcome;
 use tinyonn::train::state::slots;
 use tinyonn::train::{

@@ -1,8 +1,8 @@
 //! What deciding costs beside what it decides about, counted.
 
 use tinyonn::checkpoint::expected_variant_tensors;
+use tinyonn::decoder::Arch;
 use tinyonn::moe;
-use tinyonn::qwen3::Qwen3Config;
 
 use crate::models;
 
@@ -12,7 +12,7 @@ use crate::models;
 #[test]
 fn routers_of_ten_by_ten_cost_less_than_four_percent_of_their_mlp() {
     let (d, width, r) = (2048, 6144, 64);
-    let cfg = Qwen3Config { hidden_size: d, num_hidden_layers: 1, ..models::config(width, true) };
+    let cfg = Arch { hidden_size: d, num_hidden_layers: 1, ..models::config(width, true) };
     let tensors = expected_variant_tensors(&cfg, moe::variant("TinyOnn").unwrap()).unwrap();
     let of = |name: &str| -> Vec<&Vec<usize>> {
         tensors.iter().filter(|(path, _)| path.ends_with(&format!("_router.{name}"))).map(|(_, shape)| shape).collect()

@@ -198,7 +198,7 @@ fn choices_without_labels_are_never_taken(#[case] config: RouterFitConfig) {
     // All tasks stay in groups 1, 3 and 4 and take two of each one's three experts.
     let experts = [[3, 4, 9, 10, 12, 13], [3, 4, 9, 10, 12, 14], [3, 4, 9, 11, 12, 13], [3, 4, 9, 11, 12, 14]];
     let labels = Labels {
-        paths: tinyonn::qwen3::PathTable { experts: experts.iter().map(|path| vec![path.to_vec(); 2]).collect() },
+        paths: tinyonn::decoder::PathTable { experts: experts.iter().map(|path| vec![path.to_vec(); 2]).collect() },
     };
     let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
     fitter.fit((&store, &tiny::config(40), variant), &labels, &config, 0).unwrap();

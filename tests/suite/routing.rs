@@ -8,8 +8,8 @@ mod select;
 use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use tinyonn::checkpoint::ParamStore;
+use tinyonn::decoder::{Arch, Ask, FeedForward as _, Pass, Trace};
 use tinyonn::moe::{AlwaysSpec, LevelSpec, MoeLayer, MoeSpec, RouterKind, RouterSpec, Scores, Variant};
-use tinyonn::qwen3::{Ask, FeedForward as _, Pass, Qwen3Config, Trace};
 use tinyonn::random;
 
 use crate::tiny;
@@ -236,7 +236,7 @@ pub(crate) fn layer_gates(layer: &MoeLayer, x: &Tensor, pass: &Pass) -> Vec<Vec<
 }
 
 /// A small model of a declared variant, its weights large enough that every part shows.
-pub(crate) fn upcycled(name: &str) -> (Qwen3Config, &'static Variant, ParamStore) {
+pub(crate) fn upcycled(name: &str) -> (Arch, &'static Variant, ParamStore) {
     let cfg = tiny::config(40);
     let (variant, store) = tiny::upcycled(&cfg, name, &tiny::dense_store(&cfg, 3));
     (cfg, variant, store)

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use rstest::rstest;
 use tinyonn::checkpoint::{Param, ParamStore, Role, grow_deltas, variant_params};
+use tinyonn::decoder::{Arch, Ask, InTraining, Learn, Pass};
 use tinyonn::imaging::Labels;
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{Balance, Gate, MoeSpec, RoutePer, Variant};
 use tinyonn::ops::Grads;
-use tinyonn::qwen3::{Ask, InTraining, Learn, Pass, Qwen3Config};
 
 use crate::gradients::inputs;
 use crate::models::{CPU, Learnt, bits, learnt};
 use crate::routing::upcycled;
 
 /// A model with everything that it may have, deltas of replicas included, and the parameters that may learn.
-fn model(name: &str) -> (Qwen3Config, &'static Variant, ParamStore, TinyOnnForCausalLm, Vec<Param>) {
+fn model(name: &str) -> (Arch, &'static Variant, ParamStore, TinyOnnForCausalLm, Vec<Param>) {
     let (cfg, variant, mut store) = upcycled(name);
     grow_deltas(&mut store, &cfg, &variant.spec).unwrap();
     let mut params = variant_params(&cfg, variant).unwrap();

@@ -10,9 +10,9 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{ParamStore, Role};
 use tinyonn::data::{Sampler, TokenSet};
+use tinyonn::decoder::{Arch, Learn, Pass};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::moe::Variant;
-use tinyonn::qwen3::{Learn, Pass, Qwen3Config};
 use tinyonn::train::smk::SmkOutcome;
 use tinyonn::train::{Memory, OptimizerConfig, Slot, SmkConfig, TrainState, train_smk};
 
@@ -32,7 +32,7 @@ const ADAMW: OptimizerConfig = OptimizerConfig {
     ..OptimizerConfig::DEFAULT
 };
 
-fn upcycled(name: &str) -> (Qwen3Config, &'static Variant, ParamStore) {
+fn upcycled(name: &str) -> (Arch, &'static Variant, ParamStore) {
     let cfg = tiny::config(VOCAB);
     let (variant, store) = tiny::upcycled(&cfg, name, &tiny::dense_store(&cfg, 2));
     (cfg, variant, store)
@@ -98,7 +98,7 @@ fn text() -> TokenSet {
 }
 
 fn trained(
-    cfg: &Qwen3Config,
+    cfg: &Arch,
     variant: &'static Variant,
     store: &ParamStore,
     config: &SmkConfig,

@@ -3,9 +3,9 @@
 use candle_core::DType;
 use proptest::prelude::*;
 use rstest::rstest;
+use tinyonn::decoder::Pass;
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::Pfag;
-use tinyonn::qwen3::Pass;
 
 use crate::models::{self, bits, message};
 use crate::tiny;

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::data::{Corpus, Shares, Splits, TaskTokens, TextTokenizer, TokenSet, arithmetic, sorting};
+use tinyonn::decoder::{Arch, Ask, CausalLm, Mlp, Pass};
 use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{
@@ -13,19 +14,18 @@ use tinyonn::moe::{
     RouterSpec, Variant,
 };
 use tinyonn::ops::host;
-use tinyonn::qwen3::{Ask, Mlp, Pass, Qwen3Config, Qwen3ForCausalLm};
 use tinyonn::random;
 
 use crate::models;
 
 /// Two layers whose 26 neurons divide by few numbers of experts.
-pub(crate) fn config(vocab_size: usize) -> Qwen3Config {
-    Qwen3Config { vocab_size, ..models::config(26, false) }
+pub(crate) fn config(vocab_size: usize) -> Arch {
+    Arch { vocab_size, ..models::config(26, false) }
 }
 
 /// A dense store whose matrices are ten times larger than new ones: every part of the network bends what passes through it.
-pub(crate) fn dense_store(cfg: &Qwen3Config, seed: u64) -> ParamStore {
-    let store = ParamStore::initialise(&Device::Cpu, seed, |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(drop)).unwrap();
+pub(crate) fn dense_store(cfg: &Arch, seed: u64) -> ParamStore {
+    let store = ParamStore::initialise(&Device::Cpu, seed, |vb| CausalLm::dense(cfg, &vb).map(drop)).unwrap();
     for (_, var) in store.iter().filter(|(_, var)| var.rank() == 2) {
         var.set(&(var.as_detached_tensor() * 10.0).unwrap()).unwrap();
     }
@@ -33,17 +33,17 @@ pub(crate) fn dense_store(cfg: &Qwen3Config, seed: u64) -> ParamStore {
 }
 
 /// The frozen dense model of a store.
-pub(crate) fn dense(cfg: &Qwen3Config, store: &ParamStore) -> Qwen3ForCausalLm<Mlp> {
+pub(crate) fn dense(cfg: &Arch, store: &ParamStore) -> CausalLm<Mlp> {
     models::dense(cfg, store, DType::F32)
 }
 
 /// The frozen sparse model of a store.
-pub(crate) fn sparse(cfg: &Qwen3Config, variant: &'static Variant, store: &ParamStore) -> TinyOnnForCausalLm {
+pub(crate) fn sparse(cfg: &Arch, variant: &'static Variant, store: &ParamStore) -> TinyOnnForCausalLm {
     models::sparse(cfg, variant, store, DType::F32)
 }
 
 /// A dense store upcycled to a declared variant over a random partition.
-pub(crate) fn upcycled(cfg: &Qwen3Config, name: &str, dense: &ParamStore) -> (&'static Variant, ParamStore) {
+pub(crate) fn upcycled(cfg: &Arch, name: &str, dense: &ParamStore) -> (&'static Variant, ParamStore) {
     let variant = moe::variant(name).unwrap();
     let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
     let units = partition::assign(Partition::Random, &variant.spec, shape, PartitionSources::default(), 5).unwrap();

@@ -7,8 +7,8 @@ use candle_core::{Device, Tensor};
 use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::data::{Sampler, TokenSet};
+use tinyonn::decoder::{Active, CausalLm, FeedForward, Pass, PathTable};
 use tinyonn::metrics::{MetricsLog, Record};
-use tinyonn::qwen3::{Active, FeedForward, Pass, PathTable, Qwen3ForCausalLm};
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{DocumentLoss, Losses, OptimizerConfig, PretrainConfig, evaluate, pretrain};
 
@@ -86,13 +86,7 @@ fn the_same_seed_gives_the_same_bits() {
 }
 
 /// Every row by itself, every target once, in f64.
-fn by_hand<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
-    set: &TokenSet,
-    length: usize,
-    skip: usize,
-    ctx: &Pass,
-) -> Losses {
+fn by_hand<F: FeedForward>(model: &CausalLm<F>, set: &TokenSet, length: usize, skip: usize, ctx: &Pass) -> Losses {
     let (mut by_task, mut all, mut count) = (Vec::new(), 0.0, 0);
     let mut by_document = vec![DocumentLoss::default(); set.documents.len()];
     for (number, task) in set.tasks.iter().enumerate() {

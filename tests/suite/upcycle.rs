@@ -11,13 +11,13 @@ use tinyonn::checkpoint::{
     ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder, expected_tensors, expected_variant_tensors, export_dense,
     load_model, upcycle,
 };
+use tinyonn::decoder::Arch;
 use tinyonn::imaging::Partition;
 use tinyonn::model::ActiveMode;
-use tinyonn::qwen3::Qwen3Config;
 
 use crate::models::{CPU, bits, config, ids, message, partition, variant, weights};
 
-fn small(name: &str, dtype: DType) -> (Qwen3Config, ParamStore) {
+fn small(name: &str, dtype: DType) -> (Arch, ParamStore) {
     let cfg = config(40, true);
     let (dense, variant) = (weights(&cfg, dtype), variant(name));
     let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
@@ -140,7 +140,7 @@ fn the_way_back_restores_folder_and_configuration(
     fs::write(plain.join("tokenizer.json"), "{\"any\": \"bytes\"}").unwrap();
 
     let folder = ModelFolder::open(&plain).unwrap();
-    let (cfg, variant) = (folder.qwen3_config().unwrap(), variant("Moe7x3"));
+    let (cfg, variant) = (folder.arch().unwrap(), variant("Moe7x3"));
     let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
     let sparse = upcycle(&folder.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
     let described = TinyOnnConfig::new(variant, Partition::Random, 3);

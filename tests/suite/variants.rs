@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rstest::rstest;
+use tinyonn::decoder::{Arch, FeedForward, Mlp, Pass};
 use tinyonn::moe::{
     self, GaussianMoeRouter, GaussianSpec, MoeLayer, MoeSpec, RoutePer, Router, RouterKind, RouterShape, RouterSpec,
     Scores,
 };
-use tinyonn::qwen3::{FeedForward, Mlp, Pass, Qwen3Config};
 
 use crate::gradients::inputs;
 use crate::routing::layer_gates;
@@ -99,8 +99,8 @@ const HIDDEN: usize = 24;
 const WIDTH: usize = 131;
 const ALL: [&str; 6] = ["Moe1x1", "Moe2x4", "Moe10x10", "Moe7x3", "Moe12x8", "MoeSequence"];
 
-fn config() -> Qwen3Config {
-    Qwen3Config {
+fn config() -> Arch {
+    Arch {
         vocab_size: 32,
         hidden_size: HIDDEN,
         intermediate_size: WIDTH,

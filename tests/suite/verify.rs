@@ -9,12 +9,12 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{Comparison, LoadedModel, ParamStore, compare, compare_with_reference, tokens};
+use tinyonn::decoder::{Arch, Pass};
 use tinyonn::model::ActiveMode;
-use tinyonn::qwen3::{Pass, Qwen3Config};
 
 use crate::models::{CPU, config, dense, ids, message, weights};
 
-fn model(cfg: &Qwen3Config, store: &ParamStore, dtype: DType) -> LoadedModel {
+fn model(cfg: &Arch, store: &ParamStore, dtype: DType) -> LoadedModel {
     LoadedModel::Dense(dense(cfg, store, dtype))
 }
 
@@ -119,7 +119,7 @@ fn sequences_longer_than_a_model_was_made_for_are_refused() {
 #[test]
 fn other_vocabularies_and_ids_beyond_them_are_refused() {
     let (a, _) = pair("lm_head.weight", 2.0);
-    let cfg = Qwen3Config { vocab_size: 38, ..config(20, false) };
+    let cfg = Arch { vocab_size: 38, ..config(20, false) };
     let b = model(&cfg, &weights(&cfg, DType::F32), DType::F32);
     let refused = message(compare(&a, &b, &ids((1, 2)), None, 1));
     assert!(refused.contains("vocab_size") && refused.contains("37 and 38"), "{refused}");

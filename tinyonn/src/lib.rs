@@ -9,6 +9,8 @@ extern crate self as tinyonn;
 
 pub mod checkpoint;
 pub mod data;
+pub mod decoder;
+pub mod decoder;
 pub mod error;
 pub mod files;
 pub mod gallery;
@@ -19,13 +21,17 @@ pub mod model;
 pub mod moe;
 pub mod ops;
 pub mod phases;
-pub mod qwen3;
 pub mod random;
 pub mod report;
 mod signal;
 pub mod train;
 
 pub use error::{Error, Result};
+
+/// The names that [`decoder`] had while it knew Qwen3 alone.
+pub mod qwen3 {
+    pub use crate::decoder::{Arch as Qwen3Config, CausalLm as Qwen3ForCausalLm, Decoder as Qwen3, *};
+}
 
 /// SHA-256 of this crate's sources, and of those of the declarations it stands on: other code may compute other bits.
 pub const SOURCES_SHA256: &str = env!("TINYONN_SOURCES_SHA256");

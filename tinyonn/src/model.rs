@@ -6,15 +6,15 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::decoder::{Active, Arch, Block, CausalLm, Decoder, KvCache, Pass, PathTable, Sampling, Trace};
 use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
-use crate::qwen3::{Active, Block, KvCache, Pass, PathTable, Qwen3, Qwen3Config, Qwen3ForCausalLm, Sampling, Trace};
 use crate::{Error, Result};
 
 /// A decoder layer over routed experts: attention unchanged, `mlp` replaced.
 pub type TinyOnnLayer = Block<MoeLayer>;
 
 /// The decoder over routed experts, without its head.
-pub type TinyOnnModel = Qwen3<MoeLayer>;
+pub type TinyOnnModel = Decoder<MoeLayer>;
 
 /// Which experts a checkpoint runs unless it is told otherwise: a part of its config.json.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ impl ActiveMode {
 
 /// A causal language model of routed experts.
 pub struct TinyOnnForCausalLm {
-    lm: Qwen3ForCausalLm<MoeLayer>,
+    lm: CausalLm<MoeLayer>,
     spec: MoeSpec,
     /// What a pass without paths is given.
     paths: Option<Arc<PathTable>>,
@@ -50,8 +50,8 @@ impl TinyOnnForCausalLm {
     ///
     /// # Errors
     /// A variant that does not fit the model; a missing or misshapen weight.
-    pub fn new(cfg: &Qwen3Config, variant: &'static Variant, vb: &VarBuilder<'_>) -> Result<Self> {
-        let lm = Qwen3ForCausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb))?;
+    pub fn new(cfg: &Arch, variant: &'static Variant, vb: &VarBuilder<'_>) -> Result<Self> {
+        let lm = CausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb))?;
         Ok(Self { lm, spec: variant.spec.clone(), paths: None })
     }
 
@@ -61,14 +61,13 @@ impl TinyOnnForCausalLm {
     /// # Errors
     /// As above; an adaptive form where nothing is routed by it.
     pub fn taking<'k>(
-        cfg: &Qwen3Config,
+        cfg: &Arch,
         variant: &'static Variant,
         vb: &VarBuilder<'_>,
         top_k: impl Fn(usize) -> &'k [usize],
         pfag: Pfag,
     ) -> Result<Self> {
-        let lm =
-            Qwen3ForCausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb)?.taking(top_k(layer), pfag))?;
+        let lm = CausalLm::new(cfg, vb, |layer, vb| (variant.build)(cfg, layer, vb)?.taking(top_k(layer), pfag))?;
         Ok(Self { lm, spec: variant.spec.taking(top_k(0), pfag), paths: None })
     }
 
@@ -85,7 +84,7 @@ impl TinyOnnForCausalLm {
 
     /// The language model, generic code shared with the dense one.
     #[must_use]
-    pub fn lm(&self) -> &Qwen3ForCausalLm<MoeLayer> {
+    pub fn lm(&self) -> &CausalLm<MoeLayer> {
         &self.lm
     }
 

@@ -108,7 +108,7 @@ fn write_upcycled(
     let variant = moe::variant(name)?;
     let partition = partition::choose(partition, &variant.spec, Partition::Contiguous)?;
     let folder = ModelFolder::open(from)?;
-    let cfg = folder.qwen3_config()?;
+    let cfg = folder.arch()?;
     if is_tinyonn(folder.config()) {
         let remedy = "give the dense model, or take the experts away with --to-dense first";
         return Err(Error::file(from, "is a Tiny-ONN checkpoint already", remedy));
@@ -157,7 +157,7 @@ const TOKENS: (usize, usize) = (2, 32);
 fn check_lossless(from: &Path, written: &Path, seed: u64, device: &Device) -> Result<String> {
     let remedy = "nothing was kept: report this as a defect";
     let (a, b) = (ModelFolder::open(from)?, ModelFolder::open(written)?);
-    let dense = expected_tensors(&a.qwen3_config()?);
+    let dense = expected_tensors(&a.arch()?);
     for name in dense.keys() {
         if a.bytes(name)? != b.bytes(name)? {
             return Err(Error::tensor(name, format!("was not written as it is in {}", from.display()), remedy));

@@ -7,9 +7,9 @@ use clap::Parser;
 use experiments::{main_with, say};
 use serde_json::{Value, json};
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, VariantParameters, is_tinyonn, variant_parameters};
+use tinyonn::decoder::Arch;
 use tinyonn::moe::expert::check_width;
 use tinyonn::moe::{Pfag, Variant, variants};
-use tinyonn::qwen3::Qwen3Config;
 use tinyonn::{Result, moe};
 
 /// List the variants that --variant knows, and what each would be on a model.
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     let model = cli.model.as_ref().map(ModelFolder::open).transpose()?;
-    let cfg = model.as_ref().map(ModelFolder::qwen3_config).transpose()?;
+    let cfg = model.as_ref().map(ModelFolder::arch).transpose()?;
     let own = match (&cli.model, &model) {
         // Opened as what it is, so that one of a changed declaration is refused here as everywhere.
         (Some(dir), Some(folder)) if is_tinyonn(folder.config()) => Some(TinyOnnFolder::open(dir)?.variant()),
@@ -77,8 +77,8 @@ fn head(model: bool) -> Vec<String> {
 }
 
 impl Row {
-    fn new(variant: &'static Variant, cfg: Option<&Qwen3Config>) -> Self {
-        let count = |cfg: &Qwen3Config| -> Result<(VariantParameters, usize)> {
+    fn new(variant: &'static Variant, cfg: Option<&Arch>) -> Self {
+        let count = |cfg: &Arch| -> Result<(VariantParameters, usize)> {
             // Of two of one name neither can be asked for.
             moe::variant(&variant.spec.name)?;
             check_width(&variant.spec, cfg.intermediate_size, 0)?;

@@ -8,12 +8,12 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tinyonn::checkpoint::ModelFolder;
 use tinyonn::data::{DataSource, TextTokenizer, TokenSet, read_sources};
+use tinyonn::decoder::CausalLm;
 use tinyonn::imaging::{
     Integral, Log1p, Partition, PartitionSources, ScanFile, ScanOptions, ScanRequest, Score, Share, StoredScan, Units,
     partition, scan_with,
 };
 use tinyonn::moe::variant;
-use tinyonn::qwen3::Qwen3ForCausalLm;
 
 use super::{Place, SCAN, assert_done, assert_refused, printed};
 
@@ -97,7 +97,7 @@ fn what_is_read_from_disk_is_scanned_as_if_it_were_in_memory(
     let (path, corpus_sha256, model) = (place.path("expected"), corpus.sha256(), folder.sha256().unwrap());
     let file = ScanFile { path: &path, corpus: &corpus_sha256, model: &model, every: Duration::from_mins(1) };
     let store = folder.load(&Device::Cpu, Some(DType::F32)).unwrap();
-    let dense = Qwen3ForCausalLm::dense(&folder.qwen3_config().unwrap(), &store.builder(DType::F32, |_| false));
+    let dense = CausalLm::dense(&folder.arch().unwrap(), &store.builder(DType::F32, |_| false));
     let set = TokenSet::encode(&corpus, &tokenizer).unwrap();
     scan_with(&dense.unwrap(), &set, &request, &Device::Cpu, Some(&file)).unwrap();
     assert!(fs::read(&path).unwrap() == fs::read(place.path("out/scan.safetensors")).unwrap());

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
 use tinyonn::checkpoint::{grow_deltas, is_delta};
+use tinyonn::decoder::{FeedForward as _, Pass};
 use tinyonn::imaging::{Labels, ScanOptions, scan};
 use tinyonn::moe::Combine;
-use tinyonn::qwen3::{FeedForward as _, Pass};
 
 use super::{F32, naive_mlp};
 use crate::gradients::{inputs, relative_difference};

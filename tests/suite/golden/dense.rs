@@ -7,13 +7,13 @@ use std::sync::LazyLock;
 
 use rand::Rng as _;
 use tinyonn::data::TokenSet;
+use tinyonn::decoder::Arch;
 use tinyonn::imaging::inputs::Samples;
 use tinyonn::imaging::{LabelBalance, Labels, Log1p, NeuronScan, Partition, ScanOptions, ScanRequest, Score, Units};
 use tinyonn::metrics::Record;
 use tinyonn::moe::moe;
 use tinyonn::ops::{GradSite, NeuronSums, UnitSums};
 use tinyonn::phases::RunConfig;
-use tinyonn::qwen3::Qwen3Config;
 use tinyonn::random;
 use tinyonn::train::{FitBy, PretrainConfig, RouterFitConfig, SmkConfig};
 
@@ -47,8 +47,8 @@ static DRAWN: LazyLock<Model> = LazyLock::new(|| Model::drawn(&cfg(), 1, SIZE));
 static SCAN: LazyLock<(NeuronScan, Inputs)> =
     LazyLock::new(|| DRAWN.scan_with_inputs(&TEXT.train, options(), (STRIDES.0, FIRST)));
 
-fn cfg() -> Qwen3Config {
-    RUN.dense.qwen3(RUN.dense.vocab_size, "silu")
+fn cfg() -> Arch {
+    RUN.dense.arch(RUN.dense.vocab_size, "silu")
 }
 
 fn options() -> ScanOptions {

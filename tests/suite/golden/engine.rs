@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use rand::Rng as _;
 use tinyonn::checkpoint::{ParamStore, grow_deltas, is_delta, upcycle};
 use tinyonn::data::{Corpus, Sampler, Shares, Splits, TextTokenizer, TokenSet, arithmetic, records, sorting};
+use tinyonn::decoder::{Active, Arch, CausalLm, Pass, PathTable, Sampling};
 use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::partition::{self, gate_rows};
 use tinyonn::imaging::{
@@ -19,7 +20,6 @@ use tinyonn::imaging::{
 use tinyonn::metrics::{self, MetricsLog, Record};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{ExpertsAre, MoeLayer, MoeSpec, Variant, variant};
-use tinyonn::qwen3::{Active, Pass, PathTable, Qwen3Config, Qwen3ForCausalLm, Sampling};
 use tinyonn::random;
 use tinyonn::train::evaluate::{EvaluateOptions, evaluate_load};
 use tinyonn::train::{
@@ -85,7 +85,7 @@ pub(super) struct Evaluated {
 
 /// A dense model, or one of experts.
 pub(super) struct Model {
-    pub(super) cfg: Qwen3Config,
+    pub(super) cfg: Arch,
     variant: Option<&'static Variant>,
     store: ParamStore,
 }
@@ -93,8 +93,8 @@ pub(super) struct Model {
 impl Model {
     /// Weights drawn at random, matrices `size` times larger than new ones: every part of the network then bends what passes
     /// through it, and no training decides what later sections see.
-    pub(super) fn drawn(cfg: &Qwen3Config, seed: u64, size: f64) -> Self {
-        let construct = |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(drop);
+    pub(super) fn drawn(cfg: &Arch, seed: u64, size: f64) -> Self {
+        let construct = |vb| CausalLm::dense(cfg, &vb).map(drop);
         let store = ParamStore::initialise(&CPU, seed, construct).unwrap();
         for (_, var) in store.iter().filter(|(_, var)| var.rank() == 2) {
             var.set(&(var.as_detached_tensor() * size).unwrap()).unwrap();
@@ -104,7 +104,7 @@ impl Model {
 
     /// A new model trained on `set`, and its log.
     pub(super) fn pretrained(
-        cfg: &Qwen3Config,
+        cfg: &Arch,
         config: &PretrainConfig,
         (set, length): (&TokenSet, usize),
         seed: u64,
@@ -337,9 +337,9 @@ impl Model {
         (outcome.updated_share, records)
     }
 
-    fn dense(&self) -> Qwen3ForCausalLm<tinyonn::qwen3::Mlp> {
+    fn dense(&self) -> CausalLm<tinyonn::decoder::Mlp> {
         assert!(self.variant.is_none(), "this model has experts");
-        Qwen3ForCausalLm::dense(&self.cfg, &self.store.builder(DType::F32, |_| false)).unwrap()
+        CausalLm::dense(&self.cfg, &self.store.builder(DType::F32, |_| false)).unwrap()
     }
 
     fn sparse(&self) -> TinyOnnForCausalLm {

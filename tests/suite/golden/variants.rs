@@ -3,9 +3,9 @@
 
 use std::sync::LazyLock;
 
+use tinyonn::decoder::Arch;
 use tinyonn::imaging::Labels;
 use tinyonn::moe::{Balance, Gate, MoeSpec, RoutePer, moe};
-use tinyonn::qwen3::Qwen3Config;
 use tinyonn::train::{OptimizerConfig, RouterFitConfig, SmkConfig};
 
 use super::dense::{evaluated, is_expert, is_router, logged, moved, parameters, rows};
@@ -106,9 +106,9 @@ static TEXT: LazyLock<Text> = LazyLock::new(|| {
 });
 
 /// The width of an MLP is divided by few numbers of experts.
-fn cfg(hidden_act: &str) -> Qwen3Config {
+fn cfg(hidden_act: &str) -> Arch {
     let (vocab_size, hidden_size, hidden_act) = (VOCABULARY, 32, hidden_act.to_owned());
-    Qwen3Config { vocab_size, hidden_size, hidden_act, ..models::config(98, true) }
+    Arch { vocab_size, hidden_size, hidden_act, ..models::config(98, true) }
 }
 
 /// Whether a language model's loss, or a step's load, moves the routers.
@@ -153,7 +153,7 @@ pub(super) fn run(figures: &mut Figures, name: &str) {
 
 /// Routers of every kind fitted to planted tasks: what has no closed form learns by its gradient.
 pub(super) fn fits_of_every_kind(figures: &mut Figures) {
-    let cfg = Qwen3Config { hidden_act: "gelu".to_owned(), ..models::config(98, true) };
+    let cfg = Arch { hidden_act: "gelu".to_owned(), ..models::config(98, true) };
     let model = Model::drawn(&cfg, 2, 8.0).upcycled("GoldenDeep", 6);
     let [train, validation, test] = ["train", "validation", "test"].map(|purpose| planted(purpose, 400, 1.0));
     let labels = Labels::random(TASKS, cfg.num_hidden_layers, model.spec(), 3);

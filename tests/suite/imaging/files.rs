@@ -13,10 +13,10 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use tempfile::TempDir;
 use tinyonn::data::TokenSet;
+use tinyonn::decoder::CausalLm;
 use tinyonn::files::Digest;
 use tinyonn::imaging::{Log1p, NeuronScan, ScanFile, ScanOptions, ScanRequest, Share, StoredScan, scan_with};
 use tinyonn::ops::{GradSite, Scale};
-use tinyonn::qwen3::Qwen3ForCausalLm;
 use tinyonn::{Error, Result};
 
 use super::shares::units;
@@ -25,11 +25,11 @@ use crate::models::{Hooked, Way, hooked};
 use crate::tiny;
 
 /// Of two layers: fails in batch `batches` (from 0), between them.
-fn failing_after(batches: usize) -> Qwen3ForCausalLm<Hooked> {
+fn failing_after(batches: usize) -> CausalLm<Hooked> {
     failing(batches, VOCAB as usize)
 }
 
-pub(super) fn failing(batches: usize, vocab: usize) -> Qwen3ForCausalLm<Hooked> {
+pub(super) fn failing(batches: usize, vocab: usize) -> CausalLm<Hooked> {
     let cfg = tiny::config(vocab);
     let store = tiny::dense_store(&cfg, 5);
     let left = AtomicUsize::new((2 * batches).saturating_add(1));

@@ -4,7 +4,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use tinyonn::checkpoint::ParamStore;
-use tinyonn::qwen3::Qwen3Config;
+use tinyonn::decoder::Arch;
 
 use crate::activation::composed;
 
@@ -21,7 +21,7 @@ pub(crate) struct Image {
 }
 
 /// Images one sequence; `targets` may be shorter than `ids`, whose last positions then have none.
-pub(crate) fn image(cfg: &Qwen3Config, store: &ParamStore, ids: &[u32], targets: &[u32]) -> Image {
+pub(crate) fn image(cfg: &Arch, store: &ParamStore, ids: &[u32], targets: &[u32]) -> Image {
     let model = Reference { cfg, store, t: ids.len() };
     let (logits, own) = model.forward(ids).unwrap();
     let log_p = candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap().narrow(0, 0, targets.len()).unwrap();
@@ -54,7 +54,7 @@ struct Own {
 }
 
 struct Reference<'a> {
-    cfg: &'a Qwen3Config,
+    cfg: &'a Arch,
     store: &'a ParamStore,
     t: usize,
 }

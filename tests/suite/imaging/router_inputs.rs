@@ -6,10 +6,10 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rstest::rstest;
 use tinyonn::data::TokenSet;
+use tinyonn::decoder::{Answers, CausalLm, FeedForward, Learn, Mlp, Pass, Trace};
 use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::{RouterInputs, scan};
 use tinyonn::ops::Grads;
-use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
 
 use super::{VOCAB, options};
 use crate::tiny;
@@ -44,7 +44,7 @@ fn inputs_of(ids: &[u32]) -> Vec<Vec<Vec<f32>>> {
     let cfg = tiny::config(VOCAB as usize);
     let (store, seen) = (tiny::dense_store(&cfg, 1), Arc::new(Mutex::default()));
     let build = |layer, vb: VarBuilder<'_>| Ok(Keep(Arc::clone(&seen), Mlp::new(&cfg, layer, &vb)?));
-    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), build).unwrap();
+    let model = CausalLm::new(&cfg, &store.builder(DType::F32, |_| false), build).unwrap();
     let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
     model.logits(&ids, &Pass::all(), None).unwrap();
     seen.lock().unwrap().clone()

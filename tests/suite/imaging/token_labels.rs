@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rstest::rstest;
 use tinyonn::data::TokenSet;
+use tinyonn::decoder::{Answers, CausalLm, FeedForward, Learn, Mlp, Pass, Trace};
 use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, RouterInputs, RowLabels, Score, TokenPass, TokenScore, scan,
@@ -13,14 +14,13 @@ use tinyonn::imaging::{
 };
 use tinyonn::moe::{LayerLoad, MoeSpec};
 use tinyonn::ops::{self, Grads, SlicedMlp as _};
-use tinyonn::qwen3::{Answers, FeedForward, Learn, Mlp, Pass, Qwen3ForCausalLm, Trace};
 
 use super::{VOCAB, options};
 use crate::labels::best_path;
 use crate::models::{learnt, message};
 use crate::tiny;
 
-fn model() -> Qwen3ForCausalLm<Mlp> {
+fn model() -> CausalLm<Mlp> {
     let cfg = tiny::config(VOCAB as usize);
     tiny::dense(&cfg, &tiny::dense_store(&cfg, 1))
 }
@@ -80,7 +80,7 @@ fn seen(set: &TokenSet) -> Seen {
     let cfg = tiny::config(VOCAB as usize);
     let (store, told) = (tiny::dense_store(&cfg, 1), Arc::new(Mutex::new(vec![Told::default(); 2])));
     let build = |layer, vb: VarBuilder<'_>| Ok(Seeing { mlp: Mlp::new(&cfg, layer, &vb)?, layer, told: told.clone() });
-    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, |_| false), build).unwrap();
+    let model = CausalLm::new(&cfg, &store.builder(DType::F32, |_| false), build).unwrap();
     let mut layers: Seen = (0..2).map(|_| std::array::from_fn(|_| vec![Vec::new(); set.tasks.len()])).collect();
     for task in 0..set.tasks.len() {
         for batch in set.batches_of_task(task, 8, 3, &Device::Cpu).unwrap() {
@@ -151,11 +151,11 @@ fn scores([a, s, taylor]: &[Vec<Vec<Vec<f64>>>; 3], score: Score, contrast: bool
     scores
 }
 
-fn scanned(model: &Qwen3ForCausalLm<Mlp>, set: &TokenSet) -> NeuronScan {
+fn scanned(model: &CausalLm<Mlp>, set: &TokenSet) -> NeuronScan {
     scan(model, set, options(8, 3), &Device::Cpu, None).unwrap()
 }
 
-fn pass<'a>(model: &'a Qwen3ForCausalLm<Mlp>, set: &'a TokenSet, stride: usize) -> TokenPass<'a, Mlp> {
+fn pass<'a>(model: &'a CausalLm<Mlp>, set: &'a TokenSet, stride: usize) -> TokenPass<'a, Mlp> {
     TokenPass { model, set, options: options(8, 3), stride, device: &Device::Cpu }
 }
 

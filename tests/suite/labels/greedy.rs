@@ -6,9 +6,9 @@ use candle_core::{D, Device, Tensor};
 use rstest::rstest;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::data::{TaskTokens, TokenSet};
+use tinyonn::decoder::{Active, Arch, Pass, PathTable};
 use tinyonn::imaging::{GreedyOptions, Labels};
 use tinyonn::moe::{MoeSpec, Variant, select};
-use tinyonn::qwen3::{Active, Pass, PathTable, Qwen3Config};
 use tinyonn::train::evaluate;
 use tinyonn::train::evaluate::EvaluateOptions;
 
@@ -19,7 +19,7 @@ use crate::tiny;
 const OPTIONS: GreedyOptions = GreedyOptions { length: 12, sequences: 2 };
 
 /// Two tasks of 24 tokens with a target, each of which the whole model thinks the likeliest after those before it.
-fn likely(model: (&Qwen3Config, &'static Variant, &ParamStore)) -> TokenSet {
+fn likely(model: (&Arch, &'static Variant, &ParamStore)) -> TokenSet {
     let lm = tiny::sparse(model.0, model.1, model.2);
     let task = |first: u32| {
         let mut tokens = vec![first];
@@ -35,14 +35,14 @@ fn likely(model: (&Qwen3Config, &'static Variant, &ParamStore)) -> TokenSet {
     TokenSet { tasks: vec![task(3), task(17)], documents: vec!["all".into()], eos: 0 }
 }
 
-fn losses(model: (&Qwen3Config, &'static Variant, &ParamStore), set: &TokenSet, paths: PathTable) -> Vec<f64> {
+fn losses(model: (&Arch, &'static Variant, &ParamStore), set: &TokenSet, paths: PathTable) -> Vec<f64> {
     let ctx = Pass { active: Active::Paths(Arc::new(paths)), ..Pass::default() };
     let options = EvaluateOptions { length: 12, batch: 2, skip: 0 };
     evaluate(tiny::sparse(model.0, model.1, model.2).lm(), set, options, &ctx, &Device::Cpu).unwrap().by_task
 }
 
 /// Takes choices away one at a time, a loss for each candidate of each task.
-fn by_hand(model: (&Qwen3Config, &'static Variant, &ParamStore), set: &TokenSet) -> Vec<Vec<Vec<u32>>> {
+fn by_hand(model: (&Arch, &'static Variant, &ParamStore), set: &TokenSet) -> Vec<Vec<Vec<u32>>> {
     let spec: &MoeSpec = &model.1.spec;
     let widths = select::path_widths(spec);
     let loss = |task: usize, path: &Vec<Vec<u32>>| {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use rstest::rstest;
 use tinyonn::data::TokenSet;
+use tinyonn::decoder::Pass;
 use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::qwen3::Pass;
 use tinyonn::train::{RouterFitConfig, RouterFitter, refit};
 
 use super::CLOSED;

@@ -82,7 +82,7 @@ fn paths_unknown_to_the_training_rows_calibrate_nothing() {
         let (variant, store) = upcycled("Moe2x4");
         let paths = [vec![0, 1], vec![1, 2], vec![4, 5], vec![5, 6]];
         let labels = Labels {
-            paths: tinyonn::qwen3::PathTable { experts: paths.into_iter().map(|path| vec![path; 2]).collect() },
+            paths: tinyonn::decoder::PathTable { experts: paths.into_iter().map(|path| vec![path; 2]).collect() },
         };
         let mut rows = [of_tasks(&labels, &train), of_tasks(&labels, &validation)];
         // Of the first path's rows some ask for an expert that nobody knows, beside the one that they asked for.

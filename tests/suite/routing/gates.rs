@@ -3,10 +3,10 @@
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 use rstest::rstest;
+use tinyonn::decoder::{FeedForward, Learn, Pass};
 use tinyonn::moe::gate::gates;
 use tinyonn::moe::{Gate, MoeSpec, Scores, Selection, select};
 use tinyonn::ops::Grads;
-use tinyonn::qwen3::{FeedForward, Learn, Pass};
 
 use super::{by_input, hierarchy, layer_gates, log_p_of_experts, scores, upcycled};
 use crate::gradients::inputs;

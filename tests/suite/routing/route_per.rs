@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use rstest::rstest;
+use tinyonn::decoder::{Active, FeedForward, Pass, Sampling};
 use tinyonn::imaging::inputs::Window;
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{MoeLayer, RoutePer, Scores, Selection, select};
-use tinyonn::qwen3::{Active, FeedForward, Pass, Sampling};
 use tinyonn::train::{RouterFitConfig, RouterFitter};
 
 use super::{BY_TOKEN, layer_gates, upcycled};
@@ -223,8 +223,9 @@ fn a_cache_that_hides_what_a_decision_reads_is_refused(#[case] name: &str, #[cas
     let (cfg, variant, store) = upcycled(name);
     let model = tiny::sparse(&cfg, variant, &store);
     let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu).unwrap();
-    let with_cache =
-        |ctx: &Pass| model.logits(&ids, ctx, Some(&mut tinyonn::qwen3::KvCache::new(cfg.num_hidden_layers))).map(drop);
+    let with_cache = |ctx: &Pass| {
+        model.logits(&ids, ctx, Some(&mut tinyonn::decoder::KvCache::new(cfg.num_hidden_layers))).map(drop)
+    };
     with_cache(&Pass::all()).unwrap();
     let routed = with_cache(&ctx(variant, 1));
     assert_eq!(routed.is_err(), refused);

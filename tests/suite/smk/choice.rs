@@ -7,10 +7,10 @@ use candle_nn::VarBuilder;
 use proptest::prelude::*;
 use rstest::rstest;
 use tinyonn::checkpoint::{ParamStore, grow_deltas, is_delta};
+use tinyonn::decoder::{Answers, Ask, CausalLm, Experts, FeedForward, Learn, Pass, Trace};
 use tinyonn::moe::MoeLayer;
 use tinyonn::ops::min_k::surprise_squares;
 use tinyonn::ops::{Grads, MinK, MlpBackward};
-use tinyonn::qwen3::{Answers, Ask, Experts, FeedForward, Learn, Pass, Qwen3ForCausalLm, Trace};
 
 use super::{VOCAB, is_expert, rows, upcycled};
 use crate::gradients::inputs;
@@ -129,7 +129,7 @@ fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: us
     let (experts, open) = (variant.spec.experts(), variant.spec.open_positions());
     let told: Told = Arc::new(Mutex::new(vec![None; 2]));
     let build = |layer, vb: VarBuilder<'_>| Ok(Telling((variant.build)(&cfg, layer, vb)?, told.clone()));
-    let model = Qwen3ForCausalLm::new(&cfg, &store.builder(DType::F32, is_expert), build).unwrap();
+    let model = CausalLm::new(&cfg, &store.builder(DType::F32, is_expert), build).unwrap();
     let units = tiny::sparse(&cfg, variant, &store).neuron_experts().unwrap().unwrap();
     let mut idle = false;
     for seed in 0..4 {

@@ -31,7 +31,7 @@ pub(crate) fn inherent(vis: &Visibility, name: &Ident, spec: &MoeSpec, routers: 
             /// # Errors
             /// An MLP narrower than the number of experts; a missing or misshapen parameter.
             #vis fn layer(
-                cfg: &::tinyonn::qwen3::Qwen3Config,
+                cfg: &::tinyonn::decoder::Arch,
                 layer: ::core::primitive::usize,
                 vb: ::tinyonn::candle_nn::VarBuilder<'_>,
             ) -> ::tinyonn::Result<::tinyonn::moe::MoeLayer> {

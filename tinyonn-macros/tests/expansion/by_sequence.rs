@@ -41,7 +41,7 @@ impl BySequence {
     /// # Errors
     /// An MLP narrower than the number of experts; a missing or misshapen parameter.
     pub(crate) fn layer(
-        cfg: &::tinyonn::qwen3::Qwen3Config,
+        cfg: &::tinyonn::decoder::Arch,
         layer: ::core::primitive::usize,
         vb: ::tinyonn::candle_nn::VarBuilder<'_>,
     ) -> ::tinyonn::Result<::tinyonn::moe::MoeLayer> {

@@ -63,7 +63,7 @@ impl Deep {
     /// # Errors
     /// An MLP narrower than the number of experts; a missing or misshapen parameter.
     fn layer(
-        cfg: &::tinyonn::qwen3::Qwen3Config,
+        cfg: &::tinyonn::decoder::Arch,
         layer: ::core::primitive::usize,
         vb: ::tinyonn::candle_nn::VarBuilder<'_>,
     ) -> ::tinyonn::Result<::tinyonn::moe::MoeLayer> {

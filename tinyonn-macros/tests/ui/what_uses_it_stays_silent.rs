@@ -3,7 +3,7 @@
 //! A crate.
 
 use tinyonn::moe::{MoeLayer, MoeSpec, moe};
-use tinyonn::qwen3::{FeedForward, Pass, Qwen3Config};
+use tinyonn::decoder::{FeedForward, Pass, Arch};
 use tinyonn::candle_core::Tensor;
 use tinyonn::candle_nn::VarBuilder;
 
@@ -24,7 +24,7 @@ pub enum Cortex {
 }
 
 /// A use of all that a declaration leaves.
-pub fn uses(cfg: &Qwen3Config, vb: &VarBuilder<'_>, x: &Tensor) -> tinyonn::Result<(Tensor, MoeLayer)> {
+pub fn uses(cfg: &Arch, vb: &VarBuilder<'_>, x: &Tensor) -> tinyonn::Result<(Tensor, MoeLayer)> {
     static SPECS: [MoeSpec; 2] = [Even::SPEC, Cortex::SPEC];
     for (group, spec) in CortexGroup::ALL.into_iter().zip(&SPECS) {
         println!("{} {} {}", group.name(), spec.experts(), group == CortexGroup::Shared);

@@ -28,7 +28,7 @@ pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> 
 /// `from` is no Tiny-ONN folder; replicas that have learnt.
 pub fn dense_parts(from: impl AsRef<Path>) -> Result<(Value, ParamStore)> {
     let source = TinyOnnFolder::open(from)?;
-    let dense = expected_tensors(source.qwen3_config());
+    let dense = expected_tensors(source.arch());
     let mut store = source.load(&Device::Cpu, None)?;
     if let Some(delta) = store.names().find(|name| is_delta(name)) {
         let remedy = "keep the Tiny-ONN checkpoint: replicas that have learnt are no longer one dense MLP";

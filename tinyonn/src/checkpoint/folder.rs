@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::mmap::{MappedSafetensors, TensorInfo};
 use super::params::{EMBEDDING, HEAD};
 use super::store::ParamStore;
+use crate::decoder::Arch;
 use crate::files::Digest;
-use crate::qwen3::Qwen3Config;
 use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -70,8 +70,8 @@ impl ModelFolder {
     }
 
     /// The dense model's configuration.
-    pub fn qwen3_config(&self) -> Result<Qwen3Config> {
-        Qwen3Config::from_json(&self.config, self.dir.join(CONFIG))
+    pub fn arch(&self) -> Result<Arch> {
+        Arch::from_json(&self.config, self.dir.join(CONFIG))
     }
 
     /// Name, stored type and shape of every tensor, sorted by name.

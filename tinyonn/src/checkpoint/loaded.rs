@@ -8,13 +8,13 @@ use super::folder::ModelFolder;
 use super::params::{EMBEDDING, expected_tensors};
 use super::tinyonn_folder::{TinyOnnFolder, is_tinyonn};
 use crate::Result;
+use crate::decoder::{Arch, CausalLm, Mlp, Pass, Trace};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::qwen3::{Mlp, Pass, Qwen3Config, Qwen3ForCausalLm, Trace};
 
 /// A dense model or one of routed experts, frozen.
 pub enum LoadedModel {
     /// A plain Qwen3.
-    Dense(Qwen3ForCausalLm<Mlp>),
+    Dense(CausalLm<Mlp>),
     /// A Tiny-ONN, and the mode it runs in unless told otherwise.
     TinyOnn(TinyOnnForCausalLm, ActiveMode),
 }
@@ -32,16 +32,16 @@ pub fn load_model(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) 
         let store = folder.load(device, Some(dtype))?;
         return Ok(LoadedModel::TinyOnn(folder.model(&store, dtype)?, folder.config().active));
     }
-    let cfg = folder.qwen3_config()?;
+    let cfg = folder.arch()?;
     folder.check_names(&expected_tensors(&cfg))?;
     let store = folder.load(device, Some(dtype))?;
-    Ok(LoadedModel::Dense(Qwen3ForCausalLm::dense(&cfg, &store.builder(dtype, |_| false))?))
+    Ok(LoadedModel::Dense(CausalLm::dense(&cfg, &store.builder(dtype, |_| false))?))
 }
 
 impl LoadedModel {
     /// The shape of the dense model.
     #[must_use]
-    pub fn config(&self) -> &Qwen3Config {
+    pub fn config(&self) -> &Arch {
         match self {
             Self::Dense(model) => model.config(),
             Self::TinyOnn(model, _) => model.lm().config(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::qwen3::Qwen3Config;
+use crate::decoder::Arch;
 
 /// The token embedding.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -99,7 +99,7 @@ pub struct Param {
 
 /// The parameters of the dense model of shape `config`.
 #[must_use]
-pub fn dense_params(config: &Qwen3Config) -> Vec<Param> {
+pub fn dense_params(config: &Arch) -> Vec<Param> {
     let (d, width, head) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q, kv) = (config.num_attention_heads * head, config.num_key_value_heads * head);
     let mut params = Vec::new();
@@ -133,7 +133,7 @@ pub fn dense_params(config: &Qwen3Config) -> Vec<Param> {
 
 /// Name and shape in a file of every tensor of the dense model: what [`ModelFolder::check_names`](super::ModelFolder::check_names)
 /// compares a folder with.
-pub fn expected_tensors(config: &Qwen3Config) -> BTreeMap<String, Vec<usize>> {
+pub fn expected_tensors(config: &Arch) -> BTreeMap<String, Vec<usize>> {
     dense_params(config).into_iter().map(|param| (param.name, param.stored)).collect()
 }
 

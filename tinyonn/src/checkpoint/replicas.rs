@@ -9,9 +9,9 @@ use candle_core::Tensor;
 use super::params::mixture_prefix;
 use super::store::ParamStore;
 use crate::Result;
+use crate::decoder::Arch;
 use crate::moe::expert::{PROJECTIONS, delta_name};
 use crate::moe::{ExpertsAre, MoeSpec};
-use crate::qwen3::Qwen3Config;
 
 /// Whether a parameter belongs to a delta.
 pub fn is_delta(name: &str) -> bool {
@@ -27,13 +27,13 @@ pub fn base_name(name: &str) -> String {
 }
 
 /// Name and shape of every delta that a checkpoint of `spec` may hold.
-pub(super) fn possible_deltas(cfg: &Qwen3Config, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
+pub(super) fn possible_deltas(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
     let layers = 0..cfg.num_hidden_layers;
     layers.flat_map(|layer| deltas_of(cfg, spec, layer)).collect()
 }
 
 /// The same of one layer.
-pub(super) fn deltas_of(cfg: &Qwen3Config, spec: &MoeSpec, layer: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
+pub(super) fn deltas_of(cfg: &Arch, spec: &MoeSpec, layer: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
     let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
     let experts = if spec.experts_are == ExpertsAre::Replicate { spec.experts() } else { 0 };
     let of_expert = move |expert: usize| {
@@ -47,7 +47,7 @@ pub(super) fn deltas_of(cfg: &Qwen3Config, spec: &MoeSpec, layer: usize) -> impl
 ///
 /// # Errors
 /// What the device reports.
-pub fn grow_deltas(store: &mut ParamStore, cfg: &Qwen3Config, spec: &MoeSpec) -> Result<()> {
+pub fn grow_deltas(store: &mut ParamStore, cfg: &Arch, spec: &MoeSpec) -> Result<()> {
     for (name, shape) in possible_deltas(cfg, spec) {
         if store.get(&name).is_none() {
             let zeros = Tensor::zeros(shape, candle_core::DType::F32, store.device())?;

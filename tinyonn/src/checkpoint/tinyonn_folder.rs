@@ -27,9 +27,9 @@ use super::params::{expected_tensors, neuron_expert_name};
 use super::replicas::{is_delta, possible_deltas};
 use super::store::ParamStore;
 use super::variant_tensors::expected_variant_tensors;
+use crate::decoder::{Arch, PathTable};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{self, ExpertsAre, MoeSpec, RoutePer, Variant};
-use crate::qwen3::{PathTable, Qwen3Config};
 use crate::{Error, Result};
 
 /// The key of `config.json` under which a variant is described.
@@ -126,7 +126,7 @@ pub fn is_tinyonn(config: &Value) -> bool {
 /// A Tiny-ONN folder, opened and checked.
 pub struct TinyOnnFolder {
     folder: ModelFolder,
-    cfg: Qwen3Config,
+    cfg: Arch,
     config: TinyOnnConfig,
     variant: &'static Variant,
     routers: Vec<(String, Vec<usize>)>,
@@ -152,7 +152,7 @@ impl TinyOnnFolder {
             }
         };
         let (config, variant) = read_object(object, &path)?;
-        let cfg = folder.qwen3_config()?;
+        let cfg = folder.arch()?;
         check_object(&config, &variant.spec, &cfg, &path)?;
         let mut expected = expected_variant_tensors(&cfg, variant)?;
         let deltas = possible_deltas(&cfg, &variant.spec);
@@ -192,7 +192,7 @@ impl TinyOnnFolder {
 
     /// The shape of the dense model.
     #[must_use]
-    pub fn qwen3_config(&self) -> &Qwen3Config {
+    pub fn arch(&self) -> &Arch {
         &self.cfg
     }
 
@@ -271,7 +271,7 @@ fn read_object(object: &Value, path: &Path) -> Result<(TinyOnnConfig, &'static V
 }
 
 /// What the declaration and the dense model ask of the rest of the object.
-fn check_object(config: &TinyOnnConfig, spec: &MoeSpec, cfg: &Qwen3Config, path: &Path) -> Result<()> {
+fn check_object(config: &TinyOnnConfig, spec: &MoeSpec, cfg: &Arch, path: &Path) -> Result<()> {
     let fail = |problem: String| Err(Error::file(path, problem, "upcycle the dense model again"));
     if spec.experts_are == ExpertsAre::Slice && config.partition.is_none() {
         return fail("`tinyonn.partition` is missing".into());

@@ -11,8 +11,8 @@ use candle_nn::var_builder::{SimpleBackend, VarBuilder};
 
 use super::params::{mixture_prefix, neuron_expert_name};
 use super::store::{ParamStore, misshapen, unknown};
+use crate::decoder::Arch;
 use crate::moe::{ExpertsAre, MoeSpec, RouterKind, Variant, check, expert};
-use crate::qwen3::Qwen3Config;
 use crate::{Error, Result};
 
 /// The parameters of `variant` over the dense model `dense` of shape `cfg`: a copy of its tensors in their own types, the
@@ -28,20 +28,20 @@ use crate::{Error, Result};
 /// use tinyonn::imaging::{Partition, PartitionSources, partition};
 /// use tinyonn::model::TinyOnnForCausalLm;
 /// use tinyonn::moe;
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, Pass};
+/// use tinyonn::decoder::{Arch, CausalLm, Pass};
 ///
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 123, "num_hidden_layers": 1,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
 /// }), "config.json")?;
-/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
 ///
 /// let variant = moe::variant("TinyOnn")?;
 /// let partition = partition::assign(Partition::Random, &variant.spec, (1, 123), PartitionSources::default(), 0)?;
 /// let sparse = upcycle(&dense, &cfg, variant, &partition, 0)?;
 ///
 /// let ids = Tensor::new(&[[1u32, 2, 3]], &Device::Cpu)?;
-/// let dense = Qwen3ForCausalLm::dense(&cfg, &dense.builder(DType::F32, |_| false))?;
+/// let dense = CausalLm::dense(&cfg, &dense.builder(DType::F32, |_| false))?;
 /// let sparse = TinyOnnForCausalLm::new(&cfg, variant, &sparse.builder(DType::F32, |_| false))?;
 /// let [before, after] = [dense.logits(&ids, &Pass::all(), None)?, sparse.logits(&ids, &Pass::all(), None)?];
 /// assert_eq!(before.to_vec3::<f32>()?, after.to_vec3::<f32>()?);
@@ -49,7 +49,7 @@ use crate::{Error, Result};
 /// ```
 pub fn upcycle(
     dense: &ParamStore,
-    cfg: &Qwen3Config,
+    cfg: &Arch,
     variant: &'static Variant,
     neuron_expert: &[Vec<u32>],
     seed: u64,
@@ -103,7 +103,7 @@ fn set_priors(store: &ParamStore, spec: &MoeSpec, layer: usize) -> Result<()> {
 }
 
 /// What the variant's constructor asks for beyond `known`: its routers, initialised.
-fn new_routers(known: &ParamStore, cfg: &Qwen3Config, variant: &Variant, seed: u64) -> Result<ParamStore> {
+fn new_routers(known: &ParamStore, cfg: &Arch, variant: &Variant, seed: u64) -> Result<ParamStore> {
     let device = known.device().clone();
     ParamStore::initialise(&device, seed, |fresh| {
         let backend = Completing { known: known.handles(), fresh };

@@ -14,15 +14,15 @@ use super::params::{Param, Role, dense_params, expected_tensors, mixture_prefix,
 use super::replicas::deltas_of;
 use super::store::unknown;
 use crate::Result;
+use crate::decoder::Arch;
 use crate::moe::Variant;
-use crate::qwen3::Qwen3Config;
 
 /// Name and shape in a file of every tensor of `variant` on the dense shape `config`: the dense model's, each layer's `neuron_expert`
 /// `[I]`, and the routers' parameters.
 ///
 /// # Errors
 /// A variant that does not fit the model.
-pub fn expected_variant_tensors(config: &Qwen3Config, variant: &Variant) -> Result<BTreeMap<String, Vec<usize>>> {
+pub fn expected_variant_tensors(config: &Arch, variant: &Variant) -> Result<BTreeMap<String, Vec<usize>>> {
     let shapes = Arc::new(Mutex::new(expected_tensors(config)));
     let recorder = Recorder { experts: variant.spec.experts(), shapes: Arc::clone(&shapes) };
     let vb = VarBuilder::from_backend(Box::new(recorder), DType::F32, Device::Cpu);
@@ -37,7 +37,7 @@ pub fn expected_variant_tensors(config: &Qwen3Config, variant: &Variant) -> Resu
 ///
 /// # Errors
 /// A variant that does not fit the model.
-pub fn variant_params(config: &Qwen3Config, variant: &Variant) -> Result<Vec<Param>> {
+pub fn variant_params(config: &Arch, variant: &Variant) -> Result<Vec<Param>> {
     let mut params = dense_params(config);
     let expected = expected_variant_tensors(config, variant)?;
     for layer in 0..config.num_hidden_layers {
@@ -78,9 +78,9 @@ pub struct VariantParameters {
 /// ```
 /// use tinyonn::checkpoint::variant_parameters;
 /// use tinyonn::moe;
-/// use tinyonn::qwen3::Qwen3Config;
+/// use tinyonn::decoder::Arch;
 ///
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 24, "num_hidden_layers": 3,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
 /// }), "config.json")?;
@@ -89,7 +89,7 @@ pub struct VariantParameters {
 /// assert_eq!(counted.total, cfg.parameters() + counted.routers);
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
-pub fn variant_parameters(config: &Qwen3Config, variant: &Variant) -> Result<VariantParameters> {
+pub fn variant_parameters(config: &Arch, variant: &Variant) -> Result<VariantParameters> {
     let partitions: Vec<String> = (0..config.num_hidden_layers).map(neuron_expert_name).collect();
     let tensors = expected_variant_tensors(config, variant)?;
     let weights = tensors.iter().filter(|(name, _)| !partitions.contains(name));

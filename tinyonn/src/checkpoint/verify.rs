@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::loaded::LoadedModel;
 use super::mmap::MappedSafetensors;
 use super::tokens;
+use crate::decoder::{Ask, Pass};
 use crate::model::ActiveMode;
-use crate::qwen3::{Ask, Pass};
 use crate::{Error, Result};
 
 /// How far two models' logits are apart.

@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 
 use super::ScanOptions;
 use crate::data::TokenSet;
+use crate::decoder::{Ask, CausalLm, Mlp, Pass};
 use crate::ops::host;
-use crate::qwen3::{Ask, Mlp, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// Tokens of the sample, at most.
@@ -25,17 +25,17 @@ pub const SAMPLE: usize = 2048;
 /// use tinyonn::data::{TaskTokens, TokenSet};
 /// use tinyonn::imaging::{Partition, PartitionSources, ScanOptions, coactivation, partition};
 /// use tinyonn::moe::moe;
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+/// use tinyonn::decoder::{Arch, CausalLm};
 ///
 /// #[moe(groups = 2, experts = 2)]
 /// struct Together;
 ///
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
-/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-/// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
 /// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };
 /// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
 ///
@@ -48,7 +48,7 @@ pub const SAMPLE: usize = 2048;
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 pub fn coactivation(
-    model: &Qwen3ForCausalLm<Mlp>,
+    model: &CausalLm<Mlp>,
     set: &TokenSet,
     options: ScanOptions,
     device: &Device,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use crate::checkpoint::tokens;
+use crate::decoder::{CausalLm, FeedForward, ImageAsk, Learn, Pass};
 use crate::metrics::check_loss;
 use crate::ops::{ExpertNeurons, Grads, host};
-use crate::qwen3::{FeedForward, ImageAsk, Learn, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// Raw values, unscaled by width.
@@ -26,12 +26,7 @@ pub struct Dump {
 ///
 /// # Errors
 /// Sequences of fewer than two tokens; ids beyond the vocabulary; `units` of another model; a loss that is no finite number.
-pub fn dump<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
-    ids: &Tensor,
-    units: &[Vec<u32>],
-    count: usize,
-) -> Result<Dump> {
+pub fn dump<F: FeedForward>(model: &CausalLm<F>, ids: &Tensor, units: &[Vec<u32>], count: usize) -> Result<Dump> {
     let (b, t) = ids.dims2()?;
     if t < 2 {
         return Err(Error::setting("tokens", "sequences of one token have no next token", "give two or more"));

@@ -16,10 +16,10 @@ use candle_core::{Device, Tensor};
 
 use super::Labels;
 use crate::data::{TaskTokens, TokenSet};
+use crate::decoder::{Active, CausalLm, FeedForward, Pass, PathTable};
 use crate::metrics::{Progress, check_loss};
 use crate::moe::{ExpertsAre, MoeSpec, select};
 use crate::ops::host;
-use crate::qwen3::{Active, FeedForward, Pass, PathTable, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// The text that losses are measured on.
@@ -53,17 +53,17 @@ impl Labels {
     /// use tinyonn::imaging::{GreedyOptions, Labels, Partition, PartitionSources, partition};
     /// use tinyonn::model::TinyOnnForCausalLm;
     /// use tinyonn::moe::{self, moe};
-    /// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+    /// use tinyonn::decoder::{Arch, CausalLm};
     ///
     /// #[moe(groups = 2, experts = 3, top_k = [1, 2])]
     /// struct Ablated;
     ///
     /// let variant = moe::variant("Ablated")?;
-    /// let cfg = Qwen3Config::from_json(&serde_json::json!({
+    /// let cfg = Arch::from_json(&serde_json::json!({
     ///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
     ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
     /// }), "config.json")?;
-    /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+    /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
     /// let units = partition::assign(Partition::Contiguous, &Ablated::SPEC, (1, 24), PartitionSources::default(), 0)?;
     /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
     /// let model = TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, |_| false))?;
@@ -76,7 +76,7 @@ impl Labels {
     /// # Ok::<(), tinyonn::Error>(())
     /// ```
     pub fn greedy<F: FeedForward>(
-        model: &Qwen3ForCausalLm<F>,
+        model: &CausalLm<F>,
         spec: &MoeSpec,
         set: &TokenSet,
         options: GreedyOptions,
@@ -136,7 +136,7 @@ fn sequences(task: &TaskTokens, options: GreedyOptions, device: &Device) -> Resu
 
 /// The text of one task, and the model that reads it.
 struct Text<'a, F> {
-    model: &'a Qwen3ForCausalLm<F>,
+    model: &'a CausalLm<F>,
     task: &'a str,
     inputs: Tensor,
     targets: Tensor,

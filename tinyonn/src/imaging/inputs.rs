@@ -8,8 +8,8 @@ use candle_core::Tensor;
 
 use super::ScanOptions;
 use crate::data::{Batch, NO_DOCUMENT, TokenSet};
+use crate::decoder::{Ask, CausalLm, FeedForward, InputRows, Pass, Trace};
 use crate::ops::host;
-use crate::qwen3::{Ask, FeedForward, InputRows, Pass, Qwen3ForCausalLm, Trace};
 use crate::{Error, Result};
 
 /// Inputs of one layer with their tasks.
@@ -172,7 +172,7 @@ impl RouterInputs {
     /// Whatever the model reports.
     pub fn collect<F: FeedForward>(
         &mut self,
-        model: &Qwen3ForCausalLm<F>,
+        model: &CausalLm<F>,
         set: &TokenSet,
         options: ScanOptions,
         pass: &Pass,

@@ -41,7 +41,7 @@ impl Labels {
     /// ```
     /// use tinyonn::imaging::Labels;
     /// use tinyonn::moe::moe;
-    /// use tinyonn::qwen3::PathTable;
+    /// use tinyonn::decoder::PathTable;
     ///
     /// #[moe(groups = 2, experts = 2, top_k = [1, 2])]
     /// struct Four;

@@ -8,8 +8,8 @@ use rand::seq::SliceRandom as _;
 use super::Integral;
 use super::balanced_k_means::{balanced_k_means, unit_columns};
 use super::label_balance::{self, LabelBalance};
+use crate::decoder::PathTable;
 use crate::moe::{MoeSpec, select};
-use crate::qwen3::PathTable;
 use crate::random;
 use crate::{Error, Result};
 

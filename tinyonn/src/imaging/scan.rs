@@ -16,9 +16,9 @@ pub use self::share::Share;
 use super::scan_file::{Keeper, ScanFile};
 use super::{NeuronScan, RouterInputs, Units};
 use crate::data::{Batches, TaskTokens, TokenSet};
+use crate::decoder::{Ask, CausalLm, FeedForward, ImageAsk, Learn, Pass};
 use crate::metrics::{Progress, check_loss};
 use crate::ops::{ExpertNeurons, GradSite, Grads, ImageSums, ImageTensors, NeuronSums, Scale, host};
-use crate::qwen3::{Ask, FeedForward, ImageAsk, Learn, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// How a corpus is read: rows of `length` tokens, `batch` at a time.
@@ -88,7 +88,7 @@ impl ScanRequest {
     }
 
     /// Refuses what does not fit the model.
-    fn check<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>) -> Result<()> {
+    fn check<F: FeedForward>(&self, model: &CausalLm<F>) -> Result<()> {
         let cfg = model.config();
         let (length, most) = (self.options.length, cfg.max_position_embeddings);
         if length > most {
@@ -131,16 +131,16 @@ impl ScanRequest {
 /// use tinyonn::checkpoint::ParamStore;
 /// use tinyonn::data::{Corpus, TextTokenizer, TokenSet, arithmetic, sorting};
 /// use tinyonn::imaging::{Integral, ScanOptions, Score, scan};
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+/// use tinyonn::decoder::{Arch, CausalLm};
 ///
 /// let corpus = Corpus { tasks: vec![arithmetic(0, 2_000), sorting(0, 2_000)] };
 /// let set = TokenSet::encode(&corpus, &TextTokenizer::train(&corpus, 300)?)?;
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
-/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-/// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
 ///
 /// let options = ScanOptions { length: 32, batch: 4, tokens_per_task: 500 };
 /// let seen = scan(&model, &set, options, &Device::Cpu, None)?;
@@ -149,7 +149,7 @@ impl ScanRequest {
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 pub fn scan<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
+    model: &CausalLm<F>,
     set: &TokenSet,
     options: ScanOptions,
     device: &Device,
@@ -174,15 +174,15 @@ pub fn scan<F: FeedForward>(
 /// # use candle_core::{DType, Device};
 /// # use tinyonn::checkpoint::ParamStore;
 /// # use tinyonn::data::{Corpus, TextTokenizer, TokenSet, arithmetic, sorting};
-/// # use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+/// # use tinyonn::decoder::{Arch, CausalLm};
 /// # let corpus = Corpus { tasks: vec![arithmetic(0, 2_000), sorting(0, 2_000)] };
 /// # let set = TokenSet::encode(&corpus, &TextTokenizer::train(&corpus, 300)?)?;
-/// # let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// # let cfg = Arch::from_json(&serde_json::json!({
 /// #     "model_type": "qwen3", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
 /// #     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// # }), "config.json")?;
-/// # let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-/// # let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// # let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// # let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
 /// use tinyonn::imaging::{ExpertForm, Form, Integral, Norm, ScanOptions, ScanRequest, Score, Share, Units, scan_with};
 ///
 /// // Two halves of the text, each of which another machine could read, with the norms of four experts.
@@ -201,7 +201,7 @@ pub fn scan<F: FeedForward>(
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 pub fn scan_with<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
+    model: &CausalLm<F>,
     set: &TokenSet,
     request: &ScanRequest,
     device: &Device,
@@ -216,7 +216,7 @@ pub fn scan_with<F: FeedForward>(
 /// # Errors
 /// As [`scan_with`]; a task with more tokens than are to be read.
 pub fn scan_batches<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
+    model: &CausalLm<F>,
     text: &dyn Batches,
     request: &ScanRequest,
     device: &Device,
@@ -233,7 +233,7 @@ pub fn scan_batches<F: FeedForward>(
 
 /// What stays the same while a text is read.
 struct Reading<'a, F> {
-    model: &'a Qwen3ForCausalLm<F>,
+    model: &'a CausalLm<F>,
     /// The part that is read.
     text: &'a dyn Batches,
     request: &'a ScanRequest,

@@ -15,10 +15,10 @@ use super::score::Terms;
 use super::sps::standards;
 use super::{Integral, NeuronScan, Prices, RowLabels, ScanOptions, Score};
 use crate::data::TokenSet;
+use crate::decoder::{CausalLm, FeedForward, ImageAsk, Learn, Pass};
 use crate::metrics::check_loss;
 use crate::moe::{LevelSpec, MoeSpec, select};
 use crate::ops::{ExpertNeurons, Grads, ScoreTerms, TokenScores, host};
-use crate::qwen3::{FeedForward, ImageAsk, Learn, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// What tokens are labelled by.
@@ -41,7 +41,7 @@ pub struct TokenScore<'a> {
 /// Which tokens are labelled, and the model that reads them.
 pub struct TokenPass<'a, F> {
     /// The model.
-    pub model: &'a Qwen3ForCausalLm<F>,
+    pub model: &'a CausalLm<F>,
     /// The text.
     pub set: &'a TokenSet,
     /// How it is read.
@@ -64,17 +64,17 @@ pub struct TokenPass<'a, F> {
 /// use tinyonn::data::{TaskTokens, TokenSet};
 /// use tinyonn::imaging::{ScanOptions, Score, TokenPass, TokenScore, scan, token_labels};
 /// use tinyonn::moe::moe;
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm};
+/// use tinyonn::decoder::{Arch, CausalLm};
 ///
 /// #[moe(groups = 2, experts = 3, top_k = [1, 2])]
 /// struct Six;
 ///
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
-/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-/// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
 /// let tokens = (0..90).map(|t| t * t % 32).collect();
 /// let task = TaskTokens { name: "squares".into(), tokens, documents: vec![0; 90] };
 /// let set = TokenSet { tasks: vec![task], documents: vec!["squares/a".into()], eos: 0 };

@@ -12,8 +12,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{Balance, Combine, ExpertsAre, MoeSpec, Routing};
+use crate::decoder::{Arch, mlp};
 use crate::ops::{self, Grads, MlpGate, MlpWeights, Replicas, Run};
-use crate::qwen3::{Qwen3Config, mlp};
 use crate::{Error, Result};
 
 /// The projections of an MLP, as a checkpoint names them.
@@ -77,7 +77,7 @@ impl TinyOnnExpert {
     /// # Errors
     /// An MLP narrower than the number of its slices; a partition that leaves an expert empty or names one that does not
     /// exist; a missing or misshapen weight; an activation that is not the model's.
-    pub fn new(spec: &MoeSpec, cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn new(spec: &MoeSpec, cfg: &Arch, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let [gate_proj, up_proj, down_proj] = mlp::projections(cfg, vb)?;
         let parts = match spec.experts_are {
             ExpertsAre::Slice => Parts::Slices(slices(spec, cfg, layer, vb)?),
@@ -206,7 +206,7 @@ pub(super) fn differences(deltas: &[Option<[Tensor; 3]>]) -> Vec<Option<[&Tensor
 }
 
 /// The partition of a layer: each neuron has an expert, each expert a neuron.
-fn slices(spec: &MoeSpec, cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Slices> {
+fn slices(spec: &MoeSpec, cfg: &Arch, layer: usize, vb: &VarBuilder<'_>) -> Result<Slices> {
     let experts = spec.experts();
     check_width(spec, cfg.intermediate_size, layer)?;
     let neuron_expert =
@@ -226,7 +226,7 @@ fn slices(spec: &MoeSpec, cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) 
 }
 
 /// The deltas that there are.
-fn deltas(spec: &MoeSpec, cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<Vec<Option<[Tensor; 3]>>> {
+fn deltas(spec: &MoeSpec, cfg: &Arch, vb: &VarBuilder<'_>) -> Result<Vec<Option<[Tensor; 3]>>> {
     let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
     let of_expert = |expert: usize| {
         let names = PROJECTIONS.map(|projection| delta_name(expert, projection));
@@ -240,7 +240,7 @@ fn deltas(spec: &MoeSpec, cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<Vec<
 }
 
 /// The model's activation, which must be the one that the variant declares, if it does.
-fn activation(spec: &MoeSpec, cfg: &Qwen3Config) -> Result<&'static dyn ops::Activation> {
+fn activation(spec: &MoeSpec, cfg: &Arch) -> Result<&'static dyn ops::Activation> {
     match &spec.activation {
         Some(declared) if *declared != cfg.hidden_act => {
             let problem =

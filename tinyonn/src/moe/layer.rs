@@ -10,8 +10,8 @@ use super::{
     CosineRouter, Gate, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router, RouterKind,
     RouterSpec, TinyOnnExpert, check,
 };
+use crate::decoder::{Active, Answers, Arch, FeedForward, Keep, Learn, Load, Pass, Trace};
 use crate::ops::{Grads, MinK, elementwise};
-use crate::qwen3::{Active, Answers, FeedForward, Keep, Learn, Load, Pass, Qwen3Config, Trace};
 use crate::{Error, Result};
 
 /// A feed-forward of routed experts: what fills a decoder layer's second half past `model`.
@@ -34,7 +34,7 @@ impl MoeLayer {
     pub fn new(
         spec: MoeSpec,
         own: &[(&str, NewRouter)],
-        cfg: &Qwen3Config,
+        cfg: &Arch,
         layer: usize,
         vb: &VarBuilder<'_>,
     ) -> Result<Self> {

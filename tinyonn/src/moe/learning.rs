@@ -5,9 +5,9 @@ use candle_core::{DType, Tensor};
 
 use super::expert::{Parts, Saved, Slices, TinyOnnExpert, differences};
 use super::routing::Routing;
+use crate::decoder::{Answers, Experts, Learn};
 use crate::ops::min_k::surprise_squares;
 use crate::ops::{self, Grads, Learners, LearningNeurons, MinK, MlpBackward, Replicas, SlicedMlp};
-use crate::qwen3::{Answers, Experts, Learn};
 use crate::{Error, Result};
 
 /// What the backward of the experts gives.

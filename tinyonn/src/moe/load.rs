@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use super::{LayerLoad, LoadFigures, MoeSpec};
-use crate::qwen3::Trace;
+use crate::decoder::Trace;
 
 /// Counts the tokens routed to each expert of each layer while a model runs, and how many experts a token took; tokens that no decision
 /// is for count nowhere.

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::MoeSpec;
-use crate::qwen3::PathTable;
+use crate::decoder::PathTable;
 
 /// The load of all layers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -122,7 +122,7 @@ impl LoadFigures {
     ///
     /// ```
     /// use tinyonn::moe::{LoadFigures, moe};
-    /// use tinyonn::qwen3::PathTable;
+    /// use tinyonn::decoder::PathTable;
     ///
     /// #[moe(groups = 2, experts = 2, top_k = [1, 1])]
     /// struct Quarter;

@@ -3,7 +3,7 @@
 use candle_nn::VarBuilder;
 
 use super::{MoeLayer, MoeSpec};
-use crate::qwen3::Qwen3Config;
+use crate::decoder::Arch;
 use crate::{Error, Result};
 
 /// A declared variant.
@@ -13,7 +13,7 @@ pub struct Variant {
     /// Where it was declared.
     pub module_path: &'static str,
     /// Builds layer `layer` from the parameters under its `mlp`.
-    pub build: fn(&Qwen3Config, usize, VarBuilder<'_>) -> Result<MoeLayer>,
+    pub build: fn(&Arch, usize, VarBuilder<'_>) -> Result<MoeLayer>,
 }
 
 inventory::collect!(Variant);

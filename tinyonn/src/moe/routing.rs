@@ -8,8 +8,8 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::gate::{self, Scores};
 use super::select::{Selection, select};
 use super::{Balance, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
+use crate::decoder::{Active, Keep, Load, Pass, PathTable};
 use crate::ops::{Grads, Run, open_gates};
-use crate::qwen3::{Active, Keep, Load, Pass, PathTable};
 use crate::{Error, Result};
 
 /// The gates of a layer, and which tokens they are for.

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::DeviceName;
+use crate::decoder::Arch;
 use crate::imaging::{LabelBalance, Partition, Score};
 use crate::moe::expert::check_width;
 use crate::moe::{self, ExpertsAre, RoutePer, Variant};
-use crate::qwen3::Qwen3Config;
 use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
 use crate::{Error, Result};
 
@@ -162,13 +162,13 @@ impl RunConfig {
         }
         if self.model.is_none() {
             check_width(&variant.spec, self.dense.intermediate_size, 0)?;
-            self.dense.qwen3(self.dense.vocab_size, hidden_act(variant)).validate()?;
+            self.dense.arch(self.dense.vocab_size, hidden_act(variant)).validate()?;
         }
         Ok(())
     }
 
     /// Refuses sequences that are longer than `cfg` was made for.
-    pub(super) fn check_length(&self, cfg: &Qwen3Config) -> Result<()> {
+    pub(super) fn check_length(&self, cfg: &Arch) -> Result<()> {
         let (length, most) = (self.length, cfg.max_position_embeddings);
         if length > most {
             let problem =
@@ -233,8 +233,8 @@ impl Default for DenseShape {
 impl DenseShape {
     /// The Qwen3 of this shape over a vocabulary of `vocab_size`, with the activation `hidden_act`, its head tied.
     #[must_use]
-    pub fn qwen3(&self, vocab_size: usize, hidden_act: &str) -> Qwen3Config {
-        Qwen3Config {
+    pub fn arch(&self, vocab_size: usize, hidden_act: &str) -> Arch {
+        Arch {
             vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::summary::Phase1Summary;
 use super::{RunConfig, Text};
+use crate::decoder::PathTable;
 use crate::imaging::Labels;
-use crate::qwen3::PathTable;
 use crate::{Error, Result, files};
 
 /// The file `phase1.json`, beside the checkpoint.

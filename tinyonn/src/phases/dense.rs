@@ -12,9 +12,9 @@ use super::text::{Tokens, tokenizer};
 use super::{RunConfig, Text};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, base_name, expected_tensors, is_tinyonn};
 use crate::data::{Sampler, TextTokenizer};
+use crate::decoder::Arch;
 use crate::metrics::{self, MetricsLog, Record};
 use crate::moe::variant;
-use crate::qwen3::Qwen3Config;
 use crate::train::{Checkpoints, pretrain};
 use crate::{Error, Result, files};
 
@@ -23,7 +23,7 @@ pub struct Dense {
     /// Its folder.
     pub dir: PathBuf,
     /// Its configuration.
-    pub cfg: Qwen3Config,
+    pub cfg: Arch,
     /// Its parameters, f32.
     pub store: ParamStore,
     /// The type each is stored in.
@@ -75,9 +75,9 @@ impl Dense {
     }
 
     /// The checkpoint of the folder `from` of a run, its configuration and its tokenizer, without a look at its weights.
-    pub(super) fn open_routed(from: &Path) -> Result<(TinyOnnFolder, Qwen3Config, TextTokenizer)> {
+    pub(super) fn open_routed(from: &Path) -> Result<(TinyOnnFolder, Arch, TextTokenizer)> {
         let folder = TinyOnnFolder::open(from.join(CHECKPOINT))?;
-        let (cfg, tokenizer) = (folder.qwen3_config().clone(), tokenizer(folder.folder())?);
+        let (cfg, tokenizer) = (folder.arch().clone(), tokenizer(folder.folder())?);
         Ok((folder, cfg, tokenizer))
     }
 
@@ -142,9 +142,9 @@ impl Dense {
     }
 
     /// A folder, its configuration and its tokenizer, checked without a look at its weights.
-    pub(super) fn open(dir: &Path) -> Result<(ModelFolder, Qwen3Config, TextTokenizer)> {
+    pub(super) fn open(dir: &Path) -> Result<(ModelFolder, Arch, TextTokenizer)> {
         let folder = ModelFolder::open(dir)?;
-        let cfg = folder.qwen3_config()?;
+        let cfg = folder.arch()?;
         if is_tinyonn(folder.config()) {
             let remedy = "give the dense model, or take the experts away with exp_upcycle --to-dense first";
             return Err(Error::file(dir, "is a Tiny-ONN checkpoint already", remedy));
@@ -206,7 +206,7 @@ impl Dense {
         states: Option<&Checkpoints>,
     ) -> Result<()> {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
-        let cfg = config.dense.qwen3(tokenizer.vocab_size(), hidden_act(variant(&config.variant)?));
+        let cfg = config.dense.arch(tokenizer.vocab_size(), hidden_act(variant(&config.variant)?));
         let Tokens { train, validation, .. } = text.encode(&tokenizer)?;
         let sampler = Sampler::new(&train, config.length, config.pretrain.batch, config.seed, device)?;
         tokenizer.save(staged.join("tokenizer.json"))?;

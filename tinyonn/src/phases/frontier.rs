@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use super::run::{Run, active_share};
 use crate::Result;
 use crate::checkpoint::ParamStore;
+use crate::decoder::{CausalLm, Pass};
 use crate::imaging::Labels;
 use crate::metrics::{Interval, Progress, interval};
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::{ExpertsAre, LoadFigures, Pfag, RoutePer};
-use crate::qwen3::{Pass, Qwen3ForCausalLm};
 use crate::train::Losses;
 
 /// Fixed numbers of choices that are measured, at most; of more, those whose active shares are spread most evenly.
@@ -203,7 +203,7 @@ impl Run<'_> {
     }
 
     /// The dense model whose MLPs give nothing: W_d = 0.
-    pub(super) fn without_mlps(&self) -> Result<Qwen3ForCausalLm<crate::qwen3::Mlp>> {
+    pub(super) fn without_mlps(&self) -> Result<CausalLm<crate::decoder::Mlp>> {
         let cfg = &self.dense.cfg;
         self.with_neurons_scaled(&vec![vec![0.0; cfg.intermediate_size]; cfg.num_hidden_layers])
     }

@@ -16,6 +16,7 @@ use super::DeviceName;
 use super::text::{documents, tokenizer};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::{Counted, TokenFile};
+use crate::decoder::{Arch, CausalLm};
 use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
@@ -23,7 +24,6 @@ use crate::imaging::{
 };
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::ops::GradSite;
-use crate::qwen3::{Qwen3Config, Qwen3ForCausalLm};
 use crate::{Error, Result, files};
 
 /// What is imaged, and how.
@@ -75,7 +75,7 @@ const SCAN: &str = "scan.safetensors";
 
 /// A model ready to be imaged: its dense reading, and which expert each neuron would belong to.
 struct Subject {
-    cfg: Qwen3Config,
+    cfg: Arch,
     store: ParamStore,
     spec: MoeSpec,
     /// The partition's strategy, as the checkpoint or the configuration has it.
@@ -119,7 +119,7 @@ impl Subject {
     fn open(config: &ImageConfig) -> Result<Self> {
         let device = config.device.open()?;
         let folder = ModelFolder::open(&config.model)?;
-        let cfg = folder.qwen3_config()?;
+        let cfg = folder.arch()?;
         if is_tinyonn(folder.config()) {
             let folder = TinyOnnFolder::open(&config.model)?;
             if config.partition.is_some() {
@@ -153,8 +153,8 @@ impl Subject {
         Ok(Self { store, cfg, spec, strategy: partition.to_string(), owners, device })
     }
 
-    fn model(&self) -> Result<Qwen3ForCausalLm<crate::qwen3::Mlp>> {
-        Qwen3ForCausalLm::dense(&self.cfg, &self.store.builder(DType::F32, |_| false))
+    fn model(&self) -> Result<CausalLm<crate::decoder::Mlp>> {
+        CausalLm::dense(&self.cfg, &self.store.builder(DType::F32, |_| false))
     }
 }
 

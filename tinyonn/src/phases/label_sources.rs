@@ -11,8 +11,8 @@ use super::run::Run;
 use super::summary::SourceFigures;
 use crate::Result;
 use crate::checkpoint::ParamStore;
+use crate::decoder::{Active, Pass};
 use crate::imaging::{Form, How, LabelBalance, LabelInputs, LabelSource, Labels, NeuronScan, Score};
-use crate::qwen3::{Active, Pass};
 
 /// Test tokens of each task that the comparison reads, at most.
 const TOKENS: usize = 2048;

@@ -14,9 +14,9 @@ use super::{Dense, RunConfig, Text};
 use crate::Result;
 use crate::checkpoint::{Param, Role, variant_params};
 use crate::data::{Sampler, TextTokenizer};
+use crate::decoder::Arch;
 use crate::imaging::{Partition, partition};
 use crate::moe::{ExpertsAre, variant};
-use crate::qwen3::Qwen3Config;
 use crate::train::{Memory, OptimizerConfig};
 
 /// What a run would do, in numbers.
@@ -55,7 +55,7 @@ impl PlannedTraining {
     /// Of `learning` weights of a model that holds `all`.
     fn new(
         (name, steps, batch, length): (&'static str, u64, usize, usize),
-        cfg: &Qwen3Config,
+        cfg: &Arch,
         [learning, all]: [usize; 2],
         (optimizer, memory): (&OptimizerConfig, &Memory),
         look: u64,
@@ -104,7 +104,7 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
         (cfg, tokenizer)
     } else {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
-        (config.dense.qwen3(tokenizer.vocab_size(), hidden_act(variant)), tokenizer)
+        (config.dense.arch(tokenizer.vocab_size(), hidden_act(variant)), tokenizer)
     };
     config.check_length(&cfg)?;
     let mut tokens = text.encode(&tokenizer)?;

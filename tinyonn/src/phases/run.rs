@@ -10,6 +10,7 @@ use super::text::{CorpusFigures, Tokens};
 use super::{Dense, LabelUnit, RunConfig, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
+use crate::decoder::{Active, CausalLm, FeedForward, Pass};
 use crate::files::StagedFolder;
 use crate::imaging::inputs::{Samples, Window};
 use crate::imaging::partition::{self, gate_rows};
@@ -20,7 +21,6 @@ use crate::imaging::{
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadFigures, LoadMeter, RoutePer, Variant};
-use crate::qwen3::{Active, FeedForward, Pass, Qwen3ForCausalLm};
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::evaluate::evaluate_load;
 use crate::train::smk::SmkOutcome;
@@ -103,8 +103,8 @@ impl Run<'_> {
         Sampler::new(&self.tokens.train, c.length, c.smk.batch, c.seed ^ 1, &self.device)
     }
 
-    pub(super) fn dense_model(&self) -> Result<Qwen3ForCausalLm<crate::qwen3::Mlp>> {
-        Qwen3ForCausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))
+    pub(super) fn dense_model(&self) -> Result<CausalLm<crate::decoder::Mlp>> {
+        CausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))
     }
 
     pub(super) fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
@@ -235,12 +235,7 @@ impl Run<'_> {
     }
 
     /// What routers see of `set`: in the pseudo-dense pass, or in a routed one.
-    pub(super) fn inputs<F: FeedForward>(
-        &self,
-        model: &Qwen3ForCausalLm<F>,
-        set: &TokenSet,
-        pass: &Pass,
-    ) -> Result<Inputs> {
+    pub(super) fn inputs<F: FeedForward>(&self, model: &CausalLm<F>, set: &TokenSet, pass: &Pass) -> Result<Inputs> {
         let mut inputs = self.router_inputs(set);
         inputs.collect(model, set, self.scan_options(), pass, &self.device)?;
         Ok(Inputs::of(inputs))
@@ -252,13 +247,13 @@ impl Run<'_> {
         (0..DRAWS).map(move |at| seed.wrapping_mul(DRAWS).wrapping_add(at))
     }
 
-    pub(super) fn evaluate<F: FeedForward>(&self, model: &Qwen3ForCausalLm<F>, pass: &Pass) -> Result<Losses> {
+    pub(super) fn evaluate<F: FeedForward>(&self, model: &CausalLm<F>, pass: &Pass) -> Result<Losses> {
         self.evaluate_on(model, &self.tokens.test, pass)
     }
 
     pub(super) fn evaluate_on<F: FeedForward>(
         &self,
-        model: &Qwen3ForCausalLm<F>,
+        model: &CausalLm<F>,
         set: &TokenSet,
         pass: &Pass,
     ) -> Result<Losses> {

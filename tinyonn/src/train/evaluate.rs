@@ -3,10 +3,10 @@
 use candle_core::Device;
 
 use crate::data::TokenSet;
+use crate::decoder::{Ask, CausalLm, FeedForward, Keep, Pass, Trace};
 use crate::metrics::check_loss;
 use crate::moe::LoadMeter;
 use crate::ops::host;
-use crate::qwen3::{Ask, FeedForward, Keep, Pass, Qwen3ForCausalLm, Trace};
 use crate::{Error, Result};
 
 /// Mean cross-entropies.
@@ -51,16 +51,16 @@ pub struct EvaluateOptions {
 /// use candle_core::{DType, Device};
 /// use tinyonn::checkpoint::ParamStore;
 /// use tinyonn::data::{TaskTokens, TokenSet};
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, Pass};
+/// use tinyonn::decoder::{Arch, CausalLm, Pass};
 /// use tinyonn::train::evaluate;
 /// use tinyonn::train::evaluate::EvaluateOptions;
 ///
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
-/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-/// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
 ///
 /// let task = TaskTokens { name: "count".into(), tokens: (0..100).collect(), documents: vec![0; 100] };
 /// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
@@ -70,7 +70,7 @@ pub struct EvaluateOptions {
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 pub fn evaluate<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
+    model: &CausalLm<F>,
     set: &TokenSet,
     options: EvaluateOptions,
     pass: &Pass,
@@ -84,7 +84,7 @@ pub fn evaluate<F: FeedForward>(
 /// # Errors
 /// As above.
 pub fn evaluate_load<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
+    model: &CausalLm<F>,
     set: &TokenSet,
     options: EvaluateOptions,
     pass: &Pass,
@@ -99,7 +99,7 @@ pub fn evaluate_load<F: FeedForward>(
 
 /// One copy to the host a batch: the losses, and the loads that were asked for, which `routed` is given.
 fn read<F: FeedForward>(
-    model: &Qwen3ForCausalLm<F>,
+    model: &CausalLm<F>,
     set: &TokenSet,
     options: EvaluateOptions,
     pass: &Pass,

@@ -3,13 +3,13 @@
 use super::evaluate::{EvaluateOptions, evaluate};
 use super::{TrainState, Verdict};
 use crate::data::TokenSet;
+use crate::decoder::{CausalLm, FeedForward, Pass};
 use crate::metrics::MetricsLog;
-use crate::qwen3::{FeedForward, Pass, Qwen3ForCausalLm};
 use crate::{Error, Result};
 
 /// What is looked at, and how often.
 pub struct HeldOut<'a, F> {
-    model: &'a Qwen3ForCausalLm<F>,
+    model: &'a CausalLm<F>,
     /// The text and the steps between two looks at it; `None`: there are none.
     looks: Option<(&'a TokenSet, u64)>,
     read: (EvaluateOptions, Pass),
@@ -23,7 +23,7 @@ impl<'a, F: FeedForward> HeldOut<'a, F> {
     /// Looks are asked for, and there is no text.
     pub fn new(
         stage: &'static str,
-        model: &'a Qwen3ForCausalLm<F>,
+        model: &'a CausalLm<F>,
         (set, every): (Option<&'a TokenSet>, u64),
         read: (EvaluateOptions, Pass),
     ) -> Result<Self> {

@@ -9,13 +9,13 @@ use candle_core::Tensor;
 use super::{Gradient, Memory, TrainState};
 use crate::Result;
 use crate::data::Sampler;
+use crate::decoder::{Answers, Ask, CausalLm, FeedForward, InTraining, Keep, Learn, Pass, Trace};
 use crate::interrupt::Interrupt;
-use crate::qwen3::{Answers, Ask, FeedForward, InTraining, Keep, Learn, Pass, Qwen3ForCausalLm, Trace};
 
 /// What a step reads, and how.
 pub struct TextGradient<'a, F> {
     /// What reads.
-    pub model: &'a Qwen3ForCausalLm<F>,
+    pub model: &'a CausalLm<F>,
     /// What is read.
     pub sampler: &'a Sampler<'a>,
     /// How; the tasks of a batch are added.

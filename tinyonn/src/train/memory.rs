@@ -7,7 +7,7 @@ use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use super::UpdateRule;
-use crate::qwen3::Qwen3Config;
+use crate::decoder::Arch;
 use crate::{Error, Result};
 
 /// A type of floating-point numbers.
@@ -107,7 +107,7 @@ impl Memory {
     /// attended to (3 q + 3 kv); g, u and h (3 I). With `recompute` all layers keep their input and one keeps the rest. Gates and what routes
     /// them come on top where experts are routed.
     #[must_use]
-    pub fn values(&self, cfg: &Qwen3Config, tokens: u64) -> u64 {
+    pub fn values(&self, cfg: &Arch, tokens: u64) -> u64 {
         let [d, i, layers] = [cfg.hidden_size, cfg.intermediate_size, cfg.num_hidden_layers].map(|size| size as u64);
         let [q, kv] = [cfg.num_attention_heads, cfg.num_key_value_heads].map(|heads| (heads * cfg.head_dim) as u64);
         let layer = 4 * d + 3 * q + 3 * kv + 3 * i;

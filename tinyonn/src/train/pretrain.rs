@@ -11,8 +11,8 @@ use super::{Checkpoints, Memory, OptimizerConfig, Rule, Said, Saving, Schedule, 
 use crate::Result;
 use crate::checkpoint::{ParamStore, dense_params};
 use crate::data::{Sampler, TokenSet};
+use crate::decoder::{Arch, CausalLm, Learn, Mlp, Pass};
 use crate::metrics::MetricsLog;
-use crate::qwen3::{Learn, Mlp, Pass, Qwen3Config, Qwen3ForCausalLm};
 
 /// How a dense model is pretrained.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,12 +66,12 @@ impl Default for PretrainConfig {
 /// use candle_core::{DType, Device};
 /// use tinyonn::data::{Corpus, Sampler, TextTokenizer, TokenSet, arithmetic};
 /// use tinyonn::metrics::{self, MetricsLog};
-/// use tinyonn::qwen3::Qwen3Config;
+/// use tinyonn::decoder::Arch;
 /// use tinyonn::train::{PretrainConfig, pretrain};
 ///
 /// let corpus = Corpus { tasks: vec![arithmetic(0, 10_000)] };
 /// let set = TokenSet::encode(&corpus, &TextTokenizer::train(&corpus, 280)?)?;
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
@@ -87,7 +87,7 @@ impl Default for PretrainConfig {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn pretrain(
-    cfg: &Qwen3Config,
+    cfg: &Arch,
     config: &PretrainConfig,
     (sampler, held): (&Sampler<'_>, Option<&TokenSet>),
     seed: u64,
@@ -95,10 +95,10 @@ pub fn pretrain(
     checkpoints: Option<&Checkpoints>,
 ) -> Result<ParamStore> {
     config.memory.check("pretrain.memory", config.batch)?;
-    let store = ParamStore::initialise(sampler.device(), seed, |vb| Qwen3ForCausalLm::dense(cfg, &vb).map(|_| ()))?;
+    let store = ParamStore::initialise(sampler.device(), seed, |vb| CausalLm::dense(cfg, &vb).map(|_| ()))?;
     let dtype = config.memory.weights.dtype();
     let work = store.work_weights(dtype, |_| Some(dtype))?;
-    let model = Qwen3ForCausalLm::dense(cfg, work.builder())?;
+    let model = CausalLm::dense(cfg, work.builder())?;
     let mut state = TrainState::new(slots(&work, dense_params(cfg)), &config.memory)?;
     let settings = json!({
         "code": crate::SOURCES_SHA256, "model": cfg.to_json(), "pretrain": config, "seed": seed, "data": sampler.digest(),

@@ -116,17 +116,17 @@ const HELD: usize = 2048;
 /// use tinyonn::checkpoint::{ParamStore, upcycle};
 /// use tinyonn::imaging::{Labels, Partition, PartitionSources, inputs::Samples, partition};
 /// use tinyonn::moe::{self, moe};
-/// use tinyonn::qwen3::{PathTable, Qwen3Config, Qwen3ForCausalLm};
+/// use tinyonn::decoder::{PathTable, Arch, CausalLm};
 /// use tinyonn::train::{RouterFitConfig, RouterFitter};
 ///
 /// #[moe(groups = 2, experts = 1)]
 /// struct Pair;
 ///
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 2, "intermediate_size": 4, "num_hidden_layers": 1,
 ///     "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2,
 /// }), "config.json")?;
-/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
 /// let variant = moe::variant("Pair")?;
 /// let units = partition::assign(Partition::Contiguous, &Pair::SPEC, (1, 4), PartitionSources::default(), 0)?;
 /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;

@@ -12,7 +12,7 @@ use crate::model::TinyOnnForCausalLm;
 
 /// Calls `again(model)` with the routed model as it is in the store, `rounds` times
 /// ([`RouterFitConfig::refit_rounds`](super::RouterFitConfig::refit_rounds)); the routers are fitted already. `again` collects inputs through the model
-/// ([`RouterInputs::collect`](crate::imaging::RouterInputs::collect) under [`Pass::routed`](crate::qwen3::Pass::routed)) and fits to them, to the labels of
+/// ([`RouterInputs::collect`](crate::imaging::RouterInputs::collect) under [`Pass::routed`](crate::decoder::Pass::routed)) and fits to them, to the labels of
 /// tasks or of rows: a routed pass keeps the same rows. Routers without a closed form go on from where they are.
 ///
 /// # Errors

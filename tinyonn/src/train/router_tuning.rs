@@ -10,10 +10,10 @@ use rand::Rng as _;
 
 use super::{Gradient, Memory, OptimizerConfig, RouterFitConfig, Rule, Said, Slot, TrainState, Verdict, Watch, train};
 use crate::checkpoint::{ParamStore, Role};
+use crate::decoder::Arch;
 use crate::moe::{MoeLayer, Variant};
 use crate::ops::share_loss::{self, Shares};
 use crate::ops::{elementwise, host};
-use crate::qwen3::Qwen3Config;
 use crate::{Error, Result, random};
 
 /// Steps between looks at the validation text.
@@ -49,7 +49,7 @@ impl Rows {
 }
 
 /// A model that routers are fitted in: its parameters, its dense shape, its declaration.
-pub type Model<'a> = (&'a ParamStore, &'a Qwen3Config, &'static Variant);
+pub type Model<'a> = (&'a ParamStore, &'a Arch, &'static Variant);
 
 /// Equal routers of one layer and level, and what tunes them.
 pub(super) struct Tuning<'a> {

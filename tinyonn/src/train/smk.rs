@@ -27,10 +27,10 @@ use super::{
 };
 use crate::checkpoint::{Param, ParamStore, Role, variant_params};
 use crate::data::{Sampler, TokenSet};
+use crate::decoder::{Active, Experts, Learn, Pass, PathTable};
 use crate::metrics::MetricsLog;
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::{Balance, ExpertsAre, LoadFigures, MoeLayer, MoeSpec, balance};
-use crate::qwen3::{Active, Experts, Learn, Pass, PathTable};
 use crate::{Error, Result, files};
 
 /// How experts differentiate.
@@ -100,18 +100,18 @@ pub struct SmkOutcome {
 /// use tinyonn::imaging::{Partition, PartitionSources, partition};
 /// use tinyonn::metrics::MetricsLog;
 /// use tinyonn::moe::{self, moe};
-/// use tinyonn::qwen3::{Qwen3Config, Qwen3ForCausalLm, Pass};
+/// use tinyonn::decoder::{Arch, CausalLm, Pass};
 /// use tinyonn::train::{SmkConfig, train_smk};
 ///
 /// #[moe(groups = 2, experts = 3)]
 /// struct Learners;
 ///
 /// let variant = moe::variant("Learners")?;
-/// let cfg = Qwen3Config::from_json(&serde_json::json!({
+/// let cfg = Arch::from_json(&serde_json::json!({
 ///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
 ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 /// }), "config.json")?;
-/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
 /// let units = partition::assign(Partition::Random, &Learners::SPEC, (1, 24), PartitionSources::default(), 0)?;
 /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
 ///

@@ -26,9 +26,9 @@ use self::units::{CONTROLS, Control, Layers, SPS, Source, Units, sources};
 use super::run::Run;
 use crate::checkpoint::ParamStore;
 use crate::data::TokenSet;
+use crate::decoder::{CausalLm, Mlp, Pass};
 use crate::imaging::NeuronScan;
 use crate::metrics::{Interval, Progress, interval};
-use crate::qwen3::{Mlp, Pass, Qwen3ForCausalLm};
 use crate::train::Losses;
 use crate::{Error, Result};
 
@@ -172,7 +172,7 @@ impl Run<'_> {
     }
 
     /// The dense model with the outputs of `layers[layer]`, units of neurons by `owner`, multiplied by a factor a layer.
-    fn touched(&self, layers: &[Vec<usize>], owner: &[Vec<u32>], factors: &[f64]) -> Result<Qwen3ForCausalLm<Mlp>> {
+    fn touched(&self, layers: &[Vec<usize>], owner: &[Vec<u32>], factors: &[f64]) -> Result<CausalLm<Mlp>> {
         let of_layer = |((units, owner), factor): ((&Vec<usize>, &Vec<u32>), &f64)| {
             owner.iter().map(|unit| if units.contains(&(*unit as usize)) { *factor } else { 1.0 }).collect()
         };
@@ -180,7 +180,7 @@ impl Run<'_> {
     }
 
     /// The dense model with the output of each neuron multiplied: `factors[layer][i]` on the columns of W_d.
-    pub(super) fn with_neurons_scaled(&self, factors: &[Vec<f64>]) -> Result<Qwen3ForCausalLm<Mlp>> {
+    pub(super) fn with_neurons_scaled(&self, factors: &[Vec<f64>]) -> Result<CausalLm<Mlp>> {
         let mut store = ParamStore::from_handles(self.dense.store.device(), self.dense.store.handles());
         for (layer, factors) in factors.iter().enumerate().filter(|(_, factors)| factors.iter().any(|f| *f != 1.0)) {
             let name = down_proj(layer);
@@ -190,7 +190,7 @@ impl Run<'_> {
             let factors = Tensor::new(factors.as_slice(), down.device())?;
             store.insert(name, down.broadcast_mul(&factors.to_dtype(down.dtype())?.unsqueeze(1)?)?)?;
         }
-        Qwen3ForCausalLm::dense(&self.dense.cfg, &store.builder(DType::F32, |_| false))
+        CausalLm::dense(&self.dense.cfg, &store.builder(DType::F32, |_| false))
     }
 
     /// `E[h_i²] ‖W_d[:, i]‖²` over each task's text, `[task][layer][i]`.

@@ -10,6 +10,7 @@ use candle_core::DType;
 use super::record::{self, CellRecord, LossRecord, RoutedRecord, Store, SubjectRecord};
 use super::{Cell, CompareConfig, CorpusConfig};
 use crate::checkpoint;
+use crate::decoder::{Active, Pass};
 use crate::imaging::{
     Form, GreedyOptions, LabelInputs, LabelSource, Labels, Log1p, NeuronScan, RowLabels, ScanRequest, TokenScore,
     Units, scan_with,
@@ -21,7 +22,6 @@ use crate::ops::GradSite;
 use crate::phases::prepared::Prepared;
 use crate::phases::run::{Held, Inputs, Run, active_share};
 use crate::phases::{LabelUnit, RunConfig};
-use crate::qwen3::{Active, Pass};
 use crate::train::{Checkpoints, LevelAccuracy, router_accuracy, row_accuracy};
 use crate::{Error, Result};
 

@@ -1,14 +1,14 @@
 //! The dense Qwen3 decoder, trainable, generic over the feed-forward of its blocks.
 //!
-//! [`Qwen3ForCausalLm`]`<`[`Mlp`]`>` is the dense model; with a mixture of experts in the [`FeedForward`] slot the very same
+//! [`CausalLm`]`<`[`Mlp`]`>` is the dense model; with a mixture of experts in the [`FeedForward`] slot the very same
 //! code is the sparse one, so that losslessness compares one generic function with itself. Struct fields mirror the
 //! names in a Hugging Face checkpoint.
 
+pub mod arch;
 pub mod attention;
 pub mod block;
 pub mod cache;
 pub mod causal_lm;
-pub mod config;
 pub mod feed_forward;
 pub mod generate;
 pub mod mlp;
@@ -17,15 +17,15 @@ pub mod norm;
 pub mod pass;
 pub mod rotary;
 
+pub use arch::Arch;
 pub use attention::Attention;
 pub use block::Block;
 pub use cache::KvCache;
-pub use causal_lm::{Forward, Qwen3ForCausalLm};
-pub use config::Qwen3Config;
+pub use causal_lm::{CausalLm, Forward};
 pub use feed_forward::FeedForward;
 pub use generate::Sampling;
 pub use mlp::Mlp;
-pub use model::Qwen3;
+pub use model::Decoder;
 pub use norm::RmsNorm;
 pub use pass::{
     Active, Answers, Ask, Experts, ImageAsk, InTraining, InputRows, Keep, Learn, Load, NeuronMask, Pass, PathTable,

@@ -3,7 +3,7 @@
 use candle_core::{IndexOp, Tensor};
 use rand::Rng as _;
 
-use super::{FeedForward, KvCache, Pass, Qwen3ForCausalLm};
+use super::{CausalLm, FeedForward, KvCache, Pass};
 use crate::ops::host;
 use crate::random::Rng;
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ pub enum Sampling<'a> {
     Temperature(f64, &'a mut Rng),
 }
 
-impl<F: FeedForward> Qwen3ForCausalLm<F> {
+impl<F: FeedForward> CausalLm<F> {
     /// Up to `count` tokens after `prompt`, stopping behind `eos`. `cached` keeps keys and values; without it the whole text is
     /// read again for each token.
     ///

@@ -4,18 +4,18 @@ use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
 use super::block::{self, Block};
-use super::{Answers, FeedForward, Keep, KvCache, Learn, Pass, Qwen3Config, RmsNorm, Rotary, Trace};
+use super::{Answers, Arch, FeedForward, Keep, KvCache, Learn, Pass, RmsNorm, Rotary, Trace};
 use crate::Result;
 use crate::ops::{Grads, embedding};
 
 /// The decoder, over any feed-forward; named as in the checkpoint (`model`).
 #[derive(Clone, Debug)]
-pub struct Qwen3<F> {
+pub struct Decoder<F> {
     embed_tokens: Tensor,
     layers: Vec<Block<F>>,
     norm: RmsNorm,
     rotary: Rotary,
-    cfg: Qwen3Config,
+    cfg: Arch,
 }
 
 /// What the backward of a decoder needs.
@@ -27,13 +27,13 @@ pub struct Saved<F: FeedForward> {
     last: Tensor,
 }
 
-impl<F: FeedForward> Qwen3<F> {
+impl<F: FeedForward> Decoder<F> {
     /// Reads or initialises the weights; `feed_forward(layer, vb)` builds each layer's `mlp`.
     ///
     /// # Errors
     /// A configuration that cannot work; a missing or misshapen weight.
     pub fn new(
-        cfg: &Qwen3Config,
+        cfg: &Arch,
         vb: &VarBuilder<'_>,
         mut feed_forward: impl FnMut(usize, VarBuilder<'_>) -> Result<F>,
     ) -> Result<Self> {
@@ -119,7 +119,7 @@ impl<F: FeedForward> Qwen3<F> {
     }
 
     /// The configuration.
-    pub fn config(&self) -> &Qwen3Config {
+    pub fn config(&self) -> &Arch {
         &self.cfg
     }
 

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use super::{Answers, FeedForward, Keep, Learn, Pass, Qwen3Config, Trace};
+use super::{Answers, Arch, FeedForward, Keep, Learn, Pass, Trace};
 use crate::Result;
 use crate::ops::{Activation, Grads, Learners, MlpWeights, SlicedMlp, glu_mlp};
 
@@ -22,7 +22,7 @@ impl Mlp {
     ///
     /// # Errors
     /// A missing or misshapen weight; an unknown activation.
-    pub fn new(cfg: &Qwen3Config, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn new(cfg: &Arch, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let [gate_proj, up_proj, down_proj] = projections(cfg, vb)?;
         Ok(Self { gate_proj, up_proj, down_proj, activation: cfg.activation()?, layer })
     }
@@ -45,7 +45,7 @@ impl Mlp {
 ///
 /// # Errors
 /// A missing or misshapen weight.
-pub fn projections(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<[Tensor; 3]> {
+pub fn projections(cfg: &Arch, vb: &VarBuilder<'_>) -> Result<[Tensor; 3]> {
     let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
     let get = |name: &str, shape: (usize, usize), stdev| {
         vb.pp(name).get_with_hints(shape, "weight", Init::Randn { mean: 0.0, stdev })

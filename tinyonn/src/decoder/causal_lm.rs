@@ -5,38 +5,38 @@ use std::borrow::Cow;
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{Active, Answers, FeedForward, Keep, KvCache, Learn, Mlp, Pass, Qwen3, Qwen3Config, Trace, model};
+use super::{Active, Answers, Arch, Decoder, FeedForward, Keep, KvCache, Learn, Mlp, Pass, Trace, model};
 use crate::ops::{Grads, cross_entropy, linear};
 use crate::{Error, Result};
 
 /// A causal language model over any feed-forward.
 #[derive(Clone, Debug)]
-pub struct Qwen3ForCausalLm<F> {
-    model: Qwen3<F>,
+pub struct CausalLm<F> {
+    model: Decoder<F>,
     lm_head: Tensor,
 }
 
-impl Qwen3ForCausalLm<Mlp> {
+impl CausalLm<Mlp> {
     /// The dense model.
     ///
     /// # Errors
     /// A configuration that cannot work; a missing or misshapen weight.
-    pub fn dense(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn dense(cfg: &Arch, vb: &VarBuilder<'_>) -> Result<Self> {
         Self::new(cfg, vb, |layer, vb| Mlp::new(cfg, layer, &vb))
     }
 }
 
-impl<F: FeedForward> Qwen3ForCausalLm<F> {
+impl<F: FeedForward> CausalLm<F> {
     /// Reads or initialises the weights; `feed_forward(layer, vb)` builds each layer's `mlp`.
     ///
     /// # Errors
     /// A configuration that cannot work; a missing or misshapen weight.
     pub fn new(
-        cfg: &Qwen3Config,
+        cfg: &Arch,
         vb: &VarBuilder<'_>,
         feed_forward: impl FnMut(usize, VarBuilder<'_>) -> Result<F>,
     ) -> Result<Self> {
-        let model = Qwen3::new(cfg, &vb.pp("model"), feed_forward)?;
+        let model = Decoder::new(cfg, &vb.pp("model"), feed_forward)?;
         let lm_head = if cfg.tie_word_embeddings {
             model.embed_tokens().clone()
         } else {
@@ -94,14 +94,14 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
     /// use candle_core::{DType, Device, Tensor};
     /// use tinyonn::checkpoint::ParamStore;
     /// use tinyonn::ops::Grads;
-    /// use tinyonn::qwen3::{Learn, Pass, Qwen3Config, Qwen3ForCausalLm};
+    /// use tinyonn::decoder::{Learn, Pass, Arch, CausalLm};
     ///
-    /// let cfg = Qwen3Config::from_json(&serde_json::json!({
+    /// let cfg = Arch::from_json(&serde_json::json!({
     ///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
     ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
     /// }), "config.json")?;
-    /// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Qwen3ForCausalLm::dense(&cfg, &vb).map(drop))?;
-    /// let model = Qwen3ForCausalLm::dense(&cfg, &store.builder(DType::F32, |_| true))?;
+    /// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+    /// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| true))?;
     /// let (ids, targets) = (Tensor::new(&[[1u32, 2, 3]], &Device::Cpu)?, Tensor::new(&[[2u32, 3, 4]], &Device::Cpu)?);
     ///
     /// let mut grads = Grads::new(store.iter().map(|(_, var)| (var.as_tensor(), 0)))?;
@@ -164,12 +164,12 @@ impl<F: FeedForward> Qwen3ForCausalLm<F> {
     }
 
     /// The decoder.
-    pub fn model(&self) -> &Qwen3<F> {
+    pub fn model(&self) -> &Decoder<F> {
         &self.model
     }
 
     /// The configuration.
-    pub fn config(&self) -> &Qwen3Config {
+    pub fn config(&self) -> &Arch {
         self.model.config()
     }
 }

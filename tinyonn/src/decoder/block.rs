@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
 use super::attention::{self, Attention};
-use super::{Answers, Ask, FeedForward, InputRows, Keep, KvCache, Learn, Pass, Qwen3Config, RmsNorm, Rotary, Trace};
+use super::{Answers, Arch, Ask, FeedForward, InputRows, Keep, KvCache, Learn, Pass, RmsNorm, Rotary, Trace};
 use crate::Result;
 use crate::ops::{Grads, elementwise};
 
@@ -23,7 +23,7 @@ impl<F: FeedForward> Block<F> {
     ///
     /// # Errors
     /// A missing or misshapen weight.
-    pub fn new(cfg: &Qwen3Config, layer: usize, mlp: F, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn new(cfg: &Arch, layer: usize, mlp: F, vb: &VarBuilder<'_>) -> Result<Self> {
         let norm = |name: &str| RmsNorm::new(cfg.hidden_size, cfg.rms_norm_eps, &vb.pp(name));
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,

@@ -4,14 +4,14 @@
 //! a model read wrongly gives plausible nonsense.
 //!
 //! ```
-//! use tinyonn::qwen3::Qwen3Config;
+//! use tinyonn::decoder::Arch;
 //! let json = serde_json::json!({
 //!     "model_type": "qwen3", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
 //!     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rope_theta": 1000000.0,
 //! });
-//! let config = Qwen3Config::from_json(&json, "config.json")?;
+//! let config = Arch::from_json(&json, "config.json")?;
 //! assert_eq!(config.kv_groups(), 2);
-//! assert_eq!(Qwen3Config::from_json(&config.to_json(), "config.json")?, config);
+//! assert_eq!(Arch::from_json(&config.to_json(), "config.json")?, config);
 //! # Ok::<(), tinyonn::Error>(())
 //! ```
 
@@ -23,7 +23,7 @@ use crate::{Error, Result, ops};
 
 /// The sizes and constants of a dense Qwen3.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Qwen3Config {
+pub struct Arch {
     /// Rows of the embedding and of the language-model head.
     pub vocab_size: usize,
     /// Width d of the residual stream.
@@ -55,7 +55,7 @@ pub struct Qwen3Config {
 /// A key of the configuration that cannot work: key, problem, remedy.
 type Refusal = (&'static str, String, String);
 
-impl Qwen3Config {
+impl Arch {
     /// Reads a `config.json`; `path` only names it in errors. Missing keys take transformers' defaults. The dense part of
     /// a Tiny-ONN checkpoint (`model_type: "tinyonn"`) is read likewise.
     ///
@@ -125,7 +125,7 @@ impl Qwen3Config {
         })
     }
 
-    /// Refuses sizes that make no model, as [`Qwen3Config::from_json`] does, for a configuration made in code.
+    /// Refuses sizes that make no model, as [`Arch::from_json`] does, for a configuration made in code.
     pub fn validate(&self) -> Result<()> {
         match self.refusal() {
             Some((key, problem, remedy)) => Err(Error::setting(key, problem, remedy)),
@@ -281,7 +281,7 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// The activation's name; whether there is one of that name is for [`Qwen3Config::refusal`] to say.
+    /// The activation's name; whether there is one of that name is for [`Arch::refusal`] to say.
     fn hidden_act(&self) -> Result<String> {
         match self.object.get("hidden_act") {
             None => Ok("silu".into()),

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use super::{KvCache, Qwen3Config, RmsNorm, Rotary};
+use super::{Arch, KvCache, RmsNorm, Rotary};
 use crate::Result;
 use crate::ops::{Grads, attention, elementwise, linear, rope};
 
@@ -64,7 +64,7 @@ impl Attention {
     ///
     /// # Errors
     /// A missing or misshapen weight.
-    pub fn new(cfg: &Qwen3Config, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn new(cfg: &Arch, vb: &VarBuilder<'_>) -> Result<Self> {
         let (d, head_dim) = (cfg.hidden_size, cfg.head_dim);
         let (q, kv) = (cfg.num_attention_heads * head_dim, cfg.num_key_value_heads * head_dim);
         let projection = |name: &str, shape, stdev| Projection::new(shape, cfg.attention_bias, stdev, &vb.pp(name));

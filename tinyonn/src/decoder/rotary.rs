@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::Qwen3Config;
+use super::Arch;
 use crate::Result;
 
 /// cos and sin `[T, D/2]` for a run of positions.
@@ -20,7 +20,7 @@ impl Rotary {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn new(cfg: &Qwen3Config, device: &Device) -> Result<Self> {
+    pub fn new(cfg: &Arch, device: &Device) -> Result<Self> {
         let half = cfg.head_dim / 2;
         let rates: Vec<f32> =
             (0..half).map(|j| 1.0 / (cfg.rope_theta as f32).powf((2 * j) as f32 / cfg.head_dim as f32)).collect();
