@@ -10,7 +10,6 @@ extern crate self as tinyonn;
 pub mod checkpoint;
 pub mod data;
 pub mod decoder;
-pub mod decoder;
 pub mod error;
 pub mod files;
 pub mod gallery;
