@@ -5,38 +5,59 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rstest::rstest;
-use tinyonn::ops::{AdamwStep, LionStep, RowUpdate, SgdStep, adamw, lion, sgd};
+use tinyonn::ops::{AdamwStep, Descriptor, LionStep, SgdStep, UpdateTable, adamw, lion, sgd};
 use tinyonn::train::OptimizerConfig;
 
 use crate::adamw::{list, take, training, values};
 use crate::gradients::inputs;
 
-/// An update and its constants.
+/// An update, its constants and λ.
 #[derive(Clone, Copy, Debug)]
 enum Rule {
-    Adamw(AdamwStep),
-    Sgd(SgdStep),
-    Lion(LionStep),
+    Adamw(AdamwStep, f64),
+    Sgd(SgdStep, f64),
+    Lion(LionStep, f64),
 }
 
-const ADAMW: Rule = Rule::Adamw(AdamwStep { rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1 });
-const SGD: Rule = Rule::Sgd(SgdStep { rate: 1e-2, momentum: 0.9, decay: 0.1 });
-const LION: Rule = Rule::Lion(LionStep { rate: 1e-2, beta1: 0.9, beta2: 0.99, decay: 0.1 });
+const ADAMW: Rule = Rule::Adamw(AdamwStep { rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8 }, 0.1);
+const SGD: Rule = Rule::Sgd(SgdStep { rate: 1e-2, momentum: 0.9 }, 0.1);
+const LION: Rule = Rule::Lion(LionStep { rate: 1e-2, beta1: 0.9, beta2: 0.99 }, 0.1);
 
 impl Rule {
     /// θ and its moments.
     fn tensors(self) -> usize {
-        if matches!(self, Self::Adamw(_)) { 3 } else { 2 }
+        if matches!(self, Self::Adamw(..)) { 3 } else { 2 }
     }
 
-    /// Updates θ and its moments where they lie.
+    /// Updates θ and its moments where they lie; `counts` is t behind this step.
     fn update(self, state: &[Tensor], g: &Tensor, counts: &Tensor, learn: &Tensor, scale: f64) -> Result<()> {
-        let (m, scale) = (&state[1], list(&[scale]));
-        let of = RowUpdate { weight: &state[0], gradient: g, learn, scale: &scale };
+        // Of another number they are refused, below.
+        let like = learn.elem_count() == counts.elem_count();
+        let before = if like { (counts - learn.to_dtype(DType::F64)?)? } else { counts.copy()? };
+        let second = state.get(2).map(|v| (v, &before));
+        let of = self.descriptor([&state[0], g, &state[1]], second, learn);
+        self.step(&UpdateTable { descriptors: &[of], scale: &list(&[scale]), finite: &list(&[1u8]) })?;
+        if matches!(self, Self::Adamw(..)) {
+            assert_eq!(before.to_vec1::<f64>()?, counts.to_vec1::<f64>()?);
+        }
+        Ok(())
+    }
+
+    fn descriptor<'a>(
+        self,
+        [weight, gradient, m]: [&'a Tensor; 3],
+        second: Option<(&'a Tensor, &'a Tensor)>,
+        learn: &'a Tensor,
+    ) -> Descriptor<'a> {
+        let (Self::Adamw(_, decay) | Self::Sgd(_, decay) | Self::Lion(_, decay)) = self;
+        Descriptor { weight, work: None, gradient, m, second, learn, decay }
+    }
+
+    fn step(self, table: &UpdateTable<'_>) -> Result<()> {
         match self {
-            Self::Adamw(step) => adamw(&step, &of, [m, &state[2]], counts),
-            Self::Sgd(step) => sgd(&step, &of, m),
-            Self::Lion(step) => lion(&step, &of, m),
+            Self::Adamw(step, _) => adamw(&step, table),
+            Self::Sgd(step, _) => sgd(&step, table),
+            Self::Lion(step, _) => lion(&step, table),
         }
     }
 
@@ -44,19 +65,19 @@ impl Rule {
     fn scalar(self, state: &[f64], g: f64, t: i32) -> Vec<f64> {
         let (p, m) = (state[0], state[1]);
         match self {
-            Self::Adamw(c) => {
+            Self::Adamw(c, decay) => {
                 let (m, v) = (c.beta1 * m + (1.0 - c.beta1) * g, c.beta2 * state[2] + (1.0 - c.beta2) * g * g);
                 let (m_hat, v_hat) = (m / (1.0 - c.beta1.powi(t)), v / (1.0 - c.beta2.powi(t)));
-                vec![p - c.rate * m_hat / (v_hat.sqrt() + c.eps) - c.rate * c.decay * p, m, v]
+                vec![p - c.rate * m_hat / (v_hat.sqrt() + c.eps) - c.rate * decay * p, m, v]
             }
-            Self::Sgd(c) => {
+            Self::Sgd(c, decay) => {
                 let m = c.momentum * m + g;
-                vec![p - c.rate * m - c.rate * c.decay * p, m]
+                vec![p - c.rate * m - c.rate * decay * p, m]
             }
-            Self::Lion(c) => {
+            Self::Lion(c, decay) => {
                 let direction = c.beta1 * m + (1.0 - c.beta1) * g;
                 let sign = if direction == 0.0 { 0.0 } else { direction.signum() };
-                vec![p - c.rate * (sign + c.decay * p), c.beta2 * m + (1.0 - c.beta2) * g]
+                vec![p - c.rate * (sign + decay * p), c.beta2 * m + (1.0 - c.beta2) * g]
             }
         }
     }
@@ -97,18 +118,18 @@ fn apart(a: &Tensor, b: &Tensor, is_moment: bool) -> f64 {
 
 fn torch_adamw(file: &Tensors) -> Rule {
     let [rate, beta1, beta2, eps, decay] = ["rate", "beta1", "beta2", "eps", "decay"].map(|name| one(file, name));
-    Rule::Adamw(AdamwStep { rate, beta1, beta2, eps, decay })
+    Rule::Adamw(AdamwStep { rate, beta1, beta2, eps }, decay)
 }
 
 fn torch_sgd(file: &Tensors) -> Rule {
     let [rate, momentum, decay] = ["rate", "momentum", "decay"].map(|name| one(file, name));
     assert_eq!(decay, 0.0, "ours is decoupled, torch's is not");
-    Rule::Sgd(SgdStep { rate, momentum, decay })
+    Rule::Sgd(SgdStep { rate, momentum }, decay)
 }
 
 fn their_lion(file: &Tensors) -> Rule {
     let [rate, beta1, beta2, decay] = ["rate", "beta1", "beta2", "decay"].map(|name| one(file, name));
-    Rule::Lion(LionStep { rate, beta1, beta2, decay })
+    Rule::Lion(LionStep { rate, beta1, beta2 }, decay)
 }
 
 /// Five steps, each from where ours ended before. f32: a few roundings of 6e-8 a step, and 1 − β rounded from f32 or from f64, 2e-7 of the
@@ -275,13 +296,13 @@ fn a_weight_of_no_rank_is_updated(
 fn what_does_not_go_together_is_refused(#[values(ADAMW, SGD, LION)] rule: Rule) {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     let refused = |moment: &Tensor, counts: usize, learn: usize| {
-        let state = [zeros(&[3, 4]), moment.clone(), moment.clone()];
+        let state = [zeros(&[3, 4]), moment.copy().unwrap(), moment.copy().unwrap()];
         let (counts, learn) = (list(&vec![1f64; counts]), list(&vec![1u8; learn]));
         rule.update(&state[..rule.tensors()], &zeros(&[3, 4]), &counts, &learn, 1.0).unwrap_err().to_string()
     };
     assert!(refused(&zeros(&[3, 4]), 4, 4).contains("4 marks for the rows of [3, 4]"));
     assert!(refused(&zeros(&[4, 3]), 1, 1).contains("a moment [4, 3] of a weight [3, 4]"));
-    let Rule::Adamw(_) = rule else { return };
+    let Rule::Adamw(..) = rule else { return };
     assert!(refused(&zeros(&[3, 4]), 4, 1).contains("4 step counts for 1 marks"));
     assert!(refused(&zeros(&[3, 4]), 1, 3).contains("1 step counts for 3 marks"));
 }
@@ -298,4 +319,72 @@ fn nothing_but_decay_without_a_gradient(
     // 1 − η λ, rounded once.
     assert!(values(&after[0]).concat().iter().all(|p| (p - 0.999).abs() < 1e-7));
     assert!(after[1..].iter().all(|moment| values(moment).concat() == [0.0; 6]));
+}
+
+/// Weights of many kinds: in f32, in f64 (the plain form), of rows, whole, without a rank; each θ, g, its moments, t and its marks.
+fn many(rule: Rule) -> Vec<(Vec<Tensor>, Tensor, Tensor)> {
+    let kinds: [(&[usize], DType, &[u8]); 6] = [
+        (&[40, 70], DType::F32, &[1]),
+        (&[3, 5], DType::F32, &[1, 0, 1]),
+        (&[3, 5], DType::F64, &[0, 1, 1]),
+        (&[300, 130], DType::F32, &[1]),
+        (&[], DType::F32, &[1]),
+        (&[7], DType::F32, &[0]),
+    ];
+    let of = |(at, (shape, dtype, learn)): (usize, (&[usize], DType, &[u8]))| {
+        let xs = inputs(at as u64, &[shape; 4]);
+        let mut tensors: Vec<Tensor> = xs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+        tensors[3] = tensors[3].sqr().unwrap();
+        tensors.truncate(rule.tensors() + 1);
+        (tensors, list(&vec![2f64; learn.len()]), list(learn))
+    };
+    kinds.into_iter().enumerate().map(of).collect()
+}
+
+/// All that may change of one of them.
+fn bits((tensors, counts, _): &(Vec<Tensor>, Tensor, Tensor)) -> Vec<Vec<u64>> {
+    let bits = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    tensors.iter().chain([counts]).map(|x| bits(x).into_iter().map(f64::to_bits).collect()).collect()
+}
+
+/// A table in one call is its weights one by one, bit for bit; and where a step is not finite, nothing moves.
+#[rstest]
+fn a_table_is_its_weights_one_by_one(#[values(ADAMW, SGD, LION)] rule: Rule, #[values(0, 1)] finite: u8) {
+    let (scale, finite) = (list(&[0.5f64]), list(&[finite]));
+    let (together, alone) = (many(rule), many(rule));
+    let before: Vec<_> = alone.iter().map(bits).collect();
+    fn part(rule: Rule, (tensors, counts, learn): &(Vec<Tensor>, Tensor, Tensor)) -> Descriptor<'_> {
+        rule.descriptor([&tensors[0], &tensors[1], &tensors[2]], tensors.get(3).map(|v| (v, counts)), learn)
+    }
+    let table: Vec<Descriptor<'_>> = together.iter().map(|one| part(rule, one)).collect();
+    rule.step(&UpdateTable { descriptors: &table, scale: &scale, finite: &finite }).unwrap();
+    for one in &alone {
+        rule.step(&UpdateTable { descriptors: &[part(rule, one)], scale: &scale, finite: &finite }).unwrap();
+    }
+    let after: Vec<_> = together.iter().map(bits).collect();
+    assert_eq!(after, alone.iter().map(bits).collect::<Vec<_>>());
+    let moved = after.iter().zip(&before).filter(|(after, before)| after != before).count();
+    assert_eq!(moved, if finite.to_vec1::<u8>().unwrap() == [0] { 0 } else { 5 });
+}
+
+/// What passes compute with is θ rounded, also of rows that skip.
+#[rstest]
+fn a_work_weight_follows(#[values(ADAMW, SGD, LION)] rule: Rule, #[values(DType::BF16, DType::F16)] dtype: DType) {
+    let (tensors, counts, learn) = many(rule).remove(1);
+    let work = tensors[0].zeros_like().unwrap().to_dtype(dtype).unwrap();
+    let second = tensors.get(3).map(|v| (v, &counts));
+    let of =
+        Descriptor { work: Some(&work), ..rule.descriptor([&tensors[0], &tensors[1], &tensors[2]], second, &learn) };
+    rule.step(&UpdateTable { descriptors: &[of], scale: &list(&[1.0]), finite: &list(&[1u8]) }).unwrap();
+    assert_eq!(values(&work), values(&tensors[0].to_dtype(dtype).unwrap()));
+}
+
+/// Two threads would wait for each other, or one for itself.
+#[rstest]
+fn a_tensor_that_stands_twice_is_refused(#[values(ADAMW, SGD, LION)] rule: Rule) {
+    let (tensors, counts, learn) = many(rule).remove(0);
+    let second = tensors.get(3).map(|v| (v, &counts));
+    let of = rule.descriptor([&tensors[0], &tensors[1], &tensors[2]], second, &learn);
+    let table = UpdateTable { descriptors: &[of, of], scale: &list(&[1.0]), finite: &list(&[1u8]) };
+    assert!(rule.step(&table).unwrap_err().to_string().contains("stands in the table twice"));
 }

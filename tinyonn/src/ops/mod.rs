@@ -51,13 +51,14 @@ pub mod replica_dispatch;
 pub mod replicas;
 pub mod rms_norm;
 pub mod rope;
-pub mod row_update;
+
 pub mod runs;
 pub mod sgd;
 pub mod share_loss;
 pub mod shared_mlp;
 mod sum_of_rows;
 pub mod token_scores;
+pub mod update_table;
 
 pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activations};
 pub use adamw::{AdamwStep, adamw};
@@ -75,7 +76,8 @@ pub use mlp_values::MlpBackward;
 pub use neuron_moments::{Imaging, Scale, activation_and_surprise, image_moments};
 pub use open_gates::open_gates;
 pub use replicas::Replicas;
-pub use row_update::RowUpdate;
+
 pub use runs::Run;
 pub use sgd::{SgdStep, sgd};
 pub use token_scores::{ScoreTerms, TokenScores, ZTerm};
+pub use update_table::{Descriptor, UpdateTable};

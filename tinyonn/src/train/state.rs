@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::checkpoints::optimizer_names;
 use super::{Memory, OptimizerConfig, UpdateRule};
 use crate::checkpoint::{MappedSafetensors, Param, Role, WorkWeights, refresh};
-use crate::ops::{self, Grads, RowUpdate};
+use crate::ops::{self, Descriptor, Grads, UpdateTable};
 use crate::{Error, Result};
 
 /// A weight that learns.
@@ -231,13 +231,19 @@ impl TrainState {
         let norm = self.grads.norm(self.slots.iter().map(|slot| slot.var.as_tensor()), self.finite.device())?;
         self.require_finite(&norm)?;
         let scale = (norm.recip()? * config.clip)?.minimum(1f64)?;
+        let all = Tensor::ones(1, DType::U8, self.finite.device())?;
+        let mut descriptors = Vec::with_capacity(self.slots.len());
         for slot in &mut self.slots {
             let Some(gradient) = self.grads.get(&slot.var) else { continue };
-            let learn = match self.grads.learning_rows(&slot.var) {
-                Some(learn) => learn.broadcast_mul(&self.finite)?,
-                None => self.finite.clone(),
-            };
-            slot.step((config, rate), gradient, (&learn, &scale), self.moments)?;
+            let learn = self.grads.learning_rows(&slot.var).unwrap_or(&all);
+            descriptors.push(slot.descriptor(config, gradient, learn, self.moments)?);
+        }
+        let table = UpdateTable { descriptors: &descriptors, scale: &scale, finite: &self.finite };
+        let OptimizerConfig { beta1, beta2, eps, .. } = *config;
+        match config.rule {
+            UpdateRule::Adamw => ops::adamw(&ops::AdamwStep { rate, beta1, beta2, eps }, &table)?,
+            UpdateRule::Sgd => ops::sgd(&ops::SgdStep { rate, momentum: beta1 }, &table)?,
+            UpdateRule::Lion => ops::lion(&ops::LionStep { rate, beta1, beta2 }, &table)?,
         }
         self.grads.begin();
         self.step += 1;
@@ -246,14 +252,15 @@ impl TrainState {
 }
 
 impl Slot {
-    fn step(
-        &mut self,
-        (config, rate): (&OptimizerConfig, f64),
-        gradient: &Tensor,
-        (learn, scale): (&Tensor, &Tensor),
+    /// What an update changes of it, and by what; its moments begin at zero.
+    fn descriptor<'a>(
+        &'a mut self,
+        config: &OptimizerConfig,
+        gradient: &'a Tensor,
+        learn: &'a Tensor,
         moments: DType,
-    ) -> Result<()> {
-        let weight = self.stepped().as_tensor().clone();
+    ) -> Result<Descriptor<'a>> {
+        let weight = self.master.as_ref().unwrap_or(&self.var).as_tensor();
         let adamw = config.rule == UpdateRule::Adamw;
         let Moments { m, v, counts } = match &mut self.moments {
             Some(moments) => moments,
@@ -265,25 +272,20 @@ impl Slot {
                 none.insert(Moments { m: zeros()?, v, counts })
             }
         };
-        let of = RowUpdate { weight: &weight, gradient, learn, scale };
-        let decay = config.decay_of(self.role, weight.rank());
-        let OptimizerConfig { beta1, beta2, eps, .. } = *config;
-        match (config.rule, v, counts) {
-            (UpdateRule::Adamw, Some(v), Some(counts)) => {
-                *counts = (&*counts + learn.to_dtype(DType::F64)?)?;
-                ops::adamw(&ops::AdamwStep { rate, beta1, beta2, eps, decay }, &of, [m, v], counts)?;
-            }
-            (UpdateRule::Adamw, ..) => {
-                let problem = "has the moments of another rule than AdamW";
-                return Err(Error::tensor(&self.name, problem, "go on with the rule that the training began with"));
-            }
-            (UpdateRule::Sgd, ..) => ops::sgd(&ops::SgdStep { rate, momentum: beta1, decay }, &of, m)?,
-            (UpdateRule::Lion, ..) => ops::lion(&ops::LionStep { rate, beta1, beta2, decay }, &of, m)?,
+        let second = v.as_ref().zip(counts.as_ref());
+        if adamw && second.is_none() {
+            let problem = "has the moments of another rule than AdamW";
+            return Err(Error::tensor(&self.name, problem, "go on with the rule that the training began with"));
         }
-        match &self.master {
-            Some(master) => refresh(&self.var, master),
-            None => Ok(()),
-        }
+        Ok(Descriptor {
+            weight,
+            work: self.master.is_some().then(|| self.var.as_tensor()),
+            gradient,
+            m,
+            second: second.filter(|_| adamw),
+            learn,
+            decay: config.decay_of(self.role, weight.rank()),
+        })
     }
 
     /// Another value of the weight.
