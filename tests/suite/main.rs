@@ -47,5 +47,6 @@ mod taking;
 mod tiny;
 mod training;
 mod upcycle;
+mod update_table;
 mod variants;
 mod verify;

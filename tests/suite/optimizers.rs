@@ -13,19 +13,19 @@ use crate::gradients::inputs;
 
 /// An update, its constants and λ.
 #[derive(Clone, Copy, Debug)]
-enum Rule {
+pub(crate) enum Rule {
     Adamw(AdamwStep, f64),
     Sgd(SgdStep, f64),
     Lion(LionStep, f64),
 }
 
-const ADAMW: Rule = Rule::Adamw(AdamwStep { rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8 }, 0.1);
-const SGD: Rule = Rule::Sgd(SgdStep { rate: 1e-2, momentum: 0.9 }, 0.1);
-const LION: Rule = Rule::Lion(LionStep { rate: 1e-2, beta1: 0.9, beta2: 0.99 }, 0.1);
+pub(crate) const ADAMW: Rule = Rule::Adamw(AdamwStep { rate: 1e-2, beta1: 0.9, beta2: 0.95, eps: 1e-8 }, 0.1);
+pub(crate) const SGD: Rule = Rule::Sgd(SgdStep { rate: 1e-2, momentum: 0.9 }, 0.1);
+pub(crate) const LION: Rule = Rule::Lion(LionStep { rate: 1e-2, beta1: 0.9, beta2: 0.99 }, 0.1);
 
 impl Rule {
     /// θ and its moments.
-    fn tensors(self) -> usize {
+    pub(crate) fn tensors(self) -> usize {
         if matches!(self, Self::Adamw(..)) { 3 } else { 2 }
     }
 
@@ -43,7 +43,7 @@ impl Rule {
         Ok(())
     }
 
-    fn descriptor<'a>(
+    pub(crate) fn descriptor<'a>(
         self,
         [weight, gradient, m]: [&'a Tensor; 3],
         second: Option<(&'a Tensor, &'a Tensor)>,
@@ -53,7 +53,7 @@ impl Rule {
         Descriptor { weight, work: None, gradient, m, second, learn, decay }
     }
 
-    fn step(self, table: &UpdateTable<'_>) -> Result<()> {
+    pub(crate) fn step(self, table: &UpdateTable<'_>) -> Result<()> {
         match self {
             Self::Adamw(step, _) => adamw(&step, table),
             Self::Sgd(step, _) => sgd(&step, table),
@@ -319,72 +319,4 @@ fn nothing_but_decay_without_a_gradient(
     // 1 − η λ, rounded once.
     assert!(values(&after[0]).concat().iter().all(|p| (p - 0.999).abs() < 1e-7));
     assert!(after[1..].iter().all(|moment| values(moment).concat() == [0.0; 6]));
-}
-
-/// Weights of many kinds: in f32, in f64 (the plain form), of rows, whole, without a rank; each θ, g, its moments, t and its marks.
-fn many(rule: Rule) -> Vec<(Vec<Tensor>, Tensor, Tensor)> {
-    let kinds: [(&[usize], DType, &[u8]); 6] = [
-        (&[40, 70], DType::F32, &[1]),
-        (&[3, 5], DType::F32, &[1, 0, 1]),
-        (&[3, 5], DType::F64, &[0, 1, 1]),
-        (&[300, 130], DType::F32, &[1]),
-        (&[], DType::F32, &[1]),
-        (&[7], DType::F32, &[0]),
-    ];
-    let of = |(at, (shape, dtype, learn)): (usize, (&[usize], DType, &[u8]))| {
-        let xs = inputs(at as u64, &[shape; 4]);
-        let mut tensors: Vec<Tensor> = xs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
-        tensors[3] = tensors[3].sqr().unwrap();
-        tensors.truncate(rule.tensors() + 1);
-        (tensors, list(&vec![2f64; learn.len()]), list(learn))
-    };
-    kinds.into_iter().enumerate().map(of).collect()
-}
-
-/// All that may change of one of them.
-fn bits((tensors, counts, _): &(Vec<Tensor>, Tensor, Tensor)) -> Vec<Vec<u64>> {
-    let bits = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-    tensors.iter().chain([counts]).map(|x| bits(x).into_iter().map(f64::to_bits).collect()).collect()
-}
-
-/// A table in one call is its weights one by one, bit for bit; and where a step is not finite, nothing moves.
-#[rstest]
-fn a_table_is_its_weights_one_by_one(#[values(ADAMW, SGD, LION)] rule: Rule, #[values(0, 1)] finite: u8) {
-    let (scale, finite) = (list(&[0.5f64]), list(&[finite]));
-    let (together, alone) = (many(rule), many(rule));
-    let before: Vec<_> = alone.iter().map(bits).collect();
-    fn part(rule: Rule, (tensors, counts, learn): &(Vec<Tensor>, Tensor, Tensor)) -> Descriptor<'_> {
-        rule.descriptor([&tensors[0], &tensors[1], &tensors[2]], tensors.get(3).map(|v| (v, counts)), learn)
-    }
-    let table: Vec<Descriptor<'_>> = together.iter().map(|one| part(rule, one)).collect();
-    rule.step(&UpdateTable { descriptors: &table, scale: &scale, finite: &finite }).unwrap();
-    for one in &alone {
-        rule.step(&UpdateTable { descriptors: &[part(rule, one)], scale: &scale, finite: &finite }).unwrap();
-    }
-    let after: Vec<_> = together.iter().map(bits).collect();
-    assert_eq!(after, alone.iter().map(bits).collect::<Vec<_>>());
-    let moved = after.iter().zip(&before).filter(|(after, before)| after != before).count();
-    assert_eq!(moved, if finite.to_vec1::<u8>().unwrap() == [0] { 0 } else { 5 });
-}
-
-/// What passes compute with is θ rounded, also of rows that skip.
-#[rstest]
-fn a_work_weight_follows(#[values(ADAMW, SGD, LION)] rule: Rule, #[values(DType::BF16, DType::F16)] dtype: DType) {
-    let (tensors, counts, learn) = many(rule).remove(1);
-    let work = tensors[0].zeros_like().unwrap().to_dtype(dtype).unwrap();
-    let second = tensors.get(3).map(|v| (v, &counts));
-    let of =
-        Descriptor { work: Some(&work), ..rule.descriptor([&tensors[0], &tensors[1], &tensors[2]], second, &learn) };
-    rule.step(&UpdateTable { descriptors: &[of], scale: &list(&[1.0]), finite: &list(&[1u8]) }).unwrap();
-    assert_eq!(values(&work), values(&tensors[0].to_dtype(dtype).unwrap()));
-}
-
-/// Two threads would wait for each other, or one for itself.
-#[rstest]
-fn a_tensor_that_stands_twice_is_refused(#[values(ADAMW, SGD, LION)] rule: Rule) {
-    let (tensors, counts, learn) = many(rule).remove(0);
-    let second = tensors.get(3).map(|v| (v, &counts));
-    let of = rule.descriptor([&tensors[0], &tensors[1], &tensors[2]], second, &learn);
-    let table = UpdateTable { descriptors: &[of, of], scale: &list(&[1.0]), finite: &list(&[1u8]) };
-    assert!(rule.step(&table).unwrap_err().to_string().contains("stands in the table twice"));
 }

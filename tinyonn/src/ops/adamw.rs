@@ -6,6 +6,8 @@
 
 use candle_core::{Result, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::adamw_kernel;
 use super::lanes;
 use super::update_table::{Descriptor, Rows, UpdateTable, counted};
 
@@ -42,6 +44,18 @@ pub struct AdamwStep {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn adamw(step: &AdamwStep, table: &UpdateTable<'_>) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    {
+        table.check("adamw")?;
+        let (on_a_card, others): (Vec<_>, Vec<_>) = table.descriptors.iter().copied().partition(adamw_kernel::takes);
+        adamw_kernel::step(step, &UpdateTable { descriptors: &on_a_card, ..*table })?;
+        in_loops(step, &UpdateTable { descriptors: &others, ..*table })
+    }
+    #[cfg(not(feature = "cuda"))]
+    in_loops(step, table)
+}
+
+fn in_loops(step: &AdamwStep, table: &UpdateTable<'_>) -> Result<()> {
     table.each("adamw", |of, learn, scale| {
         let Some((v, counts)) = of.second else { candle_core::bail!("adamw: a weight without a second moment") };
         let counts = counted(counts, learn)?;

@@ -12,7 +12,7 @@ use std::collections::hash_map::Entry;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, TensorId};
 
-use super::grad_site::wide;
+use super::grad_norm::grad_norm;
 use super::lanes::{self, WIDTH};
 use super::product::accumulate;
 
@@ -128,11 +128,8 @@ impl Grads {
     /// # Errors
     /// What the device reports.
     pub fn norm<'a>(&self, weights: impl IntoIterator<Item = &'a Tensor>, device: &Device) -> Result<Tensor> {
-        let mut squares = Tensor::zeros(1, DType::F64, device)?;
-        for gradient in weights.into_iter().filter_map(|weight| self.get(weight)) {
-            squares = (squares + wide(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
-        }
-        squares.sqrt()
+        let gradients: Vec<&Tensor> = weights.into_iter().filter_map(|weight| self.get(weight)).collect();
+        grad_norm(&gradients, device)
     }
 
     fn slot(&mut self, weight: &Tensor) -> Option<&mut Slot> {

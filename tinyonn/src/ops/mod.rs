@@ -22,6 +22,8 @@
 
 pub mod activation;
 pub mod adamw;
+#[cfg(feature = "cuda")]
+mod adamw_kernel;
 pub mod attention;
 mod block_sparse;
 pub mod class_sums;
@@ -33,10 +35,13 @@ pub mod embedding;
 pub mod expert_neurons;
 pub mod gaussian_density;
 pub mod glu_mlp;
-pub mod grad_site;
+mod grad_norm;
+mod grad_site;
 pub mod grads;
 pub mod host;
 pub mod image_sums;
+#[cfg(feature = "cuda")]
+mod kernel;
 mod lanes;
 pub mod learners;
 pub mod linear;
