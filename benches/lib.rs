@@ -13,7 +13,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode};
 use rand::Rng as _;
 use tinyonn::checkpoint::ParamStore;
-use tinyonn::decoder::{Arch, CausalLm};
+use tinyonn::decoder::{Arch, AttentionBias, CausalLm, Family, RopeScaling};
 use tinyonn::{Result, random};
 
 /// What timing needs of a device.
@@ -192,7 +192,10 @@ pub fn config(hidden_size: usize, intermediate_size: usize) -> Arch {
         rope_theta: 10_000.0,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
-        attention_bias: false,
+        attention_bias: AttentionBias::None,
+        family: Family::Qwen3,
+        rope_scaling: RopeScaling::None,
+        nope_layers: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Value, json};
-use tinyonn::decoder::Arch;
+use tinyonn::decoder::{Arch, AttentionBias, Family, RopeScaling};
 
 const PATH: &str = "some/config.json";
 
@@ -84,7 +84,10 @@ fn missing_keys_take_the_defaults_of_transformers() {
         rope_theta: 1e4,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: false,
-        attention_bias: false,
+        attention_bias: AttentionBias::None,
+        family: Family::Qwen3,
+        rope_scaling: RopeScaling::None,
+        nope_layers: Vec::new(),
     };
     assert_eq!(config, expected);
 }
@@ -104,14 +107,14 @@ fn the_dense_part_of_a_tiny_onn_checkpoint_is_read() {
 }
 
 #[rstest]
-#[case("model_type", json!("llama"))]
+#[case("model_type", json!("gemma3"))]
 #[case("model_type", json!("qwen3_moe"))]
 #[case("model_type", json!(3))]
 #[case("hidden_act", json!("swish"))]
 #[case("hidden_act", json!(7))]
-#[case("hidden_act", Value::Null)]
 #[case("rope_scaling", json!({ "rope_type": "yarn", "factor": 4.0 }))]
-#[case("rope_scaling", json!({ "type": "linear", "factor": 2.0 }))]
+#[case("rope_scaling", json!({ "type": "linear", "factor": 0.0 }))]
+#[case("rope_scaling", json!({ "type": "linear" }))]
 #[case("rope_scaling", json!({ "factor": 2.0 }))]
 #[case("rope_scaling", json!("yarn"))]
 #[case("rope_parameters", json!({ "rope_type": "llama3", "rope_theta": 1e6 }))]
@@ -121,7 +124,6 @@ fn the_dense_part_of_a_tiny_onn_checkpoint_is_read() {
 #[case("rope_theta", json!(0.0))]
 #[case("rope_theta", json!(-1e4))]
 #[case("rope_theta", json!("1e6"))]
-#[case("rope_theta", Value::Null)]
 #[case("partial_rotary_factor", json!(0.5))]
 #[case("use_sliding_window", json!(true))]
 #[case("use_sliding_window", json!("no"))]
@@ -145,7 +147,6 @@ fn the_dense_part_of_a_tiny_onn_checkpoint_is_read() {
 #[case("rms_norm_eps", json!(0))]
 #[case("rms_norm_eps", json!("small"))]
 #[case("tie_word_embeddings", json!(1))]
-#[case("attention_bias", Value::Null)]
 fn what_cannot_work_is_refused_with_file_and_key(#[case] key: &str, #[case] value: Value) {
     let top = key.split('.').next().unwrap();
     let error = read(&with(top, value)).unwrap_err().to_string();
@@ -168,6 +169,19 @@ fn no_object_and_no_model_type_are_refused(#[case] json: Value) {
     assert!(read(&json).unwrap_err().to_string().starts_with(PATH));
 }
 
+/// Null is "not given", whatever key it stands under, but for the heads, which follow from the other sizes then.
+#[test]
+fn null_is_not_given() {
+    for key in published().as_object().unwrap().keys().filter(|key| !["model_type", "head_dim"].contains(&key.as_str()))
+    {
+        let (null, absent) = (with(key, Value::Null), without(&[key]));
+        let heads = key == "num_key_value_heads";
+        assert!(heads || read(&null).unwrap() == read(&absent).unwrap(), "{key}");
+    }
+    let nested = with("rope_parameters", json!({ "rope_theta": null, "rope_type": null, "factor": null }));
+    assert_eq!(read(&nested).unwrap(), read(&published()).unwrap());
+}
+
 #[test]
 fn a_configuration_made_in_code_is_validated_likewise() {
     let config = read(&published()).unwrap();
@@ -178,11 +192,26 @@ fn a_configuration_made_in_code_is_validated_likewise() {
     assert!(error.contains("num_key_value_heads"), "{error}");
 }
 
+fn scalings() -> impl Strategy<Value = RopeScaling> {
+    prop_oneof![
+        Just(RopeScaling::None),
+        (1u32..100).prop_map(|factor| RopeScaling::Linear { factor: f64::from(factor) / 3.0 }),
+        (1u32..100, 1u32..9, 1u32..9, 1usize..9000).prop_map(|(factor, low, more, original)| RopeScaling::Llama3 {
+            factor: f64::from(factor),
+            low_freq_factor: f64::from(low),
+            high_freq_factor: f64::from(low + more),
+            original,
+        }),
+    ]
+}
+
 fn configs() -> impl Strategy<Value = Arch> {
     let sizes = (1usize..500, 1usize..500, 1usize..500, 1usize..40);
     let heads = (1usize..9, 1usize..9, 1usize..80);
-    (sizes, heads, 1usize..100_000, 1u32.., 1i32..13, any::<bool>(), any::<bool>()).prop_map(
-        |((vocab, hidden, width, layers), (kv, groups, half), positions, theta, digits, tied, bias)| Arch {
+    let family = (0..Family::ALL.len(), scalings(), any::<u64>());
+    (sizes, heads, 1usize..100_000, 1u32.., 1i32..13, any::<bool>(), any::<bool>(), family).prop_map(
+        |((vocab, hidden, width, layers), (kv, groups, half), positions, theta, digits, tied, bias, kind)| Arch {
+            family: Family::ALL[kind.0],
             vocab_size: vocab,
             hidden_size: hidden,
             intermediate_size: width,
@@ -193,9 +222,18 @@ fn configs() -> impl Strategy<Value = Arch> {
             head_dim: 2 * half,
             max_position_embeddings: positions,
             rope_theta: f64::from(theta),
+            rope_scaling: kind.1,
+            nope_layers: (0..layers)
+                .filter(|at| Family::ALL[kind.0] == Family::SmolLm3 && kind.2 >> at & 1 == 1)
+                .collect(),
             rms_norm_eps: 1.0 / 10f64.powi(digits),
             tie_word_embeddings: tied,
-            attention_bias: bias,
+            attention_bias: match Family::ALL[kind.0] {
+                Family::Qwen2 => AttentionBias::Qkv,
+                Family::Mistral => AttentionBias::None,
+                _ if bias => AttentionBias::All,
+                _ => AttentionBias::None,
+            },
         },
     )
 }

@@ -6,7 +6,9 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use tinyonn::Result;
 use tinyonn::checkpoint::ParamStore;
-use tinyonn::decoder::{Answers, Arch, CausalLm, FeedForward, Keep, Learn, Mlp, Pass, Trace};
+use tinyonn::decoder::{
+    Answers, Arch, AttentionBias, CausalLm, Family, FeedForward, Keep, Learn, Mlp, Pass, RopeScaling, Trace,
+};
 use tinyonn::imaging::{Integral, Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, MoeSpec, Variant};
@@ -31,7 +33,10 @@ pub(crate) fn config(width: usize, tied: bool) -> Arch {
         rope_theta: 1e4,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: tied,
-        attention_bias: false,
+        attention_bias: AttentionBias::None,
+        family: Family::Qwen3,
+        rope_scaling: RopeScaling::None,
+        nope_layers: Vec::new(),
     }
 }
 

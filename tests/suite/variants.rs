@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rstest::rstest;
-use tinyonn::decoder::{Arch, FeedForward, Mlp, Pass};
+use tinyonn::decoder::{Arch, AttentionBias, Family, FeedForward, Mlp, Pass, RopeScaling};
 use tinyonn::moe::{
     self, GaussianMoeRouter, GaussianSpec, MoeLayer, MoeSpec, RoutePer, Router, RouterKind, RouterShape, RouterSpec,
     Scores,
@@ -113,7 +113,10 @@ fn config() -> Arch {
         rope_theta: 1e4,
         rms_norm_eps: 1e-6,
         tie_word_embeddings: true,
-        attention_bias: false,
+        attention_bias: AttentionBias::None,
+        family: Family::Qwen3,
+        rope_scaling: RopeScaling::None,
+        nope_layers: Vec::new(),
     }
 }
 

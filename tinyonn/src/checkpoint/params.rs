@@ -115,14 +115,19 @@ pub fn dense_params(config: &Arch) -> Vec<Param> {
     for layer in (0..config.num_hidden_layers).map(Some) {
         add(layer, "input_layernorm.weight", Role::Norm, &[d]);
         add(layer, "post_attention_layernorm.weight", Role::Norm, &[d]);
-        for (name, rows, columns) in [("q", q, d), ("k", kv, d), ("v", kv, d), ("o", d, q)] {
+        let (before, behind) = (config.attention_bias.before(), config.attention_bias.behind());
+        for (name, rows, columns, bias) in
+            [("q", q, d, before), ("k", kv, d, before), ("v", kv, d, before), ("o", d, q, behind)]
+        {
             add(layer, &format!("self_attn.{name}_proj.weight"), Role::Attention, &[rows, columns]);
-            if config.attention_bias {
+            if bias {
                 add(layer, &format!("self_attn.{name}_proj.bias"), Role::Attention, &[rows]);
             }
         }
-        add(layer, "self_attn.q_norm.weight", Role::Norm, &[head]);
-        add(layer, "self_attn.k_norm.weight", Role::Norm, &[head]);
+        if config.qk_norm() {
+            add(layer, "self_attn.q_norm.weight", Role::Norm, &[head]);
+            add(layer, "self_attn.k_norm.weight", Role::Norm, &[head]);
+        }
         add(layer, "mlp.gate_proj.weight", Role::Expert, &[width, d]);
         add(layer, "mlp.up_proj.weight", Role::Expert, &[width, d]);
         add(layer, "mlp.down_proj.weight", Role::Expert, &[d, width]);

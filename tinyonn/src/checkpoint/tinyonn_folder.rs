@@ -6,6 +6,7 @@
 //! "tinyonn": {
 //!   "variant": "TinyOnn",
 //!   "active": "all",
+//!   "dense": { "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"] },
 //!   "partition": { "strategy": "contiguous", "seed": 0 },
 //!   "spec": { "name": "TinyOnn", "levels": [ .. ], "route_per": "token" }
 //! }
@@ -46,11 +47,42 @@ pub struct TinyOnnConfig {
     /// How neurons were given to experts; replicas have no neurons of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<PartitionOrigin>,
+    /// What the dense model's `config.json` said it is; Qwen3, where this is missing: version 0.1.0 knew no other.
+    #[serde(default)]
+    pub dense: DenseNames,
     /// The declaration, for whoever reads the folder later.
     pub spec: MoeSpec,
     /// The paths of the tasks that it was labelled for, by task, where `route_per = task` decides by them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<TaskPath>,
+}
+
+/// The names of a dense model in its `config.json`, which those of a Tiny-ONN take the place of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenseNames {
+    /// The family.
+    pub model_type: String,
+    /// The class that transformers loads it with.
+    pub architectures: Value,
+}
+
+impl Default for DenseNames {
+    fn default() -> Self {
+        Self { model_type: "qwen3".into(), architectures: json!(["Qwen3ForCausalLM"]) }
+    }
+}
+
+impl DenseNames {
+    /// Those of `config`, a dense `config.json` or one of a Tiny-ONN made from it.
+    fn of(config: &Value) -> Self {
+        if is_tinyonn(config) {
+            let own = config.get(KEY).and_then(|object| object.get("dense"));
+            return own.and_then(|own| Self::deserialize(own).ok()).unwrap_or_default();
+        }
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Self { model_type, architectures: config.get("architectures").cloned().unwrap_or(Value::Null) }
+    }
 }
 
 /// The path of a task.
@@ -84,6 +116,7 @@ impl TinyOnnConfig {
             active: ActiveMode::All,
             partition: (variant.spec.experts_are == ExpertsAre::Slice)
                 .then(|| PartitionOrigin { strategy: strategy.to_string(), seed }),
+            dense: DenseNames::default(),
             spec: variant.spec.clone(),
             paths: Vec::new(),
         }
@@ -96,24 +129,32 @@ impl TinyOnnConfig {
         (!self.paths.is_empty()).then(|| PathTable { experts: experts() })
     }
 
-    /// `config` (a dense or a Tiny-ONN `config.json`) with this object; every other key stays, in its place.
+    /// `config` (a dense or a Tiny-ONN `config.json`) with this object, in which `dense` is what `config` says; every other key stays, in
+    /// its place.
     #[must_use]
     pub fn write_to(&self, config: &Value) -> Value {
+        let own = Self { dense: DenseNames::of(config), ..self.clone() };
         let mut config = config.clone();
         config["model_type"] = json!("tinyonn");
         config["architectures"] = json!(["TinyOnnForCausalLM"]);
-        config[KEY] = json!(self);
+        config[KEY] = json!(own);
         config
     }
 }
 
 /// The `config.json` of the dense model that a Tiny-ONN `config.json` was made from.
 pub(super) fn dense_config(config: &Value) -> Value {
+    let DenseNames { model_type, architectures } = DenseNames::of(config);
     let mut config = config.clone();
     if let Some(object) = config.as_object_mut() {
         object.shift_remove(KEY);
-        object.insert("model_type".into(), json!("qwen3"));
-        object.insert("architectures".into(), json!(["Qwen3ForCausalLM"]));
+        object.insert("model_type".into(), model_type.into());
+        // A configuration without the key gets none.
+        if architectures.is_null() {
+            object.shift_remove("architectures");
+        } else {
+            object.insert("architectures".into(), architectures);
+        }
     }
     config
 }

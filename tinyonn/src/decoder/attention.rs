@@ -1,4 +1,4 @@
-//! Grouped-query attention with normalised queries and keys.
+//! Grouped-query attention; its queries and keys are normalised and turned by their positions, where the model's family says so.
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
@@ -14,8 +14,10 @@ pub struct Attention {
     k_proj: Projection,
     v_proj: Projection,
     o_proj: Projection,
-    q_norm: RmsNorm,
-    k_norm: RmsNorm,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
+    /// Whether this layer knows positions.
+    rotates: bool,
     head_dim: usize,
 }
 
@@ -64,17 +66,20 @@ impl Attention {
     ///
     /// # Errors
     /// A missing or misshapen weight.
-    pub fn new(cfg: &Arch, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn new(cfg: &Arch, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let (d, head_dim) = (cfg.hidden_size, cfg.head_dim);
         let (q, kv) = (cfg.num_attention_heads * head_dim, cfg.num_key_value_heads * head_dim);
-        let projection = |name: &str, shape, stdev| Projection::new(shape, cfg.attention_bias, stdev, &vb.pp(name));
+        let projection = |name: &str, shape| Projection::new(shape, cfg.attention_bias.before(), 0.02, &vb.pp(name));
+        let norm =
+            |name: &str| cfg.qk_norm().then(|| RmsNorm::new(head_dim, cfg.rms_norm_eps, &vb.pp(name))).transpose();
         Ok(Self {
-            q_proj: projection("q_proj", (q, d), 0.02)?,
-            k_proj: projection("k_proj", (kv, d), 0.02)?,
-            v_proj: projection("v_proj", (kv, d), 0.02)?,
-            o_proj: projection("o_proj", (d, q), cfg.residual_stdev())?,
-            q_norm: RmsNorm::new(head_dim, cfg.rms_norm_eps, &vb.pp("q_norm"))?,
-            k_norm: RmsNorm::new(head_dim, cfg.rms_norm_eps, &vb.pp("k_norm"))?,
+            q_proj: projection("q_proj", (q, d))?,
+            k_proj: projection("k_proj", (kv, d))?,
+            v_proj: projection("v_proj", (kv, d))?,
+            o_proj: Projection::new((d, q), cfg.attention_bias.behind(), cfg.residual_stdev(), &vb.pp("o_proj"))?,
+            q_norm: norm("q_norm")?,
+            k_norm: norm("k_norm")?,
+            rotates: !cfg.nope_layers.contains(&layer),
             head_dim,
         })
     }
@@ -89,8 +94,9 @@ impl Attention {
         let (b, t, _) = x.dims3()?;
         let heads = |y: Tensor| y.reshape((b, t, (), self.head_dim));
         let (q, k) = (heads(self.q_proj.forward(x)?)?, heads(self.k_proj.forward(x)?)?);
-        let turned = |x: &Tensor, norm: &RmsNorm| -> Result<Tensor> {
-            Ok(rope::forward(&norm.forward(x)?, &rotary.cos, &rotary.sin)?)
+        let turned = |x: &Tensor, norm: &Option<RmsNorm>| -> Result<Tensor> {
+            let x = norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x))?;
+            if self.rotates { Ok(rope::forward(&x, &rotary.cos, &rotary.sin)?) } else { Ok(x) }
         };
         let (turned_q, mut keys) = (turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?);
         let mut values = heads(self.v_proj.forward(x)?)?;
@@ -114,14 +120,15 @@ impl Attention {
         let Saved { x, q, k, attended, y, rotary } = saved;
         let (b, t, _) = x.dims3()?;
         let own = [&self.q_proj, &self.k_proj, &self.v_proj].into_iter().any(|projection| projection.learns(grads));
-        let below = input || own || self.q_norm.learns(grads) || self.k_norm.learns(grads);
+        let below = input || own || self.norms().any(|norm| norm.learns(grads));
         let Some(dy) = self.o_proj.backward(&y, dout, below, grads)? else { return Ok(None) };
         let [dq, dk, dv] = attention::backward(&attended, &dy.reshape((b, t, (), self.head_dim))?)?;
         let flat = |x: Tensor| x.reshape((b, t, ()));
-        let mut turned_back = |dx: &Tensor, x: &Tensor, norm: &RmsNorm| -> Result<Tensor> {
-            Ok(flat(norm.backward(x, &rope::backward(dx, &rotary.cos, &rotary.sin)?, grads)?)?)
+        let mut turned_back = |dx: Tensor, x: &Tensor, norm: &Option<RmsNorm>| -> Result<Tensor> {
+            let dx = if self.rotates { rope::backward(&dx, &rotary.cos, &rotary.sin)? } else { dx };
+            Ok(flat(norm.as_ref().map_or(Ok(dx.clone()), |norm| norm.backward(x, &dx, grads))?)?)
         };
-        let (dq, dk) = (turned_back(&dq, &q, &self.q_norm)?, turned_back(&dk, &k, &self.k_norm)?);
+        let (dq, dk) = (turned_back(dq, &q, &self.q_norm)?, turned_back(dk, &k, &self.k_norm)?);
         let dx = [
             self.v_proj.backward(&x, &flat(dv)?, input, grads)?,
             self.k_proj.backward(&x, &dk, input, grads)?,
@@ -135,7 +142,10 @@ impl Attention {
     pub(super) fn learns(&self, grads: &Grads) -> bool {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         projections.into_iter().any(|projection| projection.learns(grads))
-            || self.q_norm.learns(grads)
-            || self.k_norm.learns(grads)
+            || self.norms().any(|norm| norm.learns(grads))
+    }
+
+    fn norms(&self) -> impl Iterator<Item = &RmsNorm> {
+        self.q_norm.iter().chain(&self.k_norm)
     }
 }

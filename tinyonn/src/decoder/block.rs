@@ -27,7 +27,7 @@ impl<F: FeedForward> Block<F> {
         let norm = |name: &str| RmsNorm::new(cfg.hidden_size, cfg.rms_norm_eps, &vb.pp(name));
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::new(cfg, &vb.pp("self_attn"))?,
+            self_attn: Attention::new(cfg, layer, &vb.pp("self_attn"))?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp,
             layer,

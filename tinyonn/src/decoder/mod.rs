@@ -1,4 +1,4 @@
-//! The dense Qwen3 decoder, trainable, generic over the feed-forward of its blocks.
+//! The dense decoder of the families Qwen3, Qwen2, Llama, Mistral and SmolLM3 ([`Family`]), trainable, generic over the feed-forward of its blocks.
 //!
 //! [`CausalLm`]`<`[`Mlp`]`>` is the dense model; with a mixture of experts in the [`FeedForward`] slot the very same
 //! code is the sparse one, so that losslessness compares one generic function with itself. Struct fields mirror the
@@ -9,6 +9,8 @@ pub mod attention;
 pub mod block;
 pub mod cache;
 pub mod causal_lm;
+mod config_json;
+pub mod family;
 pub mod feed_forward;
 pub mod generate;
 pub mod mlp;
@@ -17,11 +19,12 @@ pub mod norm;
 pub mod pass;
 pub mod rotary;
 
-pub use arch::Arch;
+pub use arch::{Arch, AttentionBias};
 pub use attention::Attention;
 pub use block::Block;
 pub use cache::KvCache;
 pub use causal_lm::{CausalLm, Forward};
+pub use family::Family;
 pub use feed_forward::FeedForward;
 pub use generate::Sampling;
 pub use mlp::Mlp;
@@ -31,4 +34,4 @@ pub use pass::{
     Active, Answers, Ask, Experts, ImageAsk, InTraining, InputRows, Keep, Learn, Load, NeuronMask, Pass, PathTable,
     Trace,
 };
-pub use rotary::Rotary;
+pub use rotary::{RopeScaling, Rotary};

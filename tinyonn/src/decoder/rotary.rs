@@ -1,9 +1,83 @@
-//! The angles of rotary position embedding: position · θ^(−2j/D).
+//! The angles of rotary position embedding: position · θ^(−2j/D), or what a scaling makes of the rate θ^(−2j/D).
+
+use std::f32::consts::PI;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::Arch;
 use crate::Result;
+
+/// How the rates of rotary positions are changed so that a model reads further than it was trained to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// All are divided by `factor` (Chen et al., 2023).
+    Linear {
+        /// How much further.
+        factor: f64,
+    },
+    /// Those of long waves are divided by `factor`, those of short ones kept, between them it fades (Llama 3.1).
+    Llama3 {
+        /// How much further.
+        factor: f64,
+        /// Waves longer than `original / low_freq_factor` are long.
+        low_freq_factor: f64,
+        /// Waves shorter than `original / high_freq_factor` are short.
+        high_freq_factor: f64,
+        /// Positions that the model was trained to read.
+        original: usize,
+    },
+}
+
+impl RopeScaling {
+    /// The rates of the D/2 pairs, in f32 in the order of operations that transformers has.
+    fn rates(self, theta: f64, head_dim: usize) -> Vec<f32> {
+        let plain = (0..head_dim / 2).map(|j| 1.0 / (theta as f32).powf((2 * j) as f32 / head_dim as f32));
+        plain.map(|rate| self.scaled(rate)).collect()
+    }
+
+    /// Why it cannot work, if it cannot.
+    pub(super) fn problem(self) -> Option<String> {
+        let positive = |name: &str, value: f64| {
+            (!(value.is_finite() && value > 0.0))
+                .then(|| format!("has {name} = {value}, which must be a number above 0"))
+        };
+        match self {
+            Self::None => None,
+            Self::Linear { factor } => positive("factor", factor),
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => positive("factor", factor)
+                .or_else(|| positive("low_freq_factor", low_freq_factor))
+                .or_else(|| positive("original_max_position_embeddings", original as f64))
+                .or_else(|| {
+                    let between = high_freq_factor.is_finite() && high_freq_factor > low_freq_factor;
+                    (!between).then(|| {
+                        format!("has high_freq_factor = {high_freq_factor}, which must be above low_freq_factor = {low_freq_factor}")
+                    })
+                }),
+        }
+    }
+
+    fn scaled(self, rate: f32) -> f32 {
+        match self {
+            Self::None => rate,
+            Self::Linear { factor } => rate / factor as f32,
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
+                let (original, wave) = (original as f64, 2.0 * PI / rate);
+                if f64::from(wave) > original / low_freq_factor {
+                    return rate / factor as f32;
+                }
+                if f64::from(wave) < original / high_freq_factor {
+                    return rate;
+                }
+                let kept =
+                    (original as f32 / wave - low_freq_factor as f32) / (high_freq_factor - low_freq_factor) as f32;
+                (1.0 - kept) * rate / factor as f32 + kept * rate
+            }
+        }
+    }
+}
 
 /// cos and sin `[T, D/2]` for a run of positions.
 #[derive(Clone, Debug)]
@@ -21,12 +95,9 @@ impl Rotary {
     /// # Errors
     /// What the device reports.
     pub fn new(cfg: &Arch, device: &Device) -> Result<Self> {
-        let half = cfg.head_dim / 2;
-        let rates: Vec<f32> =
-            (0..half).map(|j| 1.0 / (cfg.rope_theta as f32).powf((2 * j) as f32 / cfg.head_dim as f32)).collect();
+        let rates = cfg.rope_scaling.rates(cfg.rope_theta, cfg.head_dim);
         Self::of(rates, 0, cfg.max_position_embeddings.min(TABLE), device)
     }
-
     fn of(rates: Vec<f32>, first: usize, count: usize, device: &Device) -> Result<Self> {
         let half = rates.len();
         let angles =

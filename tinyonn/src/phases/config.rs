@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::DeviceName;
-use crate::decoder::Arch;
+use crate::decoder::{Arch, AttentionBias, Family, RopeScaling};
 use crate::imaging::{LabelBalance, Partition, Score};
 use crate::moe::expert::check_width;
 use crate::moe::{self, ExpertsAre, RoutePer, Variant};
@@ -247,7 +247,10 @@ impl DenseShape {
             rope_theta: 10_000.0,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: true,
-            attention_bias: false,
+            attention_bias: AttentionBias::None,
+            family: Family::Qwen3,
+            rope_scaling: RopeScaling::None,
+            nope_layers: Vec::new(),
         }
     }
 }
