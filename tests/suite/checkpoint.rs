@@ -350,3 +350,25 @@ fn folders_of_transformers_are_read_checked_and_written_back(#[case] name: &str,
         assert_eq!(copied.bytes(name).unwrap(), opened.bytes(name).unwrap(), "{name}");
     }
 }
+
+/// Of a checkpoint's matrices W_d alone lies turned in memory, and what a replica adds to it; a router's parameter keeps its order, whatever
+/// it is called.
+#[rstest]
+#[case("model.layers.0.mlp.down_proj.weight", true)]
+#[case("model.layers.11.mlp.delta.3.down_proj.weight", true)]
+#[case("model.layers.0.mlp.up_proj.weight", false)]
+#[case("model.layers.0.mlp.group_router.down_proj.weight", false)]
+#[case("model.layers.0.mlp.delta.down_proj.weight", false)]
+#[case("model.layers.0.self_attn.down_proj.weight", false)]
+#[case("down_proj.weight", false)]
+fn what_lies_turned_in_memory(#[case] name: &str, #[case] turned: bool) {
+    let value = Tensor::arange(0f32, 6.0, &Device::Cpu).unwrap().reshape((2, 3)).unwrap();
+    let mut store = ParamStore::new(&Device::Cpu);
+    store.insert_stored(name, value.clone()).unwrap();
+    assert_eq!(store.get(name).unwrap().dims(), if turned { [3, 2] } else { [2, 3] });
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("model");
+    ModelFolder::save(&dir, &json!({ "model_type": "qwen3" }), &store, None).unwrap();
+    let file = MappedSafetensors::open(dir.join("model.safetensors")).unwrap();
+    assert_eq!(file.load(name, &Device::Cpu).unwrap().to_vec2::<f32>().unwrap(), value.to_vec2::<f32>().unwrap());
+}

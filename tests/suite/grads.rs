@@ -119,6 +119,17 @@ fn a_table_collects_what_operations_add(#[values(DType::F32, DType::F64)] dtype:
     assert_eq!(gradient(&[false, false]), read.iter().map(|x| 2.0 * x).collect::<Vec<_>>());
 }
 
+/// 300 terms of 1 at one id: in bf16 a sum would stall at 256, where adding 1 rounds to nothing.
+#[test]
+fn many_small_terms_of_a_table_in_bf16_are_summed_wider() {
+    let table = vars(DType::BF16, &[&[2, 3]]).remove(0);
+    let mut grads = Grads::in_dtype([(table.as_tensor(), 0)], DType::BF16).unwrap();
+    let (ids, ones) =
+        (Tensor::zeros(300, DType::U32, &CPU).unwrap(), Tensor::ones((300, 3), DType::BF16, &CPU).unwrap());
+    embedding::backward(&ids, &table, &ones, &mut grads).unwrap();
+    assert_eq!(values(&grads, &table), [300.0, 300.0, 300.0, 0.0, 0.0, 0.0]);
+}
+
 /// The embedding of a tied model learns as head and as embedding: the sum of what the two learn apart.
 #[test]
 fn a_tied_embedding_learns_twice() {

@@ -122,6 +122,7 @@ fn matrices(layer: usize) -> [String; 3] {
 #[case::open_positions("MoeSequence", 2, 12)]
 #[case::open_positions("SequenceOf2", 1, 8)]
 #[case::open_positions("SegmentOf3", 3, 8)]
+#[case::all_may_but_those_without_a_decision("SequenceOf2", 99, 8)]
 #[case::gates_that_weigh("Flat5", 1, 8)]
 #[case::dispatched("Dispatch3x4", 2, 8)]
 fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: usize, #[case] length: usize) {
