@@ -35,9 +35,22 @@ pub fn plan(plan: &Plan) {
     for (task, [train, validation, test]) in &plan.tasks {
         say!("task      {task}: {train} tokens to learn from, {validation} to stop by, {test} to report");
     }
-    say!("model     {:.1} M weights", plan.parameters as f64 / 1e6);
+    if plan.tasks.is_empty() {
+        say!("task      none counted: a configuration alone has no tokenizer");
+    }
+    say!("model     {}: {:.1} M weights", plan.shape, plan.parameters as f64 / 1e6);
+    let by_role = plan.by_role.iter().map(|(role, count)| format!("{} {:.1} M", role.words(), *count as f64 / 1e6));
+    say!("          {}", by_role.collect::<Vec<_>>().join(", "));
     if plan.scanned > 0 {
         say!("scan      of {} tokens", plan.scanned);
+    }
+    for stage in &plan.stages {
+        let mut parts = vec![format!("{} of weights", size(stage.weights))];
+        if stage.values > 0 {
+            parts.push(format!("about {} kept by passes", size(stage.values)));
+        }
+        parts.push(format!("{} of what routers see", size(stage.inputs)));
+        say!("memory    {}: {}", stage.name, parts.join(", "));
     }
     for training in &plan.trainings {
         say!(

@@ -189,6 +189,24 @@ fn list(kind: &str, names: &[String]) -> String {
     format!("{kind} ({}): {}{more}", names.len(), shown.join(", "))
 }
 
+/// The shape that a model has on paper: what the `config.json` at `path`, or in the folder `path`, says. No weights need be there.
+///
+/// # Errors
+/// A configuration that is missing, or that asks for what is not computed.
+pub fn read_arch(path: impl AsRef<Path>) -> Result<Arch> {
+    let path = path.as_ref();
+    let path = if path.is_dir() { path.join(CONFIG) } else { path.to_path_buf() };
+    Arch::from_json(&read_json(&path)?, path)
+}
+
+/// Whether `path` is a configuration alone: a `config.json`, or a folder that holds one and no weights.
+#[must_use]
+pub fn is_on_paper(path: impl AsRef<Path>) -> bool {
+    let path = path.as_ref();
+    let is_json = path.is_file() && path.extension().is_some_and(|extension| extension == "json");
+    is_json || (path.join(CONFIG).is_file() && [SINGLE, INDEX].iter().all(|name| !path.join(name).exists()))
+}
+
 fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}"), INCOMPLETE))

@@ -42,7 +42,7 @@ pub mod verify;
 mod work;
 
 pub use export::{dense_parts, export_dense};
-pub use folder::ModelFolder;
+pub use folder::{ModelFolder, is_on_paper, read_arch};
 pub(crate) use layout::Order;
 pub use loaded::{LoadedModel, load_model};
 pub use mmap::MappedSafetensors;

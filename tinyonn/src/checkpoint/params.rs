@@ -36,6 +36,24 @@ pub enum Role {
     Partition,
 }
 
+impl Role {
+    /// What weights of this role are called in text.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::Head => "head",
+            Self::Norm => "norms",
+            Self::Attention => "attention",
+            Self::Expert => "experts",
+            Self::Delta => "deltas",
+            Self::Router => "routers",
+            Self::Balance => "balance",
+            Self::Partition => "partition",
+        }
+    }
+}
+
 /// Some roles; in settings a list of their names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<Role>", into = "Vec<Role>")]

@@ -200,3 +200,22 @@ impl Arch {
             .map(|(key, value)| (key, format!("is {value}"), "give a finite number above 0".into()))
     }
 }
+
+/// Its family and sizes, as a line of a plan: `llama, 16 layers of d 2048, I 8192, 32 / 8 heads of 64, vocabulary 128256, tied`.
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}, {} layers of d {}, I {}, {} / {} heads of {}, vocabulary {}, {}",
+            self.family.model_type(),
+            self.num_hidden_layers,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            self.head_dim,
+            self.vocab_size,
+            if self.tie_word_embeddings { "tied" } else { "untied" },
+        )
+    }
+}

@@ -1,4 +1,5 @@
-//! What a run would do, found out before it does anything: its text, its model, and of each training the steps, tokens and memory.
+//! What a run would do, found out before it does anything: its text, its model, and the memory of each stage, of trainings the steps and
+//! tokens too. Of a model that is on paper, a `config.json` without weights, all but the text.
 //!
 //! Memory is counted, not measured: bytes a weight that learns ([`Memory::bytes_a_weight`]), the weights that do not,
 //! and what the passes of one part of a batch keep. An allocator's slack, the text and the program itself come on top.
@@ -10,26 +11,58 @@ use serde::Serialize;
 
 use super::config::hidden_act;
 use super::continuation::{LeftByPhase1, same_text};
+use super::run::SAMPLES;
 use super::{Dense, RunConfig, Text};
 use crate::Result;
-use crate::checkpoint::{Param, Role, variant_params};
+use crate::checkpoint::{Param, Role, is_on_paper, read_arch, variant_params};
 use crate::data::{Sampler, TextTokenizer};
 use crate::decoder::Arch;
 use crate::imaging::{Partition, partition};
-use crate::moe::{ExpertsAre, variant};
+use crate::moe::expert::check_width;
+use crate::moe::{ExpertsAre, Variant, variant};
 use crate::train::{Memory, OptimizerConfig};
 
 /// What a run would do, in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// The tasks, and the tokens of their training, validation and test texts, of the last as many as are read.
+    /// The tasks, and the tokens of their training, validation and test texts, of the last as many as are read; none of a model on paper,
+    /// which has no tokenizer.
     pub tasks: Vec<(String, [usize; 3])>,
+    /// The dense model, in words: its family and sizes.
+    pub shape: String,
     /// The weights of the dense model.
     pub parameters: usize,
+    /// Those of the variant by what they are for; deltas of replicas, which grow, are not among them.
+    pub by_role: Vec<(Role, usize)>,
+    /// Scan, proof and router fits, where the run has them.
+    pub stages: Vec<PlannedStage>,
     /// The trainings, in their order.
     pub trainings: Vec<PlannedTraining>,
     /// Tokens of all tasks that a scan reads; 0: there is none.
     pub scanned: usize,
+}
+
+/// A stage of a plan in which no weight of the model learns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlannedStage {
+    /// Its name.
+    pub name: &'static str,
+    /// Bytes of all weights that are held, f32.
+    pub weights: u64,
+    /// Bytes that the passes over a batch keep.
+    pub values: u64,
+    /// Bytes of what routers see, in main memory.
+    pub inputs: u64,
+}
+
+/// The stages of phase 1 of a run under `config`: weights are in f32, the dense ones beside those that were upcycled, and beside those that
+/// were read back.
+fn stages_of_phase1(config: &RunConfig, cfg: &Arch) -> Vec<PlannedStage> {
+    let store = 4 * cfg.parameters() as u64;
+    let values = Memory::DEFAULT.values(cfg, (config.batch * config.length) as u64);
+    let inputs = 4 * (SAMPLES * cfg.hidden_size * cfg.num_hidden_layers) as u64;
+    let stage = |name, stores: u64, values, inputs| PlannedStage { name, weights: stores * store, values, inputs };
+    vec![stage("scan", 1, values, inputs), stage("proof", 3, 0, inputs), stage("router fit", 2, 0, inputs)]
 }
 
 /// A training of a plan.
@@ -94,6 +127,11 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
     let variant = variant(&config.variant)?;
     config.validate(variant)?;
     partition::choose(config.partition, &variant.spec, Partition::Sps)?;
+    if let Some(path) = config.model.as_deref().filter(|path| is_on_paper(path)) {
+        let cfg = read_arch(path)?;
+        config.check_length(&cfg)?;
+        return Plan::new(config, stages, (&cfg, variant), false);
+    }
     let text = Text::new(&config.data, config.seed)?;
     let (cfg, tokenizer) = if let Stages::From(dir) = stages {
         same_text(&LeftByPhase1::read(dir, config)?.summary, &text)?;
@@ -111,40 +149,60 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
     tokens.test.beginnings(config.test_tokens);
     let batches = |batch: usize| Sampler::new(&tokens.train, config.length, batch, config.seed, &Device::Cpu).map(drop);
     batches(config.smk.batch)?;
-    let mut trainings = Vec::new();
-    let from_the_first = !matches!(stages, Stages::From(_));
-    if from_the_first && config.model.is_none() && !Dense::is_cached(config, &text)? {
-        let of = &config.pretrain;
-        batches(of.batch)?;
-        let name = ("pretraining", of.steps, of.batch, config.length);
-        let count = cfg.parameters();
-        trainings.push(PlannedTraining::new(name, &cfg, [count, count], (&of.optimizer, &of.memory), of.look));
-    }
-    if stages != Stages::Phase1 {
-        let of = &config.smk;
-        let role = if variant.spec.experts_are == ExpertsAre::Slice { Role::Expert } else { Role::Delta };
-        let learns = |param: &Param| param.role == role || (of.routers && param.role == Role::Router);
-        let params = variant_params(&cfg, variant)?;
-        let count = |learning: bool| {
-            let weights = params.iter().filter(|param| param.role != Role::Partition);
-            let own = weights.filter(|param| !learning || learns(param));
-            own.map(|param| param.stored.iter().product::<usize>()).sum::<usize>()
-        };
-        let name = ("Surprise Min-K", of.steps, of.batch, config.length);
-        trainings.push(PlannedTraining::new(
-            name,
-            &cfg,
-            [count(true), count(false)],
-            (&of.optimizer, &of.memory),
-            of.look,
-        ));
+    let pretrains = !matches!(stages, Stages::From(_)) && config.model.is_none() && !Dense::is_cached(config, &text)?;
+    if pretrains {
+        batches(config.pretrain.batch)?;
     }
     let sizes = |task: usize| [&tokens.train, &tokens.validation, &tokens.test].map(|set| set.tasks[task].tokens.len());
     let scanned = tokens.train.tasks.iter().map(|task| task.targets().min(config.scan_tokens));
+    let plan = Plan::new(config, stages, (&cfg, variant), pretrains)?;
     Ok(Plan {
         tasks: text.tasks.iter().cloned().zip((0..text.tasks.len()).map(sizes)).collect(),
-        parameters: cfg.parameters(),
-        scanned: if from_the_first { scanned.sum() } else { 0 },
-        trainings,
+        scanned: if matches!(stages, Stages::From(_)) { 0 } else { scanned.sum() },
+        ..plan
     })
+}
+
+impl Plan {
+    /// All but the text.
+    fn new(config: &RunConfig, stages: Stages<'_>, (cfg, variant): (&Arch, &Variant), pretrains: bool) -> Result<Self> {
+        check_width(&variant.spec, cfg.intermediate_size, 0)?;
+        let mut trainings = Vec::new();
+        if pretrains {
+            let of = &config.pretrain;
+            let name = ("pretraining", of.steps, of.batch, config.length);
+            let count = cfg.parameters();
+            trainings.push(PlannedTraining::new(name, cfg, [count, count], (&of.optimizer, &of.memory), of.look));
+        }
+        let params = variant_params(cfg, variant)?;
+        let weights = |of: &dyn Fn(&Param) -> bool| {
+            let own = params.iter().filter(|param| param.role != Role::Partition && of(param));
+            own.map(|param| param.stored.iter().product::<usize>()).sum::<usize>()
+        };
+        if stages != Stages::Phase1 {
+            let of = &config.smk;
+            let role = if variant.spec.experts_are == ExpertsAre::Slice { Role::Expert } else { Role::Delta };
+            let learning = weights(&|param| param.role == role || (of.routers && param.role == Role::Router));
+            let name = ("Surprise Min-K", of.steps, of.batch, config.length);
+            let counts = [learning, weights(&|_| true)];
+            trainings.push(PlannedTraining::new(name, cfg, counts, (&of.optimizer, &of.memory), of.look));
+        }
+        let mut by_role: Vec<(Role, usize)> = Vec::new();
+        for param in params.iter().filter(|param| !matches!(param.role, Role::Partition | Role::Delta)) {
+            if by_role.iter().all(|(role, _)| *role != param.role) {
+                by_role.push((param.role, weights(&|other| other.role == param.role)));
+            }
+        }
+        by_role.sort_by_key(|(role, _)| *role);
+        let from_the_first = !matches!(stages, Stages::From(_));
+        Ok(Self {
+            tasks: Vec::new(),
+            shape: cfg.to_string(),
+            parameters: cfg.parameters(),
+            by_role,
+            stages: if from_the_first { stages_of_phase1(config, cfg) } else { Vec::new() },
+            trainings,
+            scanned: 0,
+        })
+    }
 }

@@ -32,7 +32,7 @@ pub(super) const METRICS: &str = "metrics.jsonl";
 /// Tokens a shared decision reads, where the variant does not say.
 const FIRST: usize = 64;
 /// Router inputs kept of each layer, about.
-const SAMPLES: usize = 32_768;
+pub(super) const SAMPLES: usize = 32_768;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
 
