@@ -31,13 +31,18 @@ mod everything {
 /// Equal logits and weights all the way: in memory, from disk, and back to dense.
 fn assert_lossless((name, width, strategy, tied, hidden_act, dtype, shape): Row) {
     let cfg = Arch { hidden_act: hidden_act.into(), ..config(width, tied) };
-    let (variant, ids) = (variant(name), ids(shape));
-    let store = weights(&cfg, dtype);
-    let experts = partition(strategy, &variant.spec, &cfg).unwrap();
-    let upcycled = upcycle(&store, &cfg, variant, &experts, 4).unwrap();
+    assert_lossless_on(&cfg, name, strategy, dtype, shape);
+}
 
-    let expected = bits(&dense(&cfg, &store, dtype).logits(&ids, &Pass::all(), None).unwrap());
-    let model = sparse(&cfg, variant, &upcycled, dtype);
+/// The same of any dense shape.
+pub(crate) fn assert_lossless_on(cfg: &Arch, name: &str, strategy: Partition, dtype: DType, shape: (usize, usize)) {
+    let (variant, ids) = (variant(name), ids(shape));
+    let store = weights(cfg, dtype);
+    let experts = partition(strategy, &variant.spec, cfg).unwrap();
+    let upcycled = upcycle(&store, cfg, variant, &experts, 4).unwrap();
+
+    let expected = bits(&dense(cfg, &store, dtype).logits(&ids, &Pass::all(), None).unwrap());
+    let model = sparse(cfg, variant, &upcycled, dtype);
     assert_eq!(bits(&model.logits(&ids, &Pass::all(), None).unwrap()), expected);
     assert_eq!(model.neuron_experts().unwrap(), Some(experts));
     // Where routing chooses everything its gates are explicit ones; elsewhere it must show.
@@ -59,7 +64,7 @@ fn assert_lossless((name, width, strategy, tied, hidden_act, dtype, shape): Row)
         assert!(comparison.bit_equal && comparison.first_differing_layer.is_none(), "{comparison:?}");
     }
     assert_eq!(ModelFolder::open(&back).unwrap().config(), &cfg.to_json());
-    assert_eq!(ModelFolder::open(&back).unwrap().tensors().count(), expected_tensors(&cfg).len());
+    assert_eq!(ModelFolder::open(&back).unwrap().tensors().count(), expected_tensors(cfg).len());
 }
 
 /// Every dense tensor of `a` is in `b`, in the same type, byte for byte.

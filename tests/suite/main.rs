@@ -13,6 +13,7 @@ mod config;
 mod data;
 mod declarations;
 mod devices;
+mod families;
 mod files;
 mod gallery;
 mod golden;

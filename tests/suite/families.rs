@@ -1,0 +1,130 @@
+//! The families of dense decoders: what they compute is differentiated, taken apart without a loss, and goes all the way.
+
+use std::fs;
+
+use candle_core::{DType, Tensor};
+use rstest::rstest;
+use tempfile::TempDir;
+use tinyonn::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, dense_params, export_dense, load_model};
+use tinyonn::decoder::{Arch, AttentionBias, CausalLm, Family, Learn, Pass, RopeScaling};
+use tinyonn::imaging::Partition;
+use tinyonn::phases::{RunConfig, phase2};
+
+use crate::gradients::inputs;
+use crate::lossless::assert_lossless_on;
+use crate::models::{self, CPU, Learnt, apart, learnt, weights};
+use crate::phase2::setting;
+use crate::tiny;
+
+/// A tiny member of each family, with what the family may have beside it: a scaling, biases, a layer without positions.
+const MEMBERS: [&str; 8] = ["qwen3", "qwen2", "llama", "llama_linear", "llama3", "llama_biased", "mistral", "smollm3"];
+
+fn member(name: &str) -> Arch {
+    let plain = models::config(26, false);
+    let of = |family| Arch { family, ..plain.clone() };
+    match name {
+        "qwen3" => plain,
+        "qwen2" => Arch { attention_bias: AttentionBias::Qkv, tie_word_embeddings: true, ..of(Family::Qwen2) },
+        "llama" => Arch { num_key_value_heads: 4, head_dim: 4, ..of(Family::Llama) },
+        "llama_linear" => Arch { rope_scaling: RopeScaling::Linear { factor: 3.0 }, ..of(Family::Llama) },
+        "llama3" => {
+            // Waves of 6, 135 and 2916 positions: one of each kind.
+            let (low_freq_factor, high_freq_factor) = (1.0, 32.0);
+            let scaling = RopeScaling::Llama3 { factor: 8.0, low_freq_factor, high_freq_factor, original: 512 };
+            Arch { rope_scaling: scaling, tie_word_embeddings: true, ..of(Family::Llama) }
+        }
+        "llama_biased" => Arch { attention_bias: AttentionBias::All, hidden_act: "gelu".into(), ..of(Family::Llama) },
+        "mistral" => of(Family::Mistral),
+        "smollm3" => Arch { nope_layers: vec![1], ..of(Family::SmolLm3) },
+        other => unreachable!("{other}"),
+    }
+}
+
+/// Every parameter on the list learns, and nothing else; the derivative along a random direction of all of them is Σ g·v. Central
+/// differences are off by ε² = 1e-10 times the third derivative, which is some thousand times the first: 2e-7 of it was seen.
+#[rstest]
+fn gradients_are_those_of_differences(#[values(0, 1, 2, 3, 4, 5, 6, 7)] at: usize) {
+    let cfg = member(MEMBERS[at]);
+    let store = weights(&cfg, DType::F64);
+    let (ids, targets) =
+        (models::ids((2, 9)), tinyonn::checkpoint::tokens::random_tokens(37, (2, 9), 6, &CPU).unwrap());
+    let model = CausalLm::dense(&cfg, &store.builder(DType::F64, |_| true)).unwrap();
+    let Learnt { grads, .. } =
+        learnt(&model, (&store, &|_: &str| true), (&ids, &targets), &Pass::all(), &Learn::default());
+    let listed: Vec<String> = dense_params(&cfg).into_iter().map(|param| param.name).collect();
+    assert_eq!(store.names().collect::<Vec<_>>(), listed);
+    let direction = |name: &str, shape: &[usize]| inputs(name.len() as u64 + 7, &[shape]).remove(0);
+    let mut expected = 0.0;
+    for (name, var) in store.iter() {
+        let g = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")).copy().unwrap();
+        let size = g.abs().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        assert!(size > 0.0, "the gradient of {name} is zero");
+        expected += (g * direction(name, var.dims())).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    }
+    let loss = |step: f64| {
+        let mut moved = ParamStore::new(&CPU);
+        for (name, var) in store.iter() {
+            let by = (direction(name, var.dims()) * step).unwrap();
+            moved.insert(name, (var.as_detached_tensor() + by).unwrap()).unwrap();
+        }
+        let model = CausalLm::dense(&cfg, &moved.builder(DType::F64, |_| false)).unwrap();
+        let losses = model.token_losses(&ids, &targets, &Pass::all()).unwrap();
+        losses.to_dtype(DType::F64).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap()
+    };
+    let found = (loss(1e-5) - loss(-1e-5)) / 2e-5;
+    println!("{}: {found} {expected}", MEMBERS[at]);
+    approx::assert_relative_eq!(found, expected, max_relative = 1e-6);
+}
+
+/// All active, taken apart and put together again: bit-equal, in memory, on disk and back, whatever the family.
+#[rstest]
+fn taking_apart_loses_nothing(
+    #[values("Moe7x3", "Moe2x4", "Flat5")] variant: &str,
+    #[values((DType::F32, Partition::Random, (2, 7)), (DType::BF16, Partition::Activation, (1, 9)))] how: (
+        DType,
+        Partition,
+        (usize, usize),
+    ),
+) {
+    for name in MEMBERS {
+        println!("{name}");
+        assert_lossless_on(&member(name), variant, how.1, how.0, how.2);
+    }
+}
+
+/// Scan, routers and Surprise Min-K run through, and the folder at the end knows its family.
+#[rstest]
+fn every_family_goes_all_the_way(#[values(1, 2, 4, 5, 6, 7)] at: usize) {
+    let dir = TempDir::new().unwrap();
+    let config = setting(dir.path(), DType::F32);
+    let cfg = Arch { vocab_size: tiny::TEXT_VOCAB, hidden_act: "silu".into(), ..member(MEMBERS[at]) };
+    let (model, tokenizer) = (dir.path().join("dense"), dir.path().join("tokenizer"));
+    fs::create_dir(&tokenizer).unwrap();
+    fs::rename(model.join("tokenizer.json"), tokenizer.join("tokenizer.json")).unwrap();
+    fs::remove_dir_all(&model).unwrap();
+    ModelFolder::save(&model, &cfg.to_json(), &weights(&cfg, DType::F32), Some(&tokenizer)).unwrap();
+    let summary = phase2(&RunConfig { variant: "Moe2x4".into(), ..config.clone() }, None).unwrap();
+    assert!(summary.phase1.lossless.bit_equal && summary.smk.routed.is_finite());
+    let trained = config.out.join("tiny-onn");
+    assert_eq!(TinyOnnFolder::open(&trained).unwrap().arch(), &cfg);
+    // Back to a dense folder, whose configuration is the one that came in.
+    let back = dir.path().join("back");
+    export_dense(&trained, &back).unwrap();
+    assert_eq!(ModelFolder::open(&back).unwrap().config(), ModelFolder::open(&model).unwrap().config());
+    load_model(&back, &CPU, None).unwrap();
+}
+
+/// What a family says is in the logits: without it they are others.
+#[rstest]
+#[case("llama_linear", Arch { rope_scaling: RopeScaling::None, ..member("llama_linear") })]
+#[case("llama3", Arch { rope_scaling: RopeScaling::None, ..member("llama3") })]
+#[case("smollm3", Arch { nope_layers: vec![], ..member("smollm3") })]
+#[case("smollm3", Arch { nope_layers: vec![0, 1], ..member("smollm3") })]
+fn what_a_configuration_asks_for_shows(#[case] name: &str, #[case] other: Arch) {
+    let cfg = member(name);
+    let store = weights(&cfg, DType::F32);
+    let logits =
+        |cfg: &Arch| models::dense(cfg, &store, DType::F32).logits(&models::ids((1, 30)), &Pass::all(), None).unwrap();
+    let (a, b): (Tensor, Tensor) = (logits(&cfg), logits(&other));
+    assert!(apart(&a, &b) > 1e-3);
+}
