@@ -1,18 +1,23 @@
 //! The families of dense decoders: what they compute is differentiated, taken apart without a loss, and goes all the way.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
 use rstest::rstest;
+use serde_json::Value;
 use tempfile::TempDir;
-use tinyonn::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, dense_params, export_dense, load_model};
+use tinyonn::checkpoint::{
+    ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder, compare, compare_with_reference, dense_params, export_dense,
+    load_model, tokens, upcycle,
+};
 use tinyonn::decoder::{Arch, AttentionBias, CausalLm, Family, Learn, Pass, RopeScaling};
 use tinyonn::imaging::Partition;
-use tinyonn::phases::{RunConfig, phase2};
+use tinyonn::phases::{RunConfig, Stages, phase2, plan};
 
 use crate::gradients::inputs;
 use crate::lossless::assert_lossless_on;
-use crate::models::{self, CPU, Learnt, apart, learnt, weights};
+use crate::models::{self, CPU, Learnt, apart, learnt, message, partition, variant, weights};
 use crate::phase2::setting;
 use crate::tiny;
 
@@ -127,4 +132,109 @@ fn what_a_configuration_asks_for_shows(#[case] name: &str, #[case] other: Arch) 
         |cfg: &Arch| models::dense(cfg, &store, DType::F32).logits(&models::ids((1, 30)), &Pass::all(), None).unwrap();
     let (a, b): (Tensor, Tensor) = (logits(&cfg), logits(&other));
     assert!(apart(&a, &b) > 1e-3);
+}
+
+/// What transformers made and computed (`make_decoders.py`).
+const FOLDERS: [&str; 12] = [
+    "qwen2_tied_f32",
+    "qwen2_untied_bf16_sharded",
+    "llama_untied_f32",
+    "llama3_tied_bf16",
+    "llama_linear_f32",
+    "llama3_v5_f16",
+    "smollm2_tied_f32",
+    "mistral_untied_f32",
+    "mistral_bf16_window",
+    "smollm3_f32",
+    "smollm3_nope_bf16",
+    "llama_geglu_f32",
+];
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/decoders")
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// Logits are of order 1 to 10: the last bits of f32 products summed in another order.
+#[test]
+fn logits_are_those_of_transformers() {
+    for name in FOLDERS {
+        let folder = fixtures().join(name);
+        let model = load_model(&folder, &CPU, Some(DType::F32)).unwrap();
+        let comparison = compare_with_reference(&model, folder.join("reference.safetensors"), &CPU, None, 2).unwrap();
+        println!("{name}: max |Δlogit| {:.2e}", comparison.max_abs_difference);
+        assert!(comparison.max_abs_difference <= 1e-5, "{name}: {comparison:?}");
+        assert_eq!((comparison.tokens, comparison.top1_agreement), (38, 1.0), "{name}");
+    }
+}
+
+/// From a folder of each kind to three declarations and back: the same bits of every logit, in the type it is stored in; the same bytes of
+/// every weight; the configuration that came in.
+#[rstest]
+fn their_folders_are_taken_apart_without_a_loss(#[values("Moe7x3", "Moe2x4", "Flat5")] name: &str) {
+    for folder in FOLDERS {
+        let dense = ModelFolder::open(fixtures().join(folder)).unwrap();
+        let (cfg, variant, parent) = (dense.arch().unwrap(), variant(name), TempDir::new().unwrap());
+        let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
+        let upcycled = upcycle(&dense.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
+        let (tiny, back) = (parent.path().join("tiny"), parent.path().join("back"));
+        let described = TinyOnnConfig::new(variant, Partition::Random, 3);
+        TinyOnnFolder::save(&tiny, dense.config(), &described, &upcycled, None).unwrap();
+        let [a, b] = [dense.dir(), &tiny].map(|dir| load_model(dir, &CPU, None).unwrap());
+        let ids = tokens::read(fixtures().join(folder).join("reference.safetensors"), &CPU).unwrap();
+        let comparison = compare(&a, &b, &ids, None, 2).unwrap();
+        assert!(comparison.bit_equal, "{folder}: {comparison:?}");
+        export_dense(&tiny, &back).unwrap();
+        let back = ModelFolder::open(back).unwrap();
+        assert_eq!(back.config().to_string(), dense.config().to_string(), "{folder}");
+        for (name, _) in dense.tensors() {
+            assert_eq!(back.bytes(name).unwrap(), dense.bytes(name).unwrap(), "{folder}, {name}");
+        }
+    }
+}
+
+/// What transformers computes and this library does not is refused by the key that asks for it.
+#[test]
+fn what_is_not_computed_is_refused_by_name() {
+    let cases = json(&fixtures().join("refused.json"));
+    for case in cases.as_array().unwrap() {
+        let read = Arch::from_json(&case["config"], "config.json");
+        match case["why_key"].as_str() {
+            None => assert!(read.is_ok(), "{}: {}", case["what"], message(read)),
+            Some(key) => {
+                let refused = message(read);
+                assert!(
+                    refused.contains(&format!("`{key}` ")) && !refused.contains('\n'),
+                    "{}: {refused}",
+                    case["what"]
+                );
+            }
+        }
+    }
+}
+
+/// Every published size, from its configuration alone: the number of weights that transformers counts, and a plan of each stage.
+#[test]
+fn published_sizes_are_planned_on_paper() {
+    let folder = fixtures().join("published");
+    let listed = json(&folder.join("parameters.json"));
+    assert!(listed.as_object().unwrap().len() >= 20);
+    for (name, known) in listed.as_object().unwrap() {
+        let path = folder.join(name).with_extension("json");
+        let cfg = Arch::from_json(&json(&path), &path).unwrap();
+        assert_eq!(Some(cfg.parameters() as u64), known["parameters"].as_u64(), "{name}");
+        let config = RunConfig { model: Some(path), variant: "TinyOnn".into(), ..RunConfig::default() };
+        let plan = plan(&config, Stages::Both).unwrap();
+        let dense: usize =
+            plan.by_role.iter().filter(|(role, _)| !role.words().contains("router")).map(|(_, n)| n).sum();
+        assert_eq!((plan.parameters, dense), (cfg.parameters(), cfg.parameters()), "{name}");
+        // f32 weights while scanning; masters, gradients and two moments of experts beside what is frozen while they learn.
+        let [scan, smk] = [plan.stages[0].weights, plan.trainings[0].weights];
+        assert_eq!(scan, 4 * cfg.parameters() as u64, "{name}");
+        assert!(smk > 12 * plan.trainings[0].learning as u64 + scan, "{name}");
+        assert!(plan.tasks.is_empty() && plan.shape.contains(cfg.family.model_type()), "{name}");
+    }
 }
