@@ -1,6 +1,6 @@
 //! Mixture-of-experts language models that grow out of dense ones, on candle.
 //!
-//! A pretrained dense Qwen3 is decomposed into a hierarchy of experts without changing a single logit, imaged (∫SPS:
+//! A pretrained dense decoder (Qwen3, Qwen2, Llama, Mistral, SmolLM3) is decomposed into a hierarchy of experts without changing a single logit, imaged (∫SPS:
 //! activation minus surprise, integrated over a task), given hierarchical Gaussian routers trained from that image alone,
 //! and differentiated under Surprise Min-K.
 

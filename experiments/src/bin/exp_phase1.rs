@@ -9,7 +9,7 @@ use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_fold
 use tinyonn::Result;
 use tinyonn::phases::{Phase1Summary, RunConfig, Stages, phase1, plan};
 
-/// Image a dense Qwen3, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
+/// Image a dense decoder, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
 ///
 /// Then measure: the loss along every source of labels; loss against active share for every fixed number of choices and the adaptive
 /// forms; what ablating and amplifying the experts and neurons of a task does to it and to others. Without --model a small Qwen3 is

@@ -10,7 +10,7 @@ use tinyonn::Result;
 use tinyonn::files::StagedFolder;
 use tinyonn::phases::{RunConfig, Stages, Summary, phase2, phase2_from, plan};
 
-/// Decompose a dense Qwen3 into experts without loss, image it, train its routers from the image, let its experts differentiate.
+/// Decompose a dense decoder into experts without loss, image it, train its routers from the image, let its experts differentiate.
 ///
 /// Without --model a small Qwen3 is pretrained on the text first (some two minutes on two cores, then cached in runs/cache).
 /// Without --data the text is this workspace's own sources and prose, and generated tasks. The run's folder gets report.html,

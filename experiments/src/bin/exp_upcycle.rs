@@ -18,7 +18,7 @@ use tinyonn::model::ActiveMode;
 use tinyonn::moe::ExpertsAre;
 use tinyonn::{Error, Result, moe};
 
-/// Turn a dense Qwen3 into a mixture of experts without losing a bit, or back.
+/// Turn a dense decoder (Qwen3, Qwen2, Llama, Mistral, SmolLM3) into a mixture of experts without losing a bit, or back.
 ///
 /// Every neuron of every MLP is given to one expert; routers are added, initialised at random. The weights stay as they are.
 /// What was written is read back and compared with the input before the folder gets its name: all experts active, the logits
@@ -51,7 +51,7 @@ struct Settings {
     /// How neurons are given to experts: contiguous, random or kmeans [default: as the variant declares, or else contiguous]
     #[arg(long, value_name = "STRATEGY")]
     partition: Option<Partition>,
-    /// Turn a Tiny-ONN checkpoint back into a plain Qwen3, its weights as they are
+    /// Turn a Tiny-ONN checkpoint back into the dense model, its weights as they are
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     to_dense: Option<bool>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Back to a plain Qwen3 folder: upcycling never touched a dense weight, so taking the routers away restores the model.
+//! Back to a plain dense folder: upcycling never touched a dense weight, so taking the routers away restores the model.
 
 use std::path::Path;
 

@@ -13,7 +13,7 @@ use crate::model::{ActiveMode, TinyOnnForCausalLm};
 
 /// A dense model or one of routed experts, frozen.
 pub enum LoadedModel {
-    /// A plain Qwen3.
+    /// A plain decoder.
     Dense(CausalLm<Mlp>),
     /// A Tiny-ONN, and the mode it runs in unless told otherwise.
     TinyOnn(TinyOnnForCausalLm, ActiveMode),

@@ -39,7 +39,7 @@ pub struct PartitionSources<'a> {
 pub fn gate_rows(store: &ParamStore, layers: usize) -> Result<Vec<Tensor>> {
     let of_layer = |layer: usize| {
         let name = format!("model.layers.{layer}.mlp.gate_proj.weight");
-        let missing = || Error::tensor(&name, "is missing", "give the parameters of a dense Qwen3");
+        let missing = || Error::tensor(&name, "is missing", "give the parameters of a dense model");
         Ok(store.get(&name).ok_or_else(missing)?.as_detached_tensor())
     };
     (0..layers).map(of_layer).collect()

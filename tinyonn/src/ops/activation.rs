@@ -94,7 +94,7 @@ fn type_of(activation: &'static dyn Activation) -> TypeId {
     any.type_id()
 }
 
-/// h = silu(g) ⊙ u, silu(g) = g σ(g), silu′(g) = σ(g) (1 + g (1 − σ(g))): SwiGLU, what every Qwen3 uses.
+/// h = silu(g) ⊙ u, silu(g) = g σ(g), silu′(g) = σ(g) (1 + g (1 − σ(g))): SwiGLU, what nearly every dense decoder uses.
 #[derive(Clone, Copy, Debug)]
 pub struct Silu;
 

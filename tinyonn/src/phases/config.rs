@@ -16,7 +16,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
-    /// A Hugging Face folder of a dense Qwen3; without it a small one is pretrained on the text.
+    /// A Hugging Face folder of a dense decoder; without it a small one is pretrained on the text.
     pub model: Option<PathBuf>,
     /// The declared variant to decompose it into.
     pub variant: String,

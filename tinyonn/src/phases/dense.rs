@@ -43,7 +43,7 @@ impl Dense {
     /// With `checkpoints` a pretraining that was cut off goes on behind its last state, which lies beside the model to be.
     ///
     /// # Errors
-    /// A folder that is no Qwen3 or has no tokenizer; whatever pretraining reports.
+    /// A folder that is no dense decoder or has no tokenizer; whatever pretraining reports.
     pub fn obtain(config: &RunConfig, text: &Text, device: &Device, checkpoints: Option<&Checkpoints>) -> Result<Self> {
         if let Some(dir) = &config.model {
             return Self::load(dir, device);

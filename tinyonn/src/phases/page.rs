@@ -51,7 +51,7 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
         m.smk.map_or(String::new(), |smk| format!(" before the experts differentiate and {} after", lost(smk.routed)));
     let mut lead = vec![
         format!(
-            "A dense Qwen3 of {} parameters was decomposed into {} experts a layer. All active, its logits are {verdict}.",
+            "A dense model of {} parameters was decomposed into {} experts a layer. All active, its logits are {verdict}.",
             s.model.parameters, s.model.experts
         ),
         format!(
