@@ -15,6 +15,7 @@ mod declarations;
 mod devices;
 mod files;
 mod gallery;
+mod gguf;
 mod golden;
 mod gradients;
 mod grads;
