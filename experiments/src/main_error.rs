@@ -11,6 +11,9 @@ use crate::interrupt;
 /// The exit code of a run that could not be done; 1 is left to results that fail (a tolerance exceeded).
 pub const ERROR: u8 = 2;
 
+/// Warnings; and how the weights that are read were stored.
+const FILTER: &str = "warn,tinyonn::checkpoint=info";
+
 /// candle puts the context of an error on lines of its own.
 fn one_line(error: &str) -> String {
     error.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(": ")
@@ -20,7 +23,7 @@ fn one_line(error: &str) -> String {
 /// printed with its remedy and ends the process with code [`ERROR`]; a run that was asked to stop and did says what it saved, and ends it
 /// with [130 or 143](tinyonn::interrupt::Signal::exit_code).
 pub fn main_with(main: impl FnOnce() -> Result<ExitCode> + Send) -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(FILTER));
     // Refused only where a subscriber is already set, which then serves as well.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

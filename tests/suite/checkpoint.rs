@@ -119,7 +119,7 @@ fn every_byte_survives_loading_and_saving(
     for (name, dtype, shape, data) in &tensors {
         let (_, info) = copied.tensors().find(|(other, _)| other == name).unwrap();
         assert_eq!((info.dtype, &info.shape), (*dtype, shape), "{name}");
-        assert_eq!(copied.bytes(name).unwrap(), data, "{name}");
+        assert_eq!(*copied.bytes(name).unwrap(), **data, "{name}");
     }
     let files = fs::read_dir(&copy).unwrap().count();
     assert_eq!(files > 2, max_shard_bytes == 200, "config.json and one file, or shards and their index");

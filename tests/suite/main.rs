@@ -16,6 +16,7 @@ mod devices;
 mod families;
 mod files;
 mod gallery;
+mod gguf;
 mod golden;
 mod gradients;
 mod grads;

@@ -42,7 +42,7 @@ struct Cli {
 #[derive(clap::Args, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
-    /// A dense decoder or a Tiny-ONN checkpoint; the second brings its own variant and partition
+    /// A dense decoder (a folder or a GGUF file) or a Tiny-ONN checkpoint; the second brings its own variant and partition
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The declared variant whose experts a dense model is seen as [default: TinyOnn]

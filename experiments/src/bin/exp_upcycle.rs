@@ -42,7 +42,7 @@ struct Cli {
 #[derive(clap::Args, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
-    /// The checkpoint to read: a folder with config.json and safetensors
+    /// The checkpoint to read: a folder with config.json and safetensors, or a GGUF file
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The declared variant, by the name of its type, such as TinyOnn (10 groups of 10 experts)

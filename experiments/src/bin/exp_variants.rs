@@ -30,7 +30,7 @@ Then comes what shares a decision, how the chosen are combined, and the weight o
 Variants of your own: declare them with #[moe(..)] in a crate and link it into this program (`use my_variants as _;`)."
 )]
 struct Cli {
-    /// Count parameters on this model: a folder with config.json and safetensors, dense or Tiny-ONN
+    /// Count parameters on this model: a folder with config.json and safetensors, dense or Tiny-ONN, or a GGUF file
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Print one JSON list

@@ -36,7 +36,7 @@ struct Cli {
 #[derive(clap::Args, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
-    /// A checkpoint: a folder with config.json and safetensors
+    /// A checkpoint: a folder with config.json and safetensors, or a GGUF file
     #[arg(value_name = "A")]
     a: Option<PathBuf>,
     /// Another, with the same vocabulary

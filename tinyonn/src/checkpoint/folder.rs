@@ -1,14 +1,18 @@
-//! A Hugging Face model folder: `config.json` and one or more safetensors files.
+//! A Hugging Face model folder: `config.json` and one or more safetensors files. A GGUF file is read as the folder that it was made of.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device};
 use serde_json::Value;
 
+use super::gguf::{GgufFile, is_gguf};
 use super::mmap::{MappedSafetensors, TensorInfo};
 use super::params::{EMBEDDING, HEAD};
+use super::source::{INCOMPLETE, SafetensorsFiles, WeightSource};
 use super::store::ParamStore;
 use crate::decoder::Arch;
 use crate::files::Digest;
@@ -18,29 +22,32 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
-const INCOMPLETE: &str = "the folder is incomplete or mixed: copy or download it again";
-
 /// A model folder, opened: its configuration read, its tensors listed, their bytes mapped.
 #[derive(Debug)]
 pub struct ModelFolder {
     dir: PathBuf,
     config: Value,
-    files: Vec<MappedSafetensors>,
-    /// Tensor name → position in `files`.
-    places: BTreeMap<String, usize>,
+    source: Box<dyn WeightSource>,
 }
 
 impl ModelFolder {
     /// Opens a folder with `config.json` and either `model.safetensors` (preferred, as in transformers) or the shards
-    /// of `model.safetensors.index.json`.
+    /// of `model.safetensors.index.json`; or a GGUF file, whatever its name, which any part stands for where it is split.
     ///
     /// # Errors
     /// Names the file that is missing, damaged, or disagrees with the index: an entry that is not in the shard it
     /// names, a tensor in two shards or in none of the index's entries.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
+        // A file of that name is one that was meant to be: what is wrong with it is said of it.
+        if is_gguf(dir) || (dir.is_file() && dir.extension().is_some_and(|extension| extension == "gguf")) {
+            let file = GgufFile::open(dir)?;
+            let (dir, config) = (file.path().to_path_buf(), file.config().clone());
+            return Ok(Self { dir, config, source: Box::new(file) });
+        }
         if !dir.is_dir() {
-            return Err(Error::file(dir, "is not a folder", "give a folder with config.json and .safetensors files"));
+            let remedy = "give a folder with config.json and .safetensors files, or a GGUF file";
+            return Err(Error::file(dir, "is not a folder", remedy));
         }
         if !dir.join(CONFIG).exists() {
             return Err(Error::file(dir, format!("has no {CONFIG}"), "give a Hugging Face model folder"));
@@ -56,35 +63,46 @@ impl ModelFolder {
             let problem = format!("holds neither {SINGLE} nor {INDEX}");
             return Err(Error::file(dir, problem, "give a checkpoint saved as safetensors"));
         };
-        Ok(Self { dir: dir.to_path_buf(), config, files, places })
+        let source = Box::new(SafetensorsFiles { dir: dir.to_path_buf(), files, places });
+        Ok(Self { dir: dir.to_path_buf(), config, source })
     }
 
-    /// The folder.
+    /// The folder, or the GGUF file.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// `config.json` as it stands, keys in its order.
+    /// The file that the configuration comes from.
+    pub fn config_path(&self) -> PathBuf {
+        if self.dir.is_dir() { self.dir.join(CONFIG) } else { self.dir.clone() }
+    }
+
+    /// Where the weights are read from.
+    pub fn source(&self) -> &dyn WeightSource {
+        self.source.as_ref()
+    }
+
+    /// `config.json` as it stands, keys in its order; of a GGUF file the one that its settings come to.
     pub fn config(&self) -> &Value {
         &self.config
     }
 
     /// The dense model's configuration.
     pub fn arch(&self) -> Result<Arch> {
-        Arch::from_json(&self.config, self.dir.join(CONFIG))
+        Arch::from_json(&self.config, self.config_path())
     }
 
     /// Name, stored type and shape of every tensor, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
-        self.places.iter().filter_map(|(name, &file)| Some((name.as_str(), self.files.get(file)?.info(name)?)))
+        self.source.names().filter_map(|name| Some((name, self.source.info(name)?)))
     }
 
-    /// A tensor's bytes as stored.
-    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
-        self.file(name)?.bytes(name)
+    /// A tensor's bytes as stored; of a GGUF file's blocks, the values'.
+    pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        self.source.bytes(name)
     }
 
-    /// SHA-256 of `config.json` and of every tensor's name, type, shape and stored bytes. Reads all weights.
+    /// SHA-256 of `config.json` and of every tensor's name, type, shape and bytes. Reads all weights.
     ///
     /// # Errors
     /// What the system reports.
@@ -96,7 +114,7 @@ impl ModelFolder {
             digest.text(&info.dtype.to_string());
             digest.number(info.shape.len() as u64);
             info.shape.iter().for_each(|size| digest.number(*size as u64));
-            digest.bytes(self.bytes(name)?);
+            digest.bytes(&self.bytes(name)?);
         }
         Ok(digest.hex())
     }
@@ -117,17 +135,13 @@ impl ModelFolder {
             return Err(Error::setting("dtype", format!("is {dtype:?}"), "load in F32, BF16 or F16"));
         }
         let tied = self.config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+        self.source.describe(dtype).as_deref().into_iter().for_each(say_once);
         let mut store = ParamStore::new(device);
-        for name in self.places.keys() {
+        for name in self.source.names() {
             if is_buffer(name) || (tied && name == HEAD && self.head_repeats_embedding()) {
                 continue;
             }
-            let tensor = self.file(name)?.load(name, device)?;
-            let tensor = match dtype {
-                Some(dtype) if tensor.dtype().is_float() => tensor.to_dtype(dtype)?,
-                _ => tensor,
-            };
-            store.insert_stored(name, tensor)?;
+            store.insert_stored(name, self.source.load(name, device, dtype)?)?;
         }
         Ok(store)
     }
@@ -136,7 +150,7 @@ impl ModelFolder {
     /// one error. Only what [`ModelFolder::load`] leaves out may be there unexpected.
     pub fn check_names(&self, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
         let missing: Vec<_> =
-            expected.keys().filter(|name| !self.places.contains_key(*name)).map(|name| format!("`{name}`")).collect();
+            expected.keys().filter(|name| self.source.info(name).is_none()).map(|name| format!("`{name}`")).collect();
         let (mut unexpected, mut misshapen) = (Vec::new(), Vec::new());
         for (name, info) in self.tensors() {
             match expected.get(name) {
@@ -160,18 +174,22 @@ impl ModelFolder {
         Err(Error::file(&self.dir, format!("tensors {}", problems.join("; ")), remedy))
     }
 
-    fn file(&self, name: &str) -> Result<&MappedSafetensors> {
-        let file = self.places.get(name).and_then(|&file| self.files.get(file));
-        file.ok_or_else(|| Error::tensor(name, format!("is not in {}", self.dir.display()), INCOMPLETE))
-    }
-
     /// Whether the head is stored and is the embedding, byte for byte.
     fn head_repeats_embedding(&self) -> bool {
-        let info = |name: &str| self.places.get(name).and_then(|&file| self.files.get(file)?.info(name));
-        match (info(HEAD), info(EMBEDDING), self.bytes(HEAD), self.bytes(EMBEDDING)) {
-            (Some(a), Some(b), Ok(head), Ok(embedding)) => a == b && head == embedding,
+        match (self.source.info(HEAD), self.source.info(EMBEDDING)) {
+            (Some(a), Some(b)) if a == b => {
+                matches!((self.bytes(HEAD), self.bytes(EMBEDDING)), (Ok(head), Ok(embedding)) if head == embedding)
+            }
             _ => false,
         }
+    }
+}
+
+/// A program that reads a model twice says so once.
+fn say_once(line: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned()) {
+        tracing::info!("{line}");
     }
 }
 
@@ -195,6 +213,9 @@ fn list(kind: &str, names: &[String]) -> String {
 /// A configuration that is missing, or that asks for what is not computed.
 pub fn read_arch(path: impl AsRef<Path>) -> Result<Arch> {
     let path = path.as_ref();
+    if is_gguf(path) {
+        return ModelFolder::open(path)?.arch();
+    }
     let path = if path.is_dir() { path.join(CONFIG) } else { path.to_path_buf() };
     Arch::from_json(&read_json(&path)?, path)
 }

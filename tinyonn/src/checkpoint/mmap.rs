@@ -1,4 +1,4 @@
-//! One memory-mapped safetensors file: names, types, shapes and bytes, without reading what is not asked for.
+//! Memory-mapped files: the bytes of any, and of a safetensors file its names, types and shapes, without reading what is not asked for.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -40,14 +40,43 @@ impl TensorInfo {
     }
 }
 
+/// A file's bytes, mapped for reading. The file must stay as it is while mapped.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl Mapped {
+    /// Maps `path`, which its reader expects to be a `kind` file (`.safetensors`).
+    pub(super) fn open(path: &Path, kind: &str) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        if !file.metadata().map_err(|e| Error::io(path, e))?.is_file() {
+            return Err(Error::file(path, "is not a file", format!("give a {kind} file")));
+        }
+        // SAFETY: the mapping is read-only, and lives as long as the slices lent from it. Nothing in this
+        // library writes to a file of weights in place; a foreign process that shortens it while mapped breaks the
+        // contract stated on the type, as with every reader that maps files.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        Ok(Self { path: path.to_path_buf(), map })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
 /// A safetensors file, mapped for reading.
 ///
 /// The file must stay as it is while mapped; [`ModelFolder::save`](super::ModelFolder::save) never writes into an
 /// existing one.
 #[derive(Debug)]
 pub struct MappedSafetensors {
-    path: PathBuf,
-    map: Mmap,
+    map: Mapped,
     tensors: Places,
     metadata: BTreeMap<String, String>,
 }
@@ -61,22 +90,15 @@ impl MappedSafetensors {
     /// # Errors
     /// Names the file when it cannot be opened, is empty, truncated, or its header does not describe its bytes.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        if !file.metadata().map_err(|e| Error::io(path, e))?.is_file() {
-            return Err(Error::file(path, "is not a file", "give a .safetensors file"));
-        }
-        // SAFETY: the mapping is read-only, and lives as long as the slices lent from it. Nothing in this
-        // library writes to a safetensors file in place; a foreign process that shortens it while mapped breaks the
-        // contract stated on the type, as with every reader that maps files.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        let (tensors, metadata) = read_header(&map).map_err(|problem| Error::file(path, problem, DAMAGED))?;
-        Ok(Self { path: path.to_path_buf(), map, tensors, metadata })
+        let map = Mapped::open(path.as_ref(), ".safetensors")?;
+        let (tensors, metadata) =
+            read_header(map.bytes()).map_err(|problem| Error::file(map.path(), problem, DAMAGED))?;
+        Ok(Self { map, tensors, metadata })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.map.path()
     }
 
     /// What the file says of itself under `key`, beside its tensors.
@@ -97,21 +119,21 @@ impl MappedSafetensors {
     /// A tensor's bytes as stored: little-endian, outermost dimension slowest.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         let (_, range) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
-        self.map.get(range.clone()).ok_or_else(|| self.missing(name))
+        self.map.bytes().get(range.clone()).ok_or_else(|| self.missing(name))
     }
 
     /// A tensor on `device`, in its stored type: f32, bf16, f16 or u32.
     pub fn load(&self, name: &str, device: &Device) -> Result<Tensor> {
         let info = self.info(name).ok_or_else(|| self.missing(name))?;
         let dtype = info.computed().ok_or_else(|| {
-            let problem = format!("is of type {} in {}", info.dtype, self.path.display());
+            let problem = format!("is of type {} in {}", info.dtype, self.path().display());
             Error::tensor(name, problem, "save the checkpoint in F32, BF16 or F16")
         })?;
         Ok(Tensor::from_raw_buffer(self.bytes(name)?, dtype, &info.shape, device)?)
     }
 
     fn missing(&self, name: &str) -> Error {
-        Error::tensor(name, format!("is not in {}", self.path.display()), "check that the checkpoint is complete")
+        Error::tensor(name, format!("is not in {}", self.path().display()), "check that the checkpoint is complete")
     }
 }
 

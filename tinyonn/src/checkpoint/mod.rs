@@ -1,6 +1,6 @@
 //! Checkpoints: Hugging Face model folders in and out, and the parameters they hold.
 //!
-//! A [`ModelFolder`] reads `config.json` and safetensors, and checks every name and shape; [`ParamStore`] owns the
+//! A [`ModelFolder`] reads `config.json` and safetensors, or a GGUF file ([`gguf`]), and checks every name and shape; [`ParamStore`] owns the
 //! parameters by name, hands them to models, trainable or frozen, and [`ModelFolder::save`] writes them back, whole or
 //! not at all. Loading and saving without a conversion keeps each tensor's bytes.
 //!
@@ -26,6 +26,7 @@
 mod builder;
 mod export;
 pub mod folder;
+pub mod gguf;
 mod initialise;
 mod layout;
 mod loaded;
@@ -33,6 +34,7 @@ pub mod mmap;
 mod params;
 mod replicas;
 mod save;
+mod source;
 pub mod store;
 pub mod tinyonn_folder;
 pub mod tokens;
@@ -43,6 +45,7 @@ mod work;
 
 pub use export::{dense_parts, export_dense};
 pub use folder::{ModelFolder, is_on_paper, read_arch};
+pub use gguf::GgufFile;
 pub(crate) use layout::Order;
 pub use loaded::{LoadedModel, load_model};
 pub use mmap::MappedSafetensors;
@@ -50,6 +53,7 @@ pub use params::{Param, Role, Roles, dense_params, expected_tensors};
 pub use replicas::{base_name, grow_deltas, is_delta, prune_deltas};
 pub use save::{MAX_SHARD_BYTES, TOKENIZER_FILES};
 pub(crate) use save::{raw_bytes, write_tensors};
+pub use source::WeightSource;
 pub use store::ParamStore;
 pub use tinyonn_folder::{TaskPath, TinyOnnConfig, TinyOnnFolder, is_tinyonn};
 pub use upcycle::upcycle;

@@ -10,6 +10,7 @@ use safetensors::tensor::{Metadata, TensorInfo, View};
 use serde_json::{Map, Value, json};
 
 use super::folder::{CONFIG, INDEX, ModelFolder, SINGLE};
+use super::gguf::{GgufFile, is_gguf};
 use super::layout::Order;
 use super::store::ParamStore;
 use crate::files::{self, StagedFolder};
@@ -31,7 +32,7 @@ pub const TOKENIZER_FILES: [&str; 7] = [
 
 impl ModelFolder {
     /// Writes `config` and every entry of `store` to the new folder `dir`, and copies [`TOKENIZER_FILES`] from the
-    /// folder `tokenizer`, those that it has. Beyond [`MAX_SHARD_BYTES`] the weights are sharded, with an index.
+    /// folder `tokenizer`, those that it has, or writes those that the GGUF file `tokenizer` comes to. Beyond [`MAX_SHARD_BYTES`] the weights are sharded, with an index.
     ///
     /// Everything is written to the sibling `.NAME.saving`, brought to disk, and renamed: a process killed at any
     /// moment leaves `dir` as it was. What such a process left behind, the next save to `dir` clears.
@@ -170,7 +171,14 @@ fn on_cpu(name: &str, tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.detach().to_device(&Device::Cpu)?)
 }
 
+/// The tokenizer's files of a folder, or those that a GGUF file's metadata come to.
 fn copy_tokenizer(source: &Path, dir: &Path) -> Result<()> {
+    if is_gguf(source) {
+        for (name, text) in GgufFile::open(source)?.tokenizer_files()? {
+            files::write(dir.join(name), text)?;
+        }
+        return Ok(());
+    }
     if !source.is_dir() {
         return Err(Error::file(source, "is not a folder", "give the folder that holds tokenizer.json"));
     }

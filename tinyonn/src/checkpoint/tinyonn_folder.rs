@@ -23,7 +23,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::folder::{CONFIG, ModelFolder};
+use super::folder::ModelFolder;
 use super::params::{expected_tensors, neuron_expert_name};
 use super::replicas::{is_delta, possible_deltas};
 use super::store::ParamStore;
@@ -184,7 +184,7 @@ impl TinyOnnFolder {
     }
 
     pub(super) fn from_folder(folder: ModelFolder) -> Result<Self> {
-        let path = folder.dir().join(CONFIG);
+        let path = folder.config_path();
         let object = match folder.config().get(KEY) {
             Some(object) if is_tinyonn(folder.config()) => object,
             _ => {
@@ -263,7 +263,7 @@ impl TinyOnnFolder {
         if dtype.is_some_and(|dtype| dtype != DType::F32) {
             for (name, shape) in &self.routers {
                 store.remove(name);
-                store.insert(name, Tensor::from_raw_buffer(self.folder.bytes(name)?, DType::F32, shape, device)?)?;
+                store.insert(name, Tensor::from_raw_buffer(&self.folder.bytes(name)?, DType::F32, shape, device)?)?;
             }
         }
         Ok(store)

@@ -86,8 +86,16 @@ impl TextTokenizer {
         if !path.exists() {
             return Err(Error::file(path, "is not there", "put the model's tokenizer.json beside its weights"));
         }
-        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
+        Self::from_json(&std::fs::read(path).map_err(|source| Error::io(path, source))?, path, eos)
+    }
+
+    /// As [`TextTokenizer::load`], from the bytes of a `tokenizer.json`; `path` only names them in errors.
+    ///
+    /// # Errors
+    /// No tokenizer; no end of text.
+    pub fn from_json(json: &[u8], path: impl AsRef<Path>, eos: Option<u32>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| {
             Error::file(path, format!("not a tokenizer: {error}"), "give a Hugging Face tokenizer.json")
         })?;
         // A file may ask for fixed lengths; rows are cut and padded by `pack`.

@@ -153,11 +153,8 @@ impl Dense {
         let tokenizer = tokenizer(&folder)?;
         if tokenizer.vocab_size() > cfg.vocab_size {
             let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
-            return Err(Error::file(
-                dir.join("tokenizer.json"),
-                problem,
-                "use the tokenizer the model was trained with",
-            ));
+            let file = if dir.is_dir() { dir.join("tokenizer.json") } else { dir.to_path_buf() };
+            return Err(Error::file(file, problem, "use the tokenizer the model was trained with"));
         }
         Ok((folder, cfg, tokenizer))
     }

@@ -69,14 +69,17 @@ impl Text {
 /// # Errors
 /// No tokenizer.json, or none that can be used.
 pub fn tokenizer(folder: &ModelFolder) -> Result<TextTokenizer> {
-    let path = folder.dir().join("tokenizer.json");
+    let inside = folder.source().tokenizer_json()?;
+    let load = |end| match &inside {
+        Some(json) => TextTokenizer::from_json(json.as_bytes(), folder.dir(), end),
+        None => TextTokenizer::load(folder.dir().join("tokenizer.json"), end),
+    };
     let end = match folder.config().get("eos_token_id") {
         Some(Value::Array(ids)) => ids.first(),
         id => id,
     };
     let end = end.and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
-    TextTokenizer::load(&path, None)
-        .or_else(|error| end.map_or(Err(error), |end| TextTokenizer::load(&path, Some(end))))
+    load(None).or_else(|error| end.map_or(Err(error), |end| load(Some(end))))
 }
 
 /// The tasks of `sources` (each `NAME=PATH`, or [`TOOLCHAIN`] alone for the text of the Rust toolchain and its crates); without any, the

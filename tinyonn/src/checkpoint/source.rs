@@ -1,0 +1,91 @@
+//! Where a model's weights are read from: the safetensors files of a folder, or a GGUF file.
+//!
+//! Either gives its tensors as a Hugging Face folder has them: by the names there, their rows in order, in a type of safetensors.
+//! Whoever reads a [`ModelFolder`](super::ModelFolder) need not know which it is.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::mmap::{MappedSafetensors, TensorInfo};
+use crate::{Error, Result};
+
+pub(super) const INCOMPLETE: &str = "the folder is incomplete or mixed: copy or download it again";
+
+/// A model's weights, by their names in a Hugging Face folder.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::{ModelFolder, WeightSource};
+///
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf/qwen2_f16.gguf");
+/// let folder = ModelFolder::open(path)?;
+/// let source: &dyn WeightSource = folder.source();
+/// let info = source.info("model.norm.weight").unwrap();
+/// assert_eq!(source.load("model.norm.weight", &Device::Cpu, None)?.dims(), info.shape);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+pub trait WeightSource: Debug + Send + Sync {
+    /// The tensors' names, sorted.
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
+
+    /// Type and shape of a tensor, if there is one of this name.
+    fn info(&self, name: &str) -> Option<&TensorInfo>;
+
+    /// A tensor's bytes in that type and shape: of the file where it stores them so.
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>>;
+
+    /// A tensor on `device`; floats in `dtype`, or where `None` in the type that [`WeightSource::info`] says.
+    fn load(&self, name: &str, device: &Device, dtype: Option<DType>) -> Result<Tensor>;
+
+    /// One line for a user, where weights loaded in `dtype` are not what the file stores.
+    fn describe(&self, _dtype: Option<DType>) -> Option<String> {
+        None
+    }
+
+    /// The text of a `tokenizer.json`, where the tokenizer is among the weights and not beside them.
+    fn tokenizer_json(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+/// The safetensors files of a folder.
+#[derive(Debug)]
+pub(super) struct SafetensorsFiles {
+    pub(super) dir: PathBuf,
+    pub(super) files: Vec<MappedSafetensors>,
+    /// Tensor name → position in `files`.
+    pub(super) places: BTreeMap<String, usize>,
+}
+
+impl SafetensorsFiles {
+    fn file(&self, name: &str) -> Result<&MappedSafetensors> {
+        let file = self.places.get(name).and_then(|&file| self.files.get(file));
+        file.ok_or_else(|| Error::tensor(name, format!("is not in {}", self.dir.display()), INCOMPLETE))
+    }
+}
+
+impl WeightSource for SafetensorsFiles {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.places.keys().map(String::as_str))
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.file(name).ok()?.info(name)
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
+        self.file(name)?.bytes(name).map(Cow::Borrowed)
+    }
+
+    fn load(&self, name: &str, device: &Device, dtype: Option<DType>) -> Result<Tensor> {
+        let tensor = self.file(name)?.load(name, device)?;
+        match dtype {
+            Some(dtype) if tensor.dtype().is_float() => Ok(tensor.to_dtype(dtype)?),
+            _ => Ok(tensor),
+        }
+    }
+}
