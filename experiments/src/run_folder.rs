@@ -92,9 +92,7 @@ struct States {
 
 impl States {
     fn of(out: &Path, run: &Value) -> Result<Self> {
-        let name = out.file_name().ok_or_else(|| Error::file(out, "has no name of its own", "name a new folder"))?;
-        let dir = out.with_file_name(format!(".{}.states", name.to_string_lossy()));
-        Ok(Self { dir, run: run.clone() })
+        Ok(Self { dir: files::states_of(out)?, run: run.clone() })
     }
 
     /// Leaves a folder as it is that holds states of this run; one without a state is made anew.

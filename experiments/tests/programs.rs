@@ -8,6 +8,8 @@
 mod interrupts;
 #[path = "programs/kept_formats.rs"]
 mod kept_formats;
+#[path = "programs/places.rs"]
+mod places;
 #[path = "programs/resume.rs"]
 mod resume;
 #[path = "programs/stored_scans.rs"]

@@ -7,6 +7,7 @@ use clap::Parser;
 use experiments::settings::{over_file, required, word};
 use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder, say};
 use serde::{Deserialize, Serialize};
+use tinyonn::files;
 use tinyonn::imaging::{Form, Partition, Share, StoredScan};
 use tinyonn::phases::image::{TextConfig, dump_tokens};
 use tinyonn::phases::{ImageConfig, MergeConfig, image, merge_scans};
@@ -125,6 +126,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
         out: out(settings.output.out)?,
     };
     let data = text.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
+    text.scan_file.iter().try_for_each(files::try_write)?;
     let read = data.chain([config.model.as_path()]).chain(text.scan_file.as_deref()).chain(file);
     let replace = overwrite::replaces(&text.out, overwrite, &read.collect::<Vec<_>>())?;
     let folder = RunFolder::create(&text.out, &(&config, &text), config.seed, config.device, replace)?;
@@ -156,6 +158,7 @@ fn dump(settings: &Settings, overwrite: bool) -> Result<ExitCode> {
         return Err(Error::setting("--dump", "goes with --tokens", "give both or neither"));
     };
     overwrite::refuse_file(dump, overwrite)?;
+    files::try_write(dump)?;
     dump_tokens(&image_config(settings)?, tokens, dump)?;
     say!("wrote     {}", dump.display());
     Ok(ExitCode::SUCCESS)
