@@ -14,6 +14,8 @@ mod places;
 mod resume;
 #[path = "programs/stored_scans.rs"]
 mod stored_scans;
+#[path = "programs/vocabulary.rs"]
+mod vocabulary;
 
 use std::collections::BTreeSet;
 use std::fs;

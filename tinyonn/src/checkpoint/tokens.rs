@@ -47,8 +47,13 @@ pub fn read(path: impl AsRef<Path>, device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_vec(ids, (b, t), device)?)
 }
 
-/// Refuses ids beyond a vocabulary of `vocabulary` tokens.
-pub(crate) fn check(ids: &Tensor, vocabulary: usize) -> Result<()> {
+/// Refuses rows of more than `most` ids, and ids beyond a vocabulary of `vocabulary` tokens.
+pub(crate) fn check(ids: &Tensor, vocabulary: usize, most: usize) -> Result<()> {
+    let (_, t) = ids.dims2()?;
+    if t > most {
+        let problem = format!("sequences of {t} tokens are longer than the {most} that the model was made for");
+        return Err(Error::setting("tokens", problem, format!("give --length {most} or less, or shorter rows")));
+    }
     let highest = ids.flatten_all()?.to_vec1::<u32>()?.into_iter().max().unwrap_or(0);
     if (highest as usize) < vocabulary {
         return Ok(());

@@ -114,15 +114,11 @@ fn check_vocabulary(a: usize, b: usize) -> Result<()> {
 
 fn batches(ids: &Tensor, vocabulary: usize, most: usize, batch: usize) -> Result<Vec<Tensor>> {
     let (b, t) = ids.dims2()?;
-    if t > most {
-        let problem = format!("sequences of {t} tokens are longer than the {most} that the model was made for");
-        return Err(Error::setting("tokens", problem, format!("give --length {most} or less, or shorter rows")));
-    }
     if b * t == 0 || batch == 0 {
         let problem = format!("there is nothing to compare: ids [{b}, {t}], {batch} sequences at a time");
         return Err(Error::setting("tokens", problem, "give at least one token"));
     }
-    tokens::check(ids, vocabulary)?;
+    tokens::check(ids, vocabulary, most)?;
     let starts = (0..b).step_by(batch);
     starts.map(|start| Ok(ids.narrow(0, start, batch.min(b - start))?.contiguous()?)).collect()
 }

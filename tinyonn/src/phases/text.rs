@@ -1,6 +1,7 @@
 //! A run's text: by task, split by document, tokenised.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -67,16 +68,25 @@ impl Text {
 /// A model's own tokenizer. Documents end with the end of text that it names, or else with `eos_token_id` of the model's config.json.
 ///
 /// # Errors
-/// No tokenizer.json, or none that can be used.
+/// No tokenizer.json, or none that can be used; one with tokens that the model has no embedding for.
 pub fn tokenizer(folder: &ModelFolder) -> Result<TextTokenizer> {
     let path = folder.dir().join("tokenizer.json");
+    let tokenizer = end_of_its_own_or_the_models(folder, &path)?;
+    let (entries, vocabulary) = (tokenizer.vocab_size(), folder.arch()?.vocab_size);
+    if entries > vocabulary {
+        let problem = format!("{entries} entries for a vocabulary of {vocabulary}");
+        return Err(Error::file(path, problem, "use the tokenizer the model was trained with"));
+    }
+    Ok(tokenizer)
+}
+
+fn end_of_its_own_or_the_models(folder: &ModelFolder, path: &Path) -> Result<TextTokenizer> {
     let end = match folder.config().get("eos_token_id") {
         Some(Value::Array(ids)) => ids.first(),
         id => id,
     };
     let end = end.and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
-    TextTokenizer::load(&path, None)
-        .or_else(|error| end.map_or(Err(error), |end| TextTokenizer::load(&path, Some(end))))
+    TextTokenizer::load(path, None).or_else(|error| end.map_or(Err(error), |end| TextTokenizer::load(path, Some(end))))
 }
 
 /// The tasks of `sources` (each `NAME=PATH`, or [`TOOLCHAIN`] alone for the text of the Rust toolchain and its crates); without any, the
