@@ -5,6 +5,7 @@
 
 mod answers;
 mod corpora;
+mod formats;
 mod packing;
 mod sources;
 mod token_files;

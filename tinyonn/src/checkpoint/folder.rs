@@ -11,7 +11,7 @@ use super::mmap::{MappedSafetensors, TensorInfo};
 use super::params::{EMBEDDING, HEAD};
 use super::store::ParamStore;
 use crate::decoder::Arch;
-use crate::files::Digest;
+use crate::files::{Digest, without_mark};
 use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -209,7 +209,7 @@ pub fn is_on_paper(path: impl AsRef<Path>) -> bool {
 
 fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}"), INCOMPLETE))
+    serde_json::from_slice(without_mark(&text)).map_err(|e| Error::file(path, format!("is not JSON: {e}"), INCOMPLETE))
 }
 
 /// Opens the shards of an index and holds both against each other.

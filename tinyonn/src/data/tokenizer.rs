@@ -87,7 +87,7 @@ impl TextTokenizer {
             return Err(Error::file(path, "is not there", "put the model's tokenizer.json beside its weights"));
         }
         let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
+        let mut tokenizer = Tokenizer::from_bytes(files::without_mark(&bytes)).map_err(|error| {
             Error::file(path, format!("not a tokenizer: {error}"), "give a Hugging Face tokenizer.json")
         })?;
         // A file may ask for fixed lengths; rows are cut and padded by `pack`.

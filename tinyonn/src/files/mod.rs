@@ -5,6 +5,7 @@
 //! in that itself.
 //! A program that is interrupted and ends at once takes away what it was filling ([`abandon()`]).
 
+mod byte_order_mark;
 mod digest;
 mod exchange;
 mod place;
@@ -12,6 +13,8 @@ mod staged_folder;
 mod under_way;
 mod whole_file;
 
+pub(crate) use byte_order_mark::BYTE_ORDER_MARK;
+pub use byte_order_mark::without_mark;
 pub use digest::Digest;
 pub(crate) use place::parent_of;
 pub use place::{is_used, states_of};
