@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod answers;
+mod blanks;
 mod corpora;
 mod formats;
 mod packing;

@@ -135,9 +135,8 @@ impl TokenSet {
     pub fn encode(corpus: &Corpus, tokenizer: &TextTokenizer) -> Result<Self> {
         let mut set = Self { tasks: Vec::new(), documents: Vec::new(), eos: tokenizer.eos() };
         for task in &corpus.tasks {
-            let texts: Vec<&str> = task.documents.iter().map(|document| document.text.as_str()).collect();
             let mut packed = TaskTokens::empty(&task.name);
-            for (document, tokens) in task.documents.iter().zip(tokenizer.encode_all(&texts)?) {
+            for (document, tokens) in task.documents.iter().zip(tokenizer.encode_documents(&task.name, &task.documents)?) {
                 packed.tokens.extend(tokens);
                 packed.tokens.push(set.eos);
                 packed.documents.resize(packed.tokens.len(), set.documents.len() as u32);
