@@ -4,6 +4,8 @@
 //! A package's binaries are known to its own tests alone, so these stand apart from the suite.
 #![allow(clippy::unwrap_used)]
 
+#[path = "programs/copies.rs"]
+mod copies;
 #[path = "programs/interrupts.rs"]
 mod interrupts;
 #[path = "programs/kept_formats.rs"]

@@ -197,7 +197,8 @@ fn a_text_that_is_not_there_is_refused_at_once() {
 fn a_subject_that_fails_fails_alone() {
     let place = Place::new();
     // Enough to divide, too little to train on.
-    fs::write(place.path("short.jsonl"), "{\"text\": \"1 2\"}\n".repeat(4)).unwrap();
+    let line = |at: usize| format!("{{\"text\": \"{at} 2\"}}\n");
+    fs::write(place.path("short.jsonl"), (1..5).map(line).collect::<String>()).unwrap();
     let grid = format!("{GRID}{SHAPE}{CELLS}")
         .replace("corpora = [", "corpora = [{ name = \"short\", data = [\"a=short.jsonl\", \"b=b.txt\"] }, ");
     fs::write(place.path("grid.toml"), grid).unwrap();

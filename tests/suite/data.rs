@@ -5,6 +5,7 @@
 
 mod answers;
 mod blanks;
+mod copies;
 mod corpora;
 mod formats;
 mod packing;

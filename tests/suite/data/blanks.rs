@@ -9,7 +9,10 @@ fn tokenizer() -> TextTokenizer {
 
 /// The words behind the blanks are the words they are behind a few.
 #[rstest]
-fn what_is_encoded_is_encoded_right(#[values(10, 90_000, 400_000, 1_500_000)] blanks: usize, #[values(" ", "\t", "\u{2003}")] blank: &str) {
+fn what_is_encoded_is_encoded_right(
+    #[values(10, 90_000, 400_000, 1_500_000)] blanks: usize,
+    #[values(" ", "\t", "\u{2003}")] blank: &str,
+) {
     let tokenizer = tokenizer();
     let behind = " sort 3 1 2 -> 1 2 3\n";
     let expected = tokenizer.encode(behind).unwrap();
@@ -17,7 +20,10 @@ fn what_is_encoded_is_encoded_right(#[values(10, 90_000, 400_000, 1_500_000)] bl
         Ok(tokens) => assert!(tokens.ends_with(&expected), "{blanks} blanks"),
         Err(error) => {
             let said = error.to_string();
-            assert!(blanks > 100_000 && said.contains(&format!("behind {} blanks in a row at byte 6", blanks + 1)), "{said}");
+            assert!(
+                blanks > 100_000 && said.contains(&format!("behind {} blanks in a row at byte 6", blanks + 1)),
+                "{said}"
+            );
         }
     }
 }
@@ -35,13 +41,16 @@ fn long_words_and_blanks_at_the_end_are_encoded(#[case] text: String) {
 #[test]
 fn the_document_is_named_wherever_it_is_read() {
     let document = |id: &str, text: String| Document { id: id.into(), text };
-    let documents = vec![document("fine", "a b".into()), document("page.txt#3", format!("a{}b c", " ".repeat(3_000_000)))];
+    let documents =
+        vec![document("fine", "a b".into()), document("page.txt#3", format!("a{}b c", " ".repeat(3_000_000)))];
     let corpus = Corpus { tasks: vec![Task { name: "web".into(), documents }] };
     let folder = tempfile::tempdir().unwrap();
     let said = [
         TextTokenizer::train(&corpus, 300).unwrap_err().to_string(),
         TokenSet::encode(&corpus, &tokenizer()).unwrap_err().to_string(),
-        TokenFile::write(&Counted::new(&corpus).unwrap(), &tokenizer(), usize::MAX, folder.path()).unwrap_err().to_string(),
+        TokenFile::write(&Counted::new(&corpus).unwrap(), &tokenizer(), usize::MAX, folder.path())
+            .unwrap_err()
+            .to_string(),
     ];
     for said in said {
         assert!(said.contains("document `web/page.txt#3`: behind 3000000 blanks in a row at byte 1"), "{said}");

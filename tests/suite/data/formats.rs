@@ -114,7 +114,10 @@ fn files_put_together_bring_their_marks() {
 
 /// As Python's `json.dumps` writes them.
 #[rstest]
-#[case::not_a_number(r#"{"text": "NaN \"NaN", "score": NaN, "more": [Infinity, -Infinity, {"NaN": NaN}]}"#, "NaN \"NaN")]
+#[case::not_a_number(
+    r#"{"text": "NaN \"NaN", "score": NaN, "more": [Infinity, -Infinity, {"NaN": NaN}]}"#,
+    "NaN \"NaN"
+)]
 #[case::too_large(r#"{"score": 1e999, "text": "one"}"#, "one")]
 #[case::half_a_surrogate_pair(r#"{"other": "\ud83d", "text": "one", "\udc00": 1}"#, "one")]
 #[case::twice(r#"{"text": 3, "text": "the last"}"#, "the last")]

@@ -29,6 +29,7 @@
 //! ```
 
 mod batches;
+mod copies;
 mod corpus;
 mod default_text;
 mod documents;

@@ -13,8 +13,16 @@ const PACKED: [(&[u8], &str, &str); 9] = [
     (b"BZh", "is compressed (bzip2)", "decompress it: `bunzip2 -k FILE`"),
     (b"\x04\x22\x4d\x18", "is compressed (lz4)", "decompress it: `lz4 -d FILE`"),
     (b"PK\x03\x04", "is an archive (zip)", "unpack it into a folder: `unzip FILE -d FOLDER`"),
-    (b"PAR1", "is a Parquet table", "write it as JSON lines, for example with `to_json` of the Python package datasets"),
-    (b"ARROW1", "is an Arrow table", "write it as JSON lines, for example with `to_json` of the Python package datasets"),
+    (
+        b"PAR1",
+        "is a Parquet table",
+        "write it as JSON lines, for example with `to_json` of the Python package datasets",
+    ),
+    (
+        b"ARROW1",
+        "is an Arrow table",
+        "write it as JSON lines, for example with `to_json` of the Python package datasets",
+    ),
     (LFS_POINTER, "is a Git LFS pointer: the text itself was not downloaded", "run `git lfs pull` where it came from"),
 ];
 /// What stands in the place of a file that `git lfs` did not fetch.

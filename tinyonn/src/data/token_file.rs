@@ -69,7 +69,13 @@ impl TokenFile {
     /// # Errors
     /// Text that cannot be read, or that changed since it was counted; what the tokenizer or the system reports.
     pub fn write(text: &Counted<'_>, tokenizer: &TextTokenizer, most: usize, folder: &Path) -> Result<Self> {
-        Self::write_with(text, &|task, documents| tokenizer.encode_documents(task, documents), tokenizer.eos(), most, folder)
+        Self::write_with(
+            text,
+            &|task, documents| tokenizer.encode_documents(task, documents),
+            tokenizer.eos(),
+            most,
+            folder,
+        )
     }
 
     fn write_with(text: &Counted<'_>, encode: Encode<'_>, eos: u32, most: usize, folder: &Path) -> Result<Self> {
@@ -212,12 +218,7 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(
-        tokens: &'a TokenFile,
-        (encode, task): (Encode<'a>, &'a str),
-        next: u32,
-        most: usize,
-    ) -> Result<Self> {
+    fn new(tokens: &'a TokenFile, (encode, task): (Encode<'a>, &'a str), next: u32, most: usize) -> Result<Self> {
         let mut file = tokens.file.lock().unwrap_or_else(PoisonError::into_inner);
         let own = file.seek(SeekFrom::End(0)).and_then(|_| file.try_clone()).map_err(|e| Error::io(&tokens.path, e))?;
         let (out, path, eos) = (BufWriter::new(own), tokens.path.as_path(), tokens.eos);

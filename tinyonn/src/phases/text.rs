@@ -57,10 +57,15 @@ impl Text {
     /// # Errors
     /// Whatever the tokenizer reports.
     pub fn encode(&self, tokenizer: &TextTokenizer) -> Result<Tokens> {
+        let held_out = |corpus: &Corpus| {
+            let mut set = TokenSet::encode(corpus, tokenizer)?;
+            set.number_copies_alike(corpus);
+            Ok::<_, Error>(set)
+        };
         Ok(Tokens {
             train: TokenSet::encode(&self.splits.train, tokenizer)?,
-            validation: TokenSet::encode(&self.splits.validation, tokenizer)?,
-            test: TokenSet::encode(&self.splits.test, tokenizer)?,
+            validation: held_out(&self.splits.validation)?,
+            test: held_out(&self.splits.test)?,
         })
     }
 }
