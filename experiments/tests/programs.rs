@@ -10,6 +10,8 @@ mod copies;
 mod interrupts;
 #[path = "programs/kept_formats.rs"]
 mod kept_formats;
+#[path = "programs/not_finite.rs"]
+mod not_finite;
 #[path = "programs/places.rs"]
 mod places;
 #[path = "programs/resume.rs"]

@@ -54,6 +54,9 @@ struct Settings {
     /// Turn a Tiny-ONN checkpoint back into the dense model, its weights as they are
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     to_dense: Option<bool>,
+    /// Take weights that are NaN or infinite as they are; without it they are refused by name
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    allow_not_finite: Option<bool>,
     #[command(flatten)]
     #[serde(flatten)]
     run: RunFlags,
@@ -77,6 +80,10 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
     let read: Vec<&Path> = [from.as_path()].into_iter().chain(file).collect();
     let replace = overwrite::replaces(&out, overwrite, &read)?;
     let staged = if replace { StagedFolder::replacing(&out)? } else { StagedFolder::new(&out)? };
+    if !settings.allow_not_finite.unwrap_or(false) {
+        ModelFolder::open(&from)?
+            .refuse_not_finite("train or download it again, or take it as it is with --allow-not-finite")?;
+    }
     let written = if settings.to_dense.unwrap_or(false) {
         for (flag, given) in [("--variant", settings.variant.is_some()), ("--partition", settings.partition.is_some())]
         {

@@ -30,6 +30,7 @@ mod initialise;
 mod layout;
 mod loaded;
 pub mod mmap;
+mod not_finite;
 mod params;
 mod replicas;
 mod save;

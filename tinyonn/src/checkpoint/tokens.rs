@@ -64,8 +64,8 @@ pub(crate) fn check(ids: &Tensor, vocabulary: usize, most: usize) -> Result<()> 
 
 fn read_json(path: &Path) -> Result<(Vec<u32>, usize, usize)> {
     let text = fs::read(path).map_err(|e| Error::io(path, e))?;
-    let rows: Vec<Vec<u32>> =
-        serde_json::from_slice(files::without_mark(&text)).map_err(|e| Error::file(path, format!("is no table of ids: {e}"), REMEDY))?;
+    let rows: Vec<Vec<u32>> = serde_json::from_slice(files::without_mark(&text))
+        .map_err(|e| Error::file(path, format!("is no table of ids: {e}"), REMEDY))?;
     let t = rows.first().map_or(0, Vec::len);
     if let Some((i, row)) = rows.iter().enumerate().find(|(_, row)| row.len() != t) {
         let problem = format!("row {i} has {} ids, row 0 has {t}", row.len());
