@@ -35,7 +35,9 @@ impl RunFolder {
     /// `out` exists and is not empty, and is not to be replaced; another process is filling it; the system refuses it.
     pub fn create(out: &Path, settings: &impl Serialize, seed: u64, device: DeviceName, replace: bool) -> Result<Self> {
         let staged = if replace { StagedFolder::replacing(out) } else { StagedFolder::new(out) }?;
-        let command: Vec<String> = std::env::args().collect();
+        // The path of the program itself may be anything.
+        let command: Vec<String> =
+            std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
         let program = command.first().and_then(|path| Path::new(path).file_name()).map(|name| name.to_string_lossy());
         let config = json!({
             "program": program,

@@ -4,6 +4,9 @@
 //! A package's binaries are known to its own tests alone, so these stand apart from the suite.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(unix)]
+#[path = "programs/arguments.rs"]
+mod arguments;
 #[path = "programs/copies.rs"]
 mod copies;
 #[path = "programs/interrupts.rs"]

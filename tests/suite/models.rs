@@ -194,7 +194,8 @@ pub(crate) fn learnt<F: FeedForward>(
 #[test]
 fn a_message_holds_no_backtrace() {
     let backtrace = || Box::new(std::backtrace::Backtrace::force_capture());
-    let inner = candle_core::Error::WithBacktrace { inner: Box::new(candle_core::Error::UnwrapNone), backtrace: backtrace() };
+    let inner =
+        candle_core::Error::WithBacktrace { inner: Box::new(candle_core::Error::UnwrapNone), backtrace: backtrace() };
     let error = candle_core::Error::WithBacktrace { inner: Box::new(inner.context("layer 3")), backtrace: backtrace() };
     assert_eq!(tinyonn::Error::from(error).to_string(), "layer 3\nunwrap none");
 }

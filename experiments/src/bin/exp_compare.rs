@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{children, git_commit, interrupt, main_with, say};
+use experiments::{arguments, children, git_commit, interrupt, main_with, say};
 use serde::Serialize;
 use tinyonn::phases::compare::{self, CompareConfig, Outcome, verdict, write_report, write_results};
 use tinyonn::train::Checkpoints;
@@ -20,6 +20,7 @@ use tinyonn::{Error, Result};
 /// with its figures in the comparison's folder, are written from the records.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
   exp_compare                                               the whole of it (under 30 minutes on two cores, and six pretrainings)
@@ -77,7 +78,7 @@ const SAVE_EVERY: u64 = 100;
 
 fn main() -> ExitCode {
     main_with(|| {
-        let cli = Cli::parse();
+        let cli: Cli = arguments::parse()?;
         match &cli.subject {
             Some(subject) => run_subject(&cli, subject),
             None => run(&cli),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::{over_file, required, word};
-use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder, say};
+use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::files;
 use tinyonn::imaging::{Form, Partition, Share, StoredScan};
@@ -23,6 +23,7 @@ use tinyonn::{Error, Result};
 /// values are written instead.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/scan, runs/scan-2, …]")),
     after_help = "Examples:
@@ -98,7 +99,7 @@ struct Settings {
 
 fn main() -> ExitCode {
     main_with(|| {
-        let cli = Cli::parse();
+        let cli: Cli = arguments::parse()?;
         let Settings { run: RunFlags { config, .. }, output: OutFlags { overwrite, .. }, .. } = &cli.settings;
         run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
     })

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use candle_core::Device;
 use clap::Parser;
 use experiments::settings::{over_file, required};
-use experiments::{OutFlags, RunFlags, main_with, overwrite, say};
+use experiments::{OutFlags, RunFlags, arguments, main_with, overwrite, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{
     ModelFolder, TinyOnnConfig, compare, dense_parts, expected_tensors, is_tinyonn, load_model, tokens, upcycle,
@@ -25,6 +25,7 @@ use tinyonn::{Error, Result, moe};
 /// must be equal bit for bit and the weights byte for byte.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
   exp_upcycle --model Qwen3-1.7B --variant TinyOnn --out Qwen3-1.7B-TinyOnn
@@ -67,7 +68,7 @@ struct Settings {
 
 fn main() -> ExitCode {
     main_with(|| {
-        let cli = Cli::parse();
+        let cli: Cli = arguments::parse()?;
         let Settings { run: RunFlags { config, .. }, output: OutFlags { overwrite, .. }, .. } = &cli.settings;
         run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
     })

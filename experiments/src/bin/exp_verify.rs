@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
 use experiments::settings::over_file;
-use experiments::{RunFlags, main_with, say};
+use experiments::{RunFlags, arguments, main_with, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{Comparison, LoadedModel, ModelFolder, compare, compare_with_reference, load_model, tokens};
 use tinyonn::model::ActiveMode;
@@ -19,6 +19,7 @@ use tinyonn::{Error, Result};
 /// whatever the checkpoints compute in. In a file for --config, `a` and `b` are the checkpoints.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
   exp_verify Qwen3-1.7B Qwen3-1.7B-TinyOnn                  all experts active, random tokens
@@ -115,7 +116,7 @@ impl From<Active> for ActiveMode {
 
 fn main() -> ExitCode {
     main_with(|| {
-        let cli = Cli::parse();
+        let cli: Cli = arguments::parse()?;
         run(&over_file(&cli.settings, cli.settings.run.config.as_deref())?)
     })
 }

@@ -43,7 +43,10 @@ fn mounted(place: &Place, script: &str) -> Option<std::process::Output> {
 
 #[rstest]
 #[case::empty("true", 0)]
-#[case::over_an_old_result("printf '{\"model_type\": \"tinyonn\"}' > out/config.json && touch out/old && mkdir out/lost+found", 0)]
+#[case::over_an_old_result(
+    "printf '{\"model_type\": \"tinyonn\"}' > out/config.json && touch out/old && mkdir out/lost+found",
+    0
+)]
 #[case::over_what_is_not_ours("touch out/letter.txt", 2)]
 fn a_mount_point_is_filled_in_itself(#[case] before: &str, #[case] code: i32) {
     let place = Place::new();
