@@ -24,8 +24,9 @@ use crate::{Error, Result, SOURCES_SHA256, files};
 pub struct CompareConfig {
     /// The folder of the comparison: its cells, its pictures. One that was begun is gone on with.
     pub out: PathBuf,
-    /// Where the table and what it says are written.
-    pub results: PathBuf,
+    /// Where the table and what it says are written; without it `RESULTS.md` in the comparison's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub results: Option<PathBuf>,
     /// Where pretrained dense models are kept.
     pub cache: PathBuf,
     /// Where it computes.
@@ -226,6 +227,12 @@ impl CompareConfig {
     /// There is none, or one whose settings another version wrote.
     pub fn begun(out: &Path) -> Result<Self> {
         By::read(out)?.settings(out)
+    }
+
+    /// The file of the results.
+    #[must_use]
+    pub fn results_file(&self) -> PathBuf {
+        self.results.clone().unwrap_or_else(|| self.out.join("RESULTS.md"))
     }
 
     /// Refuses what could only fail later.
