@@ -115,6 +115,15 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
     place.refused(PHASE2, "--from one --config other.toml --dry-run", &["`scan_tokens`", "exp_phase1"]);
     place.refused(PHASE2, "--from two --out three", &["has no phase1.json", "exp_phase1"]);
     place.refused(PHASE2, "--from one --out one --overwrite", &["one", "is read"]);
+    // From another folder, and where the text was moved.
+    fs::create_dir(place.path("below")).unwrap();
+    let mut elsewhere = place.command(PHASE2, "--from ../one --dry-run");
+    let output = elsewhere.current_dir(place.path("below")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::rename(place.path("a.txt"), place.path("below/a.txt")).unwrap();
+    place.refused(PHASE2, "--from one --dry-run", &["a.txt", "no such file", "`a=`"]);
+    place.done(PHASE2, "--from one --data a=below/a.txt --data b=b.txt --dry-run");
+    place.failed(PHASE2, "--from one --data a=b.txt --data b=b.txt --dry-run", &["`data`", "not what it was"]);
     let clap = place.run(PHASE2, "--from one --seed 3");
     assert_eq!(clap.status.code(), Some(2));
     assert!(!place.path("three").exists());
@@ -170,7 +179,10 @@ fn a_comparison_that_was_killed_goes_on() {
     // Written where it was written before, from whatever folder; and nobody's page is replaced.
     place.done(COMPARE, &format!("{arguments} --results elsewhere.md"));
     fs::remove_file(place.path("elsewhere.md")).unwrap();
-    place.done(COMPARE, "--report --out compare");
+    fs::create_dir(place.path("below")).unwrap();
+    let mut report = place.command(COMPARE, "--report --out ../compare");
+    assert!(report.current_dir(place.path("below")).output().unwrap().status.success());
+    assert!(place.path("elsewhere.md").exists() && fs::read_dir(place.path("below")).unwrap().next().is_none());
     fs::write(place.path("elsewhere.md"), "mine").unwrap();
     place.refused(COMPARE, "--report --out compare", &["elsewhere.md", "--overwrite"]);
     place.done(COMPARE, "--report --out compare --overwrite");

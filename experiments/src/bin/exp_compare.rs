@@ -102,6 +102,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         check_results_file(&config.results_file(), cli.overwrite)?;
         (config, 0)
     } else {
+        let config = config.with_absolute_paths();
         config.validate()?;
         // The comparison's own folder may be yet to be made.
         let out = std::path::absolute(&config.out).unwrap_or_else(|_| config.out.clone());

@@ -41,8 +41,8 @@ struct Cli {
     /// The same in under a minute: fewer steps, less text
     #[arg(long, conflicts_with = "from")]
     quick: bool,
-    /// The folder of a run of exp_phase1 to go on from; its settings hold, but for `smk` of --config
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed"])]
+    /// The folder of a run of exp_phase1 to go on from; its settings hold, but for `smk` of --config, and --data, if its text was moved
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "seed"])]
     from: Option<PathBuf>,
 }
 

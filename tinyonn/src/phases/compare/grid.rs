@@ -14,6 +14,7 @@ use super::{Cell, record};
 use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition, partition};
 use crate::moe::variant;
 use crate::ops::GradSite;
+use crate::phases::config::{absolute, absolute_source};
 use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig, Text};
 use crate::train::{PretrainConfig, RouterFitConfig};
 use crate::{Error, Result, SOURCES_SHA256, files};
@@ -233,6 +234,17 @@ impl CompareConfig {
     #[must_use]
     pub fn results_file(&self) -> PathBuf {
         self.results.clone().unwrap_or_else(|| self.out.join("RESULTS.md"))
+    }
+
+    /// The same, with what it reads and writes named so that it can be gone on with from another folder.
+    #[must_use]
+    pub fn with_absolute_paths(mut self) -> Self {
+        self.cache = absolute(&self.cache);
+        self.results = self.results.map(|path| absolute(&path));
+        for source in self.corpora.iter_mut().flat_map(|corpus| &mut corpus.data) {
+            *source = absolute_source(source);
+        }
+        self
     }
 
     /// Refuses what could only fail later.
