@@ -13,6 +13,8 @@ mod copies;
 mod interrupts;
 #[path = "programs/kept_formats.rs"]
 mod kept_formats;
+#[path = "programs/models.rs"]
+mod models;
 #[path = "programs/not_finite.rs"]
 mod not_finite;
 #[path = "programs/places.rs"]

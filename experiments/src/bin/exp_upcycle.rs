@@ -132,8 +132,10 @@ fn write_upcycled(
     let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
     let neuron_expert =
         partition::assign(partition, &variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), sources, seed)?;
-    let sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
+    let mut sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
     let config = TinyOnnConfig::new(variant, partition, seed).write_to(folder.config());
+    let parameters = sparse.parameters();
+    folder.restore_head(&mut sparse)?;
     ModelFolder::write_into(staged, &config, &sparse, Some(from))?;
 
     let (width, experts) = (cfg.intermediate_size, variant.spec.experts());
@@ -145,7 +147,7 @@ fn write_upcycled(
             (format!("{partition} partition"), wide)
         }
     };
-    let added = sparse.parameters() - dense.parameters();
+    let added = parameters - dense.parameters();
     let share = percent(added, dense.parameters());
     Ok(vec![
         format!("{} → {} ({name}, {of}, all experts active)", from.display(), out.display()),

@@ -7,11 +7,13 @@ use std::path::{Component, Path, PathBuf};
 use candle_core::{DType, Device};
 use serde_json::Value;
 
+use super::instead::refuse_others;
 use super::mmap::{MappedSafetensors, TensorInfo};
+use super::names::plain;
 use super::params::{EMBEDDING, HEAD};
 use super::store::ParamStore;
 use crate::decoder::Arch;
-use crate::files::{Digest, without_mark};
+use crate::files::{Digest, IS_LFS_POINTER, LFS_POINTER, PULL, without_mark};
 use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -26,8 +28,8 @@ pub struct ModelFolder {
     dir: PathBuf,
     config: Value,
     files: Vec<MappedSafetensors>,
-    /// Tensor name → position in `files`.
-    places: BTreeMap<String, usize>,
+    /// Plain name of a tensor → position in `files`, and its name there.
+    places: BTreeMap<String, (usize, String)>,
 }
 
 impl ModelFolder {
@@ -36,27 +38,25 @@ impl ModelFolder {
     ///
     /// # Errors
     /// Names the file that is missing, damaged, or disagrees with the index: an entry that is not in the shard it
-    /// names, a tensor in two shards or in none of the index's entries.
+    /// names, a tensor in two shards or in none of the index's entries. Of what is no model folder it says which one to give.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        if !dir.is_dir() {
-            return Err(Error::file(dir, "is not a folder", "give a folder with config.json and .safetensors files"));
-        }
-        if !dir.join(CONFIG).exists() {
-            return Err(Error::file(dir, format!("has no {CONFIG}"), "give a Hugging Face model folder"));
-        }
+        refuse_others(dir)?;
         let config = read_json(&dir.join(CONFIG))?;
+        if dir.join(SINGLE).exists() && dir.join(INDEX).exists() {
+            tracing::warn!("{}: holds {SINGLE} and {INDEX}; the first is read, as transformers does", dir.display());
+        }
         let (files, places) = if dir.join(SINGLE).exists() {
             let file = MappedSafetensors::open(dir.join(SINGLE))?;
             let places = file.names().map(|name| (name.to_owned(), 0)).collect();
             (vec![file], places)
         } else if dir.join(INDEX).exists() {
-            open_shards(dir)?
+            open_shards(dir, is_tied(&config))?
         } else {
             let problem = format!("holds neither {SINGLE} nor {INDEX}");
             return Err(Error::file(dir, problem, "give a checkpoint saved as safetensors"));
         };
-        Ok(Self { dir: dir.to_path_buf(), config, files, places })
+        Ok(Self { dir: dir.to_path_buf(), config, files, places: plain(places) })
     }
 
     /// The folder.
@@ -76,12 +76,15 @@ impl ModelFolder {
 
     /// Name, stored type and shape of every tensor, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
-        self.places.iter().filter_map(|(name, &file)| Some((name.as_str(), self.files.get(file)?.info(name)?)))
+        self.places
+            .iter()
+            .filter_map(|(name, (file, stored))| Some((name.as_str(), self.files.get(*file)?.info(stored)?)))
     }
 
     /// A tensor's bytes as stored.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
-        self.file(name)?.bytes(name)
+        let (file, stored) = self.place(name)?;
+        file.bytes(stored)
     }
 
     /// SHA-256 of `config.json` and of every tensor's name, type, shape and stored bytes. Reads all weights.
@@ -116,13 +119,14 @@ impl ModelFolder {
         {
             return Err(Error::setting("dtype", format!("is {dtype:?}"), "load in F32, BF16 or F16"));
         }
-        let tied = self.config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
+        let tied = is_tied(&self.config);
         let mut store = ParamStore::new(device);
         for name in self.places.keys() {
             if is_buffer(name) || (tied && name == HEAD && self.head_repeats_embedding()) {
                 continue;
             }
-            let tensor = self.file(name)?.load(name, device)?;
+            let (file, stored) = self.place(name)?;
+            let tensor = file.load(stored, device)?;
             let tensor = match dtype {
                 Some(dtype) if tensor.dtype().is_float() => tensor.to_dtype(dtype)?,
                 _ => tensor,
@@ -135,6 +139,7 @@ impl ModelFolder {
     /// Compares the folder's tensors with `expected` (name → shape): all that is missing, unexpected or misshapen, in
     /// one error. Only what [`ModelFolder::load`] leaves out may be there unexpected.
     pub fn check_names(&self, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
+        self.refuse_quantised()?;
         let missing: Vec<_> =
             expected.keys().filter(|name| !self.places.contains_key(*name)).map(|name| format!("`{name}`")).collect();
         let (mut unexpected, mut misshapen) = (Vec::new(), Vec::new());
@@ -160,19 +165,38 @@ impl ModelFolder {
         Err(Error::file(&self.dir, format!("tensors {}", problems.join("; ")), remedy))
     }
 
-    fn file(&self, name: &str) -> Result<&MappedSafetensors> {
-        let file = self.places.get(name).and_then(|&file| self.files.get(file));
-        file.ok_or_else(|| Error::tensor(name, format!("is not in {}", self.dir.display()), INCOMPLETE))
+    /// The file that holds a tensor, and its name there.
+    fn place(&self, name: &str) -> Result<(&MappedSafetensors, &str)> {
+        let place = self.places.get(name).and_then(|(file, stored)| Some((self.files.get(*file)?, stored.as_str())));
+        place.ok_or_else(|| Error::tensor(name, format!("is not in {}", self.dir.display()), INCOMPLETE))
+    }
+
+    /// Puts into `store`, which [`ModelFolder::load`] gave, the head that it left out because it repeats the embedding: for whoever writes the same
+    /// weights again, none of them trained.
+    ///
+    /// # Errors
+    /// `store` has a head.
+    pub fn restore_head(&self, store: &mut ParamStore) -> Result<()> {
+        let embedding = store.get(EMBEDDING).map(candle_core::Var::as_detached_tensor);
+        match embedding {
+            Some(embedding) if is_tied(&self.config) && self.head_repeats_embedding() => store.insert(HEAD, embedding),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the head is stored and is the embedding, byte for byte.
     fn head_repeats_embedding(&self) -> bool {
-        let info = |name: &str| self.places.get(name).and_then(|&file| self.files.get(file)?.info(name));
+        let info = |name: &str| self.place(name).ok().and_then(|(file, stored)| file.info(stored));
         match (info(HEAD), info(EMBEDDING), self.bytes(HEAD), self.bytes(EMBEDDING)) {
             (Some(a), Some(b), Ok(head), Ok(embedding)) => a == b && head == embedding,
             _ => false,
         }
     }
+}
+
+/// Whether the configuration ties the head to the embedding.
+fn is_tied(config: &Value) -> bool {
+    config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// Constants that old versions of transformers stored among the weights; they follow from the configuration.
@@ -209,11 +233,14 @@ pub fn is_on_paper(path: impl AsRef<Path>) -> bool {
 
 fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read(path).map_err(|e| Error::io(path, e))?;
+    if text.starts_with(LFS_POINTER) {
+        return Err(Error::file(path, IS_LFS_POINTER, PULL));
+    }
     serde_json::from_slice(without_mark(&text)).map_err(|e| Error::file(path, format!("is not JSON: {e}"), INCOMPLETE))
 }
 
 /// Opens the shards of an index and holds both against each other.
-fn open_shards(dir: &Path) -> Result<(Vec<MappedSafetensors>, BTreeMap<String, usize>)> {
+fn open_shards(dir: &Path, tied: bool) -> Result<(Vec<MappedSafetensors>, BTreeMap<String, usize>)> {
     let path = dir.join(INDEX);
     let index = read_index(&path)?;
     let mut shards: Vec<&str> = index.values().map(String::as_str).collect();
@@ -235,6 +262,10 @@ fn open_shards(dir: &Path) -> Result<(Vec<MappedSafetensors>, BTreeMap<String, u
         files.push(file);
     }
     for (name, shard) in &index {
+        // Some list the head that is tied, and do not store it.
+        if tied && name == HEAD && !places.contains_key(name) {
+            continue;
+        }
         if places.get(name).and_then(|&file| shards.get(file)) != Some(&shard.as_str()) {
             return Err(Error::file(
                 &path,

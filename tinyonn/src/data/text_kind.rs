@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::json_line::JsonLine;
+use crate::files::{IS_LFS_POINTER, LFS_POINTER, PULL};
 use crate::{Error, Result};
 
 /// Formats by the bytes that files of them begin with, what they are, and what makes text of them.
@@ -23,10 +24,8 @@ const PACKED: [(&[u8], &str, &str); 9] = [
         "is an Arrow table",
         "write it as JSON lines, for example with `to_json` of the Python package datasets",
     ),
-    (LFS_POINTER, "is a Git LFS pointer: the text itself was not downloaded", "run `git lfs pull` where it came from"),
+    (LFS_POINTER, IS_LFS_POINTER, PULL),
 ];
-/// What stands in the place of a file that `git lfs` did not fetch.
-const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// Endings of names whose files are JSON lines whatever is in them.
 const JSON_LINES: [&str; 2] = ["jsonl", "ndjson"];
 /// Endings of files of text.

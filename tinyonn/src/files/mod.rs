@@ -8,6 +8,7 @@
 mod byte_order_mark;
 mod digest;
 mod exchange;
+mod lfs_pointer;
 mod place;
 mod staged_folder;
 mod under_way;
@@ -16,6 +17,7 @@ mod whole_file;
 pub(crate) use byte_order_mark::BYTE_ORDER_MARK;
 pub use byte_order_mark::without_mark;
 pub use digest::Digest;
+pub(crate) use lfs_pointer::{IS_LFS_POINTER, LFS_POINTER, PULL};
 pub(crate) use place::parent_of;
 pub use place::{is_used, states_of};
 pub use staged_folder::StagedFolder;
