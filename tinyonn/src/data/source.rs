@@ -230,6 +230,11 @@ pub(super) fn files_below(root: &Path) -> Result<Vec<PathBuf>> {
         let entry = entry.map_err(|error| {
             let path = error.path().unwrap_or(root).to_path_buf();
             let problem = error.to_string();
+            let leads_to = std::fs::read_link(&path).ok().filter(|_| !path.exists());
+            if let Some(to) = leads_to {
+                let problem = format!("is a link to {}, which is not there", to.display());
+                return Error::file(path, problem, "remove the link, or restore what it leads to");
+            }
             match error.into_io_error() {
                 Some(source) => Error::io(path, source),
                 None => Error::file(path, problem, "remove the link that leads back to its own folder"),
