@@ -1,9 +1,10 @@
 //! What the `exp_*` binaries share: one concept a file.
 //!
-//! A binary is a clap struct of settings and a page of calls. [`run_flags`] are in each of them, [`settings`] puts flags over a
+//! A binary is a clap struct of settings and a page of calls. [`arguments`] are read, [`run_flags`] are in each of them, [`settings`] puts flags over a
 //! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, and
 //! [`main_error`] turns an error into one line and an exit code.
 
+pub mod arguments;
 pub mod children;
 pub mod interrupts;
 pub mod main_error;

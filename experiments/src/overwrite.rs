@@ -47,8 +47,9 @@ pub fn refuse_file(path: &Path, allowed: bool) -> Result<()> {
 
 /// Whether `config.json` says that one of the programs wrote the folder, or that it is a model of a kind that they write.
 fn is_ours(dir: &Path) -> bool {
-    let Some(config) =
-        fs::read(dir.join("config.json")).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+    let Some(config) = fs::read(dir.join("config.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Value>(files::without_mark(&text)).ok())
     else {
         return false;
     };

@@ -35,7 +35,9 @@ impl RunFolder {
     /// `out` exists and is not empty, and is not to be replaced; another process is filling it; the system refuses it.
     pub fn create(out: &Path, settings: &impl Serialize, seed: u64, device: DeviceName, replace: bool) -> Result<Self> {
         let staged = if replace { StagedFolder::replacing(out) } else { StagedFolder::new(out) }?;
-        let command: Vec<String> = std::env::args().collect();
+        // The path of the program itself may be anything.
+        let command: Vec<String> =
+            std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
         let program = command.first().and_then(|path| Path::new(path).file_name()).map(|name| name.to_string_lossy());
         let config = json!({
             "program": program,
@@ -92,9 +94,7 @@ struct States {
 
 impl States {
     fn of(out: &Path, run: &Value) -> Result<Self> {
-        let name = out.file_name().ok_or_else(|| Error::file(out, "has no name of its own", "name a new folder"))?;
-        let dir = out.with_file_name(format!(".{}.states", name.to_string_lossy()));
-        Ok(Self { dir, run: run.clone() })
+        Ok(Self { dir: files::states_of(out)?, run: run.clone() })
     }
 
     /// Leaves a folder as it is that holds states of this run; one without a state is made anew.

@@ -120,7 +120,7 @@ pub fn word<T: DeserializeOwned + Default>(name: &str, text: Option<&str>) -> Re
 /// The keys of a file for `S`, each tried by itself: what is flattened into a struct is read from a copy that no longer knows its
 /// line.
 fn read_keys<S: DeserializeOwned>(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = text(path)?;
     let keys: BTreeMap<Spanned<String>, toml::Value> =
         toml::from_str(&text).map_err(|e| refused(path, &text, e.span(), e.message()))?;
     let mut values = Map::new();
@@ -134,8 +134,13 @@ fn read_keys<S: DeserializeOwned>(path: &Path) -> Result<Value> {
     Ok(values)
 }
 
-fn read<S: DeserializeOwned>(path: &Path) -> Result<S> {
+fn text(path: &Path) -> Result<String> {
     let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+fn read<S: DeserializeOwned>(path: &Path) -> Result<S> {
+    let text = text(path)?;
     toml::from_str(&text).map_err(|e| refused(path, &text, e.span(), e.message()))
 }
 

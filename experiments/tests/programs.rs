@@ -4,14 +4,27 @@
 //! A package's binaries are known to its own tests alone, so these stand apart from the suite.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(unix)]
+#[path = "programs/arguments.rs"]
+mod arguments;
+#[path = "programs/copies.rs"]
+mod copies;
 #[path = "programs/interrupts.rs"]
 mod interrupts;
 #[path = "programs/kept_formats.rs"]
 mod kept_formats;
+#[path = "programs/models.rs"]
+mod models;
+#[path = "programs/not_finite.rs"]
+mod not_finite;
+#[path = "programs/places.rs"]
+mod places;
 #[path = "programs/resume.rs"]
 mod resume;
 #[path = "programs/stored_scans.rs"]
 mod stored_scans;
+#[path = "programs/vocabulary.rs"]
+mod vocabulary;
 
 use std::collections::BTreeSet;
 use std::fs;

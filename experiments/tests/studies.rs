@@ -115,6 +115,15 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
     place.refused(PHASE2, "--from one --config other.toml --dry-run", &["`scan_tokens`", "exp_phase1"]);
     place.refused(PHASE2, "--from two --out three", &["has no phase1.json", "exp_phase1"]);
     place.refused(PHASE2, "--from one --out one --overwrite", &["one", "is read"]);
+    // From another folder, and where the text was moved.
+    fs::create_dir(place.path("below")).unwrap();
+    let mut elsewhere = place.command(PHASE2, "--from ../one --dry-run");
+    let output = elsewhere.current_dir(place.path("below")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::rename(place.path("a.txt"), place.path("below/a.txt")).unwrap();
+    place.refused(PHASE2, "--from one --dry-run", &["a.txt", "no such file", "`a=`"]);
+    place.done(PHASE2, "--from one --data a=below/a.txt --data b=b.txt --dry-run");
+    place.failed(PHASE2, "--from one --data a=b.txt --data b=b.txt --dry-run", &["`data`", "not what it was"]);
     let clap = place.run(PHASE2, "--from one --seed 3");
     assert_eq!(clap.status.code(), Some(2));
     assert!(!place.path("three").exists());
@@ -136,7 +145,7 @@ fn cells(dir: &Path) -> Vec<(PathBuf, SystemTime)> {
 #[test]
 fn a_comparison_that_was_killed_goes_on() {
     let place = Place::new();
-    let arguments = "--config grid.toml --out compare --results compare/RESULTS.md --jobs 2";
+    let arguments = "--config grid.toml --out compare --jobs 2";
     let mut child = place.command(COMPARE, arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let started = Instant::now();
     while cells(&place.path("compare")).is_empty() && started.elapsed() < Duration::from_mins(2) {
@@ -167,6 +176,30 @@ fn a_comparison_that_was_killed_goes_on() {
     assert!(again.contains("0 cells in"), "{again}");
     assert_eq!(fs::read_to_string(place.path("compare/RESULTS.md")).unwrap(), results);
     place.refused(COMPARE, &format!("{arguments} --seeds 3,4,5"), &["was begun with other settings", "--out"]);
+    // Written where it was written before, from whatever folder; and nobody's page is replaced.
+    place.done(COMPARE, &format!("{arguments} --results elsewhere.md"));
+    fs::remove_file(place.path("elsewhere.md")).unwrap();
+    fs::create_dir(place.path("below")).unwrap();
+    let mut report = place.command(COMPARE, "--report --out ../compare");
+    assert!(report.current_dir(place.path("below")).output().unwrap().status.success());
+    assert!(place.path("elsewhere.md").exists() && fs::read_dir(place.path("below")).unwrap().next().is_none());
+    fs::write(place.path("elsewhere.md"), "mine").unwrap();
+    place.refused(COMPARE, "--report --out compare", &["elsewhere.md", "--overwrite"]);
+    place.done(COMPARE, "--report --out compare --overwrite");
+    assert!(fs::read_to_string(place.path("elsewhere.md")).unwrap() != "mine");
+}
+
+/// Before hours of work, not behind them.
+#[rstest]
+#[case::a_page_of_the_users("mine.md", &["mine.md", "not written by a comparison", "--overwrite"])]
+#[case::no_folder("no/RESULTS.md", &["no: there is no such folder"])]
+#[case::a_folder(".", &["no file"])]
+fn results_that_could_not_be_written_are_refused_at_first(#[case] results: &str, #[case] words: &[&str]) {
+    let place = Place::new();
+    fs::write(place.path("mine.md"), "my own notes").unwrap();
+    place.refused(COMPARE, &format!("--config grid.toml --out compare --results {results}"), words);
+    assert!(!place.path("compare").exists());
+    assert_eq!(fs::read_to_string(place.path("mine.md")).unwrap(), "my own notes");
 }
 
 #[rstest]
@@ -197,7 +230,8 @@ fn a_text_that_is_not_there_is_refused_at_once() {
 fn a_subject_that_fails_fails_alone() {
     let place = Place::new();
     // Enough to divide, too little to train on.
-    fs::write(place.path("short.jsonl"), "{\"text\": \"1 2\"}\n".repeat(4)).unwrap();
+    fs::write(place.path("short.jsonl"), (1..5).map(|at| format!("{{\"text\": \"{at} 2\"}}\n")).collect::<String>())
+        .unwrap();
     let grid = format!("{GRID}{SHAPE}{CELLS}")
         .replace("corpora = [", "corpora = [{ name = \"short\", data = [\"a=short.jsonl\", \"b=b.txt\"] }, ");
     fs::write(place.path("grid.toml"), grid).unwrap();

@@ -1,6 +1,7 @@
 //! Checkpoints: bytes survive the round trip, damage is named and never panics, and builders lend what they promise.
 
 mod damage;
+mod given;
 mod parameters;
 
 use std::collections::BTreeMap;
@@ -309,12 +310,22 @@ fn a_save_that_fails_leaves_nothing() {
 fn tokenizer_files_travel_and_nothing_else_does() {
     let source = tempfile::tempdir().unwrap();
     let parent = tempfile::tempdir().unwrap();
-    for name in ["tokenizer.json", "merges.txt", "chat_template.jinja", "README.md", "model.safetensors"] {
+    let travel = [
+        "tokenizer.json",
+        "tokenizer.model",
+        "added_tokens.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/tool_use.jinja",
+    ];
+    fs::create_dir(source.path().join("additional_chat_templates")).unwrap();
+    for name in travel.iter().chain(&["README.md", "model.safetensors"]) {
         fs::write(source.path().join(name), name).unwrap();
     }
     let dir = parent.path().join("m");
     ModelFolder::save(&dir, &json!({}), &small_store(), Some(source.path())).unwrap();
-    for name in ["tokenizer.json", "merges.txt", "chat_template.jinja"] {
+    for name in travel {
         assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), name);
     }
     assert!(!dir.join("README.md").exists());

@@ -35,7 +35,7 @@ fn setting(dir: &Path) -> CompareConfig {
     let router = RouterFitConfig { steps: 2, ..RouterFitConfig::default() };
     CompareConfig {
         out: dir.join("compare"),
-        results: dir.join("RESULTS.md"),
+        results: Some(dir.join("RESULTS.md")),
         cache: dir.join("cache"),
         corpora: vec![CorpusConfig { name: "small".into(), data }],
         seeds: vec![3, 4],
@@ -301,7 +301,7 @@ fn the_results_are_written_from_the_records() {
     let trials = outcome.trials(&config);
     assert_eq!(trials.len(), 1);
     write_results(&outcome, &trials, &config, &[("sources at commit".into(), "abc".into())]).unwrap();
-    let text = fs::read_to_string(&config.results).unwrap();
+    let text = fs::read_to_string(config.results_file()).unwrap();
     let first = text.lines().nth(2).unwrap();
     assert!(first.starts_with("**The claim"), "{first}");
     for expected in [

@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod answers;
+mod blanks;
+mod copies;
 mod corpora;
+mod formats;
 mod packing;
 mod sources;
 mod token_files;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use tempfile::TempDir;
-use tinyonn::files::{StagedFolder, is_used, write, write_with};
+use tinyonn::files::{StagedFolder, is_used, try_write, write, write_with};
 use tinyonn::{Error, Result};
 
 use crate::models::message;
@@ -140,4 +140,63 @@ fn every_file_has_the_mode_of_the_umask() {
     fs::set_permissions(&whole, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     write(&whole, "").unwrap();
     assert_eq!(mode(&whole), mode(&plain));
+}
+
+/// What was named is a link: what it leads to is written, on the file system where that lies, and the link stays.
+#[cfg(unix)]
+#[test]
+fn a_link_stays_and_what_it_leads_to_is_written() {
+    let [here, there] = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let [link, real] = [here.path().join("run"), there.path().join("elsewhere")];
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    // At first it leads to nothing.
+    for new in ["first", "second"] {
+        let staged = stage(&link, new);
+        assert_eq!(staged.path().parent(), Some(there.path()));
+        staged.publish().unwrap();
+        assert!(link.is_symlink() && text(&real) == new);
+    }
+    assert_eq!(tinyonn::files::states_of(&link).unwrap(), there.path().join(".elsewhere.states"));
+    assert_eq!((names(here.path()), names(there.path())), (vec!["run".to_owned()], vec!["elsewhere".to_owned()]));
+
+    let file = here.path().join("figures.json");
+    std::os::unix::fs::symlink(there.path().join("real.json"), &file).unwrap();
+    for new in ["first", "second"] {
+        write(&file, new).unwrap();
+        assert!(file.is_symlink());
+        assert_eq!(fs::read_to_string(there.path().join("real.json")).unwrap(), new);
+    }
+    std::os::unix::fs::symlink("round", here.path().join("round")).unwrap();
+    assert!(message(StagedFolder::new(here.path().join("round"))).contains("leads back to itself"));
+}
+
+/// Hours of work are not removed because a name is taken, or cannot be given.
+#[test]
+fn what_is_finished_and_cannot_have_its_name_stays() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("run");
+    for number in 1..3 {
+        let staged = StagedFolder::new(&dir).unwrap();
+        fs::write(staged.path().join("result"), "whole").unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("letter.txt"), "dear").unwrap();
+        let kept = parent.path().join(format!("run-finished-{number}"));
+        let said = message(staged.publish());
+        assert!(said.contains("not empty") && said.contains(&kept.display().to_string()), "{said}");
+        assert_eq!(fs::read_to_string(kept.join("result")).unwrap(), "whole");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    assert_eq!(names(parent.path()), ["run-finished-1", "run-finished-2"]);
+}
+
+#[test]
+fn what_could_not_be_written_in_the_end_is_refused_at_first() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("image");
+    try_write(&path).unwrap();
+    assert_eq!(names(dir.path()), Vec::<String>::new());
+    assert!(message(try_write(dir.path().join("no/image"))).contains("there is no such folder"));
+    assert!(message(try_write(dir.path())).contains("no file"));
+    #[cfg(unix)]
+    assert!(message(try_write("/dev/null")).contains("no file"));
 }

@@ -189,3 +189,13 @@ pub(crate) fn learnt<F: FeedForward>(
     let answers = model.backward(forward.saved, &ones, learn, &mut grads).unwrap();
     Learnt { losses: forward.losses, traces: forward.traces, answers, grads }
 }
+
+/// With `RUST_BACKTRACE` candle writes the calls that led to an error behind it: no message of ours has them.
+#[test]
+fn a_message_holds_no_backtrace() {
+    let backtrace = || Box::new(std::backtrace::Backtrace::force_capture());
+    let inner =
+        candle_core::Error::WithBacktrace { inner: Box::new(candle_core::Error::UnwrapNone), backtrace: backtrace() };
+    let error = candle_core::Error::WithBacktrace { inner: Box::new(inner.context("layer 3")), backtrace: backtrace() };
+    assert_eq!(tinyonn::Error::from(error).to_string(), "layer 3\nunwrap none");
+}

@@ -67,7 +67,7 @@ pub enum Error {
         remedy: String,
     },
     /// A tensor operation failed: shapes, types or devices that do not go together.
-    #[error(transparent)]
+    #[error("{}", without_backtrace(.0))]
     Candle(#[from] candle_core::Error),
 }
 
@@ -103,6 +103,16 @@ impl Error {
     /// The variant does not fit, or is not known.
     pub fn variant(variant: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Variant { variant: variant.into(), problem: problem.into(), remedy: remedy.into() }
+    }
+}
+
+/// The message alone: with `RUST_BACKTRACE` candle writes the calls that led to an error behind it.
+fn without_backtrace(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => without_backtrace(inner),
+        candle_core::Error::Context { inner, context } => format!("{context}\n{}", without_backtrace(inner)),
+        candle_core::Error::WithPath { inner, path } => format!("{}: {}", path.display(), without_backtrace(inner)),
+        other => other.to_string(),
     }
 }
 

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{children, git_commit, interrupt, main_with, say};
+use experiments::{arguments, children, git_commit, interrupt, main_with, say};
 use serde::Serialize;
-use tinyonn::phases::compare::{self, CompareConfig, Outcome, verdict, write_report, write_results};
+use tinyonn::phases::compare::{
+    self, CompareConfig, Outcome, check_results_file, verdict, write_report, write_results,
+};
 use tinyonn::train::Checkpoints;
 use tinyonn::{Error, Result};
 
@@ -20,11 +22,12 @@ use tinyonn::{Error, Result};
 /// with its figures in the comparison's folder, are written from the records.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
   exp_compare                                               the whole of it (under 30 minutes on two cores, and six pretrainings)
   exp_compare --quick                                       a first look, some minutes
-  exp_compare --config mine.toml --out runs/mine --results runs/mine/RESULTS.md
+  exp_compare --config mine.toml --out runs/mine            results in runs/mine/RESULTS.md
 
 A TOML file for --config has the keys that OUT/compare.json shows, for example:
   seeds = [0, 1, 2, 3, 4]
@@ -48,6 +51,9 @@ struct Cli {
     /// Subjects that run side by side [default: as many as there are cores, at most one a subject]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// Replace a file of results that no comparison wrote
+    #[arg(long)]
+    overwrite: bool,
     /// Runs nothing: writes the results and the page anew from the records of --out, whatever sources computed them
     #[arg(long, conflicts_with_all = ["quick", "config", "jobs", "seeds", "device"])]
     report: bool,
@@ -61,7 +67,7 @@ struct Flags {
     /// The comparison's folder; one that was begun with the same settings is gone on with [default: runs/compare]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Where the results are written [default: RESULTS.md]
+    /// Where the results are written [default: RESULTS.md in the comparison's folder]
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
     /// Each a dense model of its own, by comma [default: 0,1,2]
@@ -77,7 +83,7 @@ const SAVE_EVERY: u64 = 100;
 
 fn main() -> ExitCode {
     main_with(|| {
-        let cli = Cli::parse();
+        let cli: Cli = arguments::parse()?;
         match &cli.subject {
             Some(subject) => run_subject(&cli, subject),
             None => run(&cli),
@@ -90,11 +96,21 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let config: CompareConfig = layered(&base, cli.config.as_deref(), &cli.flags)?;
     let started = Instant::now();
     let (config, ran) = if cli.report {
-        (CompareConfig { results: config.results, out: config.out.clone(), ..CompareConfig::begun(&config.out)? }, 0)
+        let begun = CompareConfig::begun(&config.out)?;
+        let results = config.results.or_else(|| begun.results.clone());
+        let config = CompareConfig { results, out: config.out, ..begun };
+        check_results_file(&config.results_file(), cli.overwrite)?;
+        (config, 0)
     } else {
+        let config = config.with_absolute_paths();
         config.validate()?;
+        // The comparison's own folder may be yet to be made.
+        let out = std::path::absolute(&config.out).unwrap_or_else(|_| config.out.clone());
+        let elsewhere = config.results.iter().filter(|path| !path.starts_with(&out));
+        elsewhere.into_iter().try_for_each(|path| check_results_file(path, cli.overwrite))?;
         config.check_texts()?;
         config.begin(&git_commit())?;
+        check_results_file(&config.results_file(), cli.overwrite)?;
         let ran = children::run_subjects(&config, cli.jobs)?;
         (config, ran)
     };
@@ -119,7 +135,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     write_report(&outcome, &trials, &config)?;
     verdict(&trials).iter().for_each(|line| say!("{line}"));
     say!("{ran} cells in {:.0} s; the others were there", started.elapsed().as_secs_f64());
-    say!("results   {}", config.results.display());
+    say!("results   {}", config.results_file().display());
     say!("open      {}", config.out.join("report.html").display());
     Ok(ExitCode::SUCCESS)
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder, say};
+use experiments::{PhaseFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
 use tinyonn::phases::{Phase1Summary, RunConfig, Stages, phase1, plan};
 
@@ -18,6 +18,7 @@ use tinyonn::phases::{Phase1Summary, RunConfig, Stages, phase1, plan};
 /// --from continues.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/phase1, runs/phase1-2, …]")),
     after_help = "Examples:
@@ -42,7 +43,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    main_with(|| run(&Cli::parse()))
+    main_with(|| run(&arguments::parse()?))
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {

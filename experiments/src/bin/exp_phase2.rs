@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::layered;
-use experiments::{PhaseFlags, RunFolder, main_with, overwrite, printed, run_folder, say};
+use experiments::{PhaseFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
 use tinyonn::files::StagedFolder;
 use tinyonn::phases::{RunConfig, Stages, Summary, phase2, phase2_from, plan};
@@ -18,6 +18,7 @@ use tinyonn::phases::{RunConfig, Stages, Summary, phase2, phase2_from, plan};
 /// and tiny-onn/, the trained checkpoint.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/phase2, runs/phase2-2, …]")),
     after_help = "Examples:
@@ -40,13 +41,13 @@ struct Cli {
     /// The same in under a minute: fewer steps, less text
     #[arg(long, conflicts_with = "from")]
     quick: bool,
-    /// The folder of a run of exp_phase1 to go on from; its settings hold, but for `smk` of --config
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "data", "seed"])]
+    /// The folder of a run of exp_phase1 to go on from; its settings hold, but for `smk` of --config, and --data, if its text was moved
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "variant", "seed"])]
     from: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    main_with(|| run(&Cli::parse()))
+    main_with(|| run(&arguments::parse()?))
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {

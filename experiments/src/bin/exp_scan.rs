@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::settings::{over_file, required, word};
-use experiments::{OutFlags, RunFlags, RunFolder, main_with, overwrite, run_folder, say};
+use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::{Deserialize, Serialize};
+use tinyonn::files;
 use tinyonn::imaging::{Form, Partition, Share, StoredScan};
 use tinyonn::phases::image::{TextConfig, dump_tokens};
 use tinyonn::phases::{ImageConfig, MergeConfig, image, merge_scans};
@@ -22,6 +23,7 @@ use tinyonn::{Error, Result};
 /// values are written instead.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/scan, runs/scan-2, …]")),
     after_help = "Examples:
@@ -97,7 +99,7 @@ struct Settings {
 
 fn main() -> ExitCode {
     main_with(|| {
-        let cli = Cli::parse();
+        let cli: Cli = arguments::parse()?;
         let Settings { run: RunFlags { config, .. }, output: OutFlags { overwrite, .. }, .. } = &cli.settings;
         run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
     })
@@ -125,6 +127,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
         out: out(settings.output.out)?,
     };
     let data = text.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
+    text.scan_file.iter().try_for_each(files::try_write)?;
     let read = data.chain([config.model.as_path()]).chain(text.scan_file.as_deref()).chain(file);
     let replace = overwrite::replaces(&text.out, overwrite, &read.collect::<Vec<_>>())?;
     let folder = RunFolder::create(&text.out, &(&config, &text), config.seed, config.device, replace)?;
@@ -156,6 +159,7 @@ fn dump(settings: &Settings, overwrite: bool) -> Result<ExitCode> {
         return Err(Error::setting("--dump", "goes with --tokens", "give both or neither"));
     };
     overwrite::refuse_file(dump, overwrite)?;
+    files::try_write(dump)?;
     dump_tokens(&image_config(settings)?, tokens, dump)?;
     say!("wrote     {}", dump.display());
     Ok(ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use candle_core::Device;
 use clap::Parser;
 use experiments::settings::{over_file, required};
-use experiments::{OutFlags, RunFlags, main_with, overwrite, say};
+use experiments::{OutFlags, RunFlags, arguments, main_with, overwrite, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{
     ModelFolder, TinyOnnConfig, compare, dense_parts, expected_tensors, is_tinyonn, load_model, tokens, upcycle,
@@ -25,6 +25,7 @@ use tinyonn::{Error, Result, moe};
 /// must be equal bit for bit and the weights byte for byte.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
   exp_upcycle --model Qwen3-1.7B --variant TinyOnn --out Qwen3-1.7B-TinyOnn
@@ -54,6 +55,9 @@ struct Settings {
     /// Turn a Tiny-ONN checkpoint back into the dense model, its weights as they are
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     to_dense: Option<bool>,
+    /// Take weights that are NaN or infinite as they are; without it they are refused by name
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    allow_not_finite: Option<bool>,
     #[command(flatten)]
     #[serde(flatten)]
     run: RunFlags,
@@ -64,7 +68,7 @@ struct Settings {
 
 fn main() -> ExitCode {
     main_with(|| {
-        let cli = Cli::parse();
+        let cli: Cli = arguments::parse()?;
         let Settings { run: RunFlags { config, .. }, output: OutFlags { overwrite, .. }, .. } = &cli.settings;
         run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
     })
@@ -77,6 +81,10 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
     let read: Vec<&Path> = [from.as_path()].into_iter().chain(file).collect();
     let replace = overwrite::replaces(&out, overwrite, &read)?;
     let staged = if replace { StagedFolder::replacing(&out)? } else { StagedFolder::new(&out)? };
+    if !settings.allow_not_finite.unwrap_or(false) {
+        ModelFolder::open(&from)?
+            .refuse_not_finite("train or download it again, or take it as it is with --allow-not-finite")?;
+    }
     let written = if settings.to_dense.unwrap_or(false) {
         for (flag, given) in [("--variant", settings.variant.is_some()), ("--partition", settings.partition.is_some())]
         {
@@ -124,8 +132,10 @@ fn write_upcycled(
     let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
     let neuron_expert =
         partition::assign(partition, &variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), sources, seed)?;
-    let sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
+    let mut sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
     let config = TinyOnnConfig::new(variant, partition, seed).write_to(folder.config());
+    let parameters = sparse.parameters();
+    folder.restore_head(&mut sparse)?;
     ModelFolder::write_into(staged, &config, &sparse, Some(from))?;
 
     let (width, experts) = (cfg.intermediate_size, variant.spec.experts());
@@ -137,7 +147,7 @@ fn write_upcycled(
             (format!("{partition} partition"), wide)
         }
     };
-    let added = sparse.parameters() - dense.parameters();
+    let added = parameters - dense.parameters();
     let share = percent(added, dense.parameters());
     Ok(vec![
         format!("{} → {} ({name}, {of}, all experts active)", from.display(), out.display()),

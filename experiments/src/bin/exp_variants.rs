@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use experiments::{main_with, say};
+use experiments::{arguments, main_with, say};
 use serde_json::{Value, json};
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, VariantParameters, is_tinyonn, variant_parameters};
 use tinyonn::decoder::Arch;
@@ -18,6 +18,7 @@ use tinyonn::{Result, moe};
 /// and an expert. `active` is how many experts a decision takes at most, of all.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
   exp_variants                           what there is
@@ -39,7 +40,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    main_with(|| run(&Cli::parse()))
+    main_with(|| run(&arguments::parse()?))
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use candle_core::DType;
 use clap::{Parser, ValueEnum};
 use experiments::settings::over_file;
-use experiments::{RunFlags, main_with, say};
+use experiments::{RunFlags, arguments, main_with, say};
 use serde::{Deserialize, Serialize};
-use tinyonn::checkpoint::{Comparison, LoadedModel, compare, compare_with_reference, load_model, tokens};
+use tinyonn::checkpoint::{Comparison, LoadedModel, ModelFolder, compare, compare_with_reference, load_model, tokens};
 use tinyonn::model::ActiveMode;
 use tinyonn::moe::RoutePer;
 use tinyonn::{Error, Result};
@@ -19,6 +19,7 @@ use tinyonn::{Error, Result};
 /// whatever the checkpoints compute in. In a file for --config, `a` and `b` are the checkpoints.
 #[derive(Parser)]
 #[command(
+    name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
   exp_verify Qwen3-1.7B Qwen3-1.7B-TinyOnn                  all experts active, random tokens
@@ -26,7 +27,7 @@ use tinyonn::{Error, Result};
   exp_verify A B --tokens ids.json --tolerance 0            exit code 1 unless equal
   exp_verify A --reference reference.safetensors --dtype f32
 
-Exit codes: 0 compared (and within --tolerance), 1 beyond --tolerance, 2 not compared."
+Exit codes: 0 compared (and within --tolerance), 1 beyond --tolerance, or of weights that are NaN or infinite, 2 not compared."
 )]
 struct Cli {
     #[command(flatten)]
@@ -66,6 +67,9 @@ struct Settings {
     /// Exit with code 1 if max |Δlogit| is above this, or is not a number
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     tolerance: Option<f64>,
+    /// Compare weights that are NaN or infinite without failing for them
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    allow_not_finite: Option<bool>,
     /// Print one JSON object (null for what is not a number)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     json: Option<bool>,
@@ -112,7 +116,7 @@ impl From<Active> for ActiveMode {
 
 fn main() -> ExitCode {
     main_with(|| {
-        let cli = Cli::parse();
+        let cli: Cli = arguments::parse()?;
         run(&over_file(&cli.settings, cli.settings.run.config.as_deref())?)
     })
 }
@@ -165,7 +169,11 @@ fn run(settings: &Settings) -> Result<ExitCode> {
         lines.extend(table(&comparison, layers));
         say!("{}", lines.join("\n"));
     }
-    Ok(verdict(&comparison, settings.tolerance))
+    let models = [Some(path), settings.b.as_deref()].into_iter().flatten();
+    // Both are looked at, and said.
+    let spoilt = models.filter(|model| !are_finite(model)).count();
+    let finite = settings.allow_not_finite.unwrap_or(false) || spoilt == 0;
+    Ok(if finite { verdict(&comparison, settings.tolerance) } else { ExitCode::from(1) })
 }
 
 /// Tokens alone do not say of which task they are.
@@ -212,6 +220,13 @@ fn table(comparison: &Comparison, layers: bool) -> Vec<String> {
 /// Three digits after the first; a plain 0 for what is exactly none.
 fn figure(value: f64) -> String {
     if value.abs() > 0.0 || value.is_nan() { format!("{value:.3e}") } else { "0".to_owned() }
+}
+
+/// Whether all weights are finite numbers; says which are not.
+fn are_finite(model: &Path) -> bool {
+    let checked = ModelFolder::open(model)
+        .and_then(|folder| folder.refuse_not_finite("figures say nothing of it; --allow-not-finite takes it as it is"));
+    checked.inspect_err(|error| eprintln!("{error}")).is_ok()
 }
 
 fn verdict(comparison: &Comparison, tolerance: Option<f64>) -> ExitCode {

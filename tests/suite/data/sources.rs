@@ -159,3 +159,13 @@ fn a_folder_that_links_to_itself_is_refused() {
     let message = read(root.path()).unwrap_err().to_string();
     assert!(message.contains("a/loop") && message.contains("remove the link"), "{message}");
 }
+
+/// Text that is missing is not passed over.
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_named() {
+    let root = folder(&[("a.txt", b"one")]);
+    std::os::unix::fs::symlink("gone.txt", root.path().join("b.txt")).unwrap();
+    let message = read(root.path()).unwrap_err().to_string();
+    assert!(message.contains("b.txt: is a link to gone.txt, which is not there; remove the link"), "{message}");
+}

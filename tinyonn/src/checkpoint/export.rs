@@ -38,5 +38,6 @@ pub fn dense_parts(from: impl AsRef<Path>) -> Result<(Value, ParamStore)> {
     for name in extra {
         store.remove(&name);
     }
+    source.folder().restore_head(&mut store)?;
     Ok((dense_config(source.folder().config()), store))
 }

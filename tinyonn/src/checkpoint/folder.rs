@@ -1,21 +1,22 @@
 //! A Hugging Face model folder: `config.json` and one or more safetensors files. A GGUF file is read as the folder that it was made of.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device};
 use serde_json::Value;
 
 use super::gguf::{GgufFile, is_gguf};
+use super::instead::refuse_others;
 use super::mmap::{MappedSafetensors, TensorInfo};
+use super::names::plain;
 use super::params::{EMBEDDING, HEAD};
 use super::source::{INCOMPLETE, SafetensorsFiles, WeightSource};
 use super::store::ParamStore;
 use crate::decoder::Arch;
-use crate::files::Digest;
+use crate::files::{Digest, IS_LFS_POINTER, LFS_POINTER, PULL, without_mark};
 use crate::{Error, Result};
 
 pub(super) const CONFIG: &str = "config.json";
@@ -36,7 +37,7 @@ impl ModelFolder {
     ///
     /// # Errors
     /// Names the file that is missing, damaged, or disagrees with the index: an entry that is not in the shard it
-    /// names, a tensor in two shards or in none of the index's entries.
+    /// names, a tensor in two shards or in none of the index's entries. Of what is no model folder it says which one to give.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         // A file of that name is one that was meant to be: what is wrong with it is said of it.
@@ -45,25 +46,22 @@ impl ModelFolder {
             let (dir, config) = (file.path().to_path_buf(), file.config().clone());
             return Ok(Self { dir, config, source: Box::new(file) });
         }
-        if !dir.is_dir() {
-            let remedy = "give a folder with config.json and .safetensors files, or a GGUF file";
-            return Err(Error::file(dir, "is not a folder", remedy));
-        }
-        if !dir.join(CONFIG).exists() {
-            return Err(Error::file(dir, format!("has no {CONFIG}"), "give a Hugging Face model folder"));
-        }
+        refuse_others(dir)?;
         let config = read_json(&dir.join(CONFIG))?;
+        if dir.join(SINGLE).exists() && dir.join(INDEX).exists() {
+            tracing::warn!("{}: holds {SINGLE} and {INDEX}; the first is read, as transformers does", dir.display());
+        }
         let (files, places) = if dir.join(SINGLE).exists() {
             let file = MappedSafetensors::open(dir.join(SINGLE))?;
             let places = file.names().map(|name| (name.to_owned(), 0)).collect();
             (vec![file], places)
         } else if dir.join(INDEX).exists() {
-            open_shards(dir)?
+            open_shards(dir, is_tied(&config))?
         } else {
             let problem = format!("holds neither {SINGLE} nor {INDEX}");
             return Err(Error::file(dir, problem, "give a checkpoint saved as safetensors"));
         };
-        let source = Box::new(SafetensorsFiles { dir: dir.to_path_buf(), files, places });
+        let source = Box::new(SafetensorsFiles { dir: dir.to_path_buf(), files, places: plain(places) });
         Ok(Self { dir: dir.to_path_buf(), config, source })
     }
 
@@ -80,6 +78,13 @@ impl ModelFolder {
     /// Where the weights are read from.
     pub fn source(&self) -> &dyn WeightSource {
         self.source.as_ref()
+    }
+
+    /// Says in one line how the weights are stored, where what is loaded in `dtype` is something else: blocks that are dequantised.
+    pub fn announce(&self, dtype: Option<DType>) {
+        if let Some(line) = self.source.describe(dtype) {
+            tracing::info!("{line}");
+        }
     }
 
     /// `config.json` as it stands, keys in its order; of a GGUF file the one that its settings come to.
@@ -134,8 +139,7 @@ impl ModelFolder {
         {
             return Err(Error::setting("dtype", format!("is {dtype:?}"), "load in F32, BF16 or F16"));
         }
-        let tied = self.config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false);
-        self.source.describe(dtype).as_deref().into_iter().for_each(say_once);
+        let tied = is_tied(&self.config);
         let mut store = ParamStore::new(device);
         for name in self.source.names() {
             if is_buffer(name) || (tied && name == HEAD && self.head_repeats_embedding()) {
@@ -149,6 +153,7 @@ impl ModelFolder {
     /// Compares the folder's tensors with `expected` (name → shape): all that is missing, unexpected or misshapen, in
     /// one error. Only what [`ModelFolder::load`] leaves out may be there unexpected.
     pub fn check_names(&self, expected: &BTreeMap<String, Vec<usize>>) -> Result<()> {
+        self.refuse_quantised()?;
         let missing: Vec<_> =
             expected.keys().filter(|name| self.source.info(name).is_none()).map(|name| format!("`{name}`")).collect();
         let (mut unexpected, mut misshapen) = (Vec::new(), Vec::new());
@@ -174,6 +179,19 @@ impl ModelFolder {
         Err(Error::file(&self.dir, format!("tensors {}", problems.join("; ")), remedy))
     }
 
+    /// Puts into `store`, which [`ModelFolder::load`] gave, the head that it left out because it repeats the embedding: for whoever writes the same
+    /// weights again, none of them trained.
+    ///
+    /// # Errors
+    /// `store` has a head.
+    pub fn restore_head(&self, store: &mut ParamStore) -> Result<()> {
+        let embedding = store.get(EMBEDDING).map(candle_core::Var::as_detached_tensor);
+        match embedding {
+            Some(embedding) if is_tied(&self.config) && self.head_repeats_embedding() => store.insert(HEAD, embedding),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the head is stored and is the embedding, byte for byte.
     fn head_repeats_embedding(&self) -> bool {
         match (self.source.info(HEAD), self.source.info(EMBEDDING)) {
@@ -185,12 +203,9 @@ impl ModelFolder {
     }
 }
 
-/// A program that reads a model twice says so once.
-fn say_once(line: &str) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned()) {
-        tracing::info!("{line}");
-    }
+/// Whether the configuration ties the head to the embedding.
+fn is_tied(config: &Value) -> bool {
+    config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// Constants that old versions of transformers stored among the weights; they follow from the configuration.
@@ -230,11 +245,14 @@ pub fn is_on_paper(path: impl AsRef<Path>) -> bool {
 
 fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}"), INCOMPLETE))
+    if text.starts_with(LFS_POINTER) {
+        return Err(Error::file(path, IS_LFS_POINTER, PULL));
+    }
+    serde_json::from_slice(without_mark(&text)).map_err(|e| Error::file(path, format!("is not JSON: {e}"), INCOMPLETE))
 }
 
 /// Opens the shards of an index and holds both against each other.
-fn open_shards(dir: &Path) -> Result<(Vec<MappedSafetensors>, BTreeMap<String, usize>)> {
+fn open_shards(dir: &Path, tied: bool) -> Result<(Vec<MappedSafetensors>, BTreeMap<String, usize>)> {
     let path = dir.join(INDEX);
     let index = read_index(&path)?;
     let mut shards: Vec<&str> = index.values().map(String::as_str).collect();
@@ -256,6 +274,10 @@ fn open_shards(dir: &Path) -> Result<(Vec<MappedSafetensors>, BTreeMap<String, u
         files.push(file);
     }
     for (name, shard) in &index {
+        // Some list the head that is tied, and do not store it.
+        if tied && name == HEAD && !places.contains_key(name) {
+            continue;
+        }
         if places.get(name).and_then(|&file| shards.get(file)) != Some(&shard.as_str()) {
             return Err(Error::file(
                 &path,

@@ -34,6 +34,7 @@ pub fn load_model(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) 
     }
     let cfg = folder.arch()?;
     folder.check_names(&expected_tensors(&cfg))?;
+    folder.announce(Some(dtype));
     let store = folder.load(device, Some(dtype))?;
     Ok(LoadedModel::Dense(CausalLm::dense(&cfg, &store.builder(dtype, |_| false))?))
 }

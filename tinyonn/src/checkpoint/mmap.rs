@@ -11,6 +11,7 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use crate::files::{IS_LFS_POINTER, LFS_POINTER, PULL};
 use crate::{Error, Result};
 
 /// Bytes of the length that opens a file.
@@ -58,6 +59,9 @@ impl Mapped {
         // library writes to a file of weights in place; a foreign process that shortens it while mapped breaks the
         // contract stated on the type, as with every reader that maps files.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        if map.starts_with(LFS_POINTER) {
+            return Err(Error::file(path, IS_LFS_POINTER, PULL));
+        }
         Ok(Self { path: path.to_path_buf(), map })
     }
 

@@ -20,15 +20,20 @@ use crate::{Error, Result};
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// What is copied beside the weights: the tokenizer and the defaults of generation.
-pub const TOKENIZER_FILES: [&str; 7] = [
+pub const TOKENIZER_FILES: [&str; 10] = [
     "tokenizer.json",
+    "tokenizer.model",
+    "added_tokens.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 ];
+/// A folder of the same, whose files are copied.
+const CHAT_TEMPLATES: &str = "additional_chat_templates";
 
 impl ModelFolder {
     /// Writes `config` and every entry of `store` to the new folder `dir`, and copies [`TOKENIZER_FILES`] from the
@@ -186,6 +191,21 @@ fn copy_tokenizer(source: &Path, dir: &Path) -> Result<()> {
         let from = source.join(name);
         if from.is_file() {
             files::write(dir.join(name), fs::read(&from).map_err(|e| Error::io(&from, e))?)?;
+        }
+    }
+    let templates = source.join(CHAT_TEMPLATES);
+    if templates.is_dir() {
+        let io = |e| Error::io(&templates, e);
+        let to = dir.join(CHAT_TEMPLATES);
+        fs::create_dir_all(&to).map_err(|e| Error::io(&to, e))?;
+        for entry in fs::read_dir(&templates).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            if entry.path().is_file() {
+                files::write(
+                    to.join(entry.file_name()),
+                    fs::read(entry.path()).map_err(|e| Error::io(entry.path(), e))?,
+                )?;
+            }
         }
     }
     Ok(())

@@ -57,14 +57,15 @@ pub trait WeightSource: Debug + Send + Sync {
 pub(super) struct SafetensorsFiles {
     pub(super) dir: PathBuf,
     pub(super) files: Vec<MappedSafetensors>,
-    /// Tensor name → position in `files`.
-    pub(super) places: BTreeMap<String, usize>,
+    /// Plain name of a tensor → position in `files`, and its name there.
+    pub(super) places: BTreeMap<String, (usize, String)>,
 }
 
 impl SafetensorsFiles {
-    fn file(&self, name: &str) -> Result<&MappedSafetensors> {
-        let file = self.places.get(name).and_then(|&file| self.files.get(file));
-        file.ok_or_else(|| Error::tensor(name, format!("is not in {}", self.dir.display()), INCOMPLETE))
+    /// The file that holds a tensor, and its name there.
+    fn place(&self, name: &str) -> Result<(&MappedSafetensors, &str)> {
+        let place = self.places.get(name).and_then(|(file, stored)| Some((self.files.get(*file)?, stored.as_str())));
+        place.ok_or_else(|| Error::tensor(name, format!("is not in {}", self.dir.display()), INCOMPLETE))
     }
 }
 
@@ -74,15 +75,18 @@ impl WeightSource for SafetensorsFiles {
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.file(name).ok()?.info(name)
+        let (file, stored) = self.place(name).ok()?;
+        file.info(stored)
     }
 
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        self.file(name)?.bytes(name).map(Cow::Borrowed)
+        let (file, stored) = self.place(name)?;
+        file.bytes(stored).map(Cow::Borrowed)
     }
 
     fn load(&self, name: &str, device: &Device, dtype: Option<DType>) -> Result<Tensor> {
-        let tensor = self.file(name)?.load(name, device)?;
+        let (file, stored) = self.place(name)?;
+        let tensor = file.load(stored, device)?;
         match dtype {
             Some(dtype) if tensor.dtype().is_float() => Ok(tensor.to_dtype(dtype)?),
             _ => Ok(tensor),

@@ -8,7 +8,7 @@ use rand::Rng as _;
 use safetensors::Dtype;
 
 use super::mmap::MappedSafetensors;
-use crate::{Error, Result, random};
+use crate::{Error, Result, files, random};
 
 const REMEDY: &str =
     "give a safetensors file with `input_ids` [B, T] in I64 or U32, or a .json file like [[1, 2], [3, 4]]";
@@ -47,8 +47,13 @@ pub fn read(path: impl AsRef<Path>, device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_vec(ids, (b, t), device)?)
 }
 
-/// Refuses ids beyond a vocabulary of `vocabulary` tokens.
-pub(crate) fn check(ids: &Tensor, vocabulary: usize) -> Result<()> {
+/// Refuses rows of more than `most` ids, and ids beyond a vocabulary of `vocabulary` tokens.
+pub(crate) fn check(ids: &Tensor, vocabulary: usize, most: usize) -> Result<()> {
+    let (_, t) = ids.dims2()?;
+    if t > most {
+        let problem = format!("sequences of {t} tokens are longer than the {most} that the model was made for");
+        return Err(Error::setting("tokens", problem, format!("give --length {most} or less, or shorter rows")));
+    }
     let highest = ids.flatten_all()?.to_vec1::<u32>()?.into_iter().max().unwrap_or(0);
     if (highest as usize) < vocabulary {
         return Ok(());
@@ -59,8 +64,8 @@ pub(crate) fn check(ids: &Tensor, vocabulary: usize) -> Result<()> {
 
 fn read_json(path: &Path) -> Result<(Vec<u32>, usize, usize)> {
     let text = fs::read(path).map_err(|e| Error::io(path, e))?;
-    let rows: Vec<Vec<u32>> =
-        serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("is no table of ids: {e}"), REMEDY))?;
+    let rows: Vec<Vec<u32>> = serde_json::from_slice(files::without_mark(&text))
+        .map_err(|e| Error::file(path, format!("is no table of ids: {e}"), REMEDY))?;
     let t = rows.first().map_or(0, Vec::len);
     if let Some((i, row)) = rows.iter().enumerate().find(|(_, row)| row.len() != t) {
         let problem = format!("row {i} has {} ids, row 0 has {t}", row.len());

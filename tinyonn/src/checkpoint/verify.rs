@@ -27,7 +27,7 @@ pub struct Comparison {
     pub mean_abs_difference: f64,
     /// KL(A‖B) in nats, the mean over tokens.
     pub kl_divergence: f64,
-    /// The share of tokens whose most probable next token is the same.
+    /// The share of tokens whose most probable next token is the same. Where a logit is no number there is none.
     pub top1_agreement: f64,
     /// Every logit has the same bits.
     pub bit_equal: bool,
@@ -114,15 +114,11 @@ fn check_vocabulary(a: usize, b: usize) -> Result<()> {
 
 fn batches(ids: &Tensor, vocabulary: usize, most: usize, batch: usize) -> Result<Vec<Tensor>> {
     let (b, t) = ids.dims2()?;
-    if t > most {
-        let problem = format!("sequences of {t} tokens are longer than the {most} that the model was made for");
-        return Err(Error::setting("tokens", problem, format!("give --length {most} or less, or shorter rows")));
-    }
     if b * t == 0 || batch == 0 {
         let problem = format!("there is nothing to compare: ids [{b}, {t}], {batch} sequences at a time");
         return Err(Error::setting("tokens", problem, "give at least one token"));
     }
-    tokens::check(ids, vocabulary)?;
+    tokens::check(ids, vocabulary, most)?;
     let starts = (0..b).step_by(batch);
     starts.map(|start| Ok(ids.narrow(0, start, batch.min(b - start))?.contiguous()?)).collect()
 }
@@ -211,7 +207,7 @@ impl Row {
             max = larger(max, d);
             sum += d;
         }
-        Self { max, sum, divergence: divergence(a, b), agrees: best(a) == best(b), bit_equal }
+        Self { max, sum, divergence: divergence(a, b), agrees: best(a).is_some_and(|a| best(b) == Some(a)), bit_equal }
     }
 }
 
@@ -220,9 +216,12 @@ fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
-/// The most probable token; ties to the lower id.
-fn best(logits: &[f32]) -> usize {
-    (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap_or(0)
+/// The most probable token; ties to the lower id. Beside a logit that is no number none is more probable than others.
+fn best(logits: &[f32]) -> Option<usize> {
+    if logits.iter().any(|logit| logit.is_nan()) {
+        return None;
+    }
+    (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b]))
 }
 
 /// Σ p_a (log p_a − log p_b).

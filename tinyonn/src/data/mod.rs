@@ -29,9 +29,11 @@
 //! ```
 
 mod batches;
+mod copies;
 mod corpus;
 mod default_text;
 mod documents;
+mod json_line;
 mod order;
 mod pack;
 mod sampler;
@@ -39,6 +41,7 @@ mod source;
 mod split;
 mod synthetic;
 mod text_file;
+mod text_kind;
 mod token_file;
 mod tokenizer;
 mod toolchain_text;

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
+use super::copies::first_copies;
 use super::{Corpus, TextTokenizer};
 use crate::files::Digest;
 use crate::{Error, Result};
@@ -131,13 +132,27 @@ impl TaskTokens {
 }
 
 impl TokenSet {
+    /// Gives every document of `corpus`, whose tokens these are, the number of the first that has its text: what is drawn by document must not take copies for
+    /// observations of their own.
+    pub fn number_copies_alike(&mut self, corpus: &Corpus) {
+        let mut before = 0;
+        for (task, tokens) in corpus.tasks.iter().zip(&mut self.tasks) {
+            let first = first_copies(&task.documents);
+            for number in tokens.documents.iter_mut().filter(|number| **number != NO_DOCUMENT) {
+                *number = before + first[(*number - before) as usize] as u32;
+            }
+            before += first.len() as u32;
+        }
+    }
+
     /// Tokenises a split on all cores.
     pub fn encode(corpus: &Corpus, tokenizer: &TextTokenizer) -> Result<Self> {
         let mut set = Self { tasks: Vec::new(), documents: Vec::new(), eos: tokenizer.eos() };
         for task in &corpus.tasks {
-            let texts: Vec<&str> = task.documents.iter().map(|document| document.text.as_str()).collect();
             let mut packed = TaskTokens::empty(&task.name);
-            for (document, tokens) in task.documents.iter().zip(tokenizer.encode_all(&texts)?) {
+            for (document, tokens) in
+                task.documents.iter().zip(tokenizer.encode_documents(&task.name, &task.documents)?)
+            {
                 packed.tokens.extend(tokens);
                 packed.tokens.push(set.eos);
                 packed.documents.resize(packed.tokens.len(), set.documents.len() as u32);

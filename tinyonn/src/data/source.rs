@@ -5,7 +5,11 @@
 //!   folders that carry a `CACHEDIR.TAG`, and a `target` folder beside a `Cargo.toml`. Symbolic links are followed.
 //! - **Text file**: cut at blank lines or line ends into documents of about 4 KiB, so that one file can still be
 //!   split by document; a file above 1 MiB inside a folder is cut the same way. The parts put together are the file.
-//! - **`.jsonl`**, also inside a folder: one JSON object a line, whose `text` is a document.
+//! - **JSON lines**: one JSON object a line, whose `text` is a document. So are read a `.jsonl` or `.ndjson`, whatever else is called otherwise
+//!   and reads so from its first line, and in a folder of what is called otherwise that whose first line has a `text`.
+//!
+//! A byte order mark is no text. What is compressed, or a table of another format, is refused by name, whatever it is called; in a folder only what is called
+//! like text, other such files being left out like pictures.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,6 +18,7 @@ use std::str::FromStr;
 use walkdir::{DirEntry, WalkDir};
 
 use super::text_file::{Each, TextFile, not_utf8};
+use super::text_kind::{TextKind, is_meant};
 use super::{Corpus, Document, Documents, Task};
 use crate::{Error, Result};
 
@@ -31,7 +36,7 @@ use crate::{Error, Result};
 pub struct DataSource {
     /// The task's name: letters, digits, `-`, `_` and `.`, because it becomes part of file names.
     pub name: String,
-    /// A folder, a text file or a `.jsonl` file.
+    /// A folder, a text file or a file of JSON lines.
     pub path: PathBuf,
 }
 
@@ -108,7 +113,7 @@ impl DataSource {
         Err(Error::file(
             path,
             format!("task `{}` finds no text here", self.name),
-            "name a folder with text files, a text file, or a .jsonl file with a `text` on every line",
+            "name a folder with text files, a text file, or JSON lines with a `text` on every line",
         ))
     }
 
@@ -176,10 +181,16 @@ pub fn check_sources(sources: &[DataSource]) -> Result<()> {
 fn visit_file(path: &Path, each: Each<'_>) -> Result<()> {
     let name = path.file_name().map_or_else(|| "text".into(), |name| name.to_string_lossy().into_owned());
     let file = TextFile::open(path)?;
+    if let Some(refused) = file.packed() {
+        return Err(refused);
+    }
     if let Some(at) = file.check()?.invalid_at {
         return Err(not_utf8(path, at));
     }
-    if is_json_lines(path) { file.json_lines(&name, each) } else { file.parts(&name, each) }
+    match file.kind(true)? {
+        TextKind::JsonLines => file.json_lines(&name, each),
+        TextKind::Prose => file.parts(&name, each),
+    }
 }
 
 fn visit_folder(root: &Path, each: Each<'_>) -> Result<LeftOut> {
@@ -187,11 +198,17 @@ fn visit_folder(root: &Path, each: Each<'_>) -> Result<LeftOut> {
     for path in files_below(root)? {
         let id = relative_id(root, &path);
         let file = TextFile::open(&path)?;
+        let packed = file.packed();
+        if is_meant(&path)
+            && let Some(refused) = packed
+        {
+            return Err(refused);
+        }
         let checked = file.check()?;
-        if checked.nul || checked.invalid_at.is_some() {
+        if packed.is_some() || checked.nul || checked.invalid_at.is_some() {
             left_out.count += 1;
             left_out.first.get_or_insert(id);
-        } else if is_json_lines(&path) {
+        } else if file.kind(false)? == TextKind::JsonLines {
             file.json_lines(&id, each)?;
         } else if file.is_large() {
             file.parts(&id, each)?;
@@ -213,6 +230,11 @@ pub(super) fn files_below(root: &Path) -> Result<Vec<PathBuf>> {
         let entry = entry.map_err(|error| {
             let path = error.path().unwrap_or(root).to_path_buf();
             let problem = error.to_string();
+            let leads_to = std::fs::read_link(&path).ok().filter(|_| !path.exists());
+            if let Some(to) = leads_to {
+                let problem = format!("is a link to {}, which is not there", to.display());
+                return Error::file(path, problem, "remove the link, or restore what it leads to");
+            }
             match error.into_io_error() {
                 Some(source) => Error::io(path, source),
                 None => Error::file(path, problem, "remove the link that leads back to its own folder"),
@@ -233,10 +255,6 @@ fn is_left_out(entry: &DirEntry) -> bool {
     let beside_manifest = || path.parent().is_some_and(|parent| parent.join("Cargo.toml").is_file());
     entry.file_type().is_dir()
         && (path.join("CACHEDIR.TAG").is_file() || (entry.file_name() == "target" && beside_manifest()))
-}
-
-fn is_json_lines(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"))
 }
 
 /// The path below `root`, with `/` on every system.

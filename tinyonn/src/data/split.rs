@@ -1,7 +1,11 @@
-//! Train, validation and test: divided by document, so that no text is on both sides.
+//! Train, validation and test: divided by document, so that no text is on both sides. Copies of a document go with it; that there are some is
+//! said, and that documents share most of their text with the other side.
+
+use std::collections::BTreeSet;
 
 use rand::seq::SliceRandom;
 
+use super::copies::{first_copies, near_copies};
 use super::{Corpus, Task};
 use crate::{Error, Result, random};
 
@@ -35,7 +39,8 @@ pub struct Splits {
 
 impl Splits {
     /// Divides every task: its documents, in an order drawn from `seed`, go one by one to the split that lacks most
-    /// bytes of its share. A task's division does not depend on the other tasks.
+    /// bytes of its share, each together with its copies. A task's division does not depend on the other tasks. Warns of copies, and of texts that
+    /// share most of their words with the training text.
     ///
     /// ```
     /// use tinyonn::data::{Corpus, Shares, Splits, arithmetic};
@@ -46,7 +51,7 @@ impl Splits {
     /// ```
     ///
     /// # Errors
-    /// Shares that are not positive or do not add up to 1; a task of fewer than three documents.
+    /// Shares that are not positive or do not add up to 1; a task of fewer than three documents that differ.
     pub fn new(corpus: &Corpus, shares: Shares, seed: u64) -> Result<Self> {
         let shares = [shares.train, shares.validation, shares.test];
         if shares.iter().any(|share| !share.is_finite() || *share <= 0.0)
@@ -62,18 +67,40 @@ impl Splits {
             }
         }
         let [train, validation, test] = parts;
+        let near = near_copies(&[&validation, &test], &train);
+        for (at, (task, near)) in corpus.tasks.iter().zip(near).enumerate().filter(|(_, (_, near))| *near > 0) {
+            let held = validation.tasks[at].documents.len() + test.tasks[at].documents.len();
+            tracing::warn!(
+                "task {}: {near} of {held} held-out documents share half of their text or more with the training text; \
+                 what is measured on them is not of new text",
+                task.name
+            );
+        }
         Ok(Self { train, validation, test })
     }
 }
 
 fn split_task(task: &Task, shares: [f64; 3], seed: u64) -> Result<[Task; 3]> {
     let count = task.documents.len();
-    if count < 3 {
+    let first = first_copies(&task.documents);
+    // By its first document, all that have its text.
+    let mut copies: Vec<Vec<usize>> = vec![Vec::new(); count];
+    first.iter().enumerate().for_each(|(at, first)| copies[*first].push(at));
+    let distinct = copies.iter().filter(|copies| !copies.is_empty()).count();
+    if distinct < 3 {
+        let differ = if distinct < count { format!(", of which {distinct} differ,") } else { String::new() };
         return Err(Error::setting(
             format!("task {}", task.name),
-            format!("{count} documents cannot be divided into train, validation and test"),
-            "give a folder with three files or more, a longer text file, or a .jsonl with more lines",
+            format!("{count} documents{differ} cannot be divided into train, validation and test"),
+            "give a folder with three files or more, a longer text file, or JSON lines with more of them",
         ));
+    }
+    if distinct < count {
+        tracing::warn!(
+            "task {}: {} of {count} documents are copies of others; they stay on one side of the split and count as one",
+            task.name,
+            count - distinct
+        );
     }
     let mut order: Vec<usize> = (0..count).collect();
     order.shuffle(&mut random::stream(seed, &format!("data/split/{}", task.name)));
@@ -82,9 +109,14 @@ fn split_task(task: &Task, shares: [f64; 3], seed: u64) -> Result<[Task; 3]> {
     let mut lacking = shares.map(|share| share * total);
     let mut members: [Vec<usize>; 3] = Default::default();
     for index in order {
+        // Where the first of its copies came, all went.
+        let all = std::mem::take(&mut copies[first[index]]);
+        if all.is_empty() {
+            continue;
+        }
         let to = (1..3).fold(0, |best, split| if lacking[split] > lacking[best] { split } else { best });
-        lacking[to] -= task.documents[index].text.len() as f64;
-        members[to].push(index);
+        lacking[to] -= all.iter().map(|at| task.documents[*at].text.len()).sum::<usize>() as f64;
+        members[to].push(first[index]);
     }
     // A few large documents can leave a split without any: the fullest one gives its last.
     while let Some(empty) = members.iter().position(Vec::is_empty) {
@@ -93,9 +125,9 @@ fn split_task(task: &Task, shares: [f64; 3], seed: u64) -> Result<[Task; 3]> {
         let moved = members[fullest].pop();
         members[empty].extend(moved);
     }
-    Ok(members.map(|mut indices| {
-        indices.sort_unstable();
-        let documents = indices.into_iter().map(|index| task.documents[index].clone()).collect();
-        Task { name: task.name.clone(), documents }
+    Ok(members.map(|firsts| {
+        let firsts: BTreeSet<usize> = firsts.into_iter().collect();
+        let documents = task.documents.iter().zip(&first).filter(|(_, first)| firsts.contains(first));
+        Task { name: task.name.clone(), documents: documents.map(|(document, _)| document.clone()).collect() }
     }))
 }

@@ -1,10 +1,13 @@
 //! A file of text, read in pieces: whether it is text at all, its lines, its parts. Of a large file no more than a piece is in memory.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek as _, SeekFrom};
 use std::path::Path;
 
 use super::Document;
+use super::json_line::JsonLine;
+use super::text_kind::{self, TextKind};
+use crate::files::{BYTE_ORDER_MARK, without_mark};
 use crate::{Error, Result};
 
 /// Size a part of a cut file aims at, in bytes.
@@ -14,6 +17,9 @@ const WHOLE_FILE_BYTES: usize = 1 << 20;
 /// Bytes that are asked of the system at a time.
 const PIECE: usize = 64 << 10;
 
+/// A file is known by its beginning, which holds its first line if that is no longer than this, in bytes.
+const LONGEST_FIRST_LINE: usize = 64 << 20;
+
 /// What [`Documents::visit`](super::Documents::visit) is given.
 pub(super) type Each<'a> = &'a mut dyn FnMut(Document) -> Result<()>;
 
@@ -21,6 +27,10 @@ pub(super) type Each<'a> = &'a mut dyn FnMut(Document) -> Result<()>;
 pub(super) struct TextFile<'a> {
     path: &'a Path,
     held: Option<Vec<u8>>,
+    /// The file as far as its first line at least, and whether more follows.
+    beginning: (Vec<u8>, bool),
+    /// Bytes before the text: those of a byte order mark.
+    skipped: usize,
 }
 
 /// What the bytes of a file are.
@@ -38,7 +48,30 @@ impl<'a> TextFile<'a> {
         let metadata = std::fs::metadata(path).map_err(io)?;
         let in_pieces = metadata.is_file() && metadata.len() > WHOLE_FILE_BYTES as u64;
         let held = if in_pieces { None } else { Some(std::fs::read(path).map_err(io)?) };
-        Ok(Self { path, held })
+        let beginning = match &held {
+            Some(bytes) => beginning(bytes.as_slice()),
+            None => beginning(File::open(path).map_err(io)?),
+        };
+        let beginning = beginning.map_err(io)?;
+        let skipped = if beginning.0.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+        Ok(Self { path, held, beginning, skipped })
+    }
+
+    /// What the file is, if it must be unpacked before it is text.
+    pub(super) fn packed(&self) -> Option<Error> {
+        text_kind::packed(self.path, &self.beginning.0)
+    }
+
+    /// How it is to be read: `alone`, if it was named itself.
+    ///
+    /// # Errors
+    /// JSON that is not in lines.
+    pub(super) fn kind(&self, alone: bool) -> Result<TextKind> {
+        let (bytes, more) = &self.beginning;
+        let bytes = &bytes[self.skipped..];
+        // A character may be cut where the beginning ends.
+        let text = std::str::from_utf8(bytes).or_else(|e| std::str::from_utf8(&bytes[..e.valid_up_to()]));
+        text_kind::kind(self.path, text.unwrap_or_default(), *more, alone)
     }
 
     /// Whether a folder's file of this size is cut into parts.
@@ -56,7 +89,7 @@ impl<'a> TextFile<'a> {
             match more {
                 Ok(true) => {}
                 Ok(false) => return Ok(Checked { invalid_at: None, nul }),
-                Err(Stop::NotUtf8(at)) => return Ok(Checked { invalid_at: Some(at), nul }),
+                Err(Stop::NotUtf8(at)) => return Ok(Checked { invalid_at: Some(self.skipped + at), nul }),
                 Err(Stop::Io(source)) => return Err(Error::io(self.path, source)),
             }
         }
@@ -88,6 +121,8 @@ impl<'a> TextFile<'a> {
     fn text_of_line(&self, line: &str, number: usize) -> Result<Option<String>> {
         // As `str::lines` has it: what a message calls the end of a line is the line's own.
         let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
+        // Files put together bring the mark of each.
+        let line = line.trim_start_matches('\u{feff}');
         if line.trim().is_empty() {
             return Ok(None);
         }
@@ -95,8 +130,8 @@ impl<'a> TextFile<'a> {
             let problem = format!("line {number}: {problem}");
             Error::file(self.path, problem, "write one JSON object a line, with a string `text`")
         };
-        let value: serde_json::Value = serde_json::from_str(line).map_err(|error| refuse(error.to_string()))?;
-        let text = value.get("text").ok_or_else(|| refuse("no field `text`".into()))?;
+        let text = JsonLine::parse(line).map_err(|error| refuse(error.to_string()))?.text;
+        let text = text.ok_or_else(|| refuse("no field `text`".into()))?;
         let text = text.as_str().ok_or_else(|| refuse("`text` is not a string".into()))?;
         Ok((!text.trim().is_empty()).then(|| text.to_owned()))
     }
@@ -105,14 +140,34 @@ impl<'a> TextFile<'a> {
     pub(super) fn parts(&self, id: &str, each: Each<'_>) -> Result<()> {
         parts(self.reader()?, id, each, |stop| match stop {
             Stop::Io(source) => Error::io(self.path, source),
-            Stop::NotUtf8(at) => not_utf8(self.path, at),
+            Stop::NotUtf8(at) => not_utf8(self.path, self.skipped + at),
         })
     }
 
     fn reader(&self) -> Result<Box<dyn Read + '_>> {
-        match &self.held {
-            Some(bytes) => Ok(Box::new(bytes.as_slice())),
-            None => Ok(Box::new(File::open(self.path).map_err(|source| Error::io(self.path, source))?)),
+        if let Some(bytes) = &self.held {
+            return Ok(Box::new(&bytes[self.skipped..]));
+        }
+        let io = |source| Error::io(self.path, source);
+        let mut file = File::open(self.path).map_err(io)?;
+        file.seek(SeekFrom::Start(self.skipped as u64)).map_err(io)?;
+        Ok(Box::new(file))
+    }
+}
+
+/// A piece, and as much more as the first line takes; whether more follows.
+fn beginning(mut reader: impl Read) -> std::io::Result<(Vec<u8>, bool)> {
+    let mut bytes = Vec::new();
+    loop {
+        let read = reader.by_ref().take(PIECE as u64).read_to_end(&mut bytes)?;
+        let more = read == PIECE;
+        let of_line = bytes.trim_ascii_start();
+        if !more || of_line.contains(&b'\n') || bytes.len() >= LONGEST_FIRST_LINE {
+            return Ok((bytes, more));
+        }
+        // Prose has no line to wait for.
+        if !of_line.is_empty() && !without_mark(of_line).starts_with(b"{") {
+            return Ok((bytes, more));
         }
     }
 }
@@ -258,16 +313,20 @@ mod tests {
         Ok(())
     }
 
+    fn of_bytes(bytes: Vec<u8>) -> TextFile<'static> {
+        TextFile { path: Path::new("x"), held: Some(bytes), beginning: (Vec::new(), false), skipped: 0 }
+    }
+
     #[test]
     fn a_byte_that_is_no_text_is_found_wherever_pieces_end() -> Result<()> {
         for at in [0, 1, PIECE - 2, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1] {
             let mut bytes = "é".repeat(PIECE * 2).into_bytes();
             let at = at - at % 2;
             bytes[at] = 0xff;
-            let check = |bytes: Vec<u8>| TextFile { path: Path::new("x"), held: Some(bytes) }.check();
+            let check = |bytes: Vec<u8>| of_bytes(bytes).check();
             assert_eq!(check(bytes)?, Checked { invalid_at: Some(at), nul: false });
         }
-        let cut = TextFile { path: Path::new("x"), held: Some(b"caf\xc3".to_vec()) };
+        let cut = of_bytes(b"caf\xc3".to_vec());
         assert_eq!(cut.check()?.invalid_at, Some(3));
         Ok(())
     }

@@ -14,7 +14,7 @@ use candle_core::Device;
 
 use super::corpus::CorpusDigest;
 use super::pack::{TokenDigest, check_shape, rows_of_batch};
-use super::{Batch, Batches, Counted, TaskTokens, TextTokenizer, TokenSet};
+use super::{Batch, Batches, Counted, Document, TaskTokens, TextTokenizer, TokenSet};
 use crate::{Error, Result};
 
 /// The file, which is hidden, so that a folder of text it lies in is still the same text.
@@ -69,7 +69,13 @@ impl TokenFile {
     /// # Errors
     /// Text that cannot be read, or that changed since it was counted; what the tokenizer or the system reports.
     pub fn write(text: &Counted<'_>, tokenizer: &TextTokenizer, most: usize, folder: &Path) -> Result<Self> {
-        Self::write_with(text, &|texts| tokenizer.encode_all(texts), tokenizer.eos(), most, folder)
+        Self::write_with(
+            text,
+            &|task, documents| tokenizer.encode_documents(task, documents),
+            tokenizer.eos(),
+            most,
+            folder,
+        )
     }
 
     fn write_with(text: &Counted<'_>, encode: Encode<'_>, eos: u32, most: usize, folder: &Path) -> Result<Self> {
@@ -83,17 +89,18 @@ impl TokenFile {
         let (mut first, mut documents) = (0, 0);
         for (task, (name, count)) in names.into_iter().zip(&text.documents).enumerate() {
             corpus.task(&name, *count);
-            let mut writer = Writer::new(&tokens, encode, documents, most)?;
+            let mut writer = Writer::new(&tokens, (encode, &name), documents, most)?;
             text.text.visit(task, &mut |document| {
                 corpus.document(&document);
-                writer.push(document.text)
+                writer.push(document)
             })?;
             documents += *count as u32;
             if writer.next != documents {
                 let remedy = "leave the text alone while it is read, and scan again";
                 return Err(Error::setting(format!("task {name}"), "its text changed while it was read", remedy));
             }
-            let kept = Kept { name, first, tokens: writer.finish()? };
+            let written = writer.finish()?;
+            let kept = Kept { name, first, tokens: written };
             first += kept.tokens as u64;
             tokens.digest(&kept, &mut digest)?;
             tokens.tasks.push(kept);
@@ -190,19 +197,20 @@ impl Drop for TokenFile {
     }
 }
 
-/// A tokenizer.
-type Encode<'a> = &'a dyn Fn(&[&str]) -> Result<Vec<Vec<u32>>>;
+/// A tokenizer of a task's documents.
+type Encode<'a> = &'a dyn Fn(&str, &[Document]) -> Result<Vec<Vec<u32>>>;
 
 /// Appends a task's tokens to the file.
 struct Writer<'a> {
     out: BufWriter<File>,
     path: &'a Path,
     encode: Encode<'a>,
+    task: &'a str,
     eos: u32,
     /// The number of the next document, over all tasks.
     next: u32,
     /// Documents that are not tokenised yet, the first of them with this number.
-    group: Vec<String>,
+    group: Vec<Document>,
     first: u32,
     /// Tokens that are written, and at most.
     written: usize,
@@ -210,14 +218,14 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(tokens: &'a TokenFile, encode: Encode<'a>, next: u32, most: usize) -> Result<Self> {
+    fn new(tokens: &'a TokenFile, (encode, task): (Encode<'a>, &'a str), next: u32, most: usize) -> Result<Self> {
         let mut file = tokens.file.lock().unwrap_or_else(PoisonError::into_inner);
         let own = file.seek(SeekFrom::End(0)).and_then(|_| file.try_clone()).map_err(|e| Error::io(&tokens.path, e))?;
         let (out, path, eos) = (BufWriter::new(own), tokens.path.as_path(), tokens.eos);
-        Ok(Self { out, path, encode, eos, next, group: Vec::new(), first: next, written: 0, most })
+        Ok(Self { out, path, encode, task, eos, next, group: Vec::new(), first: next, written: 0, most })
     }
 
-    fn push(&mut self, text: String) -> Result<()> {
+    fn push(&mut self, document: Document) -> Result<()> {
         self.next += 1;
         if self.written == self.most {
             return Ok(());
@@ -225,15 +233,14 @@ impl<'a> Writer<'a> {
         if self.group.is_empty() {
             self.first = self.next - 1;
         }
-        self.group.push(text);
-        let bytes: usize = self.group.iter().map(String::len).sum();
+        self.group.push(document);
+        let bytes: usize = self.group.iter().map(|document| document.text.len()).sum();
         if bytes < GROUP_BYTES && self.group.len() < GROUP_DOCUMENTS { Ok(()) } else { self.flush() }
     }
 
     /// Tokenises the group, and writes as much of it as is asked for.
     fn flush(&mut self) -> Result<()> {
-        let texts: Vec<&str> = self.group.iter().map(String::as_str).collect();
-        for (document, tokens) in (self.first..).zip((self.encode)(&texts)?) {
+        for (document, tokens) in (self.first..).zip((self.encode)(self.task, &self.group)?) {
             for token in tokens.into_iter().chain([self.eos]).take(self.most - self.written) {
                 let pair = u64::from(token) | u64::from(document) << 32;
                 self.out.write_all(&pair.to_le_bytes()).map_err(|e| Error::io(self.path, e))?;
@@ -257,7 +264,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::data::{Document, Documents};
+    use crate::data::Documents;
 
     /// Documents of uneven sizes, made as they are asked for.
     struct Endless<'a> {
@@ -290,11 +297,11 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let (visited, encoded, most) = (Cell::new(0), Cell::new(0), 3_000_000);
         // A token a byte.
-        let encode = |texts: &[&str]| {
-            let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        let encode = |_: &str, texts: &[Document]| {
+            let bytes: usize = texts.iter().map(|document| document.text.len()).sum();
             assert!(texts.len() <= GROUP_DOCUMENTS && bytes < GROUP_BYTES + 9000, "{} {bytes}", texts.len());
             encoded.set(encoded.get() + bytes);
-            Ok(texts.iter().map(|text| vec![7; text.len()]).collect())
+            Ok(texts.iter().map(|document| vec![7; document.text.len()]).collect())
         };
         let text = Endless { documents: 20_000, visited: &visited };
         let tokens = TokenFile::write_with(&Counted::new(&text)?, &encode, EOS, most, folder.path())?;
@@ -309,7 +316,7 @@ mod tests {
     #[test]
     fn text_that_changes_between_its_readings_is_refused() -> Result<(), Box<dyn std::error::Error>> {
         let folder = tempfile::tempdir()?;
-        let (visited, encode) = (Cell::new(0), |texts: &[&str]| Ok(vec![vec![1]; texts.len()]));
+        let (visited, encode) = (Cell::new(0), |_: &str, texts: &[Document]| Ok(vec![vec![1]; texts.len()]));
         let text = Endless { documents: 9, visited: &visited };
         let counted = Counted { text: &text, documents: vec![9, 8] };
         let refused = TokenFile::write_with(&counted, &encode, EOS, 100, folder.path()).map(drop);
@@ -325,9 +332,9 @@ mod tests {
         let visited = Cell::new(0);
         // Tokens are numbered through.
         let next = Cell::new(0);
-        let encode = |texts: &[&str]| {
+        let encode = |_: &str, texts: &[Document]| {
             let number = |_| next.replace(next.get() + 1);
-            Ok(texts.iter().map(|text| (1..text.len()).map(number).collect()).collect())
+            Ok(texts.iter().map(|document| (1..document.text.len()).map(number).collect()).collect())
         };
         let text = Endless { documents: 60, visited: &visited };
         let tokens = TokenFile::write_with(&Counted::new(&text)?, &encode, EOS, 1001, folder.path())?;

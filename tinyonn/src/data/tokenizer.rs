@@ -11,9 +11,11 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{
+    AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior, Tokenizer,
+};
 
-use super::Corpus;
+use super::{Corpus, Document};
 use crate::{Error, Result, files};
 
 /// The token after every document.
@@ -28,6 +30,10 @@ const SMALLEST_VOCABULARY: usize = 257;
 /// Words as Qwen cuts them; each digit stands alone, so that numbers of any length share ten tokens.
 const WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Blanks in a row of which no tokenizer was seen to stumble. The engine that finds words gives up on many more, and then takes the rest of the text
+/// for one word, without a sign.
+const BLANKS: usize = 100_000;
 
 /// A tokenizer and the token that ends a document.
 #[derive(Debug, Clone)]
@@ -50,7 +56,7 @@ impl TextTokenizer {
     /// ```
     ///
     /// # Errors
-    /// A vocabulary too small for the 256 bytes and the end of text.
+    /// A vocabulary too small for the 256 bytes and the end of text; a document that cannot be cut into words, as of [`encode`](Self::encode).
     pub fn train(corpus: &Corpus, vocab_size: usize) -> Result<Self> {
         if vocab_size < SMALLEST_VOCABULARY {
             let problem = format!("{vocab_size} tokens do not hold the 256 bytes and the end of text");
@@ -64,6 +70,11 @@ impl TextTokenizer {
         let mut tokenizer = Tokenizer::new(BPE::default());
         tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.map_err(failed)?.into(), bytes.into()])));
         tokenizer.with_decoder(Some(bytes));
+        for task in &corpus.tasks {
+            for document in &task.documents {
+                check_words(&tokenizer, &document.text).map_err(|e| of_document(e, &task.name, document))?;
+            }
+        }
         let mut trainer: TrainerWrapper = BpeTrainer::builder()
             .show_progress(false)
             .vocab_size(vocab_size)
@@ -95,7 +106,7 @@ impl TextTokenizer {
     /// No tokenizer; no end of text.
     pub fn from_json(json: &[u8], path: impl AsRef<Path>, eos: Option<u32>) -> Result<Self> {
         let path = path.as_ref();
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| {
+        let mut tokenizer = Tokenizer::from_bytes(files::without_mark(json)).map_err(|error| {
             Error::file(path, format!("not a tokenizer: {error}"), "give a Hugging Face tokenizer.json")
         })?;
         // A file may ask for fixed lengths; rows are cut and padded by `pack`.
@@ -144,7 +155,11 @@ impl TextTokenizer {
     }
 
     /// The tokens of `text`, without any added at its ends; names of special tokens in it are ordinary text.
+    ///
+    /// # Errors
+    /// Some hundred thousand blanks in a row, behind which the tokenizer no longer finds words.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        check_words(&self.tokenizer, text)?;
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| {
             Error::setting("tokenizer", format!("a text cannot be encoded: {error}"), "use a byte-level tokenizer")
         })?;
@@ -154,6 +169,16 @@ impl TextTokenizer {
     /// The tokens of several texts, in their order, on all cores.
     pub fn encode_all(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         texts.par_iter().map(|text| self.encode(text)).collect()
+    }
+
+    /// The tokens of each of a task's documents, on all cores.
+    ///
+    /// # Errors
+    /// As of [`encode`](Self::encode); the error names the document.
+    pub fn encode_documents(&self, task: &str, documents: &[Document]) -> Result<Vec<Vec<u32>>> {
+        let encode =
+            |document: &Document| self.encode(&document.text).map_err(|error| of_document(error, task, document));
+        documents.par_iter().map(encode).collect()
     }
 
     /// The text of `tokens`. Of tokens that [`TextTokenizer::encode`] made, exactly the text it was given, unless a
@@ -177,5 +202,43 @@ impl TextTokenizer {
     /// The id of the token that ends a document.
     pub fn eos(&self) -> u32 {
         self.eos
+    }
+}
+
+/// Refuses a text that `tokenizer` cannot cut into words to its end.
+fn check_words(tokenizer: &Tokenizer, text: &str) -> Result<()> {
+    let (Some(words), Some((at, blanks))) = (tokenizer.get_pre_tokenizer(), longest_blank(text)) else {
+        return Ok(());
+    };
+    let mut cut = PreTokenizedString::from(text);
+    let failed = |e: tokenizers::Error| Error::setting("tokenizer", e.to_string(), "use another tokenizer");
+    words.pre_tokenize(&mut cut).map_err(failed)?;
+    let splits = cut.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    let last = splits.last().and_then(|(_, (start, end), _)| text.get(*start..*end)).unwrap_or_default();
+    // What is left when it has given up: the blanks, and all that follows them.
+    if longest_blank(last).is_none() {
+        return Ok(());
+    }
+    let problem = format!("behind {blanks} blanks in a row at byte {at} a text can no longer be cut into words");
+    Err(Error::setting("tokenizer", problem, format!("shorten them to {BLANKS} or fewer, or leave the text out")))
+}
+
+/// Where the longest row of more than [`BLANKS`] blanks with something behind it begins, and how many they are.
+fn longest_blank(text: &str) -> Option<(usize, usize)> {
+    if text.len() <= BLANKS {
+        return None;
+    }
+    let rows = text.trim_end().split(|c: char| !c.is_whitespace()).filter(|row| row.len() > BLANKS);
+    let longest = rows.max_by_key(|row| row.len())?;
+    Some((longest.as_ptr().addr() - text.as_ptr().addr(), longest.chars().count()))
+}
+
+/// What is wrong with a text, said of the document that it is.
+fn of_document(error: Error, task: &str, document: &Document) -> Error {
+    match error {
+        Error::Setting { name, problem, remedy } => {
+            Error::Setting { name, problem: format!("document `{task}/{}`: {problem}", document.id), remedy }
+        }
+        other => other,
     }
 }

@@ -3,14 +3,19 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use super::under_way::{self, remove};
+use super::exchange::{give_name, recover, was_cut_off};
+use super::place::{Place, REPLACED, SAVING, is_used, parent_of};
+use super::under_way::{self, Held, remove};
 use crate::{Error, Result};
 
 /// A folder that is being filled as the sibling `.NAME.saving`, and takes its name by [`StagedFolder::publish`].
 ///
+/// Where a link is named, all this is done where it leads, and the link stays. A folder that cannot be renamed, because it is a mount point
+/// or its parent cannot be written, is staged in itself.
+///
 /// A lock keeps two processes from filling one; the system frees it if the process dies, and what such a process left behind
 /// the next one clears. Dropped without being published, it is removed; so it is by [`abandon`](super::abandon), which ends a program that is
-/// interrupted.
+/// interrupted. What was whole and could not be given its name stays, and the error says where.
 ///
 /// ```
 /// use tinyonn::files::StagedFolder;
@@ -28,12 +33,12 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct StagedFolder {
     path: PathBuf,
-    /// The name it will have.
-    dir: PathBuf,
-    /// Where the folder of that name goes, if it is to be replaced.
-    aside: PathBuf,
+    /// As it was named.
+    named: PathBuf,
+    place: Place,
     replace: bool,
-    published: bool,
+    /// It has its name, or another that was said.
+    named_now: bool,
     /// Holds the lock.
     handle: File,
 }
@@ -66,8 +71,8 @@ impl StagedFolder {
     /// Another process is filling it; the system refuses it.
     pub fn restore(dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
-        let aside = sibling(dir, "replaced").is_some_and(|aside| aside.exists());
-        if aside && !dir.exists() {
+        // What has no name of its own is no folder that could have been replaced.
+        if Place::of(dir).is_ok_and(|place| was_cut_off(&place)) {
             drop(Self::open(dir, true)?);
         }
         Ok(())
@@ -76,14 +81,13 @@ impl StagedFolder {
     /// Whether a process is filling `dir` now.
     #[must_use]
     pub fn is_under_way(dir: impl AsRef<Path>) -> bool {
-        let handle = sibling(dir.as_ref(), "saving").and_then(|path| File::open(path).ok());
+        let handle = Place::of(dir.as_ref()).ok().and_then(|place| File::open(place.hidden(SAVING)).ok());
         handle.is_some_and(|handle| matches!(handle.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
     fn open(dir: &Path, replace: bool) -> Result<Self> {
-        let (Some(path), Some(aside)) = (sibling(dir, "saving"), sibling(dir, "replaced")) else {
-            return Err(Error::file(dir, "has no name of its own", "name a new folder"));
-        };
+        let place = Place::of(dir)?;
+        let path = place.hidden(SAVING);
         fs::create_dir_all(&path).map_err(|e| Error::io(&path, e))?;
         let handle = File::open(&path).map_err(|e| Error::io(&path, e))?;
         // A file system without locks still gets the whole-or-nothing rename.
@@ -91,8 +95,8 @@ impl StagedFolder {
             return Err(Error::file(dir, "is being saved by another process", "wait for it, or name another folder"));
         }
         under_way::hold().begin(&path);
-        let staged = Self { path, dir: dir.to_path_buf(), aside, replace, published: false, handle };
-        recover(&staged.aside, dir)?;
+        let staged = Self { path, named: dir.to_path_buf(), place, replace, named_now: false, handle };
+        recover(&staged.place)?;
         for entry in fs::read_dir(&staged.path).map_err(|e| Error::io(&staged.path, e))? {
             let left = entry.map_err(|e| Error::io(&staged.path, e))?.path();
             remove(&left).map_err(|e| Error::io(&left, e))?;
@@ -109,33 +113,46 @@ impl StagedFolder {
     /// Brings it to disk and gives it its name. The files in it must have been synchronised by whoever wrote them.
     ///
     /// # Errors
-    /// What the system reports; a folder that was to be replaced is then still there.
+    /// What the system reports; a folder that was to be replaced is then still there. What is whole and cannot have its name stays under another,
+    /// which the error says.
     pub fn publish(mut self) -> Result<()> {
-        let dir = self.dir.clone();
-        let io = |e| Error::io(&dir, e);
+        let io = |e| Error::io(&self.named, e);
         self.handle.sync_all().map_err(io)?;
         // From here to the end: neither half of an exchange is cleared as if it were an unfinished folder.
         let mut held = under_way::hold();
-        let replaced = self.replace && dir.exists();
-        if replaced {
-            fs::rename(&dir, &self.aside).map_err(io)?;
-        } else {
-            refuse_used(&dir)?;
+        let free = if self.replace { Ok(()) } else { refuse_used(&self.named) };
+        if let Err(e) = free.and_then(|()| give_name(&self.path, &self.place, self.replace)) {
+            return Err(self.keep(&mut held, &e));
         }
-        if let Err(e) = fs::rename(&self.path, &dir) {
-            recover(&self.aside, &dir)?;
-            return Err(io(e));
-        }
-        self.published = true;
+        self.named_now = true;
         held.end(&self.path);
-        File::open(parent_of(&dir)).and_then(|parent| parent.sync_all()).map_err(io)?;
-        if replaced { remove(&self.aside).map_err(io) } else { Ok(()) }
+        let io = |e| Error::io(&self.named, e);
+        File::open(parent_of(&self.place.dir)).and_then(|parent| parent.sync_all()).map_err(io)?;
+        let aside = self.place.hidden(REPLACED);
+        if aside.exists() { remove(&aside).map_err(io) } else { Ok(()) }
+    }
+
+    /// The work is done: it stays, where nobody clears it.
+    fn keep(&mut self, held: &mut Held, why: &Error) -> Error {
+        let name = self.place.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut candidates = (1..).map(|number| self.path.with_file_name(format!("{name}-finished-{number}")));
+        let kept = candidates.find(|path| path.symlink_metadata().is_err()).unwrap_or_default();
+        let lies = if fs::rename(&self.path, &kept).is_ok() { kept } else { self.path.clone() };
+        self.named_now = true;
+        held.end(&self.path);
+        let problem = match why {
+            Error::Io { source, .. } => source.to_string(),
+            Error::File { problem, .. } => problem.clone(),
+            other => other.to_string(),
+        };
+        let problem = format!("could not be given to what is finished: {problem}");
+        Error::file(&self.named, problem, format!("nothing is lost: it lies in {}; move it yourself", lies.display()))
     }
 }
 
 impl Drop for StagedFolder {
     fn drop(&mut self) {
-        if !self.published {
+        if !self.named_now {
             let mut held = under_way::hold();
             // What cannot be cleared now, the next process that fills this folder clears.
             let _ = fs::remove_dir_all(&self.path);
@@ -144,44 +161,89 @@ impl Drop for StagedFolder {
     }
 }
 
-/// A replacement that was cut off between its two renames is undone; one that was cut off later is finished.
-fn recover(aside: &Path, dir: &Path) -> Result<()> {
-    let undone = match (aside.exists(), dir.exists()) {
-        (false, _) => Ok(()),
-        (true, false) => fs::rename(aside, dir),
-        (true, true) => remove(aside),
-    };
-    undone.map_err(|e| Error::io(aside, e))
-}
-
-/// `.NAME.purpose` beside `dir`.
-fn sibling(dir: &Path, purpose: &str) -> Option<PathBuf> {
-    Some(parent_of(dir).join(format!(".{}.{purpose}", dir.file_name()?.to_string_lossy())))
-}
-
-/// The folder that holds `path`.
-pub(crate) fn parent_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-        _ => PathBuf::from("."),
-    }
-}
-
-/// Whether `dir` is a folder that holds anything.
-///
-/// # Errors
-/// It is no folder, or one that cannot be read.
-pub fn is_used(dir: impl AsRef<Path>) -> Result<bool> {
-    match fs::read_dir(&dir) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(Error::io(dir, e)),
-    }
-}
-
 fn refuse_used(dir: &Path) -> Result<()> {
     if is_used(dir)? {
         return Err(Error::file(dir, "exists and is not empty", "name a new folder, or remove this one first"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::place::{REPLACING, WHOLE};
+    use super::*;
+
+    type Tested = std::result::Result<(), Box<dyn std::error::Error>>;
+
+    /// A folder that is staged in itself, as a mount point is, with `old` in it.
+    fn place() -> std::result::Result<(tempfile::TempDir, Place), Box<dyn std::error::Error>> {
+        let parent = tempfile::tempdir()?;
+        let dir = parent.path().join("run");
+        fs::create_dir_all(dir.join("lost+found"))?;
+        fs::write(dir.join("old"), "old")?;
+        let place = Place::inside(&dir)?;
+        Ok((parent, place))
+    }
+
+    fn fill(folder: &Path) -> std::io::Result<()> {
+        fs::create_dir_all(folder.join("model"))?;
+        ["model/weights", "config.json"].iter().try_for_each(|name| fs::write(folder.join(name), "new"))
+    }
+
+    fn names(place: &Place) -> std::io::Result<Vec<String>> {
+        let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+        let mut names = fs::read_dir(&place.dir)?.map(name).collect::<std::io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_renamed_is_filled_in_itself() -> Tested {
+        let (_parent, place) = place()?;
+        let staged = place.hidden(SAVING);
+        fill(&staged)?;
+        assert_eq!((staged.parent(), is_used(&place.dir)?), (Some(place.dir.as_path()), true));
+        give_name(&staged, &place, true)?;
+        recover(&place)?;
+        assert_eq!(names(&place)?, ["config.json", "lost+found", "model"]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_the_system_put_there_and_what_is_staged_there_are_no_use_of_a_folder() -> Tested {
+        let (_parent, place) = place()?;
+        fs::remove_file(place.dir.join("old"))?;
+        fill(&place.hidden(SAVING))?;
+        assert!(!is_used(&place.dir)?);
+        give_name(&place.hidden(SAVING), &place, false)?;
+        recover(&place)?;
+        assert_eq!(names(&place)?, ["config.json", "lost+found", "model"]);
+        Ok(())
+    }
+
+    /// Wherever a kill falls, the next process finds the old content or finishes the new.
+    #[test]
+    fn an_exchange_that_was_killed_is_finished() -> Tested {
+        for moment in 0..5 {
+            let (_parent, place) = place()?;
+            let [whole, replacing, replaced] = [WHOLE, REPLACING, REPLACED].map(|purpose| place.hidden(purpose));
+            fill(&whole)?;
+            if moment > 0 {
+                fs::create_dir(&replacing)?;
+            }
+            if moment > 1 {
+                fs::rename(place.dir.join("old"), replacing.join("old"))?;
+            }
+            if moment > 2 {
+                fs::rename(&replacing, &replaced)?;
+            }
+            if moment > 3 {
+                fs::rename(whole.join("model"), place.dir.join("model"))?;
+            }
+            assert!(was_cut_off(&place));
+            recover(&place)?;
+            assert_eq!(names(&place)?, ["config.json", "lost+found", "model"], "moment {moment}");
+        }
+        Ok(())
+    }
 }

@@ -1,9 +1,9 @@
 //! One file: write, fsync, rename.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::staged_folder::parent_of;
+use super::place::{parent_of, resolved};
 use super::under_way;
 use crate::{Error, Result};
 
@@ -26,35 +26,27 @@ pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
 }
 
 /// As [`write()`], for content that `fill` puts into the file it is given: an empty one, which it may also replace by another. Whatever
-/// the mode of that other one, the file gets the mode that every new file of this process gets.
+/// the mode of that other one, the file gets the mode that every new file of this process gets. Where `path` is a link, the file that it leads to
+/// is written, and the link stays.
 ///
 /// # Errors
 /// There is no folder to write it in; whatever `fill` or the system reports; the old content then stays.
 pub fn write_with(path: impl AsRef<Path>, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let path = path.as_ref();
-    let Some(name) = path.file_name() else {
-        return Err(Error::file(path, "is no file name", "name the file to write"));
-    };
-    let parent = parent_of(path);
-    // Said of the folder: that a file which is yet to be written cannot be found helps nobody.
-    if !parent.exists() {
-        return Err(Error::file(&parent, "there is no such folder", "make it, or check the path"));
-    }
-    // Two processes that write one file must not write into one staged file.
-    let staged = path.with_file_name(format!(".{}.{}.writing", name.to_string_lossy(), std::process::id()));
+    let (place, staged) = staged(path)?;
     under_way::hold().begin(&staged);
     let io = |e| Error::io(path, e);
     let write = || {
         // Libraries that write through a temporary file of their own leave it to its owner alone (mode 0600); this one has the umask's.
         let permissions = File::create(&staged).and_then(|file| file.metadata()).map_err(io)?.permissions();
         fill(&staged)?;
-        let place = || {
+        let name = || {
             fs::set_permissions(&staged, permissions)?;
             File::open(&staged)?.sync_all()?;
-            fs::rename(&staged, path)?;
-            File::open(parent)?.sync_all()
+            fs::rename(&staged, &place)?;
+            File::open(parent_of(&place))?.sync_all()
         };
-        place().map_err(io)
+        name().map_err(io)
     };
     let written = write().inspect_err(|_| {
         // The error to report is the first one; the file may not even exist.
@@ -62,4 +54,34 @@ pub fn write_with(path: impl AsRef<Path>, fill: impl FnOnce(&Path) -> Result<()>
     });
     under_way::hold().end(&staged);
     written
+}
+
+/// Refuses what [`write()`] could only refuse when all the work is done; leaves nothing behind.
+///
+/// # Errors
+/// There is no folder to write `path` in, or the system keeps files from being made there; something that is no file has its name.
+pub fn try_write(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    let (_, staged) = staged(path)?;
+    File::create(&staged).and_then(|_| fs::remove_file(&staged)).map_err(|e| Error::io(path, e))
+}
+
+/// The file that `path` leads to, and where it is staged.
+fn staged(path: &Path) -> Result<(PathBuf, PathBuf)> {
+    let place = resolved(path)?;
+    let Some(name) = place.file_name() else {
+        return Err(Error::file(path, "is no file name", "name the file to write"));
+    };
+    // A rename would put a file in the place of a device.
+    if place.exists() && !place.is_file() {
+        return Err(Error::file(path, "is there, and is no file", "name another file to write"));
+    }
+    let parent = parent_of(&place);
+    // Said of the folder: that a file which is yet to be written cannot be found helps nobody.
+    if !parent.exists() {
+        return Err(Error::file(&parent, "there is no such folder", "make it, or check the path"));
+    }
+    // Two processes that write one file must not write into one staged file.
+    let staged = place.with_file_name(format!(".{}.{}.writing", name.to_string_lossy(), std::process::id()));
+    Ok((place, staged))
 }

@@ -31,7 +31,7 @@ pub fn dump<F: FeedForward>(model: &CausalLm<F>, ids: &Tensor, units: &[Vec<u32>
     if t < 2 {
         return Err(Error::setting("tokens", "sequences of one token have no next token", "give two or more"));
     }
-    tokens::check(ids, model.config().vocab_size)?;
+    tokens::check(ids, model.config().vocab_size, model.config().max_position_embeddings)?;
     let none = Tensor::full(u32::MAX, (b, 1), ids.device())?;
     let targets = Tensor::cat(&[&ids.narrow(1, 1, t - 1)?, &none], 1)?;
     let (layers, width) = (model.config().num_hidden_layers, model.config().intermediate_size);

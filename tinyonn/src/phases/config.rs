@@ -1,6 +1,6 @@
 //! Everything that decides what a run of phase 1 or 2 does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -108,10 +108,18 @@ impl RunConfig {
 
 impl RunConfig {
     /// The files and folders that it reads.
-    pub fn reads(&self) -> impl Iterator<Item = &std::path::Path> {
-        let data =
-            self.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| std::path::Path::new(path));
+    pub fn reads(&self) -> impl Iterator<Item = &Path> {
+        let data = self.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
         data.chain(self.model.as_deref()).chain([self.cache.as_path()])
+    }
+
+    /// The same, with what it reads named so that it is found from another folder.
+    #[must_use]
+    pub(super) fn with_absolute_paths(mut self) -> Self {
+        self.model = self.model.map(|model| absolute(&model));
+        self.cache = absolute(&self.cache);
+        self.data.iter_mut().for_each(|source| *source = absolute_source(source));
+        self
     }
 
     /// The first key in which the two differ.
@@ -176,6 +184,19 @@ impl RunConfig {
             return Err(Error::setting("length", problem, format!("use {most} or less")));
         }
         Ok(())
+    }
+}
+
+/// `path` from the root; as it is, where the folder that the program was started in has no name to write down.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).ok().filter(|path| path.to_str().is_some()).unwrap_or_else(|| path.to_path_buf())
+}
+
+/// `NAME=PATH`, or a word that stands for tasks, with the path from the root.
+pub(super) fn absolute_source(source: &str) -> String {
+    match source.split_once('=') {
+        Some((name, path)) if !path.is_empty() => format!("{name}={}", absolute(Path::new(path)).display()),
+        _ => source.to_owned(),
     }
 }
 

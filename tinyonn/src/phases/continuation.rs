@@ -34,7 +34,7 @@ struct Version {
 
 impl Continuation {
     pub(super) fn new(settings: &RunConfig, labels: &Labels) -> Self {
-        Self { version: VERSION.into(), settings: settings.clone(), paths: labels.paths.clone() }
+        Self { version: VERSION.into(), settings: settings.clone().with_absolute_paths(), paths: labels.paths.clone() }
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
@@ -89,8 +89,10 @@ impl LeftByPhase1 {
     /// Phase 1 did not write it; `config` has other settings than it had, where phase 2 may not.
     pub(super) fn read(from: &Path, config: &RunConfig) -> Result<Self> {
         let Continuation { settings, paths, .. } = Continuation::read(from)?;
-        let continued = RunConfig { smk: config.smk, out: config.out.clone(), device: config.device, ..settings };
-        if let Some(key) = config.differs_from(&continued) {
+        // Text may have been moved: that it is the same is known by its SHA-256.
+        let (out, data) = (config.out.clone(), config.data.clone());
+        let continued = RunConfig { smk: config.smk, out, data, device: config.device, ..settings };
+        if let Some(key) = config.clone().with_absolute_paths().differs_from(&continued.with_absolute_paths()) {
             let problem = "is not what phase 1 had, which was not run again";
             return Err(Error::setting(key, problem, "leave it out, or run exp_phase1 again with it"));
         }

@@ -34,6 +34,8 @@ pub struct Dense {
 
 /// The routed checkpoint in the folder of a run.
 pub(super) const CHECKPOINT: &str = "tiny-onn";
+/// In the folder of a pretraining, the model that is finished.
+const WHOLE: &str = "model";
 /// The file in a cached model's folder that holds the losses of its pretraining.
 const PRETRAIN_LOG: &str = "pretrain.jsonl";
 
@@ -151,16 +153,12 @@ impl Dense {
         }
         folder.check_names(&expected_tensors(&cfg))?;
         let tokenizer = tokenizer(&folder)?;
-        if tokenizer.vocab_size() > cfg.vocab_size {
-            let problem = format!("{} entries for a vocabulary of {}", tokenizer.vocab_size(), cfg.vocab_size);
-            let file = if dir.is_dir() { dir.join("tokenizer.json") } else { dir.to_path_buf() };
-            return Err(Error::file(file, problem, "use the tokenizer the model was trained with"));
-        }
         Ok((folder, cfg, tokenizer))
     }
 
     fn load(dir: &Path, device: &Device) -> Result<Self> {
         let (folder, cfg, tokenizer) = Self::open(dir)?;
+        folder.announce(Some(DType::F32));
         let store = folder.load(device, Some(DType::F32))?;
         Ok(Self { dir: dir.to_path_buf(), cfg, store, stored: stored(&folder), tokenizer })
     }
@@ -188,7 +186,8 @@ impl Dense {
         std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
         let states = checkpoints.map(|checkpoints| Checkpoints { dir: staged.join("states"), ..checkpoints.clone() });
         let made = Self::pretrain((config, text), (dir, &staged), device, states.as_ref());
-        if made.is_err() && states.is_some_and(|states| states.dir.exists()) {
+        // Nor is a model removed that is whole and could not be given its name.
+        if made.is_err() && (states.is_some_and(|states| states.dir.exists()) || staged.join(WHOLE).exists()) {
             return made;
         }
         let cleared = std::fs::remove_dir_all(&staged).map_err(|e| Error::io(&staged, e));
@@ -211,14 +210,17 @@ impl Dense {
         let mut log = if states.is_some() { MetricsLog::open(&log_path) } else { MetricsLog::create(&log_path) }?;
         let text = (&sampler, Some(&validation));
         let store = pretrain(&cfg, &config.pretrain, text, config.seed, &mut log, states)?;
-        let whole = staged.join("model");
+        let whole = staged.join(WHOLE);
         if whole.exists() {
             std::fs::remove_dir_all(&whole).map_err(|e| Error::io(&whole, e))?;
         }
         ModelFolder::save(&whole, &cfg.to_json(), &store, Some(staged))?;
         // Copied: if this process ends here, the log is needed again.
         files::write(whole.join(PRETRAIN_LOG), std::fs::read(&log_path).map_err(|e| Error::io(&log_path, e))?)?;
-        std::fs::rename(&whole, dir).map_err(|e| Error::io(dir, e))
+        std::fs::rename(&whole, dir).map_err(|e| {
+            let remedy = format!("nothing is lost: it lies in {}; move it there yourself", whole.display());
+            Error::file(dir, format!("could not be given to the pretrained model: {e}"), remedy)
+        })
     }
 }
 

@@ -142,6 +142,7 @@ impl Subject {
         refuse_replicas(&spec)?;
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let partition = partition::choose(config.partition, &spec, Partition::Contiguous)?;
+        folder.announce(Some(DType::F32));
         let store = folder.load(&device, Some(DType::F32))?;
         let owners = if partition::reads_text(partition) {
             Owners::Clustered(partition)
@@ -204,10 +205,11 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
 pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     let subject = Subject::open(config)?;
     let folder = ModelFolder::open(&config.model)?;
+    let tokenizer = tokenizer(&folder)?;
     let documents = documents(&text.data, config.seed)?;
     let counted = Counted::new(&*documents)?;
     let most = text.tokens.saturating_add(1);
-    let tokens = TokenFile::write(&counted, &tokenizer(&folder)?, most, &text.out)?;
+    let tokens = TokenFile::write(&counted, &tokenizer, most, &text.out)?;
     let units = match &subject.owners {
         Owners::Known(units) => Some(Units { neuron_expert: units.clone(), count: subject.spec.experts() }),
         Owners::Clustered(partition) if text.form.expert == ExpertForm::Norm => {

@@ -132,6 +132,10 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
         config.check_length(&cfg)?;
         return Plan::new(config, stages, (&cfg, variant), false);
     }
+    if let (Some(dir), Stages::Phase1 | Stages::Both) = (&config.model, stages) {
+        // What keeps a model from being read is said before all text is.
+        Dense::open(dir)?;
+    }
     let text = Text::new(&config.data, config.seed)?;
     let (cfg, tokenizer) = if let Stages::From(dir) = stages {
         same_text(&LeftByPhase1::read(dir, config)?.summary, &text)?;

@@ -24,6 +24,10 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Checks `config`, reads its text and obtains its dense model; makes its folder.
     pub(super) fn new(config: &RunConfig, watch: &mut Stopwatch, checkpoints: Option<&Checkpoints>) -> Result<Self> {
+        if let Some(dir) = &config.model {
+            // What keeps a model from being read is said before all text is.
+            Dense::open(dir)?;
+        }
         Self::with(config, watch, |text, device| Dense::obtain(config, text, device, checkpoints))
     }
 

@@ -56,10 +56,15 @@ impl Text {
     /// # Errors
     /// Whatever the tokenizer reports.
     pub fn encode(&self, tokenizer: &TextTokenizer) -> Result<Tokens> {
+        let held_out = |corpus: &Corpus| {
+            let mut set = TokenSet::encode(corpus, tokenizer)?;
+            set.number_copies_alike(corpus);
+            Ok::<_, Error>(set)
+        };
         Ok(Tokens {
             train: TokenSet::encode(&self.splits.train, tokenizer)?,
-            validation: TokenSet::encode(&self.splits.validation, tokenizer)?,
-            test: TokenSet::encode(&self.splits.test, tokenizer)?,
+            validation: held_out(&self.splits.validation)?,
+            test: held_out(&self.splits.test)?,
         })
     }
 }
@@ -67,12 +72,26 @@ impl Text {
 /// A model's own tokenizer. Documents end with the end of text that it names, or else with `eos_token_id` of the model's config.json.
 ///
 /// # Errors
-/// No tokenizer.json, or none that can be used.
+/// No tokenizer.json, or none that can be used; one with tokens that the model has no embedding for.
 pub fn tokenizer(folder: &ModelFolder) -> Result<TextTokenizer> {
+    let tokenizer = end_of_its_own_or_the_models(folder)?;
+    let (entries, vocabulary) = (tokenizer.vocab_size(), folder.arch()?.vocab_size);
+    if entries > vocabulary {
+        let problem = format!("{entries} entries for a vocabulary of {vocabulary}");
+        let path = if folder.dir().is_dir() { folder.dir().join(TOKENIZER) } else { folder.dir().to_path_buf() };
+        return Err(Error::file(path, problem, "use the tokenizer the model was trained with"));
+    }
+    Ok(tokenizer)
+}
+
+/// The tokenizer in the folder.
+const TOKENIZER: &str = "tokenizer.json";
+
+fn end_of_its_own_or_the_models(folder: &ModelFolder) -> Result<TextTokenizer> {
     let inside = folder.source().tokenizer_json()?;
     let load = |end| match &inside {
         Some(json) => TextTokenizer::from_json(json.as_bytes(), folder.dir(), end),
-        None => TextTokenizer::load(folder.dir().join("tokenizer.json"), end),
+        None => TextTokenizer::load(folder.dir().join(TOKENIZER), end),
     };
     let end = match folder.config().get("eos_token_id") {
         Some(Value::Array(ids)) => ids.first(),

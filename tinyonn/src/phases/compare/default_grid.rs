@@ -20,7 +20,7 @@ impl Default for CompareConfig {
         let best = Cell::default();
         Self {
             out: "runs/compare".into(),
-            results: "RESULTS.md".into(),
+            results: None,
             cache: run.cache,
             device: DeviceName::Cpu,
             corpora: vec![corpus("workspace", &[]), corpus("toolchain", &[TOOLCHAIN])],
@@ -55,7 +55,6 @@ impl CompareConfig {
         ];
         Self {
             out: "runs/compare-quick".into(),
-            results: "runs/compare-quick/RESULTS.md".into(),
             seeds: vec![0, 1],
             corpora: config.corpora[..1].to_vec(),
             pretrain: quick.pretrain,

@@ -14,6 +14,7 @@ use super::{Cell, record};
 use crate::imaging::{Form, How, LabelBalance, LabelSource, Partition, partition};
 use crate::moe::variant;
 use crate::ops::GradSite;
+use crate::phases::config::{absolute, absolute_source};
 use crate::phases::{DenseShape, DeviceName, LabelUnit, RunConfig, Text};
 use crate::train::{PretrainConfig, RouterFitConfig};
 use crate::{Error, Result, SOURCES_SHA256, files};
@@ -24,8 +25,9 @@ use crate::{Error, Result, SOURCES_SHA256, files};
 pub struct CompareConfig {
     /// The folder of the comparison: its cells, its pictures. One that was begun is gone on with.
     pub out: PathBuf,
-    /// Where the table and what it says are written.
-    pub results: PathBuf,
+    /// Where the table and what it says are written; without it `RESULTS.md` in the comparison's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub results: Option<PathBuf>,
     /// Where pretrained dense models are kept.
     pub cache: PathBuf,
     /// Where it computes.
@@ -226,6 +228,23 @@ impl CompareConfig {
     /// There is none, or one whose settings another version wrote.
     pub fn begun(out: &Path) -> Result<Self> {
         By::read(out)?.settings(out)
+    }
+
+    /// The file of the results.
+    #[must_use]
+    pub fn results_file(&self) -> PathBuf {
+        self.results.clone().unwrap_or_else(|| self.out.join("RESULTS.md"))
+    }
+
+    /// The same, with what it reads and writes named so that it can be gone on with from another folder.
+    #[must_use]
+    pub fn with_absolute_paths(mut self) -> Self {
+        self.cache = absolute(&self.cache);
+        self.results = self.results.map(|path| absolute(&path));
+        for source in self.corpora.iter_mut().flat_map(|corpus| &mut corpus.data) {
+            *source = absolute_source(source);
+        }
+        self
     }
 
     /// Refuses what could only fail later.

@@ -22,5 +22,5 @@ pub use claim::{Difference, RIVALS, Trial, verdict};
 pub use grid::{CompareConfig, CorpusConfig, Product};
 pub use outcome::{Finished, Outcome, Via};
 pub use pictures::write_report;
-pub use results::write_results;
+pub use results::{check_results_file, write_results};
 pub use subject::run_subject;

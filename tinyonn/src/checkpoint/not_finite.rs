@@ -1,0 +1,62 @@
+//! Weights that are no finite numbers: what is computed from them says nothing of a model.
+
+use rayon::prelude::*;
+use safetensors::Dtype;
+
+use super::folder::ModelFolder;
+use crate::{Error, Result};
+
+/// At most so many names in an error; the count tells the rest.
+const LISTED: usize = 4;
+/// Bytes that are looked at together.
+const PIECE: usize = 1 << 20;
+
+impl ModelFolder {
+    /// The tensors that hold NaN or infinite values, and how many. Reads all weights.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn not_finite(&self) -> Result<Vec<(String, usize)>> {
+        let tensors: Vec<_> = self.tensors().collect();
+        let count = |(name, info): (&str, &super::mmap::TensorInfo)| {
+            Ok((name.to_owned(), count(&self.bytes(name)?, info.dtype)))
+        };
+        let counted = tensors.into_par_iter().map(count).collect::<Result<Vec<_>>>()?;
+        Ok(counted.into_iter().filter(|(_, count)| *count > 0).collect())
+    }
+
+    /// Refuses weights that are no finite numbers, and names them.
+    ///
+    /// # Errors
+    /// There are some.
+    pub fn refuse_not_finite(&self, remedy: &str) -> Result<()> {
+        let found = self.not_finite()?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let shown: Vec<_> = found.iter().take(LISTED).map(|(name, count)| format!("`{name}` ({count})")).collect();
+        let more = if found.len() > LISTED { format!(" and {} more", found.len() - LISTED) } else { String::new() };
+        let problem = format!("values that are NaN or infinite in {} tensors: {}{more}", found.len(), shown.join(", "));
+        Err(Error::file(self.dir(), problem, remedy))
+    }
+}
+
+/// Values whose exponent is all ones.
+fn count(bytes: &[u8], dtype: Dtype) -> usize {
+    let of_16 = |exponent: u16| {
+        let infinite = move |value: &[u8; 2]| u16::from_le_bytes(*value) & exponent == exponent;
+        let of_piece = move |piece: &[u8]| piece.as_chunks::<2>().0.iter().filter(|value| infinite(value)).count();
+        bytes.par_chunks(PIECE).map(of_piece).sum()
+    };
+    match dtype {
+        Dtype::F32 => {
+            let of_piece = |piece: &[u8]| {
+                piece.as_chunks::<4>().0.iter().filter(|value| !f32::from_le_bytes(**value).is_finite()).count()
+            };
+            bytes.par_chunks(PIECE).map(of_piece).sum()
+        }
+        Dtype::BF16 => of_16(0x7f80),
+        Dtype::F16 => of_16(0x7c00),
+        _ => 0,
+    }
+}
