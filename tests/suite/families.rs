@@ -171,28 +171,46 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// From a folder of each kind to three declarations and back: the same bits of every logit, in the type it is stored in; the same bytes of
-/// every weight; the configuration that came in.
+/// Models of llama.cpp's form (`make_gguf.py`).
+const FILES: [&str; 6] =
+    ["llama_k", "llama_blocks", "qwen2_f16", "qwen3_bf16", "llama3_split-00002-of-00003", "mistral_linear"];
+
+/// Folders and files, each with ids to read.
+fn sources() -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    let files = fixtures().with_file_name("gguf");
+    let folders = FOLDERS.map(|name| (fixtures().join(name), fixtures().join(name).join("reference.safetensors")));
+    let files = FILES.map(|name| {
+        let reference = name.split('-').next().unwrap();
+        (files.join(format!("{name}.gguf")), files.join(format!("{reference}.safetensors")))
+    });
+    folders.into_iter().chain(files)
+}
+
+/// From a model of each kind to three declarations and back: the same bits of every logit, in the type it is stored in; the same bytes of
+/// every weight; the configuration that came in, and what lay beside it.
 #[rstest]
-fn their_folders_are_taken_apart_without_a_loss(#[values("Moe7x3", "Moe2x4", "Flat5")] name: &str) {
-    for folder in FOLDERS {
-        let dense = ModelFolder::open(fixtures().join(folder)).unwrap();
+fn every_source_is_taken_apart_without_a_loss(#[values("Moe7x3", "Moe2x4", "Flat5")] name: &str) {
+    for (source, reference) in sources() {
+        let dense = ModelFolder::open(&source).unwrap();
         let (cfg, variant, parent) = (dense.arch().unwrap(), variant(name), TempDir::new().unwrap());
         let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
         let upcycled = upcycle(&dense.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
         let (tiny, back) = (parent.path().join("tiny"), parent.path().join("back"));
         let described = TinyOnnConfig::new(variant, Partition::Random, 3);
-        TinyOnnFolder::save(&tiny, dense.config(), &described, &upcycled, None).unwrap();
+        TinyOnnFolder::save(&tiny, dense.config(), &described, &upcycled, Some(dense.dir())).unwrap();
         let [a, b] = [dense.dir(), &tiny].map(|dir| load_model(dir, &CPU, None).unwrap());
-        let ids = tokens::read(fixtures().join(folder).join("reference.safetensors"), &CPU).unwrap();
+        let ids = tokens::read(reference, &CPU).unwrap();
         let comparison = compare(&a, &b, &ids, None, 2).unwrap();
-        assert!(comparison.bit_equal, "{folder}: {comparison:?}");
+        assert!(comparison.bit_equal, "{}: {comparison:?}", source.display());
         export_dense(&tiny, &back).unwrap();
         let back = ModelFolder::open(back).unwrap();
-        assert_eq!(back.config().to_string(), dense.config().to_string(), "{folder}");
+        assert_eq!(back.config().to_string(), dense.config().to_string(), "{}", source.display());
         for (name, _) in dense.tensors() {
-            assert_eq!(back.bytes(name).unwrap(), dense.bytes(name).unwrap(), "{folder}, {name}");
+            assert_eq!(back.bytes(name).unwrap(), dense.bytes(name).unwrap(), "{}, {name}", source.display());
         }
+        let files = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+        let own = files.map(|file| source.is_file() || source.join(file).exists());
+        assert_eq!(files.map(|file| tiny.join(file).exists() && back.dir().join(file).exists()), own);
     }
 }
 
