@@ -9,6 +9,8 @@
 mod arguments;
 #[path = "programs/copies.rs"]
 mod copies;
+#[path = "programs/given_text.rs"]
+mod given_text;
 #[path = "programs/interrupts.rs"]
 mod interrupts;
 #[path = "programs/kept_formats.rs"]
