@@ -9,6 +9,8 @@
 mod arguments;
 #[path = "programs/copies.rs"]
 mod copies;
+#[path = "programs/given_text.rs"]
+mod given_text;
 #[path = "programs/interrupts.rs"]
 mod interrupts;
 #[path = "programs/kept_formats.rs"]
@@ -202,7 +204,7 @@ fn assert_done(output: &Output) {
 }, &["model-00001-of-00002.safetensors", "missing", "copy or download"])]
 #[case::wrong_shape(|place: &Place| place.configure("intermediate_size", json!(119)), &["mlp.up_proj.weight", "[120, 16], expected [119, 16]"])]
 #[case::missing_tensor(|place: &Place| place.change("model.norm.weight", |_| None), &["missing (1): `model.norm.weight`"])]
-#[case::unknown_model_type(|place: &Place| place.configure("model_type", json!("llama")), &["config.json", "model_type", "llama", "qwen3"])]
+#[case::unknown_model_type(|place: &Place| place.configure("model_type", json!("gpt2")), &["config.json", "model_type", "gpt2", "qwen3"])]
 fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str]) {
     let place = Place::new();
     damage(&place);

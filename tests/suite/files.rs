@@ -150,11 +150,11 @@ fn a_link_stays_and_what_it_leads_to_is_written() {
     let [link, real] = [here.path().join("run"), there.path().join("elsewhere")];
     std::os::unix::fs::symlink(&real, &link).unwrap();
     // At first it leads to nothing.
-    for new in ["first", "second"] {
-        let staged = stage(&link, new);
+    for (link, new) in [(&link, "first"), (&link, "second"), (&link.join(""), "third")] {
+        let staged = stage(link, new);
         assert_eq!(staged.path().parent(), Some(there.path()));
         staged.publish().unwrap();
-        assert!(link.is_symlink() && text(&real) == new);
+        assert!(here.path().join("run").is_symlink() && text(&real) == new);
     }
     assert_eq!(tinyonn::files::states_of(&link).unwrap(), there.path().join(".elsewhere.states"));
     assert_eq!((names(here.path()), names(there.path())), (vec!["run".to_owned()], vec!["elsewhere".to_owned()]));

@@ -260,7 +260,7 @@ fn a_task_shorter_than_a_sequence_is_refused_before_the_scan() {
     let short = dir.path().join("short");
     fs::create_dir(&short).unwrap();
     for name in ["a", "b", "c", "d"] {
-        fs::write(short.join(name), "1").unwrap();
+        fs::write(short.join(name), name).unwrap();
     }
     config.data.push(format!("short={}", short.display()));
     let refused = message(phase2(&config, None));

@@ -101,7 +101,8 @@ pub(crate) fn parent_of(path: &Path) -> PathBuf {
 
 /// What `path` leads to, if it is a link, whether that is there or not: a new file or folder lies where the link leads, and the link stays.
 pub(super) fn resolved(path: &Path) -> Result<PathBuf> {
-    let mut at = path.to_path_buf();
+    // Without a slash at its end, which would be a look through the link already.
+    let mut at: PathBuf = path.components().collect();
     for _ in 0..MOST_LINKS {
         match fs::read_link(&at) {
             Ok(to) => at = parent_of(&at).join(to),
