@@ -84,7 +84,7 @@ fn check_version(version: u32) -> Result<(), Fault> {
         2 | 3 => Ok(()),
         1 => Err(Fault::new("is GGUF version 1, which counts in 32 bits", again)),
         // The low half is 0 where the bytes of a small version stand the other way round.
-        _ if version & 0xffff == 0 && version != 0 => {
+        _ if version.trailing_zeros() >= 16 && version != 0 => {
             Err(Fault::new("is a big-endian GGUF file", "convert the model again on a little-endian machine"))
         }
         _ => Err(Fault::new(format!("is GGUF version {version}"), "give a file of version 2 or 3")),

@@ -46,6 +46,8 @@ struct TokenizerJson<'a> {
     model: Model<'a>,
 }
 
+/// The file's own keys.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Serialize)]
 struct AddedToken<'a> {
     id: u32,
