@@ -147,7 +147,7 @@ fn shares_are_merged_without_the_model(#[case] measures: &str) {
 #[case::expert("--expert sum", &["`--expert`", "`sum`", "`mean`", "`norm`"])]
 #[case::norms_of_unknown_experts("--expert norm --partition sps", &["`expert`", "`sps`", "partition known"])]
 #[case::no_scan("--scan-file a.txt", &["a.txt", "header", "copy"])]
-#[case::no_place("--scan-file none/scan.safetensors", &["none", "is not a folder"])]
+#[case::no_place("--scan-file none/scan.safetensors", &["none", "there is no such folder"])]
 fn a_scan_that_cannot_be(#[case] flags: &str, #[case] words: &[&str]) {
     let place = Place::new();
     let before = place.files();
