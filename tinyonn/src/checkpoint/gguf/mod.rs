@@ -18,7 +18,7 @@
 //! assert_eq!(gate.dims2()?, (160, 96));
 //! assert_eq!(file.describe(DType::F32), "llama_blocks.gguf: Q4_0, 0.2 MB, dequantised to f32 (0.9 MB)");
 //! let tokens = file.tokenizer()?.encode("the cat", true).unwrap();
-//! assert_eq!(tokens.get_tokens(), ["<s>", "▁the", "▁cat"]);
+//! assert_eq!(tokens.get_tokens().concat(), "<s>▁the▁cat");
 //! # Ok::<(), tinyonn::Error>(())
 //! ```
 
