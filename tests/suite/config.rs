@@ -54,7 +54,7 @@ fn the_published_1_7b_is_read_and_counted() {
 #[case::top(json!({ "rope_theta": 5e5 }), 5e5)]
 #[case::parameters(json!({ "rope_parameters": { "rope_theta": 5e5, "rope_type": "default" } }), 5e5)]
 #[case::parameters_without_type(json!({ "rope_parameters": { "rope_theta": 5e5 } }), 5e5)]
-#[case::by_layer_type(json!({ "rope_parameters": { "full_attention": { "rope_theta": 5e5, "rope_type": "default" } } }), 5e5)]
+#[case::by_layer_type(json!({ "layer_types": ["full_attention"], "num_hidden_layers": 1, "rope_parameters": { "full_attention": { "rope_theta": 5e5, "rope_type": "default" } } }), 5e5)]
 #[case::both(json!({ "rope_theta": 5e5, "rope_parameters": { "rope_theta": 5e5 } }), 5e5)]
 #[case::top_beside_type(json!({ "rope_theta": 5e5, "rope_parameters": { "rope_type": "default" } }), 5e5)]
 #[case::default_scaling(json!({ "rope_theta": 5e5, "rope_scaling": { "type": "default" } }), 5e5)]
@@ -118,7 +118,9 @@ fn the_dense_part_of_a_tiny_onn_checkpoint_is_read() {
 #[case("rope_scaling", json!({ "factor": 2.0 }))]
 #[case("rope_scaling", json!("yarn"))]
 #[case("rope_parameters", json!({ "rope_type": "llama3", "rope_theta": 1e6 }))]
-#[case("rope_parameters", json!({ "full_attention": { "rope_type": "yarn", "rope_theta": 1e6 } }))]
+#[case("rope_parameters", json!({ "full_attention": { "rope_type": "default", "rope_theta": 1e6 } }))]
+#[case("is_causal", json!(false))]
+#[case("mlp_bias", json!(true))]
 #[case("rope_parameters", json!({ "rope_type": 7 }))]
 #[case("rope_parameters.rope_theta", json!({ "rope_theta": "much" }))]
 #[case("rope_theta", json!(0.0))]
@@ -167,6 +169,27 @@ fn thetas_that_disagree_are_refused() {
 #[case(json!({}))]
 fn no_object_and_no_model_type_are_refused(#[case] json: Value) {
     assert!(read(&json).unwrap_err().to_string().starts_with(PATH));
+}
+
+/// Two places for one number that disagree, of which readers take one or the other.
+#[test]
+fn the_trained_length_of_a_scaling_stands_once() {
+    let scaling = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 40 });
+    let mut json = with("rope_scaling", scaling);
+    let read_as = |json: &Value| match read(json).unwrap().rope_scaling {
+        RopeScaling::Llama3 { original, .. } => original,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read_as(&json), 40);
+    json["original_max_position_embeddings"] = json!(40);
+    assert_eq!(read_as(&json), 40);
+    json["original_max_position_embeddings"] = json!(11);
+    let refused = read(&json).unwrap_err().to_string();
+    assert!(refused.contains("`original_max_position_embeddings` is 11") && refused.contains("40"), "{refused}");
+    json["rope_scaling"].as_object_mut().unwrap().remove("original_max_position_embeddings");
+    assert_eq!(read_as(&json), 11);
+    json.as_object_mut().unwrap().remove("original_max_position_embeddings");
+    assert_eq!(read_as(&json), 40_960);
 }
 
 /// Null is "not given", whatever key it stands under, but for the heads, which follow from the other sizes then.

@@ -214,6 +214,33 @@ fn every_source_is_taken_apart_without_a_loss(#[values("Moe7x3", "Moe2x4", "Flat
     }
 }
 
+/// A head that is stored beside the embedding it repeats comes back, also where the family ties it and no key says so.
+#[rstest]
+fn a_stored_head_comes_back(#[values(true, false)] stated: bool) {
+    let cfg = Arch { tie_word_embeddings: true, ..member("smollm3") };
+    let mut json = cfg.to_json();
+    if !stated {
+        json.as_object_mut().unwrap().remove("tie_word_embeddings");
+    }
+    let mut store = weights(&cfg, DType::F32);
+    let embedding = store.get("model.embed_tokens.weight").unwrap().as_detached_tensor();
+    store.insert("lm_head.weight", embedding).unwrap();
+    let parent = TempDir::new().unwrap();
+    let [dense, tiny, back] = ["dense", "tiny", "back"].map(|name| parent.path().join(name));
+    ModelFolder::save(&dense, &json, &store, None).unwrap();
+    let folder = ModelFolder::open(&dense).unwrap();
+    let variant = variant("Moe2x4");
+    let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
+    let mut upcycled = upcycle(&folder.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
+    folder.restore_head(&mut upcycled).unwrap();
+    TinyOnnFolder::save(&tiny, &json, &TinyOnnConfig::new(variant, Partition::Random, 3), &upcycled, None).unwrap();
+    export_dense(&tiny, &back).unwrap();
+    let names =
+        |dir: &Path| ModelFolder::open(dir).unwrap().tensors().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
+    assert!(names(&dense).contains(&"lm_head.weight".to_owned()));
+    assert_eq!(names(&back), names(&dense));
+}
+
 /// What transformers computes and this library does not is refused by the key that asks for it.
 #[test]
 fn what_is_not_computed_is_refused_by_name() {

@@ -29,6 +29,7 @@ type Change = fn(&mut Forge);
 #[case::a_tensor_of_another(|f: &mut Forge| f.add("blk.0.ssm_a.weight", &[32]), "the tensor `blk.0.ssm_a.weight`, which a llama model does not have")]
 #[case::a_layer_by_another_name(|f: &mut Forge| f.add("blk.00.attn_norm.weight", &[32]), "the tensor `blk.00.attn_norm.weight`")]
 #[case::yarn(|f: &mut Forge| f.set("llama.rope.scaling.type", text("yarn")), "scales its rotary embedding by \"yarn\", which is not read")]
+#[case::stretched_attention(|f: &mut Forge| f.set("llama.rope.scaling.attn_factor", f32(1.25)), "scales its attention by `llama.rope.scaling.attn_factor` = 1.25")]
 #[case::half_turned(|f: &mut Forge| f.set("llama.rope.dimension_count", u32(8)), "`llama.rope.dimension_count` is 8, and its heads are 16 wide")]
 #[case::narrow_values(|f: &mut Forge| f.set("llama.attention.value_length", u32(8)), "`llama.attention.value_length` is 8")]
 #[case::unlike_layers(|f: &mut Forge| f.set("llama.feed_forward_length", numbers(4, &[[64, 0, 0, 0], [32, 0, 0, 0]])), "differs by layer")]

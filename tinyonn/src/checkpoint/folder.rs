@@ -203,9 +203,10 @@ impl ModelFolder {
     }
 }
 
-/// Whether the configuration ties the head to the embedding.
+/// Whether the configuration ties the head to the embedding, by itself or as its family does. One that cannot be read is refused elsewhere.
 fn is_tied(config: &Value) -> bool {
-    config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false)
+    let stated = config.get("tie_word_embeddings").and_then(Value::as_bool);
+    stated.unwrap_or_else(|| Arch::from_json(config, CONFIG).is_ok_and(|arch| arch.tie_word_embeddings))
 }
 
 /// Constants that old versions of transformers stored among the weights; they follow from the configuration.

@@ -20,9 +20,14 @@ use crate::{Error, Result};
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// What is copied beside the weights: the tokenizer and the defaults of generation.
-pub const TOKENIZER_FILES: [&str; 10] = [
+pub const TOKENIZER_FILES: [&str; 15] = [
     "tokenizer.json",
     "tokenizer.model",
+    "tokenizer.model.v3",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
     "added_tokens.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

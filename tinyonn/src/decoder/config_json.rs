@@ -29,6 +29,13 @@ impl Arch {
         let table = family.table();
         keys.refuse_quantised()?;
         keys.refuse_true("use_sliding_window", "only full attention is computed: use a checkpoint without sliding windows, or set it to false if no layer slides")?;
+        if keys.flag("is_causal")? == Some(false) {
+            return Err(keys.refuse(
+                "is_causal",
+                "is false",
+                "every token reads those before it alone: use a model that predicts the next token",
+            ));
+        }
         keys.refuse_true("mlp_bias", "a gated MLP without biases is computed: use a checkpoint without them")?;
         let hidden_size = keys.size("hidden_size", table.hidden_size)?;
         let num_attention_heads = keys.size("num_attention_heads", table.num_attention_heads)?;
@@ -243,6 +250,9 @@ impl Keys<'_> {
             return Ok(());
         };
         let window = self.size("sliding_window", default)?;
+        if window == 0 {
+            return Err(self.refuse("sliding_window", "is 0", "set it to null, if no layer slides"));
+        }
         if window >= context {
             return Ok(());
         }
@@ -257,8 +267,11 @@ impl Keys<'_> {
     fn nope_layers(&self, interval: Option<usize>, layers: usize) -> Result<Vec<usize>> {
         let Some(interval) = interval else { return Ok(Vec::new()) };
         let interval = self.size("no_rope_layer_interval", interval)?;
+        if interval == 0 {
+            return Err(self.refuse("no_rope_layer_interval", "is 0", "give a whole number above 0"));
+        }
         let Some(list) = self.get("no_rope_layers") else {
-            return Ok((0..layers).filter(|layer| (layer + 1).checked_rem(interval) == Some(0)).collect());
+            return Ok((0..layers).filter(|layer| (layer + 1).is_multiple_of(interval)).collect());
         };
         let entry = |value: &Value| value.as_u64().filter(|value| *value < 2);
         let entries = list.as_array().and_then(|list| list.iter().map(entry).collect::<Option<Vec<_>>>());
@@ -293,8 +306,8 @@ impl Keys<'_> {
         Ok((nested.or(top).unwrap_or(default), scaling))
     }
 
-    /// θ, where it stands there, and the scaling of an object of rotary parameters. One level of nesting by layer type is read through:
-    /// only full attention is ever used.
+    /// θ, where it stands there, and the scaling of an object of rotary parameters. One level of nesting by layer type is read through where
+    /// layers have types: only full attention is ever used.
     fn rope_object(&self, key: &str, context: usize) -> Result<Option<(Option<f64>, RopeScaling)>> {
         let object = match self.get(key) {
             None => return Ok(None),
@@ -302,6 +315,15 @@ impl Keys<'_> {
             Some(other) => return Err(self.refuse(key, &format!("is {other}"), "give an object or null")),
         };
         let object = match object.get("full_attention") {
+            Some(Value::Object(_)) if self.get("layer_types").is_none() => {
+                let problem =
+                    "is nested by types of layers, and `layer_types` is missing: transformers ignores it then";
+                return Err(self.refuse(
+                    key,
+                    problem,
+                    "name a type for each layer in `layer_types`, or take the nesting away",
+                ));
+            }
             Some(Value::Object(inner)) => inner,
             _ => object,
         };
@@ -320,9 +342,17 @@ impl Keys<'_> {
                 factor: number("factor")?,
                 low_freq_factor: number("low_freq_factor")?,
                 high_freq_factor: number("high_freq_factor")?,
-                original: match get("original_max_position_embeddings") {
-                    Some(value) => self.as_size(&format!("{key}.original_max_position_embeddings"), value)?,
-                    None => self.size("original_max_position_embeddings", context)?,
+                original: {
+                    let name = "original_max_position_embeddings";
+                    let nested = get(name).map(|value| self.as_size(&format!("{key}.{name}"), value)).transpose()?;
+                    let top = self.get(name).map(|value| self.as_size(name, value)).transpose()?;
+                    if let (Some(a), Some(b)) = (top, nested)
+                        && a != b
+                    {
+                        let problem = format!("is {a} at the top and {b} inside `{key}`");
+                        return Err(self.refuse(name, &problem, "make them equal: transformers reads the first"));
+                    }
+                    nested.or(top).unwrap_or(context)
                 },
             },
             None => RopeScaling::None,

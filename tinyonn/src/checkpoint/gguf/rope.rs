@@ -36,6 +36,10 @@ pub(super) fn scaling(
         factor => factor,
     };
     let kind = metadata.text(&architecture.key("rope.scaling.type"))?;
+    let attention = architecture.key("rope.scaling.attn_factor");
+    if let Some(factor) = metadata.float(&attention)?.filter(|factor| *factor != 1.0) {
+        return Err(Fault::new(format!("scales its attention by `{attention}` = {factor}, which is not read"), REMEDY));
+    }
     let stated = match (kind, factor) {
         (Some("none"), _) | (None | Some("linear"), None | Some(1.0)) => Value::Null,
         (None | Some("linear"), Some(factor)) if factor > 0.0 => json!({ "rope_type": "linear", "factor": factor }),
