@@ -182,7 +182,7 @@ pub(super) fn put(target: &Tensor, value: &Tensor) -> Result<()> {
     flat(target)?.slice_set(&flat(&value.to_dtype(target.dtype())?.contiguous()?)?, 0, 0)
 }
 
-/// Whether a step counts: t of each mark, f64, after a step in which `learn` says who takes part.
+/// Steps taken by each mark, f64, counted on where `learn` says that it takes part in this one.
 pub(super) fn counted(counts: &Tensor, learn: &Tensor) -> Result<Tensor> {
     let counted = (counts.detach() + learn.to_dtype(DType::F64)?.reshape(counts.shape())?)?;
     put(counts, &counted)?;
