@@ -28,6 +28,15 @@ pub mod train;
 pub use error::{Error, Result};
 
 /// The names that [`decoder`] had while it knew Qwen3 alone.
+///
+/// ```
+/// use tinyonn::qwen3::{Mlp, Qwen3Config, Qwen3ForCausalLm};
+///
+/// let config: Qwen3Config = tinyonn::decoder::Arch::from_json(&serde_json::json!({ "model_type": "qwen3" }), "config.json")?;
+/// let _: fn(&Qwen3Config, &candle_nn::VarBuilder<'_>) -> tinyonn::Result<Qwen3ForCausalLm<Mlp>> = Qwen3ForCausalLm::dense;
+/// assert_eq!(config.head_dim, 128);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub mod qwen3 {
     pub use crate::decoder::{Arch as Qwen3Config, CausalLm as Qwen3ForCausalLm, Decoder as Qwen3, *};
 }
