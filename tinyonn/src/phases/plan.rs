@@ -132,17 +132,17 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
         config.check_length(&cfg)?;
         return Plan::new(config, stages, (&cfg, variant), false);
     }
-    if let (Some(dir), Stages::Phase1 | Stages::Both) = (&config.model, stages) {
-        // What keeps a model from being read is said before all text is.
-        Dense::open(dir)?;
-    }
+    // What keeps a model from being read is said before all text is.
+    let given = match (&config.model, stages) {
+        (Some(dir), Stages::Phase1 | Stages::Both) => Some(Dense::open(dir)?),
+        _ => None,
+    };
     let text = Text::new(&config.data, config.seed)?;
     let (cfg, tokenizer) = if let Stages::From(dir) = stages {
         same_text(&LeftByPhase1::read(dir, config)?.summary, &text)?;
         let (_, cfg, tokenizer) = Dense::open_routed(dir)?;
         (cfg, tokenizer)
-    } else if let Some(dir) = &config.model {
-        let (_, cfg, tokenizer) = Dense::open(dir)?;
+    } else if let Some((_, cfg, tokenizer)) = given {
         (cfg, tokenizer)
     } else {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;

@@ -31,6 +31,10 @@ impl GgufFile {
     /// Names a tokenizer or a pre-tokenizer that is not read, or what is wrong with the lists.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let (json, _) = self.described().map_err(|fault| fault.of(self.path()))?;
+        self.built(&json)
+    }
+
+    fn built(&self, json: &str) -> Result<Tokenizer> {
         let built = Tokenizer::from_bytes(json.as_bytes());
         built.map_err(|error| damaged(format!("its tokenizer cannot be built: {error}")).of(self.path()))
     }
@@ -52,10 +56,9 @@ impl GgufFile {
         if !self.has_tokenizer() {
             return Ok(Vec::new());
         }
-        // Built once, so that no folder gets a file that cannot be read back.
-        self.tokenizer()?;
-        let fail = |fault: Fault| fault.of(self.path());
-        let (json, described) = self.described().map_err(fail)?;
+        let (json, described) = self.described().map_err(|fault| fault.of(self.path()))?;
+        // No folder gets a file that cannot be read back.
+        self.built(&json)?;
         let written = |value: Value| format!("{value:#}\n");
         Ok(vec![
             ("tokenizer.json", json),
