@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use crate::compare::CompareConfig;
+use crate::compare::record::Store;
 use tinyonn::metrics::Progress;
-use tinyonn::phases::compare::CompareConfig;
-use tinyonn::phases::compare::record::Store;
 use tinyonn::{Error, Result, files};
 
 /// A subject under way.

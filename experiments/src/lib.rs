@@ -3,18 +3,32 @@
 //! A binary is a clap struct of settings and a page of calls. [`arguments`] are read, [`run_flags`] are in each of them, [`settings`] puts flags over a
 //! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, and
 //! [`main_error`] turns an error into one line and an exit code.
+//!
+//! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave; [`pages`] draws it with the
+//! figures and tables of [`report`]. [`compare`] is the study over many runs.
 
 pub mod arguments;
+pub mod causal;
 pub mod children;
+pub mod compare;
+pub mod densities;
+pub mod frontier;
 pub mod interrupts;
+pub mod label_sources;
 pub mod main_error;
+mod names;
 pub mod overwrite;
+pub mod pages;
 pub mod phase_flags;
 pub mod printed;
+pub mod report;
 pub mod run_flags;
 pub mod run_folder;
+pub mod runs;
 pub mod say;
 pub mod settings;
+pub mod shown;
+pub mod studies;
 
 /// A step takes and frees megabytes of tensors. The system's allocator gives each back and has its pages filled with zeros anew, a
 /// fifth of a step's time; this one keeps them.

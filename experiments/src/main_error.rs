@@ -11,7 +11,7 @@ use crate::interrupt;
 /// The exit code of a run that could not be done; 1 is left to results that fail (a tolerance exceeded).
 pub const ERROR: u8 = 2;
 
-/// Warnings, but for those of each character of each picture that no font has, which `tinyonn::report` says once; and how the weights that are read
+/// Warnings, but for those of each character of each picture that no font has, which `report` says once; and how the weights that are read
 /// were stored.
 const FILTER: &str = "warn,usvg=error,tinyonn::checkpoint=info";
 

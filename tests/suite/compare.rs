@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use experiments::compare::record::Store;
+use experiments::compare::{
+    Cell, CompareConfig, CorpusConfig, Difference, Outcome, Product, RIVALS, Trial, run_subject, verdict, write_report,
+    write_results,
+};
 use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score};
 use tinyonn::metrics::Interval;
 use tinyonn::ops::GradSite;
 use tinyonn::phases::DenseShape;
-use tinyonn::phases::compare::record::Store;
-use tinyonn::phases::compare::{
-    Cell, CompareConfig, CorpusConfig, Difference, Outcome, Product, RIVALS, Trial, run_subject, verdict, write_report,
-    write_results,
-};
 use tinyonn::train::{PretrainConfig, RouterFitConfig};
 
 use crate::models::message;
@@ -287,7 +287,7 @@ fn the_results_are_written_from_the_records() {
     let corpus = &outcome.corpora[0].1;
     let [sps, activation] =
         [LabelSource::SPS, RIVALS[1]].map(|labels| Cell { labels, routed: false, ..config.best.clone() });
-    let via = tinyonn::phases::compare::Via::Paths;
+    let via = experiments::compare::Via::Paths;
     let none = outcome.paired(corpus, (&sps, via), (&sps, via)).unwrap();
     assert_eq!((none.mean, none.low, none.high), (0.0, 0.0, 0.0));
     let delta = outcome.paired(corpus, (&sps, via), (&activation, via)).unwrap();

@@ -4,23 +4,25 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use candle_core::DType;
+use experiments::causal::{Intervention, random_of_norm};
+use experiments::frontier::{HowMany, SHARES};
+use experiments::runs;
+use experiments::studies::RunSummary;
 use proptest::prelude::*;
 use rand::seq::SliceRandom;
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::phases::causal::{Intervention, random_of_norm};
-use tinyonn::phases::frontier::{HowMany, SHARES};
-use tinyonn::phases::{LabelUnit, Phase1Summary, RunConfig, phase1, phase2, phase2_from};
+use tinyonn::phases::{LabelUnit, RunConfig, phase1, phase2, phase2_from};
 
 use crate::models::message;
 use crate::phase2::setting;
 
 /// A run of phase 1 and the folder it lies in.
-fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, Phase1Summary) {
+fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, RunSummary) {
     let dir = TempDir::new().unwrap();
     let mut config = RunConfig { study_tokens: 60, ..setting(dir.path(), DType::BF16) };
     change(&mut config);
-    let summary = phase1(&config, None).unwrap();
+    let summary = runs::phase1(&config, None).unwrap();
     (dir, config, summary)
 }
 
@@ -47,7 +49,7 @@ fn another_smk_may_follow_and_nothing_else_may_differ() {
     let mut other = RunConfig { out: out.clone(), ..config.clone() };
     other.smk.steps = 1;
     let summary = phase2_from(&config.out, &other, None).unwrap();
-    assert_eq!(summary.phase1.loss.routed_before.to_bits(), before.loss.routed_before.to_bits());
+    assert_eq!(summary.phase1.loss.routed_before.to_bits(), before.phase1.loss.routed_before.to_bits());
     let refused = |change: &dyn Fn(&mut RunConfig)| {
         let mut config = RunConfig { out: out.clone(), ..config.clone() };
         change(&mut config);
@@ -68,7 +70,7 @@ fn another_smk_may_follow_and_nothing_else_may_differ() {
 #[test]
 fn the_frontier_ends_in_the_dense_model() {
     let (_dir, _, summary) = run(|_| {});
-    let frontier = summary.frontier.unwrap();
+    let frontier = summary.studies.frontier.unwrap();
     let fixed: Vec<_> = frontier.points.iter().filter(|point| point.form == HowMany::Fixed).collect();
     assert_eq!(fixed.len(), 2 * 4);
     for point in &fixed {
@@ -112,7 +114,7 @@ fn the_frontier_ends_in_the_dense_model() {
 #[test]
 fn shares_that_no_number_meets_are_met_by_layer() {
     let (_dir, config, summary) = run(|_| {});
-    let frontier = summary.frontier.unwrap();
+    let frontier = summary.studies.frontier.unwrap();
     let by_layer: Vec<_> = frontier.points.iter().filter(|point| point.form == HowMany::FixedByLayer).collect();
     assert_eq!(by_layer.len(), 1);
     assert_eq!(by_layer[0].by_layer, [[2, 3], [2, 4]]);
@@ -142,14 +144,14 @@ fn shares_that_no_number_meets_are_met_by_layer() {
 #[test]
 fn a_task_routed_variant_has_no_frontier() {
     let (_dir, _, summary) = run(|config| config.variant = "ByTask".into());
-    assert!(summary.frontier.unwrap().points.is_empty());
+    assert!(summary.studies.frontier.unwrap().points.is_empty());
 }
 
 #[test]
 fn interventions_say_what_their_matrices_say() {
     let (_dir, _, summary) = run(|_| {});
-    assert!(!summary.causal.is_empty());
-    for found in &summary.causal {
+    assert!(!summary.studies.causal.is_empty());
+    for found in &summary.studies.causal {
         let tasks = found.delta.len();
         let own = (0..tasks).map(|task| found.delta[task][task]).sum::<f64>() / tasks as f64;
         let others =
@@ -162,7 +164,7 @@ fn interventions_say_what_their_matrices_say() {
     }
     let of = |source: &str, unit: &str, factor: f64| {
         let same = |f: &&Intervention| f.source == source && f.unit == unit && f.factor == factor;
-        summary.causal.iter().find(same).unwrap()
+        summary.studies.causal.iter().find(same).unwrap()
     };
     // ∫SPS' highest are its own measure of norm; the lowest are others, and so are the controls where they can be.
     assert_eq!(of("sps", "neuron", 0.0).norm_to_sps, 1.0);
@@ -183,10 +185,10 @@ fn what_is_weakened_is_held_against_others_of_its_norm() {
     let (_dir, _, summary) = run(|_| {});
     let of = |source: &str, like: &Intervention| {
         let same = |f: &&Intervention| f.source == source && f.unit == like.unit && f.factor == like.factor;
-        summary.causal.iter().find(same).unwrap()
+        summary.studies.causal.iter().find(same).unwrap()
     };
     let mut weaker = 0;
-    for found in &summary.causal {
+    for found in &summary.studies.causal {
         let as_random = found.source.strip_suffix("_as_random").map(|source| (source, "random".to_owned()));
         let as_others =
             || found.source.strip_suffix("_as_others").map(|source| (source, format!("random_of_norm_of_{source}")));
@@ -251,10 +253,10 @@ proptest! {
 #[test]
 fn tokens_may_have_labels_of_their_own() {
     let (_dir, _, by_task) = run(|_| {});
-    assert!(by_task.router.own_labels.is_empty());
+    assert!(by_task.phase1.router.own_labels.is_empty());
     let (_dir, _, by_token) = run(|config| config.label = LabelUnit::Token);
-    assert_eq!(by_token.router.own_labels.len(), 2);
-    assert_ne!(by_token.loss.routed_before, by_task.loss.routed_before);
+    assert_eq!(by_token.phase1.router.own_labels.len(), 2);
+    assert_ne!(by_token.phase1.loss.routed_before, by_task.phase1.loss.routed_before);
     let dir = TempDir::new().unwrap();
     let config = RunConfig { label: LabelUnit::Token, variant: "SegmentOf3".into(), ..setting(dir.path(), DType::F32) };
     assert!(message(phase1(&config, None)).contains("`label`: is token"));

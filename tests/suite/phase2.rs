@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::DType;
+use experiments::runs;
 use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
@@ -79,7 +80,7 @@ fn checkpoints_keep_the_types_of_the_dense_model(#[values(DType::F32, DType::BF1
     let mut names: Vec<_> = fs::read_dir(&config.out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     let events = "events.out.tfevents.0000000001.metrics.tinyonn";
-    assert_eq!(names, [events, "figures", "metrics.jsonl", "report.html", "summary.json", "tiny-onn", "upcycled"]);
+    assert_eq!(names, [events, "metrics.jsonl", "summary.json", "tiny-onn", "upcycled"]);
 }
 
 /// Whatever a variant declares, it can be fitted, run and trained, its routers with it.
@@ -136,8 +137,8 @@ fn every_kind_of_variant_goes_all_the_way(
 fn every_source_of_labels_has_its_loss() {
     let dir = TempDir::new().unwrap();
     let config = setting(dir.path(), DType::F32);
-    let summary = phase2(&config, None).unwrap();
-    let sources = &summary.phase1.label_sources;
+    let summary = runs::phase2(&config, None).unwrap();
+    let sources = &summary.studies.label_sources;
     let names: Vec<&str> = sources.keys().map(String::as_str).collect();
     assert_eq!(
         names,
@@ -175,7 +176,7 @@ fn every_source_of_labels_has_its_loss() {
             .iter()
             .all(|layer| layer.experts_taken.is_empty() && layer.max_over_mean >= 1.0)
     );
-    for load in [&summary.phase1.load.before, &summary.smk.load] {
+    for load in [&summary.phase1.load.before, &summary.smk.as_ref().unwrap().load] {
         assert_eq!(load.layers.len(), 2);
         let tokens: Vec<u64> = load.layers.iter().map(|layer| layer.experts_taken.values().sum()).collect();
         assert!(tokens[0] > 0 && tokens[0] == tokens[1], "{tokens:?}");
@@ -232,8 +233,8 @@ fn every_partition_goes_all_the_way(
 fn replicas_store_deltas_like_their_bases(#[values(DType::F32, DType::BF16)] dtype: DType) {
     let dir = TempDir::new().unwrap();
     let config = RunConfig { variant: "Merged".into(), length: 40, ..setting(dir.path(), dtype) };
-    let summary = phase2(&config, None).unwrap();
-    assert!(summary.phase1.label_sources.is_empty() && summary.phase1.model.partition.is_none());
+    let summary = runs::phase2(&config, None).unwrap();
+    assert!(summary.studies.label_sources.is_empty() && summary.phase1.model.partition.is_none());
     let folder = TinyOnnFolder::open(config.out.join("tiny-onn")).unwrap();
     assert!(folder.config().partition.is_none());
     let deltas = folder.folder().tensors().filter(|(name, _)| is_delta(name));

@@ -6,12 +6,12 @@ mod png;
 mod sample;
 mod xml;
 
-use proptest::prelude::*;
-use rstest::rstest;
-use tinyonn::report::{
+use experiments::report::{
     BarSeries, Bars, Best, Cell, Column, Figure, Heatmap, Kind, Lines, Page, Plot, Scale, Section, Series, Table,
     common_range,
 };
+use proptest::prelude::*;
+use rstest::rstest;
 
 use self::sample::{confusion, controls, load, losses, sample, scans};
 use self::xml::walk;

@@ -21,7 +21,6 @@ pub mod moe;
 pub mod ops;
 pub mod phases;
 pub mod random;
-pub mod report;
 mod signal;
 pub mod train;
 

@@ -5,12 +5,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use experiments::compare::{self, CompareConfig, Outcome, check_results_file, verdict, write_report, write_results};
 use experiments::settings::layered;
 use experiments::{arguments, children, git_commit, interrupt, main_with, say};
 use serde::Serialize;
-use tinyonn::phases::compare::{
-    self, CompareConfig, Outcome, check_results_file, verdict, write_report, write_results,
-};
 use tinyonn::train::Checkpoints;
 use tinyonn::{Error, Result};
 

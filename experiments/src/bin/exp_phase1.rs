@@ -4,10 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use experiments::runs::phase1;
 use experiments::settings::layered;
+use experiments::studies::RunSummary;
 use experiments::{PhaseFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
-use tinyonn::phases::{Phase1Summary, RunConfig, Stages, phase1, plan};
+use tinyonn::phases::{RunConfig, Stages, plan};
 
 /// Image a dense decoder, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
 ///
@@ -66,21 +68,22 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let out = folder.finish()?;
     print(&summary);
     say!("open      {}", out.join("report.html").display());
-    Ok(if summary.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(summary: &Phase1Summary) {
-    printed::lossless_and_routers(summary);
-    let loss = &summary.loss;
+fn print(summary: &RunSummary) {
+    let RunSummary { phase1, studies, .. } = summary;
+    printed::lossless_and_routers(phase1);
+    let loss = &phase1.loss;
     say!(
         "loss      dense {:.3}, routed {:.3}, {:.0} % active, labels' own paths {:.3} (nats a token, test split)",
         loss.dense,
         loss.routed_before,
-        100.0 * summary.active_share,
+        100.0 * phase1.active_share,
         loss.label_paths
     );
-    printed::controls(summary);
-    for found in summary.causal.iter().filter(|found| found.factor == 0.0 && found.source == "sps") {
+    printed::controls(phase1);
+    for found in studies.causal.iter().filter(|found| found.factor == 0.0 && found.source == "sps") {
         let at = &found.specificity;
         say!(
             "causal    without its {} highest {}s by ∫SPS a task loses {:+.3} nats more than others do [{:+.3}, {:+.3}]",

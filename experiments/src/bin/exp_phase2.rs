@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use experiments::runs::{phase2, phase2_from};
 use experiments::settings::layered;
+use experiments::studies::RunSummary;
 use experiments::{PhaseFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
 use tinyonn::Result;
 use tinyonn::files::StagedFolder;
-use tinyonn::phases::{RunConfig, Stages, Summary, phase2, phase2_from, plan};
+use tinyonn::phases::{RunConfig, Stages, plan};
 
 /// Decompose a dense decoder into experts without loss, image it, train its routers from the image, let its experts differentiate.
 ///
@@ -82,15 +84,17 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(summary: &Summary) {
-    let (phase1, smk) = (&summary.phase1, &summary.smk);
+fn print(summary: &RunSummary) {
+    let phase1 = &summary.phase1;
     printed::lossless_and_routers(phase1);
-    say!(
-        "loss      dense {:.3}, routed {:.3} before SMK and {:.3} after, {:.0} % active (nats a token, test split)",
-        phase1.loss.dense,
-        phase1.loss.routed_before,
-        smk.routed,
-        100.0 * phase1.active_share
-    );
+    if let Some(smk) = &summary.smk {
+        say!(
+            "loss      dense {:.3}, routed {:.3} before SMK and {:.3} after, {:.0} % active (nats a token, test split)",
+            phase1.loss.dense,
+            phase1.loss.routed_before,
+            smk.routed,
+            100.0 * phase1.active_share
+        );
+    }
     printed::controls(phase1);
 }

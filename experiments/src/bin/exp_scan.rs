@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use experiments::runs::{image, merge_scans};
 use experiments::settings::{over_file, required, word};
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::files;
 use tinyonn::imaging::{Form, Partition, Share, StoredScan};
 use tinyonn::phases::image::{TextConfig, dump_tokens};
-use tinyonn::phases::{ImageConfig, MergeConfig, image, merge_scans};
+use tinyonn::phases::{ImageConfig, MergeConfig};
 use tinyonn::{Error, Result};
 
 /// Image a model: what each expert does, and how much it would learn, on each task.

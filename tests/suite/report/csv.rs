@@ -1,9 +1,9 @@
 //! The numbers behind every drawing come back from its CSV: to the bit, whatever the names hold.
 
-use proptest::prelude::*;
-use tinyonn::report::{
+use experiments::report::{
     BarSeries, Bars, Density, DensityClass, Heatmap, Lines, PathDiagram, Plot, Scale, Series, SeriesStyle, TreeLevel,
 };
+use proptest::prelude::*;
 
 /// The records of a file as RFC 4180 reads them; panics where it is none.
 fn read(csv: &str) -> Vec<Vec<String>> {

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use experiments::report::colour::{CATEGORIES, hex};
+use experiments::report::{Density, DensityClass, Lines, PathDiagram, Plot, SeriesStyle, TreeLevel};
 use rstest::rstest;
-use tinyonn::report::colour::{CATEGORIES, hex};
-use tinyonn::report::{Density, DensityClass, Lines, PathDiagram, Plot, SeriesStyle, TreeLevel};
 
 use super::sample::{ablation, density, frontier, losses, paths};
 use super::xml::walk;

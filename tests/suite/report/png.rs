@@ -1,8 +1,8 @@
 //! Pixels: everything that is drawn is seen, text too, on a machine without fonts; nothing is cut off.
 
+use experiments::report::{Anchor, Area, Plot, Svg, TextStyle};
 use resvg::tiny_skia::Pixmap;
 use rstest::rstest;
-use tinyonn::report::{Anchor, Area, Plot, Svg, TextStyle};
 
 use super::sample::{ablation, confusion, curves, density, frontier, load, losses, paths};
 

@@ -1,11 +1,11 @@
 //! A page such as a run would write, with invented numbers.
 
-use rand::Rng;
-use tinyonn::random;
-use tinyonn::report::{
+use experiments::report::{
     BarSeries, Bars, Best, Column, Density, DensityClass, Figure, Heatmap, Kind, Lines, Page, PathDiagram, Scale,
     Section, Series, SeriesStyle, Table, TreeLevel, common_range,
 };
+use rand::Rng;
+use tinyonn::random;
 
 const TASKS: [&str; 5] = ["arithmetic", "code", "dialogue", "encyclopaedia", "verse"];
 

@@ -124,12 +124,15 @@ impl ParamStore {
         Ok(Self { device: self.device.clone(), vars: self.vars.iter().map(copy).collect::<Result<_>>()? })
     }
 
-    /// The Vars themselves.
-    pub(crate) fn handles(&self) -> BTreeMap<String, Var> {
+    /// The Vars themselves, by name.
+    #[must_use]
+    pub fn handles(&self) -> BTreeMap<String, Var> {
         self.vars.clone()
     }
 
-    pub(crate) fn from_handles(device: &Device, vars: BTreeMap<String, Var>) -> Self {
+    /// A store of these Vars, whose storage it shares with whoever has them.
+    #[must_use]
+    pub fn from_handles(device: &Device, vars: BTreeMap<String, Var>) -> Self {
         Self { device: device.clone(), vars }
     }
 }

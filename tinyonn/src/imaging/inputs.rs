@@ -234,7 +234,7 @@ fn sampled(n: u64, stride: usize) -> bool {
 }
 
 /// At most `most` of `count` rows, evenly spread.
-pub(crate) fn spread(count: usize, most: usize) -> impl Iterator<Item = usize> {
+pub fn spread(count: usize, most: usize) -> impl Iterator<Item = usize> {
     let kept = count.min(most);
     (0..kept).map(move |at| at * count / kept)
 }

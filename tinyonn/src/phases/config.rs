@@ -188,12 +188,12 @@ impl RunConfig {
 }
 
 /// `path` from the root; as it is, where the folder that the program was started in has no name to write down.
-pub(super) fn absolute(path: &Path) -> PathBuf {
+pub fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).ok().filter(|path| path.to_str().is_some()).unwrap_or_else(|| path.to_path_buf())
 }
 
 /// `NAME=PATH`, or a word that stands for tasks, with the path from the root.
-pub(super) fn absolute_source(source: &str) -> String {
+pub fn absolute_source(source: &str) -> String {
     match source.split_once('=') {
         Some((name, path)) if !path.is_empty() => format!("{name}={}", absolute(Path::new(path)).display()),
         _ => source.to_owned(),

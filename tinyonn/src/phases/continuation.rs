@@ -5,9 +5,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::summary::Phase1Summary;
-use super::{RunConfig, Text};
+use super::{Dense, Prepared, RunConfig, Text};
+use crate::checkpoint::ParamStore;
 use crate::decoder::PathTable;
 use crate::imaging::Labels;
+use crate::metrics::Stopwatch;
 use crate::{Error, Result, files};
 
 /// The file `phase1.json`, beside the checkpoint.
@@ -77,9 +79,11 @@ impl RunConfig {
 }
 
 /// What a run that goes on from phase 1 takes from its folder, beside the checkpoint.
-pub(super) struct LeftByPhase1 {
-    pub(super) labels: Labels,
-    pub(super) summary: Phase1Summary,
+pub struct LeftByPhase1 {
+    /// Each task's path.
+    pub labels: Labels,
+    /// What phase 1 measured.
+    pub summary: Phase1Summary,
 }
 
 impl LeftByPhase1 {
@@ -87,7 +91,7 @@ impl LeftByPhase1 {
     ///
     /// # Errors
     /// Phase 1 did not write it; `config` has other settings than it had, where phase 2 may not.
-    pub(super) fn read(from: &Path, config: &RunConfig) -> Result<Self> {
+    pub fn read(from: &Path, config: &RunConfig) -> Result<Self> {
         let Continuation { settings, paths, .. } = Continuation::read(from)?;
         // Text may have been moved: that it is the same is known by its SHA-256.
         let (out, data) = (config.out.clone(), config.data.clone());
@@ -101,6 +105,28 @@ impl LeftByPhase1 {
         let summary =
             serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), "run exp_phase1 again"))?;
         Ok(Self { labels: Labels { paths }, summary })
+    }
+
+    /// Everything that the run goes on with, of which the routed checkpoint in `from` is the model, and its parameters.
+    ///
+    /// # Errors
+    /// Text that is not what phase 1 read; a checkpoint that cannot be used.
+    pub fn prepare(&self, from: &Path, config: &RunConfig, watch: &mut Stopwatch) -> Result<(Prepared, ParamStore)> {
+        let prepared = Prepared::with(config, watch, |_, device| Dense::routed(from, device))?;
+        same_text(&self.summary, &prepared.text)?;
+        let (tasks, layers) = (prepared.text.tasks.len(), prepared.dense.cfg.num_hidden_layers);
+        self.labels.check(&prepared.variant.spec, tasks, layers)?;
+        let store = ParamStore::from_handles(&prepared.device, prepared.dense.store.handles());
+        Ok((prepared, store))
+    }
+
+    /// What phase 1 measured, and the seconds of phase 2 beside its own.
+    #[must_use]
+    pub fn summary_with(&self, watch: &Stopwatch) -> Phase1Summary {
+        let mut summary = self.summary.clone();
+        let seconds = watch.seconds().into_iter();
+        summary.seconds.extend(seconds.map(|(stage, seconds)| (format!("{stage}, phase 2"), seconds.into())));
+        summary
     }
 }
 

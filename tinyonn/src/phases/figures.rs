@@ -9,7 +9,9 @@ use crate::metrics::Stopwatch;
 use crate::train::Losses;
 
 impl Phase1 {
-    pub(super) fn summary(&self, run: &Run<'_>, watch: &Stopwatch) -> Phase1Summary {
+    /// Its figures, with the seconds of `watch`.
+    #[must_use]
+    pub fn summary(&self, run: &Run<'_>, watch: &Stopwatch) -> Phase1Summary {
         let spec = &run.variant.spec;
         let own = UnitFigures::new(self.own_accuracy(spec));
         Phase1Summary {
@@ -37,11 +39,8 @@ impl Phase1 {
             loss_by_task: self.losses_by_task(&run.text.tasks),
             random_labels: self.fits.random.iter().map(|losses| losses.mean).collect(),
             permuted_labels: self.fits.permuted.iter().map(|losses| losses.mean).collect(),
-            label_sources: self.sources.clone(),
             active_share: active_share(&self.before.load, self.units.as_deref()),
             load: LoadStages { asked: run.asked_load(&self.labels), before: self.before.load.figures(spec) },
-            frontier: None,
-            causal: Vec::new(),
             seconds: watch.seconds().into_iter().map(|(stage, seconds)| (stage, seconds.into())).collect(),
         }
     }

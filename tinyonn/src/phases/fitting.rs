@@ -16,20 +16,27 @@ use crate::train::{LevelAccuracy, Losses, RouterAccuracy, RouterFitter, refit, r
 const PRICED: usize = 2048;
 
 /// Fitted routers: accuracies on the test split, and the routed losses of the controls.
-pub(super) struct Fits {
-    pub(super) token: RouterAccuracy,
-    pub(super) sequence: RouterAccuracy,
+pub struct Fits {
+    /// Of routers that decide for each token.
+    pub token: RouterAccuracy,
+    /// Of routers that decide for what shares a decision.
+    pub sequence: RouterAccuracy,
     /// Of tokens against their own labels.
-    pub(super) own_labels: Vec<LevelAccuracy>,
-    pub(super) random: Vec<Losses>,
-    pub(super) permuted: Vec<Losses>,
+    pub own_labels: Vec<LevelAccuracy>,
+    /// Under routers fitted to random labels, a draw each.
+    pub random: Vec<Losses>,
+    /// Under routers fitted to the labels dealt to other tasks, a dealing each.
+    pub permuted: Vec<Losses>,
 }
 
 /// The labels of tokens themselves, by layer; their rows are those of [`Inputs::tokens`].
-pub(super) struct TokenRows {
-    pub(super) train: Vec<RowLabels>,
-    pub(super) validation: Vec<RowLabels>,
-    pub(super) test: Vec<RowLabels>,
+pub struct TokenRows {
+    /// Of the training split.
+    pub train: Vec<RowLabels>,
+    /// Of the validation split.
+    pub validation: Vec<RowLabels>,
+    /// Of the test split.
+    pub test: Vec<RowLabels>,
 }
 
 impl Run<'_> {
@@ -43,7 +50,10 @@ impl Run<'_> {
     }
 
     /// Labels the tokens of all splits, shared out by what choices cost on the training split if `balance` says so.
-    pub(super) fn label_tokens(&self, by: TokenScore<'_>, balance: LabelBalance) -> Result<TokenRows> {
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn label_tokens(&self, by: TokenScore<'_>, balance: LabelBalance) -> Result<TokenRows> {
         let model = self.dense_model()?;
         let train = &self.tokens.train;
         let pass = |set, stride| {
@@ -118,14 +128,20 @@ impl Run<'_> {
     }
 
     /// What fits routers to these inputs.
-    pub(super) fn fitter(&self, train: &[Samples], validation: &[Samples]) -> Result<RouterFitter> {
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn fitter(&self, train: &[Samples], validation: &[Samples]) -> Result<RouterFitter> {
         let dim = self.variant.spec.projection_width(self.dense.cfg.hidden_size);
         RouterFitter::new(train, validation, self.text.tasks.len(), dim)
     }
 
     /// One fit for the unit that the variant decides for and, if the run asks for rounds of them, refits to what routers see in the
     /// model that routes with them, `routing`.
-    pub(super) fn fit_own(
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn fit_own(
         &self,
         store: &ParamStore,
         fitter: &mut RouterFitter,

@@ -1,6 +1,5 @@
-//! Imaging alone: ∫SPS of a model's experts on some text, or of stored scans, and its pictures.
+//! Imaging alone: ∫SPS of a model's experts on some text, or of stored scans.
 
-mod drawing;
 mod merged;
 
 use std::collections::HashMap;
@@ -10,7 +9,6 @@ use std::time::Duration;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use self::drawing::Drawing;
 pub use self::merged::{MergeConfig, merge_scans};
 use super::DeviceName;
 use super::text::{documents, tokenizer};
@@ -20,7 +18,7 @@ use crate::decoder::{Arch, CausalLm};
 use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
-    ScanRequest, Share, StoredScan, Units, coactivation, dump, scan_batches,
+    ScanRequest, Score, Share, StoredScan, Units, coactivation, dump, scan_batches,
 };
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::ops::GradSite;
@@ -72,6 +70,41 @@ const KEPT_EVERY: Duration = Duration::from_mins(1);
 const SAMPLED: usize = 1 << 18;
 /// The scan in the folder of the results.
 const SCAN: &str = "scan.safetensors";
+
+/// What a model was seen to do.
+pub struct Image {
+    /// The sums of the scan.
+    pub stored: StoredScan,
+    /// The hierarchy that its neurons are seen as.
+    pub spec: MoeSpec,
+    /// How neurons were given to experts.
+    pub strategy: String,
+    /// How ∫SPS is formed.
+    pub form: Form,
+    /// ∫SPS a token, `[task][layer][expert]`.
+    pub experts: Vec<Vec<Vec<f64>>>,
+}
+
+impl Image {
+    /// The image of `stored`, whose integral is written into the folder `out`; `units[layer][i]` is the expert of neuron i.
+    fn new(
+        stored: StoredScan,
+        (spec, strategy): (&MoeSpec, String),
+        form: Form,
+        units: &[Vec<u32>],
+        out: &Path,
+    ) -> Result<Self> {
+        let experts = Integral::of(&stored.scan, Score::Sps, form)?.by_unit(units, spec.experts());
+        let mut tensors: HashMap<String, Tensor> = HashMap::new();
+        for (layer, units) in units.iter().enumerate() {
+            let sps: Vec<Vec<f64>> = experts.iter().map(|task| task[layer].clone()).collect();
+            tensors.insert(format!("layers.{layer}.sps"), Tensor::new(sps, &Device::Cpu)?);
+            tensors.insert(format!("layers.{layer}.neuron_expert"), Tensor::new(units.as_slice(), &Device::Cpu)?);
+        }
+        write_tensors(&tensors, &out.join("integral.safetensors"))?;
+        Ok(Self { stored, spec: spec.clone(), strategy, form, experts })
+    }
+}
 
 /// A model ready to be imaged: its dense reading, and which expert each neuron would belong to.
 struct Subject {
@@ -195,14 +228,14 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
 }
 
 /// Images the model on text; writes `scan.safetensors` (the [`StoredScan`]), `integral.safetensors` (by layer `layers.{i}.sps`
-/// `[tasks, experts]` f64, per token, and `layers.{i}.neuron_expert`) and `report.html` into `text.out`. The norms of experts are
+/// `[tasks, experts]` f64, per token, and `layers.{i}.neuron_expert`) into `text.out`. The norms of experts are
 /// scanned where the partition is known. Nothing in memory grows with the text that `text.data` names; what is scanned of it waits in
 /// `text.out`, as a [`TokenFile`] that is removed at the end.
 ///
 /// # Errors
 /// Text and models that cannot be used; a scan without gradients; a form that needs the partition first, of one that needs the
 /// scan first; a `scan_file` of another scan.
-pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
+pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<Image> {
     let subject = Subject::open(config)?;
     let folder = ModelFolder::open(&config.model)?;
     let tokenizer = tokenizer(&folder)?;
@@ -232,13 +265,6 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     let model = subject.model()?;
     scan_batches(&model, &tokens, &request, &subject.device, Some(&file))?;
     let stored = StoredScan::load(path)?;
-    let drawing = Drawing {
-        title: format!("∫SPS of {}", config.model.display()),
-        spec: &subject.spec,
-        strategy: subject.strategy.clone(),
-        form: text.form,
-        out: &text.out,
-    };
     if text.scan_file.is_some() {
         stored.save(&result)?;
     }
@@ -246,8 +272,8 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
         let sampled = tokens.spread(text.length, SAMPLED)?;
         coactivation(&model, &sampled, request.options, &subject.device)
     };
-    drawing.draw(&stored, &subject.owners.units(&stored.scan, &subject.spec, config.seed, read)?)?;
-    Ok(stored)
+    let units = subject.owners.units(&stored.scan, &subject.spec, config.seed, read)?;
+    Image::new(stored, (&subject.spec, subject.strategy), text.form, &units, &text.out)
 }
 
 fn write_tensors(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {

@@ -1,4 +1,6 @@
-//! The two phases, whole: what the `exp_*` binaries and a user's ten-line `main` call.
+//! The two phases, whole: what a user's ten-line `main` calls; and their stages, for programs that ask more of a run.
+//!
+//! Phases return what they found and write what goes on from it: checkpoints, `summary.json`, logs. They draw nothing.
 //!
 //! ```no_run
 //! use tinyonn::phases::{RunConfig, phase2};
@@ -7,24 +9,32 @@
 //! println!("dense {:.3}, routed {:.3} nats a token", summary.phase1.loss.dense, summary.smk.routed);
 //! # Ok::<(), tinyonn::Error>(())
 //! ```
+//!
+//! A study is a program on a [`Run`], of which it asks what it needs:
+//!
+//! ```no_run
+//! use tinyonn::decoder::Pass;
+//! use tinyonn::metrics::Stopwatch;
+//! use tinyonn::phases::{Prepared, RunConfig};
+//!
+//! let (config, mut watch) = (RunConfig::quick(), Stopwatch::new());
+//! let prepared = Prepared::new(&config, &mut watch, None)?;
+//! let run = prepared.run(&config);
+//! let found = run.phase1(&mut watch)?;
+//! let all_active = run.evaluate(run.model(&found.store)?.lm(), &Pass::all())?;
+//! println!("all active {:.3}, routed {:.3}", all_active.mean, found.before.routed.mean);
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
-pub mod causal;
-mod causal_page;
-pub mod compare;
 pub mod config;
 mod continuation;
 pub mod dense;
 pub mod device;
 mod figures;
 mod fitting;
-pub mod frontier;
-mod frontier_page;
 pub mod image;
-mod label_sources;
-mod page;
 pub mod phase1;
 pub mod phase2;
-mod pictures;
 pub mod plan;
 mod prepared;
 mod run;
@@ -32,11 +42,15 @@ pub mod summary;
 pub mod text;
 
 pub use config::{DenseShape, LabelUnit, RunConfig};
+pub use continuation::LeftByPhase1;
 pub use dense::Dense;
 pub use device::DeviceName;
-pub use image::{ImageConfig, MergeConfig, TextConfig, image, merge_scans};
-pub use phase1::phase1;
-pub use phase2::{phase2, phase2_from};
+pub use fitting::{Fits, TokenRows};
+pub use image::{Image, ImageConfig, MergeConfig, TextConfig, image, merge_scans};
+pub use phase1::{Phase1, phase1};
+pub use phase2::{Phase2, phase2, phase2_from};
 pub use plan::{Plan, PlannedTraining, Stages, plan};
+pub use prepared::Prepared;
+pub use run::{Held, Inputs, LossesNow, LosslessFigures, METRICS, Run, active_share};
 pub use summary::{Phase1Summary, Summary};
-pub use text::Text;
+pub use text::{Text, Tokens};

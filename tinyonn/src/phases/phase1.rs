@@ -1,17 +1,13 @@
 //! Phase 1 on one dense model: image it, decompose it, label tasks, fit routers, everything else frozen; then ask what the image
 //! knew (DESIGN §3, §4).
 
-use std::collections::BTreeMap;
-
 use super::RunConfig;
 use super::continuation::Continuation;
 use super::dense::CHECKPOINT;
 use super::fitting::Fits;
-use super::page::{self, Imaged, Material};
-use super::pictures::LayerDensity;
 use super::prepared::Prepared;
-use super::run::{LossesNow, LosslessFigures, Run};
-use super::summary::{self, Phase1Summary, SourceFigures};
+use super::run::{Held, Inputs, LossesNow, LosslessFigures, Run};
+use super::summary::{self, Phase1Summary};
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::imaging::{Integral, Labels, NeuronScan, Score};
@@ -20,8 +16,8 @@ use crate::model::ActiveMode;
 use crate::moe::{MoeSpec, RoutePer};
 use crate::train::{Checkpoints, Losses, RouterAccuracy};
 
-/// Runs phase 1 and its studies, and writes `summary.json`, `report.html` with its figures, `phase1.json` and the routed checkpoint
-/// `tiny-onn/` into `config.out`: what [`super::phase2_from`] continues.
+/// Runs phase 1 and writes `summary.json`, `phase1.json` and the routed checkpoint `tiny-onn/` into `config.out`: what
+/// [`super::phase2_from`] continues.
 ///
 /// With `checkpoints` a pretraining that was cut off goes on.
 ///
@@ -31,52 +27,45 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<P
     let mut watch = Stopwatch::new();
     let prepared = Prepared::new(config, &mut watch, checkpoints)?;
     let run = prepared.run(config);
-    let done = run.phase1(&mut watch)?;
-    watch.stage("frontier");
-    let frontier = run.frontier(&done.store, &done.labels)?;
-    watch.stage("causal");
-    let causal = done.units.as_ref().map(|units| run.causal(&done.scan, units)).transpose()?.unwrap_or_default();
+    let found = run.phase1(&mut watch)?;
     watch.stage("write");
-    run.write(&done.store, &config.out.join(CHECKPOINT), ActiveMode::Routed, Some(&done.labels))?;
-    Continuation::new(config, &done.labels).write(&config.out)?;
+    run.write_phase1(&found)?;
     watch.stop();
-    let mut figures = done.summary(&run, &watch);
-    (figures.frontier, figures.causal) = (Some(frontier), causal);
+    let figures = found.summary(&run, &watch);
     summary::write(&figures, &config.out.join("summary.json"))?;
-    let material = Material {
-        summary: &figures,
-        smk: None,
-        tasks: &prepared.text.tasks,
-        spec: &prepared.variant.spec,
-        imaged: Some(done.imaged(&run)),
-        load_after: None,
-        pretrain: prepared.dense.losses()?,
-        smk_log: Vec::new(),
-    };
-    page::page(&material)?.write(&config.out)?;
     Ok(figures)
 }
 
 /// What phase 1 has found.
-pub(super) struct Phase1 {
-    pub(super) scan: NeuronScan,
-    pub(super) store: ParamStore,
+pub struct Phase1 {
+    /// The image of the dense model's neurons.
+    pub scan: NeuronScan,
+    /// The upcycled model with its fitted routers.
+    pub store: ParamStore,
     /// The expert of each neuron by layer, if experts have neurons of their own.
-    pub(super) units: Option<Vec<Vec<u32>>>,
-    pub(super) lossless: LosslessFigures,
-    pub(super) labels: Labels,
-    pub(super) fits: Fits,
-    pub(super) before: LossesNow,
+    pub units: Option<Vec<Vec<u32>>>,
+    /// The upcycled model against the dense one.
+    pub lossless: LosslessFigures,
+    /// Each task's path.
+    pub labels: Labels,
+    /// What routers see of the training text.
+    pub inputs: Inputs,
+    /// What they see of held-out text.
+    pub held: Held,
+    /// The fits of routers to the labels and to the controls'.
+    pub fits: Fits,
+    /// Before SMK.
+    pub before: LossesNow,
     /// On the labels' own paths.
-    pub(super) label_paths: Losses,
-    pub(super) sources: BTreeMap<String, SourceFigures>,
-    /// What routers see of some layers.
-    pub(super) densities: Vec<LayerDensity>,
+    pub label_paths: Losses,
 }
 
 impl Run<'_> {
     /// Scan, partition, labels, fit, losses; `store` of the result holds the fitted routers.
-    pub(super) fn phase1(&self, watch: &mut Stopwatch) -> Result<Phase1> {
+    ///
+    /// # Errors
+    /// As of [`super::phase1()`].
+    pub fn phase1(&self, watch: &mut Stopwatch) -> Result<Phase1> {
         watch.stage("scan");
         let (scan, inputs) = self.scan()?;
         watch.stage("upcycle");
@@ -91,40 +80,39 @@ impl Run<'_> {
         watch.stage("evaluate");
         let before = self.losses(&store, &labels)?;
         let label_paths = self.along_labels(&store, &labels)?;
-        let sources = units.as_deref().map(|units| self.label_sources(&store, &scan, units)).transpose()?;
-        Ok(Phase1 {
-            densities: self.densities(&store, &inputs, &held)?,
-            scan,
-            store,
-            units,
-            lossless,
-            labels,
-            fits,
-            before,
-            label_paths,
-            sources: sources.unwrap_or_default(),
-        })
+        Ok(Phase1 { scan, store, units, lossless, labels, inputs, held, fits, before, label_paths })
+    }
+
+    /// Writes what phase 2 goes on from, the routed checkpoint `tiny-onn/` and `phase1.json`, into the run's folder.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn write_phase1(&self, found: &Phase1) -> Result<()> {
+        let dir = &self.config.out;
+        self.write(&found.store, &dir.join(CHECKPOINT), ActiveMode::Routed, Some(&found.labels))?;
+        Continuation::new(self.config, &found.labels).write(dir)
     }
 }
 
 impl Phase1 {
+    /// Frees what routers see, the largest part of it, which studies alone have a use for.
+    pub fn free_inputs(&mut self) {
+        (self.inputs, self.held) = (Inputs::default(), Held::default());
+    }
+
     /// The routers' accuracy for the unit that the variant decides for.
-    pub(super) fn own_accuracy(&self, spec: &MoeSpec) -> &RouterAccuracy {
+    #[must_use]
+    pub fn own_accuracy(&self, spec: &MoeSpec) -> &RouterAccuracy {
         match spec.route_per {
             RoutePer::Token | RoutePer::Task => &self.fits.token,
             RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.fits.sequence,
         }
     }
 
-    /// What the page shows of it.
-    pub(super) fn imaged(&self, run: &Run<'_>) -> Imaged<'_> {
-        let spec = &run.variant.spec;
+    /// ∫SPS a token, `[task][layer][expert]`; of replicas, which all have the same neurons, by runs of these.
+    #[must_use]
+    pub fn image(&self, run: &Run<'_>) -> Vec<Vec<Vec<f64>>> {
         let units = run.pictured(self.units.as_ref());
-        Imaged {
-            experts: Integral::new(&self.scan, Score::Sps).by_unit(&units, spec.experts()),
-            labels: &self.labels,
-            accuracy: self.own_accuracy(spec),
-            densities: &self.densities,
-        }
+        Integral::new(&self.scan, Score::Sps).by_unit(&units, run.variant.spec.experts())
     }
 }

@@ -12,18 +12,27 @@ use crate::train::Checkpoints;
 use crate::{Error, Result};
 
 /// Everything that a [`Run`] borrows.
-pub(super) struct Prepared {
-    pub(super) variant: &'static Variant,
-    pub(super) partition: Partition,
-    pub(super) device: Device,
-    pub(super) text: Text,
-    pub(super) dense: Dense,
-    pub(super) tokens: Tokens,
+pub struct Prepared {
+    /// The declared variant.
+    pub variant: &'static Variant,
+    /// How neurons are given to experts.
+    pub partition: Partition,
+    /// Where it computes.
+    pub device: Device,
+    /// Its text.
+    pub text: Text,
+    /// The dense model, or the routed one that phase 2 goes on with.
+    pub dense: Dense,
+    /// The tokens of its text.
+    pub tokens: Tokens,
 }
 
 impl Prepared {
     /// Checks `config`, reads its text and obtains its dense model; makes its folder.
-    pub(super) fn new(config: &RunConfig, watch: &mut Stopwatch, checkpoints: Option<&Checkpoints>) -> Result<Self> {
+    ///
+    /// # Errors
+    /// What cannot be used, before time is spent on it.
+    pub fn new(config: &RunConfig, watch: &mut Stopwatch, checkpoints: Option<&Checkpoints>) -> Result<Self> {
         if let Some(dir) = &config.model {
             // What keeps a model from being read is said before all text is.
             Dense::open(dir)?;
@@ -54,7 +63,7 @@ impl Prepared {
     }
 
     /// The stages under `config`.
-    pub(super) fn run<'a>(&'a self, config: &'a RunConfig) -> Run<'a> {
+    pub fn run<'a>(&'a self, config: &'a RunConfig) -> Run<'a> {
         Run {
             config,
             variant: self.variant,

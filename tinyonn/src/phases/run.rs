@@ -28,7 +28,7 @@ use crate::train::{Checkpoints, Losses, evaluate, train_smk};
 use crate::{Error, Result};
 
 /// In the folder of a run, what SMK logged.
-pub(super) const METRICS: &str = "metrics.jsonl";
+pub const METRICS: &str = "metrics.jsonl";
 /// Tokens a shared decision reads, where the variant does not say.
 const FIRST: usize = 64;
 /// Router inputs kept of each layer, about.
@@ -46,20 +46,30 @@ pub struct LosslessFigures {
 }
 
 /// What every stage reads.
-pub(super) struct Run<'a> {
-    pub(super) config: &'a RunConfig,
-    pub(super) variant: &'static Variant,
-    pub(super) partition: Partition,
-    pub(super) device: Device,
-    pub(super) text: &'a Text,
-    pub(super) dense: &'a Dense,
-    pub(super) tokens: &'a Tokens,
+pub struct Run<'a> {
+    /// The settings.
+    pub config: &'a RunConfig,
+    /// The declared variant.
+    pub variant: &'static Variant,
+    /// How neurons are given to experts.
+    pub partition: Partition,
+    /// Where it computes.
+    pub device: Device,
+    /// The text.
+    pub text: &'a Text,
+    /// The dense model.
+    pub dense: &'a Dense,
+    /// The tokens of the text.
+    pub tokens: &'a Tokens,
 }
 
 /// Router inputs of one split.
-pub(super) struct Inputs {
-    pub(super) tokens: Vec<Samples>,
-    pub(super) sequences: Vec<Samples>,
+#[derive(Default)]
+pub struct Inputs {
+    /// Of tokens, by layer.
+    pub tokens: Vec<Samples>,
+    /// Of what shares a decision, by layer.
+    pub sequences: Vec<Samples>,
 }
 
 impl Inputs {
@@ -69,7 +79,8 @@ impl Inputs {
     }
 
     /// Those of the unit that a variant decides for.
-    pub(super) fn own(&self, variant: &Variant) -> &[Samples] {
+    #[must_use]
+    pub fn own(&self, variant: &Variant) -> &[Samples] {
         match variant.spec.route_per {
             RoutePer::Token | RoutePer::Task => &self.tokens,
             RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.sequences,
@@ -78,17 +89,22 @@ impl Inputs {
 }
 
 /// Held-out inputs.
-pub(super) struct Held {
-    pub(super) validation: Inputs,
-    pub(super) test: Inputs,
+#[derive(Default)]
+pub struct Held {
+    /// What fits are stopped and calibrated by.
+    pub validation: Inputs,
+    /// What is reported.
+    pub test: Inputs,
 }
 
 /// Losses on the test split, at one time.
-pub(super) struct LossesNow {
-    pub(super) all_active: Losses,
-    pub(super) routed: Losses,
+pub struct LossesNow {
+    /// Every expert takes part.
+    pub all_active: Losses,
+    /// Routed.
+    pub routed: Losses,
     /// What routing took.
-    pub(super) load: LoadMeter,
+    pub load: LoadMeter,
 }
 
 impl Run<'_> {
@@ -103,16 +119,25 @@ impl Run<'_> {
         Sampler::new(&self.tokens.train, c.length, c.smk.batch, c.seed ^ 1, &self.device)
     }
 
-    pub(super) fn dense_model(&self) -> Result<CausalLm<crate::decoder::Mlp>> {
+    /// The dense model, frozen.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn dense_model(&self) -> Result<CausalLm<crate::decoder::Mlp>> {
         CausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))
     }
 
-    pub(super) fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
+    /// The variant with the parameters in `store`, frozen.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
         TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
     }
 
     /// Routed; a variant that takes its task's path is given those of `labels`.
-    pub(super) fn routed(labels: &Labels) -> Pass {
+    #[must_use]
+    pub fn routed(labels: &Labels) -> Pass {
         Pass { paths: Some(Arc::new(labels.paths.clone())), ..Pass::routed() }
     }
 
@@ -126,7 +151,8 @@ impl Run<'_> {
     }
 
     /// Every split is read at most this many rows a task.
-    pub(super) fn scan_options(&self) -> ScanOptions {
+    #[must_use]
+    pub fn scan_options(&self) -> ScanOptions {
         let c = self.config;
         ScanOptions { length: c.length, batch: c.batch, tokens_per_task: c.scan_tokens }
     }
@@ -144,7 +170,11 @@ impl Run<'_> {
         RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.window())
     }
 
-    pub(super) fn scan(&self) -> Result<(NeuronScan, Inputs)> {
+    /// The image of the dense model's neurons on the training text, and what routers see of it.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn scan(&self) -> Result<(NeuronScan, Inputs)> {
         let model = self.dense_model()?;
         let mut inputs = self.router_inputs(&self.tokens.train);
         let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&mut inputs))?;
@@ -152,7 +182,10 @@ impl Run<'_> {
     }
 
     /// The expert of each neuron by layer, as the run's partition has it.
-    pub(super) fn units(&self, scan: &NeuronScan) -> Result<Vec<Vec<u32>>> {
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn units(&self, scan: &NeuronScan) -> Result<Vec<Vec<u32>>> {
         let (cfg, partition) = (&self.dense.cfg, self.partition);
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let integral = partition::profile(partition).map(|score| Integral::new(scan, score));
@@ -163,7 +196,11 @@ impl Run<'_> {
         partition::assign(partition, &self.variant.spec, shape, sources, self.config.seed)
     }
 
-    pub(super) fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
+    /// The parameters of the variant, made of the dense model's.
+    ///
+    /// # Errors
+    /// A variant of more experts than the model has neurons; whatever the device reports.
+    pub fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
         checkpoint::upcycle(&self.dense.store, &self.dense.cfg, self.variant, &self.units(scan)?, self.config.seed)
     }
 
@@ -173,7 +210,10 @@ impl Run<'_> {
     }
 
     /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.
-    pub(super) fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
+    ///
+    /// # Errors
+    /// What the system or the device reports.
+    pub fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
         let dir = self.config.out.join("upcycled");
         self.write(store, &dir, ActiveMode::All, None)?;
         let read = TinyOnnFolder::open(&dir)?.folder().load(&self.device, Some(DType::F32))?;
@@ -206,7 +246,8 @@ impl Run<'_> {
         units.cloned().unwrap_or_else(|| vec![runs(); self.dense.cfg.num_hidden_layers])
     }
 
-    pub(super) fn labels(&self, scan: &NeuronScan, units: Option<&[Vec<u32>]>) -> Labels {
+    /// Each task's path, as the run's score has it; `units[layer][i]` is the expert of neuron i, none of replicas.
+    pub fn labels(&self, scan: &NeuronScan, units: Option<&[Vec<u32>]>) -> Labels {
         let integral = Integral::new(scan, self.config.labels);
         let integral = if self.config.contrast { integral.contrasted() } else { integral };
         let labels = match units {
@@ -228,35 +269,44 @@ impl Run<'_> {
     }
 
     /// Router inputs of the held-out splits: forward passes only.
-    pub(super) fn held_inputs(&self) -> Result<Held> {
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn held_inputs(&self) -> Result<Held> {
         let model = self.dense_model()?;
         let of = |set: &TokenSet| self.inputs(&model, set, &Pass::all());
         Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
     }
 
     /// What routers see of `set`: in the pseudo-dense pass, or in a routed one.
-    pub(super) fn inputs<F: FeedForward>(&self, model: &CausalLm<F>, set: &TokenSet, pass: &Pass) -> Result<Inputs> {
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn inputs<F: FeedForward>(&self, model: &CausalLm<F>, set: &TokenSet, pass: &Pass) -> Result<Inputs> {
         let mut inputs = self.router_inputs(set);
         inputs.collect(model, set, self.scan_options(), pass, &self.device)?;
         Ok(Inputs::of(inputs))
     }
 
     /// The seeds of what is drawn several times.
-    pub(super) fn draws(&self) -> impl Iterator<Item = u64> {
+    pub fn draws(&self) -> impl Iterator<Item = u64> {
         let seed = self.config.seed;
         (0..DRAWS).map(move |at| seed.wrapping_mul(DRAWS).wrapping_add(at))
     }
 
-    pub(super) fn evaluate<F: FeedForward>(&self, model: &CausalLm<F>, pass: &Pass) -> Result<Losses> {
+    /// Losses on the test split.
+    ///
+    /// # Errors
+    /// A loss that is no finite number; whatever the device reports.
+    pub fn evaluate<F: FeedForward>(&self, model: &CausalLm<F>, pass: &Pass) -> Result<Losses> {
         self.evaluate_on(model, &self.tokens.test, pass)
     }
 
-    pub(super) fn evaluate_on<F: FeedForward>(
-        &self,
-        model: &CausalLm<F>,
-        set: &TokenSet,
-        pass: &Pass,
-    ) -> Result<Losses> {
+    /// Losses on `set`.
+    ///
+    /// # Errors
+    /// As of [`evaluate`](Self::evaluate).
+    pub fn evaluate_on<F: FeedForward>(&self, model: &CausalLm<F>, set: &TokenSet, pass: &Pass) -> Result<Losses> {
         evaluate(model, set, self.evaluate_options(), pass, &self.device)
     }
 
@@ -266,7 +316,10 @@ impl Run<'_> {
     }
 
     /// As [`evaluate_on`](Self::evaluate_on), of a routed model, with what each expert was given to do.
-    pub(super) fn evaluate_load(
+    ///
+    /// # Errors
+    /// As of [`evaluate`](Self::evaluate).
+    pub fn evaluate_load(
         &self,
         model: &TinyOnnForCausalLm,
         set: &TokenSet,
@@ -275,7 +328,11 @@ impl Run<'_> {
         evaluate_load(model.lm(), set, self.evaluate_options(), pass, &self.device, self.variant.spec.experts())
     }
 
-    pub(super) fn losses(&self, store: &ParamStore, labels: &Labels) -> Result<LossesNow> {
+    /// Losses on the test split, and a warning of every layer whose load has collapsed.
+    ///
+    /// # Errors
+    /// As of [`evaluate`](Self::evaluate).
+    pub fn losses(&self, store: &ParamStore, labels: &Labels) -> Result<LossesNow> {
         let model = self.model(store)?;
         let (routed, load) = self.evaluate_load(&model, &self.tokens.test, &Self::routed(labels))?;
         let now = LossesNow { all_active: self.evaluate(model.lm(), &Pass::all())?, routed, load };
@@ -285,13 +342,17 @@ impl Run<'_> {
     }
 
     /// Losses on the test split along the labels' own paths, the task known, no router between.
-    pub(super) fn along_labels(&self, store: &ParamStore, labels: &Labels) -> Result<Losses> {
+    ///
+    /// # Errors
+    /// As of [`evaluate`](Self::evaluate).
+    pub fn along_labels(&self, store: &ParamStore, labels: &Labels) -> Result<Losses> {
         let on_paths = Pass { active: Active::Paths(Arc::new(labels.paths.clone())), ..Pass::all() };
         self.evaluate(self.model(store)?.lm(), &on_paths)
     }
 
     /// The load on the test split if every token took its task's path.
-    pub(super) fn asked_load(&self, labels: &Labels) -> LoadFigures {
+    #[must_use]
+    pub fn asked_load(&self, labels: &Labels) -> LoadFigures {
         let tokens: Vec<f64> = self.tokens.test.tasks.iter().map(|task| task.targets() as f64).collect();
         LoadFigures::of_paths(&self.variant.spec, &labels.paths, &tokens)
     }
@@ -352,6 +413,7 @@ impl Run<'_> {
 }
 
 /// The share of a layer's neurons that a routed token uses; of replicas, the share of the experts.
-pub(super) fn active_share(load: &LoadMeter, units: Option<&[Vec<u32>]>) -> f64 {
+#[must_use]
+pub fn active_share(load: &LoadMeter, units: Option<&[Vec<u32>]>) -> f64 {
     units.map_or_else(|| load.expert_share(), |units| load.active_share(units))
 }

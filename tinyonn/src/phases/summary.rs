@@ -1,4 +1,4 @@
-//! `summary.json`: the figures of a run. The same seed on the same machine gives the same file but for `seconds`.
+//! `summary.json`: the figures of a run. Programs that study a run add the figures of their studies to it. The same seed on the same machine gives the same file but for `seconds`.
 //!
 //! Phase 1 writes a [`Phase1Summary`], phase 2 a [`Summary`]: the same keys, and `smk`.
 
@@ -8,8 +8,6 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::causal::Intervention;
-use super::frontier::Frontier;
 use super::run::LosslessFigures;
 use super::text::CorpusFigures;
 use crate::imaging::LabelStatistics;
@@ -57,17 +55,8 @@ pub struct Phase1Summary {
     pub random_labels: Vec<f64>,
     /// Routed loss under each dealing of the labels to other tasks; `loss.routed_permuted_labels` is their mean.
     pub permuted_labels: Vec<f64>,
-    /// Each way to label and the loss along its paths, before SMK and on a part of the test split; none for replicas, whose
-    /// labels are clusters of a score's profiles.
-    pub label_sources: BTreeMap<String, SourceFigures>,
     /// The share of an MLP's neurons that a routed token uses (of replicas, the share of the experts), mean over layers.
     pub active_share: f64,
-    /// Loss against active share, if it was measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub frontier: Option<Frontier>,
-    /// What ablating and amplifying does, if it was measured.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub causal: Vec<Intervention>,
     /// How much work each expert was given on the test split.
     pub load: LoadStages,
     /// Wall-clock seconds by stage.
@@ -164,15 +153,6 @@ pub struct LossFigures {
     pub routed_permuted_labels: f64,
 }
 
-/// The loss along the paths of one source of labels.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SourceFigures {
-    /// Nats a token.
-    pub loss: f64,
-    /// The same by task.
-    pub by_task: BTreeMap<String, f64>,
-}
-
 /// The load of the experts on the test split.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LoadStages {
@@ -201,7 +181,7 @@ pub struct SmkFigures {
 ///
 /// # Errors
 /// A figure that is not finite; what the system reports.
-pub(super) fn write(figures: &impl Serialize, path: &Path) -> Result<()> {
+pub fn write(figures: &impl Serialize, path: &Path) -> Result<()> {
     let remedy = "look for the first figure of metrics.jsonl that is out of line; lower the learning rate";
     let json =
         serde_json::to_value(figures).map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;

@@ -27,7 +27,7 @@ pub struct LevelAccuracy {
 }
 
 /// Accuracy of all layers.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RouterAccuracy {
     /// By layer.
     pub layers: Vec<LevelAccuracy>,

@@ -1,11 +1,10 @@
-//! Stored scans, added up and shown without their model.
+//! Stored scans, added up and seen without their model.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::drawing::Drawing;
-use super::{Owners, SCAN, refuse_replicas};
+use super::{Image, Owners, SCAN, refuse_replicas};
 use crate::imaging::{Form, Partition, PartitionSources, StoredScan, partition};
 use crate::moe::{MoeSpec, variant};
 use crate::{Error, Result};
@@ -32,7 +31,7 @@ pub struct MergeConfig {
 ///
 /// # Errors
 /// Files that are no finished scans, or not of one model and kind; a variant of other experts; a form whose sums they do not hold.
-pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
+pub fn merge_scans(config: &MergeConfig) -> Result<Image> {
     let Some((first, rest)) = config.files.split_first() else {
         return Err(Error::setting("merge", "no file is given", "name one stored scan or more"));
     };
@@ -45,11 +44,10 @@ pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
     let spec = &variant(&config.variant)?.spec;
     refuse_replicas(spec)?;
     let (owners, strategy) = owners(&stored, spec, config)?;
-    let title = format!("∫SPS of {} stored scans", config.files.len());
-    let drawing = Drawing { title, spec, strategy, form: config.form, out: &config.out };
-    drawing.draw(&stored, &owners.units(&stored.scan, spec, config.seed, || Ok(Vec::new()))?)?;
-    stored.save(config.out.join(SCAN))?;
-    Ok(stored)
+    let units = owners.units(&stored.scan, spec, config.seed, || Ok(Vec::new()))?;
+    let image = Image::new(stored, (spec, strategy), config.form, &units, &config.out)?;
+    image.stored.save(config.out.join(SCAN))?;
+    Ok(image)
 }
 
 /// The experts of the scans' neurons, as they know them or else as the configuration says.

@@ -1,0 +1,53 @@
+//! The pages of runs, drawn from their folders alone: `summary.json`, `metrics.jsonl`, `figures.json`.
+
+pub(crate) mod causal;
+mod frontier;
+mod load;
+mod pictures;
+mod run;
+mod scan;
+
+use std::path::Path;
+
+use tinyonn::Result;
+use tinyonn::imaging::Labels;
+use tinyonn::metrics::{self, series};
+use tinyonn::phases::METRICS;
+
+use self::run::Material;
+use crate::report::Page;
+use crate::shown::Shown;
+use crate::studies::{self, RunSummary};
+
+/// Draws `report.html` and its figures into the folder `dir` of a run of phases or of a scan.
+///
+/// # Errors
+/// A folder that is no run, or one of a version that left too little in it.
+pub fn draw(dir: &Path) -> Result<()> {
+    page(dir)?.write(dir)
+}
+
+/// The page of the run in the folder `dir`.
+fn page(dir: &Path) -> Result<Page> {
+    let shown = match Shown::read(dir)? {
+        Shown::Scan(shown) => return scan::page(&shown),
+        Shown::Phases(shown) => shown,
+    };
+    let summary: RunSummary = studies::read(dir, "run it again")?;
+    let smk_log = match &summary.smk {
+        Some(_) => series(&metrics::read(dir.join(METRICS))?, "smk", "loss"),
+        None => Vec::new(),
+    };
+    run::page(&Material {
+        summary: &summary.phase1,
+        studies: &summary.studies,
+        smk: summary.smk.as_ref(),
+        tasks: &shown.tasks,
+        spec: &shown.spec,
+        imaged: shown.imaged.as_ref(),
+        labels: shown.imaged.as_ref().map(|imaged| Labels { paths: imaged.labels.clone() }).as_ref(),
+        load_after: shown.load_after.as_deref(),
+        pretrain: &shown.pretrain,
+        smk_log: &smk_log,
+    })
+}

@@ -1,0 +1,102 @@
+//! What a program runs: a phase of the library, the studies of it, and what is left in its folder: `summary.json`, `figures.json` and the page.
+
+use std::path::Path;
+
+use tinyonn::Result;
+use tinyonn::imaging::StoredScan;
+use tinyonn::metrics::Stopwatch;
+use tinyonn::phases::{
+    self, ImageConfig, LeftByPhase1, MergeConfig, Phase1Summary, Prepared, RunConfig, TextConfig, summary,
+};
+use tinyonn::train::Checkpoints;
+
+use crate::pages;
+use crate::shown::{Imaged, PhasesShown, ScanShown, Shown};
+use crate::studies::{self, RunSummary, SUMMARY, Studies};
+
+/// Phase 1 and its studies: the loss along every source of labels, the loss against active share, what ablating and amplifying does.
+///
+/// # Errors
+/// As of [`tinyonn::phases::phase1()`].
+pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<RunSummary> {
+    let mut watch = Stopwatch::new();
+    let prepared = Prepared::new(config, &mut watch, checkpoints)?;
+    let run = prepared.run(config);
+    let found = run.phase1(&mut watch)?;
+    let studies = Studies::all(&run, &found, &mut watch)?;
+    let imaged = Imaged::new(&run, &found)?;
+    watch.stage("write");
+    run.write_phase1(&found)?;
+    watch.stop();
+    let figures = RunSummary { phase1: found.summary(&run, &watch), studies, smk: None };
+    finish(&config.out, &figures, PhasesShown::new(&run, Some(imaged), None)?)?;
+    Ok(figures)
+}
+
+/// Both phases, and the loss along every source of labels in between.
+///
+/// # Errors
+/// As of [`tinyonn::phases::phase2()`].
+pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<RunSummary> {
+    let mut watch = Stopwatch::new();
+    let prepared = Prepared::new(config, &mut watch, checkpoints)?;
+    let run = prepared.run(config);
+    let mut found = run.phase1(&mut watch)?;
+    let studies = Studies::of_labels(&run, &found, &mut watch)?;
+    let imaged = Imaged::new(&run, &found)?;
+    found.free_inputs();
+    let after = run.phase2(&mut found.store, &found.labels, &mut watch, checkpoints)?;
+    watch.stop();
+    let figures = RunSummary { phase1: found.summary(&run, &watch), studies, smk: Some(after.figures(&run)) };
+    finish(&config.out, &figures, PhasesShown::new(&run, Some(imaged), Some(&after.losses))?)?;
+    Ok(figures)
+}
+
+/// Surprise Min-K behind the run of phase 1 in the folder `from`, whose studies are told again.
+///
+/// # Errors
+/// As of [`tinyonn::phases::phase2_from()`].
+pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<RunSummary> {
+    let left = LeftByPhase1::read(from, config)?;
+    let studies: Studies = studies::read(from, "run exp_phase1 again")?;
+    let mut watch = Stopwatch::new();
+    let (prepared, mut store) = left.prepare(from, config, &mut watch)?;
+    let run = prepared.run(config);
+    let after = run.phase2(&mut store, &left.labels, &mut watch, checkpoints)?;
+    watch.stop();
+    let phase1: Phase1Summary = left.summary_with(&watch);
+    let figures = RunSummary { phase1, studies, smk: Some(after.figures(&run)) };
+    finish(&config.out, &figures, PhasesShown::new(&run, None, Some(&after.losses))?)?;
+    Ok(figures)
+}
+
+/// The image of a model on text.
+///
+/// # Errors
+/// As of [`tinyonn::phases::image()`].
+pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
+    let image = phases::image(config, text)?;
+    let title = format!("∫SPS of {}", config.model.display());
+    Shown::Scan(Box::new(ScanShown::new(title, &image))).write(&text.out)?;
+    pages::draw(&text.out)?;
+    Ok(image.stored)
+}
+
+/// The image that stored scans make together.
+///
+/// # Errors
+/// As of [`tinyonn::phases::merge_scans()`].
+pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
+    let image = phases::merge_scans(config)?;
+    let title = format!("∫SPS of {} stored scans", config.files.len());
+    Shown::Scan(Box::new(ScanShown::new(title, &image))).write(&config.out)?;
+    pages::draw(&config.out)?;
+    Ok(image.stored)
+}
+
+/// Writes what a run of phases leaves, and draws its page of that alone.
+fn finish(out: &Path, figures: &RunSummary, shown: PhasesShown) -> Result<()> {
+    summary::write(figures, &out.join(SUMMARY))?;
+    Shown::Phases(Box::new(shown)).write(out)?;
+    pages::draw(out)
+}

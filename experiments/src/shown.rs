@@ -1,0 +1,204 @@
+//! `figures.json`: the numbers that a run's page shows and its summary and logs do not hold. With it a page is drawn from its folder alone.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tinyonn::decoder::PathTable;
+use tinyonn::imaging::{ExpertForm, Form, Share};
+use tinyonn::metrics::series;
+use tinyonn::moe::MoeSpec;
+use tinyonn::ops::GradSite;
+use tinyonn::phases::{Image, LossesNow, Phase1, Run};
+use tinyonn::train::RouterAccuracy;
+use tinyonn::{Error, Result, files};
+
+use crate::densities::{LayerDensity, densities};
+
+/// What a page shows, by the kind of the run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shown {
+    /// Of a run of phases.
+    Phases(Box<PhasesShown>),
+    /// Of a scan.
+    Scan(Box<ScanShown>),
+}
+
+/// What the page of a run of phases shows beside its summary.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PhasesShown {
+    /// The tasks in their order.
+    pub tasks: Vec<String>,
+    /// The hierarchy.
+    pub spec: MoeSpec,
+    /// Of phase 1, where it ran in this very run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imaged: Option<Imaged>,
+    /// The load after SMK, `[layer][expert]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_after: Option<Vec<Vec<f64>>>,
+    /// The losses of the dense model's pretraining, by step, where it was pretrained here.
+    pub pretrain: Vec<(f64, f64)>,
+}
+
+/// What phase 1 saw.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Imaged {
+    /// ∫SPS a token, `[task][layer][expert]`.
+    pub experts: Vec<Vec<Vec<f64>>>,
+    /// Each task's label.
+    pub labels: PathTable,
+    /// The routers' accuracy for the unit that the variant decides for, on the test split.
+    pub accuracy: RouterAccuracy,
+    /// What routers see of some layers.
+    pub densities: Vec<LayerDensity>,
+}
+
+impl Imaged {
+    /// What `found` shows.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn new(run: &Run<'_>, found: &Phase1) -> Result<Self> {
+        Ok(Self {
+            experts: found.image(run),
+            labels: found.labels.paths.clone(),
+            accuracy: found.own_accuracy(&run.variant.spec).clone(),
+            densities: densities(run, found)?,
+        })
+    }
+}
+
+impl PhasesShown {
+    /// Of a run that did what is given.
+    ///
+    /// # Errors
+    /// A log of pretraining that cannot be read.
+    pub fn new(run: &Run<'_>, imaged: Option<Imaged>, after: Option<&LossesNow>) -> Result<Self> {
+        Ok(Self {
+            tasks: run.text.tasks.clone(),
+            spec: run.variant.spec.clone(),
+            imaged,
+            load_after: after.map(|losses| losses.load.load()),
+            pretrain: series(&run.dense.losses()?, "pretrain", "loss"),
+        })
+    }
+}
+
+/// What the page of a scan shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ScanShown {
+    /// What was scanned.
+    pub title: String,
+    /// The hierarchy that neurons are seen as.
+    pub spec: MoeSpec,
+    /// How they were given to experts.
+    pub partition: String,
+    /// How ∫SPS is formed.
+    pub form: Form,
+    /// Which gradient's norm surprise is.
+    pub grad_site: GradSite,
+    /// The tasks in their order.
+    pub tasks: Vec<String>,
+    /// ∫SPS a token, `[task][layer][expert]`.
+    pub experts: Vec<Vec<Vec<f64>>>,
+    /// Tokens that counted.
+    pub tokens: u64,
+    /// Nats a token.
+    pub loss: f64,
+    /// The share of (layer, token, neuron) with a surprise above zero.
+    pub gradient_nonzero_share: f64,
+    /// SHA-256 of the model.
+    pub model: String,
+    /// SHA-256 of each text.
+    pub corpora: Vec<String>,
+    /// The shares that were read.
+    pub shares: Vec<String>,
+    /// The shares that were not.
+    pub missing: Vec<String>,
+}
+
+impl ScanShown {
+    /// Of `image`.
+    #[must_use]
+    pub fn new(title: String, image: &Image) -> Self {
+        let (stored, scan) = (&image.stored, &image.stored.scan);
+        let mut corpora: Vec<String> = stored.parts.iter().map(|part| part.corpus.clone()).collect();
+        corpora.sort_unstable();
+        corpora.dedup();
+        let tokens: u64 = scan.tokens.iter().sum();
+        Self {
+            title,
+            spec: image.spec.clone(),
+            partition: image.strategy.clone(),
+            form: image.form,
+            grad_site: scan.grad_site,
+            tasks: scan.tasks.clone(),
+            experts: image.experts.clone(),
+            tokens,
+            loss: scan.loss.iter().sum::<f64>() / tokens.max(1) as f64,
+            gradient_nonzero_share: scan.gradient_nonzero_share(),
+            model: stored.model.clone(),
+            corpora,
+            shares: stored.parts.iter().map(|part| part.share.to_string()).collect(),
+            missing: stored.missing().iter().map(Share::to_string).collect(),
+        }
+    }
+
+    /// What ∫SPS is standardised over.
+    #[must_use]
+    pub fn units(&self) -> &'static str {
+        match self.form.expert {
+            ExpertForm::Mean => "neurons",
+            ExpertForm::Norm => "experts",
+        }
+    }
+}
+
+/// The file in a run's folder.
+const FIGURES: &str = "figures.json";
+
+impl Shown {
+    /// Writes `figures.json` into the folder `dir`.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(FIGURES);
+        let json =
+            serde_json::to_string(self).map_err(|e| Error::file(&path, e.to_string(), "report this as a defect"))?;
+        files::write(path, json + "\n")
+    }
+
+    /// What the run in the folder `dir` shows.
+    ///
+    /// # Errors
+    /// A folder that is no run, or one of a program that wrote no such file.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(FIGURES);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(not_there(dir)),
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        let remedy = "draw it with the program that wrote it, or run that again";
+        serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), remedy))
+    }
+}
+
+/// Why a folder has no `figures.json`.
+fn not_there(dir: &Path) -> Error {
+    let has = |name: &str| dir.join(name).exists();
+    if !dir.is_dir() {
+        return Error::file(dir, "there is no such folder", "give the folder of a run");
+    }
+    if has("compare.json") {
+        return Error::file(dir, "is a comparison", "draw its page with exp_compare --report --out");
+    }
+    if has("summary.json") || has("integral.safetensors") {
+        let problem = format!("has no {FIGURES}: the program that ran it was of a version that wrote none");
+        return Error::file(dir, problem, "keep its report.html, or run it again for a page of this version");
+    }
+    let problem = format!("is no run of exp_phase1, exp_phase2 or exp_scan: it has no {FIGURES}");
+    Error::file(dir, problem, "give the folder of one")
+}
