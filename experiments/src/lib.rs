@@ -4,8 +4,8 @@
 //! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, and
 //! [`main_error`] turns an error into one line and an exit code.
 //!
-//! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave; [`pages`] draws it with the
-//! figures and tables of [`report`]. [`compare`] is the study over many runs.
+//! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave; `pages` draws it with the
+//! figures and tables of `report` (feature `pictures`). [`compare`] is the study over many runs.
 
 pub mod arguments;
 pub mod causal;
@@ -18,9 +18,11 @@ pub mod label_sources;
 pub mod main_error;
 mod names;
 pub mod overwrite;
+#[cfg(feature = "pictures")]
 pub mod pages;
 pub mod phase_flags;
 pub mod printed;
+#[cfg(feature = "pictures")]
 pub mod report;
 pub mod run_flags;
 pub mod run_folder;

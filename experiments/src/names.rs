@@ -14,6 +14,7 @@ pub(crate) fn node_name(spec: &MoeSpec, level: usize, node: usize) -> String {
 }
 
 /// A name for each expert, by its group: `3:1`, which reads as no number.
+#[cfg(feature = "pictures")]
 pub(crate) fn group_columns(spec: &MoeSpec) -> (Vec<String>, Option<Vec<(String, usize)>>) {
     let mut groups: Vec<(String, usize)> = spec
         .experts_under(0)

@@ -1,5 +1,7 @@
 //! What the programs that run a phase print of its figures.
 
+use std::path::Path;
+
 use tinyonn::metrics::size;
 use tinyonn::phases::{Phase1Summary, Plan};
 
@@ -71,4 +73,13 @@ pub fn plan(plan: &Plan) {
         say!("training  none: the dense model is there");
     }
     say!("nothing was done (--dry-run)");
+}
+
+/// Where the page of a run lies, in the folder `out`.
+pub fn page(out: &Path) {
+    if cfg!(feature = "pictures") {
+        say!("open      {}", out.join("report.html").display());
+    } else {
+        say!("page      none: this build draws no pages; `exp_report {}` of one that does draws it", out.display());
+    }
 }

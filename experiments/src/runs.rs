@@ -10,6 +10,7 @@ use tinyonn::phases::{
 };
 use tinyonn::train::Checkpoints;
 
+#[cfg(feature = "pictures")]
 use crate::pages;
 use crate::shown::{Imaged, PhasesShown, ScanShown, Shown};
 use crate::studies::{self, RunSummary, SUMMARY, Studies};
@@ -78,7 +79,7 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
     let image = phases::image(config, text)?;
     let title = format!("∫SPS of {}", config.model.display());
     Shown::Scan(Box::new(ScanShown::new(title, &image))).write(&text.out)?;
-    pages::draw(&text.out)?;
+    draw(&text.out)?;
     Ok(image.stored)
 }
 
@@ -90,7 +91,7 @@ pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
     let image = phases::merge_scans(config)?;
     let title = format!("∫SPS of {} stored scans", config.files.len());
     Shown::Scan(Box::new(ScanShown::new(title, &image))).write(&config.out)?;
-    pages::draw(&config.out)?;
+    draw(&config.out)?;
     Ok(image.stored)
 }
 
@@ -98,5 +99,18 @@ pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
 fn finish(out: &Path, figures: &RunSummary, shown: PhasesShown) -> Result<()> {
     summary::write(figures, &out.join(SUMMARY))?;
     Shown::Phases(Box::new(shown)).write(out)?;
-    pages::draw(out)
+    draw(out)
+}
+
+/// The page of what lies in `dir`, in a build that draws pages.
+#[cfg(feature = "pictures")]
+fn draw(dir: &Path) -> Result<()> {
+    pages::draw(dir)
+}
+
+/// A build without pictures leaves the page to `exp_report` of one with them.
+#[cfg(not(feature = "pictures"))]
+#[expect(clippy::unnecessary_wraps, reason = "its twin draws")]
+fn draw(_: &Path) -> Result<()> {
+    Ok(())
 }

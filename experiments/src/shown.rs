@@ -192,9 +192,6 @@ fn not_there(dir: &Path) -> Error {
     if !dir.is_dir() {
         return Error::file(dir, "there is no such folder", "give the folder of a run");
     }
-    if has("compare.json") {
-        return Error::file(dir, "is a comparison", "draw its page with exp_compare --report --out");
-    }
     if has("summary.json") || has("integral.safetensors") {
         let problem = format!("has no {FIGURES}: the program that ran it was of a version that wrote none");
         return Error::file(dir, problem, "keep its report.html, or run it again for a page of this version");

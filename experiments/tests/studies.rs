@@ -14,6 +14,7 @@ use tinyonn::data::{arithmetic, sorting};
 const PHASE1: &str = env!("CARGO_BIN_EXE_exp_phase1");
 const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
 const COMPARE: &str = env!("CARGO_BIN_EXE_exp_compare");
+const REPORT: &str = env!("CARGO_BIN_EXE_exp_report");
 
 /// A model that is pretrained in a moment, and a run of both phases that takes one.
 const SHAPE: &str = "cache = \"cache\"\nlength = 16\nscan_tokens = 300\ntest_tokens = 200\n[dense]\nvocab_size = 300\nhidden_size = 16\n\
@@ -77,6 +78,25 @@ impl Place {
         said.into_owned()
     }
 
+    /// The page in the folder `name` and all that is drawn beside it.
+    fn drawn(&self, name: &str) -> Vec<(PathBuf, Vec<u8>)> {
+        let dir = self.path(name);
+        let figures = fs::read_dir(dir.join("figures")).unwrap().map(|entry| entry.unwrap().path());
+        let mut paths: Vec<PathBuf> = figures.chain([dir.join("report.html")]).collect();
+        paths.sort();
+        paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    }
+
+    /// A page that is drawn again is the one that was drawn, to the byte, whether or not it is still there.
+    fn draws_again(&self, name: &str) {
+        let before = self.drawn(name);
+        fs::write(self.path(name).join("report.html"), "something else").unwrap();
+        fs::remove_dir_all(self.path(name).join("figures")).unwrap();
+        let said = self.done(REPORT, name);
+        assert!(said.contains("report.html"), "{said}");
+        assert!(self.drawn(name) == before, "{name}");
+    }
+
     fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
     }
@@ -109,6 +129,11 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
     assert_eq!(two["smk"], both["smk"]);
     assert_eq!(two["loss"], both["loss"]);
     assert!(two["frontier"].is_object() && both["frontier"].is_null());
+    // Without text, model or cache, and of another folder's name.
+    let hidden = ["a.txt", "b.txt", "cache"].map(|name| (place.path(name), place.path(&format!("hidden-{name}"))));
+    hidden.iter().for_each(|(from, to)| fs::rename(from, to).unwrap());
+    ["one", "two", "both"].into_iter().for_each(|run| place.draws_again(run));
+    hidden.iter().for_each(|(from, to)| fs::rename(to, from).unwrap());
     // What phase 1 decided is decided.
     fs::write(place.path("other.toml"), "scan_tokens = 299").unwrap();
     place.refused(PHASE2, "--from one --config other.toml --out three", &["`scan_tokens`", "exp_phase1"]);
@@ -171,6 +196,7 @@ fn a_comparison_that_was_killed_goes_on() {
     let results = fs::read_to_string(place.path("compare/RESULTS.md")).unwrap();
     assert!(results.lines().nth(2).unwrap().starts_with("**The claim"), "{results}");
     assert!(place.path("compare/report.html").exists());
+    place.draws_again("compare");
     // Nothing is left to do, and the same is said again.
     let again = place.done(COMPARE, arguments);
     assert!(again.contains("0 cells in"), "{again}");
@@ -187,6 +213,20 @@ fn a_comparison_that_was_killed_goes_on() {
     place.refused(COMPARE, "--report --out compare", &["elsewhere.md", "--overwrite"]);
     place.done(COMPARE, "--report --out compare --overwrite");
     assert!(fs::read_to_string(place.path("elsewhere.md")).unwrap() != "mine");
+}
+
+/// What is no run, and one that has not the numbers of its page, is refused by name.
+#[test]
+fn a_page_that_cannot_be_drawn_again_is_refused() {
+    let place = Place::new();
+    place.refused(REPORT, "gone", &["gone", "no such folder"]);
+    place.refused(REPORT, ".", &["is no run of exp_phase1, exp_phase2 or exp_scan", "figures.json"]);
+    fs::create_dir(place.path("old")).unwrap();
+    fs::write(place.path("old/summary.json"), "{}").unwrap();
+    place.refused(REPORT, "old", &["old: has no figures.json", "of a version that wrote none", "run it again"]);
+    fs::write(place.path("old/figures.json"), "{\"phases\": {\"tasks\": []}}").unwrap();
+    place.refused(REPORT, "old", &["old/figures.json", "missing field", "run that again"]);
+    assert!(!place.path("old/report.html").exists());
 }
 
 /// Before hours of work, not behind them.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use experiments::compare::{self, CompareConfig, Outcome, check_results_file, verdict, write_report, write_results};
+use experiments::compare::{self, CompareConfig, Outcome, Trial, check_results_file, verdict};
 use experiments::settings::layered;
 use experiments::{arguments, children, git_commit, interrupt, main_with, say};
 use serde::Serialize;
@@ -129,13 +129,29 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         ("run again with".into(), again(&config)),
     ];
     let trials = outcome.trials(&config);
-    write_results(&outcome, &trials, &config, &provenance)?;
-    write_report(&outcome, &trials, &config)?;
     verdict(&trials).iter().for_each(|line| say!("{line}"));
     say!("{ran} cells in {:.0} s; the others were there", started.elapsed().as_secs_f64());
+    write(&outcome, &trials, &config, &provenance)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The results and the page.
+#[cfg(feature = "pictures")]
+fn write(outcome: &Outcome, trials: &[Trial], config: &CompareConfig, provenance: &[(String, String)]) -> Result<()> {
+    compare::write_results(outcome, trials, config, provenance)?;
+    compare::write_report(outcome, trials, config)?;
     say!("results   {}", config.results_file().display());
     say!("open      {}", config.out.join("report.html").display());
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// A build without pictures leaves both to one with them.
+#[cfg(not(feature = "pictures"))]
+#[expect(clippy::unnecessary_wraps, reason = "its twin writes")]
+fn write(_: &Outcome, _: &[Trial], config: &CompareConfig, _: &[(String, String)]) -> Result<()> {
+    let out = config.out.display();
+    say!("results   none: this build writes no pages; `exp_compare --report --out {out}` of one that does writes them");
+    Ok(())
 }
 
 /// What makes the same comparison: the command, where it is the default one of other seeds.

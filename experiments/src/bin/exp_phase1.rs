@@ -67,7 +67,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let summary = phase1(&RunConfig { out: folder.dir().to_path_buf(), ..config }, Some(&checkpoints))?;
     let out = folder.finish()?;
     print(&summary);
-    say!("open      {}", out.join("report.html").display());
+    printed::page(&out);
     Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -80,7 +80,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     };
     let out = folder.finish()?;
     print(&summary);
-    say!("open      {}", out.join("report.html").display());
+    printed::page(&out);
     Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

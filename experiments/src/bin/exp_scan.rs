@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use experiments::runs::{image, merge_scans};
 use experiments::settings::{over_file, required, word};
-use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
+use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::files;
 use tinyonn::imaging::{Form, Partition, Share, StoredScan};
@@ -226,7 +226,7 @@ fn print(stored: &StoredScan, out: &Path) {
     if !missing.is_empty() {
         say!("missing   shares {}: these are the sums of a part", missing.join(", "));
     }
-    say!("open      {}", out.join("report.html").display());
+    printed::page(out);
 }
 
 fn positive(value: usize, flag: &str) -> Result<usize> {

@@ -32,8 +32,7 @@ use tinyonn::phases::Run;
 use tinyonn::train::Losses;
 use tinyonn::{Error, Result};
 
-pub use self::units::random_of_norm;
-pub(crate) use self::units::{AS_OTHERS, AS_RANDOM};
+pub use self::units::{AS_OTHERS, AS_RANDOM, random_of_norm};
 
 /// The share of a layer's units that are touched.
 const SHARE: f64 = 0.1;

@@ -12,9 +12,9 @@ pub(super) type Units = Vec<Vec<Vec<usize>>>;
 /// Draws of random units.
 const DRAWS: usize = 3;
 /// What the name of a source ends with where its units are weakened to the norm of random ones.
-pub(crate) const AS_RANDOM: &str = "_as_random";
+pub const AS_RANDOM: &str = "_as_random";
 /// The same, to the norm of others that were drawn to have as much.
-pub(crate) const AS_OTHERS: &str = "_as_others";
+pub const AS_OTHERS: &str = "_as_others";
 
 /// A layer's units, experts or neurons.
 pub(super) struct Layers<'a> {

@@ -98,6 +98,12 @@ impl By {
     }
 }
 
+/// Whether a comparison was begun in the folder `dir`.
+#[must_use]
+pub fn is_begun(dir: &Path) -> bool {
+    dir.join(BEGUN).exists()
+}
+
 fn read_begun<R: DeserializeOwned>(out: &Path, remedy: &str) -> Result<R> {
     let path = out.join(BEGUN);
     let none = || Error::file(&path, "is not there", "begin a comparison with exp_compare");

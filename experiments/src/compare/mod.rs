@@ -3,24 +3,34 @@
 //!
 //! Every figure that is compared is held-out loss, paired by seed and document. Records are kept cell by cell; what is there is not run again.
 
+#[cfg(feature = "pictures")]
 mod causal;
 mod cell;
 mod claim;
 mod default_grid;
 mod grid;
+#[cfg(feature = "pictures")]
 mod label_tables;
 mod outcome;
+#[cfg(feature = "pictures")]
 mod pictures;
 pub mod record;
+#[cfg(feature = "pictures")]
 mod results;
+mod results_file;
+#[cfg(feature = "pictures")]
 mod router_table;
 mod subject;
+#[cfg(feature = "pictures")]
 mod told;
 
 pub use cell::Cell;
 pub use claim::{Difference, RIVALS, Trial, verdict};
-pub use grid::{CompareConfig, CorpusConfig, Product};
+pub use grid::{CompareConfig, CorpusConfig, Product, is_begun};
 pub use outcome::{Finished, Outcome, Via};
+#[cfg(feature = "pictures")]
 pub use pictures::write_report;
-pub use results::{check_results_file, write_results};
+#[cfg(feature = "pictures")]
+pub use results::write_results;
+pub use results_file::check_results_file;
 pub use subject::run_subject;

@@ -139,6 +139,7 @@ impl Outcome {
 }
 
 /// The mean of some numbers.
+#[cfg(feature = "pictures")]
 pub(super) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }

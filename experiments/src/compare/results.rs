@@ -1,15 +1,15 @@
-//! `RESULTS.md`: what the comparison found, written from its records and by nobody's hand.
+//! What the comparison found, written from its records and by nobody's hand; a fragment of `RESULTS.md`.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use super::claim::{Trial, verdict};
 use super::label_tables::settings_table;
 use super::outcome::Outcome;
+use super::results_file::MARK;
 use super::router_table::loads;
 use super::told::Told;
 use super::{CompareConfig, causal};
-use tinyonn::{Error, Result, files};
+use tinyonn::{Result, files};
 
 impl Outcome {
     /// All tables, in the order in which they are told.
@@ -27,23 +27,6 @@ impl Outcome {
         told.retain(|told| !told.table.rows.is_empty());
         told
     }
-}
-
-/// What tells a page that is written by this from any other.
-const MARK: &str = "Written by `exp_compare` from its records; not edited by hand.";
-
-/// Refuses results that could not be written in the end: where a page lies that nobody wrote by [`write_results`], unless `replace`, or where no
-/// file can be made.
-///
-/// # Errors
-/// As above.
-pub fn check_results_file(path: &Path, replace: bool) -> Result<()> {
-    let foreign = || std::fs::read(path).is_ok_and(|page| !String::from_utf8_lossy(&page).contains(MARK));
-    if !replace && foreign() {
-        let remedy = "name another file with --results, or replace this one with --overwrite";
-        return Err(Error::file(path, "was not written by a comparison", remedy));
-    }
-    files::try_write(path)
 }
 
 /// Writes the results of `outcome` and its `trials`, with how to come by them: `provenance`, lines of name and value.

@@ -15,15 +15,21 @@ use tinyonn::metrics::{self, series};
 use tinyonn::phases::METRICS;
 
 use self::run::Material;
+use crate::compare::{self, CompareConfig, Outcome, write_report};
 use crate::report::Page;
 use crate::shown::Shown;
 use crate::studies::{self, RunSummary};
 
-/// Draws `report.html` and its figures into the folder `dir` of a run of phases or of a scan.
+/// Draws `report.html` and its figures into the folder `dir` of a run of phases, of a scan or of a comparison.
 ///
 /// # Errors
-/// A folder that is no run, or one of a version that left too little in it.
+/// A folder that is none of these, or one of a version that left too little in it.
 pub fn draw(dir: &Path) -> Result<()> {
+    if compare::is_begun(dir) {
+        let config = CompareConfig { out: dir.to_path_buf(), ..CompareConfig::begun(dir)? };
+        let outcome = Outcome::read(&config)?;
+        return write_report(&outcome, &outcome.trials(&config), &config);
+    }
     page(dir)?.write(dir)
 }
 

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::{PHASE2, SCAN, UPCYCLE, VERIFY, assert_done, assert_failed, assert_refused, printed};
 
 const COMPARE: &str = env!("CARGO_BIN_EXE_exp_compare");
+const REPORT: &str = env!("CARGO_BIN_EXE_exp_report");
 const DENSE: &str = "cache/dense-1fb6e7749f5ee7aa";
 const TEXT: &str = "--data a=a.jsonl --data b=b.jsonl";
 const SCANNED: &str = "--length 16 --batch 4 --max-tokens 300 --norm log1p";
@@ -170,6 +171,15 @@ fn what_a_later_version_wrote_is_refused_by_name(
     // The folder of a comparison is named as a whole.
     let place = if words.contains(&"other sources") { "compare" } else { name };
     assert_refused(&refused, &[place]);
+}
+
+/// A run of then left less behind than its page takes; a comparison all of it.
+#[test]
+fn a_page_is_drawn_again_where_its_numbers_are() {
+    let kept = Kept::new();
+    assert_refused(&kept.run(REPORT, "phase1"), &["phase1: has no figures.json", "of a version that wrote none"]);
+    assert_done(&kept.run(REPORT, "compare"));
+    assert!(kept.0.path().join("compare/report.html").exists());
 }
 
 #[test]

@@ -1,0 +1,22 @@
+//! The file of the results: whose it is.
+
+use std::path::Path;
+
+use tinyonn::{Error, Result, files};
+
+/// What tells a page that is written by this from any other.
+pub(super) const MARK: &str = "Written by `exp_compare` from its records; not edited by hand.";
+
+/// Refuses results that could not be written in the end: where a page lies that nobody wrote by a comparison, unless `replace`, or where no
+/// file can be made.
+///
+/// # Errors
+/// As above.
+pub fn check_results_file(path: &Path, replace: bool) -> Result<()> {
+    let foreign = || std::fs::read(path).is_ok_and(|page| !String::from_utf8_lossy(&page).contains(MARK));
+    if !replace && foreign() {
+        let remedy = "name another file with --results, or replace this one with --overwrite";
+        return Err(Error::file(path, "was not written by a comparison", remedy));
+    }
+    files::try_write(path)
+}
