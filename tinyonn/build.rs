@@ -1,4 +1,4 @@
-//! Hashes the sources of the crate and of the declarations it stands on: the code version in the key of cached models.
+//! Hashes the sources of the crate and of the declarations it stands on: what is half done says by which it was begun.
 
 use std::path::{Path, PathBuf};
 

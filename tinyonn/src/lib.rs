@@ -40,7 +40,8 @@ pub mod qwen3 {
     pub use crate::decoder::{Arch as Qwen3Config, CausalLm as Qwen3ForCausalLm, Decoder as Qwen3, *};
 }
 
-/// SHA-256 of this crate's sources, and of those of the declarations it stands on: other code may compute other bits.
+/// SHA-256 of this crate's sources, and of those of the declarations it stands on: other code may compute other bits, so what is half done is gone on with by
+/// the same alone.
 pub const SOURCES_SHA256: &str = env!("TINYONN_SOURCES_SHA256");
 
 // The code that `#[moe(..)]` writes names these; a user's crate needs no dependency but this one, and has candle in the version

@@ -54,6 +54,8 @@ pub struct CompareConfig {
     pub products: Vec<Product>,
 }
 
+/// SHA-256 of the sources by which this package computes the records of a comparison.
+const STUDY_SHA256: &str = env!("EXPERIMENTS_STUDY_SHA256");
 /// The file that holds a comparison's settings.
 const BEGUN: &str = "compare.json";
 
@@ -70,6 +72,9 @@ struct Begun<'a> {
 struct By {
     /// SHA-256 of the library's sources.
     sources: String,
+    /// SHA-256 of the study's own; none where the library still held them.
+    #[serde(default)]
+    study: String,
     /// Their commit.
     #[serde(default)]
     commit: String,
@@ -197,7 +202,7 @@ impl CompareConfig {
             let remedy = "name another folder with --out";
             return Err(Error::file(&self.out, "exists, is not empty, and is no comparison", remedy));
         }
-        let mut by = By { sources: SOURCES_SHA256.into(), commit: commit.to_owned() };
+        let mut by = By { sources: SOURCES_SHA256.into(), study: STUDY_SHA256.into(), commit: commit.to_owned() };
         if path.exists() {
             let other = |problem: String| {
                 Err(Error::file(&self.out, problem, "name another folder with --out, or remove this one"))
@@ -206,6 +211,10 @@ impl CompareConfig {
             if by.sources != SOURCES_SHA256 {
                 let problem = "was begun with other sources of the library: cells would not be comparable";
                 return other(format!("{problem} (computed by {}; these have {SOURCES_SHA256})", by.describe()));
+            }
+            if by.study != STUDY_SHA256 {
+                let problem = "was begun with other sources of the comparison: cells would not be comparable";
+                return other(format!("{problem} (computed by {})", by.describe()));
             }
             let settings = by.settings(&self.out)?;
             let same = Self { products: self.products.clone(), results: self.results.clone(), ..settings.clone() };

@@ -9,12 +9,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::config::hidden_act;
 use super::text::{Tokens, tokenizer};
-use super::{RunConfig, Text};
+use super::{DeviceName, RunConfig, Text};
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, base_name, expected_tensors, is_tinyonn};
 use crate::data::{Sampler, TextTokenizer};
 use crate::decoder::Arch;
 use crate::metrics::{self, MetricsLog, Record};
 use crate::moe::variant;
+use crate::train::pretrain::ARITHMETIC;
 use crate::train::{Checkpoints, pretrain};
 use crate::{Error, Result, files};
 
@@ -230,18 +231,67 @@ fn stored(folder: &ModelFolder) -> BTreeMap<String, DType> {
     types.filter(|(_, dtype)| dtype.is_float()).collect()
 }
 
-/// SHA-256 of all that decides the pretrained weights: configuration, seed, device, text, and this crate's own sources.
+/// SHA-256 of all that decides the pretrained weights: settings of model, tokenizer (its size) and training, seed, kind of device, type, text, and the version of the
+/// arithmetic.
 fn cache_key(config: &RunConfig, text: &Text) -> Result<String> {
     let deciding = serde_json::json!({
-        "code": crate::SOURCES_SHA256,
+        "arithmetic": ARITHMETIC,
         "corpus": text.sha256,
+        "dtype": "f32",
         "dense": config.dense,
         "hidden_act": hidden_act(variant(&config.variant)?),
         "pretrain": config.pretrain,
         "length": config.length,
         "seed": config.seed,
-        "device": config.device,
+        "device": if config.device == DeviceName::Cpu { "cpu" } else { "cuda" },
     });
     let bytes = serde_json::to_vec(&deciding).map_err(|e| Error::setting("config", e.to_string(), "report this"))?;
     Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::data::{Corpus, Splits};
+
+    fn key(change: impl Fn(&mut RunConfig), text: &str) -> Result<String> {
+        let mut config = RunConfig::quick();
+        change(&mut config);
+        let none = || Corpus { tasks: Vec::new() };
+        let splits = Splits { train: none(), validation: none(), test: none() };
+        cache_key(&config, &Text { sha256: text.into(), tasks: Vec::new(), splits })
+    }
+
+    /// What decides the weights makes another model.
+    #[rstest]
+    #[case::seed(|config: &mut RunConfig| config.seed = 1, "text")]
+    #[case::steps(|config: &mut RunConfig| config.pretrain.steps += 1, "text")]
+    #[case::rate(|config: &mut RunConfig| config.pretrain.optimizer.rate *= 2.0, "text")]
+    #[case::shape(|config: &mut RunConfig| config.dense.hidden_size += 32, "text")]
+    #[case::tokenizer(|config: &mut RunConfig| config.dense.vocab_size += 1, "text")]
+    #[case::length(|config: &mut RunConfig| config.length += 1, "text")]
+    #[case::device(|config: &mut RunConfig| config.device = DeviceName::Cuda(0), "text")]
+    #[case::text(|_: &mut RunConfig| {}, "another text")]
+    fn what_decides_the_weights_is_in_the_key(#[case] change: fn(&mut RunConfig), #[case] text: &str) -> Result<()> {
+        assert_ne!(key(change, text)?, key(|_| {}, "text")?);
+        Ok(())
+    }
+
+    /// What does not decide them finds the same model, the sources of this crate among it.
+    #[rstest]
+    #[case::nothing(|_: &mut RunConfig| {})]
+    #[case::folders(|config: &mut RunConfig| (config.out, config.cache) = (PathBuf::from("a"), PathBuf::from("b")))]
+    #[case::scan(|config: &mut RunConfig| config.scan_tokens += 1)]
+    #[case::routers(|config: &mut RunConfig| config.router.steps += 1)]
+    #[case::smk(|config: &mut RunConfig| config.smk.steps += 1)]
+    fn what_comes_later_is_not(#[case] change: fn(&mut RunConfig)) -> Result<()> {
+        assert_eq!(key(change, "text")?, key(|_| {}, "text")?);
+        let gpu = |at: usize| key(|config| config.device = DeviceName::Cuda(at), "text");
+        assert_eq!(gpu(0)?, gpu(1)?);
+        Ok(())
+    }
 }

@@ -14,6 +14,11 @@ use crate::data::{Sampler, TokenSet};
 use crate::decoder::{Arch, CausalLm, Learn, Mlp, Pass};
 use crate::metrics::MetricsLog;
 
+/// The version of what pretraining computes: models that are cached under one are alike, whatever the sources.
+// To be raised with whatever moves its bits: whenever the golden figures of `pretraining` (tests/suite/golden) are stated anew, and when texts are
+// split, cut into tokens or drawn in another way. What does not move them leaves cached models what they are.
+pub const ARITHMETIC: u32 = 1;
+
 /// How a dense model is pretrained.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
