@@ -100,7 +100,7 @@ class SourceRules(unittest.TestCase):
         self.assert_places({"tests/suite/x.rs": "\n" * 500})
         self.assert_places({"tests/suite/x.rs": "\n" * 501}, "tests/suite/x.rs:501")
         self.assert_places({"README.md": "\n" * 501}, "README.md:501")
-        self.assert_places({"RESULTS.md": "\n" * 501})
+        self.assert_places({"RESULTS.md": "\n" * 501, "results/compare.md": "\n" * 501})
 
 
 if __name__ == "__main__":

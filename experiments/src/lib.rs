@@ -12,6 +12,8 @@ pub mod causal;
 pub mod children;
 pub mod compare;
 pub mod densities;
+#[cfg(feature = "pictures")]
+pub mod fragments;
 pub mod frontier;
 pub mod interrupts;
 pub mod label_sources;

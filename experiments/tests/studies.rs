@@ -215,6 +215,26 @@ fn a_comparison_that_was_killed_goes_on() {
     assert!(fs::read_to_string(place.path("elsewhere.md")).unwrap() != "mine");
 }
 
+/// RESULTS.md lies beside the folder of fragments, and is written whole or not at all.
+#[test]
+fn results_are_assembled_from_fragments() {
+    let place = Place::new();
+    let of_workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    fs::create_dir(place.path("results")).unwrap();
+    for name in ["compare.md", "compare.json"] {
+        fs::copy(of_workspace.join("results").join(name), place.path("results").join(name)).unwrap();
+    }
+    fs::write(place.path("RESULTS.md"), "my own notes").unwrap();
+    place.refused(REPORT, "--results", &["RESULTS.md", "--overwrite"]);
+    place.done(REPORT, "--results results --overwrite");
+    let page = fs::read(place.path("RESULTS.md")).unwrap();
+    assert!(page == fs::read(of_workspace.join("RESULTS.md")).unwrap());
+    fs::write(place.path("results/compare.md"), "# Does ∫SPS route better than anything else?\n").unwrap();
+    place.refused(REPORT, "--results", &["results/compare.md", "lacks the row", "exp_compare"]);
+    assert!(fs::read(place.path("RESULTS.md")).unwrap() == page);
+    place.refused(REPORT, "--results gone", &["gone", "No such"]);
+}
+
 /// What is no run, and one that has not the numbers of its page, is refused by name.
 #[test]
 fn a_page_that_cannot_be_drawn_again_is_refused() {

@@ -9,6 +9,7 @@ use experiments::compare::{
     Cell, CompareConfig, CorpusConfig, Difference, Outcome, Product, RIVALS, Trial, run_subject, verdict, write_report,
     write_results,
 };
+use experiments::fragments::Declared;
 use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score};
@@ -314,6 +315,18 @@ fn the_results_are_written_from_the_records() {
     ] {
         assert!(text.contains(expected) || text.contains(&expected.replace(' ', "_")), "{expected}\n{text}");
     }
+    // All that the grid asks for is there, and nothing else; what was not run is missed.
+    let declared = config.declared();
+    assert_eq!(declared.missing_in(&text), Vec::<String>::new());
+    let rows = declared.tables.iter().map(|table| table.rows.len() + 1).sum::<usize>();
+    assert_eq!(text.lines().filter(|line| line.starts_with("| ")).count(), rows);
+    assert_eq!(text.matches("\n## ").count(), declared.tables.len());
+    let beside = fs::read(config.results_file().with_extension("json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Declared>(&beside).unwrap(), declared);
+    let more = Product { contrast: vec![true], routed: vec![false], ..Product::default() };
+    let grown = CompareConfig { products: [config.products.clone(), vec![more]].concat(), ..config.clone() };
+    let missing = grown.declared().missing_in(&text);
+    assert!(missing.len() == 1 && missing[0].contains("contrasted"), "{missing:?}");
     write_report(&outcome, &trials, &config).unwrap();
     let page = fs::read_to_string(config.out.join("report.html")).unwrap();
     assert!(page.contains("Whose image knows the path? (small)"));

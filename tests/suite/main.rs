@@ -38,6 +38,7 @@ mod pfag;
 mod phase1;
 mod phase2;
 mod report;
+mod results;
 mod resume;
 mod router_cost;
 mod router_fit;

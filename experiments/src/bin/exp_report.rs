@@ -1,28 +1,39 @@
-//! The page of a run, drawn again.
+//! The page of a run, drawn again; and RESULTS.md, made of what studies found.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use experiments::{arguments, main_with, pages, printed};
-use tinyonn::Result;
-use tinyonn::files::StagedFolder;
+use experiments::compare::check_results_file;
+use experiments::{arguments, fragments, main_with, pages, printed, say};
+use tinyonn::files::{self, StagedFolder};
+use tinyonn::{Error, Result};
 
 /// Draw the page of a run again, from what lies in its folder: no model, no text, nothing is computed.
 ///
 /// report.html and figures/ are replaced; the rest of the folder stays as it is. A run of exp_phase1, exp_phase2 or exp_scan holds the numbers
 /// of its page in summary.json, metrics.jsonl and figures.json, a comparison in its records.
+///
+/// With --results, RESULTS.md is written instead, beside the folder of fragments: what each study found, in a fixed order. A study that was not run
+/// has no part of it; if one lacks a row that its grid asks for, nothing is written.
 #[derive(Parser)]
 #[command(
     name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
-  exp_report runs/phase2                                    after the drawing code has changed"
+  exp_report runs/phase2                                    after the drawing code has changed
+  exp_compare --results results/compare.md                  a study leaves its fragment, and exp_report --results puts it in"
 )]
 struct Cli {
     /// The folder of a run of exp_phase1, exp_phase2, exp_scan or exp_compare
-    #[arg(value_name = "RUN")]
-    run: PathBuf,
+    #[arg(value_name = "RUN", required_unless_present = "results", conflicts_with = "results")]
+    run: Option<PathBuf>,
+    /// Write RESULTS.md from the fragments in this folder, beside it [default: results]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "results")]
+    results: Option<PathBuf>,
+    /// Replace a RESULTS.md that no program wrote
+    #[arg(long, requires = "results")]
+    overwrite: bool,
 }
 
 fn main() -> ExitCode {
@@ -30,10 +41,25 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let run = &cli.run;
+    if let Some(dir) = &cli.results {
+        return assemble(dir, cli.overwrite);
+    }
+    let unknown = || Error::setting("RUN", "it is needed and was not given", "name the folder of a run");
+    let run = cli.run.as_ref().ok_or_else(unknown)?;
     // A run that was killed while it replaced that folder had put it aside.
     StagedFolder::restore(run)?;
     pages::draw(run)?;
     printed::page(run);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All parts are read and found whole before anything is written.
+fn assemble(dir: &Path, overwrite: bool) -> Result<ExitCode> {
+    let page = fragments::assemble(dir)?;
+    let dir = std::path::absolute(dir).map_err(|e| Error::io(dir, e))?;
+    let path = dir.parent().unwrap_or(&dir).join("RESULTS.md");
+    check_results_file(&path, overwrite)?;
+    files::write(&path, page)?;
+    say!("results   {}", path.display());
     Ok(ExitCode::SUCCESS)
 }

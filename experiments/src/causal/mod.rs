@@ -102,6 +102,16 @@ pub fn causal(run: &Run<'_>, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Ve
     Ok(done)
 }
 
+/// What chooses the units of every intervention, by the names that [`Intervention::source`] has.
+#[must_use]
+pub fn chosen() -> Vec<String> {
+    let of_control = |control: Control| {
+        let weakened = control.held_against().iter().map(|source| control.weakened(*source)).collect::<Vec<_>>();
+        weakened.into_iter().chain([control.name()])
+    };
+    sources().into_iter().map(Source::name).chain(CONTROLS.into_iter().flat_map(of_control)).collect()
+}
+
 impl Ground<'_> {
     fn interventions(&self, of: &Layers<'_>, step: impl Fn()) -> Result<Vec<Intervention>> {
         let sps = SPS.choose(self.scan, of);

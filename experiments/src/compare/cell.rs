@@ -95,6 +95,12 @@ impl Cell {
         if self.contrast { format!("{}, contrasted", self.image()) } else { self.image() }
     }
 
+    /// The source of the labels, and whether they are contrasted.
+    #[cfg(feature = "pictures")]
+    pub(super) fn labels_in_words(&self) -> String {
+        format!("{}{}", self.labels, if self.contrast { ", contrasted" } else { "" })
+    }
+
     /// A name that no other cell has, good for a file.
     #[must_use]
     pub fn id(&self) -> String {

@@ -2,8 +2,8 @@
 //! labels dealt to other tasks, than labels by activation, and than labels by first-order Taylor, signed and by magnitude (DESIGN §3).
 
 use super::outcome::{Finished, Outcome, Via};
-use super::told::times;
 use super::{Cell, CompareConfig};
+use crate::frontier::times;
 use tinyonn::imaging::{How, LabelSource, Score};
 use tinyonn::metrics::{Interval, mean_interval};
 use tinyonn::ops::GradSite;
@@ -91,7 +91,7 @@ impl Outcome {
     }
 }
 
-fn is_asked(cell: &Cell) -> bool {
+pub(super) fn is_asked(cell: &Cell) -> bool {
     cell.labels == LabelSource::SPS && !cell.routed && cell.grad_site != GradSite::Output
 }
 

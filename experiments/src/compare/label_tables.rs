@@ -86,7 +86,7 @@ impl Outcome {
             let said: Vec<&LabelStatistics> = said.collect();
             let of_labels =
                 |f: fn(&LabelStatistics) -> f64| mean(&said.iter().map(|labels| f(labels)).collect::<Vec<_>>());
-            let label = format!("{}{}", cell.labels, if cell.contrast { ", contrasted" } else { "" });
+            let label = cell.labels_in_words();
             rows.push((
                 mean(&seeds),
                 vec![

@@ -7,6 +7,8 @@
 mod causal;
 mod cell;
 mod claim;
+#[cfg(feature = "pictures")]
+mod declared;
 mod default_grid;
 mod grid;
 #[cfg(feature = "pictures")]

@@ -9,6 +9,7 @@ use super::results_file::MARK;
 use super::router_table::loads;
 use super::told::Told;
 use super::{CompareConfig, causal};
+use crate::fragments::COMPARE;
 use tinyonn::{Result, files};
 
 impl Outcome {
@@ -29,7 +30,8 @@ impl Outcome {
     }
 }
 
-/// Writes the results of `outcome` and its `trials`, with how to come by them: `provenance`, lines of name and value.
+/// Writes the results of `outcome` and its `trials`, with how to come by them: `provenance`, lines of name and value. Beside it the rows that the grid
+/// asks for ([`Declared`](crate::fragments::Declared)).
 ///
 /// # Errors
 /// What the system reports.
@@ -39,7 +41,7 @@ pub fn write_results(
     config: &CompareConfig,
     provenance: &[(String, String)],
 ) -> Result<()> {
-    let mut page = String::from("# Does ∫SPS route better than anything else?\n\n");
+    let mut page = format!("# {}\n\n", COMPARE.title);
     let mut said = verdict(trials).into_iter();
     if let Some(answer) = said.next() {
         let _ = writeln!(page, "**{answer}**\n");
@@ -80,5 +82,7 @@ pub fn write_results(
     for told in outcome.tables(config, trials) {
         let _ = write!(page, "\n## {}\n\n{}\n\n{}", told.heading, told.prose, told.table.markdown()?);
     }
-    files::write(config.results_file(), page)
+    let path = config.results_file();
+    config.declared().write_beside(&path)?;
+    files::write(path, page)
 }

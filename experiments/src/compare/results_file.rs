@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde_json::Value;
 use tinyonn::{Error, Result, files};
 
 /// What tells a page that is written by this from any other.
@@ -17,6 +18,16 @@ pub fn check_results_file(path: &Path, replace: bool) -> Result<()> {
     if !replace && foreign() {
         let remedy = "name another file with --results, or replace this one with --overwrite";
         return Err(Error::file(path, "was not written by a comparison", remedy));
+    }
+    let beside = path.with_extension("json");
+    let declared = |text: &[u8]| serde_json::from_slice::<Value>(text).is_ok_and(|json| json["study"].is_string());
+    if !replace && std::fs::read(&beside).is_ok_and(|text| !declared(&text)) {
+        let problem = "was not written by a comparison, which writes there which rows its results must have";
+        return Err(Error::file(
+            beside,
+            problem,
+            "name another file with --results, or replace this one with --overwrite",
+        ));
     }
     files::try_write(path)
 }

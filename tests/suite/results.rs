@@ -1,0 +1,107 @@
+//! RESULTS.md: made of what studies left in `results/`, or not made at all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use experiments::compare::CompareConfig;
+use experiments::fragments::{COMPARE, Declared, assemble, declared_beside};
+use rstest::rstest;
+use tempfile::TempDir;
+
+use crate::models::message;
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A copy of the workspace's fragments.
+struct Fragments(TempDir);
+
+impl Fragments {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        for name in ["compare.md", "compare.json"] {
+            fs::copy(workspace().join("results").join(name), dir.path().join(name)).unwrap();
+        }
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn edit(&self, name: &str, change: impl FnOnce(String) -> String) {
+        let path = self.path(name);
+        fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn the_workspaces_page_is_what_its_fragments_say() {
+    let page = fs::read_to_string(workspace().join("RESULTS.md")).unwrap();
+    assert!(assemble(&workspace().join("results")).unwrap() == page);
+}
+
+/// What lies beside the workspace's fragment is what the grid asks for that made it.
+#[test]
+fn the_rows_that_are_declared_are_the_grids() {
+    let sorted = |mut declared: Declared| {
+        declared.tables.iter_mut().for_each(|table| table.rows.sort());
+        declared
+    };
+    let config = CompareConfig { seeds: (0..5).collect(), ..CompareConfig::default() };
+    let kept = fs::read(workspace().join("results/compare.json")).unwrap();
+    assert_eq!(sorted(serde_json::from_slice(&kept).unwrap()), sorted(config.declared()));
+}
+
+/// A row that is there is known by its leading cells alone; one that is not is named with its table.
+#[test]
+fn a_row_that_is_missing_is_named() {
+    let fragments = Fragments::new();
+    let without = |page: String, row: &str| {
+        let kept: Vec<&str> = page.lines().filter(|line| !line.starts_with(row)).collect();
+        kept.join("\n") + "\n"
+    };
+    fragments.edit("compare.md", |page| without(page, "| neurons | highest \\|Taylor\\| |"));
+    let said = message(assemble(fragments.0.path()));
+    assert!(said.contains("compare.md: lacks the row `neurons, highest |Taylor|` of “Does a task need"), "{said}");
+    assert!(said.contains("(workspace)”, and 1 more; run exp_compare again"), "{said}");
+    // In another table it would be another row.
+    let fragments = Fragments::new();
+    fragments.edit("compare.md", |page| page.replacen("| oracle |", "| oracles |", 1));
+    let said = message(assemble(fragments.0.path()));
+    assert!(said.contains("lacks the row `oracle` of “Whose image knows the path? (workspace)”; run"), "{said}");
+}
+
+#[rstest]
+#[case::no_fragment(&|at: &Fragments| { fs::remove_file(at.path("compare.md")).unwrap(); }, &["compare.md", "No such file"])]
+#[case::none_at_all(
+    &|at: &Fragments| ["compare.md", "compare.json"].iter().for_each(|name| fs::remove_file(at.path(name)).unwrap()),
+    &["holds none of compare.md", "--results"]
+)]
+#[case::nothing_declared(&|at: &Fragments| { fs::remove_file(at.path("compare.json")).unwrap(); }, &["compare.md", "has no compare.json"])]
+#[case::another_title(&|at: &Fragments| at.edit("compare.md", |page| page.replacen("# Does", "# Did", 1)), &["does not begin with its title"])]
+#[case::another_study(&|at: &Fragments| at.edit("compare.json", |json| json.replacen("\"compare\"", "\"other\"", 1)), &["compare.json", "is of `other`"])]
+#[case::a_smaller_grid(
+    &|at: &Fragments| at.edit("compare.json", |json| json.replace("In every form of the image", "In one form")),
+    &["compare.json", "asks for no table `In every form of the image`", "default grid"]
+)]
+#[case::a_table(&|at: &Fragments| at.edit("compare.md", |page| page.replacen("## Every setting", "## Some settings", 1)), &["lacks the row `workspace, contiguous, 7 × 7, layer`"])]
+#[case::a_stranger(&|at: &Fragments| fs::write(at.path("notes.md"), "# Mine\n").unwrap(), &["notes.md", "is of no study"])]
+fn what_is_not_whole_makes_no_page(#[case] change: &dyn Fn(&Fragments), #[case] words: &[&str]) {
+    let fragments = Fragments::new();
+    change(&fragments);
+    let said = message(assemble(fragments.0.path()));
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+}
+
+#[test]
+fn what_is_declared_lies_beside_the_fragment() {
+    let fragments = Fragments::new();
+    let declared = CompareConfig::quick().declared();
+    declared.write_beside(&fragments.path("compare.md")).unwrap();
+    assert_eq!(declared_beside(Path::new("results/compare.md")), Path::new("results/compare.json"));
+    let kept = fs::read(fragments.path("compare.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Declared>(&kept).unwrap(), declared);
+    assert_eq!(declared.study, COMPARE.name);
+}
