@@ -71,24 +71,8 @@ fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let slips = (word.chars().count() / 3).max(1);
     known
         .iter()
-        .map(|known| (distance(&word.to_lowercase(), known), *known))
+        .map(|known| (strsim::levenshtein(&word.to_lowercase(), known), *known))
         .filter(|(distance, _)| *distance <= slips)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, known)| known)
-}
-
-/// The Levenshtein distance: insertions, deletions and substitutions that turn `from` into `to`.
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in to.iter().enumerate() {
-            let substituted = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
 }
