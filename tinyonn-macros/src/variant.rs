@@ -1,6 +1,8 @@
 //! A declaration as it was read: what the library knows of it, and what only the macro needs.
 
+use heck::ToSnakeCase as _;
 use proc_macro2::Ident;
+use syn::ext::IdentExt as _;
 use syn::{Attribute, Path, Visibility};
 use tinyonn_spec::MoeSpec;
 
@@ -29,16 +31,5 @@ pub(crate) struct GroupName {
 
 /// `WrittenWords` to `written_words`.
 pub(crate) fn snake_case(ident: &Ident) -> String {
-    let written = ident.to_string();
-    let letters: Vec<char> = written.trim_start_matches("r#").chars().collect();
-    let mut name = String::new();
-    for (i, letter) in letters.iter().enumerate() {
-        let starts_word = letter.is_uppercase()
-            && i > 0
-            && letters[i - 1] != '_'
-            && (!letters[i - 1].is_uppercase() || letters.get(i + 1).is_some_and(|next| next.is_lowercase()));
-        name.extend(starts_word.then_some('_'));
-        name.extend(letter.to_lowercase());
-    }
-    name
+    ident.unraw().to_string().to_snake_case()
 }

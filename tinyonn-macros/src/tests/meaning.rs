@@ -6,7 +6,7 @@ use tinyonn_spec::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Pfag, RoutePer, 
 
 use super::{UNIT, tokens, understood};
 use crate::errors::Errors;
-use crate::variant::Variant;
+use crate::variant::{Variant, snake_case};
 use crate::{parse, read};
 
 const CORTEX: &str = "enum Cortex {
@@ -155,4 +155,16 @@ fn what_is_substituted_by_another_macro_is_read_through() {
     let declaration = parse::parse(quote::quote!(groups = #ten, experts = #ten), tokens(UNIT), &mut errors);
     let variant = read::read(&declaration, &mut errors);
     assert_eq!(variant.map(|variant| variant.spec.experts()), Some(100));
+}
+
+#[rstest]
+#[case("WrittenWords", "written_words")]
+#[case("HTTPServer", "http_server")]
+#[case("SwiGLU", "swi_glu")]
+#[case("V100Experts", "v100_experts")]
+#[case("H2O", "h2o")]
+#[case("r#Type", "type")]
+fn names_are_in_snake_case(#[case] written: &str, #[case] name: &str) {
+    let ident: proc_macro2::Ident = syn::parse_str(written).unwrap_or_else(|e| panic!("{written}: {e}"));
+    assert_eq!(snake_case(&ident), name);
 }
