@@ -15,11 +15,15 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crc::{CRC_32_ISCSI, Crc};
+
 use super::value::Record;
 use crate::files::{self, parent_of};
 use crate::{Error, Result};
 
 const PREFIX: &str = "events.out.tfevents.";
+/// Castagnoli's, which iSCSI has too.
+const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 /// Records before those of steps: the version, and START.
 const HEAD: usize = 2;
 
@@ -194,40 +198,5 @@ fn next_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn masked_crc(bytes: &[u8]) -> u32 {
-    crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// Castagnoli's CRC, a byte at a time.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| crc >> 8 ^ TABLE[usize::from(crc as u8 ^ byte)];
-    !bytes.iter().fold(!0, step)
-}
-
-/// The remainders of all bytes by the reflected polynomial 0x82f63b78.
-const TABLE: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let (mut crc, mut bit) = (byte as u32, 0);
-        while bit < 8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
-};
-
-#[cfg(test)]
-mod tests {
-    use super::crc32c;
-
-    /// RFC 3720, B.4.
-    #[test]
-    fn the_checksum_is_castagnolis() {
-        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
-        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-    }
+    CRC.checksum(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
