@@ -17,6 +17,7 @@ use crate::router_fit::normal;
 #[case(21, 2.086)]
 #[case(61, 2.000)]
 #[case(1001, 1.962)]
+#[case(10_000_001, 1.960)]
 fn its_width_is_students(#[case] count: usize, #[case] t: f64) {
     let values: Vec<f64> = (0..count).map(|at| 3.0 + at as f64).collect();
     let found = mean_interval(&values).unwrap();

@@ -4,12 +4,13 @@
 //! What the models of several seeds say is such a sample: it speaks of other models that would be made alike, where the bootstrap over
 //! documents ([`super::interval()`]) speaks of these.
 
+use statrs::distribution::{ContinuousCDF as _, StudentsT};
+
 use super::Interval;
 
-/// t of 1 to 10 degrees of freedom (R. A. Fisher's table).
-const T: [f64; 10] = [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281];
-/// That of the normal distribution.
-const Z: f64 = 1.959_964;
+/// More degrees of freedom than these count as these, which makes the interval wider by 0.012 % at most: at ten million `statrs` gives
+/// 1.83, and at a thousand million it does not end.
+const MOST_FREEDOM: f64 = 10_000.0;
 
 /// The 95 % interval of the mean of `values`; `None` of fewer than two, which say nothing of others.
 ///
@@ -32,14 +33,8 @@ pub fn mean_interval(values: &[f64]) -> Option<Interval> {
     Some(Interval { mean, low: mean - half, high: mean + half })
 }
 
-/// t of `freedom` ≥ 1 degrees of freedom; beyond the table by the expansion in 1/ν (Abramowitz and Stegun, 26.7.5), right to 2e-4.
+/// t of `freedom` ≥ 1 degrees of freedom.
 fn quantile(freedom: usize) -> f64 {
-    if let Some(t) = T.get(freedom.saturating_sub(1)) {
-        return *t;
-    }
-    let nu = freedom as f64;
-    let first = (Z.powi(3) + Z) / 4.0;
-    let second = (5.0 * Z.powi(5) + 16.0 * Z.powi(3) + 3.0 * Z) / 96.0;
-    let third = (3.0 * Z.powi(7) + 19.0 * Z.powi(5) + 17.0 * Z.powi(3) - 15.0 * Z) / 384.0;
-    Z + first / nu + second / nu.powi(2) + third / nu.powi(3)
+    let freedom = (freedom as f64).clamp(1.0, MOST_FREEDOM);
+    StudentsT::new(0.0, 1.0, freedom).map_or(f64::NAN, |t| t.inverse_cdf(0.975))
 }
