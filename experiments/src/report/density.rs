@@ -151,12 +151,12 @@ impl Plot for Density {
             };
             let [[a, b], [_, c]] = class.covariance;
             row("mean", class.mean, [a.into(), b.into(), c.into()]);
-            class.sample().for_each(|point| row("point", point, [Field::Empty, Field::Empty, Field::Empty]));
+            class.sample().for_each(|point| row("point", point, [Field::EMPTY, Field::EMPTY, Field::EMPTY]));
         }
         for class in &self.cloud {
             for [x, y] in class.sample() {
                 let place = [class.name.as_str().into(), "cloud".into(), x.into(), y.into()];
-                csv.line(place.into_iter().chain([Field::Empty, Field::Empty, Field::Empty]));
+                csv.line(place.into_iter().chain([Field::EMPTY, Field::EMPTY, Field::EMPTY]));
             }
         }
         csv.finish()
