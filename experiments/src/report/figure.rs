@@ -1,13 +1,14 @@
 //! What a page shows: drawings, each with its files, and tables.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
+use maud::{Markup, PreEscaped, html};
 use rayon::prelude::*;
 
+use super::markup::inline;
 use super::plot::Plot;
-use super::svg::{Svg, escape};
-use super::table::{Table, inline};
+use super::svg::Svg;
+use super::table::Table;
 use tinyonn::files::{self, StagedFolder};
 use tinyonn::{Error, Result};
 
@@ -79,26 +80,27 @@ impl Figure {
         }
     }
 
-    /// Adds the figure to the page, as the `number`-th of its kind.
-    pub(super) fn write_html(&self, html: &mut String, number: usize) {
-        let (body, links) = match &self.content {
-            Content::Drawing(drawing) => (&drawing.svg.to_string(), drawing.links()),
-            Content::Table(table) => (table, String::new()),
+    /// The figure on the page, as the `number`-th of its kind.
+    pub(super) fn html(&self, number: usize) -> Markup {
+        let (body, files) = match &self.content {
+            Content::Drawing(drawing) => (drawing.svg.to_string(), Some(&drawing.stem)),
+            Content::Table(table) => (table.clone(), None),
         };
-        let caption =
-            format!("<figcaption><b>{} {number}.</b> {}{links}</figcaption>", self.kind(), inline(&self.caption));
-        // A wide figure scrolls inside its own frame; the page never does.
-        let _ = writeln!(html, "<figure>\n<div class=\"scroll\">{body}</div>\n{caption}\n</figure>");
-    }
-}
-
-impl Drawing {
-    /// Links to the files, relative to the page.
-    fn links(&self) -> String {
-        let link = |ending: &str| {
-            format!("<a href=\"{FOLDER}/{}.{ending}\">{}</a>", escape(&self.stem), ending.to_uppercase())
-        };
-        format!(" <span class=\"files\">{} {} {}</span>", link("svg"), link("png"), link("csv"))
+        html! {
+            // A wide figure scrolls inside its own frame; the page never does.
+            figure {
+                div.scroll { (PreEscaped(body)) }
+                figcaption {
+                    b { (self.kind()) " " (number) "." } " " (inline(&self.caption))
+                    @if let Some(stem) = files {
+                        " " span.files { @for ending in ["svg", "png", "csv"] {
+                            a href={ (FOLDER) "/" (stem) "." (ending) } { (ending.to_uppercase()) } " "
+                        } }
+                    }
+                }
+            }
+            "\n"
+        }
     }
 }
 

@@ -40,6 +40,7 @@ mod heatmap;
 mod layers;
 mod lines;
 mod mark;
+mod markup;
 mod measure;
 mod number;
 mod page;

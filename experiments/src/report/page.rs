@@ -1,15 +1,21 @@
 //! The page of a run: one HTML file that needs nothing but itself, and beside it the files of its drawings.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
 use super::figure::{self, Figure};
-use super::svg::escape;
-use super::table::inline;
+use super::markup::{inline, plain};
 use tinyonn::{Error, Result, files};
 
 const STYLE: &str = include_str!("page.css");
+/// Elements without an end, closed as XML has it.
+const HEAD: &str = r#"<meta charset="utf-8"/>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
+<meta name="color-scheme" content="light"/>
+"#;
 
 /// A part of the page under a heading of its own.
 #[derive(Debug, Clone)]
@@ -69,31 +75,43 @@ pub struct Page {
 impl Page {
     /// The whole page. It is HTML that also reads as XML; it runs no script and may fetch nothing (it tells the browser so).
     pub fn html(&self) -> String {
-        let title = escape(&self.title);
-        let mut html = format!(
-            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-             <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-             <meta name=\"color-scheme\" content=\"light\"/>\n\
-             <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<header>\n<h1>{title}</h1>\n"
-        );
-        paragraphs(&mut html, &self.lead);
-        html.push_str("</header>\n");
-        self.write_facts(&mut html);
-        self.write_contents(&mut html);
-        let mut numbers = [0, 0];
-        for (i, section) in self.sections.iter().enumerate() {
-            let _ = writeln!(html, "<section id=\"s{}\">\n<h2>{}</h2>", i + 1, escape(&section.heading));
-            paragraphs(&mut html, &section.prose);
-            for figure in &section.figures {
-                let number = &mut numbers[usize::from(figure.kind() == "Table")];
-                *number += 1;
-                figure.write_html(&mut html, *number);
+        let mut counts = [0, 0];
+        let mut numbered = |figure: &Figure| {
+            let count = &mut counts[usize::from(figure.kind() == "Table")];
+            *count += 1;
+            figure.html(*count)
+        };
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    (PreEscaped(HEAD))
+                    title { (plain(&self.title)) }
+                    style { (PreEscaped(STYLE)) }
+                }
+                body { main {
+                    header { h1 { (plain(&self.title)) } (paragraphs(&self.lead)) }
+                    @if !self.facts.is_empty() {
+                        dl.facts { @for (name, value) in &self.facts {
+                            div { dt { (plain(name)) } dd { (plain(value)) } } "\n"
+                        } }
+                    }
+                    @if !self.sections.is_empty() {
+                        nav aria-label="Contents" { ol { @for (section, number) in self.sections.iter().zip(1..) {
+                            li { a href={ "#s" (number) } { (plain(&section.heading)) } } "\n"
+                        } } }
+                    }
+                    @for (section, number) in self.sections.iter().zip(1..) {
+                        section id={ "s" (number) } {
+                            h2 { (plain(&section.heading)) }
+                            (paragraphs(&section.prose))
+                            @for figure in &section.figures { (numbered(figure)) }
+                        }
+                    }
+                } }
             }
-            html.push_str("</section>\n");
-        }
-        html.push_str("</main>\n</body>\n</html>\n");
-        html
+        };
+        page.into_string()
     }
 
     /// Writes `report.html` into the folder `dir` and, of each drawing, `figures/STEM.svg`, `.png` (two pixels a unit, on white) and
@@ -112,32 +130,8 @@ impl Page {
         }
         files::write(dir.join("report.html"), self.html())
     }
-
-    fn write_facts(&self, html: &mut String) {
-        if self.facts.is_empty() {
-            return;
-        }
-        html.push_str("<dl class=\"facts\">\n");
-        for (name, value) in &self.facts {
-            let _ = writeln!(html, "<div><dt>{}</dt><dd>{}</dd></div>", escape(name), escape(value));
-        }
-        html.push_str("</dl>\n");
-    }
-
-    fn write_contents(&self, html: &mut String) {
-        if self.sections.is_empty() {
-            return;
-        }
-        html.push_str("<nav aria-label=\"Contents\">\n<ol>\n");
-        for (i, section) in self.sections.iter().enumerate() {
-            let _ = writeln!(html, "<li><a href=\"#s{}\">{}</a></li>", i + 1, escape(&section.heading));
-        }
-        html.push_str("</ol>\n</nav>\n");
-    }
 }
 
-fn paragraphs(html: &mut String, texts: &[String]) {
-    for text in texts {
-        let _ = writeln!(html, "<p>{}</p>", inline(text));
-    }
+fn paragraphs(texts: &[String]) -> Markup {
+    html! { @for text in texts { p { (inline(text)) } "\n" } }
 }

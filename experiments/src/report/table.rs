@@ -1,10 +1,10 @@
 //! Tables as HTML and Markdown: numbers flush right, the best of a column set in bold.
 
-use std::fmt::Write;
+use maud::html;
 
 use super::csv::Csv;
+use super::markup::inline;
 use super::number::fixed;
-use super::svg::escape;
 use tinyonn::{Error, Result};
 
 /// Which number of a column is the best one.
@@ -110,24 +110,25 @@ impl Table {
     /// The table as HTML (well-formed as XML). Refused if a row has not one cell a column.
     pub fn html(&self) -> Result<String> {
         self.check()?;
-        let mut html = String::from("<table>\n<thead><tr>");
-        for column in &self.columns {
-            let _ = write!(html, "<th scope=\"col\"{}>{}</th>", class(column.kind), inline(&column.name));
-        }
-        html.push_str("</tr></thead>\n<tbody>\n");
         let best: Vec<Option<String>> = (0..self.columns.len()).map(|c| self.best(c)).collect();
-        for row in &self.rows {
-            html.push_str("<tr>");
-            for ((cell, column), best) in row.iter().zip(&self.columns).zip(&best) {
-                let text = inline(&printed(cell, column.kind));
-                let strong = matches!(cell, Cell::Number(_)) && best.as_ref() == Some(&text);
-                let text = if strong { format!("<strong>{text}</strong>") } else { text };
-                let _ = write!(html, "<td{}>{text}</td>", class(column.kind));
+        let table = html! {
+            table {
+                thead { tr { @for column in &self.columns {
+                    th scope="col" class=[class(column.kind)] { (inline(&column.name)) }
+                } } }
+                tbody { @for row in &self.rows {
+                    tr { @for ((cell, column), best) in row.iter().zip(&self.columns).zip(&best) {
+                        @let text = printed(cell, column.kind);
+                        @let strong = matches!(cell, Cell::Number(_)) && best.as_ref() == Some(&text);
+                        td class=[class(column.kind)] {
+                            @if strong { strong { (inline(&text)) } } @else { (inline(&text)) }
+                        }
+                    } }
+                    "\n"
+                } }
             }
-            html.push_str("</tr>\n");
-        }
-        html.push_str("</tbody>\n</table>");
-        Ok(html)
+        };
+        Ok(table.into_string())
     }
 
     /// The table as Markdown; the best numbers in bold here too. Refused as by [`html`](Self::html).
@@ -212,19 +213,6 @@ fn printed(cell: &Cell, kind: Kind) -> String {
     }
 }
 
-fn class(kind: Kind) -> &'static str {
-    if kind == Kind::Text { "" } else { " class=\"number\"" }
-}
-
-/// Text as it runs: escaped, and what stands between two backticks set as code.
-pub(super) fn inline(text: &str) -> String {
-    let parts: Vec<&str> = text.split('`').collect();
-    // A backtick without its other is a backtick.
-    let paired = parts.len() % 2 == 1;
-    let set = |(at, part): (usize, &&str)| match (at % 2, paired || at + 1 < parts.len()) {
-        (1, true) => format!("<code>{}</code>", escape(part)),
-        (1, false) => format!("`{}", escape(part)),
-        _ => escape(part),
-    };
-    parts.iter().enumerate().map(set).collect()
+fn class(kind: Kind) -> Option<&'static str> {
+    (kind != Kind::Text).then_some("number")
 }
