@@ -33,14 +33,14 @@ pub struct ModelFolder {
 
 impl ModelFolder {
     /// Opens a folder with `config.json` and either `model.safetensors` (preferred, as in transformers) or the shards
-    /// of `model.safetensors.index.json`; or a GGUF file, whatever its name, which any part stands for where it is split.
+    /// of `model.safetensors.index.json`; or a GGUF file, whatever its name; any part of a split one names all.
     ///
     /// # Errors
     /// Names the file that is missing, damaged, or disagrees with the index: an entry that is not in the shard it
-    /// names, a tensor in two shards or in none of the index's entries. Of what is no model folder it says which one to give.
+    /// names, a tensor in two shards or in none of the index's entries. Of a folder that is no model it says which one to give.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        // A file of that name is one that was meant to be: what is wrong with it is said of it.
+        // A file called .gguf is meant to be one: the error then says what is wrong with it as such.
         if is_gguf(dir) || (dir.is_file() && dir.extension().is_some_and(|extension| extension == "gguf")) {
             let file = GgufFile::open(dir)?;
             let (dir, config) = (file.path().to_path_buf(), file.config().clone());
@@ -80,14 +80,14 @@ impl ModelFolder {
         self.source.as_ref()
     }
 
-    /// Says in one line how the weights are stored, where what is loaded in `dtype` is something else: blocks that are dequantised.
+    /// One line on how the weights are stored, if loading them in `dtype` changes them: blocks are dequantised.
     pub fn announce(&self, dtype: Option<DType>) {
         if let Some(line) = self.source.describe(dtype) {
             tracing::info!("{line}");
         }
     }
 
-    /// `config.json` as it stands, keys in its order; of a GGUF file the one that its settings come to.
+    /// `config.json` as it stands, keys in its order; of a GGUF file the one that is made from its settings.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -102,7 +102,7 @@ impl ModelFolder {
         self.source.names().filter_map(|name| Some((name, self.source.info(name)?)))
     }
 
-    /// A tensor's bytes as stored; of a GGUF file's blocks, the values'.
+    /// A tensor's bytes as stored; blocks of a GGUF file are dequantised.
     pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
         self.source.bytes(name)
     }
@@ -179,8 +179,8 @@ impl ModelFolder {
         Err(Error::file(&self.dir, format!("tensors {}", problems.join("; ")), remedy))
     }
 
-    /// Puts into `store`, which [`ModelFolder::load`] gave, the head that it left out because it repeats the embedding: for whoever writes the same
-    /// weights again, none of them trained.
+    /// Adds the head that [`ModelFolder::load`] left out of `store` because it repeats the embedding: for writing the same weights again,
+    /// untrained.
     ///
     /// # Errors
     /// `store` has a head.
@@ -252,7 +252,7 @@ fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_slice(without_mark(&text)).map_err(|e| Error::file(path, format!("is not JSON: {e}"), INCOMPLETE))
 }
 
-/// Opens the shards of an index and holds both against each other.
+/// Opens the shards of an index and checks that each tensor lies where the index says.
 fn open_shards(dir: &Path, tied: bool) -> Result<(Vec<MappedSafetensors>, BTreeMap<String, usize>)> {
     let path = dir.join(INDEX);
     let index = read_index(&path)?;

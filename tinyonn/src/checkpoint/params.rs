@@ -1,5 +1,5 @@
-//! The one list of a model's parameters: name, role, layer and shape in a file of each; what checkpoints are checked against, what trainings pick
-//! their weights from.
+//! The one list of a model's parameters: the name, role, layer and shape of each, as files hold it. Checkpoints are checked against it, and
+//! trainings pick their weights from it.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ pub enum Role {
     Delta,
     /// A router's.
     Router,
-    /// What selection adds to probabilities to keep load even: moved by a rule of its own.
+    /// The bias that selection adds to probabilities to keep load even; a rule of its own moves it.
     Balance,
     /// The expert of each neuron: a part of a model's structure, which never learns.
     Partition,

@@ -35,7 +35,7 @@ pub trait WeightSource: Debug + Send + Sync {
     /// Type and shape of a tensor, if there is one of this name.
     fn info(&self, name: &str) -> Option<&TensorInfo>;
 
-    /// A tensor's bytes in that type and shape: of the file where it stores them so.
+    /// A tensor's bytes in that type and shape; borrowed where the file stores them so.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>>;
 
     /// A tensor on `device`; floats in `dtype`, or where `None` in the type that [`WeightSource::info`] says.

@@ -43,7 +43,7 @@ pub fn variant_params(config: &Arch, variant: &Variant) -> Result<Vec<Param>> {
     for layer in 0..config.num_hidden_layers {
         let prefix = mixture_prefix(layer);
         let own = [(neuron_expert_name(layer), Role::Partition), (format!("{prefix}.balance_bias"), Role::Balance)];
-        // Behind "model.layers.1.mlp" stands a point, or layer 10's would be layer 1's.
+        // All names that begin with the prefix and a point: `/` is the character after the point.
         let of_layer = expected.range(format!("{prefix}.")..format!("{prefix}/"));
         let known: Vec<String> = params.iter().map(|param| param.name.clone()).collect();
         for (name, shape) in of_layer.filter(|(name, _)| !known.contains(name)) {
@@ -66,7 +66,7 @@ pub fn variant_params(config: &Arch, variant: &Variant) -> Result<Vec<Param>> {
 pub struct VariantParameters {
     /// What the mixtures of all layers add to the dense model: routers, and the biases of their load.
     pub routers: usize,
-    /// Of the whole model.
+    /// All weights of the model.
     pub total: usize,
 }
 

@@ -16,7 +16,7 @@ pub(super) fn first_copies(documents: &[Document]) -> Vec<usize> {
     documents.iter().enumerate().map(|(at, document)| *first.entry(&document.text).or_insert(at)).collect()
 }
 
-/// Of each task, how many documents of `held` have half of their text or more in common with `train`, of whatever task.
+/// For each task, how many documents of `held` share at least half of their text with `train`, whatever task that is of.
 pub(super) fn near_copies(held: &[&Corpus], train: &Corpus) -> Vec<usize> {
     let mut known = Rows::default();
     train.tasks.iter().flat_map(|task| &task.documents).for_each(|document| known.add(&document.text));
@@ -52,7 +52,7 @@ impl Rows {
     }
 }
 
-/// A hash for each row of [`ROW`] words, whatever stands between them and however they are written; of a shorter text one for all of it.
+/// A hash for each row of [`ROW`] words, without regard to case and punctuation; a shorter text has one hash.
 fn rows(text: &str) -> impl Iterator<Item = u64> {
     let words: Vec<u64> =
         text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(word).collect();

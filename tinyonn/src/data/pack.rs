@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// The target of a position that predicts nothing.
 pub const NO_TARGET: u32 = u32::MAX;
 
-/// The document of a token that is no document's: one that is read and never predicted.
+/// Stands for the document of a token that belongs to none; such a token is read and never predicted.
 pub const NO_DOCUMENT: u32 = u32::MAX;
 
 /// The tokens of one task in one split.
@@ -49,7 +49,7 @@ pub struct TokenSet {
 pub struct Batch {
     /// Input tokens, `[B, T]`, u32.
     pub inputs: Tensor,
-    /// The token after each input, `[B, T]`, u32; [`NO_TARGET`] where there is none, or it is of [`NO_DOCUMENT`].
+    /// The token after each input, `[B, T]`, u32; [`NO_TARGET`] where there is none or it belongs to [`NO_DOCUMENT`].
     pub targets: Tensor,
     /// Which positions have a target, B·T of them: what is scored, known without asking a device.
     pub counted: Vec<bool>,
@@ -101,10 +101,10 @@ impl TaskTokens {
 
     fn keep_beginnings(&mut self, most: usize, eos: u32) {
         let owned = self.tokens.iter().copied().zip(self.documents.iter().copied());
-        // What an earlier cut put in between is put there anew.
+        // Without the EOS tokens that an earlier cut put in: this one puts its own.
         let owned: Vec<(u32, u32)> = owned.filter(|(_, document)| *document != NO_DOCUMENT).collect();
         let documents: Vec<&[(u32, u32)]> = owned.chunk_by(|a, b| a.1 == b.1).collect();
-        // With the EOS behind each that is cut, but for the last.
+        // How many tokens are kept of beginnings of this length, with the EOS after each document that is cut, save the last.
         let kept = |each: usize| {
             let cut = documents.iter().filter(|document| document.len() > each).count();
             let last = documents.last().is_some_and(|document| document.len() > each);
@@ -132,8 +132,8 @@ impl TaskTokens {
 }
 
 impl TokenSet {
-    /// Gives every document of `corpus`, whose tokens these are, the number of the first that has its text: what is drawn by document must not take copies for
-    /// observations of their own.
+    /// Gives every copy of a document the number of the first; `corpus` is what these tokens were made of. A bootstrap over documents would
+    /// otherwise count copies as observations of their own.
     pub fn number_copies_alike(&mut self, corpus: &Corpus) {
         let mut before = 0;
         for (task, tokens) in corpus.tasks.iter().zip(&mut self.tasks) {

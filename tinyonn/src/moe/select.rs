@@ -17,7 +17,7 @@ pub struct Selection<'a> {
     pub surprisal: Option<&'a Tensor>,
 }
 
-/// Which experts are taken, `[t, N]` f32 of ones and zeros; those that always take part are.
+/// Which experts are taken, `[t, N]` f32 of ones and zeros. Those that always take part are ones.
 ///
 /// `scores[level]` is `[t, nodes]` f32: log p, or ℓ where only their order counts (neither bias nor `pfag`). Ties go to the lower index;
 /// the outcome is deterministic.

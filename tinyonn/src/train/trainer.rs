@@ -1,8 +1,8 @@
-//! The one training loop, of pretraining, of router fits by gradient and of Surprise Min-K: gradient, update, and a look at what the step
-//! before said.
+//! The one training loop: pretraining, router fits by gradient and Surprise Min-K all run on it. A step computes a gradient, updates the
+//! weights and reads the numbers of the step before.
 //!
-//! A step reads the host once: loss, norm, whether all was finite, loads and learners in one copy; and while step n runs, it is step n − 1's
-//! that are read, so that the device never waits for the host.
+//! Each step copies to the host once: loss, norm, whether all was finite, loads and learners. While step n runs, the numbers of step n − 1 are
+//! read, so that the device never waits for the host.
 
 use candle_core::{DType, Tensor};
 use serde_json::Value;
@@ -12,30 +12,30 @@ use crate::metrics::{Progress, Stage};
 use crate::ops::host;
 use crate::{Error, Result};
 
-/// What the gradient of a step says beside itself; it lies in [`TrainState::grads`].
+/// The numbers that come with the gradient of a step; the gradient itself lies in [`TrainState::grads`].
 #[derive(Clone, Debug)]
 pub struct Gradient {
     /// What is minimised, a scalar.
     pub loss: Tensor,
     /// Tokens that each expert of each layer was given, where layers route, `[N]` f32.
     pub load: Vec<Tensor>,
-    /// Those that learn and those that compete, `[N]` u8 each, by layer.
+    /// By layer, the experts that learn and those that compete, `[N]` u8 each.
     pub learners: Vec<[Tensor; 2]>,
 }
 
 impl Gradient {
-    /// Of a loss alone.
+    /// Of a step that routes nothing: a loss alone.
     #[must_use]
     pub fn of(loss: Tensor) -> Self {
         Self { loss, load: Vec::new(), learners: Vec::new() }
     }
 }
 
-/// Puts the gradient of the step that the state is at into its place. `None` if it gave up, because it was asked to stop: the step was not
+/// Computes the gradient of the state's next step into [`TrainState::grads`]. `None` if it was asked to stop and did: the step is then not
 /// taken.
 pub type Descend<'a> = dyn FnMut(&mut TrainState) -> Result<Option<Gradient>> + 'a;
 
-/// What follows an update: given the load of every layer, and 1 while all was finite.
+/// What is done after an update, given the load of every layer and a tensor that is 1 while all was finite.
 pub type Adjust<'a> = dyn Fn(&[Tensor], &Tensor) -> Result<()> + 'a;
 
 /// What a training does in every step.
@@ -95,8 +95,7 @@ pub trait Watch {
         0
     }
 
-    /// A look at the weights, every so many steps and behind the last: everything has been heard of the steps before it, and none has begun
-    /// behind it.
+    /// A look at the weights, every so many steps and after the last. By then every step before it has been heard, and the next has not begun.
     ///
     /// # Errors
     /// What ends the training.
@@ -105,7 +104,7 @@ pub trait Watch {
         Ok(Verdict::GoOn)
     }
 
-    /// What it has summed up, which is saved with the state.
+    /// What the watcher has summed up so far; it is saved with the state.
     fn tally(&self) -> Value {
         Value::Null
     }
@@ -150,7 +149,7 @@ pub fn train(
         let look = looks > 0 && taken && (ended || due(looks));
         let asked = saving.and_then(|saving| saving.checkpoints.interrupt.requested());
         let save = saving.filter(|saving| asked.is_some() || (!ended && due(saving.checkpoints.every)));
-        // What is looked at or saved has been heard of to its last step.
+        // Before a look or a save, the last step must have been heard.
         if (ended || look || save.is_some())
             && let Some(unread) = ears.before.take()
         {
@@ -174,7 +173,7 @@ pub fn train(
     Ok(())
 }
 
-/// What reads the steps that were taken, one behind.
+/// Reads the steps that were taken, one step late.
 struct Ears<'a> {
     rule: &'a Rule<'a>,
     /// Of the optimizer, in the settings.
@@ -188,7 +187,7 @@ struct Ears<'a> {
 }
 
 impl Ears<'_> {
-    /// Reads a step; behind one whose numbers are not finite, the state is that before it, and is saved unless the training began with it.
+    /// Reads a step. If its numbers are not finite, the state is still the one before that step; it is saved, unless the training began with it.
     fn hear(&self, unread: &Unread, state: &mut TrainState, watch: &mut dyn Watch) -> Result<()> {
         let said = unread.read()?;
         let Err(error) = self.check(&said) else {

@@ -1,8 +1,8 @@
 //! SentencePiece's BPE, `llama` in GGUF, as Llama 2 and Mistral have it. The file lists pieces and scores and no merges: those that
 //! the pieces imply are found, best score first, as transformers does when it converts such a tokenizer.
 //!
-//! Blanks become `▁`, one more is put before the text, and what no piece writes falls back to bytes. As in the tokenizer.json of
-//! Llama 2, and in llama.cpp, that blank is put behind a token that is never cut as well, where SentencePiece itself has none.
+//! Blanks become `▁`, one more is put before the text, and characters of no piece fall back to bytes. As in the tokenizer.json of Llama 2
+//! and in llama.cpp, a `▁` is also put after a special token; SentencePiece itself puts none there.
 
 use serde_json::{Value, json};
 

@@ -11,10 +11,10 @@ const NUMBER: &str = "split.no";
 const COUNT: &str = "split.count";
 const TENSORS: &str = "split.tensors.count";
 
-/// More parts than any model is cut into: a name has five digits.
+/// The most parts that the five digits in a name can count.
 const MOST_PARTS: usize = 99_999;
 
-/// Opens the file `path`, or where it is a part, all parts in their order: the first, and the others.
+/// Opens the file `path` or, if it is a part, all parts; returns the first and the others, in order.
 pub(super) fn open(path: &Path) -> Result<(Part, Vec<Part>)> {
     let part = Part::open(path)?;
     let count = count(&part.header.metadata).map_err(|fault| fault.of(path))?;
