@@ -16,7 +16,7 @@ use tinyonn::data::TokenSet;
 use tinyonn::decoder::CausalLm;
 use tinyonn::files::Digest;
 use tinyonn::imaging::{Log1p, NeuronScan, ScanFile, ScanOptions, ScanRequest, Share, StoredScan, scan_with};
-use tinyonn::ops::{GradSite, Scale};
+use tinyonn::ops::{GradSite, Log1pScale};
 use tinyonn::{Error, Result};
 
 use super::shares::units;
@@ -65,7 +65,7 @@ pub(super) const NEVER: usize = usize::MAX / 4;
 #[rstest]
 fn what_is_read_is_what_was_written(
     #[values(None, Some(4))] experts: Option<usize>,
-    #[values(Log1p::Off, Log1p::Measured, Log1p::Given(vec![Scale { activation: 0.1, surprise: 1.5 }; 2]))]
+    #[values(Log1p::Off, Log1p::Measured, Log1p::Given(vec![Log1pScale { activation: 0.1, surprise: 1.5 }; 2]))]
     log1p: Log1p,
     #[values(GradSite::Weight, GradSite::Output)] grad_site: GradSite,
 ) {

@@ -3,12 +3,13 @@
 use approx::assert_relative_eq;
 use rstest::rstest;
 use tinyonn::imaging::{ExpertForm, Form, Integral, NeuronScan, Norm, Score, Units};
-use tinyonn::ops::{GradSite, Scale, UnitSums};
+use tinyonn::ops::{GradSite, Log1pScale, UnitSums};
 
 use super::integral::{Values, integrated, standardised, streamed, values};
 
 const TOKENS: [usize; 3] = [9, 31, 4];
-const SCALES: [Scale; 2] = [Scale { activation: 0.7, surprise: 3.0 }, Scale { activation: 2.0, surprise: 0.1 }];
+const SCALES: [Log1pScale; 2] =
+    [Log1pScale { activation: 0.7, surprise: 3.0 }, Log1pScale { activation: 2.0, surprise: 0.1 }];
 
 /// Five neurons of two experts of uneven width.
 fn units() -> Units {
@@ -56,7 +57,7 @@ fn scan([a, s]: &[[Values; 2]; 2], [experts_a, experts_s]: &[[Values; 2]; 2]) ->
     for layer in 0..2 {
         scan.sums[layer] = streamed(&a[layer], &s[layer], 1).sums.remove(0);
         scan.experts.as_mut().unwrap().sums[layer] = unit_sums(&experts_a[layer], &experts_s[layer]);
-        let Scale { activation, surprise } = SCALES[layer];
+        let Log1pScale { activation, surprise } = SCALES[layer];
         let log1p = |values: &Values, scale: f64| mapped(values, |_, x| (1.0 + x / scale).ln());
         let widths = widths(layer);
         let narrowed = |values: &Values, scale: f64| log1p(&mapped(values, |n, x| x / widths[n]), scale);

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use rstest::rstest;
 use tinyonn::imaging::{ExpertForm, Form, Integral, Log1p, Norm, ScanRequest, Score, Units, dump, scan_with};
 use tinyonn::ops::{
-    self, ExpertNeurons, GradSite, ImageSums, Imaging, MlpBackward, MlpGate, MlpWeights, NeuronSums, Scale, Silu,
+    self, ExpertNeurons, GradSite, ImageSums, Imaging, Log1pScale, MlpBackward, MlpGate, MlpWeights, NeuronSums, Silu,
     SlicedMlp as _, UnitSums, glu_mlp,
 };
 
@@ -20,7 +20,7 @@ const SITES: [GradSite; 3] = [GradSite::Weight, GradSite::Input, GradSite::Outpu
 /// Seven neurons of three experts of uneven width.
 const EXPERTS: [u32; 7] = [2, 0, 1, 0, 2, 0, 1];
 
-const SCALE: Scale = Scale { activation: 0.3, surprise: 2.0 };
+const SCALE: Log1pScale = Log1pScale { activation: 0.3, surprise: 2.0 };
 
 /// What imaging sums over an MLP of L = Σ y².
 fn watched(xs: &[Tensor], dtype: DType, site: GradSite, gated: bool, device: &Device) -> ImageSums {

@@ -4,7 +4,7 @@ use approx::assert_relative_eq;
 use candle_core::Device;
 use rstest::rstest;
 use tinyonn::imaging::{Log1p, NeuronScan, ScanRequest, Share, Units, scan_with};
-use tinyonn::ops::{GradSite, Scale};
+use tinyonn::ops::{GradSite, Log1pScale};
 
 use super::{VOCAB, options};
 use crate::tiny;
@@ -89,7 +89,7 @@ fn scales_are_the_same_for_every_share() {
 #[case::site(ScanRequest { grad_site: GradSite::Weight, ..everything(Share::WHOLE) }, "different places")]
 #[case::partition(ScanRequest { units: Some(units(5)), ..everything(Share::WHOLE) }, "different partitions")]
 #[case::no_partition(ScanRequest { units: None, ..everything(Share::WHOLE) }, "different partitions")]
-#[case::scales(ScanRequest { log1p: Log1p::Given(vec![Scale { activation: 1.0, surprise: 1.0 }; 2]), ..everything(Share::WHOLE) }, "different scales")]
+#[case::scales(ScanRequest { log1p: Log1p::Given(vec![Log1pScale { activation: 1.0, surprise: 1.0 }; 2]), ..everything(Share::WHOLE) }, "different scales")]
 #[case::no_scales(ScanRequest { log1p: Log1p::Off, ..everything(Share::WHOLE) }, "different scales")]
 fn scans_of_different_kinds_do_not_merge(#[case] other: ScanRequest, #[case] problem: &str) {
     let mut scan = requested(&everything(Share::WHOLE)).unwrap();
@@ -105,7 +105,7 @@ fn scans_of_different_kinds_do_not_merge(#[case] other: ScanRequest, #[case] pro
 #[case::layers(ScanRequest { units: Some(Units { neuron_expert: vec![vec![0; 26]], count: 1 }), ..everything(Share::WHOLE) }, "`units`")]
 #[case::width(ScanRequest { units: Some(Units { neuron_expert: vec![vec![0; 25]; 2], count: 1 }), ..everything(Share::WHOLE) }, "`units`")]
 #[case::unit(ScanRequest { units: Some(Units { neuron_expert: vec![vec![1; 26]; 2], count: 1 }), ..everything(Share::WHOLE) }, "expert 1")]
-#[case::scale(ScanRequest { log1p: Log1p::Given(vec![Scale { activation: 0.0, surprise: 1.0 }; 2]), ..everything(Share::WHOLE) }, "`log1p`")]
+#[case::scale(ScanRequest { log1p: Log1p::Given(vec![Log1pScale { activation: 0.0, surprise: 1.0 }; 2]), ..everything(Share::WHOLE) }, "`log1p`")]
 #[case::scales(ScanRequest { log1p: Log1p::Given(vec![]), ..everything(Share::WHOLE) }, "`log1p`")]
 fn requests_that_do_not_fit_are_refused(#[case] request: ScanRequest, #[case] problem: &str) {
     let error = requested(&request).unwrap_err().to_string();

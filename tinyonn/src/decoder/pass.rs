@@ -10,8 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::{
-    self, ExpertNeurons, GradSite, Grads, ImageTensors, Imaging, Learners, LearningNeurons, MinK, MlpBackward, Scale,
-    TokenScores,
+    self, ExpertNeurons, GradSite, Grads, ImageTensors, Imaging, Learners, LearningNeurons, Log1pScale, MinK,
+    MlpBackward, TokenScores,
 };
 use crate::{Error, Result};
 
@@ -275,7 +275,7 @@ pub enum ImageAsk {
         /// By layer, experts to sum beside neurons; none, or one a layer.
         experts: Arc<[ExpertNeurons]>,
         /// By layer, the scale of log1p values to sum as well; none, or one a layer.
-        scales: Arc<[Scale]>,
+        scales: Arc<[Log1pScale]>,
     },
     /// The scores of some tokens.
     Scores {

@@ -1,7 +1,7 @@
 //! What a scan saw: f64 sums over tokens, by layer and task, of every neuron, and where asked for of every expert and of log1p
 //! values. Sums are linear, so scans of parts of a corpus add up to the scan of the whole (1e-12; DESIGN §3).
 
-use crate::ops::{GradSite, ImageSums, NeuronSums, Scale, UnitSums};
+use crate::ops::{GradSite, ImageSums, Log1pScale, NeuronSums, UnitSums};
 use crate::{Error, Result};
 
 /// Which expert each neuron belongs to.
@@ -26,7 +26,7 @@ pub struct ExpertScan {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log1pScan {
     /// By layer.
-    pub scales: Vec<Scale>,
+    pub scales: Vec<Log1pScale>,
     /// Of neurons' a and S, `[layer][task]`.
     pub neurons: Vec<Vec<UnitSums>>,
     /// Of experts' a_n/√width and S_n/√width, `[layer][task]`, where experts were scanned.
@@ -70,7 +70,7 @@ impl NeuronScan {
 
     /// Nothing seen yet of what `units` and `scales` ask for as well.
     #[must_use]
-    pub fn measuring(mut self, grad_site: GradSite, units: Option<&Units>, scales: Option<&[Scale]>) -> Self {
+    pub fn measuring(mut self, grad_site: GradSite, units: Option<&Units>, scales: Option<&[Log1pScale]>) -> Self {
         let (layers, tasks) = (self.sums.len(), self.tasks.len());
         let zeros = |count: usize| vec![vec![UnitSums::zero(count); tasks]; layers];
         self.grad_site = grad_site;

@@ -18,7 +18,7 @@ use super::{NeuronScan, RouterInputs, Units};
 use crate::data::{Batches, TaskTokens, TokenSet};
 use crate::decoder::{Ask, CausalLm, FeedForward, ImageAsk, Learn, Pass};
 use crate::metrics::{Progress, check_loss};
-use crate::ops::{ExpertNeurons, GradSite, Grads, ImageSums, ImageTensors, NeuronSums, Scale, host};
+use crate::ops::{ExpertNeurons, GradSite, Grads, ImageSums, ImageTensors, Log1pScale, NeuronSums, host};
 use crate::{Error, Result};
 
 /// How a corpus is read: rows of `length` tokens, `batch` at a time.
@@ -61,7 +61,7 @@ pub enum Log1p {
     /// the scan, the same for every share of a text.
     Measured,
     /// Over given scales, by layer: those of another scan, which this one is to be merged with.
-    Given(Vec<Scale>),
+    Given(Vec<Log1pScale>),
 }
 
 /// All that decides what a scan reads and sums.
@@ -107,7 +107,8 @@ impl ScanRequest {
             }
         }
         if let Log1p::Given(scales) = &self.log1p {
-            let fits = |scale: &Scale| [scale.activation, scale.surprise].iter().all(|x| x.is_finite() && *x > 0.0);
+            let fits =
+                |scale: &Log1pScale| [scale.activation, scale.surprise].iter().all(|x| x.is_finite() && *x > 0.0);
             if scales.len() != layers || !scales.iter().all(fits) {
                 let problem = format!("the scales are not {layers} pairs of numbers above zero");
                 return Err(Error::setting(
@@ -305,7 +306,7 @@ impl<F: FeedForward> Reading<'_, F> {
     }
 
     /// The mean a and the mean S of each layer over the first batch of every task, tasks weighted equally; 1 where that is zero.
-    fn scales(&self) -> Result<Vec<Scale>> {
+    fn scales(&self) -> Result<Vec<Log1pScale>> {
         let width = self.model.config().intermediate_size;
         let zero = NeuronScan::zero(self.text.names(), self.layers(), width);
         let mut scan = zero.measuring(self.request.grad_site, None, None);
@@ -321,7 +322,7 @@ impl<F: FeedForward> Reading<'_, F> {
             let mean = layer.iter().zip(&scan.tokens).map(of_task).sum::<f64>() / layer.len() as f64;
             if mean > 0.0 && mean.is_finite() { mean } else { 1.0 }
         };
-        let scale = |layer: &Vec<NeuronSums>| Scale {
+        let scale = |layer: &Vec<NeuronSums>| Log1pScale {
             activation: mean(layer, |sums| &sums.activation),
             surprise: mean(layer, |sums| &sums.surprise),
         };
@@ -369,7 +370,7 @@ struct Asked {
     /// By layer, if experts are scanned.
     experts: Arc<[ExpertNeurons]>,
     /// By layer, if log1p values are summed.
-    scales: Arc<[Scale]>,
+    scales: Arc<[Log1pScale]>,
 }
 
 impl Asked {

@@ -78,7 +78,7 @@ pub use learners::{Learners, LearningNeurons};
 pub use lion::{LionStep, lion};
 pub use min_k::MinK;
 pub use mlp_values::MlpBackward;
-pub use neuron_moments::{Imaging, Scale, activation_and_surprise, image_moments};
+pub use neuron_moments::{Imaging, Log1pScale, activation_and_surprise, image_moments};
 pub use open_gates::open_gates;
 pub use replicas::Replicas;
 

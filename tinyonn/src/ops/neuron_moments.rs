@@ -20,7 +20,7 @@ use super::mlp_values::MlpBackward;
 /// What log1p values are taken over: x becomes ln(1 + x / scale). Above zero.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Scale {
+pub struct Log1pScale {
     /// Of a.
     pub activation: f64,
     /// Of S.
@@ -35,7 +35,7 @@ pub struct Imaging<'a> {
     /// The experts to sum as well.
     pub experts: Option<&'a ExpertNeurons>,
     /// The scale of the log1p values to sum as well.
-    pub scale: Option<Scale>,
+    pub scale: Option<Log1pScale>,
 }
 
 impl Imaging<'_> {
@@ -105,7 +105,7 @@ fn composed(pass: &MlpBackward<'_>, h_ti: &Tensor, counted_t: &Tensor, imaging: 
     let surprised = sum(&s_ti.gt(0f64)?.to_dtype(DType::F64)?)?;
     let neurons = Tensor::cat(&[unit_sums(&a_ti, &s_ti)?, sum(&taylor_ti)?, sum(&taylor_ti.abs()?)?, surprised], 0)?;
     let log1p_of =
-        |scale: Scale, a: &Tensor, s: &Tensor| unit_sums(&log1p(a, scale.activation)?, &log1p(s, scale.surprise)?);
+        |scale: Log1pScale, a: &Tensor, s: &Tensor| unit_sums(&log1p(a, scale.activation)?, &log1p(s, scale.surprise)?);
     let log1p_neurons = imaging.scale.map(|scale| log1p_of(scale, &a_ti, &s_ti)).transpose()?;
     let (mut experts, mut log1p_experts) = (None, None);
     if let Some(of) = imaging.experts {
@@ -274,7 +274,7 @@ fn add_kept(sums: &mut ImageSums, token: &Token, site: &Site, t: usize, imaging:
 
 /// log1p values of one token's neurons.
 #[inline(always)]
-fn add_log1p(sums: &mut UnitSums, token: &Token, scale: Scale) {
+fn add_log1p(sums: &mut UnitSums, token: &Token, scale: Log1pScale) {
     let width = token.a2.len();
     let (token_a2, token_s2) = (&token.a2[..width], &token.s2[..width]);
     let [a1, a2, s1, s2] = sums.each_mut().map(|sum| &mut sum[..width]);

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensorError};
 use super::{DAMAGED, Record, SUMS};
 use crate::checkpoint::MappedSafetensors;
 use crate::imaging::{NeuronScan, Units};
-use crate::ops::{NeuronSums, Scale, UnitSums};
+use crate::ops::{Log1pScale, NeuronSums, UnitSums};
 use crate::{Error, Result};
 
 /// A tensor as it is stored.
@@ -112,10 +112,13 @@ impl Contents<'_> {
         Ok(Units { neuron_expert: (0..layers).map(of_layer).collect::<Result<_>>()?, count })
     }
 
-    fn scales(&self, layers: usize) -> Result<Vec<Scale>> {
+    fn scales(&self, layers: usize) -> Result<Vec<Log1pScale>> {
         let values = self.sums("log1p.scales", &[layers, 2])?;
         let (pairs, _) = values.as_chunks::<2>();
-        Ok(pairs.iter().map(|[activation, surprise]| Scale { activation: *activation, surprise: *surprise }).collect())
+        Ok(pairs
+            .iter()
+            .map(|[activation, surprise]| Log1pScale { activation: *activation, surprise: *surprise })
+            .collect())
     }
 
     fn sums(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
