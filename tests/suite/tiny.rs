@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use candle_core::{DType, Device, Tensor};
 use rand::Rng;
 use tinyonn::checkpoint::{ParamStore, upcycle};
-use tinyonn::data::{Corpus, Shares, Splits, TaskTokens, TextTokenizer, TokenSet, arithmetic, sorting};
+use tinyonn::data::{Corpus, SplitShares, Splits, TaskTokens, TextTokenizer, TokenSet, arithmetic, sorting};
 use tinyonn::decoder::{Arch, Ask, CausalLm, Mlp, Pass};
 use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
@@ -104,7 +104,7 @@ pub(crate) const TEXT_VOCAB: usize = 280;
 /// Train and test tokens of generated arithmetic and sorting.
 pub(crate) fn text() -> (TokenSet, TokenSet) {
     let corpus = Corpus { tasks: vec![arithmetic(0, 24_000), sorting(0, 24_000)] };
-    let splits = Splits::new(&corpus, Shares::default(), 0).unwrap();
+    let splits = Splits::new(&corpus, SplitShares::default(), 0).unwrap();
     let tokenizer = TextTokenizer::train(&splits.train, TEXT_VOCAB).unwrap();
     (TokenSet::encode(&splits.train, &tokenizer).unwrap(), TokenSet::encode(&splits.test, &tokenizer).unwrap())
 }

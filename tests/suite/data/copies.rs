@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use tinyonn::data::{Corpus, Document, Shares, Splits, Task, TextTokenizer, TokenSet, default_corpus, workspace_root};
+use tinyonn::data::{
+    Corpus, Document, SplitShares, Splits, Task, TextTokenizer, TokenSet, default_corpus, workspace_root,
+};
 use tinyonn::phases::Text;
 
 use super::corpus;
@@ -28,7 +30,7 @@ proptest! {
     fn copies_stay_together(kinds in prop::collection::vec(0usize..12, 3..60), seed in any::<u64>()) {
         let corpus = of_kinds(&kinds);
         let distinct = texts(&corpus).len();
-        let Ok(splits) = Splits::new(&corpus, Shares::default(), seed) else {
+        let Ok(splits) = Splits::new(&corpus, SplitShares::default(), seed) else {
             prop_assert!(distinct < 3);
             return Ok(());
         };
@@ -41,7 +43,7 @@ proptest! {
 
 #[test]
 fn fewer_than_three_that_differ_are_refused() {
-    let message = Splits::new(&of_kinds(&[1, 1, 2, 2, 1]), Shares::default(), 0).unwrap_err().to_string();
+    let message = Splits::new(&of_kinds(&[1, 1, 2, 2, 1]), SplitShares::default(), 0).unwrap_err().to_string();
     assert!(message.contains("task t") && message.contains("5 documents, of which 2 differ,"), "{message}");
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::data::{Corpus, Document, Shares, Splits, Task, default_corpus, workspace_root};
+use tinyonn::data::{Corpus, Document, SplitShares, Splits, Task, default_corpus, workspace_root};
 
 use super::corpus;
 
@@ -53,7 +53,7 @@ fn this_workspace_is_a_corpus_that_splits() {
     let root = workspace_root().unwrap();
     let corpus = default_corpus(&root, 0).unwrap();
     assert_eq!(corpus, default_corpus(&root, 0).unwrap());
-    Splits::new(&corpus, Shares::default(), 0).unwrap();
+    Splits::new(&corpus, SplitShares::default(), 0).unwrap();
 }
 
 #[test]
@@ -84,8 +84,8 @@ proptest! {
     #[test]
     fn splits_are_disjoint_complete_and_fair(sizes in prop::collection::vec(2usize..3000, 3..60), seed in any::<u64>()) {
         let corpus = of_sizes(&sizes);
-        let splits = Splits::new(&corpus, Shares::default(), seed).unwrap();
-        prop_assert_eq!(&splits, &Splits::new(&corpus, Shares::default(), seed).unwrap());
+        let splits = Splits::new(&corpus, SplitShares::default(), seed).unwrap();
+        prop_assert_eq!(&splits, &Splits::new(&corpus, SplitShares::default(), seed).unwrap());
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
         let (total, largest) = (corpus.bytes() as f64, *sizes.iter().max().unwrap() as f64);
         for (split, share) in [(&splits.train, 0.8), (&splits.validation, 0.1), (&splits.test, 0.1)] {
@@ -105,13 +105,13 @@ proptest! {
 #[test]
 fn another_seed_divides_otherwise_and_other_tasks_change_nothing() {
     let one = of_sizes(&[100; 50]);
-    let first = Splits::new(&one, Shares::default(), 0).unwrap();
+    let first = Splits::new(&one, SplitShares::default(), 0).unwrap();
     assert_eq!([first.train.bytes(), first.validation.bytes(), first.test.bytes()], [4000, 500, 500]);
-    assert_ne!(first, Splits::new(&one, Shares::default(), 1).unwrap());
+    assert_ne!(first, Splits::new(&one, SplitShares::default(), 1).unwrap());
 
     let mut two = one.clone();
     two.tasks.insert(0, Task { name: "other".into(), ..one.tasks[0].clone() });
-    let second = Splits::new(&two, Shares::default(), 0).unwrap();
+    let second = Splits::new(&two, SplitShares::default(), 0).unwrap();
     assert_eq!(first.test.tasks[0], second.test.tasks[1]);
     let kept: BTreeSet<&str> = ids(&second.test.tasks[0]).into_iter().collect();
     assert_ne!(kept, ids(&second.test.tasks[1]).into_iter().collect());
@@ -119,7 +119,8 @@ fn another_seed_divides_otherwise_and_other_tasks_change_nothing() {
 
 #[test]
 fn a_task_of_two_documents_is_refused_by_name() {
-    let message = Splits::new(&corpus("law", &[("a", "x"), ("b", "y")]), Shares::default(), 0).unwrap_err().to_string();
+    let message =
+        Splits::new(&corpus("law", &[("a", "x"), ("b", "y")]), SplitShares::default(), 0).unwrap_err().to_string();
     assert!(
         message.contains("task law") && message.contains("2 documents") && message.contains("three files"),
         "{message}"
@@ -132,6 +133,6 @@ fn a_task_of_two_documents_is_refused_by_name() {
 #[case(1.2, -0.1, -0.1)]
 #[case(f64::NAN, 0.1, 0.1)]
 fn shares_that_do_not_divide_are_refused(#[case] train: f64, #[case] validation: f64, #[case] test: f64) {
-    let message = Splits::new(&of_sizes(&[1; 9]), Shares { train, validation, test }, 0).unwrap_err().to_string();
+    let message = Splits::new(&of_sizes(&[1; 9]), SplitShares { train, validation, test }, 0).unwrap_err().to_string();
     assert!(message.contains("three positive shares that add up to 1"), "{message}");
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use rand::Rng as _;
 use tinyonn::checkpoint::{ParamStore, grow_deltas, is_delta, upcycle};
-use tinyonn::data::{Corpus, Sampler, Shares, Splits, TextTokenizer, TokenSet, arithmetic, records, sorting};
+use tinyonn::data::{Corpus, Sampler, SplitShares, Splits, TextTokenizer, TokenSet, arithmetic, records, sorting};
 use tinyonn::decoder::{Active, Arch, CausalLm, Pass, PathTable, Sampling};
 use tinyonn::imaging::inputs::{Samples, Window};
 use tinyonn::imaging::partition::{self, gate_rows};
@@ -40,7 +40,7 @@ impl Text {
     /// Arithmetic, sorting and records of about `bytes` each, split by document, in tokens of a vocabulary learnt from them.
     pub(super) fn generated(bytes: usize, vocabulary: usize) -> Self {
         let corpus = Corpus { tasks: vec![arithmetic(0, bytes), sorting(0, bytes), records(0, bytes)] };
-        let splits = Splits::new(&corpus, Shares::default(), 0).unwrap();
+        let splits = Splits::new(&corpus, SplitShares::default(), 0).unwrap();
         let tokenizer = TextTokenizer::train(&splits.train, vocabulary).unwrap();
         let [train, validation, test] =
             [&splits.train, &splits.validation, &splits.test].map(|split| TokenSet::encode(split, &tokenizer).unwrap());

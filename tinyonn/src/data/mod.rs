@@ -10,10 +10,10 @@
 //!
 //! ```
 //! use candle_core::Device;
-//! use tinyonn::data::{Corpus, Sampler, Shares, Splits, TextTokenizer, TokenSet, arithmetic, sorting};
+//! use tinyonn::data::{Corpus, Sampler, SplitShares, Splits, TextTokenizer, TokenSet, arithmetic, sorting};
 //!
 //! let corpus = Corpus { tasks: vec![arithmetic(0, 20_000), sorting(0, 20_000)] };
-//! let splits = Splits::new(&corpus, Shares::default(), 0)?;
+//! let splits = Splits::new(&corpus, SplitShares::default(), 0)?;
 //! let tokenizer = TextTokenizer::train(&splits.train, 300)?;
 //!
 //! let train = TokenSet::encode(&splits.train, &tokenizer)?;
@@ -53,7 +53,7 @@ pub use documents::{Counted, Documents};
 pub use pack::{Batch, NO_DOCUMENT, NO_TARGET, TaskTokens, TokenSet};
 pub use sampler::Sampler;
 pub use source::{DataSource, check_sources, read_sources};
-pub use split::{Shares, Splits};
+pub use split::{SplitShares, Splits};
 pub use synthetic::{DEFAULT_BYTES, arithmetic, records, sorting};
 pub use token_file::TokenFile;
 pub use tokenizer::{END_OF_TEXT, TextTokenizer};

@@ -11,7 +11,7 @@ use crate::{Error, Result, random};
 
 /// The shares of a task's *bytes* that the splits aim at.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shares {
+pub struct SplitShares {
     /// Scan, partition, labels, fit and SMK.
     pub train: f64,
     /// Stopping and calibration.
@@ -20,7 +20,7 @@ pub struct Shares {
     pub test: f64,
 }
 
-impl Default for Shares {
+impl Default for SplitShares {
     fn default() -> Self {
         Self { train: 0.8, validation: 0.1, test: 0.1 }
     }
@@ -43,16 +43,16 @@ impl Splits {
     /// share most of their words with the training text.
     ///
     /// ```
-    /// use tinyonn::data::{Corpus, Shares, Splits, arithmetic};
+    /// use tinyonn::data::{Corpus, SplitShares, Splits, arithmetic};
     /// let corpus = Corpus { tasks: vec![arithmetic(0, 20_000)] };
-    /// let splits = Splits::new(&corpus, Shares::default(), 0)?;
+    /// let splits = Splits::new(&corpus, SplitShares::default(), 0)?;
     /// assert_eq!(splits.train.bytes() + splits.validation.bytes() + splits.test.bytes(), corpus.bytes());
     /// # Ok::<(), tinyonn::Error>(())
     /// ```
     ///
     /// # Errors
     /// Shares that are not positive or do not add up to 1; a task of fewer than three documents that differ.
-    pub fn new(corpus: &Corpus, shares: Shares, seed: u64) -> Result<Self> {
+    pub fn new(corpus: &Corpus, shares: SplitShares, seed: u64) -> Result<Self> {
         let shares = [shares.train, shares.validation, shares.test];
         if shares.iter().any(|share| !share.is_finite() || *share <= 0.0)
             || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-6

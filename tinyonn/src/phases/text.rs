@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::ModelFolder;
-use crate::data::{self, Corpus, DataSource, Documents, Shares, Splits, TOOLCHAIN, TextTokenizer, TokenSet};
+use crate::data::{self, Corpus, DataSource, Documents, SplitShares, Splits, TOOLCHAIN, TextTokenizer, TokenSet};
 use crate::{Error, Result};
 
 /// Text and its splits.
@@ -47,7 +47,7 @@ impl Text {
             let problem = "routing needs tasks to tell apart, and there are fewer than two";
             return Err(Error::setting("data", problem, "give --data NAME=PATH twice or more"));
         }
-        let splits = Splits::new(corpus, Shares::default(), seed)?;
+        let splits = Splits::new(corpus, SplitShares::default(), seed)?;
         Ok(Self { sha256: corpus.sha256(), tasks: corpus.task_names(), splits })
     }
 
