@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Combine, ExpertsAre, LevelSpec, MoeSpec, Project, RoutePer, RouterKind, RouterSpec, Slot};
+use crate::{Combine, ExpertsAre, LevelSpec, MoeSpec, Project, RoutePer, RouterKind, RouterSlot, RouterSpec};
 
 impl MoeSpec {
     /// Experts in all, N: those that routers choose from, then those that always take part.
@@ -28,7 +28,7 @@ impl MoeSpec {
     pub fn active_experts(&self) -> usize {
         let mut below = vec![1; self.routed_experts()];
         for level in self.levels.iter().rev() {
-            let most = |slot: Slot| {
+            let most = |slot: RouterSlot| {
                 let mut under = below[slot.nodes].to_vec();
                 under.sort_unstable_by(|a, b| b.cmp(a));
                 under.iter().take(slot.top_k).sum()
@@ -55,7 +55,7 @@ impl MoeSpec {
     pub fn experts_under(&self, level: usize) -> Vec<Range<usize>> {
         let mut under: Vec<Range<usize>> = (0..self.routed_experts()).map(|expert| expert..expert + 1).collect();
         for below in self.levels[level + 1..].iter().rev() {
-            let span = |slot: Slot| under[slot.nodes.start].start..under[slot.nodes.end - 1].end;
+            let span = |slot: RouterSlot| under[slot.nodes.start].start..under[slot.nodes.end - 1].end;
             under = below.slots().map(span).collect();
         }
         under

@@ -56,7 +56,7 @@ pub struct RouterShape {
 
 /// One router of a level.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
+pub struct RouterSlot {
     /// The nodes of the level that are its choices.
     pub nodes: Range<usize>,
     /// How many of them it takes.
@@ -83,12 +83,12 @@ impl LevelSpec {
     }
 
     /// Each router's nodes, in the order of the nodes they stand under.
-    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+    pub fn slots(&self) -> impl Iterator<Item = RouterSlot> {
         let each = self.routers.iter().flat_map(|run| std::iter::repeat_n((run.choices, run.top_k), run.parents));
         each.scan(0, |next, (choices, top_k)| {
             let first = *next;
             *next += choices;
-            Some(Slot { nodes: first..*next, top_k })
+            Some(RouterSlot { nodes: first..*next, top_k })
         })
     }
 }

@@ -20,7 +20,7 @@ mod validate;
 mod words;
 
 pub use behaviour::{Balance, Combine, ExpertsAre, Gate, PartitionStrategy, RoutePer};
-pub use hierarchy::{AlwaysSpec, LevelSpec, RouterShape, RouterSpec, Slot};
+pub use hierarchy::{AlwaysSpec, LevelSpec, RouterShape, RouterSlot, RouterSpec};
 pub use moe_spec::MoeSpec;
 pub use pfag::Pfag;
 pub use router_kind::{Covariance, GaussianSpec, Project, Reduce, RouterKind};

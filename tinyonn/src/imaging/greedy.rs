@@ -106,7 +106,7 @@ fn losses_of_layer(spec: &MoeSpec) -> usize {
     let mut routers = 1;
     let mut losses = 0;
     for (declared, widths) in spec.levels.iter().zip(&widths) {
-        let of_router = |(slot, k): (crate::moe::Slot, &usize)| {
+        let of_router = |(slot, k): (crate::moe::RouterSlot, &usize)| {
             let choices = slot.nodes.len();
             (choices * (choices + 1) - k * (k + 1)) / 2
         };

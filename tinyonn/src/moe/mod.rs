@@ -36,7 +36,7 @@ pub use select::{Selection, select};
 #[doc(inline)]
 pub use tinyonn_spec::{
     AlwaysSpec, At, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Part,
-    PartitionStrategy, Pfag, Project, Reduce, RoutePer, RouterKind, RouterShape, RouterSpec, Slot, Violation,
+    PartitionStrategy, Pfag, Project, Reduce, RoutePer, RouterKind, RouterShape, RouterSlot, RouterSpec, Violation,
 };
 
 use crate::{Error, Result};

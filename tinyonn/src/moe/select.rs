@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{ExpertsAre, MoeSpec, Pfag, Slot, select_on_device};
+use super::{ExpertsAre, MoeSpec, Pfag, RouterSlot, select_on_device};
 use crate::{Error, Result, ops};
 
 /// Beside the probabilities, what a selection may depend on.
@@ -65,7 +65,7 @@ pub fn chosen<'a>(spec: &MoeSpec, scores: impl Fn(usize) -> &'a [f32]) -> Vec<u3
 /// How many choices a path takes of each router of each level.
 #[must_use]
 pub fn path_widths(spec: &MoeSpec) -> Vec<Vec<usize>> {
-    let all = |slot: Slot| slot.top_k == slot.nodes.len();
+    let all = |slot: RouterSlot| slot.top_k == slot.nodes.len();
     let merges_all =
         spec.experts_are == ExpertsAre::Replicate && spec.levels.iter().all(|level| level.slots().all(all));
     let narrow = spec.pfag != Pfag::Off || merges_all;
@@ -123,7 +123,7 @@ struct Chooser {
 }
 
 struct Level {
-    slots: Vec<Slot>,
+    slots: Vec<RouterSlot>,
     width: usize,
 }
 

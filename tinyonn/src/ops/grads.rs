@@ -19,13 +19,13 @@ use super::product::accumulate;
 /// Gradients of the weights that learn.
 #[derive(Debug)]
 pub struct Grads {
-    slots: Vec<Slot>,
+    slots: Vec<WeightGradient>,
     place: HashMap<TensorId, usize>,
 }
 
 /// The gradient of one weight.
 #[derive(Debug)]
-struct Slot {
+struct WeightGradient {
     /// A part of its bucket, in the weight's shape.
     gradient: Tensor,
     /// Nothing was written in this step.
@@ -84,7 +84,7 @@ impl Grads {
             };
             let gradient = bucket.narrow(0, start, weight.elem_count())?.reshape(weight.shape())?;
             place.insert(weight.id(), slots.len());
-            slots.push(Slot { gradient, fresh: true, learn: None });
+            slots.push(WeightGradient { gradient, fresh: true, learn: None });
         }
         Ok(Self { slots, place })
     }
@@ -132,7 +132,7 @@ impl Grads {
         grad_norm(&gradients, device)
     }
 
-    fn slot(&mut self, weight: &Tensor) -> Option<&mut Slot> {
+    fn slot(&mut self, weight: &Tensor) -> Option<&mut WeightGradient> {
         let place = *self.place.get(&weight.id())?;
         self.slots.get_mut(place)
     }
@@ -218,7 +218,7 @@ impl Grads {
     }
 }
 
-impl Slot {
+impl WeightGradient {
     /// Whether a gradient can be added by one loop in main memory.
     fn takes_sums_of(&self, gradient: &Tensor) -> bool {
         let like = gradient.shape() == self.gradient.shape() && gradient.is_contiguous();
