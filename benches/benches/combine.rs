@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use criterion::Criterion;
 use rand::seq::index::sample;
 use tinyonn::ops::{
-    Grads, Learners, MlpGate, MlpWeights, Replicas, Run, Silu, SlicedMlp, dispatch_mlp, glu_mlp, merged_mlp,
+    Grads, Learners, MlpGate, MlpWeights, Replicas, RowRun, Silu, SlicedMlp, dispatch_mlp, glu_mlp, merged_mlp,
     replica_dispatch, shared_mlp,
 };
 use tinyonn::{Result, random};
@@ -85,8 +85,8 @@ fn gate<'a>(xs: &'a [Tensor], neuron_expert: &'a Tensor) -> MlpGate<'a> {
     MlpGate { gate_tn: &xs[4], neuron_expert }
 }
 
-fn segments() -> Vec<Run> {
-    (0..TOKENS / SEGMENT).map(|at| Run { rows: at * SEGMENT..(at + 1) * SEGMENT, decision: Some(at) }).collect()
+fn segments() -> Vec<RowRun> {
+    (0..TOKENS / SEGMENT).map(|at| RowRun { rows: at * SEGMENT..(at + 1) * SEGMENT, decision: Some(at) }).collect()
 }
 
 fn dense(xs: &[Tensor], grads: Option<&mut Grads>) -> candle_core::Result<()> {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::ops::{Grads, Replicas, Run, glu_mlp, merged_mlp, replica_dispatch};
+use tinyonn::ops::{Grads, Replicas, RowRun, glu_mlp, merged_mlp, replica_dispatch};
 
 use super::{BF16, F32, naive_mlp, weights};
 use crate::gradients::{Back, assert_alike, assert_derivative, assert_same, assert_same_sums, inputs};
@@ -52,9 +52,9 @@ impl Case {
         let mut next = 0;
         let run = |(length, decision): &(usize, Option<usize>)| {
             next += length;
-            Run { rows: next - length..next, decision: *decision }
+            RowRun { rows: next - length..next, decision: *decision }
         };
-        let runs: Vec<Run> = self.runs.iter().map(run).collect();
+        let runs: Vec<RowRun> = self.runs.iter().map(run).collect();
         merged_mlp::forward(&xs[0], replicas, &self.weights(&xs[4])?, &runs)
     }
 
@@ -282,7 +282,7 @@ fn only_what_learns_and_took_part_has_a_gradient() {
 fn what_does_not_go_together_is_refused() {
     let case = segments();
     let xs = case.inputs(57);
-    let runs = [Run { rows: 0..12, decision: Some(0) }];
+    let runs = [RowRun { rows: 0..12, decision: Some(0) }];
     let deltas = case.deltas(&xs);
     let refusal = |deltas: &[Option<[&Tensor; 3]>]| {
         let replicas = Replicas { base: weights(&xs), deltas };

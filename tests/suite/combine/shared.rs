@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::ops::{Grads, Learners, MlpGate, Run, Silu, SlicedMlp, glu_mlp, shared_mlp};
+use tinyonn::ops::{Grads, Learners, MlpGate, RowRun, Silu, SlicedMlp, glu_mlp, shared_mlp};
 
 use super::{BF16, F32, Mixture, assert_seen_alike, in_dtype, mixtures, weights};
 use crate::gradients::in_memory::{assert_alike, assert_same, assert_same_sums};
@@ -19,11 +19,11 @@ struct Case {
 }
 
 impl Case {
-    fn runs(&self) -> Vec<Run> {
+    fn runs(&self) -> Vec<RowRun> {
         let mut next = 0;
         let run = |(length, decision): &(usize, Option<usize>)| {
             next += length;
-            Run { rows: next - length..next, decision: *decision }
+            RowRun { rows: next - length..next, decision: *decision }
         };
         self.runs.iter().map(run).collect()
     }
@@ -73,7 +73,7 @@ impl Case {
         let by_decision = |dgate_tn: &Tensor| {
             let mut sums =
                 vec![Tensor::zeros((1, dgate_tn.dim(1)?), dgate_tn.dtype(), dgate_tn.device())?; self.decisions.t];
-            for Run { rows, decision } in self.runs().into_iter().filter(|run| !run.rows.is_empty()) {
+            for RowRun { rows, decision } in self.runs().into_iter().filter(|run| !run.rows.is_empty()) {
                 if let Some(decision) = decision {
                     let own = dgate_tn.narrow(0, rows.start, rows.len())?.sum_keepdim(0)?;
                     sums[decision] = (&sums[decision] + own)?;
@@ -180,7 +180,8 @@ fn runs_that_are_not_the_rows_are_refused(
     let mut xs = mixture.inputs(44);
     xs[0] = inputs(45, &[&[5, 4]]).remove(0);
     let neuron_expert = mixture.neuron_expert(&Device::Cpu).unwrap();
-    let runs: Vec<Run> = runs.iter().map(|(rows, decision)| Run { rows: rows.clone(), decision: *decision }).collect();
+    let runs: Vec<RowRun> =
+        runs.iter().map(|(rows, decision)| RowRun { rows: rows.clone(), decision: *decision }).collect();
     let gate = MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert };
     let error = shared_mlp::forward(&xs[0], weights(&xs), gate, &runs).unwrap_err().to_string();
     assert!(error.contains(problem), "{error}");

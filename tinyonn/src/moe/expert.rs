@@ -13,7 +13,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::{Balance, Combine, ExpertsAre, MoeSpec, Routing};
 use crate::decoder::{Arch, mlp};
-use crate::ops::{self, Grads, MlpGate, MlpWeights, Replicas, Run};
+use crate::ops::{self, Grads, MlpGate, MlpWeights, Replicas, RowRun};
 use crate::{Error, Result};
 
 /// The projections of an MLP, as a checkpoint names them.
@@ -275,18 +275,18 @@ fn even(x: &Tensor, experts: usize) -> Result<Tensor> {
 }
 
 /// The weights of every merge, and the rows it is for.
-fn merges(x: &Tensor, experts: usize, routing: &Routing) -> Result<(Tensor, Vec<Run>)> {
+fn merges(x: &Tensor, experts: usize, routing: &Routing) -> Result<(Tensor, Vec<RowRun>)> {
     let rows = rows(x)?;
     Ok(match routing {
-        Routing::All => (even(x, experts)?, vec![Run { rows: 0..rows, decision: Some(0) }]),
+        Routing::All => (even(x, experts)?, vec![RowRun { rows: 0..rows, decision: Some(0) }]),
         Routing::Each(gate_tn) => {
-            let each = |row| Run { rows: row..row + 1, decision: Some(row) };
+            let each = |row| RowRun { rows: row..row + 1, decision: Some(row) };
             (gate_tn.clone(), (0..rows).map(each).collect())
         }
         Routing::Shared { gate_dn, runs, .. } => {
             // All active, all weigh alike: a decision behind the others.
             let open = gate_dn.dim(0)?;
-            let decided = |run: &Run| Run { decision: Some(run.decision.unwrap_or(open)), ..run.clone() };
+            let decided = |run: &RowRun| RowRun { decision: Some(run.decision.unwrap_or(open)), ..run.clone() };
             (Tensor::cat(&[gate_dn, &even(x, experts)?], 0)?, runs.iter().map(decided).collect())
         }
     })

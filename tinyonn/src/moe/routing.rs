@@ -9,7 +9,7 @@ use super::gate::{self, Scores};
 use super::select::{Selection, select};
 use super::{Balance, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
 use crate::decoder::{Active, Keep, Load, Pass, PathTable};
-use crate::ops::{Grads, Run, open_gates};
+use crate::ops::{Grads, RowRun, open_gates};
 use crate::{Error, Result};
 
 /// The gates of a layer, and which tokens they are for.
@@ -24,7 +24,7 @@ pub enum Routing {
         /// `[D, N]`.
         gate_dn: Tensor,
         /// All B·T tokens in their order; a run without a decision is all active.
-        runs: Vec<Run>,
+        runs: Vec<RowRun>,
         /// Every decision takes every expert, at weight one, which its declaration or its paths tell.
         whole: bool,
     },
@@ -109,7 +109,7 @@ impl Routing {
         // A row of ones behind the decisions: what runs all active.
         let (decisions, experts) = gate_dn.dims2()?;
         let open = Tensor::ones((1, experts), gate_dn.dtype(), gate_dn.device())?;
-        let of_run = |run: &Run| std::iter::repeat_n(run.decision.unwrap_or(decisions) as u32, run.rows.len());
+        let of_run = |run: &RowRun| std::iter::repeat_n(run.decision.unwrap_or(decisions) as u32, run.rows.len());
         let rows: Vec<u32> = runs.iter().flat_map(of_run).collect();
         let rows = Tensor::new(rows.as_slice(), gate_dn.device())?;
         Ok(Some(Tensor::cat(&[gate_dn, &open], 0)?.index_select(&rows, 0)?))
@@ -285,12 +285,12 @@ impl Shared {
     }
 
     /// The runs of the tokens of `b` sequences of `t`.
-    fn runs(&self, b: usize, t: usize) -> Vec<Run> {
+    fn runs(&self, b: usize, t: usize) -> Vec<RowRun> {
         let of_sequence = |row: usize| {
             (0..=self.decisions).map(move |at| {
                 let end = if at == self.decisions { t } else { (at + 1) * self.reads };
                 let decision = at.checked_sub(1).map(|index| row * self.decisions + index);
-                Run { rows: row * t + at * self.reads..row * t + end, decision }
+                RowRun { rows: row * t + at * self.reads..row * t + end, decision }
             })
         };
         (0..b).flat_map(of_sequence).collect()
@@ -349,6 +349,6 @@ fn along(spec: &MoeSpec, layer: usize, x: &Tensor, pass: &Pass, table: Option<&P
         Gate::Normalised => gate_dn.broadcast_div(&gate_dn.sum_keepdim(D::Minus1)?)?,
         _ => gate_dn,
     };
-    let runs = (0..b).map(|row| Run { rows: row * t..(row + 1) * t, decision: Some(row) }).collect();
+    let runs = (0..b).map(|row| RowRun { rows: row * t..(row + 1) * t, decision: Some(row) }).collect();
     Ok(Routing::Shared { gate_dn: gate_dn.to_dtype(x.dtype())?, runs, whole })
 }

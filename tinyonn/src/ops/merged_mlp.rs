@@ -14,7 +14,7 @@ use super::Grads;
 use super::linear::rows;
 use super::mlp_values::{Deltas as PartDeltas, MlpValues};
 use super::replicas::{Detached, Merged, Mixture, Replicas};
-use super::runs::{Run, Runs};
+use super::runs::{RowRun, Runs};
 use super::sum_of_rows::sum_of_rows;
 
 /// What the backward needs.
@@ -36,13 +36,13 @@ pub struct Saved {
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use tinyonn::ops::{MlpWeights, Replicas, Run, Silu, glu_mlp, merged_mlp};
+/// use tinyonn::ops::{MlpWeights, Replicas, RowRun, Silu, glu_mlp, merged_mlp};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
 /// let (x, gate, up, down) = (matrix(5, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
 /// let base = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let w = Tensor::new(&[[0.25f32, 0.75]], &Device::Cpu)?;
-/// let runs = [Run { rows: 0..5, decision: Some(0) }];
+/// let runs = [RowRun { rows: 0..5, decision: Some(0) }];
 /// let (same, _) = merged_mlp::forward(&x, Replicas { base, deltas: &[None, None] }, &w, &runs)?;
 /// assert_eq!(same.to_vec2::<f32>()?, glu_mlp::forward(&x, base, None)?.0.to_vec2::<f32>()?);
 ///
@@ -51,7 +51,7 @@ pub struct Saved {
 /// assert_ne!(same.to_vec2::<f32>()?, other.to_vec2::<f32>()?);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn forward(x: &Tensor, replicas: Replicas<'_>, w_dn: &Tensor, runs: &[Run]) -> Result<(Tensor, Saved)> {
+pub fn forward(x: &Tensor, replicas: Replicas<'_>, w_dn: &Tensor, runs: &[RowRun]) -> Result<(Tensor, Saved)> {
     let (x_td, w_dn) = (rows(x)?, w_dn.detach());
     let (decisions, experts) = w_dn.dims2()?;
     if experts != replicas.deltas.len() {
@@ -62,7 +62,7 @@ pub fn forward(x: &Tensor, replicas: Replicas<'_>, w_dn: &Tensor, runs: &[Run]) 
     let values = replicas.detach()?;
     if values.deltas.iter().all(Option::is_none) {
         // One MLP, whatever the weights.
-        grouped = Runs::new("merged_mlp", &[Run { rows: 0..t, decision: None }], t, decisions)?;
+        grouped = Runs::new("merged_mlp", &[RowRun { rows: 0..t, decision: None }], t, decisions)?;
     }
     let even_n = Tensor::full(1.0 / experts as f64, experts, x_td.device())?;
     let parts = grouped.each(x_td.device(), |_, group| {

@@ -82,7 +82,7 @@ pub use neuron_moments::{Imaging, Log1pScale, activation_and_surprise, image_mom
 pub use open_gates::open_gates;
 pub use replicas::Replicas;
 
-pub use runs::Run;
+pub use runs::RowRun;
 pub use sgd::{SgdStep, sgd};
 pub use token_scores::{ScoreTerms, TokenScores, ZTerm};
 pub use update_table::{Descriptor, UpdateTable};

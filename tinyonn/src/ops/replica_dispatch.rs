@@ -34,7 +34,7 @@ pub struct Saved {
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use tinyonn::ops::{MlpWeights, Replicas, Run, Silu, merged_mlp, replica_dispatch};
+/// use tinyonn::ops::{MlpWeights, Replicas, RowRun, Silu, merged_mlp, replica_dispatch};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
 /// let (x, gate, up, down) = (matrix(2, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
@@ -42,7 +42,7 @@ pub struct Saved {
 /// let replicas = Replicas { base, deltas: &[Some([&gate, &up, &down]), None] };
 /// let w = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
 /// let (dispatched, _) = replica_dispatch::forward(&x, replicas, &w)?;
-/// let runs = [Run { rows: 0..1, decision: Some(0) }, Run { rows: 1..2, decision: Some(1) }];
+/// let runs = [RowRun { rows: 0..1, decision: Some(0) }, RowRun { rows: 1..2, decision: Some(1) }];
 /// let (merged, _) = merged_mlp::forward(&x, replicas, &w, &runs)?;
 /// assert!((dispatched - merged)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4);
 /// # Ok::<(), candle_core::Error>(())

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 /// Neighbouring rows and the decision that they share.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct RowRun {
     /// The rows.
     pub rows: Range<usize>,
     /// Which row of the gates `[decisions, n]`; `None`: no decision, all experts take part alike.
@@ -38,7 +38,7 @@ impl Runs {
     ///
     /// # Errors
     /// Runs that are not all of `rows` rows one after the other; a decision of another number than `decisions`.
-    pub(super) fn new(op: &str, runs: &[Run], rows: usize, decisions: usize) -> Result<Self> {
+    pub(super) fn new(op: &str, runs: &[RowRun], rows: usize, decisions: usize) -> Result<Self> {
         let (mut groups, mut places, mut next) = (Vec::<Group>::new(), Vec::new(), 0);
         // By decision, the last place for none.
         let mut group_of = vec![None; decisions + 1];

@@ -15,7 +15,7 @@ use super::lanes;
 use super::linear::rows;
 use super::mlp_values::MlpBackward;
 use super::mlp_values::{Deltas as PartDeltas, MlpValues};
-use super::runs::{Group, Run, Runs};
+use super::runs::{Group, RowRun, Runs};
 use super::sum_of_rows::{NOTHING, sum_of_rows};
 use super::{Grads, Learners};
 
@@ -46,7 +46,7 @@ pub struct Deltas {
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use tinyonn::ops::{MlpGate, MlpWeights, Run, Silu, shared_mlp};
+/// use tinyonn::ops::{MlpGate, MlpWeights, RowRun, Silu, shared_mlp};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
 /// let (x, gate, up, down) = (matrix(5, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
@@ -54,13 +54,13 @@ pub struct Deltas {
 /// let gate_tn = Tensor::new(&[[1f32, 0.0, 0.0], [0.0, 0.5, 0.5]], &Device::Cpu)?; // two decisions over three experts
 /// let neuron_expert = Tensor::new(&[0u32, 1, 2, 0, 1, 2], &Device::Cpu)?;
 /// let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
-/// let run = |rows, decision| Run { rows, decision };
+/// let run = |rows, decision| RowRun { rows, decision };
 /// let runs = [run(0..1, None), run(1..4, Some(1)), run(4..5, Some(0))];
 /// let (y, _) = shared_mlp::forward(&x, weights, gate, &runs)?;
 /// assert_eq!(y.dims(), [5, 4]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, runs: &[Run]) -> Result<(Tensor, Saved)> {
+pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, runs: &[RowRun]) -> Result<(Tensor, Saved)> {
     let x_td = rows(x)?;
     let gate_dn = gate.gate_tn.detach().contiguous()?;
     let (decisions, experts) = gate_dn.dims2()?;
