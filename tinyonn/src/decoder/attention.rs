@@ -10,10 +10,10 @@ use crate::ops::{Grads, attention, elementwise, linear, rope};
 /// Weights of one attention, named as in the checkpoint (`self_attn`).
 #[derive(Clone, Debug)]
 pub struct Attention {
-    q_proj: Projection,
-    k_proj: Projection,
-    v_proj: Projection,
-    o_proj: Projection,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
     /// Whether this layer knows positions.
@@ -22,12 +22,12 @@ pub struct Attention {
 }
 
 #[derive(Clone, Debug)]
-struct Projection {
+struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
 }
 
-impl Projection {
+impl Linear {
     fn new(shape: (usize, usize), bias: bool, stdev: f64, vb: &VarBuilder<'_>) -> Result<Self> {
         Ok(Self {
             weight: vb.get_with_hints(shape, "weight", Init::Randn { mean: 0.0, stdev })?,
@@ -69,14 +69,14 @@ impl Attention {
     pub fn new(cfg: &Arch, layer: usize, vb: &VarBuilder<'_>) -> Result<Self> {
         let (d, head_dim) = (cfg.hidden_size, cfg.head_dim);
         let (q, kv) = (cfg.num_attention_heads * head_dim, cfg.num_key_value_heads * head_dim);
-        let projection = |name: &str, shape| Projection::new(shape, cfg.attention_bias.before(), 0.02, &vb.pp(name));
+        let projection = |name: &str, shape| Linear::new(shape, cfg.attention_bias.before(), 0.02, &vb.pp(name));
         let norm =
             |name: &str| cfg.qk_norm().then(|| RmsNorm::new(head_dim, cfg.rms_norm_eps, &vb.pp(name))).transpose();
         Ok(Self {
             q_proj: projection("q_proj", (q, d))?,
             k_proj: projection("k_proj", (kv, d))?,
             v_proj: projection("v_proj", (kv, d))?,
-            o_proj: Projection::new((d, q), cfg.attention_bias.behind(), cfg.residual_stdev(), &vb.pp("o_proj"))?,
+            o_proj: Linear::new((d, q), cfg.attention_bias.behind(), cfg.residual_stdev(), &vb.pp("o_proj"))?,
             q_norm: norm("q_norm")?,
             k_norm: norm("k_norm")?,
             rotates: !cfg.nope_layers.contains(&layer),

@@ -22,7 +22,7 @@ pub enum Family {
 
 /// What distinguishes a family, and the values that transformers takes for keys that a configuration leaves out.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Table {
+pub(super) struct FamilyTable {
     /// `model_type`.
     pub model_type: &'static str,
     /// `architectures[0]`.
@@ -49,7 +49,7 @@ pub(super) struct Table {
     pub nope_interval: Option<usize>,
 }
 
-const QWEN3: Table = Table {
+const QWEN3: FamilyTable = FamilyTable {
     model_type: "qwen3",
     architecture: "Qwen3ForCausalLM",
     qk_norm: true,
@@ -68,7 +68,7 @@ const QWEN3: Table = Table {
     nope_interval: None,
 };
 
-const QWEN2: Table = Table {
+const QWEN2: FamilyTable = FamilyTable {
     model_type: "qwen2",
     architecture: "Qwen2ForCausalLM",
     qk_norm: false,
@@ -77,7 +77,7 @@ const QWEN2: Table = Table {
     ..QWEN3
 };
 
-const LLAMA: Table = Table {
+const LLAMA: FamilyTable = FamilyTable {
     model_type: "llama",
     architecture: "LlamaForCausalLM",
     qk_norm: false,
@@ -90,7 +90,7 @@ const LLAMA: Table = Table {
     ..QWEN3
 };
 
-const MISTRAL: Table = Table {
+const MISTRAL: FamilyTable = FamilyTable {
     model_type: "mistral",
     architecture: "MistralForCausalLM",
     bias: Some(AttentionBias::None),
@@ -101,7 +101,7 @@ const MISTRAL: Table = Table {
     ..LLAMA
 };
 
-const SMOLLM3: Table = Table {
+const SMOLLM3: FamilyTable = FamilyTable {
     model_type: "smollm3",
     architecture: "SmolLM3ForCausalLM",
     vocab_size: 128_256,
@@ -120,7 +120,7 @@ impl Family {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Qwen3, Self::Qwen2, Self::Llama, Self::Mistral, Self::SmolLm3];
 
-    pub(super) fn table(self) -> &'static Table {
+    pub(super) fn table(self) -> &'static FamilyTable {
         match self {
             Self::Qwen3 => &QWEN3,
             Self::Qwen2 => &QWEN2,
