@@ -7,7 +7,7 @@ mod sample;
 mod xml;
 
 use experiments::report::{
-    BarSeries, Bars, Best, Cell, Column, Figure, Heatmap, Kind, Lines, Page, Plot, Scale, Section, Series, Table,
+    BarSeries, Bars, Best, Column, Figure, Heatmap, Kind, Lines, Page, Plot, Scale, Section, Series, Table, TableCell,
     common_range,
 };
 use proptest::prelude::*;
@@ -206,7 +206,7 @@ fn a_gap_cuts_a_line() {
 #[test]
 fn the_best_of_a_column_is_set_in_bold_and_ties_share_it() {
     let mut table = controls();
-    table.rows.push(vec!["tie".into(), 3.0701.into(), Cell::Number(f64::NAN), 0.0.into()]);
+    table.rows.push(vec!["tie".into(), 3.0701.into(), TableCell::Number(f64::NAN), 0.0.into()]);
     let html = table.html().unwrap();
     walk(&html);
     assert_eq!(html.matches("<strong>3.070</strong>").count(), 2);

@@ -73,7 +73,7 @@ impl Outcome {
             let cell = Cell { labels: best.labels, contrast: best.contrast, ..(*cell).clone() };
             cell.id() == best.id()
         };
-        let mut rows: Vec<(f64, Vec<crate::report::Cell>)> = Vec::new();
+        let mut rows: Vec<(f64, Vec<crate::report::TableCell>)> = Vec::new();
         let cells = config.cells();
         for cell in cells.iter().filter(same) {
             let seeds = self.by_seed(corpus, cell, Via::Paths);
@@ -244,7 +244,7 @@ impl Outcome {
         let mut heads = vec![Column::text("labels by")];
         heads.extend(kept.iter().map(|at| Column::lowest(&columns[*at].0, 3)));
         let row = |(source, row): &(LabelSource, Vec<f64>)| {
-            let numbers = kept.iter().map(|at| crate::report::Cell::Number(row[*at]));
+            let numbers = kept.iter().map(|at| crate::report::TableCell::Number(row[*at]));
             std::iter::once(source.to_string().into()).chain(numbers).collect()
         };
         Table {

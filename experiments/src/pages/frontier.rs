@@ -1,7 +1,7 @@
 //! The frontier's pictures: recovery against active share, and what a given share recovers.
 
 use crate::frontier::{Frontier, FrontierPoint, HowMany, SAME, SHARES, times};
-use crate::report::{Cell, Column, Figure, Lines, Section, Series, SeriesStyle, Table};
+use crate::report::{Column, Figure, Lines, Section, Series, SeriesStyle, Table, TableCell};
 use tinyonn::Result;
 use tinyonn::metrics::Interval;
 
@@ -97,13 +97,13 @@ fn leading<'a>(points: &[&'a FrontierPoint]) -> Vec<&'a FrontierPoint> {
 fn points(frontier: &Frontier) -> Table {
     let layers = |point: &FrontierPoint| point.by_layer.iter().map(|k| times(k)).collect::<Vec<_>>().join("; ");
     let row = |point: &FrontierPoint| {
-        let text = [point.form.name().to_owned(), times(&point.top_k), layers(point)].map(Cell::from);
+        let text = [point.form.name().to_owned(), times(&point.top_k), layers(point)].map(TableCell::from);
         let shares = [point.expert_share, point.active_share, point.cost_share].map(|share| 100.0 * share);
         let recovery = point.recovery.map_or([f64::NAN; 3], |r| [r.mean, r.low, r.high].map(|x| 100.0 * x));
         let loss = [point.loss.mean, point.loss.low, point.loss.high];
         let numbers = [point.mass.unwrap_or(f64::NAN)].into_iter().chain(shares).chain(loss).chain(recovery);
         let numbers = numbers.chain(load(point));
-        text.into_iter().chain(numbers.map(Cell::from)).collect()
+        text.into_iter().chain(numbers.map(TableCell::from)).collect()
     };
     let numbers = [
         "mass",
@@ -141,7 +141,7 @@ fn adaptive(frontier: &Frontier) -> Table {
     let points = frontier.points.iter().filter(|point| !point.is_fixed());
     let row = |point: &FrontierPoint| {
         let recovery = recovered(Some(point));
-        std::iter::once(choice(point).into()).chain(load(point).map(Cell::from)).chain([recovery]).collect()
+        std::iter::once(choice(point).into()).chain(load(point).map(TableCell::from)).chain([recovery]).collect()
     };
     Table {
         columns: vec![
@@ -160,7 +160,7 @@ fn adaptive(frontier: &Frontier) -> Table {
 
 /// The asked shares: fixed and adaptive.
 fn at_shares(frontier: &Frontier) -> Table {
-    let row = |percent: usize| -> Vec<Cell> {
+    let row = |percent: usize| -> Vec<TableCell> {
         let share = percent as f64 / 100.0;
         let (fixed, adaptive) = (frontier.best_fixed_at(share), frontier.adaptive_near(share));
         let nearest = fixed.filter(|point| (point.expert_share - share).abs() > SAME);
@@ -169,8 +169,8 @@ fn at_shares(frontier: &Frontier) -> Table {
         let measured =
             |point: Option<&FrontierPoint>| [point.map_or(f64::NAN, |p| p.loss.mean).into(), recovered(point)];
         let of = |share: fn(&FrontierPoint) -> f64| adaptive.map_or(f64::NAN, |point| 100.0 * share(point)).into();
-        let head: [Cell; 2] = [percent.to_string().into(), choice.into()];
-        let form: [Cell; 3] = [
+        let head: [TableCell; 2] = [percent.to_string().into(), choice.into()];
+        let form: [TableCell; 3] = [
             adaptive.map_or("–".into(), self::choice).into(),
             of(|point| point.expert_share),
             of(|point| point.cost_share),
@@ -220,7 +220,7 @@ fn choice(point: &FrontierPoint) -> String {
 }
 
 /// `91.2 [88.0, 94.1]`, never on two lines.
-fn recovered(point: Option<&FrontierPoint>) -> Cell {
+fn recovered(point: Option<&FrontierPoint>) -> TableCell {
     let said = |r: Interval| {
         let text = format!("{:.1} [{:.1}, {:.1}]", 100.0 * r.mean, 100.0 * r.low, 100.0 * r.high);
         text.replace('-', "−").replace(' ', UNBROKEN)

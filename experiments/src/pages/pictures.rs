@@ -8,7 +8,7 @@ use tinyonn::phases::Phase1Summary;
 use crate::densities::{Gaussian, LayerDensity, RouterDensity};
 use crate::names::node_name;
 use crate::report::{
-    Cell, Column, Density, DensityClass, Figure, Heatmap, PathDiagram, Scale, Section, Table, TreeLevel,
+    Column, Density, DensityClass, Figure, Heatmap, PathDiagram, Scale, Section, Table, TableCell, TreeLevel,
 };
 
 /// The contrast of the two tasks whose images differ most, `experts[task][layer][expert]`.
@@ -144,7 +144,7 @@ pub(super) fn density_figures(densities: &[LayerDensity], spec: &MoeSpec) -> Res
 }
 
 /// How many experts tokens took: the mean, and the least and the most where they differ.
-fn taken(load: &LayerLoad) -> Cell {
+fn taken(load: &LayerLoad) -> TableCell {
     match load.taken() {
         Some(Taken { fewest, mean, most }) if fewest < most => format!("{mean:.1} ({fewest} to {most})").into(),
         taken => taken.map_or(f64::NAN, |taken| taken.mean).into(),

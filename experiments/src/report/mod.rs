@@ -61,5 +61,5 @@ pub use page::{Page, Section};
 pub use path_diagram::PathDiagram;
 pub use plot::Plot;
 pub use svg::{Anchor, Area, Point, Stroke, Svg, TextStyle, escape};
-pub use table::{Best, Cell, Column, Kind, Table};
+pub use table::{Best, Column, Kind, Table, TableCell};
 pub use tree::TreeLevel;

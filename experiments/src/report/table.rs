@@ -61,26 +61,26 @@ impl Column {
 
 /// What stands in a cell.
 #[derive(Debug, Clone)]
-pub enum Cell {
+pub enum TableCell {
     /// Words.
     Text(String),
     /// A number; NaN prints as a dash.
     Number(f64),
 }
 
-impl From<&str> for Cell {
+impl From<&str> for TableCell {
     fn from(text: &str) -> Self {
         Self::Text(text.to_owned())
     }
 }
 
-impl From<String> for Cell {
+impl From<String> for TableCell {
     fn from(text: String) -> Self {
         Self::Text(text)
     }
 }
 
-impl From<f64> for Cell {
+impl From<f64> for TableCell {
     fn from(number: f64) -> Self {
         Self::Number(number)
     }
@@ -103,7 +103,7 @@ pub struct Table {
     /// The columns, from left to right.
     pub columns: Vec<Column>,
     /// `[rows][columns]`.
-    pub rows: Vec<Vec<Cell>>,
+    pub rows: Vec<Vec<TableCell>>,
 }
 
 impl Table {
@@ -119,7 +119,7 @@ impl Table {
                 tbody { @for row in &self.rows {
                     tr { @for ((cell, column), best) in row.iter().zip(&self.columns).zip(&best) {
                         @let text = printed(cell, column.kind);
-                        @let strong = matches!(cell, Cell::Number(_)) && best.as_ref() == Some(&text);
+                        @let strong = matches!(cell, TableCell::Number(_)) && best.as_ref() == Some(&text);
                         td class=[class(column.kind)] {
                             @if strong { strong { (inline(&text)) } } @else { (inline(&text)) }
                         }
@@ -150,9 +150,9 @@ impl Table {
         markdown.push('\n');
         let best: Vec<Option<String>> = (0..self.columns.len()).map(|c| self.best(c)).collect();
         for row in &self.rows {
-            let cell = |((cell, column), best): ((&Cell, &Column), &Option<String>)| {
+            let cell = |((cell, column), best): ((&TableCell, &Column), &Option<String>)| {
                 let text = printed(cell, column.kind);
-                let strong = matches!(cell, Cell::Number(_)) && best.as_ref() == Some(&text);
+                let strong = matches!(cell, TableCell::Number(_)) && best.as_ref() == Some(&text);
                 if strong { format!("**{text}**") } else { safe(&text) }
             };
             markdown.push_str(&line(&mut row.iter().zip(&self.columns).zip(&best).map(cell)));
@@ -174,8 +174,8 @@ impl Table {
         let mut csv = Csv::new(&self.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>());
         for row in &self.rows {
             csv.line(row.iter().map(|cell| match cell {
-                Cell::Text(text) => text.as_str().into(),
-                Cell::Number(number) => Some(*number).filter(|x| !x.is_nan()).into(),
+                TableCell::Text(text) => text.as_str().into(),
+                TableCell::Number(number) => Some(*number).filter(|x| !x.is_nan()).into(),
             }));
         }
         Ok(csv.finish())
@@ -194,22 +194,22 @@ impl Table {
         let kind = self.columns[column].kind;
         let Kind::Number { best: Some(best), .. } = kind else { return None };
         let numbers = self.rows.iter().filter_map(|row| match row[column] {
-            Cell::Number(number) if number.is_finite() => Some(number),
+            TableCell::Number(number) if number.is_finite() => Some(number),
             _ => None,
         });
         let best = match best {
             Best::Lowest => numbers.reduce(f64::min),
             Best::Highest => numbers.reduce(f64::max),
         };
-        best.map(|number| printed(&Cell::Number(number), kind))
+        best.map(|number| printed(&TableCell::Number(number), kind))
     }
 }
 
-fn printed(cell: &Cell, kind: Kind) -> String {
+fn printed(cell: &TableCell, kind: Kind) -> String {
     match (cell, kind) {
-        (Cell::Text(text), _) => text.clone(),
-        (Cell::Number(number), Kind::Number { decimals, .. }) => fixed(*number, decimals),
-        (Cell::Number(number), Kind::Text) => number.to_string(),
+        (TableCell::Text(text), _) => text.clone(),
+        (TableCell::Number(number), Kind::Number { decimals, .. }) => fixed(*number, decimals),
+        (TableCell::Number(number), Kind::Text) => number.to_string(),
     }
 }
 
