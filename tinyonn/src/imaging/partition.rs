@@ -68,7 +68,7 @@ pub fn profile(partition: Partition) -> Option<Score> {
     }
 }
 
-/// Whether text must be read before neurons can be given out.
+/// Whether text must be read before neurons can be assigned to experts.
 #[must_use]
 pub fn reads_text(partition: Partition) -> bool {
     partition == Partition::Coactivation || profile(partition).is_some()
@@ -118,7 +118,7 @@ pub fn assign(
             _ => Ok(cluster_down(spec, &vectors(partition, layer, width, sources)?, &mut rng)),
         }
     };
-    // Collected twice, or the error would be that of whichever layer fails first.
+    // Collected before the first error is looked for: else it would be that of whichever thread failed first.
     (0..layers).into_par_iter().map(of_layer).collect::<Vec<_>>().into_iter().collect()
 }
 
@@ -196,7 +196,7 @@ fn cluster_down(spec: &MoeSpec, vectors_dn: &DMatrix<f64>, rng: &mut Rng) -> Vec
         for (share, slot) in shares.iter().zip(declared.slots()) {
             let mut capacities: Vec<usize> = slot.nodes.clone().map(|node| room(under[node].clone())).collect();
             if level == 0 {
-                // Experts that always take part stand beside the root's choices.
+                // Experts that always take part get theirs beside the choices of the first level.
                 capacities.extend((spec.routed_experts()..spec.experts()).map(|expert| expert_widths[expert]));
             }
             let mut clusters = balanced_k_means(vectors_dn, share, &capacities, rng);

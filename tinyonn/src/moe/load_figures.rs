@@ -1,4 +1,4 @@
-//! What a load looks like: how even it is, who is dead, how many experts a token takes; and when to worry.
+//! What a load looks like: how even it is, which experts are dead, how many a token takes, and when that is a collapse.
 //!
 //! Of the N experts of a layer that routers choose from (those that always take part are nobody's choice), n_i the tokens that took
 //! expert i and q_i = n_i / Σ n: *evenness* is max n / mean n (1 is even) and the entropy H = −Σ q_i ln q_i (ln N is even); exp H is
@@ -53,7 +53,7 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Over the tokens of some layers; none of none.
+    /// Over the tokens of several layers; `None` without any.
     fn of(layers: &[LayerLoad]) -> Option<Self> {
         let each = || layers.iter().flat_map(|layer| &layer.experts_taken);
         let (sum, tokens) = each().fold((0.0, 0.0), |(sum, count), (experts, tokens)| {

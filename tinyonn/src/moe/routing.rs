@@ -25,14 +25,14 @@ pub enum Routing {
         gate_dn: Tensor,
         /// All B·T tokens in their order; a run without a decision is all active.
         runs: Vec<RowRun>,
-        /// Every decision takes every expert, at weight one, which its declaration or its paths tell.
+        /// Whether every decision takes every expert at weight one, as the declaration or the paths have it.
         whole: bool,
     },
 }
 
 impl Routing {
-    /// 1 for the tokens that a decision is for, `[B·T]` u8; `None` is all of them. Where there is no decision at all, all experts take
-    /// all tokens.
+    /// `[B·T]` u8, 1 for each token that a decision is for. `None` if that is every token, or if nothing is decided and all experts take all
+    /// tokens.
     pub(super) fn decided(&self, device: &Device) -> Result<Option<Tensor>> {
         let Self::Shared { runs, .. } = self else { return Ok(None) };
         if runs.iter().all(|run| run.decision.is_some()) {
@@ -52,7 +52,7 @@ impl Routing {
         }
     }
 
-    /// The work that each of `experts` experts was given by decisions; all tokens `[t, d]` where there was none.
+    /// The work that each of `experts` experts was given by decisions; where nothing was decided, each was given all tokens `[t, d]`.
     pub(super) fn load(&self, experts: usize, x_td: &Tensor) -> Result<Load> {
         let (gate_dn, rows) = match self {
             Self::All => {
@@ -203,7 +203,7 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     Ok(Routed { routing, auxiliary, saved })
 }
 
-/// The declared auxiliary loss, of which a pass of many in a step counts its share.
+/// The declared auxiliary loss, times the `share` of a step that this pass is.
 fn auxiliary(spec: &MoeSpec, scores: &Scores, taken_dn: &Tensor, share: f64) -> Result<Option<Tensor>> {
     let loss = balance::auxiliary_loss(spec, scores, taken_dn)?;
     Ok(if share < 1.0 { loss.map(|loss| loss * share).transpose()? } else { loss })
@@ -264,11 +264,11 @@ impl Saved {
     }
 }
 
-/// Decisions that a sequence makes one after the other, each by as many tokens as come before it and have not been read.
+/// The decisions of one sequence. Each reads the tokens that have come since the decision before it.
 struct Shared {
-    /// How many.
+    /// How many there are.
     decisions: usize,
-    /// Tokens that each reads: decision k reads those of k · reads.. and takes over behind them.
+    /// Tokens that each reads: decision k reads those from k · reads on, and is for the tokens behind them.
     reads: usize,
 }
 
@@ -280,7 +280,7 @@ impl Shared {
             RoutePer::Sequence { first } => (first.max(1), 1),
             RoutePer::Segment { tokens } => (tokens.max(1), usize::MAX),
         };
-        // The last one has a token to be for.
+        // No decision after the last token: it would be for none.
         Some(Self { decisions: (t.saturating_sub(1) / reads).min(most), reads })
     }
 

@@ -30,7 +30,7 @@ struct WeightGradient {
     gradient: Tensor,
     /// Nothing was written in this step.
     fresh: bool,
-    /// 1 for each row that learns, `[rows]` u8, or of a single entry, all or none; all, where nobody says.
+    /// `[rows]` u8, 1 for each row that learns, or one entry for all rows. Without it all learn.
     learn: Option<Tensor>,
 }
 
@@ -89,7 +89,7 @@ impl Grads {
         Ok(Self { slots, place })
     }
 
-    /// For nothing: a backward pass that only asks.
+    /// Of no weight, for a backward pass that is only to be observed.
     #[must_use]
     pub fn none() -> Self {
         Self { slots: Vec::new(), place: HashMap::new() }
@@ -117,7 +117,7 @@ impl Grads {
         (!slot.fresh).then_some(&slot.gradient)
     }
 
-    /// 1 for each row of `weight` that learns from this step, `[rows]` u8, or of a single entry, all or none; `None` is all.
+    /// `[rows]` u8, 1 for each row of `weight` that learns from this step, or one entry for all rows; `None` if all learn.
     #[must_use]
     pub fn learning_rows(&self, weight: &Tensor) -> Option<&Tensor> {
         self.slots.get(*self.place.get(&weight.id())?)?.learn.as_ref()
@@ -177,8 +177,8 @@ impl Grads {
         lanes::change(&slot.gradient, |values| f(values, fresh))?
     }
 
-    /// From this step only those of the rows of `weight` learn that `learn` marks (`[rows]` u8, or of a single entry, all or none); beside
-    /// what earlier micro-batches let learn.
+    /// From this step only the rows of `weight` learn that `learn` marks (`[rows]` u8, or one entry for all rows), and those that earlier
+    /// micro-batches have marked.
     ///
     /// # Errors
     /// What the device reports.
