@@ -70,8 +70,8 @@ pub(crate) fn partition(strategy: Partition, spec: &MoeSpec, cfg: &Arch) -> Resu
         (0..layers).map(|layer| inputs(seed + layer as u64, &[&shape]).remove(0)).collect()
     };
     let (gate_rows, hidden) = (tensors(50, [width, cfg.hidden_size]), tensors(60, [40, width]));
-    let sources =
-        PartitionSources { integral: Some(&integral), gate_rows: Some(&gate_rows), coactivation: Some(&hidden) };
+    let rows = |layer: usize| Ok(gate_rows[layer].clone());
+    let sources = PartitionSources { integral: Some(&integral), gate_rows: Some(&rows), coactivation: Some(&hidden) };
     partition::assign(strategy, spec, (layers, width), sources, 3)
 }
 

@@ -5,8 +5,9 @@ use proptest::prelude::*;
 use rand::Rng;
 use rand::seq::SliceRandom;
 use rstest::rstest;
+use tinyonn::checkpoint::ModelFolder;
 use tinyonn::data::TokenSet;
-use tinyonn::imaging::partition::{self, gate_rows};
+use tinyonn::imaging::partition::{self, gate_rows, stored_gate_rows};
 use tinyonn::imaging::{Integral, Partition, PartitionSources, ScanOptions, coactivation, dump};
 use tinyonn::random;
 
@@ -20,8 +21,17 @@ const CLUSTERED: [Partition; 5] =
 /// All that partitions are made from, at random.
 struct Made {
     integral: Integral,
-    gate_rows: Vec<Tensor>,
+    gate_rows: LayerRows,
     hidden: Vec<Tensor>,
+}
+
+/// Reads a layer's rows.
+type LayerRows = Box<dyn Fn(usize) -> tinyonn::Result<Tensor> + Sync>;
+
+/// Rows that lie there already; none of a layer that they are not of.
+fn reading(rows: Vec<Tensor>) -> LayerRows {
+    let none = Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap();
+    Box::new(move |layer| Ok(rows.get(layer).unwrap_or(&none).clone()))
 }
 
 impl Made {
@@ -32,13 +42,13 @@ impl Made {
         let tensors = |shape: [usize; 2]| -> Vec<Tensor> {
             (0..layers as u64).map(|layer| inputs(seed ^ layer, &[&shape]).remove(0)).collect()
         };
-        Self { integral: Integral { neurons }, gate_rows: tensors([width, 4]), hidden: tensors([7, width]) }
+        Self { integral: Integral { neurons }, gate_rows: reading(tensors([width, 4])), hidden: tensors([7, width]) }
     }
 
     fn sources(&self) -> PartitionSources<'_> {
         PartitionSources {
             integral: Some(&self.integral),
-            gate_rows: Some(&self.gate_rows),
+            gate_rows: Some(&*self.gate_rows),
             coactivation: Some(&self.hidden),
         }
     }
@@ -160,8 +170,8 @@ fn planted_vectors(seed: u64, width: usize) -> (Vec<Vec<f64>>, Vec<usize>) {
 fn planted_directions_of_gate_rows_are_found() {
     for seed in 0..20 {
         let (rows, kind) = planted_vectors(seed, 48);
-        let rows = [Tensor::new(rows, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()];
-        let sources = PartitionSources { gate_rows: Some(&rows), ..PartitionSources::default() };
+        let rows = reading(vec![Tensor::new(rows, &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()]);
+        let sources = PartitionSources { gate_rows: Some(&*rows), ..PartitionSources::default() };
         let units = partition::assign(Partition::Kmeans, &spec(&[(2, 1), (3, 1)]), (1, 48), sources, seed).unwrap();
         assert_found(seed, &kind, &units[0], (2, 3));
     }
@@ -189,7 +199,7 @@ fn a_strategy_reads_its_own_source(#[values(0, 1, 2, 3, 4)] which: usize) {
     let (a, b) = (Made::new(1, 3, 1, 48), Made::new(2, 3, 1, 48));
     let assign = |sources| partition::assign(strategy, &spec, (1, 48), sources, 0).unwrap();
     let other = match strategy {
-        Partition::Kmeans => PartitionSources { gate_rows: Some(&a.gate_rows), ..b.sources() },
+        Partition::Kmeans => PartitionSources { gate_rows: Some(&*a.gate_rows), ..b.sources() },
         Partition::Coactivation => PartitionSources { coactivation: Some(&a.hidden), ..b.sources() },
         _ => PartitionSources { integral: Some(&a.integral), ..b.sources() },
     };
@@ -203,7 +213,8 @@ fn equal_neurons_are_shared_out(#[values(0.0, 1.0)] value: f64, #[values(0, 1, 2
     let equal = |shape: (usize, usize)| [Tensor::full(value, shape, &Device::Cpu).unwrap()];
     let (integral, rows, hidden) =
         (Integral { neurons: vec![vec![vec![value; 31]]; 2] }, equal((31, 4)), equal((7, 31)));
-    let sources = PartitionSources { integral: Some(&integral), gate_rows: Some(&rows), coactivation: Some(&hidden) };
+    let rows = reading(rows.to_vec());
+    let sources = PartitionSources { integral: Some(&integral), gate_rows: Some(&*rows), coactivation: Some(&hidden) };
     let units = partition::assign(CLUSTERED[which], &spec(&[(2, 1), (3, 1)]), (1, 31), sources, 0).unwrap();
     let widths = (0..6).map(|expert| units[0].iter().filter(|unit| **unit == expert).count());
     assert_eq!(widths.collect::<Vec<_>>(), [6, 5, 5, 5, 5, 5]);
@@ -299,7 +310,12 @@ fn samples_are_spread_over_tasks_and_rows() {
 fn gate_rows_are_those_of_the_model() {
     let cfg = models::config(26, false);
     let store = models::weights(&cfg, DType::BF16);
-    let rows = gate_rows(&store, 2).unwrap();
-    assert_eq!(models::bits(&rows[1]), models::bits(store.get("model.layers.1.mlp.gate_proj.weight").unwrap()));
-    assert!(message(gate_rows(&store, 3)).contains("model.layers.2.mlp.gate_proj.weight"));
+    let rows = gate_rows(&store, 1).unwrap();
+    assert_eq!(models::bits(&rows), models::bits(store.get("model.layers.1.mlp.gate_proj.weight").unwrap()));
+    assert!(message(gate_rows(&store, 2)).contains("model.layers.2.mlp.gate_proj.weight"));
+    let dir = tempfile::tempdir().unwrap();
+    ModelFolder::save(dir.path().join("model"), &serde_json::json!({}), &store, None).unwrap();
+    let folder = ModelFolder::open(dir.path().join("model")).unwrap();
+    assert_eq!(models::bits(&stored_gate_rows(&folder, 1).unwrap()), models::bits(&rows));
+    assert!(message(stored_gate_rows(&folder, 2)).contains("model.layers.2.mlp.gate_proj.weight"));
 }

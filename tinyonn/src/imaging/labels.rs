@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use nalgebra::{DMatrix, DVector};
 use rand::seq::SliceRandom as _;
 
 use super::Integral;
-use super::balanced_k_means::{balanced_k_means, unit_columns};
+use super::balanced_k_means::{Points, balanced_k_means};
 use super::label_balance::{self, LabelBalance};
 use crate::decoder::PathTable;
 use crate::moe::{MoeSpec, select};
@@ -73,9 +72,9 @@ impl Labels {
         let (tasks, layers) = (integral.neurons.len(), integral.neurons.first().map_or(0, Vec::len));
         let mut experts = vec![Vec::with_capacity(layers); tasks];
         for layer in 0..layers {
-            let columns: Vec<DVector<f64>> =
-                contrasted.neurons.iter().map(|task| DVector::from_column_slice(&task[layer])).collect();
-            let profiles = unit_columns(DMatrix::from_columns(&columns));
+            let values: Vec<f64> = contrasted.neurons.iter().flat_map(|task| &task[layer]).copied().collect();
+            let width = values.len() / tasks.max(1);
+            let profiles = Points::new(values, width).of_unit_norm();
             let mut rng = random::stream(seed, &format!("labels/profiles/{layer}"));
             // The tasks that pass each node of the level before.
             let mut passing: Vec<Vec<usize>> = vec![(0..tasks).collect()];
@@ -174,7 +173,7 @@ pub fn nodes_of_path(path: &[u32], level: usize, spec: &MoeSpec) -> Vec<usize> {
 
 /// The tasks that take each of `choices` choices: each task the `top_k` whose clusters are nearest to it, its own first.
 fn deal(
-    profiles: &DMatrix<f64>,
+    profiles: &Points,
     members: &[usize],
     (choices, top_k): (usize, usize),
     rng: &mut random::Rng,
@@ -186,12 +185,12 @@ fn deal(
     let count = choices.min(members.len());
     let room: Vec<usize> = (0..count).map(|c| members.len() / count + usize::from(c < members.len() % count)).collect();
     let clusters = balanced_k_means(profiles, members, &room, rng);
-    let centre = |cluster: &Vec<usize>| profiles.select_columns(cluster).column_mean();
-    let centres: Vec<DVector<f64>> = clusters.iter().map(centre).collect();
+    let centres: Vec<Vec<f64>> = clusters.iter().map(|cluster| profiles.mean(cluster)).collect();
+    let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
     for task in members {
         let far = |choice: usize| match clusters.get(choice) {
             Some(cluster) if cluster.contains(task) => -1.0,
-            Some(_) => (profiles.column(*task) - &centres[choice]).norm_squared(),
+            Some(_) => apart(profiles.row(*task), &centres[choice]),
             // Choices without a cluster come last.
             None => f64::INFINITY,
         };

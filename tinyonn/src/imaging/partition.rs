@@ -8,41 +8,52 @@
 //! - `coactivation`: its |h| over sampled tokens minus their mean. ‖a − b‖² = 2 − 2 ρ(a, b), ρ the correlation of two neurons
 //!   over tokens: a continuous form of MoEfication's graph of how often two neurons fire together.
 
-use candle_core::{DType, Tensor};
-use nalgebra::DMatrix;
+use candle_core::{DType, Device, Tensor};
 use rand::seq::SliceRandom as _;
 use rayon::prelude::*;
 
-use super::balanced_k_means::{balanced_k_means, unit_columns};
+use super::balanced_k_means::{Points, balanced_k_means};
 use super::{Integral, Score};
-use crate::checkpoint::ParamStore;
+use crate::checkpoint::{ModelFolder, ParamStore};
 pub use crate::moe::PartitionStrategy as Partition;
 use crate::moe::{ExpertsAre, MoeSpec, expert};
 use crate::random::{self, Rng};
 use crate::{Error, Result};
 
+/// W_g `[I, d]` of a layer, read when the layer is clustered: those of a whole model need not be in memory together.
+pub type GateRows<'a> = &'a (dyn Fn(usize) -> Result<Tensor> + Sync);
+
 /// What partitions are made from; a strategy reads what it needs and leaves the rest.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct PartitionSources<'a> {
     /// The scan's integral of [`profile`]: `activation`, `sps` and `taylor`.
     pub integral: Option<&'a Integral>,
-    /// W_g `[I, d]` of each layer ([`gate_rows`]): `kmeans`.
-    pub gate_rows: Option<&'a [Tensor]>,
+    /// W_g of each layer, as [`gate_rows`] has it of a store: `kmeans`.
+    pub gate_rows: Option<GateRows<'a>>,
     /// |h| `[t, I]` of each layer over sampled tokens ([`super::coactivation()`]): `coactivation`.
     pub coactivation: Option<&'a [Tensor]>,
 }
 
-/// W_g `[I, d]` of each of the first `layers` layers of a dense model.
+/// W_g `[I, d]` of a layer of a dense model in memory.
 ///
 /// # Errors
-/// A store without them.
-pub fn gate_rows(store: &ParamStore, layers: usize) -> Result<Vec<Tensor>> {
-    let of_layer = |layer: usize| {
-        let name = format!("model.layers.{layer}.mlp.gate_proj.weight");
-        let missing = || Error::tensor(&name, "is missing", "give the parameters of a dense model");
-        Ok(store.get(&name).ok_or_else(missing)?.as_detached_tensor())
-    };
-    (0..layers).map(of_layer).collect()
+/// A store without it.
+pub fn gate_rows(store: &ParamStore, layer: usize) -> Result<Tensor> {
+    let name = gate_name(layer);
+    let missing = || Error::tensor(&name, "is missing", "give the parameters of a dense model");
+    Ok(store.get(&name).ok_or_else(missing)?.as_detached_tensor())
+}
+
+/// The same of a model on disk.
+///
+/// # Errors
+/// A model without it.
+pub fn stored_gate_rows(folder: &ModelFolder, layer: usize) -> Result<Tensor> {
+    folder.source().load(&gate_name(layer), &Device::Cpu, None)
+}
+
+fn gate_name(layer: usize) -> String {
+    format!("model.layers.{layer}.mlp.gate_proj.weight")
 }
 
 /// The strategy of a run: the one given, else the one that `spec` declares, else `default`.
@@ -122,20 +133,21 @@ pub fn assign(
     (0..layers).into_par_iter().map(of_layer).collect::<Vec<_>>().into_iter().collect()
 }
 
-/// What a clustered strategy compares neurons by: a column of unit norm each.
-fn vectors(partition: Partition, layer: usize, width: usize, sources: PartitionSources<'_>) -> Result<DMatrix<f64>> {
+/// What a clustered strategy compares neurons by: a point of unit norm each.
+fn vectors(partition: Partition, layer: usize, width: usize, sources: PartitionSources<'_>) -> Result<Points> {
     let missing = |problem: &str, remedy: &str| Error::setting("partition", format!("`{partition}` {problem}"), remedy);
     let misfit = |what: &str| {
         let problem = format!("the {what} is not of layer {layer} with {width} neurons");
         Error::setting("partition", problem, "scan this model")
     };
     // The neurons of a layer's matrix stand along its dimension `along`.
-    let of_layer = |tensors: &[Tensor], along: usize, what: &str| -> Result<DMatrix<f64>> {
+    let of_layer = |tensor: Option<&Tensor>, along: usize, what: &str| -> Result<Points> {
         let fits = |tensor: &&Tensor| tensor.rank() == 2 && tensor.dims()[along] == width;
-        let tensor = tensors.get(layer).filter(fits).ok_or_else(|| misfit(what))?;
+        let tensor = tensor.filter(fits).ok_or_else(|| misfit(what))?;
         let neurons_first = if along == 0 { tensor.clone() } else { tensor.t()? };
         let values = neurons_first.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-        Ok(DMatrix::from_vec(values.len() / width, width, values))
+        let d = values.len() / width;
+        Ok(Points::new(values, d))
     };
     let text_first = "scan text first, or use contiguous, random or kmeans";
     match partition {
@@ -143,18 +155,13 @@ fn vectors(partition: Partition, layer: usize, width: usize, sources: PartitionS
             let rows = sources.gate_rows.ok_or_else(|| {
                 missing("clusters the rows of W_g", "give those of the dense model (`PartitionSources::gate_rows`)")
             })?;
-            Ok(unit_columns(of_layer(rows, 0, "gate projection")?))
+            Ok(of_layer(Some(&rows(layer)?), 0, "gate projection")?.of_unit_norm())
         }
         Partition::Coactivation => {
             let hidden = sources
                 .coactivation
                 .ok_or_else(|| missing("clusters neurons by when they fire on text", text_first))?;
-            let mut vectors = of_layer(hidden, 1, "sample of activations")?;
-            for mut neuron in vectors.column_iter_mut() {
-                let mean = neuron.mean();
-                neuron.add_scalar_mut(-mean);
-            }
-            Ok(unit_columns(vectors))
+            Ok(of_layer(hidden.get(layer), 1, "sample of activations")?.centred().of_unit_norm())
         }
         _ => {
             let profiles = &sources
@@ -164,7 +171,8 @@ fn vectors(partition: Partition, layer: usize, width: usize, sources: PartitionS
             if !profiles.iter().all(|task| task.get(layer).is_some_and(|values| values.len() == width)) {
                 return Err(misfit("scan"));
             }
-            Ok(unit_columns(DMatrix::from_fn(profiles.len(), width, |task, i| profiles[task][layer][i])))
+            let values = (0..width).flat_map(|i| profiles.iter().map(move |task| task[layer][i])).collect();
+            Ok(Points::new(values, profiles.len()).of_unit_norm())
         }
     }
 }
@@ -185,10 +193,10 @@ fn cut(order: &[usize], experts: usize) -> Vec<u32> {
 }
 
 /// Splits all neurons among the choices of the first level, each share among those of the next, down to the experts.
-fn cluster_down(spec: &MoeSpec, vectors_dn: &DMatrix<f64>, rng: &mut Rng) -> Vec<u32> {
-    let expert_widths = widths(vectors_dn.ncols(), spec.experts());
+fn cluster_down(spec: &MoeSpec, points: &Points, rng: &mut Rng) -> Vec<u32> {
+    let expert_widths = widths(points.len(), spec.experts());
     let room = |experts: std::ops::Range<usize>| expert_widths[experts].iter().sum::<usize>();
-    let mut shares: Vec<Vec<usize>> = vec![(0..vectors_dn.ncols()).collect()];
+    let mut shares: Vec<Vec<usize>> = vec![(0..points.len()).collect()];
     let mut always: Vec<Vec<usize>> = Vec::new();
     for (level, declared) in spec.levels.iter().enumerate() {
         let under = spec.experts_under(level);
@@ -199,14 +207,14 @@ fn cluster_down(spec: &MoeSpec, vectors_dn: &DMatrix<f64>, rng: &mut Rng) -> Vec
                 // Experts that always take part get theirs beside the choices of the first level.
                 capacities.extend((spec.routed_experts()..spec.experts()).map(|expert| expert_widths[expert]));
             }
-            let mut clusters = balanced_k_means(vectors_dn, share, &capacities, rng);
+            let mut clusters = balanced_k_means(points, share, &capacities, rng);
             always.extend(clusters.split_off(slot.nodes.len()));
             next.extend(clusters);
         }
         shares = next;
     }
     shares.extend(always);
-    let mut owner = vec![0u32; vectors_dn.ncols()];
+    let mut owner = vec![0u32; points.len()];
     for (expert, share) in shares.iter().enumerate() {
         for neuron in share {
             owner[*neuron] = expert as u32;

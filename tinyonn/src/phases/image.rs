@@ -180,7 +180,7 @@ impl Subject {
         let owners = if partition::reads_text(partition) {
             Owners::Clustered(partition)
         } else {
-            let gate_rows = gate_rows(&store, cfg.num_hidden_layers)?;
+            let gate_rows = |layer| gate_rows(&store, layer);
             let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
             Owners::Known(partition::assign(partition, &spec, shape, sources, config.seed)?)
         };
