@@ -194,7 +194,7 @@ fn every_source_is_taken_apart_without_a_loss(#[values("Moe7x3", "Moe2x4", "Flat
         let dense = ModelFolder::open(&source).unwrap();
         let (cfg, variant, parent) = (dense.arch().unwrap(), variant(name), TempDir::new().unwrap());
         let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
-        let upcycled = upcycle(&dense.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
+        let upcycled = upcycle(dense.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
         let (tiny, back) = (parent.path().join("tiny"), parent.path().join("back"));
         let described = TinyOnnConfig::new(variant, Partition::Random, 3);
         TinyOnnFolder::save(&tiny, dense.config(), &described, &upcycled, Some(dense.dir())).unwrap();
@@ -231,7 +231,7 @@ fn a_stored_head_comes_back(#[values(true, false)] stated: bool) {
     let folder = ModelFolder::open(&dense).unwrap();
     let variant = variant("Moe2x4");
     let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
-    let mut upcycled = upcycle(&folder.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
+    let mut upcycled = upcycle(folder.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
     folder.restore_head(&mut upcycled).unwrap();
     TinyOnnFolder::save(&tiny, &json, &TinyOnnConfig::new(variant, Partition::Random, 3), &upcycled, None).unwrap();
     export_dense(&tiny, &back).unwrap();

@@ -39,7 +39,7 @@ pub(crate) fn assert_lossless_on(cfg: &Arch, name: &str, strategy: Partition, dt
     let (variant, ids) = (variant(name), ids(shape));
     let store = weights(cfg, dtype);
     let experts = partition(strategy, &variant.spec, cfg).unwrap();
-    let upcycled = upcycle(&store, cfg, variant, &experts, 4).unwrap();
+    let upcycled = upcycle(store.deep_copy().unwrap(), cfg, variant, &experts, 4).unwrap();
 
     let expected = bits(&dense(cfg, &store, dtype).logits(&ids, &Pass::all(), None).unwrap());
     let model = sparse(cfg, variant, &upcycled, dtype);
@@ -203,5 +203,5 @@ fn a_width_below_the_number_of_experts_is_refused_by_name(
         assert!(refused.contains(word), "{refused}");
     }
     let by_hand = vec![vec![0; width]; 2];
-    assert_eq!(message(upcycle(&weights(&cfg, DType::F32), &cfg, variant, &by_hand, 0)), refused);
+    assert_eq!(message(upcycle(weights(&cfg, DType::F32), &cfg, variant, &by_hand, 0)), refused);
 }

@@ -172,7 +172,7 @@ fn experts_learn_all_active_and_routed_and_nothing_else(#[values(false, true)] r
 fn upcycled(cfg: &Arch, name: &str) -> (ParamStore, &'static tinyonn::moe::Variant) {
     let variant = variant(name);
     let experts = partition(Partition::Random, &variant.spec, cfg).unwrap();
-    (upcycle(&weights(cfg, DType::F32), cfg, variant, &experts, 4).unwrap(), variant)
+    (upcycle(weights(cfg, DType::F32), cfg, variant, &experts, 4).unwrap(), variant)
 }
 
 fn upcycled_model(name: &str) -> TinyOnnForCausalLm {

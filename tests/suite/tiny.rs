@@ -47,7 +47,7 @@ pub(crate) fn upcycled(cfg: &Arch, name: &str, dense: &ParamStore) -> (&'static 
     let variant = moe::variant(name).unwrap();
     let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
     let units = partition::assign(Partition::Random, &variant.spec, shape, PartitionSources::default(), 5).unwrap();
-    (variant, upcycle(dense, cfg, variant, &units, 6).unwrap())
+    (variant, upcycle(dense.deep_copy().unwrap(), cfg, variant, &units, 6).unwrap())
 }
 
 /// What the experts are given to do in a pass over `ids`.

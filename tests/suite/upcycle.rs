@@ -1,5 +1,6 @@
 //! Upcycling and the Tiny-ONN folder: what is added, what is kept, and what is refused, by name.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -9,19 +10,21 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tinyonn::checkpoint::{
     ModelFolder, ParamStore, TinyOnnConfig, TinyOnnFolder, expected_tensors, expected_variant_tensors, export_dense,
-    load_model, upcycle,
+    load_model, refuse_not_finite, upcycle, upcycle_folder,
 };
 use tinyonn::decoder::Arch;
-use tinyonn::imaging::Partition;
+use tinyonn::files::StagedFolder;
+use tinyonn::imaging::partition::{self, stored_gate_rows};
+use tinyonn::imaging::{Partition, PartitionSources};
 use tinyonn::model::ActiveMode;
 
-use crate::models::{CPU, bits, config, ids, message, partition, variant, weights};
+use crate::models::{self, CPU, bits, config, ids, message, variant, weights};
 
 fn small(name: &str, dtype: DType) -> (Arch, ParamStore) {
     let cfg = config(40, true);
     let (dense, variant) = (weights(&cfg, dtype), variant(name));
-    let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
-    let sparse = upcycle(&dense, &cfg, variant, &experts, 4).unwrap();
+    let experts = models::partition(Partition::Random, &variant.spec, &cfg).unwrap();
+    let sparse = upcycle(dense.deep_copy().unwrap(), &cfg, variant, &experts, 4).unwrap();
     (cfg, sparse)
 }
 
@@ -78,8 +81,8 @@ fn dense_tensors_stay_as_they_are_and_routers_are_f32(#[values(DType::F32, DType
 fn the_upcycled_store_shares_nothing_with_the_dense_one() {
     let cfg = config(40, true);
     let dense = weights(&cfg, DType::F32);
-    let experts = partition(Partition::Contiguous, &variant("Moe2x4").spec, &cfg).unwrap();
-    let sparse = upcycle(&dense, &cfg, variant("Moe2x4"), &experts, 4).unwrap();
+    let experts = models::partition(Partition::Contiguous, &variant("Moe2x4").spec, &cfg).unwrap();
+    let sparse = upcycle(dense.deep_copy().unwrap(), &cfg, variant("Moe2x4"), &experts, 4).unwrap();
     let name = "model.norm.weight";
     sparse.set(name, &Tensor::zeros(16, DType::F32, &CPU).unwrap()).unwrap();
     assert_ne!(bits(dense.get(name).unwrap()), bits(sparse.get(name).unwrap()));
@@ -91,7 +94,14 @@ fn routers_depend_on_the_seed_and_their_name_alone() {
     let dense = weights(&cfg, DType::F32);
     let routers = |seed, strategy| {
         let variant = variant("Moe7x3");
-        let sparse = upcycle(&dense, &cfg, variant, &partition(strategy, &variant.spec, &cfg).unwrap(), seed).unwrap();
+        let sparse = upcycle(
+            dense.deep_copy().unwrap(),
+            &cfg,
+            variant,
+            &models::partition(strategy, &variant.spec, &cfg).unwrap(),
+            seed,
+        )
+        .unwrap();
         let random = |name: &&str| name.ends_with("mean") || name.ends_with("projection");
         sparse.names().filter(random).map(|name| bits(sparse.get(name).unwrap())).collect::<Vec<_>>()
     };
@@ -141,8 +151,8 @@ fn the_way_back_restores_folder_and_configuration(
 
     let folder = ModelFolder::open(&plain).unwrap();
     let (cfg, variant) = (folder.arch().unwrap(), variant("Moe7x3"));
-    let experts = partition(Partition::Random, &variant.spec, &cfg).unwrap();
-    let sparse = upcycle(&folder.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
+    let experts = models::partition(Partition::Random, &variant.spec, &cfg).unwrap();
+    let sparse = upcycle(folder.load(&CPU, None).unwrap(), &cfg, variant, &experts, 0).unwrap();
     let described = TinyOnnConfig::new(variant, Partition::Random, 3);
     TinyOnnFolder::save(&tiny, folder.config(), &described, &sparse, Some(&plain)).unwrap();
     export_dense(&tiny, &back).unwrap();
@@ -159,6 +169,80 @@ fn the_way_back_restores_folder_and_configuration(
     for dir in [&tiny, &back] {
         assert_eq!(fs::read(dir.join("tokenizer.json")).unwrap(), fs::read(plain.join("tokenizer.json")).unwrap());
     }
+}
+
+/// File to file writes what loading, upcycling and saving do, byte for byte, and the way back what was there.
+#[rstest]
+#[case::tied("qwen3/tied_f32")]
+#[case::sharded("qwen3/untied_bf16_sharded")]
+#[case::half("qwen3/mqa_f16")]
+#[case::stored_head("qwen3/tied_stored_head_bf16")]
+#[case::blocks("gguf/qwen2_f16.gguf")]
+fn file_to_file_is_what_memory_makes(
+    #[case] name: &str,
+    #[values("Moe7x3", "Moe2x4")] variant_name: &str,
+    #[values(Partition::Random, Partition::Kmeans)] strategy: Partition,
+) {
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+    let parent = tempfile::tempdir().unwrap();
+    let [memory, file, back] = ["memory", "file", "back"].map(|name| parent.path().join(name));
+    let folder = ModelFolder::open(&source).unwrap();
+    let (cfg, variant) = (folder.arch().unwrap(), variant(variant_name));
+    let rows = |layer| stored_gate_rows(&folder, layer);
+    let sources = PartitionSources { gate_rows: Some(&rows), ..PartitionSources::default() };
+    let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
+    let experts = partition::assign(strategy, &variant.spec, shape, sources, 3).unwrap();
+
+    let dense = folder.load(&CPU, None).unwrap();
+    let parameters = dense.parameters();
+    let mut sparse = upcycle(dense, &cfg, variant, &experts, 3).unwrap();
+    let added = sparse.parameters() - parameters;
+    folder.restore_head(&mut sparse).unwrap();
+    let described = TinyOnnConfig::new(variant, strategy, 3);
+    TinyOnnFolder::save(&memory, folder.config(), &described, &sparse, Some(&source)).unwrap();
+    let staged = StagedFolder::new(&file).unwrap();
+    let written = upcycle_folder(&folder, &staged, variant, (strategy, &experts), 3).unwrap();
+    staged.publish().unwrap();
+    assert_eq!((written.dense, written.added), (parameters, added));
+    assert!(written.not_finite.is_empty());
+    let names = |dir: &PathBuf| -> BTreeSet<_> { fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect() };
+    assert_eq!(names(&memory), names(&file));
+    for name in names(&memory) {
+        assert_eq!(fs::read(memory.join(&name)).unwrap(), fs::read(file.join(&name)).unwrap(), "{}", name.display());
+    }
+    export_dense(&file, &back).unwrap();
+    let back = ModelFolder::open(&back).unwrap();
+    for (name, _) in folder.tensors() {
+        assert!(folder.same_bytes(name, (&back, name)).unwrap(), "{name}");
+    }
+    assert!(!folder.same_bytes("model.norm.weight", (&back, "model.layers.0.input_layernorm.weight")).unwrap());
+}
+
+#[test]
+fn file_to_file_says_what_is_not_finite_and_refuses_experts() {
+    let (cfg, parent) = (config(40, true), tempfile::tempdir().unwrap());
+    let store = weights(&cfg, DType::BF16);
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let spoilt = store.get(name).unwrap().affine(f64::INFINITY, 0.0).unwrap();
+    store.set(name, &spoilt).unwrap();
+    let [dense, tiny, twice] = ["dense", "tiny", "twice"].map(|name| parent.path().join(name));
+    ModelFolder::save(&dense, &cfg.to_json(), &store, None).unwrap();
+    let variant = variant("Moe7x3");
+    let experts = models::partition(Partition::Random, &variant.spec, &cfg).unwrap();
+    let upcycled = |from: &PathBuf, to: &PathBuf| {
+        let staged = StagedFolder::new(to)?;
+        let written = upcycle_folder(&ModelFolder::open(from)?, &staged, variant, (Partition::Random, &experts), 3)?;
+        staged.publish()?;
+        Ok(written)
+    };
+    let written: tinyonn::checkpoint::Upcycled = upcycled(&dense, &tiny).unwrap();
+    let expected = vec![(name.to_owned(), spoilt.elem_count())];
+    assert_eq!(written.not_finite, expected);
+    assert_eq!(ModelFolder::open(&dense).unwrap().not_finite().unwrap(), expected);
+    let refused = message(refuse_not_finite(&dense, &expected, "mend it"));
+    assert!(refused.contains(name) && refused.contains("mend it"), "{refused}");
+    let twice: tinyonn::Result<_> = upcycled(&tiny, &twice);
+    assert!(message(twice).contains("is a Tiny-ONN checkpoint already"));
 }
 
 #[rstest]
@@ -188,24 +272,24 @@ fn the_active_mode_is_the_folders(#[case] active: ActiveMode, #[case] word: &str
 #[case::unknown_expert(vec![(0..40).map(|i| i % 9).collect(); 2], &["layers.0", "expert 8 of 8"])]
 fn a_partition_that_cannot_work_is_refused(#[case] experts: Vec<Vec<u32>>, #[case] words: &[&str]) {
     let cfg = config(40, true);
-    let refused = message(upcycle(&weights(&cfg, DType::F32), &cfg, variant("Moe2x4"), &experts, 0));
+    let refused = message(upcycle(weights(&cfg, DType::F32), &cfg, variant("Moe2x4"), &experts, 0));
     assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
 }
 
 #[test]
 fn a_store_that_is_not_the_dense_models_is_refused() {
     let (cfg, sparse) = small("Moe2x4", DType::F32);
-    let experts = partition(Partition::Random, &variant("Moe2x4").spec, &cfg).unwrap();
-    let again = message(upcycle(&sparse, &cfg, variant("Moe2x4"), &experts, 0));
+    let experts = models::partition(Partition::Random, &variant("Moe2x4").spec, &cfg).unwrap();
+    let again = message(upcycle(sparse.deep_copy().unwrap(), &cfg, variant("Moe2x4"), &experts, 0));
     assert!(again.contains("model.layers.0.mlp.neuron_expert") && again.contains("already"), "{again}");
 
     let name = "model.layers.1.mlp.up_proj.weight";
     let mut dense = weights(&cfg, DType::F32);
     dense.remove(name).unwrap();
-    let lacking = message(upcycle(&dense, &cfg, variant("Moe2x4"), &experts, 0));
+    let lacking = message(upcycle(dense.deep_copy().unwrap(), &cfg, variant("Moe2x4"), &experts, 0));
     assert!(lacking.contains(name), "{lacking}");
     dense.insert(name, Tensor::zeros((41, 16), DType::F32, &CPU).unwrap()).unwrap();
-    let misshapen = message(upcycle(&dense, &cfg, variant("Moe2x4"), &experts, 0));
+    let misshapen = message(upcycle(dense.deep_copy().unwrap(), &cfg, variant("Moe2x4"), &experts, 0));
     assert!(misshapen.contains(name) && misshapen.contains("[40, 16]"), "{misshapen}");
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use candle_core::Device;
 use clap::Parser;
@@ -9,11 +10,13 @@ use experiments::settings::{over_file, required};
 use experiments::{OutFlags, RunFlags, arguments, main_with, overwrite, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{
-    ModelFolder, TinyOnnConfig, compare, dense_parts, expected_tensors, is_tinyonn, load_model, tokens, upcycle,
+    ModelFolder, Upcycled, compare, expected_tensors, export_dense_into, load_model, refuse_not_finite, refuse_tinyonn,
+    tokens, upcycle_folder,
 };
 use tinyonn::files::StagedFolder;
-use tinyonn::imaging::partition::{self, gate_rows};
+use tinyonn::imaging::partition::{self, stored_gate_rows};
 use tinyonn::imaging::{Partition, PartitionSources};
+use tinyonn::metrics::peak_bytes;
 use tinyonn::model::ActiveMode;
 use tinyonn::moe::ExpertsAre;
 use tinyonn::{Error, Result, moe};
@@ -21,8 +24,8 @@ use tinyonn::{Error, Result, moe};
 /// Turn a dense decoder (Qwen3, Qwen2, Llama, Mistral, SmolLM3) into a mixture of experts without losing a bit, or back.
 ///
 /// Every neuron of every MLP is given to one expert; routers are added, initialised at random. The weights stay as they are.
-/// What was written is read back and compared with the input before the folder gets its name: all experts active, the logits
-/// must be equal bit for bit and the weights byte for byte.
+/// Weights go from file to file, tensor by tensor. What was written is read back and compared with the input before the folder gets
+/// its name (which alone loads both models): all experts active, the logits must be equal bit for bit and the weights byte for byte.
 #[derive(Parser)]
 #[command(
     name = env!("CARGO_BIN_NAME"),
@@ -58,6 +61,9 @@ struct Settings {
     /// Take weights that are NaN or infinite as they are; without it they are refused by name
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     allow_not_finite: Option<bool>,
+    /// Do not read back what was written: it is said to be not verified, and takes little memory whatever the model's size
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    no_verify: Option<bool>,
     #[command(flatten)]
     #[serde(flatten)]
     run: RunFlags,
@@ -81,11 +87,8 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
     let read: Vec<&Path> = [from.as_path()].into_iter().chain(file).collect();
     let replace = overwrite::replaces(&out, overwrite, &read)?;
     let staged = if replace { StagedFolder::replacing(&out)? } else { StagedFolder::new(&out)? };
-    if !settings.allow_not_finite.unwrap_or(false) {
-        ModelFolder::open(&from)?
-            .refuse_not_finite("train or download it again, or take it as it is with --allow-not-finite")?;
-    }
-    let written = if settings.to_dense.unwrap_or(false) {
+    let started = Instant::now();
+    let (mut lines, not_finite) = if settings.to_dense.unwrap_or(false) {
         for (flag, given) in [("--variant", settings.variant.is_some()), ("--partition", settings.partition.is_some())]
         {
             if given {
@@ -93,17 +96,33 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
                 return Err(Error::setting(flag, problem, "give one of the two"));
             }
         }
-        let (config, store) = dense_parts(&from)?;
-        ModelFolder::write_into(&staged, &config, &store, Some(&from))?;
-        vec![format!("{} → {} (dense)", from.display(), out.display())]
+        let not_finite = export_dense_into(&from, &staged)?;
+        (vec![format!("{} → {} (dense)", from.display(), out.display())], not_finite)
     } else {
         let name = required(settings.variant, "variant")?;
         write_upcycled((&from, &out), &staged, &name, settings.partition, seed)?
     };
-    let verified = check_lossless(&from, staged.path(), seed, &device)?;
+    if !settings.allow_not_finite.unwrap_or(false) {
+        let remedy = "train or download it again, or take it as it is with --allow-not-finite";
+        refuse_not_finite(&from, &not_finite, remedy)?;
+    }
+    lines.push(format!("written     {}", taken(started)));
+    lines.push(if settings.no_verify.unwrap_or(false) {
+        "not verified: --no-verify was given; compare the two with exp_verify".to_owned()
+    } else {
+        let started = Instant::now();
+        let verified = check_lossless(&from, staged.path(), seed, &device)?;
+        format!("verified    {verified}; {}", taken(started))
+    });
     staged.publish()?;
-    say!("{}\n{verified}", written.join("\n"));
+    say!("{}", lines.join("\n"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The time since `started`, and the most memory that this process has held.
+fn taken(started: Instant) -> String {
+    let peak = peak_bytes().map_or(String::new(), |bytes| format!(", at most {:.2} GB of memory", bytes as f64 / 1e9));
+    format!("{:.1} s{peak}", started.elapsed().as_secs_f64())
 }
 
 fn write_upcycled(
@@ -112,31 +131,24 @@ fn write_upcycled(
     name: &str,
     partition: Option<Partition>,
     seed: u64,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Vec<(String, usize)>)> {
     let variant = moe::variant(name)?;
     let partition = partition::choose(partition, &variant.spec, Partition::Contiguous)?;
     let folder = ModelFolder::open(from)?;
     let cfg = folder.arch()?;
-    if is_tinyonn(folder.config()) {
-        let remedy = "give the dense model, or take the experts away with --to-dense first";
-        return Err(Error::file(from, "is a Tiny-ONN checkpoint already", remedy));
-    }
+    refuse_tinyonn(&folder)?;
     folder.check_names(&expected_tensors(&cfg))?;
     if partition::reads_text(partition) {
         let problem = format!("`{partition}` is made from a pass over text, and upcycling reads none");
         let remedy = "use contiguous, random or kmeans, or give `partition` to exp_phase2";
         return Err(Error::setting("partition", problem, remedy));
     }
-    let dense = folder.load(&Device::Cpu, None)?;
-    let gate_rows = gate_rows(&dense, cfg.num_hidden_layers)?;
+    let gate_rows = |layer| stored_gate_rows(&folder, layer);
     let sources = PartitionSources { gate_rows: Some(&gate_rows), ..PartitionSources::default() };
     let neuron_expert =
         partition::assign(partition, &variant.spec, (cfg.num_hidden_layers, cfg.intermediate_size), sources, seed)?;
-    let mut sparse = upcycle(&dense, &cfg, variant, &neuron_expert, seed)?;
-    let config = TinyOnnConfig::new(variant, partition, seed).write_to(folder.config());
-    let parameters = sparse.parameters();
-    folder.restore_head(&mut sparse)?;
-    ModelFolder::write_into(staged, &config, &sparse, Some(from))?;
+    let Upcycled { dense, added, not_finite } =
+        upcycle_folder(&folder, staged, variant, (partition, &neuron_expert), seed)?;
 
     let (width, experts) = (cfg.intermediate_size, variant.spec.experts());
     let (of, widths) = match (variant.spec.experts_are, width / experts, width % experts) {
@@ -147,13 +159,13 @@ fn write_upcycled(
             (format!("{partition} partition"), wide)
         }
     };
-    let added = parameters - dense.parameters();
-    let share = percent(added, dense.parameters());
-    Ok(vec![
+    let share = percent(added, dense);
+    let lines = vec![
         format!("{} → {} ({name}, {of}, all experts active)", from.display(), out.display()),
         format!("experts     {experts} a layer: {widths}"),
-        format!("parameters  {} dense + {added} in routers ({share:.2} %)", dense.parameters()),
-    ])
+        format!("parameters  {dense} dense + {added} in routers ({share:.2} %)"),
+    ];
+    Ok((lines, not_finite))
 }
 
 fn percent(part: usize, whole: usize) -> f64 {
@@ -169,7 +181,7 @@ fn check_lossless(from: &Path, written: &Path, seed: u64, device: &Device) -> Re
     let (a, b) = (ModelFolder::open(from)?, ModelFolder::open(written)?);
     let dense = expected_tensors(&a.arch()?);
     for name in dense.keys() {
-        if a.bytes(name)? != b.bytes(name)? {
+        if !a.same_bytes(name, (&b, name))? {
             return Err(Error::tensor(name, format!("was not written as it is in {}", from.display()), remedy));
         }
     }
@@ -181,5 +193,5 @@ fn check_lossless(from: &Path, written: &Path, seed: u64, device: &Device) -> Re
         let problem = format!("logits of what was written differ by up to {:e}", comparison.max_abs_difference);
         return Err(Error::file(from, problem, remedy));
     }
-    Ok(format!("verified    {} weights byte-equal; {} tokens' logits bit-equal", dense.len(), comparison.tokens))
+    Ok(format!("{} weights byte-equal; {} tokens' logits bit-equal", dense.len(), comparison.tokens))
 }

@@ -122,8 +122,13 @@ impl Subject<'_> {
         let units = self.units(cell, &config)?;
         let image = self.image(cell, &units)?;
         let run = Run { variant, partition: cell.partition, ..self.prepared.run(&config) };
-        let store =
-            checkpoint::upcycle(&self.prepared.dense.store, &self.prepared.dense.cfg, variant, &units, self.seed)?;
+        let store = checkpoint::upcycle(
+            self.prepared.dense.store.share(),
+            &self.prepared.dense.cfg,
+            variant,
+            &units,
+            self.seed,
+        )?;
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let seeds: Vec<u64> = if cell.labels.is_drawn() { run.draws().collect() } else { vec![self.seed] };
         let vb = store.builder(DType::F32, |_| false);

@@ -1,5 +1,7 @@
 //! Weights that are NaN or infinite.
 
+use std::fs;
+
 use candle_core::DType;
 use rstest::rstest;
 
@@ -40,6 +42,29 @@ fn are_refused_by_name_unless_they_are_asked_for(
     assert!(printed.contains("top-1 agreement  0.00 %") && printed.contains("max |Δlogit|     NaN"), "{printed}");
     assert_done(&place.run(VERIFY, "dense out --allow-not-finite"));
     assert_eq!(place.run(VERIFY, "dense out --allow-not-finite --tolerance 9").status.code(), Some(1));
+}
+
+/// Without a look at what was written the program says so; the files are the same.
+#[rstest]
+#[case::by_flag("--no-verify", true)]
+#[case::by_file("--config settings.toml", true)]
+#[case::not_at_all("", false)]
+fn what_was_not_verified_is_said_to_be_so(#[case] flag: &str, #[case] given: bool) {
+    let place = Place::new();
+    fs::write(place.path("settings.toml"), "no_verify = true").unwrap();
+    assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out plain"));
+    let output = place.run(UPCYCLE, &format!("--model dense --variant TinyOnn --out out {flag}"));
+    assert_done(&output);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said.contains("not verified"), given, "{said}");
+    assert_eq!(said.contains("byte-equal"), !given, "{said}");
+    assert!(said.contains("written     0.") && said.contains("GB of memory"), "{said}");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let [plain, out] = ["plain", "out"].map(|dir| fs::read(place.path(dir).join(name)).unwrap());
+        assert_eq!(plain, out, "{name}");
+    }
+    assert_done(&place.run(UPCYCLE, &format!("--model out --to-dense --out back {flag}")));
+    assert_done(&place.run(VERIFY, "dense back --tolerance 0"));
 }
 
 #[test]

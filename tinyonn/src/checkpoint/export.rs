@@ -2,42 +2,38 @@
 
 use std::path::Path;
 
-use candle_core::Device;
-use serde_json::Value;
-
 use super::folder::ModelFolder;
-use super::params::expected_tensors;
+use super::params::{HEAD, expected_tensors};
 use super::replicas::is_delta;
-use super::store::ParamStore;
 use super::tinyonn_folder::{TinyOnnFolder, dense_config};
+use super::upcycle::copy_entries;
+use crate::files::StagedFolder;
 use crate::{Error, Result};
 
 /// Writes the dense model of the Tiny-ONN folder `from` to the new folder `to`: each weight byte for byte as stored, the dense
 /// model's own configuration, the tokenizer's files. Partition and routers are left behind: the result runs all experts.
 ///
 /// # Errors
-/// `from` is no Tiny-ONN folder; `to` exists and is not empty; the system refuses a file.
+/// `from` is no Tiny-ONN folder; replicas that have learnt; `to` exists and is not empty; the system refuses a file.
 pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
-    let (config, store) = dense_parts(&from)?;
-    ModelFolder::save(to, &config, &store, Some(from.as_ref()))
+    let staged = StagedFolder::new(to)?;
+    export_dense_into(from, &staged)?;
+    staged.publish()
 }
 
-/// What [`export_dense`] writes beside the tokenizer: the dense model's `config.json` and its weights as they are stored.
+/// As [`export_dense`], into the folder `staged`, tensor by tensor; the tensors that hold values that are no finite numbers, and how many.
 ///
 /// # Errors
-/// `from` is no Tiny-ONN folder; replicas that have learnt.
-pub fn dense_parts(from: impl AsRef<Path>) -> Result<(Value, ParamStore)> {
+/// As of [`export_dense`].
+pub fn export_dense_into(from: impl AsRef<Path>, staged: &StagedFolder) -> Result<Vec<(String, usize)>> {
     let source = TinyOnnFolder::open(from)?;
+    let folder: &ModelFolder = source.folder();
     let dense = expected_tensors(source.arch());
-    let mut store = source.load(&Device::Cpu, None)?;
-    if let Some(delta) = store.names().find(|name| is_delta(name)) {
+    if let Some((delta, _)) = folder.tensors().find(|(name, _)| is_delta(name)) {
         let remedy = "keep the Tiny-ONN checkpoint: replicas that have learnt are no longer one dense MLP";
         return Err(Error::tensor(delta, "is what an expert has learnt, which a dense model has no place for", remedy));
     }
-    let extra: Vec<String> = store.names().filter(|name| !dense.contains_key(*name)).map(str::to_owned).collect();
-    for name in extra {
-        store.remove(&name);
-    }
-    source.folder().restore_head(&mut store)?;
-    Ok((dense_config(source.folder().config()), store))
+    // A head that is stored though it is tied was there when the dense model came.
+    let copied = |name: &str| dense.contains_key(name) || name == HEAD;
+    copy_entries(folder, staged, &dense_config(folder.config()), copied, None)
 }

@@ -195,11 +195,25 @@ impl ModelFolder {
     /// Whether the head is stored and is the embedding, byte for byte.
     fn head_repeats_embedding(&self) -> bool {
         match (self.source.info(HEAD), self.source.info(EMBEDDING)) {
-            (Some(a), Some(b)) if a == b => {
-                matches!((self.bytes(HEAD), self.bytes(EMBEDDING)), (Ok(head), Ok(embedding)) if head == embedding)
-            }
+            (Some(a), Some(b)) if a == b => self.same_bytes(HEAD, (self, EMBEDDING)).unwrap_or(false),
             _ => false,
         }
+    }
+
+    /// Whether a tensor has the bytes of a tensor of `other`; neither is held in memory.
+    ///
+    /// # Errors
+    /// A tensor that is not there.
+    pub fn same_bytes(&self, name: &str, (other, their_name): (&Self, &str)) -> Result<bool> {
+        let theirs = other.bytes(their_name)?;
+        let (mut at, mut same) = (0, true);
+        self.source.pieces(name, &mut |piece| {
+            same &= theirs.get(at..at + piece.len()) == Some(piece);
+            at += piece.len();
+            other.source.release(their_name, at - piece.len()..at);
+            Ok(())
+        })?;
+        Ok(same && at == theirs.len())
     }
 }
 
@@ -210,7 +224,7 @@ fn is_tied(config: &Value) -> bool {
 }
 
 /// Constants that old versions of transformers stored among the weights; they follow from the configuration.
-fn is_buffer(name: &str) -> bool {
+pub(super) fn is_buffer(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
@@ -16,6 +16,8 @@ use crate::{Error, Result};
 
 /// Bytes of the length that opens a file.
 const LENGTH_BYTES: usize = 8;
+/// Bytes that are given at once by [`MappedSafetensors::pieces`].
+const PIECE: usize = 8 << 20;
 const DAMAGED: &str = "the file is truncated or damaged: copy or download it again";
 
 /// What a file says of one tensor.
@@ -72,6 +74,19 @@ impl Mapped {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.map
     }
+
+    /// Lets go of the pages of a range: they are read anew when they are asked for again. Where the system refuses, they stay.
+    fn release(&self, range: Range<usize>) {
+        // SAFETY: the mapping is of a file and nothing writes to it, so that a page that is dropped comes back with the file's own
+        // bytes, which slices lent from the mapping then read as before; the range lies within it, as slicing it has shown.
+        let dropped = self
+            .map
+            .get(range.clone())
+            .map(|part| unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, part.len()) });
+        if let Some(Err(e)) = dropped {
+            tracing::debug!("{}: pages that were read stay in memory: {e}", self.path.display());
+        }
+    }
 }
 
 /// A safetensors file, mapped for reading.
@@ -124,6 +139,27 @@ impl MappedSafetensors {
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         let (_, range) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         self.map.bytes().get(range.clone()).ok_or_else(|| self.missing(name))
+    }
+
+    /// Gives a tensor's bytes in order, piece by piece; each piece's pages are let go of behind it.
+    ///
+    /// # Errors
+    /// No such tensor; what `take` reports.
+    pub fn pieces(&self, name: &str, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let (_, range) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        for start in range.clone().step_by(PIECE) {
+            let piece = start..range.end.min(start + PIECE);
+            take(self.map.bytes().get(piece.clone()).ok_or_else(|| self.missing(name))?)?;
+            self.map.release(piece);
+        }
+        Ok(())
+    }
+
+    /// Lets go of the pages of a tensor's bytes.
+    pub(super) fn release(&self, name: &str, bytes: Range<usize>) {
+        if let Some((_, range)) = self.tensors.get(name) {
+            self.map.release(range.start + bytes.start..range.end.min(range.start + bytes.end));
+        }
     }
 
     /// A tensor on `device`, in its stored type: f32, bf16, f16 or u32.

@@ -24,6 +24,7 @@
 //! ```
 
 mod builder;
+mod entry;
 mod export;
 pub mod folder;
 pub mod gguf;
@@ -47,20 +48,22 @@ mod variant_tensors;
 pub mod verify;
 mod work;
 
-pub use export::{dense_parts, export_dense};
+pub(crate) use entry::{Entry, raw_bytes};
+pub use export::{export_dense, export_dense_into};
 pub use folder::{ModelFolder, is_on_paper, read_arch};
 pub use gguf::GgufFile;
 pub(crate) use layout::Order;
 pub use loaded::{LoadedModel, load_model};
 pub use mmap::MappedSafetensors;
+pub use not_finite::refuse_not_finite;
 pub use params::{Param, Role, Roles, dense_params, expected_tensors};
 pub use replicas::{base_name, grow_deltas, is_delta, prune_deltas};
+pub(crate) use save::write_entries;
 pub use save::{MAX_SHARD_BYTES, TOKENIZER_FILES};
-pub(crate) use save::{raw_bytes, write_tensors};
 pub use source::WeightSource;
 pub use store::ParamStore;
 pub use tinyonn_folder::{TaskPath, TinyOnnConfig, TinyOnnFolder, is_tinyonn};
-pub use upcycle::upcycle;
+pub use upcycle::{Upcycled, refuse_tinyonn, upcycle, upcycle_folder};
 pub use variant_tensors::{VariantParameters, expected_variant_tensors, variant_parameters, variant_params};
 pub use verify::{Comparison, compare, compare_with_reference};
 pub use work::WorkWeights;

@@ -1,5 +1,7 @@
 //! Weights that are no finite numbers: what is computed from them says nothing of a model.
 
+use std::path::Path;
+
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -17,12 +19,18 @@ impl ModelFolder {
     /// # Errors
     /// What the system reports.
     pub fn not_finite(&self) -> Result<Vec<(String, usize)>> {
-        let tensors: Vec<_> = self.tensors().collect();
-        let count = |(name, info): (&str, &super::mmap::TensorInfo)| {
-            Ok((name.to_owned(), count(&self.bytes(name)?, info.dtype)))
-        };
-        let counted = tensors.into_par_iter().map(count).collect::<Result<Vec<_>>>()?;
-        Ok(counted.into_iter().filter(|(_, count)| *count > 0).collect())
+        let mut found = Vec::new();
+        for (name, info) in self.tensors() {
+            let mut spoilt = 0;
+            self.source().pieces(name, &mut |piece| {
+                spoilt += count(piece, info.dtype);
+                Ok(())
+            })?;
+            if spoilt > 0 {
+                found.push((name.to_owned(), spoilt));
+            }
+        }
+        Ok(found)
     }
 
     /// Refuses weights that are no finite numbers, and names them.
@@ -30,19 +38,26 @@ impl ModelFolder {
     /// # Errors
     /// There are some.
     pub fn refuse_not_finite(&self, remedy: &str) -> Result<()> {
-        let found = self.not_finite()?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        let shown: Vec<_> = found.iter().take(LISTED).map(|(name, count)| format!("`{name}` ({count})")).collect();
-        let more = if found.len() > LISTED { format!(" and {} more", found.len() - LISTED) } else { String::new() };
-        let problem = format!("values that are NaN or infinite in {} tensors: {}{more}", found.len(), shown.join(", "));
-        Err(Error::file(self.dir(), problem, remedy))
+        refuse_not_finite(self.dir(), &self.not_finite()?, remedy)
     }
 }
 
+/// Refuses `found`, tensors of the model at `dir` with the number of their values that are no finite numbers, if there are any.
+///
+/// # Errors
+/// There are some.
+pub fn refuse_not_finite(dir: &Path, found: &[(String, usize)], remedy: &str) -> Result<()> {
+    if found.is_empty() {
+        return Ok(());
+    }
+    let shown: Vec<_> = found.iter().take(LISTED).map(|(name, count)| format!("`{name}` ({count})")).collect();
+    let more = if found.len() > LISTED { format!(" and {} more", found.len() - LISTED) } else { String::new() };
+    let problem = format!("values that are NaN or infinite in {} tensors: {}{more}", found.len(), shown.join(", "));
+    Err(Error::file(dir, problem, remedy))
+}
+
 /// Values whose exponent is all ones.
-fn count(bytes: &[u8], dtype: Dtype) -> usize {
+pub(super) fn count(bytes: &[u8], dtype: Dtype) -> usize {
     let of_16 = |exponent: u16| {
         let infinite = move |value: &[u8; 2]| u16::from_le_bytes(*value) & exponent == exponent;
         let of_piece = move |piece: &[u8]| piece.as_chunks::<2>().0.iter().filter(|value| infinite(value)).count();

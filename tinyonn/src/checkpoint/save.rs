@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Metadata, TensorInfo, View};
+use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
 
+use super::entry::{Entry, Failure};
 use super::folder::{CONFIG, INDEX, ModelFolder, SINGLE};
 use super::gguf::{GgufFile, is_gguf};
 use super::layout::Order;
@@ -62,7 +62,7 @@ impl ModelFolder {
         max_shard_bytes: u64,
     ) -> Result<()> {
         let staged = StagedFolder::new(dir)?;
-        write_all(staged.path(), config, store, tokenizer, max_shard_bytes)?;
+        write_all(staged.path(), config, &entries(store)?, tokenizer, max_shard_bytes)?;
         staged.publish()
     }
 
@@ -77,88 +77,100 @@ impl ModelFolder {
         store: &ParamStore,
         tokenizer: Option<&Path>,
     ) -> Result<()> {
-        write_all(staged.path(), config, store, tokenizer, MAX_SHARD_BYTES)
+        write_all(staged.path(), config, &entries(store)?, tokenizer, MAX_SHARD_BYTES).map(drop)
     }
 }
 
-fn write_all(dir: &Path, config: &Value, store: &ParamStore, tokenizer: Option<&Path>, limit: u64) -> Result<()> {
+/// Writes `config`, `entries` and the tokenizer's files into `dir`; the tensors that were copied and hold values that are no finite numbers, and
+/// how many.
+pub(super) fn write_all(
+    dir: &Path,
+    config: &Value,
+    entries: &[Entry<'_>],
+    tokenizer: Option<&Path>,
+    limit: u64,
+) -> Result<Vec<(String, usize)>> {
     write_json(&dir.join(CONFIG), config)?;
     if let Some(source) = tokenizer {
         copy_tokenizer(source, dir)?;
     }
-    let shards = split(store, limit);
+    let shards = split(entries, limit);
     if let [all] = shards.as_slice() {
-        return write_tensors(&dir.join(SINGLE), all, Order::Stored, FRAMEWORK);
+        return write_entries(&dir.join(SINGLE), all, FRAMEWORK);
     }
-    let mut places = Vec::with_capacity(store.len());
+    let (mut places, mut spoilt) = (Vec::with_capacity(entries.len()), Vec::new());
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_tensors(&dir.join(&file), shard, Order::Stored, FRAMEWORK)?;
-        places.extend(shard.iter().map(|(name, _)| ((*name).to_owned(), Value::from(file.as_str()))));
+        spoilt.extend(write_entries(&dir.join(&file), shard, FRAMEWORK)?);
+        places.extend(shard.iter().map(|entry| (entry.name().to_owned(), Value::from(file.as_str()))));
     }
-    let total: u64 = store.iter().map(|(_, var)| bytes_of(var)).sum();
+    let total: u64 = entries.iter().map(Entry::bytes).sum();
     let weight_map = Map::from_iter(places);
-    write_json(&dir.join(INDEX), &json!({ "metadata": { "total_size": total }, "weight_map": weight_map }))
+    write_json(&dir.join(INDEX), &json!({ "metadata": { "total_size": total }, "weight_map": weight_map }))?;
+    Ok(spoilt)
 }
 
-pub(crate) type Entry<'a> = (&'a str, &'a Tensor);
-
-fn bytes_of(tensor: &Tensor) -> u64 {
-    (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
+/// The entries of a store, as files have them.
+fn entries(store: &ParamStore) -> Result<Vec<Entry<'_>>> {
+    store.iter().map(|(name, var)| Entry::of_tensor(name, var.as_tensor(), Order::Stored)).collect()
 }
 
-/// Runs of names, each as long as `limit` allows; one run at least, one name a run at least.
-fn split(store: &ParamStore, limit: u64) -> Vec<Vec<Entry<'_>>> {
-    let mut shards = vec![Vec::new()];
-    let mut size = 0;
-    for (name, var) in store.iter() {
-        let more = bytes_of(var);
-        if size + more > limit && size > 0 {
-            shards.push(Vec::new());
-            size = 0;
+/// Runs of entries, each as long as `limit` allows; one run at least, one entry a run at least.
+fn split<'a, 'b>(entries: &'b [Entry<'a>], limit: u64) -> Vec<&'b [Entry<'a>]> {
+    let (mut shards, mut first, mut size) = (Vec::new(), 0, 0);
+    for (at, entry) in entries.iter().enumerate() {
+        if size + entry.bytes() > limit && size > 0 {
+            shards.push(&entries[first..at]);
+            (first, size) = (at, 0);
         }
-        size += more;
-        if let Some(shard) = shards.last_mut() {
-            shard.push((name, var.as_tensor()));
-        }
+        size += entry.bytes();
     }
+    shards.push(&entries[first..]);
     shards
 }
 
 /// transformers refuses a file that does not say for which framework it was written.
 const FRAMEWORK: (&str, &str) = ("format", "pt");
 
-/// One safetensors file, with a key and its value in its header (one, because the order of several is not determined): wider types first, as its readers need for alignment, then by name.
-pub(crate) fn write_tensors(path: &Path, entries: &[Entry<'_>], order: Order, metadata: (&str, &str)) -> Result<()> {
-    let mut entries = entries.to_vec();
-    entries.sort_by_key(|(name, tensor)| (std::cmp::Reverse(Tensor::dtype(tensor).size_in_bytes()), *name));
-    let header = header(path, &entries, order, metadata)?;
+/// One safetensors file, with a key and its value in its header (one, because the order of several is not determined). What
+/// [`Entry::write`] finds, by name.
+pub(crate) fn write_entries(
+    path: &Path,
+    entries: &[Entry<'_>],
+    metadata: (&str, &str),
+) -> Result<Vec<(String, usize)>> {
+    let mut entries: Vec<&Entry<'_>> = entries.iter().collect();
+    entries.sort_by(|a, b| a.place().cmp(&b.place()));
+    let header = header(path, &entries, metadata)?;
     let file = File::create(path).map_err(|e| Error::io(path, e))?;
     let mut out = BufWriter::new(file);
     let io = |e| Error::io(path, e);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     out.write_all(&header).map_err(io)?;
-    for (name, tensor) in entries {
-        // Checked here, because the crate's own conversion unwraps.
-        let tensor = on_cpu(name, &order.written(name, tensor)?)?;
-        out.write_all(&View::data(&tensor)).map_err(io)?;
+    let mut spoilt = Vec::new();
+    for entry in entries {
+        match entry.write(&mut out) {
+            Ok(0) => {}
+            Ok(count) => spoilt.push((entry.name().to_owned(), count)),
+            Err(Failure::Write(e)) => return Err(io(e)),
+            Err(Failure::Read(e)) => return Err(e),
+        }
     }
-    out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
+    out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
+    Ok(spoilt)
 }
 
 /// The JSON header, padded so that the tensors start on a multiple of 8 bytes.
-fn header(path: &Path, entries: &[Entry<'_>], order: Order, (key, value): (&str, &str)) -> Result<Vec<u8>> {
+fn header(path: &Path, entries: &[&Entry<'_>], (key, value): (&str, &str)) -> Result<Vec<u8>> {
     let mut tensors = Vec::with_capacity(entries.len());
     let mut start = 0;
-    for (name, tensor) in entries {
-        if *name == "__metadata__" {
-            return Err(Error::tensor(*name, "bears the name of the format's own entry", "rename it"));
+    for entry in entries {
+        if entry.name() == "__metadata__" {
+            return Err(Error::tensor(entry.name(), "bears the name of the format's own entry", "rename it"));
         }
-        let end = start + bytes_of(tensor) as usize;
-        let (dtype, shape) = (Tensor::dtype(tensor).into(), order.written_shape(name, tensor.dims().to_vec()));
-        let info = TensorInfo { dtype, shape, data_offsets: (start, end) };
-        tensors.push(((*name).to_owned(), info));
-        start = end;
+        let info = entry.info(start);
+        start = info.data_offsets.1;
+        tensors.push((entry.name().to_owned(), info));
     }
     let metadata = HashMap::from([(key.to_owned(), value.to_owned())]);
     let unfit = |problem: String| Error::file(path, problem, "report this as a defect");
@@ -166,19 +178,6 @@ fn header(path: &Path, entries: &[Entry<'_>], order: Order, (key, value): (&str,
     let mut header = serde_json::to_vec(&metadata).map_err(|e| unfit(e.to_string()))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
-}
-
-/// The bytes of a tensor as a file holds them.
-pub(crate) fn raw_bytes(name: &str, tensor: &Tensor) -> Result<Vec<u8>> {
-    Ok(View::data(&on_cpu(name, tensor)?).into_owned())
-}
-
-fn on_cpu(name: &str, tensor: &Tensor) -> Result<Tensor> {
-    if !matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16 | DType::U32) {
-        let problem = format!("is of type {:?}", tensor.dtype());
-        return Err(Error::tensor(name, problem, "checkpoints hold F32, BF16, F16 and U32: convert it"));
-    }
-    Ok(tensor.detach().to_device(&Device::Cpu)?)
 }
 
 /// The tokenizer's files of a folder, or those that a GGUF file's metadata come to.

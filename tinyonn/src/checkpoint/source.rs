@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
@@ -37,6 +38,18 @@ pub trait WeightSource: Debug + Send + Sync {
 
     /// A tensor's bytes in that type and shape; borrowed where the file stores them so.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>>;
+
+    /// Gives a tensor's bytes piece by piece, in order, and holds none of them afterwards: of a file that is mapped, pages that were read
+    /// count as this process's memory until they are let go of.
+    ///
+    /// # Errors
+    /// What `take` reports, and the system.
+    fn pieces(&self, name: &str, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        take(&self.bytes(name)?)
+    }
+
+    /// Lets go of the pages of a tensor's bytes that were read.
+    fn release(&self, _name: &str, _bytes: Range<usize>) {}
 
     /// A tensor on `device`; floats in `dtype`, or where `None` in the type that [`WeightSource::info`] says.
     fn load(&self, name: &str, device: &Device, dtype: Option<DType>) -> Result<Tensor>;
@@ -82,6 +95,17 @@ impl WeightSource for SafetensorsFiles {
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
         let (file, stored) = self.place(name)?;
         file.bytes(stored).map(Cow::Borrowed)
+    }
+
+    fn pieces(&self, name: &str, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let (file, stored) = self.place(name)?;
+        file.pieces(stored, take)
+    }
+
+    fn release(&self, name: &str, bytes: Range<usize>) {
+        if let Ok((file, stored)) = self.place(name) {
+            file.release(stored, bytes);
+        }
     }
 
     fn load(&self, name: &str, device: &Device, dtype: Option<DType>) -> Result<Tensor> {

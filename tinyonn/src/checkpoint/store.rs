@@ -118,6 +118,12 @@ impl ParamStore {
         picked.map(|(name, var)| (name.clone(), var.clone())).collect()
     }
 
+    /// A store of the same Vars, without a copy of any: what trains one trains the other, what is inserted into one is not in the other.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self { device: self.device.clone(), vars: self.vars.clone() }
+    }
+
     /// A copy that shares no storage with this store.
     pub fn deep_copy(&self) -> Result<Self> {
         let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor())?));

@@ -65,7 +65,7 @@ impl Labels {
     /// }), "config.json")?;
     /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
     /// let units = partition::assign(Partition::Contiguous, &Ablated::SPEC, (1, 24), PartitionSources::default(), 0)?;
-    /// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
+    /// let store = upcycle(dense, &cfg, variant, &units, 0)?;
     /// let model = TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, |_| false))?;
     ///
     /// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };

@@ -30,7 +30,7 @@ mod value;
 pub use bootstrap::{Interval, by_cluster, interval};
 pub(crate) use finite::{Stage, check_loss};
 pub use jsonl::{MetricsLog, read};
-pub use memory::resident_bytes;
+pub use memory::{peak_bytes, resident_bytes};
 pub use pace::size;
 pub use progress::Progress;
 pub use stopwatch::Stopwatch;

@@ -116,7 +116,7 @@ impl LeftByPhase1 {
         same_text(&self.summary, &prepared.text)?;
         let (tasks, layers) = (prepared.text.tasks.len(), prepared.dense.cfg.num_hidden_layers);
         self.labels.check(&prepared.variant.spec, tasks, layers)?;
-        let store = ParamStore::from_handles(&prepared.device, prepared.dense.store.handles());
+        let store = prepared.dense.store.share();
         Ok((prepared, store))
     }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::TrainState;
-use crate::checkpoint::{MappedSafetensors, Order, ParamStore, write_tensors};
+use crate::checkpoint::{Entry, MappedSafetensors, Order, ParamStore, write_entries};
 use crate::error::is_full;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result, files};
@@ -83,8 +83,9 @@ impl Saving<'_> {
             About { version: VERSION, step: state.step, tally, best: state.best(), settings: self.settings.clone() };
         let about = serde_json::to_string(&about).map_err(unfit)?;
         let tensors = state.tensors()?;
-        let entries: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        files::write_with(&path, |staged| write_tensors(staged, &entries, Order::Memory, (METADATA, &about))).map_err(
+        let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name, tensor, Order::Memory));
+        let entries = entries.collect::<Result<Vec<_>>>()?;
+        files::write_with(&path, |staged| write_entries(staged, &entries, (METADATA, &about)).map(drop)).map_err(
             |e| {
                 let before = match self.states() {
                     Ok(states) if !states.is_empty() => {

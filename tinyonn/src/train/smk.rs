@@ -113,7 +113,7 @@ pub struct SmkOutcome {
 /// }), "config.json")?;
 /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
 /// let units = partition::assign(Partition::Random, &Learners::SPEC, (1, 24), PartitionSources::default(), 0)?;
-/// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
+/// let store = upcycle(dense, &cfg, variant, &units, 0)?;
 ///
 /// let task = TaskTokens { name: "count".into(), tokens: (0..200).collect(), documents: vec![0; 200] };
 /// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };

@@ -18,8 +18,8 @@ use super::header::{Header, MAGIC, Place};
 use super::metadata::Metadata;
 use super::names::{ROPE_FREQUENCIES, hugging_face, permuted_heads, restore_rows};
 use super::split;
+use crate::checkpoint::entry::raw_bytes;
 use crate::checkpoint::mmap::{Mapped, TensorInfo};
-use crate::checkpoint::save::raw_bytes;
 use crate::checkpoint::source::WeightSource;
 use crate::{Error, Result};
 
