@@ -18,13 +18,13 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::grow_deltas;
 use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::decoder::Pass;
-use tinyonn::imaging::inputs::Window;
+use tinyonn::imaging::inputs::{Thinning, Window};
 use tinyonn::imaging::{Labels, ScanOptions};
 use tinyonn::imaging::{
     Log1p, RouterInputs, ScanRequest, Score, TokenPass, TokenScore, Units, dump, scan, scan_with, token_labels,
 };
 use tinyonn::metrics::MetricsLog;
-use tinyonn::ops::host;
+use tinyonn::ops::{Weigh, host};
 use tinyonn::train::evaluate::{EvaluateOptions, evaluate_load};
 use tinyonn::train::{PretrainConfig, SmkConfig, pretrain, train_smk};
 
@@ -121,12 +121,25 @@ fn a_scan_copies_once_a_task(#[values(false, true)] experts: bool, #[values(fals
     // Scales are read before the scan, from the first batch of every task.
     assert_eq!(made, if log1p { 6 } else { 3 });
     // What routers see comes by a copy of its own.
-    let mut inputs = RouterInputs::new(2, 3, Window::First(4));
+    let mut inputs = RouterInputs::new(2, Thinning::one_in(3, Window::First(4)));
     let (_, made) = copies(|| scan(&model, &set, options, &CPU, Some(&mut inputs)).unwrap());
     assert_eq!(made, 6);
-    let mut inputs = RouterInputs::new(2, 3, Window::First(4));
+    let mut inputs = RouterInputs::new(2, Thinning::one_in(3, Window::First(4)));
     let ((), made) = copies(|| inputs.collect(&model, &set, options, &Pass::all(), &CPU).unwrap());
     assert_eq!(made, 3);
+}
+
+#[test]
+fn scatter_is_read_twice_a_layer_and_task() {
+    let _alone = alone();
+    let cfg = tiny::config(VOCAB);
+    let (model, set) = (tiny::dense(&cfg, &tiny::dense_store(&cfg, 1)), text());
+    let options = ScanOptions { length: 16, batch: 2, tokens_per_task: usize::MAX };
+    let thinning = Thinning { scatter: Some((1, Weigh::Classes)), ..Thinning::one_in(3, Window::First(4)) };
+    let mut inputs = RouterInputs::new(2, thinning);
+    let ((), made) = copies(|| inputs.collect(&model, &set, options, &Pass::all(), &CPU).unwrap());
+    // Three tasks, two layers: the kept rows; products and sums of each layer; and where each layer counts from, once.
+    assert_eq!(made, 3 + 3 * 2 * 2 + 2);
 }
 
 #[rstest]

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::upcycle;
 use tinyonn::data::Sampler;
 use tinyonn::decoder::{CausalLm, Learn, Pass, Sampling};
-use tinyonn::imaging::inputs::Window;
+use tinyonn::imaging::inputs::{Thinning, Window};
 use tinyonn::imaging::{Partition, PartitionSources, RouterInputs, ScanOptions, partition, scan};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::train::evaluate::EvaluateOptions;
@@ -32,7 +32,7 @@ fn all_active_is_lossless(
         let dense = models::on(&models::weights(&cfg, dtype), &device);
         let variant = variant(name);
         let units = models::partition(partition, &variant.spec, &cfg).unwrap();
-        let sparse = upcycle(&dense, &cfg, variant, &units, 0).unwrap();
+        let sparse = upcycle(dense.deep_copy().unwrap(), &cfg, variant, &units, 0).unwrap();
         let ids = ids(shape).to_device(&device).unwrap();
         let a = models::dense(&cfg, &dense, dtype).logits(&ids, &Pass::all(), None).unwrap();
         let b = models::sparse(&cfg, variant, &sparse, dtype).logits(&ids, &Pass::all(), None).unwrap();
@@ -45,7 +45,7 @@ fn logits_and_gradients_agree(#[values("Moe2x4", "MoeSequence")] name: &str, #[v
     let cfg = models::config(123, false);
     let variant = variant(name);
     let units = models::partition(Partition::Random, &variant.spec, &cfg).unwrap();
-    let store = upcycle(&models::weights(&cfg, DType::F32), &cfg, variant, &units, 0).unwrap();
+    let store = upcycle(models::weights(&cfg, DType::F32), &cfg, variant, &units, 0).unwrap();
     let ctx = if routed { Pass::routed() } else { Pass::all() };
     let run = |device: &Device| {
         let store = models::on(&store, device);
@@ -86,7 +86,7 @@ fn pretraining_imaging_and_smk_agree() {
         let store = pretrain(&cfg, &config, (&sampler, None), 0, &mut log, None).unwrap();
         let dense = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false)).unwrap();
         let options = ScanOptions { length: 32, batch: 8, tokens_per_task: 2048 };
-        let mut inputs = RouterInputs::new(cfg.num_hidden_layers, 1, Window::First(8));
+        let mut inputs = RouterInputs::new(cfg.num_hidden_layers, Thinning::one_in(1, Window::First(8)));
         let scan = scan(&dense, &train, options, device, Some(&mut inputs)).unwrap();
         let variant = variant("Moe2x4");
         let units = partition::assign(
@@ -97,7 +97,7 @@ fn pretraining_imaging_and_smk_agree() {
             0,
         )
         .unwrap();
-        let sparse = upcycle(&store, &cfg, variant, &units, 0).unwrap();
+        let sparse = upcycle(store.deep_copy().unwrap(), &cfg, variant, &units, 0).unwrap();
         let config = SmkConfig { steps: 10, batch: 8, min_k: 3, optimizer, ..SmkConfig::DEFAULT };
         let outcome =
             train_smk((&sparse, &cfg, variant), &Pass::routed(), (&sampler, None), &config, &mut log, None).unwrap();

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::data::{Sampler, TokenSet};
 use tinyonn::decoder::Pass;
-use tinyonn::imaging::inputs::{Samples, Window};
+use tinyonn::imaging::inputs::{Samples, Thinning, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions, dump, scan};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::train::evaluate::EvaluateOptions;
@@ -111,7 +111,7 @@ fn reading_text_through_a_spoilt_model_stops(#[case] name: &str, #[case] value: 
     assert_says(&refused, &[&["`evaluate`"], words.as_slice()].concat());
 
     let options = ScanOptions { length: 16, batch: 4, tokens_per_task: 100 };
-    let mut inputs = RouterInputs::new(2, 1, Window::First(4));
+    let mut inputs = RouterInputs::new(2, Thinning::one_in(1, Window::First(4)));
     let refused = message(scan(&model, &set, options, &Device::Cpu, Some(&mut inputs)));
     assert_says(&refused, &[&["`scan`"], words.as_slice()].concat());
 
@@ -127,7 +127,7 @@ fn fitted(spoil: fn(&mut Samples, &mut Samples), config: RouterFitConfig) -> Str
     let rows = |shift: usize| {
         let value = |(row, column): (usize, usize)| (((row * 7 + column * 3 + shift) % 11) as f32) + (row % 2) as f32;
         let values = (0..80).flat_map(|row| (0..16).map(move |column| value((row, column)))).collect();
-        Samples { values, tasks: (0..80).map(|row| row % 2).collect(), documents: (0..80).collect() }
+        Samples { values, tasks: (0..80).map(|row| row % 2).collect(), documents: (0..80).collect(), scatter: None }
     };
     let (mut train, mut held) = (rows(0), rows(1));
     spoil(&mut train, &mut held);

@@ -23,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use self::change::{Change, difference, specificity};
 use self::touch::Touch;
 use self::units::{CONTROLS, Control, Layers, SPS, Source, Units, sources};
-use tinyonn::checkpoint::ParamStore;
 use tinyonn::data::TokenSet;
 use tinyonn::decoder::{CausalLm, Mlp, Pass};
 use tinyonn::imaging::NeuronScan;
@@ -194,7 +193,7 @@ fn touched(run: &Run<'_>, layers: &[Vec<usize>], owner: &[Vec<u32>], factors: &[
 
 /// The dense model with the output of each neuron multiplied: `factors[layer][i]` on the columns of W_d.
 fn with_neurons_scaled(run: &Run<'_>, factors: &[Vec<f64>]) -> Result<CausalLm<Mlp>> {
-    let mut store = ParamStore::from_handles(run.dense.store.device(), run.dense.store.handles());
+    let mut store = run.dense.store.share();
     for (layer, factors) in factors.iter().enumerate().filter(|(_, factors)| factors.iter().any(|f| *f != 1.0)) {
         let name = down_proj(layer);
         let missing = || Error::tensor(&name, "is missing", "give a whole checkpoint");

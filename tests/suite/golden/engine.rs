@@ -11,7 +11,7 @@ use rand::Rng as _;
 use tinyonn::checkpoint::{ParamStore, grow_deltas, is_delta, upcycle};
 use tinyonn::data::{Corpus, Sampler, SplitShares, Splits, TextTokenizer, TokenSet, arithmetic, records, sorting};
 use tinyonn::decoder::{Active, Arch, CausalLm, Pass, PathTable, Sampling};
-use tinyonn::imaging::inputs::{Samples, Window};
+use tinyonn::imaging::inputs::{Samples, Thinning, Window};
 use tinyonn::imaging::partition::{self, gate_rows};
 use tinyonn::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, RowLabels, ScanOptions,
@@ -124,7 +124,7 @@ impl Model {
     pub(super) fn upcycled(&self, name: &str, seed: u64) -> Self {
         let variant = variant(name).unwrap();
         let units = self.partition(name, Partition::Random, None, seed);
-        let mut store = upcycle(&self.store, &self.cfg, variant, &units, seed).unwrap();
+        let mut store = upcycle(self.store.deep_copy().unwrap(), &self.cfg, variant, &units, seed).unwrap();
         grow_deltas(&mut store, &self.cfg, &variant.spec).unwrap();
         for (name, var) in store.iter().filter(|(name, _)| is_delta(name)) {
             let mut rng = random::stream(seed, name);
@@ -152,7 +152,7 @@ impl Model {
             return Vec::new();
         }
         let integral = partition::profile(by).zip(read).map(|(score, (scan, ..))| Integral::new(scan, score));
-        let gate_rows = gate_rows(&self.store, self.cfg.num_hidden_layers).unwrap();
+        let gate_rows = |layer| gate_rows(&self.store, layer);
         let hidden = read
             .filter(|_| by == Partition::Coactivation)
             .map(|(_, set, options)| coactivation(&self.dense(), set, options, &CPU).unwrap());
@@ -248,7 +248,7 @@ impl Model {
         options: ScanOptions,
         (stride, first): (usize, usize),
     ) -> (NeuronScan, Inputs) {
-        let mut inputs = RouterInputs::new(self.cfg.num_hidden_layers, stride, Window::First(first));
+        let mut inputs = RouterInputs::new(self.cfg.num_hidden_layers, Thinning::one_in(stride, Window::First(first)));
         let scan = scan(&self.dense(), set, options, &CPU, Some(&mut inputs)).unwrap();
         let [tokens, sequences] = inputs.into_samples();
         (scan, Inputs { tokens, sequences })
@@ -262,7 +262,7 @@ impl Model {
         (stride, first): (usize, usize),
         routing: Routing<'_>,
     ) -> Inputs {
-        let mut inputs = RouterInputs::new(self.cfg.num_hidden_layers, stride, Window::First(first));
+        let mut inputs = RouterInputs::new(self.cfg.num_hidden_layers, Thinning::one_in(stride, Window::First(first)));
         let pass = routing.pass(0);
         match self.variant {
             None => inputs.collect(&self.dense(), set, options, &pass, &CPU).unwrap(),

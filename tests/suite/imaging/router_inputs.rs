@@ -7,9 +7,9 @@ use candle_nn::VarBuilder;
 use rstest::rstest;
 use tinyonn::data::TokenSet;
 use tinyonn::decoder::{Answers, CausalLm, FeedForward, Learn, Mlp, Pass, Trace};
-use tinyonn::imaging::inputs::{Samples, Window};
+use tinyonn::imaging::inputs::{Samples, Thinning, Window};
 use tinyonn::imaging::{RouterInputs, scan};
-use tinyonn::ops::Grads;
+use tinyonn::ops::{ClassScatter, Grads, Weigh};
 
 use super::{VOCAB, options};
 use crate::tiny;
@@ -52,11 +52,11 @@ fn inputs_of(ids: &[u32]) -> Vec<Vec<Vec<f32>>> {
 
 fn collected(set: &TokenSet, length: usize, stride: usize, window: Window) -> [Vec<Samples>; 2] {
     let cfg = tiny::config(VOCAB as usize);
-    let mut inputs = RouterInputs::new(2, stride, window);
+    let mut inputs = RouterInputs::new(2, Thinning::one_in(stride, window));
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
     scan(&model, set, options(length, 3), &Device::Cpu, Some(&mut inputs)).unwrap();
     // A forward pass alone keeps the same.
-    let mut forward = RouterInputs::new(2, stride, window);
+    let mut forward = RouterInputs::new(2, Thinning::one_in(stride, window));
     forward.collect(&model, set, options(length, 3), &Pass::all(), &Device::Cpu).unwrap();
     let (inputs, forward) = (inputs.into_samples(), forward.into_samples());
     for (a, b) in inputs.iter().flatten().zip(forward.iter().flatten()) {
@@ -127,7 +127,7 @@ fn samples_are_one_in_stride_and_spread_over_positions(#[case] length: usize, #[
     let cfg = tiny::config(VOCAB as usize);
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
     let [all, some] = [1, stride].map(|stride| {
-        let mut inputs = RouterInputs::new(2, stride, Window::First(1));
+        let mut inputs = RouterInputs::new(2, Thinning::one_in(stride, Window::First(1)));
         inputs.collect(&model, &set, options(length, 3), &Pass::all(), &Device::Cpu).unwrap();
         let [mut tokens, _] = inputs.into_samples();
         tokens.swap_remove(0)
@@ -146,4 +146,57 @@ fn samples_are_one_in_stride_and_spread_over_positions(#[case] length: usize, #[
     }
     let share = expected / length;
     assert!(by_position.iter().all(|count| count.abs_diff(share) <= 2 + share / 4), "{by_position:?}");
+}
+
+/// Of more tokens than are kept the scatter is that of all that were asked for, and what is kept is what a scan that asks for less keeps.
+#[rstest]
+#[case::by_class(Weigh::Classes)]
+#[case::by_row(Weigh::Rows)]
+fn the_scatter_is_that_of_the_tokens_that_are_not_kept_too(#[case] weigh: Weigh) {
+    let set = tiny::tokens(1, &[400, 250], VOCAB);
+    let cfg = tiny::config(VOCAB as usize);
+    let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 1));
+    let collect = |thinning: Thinning| {
+        let mut inputs = RouterInputs::new(2, thinning);
+        scan(&model, &set, options(8, 3), &Device::Cpu, Some(&mut inputs)).unwrap();
+        inputs.into_samples()
+    };
+    let thinning = Thinning { windows: 3, ..Thinning::one_in(11, Window::First(8)) };
+    let [some, windows] = collect(Thinning { scatter: Some((2, weigh)), ..thinning });
+    let [plain, plain_windows] = collect(thinning);
+    let [asked, all_windows] = collect(Thinning::one_in(2, Window::First(8)));
+    for layer in 0..2 {
+        assert_eq!((&some[layer].values, &some[layer].tasks), (&plain[layer].values, &plain[layer].tasks));
+        assert_eq!(some[layer].documents, plain[layer].documents);
+        assert!(plain[layer].scatter.is_none());
+        let scatter = some[layer].scatter.as_ref().unwrap();
+        assert_eq!(scatter.rows() as usize, asked[layer].tasks.len());
+        let rows = |task: u32| -> Vec<&[f32]> {
+            let rows = asked[layer].values.chunks_exact(16).zip(&asked[layer].tasks);
+            rows.filter(|(_, of)| **of == task).map(|(row, _)| row).collect()
+        };
+        let mut plainly = ClassScatter::new(weigh);
+        for task in 0..2 {
+            let values = rows(task).concat();
+            let x = Tensor::from_vec(values.clone(), (values.len() / 16, 16), &Device::Cpu).unwrap();
+            plainly.push(&x, task as usize).unwrap();
+        }
+        plainly.close().unwrap();
+        let largest = plainly.matrix().into_iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+        for (a, b) in scatter.matrix().iter().zip(plainly.matrix()) {
+            // Sums in f32 of some hundred products in another order.
+            approx::assert_abs_diff_eq!(*a, b, epsilon = 1e-5 * largest);
+        }
+        for task in 0..2 {
+            for (a, b) in scatter.mean(task).unwrap().iter().zip(plainly.mean(task).unwrap()) {
+                approx::assert_relative_eq!(*a, b, max_relative = 1e-5, epsilon = 1e-6);
+            }
+        }
+        // A third of the windows, each of them one of all.
+        assert_eq!(windows[layer].values, plain_windows[layer].values);
+        let (kept, of) = (windows[layer].tasks.len(), all_windows[layer].tasks.len());
+        assert!(kept.abs_diff(of / 3) <= 2, "{kept} of {of}");
+        let found = |row: &[f32]| all_windows[layer].values.chunks_exact(16).any(|other| other == row);
+        assert!(windows[layer].values.chunks_exact(16).all(found));
+    }
 }

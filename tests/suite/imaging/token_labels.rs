@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use rstest::rstest;
 use tinyonn::data::TokenSet;
 use tinyonn::decoder::{Answers, CausalLm, FeedForward, Learn, Mlp, Pass, Trace};
-use tinyonn::imaging::inputs::Window;
+use tinyonn::imaging::inputs::{Thinning, Window};
 use tinyonn::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, RouterInputs, RowLabels, Score, TokenPass, TokenScore, scan,
     token_labels, token_prices,
@@ -210,7 +210,7 @@ fn labels_are_of_the_rows_that_are_collected(#[case] stride: usize) {
     let (scan, units) = (scanned(&model, &set), units(experts));
     let by = TokenScore { scan: &scan, score: Score::Sps, contrast: false, units: &units, spec: &spec, prices: None };
     let [all, some] = [1, stride].map(|stride| {
-        let mut inputs = RouterInputs::new(2, stride, Window::First(1));
+        let mut inputs = RouterInputs::new(2, Thinning::one_in(stride, Window::First(1)));
         inputs.collect(&model, &set, options(8, 3), &Pass::all(), &Device::Cpu).unwrap();
         let [tokens, _] = inputs.into_samples();
         (tokens, labelled(by, &set, stride))

@@ -18,7 +18,8 @@ fn labels(variant: &'static tinyonn::moe::Variant) -> Labels {
 
 fn fitted(name: &str, config: &RouterFitConfig, seed: u64) -> tinyonn::Result<ParamStore> {
     let (variant, store) = upcycled(name);
-    let mut fitter = RouterFitter::new(&planted("train", 800, 2.0), &planted("validation", 200, 2.0), TASKS, 64)?;
+    let (train, validation) = (planted("train", 800, 2.0), planted("validation", 200, 2.0));
+    let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64)?;
     fitter.fit((&store, &tiny::config(40), variant), &labels(variant), config, seed)?;
     Ok(store)
 }
@@ -96,7 +97,8 @@ fn a_fit_by_nothing_is_refused_before_anything_moves(
 ) {
     let (variant, store) = upcycled(name);
     let before = tiny::bits(&store);
-    let mut fitter = RouterFitter::new(&planted("train", 80, 2.0), &planted("validation", 40, 2.0), TASKS, 64).unwrap();
+    let (train, validation) = (planted("train", 80, 2.0), planted("validation", 40, 2.0));
+    let mut fitter = RouterFitter::new(&train, &validation, TASKS, 64).unwrap();
     let refused = message(fitter.fit((&store, &tiny::config(40), variant), &labels(variant), &config, 0));
     assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
     assert_eq!(tiny::bits(&store), before);

@@ -1,10 +1,16 @@
 //! LDA: white within classes, the classes' differences in the first rows, nothing lost of them.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use approx::assert_relative_eq;
+use candle_core::{Device, Tensor};
+use nalgebra::{DMatrix, DVector, SymmetricEigen};
 use rstest::rstest;
 use tinyonn::imaging::inputs::Samples;
-use tinyonn::random;
-use tinyonn::train::projection::lda;
+use tinyonn::ops::{ClassScatter, Weigh};
+use tinyonn::train::projection::{lda, pca};
+use tinyonn::{Result, random};
 
 use super::normal;
 
@@ -96,12 +102,110 @@ fn rows_are_white_within_classes_and_hold_the_means_first(#[case] count: usize, 
 #[case::all_rows_equal(&[[1.0, 2.0], [1.0, 2.0]])]
 #[case::nothing_but_zero(&[[0.0, 0.0], [0.0, 0.0]])]
 fn inputs_without_spread_make_finite_projections(#[case] rows: &[[f32; 2]]) {
-    let samples = Samples { values: rows.concat(), tasks: vec![0, 1], documents: vec![0, 1] };
+    let samples = Samples { values: rows.concat(), tasks: vec![0, 1], documents: vec![0, 1], scatter: None };
     let (projection, r) = lda(&samples, 2).unwrap();
     assert!(projection.iter().all(|p| p.is_finite()), "{projection:?}");
     let z = projected(&samples, &projection, r);
     let apart = (0..r).map(|j| (z[0][0][j] - z[1][0][j]).abs()).sum::<f64>();
     assert_eq!(apart > 0.1, rows[0] != rows[1], "{z:?}");
+}
+
+/// The plain form: all rows centred in f64, the eigenproblem by another library. Directions that the data tell apart are the same up to sign;
+/// so is what all of them span. Products in f32 of rows counted from the first ones leave 1e-6 of the largest, which the ridge of 1e-3
+/// bounds to 1e-3 of the weakest direction.
+#[rstest]
+#[case::near_the_origin(0.0, false)]
+#[case::far_from_it(40.0, false)]
+#[case::summed_up_on_the_way(0.0, true)]
+#[case::both(40.0, true)]
+fn the_projection_is_that_of_the_plain_form(#[case] offset: f32, #[case] on_the_way: bool) {
+    let mut samples = classes(&CENTRES, 400);
+    samples.values.iter_mut().for_each(|x| *x += offset);
+    for (projection, weigh, plain) in [
+        (lda as fn(&Samples, usize) -> Result<(Vec<f32>, usize)>, Weigh::Classes, plain_lda(&samples)),
+        (pca, Weigh::Rows, plain_pca(&samples)),
+    ] {
+        let given = if on_the_way { summed_up(&samples, weigh) } else { samples.clone() };
+        let (found, r) = projection(&given, D).unwrap();
+        assert_eq!((r, found.len()), (D, D * D));
+        for (a, b) in found.chunks_exact(D).zip(&plain) {
+            let size = b.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let along = a.iter().zip(b).map(|(a, b)| f64::from(*a) * b).sum::<f64>();
+            let apart = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - along.signum() * b).powi(2)).sum::<f64>().sqrt();
+            assert!(apart <= 1e-3 * size, "{a:?} against {b:?}");
+        }
+    }
+}
+
+/// A few of the samples' rows, which stand for all of them by their scatter.
+fn summed_up(samples: &Samples, weigh: Weigh) -> Samples {
+    let mut scatter = ClassScatter::new(weigh);
+    for (row, task) in samples.values.chunks(D).zip(&samples.tasks) {
+        scatter.push(&Tensor::from_slice(row, (1, D), &Device::Cpu).unwrap(), *task as usize).unwrap();
+    }
+    scatter.close().unwrap();
+    let kept: Vec<usize> = (0..samples.tasks.len()).step_by(100).collect();
+    let values = kept.iter().flat_map(|row| samples.values[row * D..][..D].to_vec()).collect();
+    let tasks = kept.iter().map(|row| samples.tasks[*row]).collect();
+    Samples { values, tasks, documents: Vec::new(), scatter: Some(Arc::new(scatter)) }
+}
+
+fn rows_of(samples: &Samples, class: Option<u32>) -> DMatrix<f64> {
+    let rows = samples.values.chunks(D).zip(&samples.tasks).filter(|(_, task)| class.is_none_or(|c| **task == c));
+    let values: Vec<f64> = rows.flat_map(|(row, _)| row.iter().map(|x| f64::from(*x)).collect::<Vec<_>>()).collect();
+    DMatrix::from_row_slice(values.len() / D, D, &values)
+}
+
+fn centred(mut rows: DMatrix<f64>) -> (DVector<f64>, DMatrix<f64>) {
+    let mean = rows.row_mean();
+    rows.row_iter_mut().for_each(|mut row| row -= &mean);
+    (mean.transpose(), rows.tr_mul(&rows))
+}
+
+/// Eigenvectors, the largest eigenvalue first.
+fn principal(matrix: DMatrix<f64>) -> Vec<(f64, DVector<f64>)> {
+    let eigen = SymmetricEigen::new(matrix);
+    let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
+    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+    order.into_iter().map(|at| (eigen.eigenvalues[at], eigen.eigenvectors.column(at).into_owned())).collect()
+}
+
+fn plain_pca(samples: &Samples) -> Vec<Vec<f64>> {
+    let (_, scatter) = centred(rows_of(samples, None));
+    principal(scatter).into_iter().map(|(_, row)| row.iter().copied().collect()).collect()
+}
+
+/// With two directions of means among `D`.
+fn plain_lda(samples: &Samples) -> Vec<Vec<f64>> {
+    let classes: BTreeSet<u32> = samples.tasks.iter().copied().collect();
+    let (mut within, mut means) = (DMatrix::<f64>::zeros(D, D), Vec::new());
+    for class in &classes {
+        let rows = rows_of(samples, Some(*class));
+        let count = rows.nrows() as f64;
+        let (mean, scatter) = centred(rows);
+        within += scatter / count / classes.len() as f64;
+        means.push(mean);
+    }
+    let ridge = 1e-3 * within.trace() / D as f64;
+    within += DMatrix::identity(D, D) * ridge;
+    let mut whiten = DMatrix::<f64>::zeros(D, D);
+    for (row, (variance, direction)) in principal(within).iter().enumerate() {
+        whiten.set_row(row, &(direction.transpose() / variance.sqrt()));
+    }
+    let centre = means.iter().fold(DVector::zeros(D), |sum, mean| sum + mean) / means.len() as f64;
+    let between = DMatrix::from_columns(&means.iter().map(|mean| &whiten * (mean - &centre)).collect::<Vec<_>>());
+    let spanned = principal(between.tr_mul(&between)).into_iter().take(means.len() - 1).map(|(_, v)| &between * v);
+    let axes = (0..D).map(|axis| DVector::from_fn(D, |j, _| f64::from(u8::from(j == axis))));
+    let mut found: Vec<DVector<f64>> = Vec::new();
+    for mut candidate in spanned.chain(axes) {
+        for _ in 0..2 {
+            found.iter().for_each(|row| candidate -= row * row.dot(&candidate));
+        }
+        if found.len() < D && candidate.norm() > 1e-6 {
+            found.push(candidate.normalize());
+        }
+    }
+    found.iter().map(|row| (row.transpose() * &whiten).iter().copied().collect()).collect()
 }
 
 #[test]

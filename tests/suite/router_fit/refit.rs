@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rstest::rstest;
 use tinyonn::data::TokenSet;
 use tinyonn::decoder::Pass;
-use tinyonn::imaging::inputs::{Samples, Window};
+use tinyonn::imaging::inputs::{Samples, Thinning, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::train::{RouterFitConfig, RouterFitter, refit};
@@ -23,14 +23,14 @@ fn set() -> TokenSet {
 
 /// What the routers of single tokens see under `ctx`.
 fn seen(model: &TinyOnnForCausalLm, ctx: &Pass) -> Vec<Samples> {
-    let mut inputs = RouterInputs::new(2, 1, Window::First(2));
+    let mut inputs = RouterInputs::new(2, Thinning::one_in(1, Window::First(2)));
     let options = ScanOptions { length: 16, batch: 4, tokens_per_task: usize::MAX };
     inputs.collect(model.lm(), &set(), options, ctx, &CPU).unwrap();
     let [tokens, _] = inputs.into_samples();
     tokens
 }
 
-fn fitter(inputs: &[Samples]) -> RouterFitter {
+fn fitter(inputs: &[Samples]) -> RouterFitter<'_> {
     RouterFitter::new(inputs, inputs, 2, 64).unwrap()
 }
 

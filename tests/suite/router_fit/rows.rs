@@ -9,7 +9,7 @@ use super::{CLOSED, REFINED, TASKS, planted, upcycled, with_modules};
 use crate::models::message;
 use crate::tiny;
 
-fn fitter(train: &[Samples], validation: &[Samples]) -> RouterFitter {
+fn fitter<'a>(train: &'a [Samples], validation: &'a [Samples]) -> RouterFitter<'a> {
     RouterFitter::new(train, validation, TASKS, 64).unwrap()
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use rstest::rstest;
 use tinyonn::decoder::{Active, FeedForward, Pass, Sampling};
-use tinyonn::imaging::inputs::Window;
+use tinyonn::imaging::inputs::{Thinning, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{MoeLayer, RoutePer, Scores, Selection, select};
@@ -121,7 +121,7 @@ fn a_later_token_changes_no_earlier_logit_of_fitted_routers(
         RoutePer::Segment { tokens } => (Window::Every(tokens), true),
         RoutePer::Sequence { first } => (Window::First(first), true),
     };
-    let mut inputs = RouterInputs::new(2, 1, window);
+    let mut inputs = RouterInputs::new(2, Thinning::one_in(1, window));
     let options = ScanOptions { length: 10, batch: 4, tokens_per_task: usize::MAX };
     let set = tiny::tokens(1, &[200, 200, 200], 40);
     inputs.collect(model.lm(), &set, options, &Pass::all(), &Device::Cpu).unwrap();

@@ -131,14 +131,12 @@ impl ParamStore {
     }
 
     /// The Vars themselves, by name.
-    #[must_use]
-    pub fn handles(&self) -> BTreeMap<String, Var> {
+    pub(crate) fn handles(&self) -> BTreeMap<String, Var> {
         self.vars.clone()
     }
 
     /// A store of these Vars, whose storage it shares with whoever has them.
-    #[must_use]
-    pub fn from_handles(device: &Device, vars: BTreeMap<String, Var>) -> Self {
+    pub(crate) fn from_handles(device: &Device, vars: BTreeMap<String, Var>) -> Self {
         Self { device: device.clone(), vars }
     }
 }

@@ -2,14 +2,18 @@
 //! a routed one.
 //!
 //! Routers are fitted at the unit they decide for, so two kinds of input are kept: of single tokens, and the mean over each
-//! sequence's first tokens, or over each of its segments (DESIGN §1).
+//! sequence's first tokens, or over each of its segments (DESIGN §1). Of a wide model with many layers memory holds too few of them to find a
+//! projection by: then more are read than kept, and how they scatter is summed up on the way ([`ClassScatter`]), so that
+//! nothing grows with the text.
+
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::ScanOptions;
 use crate::data::{Batch, NO_DOCUMENT, TokenSet};
 use crate::decoder::{Ask, CausalLm, FeedForward, InputRows, Pass, Trace};
-use crate::ops::host;
+use crate::ops::{ClassScatter, Weigh, host};
 use crate::{Error, Result};
 
 /// Inputs of one layer with their tasks.
@@ -22,6 +26,8 @@ pub struct Samples {
     /// The document of each row, an index into [`TokenSet::documents`]: of the token that its position predicts; of a window's mean that
     /// of its first position. Rows of one document are no independent draws: intervals are taken over documents.
     pub documents: Vec<u32>,
+    /// How the rows scatter by task that these are a sample of, where they are not all of them.
+    pub scatter: Option<Arc<ClassScatter>>,
 }
 
 impl Samples {
@@ -53,23 +59,51 @@ pub enum Window {
     Every(usize),
 }
 
+/// Which inputs are kept, and of how many more the scatter is summed up.
+#[derive(Clone, Copy, Debug)]
+pub struct Thinning {
+    /// One token in so many is kept.
+    pub tokens: usize,
+    /// What a shared decision reads.
+    pub window: Window,
+    /// One window in so many is kept, as the mean of its tokens.
+    pub windows: usize,
+    /// Of one token in so many, the kept ones among them, the scatter by task is summed up; `None`: the kept ones say all.
+    pub scatter: Option<(usize, Weigh)>,
+}
+
+impl Thinning {
+    /// One token in `tokens` and every window, and no scatter of more.
+    #[must_use]
+    pub fn one_in(tokens: usize, window: Window) -> Self {
+        Self { tokens, window, windows: 1, scatter: None }
+    }
+}
+
 /// What routers saw of a text, as it is read.
 #[derive(Debug)]
 pub struct RouterInputs {
-    window: Window,
+    thinning: Thinning,
+    /// Of the tokens that are asked for.
     positions: Positions,
+    /// Windows read before.
+    windows: u64,
     /// What the rows of the batch at hand are, and then of those that lie on the device.
     next: Option<Rows>,
     waiting: Vec<Waiting>,
     tokens: Vec<Samples>,
     sequences: Vec<Samples>,
+    scatter: Vec<ClassScatter>,
 }
 
 /// Task and document of each row of a batch that is kept: of tokens, and of windows' means.
 #[derive(Debug)]
 struct Rows {
     task: u32,
-    tokens: Vec<u32>,
+    /// (row of those asked for, document).
+    tokens: Vec<(u32, u32)>,
+    /// Rows asked for.
+    asked: usize,
     /// (row of the means, document).
     windows: Vec<(usize, u32)>,
 }
@@ -83,16 +117,19 @@ struct Waiting {
 }
 
 impl RouterInputs {
-    /// For `layers` layers: one token in `stride`, and the mean of every window of every sequence.
+    /// Of `layers` layers.
     #[must_use]
-    pub fn new(layers: usize, stride: usize, window: Window) -> Self {
+    pub fn new(layers: usize, thinning: Thinning) -> Self {
+        let asked = thinning.scatter.map_or(thinning.tokens, |(tokens, _)| tokens.min(thinning.tokens));
         Self {
-            window,
-            positions: Positions::new(stride),
+            thinning,
+            positions: Positions::new(asked),
+            windows: 0,
             next: None,
             waiting: Vec::new(),
             tokens: vec![Samples::default(); layers],
             sequences: vec![Samples::default(); layers],
+            scatter: thinning.scatter.map_or(Vec::new(), |(_, weigh)| vec![ClassScatter::new(weigh); layers]),
         }
     }
 
@@ -100,7 +137,7 @@ impl RouterInputs {
     pub(crate) fn begin(&mut self, task: usize, batch: &Batch) -> Result<InputRows> {
         self.positions.begin(batch);
         let (b, t) = batch.inputs.dims2()?;
-        let (length, count) = match self.window {
+        let (length, count) = match self.thinning.window {
             Window::First(length) => (length.clamp(1, t), 1),
             Window::Every(length) => (length.max(1), t / length.max(1)),
         };
@@ -113,26 +150,47 @@ impl RouterInputs {
             let read = |at: usize| batch.counted[at] || batch.documents[at] == NO_DOCUMENT;
             let document = batch.documents[positions.clone()].iter().find(|document| **document != NO_DOCUMENT);
             if let Some(document) = document.filter(|_| positions.clone().all(read)) {
-                windows.push((row * count + window, *document));
+                if sampled(self.windows, self.thinning.windows) {
+                    windows.push((row * count + window, *document));
+                }
+                self.windows += 1;
             }
         }
-        let documents = kept.iter().map(|at| batch.documents[*at as usize]).collect();
-        self.next = Some(Rows { task: task as u32, tokens: documents, windows });
+        let tokens =
+            kept.iter().enumerate().filter(|(_, at)| self.positions.belongs(**at as usize, self.thinning.tokens));
+        let tokens = tokens.map(|(row, at)| (row as u32, batch.documents[*at as usize])).collect();
         let rows = kept.len();
+        self.next = Some(Rows { task: task as u32, tokens, asked: rows, windows });
         Ok(InputRows { rows: Tensor::from_vec(kept, rows, batch.inputs.device())?, windows: (count, length) })
     }
 
     /// What a pass that was asked so says; it stays where it is until [`read`](Self::read).
-    pub(crate) fn add(&mut self, traces: &[Trace]) {
-        if let Some(rows) = self.next.take() {
-            let tokens = traces.iter().map(|trace| trace.inputs.clone()).collect();
-            let means = traces.iter().map(|trace| trace.means.clone()).collect();
-            self.waiting.push(Waiting { rows, tokens, means });
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub(crate) fn add(&mut self, traces: &[Trace]) -> Result<()> {
+        let Some(rows) = self.next.take() else { return Ok(()) };
+        for (scatter, trace) in self.scatter.iter_mut().zip(traces) {
+            if let Some(x_nd) = &trace.inputs {
+                scatter.push(x_nd, rows.task as usize)?;
+            }
         }
+        let all = rows.tokens.len() == rows.asked;
+        let kept = |x_nd: &Tensor| -> Result<Tensor> {
+            let rows: Vec<u32> = rows.tokens.iter().map(|(row, _)| *row).collect();
+            if all { Ok(x_nd.clone()) } else { Ok(x_nd.index_select(&Tensor::new(rows, x_nd.device())?, 0)?) }
+        };
+        let kept = traces.iter().map(|trace| trace.inputs.as_ref().map(kept).transpose()).collect::<Result<_>>()?;
+        let tokens = if rows.tokens.is_empty() { vec![None; traces.len()] } else { kept };
+        let means = traces.iter().map(|trace| trace.means.clone()).collect();
+        self.waiting.push(Waiting { rows, tokens, means });
+        Ok(())
     }
 
-    /// Brings to the host what was added since the last time, by one copy.
+    /// Brings to the host what was added since the last time, which is the rest of a task: by one copy, and by two a layer where scatter is
+    /// summed up.
     pub(crate) fn read(&mut self) -> Result<()> {
+        self.scatter.iter_mut().try_for_each(ClassScatter::close)?;
         let waiting = std::mem::take(&mut self.waiting);
         let kept = waiting.iter().flat_map(|waiting| waiting.tokens.iter().chain(&waiting.means).flatten());
         let flat = kept.map(Tensor::flatten_all).collect::<candle_core::Result<Vec<_>>>()?;
@@ -150,7 +208,7 @@ impl RouterInputs {
             for (samples, tensor) in self.tokens.iter_mut().zip(tokens) {
                 let Some(tensor) = tensor else { continue };
                 let width = tensor.dim(1)?;
-                for (row, document) in take(tensor).chunks_exact(width).zip(&rows.tokens) {
+                for (row, (_, document)) in take(tensor).chunks_exact(width).zip(&rows.tokens) {
                     samples.push(row, rows.task, *document);
                 }
             }
@@ -184,7 +242,7 @@ impl RouterInputs {
                 let batch = batch?;
                 let ask = Ask { inputs: Some(self.begin(task, &batch)?), ..Ask::default() };
                 let (_, traces) = model.hidden(&batch.inputs, &Pass { ask, ..pass.of_tasks(&batch.tasks) })?;
-                self.add(&traces);
+                self.add(&traces)?;
             }
             self.read()?;
         }
@@ -193,7 +251,10 @@ impl RouterInputs {
 
     /// Single tokens, by layer; and means over the windows of sequences.
     #[must_use]
-    pub fn into_samples(self) -> [Vec<Samples>; 2] {
+    pub fn into_samples(mut self) -> [Vec<Samples>; 2] {
+        for (samples, scatter) in self.tokens.iter_mut().zip(self.scatter) {
+            samples.scatter = Some(Arc::new(scatter));
+        }
         [self.tokens, self.sequences]
     }
 }
@@ -222,15 +283,19 @@ impl Positions {
 
     /// Those of this batch, ascending.
     pub(super) fn kept(&self) -> impl Iterator<Item = usize> {
-        let kept = |at: &usize| self.counted[*at] && sampled(self.read + *at as u64, self.stride);
-        (0..self.counted.len()).filter(kept)
+        (0..self.counted.len()).filter(|at| self.belongs(*at, self.stride))
+    }
+
+    /// Whether a position of this batch belongs to a sample of one in `stride`; a sample of fewer is part of one of more.
+    fn belongs(&self, at: usize, stride: usize) -> bool {
+        self.counted[at] && sampled(self.read + at as u64, stride)
     }
 }
 
 /// Whether the n-th position belongs to a sample of one in `stride`. Multiples of the golden ratio modulo 1 are spread evenly
 /// whatever the length of a row; every `stride`-th position would be the same few of each row.
 fn sampled(n: u64, stride: usize) -> bool {
-    n.wrapping_mul(0x9e37_79b9_7f4a_7c15) <= u64::MAX / stride as u64
+    n.wrapping_mul(0x9e37_79b9_7f4a_7c15) <= u64::MAX / stride.max(1) as u64
 }
 
 /// At most `most` of `count` rows, evenly spread.

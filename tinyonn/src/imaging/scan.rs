@@ -359,7 +359,7 @@ impl<F: FeedForward> Reading<'_, F> {
         sums.loss = (&sums.loss + forward.losses.to_dtype(DType::F64)?.sum_all()?)?;
         sums.tokens += batch.counted.iter().filter(|counted| **counted).count() as u64;
         if let Some(inputs) = inputs {
-            inputs.add(&forward.traces);
+            inputs.add(&forward.traces)?;
         }
         Ok(())
     }

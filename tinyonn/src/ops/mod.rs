@@ -26,7 +26,8 @@ pub mod adamw;
 mod adamw_kernel;
 pub mod attention;
 mod block_sparse;
-pub mod class_sums;
+pub mod class_scatter;
+mod class_sums;
 mod columns;
 pub mod cross_entropy;
 pub mod dispatch_mlp;
@@ -67,6 +68,7 @@ pub mod update_table;
 
 pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activations};
 pub use adamw::{AdamwStep, adamw};
+pub use class_scatter::{ClassScatter, Weigh};
 pub use class_sums::ClassSums;
 pub use expert_neurons::ExpertNeurons;
 pub use glu_mlp::{MlpGate, MlpWeights, SlicedMlp};

@@ -5,7 +5,6 @@ use super::LabelUnit;
 use super::run::{Held, Inputs, Run};
 use crate::Result;
 use crate::checkpoint::ParamStore;
-use crate::data::TokenSet;
 use crate::imaging::inputs::Samples;
 use crate::imaging::{LabelBalance, Labels, NeuronScan, RowLabels, TokenPass, TokenScore, token_labels, token_prices};
 use crate::model::TinyOnnForCausalLm;
@@ -131,7 +130,7 @@ impl Run<'_> {
     ///
     /// # Errors
     /// Whatever the device reports.
-    pub fn fitter(&self, train: &[Samples], validation: &[Samples]) -> Result<RouterFitter> {
+    pub fn fitter<'b>(&self, train: &'b [Samples], validation: &'b [Samples]) -> Result<RouterFitter<'b>> {
         let dim = self.variant.spec.projection_width(self.dense.cfg.hidden_size);
         RouterFitter::new(train, validation, self.text.tasks.len(), dim)
     }
@@ -144,21 +143,21 @@ impl Run<'_> {
     pub fn fit_own(
         &self,
         store: &ParamStore,
-        fitter: &mut RouterFitter,
+        fitter: &mut RouterFitter<'_>,
         (labels, rows): (&Labels, Option<&TokenRows>),
         routing: impl Fn() -> Result<TinyOnnForCausalLm>,
     ) -> Result<()> {
         let (config, seed) = (&self.config.router, self.config.seed);
         let model = (store, &self.dense.cfg, self.variant);
-        let once = |fitter: &mut RouterFitter| match rows {
+        let once = |fitter: &mut RouterFitter<'_>| match rows {
             Some(rows) => fitter.fit_rows(model, [&rows.train, &rows.validation], config, seed),
             None => fitter.fit(model, labels, config, seed),
         };
         once(fitter)?;
         refit(model, config.refit_rounds, |_| {
             let routing = routing()?;
-            let of = |set: &TokenSet| self.inputs(routing.lm(), set, &Self::routed(labels));
-            let (train, validation) = (of(&self.tokens.train)?, of(&self.tokens.validation)?);
+            let (lm, pass) = (routing.lm(), Self::routed(labels));
+            let (train, validation) = (self.own_inputs(lm, &pass)?, self.inputs(lm, &self.tokens.validation, &pass)?);
             once(&mut self.fitter(train.own(self.variant), validation.own(self.variant))?)
         })
     }

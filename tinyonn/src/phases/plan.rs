@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::config::hidden_act;
 use super::continuation::{LeftByPhase1, same_text};
-use super::run::SAMPLES;
+use super::run::{input_bytes, kept_inputs};
 use super::{Dense, RunConfig, Text};
 use crate::Result;
 use crate::checkpoint::{Param, Role, is_on_paper, read_arch, variant_params};
@@ -49,20 +49,28 @@ pub struct PlannedStage {
     pub name: &'static str,
     /// Bytes of all weights that are held, f32.
     pub weights: u64,
-    /// Bytes that the passes over a batch keep.
+    /// Bytes that the passes over a batch keep; of the router fit, what its layers need that are at work at once.
     pub values: u64,
     /// Bytes of what routers see, in main memory.
     pub inputs: u64,
 }
 
-/// The stages of phase 1 of a run under `config`: weights are in f32, the dense ones beside those that were upcycled, and beside those that
-/// were read back.
+/// The stages of phase 1 of a run under `config`: weights are in f32, those that were upcycled are the dense ones, and the proof reads them back
+/// from disk.
 fn stages_of_phase1(config: &RunConfig, cfg: &Arch) -> Vec<PlannedStage> {
     let store = 4 * cfg.parameters() as u64;
     let values = Memory::DEFAULT.values(cfg, (config.batch * config.length) as u64);
-    let inputs = 4 * (SAMPLES * cfg.hidden_size * cfg.num_hidden_layers) as u64;
+    let inputs = input_bytes(cfg);
     let stage = |name, stores: u64, values, inputs| PlannedStage { name, weights: stores * store, values, inputs };
-    vec![stage("scan", 1, values, inputs), stage("proof", 3, 0, inputs), stage("router fit", 2, 0, inputs)]
+    vec![stage("scan", 1, values, inputs), stage("proof", 2, 0, inputs), stage("router fit", 1, fit_bytes(cfg), inputs)]
+}
+
+/// Bytes that projections are found in: of each layer that a thread is at, its scatter, its eigenvectors and as much again twice to find
+/// them, in f64; and its rows once more.
+fn fit_bytes(cfg: &Arch) -> u64 {
+    let layers = rayon::current_num_threads().min(cfg.num_hidden_layers) as u64;
+    let d = cfg.hidden_size as u64;
+    layers * (6 * 8 * d * d + 4 * kept_inputs(cfg) as u64 * d)
 }
 
 /// A training of a plan.

@@ -10,9 +10,9 @@ use super::text::{CorpusFigures, Tokens};
 use super::{Dense, LabelUnit, RunConfig, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
-use crate::decoder::{Active, CausalLm, FeedForward, Pass};
+use crate::decoder::{Active, Arch, CausalLm, FeedForward, Pass};
 use crate::files::StagedFolder;
-use crate::imaging::inputs::{Samples, Window};
+use crate::imaging::inputs::{Samples, Thinning, Window};
 use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, ScanOptions, coactivation,
@@ -21,6 +21,7 @@ use crate::imaging::{
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadFigures, LoadMeter, RoutePer, Variant};
+use crate::ops::ClassScatter;
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::evaluate::evaluate_load;
 use crate::train::smk::SmkOutcome;
@@ -31,8 +32,11 @@ use crate::{Error, Result};
 pub const METRICS: &str = "metrics.jsonl";
 /// Tokens a shared decision reads, where the variant does not say.
 const FIRST: usize = 64;
-/// Router inputs kept of each layer, about.
-pub(super) const SAMPLES: usize = 32_768;
+/// Tokens whose router inputs are looked at in each layer, about.
+const SAMPLES: usize = 32_768;
+/// Bytes of router inputs that are kept of a split, at most: of a wide model with many layers fewer tokens than [`SAMPLES`], of which the rest
+/// enters the scatter that projections are found by.
+const KEPT_BYTES: usize = 1 << 30;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
 
@@ -157,17 +161,41 @@ impl Run<'_> {
         ScanOptions { length: c.length, batch: c.batch, tokens_per_task: c.scan_tokens }
     }
 
+    /// One token in so many is kept for routers.
     pub(super) fn stride(&self, set: &TokenSet) -> usize {
-        self.stride_to(set, SAMPLES)
+        self.stride_to(set, kept_inputs(&self.dense.cfg))
     }
 
     /// One token in so many makes about `count` of those that are read.
     pub(super) fn stride_to(&self, set: &TokenSet, count: usize) -> usize {
-        set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum::<usize>().div_ceil(count)
+        self.targets(set).div_ceil(count)
+    }
+
+    /// Tokens with a target that are read.
+    fn targets(&self, set: &TokenSet) -> usize {
+        set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum()
+    }
+
+    fn thinning(&self, set: &TokenSet) -> Thinning {
+        let (kept, window) = (kept_inputs(&self.dense.cfg), self.window());
+        let windows = match window {
+            Window::First(_) => self.targets(set).div_ceil(self.config.length) + set.tasks.len(),
+            Window::Every(length) => self.targets(set) / length.max(1),
+        };
+        Thinning { windows: windows.div_ceil(kept), ..Thinning::one_in(self.stride(set), window) }
     }
 
     pub(super) fn router_inputs(&self, set: &TokenSet) -> RouterInputs {
-        RouterInputs::new(self.dense.cfg.num_hidden_layers, self.stride(set), self.window())
+        RouterInputs::new(self.dense.cfg.num_hidden_layers, self.thinning(set))
+    }
+
+    /// As [`router_inputs`](Self::router_inputs), of what routers are fitted to: with its scatter, where not all is kept.
+    pub(super) fn training_inputs(&self) -> RouterInputs {
+        let set = &self.tokens.train;
+        let (thinning, stride) = (self.thinning(set), self.stride_to(set, SAMPLES));
+        let scatter = self.config.router.projection.weighs().filter(|_| stride < thinning.tokens);
+        let thinning = Thinning { scatter: scatter.map(|weigh| (stride, weigh)), ..thinning };
+        RouterInputs::new(self.dense.cfg.num_hidden_layers, thinning)
     }
 
     /// The image of the dense model's neurons on the training text, and what routers see of it.
@@ -176,7 +204,7 @@ impl Run<'_> {
     /// Whatever the device reports.
     pub fn scan(&self) -> Result<(NeuronScan, Inputs)> {
         let model = self.dense_model()?;
-        let mut inputs = self.router_inputs(&self.tokens.train);
+        let mut inputs = self.training_inputs();
         let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&mut inputs))?;
         Ok((scan, Inputs::of(inputs)))
     }
@@ -189,7 +217,7 @@ impl Run<'_> {
         let (cfg, partition) = (&self.dense.cfg, self.partition);
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let integral = partition::profile(partition).map(|score| Integral::new(scan, score));
-        let gate_rows = gate_rows(&self.dense.store, cfg.num_hidden_layers)?;
+        let gate_rows = |layer| gate_rows(&self.dense.store, layer);
         let hidden = (partition == Partition::Coactivation).then(|| self.coactivation()).transpose()?;
         let (integral, coactivation) = (integral.as_ref(), hidden.as_deref());
         let sources = PartitionSources { integral, gate_rows: Some(&gate_rows), coactivation };
@@ -201,7 +229,13 @@ impl Run<'_> {
     /// # Errors
     /// A variant of more experts than the model has neurons; whatever the device reports.
     pub fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
-        checkpoint::upcycle(&self.dense.store, &self.dense.cfg, self.variant, &self.units(scan)?, self.config.seed)
+        checkpoint::upcycle(
+            self.dense.store.share(),
+            &self.dense.cfg,
+            self.variant,
+            &self.units(scan)?,
+            self.config.seed,
+        )
     }
 
     fn coactivation(&self) -> Result<Vec<Tensor>> {
@@ -283,7 +317,24 @@ impl Run<'_> {
     /// # Errors
     /// Whatever the device reports.
     pub fn inputs<F: FeedForward>(&self, model: &CausalLm<F>, set: &TokenSet, pass: &Pass) -> Result<Inputs> {
-        let mut inputs = self.router_inputs(set);
+        self.collect(model, set, pass, self.router_inputs(set))
+    }
+
+    /// The same of the training split, with its scatter.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub fn own_inputs<F: FeedForward>(&self, model: &CausalLm<F>, pass: &Pass) -> Result<Inputs> {
+        self.collect(model, &self.tokens.train, pass, self.training_inputs())
+    }
+
+    fn collect<F: FeedForward>(
+        &self,
+        model: &CausalLm<F>,
+        set: &TokenSet,
+        pass: &Pass,
+        mut inputs: RouterInputs,
+    ) -> Result<Inputs> {
         inputs.collect(model, set, self.scan_options(), pass, &self.device)?;
         Ok(Inputs::of(inputs))
     }
@@ -410,6 +461,20 @@ impl Run<'_> {
         ModelFolder::write_into(&staged, &config, &store, Some(&self.dense.dir))?;
         staged.publish()
     }
+}
+
+/// Router inputs of each layer that are kept of a split, about.
+pub(super) fn kept_inputs(cfg: &Arch) -> usize {
+    SAMPLES.min(KEPT_BYTES / (4 * cfg.hidden_size * cfg.num_hidden_layers)).max(1)
+}
+
+/// Bytes in main memory of what routers see of the three splits of a text: the tokens that are kept, and the scatter of the training split, with
+/// what it needs beside it while it is summed up.
+pub(super) fn input_bytes(cfg: &Arch) -> u64 {
+    let kept = kept_inputs(cfg);
+    let rows = 3 * 4 * (kept * cfg.hidden_size * cfg.num_hidden_layers) as u64;
+    let scatter: u64 = ClassScatter::bytes(cfg.hidden_size).iter().sum();
+    rows + if kept < SAMPLES { scatter * cfg.num_hidden_layers as u64 } else { 0 }
 }
 
 /// The share of a layer's neurons that a routed token uses; of replicas, the share of the experts.

@@ -1,4 +1,5 @@
-//! Where Gaussian routers look: a linear map z = P x, P `[r, d]`, found from a sample of their inputs (DESIGN §2).
+//! Where Gaussian routers look: a linear map z = P x, P `[r, d]`, found from how their inputs scatter (DESIGN §2): one matrix of their width
+//! ([`ClassScatter`]), whatever their number.
 //!
 //! - `lda`: linear discriminant analysis finds the directions along which class means differ most against the spread within classes; their
 //!   number is at most classes − 1, so the rest is filled up with the leading principal directions, all of unit variance within
@@ -7,10 +8,15 @@
 //! - `random`: orthonormal rows drawn at random.
 //! - `identity`: the first r coordinates.
 
-use nalgebra::{DMatrix, DVector, SymmetricEigen};
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 
-use crate::imaging::inputs::{Samples, spread};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use tinyonn_linalg::{Eigen, orthonormal_rows, product, symmetric_eigen};
+
+use crate::imaging::inputs::Samples;
+use crate::ops::{ClassScatter, Weigh};
 use crate::{Error, Result, random};
 
 /// How the projections of routers that learn theirs (`project` not declared, or `learned`) are found. Declared ones stay what they are:
@@ -41,6 +47,15 @@ impl Projection {
         }
     }
 
+    /// What its scatter weighs equally; `None` of one that has no need of it.
+    pub(crate) fn weighs(self) -> Option<Weigh> {
+        match self {
+            Self::Lda => Some(Weigh::Classes),
+            Self::Pca => Some(Weigh::Rows),
+            Self::Random | Self::Identity => None,
+        }
+    }
+
     /// P `[r, d]`, row-major, and r = min(`dim`, d). `random` is deterministic in `seed` and `layer`; the others need neither.
     ///
     /// # Errors
@@ -60,10 +75,10 @@ impl Projection {
     }
 }
 
-/// Rows that a projection is found from, at most.
-const SAMPLE: usize = 32_768;
 /// Added to the diagonal of the spread within classes, as a share of its mean.
 const RIDGE: f64 = 1e-3;
+/// Rows of a sample that are summed up at once.
+const BATCH: usize = 8192;
 
 /// d of samples that can be used.
 pub(super) fn width(samples: &Samples) -> Result<usize> {
@@ -71,32 +86,38 @@ pub(super) fn width(samples: &Samples) -> Result<usize> {
         return Err(Error::setting("inputs", "none were collected", "scan at least one sequence of each task"));
     }
     if !samples.values.iter().all(|x| x.is_finite()) {
-        let remedy = "check the model's tensors for values that are not finite";
-        return Err(Error::setting("inputs", "what the routers see holds values that are not finite", remedy));
+        return Err(not_finite());
     }
     Ok(samples.values.len() / samples.tasks.len())
 }
 
-/// At most [`SAMPLE`] rows, those of `task` if there is one, `[n, d]`.
-fn sampled(samples: &Samples, d: usize, task: Option<u32>) -> DMatrix<f64> {
-    let rows = spread(samples.tasks.len(), SAMPLE).filter(|row| task.is_none_or(|task| samples.tasks[*row] == task));
-    let values: Vec<f64> = rows.flat_map(|row| samples.values[row * d..][..d].iter().map(|x| f64::from(*x))).collect();
-    DMatrix::from_row_slice(values.len() / d, d, &values)
+fn not_finite() -> Error {
+    let remedy = "check the model's tensors for values that are not finite";
+    Error::setting("inputs", "what the routers see holds values that are not finite", remedy)
 }
 
-/// The mean of the rows `[d]` and the sum of the outer products of their differences from it, `[d, d]`.
-fn centred(mut rows: DMatrix<f64>) -> (DVector<f64>, DMatrix<f64>) {
-    let mean = rows.row_mean();
-    rows.row_iter_mut().for_each(|mut row| row -= &mean);
-    (mean.transpose(), rows.tr_mul(&rows))
+/// How the rows scatter that `samples` were taken from: as it was summed up when they were collected, or by the rows themselves.
+fn scatter(samples: &Samples, weigh: Weigh) -> Result<Cow<'_, ClassScatter>> {
+    if let Some(scatter) = samples.scatter.as_deref().filter(|scatter| scatter.weigh() == weigh) {
+        return Ok(Cow::Borrowed(scatter));
+    }
+    let d = width(samples)?;
+    let classes: BTreeSet<u32> = samples.tasks.iter().copied().collect();
+    let mut scatter = ClassScatter::new(weigh);
+    for (at, class) in classes.iter().enumerate() {
+        let own: Vec<usize> = (0..samples.tasks.len()).filter(|row| samples.tasks[*row] == *class).collect();
+        for rows in own.chunks(BATCH) {
+            let values: Vec<f32> = rows.iter().flat_map(|row| &samples.values[row * d..][..d]).copied().collect();
+            scatter.push(&Tensor::from_vec(values, (rows.len(), d), &Device::Cpu)?, at)?;
+        }
+    }
+    scatter.close()?;
+    Ok(Cow::Owned(scatter))
 }
 
-/// Eigenvalues and -vectors of a symmetric matrix, the largest first.
-fn principal(matrix: DMatrix<f64>) -> Vec<(f64, DVector<f64>)> {
-    let eigen = SymmetricEigen::new(matrix);
-    let mut order: Vec<usize> = (0..eigen.eigenvalues.len()).collect();
-    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]).then(a.cmp(b)));
-    order.into_iter().map(|at| (eigen.eigenvalues[at], eigen.eigenvectors.column(at).into_owned())).collect()
+/// The directions of a symmetric matrix, the strongest first.
+fn principal(matrix_dd: &[f64], d: usize) -> Result<Eigen> {
+    symmetric_eigen(matrix_dd, d).ok_or_else(not_finite)
 }
 
 /// P `[r, d]`, row-major: the directions along which all rows vary most, orthonormal, the first most.
@@ -106,16 +127,14 @@ fn principal(matrix: DMatrix<f64>) -> Vec<(f64, DVector<f64>)> {
 pub fn pca(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
     let d = width(samples)?;
     let r = dim.min(d);
-    let (_, scatter) = centred(sampled(samples, d, None));
-    let rows = principal(scatter).into_iter().take(r);
-    Ok((rows.flat_map(|(_, row)| row.iter().map(|x| *x as f32).collect::<Vec<_>>()).collect(), r))
+    let directions = principal(&scatter(samples, Weigh::Rows)?.matrix(), d)?.vectors;
+    Ok((directions[..r * d].iter().map(|x| *x as f32).collect(), r))
 }
 
 /// Orthonormal rows `[r, d]`, evenly drawn from all such: the Q of a normal matrix.
 fn orthonormal(r: usize, d: usize, rng: &mut random::Rng) -> Vec<f32> {
-    let drawn = random::normal(d * r, 0.0, 1.0, rng).into_iter().map(f64::from);
-    let q_dr = DMatrix::from_iterator(d, r, drawn).qr().q();
-    q_dr.iter().map(|x| *x as f32).collect()
+    let drawn: Vec<f64> = random::normal(d * r, 0.0, 1.0, rng).into_iter().map(f64::from).collect();
+    orthonormal_rows(&drawn, r, d).into_iter().map(|x| x as f32).collect()
 }
 
 /// P `[r, d]`, row-major, from labelled rows; classes weigh equally.
@@ -125,76 +144,77 @@ fn orthonormal(r: usize, d: usize, rng: &mut random::Rng) -> Vec<f32> {
 pub fn lda(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
     let d = width(samples)?;
     let r = dim.min(d);
-    let classes: Vec<u32> =
-        samples.tasks.iter().copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
-    let mut within = DMatrix::<f64>::zeros(d, d);
-    let mut means = Vec::with_capacity(classes.len());
-    for class in &classes {
-        let rows = sampled(samples, d, Some(*class));
-        // Of very many classes a sample may hold none of one.
-        let count = rows.nrows();
-        if count > 0 {
-            let (mean, scatter) = centred(rows);
-            within += scatter / count as f64;
-            means.push(mean);
-        }
-    }
-    within /= means.len() as f64;
-    let ridge = RIDGE * spread_of(within.trace() / d as f64, &means);
-    within.iter_mut().step_by(d + 1).for_each(|x| *x += ridge);
+    let scatter = scatter(samples, Weigh::Classes)?;
+    let means: Vec<Vec<f64>> = (0..scatter.classes()).filter_map(|class| scatter.mean(class)).collect();
+    let mut within_dd = scatter.matrix();
+    let trace: f64 = within_dd.iter().step_by(d + 1).sum();
+    let ridge = RIDGE * spread_of(trace / d as f64, &means);
+    within_dd.iter_mut().step_by(d + 1).for_each(|x| *x += ridge);
     // Rows of W = Λ^(−½) Vᵀ, leading principal direction first: x ↦ W x has unit variance within classes.
-    let mut whiten = DMatrix::<f64>::zeros(d, d);
-    for (row, (variance, direction)) in principal(within).iter().enumerate() {
-        whiten.set_row(row, &(direction.transpose() / variance.max(ridge).sqrt()));
+    let Eigen { values, vectors: mut whiten_dd } = principal(&within_dd, d)?;
+    for (row, variance) in whiten_dd.chunks_exact_mut(d).zip(values) {
+        let scale = 1.0 / variance.max(ridge).sqrt();
+        row.iter_mut().for_each(|x| *x *= scale);
     }
-    let directions = directions(&whiten, &means, r);
-    let projection = directions * whiten;
-    Ok((projection.transpose().iter().map(|x| *x as f32).collect(), r))
+    let directions_rd = directions(&whiten_dd, &means, r)?;
+    Ok((product(&directions_rd, &whiten_dd, (r, d, d)).into_iter().map(|x| x as f32).collect(), r))
 }
 
 /// The mean variance within classes; where every class is a single point, that of the points, or 1 if they too are one.
-fn spread_of(within: f64, means: &[DVector<f64>]) -> f64 {
+fn spread_of(within: f64, means: &[Vec<f64>]) -> f64 {
     let centre = centre(means);
-    let squares = means.iter().map(|mean| (mean - &centre).norm_squared()).sum::<f64>();
+    let squares = means.iter().map(|mean| norm_squared(&apart(mean, &centre))).sum::<f64>();
     let between = squares / (means.len() * centre.len()) as f64;
     [within, between].into_iter().find(|variance| *variance > 0.0).unwrap_or(1.0)
 }
 
-fn centre(means: &[DVector<f64>]) -> DVector<f64> {
-    means.iter().fold(DVector::zeros(means[0].len()), |sum, mean| sum + mean) / means.len() as f64
+fn centre(means: &[Vec<f64>]) -> Vec<f64> {
+    let d = means.first().map_or(0, Vec::len);
+    (0..d).map(|j| means.iter().map(|mean| mean[j]).sum::<f64>() / means.len() as f64).collect()
+}
+
+fn apart(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a - b).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn norm_squared(a: &[f64]) -> f64 {
+    dot(a, a)
 }
 
 /// Orthonormal rows `[r, d]` in whitened space: first those the class means span, then the leading axes.
-fn directions(whiten: &DMatrix<f64>, means: &[DVector<f64>], r: usize) -> DMatrix<f64> {
-    let d = whiten.nrows();
-    let centre = centre(means);
-    let between = DMatrix::from_columns(&means.iter().map(|mean| whiten * (mean - &centre)).collect::<Vec<_>>());
+fn directions(whiten_dd: &[f64], means: &[Vec<f64>], r: usize) -> Result<Vec<f64>> {
+    let (centre, classes) = (centre(means), means.len());
+    let d = centre.len();
+    let whitened = |mean: &Vec<f64>| product(whiten_dd, &apart(mean, &centre), (d, d, 1));
+    let between_cd: Vec<Vec<f64>> = means.iter().map(whitened).collect();
     // The means' own span, strongest direction first: eigenvectors of the small Gram matrix.
-    let gram = principal(between.tr_mul(&between));
-    let largest = gram.first().map_or(0.0, |(value, _)| value.max(0.0)).sqrt();
-    let spanned = gram.iter().map(|(_, direction)| &between * direction);
-    let axes = (0..d).map(|axis| {
-        let mut e = DVector::zeros(d);
-        e[axis] = 1.0;
-        e
-    });
-    let mut rows = DMatrix::<f64>::zeros(r, d);
-    let mut found: Vec<DVector<f64>> = Vec::with_capacity(r);
-    let class_directions = means.len().saturating_sub(1);
-    for (at, mut candidate) in spanned.take(class_directions).chain(axes).enumerate() {
-        let before = if at < class_directions { largest } else { 1.0 };
+    let gram_cc: Vec<f64> = between_cd.iter().flat_map(|a| between_cd.iter().map(|b| dot(a, b))).collect();
+    let gram = principal(&gram_cc, classes)?;
+    let largest = gram.values.first().map_or(0.0, |value| value.max(0.0)).sqrt();
+    let spanned = gram.vectors.chunks_exact(classes).take(classes - 1);
+    let spanned = spanned.map(|shares| product(shares, &between_cd.concat(), (1, classes, d)));
+    let axes = (0..d).map(|axis| (0..d).map(|j| f64::from(u8::from(j == axis))).collect());
+    let mut found: Vec<Vec<f64>> = Vec::with_capacity(r);
+    for (at, mut candidate) in spanned.chain(axes).enumerate() {
+        if found.len() == r {
+            break;
+        }
+        let before = if at + 1 < classes { largest } else { 1.0 };
         // Twice: one pass of Gram-Schmidt leaves rounding behind.
         for _ in 0..2 {
             for row in &found {
-                let along = row.dot(&candidate);
-                candidate.axpy(-along, row, 1.0);
+                let along = dot(row, &candidate);
+                candidate.iter_mut().zip(row).for_each(|(x, row)| *x -= along * row);
             }
         }
-        let norm = candidate.norm();
-        if found.len() < r && norm > 1e-6 * before {
-            found.push(candidate / norm);
+        let norm = norm_squared(&candidate).sqrt();
+        if norm > 1e-6 * before {
+            found.push(candidate.into_iter().map(|x| x / norm).collect());
         }
     }
-    found.iter().enumerate().for_each(|(at, row)| rows.set_row(at, &row.transpose()));
-    rows
+    Ok(found.concat())
 }

@@ -7,6 +7,7 @@
 //! Rows are labelled by class ([`RowLabels`]): task labels are the case of a class a task, token labels that of a class a path.
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::gda;
@@ -129,11 +130,11 @@ const HELD: usize = 2048;
 /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
 /// let variant = moe::variant("Pair")?;
 /// let units = partition::assign(Partition::Contiguous, &Pair::SPEC, (1, 4), PartitionSources::default(), 0)?;
-/// let store = upcycle(&dense, &cfg, variant, &units, 0)?;
+/// let store = upcycle(dense, &cfg, variant, &units, 0)?;
 ///
 /// // Inputs of the layer: task 0 lies left, task 1 right.
 /// let values = vec![-1.0, 0.2, 1.0, 0.3, -1.1, 0.4, 0.9, 0.1];
-/// let rows = Samples { values, tasks: vec![0, 1, 0, 1], documents: vec![0, 1, 0, 1] };
+/// let rows = Samples { values, tasks: vec![0, 1, 0, 1], documents: vec![0, 1, 0, 1], ..Samples::default() };
 /// let labels = Labels { paths: PathTable { experts: vec![vec![vec![1]], vec![vec![0]]] } };
 /// let (train, validation) = ([rows.clone()], [rows]);
 /// let mut fitter = RouterFitter::new(&train, &validation, 2, 64)?;
@@ -144,21 +145,19 @@ const HELD: usize = 2048;
 /// assert!(logits[0][0][1] > logits[0][0][0]);
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
-pub struct RouterFitter {
-    train: Vec<Inputs>,
-    validation: Vec<Inputs>,
+pub struct RouterFitter<'a> {
+    train: &'a [Samples],
+    validation: &'a [Samples],
     tasks: usize,
     dim: usize,
     /// What the last fit found.
     projected: Option<Projected>,
 }
 
-/// Inputs of one layer.
+/// Inputs of one layer, as they are fitted to: copied when it is the layer's turn.
 struct Inputs {
     /// `[n, d]`.
     x: Tensor,
-    /// The task of every row that was collected.
-    tasks: Vec<u32>,
     /// The collected rows that x holds, n of them.
     kept: Vec<usize>,
 }
@@ -166,15 +165,14 @@ struct Inputs {
 impl Inputs {
     /// At most `most` of the samples, evenly spread.
     fn new(samples: &Samples, most: usize) -> Result<Self> {
-        let (x, count) = (samples.tensor(&Device::Cpu)?, samples.tasks.len());
+        let count = samples.tasks.len();
         let kept: Vec<usize> = spread(count, most).collect();
-        let x = if kept.len() == count {
-            x
-        } else {
-            let rows: Vec<u32> = kept.iter().map(|row| *row as u32).collect();
-            x.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?
-        };
-        Ok(Self { x, tasks: samples.tasks.clone(), kept })
+        if kept.len() == count {
+            return Ok(Self { x: samples.tensor(&Device::Cpu)?, kept });
+        }
+        let width = samples.values.len() / count.max(1);
+        let values: Vec<f32> = kept.iter().flat_map(|row| &samples.values[row * width..][..width]).copied().collect();
+        Ok(Self { x: Tensor::from_vec(values, (kept.len(), width), &Device::Cpu)?, kept })
     }
 
     /// The classes of the rows of x.
@@ -192,12 +190,12 @@ struct Projected {
     z: Vec<Tensor>,
 }
 
-impl RouterFitter {
+impl<'a> RouterFitter<'a> {
     /// Takes the inputs of all layers, for routers of at most `dim` learned dimensions; a narrower router takes the first of them.
     ///
     /// # Errors
     /// No inputs; inputs that are no finite numbers, of other layers or of more than `tasks` tasks; a `dim` of zero.
-    pub fn new(train: &[Samples], validation: &[Samples], tasks: usize, dim: usize) -> Result<Self> {
+    pub fn new(train: &'a [Samples], validation: &'a [Samples], tasks: usize, dim: usize) -> Result<Self> {
         let known = |samples: &Samples| samples.tasks.iter().all(|task| (*task as usize) < tasks);
         if train.len() != validation.len() || !train.iter().chain(validation).all(known) {
             let problem = format!("training and validation are not of the same layers, or of more than {tasks} tasks");
@@ -207,8 +205,9 @@ impl RouterFitter {
             return Err(Error::setting("dim", "is 0: nothing would be left of the inputs", "use 1 or more"));
         }
         train.iter().try_for_each(|samples| projection::width(samples).map(drop))?;
-        let inputs = |of: &[Samples], most| of.iter().map(|samples| Inputs::new(samples, most)).collect::<Result<_>>();
-        let (train, validation) = (inputs(train, usize::MAX)?, inputs(validation, HELD)?);
+        if validation.iter().any(|samples| samples.tasks.is_empty()) {
+            return Err(Error::setting("inputs", "none were collected", "scan at least one sequence of each task"));
+        }
         Ok(Self { train, validation, tasks, dim, projected: None })
     }
 
@@ -218,11 +217,11 @@ impl RouterFitter {
     /// As [`fit_rows`](Self::fit_rows); labels of other tasks or layers.
     pub fn fit(&mut self, model: Model<'_>, labels: &Labels, config: &RouterFitConfig, seed: u64) -> Result<()> {
         labels.check(&model.2.spec, self.tasks, self.train.len())?;
-        let of_rows = |inputs: &[Inputs]| -> Vec<RowLabels> {
+        let of_rows = |inputs: &[Samples]| -> Vec<RowLabels> {
             let layers = inputs.iter().enumerate();
             layers.map(|(layer, inputs)| RowLabels::of_tasks(labels, layer, &inputs.tasks)).collect()
         };
-        self.fit_rows(model, [&of_rows(&self.train), &of_rows(&self.validation)], config, seed)
+        self.fit_rows(model, [&of_rows(self.train), &of_rows(self.validation)], config, seed)
     }
 
     /// As [`fit`](Self::fit), to labels of the training rows and of the validation rows, by layer. Projections are those of the tasks all the
@@ -239,7 +238,7 @@ impl RouterFitter {
         seed: u64,
     ) -> Result<()> {
         let spec = &model.2.spec;
-        for (inputs, labels) in [(&self.train, train), (&self.validation, validation)] {
+        for (inputs, labels) in [(self.train, train), (self.validation, validation)] {
             if inputs.len() != labels.len() {
                 let problem = format!("they are of {} layers, the inputs of {}", labels.len(), inputs.len());
                 return Err(Error::setting("labels", problem, "label the rows of every layer"));
@@ -254,31 +253,33 @@ impl RouterFitter {
             _ => self.project(by)?,
         };
         for layer in 0..self.train.len() {
+            let own = Inputs::new(&self.train[layer], usize::MAX)?;
+            let held = Inputs::new(&self.validation[layer], HELD)?;
             let own = Layer {
                 index: layer,
                 projection_rd: &projected.projections[layer],
-                x_nd: &self.train[layer].x,
+                x_nd: &own.x,
                 z_nr: &projected.z[layer],
                 labels: [&train[layer], &validation[layer]],
-                classes: [self.train[layer].classes(&train[layer]), self.validation[layer].classes(&validation[layer])],
+                classes: [own.classes(&train[layer]), held.classes(&validation[layer])],
             };
-            own.fit(model, &self.validation[layer].x, config, seed)?;
+            own.fit(model, &held.x, config, seed)?;
         }
         self.projected = Some(projected);
         Ok(())
     }
 
-    /// Finds the learned projections.
+    /// Finds the learned projections, of several layers at once.
     fn project(&self, (projection, seed): (Projection, u64)) -> Result<Projected> {
-        let (mut projections, mut z) = (Vec::new(), Vec::new());
-        for (layer, inputs) in self.train.iter().enumerate() {
-            let values = inputs.x.flatten_all()?.to_vec1()?;
-            let samples = Samples { values, tasks: inputs.tasks.clone(), documents: Vec::new() };
-            let (values, r) = projection.find(&samples, self.dim, (seed, layer))?;
-            let projection_rd = Tensor::from_vec(values, (r, inputs.x.dim(1)?), &Device::Cpu)?;
-            z.push(inputs.x.matmul(&projection_rd.t()?)?);
-            projections.push(projection_rd);
-        }
+        let of_layer = |(layer, samples): (usize, &Samples)| -> Result<(Tensor, Tensor)> {
+            let (values, r) = projection.find(samples, self.dim, (seed, layer))?;
+            let x_nd = samples.tensor(&Device::Cpu)?;
+            let projection_rd = Tensor::from_vec(values, (r, x_nd.dim(1)?), &Device::Cpu)?;
+            let z_nr = x_nd.matmul(&projection_rd.t()?)?;
+            Ok((projection_rd, z_nr))
+        };
+        let layers = self.train.par_iter().enumerate().map(of_layer).collect::<Result<Vec<_>>>()?;
+        let (projections, z) = layers.into_iter().unzip();
         Ok(Projected { by: (projection, seed), projections, z })
     }
 }
