@@ -10,8 +10,8 @@ use experiments::settings::{over_file, required};
 use experiments::{OutFlags, RunFlags, arguments, main_with, overwrite, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{
-    ModelFolder, Upcycled, compare, expected_tensors, export_dense_into, load_model, refuse_not_finite, refuse_tinyonn,
-    tokens, upcycle_folder,
+    ModelFolder, NotFinite, Upcycled, compare, expected_tensors, export_dense_into, load_model, refuse_not_finite,
+    refuse_tinyonn, tokens, upcycle_folder,
 };
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::partition::{self, stored_gate_rows};
@@ -131,7 +131,7 @@ fn write_upcycled(
     name: &str,
     partition: Option<Partition>,
     seed: u64,
-) -> Result<(Vec<String>, Vec<(String, usize)>)> {
+) -> Result<(Vec<String>, NotFinite)> {
     let variant = moe::variant(name)?;
     let partition = partition::choose(partition, &variant.spec, Partition::Contiguous)?;
     let folder = ModelFolder::open(from)?;

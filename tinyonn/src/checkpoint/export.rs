@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::folder::ModelFolder;
+use super::not_finite::NotFinite;
 use super::params::{HEAD, expected_tensors};
 use super::replicas::is_delta;
 use super::tinyonn_folder::{TinyOnnFolder, dense_config};
@@ -25,7 +26,7 @@ pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> 
 ///
 /// # Errors
 /// As of [`export_dense`].
-pub fn export_dense_into(from: impl AsRef<Path>, staged: &StagedFolder) -> Result<Vec<(String, usize)>> {
+pub fn export_dense_into(from: impl AsRef<Path>, staged: &StagedFolder) -> Result<NotFinite> {
     let source = TinyOnnFolder::open(from)?;
     let folder: &ModelFolder = source.folder();
     let dense = expected_tensors(source.arch());

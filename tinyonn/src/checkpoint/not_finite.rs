@@ -13,12 +13,15 @@ const LISTED: usize = 4;
 /// Bytes that are looked at together.
 const PIECE: usize = 1 << 20;
 
+/// Tensors that hold values that are no finite numbers, and how many each.
+pub type NotFinite = Vec<(String, usize)>;
+
 impl ModelFolder {
     /// The tensors that hold NaN or infinite values, and how many. Reads all weights.
     ///
     /// # Errors
     /// What the system reports.
-    pub fn not_finite(&self) -> Result<Vec<(String, usize)>> {
+    pub fn not_finite(&self) -> Result<NotFinite> {
         let mut found = Vec::new();
         for (name, info) in self.tensors() {
             let mut spoilt = 0;

@@ -12,6 +12,7 @@ use super::entry::{Entry, Failure};
 use super::folder::{CONFIG, INDEX, ModelFolder, SINGLE};
 use super::gguf::{GgufFile, is_gguf};
 use super::layout::Order;
+use super::not_finite::NotFinite;
 use super::store::ParamStore;
 use crate::files::{self, StagedFolder};
 use crate::{Error, Result};
@@ -89,7 +90,7 @@ pub(super) fn write_all(
     entries: &[Entry<'_>],
     tokenizer: Option<&Path>,
     limit: u64,
-) -> Result<Vec<(String, usize)>> {
+) -> Result<NotFinite> {
     write_json(&dir.join(CONFIG), config)?;
     if let Some(source) = tokenizer {
         copy_tokenizer(source, dir)?;
@@ -134,11 +135,7 @@ const FRAMEWORK: (&str, &str) = ("format", "pt");
 
 /// One safetensors file, with a key and its value in its header (one, because the order of several is not determined). What
 /// [`Entry::write`] finds, by name.
-pub(crate) fn write_entries(
-    path: &Path,
-    entries: &[Entry<'_>],
-    metadata: (&str, &str),
-) -> Result<Vec<(String, usize)>> {
+pub(crate) fn write_entries(path: &Path, entries: &[Entry<'_>], metadata: (&str, &str)) -> Result<NotFinite> {
     let mut entries: Vec<&Entry<'_>> = entries.iter().collect();
     entries.sort_by(|a, b| a.place().cmp(&b.place()));
     let header = header(path, &entries, metadata)?;

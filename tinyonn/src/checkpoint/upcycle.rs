@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::entry::Entry;
 use super::folder::{ModelFolder, is_buffer};
 use super::layout::{Order, turned_shape};
+use super::not_finite::NotFinite;
 use super::params::{expected_tensors, mixture_prefix, neuron_expert_name};
 use super::save::{MAX_SHARD_BYTES, write_all};
 use super::store::{ParamStore, misshapen, unknown};
@@ -79,7 +80,7 @@ pub struct Upcycled {
     /// Weights added to it.
     pub added: usize,
     /// The tensors that hold values that are no finite numbers, and how many.
-    pub not_finite: Vec<(String, usize)>,
+    pub not_finite: NotFinite,
 }
 
 /// As [`upcycle`], from the model `from` into the folder `staged`: the dense weights byte for byte, tensor by tensor, and of a GGUF file their
@@ -127,7 +128,7 @@ pub(super) fn copy_entries(
     config: &Value,
     copied: impl Fn(&str) -> bool,
     added: Option<&ParamStore>,
-) -> Result<Vec<(String, usize)>> {
+) -> Result<NotFinite> {
     let names = from.tensors().map(|(name, _)| name).filter(|name| !is_buffer(name) && copied(name));
     let mut entries = names.map(|name| Entry::of_file(name, from.source())).collect::<Result<Vec<_>>>()?;
     for (name, var) in added.iter().flat_map(|added| added.iter()) {
