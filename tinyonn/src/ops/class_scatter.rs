@@ -2,7 +2,7 @@
 //! they scatter. Its size follows from the width of the rows, not from their number.
 //!
 //! Rows come class by class. Σ x xᵀ of a class, of x without the mean of the first rows, is summed up in f32 on the device where the
-//! rows lie, as products of blocks, and added to f64 in main memory every [`BLOCK`] rows and at the end of the class.
+//! rows lie, as products of blocks, and added to f64 in main memory every 32,768 rows and at the end of the class.
 //!
 //! Legend: n rows, d width. An observation, not a function to differentiate.
 
