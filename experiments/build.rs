@@ -6,7 +6,8 @@ use std::process::Command;
 use sha2::{Digest as _, Sha256};
 
 /// What decides the records of a comparison, beside the library. What draws and narrates them is not among it.
-const COMPUTING: [&str; 4] = ["src/causal", "src/compare/cell.rs", "src/compare/record.rs", "src/compare/subject.rs"];
+const COMPUTING: [&str; 5] =
+    ["src/causal", "src/compare/cell.rs", "src/compare/grid.rs", "src/compare/record.rs", "src/compare/subject.rs"];
 
 fn files_of(path: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
     if !path.is_dir() {

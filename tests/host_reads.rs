@@ -138,8 +138,8 @@ fn scatter_is_read_twice_a_layer_and_task() {
     let thinning = Thinning { scatter: Some((1, Weigh::Classes)), ..Thinning::one_in(3, Window::First(4)) };
     let mut inputs = RouterInputs::new(2, thinning);
     let ((), made) = copies(|| inputs.collect(&model, &set, options, &Pass::all(), &CPU).unwrap());
-    // Three tasks, two layers: the kept rows; products and sums of each layer; and where each layer counts from, once.
-    assert_eq!(made, 3 + 3 * 2 * 2 + 2);
+    // Three tasks, two layers: the kept rows; of each layer where it counts from, products and sums.
+    assert_eq!(made, 3 + 3 * 2 * 3);
 }
 
 #[rstest]

@@ -18,7 +18,7 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
 
 fn main() -> std::io::Result<()> {
     let mut found = Vec::new();
-    for dir in ["src", "../tinyonn-spec/src"] {
+    for dir in ["src", "../tinyonn-linalg/src", "../tinyonn-spec/src"] {
         println!("cargo::rerun-if-changed={dir}");
         sources(Path::new(dir), &mut found)?;
     }

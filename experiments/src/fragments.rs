@@ -104,16 +104,25 @@ impl Declared {
                 let problem = format!("asks for no table `{table}`: the grid is not that of the whole study");
                 Err(Error::file(&beside, problem, format!("run {} with its default grid", study.program)))
             }
-            None => Ok(read),
+            None => match read.tables.iter().find(|table| table.rows.is_empty()) {
+                Some(table) => {
+                    let problem = format!("asks for no row of `{}`", table.heading);
+                    Err(Error::file(&beside, problem, remedy))
+                }
+                None => Ok(read),
+            },
         }
     }
 
-    /// The rows that `page` lacks, each with its heading.
+    /// The rows that `page` lacks, or has more than once, each with its heading.
     #[must_use]
     pub fn missing_in(&self, page: &str) -> Vec<String> {
         let of = |table: &DeclaredTable| {
             let lines: Vec<&str> = section(page, &table.heading).collect();
-            let is_there = |row: &&Vec<String>| lines.iter().any(|line| line.starts_with(&row_begins(row)));
+            let is_there = |row: &&Vec<String>| {
+                let begins = row_begins(row);
+                lines.iter().filter(|line| line.starts_with(&begins)).count() == 1
+            };
             let told = |row: &Vec<String>| format!("`{}` of “{}”", row.join(", "), table.heading);
             table.rows.iter().filter(|row| !is_there(row)).map(told).collect::<Vec<_>>()
         };

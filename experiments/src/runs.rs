@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+#[cfg(feature = "pictures")]
+use tinyonn::Error;
 use tinyonn::Result;
 use tinyonn::imaging::StoredScan;
 use tinyonn::metrics::Stopwatch;
@@ -102,10 +104,18 @@ fn finish(out: &Path, figures: &RunSummary, shown: PhasesShown) -> Result<()> {
     draw(out)
 }
 
-/// The page of what lies in `dir`, in a build that draws pages.
+/// The page of what lies in `dir`, in a build that draws pages. What cannot be drawn costs the page and not the run, whose numbers are written.
 #[cfg(feature = "pictures")]
 fn draw(dir: &Path) -> Result<()> {
-    pages::draw(dir)
+    match pages::draw(dir) {
+        // Nor could anything else be written there.
+        Err(e @ Error::Io { .. }) => Err(e),
+        Err(e) => {
+            tracing::warn!("the page was not drawn: {e}; exp_report draws it when that is mended");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 /// A build without pictures leaves the page to `exp_report` of one with them.

@@ -109,7 +109,7 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
     assert!(said.contains("lossless  bit-equal") && said.contains("causal    without its"), "{said}");
     let names = ["report.html", "summary.json", "phase1.json", "config.json", "tiny-onn/model.safetensors"];
     assert!(names.iter().all(|name| place.path("one").join(name).exists()));
-    let drawn = ["frontier", "brain-a", "brain-contrast", "paths", "density-layer-0", "router-density-layer-0"];
+    let drawn = ["frontier", "brain-a", "contrast", "paths", "density-layer-0", "router-density-layer-0"];
     let studied =
         ["load-by-task-layer-0", "specificity-neuron", "specificity-amplified-expert", "ablated-neuron-sps-as-others"];
     for figure in drawn.into_iter().chain(studied) {

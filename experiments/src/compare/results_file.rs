@@ -5,6 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 use tinyonn::{Error, Result, files};
 
+use crate::fragments::Declared;
+
 /// What tells a page that is written by this from any other.
 pub(super) const MARK: &str = "Written by `exp_compare` from its records; not edited by hand.";
 
@@ -20,7 +22,13 @@ pub fn check_results_file(path: &Path, replace: bool) -> Result<()> {
         return Err(Error::file(path, "was not written by a comparison", remedy));
     }
     let beside = path.with_extension("json");
-    let declared = |text: &[u8]| serde_json::from_slice::<Value>(text).is_ok_and(|json| json["study"].is_string());
+    let declared = |text: &[u8]| serde_json::from_slice::<Declared>(text).is_ok();
+    // A comparison's own settings may lie beside it, and are never replaced.
+    let is_settings = |text: &[u8]| serde_json::from_slice::<Value>(text).is_ok_and(|json| !json["settings"].is_null());
+    if beside == path || std::fs::read(&beside).is_ok_and(|text| is_settings(&text)) {
+        let problem = "is where what results must hold is written, and holds something else";
+        return Err(Error::file(beside, problem, "name another file with --results, one that ends in .md"));
+    }
     if !replace && std::fs::read(&beside).is_ok_and(|text| !declared(&text)) {
         let problem = "was not written by a comparison, which writes there which rows its results must have";
         return Err(Error::file(

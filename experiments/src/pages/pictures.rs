@@ -27,7 +27,7 @@ pub(super) fn contrast(tasks: &[String], experts: &[Vec<Vec<f64>>], like: Heatma
         ..like
     };
     let caption = format!("The contrast of the two tasks whose images differ most: {} and {}.", tasks[a], tasks[b]);
-    Figure::plot("brain-contrast", &heatmap, caption).map(Some)
+    Figure::plot("contrast", &heatmap, caption).map(Some)
 }
 
 /// Which groups and experts each task's label takes.

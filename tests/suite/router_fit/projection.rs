@@ -99,6 +99,7 @@ fn rows_are_white_within_classes_and_hold_the_means_first(#[case] count: usize, 
 /// Too little text for a spread within classes, or for any: the rows are finite and keep what differs.
 #[rstest]
 #[case::one_row_a_class(&[[1.0, 2.0], [5.0, -1.0]])]
+#[case::one_row_a_class_that_f32_rounds(&[[0.1, 0.7], [1000.3, -0.37]])]
 #[case::all_rows_equal(&[[1.0, 2.0], [1.0, 2.0]])]
 #[case::nothing_but_zero(&[[0.0, 0.0], [0.0, 0.0]])]
 fn inputs_without_spread_make_finite_projections(#[case] rows: &[[f32; 2]]) {

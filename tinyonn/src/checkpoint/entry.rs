@@ -28,7 +28,7 @@ enum Values<'a> {
     File(&'a dyn WeightSource),
 }
 
-/// What keeps a entry from being written.
+/// What keeps an entry from being written.
 pub(super) enum Failure {
     /// The file that is written.
     Write(io::Error),

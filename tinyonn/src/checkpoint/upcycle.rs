@@ -2,7 +2,7 @@
 //!
 //! The dense tensors stay as they are, under their names; each layer gains the partition of its neurons and routers that know
 //! nothing yet. All active, the result computes what the dense model computes, bit for bit. In memory nothing is copied ([`upcycle`]); from
-//! file to file ([`upcycle_folder`]) no more than a few megabytes are held at a time, whatever the size of the model.
+//! file to file ([`upcycle_folder`]) weights pass in pieces, of a GGUF file a tensor at a time; routers and partition are held whole.
 
 use std::collections::BTreeMap;
 

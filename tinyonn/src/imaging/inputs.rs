@@ -102,10 +102,8 @@ struct Rows {
     task: u32,
     /// (row of those asked for, document).
     tokens: Vec<(u32, u32)>,
-    /// Rows asked for.
-    asked: usize,
     /// (row of the means, document).
-    windows: Vec<(usize, u32)>,
+    windows: Vec<(u32, u32)>,
 }
 
 /// Rows of every layer that are still on the device.
@@ -151,7 +149,7 @@ impl RouterInputs {
             let document = batch.documents[positions.clone()].iter().find(|document| **document != NO_DOCUMENT);
             if let Some(document) = document.filter(|_| positions.clone().all(read)) {
                 if sampled(self.windows, self.thinning.windows) {
-                    windows.push((row * count + window, *document));
+                    windows.push(((row * count + window) as u32, *document));
                 }
                 self.windows += 1;
             }
@@ -160,7 +158,7 @@ impl RouterInputs {
             kept.iter().enumerate().filter(|(_, at)| self.positions.belongs(**at as usize, self.thinning.tokens));
         let tokens = tokens.map(|(row, at)| (row as u32, batch.documents[*at as usize])).collect();
         let rows = kept.len();
-        self.next = Some(Rows { task: task as u32, tokens, asked: rows, windows });
+        self.next = Some(Rows { task: task as u32, tokens, windows });
         Ok(InputRows { rows: Tensor::from_vec(kept, rows, batch.inputs.device())?, windows: (count, length) })
     }
 
@@ -175,20 +173,31 @@ impl RouterInputs {
                 scatter.push(x_nd, rows.task as usize)?;
             }
         }
-        let all = rows.tokens.len() == rows.asked;
-        let kept = |x_nd: &Tensor| -> Result<Tensor> {
-            let rows: Vec<u32> = rows.tokens.iter().map(|(row, _)| *row).collect();
-            if all { Ok(x_nd.clone()) } else { Ok(x_nd.index_select(&Tensor::new(rows, x_nd.device())?, 0)?) }
+        let kept = |x_nd: &Tensor, rows: &[(u32, u32)]| -> Result<Option<Tensor>> {
+            if rows.len() == x_nd.dim(0)? {
+                return Ok(Some(x_nd.clone()));
+            }
+            let rows: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
+            let rows = (!rows.is_empty()).then(|| Tensor::new(rows, x_nd.device())).transpose()?;
+            Ok(rows.map(|rows| x_nd.index_select(&rows, 0)).transpose()?)
         };
-        let kept = traces.iter().map(|trace| trace.inputs.as_ref().map(kept).transpose()).collect::<Result<_>>()?;
-        let tokens = if rows.tokens.is_empty() { vec![None; traces.len()] } else { kept };
-        let means = traces.iter().map(|trace| trace.means.clone()).collect();
+        let (mut tokens, mut means) = (Vec::new(), Vec::new());
+        for trace in traces {
+            tokens.push(match &trace.inputs {
+                Some(x_nd) => kept(x_nd, &rows.tokens)?,
+                None => None,
+            });
+            means.push(match &trace.means {
+                Some(means) => kept(&means.flatten_to(1)?, &rows.windows)?,
+                None => None,
+            });
+        }
         self.waiting.push(Waiting { rows, tokens, means });
         Ok(())
     }
 
     /// Brings to the host what was added since the last time, which is the rest of a task: by one copy, and by two a layer where scatter is
-    /// summed up.
+    /// summed up (one more a layer and task says where it counts from).
     pub(crate) fn read(&mut self) -> Result<()> {
         self.scatter.iter_mut().try_for_each(ClassScatter::close)?;
         let waiting = std::mem::take(&mut self.waiting);
@@ -214,9 +223,9 @@ impl RouterInputs {
             }
             for (samples, tensor) in self.sequences.iter_mut().zip(means) {
                 let Some(tensor) = tensor else { continue };
-                let (width, values) = (tensor.dim(2)?, take(tensor));
-                for (row, document) in &rows.windows {
-                    samples.push(&values[row * width..][..width], rows.task, *document);
+                let width = tensor.dim(1)?;
+                for (row, (_, document)) in take(tensor).chunks_exact(width).zip(&rows.windows) {
+                    samples.push(row, rows.task, *document);
                 }
             }
         }

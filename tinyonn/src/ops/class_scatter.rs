@@ -1,7 +1,7 @@
 //! What a learned projection keeps of its inputs: of each class the number of its rows and their mean, and of all of them one matrix, how
 //! they scatter. Its size follows from the width of the rows, not from their number.
 //!
-//! Rows come class by class. Σ x xᵀ of a class, of x without the mean of the first rows, is summed up in f32 on the device where the
+//! Rows come class by class. Σ x xᵀ of a class, of x without the mean of the class's first rows, is summed up in f32 on the device where the
 //! rows lie, as products of blocks, and added to f64 in main memory every 32,768 rows and at the end of the class.
 //!
 //! Legend: n rows, d width. An observation, not a function to differentiate.
@@ -41,13 +41,13 @@ const BLOCK: usize = 32_768;
 #[derive(Clone, Debug)]
 pub struct ClassScatter {
     weigh: Weigh,
-    /// The mean of the first rows, which all are counted from: `[d]`, f32, where the rows lie, and in main memory.
-    origin: Option<(Tensor, Vec<f64>)>,
+    /// d; 0 before the first rows.
+    width: usize,
     /// Rows by class.
     count: Vec<f64>,
-    /// Σ (x − origin) by class.
-    sum: Vec<Vec<f64>>,
-    /// Σ_c w_c Σ (x − origin)(x − origin)ᵀ of closed classes, w_c = 1 or one over the class's rows: the lower triangle, row by row.
+    /// The mean by class; of the class at hand that of its blocks.
+    mean: Vec<Vec<f64>>,
+    /// Σ_c w_c Σ (x − mean_c)(x − mean_c)ᵀ of closed classes, w_c = 1 or one over the class's rows: the lower triangle, row by row.
     products: Vec<f64>,
     open: Option<Open>,
 }
@@ -56,18 +56,20 @@ pub struct ClassScatter {
 #[derive(Clone, Debug)]
 struct Open {
     class: usize,
+    /// The mean of its first rows, which all are counted from: `[d]`, f32, where the rows lie, and in main memory.
+    origin: (Tensor, Vec<f64>),
     rows: usize,
     /// Of those rows: Σ (x − origin)(x − origin)ᵀ `[d, d]`, f32, and Σ (x − origin) `[d]`, f64.
     block: Option<(Tensor, Tensor)>,
-    /// Products of blocks before this one, as [`ClassScatter::products`] without weights; empty where there was none.
-    before: Vec<f64>,
+    /// Rows, Σ (x − origin) and Σ (x − origin)(x − origin)ᵀ, its lower triangle (empty before there is one), of the blocks before this one.
+    before: (f64, Vec<f64>, Vec<f64>),
 }
 
 impl ClassScatter {
     /// Nothing seen.
     #[must_use]
     pub fn new(weigh: Weigh) -> Self {
-        Self { weigh, origin: None, count: Vec::new(), sum: Vec::new(), products: Vec::new(), open: None }
+        Self { weigh, width: 0, count: Vec::new(), mean: Vec::new(), products: Vec::new(), open: None }
     }
 
     /// Bytes in main memory behind any number of rows of `width`, and on the device of those that come in now; where that is main memory both
@@ -86,29 +88,19 @@ impl ClassScatter {
         if n == 0 {
             return Ok(());
         }
-        if let Some((origin, _)) = self.origin.as_ref().filter(|(origin, _)| origin.dims() != [d]) {
-            candle_core::bail!("class_scatter: rows of {d} numbers behind rows of {:?}", origin.dims());
+        if self.width > 0 && self.width != d {
+            candle_core::bail!("class_scatter: rows of {d} numbers behind rows of {}", self.width);
         }
         if self.open.as_ref().is_none_or(|open| open.class != class) {
             if self.count.get(class).is_some_and(|count| *count > 0.0) {
                 candle_core::bail!("class_scatter: rows of class {class}, which is closed");
             }
             self.close()?;
+            self.begin(x_nd, class)?;
         }
-        if self.count.len() <= class {
-            self.count.resize(class + 1, 0.0);
-            self.sum.resize(class + 1, Vec::new());
-        }
-        if self.origin.is_none() {
-            let mean = (x_nd.to_dtype(DType::F64)?.sum(0)? / n as f64)?.to_dtype(DType::F32)?;
-            let values = host::read(&[&mean])?.concat();
-            self.origin = Some((mean, values));
-            self.products = vec![0.0; lower(d)];
-        }
-        let Some((origin, _)) = &self.origin else { return Ok(()) };
-        let x_nd = x_nd.broadcast_sub(origin)?;
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let x_nd = x_nd.broadcast_sub(&open.origin.0)?;
         let sum = x_nd.to_dtype(DType::F64)?.sum(0)?;
-        let open = self.open.get_or_insert_with(|| Open { class, rows: 0, block: None, before: Vec::new() });
         open.rows += n;
         open.block = Some(match open.block.take() {
             None => {
@@ -124,21 +116,35 @@ impl ClassScatter {
         if open.rows >= BLOCK { self.fold() } else { Ok(()) }
     }
 
+    /// A class whose first rows are `x_nd`.
+    fn begin(&mut self, x_nd: &Tensor, class: usize) -> Result<()> {
+        let (n, d) = x_nd.dims2()?;
+        if self.width == 0 {
+            (self.width, self.products) = (d, vec![0.0; lower(d)]);
+        }
+        if self.count.len() <= class {
+            self.count.resize(class + 1, 0.0);
+            self.mean.resize(class + 1, Vec::new());
+        }
+        let mean = (x_nd.to_dtype(DType::F64)?.sum(0)? / n as f64)?.to_dtype(DType::F32)?;
+        let values = host::read(&[&mean])?.concat();
+        let before = (0.0, vec![0.0; d], Vec::new());
+        self.open = Some(Open { class, origin: (mean, values), rows: 0, block: None, before });
+        Ok(())
+    }
+
     /// Brings the open block to main memory.
     fn fold(&mut self) -> Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let Some((products, sums)) = open.block.take() else { return Ok(()) };
-        let d = sums.elem_count();
         let (products, sums) = (host::values(&products)?, host::read(&[&sums])?.concat());
-        if open.before.is_empty() {
-            open.before = vec![0.0; lower(d)];
-        }
-        let rows = products.chunks_exact(d.max(1)).enumerate().flat_map(|(row, values)| &values[..=row]);
-        open.before.iter_mut().zip(rows).for_each(|(sum, x)| *sum += f64::from(*x));
-        self.count[open.class] += std::mem::take(&mut open.rows) as f64;
-        let own = &mut self.sum[open.class];
-        own.resize(d, 0.0);
-        own.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x);
+        let (count, sum, triangle) = &mut open.before;
+        // Only now: until a block is full it holds nothing, of as many layers as there are.
+        triangle.resize(lower(self.width), 0.0);
+        *count += std::mem::take(&mut open.rows) as f64;
+        sum.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x);
+        let rows = products.chunks_exact(self.width.max(1)).enumerate().flat_map(|(row, values)| &values[..=row]);
+        triangle.iter_mut().zip(rows).for_each(|(sum, x)| *sum += f64::from(*x));
         Ok(())
     }
 
@@ -148,9 +154,18 @@ impl ClassScatter {
     /// What the device reports.
     pub fn close(&mut self) -> Result<()> {
         self.fold()?;
-        if let Some(Open { class, before, .. }) = self.open.take() {
-            let weight = self.weight(class);
-            self.products.iter_mut().zip(before).for_each(|(sum, x)| *sum += weight * x);
+        let Some(Open { class, origin: (_, origin), before: (count, sum, triangle), .. }) = self.open.take() else {
+            return Ok(());
+        };
+        self.count[class] = count;
+        let apart: Vec<f64> = sum.iter().map(|sum| sum / count).collect();
+        self.mean[class] = origin.iter().zip(&apart).map(|(origin, apart)| origin + apart).collect();
+        let weight = self.weight(class);
+        let mut products = self.products.iter_mut().zip(triangle);
+        for row in 0..self.width {
+            for (column, (total, product)) in (0..=row).zip(&mut products) {
+                *total += weight * (product - count * apart[row] * apart[column]);
+            }
         }
         Ok(())
     }
@@ -165,7 +180,7 @@ impl ClassScatter {
     /// d; 0 where nothing was seen.
     #[must_use]
     pub fn width(&self) -> usize {
-        self.origin.as_ref().map_or(0, |(_, origin)| origin.len())
+        self.width
     }
 
     /// How its classes count.
@@ -186,37 +201,32 @@ impl ClassScatter {
         self.count.len()
     }
 
-    /// The mean of a class's rows `[d]`; `None` of one without rows.
+    /// The mean of the rows of a closed class `[d]`; `None` of one without rows.
     #[must_use]
     pub fn mean(&self, class: usize) -> Option<Vec<f64>> {
-        let (_, origin) = self.origin.as_ref().filter(|_| self.count.get(class).is_some_and(|count| *count > 0.0))?;
-        let mean = origin.iter().zip(&self.sum[class]).map(|(origin, sum)| origin + sum / self.count[class]);
-        Some(mean.collect())
+        self.count.get(class).filter(|count| **count > 0.0).map(|_| self.mean[class].clone())
     }
 
     /// The scatter of the rows of closed classes, as [`Weigh`] has it: `[d, d]`, row-major, symmetric.
     #[must_use]
     pub fn matrix(&self) -> Vec<f64> {
-        let (d, classes) = (self.width(), (0..self.count.len()).filter(|class| self.count[*class] > 0.0));
-        let classes: Vec<usize> = classes.collect();
-        // Subtracted: Σ over classes of m mᵀ, m their means from the origin; or that of all rows, as often as there are rows.
-        let means: Vec<(f64, Vec<f64>)> = match self.weigh {
-            Weigh::Classes => {
-                let mean = |class: &usize| self.sum[*class].iter().map(|sum| sum / self.count[*class]).collect();
-                classes.iter().map(|class| (1.0, mean(class))).collect()
-            }
-            Weigh::Rows => {
-                let mean = |j: usize| classes.iter().map(|class| self.sum[*class][j]).sum::<f64>() / self.rows();
-                vec![(self.rows(), (0..d).map(mean).collect())]
-            }
-        };
+        let d = self.width;
+        let classes: Vec<usize> = (0..self.count.len()).filter(|class| self.count[*class] > 0.0).collect();
         let scale = if self.weigh == Weigh::Classes { 1.0 / classes.len().max(1) as f64 } else { 1.0 };
+        // Of all rows, what lies between the classes' means comes on top of what lies within classes.
+        let centre = |j: usize| classes.iter().map(|c| self.count[*c] * self.mean[*c][j]).sum::<f64>() / self.rows();
+        let centre: Vec<f64> = (0..d).map(centre).collect();
+        let between = |row: usize, column: usize| {
+            let of_class = |c: &usize| {
+                self.count[*c] * (self.mean[*c][row] - centre[row]) * (self.mean[*c][column] - centre[column])
+            };
+            if self.weigh == Weigh::Rows { classes.iter().map(of_class).sum() } else { 0.0 }
+        };
         let mut matrix = vec![0.0; d * d];
         let mut products = self.products.iter();
         for row in 0..d {
             for (column, product) in (0..=row).zip(&mut products) {
-                let apart = means.iter().map(|(weight, mean)| weight * mean[row] * mean[column]).sum::<f64>();
-                let value = scale * (product - apart);
+                let value = scale * (product + between(row, column));
                 matrix[row * d + column] = value;
                 matrix[column * d + row] = value;
             }
