@@ -1,7 +1,6 @@
 //! One tensor on its way into a file of weights: out of memory, turned into the order of files as it is written, or out of another file,
 //! whose bytes are copied piece by piece, so that a model of any size passes through little memory.
 
-use std::borrow::Cow;
 use std::io::{self, Write};
 
 use candle_core::{DType, Device, Tensor};
@@ -16,7 +15,7 @@ use crate::{Error, Result};
 /// A tensor with the type and shape that it has in the file.
 #[derive(Clone)]
 pub(crate) struct Entry<'a> {
-    name: Cow<'a, str>,
+    name: &'a str,
     dtype: Dtype,
     shape: Vec<usize>,
     values: Values<'a>,
@@ -48,7 +47,7 @@ impl<'a> Entry<'a> {
         }
         let shape = order.written_shape(name, tensor.dims().to_vec());
         let dtype = Tensor::dtype(tensor).into();
-        Ok(Self { name: name.into(), dtype, shape, values: Values::Memory(tensor, order) })
+        Ok(Self { name, dtype, shape, values: Values::Memory(tensor, order) })
     }
 
     /// A tensor of `source`, as it is stored there.
@@ -62,11 +61,11 @@ impl<'a> Entry<'a> {
             let problem = format!("is of type {}", info.dtype);
             return Err(Error::tensor(name, problem, "save the checkpoint in F32, BF16 or F16"));
         }
-        Ok(Self { name: name.into(), dtype: info.dtype, shape: info.shape.clone(), values: Values::File(source) })
+        Ok(Self { name, dtype: info.dtype, shape: info.shape.clone(), values: Values::File(source) })
     }
 
     pub(super) fn name(&self) -> &str {
-        &self.name
+        self.name
     }
 
     fn element(&self) -> usize {
@@ -83,7 +82,7 @@ impl<'a> Entry<'a> {
 
     /// Wider types first, as readers of a file need for alignment, then by name.
     pub(super) fn place(&self) -> (std::cmp::Reverse<usize>, &str) {
-        (std::cmp::Reverse(self.element()), &self.name)
+        (std::cmp::Reverse(self.element()), self.name)
     }
 
     /// Its entry in the header, `start` bytes behind it.
@@ -97,12 +96,12 @@ impl<'a> Entry<'a> {
         let mut spoilt = 0;
         match self.values {
             Values::Memory(tensor, order) => {
-                let tensor = order.written(&self.name, tensor).and_then(|t| on_cpu(&t)).map_err(Failure::Read)?;
+                let tensor = order.written(self.name, tensor).and_then(|t| on_cpu(&t)).map_err(Failure::Read)?;
                 out.write_all(&View::data(&tensor)).map_err(Failure::Write)?;
             }
             Values::File(source) => {
                 let mut refused = None;
-                let copied = source.pieces(&self.name, &mut |piece| {
+                let copied = source.pieces(self.name, &mut |piece| {
                     // The count is as long as the copy: side by side they take the time of one.
                     let (written, found) = rayon::join(|| out.write_all(piece), || count(piece, self.dtype));
                     spoilt += found;
