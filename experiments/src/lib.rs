@@ -12,7 +12,6 @@ pub mod causal;
 pub mod children;
 pub mod compare;
 pub mod densities;
-#[cfg(feature = "pictures")]
 pub mod fragments;
 pub mod frontier;
 pub mod interrupts;
