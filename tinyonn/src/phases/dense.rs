@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use sha2::{Digest as _, Sha256};
 
 use super::config::hidden_act;
@@ -15,9 +15,10 @@ use crate::data::{Sampler, TextTokenizer};
 use crate::decoder::Arch;
 use crate::metrics::{self, MetricsLog, Record};
 use crate::moe::variant;
+use crate::ops::activation;
 use crate::train::pretrain::ARITHMETIC;
 use crate::train::{Checkpoints, pretrain};
-use crate::{Error, Result, files};
+use crate::{Error, Result, SOURCES_SHA256, files};
 
 /// A dense model, ready to be decomposed.
 pub struct Dense {
@@ -53,7 +54,7 @@ impl Dense {
         }
         let dir = Self::place(config, text)?;
         // A folder of states beside a model is left by a process that ended before it removed them.
-        if !dir.join("config.json").exists() || dir.with_extension("pretraining").exists() {
+        if !dir.join("config.json").exists() || under_way(&dir).exists() {
             Self::cache((config, text), &dir, device, checkpoints)?;
         }
         Self::load(&dir, device).map_err(|e| match e {
@@ -172,7 +173,7 @@ impl Dense {
         device: &Device,
         checkpoints: Option<&Checkpoints>,
     ) -> Result<()> {
-        let staged = dir.with_extension("pretraining");
+        let staged = under_way(dir);
         std::fs::create_dir_all(&staged).map_err(|e| Error::io(&staged, e))?;
         let place = File::open(&staged).map_err(|e| Error::io(&staged, e))?;
         if let Err(TryLockError::WouldBlock) = place.try_lock() {
@@ -218,11 +219,21 @@ impl Dense {
         ModelFolder::save(&whole, &cfg.to_json(), &store, Some(staged))?;
         // Copied: if this process ends here, the log is needed again.
         files::write(whole.join(PRETRAIN_LOG), std::fs::read(&log_path).map_err(|e| Error::io(&log_path, e))?)?;
+        if dir.join("config.json").exists() {
+            // A run of other sources, which pretrained beside this one, was first.
+            return Ok(());
+        }
         std::fs::rename(&whole, dir).map_err(|e| {
             let remedy = format!("nothing is lost: it lies in {}; move it there yourself", whole.display());
             Error::file(dir, format!("could not be given to the pretrained model: {e}"), remedy)
         })
     }
+}
+
+/// The folder in which these sources pretrain the model that `dir` is to hold. A state of other sources is not gone on with, so that theirs is
+/// another folder.
+fn under_way(dir: &Path) -> PathBuf {
+    dir.with_extension(format!("{}.pretraining", &SOURCES_SHA256[..8]))
 }
 
 /// The type that each weight is stored in; integers are no weights.
@@ -231,15 +242,17 @@ fn stored(folder: &ModelFolder) -> BTreeMap<String, DType> {
     types.filter(|(_, dtype)| dtype.is_float()).collect()
 }
 
-/// SHA-256 of all that decides the pretrained weights: settings of model, tokenizer (its size) and training, seed, kind of device, type, text, and the version of the
-/// arithmetic.
+/// SHA-256 of all that decides the pretrained weights: settings of model, tokenizer (its size) and training, seed, kind of device, type, text, the activation, and the
+/// version of the arithmetic.
 fn cache_key(config: &RunConfig, text: &Text) -> Result<String> {
+    let hidden_act = hidden_act(variant(&config.variant)?);
     let deciding = serde_json::json!({
         "arithmetic": ARITHMETIC,
         "corpus": text.sha256,
         "dtype": "f32",
         "dense": config.dense,
-        "hidden_act": hidden_act(variant(&config.variant)?),
+        "hidden_act": hidden_act,
+        "activation": activation_values(hidden_act)?,
         "pretrain": config.pretrain,
         "length": config.length,
         "seed": config.seed,
@@ -247,6 +260,23 @@ fn cache_key(config: &RunConfig, text: &Text) -> Result<String> {
     });
     let bytes = serde_json::to_vec(&deciding).map_err(|e| Error::setting("config", e.to_string(), "report this"))?;
     Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What the activation of this name, and its derivative, make of a grid of points, to four digits: a user's may get another formula and keep its
+/// name.
+fn activation_values(name: &str) -> Result<Vec<String>> {
+    // One that is not known is refused, with those that are, where the model is made.
+    let Some(activation) = activation(name) else { return Ok(Vec::new()) };
+    let points: Vec<f32> = (-6..=6).map(|at| 0.55 * at as f32).collect();
+    let grid = |of: fn((f32, f32)) -> f32| -> Result<Tensor> {
+        let pairs = points.iter().flat_map(|g| points.iter().map(|u| (*g, *u)));
+        Ok(Tensor::from_vec(pairs.map(of).collect::<Vec<_>>(), (points.len(), points.len()), &Device::Cpu)?)
+    };
+    let (g, u) = (grid(|(g, _)| g)?, grid(|(_, u)| u)?);
+    let (by_g, by_u) = activation.backward(&g, &u, &g.ones_like()?)?;
+    let values = [activation.forward(&g, &u)?, by_g, by_u].map(|values| values.flatten_all()?.to_vec1::<f32>());
+    let values = values.into_iter().collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(values.concat().iter().map(|value| format!("{value:.3e}")).collect())
 }
 
 #[cfg(test)]
@@ -278,6 +308,15 @@ mod tests {
     #[case::text(|_: &mut RunConfig| {}, "another text")]
     fn what_decides_the_weights_is_in_the_key(#[case] change: fn(&mut RunConfig), #[case] text: &str) -> Result<()> {
         assert_ne!(key(change, text)?, key(|_| {}, "text")?);
+        Ok(())
+    }
+
+    /// An activation is known by what it computes; equally everywhere, as values to four digits are.
+    #[test]
+    fn an_activation_is_known_by_its_values() -> Result<()> {
+        assert_ne!(activation_values("silu")?, activation_values("gelu")?);
+        assert_eq!(activation_values("silu")?.len(), 3 * 13 * 13);
+        assert_eq!(activation_values("silu")?[..2], ["3.874e-1", "3.228e-1"]);
         Ok(())
     }
 
