@@ -20,7 +20,7 @@ use tinyonn::metrics::Stopwatch;
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{LoadFigures, MoeSpec, Pfag, variant};
 use tinyonn::ops::GradSite;
-use tinyonn::phases::{Held, Inputs, LabelUnit, Prepared, Run, RunConfig, active_share};
+use tinyonn::phases::{HeldInputs, LabelUnit, Prepared, Run, RunConfig, SplitInputs, active_share};
 use tinyonn::train::{Checkpoints, LevelAccuracy, router_accuracy, row_accuracy};
 use tinyonn::{Error, Result};
 
@@ -37,8 +37,8 @@ struct Subject<'a> {
     prepared: Prepared,
     /// The plain image: of weights' gradients, neurons alone.
     scan: Arc<NeuronScan>,
-    inputs: Inputs,
-    held: Held,
+    inputs: SplitInputs,
+    held: HeldInputs,
     /// By variant and partition.
     units: BTreeMap<(String, String), Experts>,
     /// Other images: by variant, partition, grad site and whether they hold experts' norms and log1p values.

@@ -26,7 +26,8 @@ pub struct Samples {
     /// The document of each row, an index into [`TokenSet::documents`]: of the token that its position predicts; of a window's mean that
     /// of its first position. Rows of one document are no independent draws: intervals are taken over documents.
     pub documents: Vec<u32>,
-    /// How the rows scatter by task that these are a sample of, where they are not all of them.
+    /// How more tokens than these scatter by task, where it was summed up: of tokens alone, weighed for one kind of projection; the other kind, and
+    /// routers that decide by windows, are found from the rows themselves.
     pub scatter: Option<Arc<ClassScatter>>,
 }
 
@@ -89,7 +90,7 @@ pub struct RouterInputs {
     /// Windows read before.
     windows: u64,
     /// What the rows of the batch at hand are, and then of those that lie on the device.
-    next: Option<Rows>,
+    next: Option<BatchRows>,
     waiting: Vec<Waiting>,
     tokens: Vec<Samples>,
     sequences: Vec<Samples>,
@@ -98,7 +99,7 @@ pub struct RouterInputs {
 
 /// Task and document of each row of a batch that is kept: of tokens, and of windows' means.
 #[derive(Debug)]
-struct Rows {
+struct BatchRows {
     task: u32,
     /// (row of those asked for, document).
     tokens: Vec<(u32, u32)>,
@@ -109,7 +110,7 @@ struct Rows {
 /// Rows of every layer that are still on the device.
 #[derive(Debug)]
 struct Waiting {
-    rows: Rows,
+    rows: BatchRows,
     tokens: Vec<Option<Tensor>>,
     means: Vec<Option<Tensor>>,
 }
@@ -158,7 +159,7 @@ impl RouterInputs {
             kept.iter().enumerate().filter(|(_, at)| self.positions.belongs(**at as usize, self.thinning.tokens));
         let tokens = tokens.map(|(row, at)| (row as u32, batch.documents[*at as usize])).collect();
         let rows = kept.len();
-        self.next = Some(Rows { task: task as u32, tokens, windows });
+        self.next = Some(BatchRows { task: task as u32, tokens, windows });
         Ok(InputRows { rows: Tensor::from_vec(kept, rows, batch.inputs.device())?, windows: (count, length) })
     }
 
@@ -196,8 +197,8 @@ impl RouterInputs {
         Ok(())
     }
 
-    /// Brings to the host what was added since the last time, which is the rest of a task: by one copy, and by two a layer where scatter is
-    /// summed up (one more a layer and task says where it counts from).
+    /// Copies to the host what was added since the last time, which is the rest of a task: all rows by one copy. Where scatter is summed up, each layer takes
+    /// three more a task: the mean of its first rows, its sums and its products.
     pub(crate) fn read(&mut self) -> Result<()> {
         self.scatter.iter_mut().try_for_each(ClassScatter::close)?;
         let waiting = std::mem::take(&mut self.waiting);

@@ -2,7 +2,8 @@
 //! route.
 
 use super::LabelUnit;
-use super::run::{Held, Inputs, Run};
+use super::inputs::{HeldInputs, SplitInputs};
+use super::run::Run;
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::imaging::inputs::Samples;
@@ -28,7 +29,7 @@ pub struct Fits {
     pub permuted: Vec<Losses>,
 }
 
-/// The labels of tokens themselves, by layer; their rows are those of [`Inputs::tokens`].
+/// The labels of tokens themselves, by layer; their rows are those of [`SplitInputs::tokens`].
 pub struct TokenRows {
     /// Of the training split.
     pub train: Vec<RowLabels>,
@@ -76,8 +77,8 @@ impl Run<'_> {
         &self,
         store: &ParamStore,
         (labels, rows): (&Labels, Option<&TokenRows>),
-        inputs: &Inputs,
-        held: &Held,
+        inputs: &SplitInputs,
+        held: &HeldInputs,
     ) -> Result<Fits> {
         let spec = &self.variant.spec;
         let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
@@ -105,7 +106,7 @@ impl Run<'_> {
         };
         let random = draws(&|seed| Labels::random(tasks, layers, spec, seed))?;
         let permuted = draws(&|seed| labels.permuted(seed))?;
-        let accuracy = |inputs: &Inputs, sequence: bool| {
+        let accuracy = |inputs: &SplitInputs, sequence: bool| {
             let model = self.model(store)?;
             let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer)).collect();
             router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)

@@ -5,8 +5,9 @@ use super::RunConfig;
 use super::continuation::Continuation;
 use super::dense::CHECKPOINT;
 use super::fitting::Fits;
+use super::inputs::{HeldInputs, SplitInputs};
 use super::prepared::Prepared;
-use super::run::{Held, Inputs, LossesNow, LosslessFigures, Run};
+use super::run::{LossesNow, LosslessFigures, Run};
 use super::summary::{self, Phase1Summary};
 use crate::Result;
 use crate::checkpoint::ParamStore;
@@ -49,9 +50,9 @@ pub struct Phase1 {
     /// Each task's path.
     pub labels: Labels,
     /// What routers see of the training text.
-    pub inputs: Inputs,
+    pub inputs: SplitInputs,
     /// What they see of held-out text.
-    pub held: Held,
+    pub held: HeldInputs,
     /// The fits of routers to the labels and to the controls'.
     pub fits: Fits,
     /// Before SMK.
@@ -97,7 +98,7 @@ impl Run<'_> {
 impl Phase1 {
     /// Frees what routers see, the largest part of it, which studies alone have a use for.
     pub fn free_inputs(&mut self) {
-        (self.inputs, self.held) = (Inputs::default(), Held::default());
+        (self.inputs, self.held) = (SplitInputs::default(), HeldInputs::default());
     }
 
     /// The routers' accuracy for the unit that the variant decides for.

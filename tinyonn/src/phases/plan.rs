@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use super::config::hidden_act;
 use super::continuation::{LeftByPhase1, same_text};
-use super::run::{input_bytes, kept_inputs};
+use super::inputs::Keeping;
 use super::{Dense, RunConfig, Text};
 use crate::Result;
 use crate::checkpoint::{Param, Role, is_on_paper, read_arch, variant_params};
-use crate::data::{Sampler, TextTokenizer};
+use crate::data::{Sampler, TextTokenizer, TokenSet};
 use crate::decoder::Arch;
 use crate::imaging::{Partition, partition};
 use crate::moe::expert::check_width;
@@ -55,22 +55,32 @@ pub struct PlannedStage {
     pub inputs: u64,
 }
 
-/// The stages of phase 1 of a run under `config`: weights are in f32, those that were upcycled are the dense ones, and the proof reads them back
-/// from disk.
-fn stages_of_phase1(config: &RunConfig, cfg: &Arch) -> Vec<PlannedStage> {
+/// The stages of phase 1 of a run under `config` that reads `targets[split][task]` tokens: weights are in f32, those that were upcycled are the
+/// dense ones, and the proof reads them back from disk.
+fn stages_of_phase1(
+    config: &RunConfig,
+    (cfg, variant): (&Arch, &Variant),
+    targets: &[Vec<usize>; 3],
+) -> Vec<PlannedStage> {
     let store = 4 * cfg.parameters() as u64;
     let values = Memory::DEFAULT.values(cfg, (config.batch * config.length) as u64);
-    let inputs = input_bytes(cfg);
+    let keeping = Keeping { config, spec: &variant.spec, cfg };
+    let [train, validation, test] = targets;
+    let fitted = keeping.bytes(train, true);
+    let held_out = keeping.bytes(validation, false);
+    let all = fitted + held_out + keeping.bytes(test, false);
+    // A refit collects anew what it fits to and is stopped by.
+    let again = if config.router.refit_rounds > 0 { fitted + held_out } else { 0 };
+    let layers = rayon::current_num_threads().min(cfg.num_hidden_layers) as u64;
+    let fits = layers * fit_bytes(cfg.hidden_size as u64, keeping.rows().min(train.iter().sum()) as u64);
     let stage = |name, stores: u64, values, inputs| PlannedStage { name, weights: stores * store, values, inputs };
-    vec![stage("scan", 1, values, inputs), stage("proof", 2, 0, inputs), stage("router fit", 1, fit_bytes(cfg), inputs)]
+    vec![stage("scan", 1, values, fitted), stage("proof", 2, 0, fitted), stage("router fit", 1, fits, all + again)]
 }
 
-/// Bytes that projections are found in: of each layer that a thread is at, its scatter, its eigenvectors and as much again twice to find
-/// them, in f64; and its rows once more.
-fn fit_bytes(cfg: &Arch) -> u64 {
-    let layers = rayon::current_num_threads().min(cfg.num_hidden_layers) as u64;
-    let d = cfg.hidden_size as u64;
-    layers * (6 * 8 * d * d + 4 * kept_inputs(cfg) as u64 * d)
+/// Bytes that a layer's projection is found in, and its routers fitted: its scatter, its eigenvectors and as much again twice to find them, in
+/// f64; and its rows once more.
+fn fit_bytes(d: u64, rows: u64) -> u64 {
+    6 * 8 * d * d + 4 * rows * d
 }
 
 /// A training of a plan.
@@ -138,7 +148,9 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
     if let Some(path) = config.model.as_deref().filter(|path| is_on_paper(path)) {
         let cfg = read_arch(path)?;
         config.check_length(&cfg)?;
-        return Plan::new(config, stages, (&cfg, variant), false);
+        // How much text there is nobody knows yet: of each source a task that is as long as is read.
+        let targets = [(); 3].map(|()| vec![config.scan_tokens; config.data.len().max(1)]);
+        return Plan::new(config, stages, (&cfg, variant), (false, &targets));
     }
     // What keeps a model from being read is said before all text is.
     let given = match (&config.model, stages) {
@@ -166,18 +178,24 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
         batches(config.pretrain.batch)?;
     }
     let sizes = |task: usize| [&tokens.train, &tokens.validation, &tokens.test].map(|set| set.tasks[task].tokens.len());
-    let scanned = tokens.train.tasks.iter().map(|task| task.targets().min(config.scan_tokens));
-    let plan = Plan::new(config, stages, (&cfg, variant), pretrains)?;
+    let read = |set: &TokenSet| set.tasks.iter().map(|task| task.targets().min(config.scan_tokens)).collect::<Vec<_>>();
+    let targets = [&tokens.train, &tokens.validation, &tokens.test].map(read);
+    let plan = Plan::new(config, stages, (&cfg, variant), (pretrains, &targets))?;
     Ok(Plan {
         tasks: text.tasks.iter().cloned().zip((0..text.tasks.len()).map(sizes)).collect(),
-        scanned: if matches!(stages, Stages::From(_)) { 0 } else { scanned.sum() },
+        scanned: if matches!(stages, Stages::From(_)) { 0 } else { targets[0].iter().sum() },
         ..plan
     })
 }
 
 impl Plan {
-    /// All but the text.
-    fn new(config: &RunConfig, stages: Stages<'_>, (cfg, variant): (&Arch, &Variant), pretrains: bool) -> Result<Self> {
+    /// All but the text, of which `targets[split][task]` tokens are read.
+    fn new(
+        config: &RunConfig,
+        stages: Stages<'_>,
+        (cfg, variant): (&Arch, &Variant),
+        (pretrains, targets): (bool, &[Vec<usize>; 3]),
+    ) -> Result<Self> {
         check_width(&variant.spec, cfg.intermediate_size, 0)?;
         let mut trainings = Vec::new();
         if pretrains {
@@ -212,7 +230,7 @@ impl Plan {
             shape: cfg.to_string(),
             parameters: cfg.parameters(),
             by_role,
-            stages: if from_the_first { stages_of_phase1(config, cfg) } else { Vec::new() },
+            stages: if from_the_first { stages_of_phase1(config, (cfg, variant), targets) } else { Vec::new() },
             trainings,
             scanned: 0,
         })

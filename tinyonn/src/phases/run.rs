@@ -6,13 +6,13 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::inputs::{HeldInputs, Keeping, SplitInputs};
 use super::text::{CorpusFigures, Tokens};
 use super::{Dense, LabelUnit, RunConfig, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
 use crate::data::{Sampler, TokenSet};
-use crate::decoder::{Active, Arch, CausalLm, FeedForward, Pass};
+use crate::decoder::{Active, CausalLm, FeedForward, Pass};
 use crate::files::StagedFolder;
-use crate::imaging::inputs::{Samples, Thinning, Window};
 use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, ScanOptions, coactivation,
@@ -21,7 +21,6 @@ use crate::imaging::{
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadFigures, LoadMeter, RoutePer, Variant};
-use crate::ops::ClassScatter;
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::evaluate::evaluate_load;
 use crate::train::smk::SmkOutcome;
@@ -30,13 +29,6 @@ use crate::{Error, Result};
 
 /// In the folder of a run, what SMK logged.
 pub const METRICS: &str = "metrics.jsonl";
-/// Tokens a shared decision reads, where the variant does not say.
-const FIRST: usize = 64;
-/// Tokens whose router inputs are looked at in each layer, about.
-const SAMPLES: usize = 32_768;
-/// Bytes of router inputs that are kept of a split, at most: of a wide model with many layers fewer tokens than [`SAMPLES`], of which the rest
-/// enters the scatter that projections are found by.
-const KEPT_BYTES: usize = 1 << 30;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
 
@@ -65,40 +57,6 @@ pub struct Run<'a> {
     pub dense: &'a Dense,
     /// The tokens of the text.
     pub tokens: &'a Tokens,
-}
-
-/// Router inputs of one split.
-#[derive(Default)]
-pub struct Inputs {
-    /// Of tokens, by layer.
-    pub tokens: Vec<Samples>,
-    /// Of what shares a decision, by layer.
-    pub sequences: Vec<Samples>,
-}
-
-impl Inputs {
-    fn of(seen: RouterInputs) -> Self {
-        let [tokens, sequences] = seen.into_samples();
-        Self { tokens, sequences }
-    }
-
-    /// Those of the unit that a variant decides for.
-    #[must_use]
-    pub fn own(&self, variant: &Variant) -> &[Samples] {
-        match variant.spec.route_per {
-            RoutePer::Token | RoutePer::Task => &self.tokens,
-            RoutePer::Sequence { .. } | RoutePer::Segment { .. } => &self.sequences,
-        }
-    }
-}
-
-/// Held-out inputs.
-#[derive(Default)]
-pub struct Held {
-    /// What fits are stopped and calibrated by.
-    pub validation: Inputs,
-    /// What is reported.
-    pub test: Inputs,
 }
 
 /// Losses on the test split, at one time.
@@ -145,15 +103,6 @@ impl Run<'_> {
         Pass { paths: Some(Arc::new(labels.paths.clone())), ..Pass::routed() }
     }
 
-    /// What a shared decision reads.
-    fn window(&self) -> Window {
-        match self.variant.spec.route_per {
-            RoutePer::Token | RoutePer::Task => Window::First(FIRST),
-            RoutePer::Segment { tokens } => Window::Every(tokens),
-            RoutePer::Sequence { first } => Window::First(first),
-        }
-    }
-
     /// Every split is read at most this many rows a task.
     #[must_use]
     pub fn scan_options(&self) -> ScanOptions {
@@ -161,52 +110,38 @@ impl Run<'_> {
         ScanOptions { length: c.length, batch: c.batch, tokens_per_task: c.scan_tokens }
     }
 
+    fn targets(&self, set: &TokenSet) -> Vec<usize> {
+        set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).collect()
+    }
+
+    fn keeping(&self) -> Keeping<'_> {
+        Keeping { config: self.config, spec: &self.variant.spec, cfg: &self.dense.cfg }
+    }
+
     /// One token in so many is kept for routers.
     pub(super) fn stride(&self, set: &TokenSet) -> usize {
-        self.stride_to(set, kept_inputs(&self.dense.cfg))
+        self.keeping().of(&self.targets(set), false).tokens
     }
 
     /// One token in so many makes about `count` of those that are read.
     pub(super) fn stride_to(&self, set: &TokenSet, count: usize) -> usize {
-        self.targets(set).div_ceil(count)
+        self.targets(set).iter().sum::<usize>().div_ceil(count)
     }
 
-    /// Tokens with a target that are read.
-    fn targets(&self, set: &TokenSet) -> usize {
-        set.tasks.iter().map(|task| task.targets().min(self.config.scan_tokens)).sum()
-    }
-
-    fn thinning(&self, set: &TokenSet) -> Thinning {
-        let (kept, window) = (kept_inputs(&self.dense.cfg), self.window());
-        let windows = match window {
-            Window::First(_) => self.targets(set).div_ceil(self.config.length) + set.tasks.len(),
-            Window::Every(length) => self.targets(set) / length.max(1),
-        };
-        Thinning { windows: windows.div_ceil(kept), ..Thinning::one_in(self.stride(set), window) }
-    }
-
-    pub(super) fn router_inputs(&self, set: &TokenSet) -> RouterInputs {
-        RouterInputs::new(self.dense.cfg.num_hidden_layers, self.thinning(set))
-    }
-
-    /// As [`router_inputs`](Self::router_inputs), of what routers are fitted to: with its scatter, where not all is kept.
-    pub(super) fn training_inputs(&self) -> RouterInputs {
-        let set = &self.tokens.train;
-        let (thinning, stride) = (self.thinning(set), self.stride_to(set, SAMPLES));
-        let scatter = self.config.router.projection.weighs().filter(|_| stride < thinning.tokens);
-        let thinning = Thinning { scatter: scatter.map(|weigh| (stride, weigh)), ..thinning };
-        RouterInputs::new(self.dense.cfg.num_hidden_layers, thinning)
+    /// Nothing seen yet of `set`; with its scatter where routers are fitted to it.
+    fn router_inputs(&self, set: &TokenSet, fits: bool) -> RouterInputs {
+        RouterInputs::new(self.dense.cfg.num_hidden_layers, self.keeping().of(&self.targets(set), fits))
     }
 
     /// The image of the dense model's neurons on the training text, and what routers see of it.
     ///
     /// # Errors
     /// Whatever the device reports.
-    pub fn scan(&self) -> Result<(NeuronScan, Inputs)> {
+    pub fn scan(&self) -> Result<(NeuronScan, SplitInputs)> {
         let model = self.dense_model()?;
-        let mut inputs = self.training_inputs();
+        let mut inputs = self.router_inputs(&self.tokens.train, true);
         let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&mut inputs))?;
-        Ok((scan, Inputs::of(inputs)))
+        Ok((scan, SplitInputs::of(inputs)))
     }
 
     /// The expert of each neuron by layer, as the run's partition has it.
@@ -306,26 +241,26 @@ impl Run<'_> {
     ///
     /// # Errors
     /// Whatever the device reports.
-    pub fn held_inputs(&self) -> Result<Held> {
+    pub fn held_inputs(&self) -> Result<HeldInputs> {
         let model = self.dense_model()?;
         let of = |set: &TokenSet| self.inputs(&model, set, &Pass::all());
-        Ok(Held { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
+        Ok(HeldInputs { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })
     }
 
     /// What routers see of `set`: in the pseudo-dense pass, or in a routed one.
     ///
     /// # Errors
     /// Whatever the device reports.
-    pub fn inputs<F: FeedForward>(&self, model: &CausalLm<F>, set: &TokenSet, pass: &Pass) -> Result<Inputs> {
-        self.collect(model, set, pass, self.router_inputs(set))
+    pub fn inputs<F: FeedForward>(&self, model: &CausalLm<F>, set: &TokenSet, pass: &Pass) -> Result<SplitInputs> {
+        self.collect(model, set, pass, self.router_inputs(set, false))
     }
 
     /// The same of the training split, with its scatter.
     ///
     /// # Errors
     /// Whatever the device reports.
-    pub fn own_inputs<F: FeedForward>(&self, model: &CausalLm<F>, pass: &Pass) -> Result<Inputs> {
-        self.collect(model, &self.tokens.train, pass, self.training_inputs())
+    pub fn own_inputs<F: FeedForward>(&self, model: &CausalLm<F>, pass: &Pass) -> Result<SplitInputs> {
+        self.collect(model, &self.tokens.train, pass, self.router_inputs(&self.tokens.train, true))
     }
 
     fn collect<F: FeedForward>(
@@ -334,9 +269,9 @@ impl Run<'_> {
         set: &TokenSet,
         pass: &Pass,
         mut inputs: RouterInputs,
-    ) -> Result<Inputs> {
+    ) -> Result<SplitInputs> {
         inputs.collect(model, set, self.scan_options(), pass, &self.device)?;
-        Ok(Inputs::of(inputs))
+        Ok(SplitInputs::of(inputs))
     }
 
     /// The seeds of what is drawn several times.
@@ -461,20 +396,6 @@ impl Run<'_> {
         ModelFolder::write_into(&staged, &config, &store, Some(&self.dense.dir))?;
         staged.publish()
     }
-}
-
-/// Router inputs of each layer that are kept of a split, about.
-pub(super) fn kept_inputs(cfg: &Arch) -> usize {
-    SAMPLES.min(KEPT_BYTES / (4 * cfg.hidden_size * cfg.num_hidden_layers)).max(1)
-}
-
-/// Bytes in main memory of what routers see of the three splits of a text: the tokens that are kept, and the scatter of the training split, with
-/// what it needs beside it while it is summed up.
-pub(super) fn input_bytes(cfg: &Arch) -> u64 {
-    let kept = kept_inputs(cfg);
-    let rows = 3 * 4 * (kept * cfg.hidden_size * cfg.num_hidden_layers) as u64;
-    let scatter: u64 = ClassScatter::bytes(cfg.hidden_size).iter().sum();
-    rows + if kept < SAMPLES { scatter * cfg.num_hidden_layers as u64 } else { 0 }
 }
 
 /// The share of a layer's neurons that a routed token uses; of replicas, the share of the experts.
