@@ -25,6 +25,8 @@ pub mod phase_flags;
 pub mod printed;
 #[cfg(feature = "pictures")]
 pub mod report;
+#[cfg(feature = "pictures")]
+pub mod results;
 pub mod run_flags;
 pub mod run_folder;
 pub mod runs;

@@ -9,7 +9,7 @@ use experiments::compare::{
     Cell, CompareConfig, CorpusConfig, Difference, Outcome, Product, RIVALS, Trial, run_subject, verdict, write_report,
     write_results,
 };
-use experiments::fragments::Declared;
+use experiments::fragments::{COMPARE, Written};
 use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score};
@@ -321,12 +321,20 @@ fn the_results_are_written_from_the_records() {
     let rows = declared.tables.iter().map(|table| table.rows.len() + 1).sum::<usize>();
     assert_eq!(text.lines().filter(|line| line.starts_with("| ")).count(), rows);
     assert_eq!(text.matches("\n## ").count(), declared.tables.len());
-    let beside = fs::read(config.results_file().with_extension("json")).unwrap();
-    assert_eq!(serde_json::from_slice::<Declared>(&beside).unwrap(), declared);
+    let read = |text: &str| Written::read(&config.results_file(), text, &COMPARE);
+    let written = read(&text).unwrap();
+    assert_eq!((&written.declared, &written.not_run), (&declared, &Vec::new()));
     let more = Product { contrast: vec![true], routed: vec![false], ..Product::default() };
     let grown = CompareConfig { products: [config.products.clone(), vec![more]].concat(), ..config.clone() };
     let missing = grown.declared().missing_in(&text);
     assert!(missing.len() == 1 && missing[0].contains("contrasted"), "{missing:?}");
+    // A cell without a record is no row of its own everywhere: it is named.
+    let grown_cells = grown.cells().len() - config.cells().len();
+    assert_eq!(outcome.not_run(&grown).len(), grown_cells * corpus.len());
+    write_results(&outcome, &trials, &grown, &[]).unwrap();
+    let text = fs::read_to_string(config.results_file()).unwrap();
+    let said = message(Written::read(&config.results_file(), &text, &COMPARE));
+    assert!(said.contains("of its grid, `small-") && said.contains("first, were not run"), "{said}");
     write_report(&outcome, &trials, &config).unwrap();
     let page = fs::read_to_string(config.out.join("report.html")).unwrap();
     assert!(page.contains("Whose image knows the path? (small)"));

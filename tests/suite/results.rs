@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use experiments::compare::CompareConfig;
-use experiments::fragments::{COMPARE, Declared, assemble, declared_beside};
+use experiments::fragments::{COMPARE, Declared, Written, declared_beside, write};
+use experiments::results::assemble;
 use rstest::rstest;
 use tempfile::TempDir;
 
@@ -30,6 +31,25 @@ impl Fragments {
         self.0.path().join(name)
     }
 
+    /// Written again as if the grid had asked for less: `keep` tells by text and heading which tables stay, in the page as well.
+    fn rewrite(&self, keep: impl Fn(&str, &str) -> bool) {
+        let path = self.path("compare.md");
+        let page = fs::read_to_string(&path).unwrap();
+        let text_of =
+            |heading: &str| heading.rsplit_once('(').map_or("", |(_, text)| text.trim_end_matches(')')).to_owned();
+        let stays = |part: &&str| part.lines().next().is_none_or(|heading| keep(&text_of(heading), heading));
+        let page: Vec<&str> = page
+            .split("\n## ")
+            .enumerate()
+            .filter(|(at, part)| *at == 0 || stays(part))
+            .map(|(_, part)| part)
+            .collect();
+        let kept: Written = serde_json::from_slice(&fs::read(self.path("compare.json")).unwrap()).unwrap();
+        let mut declared = kept.declared;
+        declared.tables.retain(|table| keep(&text_of(&table.heading), &table.heading));
+        write(&path, &page.join("\n## "), declared, Vec::new()).unwrap();
+    }
+
     fn edit(&self, name: &str, change: impl FnOnce(String) -> String) {
         let path = self.path(name);
         fs::write(&path, change(fs::read_to_string(&path).unwrap())).unwrap();
@@ -51,7 +71,8 @@ fn the_rows_that_are_declared_are_the_grids() {
     };
     let config = CompareConfig { seeds: (0..5).collect(), ..CompareConfig::default() };
     let kept = fs::read(workspace().join("results/compare.json")).unwrap();
-    assert_eq!(sorted(serde_json::from_slice(&kept).unwrap()), sorted(config.declared()));
+    let kept: Written = serde_json::from_slice(&kept).unwrap();
+    assert_eq!(sorted(kept.declared), sorted(config.declared()));
 }
 
 /// A row that is there is known by its leading cells alone; one that is not is named with its table.
@@ -82,10 +103,30 @@ fn a_row_that_is_missing_is_named() {
 #[case::nothing_declared(&|at: &Fragments| { fs::remove_file(at.path("compare.json")).unwrap(); }, &["compare.md", "has no compare.json"])]
 #[case::another_title(&|at: &Fragments| at.edit("compare.md", |page| page.replacen("# Does", "# Did", 1)), &["does not begin with its title"])]
 #[case::another_study(&|at: &Fragments| at.edit("compare.json", |json| json.replacen("\"compare\"", "\"other\"", 1)), &["compare.json", "is of `other`"])]
-#[case::a_smaller_grid(
+#[case::a_table_less(
     &|at: &Fragments| at.edit("compare.json", |json| json.replace("In every form of the image", "In one form")),
-    &["compare.json", "asks for no table `In every form of the image`", "default grid"]
+    &["compare.md", "lacks the row", "“In one form"]
 )]
+#[case::a_smaller_grid(
+    &|at: &Fragments| at.rewrite(|text, table| text != "toolchain" || !table.starts_with("At every share")),
+    &["compare.json", "does not ask for the row", "of “At every share (toolchain)”", "default grid"]
+)]
+#[case::a_text_less(
+    &|at: &Fragments| at.rewrite(|text, _| text != "toolchain"),
+    &["compare.json", "does not ask for the row", "(toolchain)”"]
+)]
+#[case::not_run(
+    &|at: &Fragments| at.edit("compare.json", |json| json.replacen("\"not_run\": []", "\"not_run\": [\"workspace-0/x\"]", 1)),
+    &["compare.json", "says that 1 of its grid, `workspace-0/x` first, were not run", "again"]
+)]
+#[case::a_row_cut_behind_its_key(
+    &|at: &Fragments| at.edit("compare.md", |page| {
+        let cut = |line: &str| if line.starts_with("| sps |") { "| sps |".to_owned() } else { line.to_owned() };
+        page.lines().map(cut).collect::<Vec<_>>().join("\n") + "\n"
+    }),
+    &["compare.md", "is not the page that compare.json was written with"]
+)]
+#[case::a_figure(&|at: &Fragments| at.edit("compare.md", |page| page.replacen("0.0", "0.1", 1)), &["is not the page that"])]
 #[case::a_table(&|at: &Fragments| at.edit("compare.md", |page| page.replacen("## Every setting", "## Some settings", 1)), &["lacks the row `workspace, contiguous, 7 × 7, layer`"])]
 #[case::a_stranger(&|at: &Fragments| fs::write(at.path("notes.md"), "# Mine\n").unwrap(), &["notes.md", "is of no study"])]
 fn what_is_not_whole_makes_no_page(#[case] change: &dyn Fn(&Fragments), #[case] words: &[&str]) {
@@ -98,10 +139,12 @@ fn what_is_not_whole_makes_no_page(#[case] change: &dyn Fn(&Fragments), #[case] 
 #[test]
 fn what_is_declared_lies_beside_the_fragment() {
     let fragments = Fragments::new();
-    let declared = CompareConfig::quick().declared();
-    declared.write_beside(&fragments.path("compare.md")).unwrap();
+    let (path, declared) = (fragments.path("compare.md"), CompareConfig::quick().declared());
+    let page = fs::read_to_string(&path).unwrap();
+    write(&path, &page, declared.clone(), Vec::new()).unwrap();
     assert_eq!(declared_beside(Path::new("results/compare.md")), Path::new("results/compare.json"));
-    let kept = fs::read(fragments.path("compare.json")).unwrap();
-    assert_eq!(serde_json::from_slice::<Declared>(&kept).unwrap(), declared);
-    assert_eq!(declared.study, COMPARE.name);
+    assert_eq!(Written::read(&path, &page, &COMPARE).unwrap().declared, declared);
+    // A quick comparison is not the study.
+    let said = message(assemble(fragments.0.path()));
+    assert!(said.contains("does not ask for the row") && said.contains("default grid"), "{said}");
 }

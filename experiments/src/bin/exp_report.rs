@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use experiments::compare::check_results_file;
-use experiments::{arguments, fragments, main_with, pages, printed, say};
+use experiments::compare::check_assembled;
+use experiments::{arguments, main_with, pages, printed, results, say};
 use tinyonn::files::{self, StagedFolder};
 use tinyonn::{Error, Result};
 
 /// Draw the page of a run again, from what lies in its folder: no model, no text, nothing is computed.
 ///
 /// report.html and figures/ are replaced; the rest of the folder stays as it is. A run of exp_phase1, exp_phase2 or exp_scan holds the numbers
-/// of its page in summary.json, metrics.jsonl and figures.json, a comparison in its records.
+/// of its page in summary.json and figures.json, a comparison in its records.
 ///
 /// With --results, RESULTS.md is written instead, beside the folder of fragments: what each study found, in a fixed order. A study that was not run
 /// has no part of it; if one lacks a row that its grid asks for, nothing is written.
@@ -55,10 +55,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 
 /// All parts are read and found whole before anything is written.
 fn assemble(dir: &Path, overwrite: bool) -> Result<ExitCode> {
-    let page = fragments::assemble(dir)?;
-    let dir = std::path::absolute(dir).map_err(|e| Error::io(dir, e))?;
+    let page = results::assemble(dir)?;
+    // `..` names a folder, too.
+    let dir = dir.canonicalize().map_err(|e| Error::io(dir, e))?;
     let path = dir.parent().unwrap_or(&dir).join("RESULTS.md");
-    check_results_file(&path, overwrite)?;
+    check_assembled(&path, overwrite)?;
     files::write(&path, page)?;
     say!("results   {}", path.display());
     Ok(ExitCode::SUCCESS)

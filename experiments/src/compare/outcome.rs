@@ -95,6 +95,18 @@ impl Outcome {
         })
     }
 
+    /// The cells of the grid that have no record, by text, seed and name.
+    #[must_use]
+    pub fn not_run(&self, config: &CompareConfig) -> Vec<String> {
+        let cells = config.cells();
+        let of = |(name, finished): (&String, &Finished)| {
+            let left = cells.iter().filter(|cell| !finished.cells.contains_key(&cell.id()));
+            left.map(|cell| format!("{name}-{}/{}", finished.subject.seed, cell.id())).collect::<Vec<_>>()
+        };
+        let all = self.corpora.iter().flat_map(|(name, seeds)| seeds.iter().map(move |finished| (name, finished)));
+        all.flat_map(of).collect()
+    }
+
     /// The mean loss of each seed; empty unless all seeds have it.
     #[must_use]
     pub fn by_seed(&self, corpus: &[Finished], cell: &Cell, via: Via) -> Vec<f64> {

@@ -9,8 +9,8 @@ use super::results_file::MARK;
 use super::router_table::loads;
 use super::told::Told;
 use super::{CompareConfig, causal};
-use crate::fragments::COMPARE;
-use tinyonn::{Result, files};
+use crate::fragments::{self, COMPARE};
+use tinyonn::Result;
 
 impl Outcome {
     /// All tables, in the order in which they are told.
@@ -30,8 +30,8 @@ impl Outcome {
     }
 }
 
-/// Writes the results of `outcome` and its `trials`, with how to come by them: `provenance`, lines of name and value. Beside it the rows that the grid
-/// asks for ([`Declared`](crate::fragments::Declared)).
+/// Writes the results of `outcome` and its `trials`, with how to come by them: `provenance`, lines of name and value. Beside it what they must hold
+/// ([`fragments`]).
 ///
 /// # Errors
 /// What the system reports.
@@ -82,7 +82,5 @@ pub fn write_results(
     for told in outcome.tables(config, trials) {
         let _ = write!(page, "\n## {}\n\n{}\n\n{}", told.heading, told.prose, told.table.markdown()?);
     }
-    let path = config.results_file();
-    config.declared().write_beside(&path)?;
-    files::write(path, page)
+    fragments::write(&config.results_file(), &page, config.declared(), outcome.not_run(config))
 }

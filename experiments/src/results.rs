@@ -1,0 +1,61 @@
+//! `RESULTS.md`: the parts that studies left in `results/` ([`fragments`](crate::fragments)), in a stated order.
+//!
+//! A study that was not run has no part of it. Of one whose part is not whole no page is made at all: one that lacks a row or a cell, one of a
+//! smaller grid than the study's own, one that was changed since it was written.
+
+use std::path::Path;
+
+use tinyonn::{Error, Result};
+
+use crate::compare::CompareConfig;
+use crate::fragments::{COMPARE, Declared, Study, Written, declared_beside};
+
+/// All studies with the grids that they ask at least, in the order in which they are told.
+pub const STUDIES: [(Study, fn() -> Declared); 1] = [(COMPARE, || CompareConfig::default().declared())];
+
+/// The page made of the fragments in the folder `dir`: those of all studies that have one.
+///
+/// # Errors
+/// No fragment at all; a Markdown file of no study; a fragment of another title, or one that is not whole.
+pub fn assemble(dir: &Path) -> Result<String> {
+    refuse_strangers(dir)?;
+    let mut parts = Vec::new();
+    for (study, whole) in &STUDIES {
+        let path = dir.join(format!("{}.md", study.name));
+        let page = match std::fs::read_to_string(&path) {
+            Ok(page) => page,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !declared_beside(&path).exists() => continue,
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        if page.lines().next() != Some(&format!("# {}", study.title)) {
+            let problem = format!("does not begin with its title, `# {}`", study.title);
+            return Err(Error::file(&path, problem, format!("let {} write it", study.program)));
+        }
+        let written = Written::read(&path, &page, study)?;
+        if let Some(row) = written.declared.lacks_of(&whole()) {
+            let problem = format!("does not ask for the row {row}: its grid is not that of the whole study");
+            let remedy = format!("run {} with its default grid", study.program);
+            return Err(Error::file(declared_beside(&path), problem, remedy));
+        }
+        parts.push(page);
+    }
+    if parts.is_empty() {
+        let names = STUDIES.map(|(study, _)| format!("{}.md", study.name)).join(", ");
+        return Err(Error::file(dir, format!("holds none of {names}"), "let a study write one with --results"));
+    }
+    Ok(parts.join("\n"))
+}
+
+/// Refuses what looks like a fragment and would be left out.
+fn refuse_strangers(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        let path = entry.map_err(|e| Error::io(dir, e))?.path();
+        let known = STUDIES.iter().any(|(study, _)| path.file_stem().is_some_and(|stem| stem == study.name));
+        if path.extension().is_some_and(|extension| extension == "md") && !known {
+            let known = STUDIES.map(|(study, _)| study.name).join(", ");
+            let problem = format!("is of no study; there are {known}");
+            return Err(Error::file(path, problem, "move it elsewhere, or add the study to `results::STUDIES`"));
+        }
+    }
+    Ok(())
+}
