@@ -5,11 +5,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tinyonn::decoder::PathTable;
 use tinyonn::imaging::{ExpertForm, Form, Share};
-use tinyonn::metrics::series;
+use tinyonn::metrics::{self, series};
 use tinyonn::moe::MoeSpec;
 use tinyonn::ops::GradSite;
-use tinyonn::phases::{Image, LossesNow, Phase1, Run};
-use tinyonn::train::RouterAccuracy;
+use tinyonn::phases::{Image, LossesNow, METRICS, Phase1, Run};
+use tinyonn::train::{LevelAccuracy, RouterAccuracy};
 use tinyonn::{Error, Result, files};
 
 use crate::densities::{LayerDensity, densities};
@@ -39,6 +39,9 @@ pub struct PhasesShown {
     pub load_after: Option<Vec<Vec<f64>>>,
     /// The losses of the dense model's pretraining, by step, where it was pretrained here.
     pub pretrain: Vec<(f64, f64)>,
+    /// The losses of SMK, by step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub smk: Vec<(f64, f64)>,
 }
 
 /// What phase 1 saw.
@@ -73,14 +76,16 @@ impl PhasesShown {
     /// Of a run that did what is given.
     ///
     /// # Errors
-    /// A log of pretraining that cannot be read.
+    /// A log that cannot be read.
     pub fn new(run: &Run<'_>, imaged: Option<Imaged>, after: Option<&LossesNow>) -> Result<Self> {
+        let smk = after.map(|_| metrics::read(run.config.out.join(METRICS))).transpose()?.unwrap_or_default();
         Ok(Self {
             tasks: run.text.tasks.clone(),
             spec: run.variant.spec.clone(),
             imaged,
             load_after: after.map(|losses| losses.load.load()),
             pretrain: series(&run.dense.losses()?, "pretrain", "loss"),
+            smk: series(&smk, "smk", "loss"),
         })
     }
 }
@@ -182,7 +187,45 @@ impl Shown {
             Err(e) => return Err(Error::io(&path, e)),
         };
         let remedy = "draw it with the program that wrote it, or run that again";
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), remedy))
+        let read: Self = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), remedy))?;
+        match read.contradiction() {
+            Some(problem) => Err(Error::file(&path, problem, remedy)),
+            None => Ok(read),
+        }
+    }
+}
+
+impl Shown {
+    /// Numbers that are not as many as the tasks, layers and experts beside them.
+    fn contradiction(&self) -> Option<String> {
+        let (tasks, spec, experts) = match self {
+            Self::Phases(shown) => (&shown.tasks, &shown.spec, shown.imaged.as_ref().map(|imaged| &imaged.experts)),
+            Self::Scan(shown) => (&shown.tasks, &shown.spec, Some(&shown.experts)),
+        };
+        let layers = experts.and_then(|by_task| by_task.first()).map_or(0, Vec::len);
+        let is_map = |by_layer: &Vec<Vec<f64>>| {
+            by_layer.len() == layers && by_layer.iter().all(|row| row.len() == spec.experts())
+        };
+        if experts.is_some_and(|by_task| by_task.len() != tasks.len() || !by_task.iter().all(is_map)) {
+            let (tasks, experts) = (tasks.len(), spec.experts());
+            return Some(format!("`experts` is not of {tasks} tasks × {layers} layers × {experts} experts"));
+        }
+        let Self::Phases(shown) = self else { return None };
+        let imaged = shown.imaged.as_ref()?;
+        let confusion = &imaged.accuracy.confusion;
+        if confusion.len() != tasks.len() || confusion.iter().any(|row| row.len() != tasks.len()) {
+            return Some(format!("`accuracy.confusion` is not of {0} × {0} tasks", tasks.len()));
+        }
+        let by_level = |of: &LevelAccuracy| [of.accuracy.len(), of.chance.len(), of.intervals.len()];
+        let levels = spec.levels.len();
+        if imaged.accuracy.layers.iter().any(|layer| by_level(layer) != [levels; 3]) {
+            return Some(format!("`accuracy.layers` is not of {levels} levels each"));
+        }
+        let paths = &imaged.labels.experts;
+        if paths.len() != tasks.len() || paths.iter().any(|path| path.len() != layers) {
+            return Some(format!("`labels` is not of {} tasks × {layers} layers", tasks.len()));
+        }
+        None
     }
 }
 

@@ -134,6 +134,17 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
     hidden.iter().for_each(|(from, to)| fs::rename(from, to).unwrap());
     ["one", "two", "both"].into_iter().for_each(|run| place.draws_again(run));
     hidden.iter().for_each(|(from, to)| fs::rename(to, from).unwrap());
+    // Files of two runs in one folder.
+    for (run, tasks, words) in [
+        ("two", "[\"other\",", ["summary.json", "`dense` of the task `other`"]),
+        ("one", "[", ["figures.json", "is not of 1 tasks"]),
+    ] {
+        let path = place.path(run).join("figures.json");
+        let figures = fs::read_to_string(&path).unwrap();
+        fs::write(&path, figures.replacen("\"tasks\":[\"a\",", &format!("\"tasks\":{tasks}"), 1)).unwrap();
+        place.refused(REPORT, run, &words);
+        fs::write(&path, figures).unwrap();
+    }
     // What phase 1 decided is decided.
     fs::write(place.path("other.toml"), "scan_tokens = 299").unwrap();
     place.refused(PHASE2, "--from one --config other.toml --out three", &["`scan_tokens`", "exp_phase1"]);

@@ -1,4 +1,4 @@
-//! The pages of runs, drawn from their folders alone: `summary.json`, `metrics.jsonl`, `figures.json`.
+//! The pages of runs, drawn from their folders alone: `summary.json` and `figures.json`.
 
 pub(crate) mod causal;
 mod frontier;
@@ -11,8 +11,6 @@ use std::path::Path;
 
 use tinyonn::Result;
 use tinyonn::imaging::Labels;
-use tinyonn::metrics::{self, series};
-use tinyonn::phases::METRICS;
 
 use self::run::Material;
 use crate::compare::{self, CompareConfig, Outcome, write_report};
@@ -40,10 +38,6 @@ fn page(dir: &Path) -> Result<Page> {
         Shown::Phases(shown) => shown,
     };
     let summary: RunSummary = studies::read(dir, "run it again")?;
-    let smk_log = match &summary.smk {
-        Some(_) => series(&metrics::read(dir.join(METRICS))?, "smk", "loss"),
-        None => Vec::new(),
-    };
     run::page(&Material {
         summary: &summary.phase1,
         studies: &summary.studies,
@@ -54,6 +48,6 @@ fn page(dir: &Path) -> Result<Page> {
         labels: shown.imaged.as_ref().map(|imaged| Labels { paths: imaged.labels.clone() }).as_ref(),
         load_after: shown.load_after.as_deref(),
         pretrain: &shown.pretrain,
-        smk_log: &smk_log,
+        smk_log: &shown.smk,
     })
 }

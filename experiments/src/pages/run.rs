@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use tinyonn::Result;
 use tinyonn::imaging::Labels;
 use tinyonn::moe::{MoeSpec, RoutePer};
 use tinyonn::phases::Phase1Summary;
 use tinyonn::phases::summary::SmkFigures;
 use tinyonn::train::LevelAccuracy;
+use tinyonn::{Error, Result};
 
 use super::{causal, frontier, load, pictures};
 use crate::names::group_columns;
@@ -127,23 +127,30 @@ fn losses(m: &Material<'_>) -> Result<Section> {
         series: vec![BarSeries { name: "loss".into(), values: rows.iter().map(|(_, x)| *x).collect(), whiskers: None }],
         reference: Some(("dense".into(), s.loss.dense)),
     };
-    let named = |name: &str, by_task: &BTreeMap<String, f64>| BarSeries {
-        name: name.into(),
-        values: m.tasks.iter().map(|task| by_task[task]).collect(),
-        whiskers: None,
+    let named = |name: &str, (losses, key): (&BTreeMap<String, BTreeMap<String, f64>>, &str)| -> Result<BarSeries> {
+        let of = |task: &String| losses.get(key)?.get(task).copied();
+        let missing = |task: &String| {
+            let problem = format!("has no loss `{key}` of the task `{task}`, which figures.json names");
+            Error::file("summary.json", problem, "give a folder whose files are of one run")
+        };
+        let values = m.tasks.iter().map(|task| of(task).ok_or_else(|| missing(task))).collect::<Result<_>>()?;
+        Ok(BarSeries { name: name.into(), values, whiskers: None })
     };
     let of_phase1 = [
         (if m.smk.is_some() { "routed before SMK" } else { "routed" }, "routed_before"),
         ("other tasks' paths", "routed_permuted_labels"),
         ("random paths", "routed_random_labels"),
     ];
-    let of_phase1 = of_phase1.map(|(name, key)| named(name, &s.loss_by_task[key]));
-    let after = m.smk.map(|smk| named("routed after SMK", &smk.by_task["routed"]));
+    let mut series = vec![named("dense", (&s.loss_by_task, "dense"))?];
+    series.extend(m.smk.map(|smk| named("routed after SMK", (&smk.by_task, "routed"))).transpose()?);
+    for (name, key) in of_phase1 {
+        series.push(named(name, (&s.loss_by_task, key))?);
+    }
     let by_task = Bars {
         title: "Loss by task".into(),
         value_label: "nats a token".into(),
         categories: m.tasks.to_vec(),
-        series: [named("dense", &s.loss_by_task["dense"])].into_iter().chain(after).chain(of_phase1).collect(),
+        series,
         reference: None,
     };
     Ok(Section {
