@@ -146,8 +146,8 @@ impl Default for Total {
 
 impl Total {
     fn add(&mut self, a: &[f32], b: &[f32], vocabulary: usize) {
-        let rows: Vec<Row> =
-            a.par_chunks(vocabulary).zip(b.par_chunks(vocabulary)).map(|(a, b)| Row::new(a, b)).collect();
+        let rows: Vec<LogitDifference> =
+            a.par_chunks(vocabulary).zip(b.par_chunks(vocabulary)).map(|(a, b)| LogitDifference::new(a, b)).collect();
         for row in rows {
             self.tokens += 1;
             self.max = larger(self.max, row.max);
@@ -186,7 +186,7 @@ impl Total {
 }
 
 /// The comparison of one token's logits.
-struct Row {
+struct LogitDifference {
     max: f64,
     sum: f64,
     divergence: f64,
@@ -194,7 +194,7 @@ struct Row {
     bit_equal: bool,
 }
 
-impl Row {
+impl LogitDifference {
     fn new(a: &[f32], b: &[f32]) -> Self {
         let bit_equal = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
         // Equal infinities are no difference, though their difference is no number. NaNs always are one.

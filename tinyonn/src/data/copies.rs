@@ -7,7 +7,7 @@ use super::{Corpus, Document};
 
 /// Words in a row that two texts have in common only if one was copied.
 const ROW: usize = 16;
-/// Rows of words that are kept to compare with, at most: 8 MiB of them, an even sample of more.
+/// Shingles of words that are kept to compare with, at most: 8 MiB of them, an even sample of more.
 const MOST_ROWS: usize = 1 << 20;
 
 /// For each document the first that has the same text: itself, where there is none before.
@@ -18,20 +18,20 @@ pub(super) fn first_copies(documents: &[Document]) -> Vec<usize> {
 
 /// For each task, how many documents of `held` share at least half of their text with `train`, whatever task that is of.
 pub(super) fn near_copies(held: &[&Corpus], train: &Corpus) -> Vec<usize> {
-    let mut known = Rows::default();
+    let mut known = Shingles::default();
     train.tasks.iter().flat_map(|task| &task.documents).for_each(|document| known.add(&document.text));
     let of_task = |task: usize| held.iter().flat_map(move |corpus| &corpus.tasks[task].documents);
     (0..train.tasks.len()).map(|task| of_task(task).filter(|held| known.hold_most_of(&held.text)).count()).collect()
 }
 
-/// A sample of rows of words, by their hashes: those whose lowest `level` bits are zero.
+/// A sample of shingles, rows of words, by their hashes: those whose lowest `level` bits are zero.
 #[derive(Default)]
-struct Rows {
+struct Shingles {
     hashes: HashSet<u64>,
     level: u32,
 }
 
-impl Rows {
+impl Shingles {
     fn add(&mut self, text: &str) {
         for hash in rows(text).filter(|hash| hash.trailing_zeros() >= self.level).collect::<Vec<_>>() {
             self.hashes.insert(hash);
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn rows_of_words_are_known_however_they_are_written() {
-        let mut rows = Rows::default();
+        let mut rows = Shingles::default();
         rows.add("One, two; THREE four");
         assert!(rows.hold_most_of("one two\nthree: four!") && !rows.hold_most_of("one two three five"));
         assert!(!rows.hold_most_of("") && !rows.hold_most_of("...."));
@@ -95,7 +95,7 @@ mod tests {
     /// However much is added, what is kept stays bounded, and an even sample of it is enough.
     #[test]
     fn more_text_than_is_kept_is_sampled() {
-        let mut rows = Rows::default();
+        let mut rows = Shingles::default();
         for part in 0..30 {
             rows.add(&numbered(part * 100_000, 100_000));
         }

@@ -72,8 +72,8 @@ impl ClassScatter {
         Self { weigh, width: 0, count: Vec::new(), mean: Vec::new(), products: Vec::new(), open: None }
     }
 
-    /// Bytes in main memory behind any number of rows of `width`, and on the device of those that come in now; where that is main memory both
-    /// lie there.
+    /// Bytes that any number of rows of `width` take: in main memory the products in f64, and on the device (which may be main memory, too) those of
+    /// the class at hand in f32.
     #[must_use]
     pub fn bytes(width: usize) -> [u64; 2] {
         [8 * lower(width) as u64, 4 * (width * width) as u64]

@@ -28,7 +28,7 @@ pub struct Saved {
     owners: Vec<u32>,
     runs: Runs,
     /// One a group of runs.
-    parts: Vec<Part>,
+    parts: Vec<DecisionMlp>,
 }
 
 /// What the backward pass sends to the inner values of each decision's MLP.
@@ -85,7 +85,7 @@ pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, runs: &[R
 
 /// A decision's own MLP.
 #[derive(Debug)]
-struct Part {
+struct DecisionMlp {
     /// Its neurons, ascending.
     neurons: Vec<u32>,
     /// Their rows.
@@ -95,12 +95,12 @@ struct Part {
 }
 
 impl Saved {
-    fn part(&self, weights: MlpWeights<'_>, group: &Group) -> Result<Part> {
+    fn part(&self, weights: MlpWeights<'_>, group: &Group) -> Result<DecisionMlp> {
         let matrices = weights.matrices();
         let x_td = group.rows(&self.x_td)?;
         let Some(decision) = group.decision else {
             let values = Some(MlpValues::new(x_td, &matrices, weights.activation, None)?);
-            return Ok(Part { neurons: (0..self.owners.len() as u32).collect(), matrices, values });
+            return Ok(DecisionMlp { neurons: (0..self.owners.len() as u32).collect(), matrices, values });
         };
         let gate_n = self.gate_dn.get(decision)?;
         let neurons: Vec<u32> = lanes::with_values(&gate_n.ne(0f64)?, |chosen: &[u8]| {
@@ -108,7 +108,7 @@ impl Saved {
             taken.map(|(neuron, _)| neuron).collect()
         })?;
         if neurons.is_empty() {
-            return Ok(Part { neurons, matrices, values: None });
+            return Ok(DecisionMlp { neurons, matrices, values: None });
         }
         let device = x_td.device();
         let owners: Vec<u32> = neurons.iter().map(|i| self.owners[*i as usize]).collect();
@@ -121,14 +121,14 @@ impl Saved {
             [gate_id?, up_id?, down_id?]
         };
         let values = Some(MlpValues::new(x_td, &matrices, weights.activation, Some(gate_i.unsqueeze(0)?))?);
-        Ok(Part { neurons, matrices, values })
+        Ok(DecisionMlp { neurons, matrices, values })
     }
 
     /// The parts that have neurons, with their deltas.
     fn computed<'a>(
         &'a self,
         deltas: &'a Deltas,
-    ) -> impl Iterator<Item = (&'a Part, &'a MlpValues, &'a PartDeltas, &'a Group)> {
+    ) -> impl Iterator<Item = (&'a DecisionMlp, &'a MlpValues, &'a PartDeltas, &'a Group)> {
         let parts = self.parts.iter().zip(&deltas.parts).zip(self.runs.groups());
         parts.filter_map(|((part, deltas), group)| Some((part, part.values.as_ref()?, deltas.as_ref()?, group)))
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use super::phase1::Phase1;
 use super::run::{Run, active_share};
-use super::summary::{LoadStages, LossFigures, ModelFigures, Phase1Summary, RouterFigures, ScanFigures, UnitFigures};
+use super::summary::{
+    DecisionAccuracy, LoadStages, LossFigures, ModelFigures, Phase1Summary, RouterFigures, ScanFigures,
+};
 use crate::metrics::Stopwatch;
 use crate::train::Losses;
 
@@ -13,7 +15,7 @@ impl Phase1 {
     #[must_use]
     pub fn summary(&self, run: &Run<'_>, watch: &Stopwatch) -> Phase1Summary {
         let spec = &run.variant.spec;
-        let own = UnitFigures::new(self.own_accuracy(spec));
+        let own = DecisionAccuracy::new(self.own_accuracy(spec));
         Phase1Summary {
             variant: spec.name.to_string(),
             seed: run.config.seed,
@@ -31,8 +33,8 @@ impl Phase1 {
                 expert_accuracy: own.expert_accuracy,
                 chance: own.chance,
                 expert_chance: own.expert_chance,
-                token: UnitFigures::new(&self.fits.token),
-                sequence: UnitFigures::new(&self.fits.sequence),
+                token: DecisionAccuracy::new(&self.fits.token),
+                sequence: DecisionAccuracy::new(&self.fits.sequence),
                 own_labels: self.fits.own_labels.clone(),
             },
             loss: self.loss_figures(),

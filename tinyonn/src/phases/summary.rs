@@ -100,17 +100,18 @@ pub struct RouterFigures {
     /// Expert accuracy of the commonest path.
     pub expert_chance: f64,
     /// Each token by its own hidden state.
-    pub token: UnitFigures,
-    /// Each sequence by the mean over its first 64 tokens, with routers fitted to such means.
-    pub sequence: UnitFigures,
+    pub token: DecisionAccuracy,
+    /// What shares a decision by the mean over the tokens that it reads, with routers fitted to such means: segments or beginnings of sequences as the
+    /// variant declares them, the first 64 tokens where it decides otherwise.
+    pub sequence: DecisionAccuracy,
     /// Each token against its own label, where tokens have one, by layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own_labels: Vec<crate::train::LevelAccuracy>,
 }
 
-/// Router accuracy for one unit of decision.
+/// Router accuracy, decision by decision: of tokens, or of what shares one.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct UnitFigures {
+pub struct DecisionAccuracy {
     /// Mean over layers.
     pub group_accuracy: f64,
     /// Mean over layers.
@@ -123,7 +124,7 @@ pub struct UnitFigures {
     pub layers: Vec<crate::train::LevelAccuracy>,
 }
 
-impl UnitFigures {
+impl DecisionAccuracy {
     /// From the accuracy of all layers.
     #[must_use]
     pub fn new(accuracy: &RouterAccuracy) -> Self {

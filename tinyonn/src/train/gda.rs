@@ -10,13 +10,13 @@ use crate::ops::ClassSums;
 
 /// Moments of the z of some classes together.
 #[derive(Clone)]
-struct Moments {
+struct ChoiceMoments {
     count: f64,
     sum: Vec<f64>,
     squares: Vec<f64>,
 }
 
-impl Moments {
+impl ChoiceMoments {
     fn zero(r: usize) -> Self {
         Self { count: 0.0, sum: vec![0.0; r], squares: vec![0.0; r] }
     }
@@ -101,8 +101,8 @@ const NEVER: f64 = -1e30;
 #[must_use]
 pub fn fit(sums: &ClassSums, taken: &[Vec<usize>], choices: usize) -> Gaussians {
     let r = sums.width();
-    let mut pooled = Moments::zero(r);
-    let mut of_choice = vec![Moments::zero(r); choices];
+    let mut pooled = ChoiceMoments::zero(r);
+    let mut of_choice = vec![ChoiceMoments::zero(r); choices];
     for (class, taken) in taken.iter().enumerate().filter(|(_, taken)| !taken.is_empty()) {
         pooled.add(sums, class);
         for choice in taken {

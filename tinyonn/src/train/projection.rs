@@ -131,7 +131,8 @@ pub fn pca(samples: &Samples, dim: usize) -> Result<(Vec<f32>, usize)> {
     Ok((directions[..r * d].iter().map(|x| *x as f32).collect(), r))
 }
 
-/// Orthonormal rows `[r, d]`, evenly drawn from all such: the Q of a normal matrix.
+/// Orthonormal rows `[r, d]` that span a subspace drawn evenly from all of r dimensions: the Q of a normal matrix, whose signs are those of the
+/// factorisation.
 fn orthonormal(r: usize, d: usize, rng: &mut random::Rng) -> Vec<f32> {
     let drawn: Vec<f64> = random::normal(d * r, 0.0, 1.0, rng).into_iter().map(f64::from).collect();
     orthonormal_rows(&drawn, r, d).into_iter().map(|x| x as f32).collect()

@@ -154,15 +154,15 @@ pub struct RouterFitter<'a> {
     projected: Option<Projected>,
 }
 
-/// Inputs of one layer, as they are fitted to: copied when it is the layer's turn.
-struct Inputs {
+/// The rows of one layer that routers are fitted to: copied when it is the layer's turn.
+struct LayerRows {
     /// `[n, d]`.
     x: Tensor,
     /// The collected rows that x holds, n of them.
     kept: Vec<usize>,
 }
 
-impl Inputs {
+impl LayerRows {
     /// At most `most` of the samples, evenly spread.
     fn new(samples: &Samples, most: usize) -> Result<Self> {
         let count = samples.tasks.len();
@@ -253,8 +253,8 @@ impl<'a> RouterFitter<'a> {
             _ => self.project(by)?,
         };
         for layer in 0..self.train.len() {
-            let own = Inputs::new(&self.train[layer], usize::MAX)?;
-            let held = Inputs::new(&self.validation[layer], HELD)?;
+            let own = LayerRows::new(&self.train[layer], usize::MAX)?;
+            let held = LayerRows::new(&self.validation[layer], HELD)?;
             let own = Layer {
                 index: layer,
                 projection_rd: &projected.projections[layer],

@@ -26,12 +26,12 @@ pub struct Slot {
     pub var: Var,
     /// What the optimizer steps, where that is not `var` itself: the same in f32.
     pub master: Option<Var>,
-    moments: Option<Moments>,
+    moments: Option<OptimizerMoments>,
 }
 
 /// What an optimizer remembers of a weight.
 #[derive(Debug)]
-struct Moments {
+struct OptimizerMoments {
     m: Tensor,
     /// AdamW's alone, like the counts.
     v: Option<Tensor>,
@@ -41,7 +41,7 @@ struct Moments {
 
 /// What a training had moved when a measure of held-out text was least.
 #[derive(Debug)]
-struct Best {
+struct BestLook {
     value: f64,
     /// Of every slot, then of what is moved beside them.
     values: Vec<Tensor>,
@@ -70,7 +70,7 @@ pub struct TrainState {
     pub beside: Vec<(String, Var)>,
     slots: Vec<Slot>,
     moments: DType,
-    best: Option<Best>,
+    best: Option<BestLook>,
     /// The gradients of the step at hand.
     pub grads: Grads,
     /// 1 while every gradient was a finite number, `[1]` u8.
@@ -126,7 +126,7 @@ impl TrainState {
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
         for slot in &self.slots {
             tensors.push((slot.name.clone(), slot.stepped().as_detached_tensor()));
-            if let Some(Moments { m, v, counts }) = &slot.moments {
+            if let Some(OptimizerMoments { m, v, counts }) = &slot.moments {
                 let counts = counts.as_ref().map(|counts| counts.to_dtype(DType::U32)).transpose()?;
                 let values = [Some(m.clone()), v.clone(), counts];
                 let named = optimizer_names(&slot.name).into_iter().zip(values);
@@ -154,7 +154,7 @@ impl TrainState {
             return Ok(false);
         }
         let values = self.moved().map(|(_, var)| var.as_detached_tensor().copy());
-        self.best = Some(Best { value, values: values.collect::<candle_core::Result<_>>()? });
+        self.best = Some(BestLook { value, values: values.collect::<candle_core::Result<_>>()? });
         Ok(true)
     }
 
@@ -198,7 +198,7 @@ impl TrainState {
                 return Err(unfit(&slot.name, "has moments of another shape"));
             }
             let counts = counts.map(|counts| counts.to_dtype(DType::F64)).transpose()?;
-            slot.moments = m.map(|m| Moments { m, v, counts });
+            slot.moments = m.map(|m| OptimizerMoments { m, v, counts });
         }
         for (name, var) in &self.beside {
             put(var, &saved.load(name, var.device())?).map_err(|_| unfit(name, "has another shape"))?;
@@ -206,7 +206,7 @@ impl TrainState {
         }
         let kept = |value: f64| {
             let values = self.moved().map(|(name, var)| saved.load(&best_name(name), var.device()));
-            Ok::<_, Error>(Best { value, values: values.collect::<Result<_>>()? })
+            Ok::<_, Error>(BestLook { value, values: values.collect::<Result<_>>()? })
         };
         let kept = best.map(kept).transpose()?;
         expected += kept.as_ref().map_or(0, |best| best.values.len());
@@ -262,14 +262,14 @@ impl Slot {
     ) -> Result<Descriptor<'a>> {
         let weight = self.master.as_ref().unwrap_or(&self.var).as_tensor();
         let adamw = config.rule == UpdateRule::Adamw;
-        let Moments { m, v, counts } = match &mut self.moments {
+        let OptimizerMoments { m, v, counts } = match &mut self.moments {
             Some(moments) => moments,
             none => {
                 let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { moments };
                 let zeros = || Tensor::zeros(weight.shape(), dtype, weight.device());
                 let counts = || Tensor::zeros(learn.dim(0)?, DType::F64, weight.device());
                 let (v, counts) = (adamw.then(zeros).transpose()?, adamw.then(counts).transpose()?);
-                none.insert(Moments { m: zeros()?, v, counts })
+                none.insert(OptimizerMoments { m: zeros()?, v, counts })
             }
         };
         let second = v.as_ref().zip(counts.as_ref());
