@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tinyonn::{Error, Result, files};
 
@@ -30,6 +31,10 @@ pub const COMPARE: Study =
 pub struct Declared {
     /// The study.
     pub study: String,
+    /// The seeds.
+    pub seeds: Vec<u64>,
+    /// All else that decides what a table says: texts, models, how much is read.
+    pub settings: Value,
     /// Its tables.
     pub tables: Vec<DeclaredTable>,
 }
@@ -46,13 +51,13 @@ pub struct DeclaredTable {
 
 /// `STUDY.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Written {
     /// SHA-256 of the page beside it.
     pub page_sha256: String,
     /// The cells of the grid that have no record: a table that has them as a column says `–` there, as where a score has no value.
     pub not_run: Vec<String>,
     /// What the grid asks for.
-    #[serde(flatten)]
     pub declared: Declared,
 }
 
@@ -69,15 +74,16 @@ pub fn declared_beside(path: &Path) -> PathBuf {
 /// What the system reports.
 pub fn write(path: &Path, page: &str, declared: Declared, not_run: Vec<String>) -> Result<()> {
     let beside = declared_beside(path);
-    let written = Written { page_sha256: sha256(page), not_run, declared };
+    let written = Written { page_sha256: sha256(page.as_bytes()), not_run, declared };
     let json = serde_json::to_string_pretty(&written);
     let json = json.map_err(|e| Error::file(&beside, e.to_string(), "report this as a defect"))?;
     files::write(path, page)?;
     files::write(beside, json + "\n")
 }
 
-fn sha256(page: &str) -> String {
-    Sha256::digest(page).iter().map(|byte| format!("{byte:02x}")).collect()
+/// In hexadecimal digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Written {
@@ -111,7 +117,7 @@ impl Written {
             let more = if missing.len() > 1 { format!(", and {} more", missing.len() - 1) } else { String::new() };
             return Err(Error::file(path, format!("lacks the row {first}{more}"), again));
         }
-        if read.page_sha256 != sha256(page) {
+        if read.page_sha256 != sha256(page.as_bytes()) {
             let problem = format!("is not the page that {} was written with", name_of(&beside));
             return Err(Error::file(path, problem, remedy));
         }
@@ -134,13 +140,21 @@ impl Declared {
         self.tables.iter().flat_map(of).collect()
     }
 
-    /// The first row of `whole` that is not asked for here, with its heading.
+    /// What this study asks less than `whole` does: a setting, a seed or a row, in words.
     #[must_use]
     pub fn lacks_of(&self, whole: &Self) -> Option<String> {
+        if self.settings != whole.settings {
+            let keys = whole.settings.as_object().into_iter().flat_map(|settings| settings.keys());
+            let other = keys.filter(|key| self.settings.get(key) != whole.settings.get(key)).map(String::as_str);
+            return Some(format!("has another `{}`", other.collect::<Vec<_>>().join("`, `")));
+        }
+        if let Some(seed) = whole.seeds.iter().find(|seed| !self.seeds.contains(seed)) {
+            return Some(format!("has no seed {seed}"));
+        }
         let of = |table: &DeclaredTable| {
             let own = self.tables.iter().find(|own| own.heading == table.heading);
             let row = table.rows.iter().find(|row| own.is_none_or(|own| !own.rows.contains(row)))?;
-            Some(table.told(row))
+            Some(format!("does not ask for the row {}", table.told(row)))
         };
         whole.tables.iter().find_map(of)
     }

@@ -5,12 +5,12 @@
 
 use std::path::Path;
 
-use tinyonn::{Error, Result};
+use tinyonn::{Error, Result, files};
 
-use crate::compare::CompareConfig;
+use crate::compare::{CompareConfig, is_foreign};
 use crate::fragments::{COMPARE, Declared, Study, Written, declared_beside};
 
-/// All studies with the grids that they ask at least, in the order in which they are told.
+/// All studies in the order in which they are told, each with what it must ask for.
 pub const STUDIES: [(Study, fn() -> Declared); 1] = [(COMPARE, || CompareConfig::default().declared())];
 
 /// The page made of the fragments in the folder `dir`: those of all studies that have one.
@@ -32,9 +32,9 @@ pub fn assemble(dir: &Path) -> Result<String> {
             return Err(Error::file(&path, problem, format!("let {} write it", study.program)));
         }
         let written = Written::read(&path, &page, study)?;
-        if let Some(row) = written.declared.lacks_of(&whole()) {
-            let problem = format!("does not ask for the row {row}: its grid is not that of the whole study");
-            let remedy = format!("run {} with its default grid", study.program);
+        if let Some(less) = written.declared.lacks_of(&whole()) {
+            let problem = format!("{less}: it is not the whole study");
+            let remedy = format!("run {} with its default settings", study.program);
             return Err(Error::file(declared_beside(&path), problem, remedy));
         }
         parts.push(page);
@@ -44,6 +44,18 @@ pub fn assemble(dir: &Path) -> Result<String> {
         return Err(Error::file(dir, format!("holds none of {names}"), "let a study write one with --results"));
     }
     Ok(parts.join("\n"))
+}
+
+/// Refuses a place for the page that cannot be written, or where one lies that no study has a part in, unless `replace`.
+///
+/// # Errors
+/// As above.
+pub fn check_place(path: &Path, replace: bool) -> Result<()> {
+    if !replace && is_foreign(path) {
+        let remedy = "move it away, or replace it with --overwrite";
+        return Err(Error::file(path, "was written by no study and not made of fragments", remedy));
+    }
+    files::try_write(path)
 }
 
 /// Refuses what looks like a fragment and would be left out.

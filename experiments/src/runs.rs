@@ -15,7 +15,7 @@ use tinyonn::train::Checkpoints;
 #[cfg(feature = "pictures")]
 use crate::pages;
 use crate::shown::{Imaged, PhasesShown, ScanShown, Shown};
-use crate::studies::{self, RunSummary, SUMMARY, Studies};
+use crate::studies::{self, RunSummary, SUMMARY, Studies, summary_sha256};
 
 /// Phase 1 and its studies: the loss along every source of labels, the loss against active share, what ablating and amplifying does.
 ///
@@ -32,7 +32,7 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<R
     run.write_phase1(&found)?;
     watch.stop();
     let figures = RunSummary { phase1: found.summary(&run, &watch), studies, smk: None };
-    finish(&config.out, &figures, PhasesShown::new(&run, Some(imaged), None)?)?;
+    finish(&config.out, &figures, |summary| PhasesShown::new(&run, summary, Some(imaged), None))?;
     Ok(figures)
 }
 
@@ -51,7 +51,7 @@ pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<R
     let after = run.phase2(&mut found.store, &found.labels, &mut watch, checkpoints)?;
     watch.stop();
     let figures = RunSummary { phase1: found.summary(&run, &watch), studies, smk: Some(after.figures(&run)) };
-    finish(&config.out, &figures, PhasesShown::new(&run, Some(imaged), Some(&after.losses))?)?;
+    finish(&config.out, &figures, |summary| PhasesShown::new(&run, summary, Some(imaged), Some(&after.losses)))?;
     Ok(figures)
 }
 
@@ -69,7 +69,7 @@ pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpo
     watch.stop();
     let phase1: Phase1Summary = left.summary_with(&watch);
     let figures = RunSummary { phase1, studies, smk: Some(after.figures(&run)) };
-    finish(&config.out, &figures, PhasesShown::new(&run, None, Some(&after.losses))?)?;
+    finish(&config.out, &figures, |summary| PhasesShown::new(&run, summary, None, Some(&after.losses)))?;
     Ok(figures)
 }
 
@@ -98,9 +98,9 @@ pub fn merge_scans(config: &MergeConfig) -> Result<StoredScan> {
 }
 
 /// Writes what a run of phases leaves, and draws its page of that alone.
-fn finish(out: &Path, figures: &RunSummary, shown: PhasesShown) -> Result<()> {
+fn finish(out: &Path, figures: &RunSummary, shown: impl FnOnce(String) -> Result<PhasesShown>) -> Result<()> {
     summary::write(figures, &out.join(SUMMARY))?;
-    Shown::Phases(Box::new(shown)).write(out)?;
+    Shown::Phases(Box::new(shown(summary_sha256(out)?)?)).write(out)?;
     draw(out)
 }
 

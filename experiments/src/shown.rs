@@ -27,6 +27,8 @@ pub enum Shown {
 /// What the page of a run of phases shows beside its summary.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PhasesShown {
+    /// SHA-256 of the `summary.json` that it was written with.
+    pub summary_sha256: String,
     /// The tasks in their order.
     pub tasks: Vec<String>,
     /// The hierarchy.
@@ -77,9 +79,15 @@ impl PhasesShown {
     ///
     /// # Errors
     /// A log that cannot be read.
-    pub fn new(run: &Run<'_>, imaged: Option<Imaged>, after: Option<&LossesNow>) -> Result<Self> {
+    pub fn new(
+        run: &Run<'_>,
+        summary_sha256: String,
+        imaged: Option<Imaged>,
+        after: Option<&LossesNow>,
+    ) -> Result<Self> {
         let smk = after.map(|_| metrics::read(run.config.out.join(METRICS))).transpose()?.unwrap_or_default();
         Ok(Self {
+            summary_sha256,
             tasks: run.text.tasks.clone(),
             spec: run.variant.spec.clone(),
             imaged,
@@ -186,22 +194,23 @@ impl Shown {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(not_there(dir)),
             Err(e) => return Err(Error::io(&path, e)),
         };
-        let remedy = "draw it with the program that wrote it, or run that again";
+        let remedy = "give the folder as its run left it, draw it with the version that wrote it, or run it again";
         let read: Self = serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string(), remedy))?;
         match read.contradiction() {
             Some(problem) => Err(Error::file(&path, problem, remedy)),
             None => Ok(read),
         }
     }
-}
 
-impl Shown {
     /// Numbers that are not as many as the tasks, layers and experts beside them.
     fn contradiction(&self) -> Option<String> {
         let (tasks, spec, experts) = match self {
             Self::Phases(shown) => (&shown.tasks, &shown.spec, shown.imaged.as_ref().map(|imaged| &imaged.experts)),
             Self::Scan(shown) => (&shown.tasks, &shown.spec, Some(&shown.experts)),
         };
+        if let Some(wrong) = spec.validate().first() {
+            return Some(format!("`spec`: {}", wrong.problem));
+        }
         let layers = experts.and_then(|by_task| by_task.first()).map_or(0, Vec::len);
         let is_map = |by_layer: &Vec<Vec<f64>>| {
             by_layer.len() == layers && by_layer.iter().all(|row| row.len() == spec.experts())
@@ -211,7 +220,20 @@ impl Shown {
             return Some(format!("`experts` is not of {tasks} tasks × {layers} layers × {experts} experts"));
         }
         let Self::Phases(shown) = self else { return None };
+        let is_even = |rows: &Vec<Vec<f64>>| rows.iter().all(|row| row.len() == spec.experts());
+        if !shown.load_after.as_ref().is_none_or(is_even) {
+            return Some(format!("`load_after` is not of {} experts a layer", spec.experts()));
+        }
         let imaged = shown.imaged.as_ref()?;
+        if layers == 0 || imaged.accuracy.layers.len() != layers {
+            return Some(format!("`accuracy.layers` is not of {layers} layers, of which there must be one"));
+        }
+        let is_load = |by_task: &Vec<Vec<f64>>| by_task.len() == tasks.len() && is_even(by_task);
+        let load = &imaged.accuracy.load;
+        if load.len() != layers || !load.iter().all(is_load) {
+            let (tasks, experts) = (tasks.len(), spec.experts());
+            return Some(format!("`accuracy.load` is not of {layers} layers × {tasks} tasks × {experts} experts"));
+        }
         let confusion = &imaged.accuracy.confusion;
         if confusion.len() != tasks.len() || confusion.iter().any(|row| row.len() != tasks.len()) {
             return Some(format!("`accuracy.confusion` is not of {0} × {0} tasks", tasks.len()));
@@ -222,8 +244,12 @@ impl Shown {
             return Some(format!("`accuracy.layers` is not of {levels} levels each"));
         }
         let paths = &imaged.labels.experts;
-        if paths.len() != tasks.len() || paths.iter().any(|path| path.len() != layers) {
-            return Some(format!("`labels` is not of {} tasks × {layers} layers", tasks.len()));
+        let is_known = |path: &Vec<u32>| path.iter().all(|expert| (*expert as usize) < spec.experts());
+        if paths.len() != tasks.len() || paths.iter().any(|path| path.len() != layers || !path.iter().all(is_known)) {
+            return Some(format!(
+                "`labels` is not of {} tasks × {layers} layers, or names an unknown expert",
+                tasks.len()
+            ));
         }
         None
     }

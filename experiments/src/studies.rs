@@ -12,6 +12,7 @@ use tinyonn::phases::{Phase1, Phase1Summary, Run};
 use tinyonn::{Error, Result};
 
 use crate::causal::{Intervention, causal};
+use crate::fragments::sha256;
 use crate::frontier::{Frontier, frontier};
 use crate::label_sources::{SourceFigures, label_sources};
 
@@ -87,6 +88,15 @@ impl Studies {
 
 /// The file in a run's folder.
 pub(crate) const SUMMARY: &str = "summary.json";
+
+/// SHA-256 of the summary in the folder `dir`.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn summary_sha256(dir: &Path) -> Result<String> {
+    let path = dir.join(SUMMARY);
+    Ok(sha256(&std::fs::read(&path).map_err(|e| Error::io(&path, e))?))
+}
 
 /// What a summary of any version holds of `R`.
 ///

@@ -109,12 +109,21 @@ fn a_row_that_is_missing_is_named() {
 )]
 #[case::a_smaller_grid(
     &|at: &Fragments| at.rewrite(|text, table| text != "toolchain" || !table.starts_with("At every share")),
-    &["compare.json", "does not ask for the row", "of “At every share (toolchain)”", "default grid"]
+    &["compare.json", "does not ask for the row", "of “At every share (toolchain)”", "default settings"]
 )]
 #[case::a_text_less(
     &|at: &Fragments| at.rewrite(|text, _| text != "toolchain"),
     &["compare.json", "does not ask for the row", "(toolchain)”"]
 )]
+#[case::of_less_text(
+    &|at: &Fragments| at.edit("compare.json", |json| json.replacen("\"test_tokens\": 2048", "\"test_tokens\": 200", 1)),
+    &["compare.json", "has another `test_tokens`: it is not the whole study", "default settings"]
+)]
+#[case::of_fewer_seeds(
+    &|at: &Fragments| at.edit("compare.json", |json| json.replacen("      1,\n", "", 1)),
+    &["compare.json", "has no seed 1: it is not"]
+)]
+#[case::of_an_unknown_key(&|at: &Fragments| at.edit("compare.json", |json| json.replacen("{", "{\"extra\": 1,", 1)), &["unknown field `extra`"])]
 #[case::not_run(
     &|at: &Fragments| at.edit("compare.json", |json| json.replacen("\"not_run\": []", "\"not_run\": [\"workspace-0/x\"]", 1)),
     &["compare.json", "says that 1 of its grid, `workspace-0/x` first, were not run", "again"]
@@ -146,5 +155,5 @@ fn what_is_declared_lies_beside_the_fragment() {
     assert_eq!(Written::read(&path, &page, &COMPARE).unwrap().declared, declared);
     // A quick comparison is not the study.
     let said = message(assemble(fragments.0.path()));
-    assert!(said.contains("does not ask for the row") && said.contains("default grid"), "{said}");
+    assert!(said.contains("has another `") && said.contains("default settings"), "{said}");
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use experiments::compare::check_assembled;
 use experiments::{arguments, main_with, pages, printed, results, say};
 use tinyonn::files::{self, StagedFolder};
 use tinyonn::{Error, Result};
@@ -15,7 +14,7 @@ use tinyonn::{Error, Result};
 /// of its page in summary.json and figures.json, a comparison in its records.
 ///
 /// With --results, RESULTS.md is written instead, beside the folder of fragments: what each study found, in a fixed order. A study that was not run
-/// has no part of it; if one lacks a row that its grid asks for, nothing is written.
+/// has no part of it; if one is not whole (it lacks a row or a cell, was changed, or is smaller than the study's own), nothing is written.
 #[derive(Parser)]
 #[command(
     name = env!("CARGO_BIN_NAME"),
@@ -56,10 +55,11 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 /// All parts are read and found whole before anything is written.
 fn assemble(dir: &Path, overwrite: bool) -> Result<ExitCode> {
     let page = results::assemble(dir)?;
-    // `..` names a folder, too.
-    let dir = dir.canonicalize().map_err(|e| Error::io(dir, e))?;
+    // `..` has no name, and lies beside nothing until it is known what it stands for; a link lies where it lies.
+    let named = if dir.file_name().is_some() { std::path::absolute(dir) } else { dir.canonicalize() };
+    let dir = named.map_err(|e| Error::io(dir, e))?;
     let path = dir.parent().unwrap_or(&dir).join("RESULTS.md");
-    check_assembled(&path, overwrite)?;
+    results::check_place(&path, overwrite)?;
     files::write(&path, page)?;
     say!("results   {}", path.display());
     Ok(ExitCode::SUCCESS)

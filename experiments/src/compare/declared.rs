@@ -8,6 +8,7 @@ use crate::causal;
 use crate::fragments::{COMPARE, Declared, DeclaredTable};
 use crate::frontier::times;
 use crate::pages::causal::chosen_by;
+use serde_json::Value;
 use tinyonn::imaging::{Form, LabelSource};
 use tinyonn::ops::GradSite;
 
@@ -32,7 +33,17 @@ impl CompareConfig {
             ]);
         }
         tables.retain(|table| !table.rows.is_empty());
-        Declared { study: COMPARE.name.into(), tables }
+        Declared { study: COMPARE.name.into(), seeds: self.seeds.clone(), settings: self.deciding(), tables }
+    }
+}
+
+impl CompareConfig {
+    /// The settings that decide what is found, but for the seeds: not where it is kept, nor where it is computed.
+    fn deciding(&self) -> Value {
+        let all = serde_json::to_value(self).unwrap_or_default();
+        let Value::Object(mut all) = all else { return all };
+        all.retain(|key, _| !matches!(key.as_str(), "out" | "results" | "cache" | "device" | "seeds"));
+        Value::Object(all)
     }
 }
 

@@ -34,5 +34,7 @@ pub use outcome::{Finished, Outcome, Via};
 pub use pictures::write_report;
 #[cfg(feature = "pictures")]
 pub use results::write_results;
-pub use results_file::{check_assembled, check_results_file};
+pub use results_file::check_results_file;
+#[cfg(feature = "pictures")]
+pub(crate) use results_file::is_foreign;
 pub use subject::run_subject;

@@ -70,14 +70,25 @@ impl Outcome {
             let path = store.subject_file(corpus, seed);
             let missing = || Error::file(&path, "is not there", "run exp_compare again: it goes on where it stopped");
             let subject: SubjectRecord = record::read(&path, record::REPEAT)?.ok_or_else(missing)?;
+            let (documents, tasks) = (subject.documents.len(), subject.tasks.len());
+            let is_square = |of: &Vec<Vec<f64>>| of.len() == tasks && of.iter().all(|row| row.len() == tasks);
+            if [&subject.dense, &subject.without].into_iter().any(|loss| loss.sums.len() != documents)
+                || !subject.causal.iter().all(|found| is_square(&found.delta))
+            {
+                let problem = "is not whole: its losses are not of its documents, or its causal part not of its tasks";
+                return Err(Error::file(&path, problem, record::REPEAT));
+            }
             let cells = config.cells().into_iter().filter_map(|cell| {
                 let path = store.cell_file(corpus, seed, &cell);
                 let found = record::read::<CellRecord>(&path, record::REPEAT).transpose()?;
                 let fits = |found: CellRecord| {
-                    if found.paths.sums.len() == subject.documents.len() {
+                    let documents = subject.documents.len();
+                    let losses = found.routed.iter().flat_map(|routed| [Some(&routed.loss), routed.own_paths.as_ref()]);
+                    let whole = losses.flatten().chain([&found.paths]).all(|loss| loss.sums.len() == documents);
+                    if whole && found.routed.as_ref().is_none_or(|routed| !routed.accuracy.is_empty()) {
                         return Ok((cell.id(), found));
                     }
-                    let problem = "is of other documents than its subject";
+                    let problem = "is not whole: it is of other documents than its subject, or of no level";
                     Err(Error::file(&path, problem, "remove it, and run exp_compare again"))
                 };
                 Some(found.and_then(fits))

@@ -5,8 +5,6 @@ use std::path::Path;
 use serde_json::Value;
 use tinyonn::{Error, Result, files};
 
-use crate::fragments::Written;
-
 /// What tells a page that is written by this from any other.
 pub(super) const MARK: &str = "Written by `exp_compare` from its records; not edited by hand.";
 
@@ -21,7 +19,11 @@ pub fn check_results_file(path: &Path, replace: bool) -> Result<()> {
         return Err(Error::file(path, "was not written by a comparison", remedy));
     }
     let beside = path.with_extension("json");
-    let written = |text: &[u8]| serde_json::from_slice::<Written>(text).is_ok();
+    // Of any version: it names its study.
+    let written = |text: &[u8]| {
+        let read = serde_json::from_slice::<Value>(text).unwrap_or_default();
+        [&read, &read["declared"]].into_iter().any(|declared| declared["study"].is_string())
+    };
     // A comparison's own settings may lie beside it, and are never replaced.
     let is_settings = |text: &[u8]| serde_json::from_slice::<Value>(text).is_ok_and(|json| !json["settings"].is_null());
     if beside == path || std::fs::read(&beside).is_ok_and(|text| is_settings(&text)) {
@@ -39,19 +41,7 @@ pub fn check_results_file(path: &Path, replace: bool) -> Result<()> {
     files::try_write(path)
 }
 
-/// Refuses a page made of fragments that could not be written, or would replace one that nobody made so, unless `replace`.
-///
-/// # Errors
-/// As above.
-pub fn check_assembled(path: &Path, replace: bool) -> Result<()> {
-    if !replace && is_foreign(path) {
-        let remedy = "move it away, or replace it with --overwrite";
-        return Err(Error::file(path, "was not made of fragments", remedy));
-    }
-    files::try_write(path)
-}
-
 /// Whether a page lies there that no comparison has a part in.
-fn is_foreign(path: &Path) -> bool {
+pub(crate) fn is_foreign(path: &Path) -> bool {
     std::fs::read(path).is_ok_and(|page| !String::from_utf8_lossy(&page).contains(MARK))
 }

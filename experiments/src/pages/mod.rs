@@ -9,14 +9,14 @@ mod scan;
 
 use std::path::Path;
 
-use tinyonn::Result;
 use tinyonn::imaging::Labels;
+use tinyonn::{Error, Result};
 
 use self::run::Material;
 use crate::compare::{self, CompareConfig, Outcome, write_report};
 use crate::report::Page;
 use crate::shown::Shown;
-use crate::studies::{self, RunSummary};
+use crate::studies::{self, RunSummary, SUMMARY, summary_sha256};
 
 /// Draws `report.html` and its figures into the folder `dir` of a run of phases, of a scan or of a comparison.
 ///
@@ -37,6 +37,14 @@ fn page(dir: &Path) -> Result<Page> {
         Shown::Scan(shown) => return scan::page(&shown),
         Shown::Phases(shown) => shown,
     };
+    if shown.summary_sha256 != summary_sha256(dir)? {
+        let problem = "is not the summary that figures.json beside it was written with";
+        return Err(Error::file(
+            dir.join(SUMMARY),
+            problem,
+            "give a folder whose files are of one run, as it left them",
+        ));
+    }
     let summary: RunSummary = studies::read(dir, "run it again")?;
     run::page(&Material {
         summary: &summary.phase1,
