@@ -131,3 +131,32 @@ fn a_configuration_names_its_activation() {
     assert!(message(read("twice")).contains("declared more than once"));
     assert!(message(Arch { hidden_act: "swish".into(), ..config(9, true) }.activation()).contains("known: gelu"));
 }
+
+/// x clamped, then SwiGLU: within the limit the one is the other.
+#[derive(Debug)]
+struct Clamped(f32);
+
+impl Activation for Clamped {
+    fn name(&self) -> &str {
+        "silu"
+    }
+
+    fn forward(&self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
+        ops::Silu.forward(&g.clamp(-self.0, self.0)?, u)
+    }
+
+    fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+        ops::Silu.backward(&g.clamp(-self.0, self.0)?, u, delta)
+    }
+}
+
+/// A formula is known by its values, far from zero too, whatever its name is.
+#[test]
+fn an_activation_is_known_by_its_values() {
+    static CLAMPED: [Clamped; 3] = [Clamped(100.0), Clamped(7.0), Clamped(20.0)];
+    let of = |activation| ops::activation::fingerprint(activation).unwrap();
+    assert_ne!(of(&ops::Silu), of(&ops::Gelu));
+    assert_eq!(of(&ops::Silu), of(&CLAMPED[0]));
+    assert_ne!(of(&ops::Silu), of(&CLAMPED[1]));
+    assert_ne!(of(&ops::Silu), of(&CLAMPED[2]));
+}

@@ -12,16 +12,16 @@ use tinyonn::imaging::inputs::{Thinning, Window};
 use tinyonn::imaging::{RouterInputs, ScanOptions};
 use tinyonn::metrics::Stopwatch;
 use tinyonn::ops::Weigh;
-use tinyonn::phases::{Prepared, RunConfig, Stages, plan};
+use tinyonn::phases::{Prepared, Run, RunConfig, Stages, plan};
 
 use crate::phase2::setting;
 use crate::tiny;
 
 /// Published configurations; bytes of what routers see at most, and of what a fit needs on two threads.
 #[rstest]
-#[case::qwen3_1_7b("qwen3_1_7b", 4.3e9, 0.6e9)]
-#[case::qwen3_0_6b("qwen3_0_6b", 3.8e9, 0.3e9)]
-#[case::smollm2("smollm2_135m", 3.4e9, 0.2e9)]
+#[case::qwen3_1_7b("qwen3_1_7b", 5.3e9, 0.6e9)]
+#[case::qwen3_0_6b("qwen3_0_6b", 4.2e9, 0.3e9)]
+#[case::smollm2("smollm2_135m", 3.8e9, 0.3e9)]
 fn what_routers_see_is_bounded(#[case] name: &str, #[case] inputs: f64, #[case] fit: f64) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/decoders/published/{name}.json"));
     let of = |scan_tokens: usize| {
@@ -54,15 +54,21 @@ fn what_is_planned_is_what_is_kept(#[values("Moe2x4", "SegmentOf3", "ByTask")] v
     let mut config = RunConfig { variant: variant.into(), ..setting(dir.path(), DType::F32) };
     let planned = |config: &RunConfig| plan(config, Stages::Phase1).unwrap().stages[2].inputs;
     let before = planned(&config);
-    let prepared = Prepared::new(&config, &mut Stopwatch::new(), None).unwrap();
-    let run = prepared.run(&config);
-    let train = run.scan().unwrap().1;
+    let as_read = config.clone();
+    let prepared = Prepared::new(&as_read, &mut Stopwatch::new(), None).unwrap();
+    let run = prepared.run(&as_read);
+    let (scan, train) = run.scan().unwrap();
     let held = run.held_inputs().unwrap();
     let kept = train.bytes() + held.validation.bytes() + held.test.bytes();
     // A window that is not read whole has no mean: one a task, or one a segment at the end of a sequence.
     assert!(kept <= before && 10 * kept >= 9 * before, "{kept} {before}");
+    let store = run.upcycle(&scan).unwrap();
+    let model = run.model(&store).unwrap();
+    let units = model.neuron_experts().unwrap();
+    let pass = Run::routed(&run.labels(&scan, units.as_deref()));
+    let fitted = run.own_inputs(model.lm(), &pass).unwrap();
+    let again = fitted.bytes() + run.inputs(model.lm(), &prepared.tokens.validation, &pass).unwrap().bytes();
     config.router.refit_rounds = 1;
-    let again = train.bytes() + held.validation.bytes();
     assert!(planned(&config) >= kept + again && 10 * (kept + again) >= 9 * planned(&config));
 }
 

@@ -6,9 +6,9 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use super::{Corpus, Document};
 
 /// Words in a row that two texts have in common only if one was copied.
-const ROW: usize = 16;
-/// Shingles of words that are kept to compare with, at most: 8 MiB of them, an even sample of more.
-const MOST_ROWS: usize = 1 << 20;
+const WORDS: usize = 16;
+/// Shingles that are kept to compare with, at most: 8 MiB of them, an even sample of more.
+const MOST_SHINGLES: usize = 1 << 20;
 
 /// For each document the first that has the same text: itself, where there is none before.
 pub(super) fn first_copies(documents: &[Document]) -> Vec<usize> {
@@ -33,10 +33,10 @@ struct Shingles {
 
 impl Shingles {
     fn add(&mut self, text: &str) {
-        for hash in rows(text).filter(|hash| hash.trailing_zeros() >= self.level).collect::<Vec<_>>() {
+        for hash in shingles(text).filter(|hash| hash.trailing_zeros() >= self.level).collect::<Vec<_>>() {
             self.hashes.insert(hash);
         }
-        while self.hashes.len() > MOST_ROWS {
+        while self.hashes.len() > MOST_SHINGLES {
             self.level += 1;
             self.hashes.retain(|hash| hash.trailing_zeros() >= self.level);
         }
@@ -44,7 +44,7 @@ impl Shingles {
 
     fn hold_most_of(&self, text: &str) -> bool {
         let (mut all, mut known) = (0, 0);
-        for hash in rows(text).filter(|hash| hash.trailing_zeros() >= self.level) {
+        for hash in shingles(text).filter(|hash| hash.trailing_zeros() >= self.level) {
             all += 1;
             known += usize::from(self.hashes.contains(&hash));
         }
@@ -52,12 +52,12 @@ impl Shingles {
     }
 }
 
-/// A hash for each row of [`ROW`] words, without regard to case and punctuation; a shorter text has one hash.
-fn rows(text: &str) -> impl Iterator<Item = u64> {
+/// A hash for each row of [`WORDS`] words, without regard to case and punctuation; a shorter text has one hash.
+fn shingles(text: &str) -> impl Iterator<Item = u64> {
     let words: Vec<u64> =
         text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(word).collect();
-    let count = if words.is_empty() { 0 } else { words.len().saturating_sub(ROW) + 1 };
-    (0..count).map(move |at| hashed(&words[at..words.len().min(at + ROW)]))
+    let count = if words.is_empty() { 0 } else { words.len().saturating_sub(WORDS) + 1 };
+    (0..count).map(move |at| hashed(&words[at..words.len().min(at + WORDS)]))
 }
 
 fn word(word: &str) -> u64 {
@@ -99,7 +99,7 @@ mod tests {
         for part in 0..30 {
             rows.add(&numbered(part * 100_000, 100_000));
         }
-        assert!(rows.hashes.len() <= MOST_ROWS && rows.level == 2, "{} {}", rows.hashes.len(), rows.level);
+        assert!(rows.hashes.len() <= MOST_SHINGLES && rows.level == 2, "{} {}", rows.hashes.len(), rows.level);
         assert!(rows.hold_most_of(&numbered(1_234_000, 2_000)) && !rows.hold_most_of(&numbered(90_000_000, 2_000)));
     }
 

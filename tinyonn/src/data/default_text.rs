@@ -16,6 +16,8 @@ use super::source::{files_below, relative_id};
 use super::{Corpus, DEFAULT_BYTES, Document, Task, arithmetic, records, sorting};
 use crate::{Error, Result};
 
+/// How many tasks it has.
+pub const DEFAULT_TASKS: usize = 5;
 /// The folders of the workspace that hold its own text.
 const FOLDERS: [&str; 7] = ["tinyonn", "tinyonn-spec", "tinyonn-macros", "experiments", "benches", "tests", "docs"];
 /// Files and folders that tools write, at any depth of those folders.

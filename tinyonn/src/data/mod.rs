@@ -48,7 +48,7 @@ mod toolchain_text;
 
 pub use batches::Batches;
 pub use corpus::{Corpus, Document, Task};
-pub use default_text::{default_corpus, workspace_root};
+pub use default_text::{DEFAULT_TASKS, default_corpus, workspace_root};
 pub use documents::{Counted, Documents};
 pub use pack::{Batch, NO_DOCUMENT, NO_TARGET, TaskTokens, TokenSet};
 pub use sampler::Sampler;
@@ -57,4 +57,4 @@ pub use split::{SplitShares, Splits};
 pub use synthetic::{DEFAULT_BYTES, arithmetic, records, sorting};
 pub use token_file::TokenFile;
 pub use tokenizer::{END_OF_TEXT, TextTokenizer};
-pub use toolchain_text::{TOOLCHAIN, Toolchain, toolchain_corpus};
+pub use toolchain_text::{TOOLCHAIN, TOOLCHAIN_TASKS, Toolchain, toolchain_corpus};

@@ -24,6 +24,8 @@ use super::source::{files_below, relative_id};
 use super::{Corpus, DEFAULT_BYTES, Document, Task};
 use crate::{Error, Result};
 
+/// How many tasks it has.
+pub const TOOLCHAIN_TASKS: usize = 4;
 /// The name that stands for these tasks in place of `NAME=PATH`.
 pub const TOOLCHAIN: &str = "toolchain";
 

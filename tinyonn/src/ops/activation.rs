@@ -40,10 +40,12 @@ use std::any::{Any, TypeId};
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use std::fmt::Debug;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::elementwise::{each, each_pair};
+use super::host::in_memory;
 use super::lanes::{self, erf, exp, sigmoid};
+use crate::files::Digest;
 
 /// h(g, u) and its derivative.
 pub trait Activation: Any + Send + Sync + Debug {
@@ -87,6 +89,27 @@ pub fn activation(name: &str) -> Option<&'static dyn Activation> {
     let mut named = inventory::iter::<ActivationEntry>.into_iter().map(|entry| entry.0).filter(|a| a.name() == name);
     let first = named.next()?;
     named.all(|other| type_of(other) == type_of(first)).then_some(first)
+}
+
+/// SHA-256 of what `activation` and its derivative make of a grid of points, to four digits: what it is known by where a name is not enough, since
+/// the formula of a user's type may change.
+///
+/// # Errors
+/// What the activation reports.
+pub fn fingerprint(activation: &'static dyn Activation) -> Result<String> {
+    let near = (-6..=6).map(|at| 0.55 * at as f32);
+    let points: Vec<f32> = near.chain([-30.0, -12.0, -7.5, -5.0, 5.0, 7.5, 12.0, 30.0]).collect();
+    let grid = |of: fn((f32, f32)) -> f32| {
+        let pairs = points.iter().flat_map(|g| points.iter().map(|u| (*g, *u)));
+        Tensor::from_vec(pairs.map(of).collect::<Vec<_>>(), (points.len(), points.len()), &Device::Cpu)
+    };
+    let (g, u) = (grid(|(g, _)| g)?, grid(|(_, u)| u)?);
+    let (by_g, by_u) = activation.backward(&g, &u, &g.ones_like()?)?;
+    let mut digest = Digest::new();
+    for values in [activation.forward(&g, &u)?, by_g, by_u] {
+        in_memory(&values)?.iter().for_each(|value| digest.text(&format!("{value:.3e}")));
+    }
+    Ok(digest.hex())
 }
 
 fn type_of(activation: &'static dyn Activation) -> TypeId {

@@ -1,8 +1,9 @@
-//! What routers see of a run's text, and how much of it is kept in main memory: of the model's width and layers, not of the text's length.
+//! What routers see of a run's text, and how much of it is kept in main memory, which depends on the model's width and layers and not on the length
+//! of the text.
 //!
-//! Of each split and layer at most [`SAMPLES`] tokens are looked at, and 1 GiB of them over all layers is kept; windows' means, of which a text has
-//! fewer, have as much room again. Where fewer tokens are kept than looked at, the scatter of the training split is summed up
-//! over all of these ([`ClassScatter`]).
+//! Of each split and layer at most [`SAMPLES`] tokens are read, and 1 GiB of them over all layers is kept; windows' means, of which a text has
+//! fewer, may take as much again. Where fewer tokens are kept than read, the scatter of the training split is summed up over all that
+//! are read ([`ClassScatter`]).
 
 use super::RunConfig;
 use crate::decoder::Arch;
@@ -13,7 +14,7 @@ use crate::ops::ClassScatter;
 
 /// Tokens a shared decision reads, where the variant does not say.
 const FIRST: usize = 64;
-/// Tokens of a split that are looked at in each layer, about.
+/// Tokens of a split that are read in each layer, about.
 const SAMPLES: usize = 32_768;
 /// Bytes that the kept tokens of a split may take over all layers.
 const KEPT_BYTES: usize = 1 << 30;
@@ -23,7 +24,7 @@ const KEPT_BYTES: usize = 1 << 30;
 pub struct SplitInputs {
     /// Single tokens, by layer.
     pub tokens: Vec<Samples>,
-    /// What shares a decision, by layer: means over the first tokens of a sequence, or over segments.
+    /// What shares a decision, sequences or segments of them, by layer: the means over the tokens that it reads.
     pub sequences: Vec<Samples>,
 }
 
@@ -62,6 +63,15 @@ pub struct HeldInputs {
 /// Bytes of a row's task and document.
 const ROW_BYTES: usize = 2 * size_of::<u32>();
 
+/// What a split is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Split {
+    /// Routers are fitted to it, and need its scatter.
+    Fitted,
+    /// Fits are stopped by it, or measured.
+    HeldOut,
+}
+
 /// Decides how much of a split is kept, by counts alone.
 #[derive(Clone, Copy)]
 pub(super) struct Keeping<'a> {
@@ -71,27 +81,46 @@ pub(super) struct Keeping<'a> {
 }
 
 impl Keeping<'_> {
-    /// Of a split of which `targets[task]` tokens are read. `fits`: routers are fitted to it, and need its scatter.
-    pub(super) fn of(self, targets: &[usize], fits: bool) -> Thinning {
+    /// Of a split of which `targets[task]` tokens are read.
+    pub(super) fn of(self, targets: &[usize], split: Split) -> Thinning {
         let kept = self.rows();
         let one_in = |count: usize| targets.iter().sum::<usize>().div_ceil(count);
-        let (tokens, looked_at) = (one_in(kept), one_in(SAMPLES));
-        let weigh = self.config.router.projection.weighs().filter(|_| fits && looked_at < tokens);
+        let (tokens, read) = (one_in(kept), one_in(SAMPLES));
+        let weigh = self.config.router.projection.weighs().filter(|_| split == Split::Fitted && read < tokens);
         Thinning {
             tokens,
             window: self.window(),
             windows: self.windows(targets).div_ceil(kept),
-            scatter: weigh.map(|weigh| (looked_at, weigh)),
+            scatter: weigh.map(|weigh| (read, weigh)),
         }
     }
 
     /// Bytes in main memory of what [`of`](Self::of) keeps, and of the scatter with what it needs beside it while it is summed up.
-    pub(super) fn bytes(self, targets: &[usize], fits: bool) -> u64 {
-        let (kept, width) = (self.of(targets, fits), self.cfg.hidden_size);
-        let rows = |all: usize, stride: usize| all.div_ceil(stride.max(1)) as u64;
-        let rows = rows(targets.iter().sum(), kept.tokens) + rows(self.windows(targets), kept.windows);
-        let scatter = kept.scatter.map_or(0, |_| ClassScatter::bytes(width).iter().sum());
-        self.cfg.num_hidden_layers as u64 * (rows * (size_of::<f32>() * width + ROW_BYTES) as u64 + scatter)
+    pub(super) fn bytes(self, targets: &[usize], split: Split) -> u64 {
+        let width = self.cfg.hidden_size;
+        let scatter = self.of(targets, split).scatter.map_or(0, |_| ClassScatter::bytes(width).iter().sum());
+        let rows = self.kept(targets) as u64 * (size_of::<f32>() * width + ROW_BYTES) as u64;
+        self.cfg.num_hidden_layers as u64 * (rows + scatter)
+    }
+
+    /// Bytes that a task's rows take on their way to where they are kept: as passes said them, side by side, and as values. Of the longest task.
+    pub(super) fn bytes_on_the_way(self, targets: &[usize]) -> u64 {
+        let all = targets.iter().sum::<usize>().max(1);
+        let of_task = self.kept(targets) * targets.iter().max().unwrap_or(&0) / all;
+        3 * (of_task * size_of::<f32>() * self.cfg.hidden_size * self.cfg.num_hidden_layers) as u64
+    }
+
+    /// Bytes of what learned projections make of the rows that routers are fitted to, in all layers.
+    pub(super) fn projected_bytes(self, targets: &[usize]) -> u64 {
+        let dim = self.spec.projection_width(self.cfg.hidden_size);
+        (self.kept(targets) * size_of::<f32>() * dim * self.cfg.num_hidden_layers) as u64
+    }
+
+    /// Rows of each layer that are kept, tokens and windows.
+    fn kept(self, targets: &[usize]) -> usize {
+        let kept = self.of(targets, Split::HeldOut);
+        let rows = |all: usize, stride: usize| all.div_ceil(stride.max(1));
+        rows(targets.iter().sum(), kept.tokens) + rows(self.windows(targets), kept.windows)
     }
 
     /// Rows of each layer that are kept of a split at most, of tokens and of windows.

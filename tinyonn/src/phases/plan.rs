@@ -11,11 +11,12 @@ use serde::Serialize;
 
 use super::config::hidden_act;
 use super::continuation::{LeftByPhase1, same_text};
-use super::inputs::Keeping;
-use super::{Dense, RunConfig, Text};
+use super::inputs::{Keeping, Split};
+use super::prepared::check_routers;
+use super::{Dense, LabelUnit, RunConfig, Text};
 use crate::Result;
 use crate::checkpoint::{Param, Role, is_on_paper, read_arch, variant_params};
-use crate::data::{Sampler, TextTokenizer, TokenSet};
+use crate::data::{self, Sampler, TextTokenizer, TokenSet};
 use crate::decoder::Arch;
 use crate::imaging::{Partition, partition};
 use crate::moe::expert::check_width;
@@ -66,15 +67,23 @@ fn stages_of_phase1(
     let values = Memory::DEFAULT.values(cfg, (config.batch * config.length) as u64);
     let keeping = Keeping { config, spec: &variant.spec, cfg };
     let [train, validation, test] = targets;
-    let fitted = keeping.bytes(train, true);
-    let held_out = keeping.bytes(validation, false);
-    let all = fitted + held_out + keeping.bytes(test, false);
+    let fitted = keeping.bytes(train, Split::Fitted);
+    let held_out = keeping.bytes(validation, Split::HeldOut);
+    let all = fitted + held_out + keeping.bytes(test, Split::HeldOut);
     // A refit collects anew what it fits to and is stopped by.
     let again = if config.router.refit_rounds > 0 { fitted + held_out } else { 0 };
     let layers = rayon::current_num_threads().min(cfg.num_hidden_layers) as u64;
-    let fits = layers * fit_bytes(cfg.hidden_size as u64, keeping.rows().min(train.iter().sum()) as u64);
+    let rows = keeping.rows().min(train.iter().sum()) as u64;
+    let fits = layers * fit_bytes(cfg.hidden_size as u64, rows) + keeping.projected_bytes(train);
+    // Tokens are labelled by a pass of their own, beside what routers see.
+    let labels = if config.label == LabelUnit::Token { values } else { 0 };
+    let on_the_way = keeping.bytes_on_the_way(train);
     let stage = |name, stores: u64, values, inputs| PlannedStage { name, weights: stores * store, values, inputs };
-    vec![stage("scan", 1, values, fitted), stage("proof", 2, 0, fitted), stage("router fit", 1, fits, all + again)]
+    vec![
+        stage("scan", 1, values, fitted + on_the_way),
+        stage("proof", 2, 0, fitted),
+        stage("router fit", 1, fits.max(labels), all + again),
+    ]
 }
 
 /// Bytes that a layer's projection is found in, and its routers fitted: its scatter, its eigenvectors and as much again twice to find them, in
@@ -143,13 +152,19 @@ pub enum Stages<'a> {
 /// What the run itself would refuse before its first step, but for weights that cannot be read.
 pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
     let variant = variant(&config.variant)?;
+    check_routers(variant)?;
     config.validate(variant)?;
     partition::choose(config.partition, &variant.spec, Partition::Sps)?;
     if let Some(path) = config.model.as_deref().filter(|path| is_on_paper(path)) {
         let cfg = read_arch(path)?;
         config.check_length(&cfg)?;
-        // How much text there is nobody knows yet: of each source a task that is as long as is read.
-        let targets = [(); 3].map(|()| vec![config.scan_tokens; config.data.len().max(1)]);
+        // How long the text is nobody knows yet: each of its tasks as long as is read.
+        let tasks = match config.data.as_slice() {
+            [] => data::DEFAULT_TASKS,
+            [source] if source == data::TOOLCHAIN => data::TOOLCHAIN_TASKS,
+            sources => sources.len(),
+        };
+        let targets = [(); 3].map(|()| vec![config.scan_tokens; tasks]);
         return Plan::new(config, stages, (&cfg, variant), (false, &targets));
     }
     // What keeps a model from being read is said before all text is.

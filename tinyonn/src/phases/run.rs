@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::inputs::{HeldInputs, Keeping, SplitInputs};
+use super::inputs::{HeldInputs, Keeping, Split, SplitInputs};
 use super::text::{CorpusFigures, Tokens};
 use super::{Dense, LabelUnit, RunConfig, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
@@ -120,7 +120,7 @@ impl Run<'_> {
 
     /// One token in so many is kept for routers.
     pub(super) fn stride(&self, set: &TokenSet) -> usize {
-        self.keeping().of(&self.targets(set), false).tokens
+        self.keeping().of(&self.targets(set), Split::HeldOut).tokens
     }
 
     /// One token in so many makes about `count` of those that are read.
@@ -128,9 +128,9 @@ impl Run<'_> {
         self.targets(set).iter().sum::<usize>().div_ceil(count)
     }
 
-    /// Nothing seen yet of `set`; with its scatter where routers are fitted to it.
-    fn router_inputs(&self, set: &TokenSet, fits: bool) -> RouterInputs {
-        RouterInputs::new(self.dense.cfg.num_hidden_layers, self.keeping().of(&self.targets(set), fits))
+    /// Nothing seen yet of `set`.
+    fn router_inputs(&self, set: &TokenSet, split: Split) -> RouterInputs {
+        RouterInputs::new(self.dense.cfg.num_hidden_layers, self.keeping().of(&self.targets(set), split))
     }
 
     /// The image of the dense model's neurons on the training text, and what routers see of it.
@@ -139,7 +139,7 @@ impl Run<'_> {
     /// Whatever the device reports.
     pub fn scan(&self) -> Result<(NeuronScan, SplitInputs)> {
         let model = self.dense_model()?;
-        let mut inputs = self.router_inputs(&self.tokens.train, true);
+        let mut inputs = self.router_inputs(&self.tokens.train, Split::Fitted);
         let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&mut inputs))?;
         Ok((scan, SplitInputs::of(inputs)))
     }
@@ -252,7 +252,7 @@ impl Run<'_> {
     /// # Errors
     /// Whatever the device reports.
     pub fn inputs<F: FeedForward>(&self, model: &CausalLm<F>, set: &TokenSet, pass: &Pass) -> Result<SplitInputs> {
-        self.collect(model, set, pass, self.router_inputs(set, false))
+        self.collect(model, set, pass, self.router_inputs(set, Split::HeldOut))
     }
 
     /// The same of the training split, with its scatter.
@@ -260,7 +260,7 @@ impl Run<'_> {
     /// # Errors
     /// Whatever the device reports.
     pub fn own_inputs<F: FeedForward>(&self, model: &CausalLm<F>, pass: &Pass) -> Result<SplitInputs> {
-        self.collect(model, &self.tokens.train, pass, self.router_inputs(&self.tokens.train, true))
+        self.collect(model, &self.tokens.train, pass, self.router_inputs(&self.tokens.train, Split::Fitted))
     }
 
     fn collect<F: FeedForward>(

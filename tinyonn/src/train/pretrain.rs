@@ -13,6 +13,7 @@ use crate::checkpoint::{ParamStore, dense_params};
 use crate::data::{Sampler, TokenSet};
 use crate::decoder::{Arch, CausalLm, Learn, Mlp, Pass};
 use crate::metrics::MetricsLog;
+use crate::ops::activation::fingerprint;
 
 /// The version of what pretraining computes: models that are cached under one are alike, whatever the sources.
 // To be raised with whatever moves its bits: whenever the golden figures of `pretraining` (tests/suite/golden) are stated anew, and when texts are
@@ -107,6 +108,7 @@ pub fn pretrain(
     let mut state = TrainState::new(slots(&work, dense_params(cfg)), &config.memory)?;
     let settings = json!({
         "code": crate::SOURCES_SHA256, "model": cfg.to_json(), "pretrain": config, "seed": seed, "data": sampler.digest(),
+        "activation": fingerprint(cfg.activation()?)?,
         "held_out": held.filter(|_| config.look > 0).map(TokenSet::sha256),
     });
     let saving = checkpoints.map(|checkpoints| Saving { checkpoints, settings });

@@ -31,6 +31,7 @@ use crate::decoder::{Active, Experts, Learn, Pass, PathTable};
 use crate::metrics::MetricsLog;
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::{Balance, ExpertsAre, LoadFigures, MoeLayer, MoeSpec, balance};
+use crate::ops::activation::fingerprint;
 use crate::{Error, Result, files};
 
 /// How experts differentiate.
@@ -190,6 +191,7 @@ pub fn train_smk(
         Some(checkpoints) => {
             let settings = json!({
                 "code": crate::SOURCES_SHA256, "model": cfg.to_json(), "variant": spec, "smk": config, "data": sampler.digest(),
+                "activation": fingerprint(cfg.activation()?)?,
                 "held_out": held.filter(|_| config.look > 0).map(TokenSet::sha256),
                 "weights": digest(store)?, "active": active(routed),
             });
