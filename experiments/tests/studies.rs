@@ -15,6 +15,8 @@ const PHASE1: &str = env!("CARGO_BIN_EXE_exp_phase1");
 const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
 const COMPARE: &str = env!("CARGO_BIN_EXE_exp_compare");
 const REPORT: &str = env!("CARGO_BIN_EXE_exp_report");
+const SPARSIFY: &str = env!("CARGO_BIN_EXE_exp_sparsify");
+const VERIFY: &str = env!("CARGO_BIN_EXE_exp_verify");
 
 /// A model that is pretrained in a moment, and a run of both phases that takes one.
 const SHAPE: &str = "cache = \"cache\"\nlength = 16\nscan_tokens = 300\ntest_tokens = 200\n[dense]\nvocab_size = 300\nhidden_size = 16\n\
@@ -102,6 +104,38 @@ impl Place {
     }
 }
 
+/// The model that phase 1 pretrained, by neurons: the share that is asked for is the share that is measured.
+fn sparsifies(place: &Place) {
+    let cached = fs::read_dir(place.path("cache")).unwrap().map(|entry| entry.unwrap().path()).next().unwrap();
+    let model = cached.strip_prefix(place.dir.path()).unwrap().display().to_string();
+    let text = "--data a=a.txt --data b=b.txt --config sparse.toml";
+    fs::write(place.path("sparse.toml"), "length = 16\ncalibration_tokens = 300\ntest_tokens = 200\n").unwrap();
+    for (out, rest, share) in [
+        ("gate", "--active-share 0.6", 0.4),
+        ("top-k", "--active-share 0.6 --choose top_k", 0.4),
+        ("pruned", "--active-share 0.6 --variant Pruned", 0.6),
+    ] {
+        let said = place.done(SPARSIFY, &format!("--model {model} {text} {rest} --out {out}"));
+        assert!(said.contains("lossless  bit-equal") && said.contains("loss      a: dense"), "{said}");
+        let summary = place.json(&format!("{out}/summary.json"));
+        let found = |key: &str| summary[key].as_f64().unwrap();
+        assert!((found("neurons_asked") - share).abs() < 1e-9 && (found("operations_asked") - 0.6).abs() < 1e-9);
+        // A threshold meets the share on calibration text alone.
+        let apart = if out == "gate" { 0.15 } else { 1e-9 };
+        assert!((found("neurons") - share).abs() < apart, "{out} {}", found("neurons"));
+        let again = place.done(VERIFY, &format!("{out}/tiny-onn {model} --active all"));
+        assert!(again.contains("bit-equal"), "{again}");
+    }
+    place.refused(SPARSIFY, &format!("{text} --out no"), &["`model`", "is needed"]);
+    let refused =
+        |rest: &str, words: &[&str]| place.refused(SPARSIFY, &format!("--model {model} {text} {rest} --out no"), words);
+    refused("--active-share 0.3", &["`active_share`: is 0.3", "more than 0.334"]);
+    refused("--active-share 1.5", &["`active_share`: is 1.5"]);
+    refused("--variant TinyOnn", &["TinyOnn", "chooses no neurons"]);
+    place.refused(PHASE1, "--variant OwnGate --out no", &["OwnGate", "no hierarchy", "exp_sparsify"]);
+    assert!(!place.path("no").exists());
+}
+
 #[test]
 fn phase_2_goes_on_from_the_folder_of_phase_1() {
     let place = Place::new();
@@ -136,7 +170,7 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
     hidden.iter().for_each(|(from, to)| fs::rename(to, from).unwrap());
     // Files of two runs in one folder.
     for (run, tasks, words) in [
-        ("two", "[\"other\",", ["summary.json", "`dense` of the task `other`"]),
+        ("two", "[\"other\",", ["summary.json", "`dense` of the task `other`, which figures.json names"]),
         ("one", "[", ["figures.json", "is not of 1 tasks"]),
     ] {
         let path = place.path(run).join("figures.json");
@@ -145,6 +179,24 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
         place.refused(REPORT, run, &words);
         fs::write(&path, figures).unwrap();
     }
+    let summary = place.path("two/summary.json");
+    let told = fs::read_to_string(&summary).unwrap();
+    fs::copy(place.path("both/summary.json"), &summary).unwrap();
+    place.refused(REPORT, "two", &["two/summary.json", "is not the summary that figures.json", "of one run"]);
+    fs::write(&summary, told).unwrap();
+    for (from, to, words) in [
+        ("\"load\":[[[", "\"load\":[[[0.5,", "`accuracy.load` is not of"),
+        ("\"choices\":10", "\"choices\":0", "`spec`: there are 0"),
+        ("\"top_k\":", "\"top_k\":9", "`spec`: top_k"),
+    ] {
+        let path = place.path("one/figures.json");
+        let figures = fs::read_to_string(&path).unwrap();
+        assert!(figures.contains(from), "{from}");
+        fs::write(&path, figures.replacen(from, to, 1)).unwrap();
+        place.refused(REPORT, "one", &["one/figures.json", words]);
+        fs::write(&path, figures).unwrap();
+    }
+    sparsifies(&place);
     // What phase 1 decided is decided.
     fs::write(place.path("other.toml"), "scan_tokens = 299").unwrap();
     place.refused(PHASE2, "--from one --config other.toml --out three", &["`scan_tokens`", "exp_phase1"]);

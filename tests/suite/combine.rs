@@ -1,5 +1,6 @@
 //! The ways to combine experts, each against a loop over experts in candle's own operations: values and all gradients.
 
+mod chosen;
 mod dispatch;
 mod modules;
 mod replicas;

@@ -5,7 +5,7 @@ use candle_nn::{Init, VarBuilder, VarMap};
 use rstest::rstest;
 use tinyonn::Result;
 use tinyonn::moe::{
-    self, AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec,
+    self, AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Neurons,
     PartitionStrategy, Pfag, Project, Reduce, RoutePer, Router, RouterKind, RouterShape, RouterSpec, moe,
 };
 
@@ -104,6 +104,7 @@ fn an_enum_is_its_specification_field_by_field() {
         combine: Combine::Concat,
         route_per: RoutePer::Token,
         gate: Gate::Scaled,
+        neurons: Neurons::All,
         pfag: Pfag::Off,
         balance: Balance::Bias { rate: 0.001 },
         z_loss: 0.0,

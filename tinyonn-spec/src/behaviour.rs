@@ -39,6 +39,17 @@ words! {
         StraightThrough = "straight_through",
     }
 
+    /// Which neurons of the chosen experts take part in a routed pass (DESIGN §1). What is taken, and how much of it, is of a checkpoint: it is calibrated on
+    /// text.
+    pub enum Neurons {
+        /// All.
+        All = "all",
+        /// Those that the token's own gate values choose: the last level of decisions, whose choices are neurons.
+        Gate = "gate",
+        /// A fixed set a layer, the same for every token.
+        Pruned = "pruned",
+    }
+
     /// How neurons are given to experts (the library's `imaging::partition` makes them).
     pub enum PartitionStrategy {
         /// Runs of neighbouring neurons.
@@ -94,6 +105,21 @@ pub enum Balance {
         /// The step.
         rate: f64,
     },
+}
+
+impl Default for Neurons {
+    /// What a specification without the word means.
+    fn default() -> Self {
+        Self::All
+    }
+}
+
+impl Neurons {
+    /// Whether all take part, which goes without saying.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        *self == Self::All
+    }
 }
 
 impl fmt::Display for PartitionStrategy {

@@ -19,7 +19,7 @@ mod taking;
 mod validate;
 mod words;
 
-pub use behaviour::{Balance, Combine, ExpertsAre, Gate, PartitionStrategy, RoutePer};
+pub use behaviour::{Balance, Combine, ExpertsAre, Gate, Neurons, PartitionStrategy, RoutePer};
 pub use hierarchy::{AlwaysSpec, LevelSpec, RouterShape, RouterSlot, RouterSpec};
 pub use moe_spec::MoeSpec;
 pub use pfag::Pfag;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AlwaysSpec, Balance, Combine, ExpertsAre, Gate, LevelSpec, PartitionStrategy, Pfag, RoutePer};
+use crate::{AlwaysSpec, Balance, Combine, ExpertsAre, Gate, LevelSpec, Neurons, PartitionStrategy, Pfag, RoutePer};
 
 /// A declared mixture of experts: `const` in the code that `#[moe(..)]` writes, deserialised from a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct MoeSpec {
     pub route_per: RoutePer,
     /// The weight of a chosen expert.
     pub gate: Gate,
+    /// Which neurons of the chosen experts take part.
+    #[serde(default, skip_serializing_if = "Neurons::is_all")]
+    pub neurons: Neurons,
     /// How many choices of a router are taken, where that depends on its input.
     pub pfag: Pfag,
     /// How load is kept even while routers learn.
@@ -48,6 +51,7 @@ impl MoeSpec {
         combine: Combine::Concat,
         route_per: RoutePer::Token,
         gate: Gate::Unit,
+        neurons: Neurons::All,
         pfag: Pfag::Off,
         balance: Balance::None,
         z_loss: 0.0,

@@ -32,6 +32,7 @@ pub(super) fn spec(spec: &MoeSpec) -> TokenStream {
     say(*combine != plain.combine, "combine", word("Combine", combine));
     say(*route_per != plain.route_per, "route_per", self::route_per(*route_per));
     say(*gate != plain.gate, "gate", word("Gate", gate));
+    say(spec.neurons != plain.neurons, "neurons", word("Neurons", &spec.neurons));
     say(*pfag != plain.pfag, "pfag", self::pfag(*pfag));
     say(*balance != plain.balance, "balance", self::balance(*balance));
     for (field, value) in [("z_loss", spec.z_loss), ("jitter", spec.jitter)] {

@@ -1,7 +1,7 @@
 //! What is said of the variant as a whole: what experts are and how they are combined, what decides for what, how load is kept.
 
 use syn::Path;
-use tinyonn_spec::{Balance, Combine, ExpertsAre, Gate, MoeSpec, PartitionStrategy, Pfag, RoutePer};
+use tinyonn_spec::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, PartitionStrategy, Pfag, RoutePer};
 
 use super::settings::{Call, Settings, count, real, word};
 use crate::errors::Errors;
@@ -35,6 +35,7 @@ pub(super) fn behaviour(settings: &Settings, errors: &mut Errors) -> (MoeSpec, O
         spec.combine = MoeSpec::PLAIN.combine;
     }
     settings.set("gate", &mut spec.gate, errors, word(&GATES));
+    settings.set("neurons", &mut spec.neurons, errors, word(&Neurons::ALL));
     settings.set("partition", &mut spec.partition, errors, |key, value, errors| {
         word(&PartitionStrategy::ALL)(key, value, errors).map(Some)
     });

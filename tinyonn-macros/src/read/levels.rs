@@ -29,6 +29,9 @@ pub(super) fn stand_in() -> Hierarchy {
 }
 
 pub(super) fn hierarchy(settings: &Settings, errors: &mut Errors) -> Option<Hierarchy> {
+    if is_of_neurons_alone(settings) {
+        return Some(one_expert(settings, errors));
+    }
     let choices = choices(settings, errors);
     let names = choices.as_ref().map(|choices| names(choices.len())).filter(|names| !names.is_empty());
     let routers = router::by_level(settings, names, errors);
@@ -69,6 +72,39 @@ pub(super) fn hierarchy(settings: &Settings, errors: &mut Errors) -> Option<Hier
         routers: routers.into_iter().filter_map(|router| router.path).collect(),
         spans: Spans { hierarchy, runs: places, always: always.map(place).into_iter().collect() },
     })
+}
+
+/// Whether nothing is said of a hierarchy, and neurons are what is chosen.
+fn is_of_neurons_alone(settings: &Settings) -> bool {
+    settings.is_meant("neurons") && !["groups", "experts", "levels"].into_iter().any(|key| settings.is_meant(key))
+}
+
+/// No levels: all neurons are of experts that always take part, of one unless said otherwise.
+fn one_expert(settings: &Settings, errors: &mut Errors) -> Hierarchy {
+    for key in ["router", "top_k"].iter().filter_map(|key| settings.key(key)) {
+        let remedy = format!("remove `{key}`, or add `groups = 10, experts = 10`");
+        errors.on(key, format!("`{key}` is said of a hierarchy, and there is none; {remedy}"));
+    }
+    let declared =
+        settings.key("always").map(|key| (key.span(), Number::read("always", settings.value("always"), errors)));
+    let span = declared.map_or_else(Span::call_site, |(span, _)| span);
+    let experts = declared.and_then(|(_, experts)| experts.value).unwrap_or(1);
+    Hierarchy {
+        levels: Vec::new(),
+        always: vec![AlwaysSpec { name: SHARED.into(), experts }],
+        groups: Vec::new(),
+        routers: Vec::new(),
+        spans: Spans {
+            hierarchy: span,
+            runs: Vec::new(),
+            always: vec![Place {
+                name: span,
+                size: declared.map_or(span, |(_, experts)| experts.span),
+                top_k: span,
+                kind: span,
+            }],
+        },
+    }
 }
 
 /// The choices of each router of a level; `None` if not even the depth is known.

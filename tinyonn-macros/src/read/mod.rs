@@ -33,7 +33,7 @@ use settings::Settings;
 use spans::Spans;
 
 /// The settings there are.
-pub(crate) const SETTINGS: [&str; 16] = [
+pub(crate) const SETTINGS: [&str; 17] = [
     "groups",
     "experts",
     "levels",
@@ -43,6 +43,7 @@ pub(crate) const SETTINGS: [&str; 16] = [
     "experts_are",
     "combine",
     "gate",
+    "neurons",
     "route_per",
     "pfag",
     "balance",

@@ -2,7 +2,7 @@
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use rstest::rstest;
-use tinyonn_spec::{Combine, Covariance, ExpertsAre, PartitionStrategy, Project, Reduce, Word};
+use tinyonn_spec::{Combine, Covariance, ExpertsAre, Neurons, PartitionStrategy, Project, Reduce, Word};
 
 use super::{UNIT, tokens, understood};
 use crate::declare;
@@ -76,6 +76,7 @@ fn each_row_has_an_example_of_its_setting_that_expands() {
 #[case::experts_are(&words(&ExpertsAre::ALL))]
 #[case::combine(&words(&Combine::ALL))]
 #[case::gate(&words(&GATES))]
+#[case::neurons(&words(&Neurons::ALL))]
 #[case::partition(&words(&PartitionStrategy::ALL))]
 fn each_word_has_a_row(#[case] words: &[&str]) {
     for word in words {

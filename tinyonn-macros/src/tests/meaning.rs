@@ -2,7 +2,7 @@
 
 use proc_macro2::{Delimiter, Group};
 use rstest::rstest;
-use tinyonn_spec::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Pfag, RoutePer, RouterKind, RouterSpec};
+use tinyonn_spec::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, Pfag, RoutePer, RouterKind, RouterSpec};
 
 use super::{UNIT, tokens, understood};
 use crate::errors::Errors;
@@ -93,6 +93,24 @@ fn experts_that_always_take_part_beside_an_even_hierarchy(
     let spec = of(settings);
     assert_eq!((spec.experts(), spec.active_experts()), (experts, active));
     assert_eq!(always(&spec), [("shared", spec.always_experts())]);
+}
+
+/// Where neurons are what is chosen, a hierarchy may be left out: one expert, or as many as are said, hold them all.
+#[rstest]
+#[case("neurons = gate", Neurons::Gate, 1)]
+#[case("neurons = pruned, always = 3", Neurons::Pruned, 3)]
+fn neurons_without_a_hierarchy(#[case] settings: &str, #[case] neurons: Neurons, #[case] experts: usize) {
+    let spec = of(settings);
+    assert_eq!((spec.neurons, spec.levels.len()), (neurons, 0));
+    assert_eq!((spec.experts(), spec.active_experts(), spec.routed_experts()), (experts, experts, 0));
+    assert_eq!(always(&spec), [("shared", experts)]);
+}
+
+#[test]
+fn neurons_within_a_hierarchy() {
+    let spec = of("groups = 32, experts = 8, top_k = [8, 8], always = 4, neurons = gate");
+    assert_eq!((spec.neurons, spec.experts(), spec.active_experts()), (Neurons::Gate, 260, 68));
+    assert_eq!(of("groups = 2, experts = 2").neurons, Neurons::All);
 }
 
 #[rstest]

@@ -113,6 +113,28 @@ fn counts_choices_at_any_depth(#[case] settings: &str, #[case] message: &str) {
 #[case::combine("combine = Merge", "`Merge` is no `combine`; did you mean `merge`? known: concat, merge, dispatch")]
 #[case::gate("gate = a::B", "`a::B` is no `gate`; known: unit, scaled, straight_through")]
 #[case::gate_argument("gate = unit(1)", "`unit` takes no argument; write `gate = unit`")]
+#[case::neurons("neurons = gates", "`gates` is no `neurons`; did you mean `gate`? known: all, gate, pruned")]
+#[case::neurons_of_replicas(
+    "neurons = gate, experts_are = replicate",
+    "replicas are merged as whole matrices, of which no token takes neurons; write `experts_are = slice`, or remove \
+     `neurons = gate`"
+)]
+#[case::neurons_by_half(
+    "neurons = gate, gate = scaled",
+    "a neuron that is chosen takes part whole; write `gate = unit`, or remove `neurons = gate`"
+)]
+#[case::neurons_dispatched(
+    "neurons = gate, combine = dispatch",
+    "what chooses neurons computes just these, whatever experts they are of; remove `combine`, or remove `neurons = gate`"
+)]
+#[case::neurons_of_a_segment(
+    "neurons = gate, route_per = segment(4)",
+    "a token's own gate chooses for that token alone; write `route_per = token`, or remove `neurons = gate`"
+)]
+#[case::pruned_and_routed(
+    "neurons = pruned",
+    "a fixed set of neurons leaves nothing for routers to choose; remove the hierarchy, or write `neurons = gate`"
+)]
 #[case::merge(
     "combine = merge",
     "slices of one MLP have no common weights to merge; write `combine = concat` or `combine = dispatch`, or add \

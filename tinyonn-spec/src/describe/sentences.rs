@@ -1,7 +1,7 @@
 //! What a variant does, in sentences.
 
 use super::experts;
-use crate::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Pfag, RoutePer};
+use crate::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, Pfag, RoutePer};
 
 /// How many experts of how many, and what a decision is for.
 pub(super) fn heading(spec: &MoeSpec) -> String {
@@ -24,6 +24,18 @@ pub(super) fn heading(spec: &MoeSpec) -> String {
 pub(super) fn behaviour(spec: &MoeSpec) -> Vec<String> {
     let MoeSpec { partition, activation, z_loss, jitter, .. } = spec;
     let mut sentences = vec![combination(spec)];
+    sentences.extend(match spec.neurons {
+        Neurons::All => None,
+        Neurons::Gate => Some(
+            "A choice is a neuron: of the neurons of its experts each token takes those whose |h(g, E|u|)|·‖w_down‖ is largest, \
+             at the share that the checkpoint was calibrated to."
+                .to_owned(),
+        ),
+        Neurons::Pruned => Some(
+            "A choice is a neuron: every token takes the same ones of each layer, those that the checkpoint was calibrated to."
+                .to_owned(),
+        ),
+    });
     if let Some(partition) = partition {
         sentences.push(format!("Neurons are given to experts by `partition = {}`.", partition.word()));
     }

@@ -1,7 +1,7 @@
 //! The rules of what is said of a variant as a whole.
 
 use super::{At, Found, Part};
-use crate::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Pfag, RoutePer};
+use crate::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, Pfag, RoutePer};
 
 pub(super) fn check(spec: &MoeSpec, found: &mut Found) {
     match spec.experts_are {
@@ -9,6 +9,7 @@ pub(super) fn check(spec: &MoeSpec, found: &mut Found) {
         ExpertsAre::Replicate => replicas(spec, found),
     }
     numbers(spec, found);
+    neurons(spec, found);
     if spec.route_per == RoutePer::Task {
         no_router_is_asked(spec, found);
     }
@@ -43,6 +44,37 @@ fn replicas(spec: &MoeSpec, found: &mut Found) {
         let problem =
             "replicas share one weight of 1 among the chosen, which leaves none for experts that always take part";
         found.add(At::Always { group, part: Part::Kind }, problem, format!("remove `always`, {or_slices}"));
+    }
+}
+
+/// What chooses neurons has its own way to compute them, and no weight but one.
+fn neurons(spec: &MoeSpec, found: &mut Found) {
+    if spec.neurons == Neurons::All {
+        return;
+    }
+    let all = format!("or remove `neurons = {}`", spec.neurons.word());
+    if spec.experts_are == ExpertsAre::Replicate {
+        let problem = "replicas are merged as whole matrices, of which no token takes neurons";
+        return found.add(At::Value("neurons"), problem, format!("write `experts_are = slice`, {all}"));
+    }
+    if spec.gate != Gate::Unit {
+        let problem = "a neuron that is chosen takes part whole";
+        found.add(At::Value("gate"), problem, format!("write `gate = unit`, {all}"));
+    }
+    if spec.combine == Combine::Dispatch {
+        let problem = "what chooses neurons computes just these, whatever experts they are of";
+        found.add(At::Value("combine"), problem, format!("remove `combine`, {all}"));
+    }
+    match (spec.neurons, spec.route_per) {
+        (Neurons::Gate, RoutePer::Segment { .. } | RoutePer::Sequence { .. }) => {
+            let problem = "a token's own gate chooses for that token alone";
+            found.add(At::Value("route_per"), problem, format!("write `route_per = token`, {all}"));
+        }
+        (Neurons::Pruned, _) if !spec.levels.is_empty() => {
+            let problem = "a fixed set of neurons leaves nothing for routers to choose";
+            found.add(At::Value("neurons"), problem, "remove the hierarchy, or write `neurons = gate`");
+        }
+        _ => {}
     }
 }
 

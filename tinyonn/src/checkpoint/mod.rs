@@ -56,6 +56,7 @@ pub(crate) use layout::Order;
 pub use loaded::{LoadedModel, load_model};
 pub use mmap::MappedSafetensors;
 pub use not_finite::{NotFinite, refuse_not_finite};
+pub(crate) use params::mixture_prefix;
 pub use params::{Param, Role, Roles, dense_params, expected_tensors};
 pub use replicas::{base_name, grow_deltas, is_delta, prune_deltas};
 pub(crate) use save::write_entries;

@@ -34,6 +34,8 @@ pub enum Role {
     Balance,
     /// The expert of each neuron: a part of a model's structure, which never learns.
     Partition,
+    /// Which neurons a token takes: calibrated on text, no step moves it.
+    Choice,
 }
 
 impl Role {
@@ -50,6 +52,7 @@ impl Role {
             Self::Router => "routers",
             Self::Balance => "balance",
             Self::Partition => "partition",
+            Self::Choice => "choice of neurons",
         }
     }
 }
@@ -62,7 +65,7 @@ pub struct Roles(u16);
 impl Roles {
     /// None.
     pub const NONE: Self = Self(0);
-    const ALL: [Role; 9] = [
+    const ALL: [Role; 10] = [
         Role::Embedding,
         Role::Head,
         Role::Norm,
@@ -72,6 +75,7 @@ impl Roles {
         Role::Router,
         Role::Balance,
         Role::Partition,
+        Role::Choice,
     ];
 
     /// Whether `role` is one of them.
@@ -161,7 +165,7 @@ pub fn expected_tensors(config: &Arch) -> BTreeMap<String, Vec<usize>> {
 }
 
 /// Where the mixture of a layer lies in a checkpoint.
-pub(super) fn mixture_prefix(layer: usize) -> String {
+pub(crate) fn mixture_prefix(layer: usize) -> String {
     format!("model.layers.{layer}.mlp")
 }
 

@@ -15,7 +15,7 @@ use super::replicas::deltas_of;
 use super::store::unknown;
 use crate::Result;
 use crate::decoder::Arch;
-use crate::moe::Variant;
+use crate::moe::{NEURON_RULE, Variant};
 
 /// Name and shape in a file of every tensor of `variant` on the dense shape `config`: the dense model's, each layer's `neuron_expert`
 /// `[I]`, and the routers' parameters.
@@ -47,7 +47,8 @@ pub fn variant_params(config: &Arch, variant: &Variant) -> Result<Vec<Param>> {
         let of_layer = expected.range(format!("{prefix}.")..format!("{prefix}/"));
         let known: Vec<String> = params.iter().map(|param| param.name.clone()).collect();
         for (name, shape) in of_layer.filter(|(name, _)| !known.contains(name)) {
-            let role = own.iter().find(|(own, _)| own == name).map_or(Role::Router, |(_, role)| *role);
+            let other = if name.starts_with(&format!("{prefix}.{NEURON_RULE}.")) { Role::Choice } else { Role::Router };
+            let role = own.iter().find(|(own, _)| own == name).map_or(other, |(_, role)| *role);
             params.push(Param { name: name.clone(), role, layer: Some(layer), stored: shape.clone() });
         }
         params.extend(deltas_of(config, &variant.spec, layer).map(|(name, stored)| Param {

@@ -76,6 +76,14 @@ pub struct DeMix;
 #[moe(groups = 10, experts = 10, router = random, top_k = [8, 8])]
 pub struct RandomPaths;
 
+/// Every token takes single neurons of the whole MLP, which its own gate values choose: no experts, no routers.
+#[moe(neurons = gate)]
+pub struct OwnGate;
+
+/// The same neurons for every token, those that add most: what any choice must beat.
+#[moe(neurons = pruned)]
+pub struct Pruned;
+
 /// [`TinyOnn`] behind linear routers: what Gaussian ones are compared with.
 #[moe(groups = 10, experts = 10, router = linear, top_k = [8, 8])]
 pub struct LinearPaths;

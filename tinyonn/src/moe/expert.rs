@@ -11,6 +11,7 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+use super::neuron_rule::NeuronRule;
 use super::{Balance, Combine, ExpertsAre, MoeSpec, Routing};
 use crate::decoder::{Arch, mlp};
 use crate::ops::{self, Grads, MlpGate, MlpWeights, Replicas, RowRun};
@@ -34,6 +35,8 @@ pub struct TinyOnnExpert {
     activation: &'static dyn ops::Activation,
     pub(super) parts: Parts,
     combine: Combine,
+    /// Which neurons take part where not all experts run (`neurons`).
+    neurons: Option<NeuronRule>,
     /// Added to the probabilities that selection compares, by level and node in a row (`balance = bias`).
     balance_bias: Option<Tensor>,
     layer: usize,
@@ -64,6 +67,8 @@ pub(super) enum Saved {
     Whole(ops::glu_mlp::Saved),
     Dispatched(ops::dispatch_mlp::Saved),
     Shared(ops::shared_mlp::Saved),
+    /// Neurons that each token chose.
+    Chosen(ops::chosen_neurons::Saved),
     /// Replicas, merged by decision.
     Merged(ops::merged_mlp::Saved),
     /// Replicas, each token by its own.
@@ -91,16 +96,25 @@ impl TinyOnnExpert {
             Balance::None | Balance::Loss { .. } => None,
         };
         let (activation, combine) = (activation(spec, cfg)?, spec.combine);
-        Ok(Self { gate_proj, up_proj, down_proj, activation, parts, combine, balance_bias, layer })
+        let neurons = NeuronRule::new(spec, &down_proj, vb)?;
+        Ok(Self { gate_proj, up_proj, down_proj, activation, parts, combine, neurons, balance_bias, layer })
     }
 
-    pub(super) fn weights(&self) -> MlpWeights<'_> {
+    /// The dense MLP that slices are parts of, or that replicas start from.
+    #[must_use]
+    pub fn weights(&self) -> MlpWeights<'_> {
         let (gate, up, down) = (&self.gate_proj, &self.up_proj, &self.down_proj);
         MlpWeights { gate, up, down, activation: self.activation }
     }
 
-    /// x `[B, T, d]` to y `[B, T, d]`, under the gates of `routing`; and what the backward needs.
-    pub(super) fn forward(&self, x: &Tensor, routing: &Routing) -> Result<(Tensor, Saved)> {
+    /// x `[B, T, d]` to y `[B, T, d]`, under the gates of `routing`; and what the backward needs. Neurons are chosen unless the pass is `all` active.
+    pub(super) fn forward(&self, x: &Tensor, routing: &Routing, all: bool) -> Result<(Tensor, Saved)> {
+        if let (Some(rule), Parts::Slices(slices), false) = (&self.neurons, &self.parts, all) {
+            let gate_tn = routing.by_token()?;
+            let gate = gate_tn.as_ref().map(|gate_tn| MlpGate { gate_tn, neuron_expert: &slices.neuron_expert });
+            let (y, saved) = ops::chosen_neurons::forward(x, self.weights(), gate, rule.choice())?;
+            return Ok((y, Saved::Chosen(saved)));
+        }
         match &self.parts {
             Parts::Slices(slices) => self.slices(x, &slices.neuron_expert, routing),
             // Until one has learnt they are all the dense MLP, and weights that add up to one change nothing.

@@ -1,6 +1,6 @@
 //! One layer of a mixture of experts, of whatever variant: what a declaration says, the routers and the experts that it asks for.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
 use super::expert;
@@ -88,6 +88,20 @@ impl MoeLayer {
         &self.experts
     }
 
+    /// Of rows x `[n, d]` that each decide for themselves: 1 for the neurons of the experts that routers choose, 0 for others, `[n, I]` f32; `None` where
+    /// nothing is routed.
+    ///
+    /// # Errors
+    /// What a router reports.
+    pub fn candidates(&self, x_nd: &Tensor) -> Result<Option<Tensor>> {
+        let Some(neuron_expert) = self.experts.neuron_expert().filter(|_| !self.spec.levels.is_empty()) else {
+            return Ok(None);
+        };
+        let routed = route(self, &x_nd.unsqueeze(1)?, &Pass::routed())?;
+        let Some(gate_tn) = routed.routing.by_token()? else { return Ok(None) };
+        Ok(Some(gate_tn.ne(0f64)?.to_dtype(DType::F32)?.index_select(neuron_expert, 1)?))
+    }
+
     /// Which layer of its model it is.
     pub fn layer(&self) -> usize {
         self.experts.layer()
@@ -108,16 +122,27 @@ impl FeedForward for MoeLayer {
     /// Route, gate, combine.
     fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Saved>)> {
         let Routed { routing, auxiliary, saved: decisions } = route(self, x, pass)?;
-        let (y, experts) = self.experts.forward(x, &routing)?;
+        let all = matches!(pass.active, Active::All);
+        let (y, experts) = self.experts.forward(x, &routing, all)?;
         let load = match (&routing, &pass.active) {
             (_, Active::All) => None,
+            (Routing::All, _) if self.spec.levels.is_empty() => {
+                Some(routing.load(self.spec.experts(), &x.flatten_to(1)?)?)
+            }
             // Sequences too short for a decision: all experts run, and none was given anything.
             (Routing::All, _) => Some(Load::none(self.spec.experts(), x.device())?),
             _ => Some(routing.load(self.spec.experts(), x)?),
         };
-        let asked = pass.ask.gates && !matches!(pass.active, Active::All);
+        let asked = pass.ask.gates && !all;
         let gates = asked.then(|| routing.gates(self.spec.experts(), x)).transpose()?;
-        let trace = Trace { load: load.filter(|_| pass.ask.load), gates, auxiliary, ..Trace::default() };
+        let load = match (load.filter(|_| pass.ask.load), &experts) {
+            (Some(load), expert::Saved::Chosen(saved)) => {
+                let neurons = saved.taken_t().sum_all()?.reshape(1)?;
+                Some(Load { neurons: Some(neurons), ..load })
+            }
+            (load, _) => load,
+        };
+        let trace = Trace { load, gates, auxiliary, ..Trace::default() };
         Ok((y, trace, (pass.keep != Keep::Nothing).then_some(Saved { routing, decisions, experts })))
     }
 

@@ -44,6 +44,11 @@ impl TinyOnnExpert {
                 back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
                 Ok(back)
             }
+            Saved::Chosen(saved) => {
+                let mut back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
+                back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
+                Ok(back)
+            }
             Saved::Dispatched(saved) => self.slices_backward(saved, dy, routing, learn, wanted, grads),
             Saved::Shared(saved) => self.slices_backward(saved, dy, routing, learn, wanted, grads),
             Saved::Merged(saved) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use super::{LayerLoad, LoadFigures, MoeSpec};
-use crate::decoder::Trace;
+use crate::decoder::{Load, Trace};
 
 /// Counts the tokens routed to each expert of each layer while a model runs, and how many experts a token took; tokens that no decision
 /// is for count nowhere.
@@ -22,31 +22,39 @@ struct Seen {
     taken: Vec<f64>,
     /// Tokens by how many experts they took.
     counts: BTreeMap<usize, u64>,
+    /// Neurons that all tokens together took, where neurons are chosen.
+    neurons: Option<f64>,
 }
 
 impl LoadMeter {
     /// For `layers` layers of `experts` experts.
     #[must_use]
     pub fn new(layers: usize, experts: usize) -> Self {
-        let nothing = Seen { tokens: 0, taken: vec![0.0; experts], counts: BTreeMap::new() };
+        let nothing = Seen { tokens: 0, taken: vec![0.0; experts], counts: BTreeMap::new(), neurons: None };
         Self { layers: vec![nothing; layers] }
     }
 
     /// The tensors of a pass that [`add`](Self::add) wants read: of every layer, whatever it was asked.
     #[must_use]
-    pub fn wanted(traces: &[Trace]) -> Vec<&Tensor> {
-        traces.iter().flat_map(|trace| trace.load.iter().flat_map(|load| [&load.tokens_n, &load.counts])).collect()
+    pub fn wanted<'a>(traces: &'a [Trace]) -> Vec<&'a Tensor> {
+        let of_layer = |load: &'a Load| [&load.tokens_n, &load.counts].into_iter().chain(&load.neurons);
+        traces.iter().flat_map(|trace| trace.load.iter().flat_map(of_layer)).collect()
     }
 
     /// Adds the values of [`wanted`](Self::wanted) of the same pass.
     pub fn add(&mut self, traces: &[Trace], values: &[Vec<f64>]) {
         let mut values = values.iter();
-        for (seen, _) in self.layers.iter_mut().zip(traces).filter(|(_, trace)| trace.load.is_some()) {
+        for (seen, load) in
+            self.layers.iter_mut().zip(traces).filter_map(|(seen, trace)| Some((seen, trace.load.as_ref()?)))
+        {
             let (Some(tokens), Some(counts)) = (values.next(), values.next()) else { return };
             seen.taken.iter_mut().zip(tokens).for_each(|(sum, tokens)| *sum += tokens);
             for (count, tokens) in counts.iter().enumerate().filter(|(_, tokens)| **tokens > 0.0) {
                 seen.tokens += *tokens as u64;
                 *seen.counts.entry(count).or_default() += *tokens as u64;
+            }
+            if load.neurons.is_some() {
+                *seen.neurons.get_or_insert(0.0) += values.next().map_or(0.0, |neurons| neurons.iter().sum());
             }
         }
     }
@@ -72,6 +80,12 @@ impl LoadMeter {
         LoadFigures { layers: self.layers.iter().map(figures).collect() }
     }
 
+    /// Neurons that a token took, by layer, mean over tokens; `None` where none are chosen.
+    #[must_use]
+    pub fn neurons(&self) -> Vec<Option<f64>> {
+        self.layers.iter().map(|seen| Some(seen.neurons? / (seen.tokens as f64).max(1.0))).collect()
+    }
+
     /// The share of the experts that a token takes, mean over tokens and layers.
     #[must_use]
     pub fn expert_share(&self) -> f64 {
@@ -83,10 +97,11 @@ impl LoadMeter {
     /// The share of a layer's neurons that a token uses, mean over tokens and layers; `units[layer][i]` is the expert of neuron i.
     #[must_use]
     pub fn active_share(&self, units: &[Vec<u32>]) -> f64 {
-        let of_layer = |(load, units): (&Vec<f64>, &Vec<u32>)| {
-            units.iter().map(|expert| load[*expert as usize]).sum::<f64>() / units.len() as f64
+        let of_layer = |((load, units), taken): ((&Vec<f64>, &Vec<u32>), Option<f64>)| match taken {
+            Some(taken) => taken / units.len() as f64,
+            None => units.iter().map(|expert| load[*expert as usize]).sum::<f64>() / units.len() as f64,
         };
         let load = self.load();
-        load.iter().zip(units).map(of_layer).sum::<f64>() / load.len().max(1) as f64
+        load.iter().zip(units).zip(self.neurons()).map(of_layer).sum::<f64>() / load.len().max(1) as f64
     }
 }

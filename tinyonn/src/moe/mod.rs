@@ -13,6 +13,7 @@ mod learning;
 pub mod linear;
 pub mod load;
 pub mod load_figures;
+mod neuron_rule;
 pub mod random_router;
 pub mod registry;
 pub mod router;
@@ -28,6 +29,7 @@ pub use layer::MoeLayer;
 pub use linear::LinearRouter;
 pub use load::LoadMeter;
 pub use load_figures::{LayerLoad, LoadFigures, Taken};
+pub use neuron_rule::{KEPT, LEAST_SCORE, MEAN_UP, MOST, NEURON_RULE};
 pub use random_router::RandomRouter;
 pub use registry::{Variant, variant, variants};
 pub use router::{NewRouter, Router, new_router};
@@ -35,7 +37,7 @@ pub use routing::Routing;
 pub use select::{Selection, select};
 #[doc(inline)]
 pub use tinyonn_spec::{
-    AlwaysSpec, At, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Part,
+    AlwaysSpec, At, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Neurons, Part,
     PartitionStrategy, Pfag, Project, Reduce, RoutePer, RouterKind, RouterShape, RouterSlot, RouterSpec, Violation,
 };
 

@@ -71,7 +71,7 @@ impl Routing {
             }
         };
         let [tokens_n, counts] = open_gates(&gate_dn, rows)?;
-        Ok(Load { tokens_n, counts })
+        Ok(Load { tokens_n, counts, neurons: None })
     }
 
     /// Sums over the tokens of each decision of values `[B·T, N]`: `[D, N]`.
@@ -148,6 +148,8 @@ pub(super) fn route(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed
     let (spec, layer) = (module.spec(), module.layer());
     let routing = match (&pass.active, spec.route_per) {
         (Active::All, _) => Routing::All,
+        // No level: there is nothing but experts that always take part.
+        _ if spec.levels.is_empty() => Routing::All,
         (Active::Paths(table), _) => along(spec, layer, x, pass, Some(table))?,
         (Active::Routed, RoutePer::Task) => along(spec, layer, x, pass, pass.paths.as_deref())?,
         (Active::Routed, _) => return decided(module, x, pass),

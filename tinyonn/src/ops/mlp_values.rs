@@ -69,6 +69,17 @@ impl MlpValues {
         Ok(Self { activation, x_td, g_ti, u_ti, h_ti, gate_ti, gated_ti })
     }
 
+    /// Of g, u and h that are known, h zero where c is.
+    pub(super) fn of(
+        activation: &'static dyn Activation,
+        x_td: Tensor,
+        [g_ti, u_ti, h_ti]: [Tensor; 3],
+        gate_ti: Tensor,
+    ) -> Result<Self> {
+        let gated_ti = Some(gated(&h_ti, &gate_ti)?);
+        Ok(Self { activation, x_td, g_ti, u_ti, h_ti, gate_ti: Some(gate_ti), gated_ti })
+    }
+
     /// h ⊙ c.
     fn hidden_ti(&self) -> &Tensor {
         self.gated_ti.as_ref().unwrap_or(&self.h_ti)

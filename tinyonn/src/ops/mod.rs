@@ -26,6 +26,7 @@ pub mod adamw;
 mod adamw_kernel;
 pub mod attention;
 mod block_sparse;
+pub mod chosen_neurons;
 pub mod class_scatter;
 mod class_sums;
 mod columns;
@@ -68,6 +69,7 @@ pub mod update_table;
 
 pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activations};
 pub use adamw::{AdamwStep, adamw};
+pub use chosen_neurons::{NeuronChoice, Take};
 pub use class_scatter::{ClassScatter, Weigh};
 pub use class_sums::ClassSums;
 pub use expert_neurons::ExpertNeurons;

@@ -39,6 +39,7 @@ pub mod phase2;
 pub mod plan;
 mod prepared;
 mod run;
+pub mod sparsify;
 pub mod summary;
 pub mod text;
 
@@ -54,5 +55,6 @@ pub use phase2::{Phase2, phase2, phase2_from};
 pub use plan::{Plan, PlannedTraining, Stages, plan};
 pub use prepared::Prepared;
 pub use run::{LossesNow, LosslessFigures, METRICS, Run, active_share};
+pub use sparsify::{SparsifyConfig, SparsifySummary, sparsify};
 pub use summary::{Phase1Summary, Summary};
 pub use text::{Text, Tokens};

@@ -11,6 +11,18 @@ use crate::moe::{Variant, variant};
 use crate::train::Checkpoints;
 use crate::{Error, Result};
 
+/// Refuses a variant that has no routers, which phases fit.
+///
+/// # Errors
+/// As above.
+pub(super) fn check_routers(variant: &Variant) -> Result<()> {
+    if variant.spec.levels.is_empty() {
+        let problem = "it has no hierarchy: there are no routers to fit, and no paths to label";
+        return Err(Error::variant(variant.spec.name.clone(), problem, "make a model of it with exp_sparsify"));
+    }
+    Ok(())
+}
+
 /// Everything that a [`Run`] borrows.
 pub struct Prepared {
     /// The declared variant.
@@ -33,6 +45,7 @@ impl Prepared {
     /// # Errors
     /// What cannot be used, before time is spent on it.
     pub fn new(config: &RunConfig, watch: &mut Stopwatch, checkpoints: Option<&Checkpoints>) -> Result<Self> {
+        check_routers(variant(&config.variant)?)?;
         if let Some(dir) = &config.model {
             // What keeps a model from being read is said before all text is.
             Dense::open(dir)?;

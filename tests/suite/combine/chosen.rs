@@ -1,0 +1,199 @@
+//! Single neurons, chosen token by token by their own gates, or fixed: the gated MLP with a mask.
+
+use candle_core::{DType, Device, Result, Tensor};
+use proptest::prelude::*;
+use rstest::rstest;
+use tinyonn::ops::{Grads, Learners, MlpGate, NeuronChoice, Silu, SlicedMlp, Take, chosen_neurons, glu_mlp};
+
+use super::{F32, Mixture, assert_seen_alike, in_dtype, mixtures, weights};
+use crate::gradients::{Back, assert_derivative, assert_same, assert_same_sums, inputs};
+use crate::models::bits;
+use crate::ops::sliced;
+
+/// ū, ‖w‖ and a fixed set of a mixture's neurons.
+struct Calibrated {
+    mean_up_i: Tensor,
+    down_norm_i: Tensor,
+    kept_i: Tensor,
+}
+
+/// How neurons are chosen.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Gate(Take),
+    Fixed,
+}
+
+const fn gate(most: usize, least_score: f32) -> How {
+    How::Gate(Take { most, least_score })
+}
+
+impl Calibrated {
+    fn new(mixture: &Mixture) -> Self {
+        let i = mixture.owners().len();
+        let drawn = inputs(77, &[&[i], &[i]]);
+        let f32 = |x: &Tensor| x.abs().unwrap().to_dtype(DType::F32).unwrap();
+        let kept: Vec<f32> = (0..i).map(|at| f32::from(u8::from(at % 3 != 1))).collect();
+        Self {
+            mean_up_i: f32(&drawn[0]),
+            down_norm_i: f32(&drawn[1]),
+            kept_i: Tensor::new(kept, &Device::Cpu).unwrap(),
+        }
+    }
+
+    fn on(&self, device: &Device) -> Result<Self> {
+        let [mean_up_i, down_norm_i, kept_i] =
+            [&self.mean_up_i, &self.down_norm_i, &self.kept_i].map(|x| x.to_device(device));
+        Ok(Self { mean_up_i: mean_up_i?, down_norm_i: down_norm_i?, kept_i: kept_i? })
+    }
+
+    fn choice(&self, how: How) -> NeuronChoice<'_> {
+        let Self { mean_up_i, down_norm_i, kept_i } = self;
+        match how {
+            How::Gate(take) => NeuronChoice::Gate { mean_up_i, down_norm_i, take },
+            How::Fixed => NeuronChoice::Fixed(kept_i),
+        }
+    }
+
+    /// m `[t, i]`, token by token, by sorting.
+    fn mask(&self, mixture: &Mixture, how: How, xs: &[Tensor]) -> Tensor {
+        let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let (g, up, norm) =
+            (xs[0].matmul(&xs[1].t().unwrap()).unwrap(), values(&self.mean_up_i), values(&self.down_norm_i));
+        let (owners, kept) = (mixture.owners(), values(&self.kept_i));
+        let (t, i) = (mixture.t, owners.len());
+        let mut mask = vec![0f64; t * i];
+        for (token, g) in values(&g).chunks(i).enumerate() {
+            let open = |at: &usize| mixture.open[token * mixture.experts() + owners[*at] as usize];
+            let score = |at: usize| (g[at] / (1.0 + (-g[at]).exp()) * up[at]).abs() * norm[at];
+            let mut taken: Vec<usize> = (0..i).filter(open).collect();
+            match how {
+                How::Fixed => taken.retain(|at| kept[*at] > 0.0),
+                How::Gate(take) => {
+                    taken.retain(|at| score(*at) >= f64::from(take.least_score));
+                    taken.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
+                    taken.truncate(take.most);
+                }
+            }
+            taken.into_iter().for_each(|at| mask[token * i + at] = 1.0);
+        }
+        Tensor::from_vec(mask, (t, i), &Device::Cpu).unwrap()
+    }
+}
+
+fn computed(mixture: &Mixture, how: How, xs: &[Tensor]) -> Result<(Tensor, chosen_neurons::Saved)> {
+    let device = xs[0].device();
+    let (neuron_expert, gate_tn) = (mixture.neuron_expert(device)?, mixture.gates(&xs[4])?);
+    let calibrated = Calibrated::new(mixture).on(device)?;
+    let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
+    chosen_neurons::forward(&xs[0], weights(xs), Some(gate), calibrated.choice(how))
+}
+
+fn chosen<'a>(mixture: &'a Mixture, how: How, xs: &[Tensor]) -> Result<(Tensor, Back<'a>)> {
+    let (y, saved) = computed(mixture, how, xs)?;
+    Ok((y, sliced(xs, &Silu, saved, |dgate| mixture.gates(dgate))))
+}
+
+/// y = W_d (h ⊙ c ⊙ m), the mask given.
+fn naive(mixture: &Mixture, mask_ti: &Tensor, xs: &[Tensor]) -> Result<Tensor> {
+    let g = xs[0].matmul(&xs[1].t()?)?;
+    let h = ((&g * candle_nn::ops::sigmoid(&g)?)? * xs[0].matmul(&xs[2].t()?)?)?;
+    let c = mixture.gates(&xs[4])?.index_select(&mixture.neuron_expert(xs[0].device())?, 1)?;
+    ((h * c)? * mask_ti.to_dtype(xs[0].dtype())?.to_device(xs[0].device())?)?.matmul(&xs[3])
+}
+
+#[rstest]
+#[case::one_token(Mixture::new(1, 5, &[3, 2, 4], |_, n| n != 1), gate(3, 0.0))]
+#[case::few_tokens(Mixture::new(4, 18, &[1, 9, 5, 2], |t, n| n != 2 && (t + n) % 3 == 0), gate(4, 0.0))]
+#[case::many(Mixture::new(23, 18, &[1, 9, 5, 2], |t, n| n != 2 && (t + n) % 3 == 0), gate(4, 0.0))]
+#[case::a_threshold(Mixture::new(23, 18, &[9, 8], |_, _| true), gate(17, 0.3))]
+#[case::a_threshold_of_one_token(Mixture::new(1, 18, &[9, 8], |_, _| true), gate(17, 0.3))]
+#[case::both(Mixture::new(9, 18, &[9, 8], |_, _| true), gate(3, 0.3))]
+#[case::none(Mixture::new(3, 4, &[2, 3], |_, _| true), gate(0, 0.0))]
+#[case::out_of_reach(Mixture::new(6, 4, &[2, 3], |_, _| true), gate(5, 1e9))]
+#[case::all(Mixture::new(11, 6, &[3, 4], |_, _| true), gate(7, 0.0))]
+#[case::fixed(Mixture::new(11, 6, &[3, 4, 1], |t, n| (t + n) % 3 != 0), How::Fixed)]
+#[case::fixed_of_one_token(Mixture::new(1, 6, &[3, 4, 1], |_, _| true), How::Fixed)]
+#[case::more_rows_than_a_block(Mixture::new(600, 34, &[8, 70, 5, 6, 1], |t, n| (t * 7 + n * 3) % 11 < 8), gate(21, 0.1))]
+fn is_the_masked_mlp(#[case] mixture: Mixture, #[case] how: How) {
+    let xs = mixture.inputs(30);
+    let mask_ti = Calibrated::new(&mixture).mask(&mixture, how, &xs);
+    assert_derivative(&|xs| chosen(&mixture, how, xs), &xs);
+    let reference = |xs: &[Tensor]| naive(&mixture, &mask_ti, xs);
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, F32)] {
+        assert_same(&|xs| chosen(&mixture, how, xs), &reference, &xs, dtype, tolerance);
+    }
+    let taken = computed(&mixture, how, &in_dtype(&xs, DType::F32)).unwrap().1.taken_t().to_vec1::<f32>().unwrap();
+    assert_eq!(taken, mask_ti.sum(1).unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn of_any_mixture(mixture in mixtures(), seed in 0u64..1000, most in 0usize..12) {
+        let (xs, how) = (mixture.inputs(seed), gate(most, 0.0));
+        let mask_ti = Calibrated::new(&mixture).mask(&mixture, how, &xs);
+        let reference = |xs: &[Tensor]| naive(&mixture, &mask_ti, xs);
+        assert_same_sums(&|xs| chosen(&mixture, how, xs), &reference, &xs, DType::F64, 1e-12);
+    }
+}
+
+/// Who takes all neurons computes the dense MLP, to the last bit, be it one token or many.
+#[rstest]
+fn all_neurons_are_the_dense_mlp(
+    #[values(1, 4, 9)] t: usize,
+    #[values(DType::F32, DType::BF16, DType::F64)] dtype: DType,
+) {
+    let mixture = Mixture::new(t, 12, &[5, 9], |_, _| true);
+    let xs = in_dtype(&mixture.inputs(4), dtype);
+    let calibrated = Calibrated::new(&mixture);
+    let (y, _) = chosen_neurons::forward(&xs[0], weights(&xs), None, calibrated.choice(gate(14, 0.0))).unwrap();
+    assert_eq!(bits(&y), bits(&glu_mlp::forward(&xs[0], weights(&xs), None).unwrap().0));
+}
+
+/// Of equal scores the lower index; a score that is no number is taken first, so that it shows.
+#[test]
+fn ties_and_numbers_that_are_none() {
+    let take = |most, least_score| Take { most, least_score };
+    let chosen = |scores: &[f32], take| {
+        let scores = Tensor::from_slice(scores, (1, scores.len()), &Device::Cpu).unwrap();
+        chosen_neurons::chosen(&scores, None, take).unwrap().to_vec2::<f32>().unwrap().remove(0)
+    };
+    assert_eq!(chosen(&[1.0, 2.0, 1.0, 1.0], take(3, 0.0)), [1.0, 1.0, 1.0, 0.0]);
+    assert_eq!(chosen(&[0.0; 4], take(2, 0.0)), [1.0, 1.0, 0.0, 0.0]);
+    assert_eq!(chosen(&[0.5, 1.0, 0.2], take(9, 0.5)), [1.0, 1.0, 0.0]);
+    assert_eq!(chosen(&[f32::INFINITY, 1.0, f32::INFINITY], take(2, 0.0)), [1.0, 0.0, 1.0]);
+    let mixture = Mixture::new(1, 3, &[2, 2], |_, _| true);
+    let mut xs = in_dtype(&mixture.inputs(8), DType::F32);
+    xs[1] = Tensor::new(&[[f32::NAN; 3], [0.1; 3], [0.2; 3], [0.3; 3]], &Device::Cpu).unwrap();
+    let (y, _) = computed(&mixture, gate(1, 0.0), &xs).unwrap();
+    assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
+}
+
+/// Imaging sees the neurons that were not taken as silent; a gate's gradient counts those that were alone.
+#[rstest]
+fn imaging_sees_the_mask(#[values(DType::F32, DType::F64)] dtype: DType, #[values(3, 40)] t: usize) {
+    let mixture = Mixture::new(t, 12, &[3, 5, 2, 4], |t, n| (t + n) % 4 < 3);
+    let xs = in_dtype(&mixture.inputs(31), dtype);
+    let how = gate(4, 0.0);
+    // The same as experts of one neuron each, whose gates are the mask.
+    let mask_ti = Calibrated::new(&mixture).mask(&mixture, how, &mixture.inputs(31));
+    let spread = mixture.gates(&xs[4]).unwrap().index_select(&mixture.neuron_expert(&Device::Cpu).unwrap(), 1).unwrap();
+    let gate_ti = (spread * mask_ti.to_dtype(dtype).unwrap()).unwrap();
+    let each = Tensor::arange(0u32, 14, &Device::Cpu).unwrap();
+    let single = MlpGate { gate_tn: &gate_ti, neuron_expert: &each };
+    let whole = glu_mlp::forward(&xs[0], weights(&xs), Some(single)).unwrap();
+    assert_seen_alike(&xs, &computed(&mixture, how, &xs).unwrap(), &whole);
+}
+
+#[rstest]
+fn frozen_weights_form_no_gradients(#[values(1, 9)] t: usize) {
+    let mixture = Mixture::new(t, 6, &[3, 4], |_, _| true);
+    let xs = in_dtype(&mixture.inputs(5), DType::F32);
+    let (y, saved) = computed(&mixture, gate(2, 0.0), &xs).unwrap();
+    let deltas = saved.deltas(&y).unwrap();
+    let mut grads = Grads::new([(&xs[3], 0)]).unwrap();
+    saved.weight_gradients(weights(&xs), &deltas, &Learners::All, &mut grads).unwrap();
+    assert!(grads.get(&xs[3]).is_some() && grads.get(&xs[1]).is_none() && grads.get(&xs[2]).is_none());
+}

@@ -1,0 +1,392 @@
+//! The gated MLP of [`glu_mlp`](super::glu_mlp) of which each token takes single neurons: y = W_d (h ⊙ c ⊙ m), m[t, i] ∈ {0, 1} (DESIGN §1).
+//!
+//! By gate, the score of neuron i for token t is what it is expected to add to the output, known before W_u x is:
+//! s[t, i] = |h(g[t, i], ū_i)| · ‖w_i‖, g = W_g x, ū_i = E|u_i| over calibration text, w_i row i of W_d. Of the neurons whose gate c is not zero those are
+//! taken whose score is at least τ, the `most` best of them; ties go to the lower index. Fixed, the same neurons are taken whatever the token.
+//!
+//! Legend: t tokens, d hidden, i neurons, n experts. The choice has no derivative; values that were not computed are zeros, for imaging too.
+//! A few tokens in main memory (decoding) compute W_u and W_d of their own neurons alone: a neuron is a row of both. More are computed by whole
+//! products, h masked.
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::columns::columns;
+use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp, weight_gradients};
+use super::linear::rows;
+use super::mlp_values::{Deltas, MlpBackward, MlpValues};
+use super::{Grads, Learners, elementwise, lanes};
+
+/// Tokens whose neurons are computed one by one, at most: of more, whole products are faster.
+const FEW: usize = 4;
+/// Rows of W_d that a thread adds up before the parts are added in their order: a constant, so that sums do not depend on the number of threads.
+const ROWS: usize = 64;
+/// Halvings of the interval that the least score taken lies in, where scores are not in main memory: to 2⁻⁶⁴ of the largest.
+const HALVINGS: usize = 64;
+
+/// How many of the best neurons a token takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Take {
+    /// At most.
+    pub most: usize,
+    /// τ, the least score; 0 asks nothing.
+    pub least_score: f32,
+}
+
+/// What chooses a layer's neurons.
+#[derive(Clone, Copy, Debug)]
+pub enum NeuronChoice<'a> {
+    /// The token's own gate values.
+    Gate {
+        /// ū `[i]`, f32.
+        mean_up_i: &'a Tensor,
+        /// ‖w_i‖ `[i]`, f32.
+        down_norm_i: &'a Tensor,
+        /// How many.
+        take: Take,
+    },
+    /// Nobody: these, ones and zeros `[i]` f32.
+    Fixed(&'a Tensor),
+}
+
+/// What the backward needs.
+#[derive(Debug)]
+pub struct Saved {
+    matrices: [Tensor; 3],
+    values: MlpValues,
+    /// w and the neurons' experts.
+    gate: Option<(Tensor, Tensor)>,
+    taken_t: Tensor,
+}
+
+/// y = W_d (h ⊙ c ⊙ m).
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not go together.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::{MlpWeights, NeuronChoice, Silu, Take, chosen_neurons, glu_mlp};
+///
+/// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
+/// let (x, gate, up, down) = (matrix(3, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
+/// let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
+/// let ones = Tensor::ones(6, candle_core::DType::F32, &Device::Cpu)?;
+/// let choice = |most| NeuronChoice::Gate { mean_up_i: &ones, down_norm_i: &ones, take: Take { most, least_score: 0.0 } };
+///
+/// let (few, saved) = chosen_neurons::forward(&x, weights, None, choice(2))?;
+/// assert_eq!(few.dims(), [3, 4]);
+/// assert_eq!(saved.taken_t().to_vec1::<f32>()?, [2.0, 2.0, 2.0]);
+/// let (all, dense) = (chosen_neurons::forward(&x, weights, None, choice(6))?.0, glu_mlp::forward(&x, weights, None)?.0);
+/// assert!((all - dense)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn forward(
+    x: &Tensor,
+    weights: MlpWeights<'_>,
+    gate: Option<MlpGate<'_>>,
+    choice: NeuronChoice<'_>,
+) -> Result<(Tensor, Saved)> {
+    let (x_td, matrices) = (rows(x)?.contiguous()?, weights.matrices());
+    let gate = match gate {
+        Some(gate) => Some((gate.gate_tn.detach().contiguous()?, gate.neuron_expert.detach())),
+        None => None,
+    };
+    let spread = |(gate_tn, owners): &(Tensor, Tensor)| columns(&gate_tn.to_dtype(x_td.dtype())?, owners);
+    let gate_ti = gate.as_ref().map(spread).transpose()?;
+    // Who takes all computes what the dense MLP computes, bit for bit.
+    let all = matches!(choice, NeuronChoice::Gate { take, .. } if take.most >= matrices[0].dim(0)? && take.least_score <= 0.0);
+    let few = !all && x_td.dim(0)? <= FEW && lanes::fused(&[&x_td, &matrices[0], &matrices[1], &matrices[2]]);
+    if few && matrices.iter().all(Tensor::is_contiguous) {
+        let (values, y_td, taken_t) = by_neuron(x_td, &matrices, weights, gate_ti, choice)?;
+        return Ok((y_td.reshape(x.shape())?, Saved { matrices, values, gate, taken_t }));
+    }
+    let g_ti = x_td.matmul(&matrices[0].t()?)?;
+    let mask_ti = match choice {
+        NeuronChoice::Gate { take, .. } => {
+            let scores_ti = scores(&g_ti, weights, choice)?;
+            chosen(&scores_ti, gate_ti.as_ref(), take)?
+        }
+        NeuronChoice::Fixed(kept_i) => {
+            let kept_ti = kept_i.unsqueeze(0)?.broadcast_as(g_ti.shape())?.contiguous()?;
+            match &gate_ti {
+                Some(gate_ti) => (kept_ti * gate_ti.ne(0f64)?.to_dtype(DType::F32)?)?,
+                None => kept_ti,
+            }
+        }
+    };
+    let taken_t = mask_ti.sum(D::Minus1)?;
+    let u_ti = x_td.matmul(&matrices[1].t()?)?;
+    let dtype = x_td.dtype();
+    let h_ti = elementwise::multiply(&weights.activation.forward(&g_ti, &u_ti)?, &mask_ti.to_dtype(dtype)?)?;
+    let mask_ti = mask_ti.to_dtype(dtype)?;
+    let gate_ti = match gate_ti {
+        Some(gate_ti) => elementwise::multiply(&gate_ti, &mask_ti)?,
+        None => mask_ti,
+    };
+    let values = MlpValues::of(weights.activation, x_td, [g_ti, u_ti, h_ti], gate_ti)?;
+    let y = values.output(&matrices)?.reshape(x.shape())?;
+    Ok((y, Saved { matrices, values, gate, taken_t }))
+}
+
+/// s `[t, i]`, f32; a score that is no number is the largest, so that it shows.
+///
+/// # Errors
+/// Shapes that do not go together.
+pub fn scores(g_ti: &Tensor, weights: MlpWeights<'_>, choice: NeuronChoice<'_>) -> Result<Tensor> {
+    let NeuronChoice::Gate { mean_up_i, down_norm_i, .. } = choice else {
+        candle_core::bail!("chosen_neurons: neurons that are fixed have no scores")
+    };
+    let g_ti = g_ti.to_dtype(DType::F32)?;
+    let mean_up_ti = mean_up_i.unsqueeze(0)?.broadcast_as(g_ti.shape())?.contiguous()?;
+    let expected = weights.activation.forward(&g_ti, &mean_up_ti)?.abs()?.broadcast_mul(&down_norm_i.unsqueeze(0)?)?;
+    expected.eq(&expected)?.where_cond(&expected, &Tensor::full(f32::INFINITY, expected.shape(), expected.device())?)
+}
+
+/// m `[t, i]`, ones and zeros, f32: of scores that are not negative, among the neurons whose gate is not zero.
+///
+/// # Errors
+/// Shapes that do not go together.
+pub fn chosen(scores_ti: &Tensor, gate_ti: Option<&Tensor>, take: Take) -> Result<Tensor> {
+    let (t, i) = scores_ti.dims2()?;
+    // Whoever stands for no choice has a score below all that are asked for.
+    let scores_ti = match gate_ti {
+        Some(gate_ti) => gate_ti.ne(0f64)?.where_cond(scores_ti, &Tensor::full(-1f32, (t, i), scores_ti.device())?)?,
+        None => scores_ti.clone(),
+    };
+    let least = f64::from(take.least_score.max(0.0));
+    if take.most >= i {
+        return scores_ti.ge(least)?.to_dtype(DType::F32);
+    }
+    if !scores_ti.device().is_cpu() {
+        return chosen_on_device(&scores_ti, take.most, least);
+    }
+    let scores_ti = scores_ti.contiguous()?;
+    let mut mask = vec![0f32; t * i];
+    lanes::with_slices([&scores_ti], |[scores]| {
+        mask.par_chunks_mut(i.max(1)).zip(scores.par_chunks(i.max(1))).for_each_init(
+            Vec::new,
+            |best, (mask, scores)| {
+                best_of(scores, take, best).iter().for_each(|at| mask[*at as usize] = 1.0);
+            },
+        );
+    })?;
+    Tensor::from_vec(mask, (t, i), &Device::Cpu)
+}
+
+/// The neurons that are taken of one token's scores, ascending.
+fn best_of<'a>(scores: &[f32], take: Take, best: &'a mut Vec<u32>) -> &'a [u32] {
+    let least = take.least_score.max(0.0);
+    best.clear();
+    best.extend((0..scores.len() as u32).filter(|at| scores[*at as usize] >= least));
+    if take.most < best.len() {
+        if take.most > 0 {
+            let (a, b) = (|at: &u32| scores[*at as usize], |at: &u32| scores[*at as usize]);
+            best.select_nth_unstable_by(take.most - 1, |x, y| b(y).total_cmp(&a(x)).then(x.cmp(y)));
+        }
+        best.truncate(take.most);
+        best.sort_unstable();
+    }
+    best
+}
+
+/// As [`best_of`] of all tokens, by comparisons and sums alone: the host reads nothing.
+fn chosen_on_device(scores_ti: &Tensor, most: usize, least: f64) -> Result<Tensor> {
+    let count = |mask_ti: &Tensor| mask_ti.to_dtype(DType::F32)?.sum_keepdim(1);
+    let most = most as f64;
+    // More than `most` lie above `low` or it is below all; at most `most` − 1 lie above `high`, which ends at the score of the last one taken.
+    let mut high = scores_ti.max_keepdim(1)?.clamp(0f32, f32::MAX)?;
+    let mut low = (high.zeros_like()? - 1.0)?;
+    for _ in 0..HALVINGS {
+        let middle = ((&low + &high)? * 0.5)?;
+        let few = count(&scores_ti.broadcast_gt(&middle)?)?.lt(most)?;
+        (low, high) = (few.where_cond(&low, &middle)?, few.where_cond(&middle, &high)?);
+    }
+    let above_ti = scores_ti.broadcast_gt(&high)?;
+    let level_ti = (scores_ti.broadcast_gt(&low)?.to_dtype(DType::F32)? - above_ti.to_dtype(DType::F32)?)?;
+    let left = (count(&above_ti)?.neg()? + most)?;
+    // Of equals those before an index, found by halving it: the first so many as are left.
+    let i = scores_ti.dim(1)?;
+    let at_1i = Tensor::arange(0f32, i as f32, scores_ti.device())?.unsqueeze(0)?;
+    let (mut from, mut to) = (left.zeros_like()?, (left.zeros_like()? + i as f64)?);
+    for _ in 0..=i.max(1).ilog2() {
+        let middle = ((&from + &to)? * 0.5)?.floor()?;
+        let within = level_ti.mul(&at_1i.broadcast_lt(&middle)?.to_dtype(DType::F32)?)?.sum_keepdim(1)?;
+        let fits = within.le(&left)?;
+        (from, to) = (fits.where_cond(&middle, &from)?, fits.where_cond(&to, &middle)?);
+    }
+    let within = level_ti.mul(&level_ti)?.sum_keepdim(1)?.le(&left)?;
+    let bound = within.where_cond(&(from.zeros_like()? + i as f64)?, &from)?;
+    let taken_ti =
+        (level_ti.mul(&at_1i.broadcast_lt(&bound)?.to_dtype(DType::F32)?)? + above_ti.to_dtype(DType::F32)?)?;
+    taken_ti.mul(&scores_ti.ge(least)?.to_dtype(DType::F32)?)
+}
+
+/// Token by token, neuron by neuron, f32 in main memory: values (zeros where nothing was computed), y and how many neurons were taken.
+fn by_neuron(
+    x_td: Tensor,
+    matrices: &[Tensor; 3],
+    weights: MlpWeights<'_>,
+    gate_ti: Option<Tensor>,
+    choice: NeuronChoice<'_>,
+) -> Result<(MlpValues, Tensor, Tensor)> {
+    let ((t, d), i) = (x_td.dims2()?, matrices[0].dim(0)?);
+    if matrices.iter().any(|matrix| matrix.dims() != [i, d]) {
+        candle_core::bail!(
+            "chosen_neurons: matrices {:?} and x {:?} do not go together",
+            matrices[2].shape(),
+            x_td.shape()
+        );
+    }
+    let gates = gate_ti.as_ref().map(super::host::in_memory).transpose()?;
+    let fixed = match choice {
+        NeuronChoice::Fixed(kept_i) => Some(super::host::in_memory(kept_i)?),
+        NeuronChoice::Gate { .. } => None,
+    };
+    let (mut g, mut u, mut h) = (vec![0f32; t * i], vec![0f32; t * i], vec![0f32; t * i]);
+    let (mut c, mut y, mut taken) = (vec![0f32; t * i], vec![0f32; t * d], vec![0f32; t]);
+    for token in 0..t {
+        let of_token = token * i..(token + 1) * i;
+        let open = |at: u32| gates.as_ref().is_none_or(|gates| gates[of_token.clone()][at as usize] != 0.0);
+        let kept = |at: u32| fixed.as_ref().is_none_or(|kept| kept[at as usize] != 0.0);
+        let candidates: Vec<u32> = (0..i as u32).filter(|at| open(*at) && kept(*at)).collect();
+        let x_1d = x_td.narrow(0, token, 1)?.contiguous()?;
+        let gate_values = dots(&matrices[0], &x_1d, &candidates)?;
+        candidates.iter().zip(&gate_values).for_each(|(at, value)| g[of_token.clone()][*at as usize] = *value);
+        let chosen = match choice {
+            NeuronChoice::Fixed(_) => candidates,
+            NeuronChoice::Gate { take, .. } => {
+                let g_1i = Tensor::from_slice(&g[of_token.clone()], (1, i), &Device::Cpu)?;
+                let mut scores = super::host::in_memory(&scores(&g_1i, weights, choice)?)?;
+                (0..i as u32).filter(|at| !open(*at)).for_each(|at| scores[at as usize] = -1.0);
+                best_of(&scores, take, &mut Vec::new()).to_vec()
+            }
+        };
+        taken[token] = chosen.len() as f32;
+        if chosen.is_empty() {
+            continue;
+        }
+        let up_values = dots(&matrices[1], &x_1d, &chosen)?;
+        let of_chosen = |values: Vec<f32>| Tensor::from_vec(values, (1, chosen.len()), &Device::Cpu);
+        let own: Vec<f32> = chosen.iter().map(|at| g[of_token.clone()][*at as usize]).collect();
+        let hidden = weights.activation.forward(&of_chosen(own)?, &of_chosen(up_values.clone())?)?;
+        let hidden = super::host::in_memory(&hidden)?;
+        let mut scaled = Vec::with_capacity(chosen.len());
+        for ((at, up), hidden) in chosen.iter().zip(up_values).zip(hidden) {
+            let place = token * i + *at as usize;
+            (u[place], h[place]) = (up, hidden);
+            c[place] = gates.as_ref().map_or(1.0, |gates| gates[place]);
+            scaled.push(hidden * c[place]);
+        }
+        y[token * d..][..d].copy_from_slice(&weighted_rows(&matrices[2], &chosen, &scaled)?);
+    }
+    let of = |values: Vec<f32>| Tensor::from_vec(values, (t, i), &Device::Cpu);
+    let values = MlpValues::of(weights.activation, x_td, [of(g)?, of(u)?, of(h)?], of(c)?)?;
+    Ok((values, Tensor::from_vec(y, (t, d), &Device::Cpu)?, Tensor::from_vec(taken, t, &Device::Cpu)?))
+}
+
+/// x · row of some rows of a matrix.
+fn dots(matrix_id: &Tensor, x_1d: &Tensor, rows: &[u32]) -> Result<Vec<f32>> {
+    lanes::with_slices([matrix_id, x_1d], |[matrix, x]| {
+        let mut out = vec![0f32; rows.len()];
+        out.par_chunks_mut(ROWS).zip(rows.par_chunks(ROWS)).for_each(|(out, rows)| {
+            lanes::vectorised(|| {
+                out.iter_mut()
+                    .zip(rows)
+                    .for_each(|(out, at)| *out = lanes::dot(&matrix[*at as usize * x.len()..][..x.len()], x));
+            });
+        });
+        out
+    })
+}
+
+/// Σ weight · row.
+fn weighted_rows(matrix_id: &Tensor, rows: &[u32], weights: &[f32]) -> Result<Vec<f32>> {
+    let d = matrix_id.dim(1)?;
+    lanes::with_slices([matrix_id], |[matrix]| {
+        let part = |(rows, weights): (&[u32], &[f32])| {
+            let mut sum = vec![0f32; d];
+            lanes::vectorised(|| {
+                for (at, weight) in rows.iter().zip(weights) {
+                    let row = &matrix[*at as usize * d..][..d];
+                    sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
+                }
+            });
+            sum
+        };
+        let parts: Vec<Vec<f32>> = rows.par_chunks(ROWS).zip(weights.par_chunks(ROWS)).map(part).collect();
+        let mut sum = vec![0f32; d];
+        for part in parts {
+            sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        }
+        sum
+    })
+}
+
+impl Saved {
+    /// How many neurons each token took, `[t]` f32.
+    #[must_use]
+    pub fn taken_t(&self) -> &Tensor {
+        &self.taken_t
+    }
+}
+
+impl SlicedMlp for Saved {
+    type Deltas = Deltas;
+
+    fn deltas(&self, dy: &Tensor) -> Result<Deltas> {
+        self.values.deltas(&self.matrices, rows(dy)?)
+    }
+
+    fn seen<R>(&self, deltas: &Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R> {
+        see(&self.values.seen(&self.matrices, deltas))
+    }
+
+    fn input_gradient(&self, deltas: &Deltas) -> Result<Tensor> {
+        MlpValues::input_gradient(&self.matrices, deltas)
+    }
+
+    /// ∂L/∂w[t, n] = Σ over the neurons of n that the token took of δ_h ⊙ h.
+    fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
+        let Some((gate_tn, owners)) = &self.gate else { return Ok(None) };
+        let product_ti = self.values.gate_products(deltas)?.to_dtype(gate_tn.dtype())?;
+        gate_tn.zeros_like()?.index_add(owners, &product_ti, 1).map(Some)
+    }
+
+    fn weight_gradients(
+        &self,
+        weights: MlpWeights<'_>,
+        deltas: &Deltas,
+        learners: &Learners,
+        grads: &mut Grads,
+    ) -> Result<()> {
+        weight_gradients([weights.gate, weights.up, weights.down], &self.values, deltas, learners, grads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::Rng as _;
+
+    use super::*;
+    use crate::random;
+
+    /// Comparisons and sums take what sorting takes, ties and all.
+    #[test]
+    fn on_a_device_it_is_the_same_choice() -> Result<()> {
+        let mut rng = random::stream(3, "chosen");
+        for (t, i) in [(1, 1), (3, 2), (40, 17), (9, 300)] {
+            // Few values: many ties.
+            let scores: Vec<f32> =
+                (0..t * i).map(|_| [0.0, 0.25, 1.0, 1e-6, 3.0, -1.0][rng.random_range(0..6)]).collect();
+            let scores_ti = Tensor::from_vec(scores, (t, i), &Device::Cpu)?;
+            for (most, least_score) in [(1, 0.0), (i / 2, 0.0), (i / 2, 0.5), (i - 1, 0.0)] {
+                let take = Take { most, least_score };
+                let expected = chosen(&scores_ti, None, take)?.to_vec2::<f32>()?;
+                let found = chosen_on_device(&scores_ti, most, f64::from(least_score))?.to_vec2::<f32>()?;
+                assert_eq!(found, expected, "{t} {i} {take:?}");
+            }
+        }
+        Ok(())
+    }
+}
