@@ -6,7 +6,9 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::decoder::{Active, Arch, Block, CausalLm, Decoder, KvCache, Pass, PathTable, Sampling, Trace};
+use crate::decoder::{
+    Active, Arch, Block, CausalLm, Continuation, Decoder, KvCache, Likelihood, Pass, PathTable, Sampling, Trace,
+};
 use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
 use crate::{Error, Result};
 
@@ -152,5 +154,14 @@ impl TinyOnnForCausalLm {
         sampling: Sampling<'_>,
     ) -> Result<Vec<u32>> {
         self.lm.generate(prompt, count, eos, &self.with_own_paths(pass), sampling, self.decides_alone(pass))
+    }
+
+    /// How probable it finds each continuation: [`CausalLm::likelihoods`]. A variant that decides by more than the newest token reads
+    /// each text alone and whole.
+    ///
+    /// # Errors
+    /// As of [`CausalLm::likelihoods`].
+    pub fn likelihoods(&self, asked: &[Continuation], pass: &Pass, greedy: bool) -> Result<Vec<Likelihood>> {
+        self.lm.likelihoods(asked, &self.with_own_paths(pass), greedy, self.decides_alone(pass))
     }
 }

@@ -10,7 +10,6 @@ use experiments::{RunFlags, arguments, main_with, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{Comparison, LoadedModel, ModelFolder, compare, compare_with_reference, load_model, tokens};
 use tinyonn::model::ActiveMode;
-use tinyonn::moe::RoutePer;
 use tinyonn::{Error, Result};
 
 /// Compare the logits of two checkpoints (dense or Tiny-ONN), or of one and a reference file.
@@ -178,16 +177,11 @@ fn run(settings: &Settings) -> Result<ExitCode> {
 
 /// Tokens alone do not say of which task they are.
 fn refuse_tasks(model: &LoadedModel, path: &Path, active: Option<ActiveMode>) -> Result<()> {
-    match model {
-        LoadedModel::TinyOnn(model, _)
-            if active == Some(ActiveMode::Routed) && model.spec().route_per == RoutePer::Task =>
-        {
-            let problem =
-                format!("{} is routed by the task of each sequence, which nothing here names", path.display());
-            Err(Error::setting("--active", problem, "compare with --active all"))
-        }
-        _ => Ok(()),
+    if active.is_some_and(|active| model.needs_tasks(active)) {
+        let problem = format!("{} is routed by the task of each sequence, which nothing here names", path.display());
+        return Err(Error::setting("--active", problem, "compare with --active all"));
     }
+    Ok(())
 }
 
 fn describe(label: &str, path: &Path, model: &LoadedModel, active: Option<ActiveMode>) -> String {

@@ -8,8 +8,9 @@ use super::folder::ModelFolder;
 use super::params::{EMBEDDING, expected_tensors};
 use super::tinyonn_folder::{TinyOnnFolder, is_tinyonn};
 use crate::Result;
-use crate::decoder::{Arch, CausalLm, Mlp, Pass, Trace};
+use crate::decoder::{Arch, CausalLm, Continuation, Likelihood, Mlp, Pass, Trace};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
+use crate::moe::RoutePer;
 
 /// A dense model or one of routed experts, frozen.
 pub enum LoadedModel {
@@ -67,6 +68,15 @@ impl LoadedModel {
         }
     }
 
+    /// Whether it is routed by the task of each sequence, which its tokens do not say.
+    #[must_use]
+    pub fn needs_tasks(&self, active: ActiveMode) -> bool {
+        match self {
+            Self::Dense(_) => false,
+            Self::TinyOnn(model, _) => active == ActiveMode::Routed && model.spec().route_per == RoutePer::Task,
+        }
+    }
+
     /// Logits `[B, T, V]` of token ids `[B, T]`, in the model's dtype.
     ///
     /// # Errors
@@ -83,6 +93,17 @@ impl LoadedModel {
         match self {
             Self::Dense(model) => model.traced_logits(ids, pass, None),
             Self::TinyOnn(model, _) => model.traced_logits(ids, pass),
+        }
+    }
+
+    /// How probable it finds each continuation: [`CausalLm::likelihoods`].
+    ///
+    /// # Errors
+    /// As of [`CausalLm::likelihoods`].
+    pub fn likelihoods(&self, asked: &[Continuation], pass: &Pass, greedy: bool) -> Result<Vec<Likelihood>> {
+        match self {
+            Self::Dense(model) => model.likelihoods(asked, pass, greedy, true),
+            Self::TinyOnn(model, _) => model.likelihoods(asked, pass, greedy),
         }
     }
 }

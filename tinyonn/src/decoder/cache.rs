@@ -34,6 +34,17 @@ impl KvCache {
         self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.positions)
     }
 
+    /// What a cache of one sequence holds, `count` times: so many sequences begin alike.
+    pub(super) fn repeated(&self, count: usize) -> Result<Self> {
+        let times = |held: &Tensor, positions| held.narrow(1, 0, positions)?.repeat((count, 1, 1, 1));
+        let layer = |layer: &Layer| {
+            let [keys, values] = [times(&layer.keys, layer.positions)?, times(&layer.values, layer.positions)?];
+            Ok::<_, candle_core::Error>(Layer { keys, values, positions: layer.positions })
+        };
+        let layers = self.layers.iter().map(|held| held.as_ref().map(layer).transpose());
+        Ok(Self { layers: layers.collect::<Result<_, _>>()? })
+    }
+
     /// Appends a layer's new keys and values; returns all of them.
     pub(super) fn extend(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let slot = &mut self.layers[layer];

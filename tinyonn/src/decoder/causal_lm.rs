@@ -13,7 +13,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct CausalLm<F> {
     model: Decoder<F>,
-    lm_head: Tensor,
+    pub(super) lm_head: Tensor,
 }
 
 impl CausalLm<Mlp> {
@@ -145,7 +145,7 @@ impl<F: FeedForward> CausalLm<F> {
 
     /// `pass` with the surprisal of every token given those before it, where routing reads it: a first pass, all active. The first
     /// token of a sequence is as surprising as one of the vocabulary drawn at random.
-    fn with_surprisal<'a>(&self, ids: &Tensor, pass: &'a Pass) -> Result<Cow<'a, Pass>> {
+    pub(super) fn with_surprisal<'a>(&self, ids: &Tensor, pass: &'a Pass) -> Result<Cow<'a, Pass>> {
         let reads = self.model.layers().iter().any(|layer| layer.mlp().reads_surprisal());
         if !reads || pass.surprisal.is_some() || !matches!(pass.active, Active::Routed) {
             return Ok(Cow::Borrowed(pass));
@@ -194,6 +194,6 @@ pub struct Saved<F: FeedForward> {
     shape: Vec<usize>,
 }
 
-fn inference(pass: &Pass) -> Pass {
+pub(super) fn inference(pass: &Pass) -> Pass {
     Pass { keep: Keep::Nothing, ..pass.clone() }
 }
