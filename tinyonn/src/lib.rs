@@ -7,6 +7,7 @@
 // The code that `#[moe(..)]` writes names this crate from outside and from within.
 extern crate self as tinyonn;
 
+pub mod benchmark;
 pub mod checkpoint;
 pub mod data;
 pub mod decoder;
