@@ -3,7 +3,7 @@
     python3 scripts/material_text.py UNPACKED CARGO_LOCK OUT    # writes OUT/text/KIND and OUT/held_out_text/KIND
 
 A document is a manual page, a source file, some entries of a dictionary, a chapter of the Bible, or part of a section of a handbook. Of each kind so
-many are taken, in the order of the SHA-256 of their names, as make 6 MB: an even sample, the same wherever the packages are.
+many are taken, in the order of the SHA-256 of their names, as make 8 MB: an even sample, the same wherever the packages are.
 """
 
 import gzip
@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tarfile
 
-MOST_BYTES = 6_000_000  # Of a kind.
-SHORTEST, LONGEST = 400, 16_384  # Of a document, in bytes: stubs say nothing, and of long ones a test reads the beginning.
+MOST_BYTES = 8_000_000  # Of a kind.
+SHORTEST, LONGEST = 400, 24_576  # Of a document, in bytes: stubs say nothing, and of long ones a test reads the beginning.
 PART = 3_000  # What is cut, is cut into parts of about so many characters.
 LEAST_DOCUMENTS = 100
 
