@@ -7,6 +7,8 @@
 #[cfg(unix)]
 #[path = "programs/arguments.rs"]
 mod arguments;
+#[path = "programs/benchmark.rs"]
+mod benchmark;
 #[path = "programs/copies.rs"]
 mod copies;
 #[path = "programs/given_text.rs"]
@@ -45,6 +47,7 @@ const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
 const UPCYCLE: &str = env!("CARGO_BIN_EXE_exp_upcycle");
 const VERIFY: &str = env!("CARGO_BIN_EXE_exp_verify");
 const SCAN: &str = env!("CARGO_BIN_EXE_exp_scan");
+const BENCHMARK: &str = env!("CARGO_BIN_EXE_exp_benchmark");
 const VARIANTS: &str = env!("CARGO_BIN_EXE_exp_variants");
 
 const VOCAB: usize = 280;

@@ -6,6 +6,7 @@
 mod activation;
 mod adamw;
 mod balance;
+mod benchmark;
 mod checkpoint;
 mod class_scatter;
 mod combine;
