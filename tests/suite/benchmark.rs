@@ -89,7 +89,7 @@ fn the_best_constant_answer_is_a_text_or_a_place(#[case] metric: Metric, #[case]
 fn a_task_carries_signal_above_its_floor_alone() {
     let items = |golds: &dyn Fn(u64) -> usize| (0..60).map(|id| item(id, &[" a", " b", " c"], golds(id))).collect();
     // The model says "b" always: the best constant answer.
-    let even = task(Metric::Sum, items(&|id| if id < 40 { 1 } else { 0 }));
+    let even = task(Metric::Sum, items(&|id| usize::from(id < 40)));
     let figures = TaskFigures::new(&even, &said(&even, &[-2.0, -1.0, -3.0], None), 0).unwrap();
     assert_eq!((figures.items, figures.accuracy.mean, figures.signal, figures.cut), (60, 40.0 / 60.0, false, 0));
     approx::assert_relative_eq!(figures.chance, 1.0 / 3.0, max_relative = 1e-12);

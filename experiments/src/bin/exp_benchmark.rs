@@ -114,16 +114,16 @@ fn main() -> ExitCode {
     main_with(|| {
         let cli: Cli = arguments::parse()?;
         let Settings { run: RunFlags { config, .. }, output: OutFlags { overwrite, .. }, .. } = &cli.settings;
-        run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
+        run(&over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
     })
 }
 
-fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
+fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
     let path = settings.model.clone().ok_or_else(|| {
         Error::setting("MODEL", "no checkpoint was named", "name a folder or a GGUF file; see --help")
     })?;
     let material = required(settings.material.clone(), "material")?;
-    let tasks = tasks(&settings, &material)?;
+    let tasks = tasks(settings, &material)?;
     let (seed, name) = (settings.run.seed.unwrap_or(0), settings.run.device.unwrap_or_default());
     let out = settings.output.out.clone().map_or_else(|| run_folder::first_free("runs/benchmark".as_ref()), Ok)?;
     let read: Vec<&Path> = [path.as_path(), material.as_path()].into_iter().chain(file).collect();
@@ -138,7 +138,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
         let problem = format!("{} is routed by the task of each sequence, which no item names", path.display());
         return Err(Error::setting("--active", problem, "answer with --active all"));
     }
-    let folder = RunFolder::create(&out, &settings, seed, name, replace)?;
+    let folder = RunFolder::create(&out, settings, seed, name, replace)?;
     let written = folder.dir().join("answers");
     std::fs::create_dir_all(&written).map_err(|e| Error::io(&written, e))?;
     let mut answered = Vec::with_capacity(tasks.len());

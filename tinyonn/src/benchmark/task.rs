@@ -13,8 +13,8 @@ use super::request_line::RequestLine;
 use crate::{Error, Result, files};
 
 const FETCH: &str = "fetch it again: scripts/fetch_material.sh";
-/// Names of the file of lines, in the order they are tried.
-const LINES: [&str; 2] = ["requests.jsonl.gz", "requests.jsonl"];
+/// Names of the file of lines, in the order they are tried, and whether it is packed.
+const LINES: [(&str, bool); 2] = [("requests.jsonl.gz", true), ("requests.jsonl", false)];
 
 /// The items of a task and how they are answered.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,14 +48,14 @@ pub struct Choice {
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct Described {
     task_name: String,
-    task_config: TaskConfig,
+    task_config: HowAnswered,
     num_instances: Option<usize>,
 }
 
 #[derive(Deserialize)]
-struct TaskConfig {
+struct HowAnswered {
     primary_metric: String,
 }
 
@@ -73,7 +73,7 @@ impl BenchmarkTask {
             std::io::ErrorKind::NotFound => Error::file(&path, "is not there", FETCH),
             _ => Error::io(&path, e),
         })?;
-        let config: Config =
+        let config: Described =
             serde_json::from_slice(files::without_mark(&text)).map_err(|e| Error::file(&path, e.to_string(), FETCH))?;
         let name = &config.task_config.primary_metric;
         let metric = Metric::named(name).ok_or_else(|| {
@@ -81,7 +81,7 @@ impl BenchmarkTask {
             Error::file(&path, problem, "choose a task of acc_raw, acc_per_char or logits_per_byte")
         })?;
         let (path, lines) = open(dir)?;
-        let items = Items { metric, path: &path, items: Vec::new(), open: None }.read(lines)?;
+        let items = Items { metric, path: &path, closed: Vec::new(), open: None }.read(lines)?;
         if let Some(told) = config.num_instances.filter(|told| *told != items.len()) {
             let problem = format!("holds {} items, and config.json beside it says {told}", items.len());
             return Err(Error::file(&path, problem, FETCH));
@@ -95,10 +95,10 @@ impl BenchmarkTask {
 
 /// The lines of a task, unpacked as they are read.
 fn open(dir: &Path) -> Result<(PathBuf, Box<dyn BufRead>)> {
-    for name in LINES {
+    for (name, packed) in LINES {
         let path = dir.join(name);
         match File::open(&path) {
-            Ok(file) if name.ends_with(".gz") => {
+            Ok(file) if packed => {
                 return Ok((path, Box::new(BufReader::new(MultiGzDecoder::new(BufReader::new(file))))));
             }
             Ok(file) => return Ok((path, Box::new(BufReader::new(file)))),
@@ -106,14 +106,14 @@ fn open(dir: &Path) -> Result<(PathBuf, Box<dyn BufRead>)> {
             Err(e) => return Err(Error::io(path, e)),
         }
     }
-    Err(Error::file(dir.join(LINES[0]), "is not there", FETCH))
+    Err(Error::file(dir.join(LINES[0].0), "is not there", FETCH))
 }
 
 /// Items as their lines come.
 struct Items<'a> {
     metric: Metric,
     path: &'a Path,
-    items: Vec<Item>,
+    closed: Vec<Item>,
     /// The item whose lines are being read.
     open: Option<Open>,
 }
@@ -140,14 +140,14 @@ impl Items<'_> {
             }
         }
         self.close()?;
-        Ok(self.items)
+        Ok(self.closed)
     }
 
     fn add(&mut self, read: &RequestLine, choice: Choice, line: usize) -> Result<()> {
         if self.open.as_ref().is_some_and(|open| open.id != read.doc_id) {
             self.close()?;
         }
-        if self.open.is_none() && self.items.last().is_some_and(|last| last.id >= read.doc_id) {
+        if self.open.is_none() && self.closed.last().is_some_and(|last| last.id >= read.doc_id) {
             let problem = format!("item {} does not stand in its order", read.doc_id);
             return Err(self.damaged(line, problem));
         }
@@ -183,7 +183,7 @@ impl Items<'_> {
             let problem = format!("the label of item {id} names none of its {} choices", choices.len());
             return Err(self.damaged(line, problem));
         };
-        self.items.push(Item { id, choices, gold });
+        self.closed.push(Item { id, choices, gold });
         Ok(())
     }
 
