@@ -137,7 +137,7 @@ fn a_configuration_names_its_activation() {
 struct Clamped(f32);
 
 impl Activation for Clamped {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "silu"
     }
 

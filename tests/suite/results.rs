@@ -123,7 +123,7 @@ fn a_row_that_is_missing_is_named() {
     &|at: &Fragments| at.edit("compare.json", |json| json.replacen("      1,\n", "", 1)),
     &["compare.json", "has no seed 1: it is not"]
 )]
-#[case::of_an_unknown_key(&|at: &Fragments| at.edit("compare.json", |json| json.replacen("{", "{\"extra\": 1,", 1)), &["unknown field `extra`"])]
+#[case::of_an_unknown_key(&|at: &Fragments| at.edit("compare.json", |json| json.replacen('{', "{\"extra\": 1,", 1)), &["unknown field `extra`"])]
 #[case::not_run(
     &|at: &Fragments| at.edit("compare.json", |json| json.replacen("\"not_run\": []", "\"not_run\": [\"workspace-0/x\"]", 1)),
     &["compare.json", "says that 1 of its grid, `workspace-0/x` first, were not run", "again"]

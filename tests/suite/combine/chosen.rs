@@ -12,9 +12,9 @@ use crate::ops::sliced;
 
 /// ū, ‖w‖ and a fixed set of a mixture's neurons.
 struct Calibrated {
-    mean_up_i: Tensor,
-    down_norm_i: Tensor,
-    kept_i: Tensor,
+    mean_up: Tensor,
+    down_norm: Tensor,
+    kept: Tensor,
 }
 
 /// How neurons are chosen.
@@ -34,21 +34,16 @@ impl Calibrated {
         let drawn = inputs(77, &[&[i], &[i]]);
         let f32 = |x: &Tensor| x.abs().unwrap().to_dtype(DType::F32).unwrap();
         let kept: Vec<f32> = (0..i).map(|at| f32::from(u8::from(at % 3 != 1))).collect();
-        Self {
-            mean_up_i: f32(&drawn[0]),
-            down_norm_i: f32(&drawn[1]),
-            kept_i: Tensor::new(kept, &Device::Cpu).unwrap(),
-        }
+        Self { mean_up: f32(&drawn[0]), down_norm: f32(&drawn[1]), kept: Tensor::new(kept, &Device::Cpu).unwrap() }
     }
 
     fn on(&self, device: &Device) -> Result<Self> {
-        let [mean_up_i, down_norm_i, kept_i] =
-            [&self.mean_up_i, &self.down_norm_i, &self.kept_i].map(|x| x.to_device(device));
-        Ok(Self { mean_up_i: mean_up_i?, down_norm_i: down_norm_i?, kept_i: kept_i? })
+        let [mean_up, down_norm, kept] = [&self.mean_up, &self.down_norm, &self.kept].map(|x| x.to_device(device));
+        Ok(Self { mean_up: mean_up?, down_norm: down_norm?, kept: kept? })
     }
 
     fn choice(&self, how: How) -> NeuronChoice<'_> {
-        let Self { mean_up_i, down_norm_i, kept_i } = self;
+        let Self { mean_up: mean_up_i, down_norm: down_norm_i, kept: kept_i } = self;
         match how {
             How::Gate(take) => NeuronChoice::Gate { mean_up_i, down_norm_i, take },
             How::Fixed => NeuronChoice::Fixed(kept_i),
@@ -59,8 +54,8 @@ impl Calibrated {
     fn mask(&self, mixture: &Mixture, how: How, xs: &[Tensor]) -> Tensor {
         let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let (g, up, norm) =
-            (xs[0].matmul(&xs[1].t().unwrap()).unwrap(), values(&self.mean_up_i), values(&self.down_norm_i));
-        let (owners, kept) = (mixture.owners(), values(&self.kept_i));
+            (xs[0].matmul(&xs[1].t().unwrap()).unwrap(), values(&self.mean_up), values(&self.down_norm));
+        let (owners, kept) = (mixture.owners(), values(&self.kept));
         let (t, i) = (mixture.t, owners.len());
         let mut mask = vec![0f64; t * i];
         for (token, g) in values(&g).chunks(i).enumerate() {

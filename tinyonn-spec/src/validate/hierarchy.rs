@@ -11,8 +11,8 @@ const DEPTH: usize = 4;
 pub(super) fn check(spec: &MoeSpec, found: &mut Found) {
     let depth = spec.levels.len();
     // Where neurons are chosen there may be no experts to choose from: one that always takes part holds them.
-    let least = if spec.neurons == Neurons::All || spec.always.is_empty() { 1 } else { 0 };
-    if depth < least || depth > DEPTH {
+    let none_is_needed = spec.neurons != Neurons::All && !spec.always.is_empty();
+    if (depth == 0 && !none_is_needed) || depth > DEPTH {
         let remedy = format!("write 1 to {DEPTH}, such as `levels = [4, 5, 5]`");
         return found.add(At::Hierarchy, format!("a hierarchy of {depth} levels"), remedy);
     }

@@ -12,7 +12,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::columns::columns;
-use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp, weight_gradients};
+use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp, gate_gradient, weight_gradients};
 use super::linear::rows;
 use super::mlp_values::{Deltas, MlpBackward, MlpValues};
 use super::{Grads, Learners, elementwise, lanes};
@@ -98,7 +98,7 @@ pub fn forward(
     let all = matches!(choice, NeuronChoice::Gate { take, .. } if take.most >= matrices[0].dim(0)? && take.least_score <= 0.0);
     let few = !all && x_td.dim(0)? <= FEW && lanes::fused(&[&x_td, &matrices[0], &matrices[1], &matrices[2]]);
     if few && matrices.iter().all(Tensor::is_contiguous) {
-        let (values, y_td, taken_t) = by_neuron(x_td, &matrices, weights, gate_ti, choice)?;
+        let (values, y_td, taken_t) = by_neuron(x_td, &matrices, weights, gate_ti.as_ref(), choice)?;
         return Ok((y_td.reshape(x.shape())?, Saved { matrices, values, gate, taken_t }));
     }
     let g_ti = x_td.matmul(&matrices[0].t()?)?;
@@ -227,7 +227,7 @@ fn by_neuron(
     x_td: Tensor,
     matrices: &[Tensor; 3],
     weights: MlpWeights<'_>,
-    gate_ti: Option<Tensor>,
+    gate_ti: Option<&Tensor>,
     choice: NeuronChoice<'_>,
 ) -> Result<(MlpValues, Tensor, Tensor)> {
     let ((t, d), i) = (x_td.dims2()?, matrices[0].dim(0)?);
@@ -238,7 +238,7 @@ fn by_neuron(
             x_td.shape()
         );
     }
-    let gates = gate_ti.as_ref().map(super::host::in_memory).transpose()?;
+    let gates = gate_ti.map(super::host::in_memory).transpose()?;
     let fixed = match choice {
         NeuronChoice::Fixed(kept_i) => Some(super::host::in_memory(kept_i)?),
         NeuronChoice::Gate { .. } => None,
@@ -346,11 +346,9 @@ impl SlicedMlp for Saved {
         MlpValues::input_gradient(&self.matrices, deltas)
     }
 
-    /// ∂L/∂w[t, n] = Σ over the neurons of n that the token took of δ_h ⊙ h.
+    /// Of the neurons that were taken alone: the others' h is zero.
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
-        let Some((gate_tn, owners)) = &self.gate else { return Ok(None) };
-        let product_ti = self.values.gate_products(deltas)?.to_dtype(gate_tn.dtype())?;
-        gate_tn.zeros_like()?.index_add(owners, &product_ti, 1).map(Some)
+        self.gate.as_ref().map(|gate| gate_gradient(gate, &self.values, deltas)).transpose()
     }
 
     fn weight_gradients(

@@ -139,11 +139,8 @@ impl SlicedMlp for Saved {
         MlpValues::input_gradient(&self.matrices, deltas)
     }
 
-    /// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h.
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
-        let Some((gate_tn, owners)) = &self.gate else { return Ok(None) };
-        let product_ti = self.values.gate_products(deltas)?.to_dtype(gate_tn.dtype())?;
-        gate_tn.zeros_like()?.index_add(owners, &product_ti, 1).map(Some)
+        self.gate.as_ref().map(|gate| gate_gradient(gate, &self.values, deltas)).transpose()
     }
 
     fn weight_gradients(
@@ -155,6 +152,16 @@ impl SlicedMlp for Saved {
     ) -> Result<()> {
         weight_gradients([weights.gate, weights.up, weights.down], &self.values, deltas, learners, grads)
     }
+}
+
+/// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h, of w and the neurons' experts.
+pub(super) fn gate_gradient(
+    (gate_tn, owners): &(Tensor, Tensor),
+    values: &MlpValues,
+    deltas: &Deltas,
+) -> Result<Tensor> {
+    let product_ti = values.gate_products(deltas)?.to_dtype(gate_tn.dtype())?;
+    gate_tn.zeros_like()?.index_add(owners, &product_ti, 1)
 }
 
 /// The gradients of an MLP's three matrices, only the learners' rows.
