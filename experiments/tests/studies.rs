@@ -119,6 +119,7 @@ fn sparsifies(place: &Place) {
         assert!(said.contains("lossless  bit-equal") && said.contains("loss      a: dense"), "{said}");
         let summary = place.json(&format!("{out}/summary.json"));
         let found = |key: &str| summary[key].as_f64().unwrap();
+        assert!(found("repaired_on") > 0.0);
         assert!((found("neurons_asked") - share).abs() < 1e-9 && (found("operations_asked") - 0.6).abs() < 1e-9);
         // A threshold meets the share on calibration text alone.
         let apart = if out == "gate" { 0.15 } else { 1e-9 };
@@ -130,6 +131,7 @@ fn sparsifies(place: &Place) {
     let refused =
         |rest: &str, words: &[&str]| place.refused(SPARSIFY, &format!("--model {model} {text} {rest} --out no"), words);
     refused("--active-share 0.3", &["`active_share`: is 0.3", "more than 0.334"]);
+    refused("--active-share 0.6 --ridge=-1", &["`ridge`: is -1"]);
     refused("--active-share 1.5", &["`active_share`: is 1.5"]);
     refused("--variant TinyOnn", &["TinyOnn", "chooses no neurons"]);
     place.refused(PHASE1, "--variant OwnGate --out no", &["OwnGate", "no hierarchy", "exp_sparsify"]);

@@ -40,6 +40,7 @@ mod pfag;
 mod phase1;
 mod phase2;
 mod real_width;
+mod repair;
 mod report;
 mod results;
 mod resume;

@@ -11,7 +11,8 @@ use tinyonn::Result;
 use tinyonn::imaging::Choose;
 use tinyonn::phases::{SparsifyConfig, SparsifySummary, sparsify};
 
-/// Calibrate on text which neurons of each layer a token takes, so that the MLP costs the share of operations that is asked for; nothing is trained.
+/// Calibrate on text which neurons of each layer a token takes, so that the MLP costs the share of operations that is asked for, and repair in closed form
+/// what the others leave missing; nothing is trained.
 ///
 /// With --variant OwnGate, the default, all gate rows are computed, and each token takes the neurons whose own gates promise most: at the share s of the
 /// neurons that costs (1 + 2s)/3 of the MLP. With --variant Pruned every token takes the same neurons, which costs s: what any choice must beat. A type of
@@ -45,6 +46,9 @@ struct Settings {
     /// How the gate's choice is bounded: threshold (one a layer), top_k (as many neurons for each token) [default: threshold]
     #[arg(long, value_name = "HOW", value_parser = choose)]
     choose: Option<Choose>,
+    /// How strongly the repair of W_d in closed form is held back; 0 repairs nothing [default: 0.01]
+    #[arg(long, value_name = "RIDGE")]
+    ridge: Option<f64>,
     /// A kind of text: any folder or file of text, or JSONL with a `text` field (repeatable); `toolchain` alone: text that comes with Rust
     #[arg(long, value_name = "NAME=PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -90,12 +94,13 @@ fn print(summary: &SparsifySummary, out: &Path) {
     let equal = if summary.lossless.bit_equal { "bit-equal" } else { "NOT equal" };
     say!("lossless  {equal}, all active (largest |Δ logit| {})", summary.lossless.max_abs_diff);
     say!(
-        "takes     {:.1} % of the neurons, {:.1} % of the MLP's operations on the test split (asked: {:.1}, {:.1}); calibrated on {} tokens",
+        "takes     {:.1} % of the neurons, {:.1} % of the MLP's operations on the test split (asked: {:.1}, {:.1}); calibrated by {} tokens, repaired on {}",
         100.0 * summary.neurons,
         100.0 * summary.operations,
         100.0 * summary.neurons_asked,
         100.0 * summary.operations_asked,
-        summary.calibrated_on
+        summary.calibrated_on,
+        summary.repaired_on
     );
     for (task, loss) in &summary.loss_by_task {
         let rise = &summary.rise_by_task[task];

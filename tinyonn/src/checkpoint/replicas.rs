@@ -11,7 +11,7 @@ use super::store::ParamStore;
 use crate::Result;
 use crate::decoder::Arch;
 use crate::moe::expert::{PROJECTIONS, delta_name};
-use crate::moe::{ExpertsAre, MoeSpec};
+use crate::moe::{ExpertsAre, MoeSpec, Neurons, REPAIR_BIAS, REPAIR_DOWN};
 
 /// Whether a parameter belongs to a delta.
 pub fn is_delta(name: &str) -> bool {
@@ -26,8 +26,20 @@ pub fn base_name(name: &str) -> String {
     }
 }
 
+/// Name and shape of everything that a checkpoint of `spec` may hold and may lack: deltas, and repairs of neurons.
+pub(super) fn optional_tensors(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
+    let mut optional = possible_deltas(cfg, spec);
+    for layer in (0..cfg.num_hidden_layers).filter(|_| spec.neurons != Neurons::All) {
+        let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
+        for (name, shape) in [(REPAIR_DOWN, vec![i, d]), (REPAIR_BIAS, vec![d])] {
+            optional.insert(format!("{}.{name}", mixture_prefix(layer)), shape);
+        }
+    }
+    optional
+}
+
 /// Name and shape of every delta that a checkpoint of `spec` may hold.
-pub(super) fn possible_deltas(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
+fn possible_deltas(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
     let layers = 0..cfg.num_hidden_layers;
     layers.flat_map(|layer| deltas_of(cfg, spec, layer)).collect()
 }

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use super::folder::ModelFolder;
 use super::params::{expected_tensors, neuron_expert_name};
-use super::replicas::{is_delta, possible_deltas};
+use super::replicas::{is_delta, optional_tensors};
 use super::store::ParamStore;
 use super::variant_tensors::expected_variant_tensors;
 use crate::decoder::{Arch, PathTable};
@@ -196,7 +196,7 @@ impl TinyOnnFolder {
         let cfg = folder.arch()?;
         check_object(&config, &variant.spec, &cfg, &path)?;
         let mut expected = expected_variant_tensors(&cfg, variant)?;
-        let deltas = possible_deltas(&cfg, &variant.spec);
+        let deltas = optional_tensors(&cfg, &variant.spec);
         expected.extend(deltas.into_iter().filter(|(name, _)| folder.tensors().any(|(stored, _)| stored == name)));
         folder.check_names(&expected)?;
         let dense = expected_tensors(&cfg);

@@ -47,10 +47,7 @@ impl<F: FeedForward> Block<F> {
         pass: &Pass,
         cache: Option<&mut KvCache>,
     ) -> Result<Passed<F>> {
-        let cache = cache.map(|cache| (cache, self.layer));
-        let (attended, attention) = self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, cache)?;
-        let middle = elementwise::add(x, &attended)?;
-        let normed = self.post_attention_layernorm.forward(&middle)?;
+        let (middle, normed, attention) = self.attend(x, rotary, cache)?;
         let (y, mut trace, mlp) = self.mlp.forward(&normed, pass)?;
         let out = elementwise::add(&middle, &y)?;
         if let Some(rows) = &pass.ask.inputs {
@@ -63,6 +60,20 @@ impl<F: FeedForward> Block<F> {
             _ => None,
         };
         Ok((out, trace, saved))
+    }
+
+    /// The first half: x behind the attention, and the same normalised, which the feed-forward sees.
+    pub(super) fn attend(
+        &self,
+        x: &Tensor,
+        rotary: &Rotary,
+        cache: Option<&mut KvCache>,
+    ) -> Result<(Tensor, Tensor, attention::Saved)> {
+        let cache = cache.map(|cache| (cache, self.layer));
+        let (attended, attention) = self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, cache)?;
+        let middle = elementwise::add(x, &attended)?;
+        let normed = self.post_attention_layernorm.forward(&middle)?;
+        Ok((middle, normed, attention))
     }
 
     /// ∂L/∂x, if `input`, from ∂L/∂out.

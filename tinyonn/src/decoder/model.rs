@@ -5,8 +5,8 @@ use candle_nn::{Init, VarBuilder};
 
 use super::block::{self, Block};
 use super::{Answers, Arch, FeedForward, Keep, KvCache, Learn, Pass, RmsNorm, Rotary, Trace};
-use crate::Result;
 use crate::ops::{Grads, embedding};
+use crate::{Error, Result};
 
 /// The decoder, over any feed-forward; named as in the checkpoint (`model`).
 #[derive(Clone, Debug)]
@@ -76,6 +76,26 @@ impl<F: FeedForward> Decoder<F> {
         let hidden = self.norm.forward(&x)?;
         let saved = (pass.keep != Keep::Nothing).then(|| Saved { ids: ids.clone(), blocks, last: x });
         Ok((hidden, traces, saved))
+    }
+
+    /// The stream `[B, T, d]` that enters the first layer, of token ids `[B, T]`: for whoever goes through a text layer by layer.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(embedding::forward(ids, &self.embed_tokens)?)
+    }
+
+    /// The stream x `[B, T, d]` of whole sequences behind the attention of a layer, and the same normalised, which its feed-forward sees; what that
+    /// says, added to the first, enters the next layer.
+    ///
+    /// # Errors
+    /// A layer that there is not; what the device reports.
+    pub fn attend(&self, layer: usize, x: &Tensor) -> Result<[Tensor; 2]> {
+        let missing = || Error::setting("layer", format!("is {layer} of {}", self.layers.len()), "count from 0");
+        let block = self.layers.get(layer).ok_or_else(missing)?;
+        let (middle, normed, _) = block.attend(x, &self.rotary.positions(0, x.dim(1)?, x.dtype())?, None)?;
+        Ok([middle, normed])
     }
 
     /// From ∂L/∂hidden down to the lowest layer where something learns or is asked; answers by layer, none below it.

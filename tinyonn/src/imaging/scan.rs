@@ -35,7 +35,7 @@ pub struct ScanOptions {
 
 impl ScanOptions {
     /// The part of `set` that is read: each task's first tokens, `tokens_per_task` of them with a target.
-    pub(super) fn part<'a>(&self, set: &'a TokenSet) -> Cow<'a, TokenSet> {
+    pub(crate) fn part<'a>(&self, set: &'a TokenSet) -> Cow<'a, TokenSet> {
         let most = self.tokens_per_task.saturating_add(1);
         if set.tasks.iter().all(|task| task.tokens.len() <= most) {
             return Cow::Borrowed(set);

@@ -112,7 +112,15 @@ impl TinyOnnExpert {
         if let (Some(rule), Parts::Slices(slices), false) = (&self.neurons, &self.parts, all) {
             let gate_tn = routing.by_token()?;
             let gate = gate_tn.as_ref().map(|gate_tn| MlpGate { gate_tn, neuron_expert: &slices.neuron_expert });
-            let (y, saved) = ops::chosen_neurons::forward(x, self.weights(), gate, rule.choice())?;
+            let weights = match rule.repaired() {
+                Some([down, _]) => MlpWeights { down, ..self.weights() },
+                None => self.weights(),
+            };
+            let (y, saved) = ops::chosen_neurons::forward(x, weights, gate, rule.choice())?;
+            let y = match rule.repaired() {
+                Some([_, bias]) => y.broadcast_add(bias)?,
+                None => y,
+            };
             return Ok((y, Saved::Chosen(saved)));
         }
         match &self.parts {
@@ -164,6 +172,11 @@ impl TinyOnnExpert {
         let (gate_dn, runs) = merges(x, deltas.len(), routing)?;
         let (y, saved) = ops::merged_mlp::forward(x, replicas, &gate_dn, &runs)?;
         Ok((y, Saved::Merged(saved)))
+    }
+
+    /// Whether what is taken of W_d was repaired, so that it is not what learns.
+    pub(super) fn is_repaired(&self) -> bool {
+        self.neurons.as_ref().is_some_and(|rule| rule.repaired().is_some())
     }
 
     /// Whether any weight of an expert learns.

@@ -102,6 +102,19 @@ impl MoeLayer {
         Ok(Some(gate_tn.ne(0f64)?.to_dtype(DType::F32)?.index_select(neuron_expert, 1)?))
     }
 
+    /// Of a layer that chooses neurons, in a routed pass over x `[B, T, d]`: y `[B, T, d]`, and h of the neurons that each token takes, zero for others,
+    /// `[B·T, I]`.
+    ///
+    /// # Errors
+    /// A layer that chooses none; what the device reports.
+    pub fn chosen(&self, x: &Tensor) -> Result<[Tensor; 2]> {
+        let routed = route(self, x, &Pass::routed())?;
+        match self.experts.forward(x, &routed.routing, false)? {
+            (y, expert::Saved::Chosen(saved)) => Ok([y, saved.hidden_ti().clone()]),
+            _ => Err(Error::variant(self.spec.name.clone(), "it chooses no neurons", "declare `neurons = gate`")),
+        }
+    }
+
     /// Which layer of its model it is.
     pub fn layer(&self) -> usize {
         self.experts.layer()

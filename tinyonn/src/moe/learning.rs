@@ -44,6 +44,10 @@ impl TinyOnnExpert {
                 back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
                 Ok(back)
             }
+            Saved::Chosen(_) if self.is_repaired() && grads.learns(&self.down_proj) => {
+                let problem = "the neurons that a token takes were repaired for these very weights";
+                Err(Error::setting("experts", problem, "train before the repair, or leave the experts frozen"))
+            }
             Saved::Chosen(saved) => {
                 let mut back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
                 back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;

@@ -324,6 +324,12 @@ fn weighted_rows(matrix_id: &Tensor, rows: &[u32], weights: &[f32]) -> Result<Ve
 }
 
 impl Saved {
+    /// h ⊙ m `[t, i]`.
+    #[must_use]
+    pub fn hidden_ti(&self) -> &Tensor {
+        &self.values.h_ti
+    }
+
     /// How many neurons each token took, `[t]` f32.
     #[must_use]
     pub fn taken_t(&self) -> &Tensor {

@@ -1,5 +1,5 @@
 //! From a dense model to one whose routed pass takes single neurons (`neurons = gate | pruned`, DESIGN §1) at a share of the MLP's operations,
-//! calibrated on text, nothing trained.
+//! calibrated on text and repaired in closed form ([`RepairSums`]), nothing trained.
 //!
 //! Operations are counted in products of an MLP's three matrices, 3·I·d multiply-adds a token. Under `gate` all rows of W_g are computed, and of W_u
 //! and W_d those of the share s of neurons that are taken: (1 + 2s)/3. Under `pruned`: s.
@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::dense::CHECKPOINT;
@@ -15,13 +16,15 @@ use super::run::{LosslessFigures, Run};
 use super::text::CorpusFigures;
 use super::{Dense, DeviceName, RunConfig, summary};
 use crate::checkpoint::{self, ParamStore, mixture_prefix};
-use crate::decoder::Pass;
+use crate::decoder::{Decoder, FeedForward as _, Mlp, Pass};
+use crate::imaging::inputs::spread;
 use crate::imaging::neuron_calibration::{gate_parameters, pruned_parameters};
-use crate::imaging::{Choose, Partition, calibrate_gate, calibrate_pruned};
+use crate::imaging::partition;
+use crate::imaging::{Choose, Partition, PartitionSources, calibrate_gate, calibrate_pruned};
 use crate::metrics::{Interval, Stopwatch, interval};
 use crate::model::ActiveMode;
-use crate::moe::{MoeSpec, Neurons};
-use crate::train::Losses;
+use crate::moe::{MoeSpec, Neurons, REPAIR_BIAS, REPAIR_DOWN};
+use crate::train::{Losses, RepairSums};
 use crate::{Error, Result};
 
 /// What is made sparse, and how. As TOML, every key is optional and unknown keys are refused.
@@ -36,6 +39,8 @@ pub struct SparsifyConfig {
     pub active_share: f64,
     /// How the gate's choice is bounded.
     pub choose: Choose,
+    /// λ of the repair in closed form; 0 leaves layers as they are.
+    pub ridge: f64,
     /// Kinds of text as `NAME=PATH`; without any, the default text.
     pub data: Vec<String>,
     /// Decides everything random.
@@ -62,6 +67,7 @@ impl Default for SparsifyConfig {
             variant: "OwnGate".into(),
             active_share: 0.5,
             choose: Choose::Threshold,
+            ridge: 0.01,
             data: Vec::new(),
             seed: 0,
             device: run.device,
@@ -111,8 +117,10 @@ pub struct SparsifySummary {
     pub parameters: usize,
     /// All active, against the dense model.
     pub lossless: LosslessFigures,
-    /// Tokens that it was calibrated on, in each layer.
+    /// Tokens that the choice of each layer was calibrated by.
     pub calibrated_on: usize,
+    /// Tokens that each layer was repaired on; 0: there is no repair.
+    pub repaired_on: usize,
     /// The share of the neurons that was asked for.
     pub neurons_asked: f64,
     /// The share that tokens of the test split take, mean over layers.
@@ -195,6 +203,9 @@ pub fn neurons_at(spec: &MoeSpec, operations: f64) -> Result<f64> {
 pub fn sparsify(config: &SparsifyConfig) -> Result<SparsifySummary> {
     let mut watch = Stopwatch::new();
     let share = neurons_at(&crate::moe::variant(&config.variant)?.spec, config.active_share)?;
+    if !(config.ridge >= 0.0 && config.ridge.is_finite()) {
+        return Err(Error::setting("ridge", format!("is {}", config.ridge), "use 0, which repairs nothing, or more"));
+    }
     let needed = || Error::setting("model", "is needed and was not given", "name a dense decoder");
     // What keeps a model from being read is said before all text is.
     Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
@@ -202,7 +213,8 @@ pub fn sparsify(config: &SparsifyConfig) -> Result<SparsifySummary> {
     let prepared = Prepared::with(&of_run, &mut watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
     let run = prepared.run(&of_run);
     watch.stage("calibrate");
-    let (store, calibrated_on) = run.calibrated(share, config.choose)?;
+    let ridge = Some(config.ridge).filter(|ridge| *ridge > 0.0);
+    let Calibrated { store, scored, repaired_on } = run.calibrated(share, config.choose, ridge)?;
     watch.stage("verify");
     let lossless = run.lossless(&store)?;
     watch.stage("evaluate");
@@ -228,7 +240,8 @@ pub fn sparsify(config: &SparsifyConfig) -> Result<SparsifySummary> {
         corpus: run.corpus_figures(),
         parameters: prepared.dense.cfg.parameters(),
         lossless,
-        calibrated_on,
+        calibrated_on: scored,
+        repaired_on,
         neurons_asked: share,
         neurons,
         neurons_by_layer: by_layer,
@@ -247,34 +260,114 @@ pub fn sparsify(config: &SparsifyConfig) -> Result<SparsifySummary> {
     Ok(summary)
 }
 
+/// Tokens of each layer that a choice is calibrated by, at most: every one of them has a score of every neuron.
+const SCORED: usize = 16_384;
+
+/// What was calibrated.
+struct Calibrated {
+    store: ParamStore,
+    /// Tokens that the choice of each layer was calibrated by.
+    scored: usize,
+    /// Tokens that each layer was repaired on.
+    repaired_on: usize,
+}
+
+/// A text between two layers: a batch of whole sequences each, `[B, T, d]`.
+struct Streams {
+    /// As the dense model has it.
+    dense: Vec<Tensor>,
+    /// As the sparse layers so far have it.
+    sparse: Vec<Tensor>,
+    /// Of each batch, the rows of `[B·T]` that have a target, u32.
+    rows: Vec<Tensor>,
+}
+
 impl Run<'_> {
-    /// The upcycled model with its neurons' choice calibrated to `share`, and the tokens of each layer that it was calibrated on.
-    fn calibrated(&self, share: f64, choose: Choose) -> Result<(ParamStore, usize)> {
+    /// The upcycled model, layer by layer with its choice of neurons calibrated to `share` and then repaired (λ = `ridge`, if any), each on what the
+    /// layers below it, sparse, make of the training text. Both streams are held: 8 bytes a token and channel.
+    fn calibrated(&self, share: f64, choose: Choose, ridge: Option<f64>) -> Result<Calibrated> {
         let (cfg, spec) = (&self.dense.cfg, &self.variant.spec);
-        let dense = self.dense_model()?;
-        let inputs = self.inputs(&dense, &self.tokens.train, &Pass::all())?;
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let owners = crate::imaging::partition::assign(
-            self.partition,
-            spec,
-            shape,
-            crate::imaging::PartitionSources::default(),
-            self.config.seed,
-        )?;
-        let store = checkpoint::upcycle(self.dense.store.share(), cfg, self.variant, &owners, self.config.seed)?;
-        let model = self.model(&store)?;
-        for (layer, samples) in inputs.tokens.iter().enumerate() {
-            let (moe, x_nd) = (model.moe(layer), samples.tensor(&self.device)?);
+        let owners = partition::assign(self.partition, spec, shape, PartitionSources::default(), self.config.seed)?;
+        let mut store = checkpoint::upcycle(self.dense.store.share(), cfg, self.variant, &owners, self.config.seed)?;
+        let dense = self.dense_model()?;
+        let mut streams = self.streams(dense.model())?;
+        let (mut scored, mut repaired_on) = (0, 0);
+        for layer in 0..cfg.num_hidden_layers {
+            let prefix = mixture_prefix(layer);
+            let moe =
+                |store: &ParamStore| (self.variant.build)(cfg, layer, store.builder(DType::F32, |_| false).pp(&prefix));
+            let behind = |streams: &[Tensor]| -> Result<Vec<[Tensor; 2]>> {
+                streams.iter().map(|x| dense.model().attend(layer, x)).collect()
+            };
+            let (from_dense, from_sparse) = (behind(&streams.dense)?, behind(&streams.sparse)?);
+            let x_nd = scored_rows(&from_sparse, &streams.rows)?;
+            scored = x_nd.dim(0)?;
+            let layer_now = moe(&store)?;
             let parameters = match spec.neurons {
-                Neurons::Pruned => pruned_parameters(&calibrate_pruned(moe, &x_nd, share)?, &self.device)?.to_vec(),
-                _ => gate_parameters(&calibrate_gate(moe, &x_nd, share, choose)?, &self.device)?.to_vec(),
+                Neurons::Pruned => {
+                    pruned_parameters(&calibrate_pruned(&layer_now, &x_nd, share)?, &self.device)?.to_vec()
+                }
+                _ => gate_parameters(&calibrate_gate(&layer_now, &x_nd, share, choose)?, &self.device)?.to_vec(),
             };
             for (name, value) in parameters {
-                store.set(&format!("{}.{name}", mixture_prefix(layer)), &value)?;
+                store.set(&format!("{prefix}.{name}"), &value)?;
+            }
+            let chooses = moe(&store)?;
+            let mlp = dense.model().layers()[layer].mlp();
+            let mut sums = RepairSums::new(cfg.intermediate_size);
+            let mut hidden = Vec::new();
+            for (at, ([r, normed_r], [s, normed_s])) in from_dense.iter().zip(&from_sparse).enumerate() {
+                let whole = (r + mlp.forward(normed_r, &Pass::all())?.0)?;
+                let [y, h_ti] = chooses.chosen(normed_s)?;
+                streams.sparse[at] = (s + y)?;
+                if ridge.is_some() {
+                    let missing_td = (&whole - &streams.sparse[at])?.flatten_to(1)?;
+                    let rows = &streams.rows[at];
+                    sums.push(&h_ti.index_select(rows, 0)?, &missing_td.index_select(rows, 0)?)?;
+                    hidden.push(h_ti);
+                }
+                streams.dense[at] = whole;
+            }
+            if let Some(ridge) = ridge {
+                repaired_on = streams.rows.iter().map(Tensor::elem_count).sum();
+                let repair = sums.solve(ridge, &self.device)?;
+                for (sparse, h_ti) in streams.sparse.iter_mut().zip(hidden) {
+                    let more = h_ti.matmul(&repair.down_id)?.broadcast_add(&repair.bias_d)?;
+                    *sparse = (&*sparse + more.reshape(sparse.shape())?)?;
+                }
+                store.insert(format!("{prefix}.{REPAIR_DOWN}"), repair.down_id)?;
+                store.insert(format!("{prefix}.{REPAIR_BIAS}"), repair.bias_d)?;
             }
         }
-        Ok((store, inputs.tokens.first().map_or(0, |samples| samples.tasks.len())))
+        Ok(Calibrated { store, scored, repaired_on })
     }
+
+    /// The training text, as far as it is read, before the first layer.
+    fn streams(&self, decoder: &Decoder<Mlp>) -> Result<Streams> {
+        let set = &self.scan_options().part(&self.tokens.train);
+        let (mut dense, mut rows) = (Vec::new(), Vec::new());
+        for task in 0..set.tasks.len() {
+            for batch in set.batches_of_task(task, self.config.length, self.config.batch, &self.device)? {
+                let batch = batch?;
+                let own: Vec<u32> =
+                    batch.counted.iter().zip(0..).filter(|(counted, _)| **counted).map(|(_, at)| at).collect();
+                let count = own.len();
+                rows.push(Tensor::from_vec(own, count, &self.device)?);
+                dense.push(decoder.embed(&batch.inputs)?);
+            }
+        }
+        Ok(Streams { sparse: dense.clone(), dense, rows })
+    }
+}
+
+/// What a feed-forward sees of the tokens that have a target, at most [`SCORED`] of them, evenly spread: `[n, d]`.
+fn scored_rows(behind: &[[Tensor; 2]], rows: &[Tensor]) -> Result<Tensor> {
+    let own = behind.iter().zip(rows).map(|([_, normed], rows)| normed.flatten_to(1)?.index_select(rows, 0));
+    let all_nd = Tensor::cat(&own.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+    let count = all_nd.dim(0)?;
+    let kept: Vec<u32> = spread(count, SCORED).map(|at| at as u32).collect();
+    if kept.len() == count { Ok(all_nd) } else { Ok(all_nd.index_select(&Tensor::new(kept, all_nd.device())?, 0)?) }
 }
 
 /// How much the loss rises over the documents of a kind, or over all.
