@@ -188,7 +188,7 @@ fn phase_2_goes_on_from_the_folder_of_phase_1() {
     fs::write(&summary, told).unwrap();
     for (from, to, words) in [
         ("\"load\":[[[", "\"load\":[[[0.5,", "`accuracy.load` is not of"),
-        ("\"choices\":10", "\"choices\":0", "`spec`: there are 0"),
+        ("\"choices\":10", "\"choices\":0", "`spec`: level `expert` has 10 routers for 0 nodes"),
         ("\"top_k\":", "\"top_k\":9", "`spec`: top_k"),
     ] {
         let path = place.path("one/figures.json");
@@ -310,7 +310,7 @@ fn a_page_that_cannot_be_drawn_again_is_refused() {
     fs::write(place.path("old/summary.json"), "{}").unwrap();
     place.refused(REPORT, "old", &["old: has no figures.json", "of a version that wrote none", "run it again"]);
     fs::write(place.path("old/figures.json"), "{\"phases\": {\"tasks\": []}}").unwrap();
-    place.refused(REPORT, "old", &["old/figures.json", "missing field", "run that again"]);
+    place.refused(REPORT, "old", &["old/figures.json", "missing field", "or run it again"]);
     assert!(!place.path("old/report.html").exists());
 }
 

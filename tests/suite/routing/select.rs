@@ -158,7 +158,8 @@ proptest! {
 /// Of every variant that is declared here or shipped: what is selected in plain operations, as on a GPU, is what is selected in main memory.
 #[test]
 fn every_variant_is_selected_alike_in_plain_operations() {
-    for (seed, variant) in variants().into_iter().enumerate() {
+    let routed = variants().into_iter().filter(|variant| !variant.spec.levels.is_empty());
+    for (seed, variant) in routed.enumerate() {
         let spec = &variant.spec;
         let scores = scores(spec, seed as u64, 40, 6.0).log_probs().unwrap();
         let mut rng = random::stream(seed as u64, "tests/alike");

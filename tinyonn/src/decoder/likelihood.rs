@@ -46,7 +46,7 @@ impl<F: FeedForward> CausalLm<F> {
     ///
     /// let asked = [vec![1, 2, 3, 4], vec![1, 2, 3, 5, 6]].map(|tokens| Continuation { tokens, from: 3 });
     /// let found = model.likelihoods(&asked, &Pass::all(), false, true)?;
-    /// assert!((found[0].log_likelihood + 32f64.ln()).abs() < 0.1); // it knows nothing yet
+    /// assert!((found[0].log_likelihood + 32f64.ln()).abs() < 0.5); // it knows nothing yet
     /// # Ok::<(), tinyonn::Error>(())
     /// ```
     ///

@@ -94,7 +94,10 @@ pub fn paths(spec: &MoeSpec, scores: &[Tensor]) -> Result<Vec<Vec<u32>>> {
 
 /// The number of inputs.
 fn check(spec: &MoeSpec, scores: &[Tensor]) -> Result<usize> {
-    let tokens = scores.first().map_or(Ok(0), |level| level.dim(0))?;
+    let Some(first) = scores.first().filter(|_| !spec.levels.is_empty()) else {
+        return Err(Error::variant(spec.name.clone(), "it has no level to choose from", "declare groups and experts"));
+    };
+    let tokens = first.dim(0)?;
     if scores.len() != spec.levels.len() {
         let problem = format!("{} levels of scores for {}", scores.len(), spec.levels.len());
         return Err(Error::variant(spec.name.clone(), problem, "give one tensor for each level"));
