@@ -108,7 +108,8 @@ impl Place {
 fn sparsifies(place: &Place) {
     let cached = fs::read_dir(place.path("cache")).unwrap().map(|entry| entry.unwrap().path()).next().unwrap();
     let model = cached.strip_prefix(place.dir.path()).unwrap().display().to_string();
-    let text = "--data a=a.txt --data b=b.txt --config sparse.toml";
+    let text = "--data a=a.txt --data b=b.txt --config sparse.toml --ridge 0.01";
+    fs::write(place.path("negative.toml"), "ridge = -1.0\n").unwrap();
     fs::write(place.path("sparse.toml"), "length = 16\ncalibration_tokens = 300\ntest_tokens = 200\n").unwrap();
     for (out, rest, share) in [
         ("gate", "--active-share 0.6", 0.4),
@@ -131,7 +132,8 @@ fn sparsifies(place: &Place) {
     let refused =
         |rest: &str, words: &[&str]| place.refused(SPARSIFY, &format!("--model {model} {text} {rest} --out no"), words);
     refused("--active-share 0.3", &["`active_share`: is 0.3", "more than 0.334"]);
-    refused("--active-share 0.6 --ridge=-1", &["`ridge`: is -1"]);
+    let negative = format!("--model {model} --data a=a.txt --data b=b.txt --config negative.toml --out no");
+    place.refused(SPARSIFY, &negative, &["`ridge`: is -1"]);
     refused("--active-share 1.5", &["`active_share`: is 1.5"]);
     refused("--variant TinyOnn", &["TinyOnn", "chooses no neurons"]);
     place.refused(PHASE1, "--variant OwnGate --out no", &["OwnGate", "no hierarchy", "exp_sparsify"]);

@@ -11,8 +11,8 @@ use tinyonn::Result;
 use tinyonn::imaging::Choose;
 use tinyonn::phases::{SparsifyConfig, SparsifySummary, sparsify};
 
-/// Calibrate on text which neurons of each layer a token takes, so that the MLP costs the share of operations that is asked for, and repair in closed form
-/// what the others leave missing; nothing is trained.
+/// Calibrate on text which neurons of each layer a token takes, so that the MLP costs the share of operations that is asked for; with --ridge, repair in closed
+/// form what the others leave missing. Nothing is trained.
 ///
 /// With --variant OwnGate, the default, all gate rows are computed, and each token takes the neurons whose own gates promise most: at the share s of the
 /// neurons that costs (1 + 2s)/3 of the MLP. With --variant Pruned every token takes the same neurons, which costs s: what any choice must beat. A type of
@@ -46,7 +46,7 @@ struct Settings {
     /// How the gate's choice is bounded: threshold (one a layer), top_k (as many neurons for each token) [default: threshold]
     #[arg(long, value_name = "HOW", value_parser = choose)]
     choose: Option<Choose>,
-    /// How strongly the repair of W_d in closed form is held back; 0 repairs nothing [default: 0.01]
+    /// Repair W_d in closed form, held back by this much (0.01); it wants 100,000 calibration tokens or more [default: 0, no repair]
     #[arg(long, value_name = "RIDGE")]
     ridge: Option<f64>,
     /// A kind of text: any folder or file of text, or JSONL with a `text` field (repeatable); `toolchain` alone: text that comes with Rust

@@ -158,8 +158,8 @@ pub struct Load {
     pub tokens_n: Tensor,
     /// Tokens by how many experts they took, from none to all, `[N + 1]` f32.
     pub counts: Tensor,
-    /// Of a layer that chooses neurons, how many all tokens together took, `[1]` f32.
-    pub neurons: Option<Tensor>,
+    /// Of a layer that chooses neurons, how many each token took, `[B·T]` f32.
+    pub neurons_t: Option<Tensor>,
 }
 
 /// Who learns from a backward pass, and what imaging asks of it.
@@ -180,7 +180,7 @@ impl Load {
     /// What the device reports.
     pub fn none(experts: usize, device: &Device) -> Result<Self> {
         let zeros = |count: usize| Tensor::zeros(count, DType::F32, device);
-        Ok(Self { tokens_n: zeros(experts)?, counts: zeros(experts + 1)?, neurons: None })
+        Ok(Self { tokens_n: zeros(experts)?, counts: zeros(experts + 1)?, neurons_t: None })
     }
 }
 

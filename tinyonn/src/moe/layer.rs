@@ -150,8 +150,7 @@ impl FeedForward for MoeLayer {
         let gates = asked.then(|| routing.gates(self.spec.experts(), x)).transpose()?;
         let load = match (load.filter(|_| pass.ask.load), &experts) {
             (Some(load), expert::Saved::Chosen(saved)) => {
-                let neurons = saved.taken_t().sum_all()?.reshape(1)?;
-                Some(Load { neurons: Some(neurons), ..load })
+                Some(Load { neurons_t: Some(saved.taken_t().clone()), ..load })
             }
             (load, _) => load,
         };

@@ -22,8 +22,8 @@ struct Seen {
     taken: Vec<f64>,
     /// Tokens by how many experts they took.
     counts: BTreeMap<usize, u64>,
-    /// Neurons that all tokens together took, where neurons are chosen.
-    neurons: Option<f64>,
+    /// Of tokens that are scored, how many there were and the neurons that they took, where neurons are chosen.
+    neurons: Option<(u64, f64)>,
 }
 
 impl LoadMeter {
@@ -37,12 +37,17 @@ impl LoadMeter {
     /// The tensors of a pass that [`add`](Self::add) wants read: of every layer, whatever it was asked.
     #[must_use]
     pub fn wanted<'a>(traces: &'a [Trace]) -> Vec<&'a Tensor> {
-        let of_layer = |load: &'a Load| [&load.tokens_n, &load.counts].into_iter().chain(&load.neurons);
+        let of_layer = |load: &'a Load| [&load.tokens_n, &load.counts].into_iter().chain(&load.neurons_t);
         traces.iter().flat_map(|trace| trace.load.iter().flat_map(of_layer)).collect()
     }
 
     /// Adds the values of [`wanted`](Self::wanted) of the same pass.
     pub fn add(&mut self, traces: &[Trace], values: &[Vec<f64>]) {
+        self.add_scored(traces, values, |_| true);
+    }
+
+    /// The same of a pass of which not every token is scored; only those that are, `scored(at)` of `[B·T]`, say how many neurons a token takes.
+    pub fn add_scored(&mut self, traces: &[Trace], values: &[Vec<f64>], scored: impl Fn(usize) -> bool) {
         let mut values = values.iter();
         for (seen, load) in
             self.layers.iter_mut().zip(traces).filter_map(|(seen, trace)| Some((seen, trace.load.as_ref()?)))
@@ -53,8 +58,10 @@ impl LoadMeter {
                 seen.tokens += *tokens as u64;
                 *seen.counts.entry(count).or_default() += *tokens as u64;
             }
-            if load.neurons.is_some() {
-                *seen.neurons.get_or_insert(0.0) += values.next().map_or(0.0, |neurons| neurons.iter().sum());
+            if load.neurons_t.is_some() {
+                let (count, sum) = seen.neurons.get_or_insert((0, 0.0));
+                let taken = values.next().into_iter().flatten().enumerate().filter(|(at, _)| scored(*at));
+                taken.for_each(|(_, neurons)| (*count, *sum) = (*count + 1, *sum + neurons));
             }
         }
     }
@@ -80,10 +87,10 @@ impl LoadMeter {
         LoadFigures { layers: self.layers.iter().map(figures).collect() }
     }
 
-    /// Neurons that a token took, by layer, mean over tokens; `None` where none are chosen.
+    /// Neurons that a token took, by layer, mean over the tokens that are scored; `None` where none are chosen.
     #[must_use]
     pub fn neurons(&self) -> Vec<Option<f64>> {
-        self.layers.iter().map(|seen| Some(seen.neurons? / (seen.tokens as f64).max(1.0))).collect()
+        self.layers.iter().map(|seen| seen.neurons.map(|(count, sum)| sum / (count as f64).max(1.0))).collect()
     }
 
     /// The share of the experts that a token takes, mean over tokens and layers.

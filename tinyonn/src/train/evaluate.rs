@@ -76,7 +76,7 @@ pub fn evaluate<F: FeedForward>(
     pass: &Pass,
     device: &Device,
 ) -> Result<Losses> {
-    read(model, set, options, pass, device, |_, _| ())
+    read(model, set, options, pass, device, |_, _, _| ())
 }
 
 /// As [`evaluate`], of a routed model; with what each of `experts` experts was given to do.
@@ -93,7 +93,9 @@ pub fn evaluate_load<F: FeedForward>(
 ) -> Result<(Losses, LoadMeter)> {
     let mut load = LoadMeter::new(model.config().num_hidden_layers, experts);
     let pass = Pass { ask: Ask { load: true, ..pass.ask.clone() }, ..pass.clone() };
-    let losses = read(model, set, options, &pass, device, |traces, values| load.add(traces, values))?;
+    let losses = read(model, set, options, &pass, device, |traces, values, counted| {
+        load.add_scored(traces, values, |at| counted[at] && at % options.length >= options.skip);
+    })?;
     Ok((losses, load))
 }
 
@@ -104,7 +106,7 @@ fn read<F: FeedForward>(
     options: EvaluateOptions,
     pass: &Pass,
     device: &Device,
-    mut routed: impl FnMut(&[Trace], &[Vec<f64>]),
+    mut routed: impl FnMut(&[Trace], &[Vec<f64>], &[bool]),
 ) -> Result<Losses> {
     let (mut sums, mut counts) = (vec![0f64; set.tasks.len()], vec![0u64; set.tasks.len()]);
     let mut by_document = vec![DocumentLoss::default(); set.documents.len()];
@@ -116,7 +118,7 @@ fn read<F: FeedForward>(
             let loads = LoadMeter::wanted(&forward.traces);
             let values = host::read(&[vec![&forward.losses], loads].concat())?;
             let Some((losses, loads)) = values.split_first() else { continue };
-            routed(&forward.traces, loads);
+            routed(&forward.traces, loads, &batch.counted);
             for (position, (loss, counted)) in losses.iter().zip(&batch.counted).enumerate() {
                 if *counted && position % options.length >= options.skip {
                     sums[task] += loss;
