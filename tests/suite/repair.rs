@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use nalgebra::DMatrix;
 use proptest::prelude::*;
+use rstest::rstest;
 use tinyonn::checkpoint::{ParamStore, TinyOnnConfig, TinyOnnFolder, load_model};
 use tinyonn::decoder::{Learn, Pass};
 use tinyonn::gallery::OwnGate;
@@ -155,9 +156,9 @@ fn decoding_takes_the_same_neurons() {
     }
 }
 
-/// W_d that is repaired for what it was does not learn; everything else may.
-#[test]
-fn repaired_experts_are_frozen() {
+/// Weights that a layer was repaired for do not learn, in whatever pass; everything else may.
+#[rstest]
+fn repaired_experts_are_frozen(#[values(false, true)] all: bool) {
     let (cfg, _, store) = repaired();
     let variant = tinyonn::moe::variant("OwnGate").unwrap();
     let backward = |learns: fn(&str) -> bool| {
@@ -165,15 +166,24 @@ fn repaired_experts_are_frozen() {
         let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &vb).unwrap();
         let layer: &MoeLayer = model.moe(0);
         let x = inputs(5, &[&[1, 6, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
-        let (y, _, saved) = tinyonn::decoder::FeedForward::forward(layer, &x, &Pass::routed().kept()).unwrap();
+        let (y, _, saved) =
+            tinyonn::decoder::FeedForward::forward(layer, &x, &if all { Pass::all() } else { Pass::routed() }.kept())
+                .unwrap();
         let vars: Vec<_> = store.trainable(learns).into_iter().map(|(_, var)| var.as_tensor().clone()).collect();
         let mut grads = Grads::new(vars.iter().map(|var| (var, 0))).unwrap();
         tinyonn::decoder::FeedForward::backward(layer, saved.unwrap(), &y, &Learn::default(), true, &mut grads)
             .map(|(dx, _)| dx.is_some())
     };
     assert!(backward(|_| false).unwrap());
-    let said = message(backward(|name| name.ends_with("mlp.down_proj.weight")));
-    assert!(said.contains("were repaired for these very weights") && said.contains("frozen"), "{said}");
+    let each: [fn(&str) -> bool; 3] = [
+        |name| name.ends_with("mlp.gate_proj.weight"),
+        |name| name.ends_with("mlp.up_proj.weight"),
+        |name| name.ends_with("mlp.down_proj.weight"),
+    ];
+    for learns in each {
+        let said = message(backward(learns));
+        assert!(said.contains("were repaired for these very weights") && said.contains("frozen"), "{said}");
+    }
 }
 
 /// A threshold meets the share on the rows that it was calibrated by, a number on every row, and a fixed set is the strongest.

@@ -38,15 +38,16 @@ impl TinyOnnExpert {
             let problem = "replicas differ by whole matrices, of which no neuron can be left out";
             return Err(Error::setting("mask", problem, "mask the neurons of slices"));
         }
+        let matrices = [&self.gate_proj, &self.up_proj, &self.down_proj];
+        if self.is_repaired() && matrices.into_iter().any(|matrix| grads.learns(matrix)) {
+            let problem = "the neurons that a token takes were repaired for these very weights";
+            return Err(Error::setting("experts", problem, "train before the repair, or leave the experts frozen"));
+        }
         match saved {
             Saved::Whole(saved) => {
                 let mut back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
                 back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
                 Ok(back)
-            }
-            Saved::Chosen(_) if self.is_repaired() && grads.learns(&self.down_proj) => {
-                let problem = "the neurons that a token takes were repaired for these very weights";
-                Err(Error::setting("experts", problem, "train before the repair, or leave the experts frozen"))
             }
             Saved::Chosen(saved) => {
                 let mut back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
