@@ -17,6 +17,7 @@ pub mod frontier;
 pub mod interrupts;
 pub mod label_sources;
 pub mod main_error;
+pub mod model_flags;
 mod names;
 pub mod overwrite;
 #[cfg(feature = "pictures")]

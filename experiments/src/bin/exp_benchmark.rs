@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use candle_core::DType;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use experiments::model_flags::{Active, Dtype};
 use experiments::settings::{over_file, required};
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::{Deserialize, Serialize};
@@ -64,42 +65,6 @@ struct Settings {
     #[command(flatten)]
     #[serde(flatten)]
     output: OutFlags,
-}
-
-#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Active {
-    /// All of them
-    All,
-    /// Those that the routers choose
-    Routed,
-}
-
-#[derive(Clone, Copy, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Dtype {
-    F32,
-    Bf16,
-    F16,
-}
-
-impl From<Dtype> for DType {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::Bf16 => Self::BF16,
-            Dtype::F16 => Self::F16,
-        }
-    }
-}
-
-impl From<Active> for ActiveMode {
-    fn from(active: Active) -> Self {
-        match active {
-            Active::All => Self::All,
-            Active::Routed => Self::Routed,
-        }
-    }
 }
 
 /// A task's part of the summary.
