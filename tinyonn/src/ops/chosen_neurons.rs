@@ -194,7 +194,7 @@ fn best_of<'a>(scores: &[f32], take: Take, best: &'a mut Vec<u32>) -> &'a [u32] 
 fn chosen_on_device(scores_ti: &Tensor, most: usize, least: f64) -> Result<Tensor> {
     let count = |mask_ti: &Tensor| mask_ti.to_dtype(DType::F32)?.sum_keepdim(1);
     let most = most as f64;
-    // More than `most` lie above `low` or it is below all; at most `most` − 1 lie above `high`, which ends at the score of the last one taken.
+    // At least `most` lie above `low` (or it is below all), fewer than `most` above `high`, which ends at the score of the last one taken.
     let mut high = scores_ti.max_keepdim(1)?.clamp(0f32, f32::MAX)?;
     let mut low = (high.zeros_like()? - 1.0)?;
     for _ in 0..HALVINGS {

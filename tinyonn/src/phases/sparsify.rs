@@ -274,7 +274,7 @@ struct Calibrated {
 
 /// A text between two layers: a batch of whole sequences each, `[B, T, d]`.
 struct Streams {
-    /// As the dense model has it.
+    /// As the dense model has it; none without a repair, which alone asks for it.
     dense: Vec<Tensor>,
     /// As the sparse layers so far have it.
     sparse: Vec<Tensor>,
@@ -284,14 +284,14 @@ struct Streams {
 
 impl Run<'_> {
     /// The upcycled model, layer by layer with its choice of neurons calibrated to `share` and then repaired (λ = `ridge`, if any), each on what the
-    /// layers below it, sparse, make of the training text. Both streams are held: 8 bytes a token and channel.
+    /// layers below it, sparse, make of the training text.
     fn calibrated(&self, share: f64, choose: Choose, ridge: Option<f64>) -> Result<Calibrated> {
         let (cfg, spec) = (&self.dense.cfg, &self.variant.spec);
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let owners = partition::assign(self.partition, spec, shape, PartitionSources::default(), self.config.seed)?;
         let mut store = checkpoint::upcycle(self.dense.store.share(), cfg, self.variant, &owners, self.config.seed)?;
         let dense = self.dense_model()?;
-        let mut streams = self.streams(dense.model())?;
+        let mut streams = self.streams(dense.model(), ridge.is_some())?;
         let (mut scored, mut repaired_on) = (0, 0);
         for layer in 0..cfg.num_hidden_layers {
             let prefix = mixture_prefix(layer);
@@ -300,7 +300,7 @@ impl Run<'_> {
             let behind = |streams: &[Tensor]| -> Result<Vec<[Tensor; 2]>> {
                 streams.iter().map(|x| dense.model().attend(layer, x)).collect()
             };
-            let (from_dense, from_sparse) = (behind(&streams.dense)?, behind(&streams.sparse)?);
+            let (from_dense, from_sparse) = (behind(&streams.dense)?, behind(&std::mem::take(&mut streams.sparse))?);
             let x_nd = scored_rows(&from_sparse, &streams.rows)?;
             scored = x_nd.dim(0)?;
             let layer_now = moe(&store)?;
@@ -317,17 +317,17 @@ impl Run<'_> {
             let mlp = dense.model().layers()[layer].mlp();
             let mut sums = RepairSums::new(cfg.intermediate_size);
             let mut hidden = Vec::new();
-            for (at, ([r, normed_r], [s, normed_s])) in from_dense.iter().zip(&from_sparse).enumerate() {
-                let whole = (r + mlp.forward(normed_r, &Pass::all())?.0)?;
+            for (at, [s, normed_s]) in from_sparse.iter().enumerate() {
                 let [y, h_ti] = chooses.chosen(normed_s)?;
-                streams.sparse[at] = (s + y)?;
-                if ridge.is_some() {
-                    let missing_td = (&whole - &streams.sparse[at])?.flatten_to(1)?;
-                    let rows = &streams.rows[at];
+                let sparse = (s + y)?;
+                if let Some([r, normed_r]) = from_dense.get(at) {
+                    let whole = (r + mlp.forward(normed_r, &Pass::all())?.0)?;
+                    let (missing_td, rows) = ((&whole - &sparse)?.flatten_to(1)?, &streams.rows[at]);
                     sums.push(&h_ti.index_select(rows, 0)?, &missing_td.index_select(rows, 0)?)?;
                     hidden.push(h_ti);
+                    streams.dense[at] = whole;
                 }
-                streams.dense[at] = whole;
+                streams.sparse.push(sparse);
             }
             if let Some(ridge) = ridge {
                 repaired_on = streams.rows.iter().map(Tensor::elem_count).sum();
@@ -344,9 +344,9 @@ impl Run<'_> {
     }
 
     /// The training text, as far as it is read, before the first layer.
-    fn streams(&self, decoder: &Decoder<Mlp>) -> Result<Streams> {
+    fn streams(&self, decoder: &Decoder<Mlp>, both: bool) -> Result<Streams> {
         let set = &self.scan_options().part(&self.tokens.train);
-        let (mut dense, mut rows) = (Vec::new(), Vec::new());
+        let (mut sparse, mut rows) = (Vec::new(), Vec::new());
         for task in 0..set.tasks.len() {
             for batch in set.batches_of_task(task, self.config.length, self.config.batch, &self.device)? {
                 let batch = batch?;
@@ -354,10 +354,10 @@ impl Run<'_> {
                     batch.counted.iter().zip(0..).filter(|(counted, _)| **counted).map(|(_, at)| at).collect();
                 let count = own.len();
                 rows.push(Tensor::from_vec(own, count, &self.device)?);
-                dense.push(decoder.embed(&batch.inputs)?);
+                sparse.push(decoder.embed(&batch.inputs)?);
             }
         }
-        Ok(Streams { sparse: dense.clone(), dense, rows })
+        Ok(Streams { dense: if both { sparse.clone() } else { Vec::new() }, sparse, rows })
     }
 }
 
