@@ -10,7 +10,9 @@ pub(super) fn check(spec: &MoeSpec, found: &mut Found) {
     }
     numbers(spec, found);
     neurons(spec, found);
-    if spec.route_per == RoutePer::Task {
+    if spec.levels.is_empty() && spec.neurons != Neurons::All {
+        no_router_is_there(spec, found);
+    } else if spec.route_per == RoutePer::Task {
         no_router_is_asked(spec, found);
     }
 }
@@ -66,7 +68,7 @@ fn neurons(spec: &MoeSpec, found: &mut Found) {
         found.add(At::Value("combine"), problem, format!("remove `combine`, {all}"));
     }
     match (spec.neurons, spec.route_per) {
-        (Neurons::Gate, RoutePer::Segment { .. } | RoutePer::Sequence { .. }) => {
+        (Neurons::Gate, RoutePer::Segment { .. } | RoutePer::Sequence { .. } | RoutePer::Task) => {
             let problem = "a token's own gate chooses for that token alone";
             found.add(At::Value("route_per"), problem, format!("write `route_per = token`, {all}"));
         }
@@ -103,16 +105,30 @@ fn numbers(spec: &MoeSpec, found: &mut Found) {
     }
 }
 
-/// Under `route_per = task`, what asks for the scores of routers gets none.
-fn no_router_is_asked(spec: &MoeSpec, found: &mut Found) {
+/// What asks for the scores of routers.
+fn asks_of_routers(spec: &MoeSpec) -> impl Iterator<Item = &'static str> {
     let asks = [
-        ("gate", spec.experts_are == ExpertsAre::Slice && spec.gate != Gate::Unit),
         ("pfag", spec.pfag != Pfag::Off),
         ("balance", spec.balance != Balance::None),
         ("z_loss", spec.z_loss > 0.0),
         ("jitter", spec.jitter > 0.0),
     ];
-    for (key, _) in asks.into_iter().filter(|(_, asks)| *asks) {
+    asks.into_iter().filter(|(_, asks)| *asks).map(|(key, _)| key)
+}
+
+/// Without levels nothing is routed: what speaks of routers speaks of nobody.
+fn no_router_is_there(spec: &MoeSpec, found: &mut Found) {
+    let shares = (spec.neurons == Neurons::Pruned && spec.route_per != RoutePer::Token).then_some("route_per");
+    for key in asks_of_routers(spec).chain(shares) {
+        let problem = format!("`{key}` is for routers, and without a hierarchy there are none");
+        found.add(At::Setting(key), problem, format!("remove `{key}`, or declare groups, experts or levels"));
+    }
+}
+
+/// Under `route_per = task`, what asks for the scores of routers gets none.
+fn no_router_is_asked(spec: &MoeSpec, found: &mut Found) {
+    let by_weight = (spec.experts_are == ExpertsAre::Slice && spec.gate != Gate::Unit).then_some("gate");
+    for key in by_weight.into_iter().chain(asks_of_routers(spec)) {
         let problem = format!("`{key}` needs the scores of routers, and `route_per = task` asks none");
         found.add(At::Setting(key), problem, format!("remove `{key}`, or write `route_per = sequence`"));
     }
