@@ -111,9 +111,12 @@ impl<F: FeedForward> CausalLm<F> {
         let count = rows.len();
         let hidden = Tensor::cat(&hidden, 0)?.index_select(&Tensor::from_vec(rows, count, device)?, 0)?;
         let targets = Tensor::from_vec(targets, count, device)?;
-        let mut wanted = vec![cross_entropy::forward(&hidden, &self.lm_head, &targets, false)?.0];
+        // In f32: of logits in bf16 many are equal, and a tie is a wrong answer.
+        let [hidden, head] = [&hidden, &self.lm_head].map(|x| x.to_dtype(DType::F32));
+        let (hidden, head) = (hidden?, head?);
+        let mut wanted = vec![cross_entropy::forward(&hidden, &head, &targets, false)?.0];
         if greedy {
-            wanted.push(self.at_least_as_high(&hidden, &targets)?);
+            wanted.push(at_least_as_high(&hidden, &head, &targets)?);
         }
         let values = host::read(&wanted.iter().collect::<Vec<_>>())?;
         let mut at = 0;
@@ -128,13 +131,13 @@ impl<F: FeedForward> CausalLm<F> {
         };
         Ok(asked.iter().map(take).collect())
     }
+}
 
-    /// Of each row, how many logits are at least as high as the target's, its own among them: `[n]`, f32.
-    fn at_least_as_high(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let logits = linear::forward(hidden, &self.lm_head, None)?;
-        let target = logits.gather(&targets.unsqueeze(1)?, 1)?;
-        Ok(logits.broadcast_ge(&target)?.to_dtype(DType::F32)?.sum(D::Minus1)?)
-    }
+/// Of each row, how many logits are at least as high as the target's, its own among them: `[n]`, f32.
+fn at_least_as_high(hidden: &Tensor, head: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let logits = linear::forward(hidden, head, None)?;
+    let target = logits.gather(&targets.unsqueeze(1)?, 1)?;
+    Ok(logits.broadcast_ge(&target)?.to_dtype(DType::F32)?.sum(D::Minus1)?)
 }
 
 /// The tokens that all begin with, as far as they are given to each; none of a single one, which is read in one go.
