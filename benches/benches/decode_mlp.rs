@@ -29,7 +29,7 @@ fn main() -> Result<()> {
                     None => drop(glu_mlp::forward(&x, weights, None)?),
                     Some(most) => {
                         let take = Take { most, least_score: 0.0 };
-                        let choice = NeuronChoice::Gate { mean_up_i: &ones, down_norm_i: &ones, take };
+                        let choice = NeuronChoice::Gate { mean_up_i: &ones, worth_i: &ones, candidates_i: None, take };
                         drop(chosen_neurons::forward(&x, weights, None, choice)?);
                     }
                 }

@@ -7,7 +7,7 @@ use rstest::rstest;
 use tinyonn::checkpoint::{ParamStore, TinyOnnConfig, TinyOnnFolder, load_model};
 use tinyonn::decoder::{Learn, Pass};
 use tinyonn::gallery::OwnGate;
-use tinyonn::imaging::{Choose, calibrate_gate, calibrate_pruned};
+use tinyonn::imaging::{Choose, Cut, calibrate_gate, calibrate_pruned};
 use tinyonn::moe::{MoeLayer, REPAIR_BIAS, REPAIR_DOWN};
 use tinyonn::ops::Grads;
 use tinyonn::train::RepairSums;
@@ -37,7 +37,7 @@ proptest! {
 
     /// As all rows at once, bordered by ones for the bias, give it by an LU of the normal equations in f64.
     #[test]
-    fn it_is_the_least_squares_of_all_rows(seed in 0u64..1000, t in 12usize..80, i in 2usize..9, d in 1usize..5, at in 0usize..3) {
+    fn it_is_the_least_squares_of_all_rows(seed in 0u64..1000, t in 12usize..80, i in 2usize..9, d in 1usize..5, at in 0usize..3, bias: bool) {
         let ([h, e], ridge) = (rows(seed, (t, i, d)), [1e-3, 1e-2, 0.1][at]);
         let mut sums = RepairSums::new(i);
         // In pieces of uneven length.
@@ -45,12 +45,16 @@ proptest! {
             let piece = |x: &Tensor| x.narrow(0, from, 7.min(t - from)).unwrap();
             sums.push(&piece(&h), &piece(&e)).unwrap();
         }
-        let found = sums.solve(ridge, &Device::Cpu).unwrap();
+        let found = sums.solve(ridge, bias, &Device::Cpu).unwrap();
         let (h, e) = (matrix(&h), matrix(&e));
-        let bordered = h.clone().insert_column(i, 1.0);
+        // Without a bias its column says nothing.
+        let bordered = h.clone().insert_column(i, f64::from(u8::from(bias)));
         let mut normal = bordered.transpose() * &bordered;
         let scale = (0..i).map(|at| normal[(at, at)]).sum::<f64>() / i as f64;
         (0..i).for_each(|at| normal[(at, at)] += ridge * scale);
+        if !bias {
+            normal[(i, i)] = 1.0;
+        }
         let expected = normal.lu().solve(&(bordered.transpose() * e)).unwrap();
         let down = matrix(&found.down_id);
         let bias = matrix(&found.bias_d.unsqueeze(0).unwrap());
@@ -69,7 +73,7 @@ fn what_says_nothing_is_not_changed() {
     let solve = |h: &Tensor, e: &Tensor| {
         let mut sums = RepairSums::new(5);
         sums.push(h, e).unwrap();
-        sums.solve(0.01, &Device::Cpu).unwrap()
+        sums.solve(0.01, true, &Device::Cpu).unwrap()
     };
     let down = solve(&h, &e).down_id.to_vec2::<f32>().unwrap();
     assert_eq!(down[1], [0.0; 3]);
@@ -80,11 +84,11 @@ fn what_says_nothing_is_not_changed() {
     let silent = solve(&h.zeros_like().unwrap(), &e);
     assert_eq!(silent.down_id.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
     assert!(relative_difference(&silent.bias_d, &e.mean(0).unwrap()) < 1e-6);
-    assert!(message(RepairSums::new(5).solve(0.01, &Device::Cpu)).contains("no tokens were seen"));
+    assert!(message(RepairSums::new(5).solve(0.01, true, &Device::Cpu)).contains("no tokens were seen"));
     let bad = Tensor::full(f32::NAN, (60, 5), &Device::Cpu).unwrap();
     let mut sums = RepairSums::new(5);
     sums.push(&bad, &e).unwrap();
-    assert!(message(sums.solve(0.01, &Device::Cpu)).contains("no positive definite matrix"));
+    assert!(message(sums.solve(0.01, true, &Device::Cpu)).contains("no positive definite matrix"));
 }
 
 /// A model of single neurons, at half of them, its layers repaired by what is drawn.
@@ -186,6 +190,11 @@ fn repaired_experts_are_frozen(#[values(false, true)] all: bool) {
     }
 }
 
+/// Of all neurons a share.
+fn whole(neurons: f64) -> Cut {
+    Cut { candidates: 1.0, neurons }
+}
+
 /// A threshold meets the share on the rows that it was calibrated by, a number on every row, and a fixed set is the strongest.
 #[test]
 fn calibration_meets_the_share() {
@@ -194,8 +203,8 @@ fn calibration_meets_the_share() {
     let model = tiny::sparse(&cfg, variant, &store);
     let x = inputs(5, &[&[300, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
     assert_eq!(OwnGate::SPEC, variant.spec);
-    let by = calibrate_gate(model.moe(0), &x, 0.4, Choose::Threshold).unwrap();
-    let each = calibrate_gate(model.moe(0), &x, 0.4, Choose::TopK).unwrap();
+    let by = calibrate_gate(model.moe(0), &x, whole(0.4), Choose::Threshold, None).unwrap();
+    let each = calibrate_gate(model.moe(0), &x, whole(0.4), Choose::TopK, None).unwrap();
     // 0.4 of 26 neurons, rounded.
     assert_eq!((each.take.most, each.take.least_score), (10, 0.0));
     assert_eq!((by.take.most, &by.mean_up), (26, &each.mean_up));
@@ -213,9 +222,12 @@ fn calibration_meets_the_share() {
     let taken = h.ne(0f64).unwrap().to_dtype(DType::F32).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
     // 3120 of 7800 pairs: the threshold is one of their scores.
     assert_eq!(taken, 3120.0);
-    let kept = calibrate_pruned(model.moe(0), &x, 0.4).unwrap();
+    let kept = calibrate_pruned(model.moe(0), &x, whole(0.4), None).unwrap();
     assert_eq!(kept.iter().filter(|kept| **kept).count(), 10);
     for share in [0.0, -1.0, 1.1, f64::NAN] {
-        assert!(message(calibrate_gate(model.moe(0), &x, share, Choose::TopK)).contains("none that can be taken"));
+        assert!(
+            message(calibrate_gate(model.moe(0), &x, whole(share), Choose::TopK, None))
+                .contains("none that can be taken")
+        );
     }
 }

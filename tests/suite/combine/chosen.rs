@@ -10,10 +10,10 @@ use crate::gradients::{Back, assert_derivative, assert_same, assert_same_sums, i
 use crate::models::bits;
 use crate::ops::sliced;
 
-/// ū, ‖w‖ and a fixed set of a mixture's neurons.
+/// ū, v and a fixed set of a mixture's neurons.
 struct Calibrated {
     mean_up: Tensor,
-    down_norm: Tensor,
+    worth: Tensor,
     kept: Tensor,
 }
 
@@ -21,6 +21,8 @@ struct Calibrated {
 #[derive(Clone, Copy, Debug)]
 enum How {
     Gate(Take),
+    /// Among the kept alone.
+    Within(Take),
     Fixed,
 }
 
@@ -34,18 +36,19 @@ impl Calibrated {
         let drawn = inputs(77, &[&[i], &[i]]);
         let f32 = |x: &Tensor| x.abs().unwrap().to_dtype(DType::F32).unwrap();
         let kept: Vec<f32> = (0..i).map(|at| f32::from(u8::from(at % 3 != 1))).collect();
-        Self { mean_up: f32(&drawn[0]), down_norm: f32(&drawn[1]), kept: Tensor::new(kept, &Device::Cpu).unwrap() }
+        Self { mean_up: f32(&drawn[0]), worth: f32(&drawn[1]), kept: Tensor::new(kept, &Device::Cpu).unwrap() }
     }
 
     fn on(&self, device: &Device) -> Result<Self> {
-        let [mean_up, down_norm, kept] = [&self.mean_up, &self.down_norm, &self.kept].map(|x| x.to_device(device));
-        Ok(Self { mean_up: mean_up?, down_norm: down_norm?, kept: kept? })
+        let [mean_up, worth, kept] = [&self.mean_up, &self.worth, &self.kept].map(|x| x.to_device(device));
+        Ok(Self { mean_up: mean_up?, worth: worth?, kept: kept? })
     }
 
     fn choice(&self, how: How) -> NeuronChoice<'_> {
-        let Self { mean_up: mean_up_i, down_norm: down_norm_i, kept: kept_i } = self;
+        let Self { mean_up: mean_up_i, worth: worth_i, kept: kept_i } = self;
         match how {
-            How::Gate(take) => NeuronChoice::Gate { mean_up_i, down_norm_i, take },
+            How::Gate(take) => NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take },
+            How::Within(take) => NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: Some(kept_i), take },
             How::Fixed => NeuronChoice::Fixed(kept_i),
         }
     }
@@ -53,8 +56,7 @@ impl Calibrated {
     /// m `[t, i]`, token by token, by sorting.
     fn mask(&self, mixture: &Mixture, how: How, xs: &[Tensor]) -> Tensor {
         let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        let (g, up, norm) =
-            (xs[0].matmul(&xs[1].t().unwrap()).unwrap(), values(&self.mean_up), values(&self.down_norm));
+        let (g, up, norm) = (xs[0].matmul(&xs[1].t().unwrap()).unwrap(), values(&self.mean_up), values(&self.worth));
         let (owners, kept) = (mixture.owners(), values(&self.kept));
         let (t, i) = (mixture.t, owners.len());
         let mut mask = vec![0f64; t * i];
@@ -62,9 +64,12 @@ impl Calibrated {
             let open = |at: &usize| mixture.open[token * mixture.experts() + owners[*at] as usize];
             let score = |at: usize| (g[at] / (1.0 + (-g[at]).exp()) * up[at]).abs() * norm[at];
             let mut taken: Vec<usize> = (0..i).filter(open).collect();
+            if !matches!(how, How::Gate(_)) {
+                taken.retain(|at| kept[*at] > 0.0);
+            }
             match how {
-                How::Fixed => taken.retain(|at| kept[*at] > 0.0),
-                How::Gate(take) => {
+                How::Fixed => {}
+                How::Gate(take) | How::Within(take) => {
                     taken.retain(|at| score(*at) >= f64::from(take.least_score));
                     taken.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
                     taken.truncate(take.most);
@@ -76,7 +81,8 @@ impl Calibrated {
     }
 }
 
-fn computed(mixture: &Mixture, how: How, xs: &[Tensor]) -> Result<(Tensor, chosen_neurons::Saved)> {
+/// y, what the backward needs, and how many neurons each token took.
+fn computed(mixture: &Mixture, how: How, xs: &[Tensor]) -> Result<(Tensor, glu_mlp::Saved, Tensor)> {
     let device = xs[0].device();
     let (neuron_expert, gate_tn) = (mixture.neuron_expert(device)?, mixture.gates(&xs[4])?);
     let calibrated = Calibrated::new(mixture).on(device)?;
@@ -85,7 +91,7 @@ fn computed(mixture: &Mixture, how: How, xs: &[Tensor]) -> Result<(Tensor, chose
 }
 
 fn chosen<'a>(mixture: &'a Mixture, how: How, xs: &[Tensor]) -> Result<(Tensor, Back<'a>)> {
-    let (y, saved) = computed(mixture, how, xs)?;
+    let (y, saved, _) = computed(mixture, how, xs)?;
     Ok((y, sliced(xs, &Silu, saved, |dgate| mixture.gates(dgate))))
 }
 
@@ -109,6 +115,9 @@ fn naive(mixture: &Mixture, mask_ti: &Tensor, xs: &[Tensor]) -> Result<Tensor> {
 #[case::all(Mixture::new(11, 6, &[3, 4], |_, _| true), gate(7, 0.0))]
 #[case::fixed(Mixture::new(11, 6, &[3, 4, 1], |t, n| (t + n) % 3 != 0), How::Fixed)]
 #[case::fixed_of_one_token(Mixture::new(1, 6, &[3, 4, 1], |_, _| true), How::Fixed)]
+#[case::within_a_set(Mixture::new(9, 6, &[3, 4, 1], |t, n| (t + n) % 3 != 0), How::Within(Take { most: 2, least_score: 0.1 }))]
+#[case::within_a_set_of_one_token(Mixture::new(1, 6, &[3, 4, 1], |_, _| true), How::Within(Take { most: 8, least_score: 0.2 }))]
+#[case::all_within_a_set(Mixture::new(11, 6, &[3, 4, 1], |_, _| true), How::Within(Take { most: 8, least_score: 0.0 }))]
 #[case::more_rows_than_a_block(Mixture::new(600, 34, &[8, 70, 5, 6, 1], |t, n| (t * 7 + n * 3) % 11 < 8), gate(21, 0.1))]
 fn is_the_masked_mlp(#[case] mixture: Mixture, #[case] how: How) {
     let xs = mixture.inputs(30);
@@ -118,7 +127,7 @@ fn is_the_masked_mlp(#[case] mixture: Mixture, #[case] how: How) {
     for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, F32)] {
         assert_same(&|xs| chosen(&mixture, how, xs), &reference, &xs, dtype, tolerance);
     }
-    let taken = computed(&mixture, how, &in_dtype(&xs, DType::F32)).unwrap().1.taken_t().to_vec1::<f32>().unwrap();
+    let taken = computed(&mixture, how, &in_dtype(&xs, DType::F32)).unwrap().2.to_vec1::<f32>().unwrap();
     assert_eq!(taken, mask_ti.sum(1).unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap());
 }
 
@@ -143,7 +152,7 @@ fn all_neurons_are_the_dense_mlp(
     let mixture = Mixture::new(t, 12, &[5, 9], |_, _| true);
     let xs = in_dtype(&mixture.inputs(4), dtype);
     let calibrated = Calibrated::new(&mixture);
-    let (y, _) = chosen_neurons::forward(&xs[0], weights(&xs), None, calibrated.choice(gate(14, 0.0))).unwrap();
+    let (y, ..) = chosen_neurons::forward(&xs[0], weights(&xs), None, calibrated.choice(gate(14, 0.0))).unwrap();
     assert_eq!(bits(&y), bits(&glu_mlp::forward(&xs[0], weights(&xs), None).unwrap().0));
 }
 
@@ -162,7 +171,7 @@ fn ties_and_numbers_that_are_none() {
     let mixture = Mixture::new(1, 3, &[2, 2], |_, _| true);
     let mut xs = in_dtype(&mixture.inputs(8), DType::F32);
     xs[1] = Tensor::new(&[[f32::NAN; 3], [0.1; 3], [0.2; 3], [0.3; 3]], &Device::Cpu).unwrap();
-    let (y, _) = computed(&mixture, gate(1, 0.0), &xs).unwrap();
+    let (y, ..) = computed(&mixture, gate(1, 0.0), &xs).unwrap();
     assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
 }
 
@@ -179,14 +188,15 @@ fn imaging_sees_the_mask(#[values(DType::F32, DType::F64)] dtype: DType, #[value
     let each = Tensor::arange(0u32, 14, &Device::Cpu).unwrap();
     let single = MlpGate { gate_tn: &gate_ti, neuron_expert: &each };
     let whole = glu_mlp::forward(&xs[0], weights(&xs), Some(single)).unwrap();
-    assert_seen_alike(&xs, &computed(&mixture, how, &xs).unwrap(), &whole);
+    let (y, saved, _) = computed(&mixture, how, &xs).unwrap();
+    assert_seen_alike(&xs, &(y, saved), &whole);
 }
 
 #[rstest]
 fn frozen_weights_form_no_gradients(#[values(1, 9)] t: usize) {
     let mixture = Mixture::new(t, 6, &[3, 4], |_, _| true);
     let xs = in_dtype(&mixture.inputs(5), DType::F32);
-    let (y, saved) = computed(&mixture, gate(2, 0.0), &xs).unwrap();
+    let (y, saved, _) = computed(&mixture, gate(2, 0.0), &xs).unwrap();
     let deltas = saved.deltas(&y).unwrap();
     let mut grads = Grads::new([(&xs[3], 0)]).unwrap();
     saved.weight_gradients(weights(&xs), &deltas, &Learners::All, &mut grads).unwrap();

@@ -36,6 +36,8 @@ pub enum Role {
     Partition,
     /// Which neurons a token takes: calibrated on text, no step moves it.
     Choice,
+    /// What lies beside a feed-forward for passes in which tokens take some of its neurons.
+    Repair,
 }
 
 impl Role {
@@ -53,6 +55,7 @@ impl Role {
             Self::Balance => "balance",
             Self::Partition => "partition",
             Self::Choice => "choice of neurons",
+            Self::Repair => "repairs",
         }
     }
 }
@@ -65,7 +68,7 @@ pub struct Roles(u16);
 impl Roles {
     /// None.
     pub const NONE: Self = Self(0);
-    const ALL: [Role; 10] = [
+    const ALL: [Role; 11] = [
         Role::Embedding,
         Role::Head,
         Role::Norm,
@@ -76,6 +79,7 @@ impl Roles {
         Role::Balance,
         Role::Partition,
         Role::Choice,
+        Role::Repair,
     ];
 
     /// Whether `role` is one of them.

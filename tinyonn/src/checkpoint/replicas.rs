@@ -11,7 +11,7 @@ use super::store::ParamStore;
 use crate::Result;
 use crate::decoder::Arch;
 use crate::moe::expert::{PROJECTIONS, delta_name};
-use crate::moe::{ExpertsAre, MoeSpec, Neurons, REPAIR_BIAS, REPAIR_DOWN};
+use crate::moe::{ExpertsAre, KEPT, MoeSpec, Neurons, REPAIR, REPAIR_BIAS, WORTH};
 
 /// Whether a parameter belongs to a delta.
 pub fn is_delta(name: &str) -> bool {
@@ -26,16 +26,25 @@ pub fn base_name(name: &str) -> String {
     }
 }
 
-/// Name and shape of everything that a checkpoint of `spec` may hold and may lack: deltas, and repairs of neurons.
+/// Name and shape of everything that a checkpoint of `spec` may hold and may lack: deltas, candidates and repairs of neurons.
 pub(super) fn optional_tensors(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
     let mut optional = possible_deltas(cfg, spec);
-    for layer in (0..cfg.num_hidden_layers).filter(|_| spec.neurons != Neurons::All) {
-        let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
-        for (name, shape) in [(REPAIR_DOWN, vec![i, d]), (REPAIR_BIAS, vec![d])] {
-            optional.insert(format!("{}.{name}", mixture_prefix(layer)), shape);
+    for layer in 0..cfg.num_hidden_layers {
+        optional.extend(repairs_of(cfg, spec, layer));
+        if spec.neurons != Neurons::All {
+            let names = [KEPT, WORTH].map(|name| format!("{}.{name}", mixture_prefix(layer)));
+            optional.extend(names.map(|name| (name, vec![cfg.intermediate_size])));
         }
     }
     optional
+}
+
+/// Name and shape of what may lie beside the weights of a layer whose neurons are chosen.
+pub(super) fn repairs_of(cfg: &Arch, spec: &MoeSpec, layer: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
+    let shapes = REPAIR.map(|name| (name, vec![i, d])).into_iter().chain([(REPAIR_BIAS, vec![d])]);
+    let of_layer = shapes.map(move |(name, shape)| (format!("{}.{name}", mixture_prefix(layer)), shape));
+    of_layer.filter(|_| spec.neurons != Neurons::All)
 }
 
 /// Name and shape of every delta that a checkpoint of `spec` may hold.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::layout::turned_shape;
 use super::params::{Param, Role, dense_params, expected_tensors, mixture_prefix, neuron_expert_name};
-use super::replicas::deltas_of;
+use super::replicas::{deltas_of, repairs_of};
 use super::store::unknown;
 use crate::Result;
 use crate::decoder::Arch;
@@ -33,7 +33,7 @@ pub fn expected_variant_tensors(config: &Arch, variant: &Variant) -> Result<BTre
     Ok(shapes)
 }
 
-/// The parameters of a model of `variant`: the dense ones, those that its mixtures add, and the deltas that its replicas may have.
+/// The parameters of a model of `variant`: the dense ones, those that its mixtures add, and those that it may have: deltas of replicas, and repairs.
 ///
 /// # Errors
 /// A variant that does not fit the model.
@@ -51,12 +51,9 @@ pub fn variant_params(config: &Arch, variant: &Variant) -> Result<Vec<Param>> {
             let role = own.iter().find(|(own, _)| own == name).map_or(other, |(_, role)| *role);
             params.push(Param { name: name.clone(), role, layer: Some(layer), stored: shape.clone() });
         }
-        params.extend(deltas_of(config, &variant.spec, layer).map(|(name, stored)| Param {
-            name,
-            role: Role::Delta,
-            layer: Some(layer),
-            stored,
-        }));
+        let of = |role: Role| move |(name, stored)| Param { name, role, layer: Some(layer), stored };
+        params.extend(deltas_of(config, &variant.spec, layer).map(of(Role::Delta)));
+        params.extend(repairs_of(config, &variant.spec, layer).map(of(Role::Repair)));
     }
     params.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(params)
@@ -99,21 +96,23 @@ pub fn variant_parameters(config: &Arch, variant: &Variant) -> Result<VariantPar
     Ok(VariantParameters { routers: total - dense, total })
 }
 
-/// Notes what is asked for and gives stand-ins: zeros without memory, and a partition that leaves no expert empty.
+/// Notes what is asked for and gives stand-ins without memory: the constants that new weights begin with, zeros for others, and a partition that leaves
+/// no expert empty.
 struct Recorder {
     experts: usize,
     shapes: Arc<Mutex<BTreeMap<String, Vec<usize>>>>,
 }
 
 impl SimpleBackend for Recorder {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    fn get(&self, shape: Shape, name: &str, init: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         let stored = turned_shape(name, shape.dims().to_vec());
         self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), stored);
         if dtype.is_int() {
             let owners: Vec<u32> = (0..shape.elem_count()).map(|i| (i % self.experts) as u32).collect();
             return Tensor::from_vec(owners, shape, device)?.to_dtype(dtype);
         }
-        Tensor::zeros((), dtype, device)?.broadcast_as(shape)
+        let value = if let Init::Const(value) = init { value } else { 0.0 };
+        Tensor::full(value, (), device)?.to_dtype(dtype)?.broadcast_as(shape)
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {

@@ -171,6 +171,17 @@ impl TokenSet {
         }
     }
 
+    /// Keeps at most `most` documents of each task, evenly spread over it.
+    pub fn spread_documents(&mut self, most: usize) {
+        for task in &mut self.tasks {
+            let owned: Vec<(u32, u32)> = task.tokens.iter().copied().zip(task.documents.iter().copied()).collect();
+            let documents: Vec<&[(u32, u32)]> = owned.chunk_by(|a, b| a.1 == b.1).collect();
+            let kept = documents.len().min(most);
+            let spread = (0..kept).flat_map(|at| documents[at * documents.len() / kept]);
+            (task.tokens, task.documents) = spread.copied().unzip();
+        }
+    }
+
     /// Keeps at most `most` tokens of each task: the beginnings of all its documents, as long as there is room for each. Of a task that
     /// is cut, every document speaks, where [`truncate`](Self::truncate) would keep a few. Behind a document that is cut stands an EOS of
     /// [`NO_DOCUMENT`]: a model is told where the next one begins, and need not foresee where this one was cut.

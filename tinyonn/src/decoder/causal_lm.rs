@@ -163,6 +163,11 @@ impl<F: FeedForward> CausalLm<F> {
         Ok(Cow::Owned(Pass { surprisal: Some(surprisal), ..pass.clone() }))
     }
 
+    /// W `[V, d]`, by which hidden states become logits.
+    pub fn head(&self) -> &Tensor {
+        &self.lm_head
+    }
+
     /// The decoder.
     pub fn model(&self) -> &Decoder<F> {
         &self.model

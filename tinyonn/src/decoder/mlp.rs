@@ -27,9 +27,19 @@ impl Mlp {
         Ok(Self { gate_proj, up_proj, down_proj, activation: cfg.activation()?, layer })
     }
 
-    fn weights(&self) -> MlpWeights<'_> {
+    /// The matrices.
+    #[must_use]
+    pub fn weights(&self) -> MlpWeights<'_> {
         let (gate, up, down) = (&self.gate_proj, &self.up_proj, &self.down_proj);
         MlpWeights { gate, up, down, activation: self.activation }
+    }
+
+    /// y of x `[B, T, d]`, and nothing else.
+    ///
+    /// # Errors
+    /// Shapes, dtypes or devices that do not go together.
+    pub fn output(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(glu_mlp::forward(x, self.weights(), None)?.0)
     }
 
     /// |h(W_g x, W_u x)| `[k, I]` of some rows of x `[B, T, d]`.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ops::{
     self, ExpertNeurons, GradSite, Grads, ImageTensors, Imaging, Learners, LearningNeurons, Log1pScale, MinK,
-    MlpBackward, TokenScores,
+    MlpBackward, Removal, TokenScores,
 };
 use crate::{Error, Result};
 
@@ -200,6 +200,12 @@ impl Learn {
             Some(ImageAsk::Scores { kept_k, by }) => {
                 answers.scores = Some(ops::token_scores::token_scores(seen, kept_k, &by[layer])?);
             }
+            Some(ImageAsk::Removals { counted_t, by }) => {
+                answers.removed = Some(ops::squared_removal(seen, counted_t, &by[layer])?);
+            }
+            Some(ImageAsk::Sensitivity { counted_t }) => {
+                answers.sensitivity = Some(ops::squared_sensitivity(seen, counted_t)?);
+            }
             Some(ImageAsk::Dump(experts)) => {
                 let [a_ti, s_ti] = ops::activation_and_surprise(seen)?;
                 answers.dump = Some([experts[layer].norms(&a_ti)?, experts[layer].norms(&s_ti)?]);
@@ -286,6 +292,18 @@ pub enum ImageAsk {
         /// By layer.
         by: Arc<[TokenScores]>,
     },
+    /// What taking neurons away would do to the loss.
+    Removals {
+        /// 1 for each token that counts, `[B·T]` u8.
+        counted_t: Tensor,
+        /// By layer.
+        by: Arc<[Removal]>,
+    },
+    /// How much the loss moves with the value of each neuron.
+    Sensitivity {
+        /// 1 for each token that counts, `[B·T]` u8.
+        counted_t: Tensor,
+    },
     /// Every token's activation and surprise of every expert.
     Dump(Arc<[ExpertNeurons]>),
 }
@@ -297,6 +315,10 @@ pub struct Answers {
     pub sums: Option<ImageTensors>,
     /// [`ImageAsk::Scores`]: `[k, Σ nodes]` f64.
     pub scores: Option<Tensor>,
+    /// [`ImageAsk::Removals`]: `[sets]` f64.
+    pub removed: Option<Tensor>,
+    /// [`ImageAsk::Sensitivity`]: Σ δ_h² `[I]` f64.
+    pub sensitivity: Option<Tensor>,
     /// [`ImageAsk::Dump`]: activation and surprise, `[B·T, N]` f32 each.
     pub dump: Option<[Tensor; 2]>,
     /// [`Experts::MinK`]: who competed, and who learns.

@@ -1,14 +1,17 @@
-//! Calibrates what chooses single neurons (`neurons = gate | pruned`, DESIGN §1) to a share of a layer's neurons, from rows that its feed-forward sees.
+//! Calibrates what chooses single neurons (`neurons = gate | pruned`, DESIGN §1) to a [`Cut`] of a layer, from rows that its feed-forward sees.
 //!
-//! `gate`: ū_i = E|u_i| over the rows; then either the same number for every token, or one threshold a layer, the score that as many
-//! (row, neuron) pairs reach as the share asks for: a token takes more where more of its scores are large. `pruned`: the neurons whose
-//! |h|·‖w_down‖ is largest on average.
+//! `gate`: ū_i = E|u_i| over the rows; candidates, where not all neurons are, by E|h_i| · v_i; then either the same number for every token, or one
+//! threshold a layer, the score that as many (row, neuron) pairs reach as the share asks for: a token takes more where more of its scores are large.
+//! `pruned`: the candidates themselves. What a unit of h_i is worth, v_i, is the norm of row i of W_d unless it is given.
+//!
+//! Legend: n rows, b rows of a block, d hidden, i neurons.
 
 use candle_core::{D, DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::Cut;
 use crate::moe::MoeLayer;
-use crate::ops::{NeuronChoice, Take, chosen_neurons, host};
+use crate::ops::{MlpWeights, NeuronChoice, Take, chosen_neurons, host};
 use crate::{Error, Result};
 
 /// How the gate's choice is bounded.
@@ -27,6 +30,10 @@ pub enum Choose {
 pub struct GateCalibration {
     /// ū `[I]`.
     pub mean_up: Vec<f32>,
+    /// v `[I]`, where it was given.
+    pub worth: Option<Vec<f32>>,
+    /// The neurons that may be taken; `None` is all.
+    pub candidates: Option<Vec<bool>>,
     /// What a token takes.
     pub take: Take,
 }
@@ -34,105 +41,184 @@ pub struct GateCalibration {
 /// Rows whose values are formed at once.
 const BLOCK: usize = 1024;
 
-/// Calibrates the gate of `layer`, so that of the rows x `[n, d]`, f32, `share` of the neurons are taken.
+/// Calibrates the gate of `layer`, so that of the rows x `[n, d]`, f32, `cut` is what is taken. A score of 0 is never taken by threshold: such a neuron adds
+/// nothing.
 ///
 /// # Errors
 /// A share that is not within (0, 1]; no rows; whatever the device reports.
-pub fn calibrate_gate(layer: &MoeLayer, x_nd: &Tensor, share: f64, choose: Choose) -> Result<GateCalibration> {
-    let width = check(layer, x_nd, share)?;
+pub fn calibrate_gate(
+    layer: &MoeLayer,
+    x_nd: &Tensor,
+    cut: Cut,
+    choose: Choose,
+    worth_i: Option<&Tensor>,
+) -> Result<GateCalibration> {
     let weights = layer.experts().weights();
-    let mut sum = vec![0f64; width];
-    for x_bd in blocks(x_nd)? {
-        let up_bi = x_bd.matmul(&weights.up.detach().to_dtype(DType::F32)?.t()?)?;
-        let of_block = host::in_memory(&up_bi.abs()?.sum(0)?)?;
-        sum.iter_mut().zip(of_block).for_each(|(sum, up)| *sum += f64::from(up));
+    let [within, count] = check(weights, x_nd, cut)?;
+    let (rows, width) = (x_nd.dim(0)?, weights.gate.dim(0)?);
+    let mean_up = mean_up(weights, x_nd)?;
+    let candidates = if within < width { Some(first(&candidate_order(weights, x_nd, worth_i)?, within)) } else { None };
+    let worth = worth_i.map(|worth_i| Ok::<_, Error>(host::in_memory(worth_i)?.to_vec())).transpose()?;
+    let found = |take| {
+        Ok(GateCalibration { mean_up: mean_up.clone(), worth: worth.clone(), candidates: candidates.clone(), take })
+    };
+    if count >= within {
+        return found(Take { most: width, least_score: 0.0 });
     }
-    let rows = x_nd.dim(0)?;
-    let mean_up: Vec<f32> = sum.iter().map(|sum| (sum / rows as f64) as f32).collect();
-    let count = (share * width as f64).round().max(1.0) as usize;
-    if choose == Choose::TopK || count >= width {
-        return Ok(GateCalibration { mean_up, take: Take { most: count, least_score: 0.0 } });
+    if choose == Choose::TopK {
+        return found(Take { most: count, least_score: 0.0 });
     }
     let mean_up_i = Tensor::new(mean_up.as_slice(), x_nd.device())?;
-    let down_norm_i = weights.down.detach().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
-    let all = Take { most: width, least_score: 0.0 };
-    let choice = NeuronChoice::Gate { mean_up_i: &mean_up_i, down_norm_i: &down_norm_i, take: all };
-    let mut scores = Vec::with_capacity(rows * width);
+    let mut kept = Vec::with_capacity(rows * within);
     for x_bd in blocks(x_nd)? {
-        let g_bi = x_bd.matmul(&weights.gate.detach().to_dtype(DType::F32)?.t()?)?;
-        let scores_bi = chosen_neurons::scores(&g_bi, weights, choice)?;
-        let candidates_bi = layer.candidates(&x_bd)?;
-        let scores_bi = match candidates_bi {
-            Some(candidates_bi) => (scores_bi * candidates_bi)?,
+        let scores_bi = scores(weights, &x_bd, &mean_up_i, worth_i)?;
+        let scores_bi = match layer.candidates(&x_bd)? {
+            Some(open_bi) => (scores_bi * open_bi)?,
             None => scores_bi,
         };
-        scores.extend(host::in_memory(&scores_bi)?);
+        let values = host::in_memory(&scores_bi)?;
+        match &candidates {
+            None => kept.extend_from_slice(&values),
+            Some(open) => {
+                let row =
+                    |row: &[f32]| row.iter().zip(open).filter(|(_, open)| **open).map(|(x, _)| *x).collect::<Vec<_>>();
+                kept.extend(values.chunks_exact(width).flat_map(row));
+            }
+        }
     }
-    let pairs = ((share * (rows * width) as f64).round() as usize).clamp(1, scores.len());
-    let (_, least_score, _) = scores.select_nth_unstable_by(pairs - 1, |a, b| b.total_cmp(a));
-    Ok(GateCalibration { mean_up, take: Take { most: width, least_score: *least_score } })
+    let pairs = ((cut.neurons * (rows * width) as f64).round() as usize).clamp(1, kept.len());
+    let (_, least_score, _) = kept.select_nth_unstable_by(pairs - 1, |a, b| b.total_cmp(a));
+    found(Take { most: width, least_score: least_score.max(f32::MIN_POSITIVE) })
 }
 
-/// Which `share` of the neurons of `layer` are kept: those that add most to its output over the rows x `[n, d]`, f32; ties to the lower index.
+/// Which neurons of `layer` are kept: the share s of `cut`, those that add most to its output over the rows x `[n, d]`, f32; ties to the lower index.
 ///
 /// # Errors
 /// As of [`calibrate_gate`].
-pub fn calibrate_pruned(layer: &MoeLayer, x_nd: &Tensor, share: f64) -> Result<Vec<bool>> {
-    let width = check(layer, x_nd, share)?;
+pub fn calibrate_pruned(layer: &MoeLayer, x_nd: &Tensor, cut: Cut, worth_i: Option<&Tensor>) -> Result<Vec<bool>> {
     let weights = layer.experts().weights();
-    let matrix = |weight: &Tensor| Ok::<_, Error>(weight.detach().to_dtype(DType::F32)?);
-    let mut sum = vec![0f64; width];
-    for x_bd in blocks(x_nd)? {
-        let (g_bi, u_bi) = (x_bd.matmul(&matrix(weights.gate)?.t()?)?, x_bd.matmul(&matrix(weights.up)?.t()?)?);
-        let h_bi = weights.activation.forward(&g_bi, &u_bi)?.abs()?;
-        sum.iter_mut().zip(host::in_memory(&h_bi.sum(0)?)?).for_each(|(sum, h)| *sum += f64::from(h));
-    }
-    let norms = host::in_memory(&matrix(weights.down)?.sqr()?.sum(D::Minus1)?.sqrt()?)?;
-    let scores: Vec<f64> = sum.iter().zip(norms).map(|(sum, norm)| sum * f64::from(norm)).collect();
-    let mut order: Vec<usize> = (0..width).collect();
-    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-    let mut kept = vec![false; width];
-    let count = (share * width as f64).round().max(1.0) as usize;
-    order.into_iter().take(count).for_each(|at| kept[at] = true);
-    Ok(kept)
+    let [_, count] = check(weights, x_nd, cut)?;
+    Ok(first(&candidate_order(weights, x_nd, worth_i)?, count))
 }
 
-/// The number of neurons.
-fn check(layer: &MoeLayer, x_nd: &Tensor, share: f64) -> Result<usize> {
-    if !(share > 0.0 && share <= 1.0) {
-        let problem = format!("of {share} of a layer's neurons is none that can be taken");
-        return Err(Error::setting("share", problem, "use more than 0, and at most 1"));
+/// The neurons by E|h_i| · v_i over the rows, the largest first; ties to the lower index.
+pub(super) fn candidate_order(weights: MlpWeights<'_>, x_nd: &Tensor, worth_i: Option<&Tensor>) -> Result<Vec<u32>> {
+    let mut sum = vec![0f64; weights.gate.dim(0)?];
+    for x_bd in blocks(x_nd)? {
+        let [g_bi, u_bi] = [weights.gate, weights.up].map(|w_id| times(&x_bd, w_id));
+        let h_bi = weights.activation.forward(&g_bi?, &u_bi?)?.abs()?;
+        sum.iter_mut().zip(host::in_memory(&h_bi.sum(0)?)?).for_each(|(sum, h)| *sum += f64::from(h));
+    }
+    let worth = host::in_memory(&worth_or_norm(weights, worth_i)?)?;
+    let scores: Vec<f64> = sum.iter().zip(worth).map(|(sum, worth)| sum * f64::from(worth)).collect();
+    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+    order.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]));
+    Ok(order)
+}
+
+/// ū `[I]`: the mean of |u| over the rows.
+pub(super) fn mean_up(weights: MlpWeights<'_>, x_nd: &Tensor) -> Result<Vec<f32>> {
+    let mut sum = vec![0f64; weights.up.dim(0)?];
+    for x_bd in blocks(x_nd)? {
+        let of_block = host::in_memory(&times(&x_bd, weights.up)?.abs()?.sum(0)?)?;
+        sum.iter_mut().zip(of_block).for_each(|(sum, up)| *sum += f64::from(up));
+    }
+    let rows = x_nd.dim(0)? as f64;
+    Ok(sum.into_iter().map(|sum| (sum / rows) as f32).collect())
+}
+
+/// The scores of all neurons for rows x `[b, d]`: `[b, I]` f32.
+pub(super) fn scores(
+    weights: MlpWeights<'_>,
+    x_bd: &Tensor,
+    mean_up_i: &Tensor,
+    worth_i: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (worth_i, take) = (worth_or_norm(weights, worth_i)?, Take { most: usize::MAX, least_score: 0.0 });
+    let choice = NeuronChoice::Gate { mean_up_i, worth_i: &worth_i, candidates_i: None, take };
+    Ok(chosen_neurons::scores(&times(x_bd, weights.gate)?, weights, choice)?)
+}
+
+fn times(x_bd: &Tensor, w_id: &Tensor) -> Result<Tensor> {
+    Ok(x_bd.to_dtype(DType::F32)?.matmul(&w_id.detach().to_dtype(DType::F32)?.t()?)?)
+}
+
+/// v, or ‖w_i‖.
+pub(super) fn worth_or_norm(weights: MlpWeights<'_>, worth_i: Option<&Tensor>) -> Result<Tensor> {
+    if let Some(worth_i) = worth_i {
+        return Ok(worth_i.clone());
+    }
+    Ok(weights.down.detach().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?)
+}
+
+/// The first `count` of an order, as marks.
+fn first(order: &[u32], count: usize) -> Vec<bool> {
+    let mut marks = vec![false; order.len()];
+    order.iter().take(count).for_each(|at| marks[*at as usize] = true);
+    marks
+}
+
+/// How many neurons may be taken, and how many are.
+fn check(weights: MlpWeights<'_>, x_nd: &Tensor, cut: Cut) -> Result<[usize; 2]> {
+    let width = weights.gate.dim(0)?;
+    for share in [cut.candidates, cut.neurons] {
+        if !(share > 0.0 && share <= 1.0) {
+            let problem = format!("of {share} of a layer's neurons is none that can be taken");
+            return Err(Error::setting("share", problem, "use more than 0, and at most 1"));
+        }
     }
     if x_nd.dim(0)? == 0 {
         return Err(Error::setting("inputs", "none were collected", "calibrate on at least one sequence"));
     }
-    Ok(layer.experts().weights().gate.dim(0)?)
+    Ok([cut.candidates, cut.neurons].map(|share| ((share * width as f64).round() as usize).max(1)))
 }
 
 fn blocks(x_nd: &Tensor) -> Result<Vec<Tensor>> {
     let rows = x_nd.dim(0)?;
-    let block = |from: usize| Ok(x_nd.narrow(0, from, BLOCK.min(rows - from))?.to_dtype(DType::F32)?);
-    (0..rows).step_by(BLOCK).map(block).collect()
+    (0..rows).step_by(BLOCK).map(|from| Ok(x_nd.narrow(0, from, BLOCK.min(rows - from))?)).collect()
+}
+
+/// The least score at which the rows x `[n, d]`, f32, take the share of `layer`'s neurons on average, as its rule has scores now.
+///
+/// # Errors
+/// As of [`calibrate_gate`]; a layer that scores no neurons.
+pub fn threshold(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
+    let width = layer.experts().weights().gate.dim(0)?;
+    check(layer.experts().weights(), x_nd, Cut { candidates: 1.0, neurons })?;
+    let mut kept = Vec::with_capacity(x_nd.dim(0)? * width);
+    for x_bd in blocks(x_nd)? {
+        kept.extend(host::in_memory(&layer.scores(&x_bd)?)?.iter().copied());
+    }
+    let pairs = ((neurons * kept.len() as f64).round() as usize).clamp(1, kept.len());
+    let (_, least_score, _) = kept.select_nth_unstable_by(pairs - 1, |a, b| b.total_cmp(a));
+    Ok(least_score.max(f32::MIN_POSITIVE))
 }
 
 /// The parameters of a layer's gate, as a checkpoint holds them, by their names under its `mlp`.
 ///
 /// # Errors
 /// What the device reports.
-pub fn gate_parameters(found: &GateCalibration, device: &Device) -> Result<[(&'static str, Tensor); 3]> {
-    use crate::moe::{LEAST_SCORE, MEAN_UP, MOST};
-    Ok([
+pub fn gate_parameters(found: &GateCalibration, device: &Device) -> Result<Vec<(&'static str, Tensor)>> {
+    use crate::moe::{LEAST_SCORE, MEAN_UP, MOST, WORTH};
+    let mut parameters = vec![
         (MEAN_UP, Tensor::new(found.mean_up.as_slice(), device)?),
         (MOST, Tensor::new(&[found.take.most as f32], device)?),
         (LEAST_SCORE, Tensor::new(&[found.take.least_score], device)?),
-    ])
+    ];
+    if let Some(worth) = &found.worth {
+        parameters.push((WORTH, Tensor::new(worth.as_slice(), device)?));
+    }
+    if let Some(candidates) = &found.candidates {
+        parameters.extend(kept_parameters(candidates, device)?);
+    }
+    Ok(parameters)
 }
 
 /// The parameters of a layer's fixed set, likewise.
 ///
 /// # Errors
 /// What the device reports.
-pub fn pruned_parameters(kept: &[bool], device: &Device) -> Result<[(&'static str, Tensor); 1]> {
+pub fn kept_parameters(kept: &[bool], device: &Device) -> Result<Vec<(&'static str, Tensor)>> {
     let kept: Vec<f32> = kept.iter().map(|kept| f32::from(u8::from(*kept))).collect();
-    Ok([(crate::moe::KEPT, Tensor::new(kept.as_slice(), device)?)])
+    Ok(vec![(crate::moe::KEPT, Tensor::new(kept.as_slice(), device)?)])
 }

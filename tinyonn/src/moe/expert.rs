@@ -11,10 +11,10 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::neuron_rule::NeuronRule;
+use super::neuron_rule::{NeuronRule, Repair};
 use super::{Balance, Combine, ExpertsAre, MoeSpec, Routing};
 use crate::decoder::{Arch, mlp};
-use crate::ops::{self, Grads, MlpGate, MlpWeights, Replicas, RowRun};
+use crate::ops::{self, Grads, MlpGate, MlpWeights, NeuronChoice, Replicas, RowRun};
 use crate::{Error, Result};
 
 /// The projections of an MLP, as a checkpoint names them.
@@ -67,8 +67,8 @@ pub(super) enum Saved {
     Whole(ops::glu_mlp::Saved),
     Dispatched(ops::dispatch_mlp::Saved),
     Shared(ops::shared_mlp::Saved),
-    /// Neurons that each token chose.
-    Chosen(ops::chosen_neurons::Saved),
+    /// Neurons that each token chose, and how many, `[t]` f32.
+    Chosen(ops::glu_mlp::Saved, Tensor),
     /// Replicas, merged by decision.
     Merged(ops::merged_mlp::Saved),
     /// Replicas, each token by its own.
@@ -96,7 +96,7 @@ impl TinyOnnExpert {
             Balance::None | Balance::Loss { .. } => None,
         };
         let (activation, combine) = (activation(spec, cfg)?, spec.combine);
-        let neurons = NeuronRule::new(spec, &down_proj, vb)?;
+        let neurons = NeuronRule::new(spec, [&gate_proj, &up_proj, &down_proj], vb)?;
         Ok(Self { gate_proj, up_proj, down_proj, activation, parts, combine, neurons, balance_bias, layer })
     }
 
@@ -107,21 +107,24 @@ impl TinyOnnExpert {
         MlpWeights { gate, up, down, activation: self.activation }
     }
 
+    /// W_g, W_u, W_d.
+    pub(super) fn matrices(&self) -> [&Tensor; 3] {
+        [&self.gate_proj, &self.up_proj, &self.down_proj]
+    }
+
     /// x `[B, T, d]` to y `[B, T, d]`, under the gates of `routing`; and what the backward needs. Neurons are chosen unless the pass is `all` active.
     pub(super) fn forward(&self, x: &Tensor, routing: &Routing, all: bool) -> Result<(Tensor, Saved)> {
         if let (Some(rule), Parts::Slices(slices), false) = (&self.neurons, &self.parts, all) {
             let gate_tn = routing.by_token()?;
             let gate = gate_tn.as_ref().map(|gate_tn| MlpGate { gate_tn, neuron_expert: &slices.neuron_expert });
-            let weights = match rule.repaired() {
-                Some([down, _]) => MlpWeights { down, ..self.weights() },
-                None => self.weights(),
-            };
-            let (y, saved) = ops::chosen_neurons::forward(x, weights, gate, rule.choice())?;
-            let y = match rule.repaired() {
-                Some([_, bias]) => y.broadcast_add(bias)?,
+            let used = rule.used(self.matrices())?;
+            let (y, saved, taken_t) =
+                ops::chosen_neurons::forward(x, used.weights(self.weights()), gate, rule.choice(&used))?;
+            let y = match used.bias_d() {
+                Some(bias_d) => y.broadcast_add(bias_d)?,
                 None => y,
             };
-            return Ok((y, Saved::Chosen(saved)));
+            return Ok((y, Saved::Chosen(saved, taken_t)));
         }
         match &self.parts {
             Parts::Slices(slices) => self.slices(x, &slices.neuron_expert, routing),
@@ -174,19 +177,32 @@ impl TinyOnnExpert {
         Ok((y, Saved::Merged(saved)))
     }
 
-    /// Whether what is taken of W_d was repaired, so that it is not what learns.
-    pub(super) fn is_repaired(&self) -> bool {
-        self.neurons.as_ref().is_some_and(|rule| rule.repaired().is_some())
+    /// The scores of neurons for rows x `[n, d]`, −1 for those that are no candidates; `None` where no gate chooses.
+    pub(super) fn neuron_scores(&self, x_nd: &Tensor) -> Result<Option<Tensor>> {
+        let Some(rule) = &self.neurons else { return Ok(None) };
+        let used = rule.used(self.matrices())?;
+        let (weights, choice) = (used.weights(self.weights()), rule.choice(&used));
+        let NeuronChoice::Gate { candidates_i, .. } = choice else { return Ok(None) };
+        let g_ni = x_nd.matmul(&weights.gate.t()?)?;
+        let scores_ni = ops::chosen_neurons::scores(&g_ni, weights, choice)?;
+        let Some(candidates_i) = candidates_i else { return Ok(Some(scores_ni)) };
+        let open_ni = candidates_i.ne(0f64)?.unsqueeze(0)?.broadcast_as(scores_ni.shape())?.contiguous()?;
+        Ok(Some(open_ni.where_cond(&scores_ni, &(scores_ni.zeros_like()? - 1.0)?)?))
+    }
+
+    /// What lies beside the weights for routed passes.
+    pub(super) fn repair(&self) -> Option<&Repair> {
+        self.neurons.as_ref().and_then(NeuronRule::repair)
     }
 
     /// Whether any weight of an expert learns.
     pub(super) fn learns(&self, grads: &Grads) -> bool {
-        let own = [&self.gate_proj, &self.up_proj, &self.down_proj].into_iter();
         let deltas = match &self.parts {
             Parts::Slices(_) => &[],
             Parts::Replicas(deltas) => deltas.as_slice(),
         };
-        own.chain(deltas.iter().flatten().flatten()).any(|weight| grads.learns(weight))
+        let own = self.matrices().into_iter().chain(deltas.iter().flatten().flatten());
+        own.chain(self.repair().into_iter().flat_map(Repair::parts)).any(|weight| grads.learns(weight))
     }
 
     /// The expert of each neuron, `[I]` u32; replicas have no neurons of their own.

@@ -102,6 +102,21 @@ impl MoeLayer {
         Ok(Some(gate_tn.ne(0f64)?.to_dtype(DType::F32)?.index_select(neuron_expert, 1)?))
     }
 
+    /// Of a layer whose gate chooses neurons, for rows x `[n, d]` that each decide for themselves: the scores that are compared with its least one, `[n, I]`
+    /// f32, and −1 for neurons that may not be taken.
+    ///
+    /// # Errors
+    /// A layer without such a gate; what the device reports.
+    pub fn scores(&self, x_nd: &Tensor) -> Result<Tensor> {
+        let scores_ni = self.experts.neuron_scores(x_nd)?.ok_or_else(|| {
+            Error::variant(self.spec.name.clone(), "its neurons have no scores", "declare `neurons = gate`")
+        })?;
+        match self.candidates(x_nd)? {
+            Some(open_ni) => Ok(open_ni.ne(0f64)?.where_cond(&scores_ni, &(scores_ni.zeros_like()? - 1.0)?)?),
+            None => Ok(scores_ni),
+        }
+    }
+
     /// Of a layer that chooses neurons, in a routed pass over x `[B, T, d]`: y `[B, T, d]`, and h of the neurons that each token takes, zero for others,
     /// `[B·T, I]`.
     ///
@@ -110,7 +125,7 @@ impl MoeLayer {
     pub fn chosen(&self, x: &Tensor) -> Result<[Tensor; 2]> {
         let routed = route(self, x, &Pass::routed())?;
         match self.experts.forward(x, &routed.routing, false)? {
-            (y, expert::Saved::Chosen(saved)) => Ok([y, saved.hidden_ti().clone()]),
+            (y, expert::Saved::Chosen(saved, _)) => Ok([y, saved.hidden_ti().clone()]),
             _ => Err(Error::variant(self.spec.name.clone(), "it chooses no neurons", "declare `neurons = gate`")),
         }
     }
@@ -149,9 +164,7 @@ impl FeedForward for MoeLayer {
         let asked = pass.ask.gates && !all;
         let gates = asked.then(|| routing.gates(self.spec.experts(), x)).transpose()?;
         let load = match (load.filter(|_| pass.ask.load), &experts) {
-            (Some(load), expert::Saved::Chosen(saved)) => {
-                Some(Load { neurons_t: Some(saved.taken_t().clone()), ..load })
-            }
+            (Some(load), expert::Saved::Chosen(_, taken_t)) => Some(Load { neurons_t: Some(taken_t.clone()), ..load }),
             (load, _) => load,
         };
         let trace = Trace { load, gates, auxiliary, ..Trace::default() };

@@ -4,10 +4,11 @@
 use candle_core::{DType, Tensor};
 
 use super::expert::{Parts, Saved, Slices, TinyOnnExpert, differences};
+use super::neuron_rule::Repair;
 use super::routing::Routing;
 use crate::decoder::{Answers, Experts, Learn};
 use crate::ops::min_k::surprise_squares;
-use crate::ops::{self, Grads, Learners, LearningNeurons, MinK, MlpBackward, Replicas, SlicedMlp};
+use crate::ops::{self, Grads, Learners, LearningNeurons, MinK, MlpBackward, MlpWeights, Replicas, SlicedMlp};
 use crate::{Error, Result};
 
 /// What the backward of the experts gives.
@@ -38,24 +39,29 @@ impl TinyOnnExpert {
             let problem = "replicas differ by whole matrices, of which no neuron can be left out";
             return Err(Error::setting("mask", problem, "mask the neurons of slices"));
         }
-        let matrices = [&self.gate_proj, &self.up_proj, &self.down_proj];
-        if self.is_repaired() && matrices.into_iter().any(|matrix| grads.learns(matrix)) {
+        if self.repair().is_some() && self.matrices().into_iter().any(|matrix| grads.learns(matrix)) {
             let problem = "the neurons that a token takes were repaired for these very weights";
             return Err(Error::setting("experts", problem, "train before the repair, or leave the experts frozen"));
         }
         match saved {
             Saved::Whole(saved) => {
-                let mut back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
+                let mut back = self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads)?;
                 back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
                 Ok(back)
             }
-            Saved::Chosen(saved) => {
-                let mut back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
+            Saved::Chosen(saved, _) => {
+                let mut back =
+                    self.slices_backward((saved, self.chosen_weights()), dy, routing, learn, wanted, grads)?;
+                if let Some(repair) = self.repair() {
+                    grads.add_with(&repair.bias_d, || dy.flatten_to(1)?.to_dtype(DType::F32)?.sum(0))?;
+                }
                 back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
                 Ok(back)
             }
-            Saved::Dispatched(saved) => self.slices_backward(saved, dy, routing, learn, wanted, grads),
-            Saved::Shared(saved) => self.slices_backward(saved, dy, routing, learn, wanted, grads),
+            Saved::Dispatched(saved) => {
+                self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads)
+            }
+            Saved::Shared(saved) => self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads),
             Saved::Merged(saved) => {
                 let deltas = self.differences();
                 let replicas = Replicas { base: self.weights(), deltas: &deltas };
@@ -77,7 +83,7 @@ impl TinyOnnExpert {
     /// Of slices, however they were computed: deltas, then who learns, then the gradients.
     fn slices_backward<S: SlicedMlp>(
         &self,
-        saved: &S,
+        (saved, weights): (&S, MlpWeights<'_>),
         dy: &Tensor,
         routing: &Routing,
         learn: &Learn,
@@ -90,9 +96,18 @@ impl TinyOnnExpert {
         } else {
             (Answers::default(), Learners::All)
         };
-        saved.weight_gradients(self.weights(), &deltas, &learners, grads)?;
+        saved.weight_gradients(weights, &deltas, &learners, grads)?;
         let dgate = if gates { saved.gate_gradient(&deltas)? } else { None };
         Ok(Backward { dx: input.then(|| saved.input_gradient(&deltas)).transpose()?, dgate, answers })
+    }
+
+    /// The matrices whose gradients are formed, if they learn, where neurons were chosen: ΔW has the gradient of W + ΔW.
+    fn chosen_weights(&self) -> MlpWeights<'_> {
+        let own = self.weights();
+        let Some(Repair { deltas: [gate, up, down], .. }) = self.repair() else { return own };
+        let [gate, up, down] =
+            [(gate, own.gate), (up, own.up), (down, own.down)].map(|(delta, w)| delta.as_ref().unwrap_or(w));
+        MlpWeights { gate, up, down, ..own }
     }
 
     fn differences(&self) -> Vec<Option<[&Tensor; 3]>> {

@@ -1,12 +1,15 @@
 //! What chooses single neurons of a layer in a routed pass (`neurons = gate | pruned`, DESIGN §1), as a checkpoint has it: calibrated on text to a share
 //! of the MLP. A model that was just upcycled takes all.
+//!
+//! Beside the rule may lie what was made for a routed pass of that rule alone: ΔW_g, ΔW_u, ΔW_d and b, by a repair in closed form or by distillation
+//! (DESIGN §4). A routed pass then computes W + ΔW in place of W and adds b; all active, neither has any part.
 
 use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{MoeSpec, Neurons};
-use crate::Result;
-use crate::ops::{NeuronChoice, Take, host};
+use crate::ops::{MlpWeights, NeuronChoice, Take, host};
+use crate::{Error, Result};
 
 /// Where the parts of a rule lie under its layer's `mlp`.
 pub const NEURON_RULE: &str = "neurons";
@@ -16,66 +19,168 @@ pub const MEAN_UP: &str = "neurons.mean_up";
 pub const MOST: &str = "neurons.most";
 /// The least score of a neuron that is taken, `[1]` f32.
 pub const LEAST_SCORE: &str = "neurons.least_score";
-/// Of a fixed set: 1 for the neurons that are kept, 0 for others, `[I]` f32.
+/// v `[I]`, f32: what a unit of a neuron's h is worth; ‖w_i‖, the norm of its row of W_d, where there is none.
+pub const WORTH: &str = "neurons.worth";
+/// The neurons that are kept (a fixed set) or that a gate may choose (its candidates; all, where there is none): 1, and 0 for others, `[I]` f32.
 pub const KEPT: &str = "neurons.kept";
 
-/// ΔW `[I, d]`, f32, of a repair (DESIGN §4), where there is one: what W_d of the neurons that are taken becomes, a row a neuron.
-pub const REPAIR_DOWN: &str = "neurons.repair.down";
-/// b `[d]`, f32, of a repair.
+/// ΔW_g, ΔW_u and ΔW_d, a row a neuron, `[I, d]` f32: the first two where they learnt, the third wherever there is one of the others or a bias.
+pub const REPAIR: [&str; 3] = ["neurons.repair.gate", "neurons.repair.up", "neurons.repair.down"];
+/// ΔW_d.
+pub const REPAIR_DOWN: &str = REPAIR[2];
+/// b `[d]`, f32.
 pub const REPAIR_BIAS: &str = "neurons.repair.bias";
 
 /// The rule of one layer.
 #[derive(Clone, Debug)]
 pub(super) struct NeuronRule {
     by: By,
-    /// W_d + ΔW and b, where the layer was repaired.
-    repaired: Option<[Tensor; 2]>,
+    repair: Option<Repair>,
+    /// What follows from weights that do not move; of weights that learn it is formed in each pass.
+    still: Option<Used>,
 }
 
 #[derive(Clone, Debug)]
 enum By {
-    Gate { mean_up_i: Tensor, down_norm_i: Tensor, take: Take },
+    Gate { mean_up_i: Tensor, worth_i: Option<Tensor>, candidates_i: Option<Tensor>, take: Take },
     Fixed(Tensor),
 }
 
+/// ΔW and b.
+#[derive(Clone, Debug)]
+pub(super) struct Repair {
+    pub(super) deltas: [Option<Tensor>; 3],
+    pub(super) bias_d: Tensor,
+}
+
+/// What a routed pass computes with.
+#[derive(Clone, Debug)]
+pub(super) struct Used {
+    /// W_g, W_u, W_d, or W + ΔW, `[I, d]`.
+    matrices: [Tensor; 3],
+    /// ‖w_i‖ `[I]`, f32, of W_d itself.
+    down_norm_i: Tensor,
+    /// b, in the type of W.
+    bias_d: Option<Tensor>,
+}
+
 impl NeuronRule {
-    /// Reads or initialises the rule that `spec` asks for; `down_id` is W_d, a row a neuron.
-    pub(super) fn new(spec: &MoeSpec, down_id: &Tensor, vb: &VarBuilder<'_>) -> Result<Option<Self>> {
-        let (width, d) = down_id.dims2()?;
-        let ones = |name| vb.get_with_hints_dtype(width, name, Init::Const(1.0), DType::F32);
+    /// Reads or initialises the rule that `spec` asks for, of an MLP of `matrices`.
+    ///
+    /// # Errors
+    /// A tensor that is no rule: the number of neurons, the least score or the mean values are no such numbers; a part of a repair.
+    pub(super) fn new(spec: &MoeSpec, matrices: [&Tensor; 3], vb: &VarBuilder<'_>) -> Result<Option<Self>> {
+        let width = matrices[0].dim(0)?;
+        let ones = |name| Ok::<_, Error>(vb.get_with_hints_dtype(width, name, Init::Const(1.0), DType::F32)?.detach());
         let by = match spec.neurons {
             Neurons::All => return Ok(None),
             Neurons::Pruned => By::Fixed(ones(KEPT)?),
             Neurons::Gate => {
-                let most = vb.get_with_hints_dtype(1, MOST, Init::Const(width as f64), DType::F32)?;
-                let least = vb.get_with_hints_dtype(1, LEAST_SCORE, Init::Const(0.0), DType::F32)?;
-                let first =
-                    |tensor: &Tensor| Ok::<_, crate::Error>(host::in_memory(tensor)?.first().copied().unwrap_or(0.0));
-                let take = Take { most: first(&most)? as usize, least_score: first(&least)? };
-                let down_norm_i = down_id.detach().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
-                By::Gate { mean_up_i: ones(MEAN_UP)?.detach(), down_norm_i, take }
+                let one = |name, value: f64| {
+                    let tensor = vb.get_with_hints_dtype(1, name, Init::Const(value), DType::F32)?;
+                    Ok::<_, Error>(host::in_memory(&tensor)?.first().copied().unwrap_or(f32::NAN))
+                };
+                let bad = |name, problem: String| {
+                    Error::tensor(
+                        format!("{}.{name}", vb.prefix()),
+                        problem,
+                        "calibrate the model again with exp_sparsify",
+                    )
+                };
+                let (most, least_score) = (one(MOST, width as f64)?, one(LEAST_SCORE, 0.0)?);
+                if !(least_score >= 0.0 && least_score.is_finite()) {
+                    return Err(bad(LEAST_SCORE, format!("is {least_score}, no least score of a neuron")));
+                }
+                if !(most >= 1.0 && most.fract() == 0.0 && most.is_finite()) {
+                    return Err(bad(MOST, format!("is {most}, no number of neurons")));
+                }
+                let if_there = |name| vb.contains_tensor(name).then(|| ones(name)).transpose();
+                let (worth_i, candidates_i) = (if_there(WORTH)?, if_there(KEPT)?);
+                let take = Take { most: most as usize, least_score };
+                By::Gate { mean_up_i: ones(MEAN_UP)?, worth_i, candidates_i, take }
             }
         };
-        let repaired = if vb.contains_tensor(REPAIR_DOWN) {
-            let delta_id = vb.get_with_hints_dtype((width, d), REPAIR_DOWN, Init::Const(0.0), DType::F32)?;
-            let bias_d = vb.get_with_hints_dtype(d, REPAIR_BIAS, Init::Const(0.0), DType::F32)?;
-            let sum_id = (down_id.detach().to_dtype(DType::F32)? + delta_id.detach())?;
-            Some([sum_id.to_dtype(down_id.dtype())?, bias_d.detach().to_dtype(down_id.dtype())?])
-        } else {
-            None
-        };
-        Ok(Some(Self { by, repaired }))
+        let repair = Repair::read(matrices[0].dims2()?, vb)?;
+        let own = repair.iter().flat_map(Repair::parts);
+        let moves = matrices.into_iter().chain(own).any(Tensor::is_variable);
+        let still = (!moves).then(|| Used::new(matrices, repair.as_ref())).transpose()?;
+        Ok(Some(Self { by, repair, still }))
     }
 
-    /// W_d + ΔW `[I, d]` and b `[d]`, where the layer was repaired.
-    pub(super) fn repaired(&self) -> Option<&[Tensor; 2]> {
-        self.repaired.as_ref()
+    /// ΔW and b, where there are.
+    pub(super) fn repair(&self) -> Option<&Repair> {
+        self.repair.as_ref()
     }
 
-    pub(super) fn choice(&self) -> NeuronChoice<'_> {
+    /// What a routed pass over an MLP of `matrices` computes with.
+    pub(super) fn used(&self, matrices: [&Tensor; 3]) -> Result<Used> {
+        self.still.clone().map_or_else(|| Used::new(matrices, self.repair.as_ref()), Ok)
+    }
+
+    /// What it takes.
+    pub(super) fn choice<'a>(&'a self, used: &'a Used) -> NeuronChoice<'a> {
         match &self.by {
-            By::Gate { mean_up_i, down_norm_i, take } => NeuronChoice::Gate { mean_up_i, down_norm_i, take: *take },
+            By::Gate { mean_up_i, worth_i, candidates_i, take } => NeuronChoice::Gate {
+                mean_up_i,
+                worth_i: worth_i.as_ref().unwrap_or(&used.down_norm_i),
+                candidates_i: candidates_i.as_ref(),
+                take: *take,
+            },
             By::Fixed(kept_i) => NeuronChoice::Fixed(kept_i),
         }
+    }
+}
+
+impl Repair {
+    fn read((width, d): (usize, usize), vb: &VarBuilder<'_>) -> Result<Option<Self>> {
+        let there = |name: &&str| vb.contains_tensor(name);
+        if !REPAIR.iter().chain([&REPAIR_BIAS]).any(there) {
+            return Ok(None);
+        }
+        if let Some(missing) = [REPAIR_DOWN, REPAIR_BIAS].into_iter().find(|name| !vb.contains_tensor(name)) {
+            let name = format!("{}.{missing}", vb.prefix());
+            return Err(Error::tensor(
+                name,
+                "is missing, and other parts of the repair are there",
+                "make the model again",
+            ));
+        }
+        let get = |shape: &[usize], name: &str| vb.get_with_hints_dtype(shape, name, Init::Const(0.0), DType::F32);
+        let delta = |name: &str| vb.contains_tensor(name).then(|| get(&[width, d], name)).transpose();
+        let [gate, up, down] = REPAIR;
+        Ok(Some(Self { deltas: [delta(gate)?, delta(up)?, delta(down)?], bias_d: get(&[d], REPAIR_BIAS)? }))
+    }
+
+    /// All that there is.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &Tensor> {
+        self.deltas.iter().flatten().chain([&self.bias_d])
+    }
+}
+
+impl Used {
+    fn new(matrices: [&Tensor; 3], repair: Option<&Repair>) -> Result<Self> {
+        let down_norm_i = matrices[2].detach().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
+        let [gate, up, down] = matrices.map(Tensor::detach);
+        let Some(repair) = repair else {
+            return Ok(Self { matrices: [gate, up, down], down_norm_i, bias_d: None });
+        };
+        let sum = |w_id: Tensor, delta_id: &Option<Tensor>| match delta_id {
+            Some(delta_id) => Ok((w_id.to_dtype(DType::F32)? + delta_id.detach())?.to_dtype(w_id.dtype())?),
+            None => Ok::<_, Error>(w_id),
+        };
+        let bias_d = Some(repair.bias_d.detach().to_dtype(gate.dtype())?);
+        let [of_gate, of_up, of_down] = &repair.deltas;
+        Ok(Self { matrices: [sum(gate, of_gate)?, sum(up, of_up)?, sum(down, of_down)?], down_norm_i, bias_d })
+    }
+
+    /// The matrices, and what stands between them in `weights`.
+    pub(super) fn weights(&self, weights: MlpWeights<'_>) -> MlpWeights<'_> {
+        let [gate, up, down] = &self.matrices;
+        MlpWeights { gate, up, down, activation: weights.activation }
+    }
+
+    /// b.
+    pub(super) fn bias_d(&self) -> Option<&Tensor> {
+        self.bias_d.as_ref()
     }
 }

@@ -1,8 +1,9 @@
 //! The gated MLP of [`glu_mlp`](super::glu_mlp) of which each token takes single neurons: y = W_d (h ⊙ c ⊙ m), m[t, i] ∈ {0, 1} (DESIGN §1).
 //!
 //! By gate, the score of neuron i for token t is what it is expected to add to the output, known before W_u x is:
-//! s[t, i] = |h(g[t, i], ū_i)| · ‖w_i‖, g = W_g x, ū_i = E|u_i| over calibration text, w_i row i of W_d. Of the neurons whose gate c is not zero those are
-//! taken whose score is at least τ, the `most` best of them; ties go to the lower index. Fixed, the same neurons are taken whatever the token.
+//! s[t, i] = |h(g[t, i], ū_i)| · v_i, g = W_g x, ū_i = E|u_i| over calibration text, v_i what a unit of h_i is worth, such as the norm of row i of W_d. Of the neurons whose gate c is not zero those are
+//! taken whose score is at least τ, the `most` best of them; ties go to the lower index; where there are candidates, none but these. Fixed, the same
+//! neurons are taken whatever the token.
 //!
 //! Legend: t tokens, d hidden, i neurons, n experts. The choice has no derivative; values that were not computed are zeros, for imaging too.
 //! A few tokens in main memory (decoding) compute W_u and W_d of their own neurons alone: a neuron is a row of both. More are computed by whole
@@ -12,16 +13,17 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::columns::columns;
-use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp, gate_gradient, weight_gradients};
+use super::glu_mlp::{MlpGate, MlpWeights, Saved};
 use super::linear::rows;
-use super::mlp_values::{Deltas, MlpBackward, MlpValues};
-use super::{Grads, Learners, elementwise, lanes};
+use super::mlp_values::MlpValues;
+use super::{elementwise, lanes};
 
 /// Tokens whose neurons are computed one by one, at most: of more, whole products are faster.
 const FEW: usize = 4;
 /// Rows of W_d that a thread adds up before the parts are added in their order: a constant, so that sums do not depend on the number of threads.
 const ROWS: usize = 64;
-/// Halvings of the interval that the least score taken lies in, where scores are not in main memory: to 2⁻⁶⁴ of the largest.
+/// Halvings of the interval that the least score taken lies in, where scores are not in main memory: neighbours among the f32 below the largest score, which
+/// it then ends at, lie no further apart than 2⁻²⁴ of it, and those near zero than 2⁻⁶⁴.
 const HALVINGS: usize = 64;
 
 /// How many of the best neurons a token takes.
@@ -40,8 +42,10 @@ pub enum NeuronChoice<'a> {
     Gate {
         /// ū `[i]`, f32.
         mean_up_i: &'a Tensor,
-        /// ‖w_i‖ `[i]`, f32.
-        down_norm_i: &'a Tensor,
+        /// v `[i]`, f32.
+        worth_i: &'a Tensor,
+        /// Of a fixed set alone: ones and zeros `[i]` f32; `None` is all.
+        candidates_i: Option<&'a Tensor>,
         /// How many.
         take: Take,
     },
@@ -49,17 +53,7 @@ pub enum NeuronChoice<'a> {
     Fixed(&'a Tensor),
 }
 
-/// What the backward needs.
-#[derive(Debug)]
-pub struct Saved {
-    matrices: [Tensor; 3],
-    values: MlpValues,
-    /// w and the neurons' experts.
-    gate: Option<(Tensor, Tensor)>,
-    taken_t: Tensor,
-}
-
-/// y = W_d (h ⊙ c ⊙ m).
+/// y = W_d (h ⊙ c ⊙ m); what its backward needs, in which h and c are zero for neurons that were not taken; and how many each token took, `[t]` f32.
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
@@ -72,11 +66,12 @@ pub struct Saved {
 /// let (x, gate, up, down) = (matrix(3, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
 /// let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let ones = Tensor::ones(6, candle_core::DType::F32, &Device::Cpu)?;
-/// let choice = |most| NeuronChoice::Gate { mean_up_i: &ones, down_norm_i: &ones, take: Take { most, least_score: 0.0 } };
+/// let choice = |most| NeuronChoice::Gate { mean_up_i: &ones, worth_i: &ones, candidates_i: None,
+///     take: Take { most, least_score: 0.0 } };
 ///
-/// let (few, saved) = chosen_neurons::forward(&x, weights, None, choice(2))?;
+/// let (few, _, taken_t) = chosen_neurons::forward(&x, weights, None, choice(2))?;
 /// assert_eq!(few.dims(), [3, 4]);
-/// assert_eq!(saved.taken_t().to_vec1::<f32>()?, [2.0, 2.0, 2.0]);
+/// assert_eq!(taken_t.to_vec1::<f32>()?, [2.0, 2.0, 2.0]);
 /// let (all, dense) = (chosen_neurons::forward(&x, weights, None, choice(6))?.0, glu_mlp::forward(&x, weights, None)?.0);
 /// assert!((all - dense)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
 /// # Ok::<(), candle_core::Error>(())
@@ -86,7 +81,7 @@ pub fn forward(
     weights: MlpWeights<'_>,
     gate: Option<MlpGate<'_>>,
     choice: NeuronChoice<'_>,
-) -> Result<(Tensor, Saved)> {
+) -> Result<(Tensor, Saved, Tensor)> {
     let (x_td, matrices) = (rows(x)?.contiguous()?, weights.matrices());
     let gate = match gate {
         Some(gate) => Some((gate.gate_tn.detach().contiguous()?, gate.neuron_expert.detach())),
@@ -95,17 +90,31 @@ pub fn forward(
     let spread = |(gate_tn, owners): &(Tensor, Tensor)| columns(&gate_tn.to_dtype(x_td.dtype())?, owners);
     let gate_ti = gate.as_ref().map(spread).transpose()?;
     // Who takes all computes what the dense MLP computes, bit for bit.
-    let all = matches!(choice, NeuronChoice::Gate { take, .. } if take.most >= matrices[0].dim(0)? && take.least_score <= 0.0);
+    let all = match choice {
+        NeuronChoice::Gate { take, candidates_i: None, .. } => {
+            take.most >= matrices[0].dim(0)? && take.least_score <= 0.0
+        }
+        _ => false,
+    };
     let few = !all && x_td.dim(0)? <= FEW && lanes::fused(&[&x_td, &matrices[0], &matrices[1], &matrices[2]]);
     if few && matrices.iter().all(Tensor::is_contiguous) {
         let (values, y_td, taken_t) = by_neuron(x_td, &matrices, weights, gate_ti.as_ref(), choice)?;
-        return Ok((y_td.reshape(x.shape())?, Saved { matrices, values, gate, taken_t }));
+        return Ok((y_td.reshape(x.shape())?, Saved::of(matrices, values, gate), taken_t));
     }
     let g_ti = x_td.matmul(&matrices[0].t()?)?;
     let mask_ti = match choice {
-        NeuronChoice::Gate { take, .. } => {
+        NeuronChoice::Gate { take, candidates_i, .. } => {
             let scores_ti = scores(&g_ti, weights, choice)?;
-            chosen(&scores_ti, gate_ti.as_ref(), take)?
+            let open_ti = match (&gate_ti, candidates_i) {
+                (gate_ti, None) => gate_ti.clone(),
+                (None, Some(candidates_i)) => {
+                    Some(candidates_i.unsqueeze(0)?.broadcast_as(g_ti.shape())?.contiguous()?)
+                }
+                (Some(gate_ti), Some(candidates_i)) => {
+                    Some(gate_ti.ne(0f64)?.to_dtype(DType::F32)?.broadcast_mul(&candidates_i.unsqueeze(0)?)?)
+                }
+            };
+            chosen(&scores_ti, open_ti.as_ref(), take)?
         }
         NeuronChoice::Fixed(kept_i) => {
             let kept_ti = kept_i.unsqueeze(0)?.broadcast_as(g_ti.shape())?.contiguous()?;
@@ -118,15 +127,15 @@ pub fn forward(
     let taken_t = mask_ti.sum(D::Minus1)?;
     let u_ti = x_td.matmul(&matrices[1].t()?)?;
     let dtype = x_td.dtype();
-    let h_ti = elementwise::multiply(&weights.activation.forward(&g_ti, &u_ti)?, &mask_ti.to_dtype(dtype)?)?;
     let mask_ti = mask_ti.to_dtype(dtype)?;
+    let h_ti = elementwise::multiply(&weights.activation.forward(&g_ti, &u_ti)?, &mask_ti)?;
     let gate_ti = match gate_ti {
         Some(gate_ti) => elementwise::multiply(&gate_ti, &mask_ti)?,
         None => mask_ti,
     };
     let values = MlpValues::of(weights.activation, x_td, [g_ti, u_ti, h_ti], gate_ti)?;
     let y = values.output(&matrices)?.reshape(x.shape())?;
-    Ok((y, Saved { matrices, values, gate, taken_t }))
+    Ok((y, Saved::of(matrices, values, gate), taken_t))
 }
 
 /// s `[t, i]`, f32; a score that is no number is the largest, so that it shows.
@@ -134,16 +143,16 @@ pub fn forward(
 /// # Errors
 /// Shapes that do not go together.
 pub fn scores(g_ti: &Tensor, weights: MlpWeights<'_>, choice: NeuronChoice<'_>) -> Result<Tensor> {
-    let NeuronChoice::Gate { mean_up_i, down_norm_i, .. } = choice else {
+    let NeuronChoice::Gate { mean_up_i, worth_i, .. } = choice else {
         candle_core::bail!("chosen_neurons: neurons that are fixed have no scores")
     };
     let g_ti = g_ti.to_dtype(DType::F32)?;
     let mean_up_ti = mean_up_i.unsqueeze(0)?.broadcast_as(g_ti.shape())?.contiguous()?;
-    let expected = weights.activation.forward(&g_ti, &mean_up_ti)?.abs()?.broadcast_mul(&down_norm_i.unsqueeze(0)?)?;
+    let expected = weights.activation.forward(&g_ti, &mean_up_ti)?.abs()?.broadcast_mul(&worth_i.unsqueeze(0)?)?;
     expected.eq(&expected)?.where_cond(&expected, &Tensor::full(f32::INFINITY, expected.shape(), expected.device())?)
 }
 
-/// m `[t, i]`, ones and zeros, f32: of scores that are not negative, among the neurons whose gate is not zero.
+/// m `[t, i]`, ones and zeros, f32: of scores that are not negative, among the neurons whose gate (any numbers `[t, i]`) is not zero.
 ///
 /// # Errors
 /// Shapes that do not go together.
@@ -241,7 +250,7 @@ fn by_neuron(
     let gates = gate_ti.map(super::host::in_memory).transpose()?;
     let fixed = match choice {
         NeuronChoice::Fixed(kept_i) => Some(super::host::in_memory(kept_i)?),
-        NeuronChoice::Gate { .. } => None,
+        NeuronChoice::Gate { candidates_i, .. } => candidates_i.map(super::host::in_memory).transpose()?,
     };
     let (mut g, mut u, mut h) = (vec![0f32; t * i], vec![0f32; t * i], vec![0f32; t * i]);
     let (mut c, mut y, mut taken) = (vec![0f32; t * i], vec![0f32; t * d], vec![0f32; t]);
@@ -258,7 +267,7 @@ fn by_neuron(
             NeuronChoice::Gate { take, .. } => {
                 let g_1i = Tensor::from_slice(&g[of_token.clone()], (1, i), &Device::Cpu)?;
                 let mut scores = super::host::in_memory(&scores(&g_1i, weights, choice)?)?;
-                (0..i as u32).filter(|at| !open(*at)).for_each(|at| scores[at as usize] = -1.0);
+                (0..i as u32).filter(|at| !(open(*at) && kept(*at))).for_each(|at| scores[at as usize] = -1.0);
                 best_of(&scores, take, &mut Vec::new()).to_vec()
             }
         };
@@ -321,51 +330,6 @@ fn weighted_rows(matrix_id: &Tensor, rows: &[u32], weights: &[f32]) -> Result<Ve
         }
         sum
     })
-}
-
-impl Saved {
-    /// h ⊙ m `[t, i]`.
-    #[must_use]
-    pub fn hidden_ti(&self) -> &Tensor {
-        &self.values.h_ti
-    }
-
-    /// How many neurons each token took, `[t]` f32.
-    #[must_use]
-    pub fn taken_t(&self) -> &Tensor {
-        &self.taken_t
-    }
-}
-
-impl SlicedMlp for Saved {
-    type Deltas = Deltas;
-
-    fn deltas(&self, dy: &Tensor) -> Result<Deltas> {
-        self.values.deltas(&self.matrices, rows(dy)?)
-    }
-
-    fn seen<R>(&self, deltas: &Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R> {
-        see(&self.values.seen(&self.matrices, deltas))
-    }
-
-    fn input_gradient(&self, deltas: &Deltas) -> Result<Tensor> {
-        MlpValues::input_gradient(&self.matrices, deltas)
-    }
-
-    /// Of the neurons that were taken alone: the others' h is zero.
-    fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
-        self.gate.as_ref().map(|gate| gate_gradient(gate, &self.values, deltas)).transpose()
-    }
-
-    fn weight_gradients(
-        &self,
-        weights: MlpWeights<'_>,
-        deltas: &Deltas,
-        learners: &Learners,
-        grads: &mut Grads,
-    ) -> Result<()> {
-        weight_gradients([weights.gate, weights.up, weights.down], &self.values, deltas, learners, grads)
-    }
 }
 
 #[cfg(test)]

@@ -117,6 +117,16 @@ pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: Option<MlpGate<'_>>) -
 }
 
 impl Saved {
+    pub(super) fn of(matrices: [Tensor; 3], values: MlpValues, gate: Option<(Tensor, Tensor)>) -> Self {
+        Self { matrices, values, gate }
+    }
+
+    /// h ⊙ c `[t, i]`.
+    #[must_use]
+    pub fn hidden_ti(&self) -> &Tensor {
+        self.values.hidden_ti()
+    }
+
     /// The pass as imaging sees it.
     #[must_use]
     pub fn image<'a>(&'a self, deltas: &'a Deltas) -> MlpBackward<'a> {

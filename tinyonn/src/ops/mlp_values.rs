@@ -81,7 +81,7 @@ impl MlpValues {
     }
 
     /// h ⊙ c.
-    fn hidden_ti(&self) -> &Tensor {
+    pub(super) fn hidden_ti(&self) -> &Tensor {
         self.gated_ti.as_ref().unwrap_or(&self.h_ti)
     }
 

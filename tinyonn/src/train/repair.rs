@@ -37,7 +37,7 @@ pub struct Repair {
 /// let e = ((&h * 2.0)? + 1.0)?;
 /// let mut sums = RepairSums::new(1);
 /// sums.push(&h, &e)?;
-/// let repair = sums.solve(1e-9, &Device::Cpu)?;
+/// let repair = sums.solve(1e-9, true, &Device::Cpu)?;
 /// assert!((repair.down_id.to_vec2::<f32>()?[0][0] - 2.0).abs() < 1e-5);
 /// assert!((repair.bias_d.to_vec1::<f32>()?[0] - 1.0).abs() < 1e-5);
 /// # Ok::<(), tinyonn::Error>(())
@@ -64,11 +64,11 @@ impl RepairSums {
         Ok(self.scatter.push(&rows, 0)?)
     }
 
-    /// ΔW and b under λ = `ridge`; ten times more, as often as that is needed, where the matrix is not positive definite.
+    /// ΔW and b (zero without `bias`) under λ = `ridge`; ten times more, as often as that is needed, where the matrix is not positive definite.
     ///
     /// # Errors
     /// No tokens; values that are no finite numbers.
-    pub fn solve(mut self, ridge: f64, device: &Device) -> Result<Repair> {
+    pub fn solve(mut self, ridge: f64, bias: bool, device: &Device) -> Result<Repair> {
         self.scatter.close()?;
         let (i, tokens) = (self.neurons, self.scatter.rows());
         let Some(mean) = self.scatter.mean(0) else {
@@ -77,23 +77,28 @@ impl RepairSums {
         let (width, all) = (mean.len(), self.scatter.matrix());
         let d = width - i;
         let (mean_h, mean_e) = mean.split_at(i);
-        let cross_id: Vec<f64> = (0..i).flat_map(|row| all[row * width + i..][..d].iter().copied()).collect();
+        // About the means, which a bias takes up; without one, about zero.
+        let about = |row: usize, column: usize| {
+            all[row * width + column] + if bias { 0.0 } else { tokens * mean[row] * mean[column] }
+        };
+        let cross_id: Vec<f64> =
+            (0..i).flat_map(|row| (i..width).map(move |column| (row, column))).map(|(r, c)| about(r, c)).collect();
         let second = (0..i).map(|row| all[row * width + row] + tokens * mean_h[row] * mean_h[row]);
         let scale = second.sum::<f64>() / i.max(1) as f64;
         let mut ridge = ridge;
         for _ in 0..=RAISE.1 {
             // Of a layer that says nothing there is nothing to repair.
             let added = if scale > 0.0 { ridge * scale } else { 1.0 };
-            let mut gram_ii: Vec<f64> = (0..i).flat_map(|row| all[row * width..][..i].iter().copied()).collect();
+            let mut gram_ii: Vec<f64> = (0..i * i).map(|at| about(at / i, at % i)).collect();
             gram_ii.iter_mut().step_by(i + 1).for_each(|x| *x += added);
             if let Some(down) = solve_positive_definite(&gram_ii, &cross_id, (i, d)) {
-                let mut bias = mean_e.to_vec();
-                for (row, h) in down.chunks_exact(d.max(1)).zip(mean_h) {
-                    bias.iter_mut().zip(row).for_each(|(bias, delta)| *bias -= h * delta);
+                let mut b = if bias { mean_e.to_vec() } else { vec![0.0; d] };
+                for (row, h) in down.chunks_exact(d.max(1)).zip(mean_h).filter(|_| bias) {
+                    b.iter_mut().zip(row).for_each(|(bias, delta)| *bias -= h * delta);
                 }
                 let f32 = |values: Vec<f64>| values.into_iter().map(|x| x as f32).collect::<Vec<_>>();
                 let down_id = Tensor::from_vec(f32(down), (i, d), device)?;
-                return Ok(Repair { down_id, bias_d: Tensor::from_vec(f32(bias), d, device)?, ridge });
+                return Ok(Repair { down_id, bias_d: Tensor::from_vec(f32(b), d, device)?, ridge });
             }
             tracing::warn!(
                 "repair: λ = {ridge} leaves a matrix that is not positive definite; {} is tried",
