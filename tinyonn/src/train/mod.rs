@@ -1,6 +1,7 @@
 //! Training: one loop and its state, dense pretraining, router fitting (phase 1), Surprise Min-K (phase 2), and evaluation.
 
 pub mod checkpoints;
+pub mod distil;
 pub mod evaluate;
 pub mod gda;
 pub mod held_out;
@@ -21,6 +22,7 @@ pub mod state;
 pub mod trainer;
 
 pub use checkpoints::{Checkpoints, Saving};
+pub use distil::{DistilConfig, distil, grow_repairs};
 pub use evaluate::{DocumentLoss, Losses, evaluate};
 pub use held_out::HeldOut;
 pub use language::TextGradient;
