@@ -1,4 +1,4 @@
-//! From a dense model to one whose tokens take single neurons, at a share of the MLP's operations, without training.
+//! From a dense model to one whose tokens take single neurons, at a share of the MLPs' operations, without training.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,16 +8,17 @@ use experiments::settings::layered;
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::Serialize;
 use tinyonn::Result;
-use tinyonn::imaging::Choose;
-use tinyonn::phases::{SparsifyConfig, SparsifySummary, sparsify};
+use tinyonn::imaging::{Choose, Cut};
+use tinyonn::phases::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify};
 
-/// Calibrate on text which neurons of each layer a token takes, so that the MLP costs the share of operations that is asked for; with --ridge, repair in closed
-/// form what the others leave missing. Nothing is trained.
+/// Find by text which neurons of each layer a token takes, so that the MLPs cost the share of operations that is asked for, and repair in closed form what
+/// the others leave missing. Nothing is trained.
 ///
-/// With --variant OwnGate, the default, all gate rows are computed, and each token takes the neurons whose own gates promise most: at the share s of the
-/// neurons that costs (1 + 2s)/3 of the MLP. With --variant Pruned every token takes the same neurons, which costs s: what any choice must beat. A type of
-/// yours that is declared `#[moe(neurons = gate)]` is named likewise. Held-out losses are printed beside the dense model's; the folder gets summary.json,
-/// config.json and tiny-onn/, a checkpoint whose routed pass takes the share, and which all active is the dense model bit for bit.
+/// With --variant OwnGate, the default, each token takes the neurons whose own gates promise most: of candidates c (gate rows are computed for these) the
+/// share s costs (c + 2s)/3 of the MLP. With --variant Pruned every token takes the same neurons: what any choice must beat. A type of yours that is declared
+/// `#[moe(neurons = gate)]` is named likewise. Layers take as much as their neurons are worth on held-out text. Held-out losses are printed beside the dense
+/// model's; the folder gets summary.json, config.json and tiny-onn/, a checkpoint whose routed pass takes the share, and which all active is the dense model
+/// bit for bit.
 #[derive(Parser)]
 #[command(
     name = env!("CARGO_BIN_NAME"),
@@ -40,15 +41,31 @@ struct Settings {
     /// A declared variant that chooses neurons, by the name of its type [default: OwnGate]
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// The share of the MLP's operations that a token takes [default: 0.5]
+    /// The share of the MLPs' operations that a token takes [default: 0.5]
     #[arg(long, value_name = "SHARE")]
     active_share: Option<f64>,
+    /// How layers share it: by_layer (where it costs the loss least), uniform [default: by_layer]
+    #[arg(long, value_name = "HOW", value_parser = shares)]
+    shares: Option<Shares>,
+    /// Of a gate, the share of a layer's neurons that tokens may take at all [default: by layer what costs least; uniform: 1]
+    #[arg(long, value_name = "SHARE")]
+    candidates: Option<f64>,
+    /// What a unit of a neuron's h is worth: norm (of its row of W_d), sensitivity (of the loss to it) [default: sensitivity]
+    #[arg(long, value_name = "HOW", value_parser = worth)]
+    worth: Option<Worth>,
     /// How the gate's choice is bounded: threshold (one a layer), top_k (as many neurons for each token) [default: threshold]
     #[arg(long, value_name = "HOW", value_parser = choose)]
     choose: Option<Choose>,
-    /// Repair W_d in closed form, held back by this much (0.01); it wants 100,000 calibration tokens or more [default: 0, no repair]
+    /// Repair W_d in closed form, held back by this much; 0: not at all [default: 0.01]
     #[arg(long, value_name = "RIDGE")]
     ridge: Option<f64>,
+    /// Whether a repair has a bias, which not every format can hold [default: true]
+    #[arg(long, value_name = "BOOL")]
+    bias: Option<bool>,
+    /// Steps of distillation from the dense model behind that, of what lies beside the weights [default: 0]
+    #[arg(long, value_name = "STEPS")]
+    #[serde(skip)]
+    distil: Option<u64>,
     /// A kind of text: any folder or file of text, or JSONL with a `text` field (repeatable); `toolchain` alone: text that comes with Rust
     #[arg(long, value_name = "NAME=PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -69,6 +86,25 @@ fn choose(word: &str) -> std::result::Result<Choose, String> {
     }
 }
 
+fn worth(word: &str) -> std::result::Result<Worth, String> {
+    match word {
+        "norm" => Ok(Worth::Norm),
+        "sensitivity" => Ok(Worth::Sensitivity),
+        _ => Err(format!("`{word}` is not one of norm, sensitivity")),
+    }
+}
+
+fn shares(word: &str) -> std::result::Result<Shares, String> {
+    match word {
+        "by_layer" => Ok(Shares::ByLayer),
+        "uniform" => Ok(Shares::Uniform),
+        _ => Err(format!("`{word}` is not one of by_layer, uniform")),
+    }
+}
+
+/// Steps of a distillation between two states.
+const SAVE_EVERY: u64 = 100;
+
 fn main() -> ExitCode {
     main_with(|| run(&arguments::parse()?))
 }
@@ -77,6 +113,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let (base, settings) = (SparsifyConfig::default(), &cli.settings);
     let file = settings.run.config.as_deref();
     let mut config = layered(&base, file, settings)?;
+    if let Some(steps) = settings.distil {
+        config.distil.steps = steps;
+    }
     if settings.output.out.is_none() && config.out == base.out {
         config.out = run_folder::first_free(&base.out)?;
     }
@@ -84,7 +123,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let read: Vec<&Path> = data.chain(config.model.as_deref()).chain(file).collect();
     let replace = overwrite::replaces(&config.out, settings.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
-    let summary = sparsify(&SparsifyConfig { out: folder.dir().to_path_buf(), ..config })?;
+    let checkpoints = folder.checkpoints(SAVE_EVERY)?;
+    let summary = sparsify(&SparsifyConfig { out: folder.dir().to_path_buf(), ..config }, Some(&checkpoints))?;
     let out = folder.finish()?;
     print(&summary, &out);
     Ok(if summary.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -94,13 +134,19 @@ fn print(summary: &SparsifySummary, out: &Path) {
     let equal = if summary.lossless.bit_equal { "bit-equal" } else { "NOT equal" };
     say!("lossless  {equal}, all active (largest |Δ logit| {})", summary.lossless.max_abs_diff);
     say!(
-        "takes     {:.1} % of the neurons, {:.1} % of the MLP's operations on the test split (asked: {:.1}, {:.1}); calibrated by {} tokens, repaired on {}",
-        100.0 * summary.neurons,
+        "takes     {:.1} % of the MLPs' operations on the test split (asked: {:.1}); by {} calibration tokens, {}",
         100.0 * summary.operations,
-        100.0 * summary.neurons_asked,
-        100.0 * summary.operations_asked,
+        100.0 * summary.settings.active_share,
         summary.calibrated_on,
-        summary.repaired_on
+        match summary.repaired_on {
+            0 => "not repaired".into(),
+            tokens => format!("repaired on {tokens}, which added {} numbers", summary.added),
+        }
+    );
+    let of_layer = |cut: &Cut| format!("{:.0}/{:.0}", 100.0 * cut.neurons, 100.0 * cut.candidates);
+    say!(
+        "layers    {} % of the neurons, of so many candidates",
+        summary.taken.iter().map(of_layer).collect::<Vec<_>>().join(" ")
     );
     for (task, loss) in &summary.loss_by_task {
         let rise = &summary.rise_by_task[task];
@@ -113,6 +159,10 @@ fn print(summary: &SparsifySummary, out: &Path) {
             rise.high
         );
     }
-    say!("perplexity {:.3} × the dense model's, mean over kinds", summary.perplexity_ratio);
+    say!(
+        "perplexity {:.4} × the dense model's, mean over kinds ({} documents)",
+        summary.perplexity_ratio,
+        summary.documents
+    );
     say!("wrote     {}", out.display());
 }

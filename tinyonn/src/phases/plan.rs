@@ -233,7 +233,7 @@ impl Plan {
             trainings.push(PlannedTraining::new(name, cfg, counts, (&of.optimizer, &of.memory), of.look));
         }
         let mut by_role: Vec<(Role, usize)> = Vec::new();
-        for param in params.iter().filter(|param| !matches!(param.role, Role::Partition | Role::Delta)) {
+        for param in params.iter().filter(|param| !matches!(param.role, Role::Partition | Role::Delta | Role::Repair)) {
             if by_role.iter().all(|(role, _)| *role != param.role) {
                 by_role.push((param.role, weights(&|other| other.role == param.role)));
             }

@@ -29,6 +29,8 @@ use crate::{Error, Result};
 
 /// In the folder of a run, what SMK logged.
 pub const METRICS: &str = "metrics.jsonl";
+/// Tokens of a task in each of the two batches whose logits are compared, about.
+const COMPARED: usize = 1024;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
 
@@ -190,8 +192,8 @@ impl Run<'_> {
         let sparse = self.model(&read)?;
         let mut figures = LosslessFigures { max_abs_diff: 0.0, bit_equal: true };
         for task in 0..self.text.tasks.len() {
-            let batches =
-                self.tokens.test.batches_of_task(task, self.config.length, self.config.batch, &self.device)?;
+            let batch = self.config.batch.min(COMPARED.div_ceil(self.config.length));
+            let batches = self.tokens.test.batches_of_task(task, self.config.length, batch, &self.device)?;
             for batch in batches.take(2) {
                 let ids = batch?.inputs;
                 let a = dense.logits(&ids, &Pass::all(), None)?.flatten_all()?.to_vec1::<f32>()?;

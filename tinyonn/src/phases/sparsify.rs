@@ -1,31 +1,53 @@
-//! From a dense model to one whose routed pass takes single neurons (`neurons = gate | pruned`, DESIGN §1) at a share of the MLP's operations,
-//! calibrated on text and, if asked, repaired in closed form ([`RepairSums`]), nothing trained.
+//! From a dense model to one whose routed pass takes single neurons (`neurons = gate | pruned`, DESIGN §1) at a share of the MLPs' operations: shares by
+//! layer from what each layer's neurons are worth ([`neuron_damage`]), choices calibrated layer by layer on the sparse stream, what is left missing repaired
+//! in closed form ([`RepairSums`](crate::train::RepairSums)), and, if asked, distilled from the dense model ([`distil`]).
 //!
-//! Operations are counted in products of an MLP's three matrices, 3·I·d multiply-adds a token. Under `gate` all rows of W_g are computed, and of W_u
-//! and W_d those of the share s of neurons that are taken: (1 + 2s)/3. Under `pruned`: s.
+//! Operations are counted in products of an MLP's three matrices, 3·I·d multiply-adds a token: a [`Cut`] of candidates c and neurons s costs (c + 2 s)/3.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::dense::CHECKPOINT;
 use super::prepared::Prepared;
-use super::run::{LosslessFigures, Run};
+use super::run::{LosslessFigures, METRICS, Run};
+use super::sparse_layers::{Making, SparseLayers};
 use super::text::CorpusFigures;
 use super::{Dense, DeviceName, RunConfig, summary};
-use crate::checkpoint::{self, ParamStore, mixture_prefix};
-use crate::decoder::{Decoder, FeedForward as _, Mlp, Pass};
-use crate::imaging::inputs::spread;
-use crate::imaging::neuron_calibration::{gate_parameters, pruned_parameters};
-use crate::imaging::partition;
-use crate::imaging::{Choose, Partition, PartitionSources, calibrate_gate, calibrate_pruned};
-use crate::metrics::{Interval, Stopwatch, interval};
+use crate::checkpoint::ParamStore;
+use crate::data::Sampler;
+use crate::decoder::Pass;
+use crate::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
+use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuron_damage, sensitivity};
+use crate::metrics::{Interval, MetricsLog, Stopwatch, interval};
 use crate::model::ActiveMode;
-use crate::moe::{MoeSpec, Neurons, REPAIR_BIAS, REPAIR_DOWN};
-use crate::train::{Losses, RepairSums};
+use crate::moe::{MoeSpec, Neurons};
+use crate::train::{Checkpoints, DistilConfig, Losses, distil, grow_repairs};
 use crate::{Error, Result};
+
+/// What all layers together take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shares {
+    /// The share on average over layers, each as much as its neurons are worth on held-out text.
+    #[default]
+    ByLayer,
+    /// The share in every layer.
+    Uniform,
+}
+
+/// What a unit of a neuron's h is taken to be worth where neurons are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Worth {
+    /// The norm of its row of W_d: how far it moves the stream.
+    Norm,
+    /// √E (∂L/∂h)² on held-out text: how far it moves the loss.
+    #[default]
+    Sensitivity,
+}
 
 /// What is made sparse, and how. As TOML, every key is optional and unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,10 +59,20 @@ pub struct SparsifyConfig {
     pub variant: String,
     /// The share of the MLP's counted operations that a token takes.
     pub active_share: f64,
-    /// How the gate's choice is bounded.
-    pub choose: Choose,
-    /// λ of the repair in closed form, which wants 100,000 tokens or more of calibration text (on 14,000 it made SmolLM2 worse); 0 leaves layers as they are.
+    /// Whether layers differ in what they take.
+    pub shares: Shares,
+    /// Of a gate, the share of each layer's neurons that may be taken at all; not given: by layer what costs least, uniformly all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<f64>,
+    /// What a unit of h is worth.
+    pub worth: Worth,
+    /// How the gate's choice is bounded; not given: by threshold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choose: Option<Choose>,
+    /// λ of the repair in closed form; 0 leaves layers as they are.
     pub ridge: f64,
+    /// Whether a repair has a bias, b.
+    pub bias: bool,
     /// Kinds of text as `NAME=PATH`; without any, the default text.
     pub data: Vec<String>,
     /// Decides everything random.
@@ -53,10 +85,14 @@ pub struct SparsifyConfig {
     pub length: usize,
     /// Sequences a batch.
     pub batch: usize,
-    /// Training tokens of each kind that it is calibrated on, at most.
+    /// Training tokens of each kind that it is calibrated and repaired on, at most.
     pub calibration_tokens: usize,
+    /// Validation tokens of each kind that shares by layer are found on, at most.
+    pub validation_tokens: usize,
     /// Test tokens of each kind that losses are taken over, at most.
     pub test_tokens: usize,
+    /// How it learns from the dense model behind all that.
+    pub distil: DistilConfig,
 }
 
 impl Default for SparsifyConfig {
@@ -66,8 +102,12 @@ impl Default for SparsifyConfig {
             model: None,
             variant: "OwnGate".into(),
             active_share: 0.5,
-            choose: Choose::Threshold,
-            ridge: 0.0,
+            shares: Shares::ByLayer,
+            candidates: None,
+            worth: Worth::Sensitivity,
+            choose: None,
+            ridge: 0.01,
+            bias: true,
             data: Vec::new(),
             seed: 0,
             device: run.device,
@@ -75,7 +115,9 @@ impl Default for SparsifyConfig {
             length: run.length,
             batch: run.batch,
             calibration_tokens: 16_384,
+            validation_tokens: 1024,
             test_tokens: run.test_tokens,
+            distil: DistilConfig::DEFAULT,
         }
     }
 }
@@ -94,43 +136,101 @@ impl SparsifyConfig {
             length,
             batch,
             scan_tokens: self.calibration_tokens,
-            test_tokens: self.test_tokens,
+            // Whole: its documents are chosen before they are cut.
+            test_tokens: usize::MAX,
             partition: Some(Partition::Contiguous),
             ..RunConfig::default()
         }
+    }
+
+    /// Refuses what nothing can be made of, before anything is read.
+    fn check(&self) -> Result<()> {
+        let spec = &crate::moe::variant(&self.variant)?.spec;
+        check_variant(spec)?;
+        let refuse = |name: &str, problem: String, remedy: &str| Err(Error::setting(name, problem, remedy));
+        let share = |name: &str, value: f64| {
+            if value > 0.0 && value <= 1.0 {
+                return Ok(());
+            }
+            refuse(name, format!("is {value}"), "use more than 0, and at most 1")
+        };
+        share("active_share", self.active_share)?;
+        if let Some(candidates) = self.candidates {
+            share("candidates", candidates)?;
+        }
+        if spec.neurons == Neurons::Pruned {
+            let given = [("choose", self.choose.is_some()), ("candidates", self.candidates.is_some())];
+            if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
+                let problem = format!("is for a gate, and {} takes the same neurons for every token", spec.name);
+                return refuse(name, problem, "remove it, or take a variant with `neurons = gate`");
+            }
+        }
+        for (name, tokens) in
+            [("calibration_tokens", self.calibration_tokens), ("validation_tokens", self.validation_tokens)]
+        {
+            if tokens == 0 {
+                return refuse(name, "is 0".into(), "use 1 or more");
+            }
+        }
+        if !(self.ridge >= 0.0 && self.ridge.is_finite()) {
+            return refuse("ridge", format!("is {}", self.ridge), "use 0, which repairs nothing, or more");
+        }
+        if self.shares == Shares::Uniform {
+            self.uniform(spec)?;
+        }
+        Ok(())
+    }
+
+    /// The same for each layer.
+    fn uniform(&self, spec: &MoeSpec) -> Result<Cut> {
+        let operations = self.active_share;
+        if spec.neurons == Neurons::Pruned {
+            return Ok(Cut { candidates: operations, neurons: operations });
+        }
+        let candidates = self.candidates.unwrap_or(1.0);
+        let neurons = ((3.0 * operations - candidates) / 2.0).min(candidates);
+        if neurons > 0.0 {
+            return Ok(Cut { candidates, neurons });
+        }
+        let problem = format!("is {operations}, which the gate rows of {candidates} of the neurons take up");
+        Err(Error::setting(
+            "active_share",
+            problem,
+            "use more than a third of the candidates' share, or fewer candidates",
+        ))
     }
 }
 
 /// What came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SparsifySummary {
-    /// The declared variant.
-    pub variant: String,
-    /// How the gate's choice is bounded; a fixed set has no bound.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub choose: Option<Choose>,
-    /// The seed.
-    pub seed: u64,
+    /// The settings.
+    pub settings: SparsifyConfig,
     /// The text.
     pub corpus: CorpusFigures,
     /// Parameters of the dense model.
     pub parameters: usize,
+    /// Parameters that repair and distillation added.
+    pub added: usize,
     /// All active, against the dense model.
     pub lossless: LosslessFigures,
     /// Tokens that the choice of each layer was calibrated by.
     pub calibrated_on: usize,
     /// Tokens that each layer was repaired on; 0: there is no repair.
     pub repaired_on: usize,
-    /// The share of the neurons that was asked for.
-    pub neurons_asked: f64,
-    /// The share that tokens of the test split take, mean over layers.
-    pub neurons: f64,
-    /// The same by layer.
-    pub neurons_by_layer: Vec<f64>,
-    /// The share of the MLP's operations that was asked for.
-    pub operations_asked: f64,
-    /// The share on the test split.
+    /// λ of each layer's repair, which is raised where its sums are no positive definite matrix.
+    pub ridge: Vec<f64>,
+    /// The divergence from the dense model that distillation came to, nats a token of training text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distilled_to: Option<f64>,
+    /// By layer, what was asked for.
+    pub asked: Vec<Cut>,
+    /// By layer, what tokens of the test split take.
+    pub taken: Vec<Cut>,
+    /// The share of the MLPs' operations on the test split.
     pub operations: f64,
+    /// Documents of the test split.
+    pub documents: usize,
     /// Nats a token on the test split: dense, and sparse.
     pub loss: SparsifyLosses<f64>,
     /// The same by kind.
@@ -154,28 +254,8 @@ pub struct SparsifyLosses<T> {
     pub sparse: T,
 }
 
-/// The share of the MLP's operations at a share of its neurons.
-///
-/// ```
-/// use tinyonn::gallery::{OwnGate, Pruned};
-/// use tinyonn::phases::sparsify::operations;
-///
-/// assert_eq!(operations(&OwnGate::SPEC, 0.25), 0.5);
-/// assert_eq!(operations(&Pruned::SPEC, 0.25), 0.25);
-/// ```
-#[must_use]
-pub fn operations(spec: &MoeSpec, neurons: f64) -> f64 {
-    match spec.neurons {
-        Neurons::Gate => (1.0 + 2.0 * neurons) / 3.0,
-        Neurons::Pruned | Neurons::All => neurons,
-    }
-}
-
-/// The share of the neurons that takes so large a share of the operations.
-///
-/// # Errors
-/// A variant that chooses no neurons, or only within experts that routers choose; a share that it cannot take.
-pub fn neurons_at(spec: &MoeSpec, operations: f64) -> Result<f64> {
+/// Refuses a variant that chooses no neurons, or only within experts that routers choose.
+fn check_variant(spec: &MoeSpec) -> Result<()> {
     let variant = |problem: &str, remedy: &str| Err(Error::variant(spec.name.clone(), problem, remedy));
     if spec.neurons == Neurons::All {
         return variant("it chooses no neurons", "declare `neurons = gate` or `neurons = pruned`, such as OwnGate");
@@ -184,37 +264,42 @@ pub fn neurons_at(spec: &MoeSpec, operations: f64) -> Result<f64> {
         let problem = "it has a hierarchy, whose routers are not fitted here";
         return variant(problem, "declare `neurons = gate` without groups, experts or levels");
     }
-    let neurons = if spec.neurons == Neurons::Gate { (3.0 * operations - 1.0) / 2.0 } else { operations };
-    if neurons > 0.0 && neurons <= 1.0 {
-        return Ok(neurons);
-    }
-    let remedy = match spec.neurons {
-        Neurons::Gate => "use more than 0.334, the gate rows of all neurons, and at most 1",
-        _ => "use more than 0, and at most 1",
-    };
-    Err(Error::setting("active_share", format!("is {operations}, which leaves no share of the neurons"), remedy))
+    Ok(())
 }
 
-/// Calibrates the variant of `config` on its text, measures it, and writes `summary.json` and the checkpoint `tiny-onn/`, whose routed pass takes
+/// Tokens of a test document that a loss is taken over, about: there are as many documents as have room for so many.
+const OF_A_DOCUMENT: usize = 1024;
+
+/// Makes the variant of `config` from its text, measures it, and writes `summary.json` and the checkpoint `tiny-onn/`, whose routed pass takes
 /// the share, into `config.out`.
 ///
 /// # Errors
-/// As of [`neurons_at`]; text, models and folders that cannot be used; a loss that is no finite number.
-pub fn sparsify(config: &SparsifyConfig) -> Result<SparsifySummary> {
+/// Settings, variants, text, models and folders that cannot be used; a loss that is no finite number.
+pub fn sparsify(config: &SparsifyConfig, checkpoints: Option<&Checkpoints>) -> Result<SparsifySummary> {
     let mut watch = Stopwatch::new();
-    let share = neurons_at(&crate::moe::variant(&config.variant)?.spec, config.active_share)?;
-    if !(config.ridge >= 0.0 && config.ridge.is_finite()) {
-        return Err(Error::setting("ridge", format!("is {}", config.ridge), "use 0, which repairs nothing, or more"));
-    }
+    config.check()?;
     let needed = || Error::setting("model", "is needed and was not given", "name a dense decoder");
     // What keeps a model from being read is said before all text is.
     Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
     let of_run = config.run();
-    let prepared = Prepared::with(&of_run, &mut watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
+    let mut prepared = Prepared::with(&of_run, &mut watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
+    prepared.tokens.test.spread_documents(config.test_tokens.div_ceil(OF_A_DOCUMENT));
+    prepared.tokens.test.beginnings(config.test_tokens);
     let run = prepared.run(&of_run);
+    watch.stage("shares");
+    let worth = run.worth(config)?;
+    let asked = run.cuts(config, worth.as_deref())?;
     watch.stage("calibrate");
-    let ridge = Some(config.ridge).filter(|ridge| *ridge > 0.0);
-    let Calibrated { store, scored, repaired_on } = run.calibrated(share, config.choose, ridge)?;
+    let made = run.sparse_layers(&Making {
+        cuts: &asked,
+        choose: config.choose.unwrap_or_default(),
+        worth: worth.as_deref(),
+        ridge: Some(config.ridge).filter(|ridge| *ridge > 0.0),
+        bias: config.bias,
+    })?;
+    let SparseLayers { mut store, scored, repaired_on, ridge } = made;
+    watch.stage("distil");
+    let distilled_to = run.distilled(&mut store, config, &asked, checkpoints)?;
     watch.stage("verify");
     let lossless = run.lossless(&store)?;
     watch.stage("evaluate");
@@ -224,29 +309,37 @@ pub fn sparsify(config: &SparsifyConfig) -> Result<SparsifySummary> {
     watch.stage("write");
     run.write(&store, &of_run.out.join(CHECKPOINT), ActiveMode::Routed, None)?;
     watch.stop();
-    let width = prepared.dense.cfg.intermediate_size as f64;
-    let by_layer: Vec<f64> = load.neurons().iter().map(|taken| taken.unwrap_or(width) / width).collect();
-    let neurons = by_layer.iter().sum::<f64>() / by_layer.len().max(1) as f64;
-    let spec = &prepared.variant.spec;
+    let (cfg, neurons) = (&prepared.dense.cfg, load.neurons());
+    let width = cfg.intermediate_size as f64;
+    let taken = asked.iter().zip(neurons).map(|(cut, taken)| match prepared.variant.spec.neurons {
+        Neurons::Pruned => Cut { candidates: taken.unwrap_or(width) / width, neurons: taken.unwrap_or(width) / width },
+        _ => Cut { candidates: cut.candidates, neurons: taken.unwrap_or(width) / width },
+    });
+    let taken: Vec<Cut> = taken.collect();
     let tasks = prepared.text.tasks.iter().cloned().enumerate();
     let rise_by_task: BTreeMap<String, Interval> =
         tasks.clone().map(|(task, name)| (name, rise(&dense, &sparse, Some(task), config.seed))).collect();
     let mean_rise = sparse.by_task.iter().zip(&dense.by_task).map(|(sparse, dense)| sparse - dense).sum::<f64>()
         / dense.by_task.len().max(1) as f64;
+    let (layers, d, i) = (cfg.num_hidden_layers, cfg.hidden_size, cfg.intermediate_size);
     let summary = SparsifySummary {
-        variant: spec.name.to_string(),
-        choose: (spec.neurons == Neurons::Gate).then_some(config.choose),
-        seed: config.seed,
+        settings: config.clone(),
         corpus: run.corpus_figures(),
-        parameters: prepared.dense.cfg.parameters(),
+        parameters: cfg.parameters(),
+        added: match (&distilled_to, repaired_on) {
+            (Some(_), _) => layers * (3 * i * d + d),
+            (None, 0) => 0,
+            (None, _) => layers * (i * d + d),
+        },
+        distilled_to,
         lossless,
         calibrated_on: scored,
         repaired_on,
-        neurons_asked: share,
-        neurons,
-        neurons_by_layer: by_layer,
-        operations_asked: config.active_share,
-        operations: operations(spec, neurons),
+        ridge,
+        operations: taken.iter().map(|cut| cut.operations()).sum::<f64>() / layers.max(1) as f64,
+        asked,
+        taken,
+        documents: dense.by_document.iter().filter(|document| document.tokens > 0.0).count(),
         loss: SparsifyLosses { dense: dense.mean, sparse: sparse.mean },
         loss_by_task: tasks
             .map(|(task, name)| (name, SparsifyLosses { dense: dense.by_task[task], sparse: sparse.by_task[task] }))
@@ -260,114 +353,63 @@ pub fn sparsify(config: &SparsifyConfig) -> Result<SparsifySummary> {
     Ok(summary)
 }
 
-/// Tokens of each layer that a choice is calibrated by, at most: every one of them has a score of every neuron.
-const SCORED: usize = 16_384;
-
-/// What was calibrated.
-struct Calibrated {
-    store: ParamStore,
-    /// Tokens that the choice of each layer was calibrated by.
-    scored: usize,
-    /// Tokens that each layer was repaired on.
-    repaired_on: usize,
-}
-
-/// A text between two layers: a batch of whole sequences each, `[B, T, d]`.
-struct Streams {
-    /// As the dense model has it; none without a repair, which alone asks for it.
-    dense: Vec<Tensor>,
-    /// As the sparse layers so far have it.
-    sparse: Vec<Tensor>,
-    /// Of each batch, the rows of `[B·T]` that have a target, u32.
-    rows: Vec<Tensor>,
-}
-
 impl Run<'_> {
-    /// The upcycled model, layer by layer with its choice of neurons calibrated to `share` and then repaired (λ = `ridge`, if any), each on what the
-    /// layers below it, sparse, make of the training text.
-    fn calibrated(&self, share: f64, choose: Choose, ridge: Option<f64>) -> Result<Calibrated> {
-        let (cfg, spec) = (&self.dense.cfg, &self.variant.spec);
-        let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let owners = partition::assign(self.partition, spec, shape, PartitionSources::default(), self.config.seed)?;
-        let mut store = checkpoint::upcycle(self.dense.store.share(), cfg, self.variant, &owners, self.config.seed)?;
-        let dense = self.dense_model()?;
-        let mut streams = self.streams(dense.model(), ridge.is_some())?;
-        let (mut scored, mut repaired_on) = (0, 0);
-        for layer in 0..cfg.num_hidden_layers {
-            let prefix = mixture_prefix(layer);
-            let moe =
-                |store: &ParamStore| (self.variant.build)(cfg, layer, store.builder(DType::F32, |_| false).pp(&prefix));
-            let behind = |streams: &[Tensor]| -> Result<Vec<[Tensor; 2]>> {
-                streams.iter().map(|x| dense.model().attend(layer, x)).collect()
-            };
-            let (from_dense, from_sparse) = (behind(&streams.dense)?, behind(&std::mem::take(&mut streams.sparse))?);
-            let x_nd = scored_rows(&from_sparse, &streams.rows)?;
-            scored = x_nd.dim(0)?;
-            let layer_now = moe(&store)?;
-            let parameters = match spec.neurons {
-                Neurons::Pruned => {
-                    pruned_parameters(&calibrate_pruned(&layer_now, &x_nd, share)?, &self.device)?.to_vec()
-                }
-                _ => gate_parameters(&calibrate_gate(&layer_now, &x_nd, share, choose)?, &self.device)?.to_vec(),
-            };
-            for (name, value) in parameters {
-                store.set(&format!("{prefix}.{name}"), &value)?;
-            }
-            let chooses = moe(&store)?;
-            let mlp = dense.model().layers()[layer].mlp();
-            let mut sums = RepairSums::new(cfg.intermediate_size);
-            let mut hidden = Vec::new();
-            for (at, [s, normed_s]) in from_sparse.iter().enumerate() {
-                let [y, h_ti] = chooses.chosen(normed_s)?;
-                let sparse = (s + y)?;
-                if let Some([r, normed_r]) = from_dense.get(at) {
-                    let whole = (r + mlp.forward(normed_r, &Pass::all())?.0)?;
-                    let (missing_td, rows) = ((&whole - &sparse)?.flatten_to(1)?, &streams.rows[at]);
-                    sums.push(&h_ti.index_select(rows, 0)?, &missing_td.index_select(rows, 0)?)?;
-                    hidden.push(h_ti);
-                    streams.dense[at] = whole;
-                }
-                streams.sparse.push(sparse);
-            }
-            if let Some(ridge) = ridge {
-                repaired_on = streams.rows.iter().map(Tensor::elem_count).sum();
-                let repair = sums.solve(ridge, &self.device)?;
-                for (sparse, h_ti) in streams.sparse.iter_mut().zip(hidden) {
-                    let more = h_ti.matmul(&repair.down_id)?.broadcast_add(&repair.bias_d)?;
-                    *sparse = (&*sparse + more.reshape(sparse.shape())?)?;
-                }
-                store.insert(format!("{prefix}.{REPAIR_DOWN}"), repair.down_id)?;
-                store.insert(format!("{prefix}.{REPAIR_BIAS}"), repair.bias_d)?;
-            }
+    /// v of each layer, where it is not the norm of W_d's rows.
+    fn worth(&self, config: &SparsifyConfig) -> Result<Option<Vec<Tensor>>> {
+        if config.worth == Worth::Norm {
+            return Ok(None);
         }
-        Ok(Calibrated { store, scored, repaired_on })
+        sensitivity(&self.dense_model()?, &self.tokens.validation, damage_options(config)).map(Some)
     }
 
-    /// The training text, as far as it is read, before the first layer.
-    fn streams(&self, decoder: &Decoder<Mlp>, both: bool) -> Result<Streams> {
-        let set = &self.scan_options().part(&self.tokens.train);
-        let (mut sparse, mut rows) = (Vec::new(), Vec::new());
-        for task in 0..set.tasks.len() {
-            for batch in set.batches_of_task(task, self.config.length, self.config.batch, &self.device)? {
-                let batch = batch?;
-                let own: Vec<u32> =
-                    batch.counted.iter().zip(0..).filter(|(counted, _)| **counted).map(|(_, at)| at).collect();
-                let count = own.len();
-                rows.push(Tensor::from_vec(own, count, &self.device)?);
-                sparse.push(decoder.embed(&batch.inputs)?);
-            }
+    /// What each layer is cut down to.
+    fn cuts(&self, config: &SparsifyConfig, worth: Option<&[Tensor]>) -> Result<Vec<Cut>> {
+        let (spec, layers) = (&self.variant.spec, self.dense.cfg.num_hidden_layers);
+        if config.shares == Shares::Uniform {
+            return Ok(vec![config.uniform(spec)?; layers]);
         }
-        Ok(Streams { dense: if both { sparse.clone() } else { Vec::new() }, sparse, rows })
+        let cuts = match spec.neurons {
+            Neurons::Pruned => cuts_of_a_fixed_set(),
+            _ => cuts_of_a_gate(config.candidates),
+        };
+        let options = damage_options(config);
+        let damage = neuron_damage(&self.dense_model()?, &self.tokens.validation, options, &cuts, worth)?;
+        cuts_by_layer(&damage, config.active_share)
+    }
+
+    /// Distils the model in `store`, if any step was asked for.
+    fn distilled(
+        &self,
+        store: &mut ParamStore,
+        config: &SparsifyConfig,
+        cuts: &[Cut],
+        checkpoints: Option<&Checkpoints>,
+    ) -> Result<Option<f64>> {
+        let distil_config = &config.distil;
+        if distil_config.steps == 0 {
+            return Ok(None);
+        }
+        grow_repairs(store, &self.dense.cfg)?;
+        let sampler =
+            Sampler::new(&self.tokens.train, config.length, distil_config.batch, config.seed ^ 2, &self.device)?;
+        let dir = checkpoints.map_or(&self.config.out, |checkpoints| &checkpoints.dir);
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        let (path, place) = (dir.join(METRICS), self.config.out.join(METRICS));
+        let mut log = if checkpoints.is_some() { MetricsLog::open(&path) } else { MetricsLog::create(&path) }?;
+        let model = (&*store, &self.dense.cfg, self.variant);
+        let found = distil(model, &self.dense_model()?, &sampler, distil_config, &mut log, checkpoints)?;
+        if path != place {
+            MetricsLog::copy(&path, &place)?;
+        }
+        if self.variant.spec.neurons == Neurons::Gate && config.choose.unwrap_or_default() == Choose::Threshold {
+            self.set_thresholds(store, cuts)?;
+        }
+        Ok(Some(found))
     }
 }
 
-/// What a feed-forward sees of the tokens that have a target, at most [`SCORED`] of them, evenly spread: `[n, d]`.
-fn scored_rows(behind: &[[Tensor; 2]], rows: &[Tensor]) -> Result<Tensor> {
-    let own = behind.iter().zip(rows).map(|([_, normed], rows)| normed.flatten_to(1)?.index_select(rows, 0));
-    let all_nd = Tensor::cat(&own.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
-    let count = all_nd.dim(0)?;
-    let kept: Vec<u32> = spread(count, SCORED).map(|at| at as u32).collect();
-    if kept.len() == count { Ok(all_nd) } else { Ok(all_nd.index_select(&Tensor::new(kept, all_nd.device())?, 0)?) }
+fn damage_options(config: &SparsifyConfig) -> DamageOptions {
+    DamageOptions { length: config.length, batch: config.batch, tokens: config.validation_tokens }
 }
 
 /// How much the loss rises over the documents of a kind, or over all.
