@@ -1,7 +1,7 @@
 //! What the `exp_*` binaries share: one concept a file.
 //!
 //! A binary is a clap struct of settings and a page of calls. [`arguments`] are read, [`run_flags`] are in each of them, [`settings`] puts flags over a
-//! TOML file, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, and
+//! TOML file, [`model_flags`] how a checkpoint is named and read, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, and
 //! [`main_error`] turns an error into one line and an exit code.
 //!
 //! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave; `pages` draws it with the
@@ -14,6 +14,8 @@ pub mod compare;
 pub mod densities;
 pub mod fragments;
 pub mod frontier;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod interrupts;
 pub mod label_sources;
 pub mod main_error;

@@ -13,7 +13,7 @@ pub const ERROR: u8 = 2;
 
 /// Warnings, but for those of each character of each picture that no font has, which `report` says once; and how the weights that are read
 /// were stored.
-const FILTER: &str = "warn,usvg=error,tinyonn::checkpoint=info";
+const FILTER: &str = "warn,usvg=error,tinyonn::checkpoint=info,experiments::hub=info";
 
 /// candle puts the context of an error on lines of its own.
 fn one_line(error: &str) -> String {

@@ -1,9 +1,42 @@
-//! How a checkpoint is read, in words of the command line.
+//! How a checkpoint is named and read, in words of the command line.
+
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use tinyonn::Result;
 use tinyonn::model::ActiveMode;
+
+/// Where the checkpoint lies that was given: a folder or a GGUF file, or a model's name on the hub (feature `hub`).
+///
+/// # Errors
+/// A name that leads nowhere.
+#[cfg(feature = "hub")]
+pub fn found(given: Option<&Path>) -> Result<Option<PathBuf>> {
+    given.map(crate::hub::found).transpose()
+}
+
+/// As [`found`], but of a folder on the hub without its weights: for what is planned.
+///
+/// # Errors
+/// A name that leads nowhere.
+#[cfg(feature = "hub")]
+pub fn found_on_paper(given: Option<&Path>) -> Result<Option<PathBuf>> {
+    given.map(crate::hub::found_on_paper).transpose()
+}
+
+/// Where the checkpoint lies that was given: a folder or a GGUF file.
+///
+/// # Errors
+/// None: names on the hub need the feature `hub`.
+#[cfg(not(feature = "hub"))]
+pub fn found(given: Option<&Path>) -> Result<Option<PathBuf>> {
+    Ok(given.map(Path::to_path_buf))
+}
+
+#[cfg(not(feature = "hub"))]
+pub use self::found as found_on_paper;
 
 /// Whose experts take part.
 #[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use crate::{OutFlags, RunFlags};
 /// Of the programs that run a phase.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
 pub struct PhaseFlags {
-    /// A dense decoder (Qwen3, Qwen2, Llama, Mistral, SmolLM3): a Hugging Face folder with its tokenizer.json, or a GGUF file
+    /// A dense decoder (Qwen3, Qwen2, Llama, Mistral, SmolLM3): a Hugging Face folder with its tokenizer.json, a GGUF file, or a name on the hub (OWNER/NAME)
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// The declared variant, by the name of its type [default: TinyOnn]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::DType;
 use clap::Parser;
-use experiments::model_flags::{Active, Dtype};
+use experiments::model_flags::{Active, Dtype, found};
 use experiments::settings::{over_file, required};
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ struct Cli {
 #[derive(clap::Args, Clone, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
-    /// The checkpoint: a folder with config.json and safetensors, or a GGUF file
+    /// The checkpoint: a folder with config.json and safetensors, a GGUF file, or a name on the hub (OWNER/NAME)
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
     /// What scripts/fetch_material.sh has written
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
-    let path = settings.model.clone().ok_or_else(|| {
+    let path = found(settings.model.as_deref())?.ok_or_else(|| {
         Error::setting("MODEL", "no checkpoint was named", "name a folder or a GGUF file; see --help")
     })?;
     let material = required(settings.material.clone(), "material")?;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use experiments::model_flags::{found, found_on_paper};
 use experiments::runs::phase1;
 use experiments::settings::layered;
 use experiments::studies::RunSummary;
@@ -52,7 +53,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let base = if cli.quick { RunConfig::quick() } else { RunConfig::default() };
     let base = RunConfig { out: if cli.quick { "runs/quick1" } else { "runs/phase1" }.into(), ..base };
     let file = cli.flags.run.config.as_deref();
-    let mut config = layered(&base, file, &cli.flags)?;
+    let mut config: RunConfig = layered(&base, file, &cli.flags)?;
+    let find = if cli.flags.dry_run { found_on_paper } else { found };
+    config.model = find(config.model.as_deref())?;
     if cli.flags.dry_run {
         printed::plan(&plan(&config, Stages::Phase1)?);
         return Ok(ExitCode::SUCCESS);

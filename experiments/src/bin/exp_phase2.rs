@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use experiments::model_flags::{found, found_on_paper};
 use experiments::runs::{phase2, phase2_from};
 use experiments::settings::layered;
 use experiments::studies::RunSummary;
@@ -61,7 +62,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         (None, false) => RunConfig::default(),
     };
     let file = cli.flags.run.config.as_deref();
-    let mut config = layered(&base, file, &cli.flags)?;
+    let mut config: RunConfig = layered(&base, file, &cli.flags)?;
+    let find = if cli.flags.dry_run { found_on_paper } else { found };
+    config.model = find(config.model.as_deref())?;
     if cli.flags.dry_run {
         printed::plan(&plan(&config, cli.from.as_deref().map_or(Stages::Both, Stages::From))?);
         return Ok(ExitCode::SUCCESS);

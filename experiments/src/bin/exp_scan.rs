@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use experiments::model_flags::found;
 use experiments::runs::{image, merge_scans};
 use experiments::settings::{over_file, required, word};
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
@@ -45,7 +46,7 @@ struct Cli {
 #[derive(clap::Args, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
-    /// A dense decoder (a folder or a GGUF file) or a Tiny-ONN checkpoint; the second brings its own variant and partition
+    /// A dense decoder (a folder, a GGUF file or a name on the hub) or a Tiny-ONN checkpoint; the second brings its own variant and partition
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The declared variant whose experts a dense model is seen as [default: TinyOnn]
@@ -139,7 +140,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
 
 fn image_config(settings: &Settings) -> Result<ImageConfig> {
     Ok(ImageConfig {
-        model: required(settings.model.clone(), "model")?,
+        model: required(found(settings.model.as_deref())?, "model")?,
         variant: settings.variant.clone().unwrap_or_else(|| "TinyOnn".into()),
         partition: settings.partition,
         seed: settings.run.seed.unwrap_or(0),

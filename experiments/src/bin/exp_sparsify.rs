@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use experiments::model_flags::found;
 use experiments::settings::layered;
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::Serialize;
@@ -35,7 +36,7 @@ struct Cli {
 
 #[derive(Clone, Debug, clap::Args, Serialize)]
 struct Settings {
-    /// A dense decoder: a Hugging Face folder with its tokenizer.json, or a GGUF file
+    /// A dense decoder: a Hugging Face folder with its tokenizer.json, a GGUF file, or a name on the hub
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// A declared variant that chooses neurons, by the name of its type [default: OwnGate]
@@ -112,10 +113,11 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     let (base, settings) = (SparsifyConfig::default(), &cli.settings);
     let file = settings.run.config.as_deref();
-    let mut config = layered(&base, file, settings)?;
+    let mut config: SparsifyConfig = layered(&base, file, settings)?;
     if let Some(steps) = settings.distil {
         config.distil.steps = steps;
     }
+    config.model = found(config.model.as_deref())?;
     if settings.output.out.is_none() && config.out == base.out {
         config.out = run_folder::first_free(&base.out)?;
     }

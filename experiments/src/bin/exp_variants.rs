@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use experiments::model_flags::found;
 use experiments::{arguments, main_with, say};
 use serde_json::{Value, json};
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, VariantParameters, is_tinyonn, variant_parameters};
@@ -31,7 +32,7 @@ Then comes what shares a decision, how the chosen are combined, and the weight o
 Variants of your own: declare them with #[moe(..)] in a crate and link it into this program (`use my_variants as _;`)."
 )]
 struct Cli {
-    /// Count parameters on this model: a folder with config.json and safetensors, dense or Tiny-ONN, or a GGUF file
+    /// Count parameters on this model: a folder with config.json and safetensors, dense or Tiny-ONN, a GGUF file, or a name on the hub
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Print one JSON list
@@ -44,9 +45,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let model = cli.model.as_ref().map(ModelFolder::open).transpose()?;
+    let path = found(cli.model.as_deref())?;
+    let model = path.as_ref().map(ModelFolder::open).transpose()?;
     let cfg = model.as_ref().map(ModelFolder::arch).transpose()?;
-    let own = match (&cli.model, &model) {
+    let own = match (&path, &model) {
         // Opened as what it is, so that one of a changed declaration is refused here as everywhere.
         (Some(dir), Some(folder)) if is_tinyonn(folder.config()) => Some(TinyOnnFolder::open(dir)?.variant()),
         _ => None,
@@ -59,7 +61,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let mut lines: Vec<Vec<String>> = vec![head(cfg.is_some())];
     lines.extend(rows.iter().map(Row::cells));
     say!("{}", aligned(&lines).join("\n"));
-    if let (Some(dir), Some(own)) = (&cli.model, own) {
+    if let (Some(dir), Some(own)) = (&path, own) {
         say!("\n{} is a {}.", dir.display(), own.spec.name);
     }
     Ok(ExitCode::SUCCESS)

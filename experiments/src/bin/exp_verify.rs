@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use candle_core::DType;
 use clap::Parser;
-use experiments::model_flags::{Active, Dtype};
+use experiments::model_flags::{Active, Dtype, found};
 use experiments::settings::over_file;
 use experiments::{RunFlags, arguments, main_with, say};
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ struct Cli {
 #[derive(clap::Args, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
-    /// A checkpoint: a folder with config.json and safetensors, or a GGUF file
+    /// A checkpoint: a folder with config.json and safetensors, a GGUF file, or a name on the hub (OWNER/NAME)
     #[arg(value_name = "A")]
     a: Option<PathBuf>,
     /// Another, with the same vocabulary
@@ -81,11 +81,12 @@ struct Settings {
 fn main() -> ExitCode {
     main_with(|| {
         let cli: Cli = arguments::parse()?;
-        run(&over_file(&cli.settings, cli.settings.run.config.as_deref())?)
+        run(over_file(&cli.settings, cli.settings.run.config.as_deref())?)
     })
 }
 
-fn run(settings: &Settings) -> Result<ExitCode> {
+fn run(settings: Settings) -> Result<ExitCode> {
+    let settings = &Settings { a: found(settings.a.as_deref())?, b: found(settings.b.as_deref())?, ..settings };
     if let Some(tolerance) = settings.tolerance
         && (tolerance.is_nan() || tolerance < 0.0)
     {

@@ -13,7 +13,9 @@ const OF_A_RUN: &str = "tiny-onn";
 pub(super) fn refuse_others(dir: &Path) -> Result<()> {
     if !dir.is_dir() {
         let remedy = match hub_id(dir) {
-            Some(id) => format!("nothing is downloaded here: `hf download {id} --local-dir FOLDER`, then give FOLDER"),
+            Some(id) => {
+                format!("nothing is downloaded by this build: `hf download {id} --local-dir FOLDER`, then give FOLDER")
+            }
             None => "give a folder with config.json and .safetensors files, or a GGUF file".into(),
         };
         return Err(Error::file(dir, "is not a folder", remedy));

@@ -1,0 +1,52 @@
+//! Models by their names on the Hugging Face hub: `OWNER/NAME`, `OWNER/NAME@REVISION`, `OWNER/NAME:FILE.gguf`.
+//!
+//! What exists on disk is a path, and `./OWNER/NAME` always is one. Anything else of that form is fetched into the hub's own cache, which Python's tools share, by the crate
+//! `hf-hub`: a download that was cut off goes on where it ended. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT` and `HF_TOKEN` are heeded as there; so is `HF_HUB_OFFLINE`, under
+//! which, as where the hub is out of reach, what the cache has is taken.
+
+mod fetch;
+mod name;
+mod place;
+
+pub use name::HubName;
+pub use place::Hub;
+
+use std::path::{Path, PathBuf};
+
+use tinyonn::{Error, Result};
+
+/// The folder or file that `given` stands for: itself if it exists, or is no name on the hub; else where the hub's model lies on this machine, fetched if it has to be.
+///
+/// # Errors
+/// A name that neither leads to a file nor to a model that can be had; the error tells both.
+pub fn found(given: &Path) -> Result<PathBuf> {
+    match meant(given) {
+        Some(name) => Hub::from_env()?.model(&name),
+        None => Ok(given.to_path_buf()),
+    }
+}
+
+/// As [`found`], but of a folder on the hub without its weights: for what is planned.
+///
+/// # Errors
+/// As above.
+pub fn found_on_paper(given: &Path) -> Result<PathBuf> {
+    match meant(given) {
+        Some(name) => Hub::from_env()?.paper(&name),
+        None => Ok(given.to_path_buf()),
+    }
+}
+
+/// The name on the hub that is meant, if one is.
+fn meant(given: &Path) -> Option<HubName> {
+    if given.symlink_metadata().is_ok() { None } else { given.to_str().and_then(HubName::parse) }
+}
+
+/// An error that tells both readings of a name.
+fn refused(name: &HubName, problem: &str, remedy: &str) -> Error {
+    Error::file(
+        name.to_string(),
+        format!("no file or folder of that name is here, and as a name on the hub: {problem}"),
+        remedy,
+    )
+}
