@@ -57,6 +57,12 @@ impl TinyOnnForCausalLm {
         Ok(Self { lm, spec: variant.spec.clone(), paths: None })
     }
 
+    /// Of a declaration that no type stands behind, whose routers are the library's.
+    pub(crate) fn of_spec(cfg: &Arch, spec: &MoeSpec, vb: &VarBuilder<'_>) -> Result<Self> {
+        let lm = CausalLm::new(cfg, vb, |layer, vb| MoeLayer::new(spec.clone(), &[], cfg, layer, &vb))?;
+        Ok(Self { lm, spec: spec.clone(), paths: None })
+    }
+
     /// As [`new`](Self::new), but `top_k(layer)[level]` choices of every router of a level of a layer are taken, under `pfag`, in place of
     /// those declared. [`spec`](Self::spec) is then the first layer's; each [`moe`](Self::moe) has its own.
     ///

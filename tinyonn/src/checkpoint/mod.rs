@@ -5,7 +5,7 @@
 //! not at all. Loading and saving without a conversion keeps each tensor's bytes.
 //!
 //! [`upcycle`] turns a dense model's parameters into a variant's without touching a weight; a [`TinyOnnFolder`] is the
-//! result on disk, [`export_dense`] the way back, and [`compare`] the proof.
+//! result on disk, [`export`] the way to other programs, and [`compare`] the proof.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -25,7 +25,7 @@
 
 mod builder;
 mod entry;
-mod export;
+pub mod export;
 pub mod folder;
 pub mod gguf;
 mod initialise;

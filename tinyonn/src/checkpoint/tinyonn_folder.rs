@@ -35,6 +35,10 @@ use crate::{Error, Result};
 
 /// The key of `config.json` under which a variant is described.
 const KEY: &str = "tinyonn";
+/// The key under which transformers finds the classes of an export.
+pub(super) const AUTO_MAP: &str = "auto_map";
+/// The key under which an export names the layers whose W_d has a repair.
+pub(super) const REPAIRED: &str = "tinyonn_repaired";
 
 /// The object `tinyonn` of `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,7 +138,7 @@ impl TinyOnnConfig {
     #[must_use]
     pub fn write_to(&self, config: &Value) -> Value {
         let own = Self { dense: DenseNames::of(config), ..self.clone() };
-        let mut config = config.clone();
+        let mut config = without_code(config);
         config["model_type"] = json!("tinyonn");
         config["architectures"] = json!(["TinyOnnForCausalLM"]);
         config[KEY] = json!(own);
@@ -145,7 +149,7 @@ impl TinyOnnConfig {
 /// The `config.json` of the dense model that a Tiny-ONN `config.json` was made from.
 pub(super) fn dense_config(config: &Value) -> Value {
     let DenseNames { model_type, architectures } = DenseNames::of(config);
-    let mut config = config.clone();
+    let mut config = without_code(config);
     if let Some(object) = config.as_object_mut() {
         object.shift_remove(KEY);
         object.insert("model_type".into(), model_type.into());
@@ -154,6 +158,20 @@ pub(super) fn dense_config(config: &Value) -> Value {
             object.shift_remove("architectures");
         } else {
             object.insert("architectures".into(), architectures);
+        }
+    }
+    config
+}
+
+/// `config` without what an export for transformers added: the code that it names is not copied with the weights.
+fn without_code(config: &Value) -> Value {
+    let mut config = config.clone();
+    let class = config.get(AUTO_MAP).and_then(|map| map.get("AutoConfig")).and_then(Value::as_str);
+    let ours = class.is_some_and(|class| class.contains("configuration_tinyonn."));
+    if let Some(object) = config.as_object_mut() {
+        object.shift_remove(REPAIRED);
+        if ours {
+            object.shift_remove(AUTO_MAP);
         }
     }
     config

@@ -115,7 +115,7 @@ pub fn upcycle_folder(
 /// `from` is a Tiny-ONN checkpoint.
 pub fn refuse_tinyonn(from: &ModelFolder) -> Result<()> {
     if is_tinyonn(from.config()) {
-        let remedy = "give the dense model, or take the experts away with --to-dense first";
+        let remedy = "give the dense model, or take the experts away with exp_export --format dense first";
         return Err(Error::file(from.dir(), "is a Tiny-ONN checkpoint already", remedy));
     }
     Ok(())

@@ -151,7 +151,7 @@ impl Dense {
         let folder = ModelFolder::open(dir)?;
         let cfg = folder.arch()?;
         if is_tinyonn(folder.config()) {
-            let remedy = "give the dense model, or take the experts away with exp_upcycle --to-dense first";
+            let remedy = "give the dense model, or take the experts away with exp_export --format dense first";
             return Err(Error::file(dir, "is a Tiny-ONN checkpoint already", remedy));
         }
         folder.check_names(&expected_tensors(&cfg))?;

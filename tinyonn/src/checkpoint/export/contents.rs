@@ -1,0 +1,82 @@
+//! What a checkpoint has beside the dense weights that a format may have no place for.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::checkpoint::params::mixture_prefix;
+use crate::checkpoint::replicas::is_delta;
+use crate::checkpoint::tinyonn_folder::TinyOnnFolder;
+use crate::moe::{Neurons, REPAIR_BIAS, REPAIR_DOWN};
+use crate::ops::host;
+use crate::{Error, Result};
+
+/// What was found.
+#[derive(Debug)]
+pub(super) struct Contents {
+    /// Layers whose W_d has a repair, ascending.
+    pub(super) repaired: Vec<usize>,
+    /// The first layer whose repair has a bias that is not zero.
+    pub(super) biased: Option<usize>,
+    /// The name of the first weight of a replica that has learnt.
+    pub(super) delta: Option<String>,
+}
+
+impl Contents {
+    pub(super) fn of(source: &TinyOnnFolder) -> Result<Self> {
+        let layers = 0..source.arch().num_hidden_layers;
+        let has = |layer: &usize| source.folder().source().info(&repair_name(*layer, REPAIR_DOWN)).is_some();
+        let repaired: Vec<usize> = layers.filter(has).collect();
+        let mut biased = None;
+        for layer in &repaired {
+            let bias = values(source, &repair_name(*layer, REPAIR_BIAS))?;
+            if biased.is_none() && bias.is_some_and(|bias| bias.iter().any(|value| *value != 0.0)) {
+                biased = Some(*layer);
+            }
+        }
+        let delta = source.folder().tensors().map(|(name, _)| name).find(|name| is_delta(name)).map(str::to_owned);
+        Ok(Self { repaired, biased, delta })
+    }
+
+    /// Refuses a bias, for which no MLP of the other format has a place.
+    pub(super) fn refuse_bias(&self, format: &str) -> Result<()> {
+        let Some(layer) = self.biased else { return Ok(()) };
+        let problem = format!("the MLPs of {format} have no bias, which the repair of the layer has");
+        let remedy = "repair with `bias = false`, or export all active (--active all)";
+        Err(Error::tensor(repair_name(layer, REPAIR_BIAS), problem, remedy))
+    }
+
+    /// Beside the dense weights, what a model of all experts leaves behind.
+    pub(super) fn left_out_all_active(&self, source: &TinyOnnFolder) -> Vec<String> {
+        let spec = &source.variant().spec;
+        let mut lines = Vec::new();
+        if !spec.levels.is_empty() {
+            lines.push(format!("the routers ({}), since all experts take part", spec.router_words()));
+        }
+        if spec.neurons != Neurons::All {
+            let repair = if self.repaired.is_empty() { "" } else { ", and the repair of W_d" };
+            lines.push(format!(
+                "the choice of neurons (`neurons = {}`){repair}: all neurons take part",
+                spec.neurons.word()
+            ));
+        }
+        lines
+    }
+}
+
+/// The name of a part of a layer's repair.
+pub(super) fn repair_name(layer: usize, part: &str) -> String {
+    format!("{}.{part}", mixture_prefix(layer))
+}
+
+/// A tensor in f32, as it lies in its file; `None` of one that is not there.
+pub(super) fn tensor(source: &TinyOnnFolder, name: &str) -> Result<Option<Tensor>> {
+    let weights = source.folder().source();
+    if weights.info(name).is_none() {
+        return Ok(None);
+    }
+    weights.load(name, &Device::Cpu, Some(DType::F32)).map(Some)
+}
+
+/// Its values.
+pub(super) fn values(source: &TinyOnnFolder, name: &str) -> Result<Option<Vec<f32>>> {
+    Ok(tensor(source, name)?.map(|tensor| host::in_memory(&tensor)).transpose()?)
+}

@@ -1,0 +1,113 @@
+//! Back to a plain dense folder: upcycling never touched a dense weight, so taking the routers away restores the model.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::contents::{Contents, repair_name, tensor};
+use super::write_folder;
+use crate::checkpoint::mmap::TensorInfo;
+use crate::checkpoint::not_finite::NotFinite;
+use crate::checkpoint::params::{HEAD, expected_tensors, mixture_prefix};
+use crate::checkpoint::replicas::base_name;
+use crate::checkpoint::tinyonn_folder::{TinyOnnFolder, dense_config};
+use crate::files::StagedFolder;
+use crate::model::ActiveMode;
+use crate::moe::{Combine, KEPT, Neurons, REPAIR_DOWN};
+use crate::{Error, Result};
+
+/// Writes the dense model of the Tiny-ONN folder `from` to the new folder `to`: each weight byte for byte as stored, the dense
+/// model's own configuration, the tokenizer's files. Partition, routers and choices of neurons are left behind: the result runs all experts.
+///
+/// # Errors
+/// `from` is no Tiny-ONN folder; replicas that have learnt and are dispatched; `to` exists and is not empty; the system refuses a file.
+pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    let staged = StagedFolder::new(to)?;
+    export_dense_into(from, &staged)?;
+    staged.publish()
+}
+
+/// As [`export_dense`], into the folder `staged`, tensor by tensor; the tensors that hold values that are no finite numbers, and how many.
+///
+/// # Errors
+/// As of [`export_dense`].
+pub fn export_dense_into(from: impl AsRef<Path>, staged: &StagedFolder) -> Result<NotFinite> {
+    let source = TinyOnnFolder::open(from)?;
+    write(&source, &Contents::of(&source)?, staged, Some(ActiveMode::All)).map(|(_, not_finite)| not_finite)
+}
+
+/// The dense weights, all active; or, if the routed pass of a fixed set of neurons is asked for, what that computes.
+pub(super) fn write(
+    source: &TinyOnnFolder,
+    contents: &Contents,
+    staged: &StagedFolder,
+    active: Option<ActiveMode>,
+) -> Result<(Vec<String>, NotFinite)> {
+    let spec = &source.variant().spec;
+    if spec.neurons == Neurons::Pruned && !contents.repaired.is_empty() && active.is_none() {
+        let problem = "its fixed set of neurons was repaired, and a dense model holds either the weights or the repair";
+        let remedy = "say which: --active all for the weights as they are, --active routed for the kept neurons and their repair";
+        return Err(Error::variant(spec.name.clone(), problem, remedy));
+    }
+    let (made, left_out) = if spec.neurons == Neurons::Pruned && active == Some(ActiveMode::Routed) {
+        contents.refuse_bias("a dense model")?;
+        (pruned(source)?, Vec::new())
+    } else {
+        (merged(source, contents)?, contents.left_out_all_active(source))
+    };
+    let dense = expected_tensors(source.arch());
+    // A head that is stored though it is tied was there when the dense model came.
+    let copied = |name: &str| dense.contains_key(name) || name == HEAD;
+    let config = dense_config(source.folder().config());
+    Ok((left_out, write_folder(source.folder(), staged, &config, copied, &made)?))
+}
+
+/// W_d of every layer, of which the neurons that are not kept have zeros: [d, I].
+fn pruned(source: &TinyOnnFolder) -> Result<Vec<(String, Tensor)>> {
+    let mut made = Vec::new();
+    for layer in 0..source.arch().num_hidden_layers {
+        let name = format!("{}.down_proj.weight", mixture_prefix(layer));
+        let kept = repair_name(layer, KEPT);
+        let (Some(down_di), Some(kept_i)) = (tensor(source, &name)?, tensor(source, &kept)?) else {
+            return Err(Error::tensor(kept, "is missing", "calibrate the model again with exp_sparsify"));
+        };
+        let repaired_di = match tensor(source, &repair_name(layer, REPAIR_DOWN))? {
+            Some(delta_id) => (down_di + delta_id.t()?)?,
+            None => down_di,
+        };
+        made.push((name.clone(), as_stored(source, &name, &repaired_di.broadcast_mul(&kept_i)?)?));
+    }
+    Ok(made)
+}
+
+/// W + Σ ΔW_n / N of every weight to which a replica adds something: what replicas that are merged compute, all active.
+fn merged(source: &TinyOnnFolder, contents: &Contents) -> Result<Vec<(String, Tensor)>> {
+    let (spec, folder) = (&source.variant().spec, source.folder());
+    let Some(delta) = &contents.delta else { return Ok(Vec::new()) };
+    if spec.combine != Combine::Merge {
+        let remedy =
+            "keep the Tiny-ONN checkpoint: replicas that have learnt and are dispatched are no longer one dense MLP";
+        return Err(Error::tensor(delta, "is what an expert has learnt, which a dense model has no place for", remedy));
+    }
+    let mut made: Vec<(String, Tensor)> = Vec::new();
+    for name in expected_tensors(source.arch()).into_keys() {
+        let deltas =
+            folder.tensors().map(|(other, _)| other).filter(|other| *other != name && base_name(other) == name);
+        let mut sum: Option<Tensor> = None;
+        for delta in deltas {
+            let Some(delta) = tensor(source, delta)? else { continue };
+            sum = Some(sum.map_or(Ok(delta.clone()), |sum| sum + delta)?);
+        }
+        if let (Some(sum), Some(base)) = (sum, tensor(source, &name)?) {
+            let mean = (sum / spec.experts().max(1) as f64)?;
+            made.push((name.clone(), as_stored(source, &name, &(base + mean)?)?));
+        }
+    }
+    Ok(made)
+}
+
+/// A tensor in the type in which `name` is stored.
+pub(super) fn as_stored(source: &TinyOnnFolder, name: &str, tensor: &Tensor) -> Result<Tensor> {
+    let stored = source.folder().source().info(name).and_then(TensorInfo::computed);
+    Ok(tensor.to_dtype(stored.unwrap_or(DType::F32))?.to_device(&Device::Cpu)?.contiguous()?)
+}

@@ -1,0 +1,243 @@
+"""A Tiny-ONN checkpoint in transformers: a dense decoder whose MLPs are banks of experts, taken by routers or all at once.
+
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    model.force_all_active(True)   # the dense model; False: the experts that the routers choose
+
+Experts are slices: the dense MLP's weights in their order, and for each neuron the expert that it belongs to. A gate w[t, n] acts on the
+hidden activation of its neurons, y_t = W_d (h_t * c_t), c_t[i] = w[t, neuron_expert[i]]. Under `neurons = gate | pruned` a token takes single
+neurons, and W_d may have a repair beside it. Routers compute in f32 whatever the weights are.
+
+Shapes: t tokens, d hidden, i neurons, n experts, p routers of a level (one for each node of the level above), c choices of each.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from .configuration_tinyonn import TinyOnnConfig
+
+
+def f32(*shape):
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32))
+
+
+class GaussianRouter(nn.Module):
+    """Log-densities of Gaussians: s * mean_j [-(z_j - mu_j)^2 / 2 sigma_j^2 - log sigma_j^2 / 2] + log pi, z = P x; or the sum over j."""
+
+    def __init__(self, d, p, c, form):
+        super().__init__()
+        r = d if form["project"] == "identity" else min(form["dim"], d)
+        if form["project"] != "identity":
+            self.projection = f32(r, d)
+        variances = {"diag": (p, c, r), "shared": (p, 1, r), "isotropic": (p, c, 1)}
+        self.mean, self.log_variance, self.log_prior = f32(p, c, r), f32(*variances[form["covariance"]]), f32(p, c)
+        self.scale = f32()
+        self.sums = form["reduce"] == "sum"
+
+    def forward(self, x_td):
+        p, c, r = self.mean.shape
+        z_tr = F.linear(x_td, self.projection) if hasattr(self, "projection") else x_td
+        log_variance = self.log_variance.expand(p, c, r).reshape(p * c, r)
+        mean, precision = self.mean.reshape(p * c, r), torch.exp(-log_variance)
+        square = z_tr.square() @ precision.T - 2 * z_tr @ (mean * precision).T + (mean.square() * precision).sum(-1)
+        density = -0.5 * (square + log_variance.sum(-1)) / r
+        scale = self.scale * r if self.sums else self.scale
+        return (scale * density + self.log_prior.reshape(-1)).reshape(-1, p, c)
+
+
+class LinearRouter(nn.Module):
+    """W x + b; of a random router W x."""
+
+    def __init__(self, d, p, c, bias):
+        super().__init__()
+        self.shape = (-1, p, c)
+        self.weight = f32(p * c, d)
+        self.bias = f32(p * c) if bias else None
+
+    def forward(self, x_td):
+        return F.linear(x_td, self.weight, self.bias).reshape(self.shape)
+
+
+class CosineRouter(nn.Module):
+    """s * cos(x, e)."""
+
+    def __init__(self, d, p, c):
+        super().__init__()
+        self.shape = (-1, p, c)
+        self.weight, self.scale = f32(p * c, d), f32()
+
+    def forward(self, x_td):
+        x_td, weight = [rows / (rows.square().sum(-1, keepdim=True) + 1e-12).sqrt() for rows in (x_td, self.weight)]
+        return (self.scale * (x_td @ weight.T)).reshape(self.shape)
+
+
+def router(d, run):
+    p, c, kind = run["parents"], run["choices"], run["kind"]
+    if kind == "linear" or kind == "random":
+        return LinearRouter(d, p, c, bias=kind == "linear")
+    if kind == "cosine":
+        return CosineRouter(d, p, c)
+    if isinstance(kind, dict) and "gaussian" in kind:
+        return GaussianRouter(d, p, c, kind["gaussian"])
+    raise ValueError(f"no router of kind {kind} is computed here")
+
+
+def most(pfag, log_p, top_k):
+    """How many choices a router takes, [t, p, 1]: `top_k`, or as many as its input is difficult."""
+    top_k = min(top_k, log_p.shape[-1])
+    p = log_p.exp()
+    if pfag == "off" or top_k <= 1:
+        return torch.full_like(p[..., :1], top_k)
+    if pfag == "entropy":
+        entropy = -torch.where(log_p.isfinite(), p * log_p, 0).sum(-1, keepdim=True)
+        return (entropy.exp() + 0.5).floor().clamp(1, top_k)
+    gathered = p.sort(dim=-1, descending=True).values.cumsum(-1)
+    return ((gathered < pfag["nucleus"]["mass"]).sum(-1, keepdim=True) + 1).clamp(max=top_k)
+
+
+def best(scores, k):
+    """Whether each score is among the k largest of its row; ties go to the lower index."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices.argsort(-1) < k
+
+
+class NeuronChoice(nn.Module):
+    """Which single neurons a token takes: by its own gate values, or a fixed set; and the repair of W_d, where there is one."""
+
+    def __init__(self, d, i, gate, repair):
+        super().__init__()
+        if gate:
+            self.mean_up, self.most, self.least_score = f32(i), f32(1), f32(1)
+        else:
+            self.kept = f32(i)
+        self.repair = nn.ParameterDict({"down": f32(i, d), "bias": f32(d)}) if repair else None
+
+    def forward(self, g_ti, act, down_di, gate_ti):
+        open_ti = None if gate_ti is None else gate_ti != 0
+        if hasattr(self, "kept"):
+            kept_ti = (self.kept != 0).expand(g_ti.shape)
+            return kept_ti if open_ti is None else kept_ti & open_ti
+        scores_ti = (act(g_ti.float()) * self.mean_up).abs() * down_di.float().square().sum(0).sqrt()
+        scores_ti = scores_ti.nan_to_num(nan=float("inf"), posinf=float("inf"))
+        if open_ti is not None:
+            scores_ti = scores_ti.masked_fill(~open_ti, -1)
+        taken_ti = scores_ti >= self.least_score.clamp(min=0)
+        k = int(self.most)
+        return taken_ti if k >= g_ti.shape[-1] else taken_ti & best(scores_ti, k)
+
+
+class TinyOnnMLP(nn.Module):
+    """The experts of a layer and what chooses among them."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        spec, d, i = config.tinyonn["spec"], config.hidden_size, config.intermediate_size
+        if spec["experts_are"] != "slice" or spec["route_per"] != "token":
+            raise ValueError(f"{spec['name']}: only slices that tokens choose are computed here")
+        self.gate_proj, self.up_proj = nn.Linear(d, i, bias=False), nn.Linear(d, i, bias=False)
+        self.down_proj = nn.Linear(i, d, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.levels, self.gate, self.pfag = spec["levels"], spec["gate"], spec["pfag"]
+        self.always = sum(group["experts"] for group in spec["always"])
+        runs = [run for level in self.levels for run in level["routers"]]
+        for run in runs:
+            setattr(self, f"{run['name']}_router", router(d, run))
+        self.register_buffer("neuron_expert", torch.zeros(i, dtype=torch.uint32))
+        self.balance_bias = None
+        if isinstance(spec["balance"], dict) and "bias" in spec["balance"]:
+            self.balance_bias = f32(sum(run["parents"] * run["choices"] for run in runs))
+        self.neurons = None
+        if spec.get("neurons", "all") != "all":
+            self.neurons = NeuronChoice(d, i, spec["neurons"] == "gate", layer in config.tinyonn_repaired)
+        self.all_active = config.tinyonn["active"] == "all"
+
+    def route(self, x_td):
+        """The gates [t, n]; None where no router decides."""
+        if not self.levels:
+            return None
+        taken, joint, first = x_td.new_ones(len(x_td), 1, dtype=torch.bool), x_td.new_zeros(len(x_td), 1), 0
+        for level in self.levels:
+            masks, joints, parent = [], [], 0
+            for run in level["routers"]:
+                logits = getattr(self, f"{run['name']}_router")(x_td)
+                log_p, parents = logits.log_softmax(-1), slice(parent, parent + run["parents"])
+                scores = logits if self.pfag == "off" else log_p
+                if self.balance_bias is not None:
+                    nodes = run["parents"] * run["choices"]
+                    scores = log_p.exp() + self.balance_bias[first : first + nodes].reshape(logits.shape[1:])
+                    first += nodes
+                mask = best(scores, most(self.pfag, log_p, run["top_k"])) & taken[:, parents, None]
+                masks.append(mask.flatten(1))
+                joints.append((joint[:, parents, None] + log_p).flatten(1))
+                parent += run["parents"]
+            taken, joint = torch.cat(masks, 1), torch.cat(joints, 1)
+        gate_tn = taken.float()
+        if self.gate == "scaled":
+            share = joint.masked_fill(~taken, -torch.inf).softmax(-1)
+            gate_tn = share * gate_tn.sum(-1, keepdim=True)
+        return F.pad(gate_tn, (0, self.always), value=1.0)
+
+    def forward(self, x):
+        g, u = self.gate_proj(x), self.up_proj(x)
+        h = self.act_fn(g) * u
+        if self.all_active:
+            return self.down_proj(h)
+        gate_tn = self.route(x.detach().flatten(0, -2).float())
+        gate = None
+        if gate_tn is not None:
+            gate = gate_tn.to(x.dtype)[:, self.neuron_expert.long()].reshape(h.shape)
+        if self.neurons is None:
+            return self.down_proj(h if gate is None else h * gate)
+        h = h * self.neurons(g, self.act_fn, self.down_proj.weight, gate).to(h.dtype)
+        h = h if gate is None else h * gate
+        repair = self.neurons.repair
+        if repair is None:
+            return self.down_proj(h)
+        down = (self.down_proj.weight.float() + repair["down"].T).to(h.dtype)
+        return F.linear(h, down, repair["bias"].to(h.dtype))
+
+
+class TinyOnnForCausalLM(PreTrainedModel, GenerationMixin):
+    """The dense family's own decoder with a `TinyOnnMLP` in every layer."""
+
+    config_class = TinyOnnConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _keep_in_fp32_modules_strict = ["_router", "neurons", "balance_bias"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        dense = config.dense_config()
+        self.model = MODEL_MAPPING[type(dense)](dense)
+        for index, layer in enumerate(self.model.layers):
+            layer.mlp = TinyOnnMLP(config, index)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def force_all_active(self, on):
+        """All experts (True), which is the dense model, or those that the routers choose (False), whatever the configuration says."""
+        for layer in self.model.layers:
+            layer.mlp.all_active = bool(on)
+
+    def forward(self, input_ids=None, labels=None, logits_to_keep=0, **kwargs):
+        outputs = self.model(input_ids=input_ids, **kwargs)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
