@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
+use tinyonn::decoder::Family;
 use tinyonn::files::{self, StagedFolder};
 use tinyonn::{Error, Result};
 
@@ -54,5 +55,6 @@ fn is_ours(dir: &Path) -> bool {
         return false;
     };
     let run = config["program"].is_string() && config["versions"]["tinyonn"].is_string();
-    run || matches!(config["model_type"].as_str(), Some("tinyonn" | "qwen3"))
+    let model = config["model_type"].as_str().unwrap_or_default();
+    run || matches!(model, "tinyonn" | "qwen3_moe") || Family::of(model).is_some()
 }

@@ -11,8 +11,13 @@ mod arguments;
 mod benchmark;
 #[path = "programs/copies.rs"]
 mod copies;
+#[path = "programs/export.rs"]
+mod export;
 #[path = "programs/given_text.rs"]
 mod given_text;
+#[cfg(feature = "hub")]
+#[path = "programs/hub.rs"]
+mod hub;
 #[path = "programs/interrupts.rs"]
 mod interrupts;
 #[path = "programs/kept_formats.rs"]
@@ -45,6 +50,7 @@ use tinyonn::decoder::{Arch, CausalLm};
 
 const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
 const UPCYCLE: &str = env!("CARGO_BIN_EXE_exp_upcycle");
+const EXPORT: &str = env!("CARGO_BIN_EXE_exp_export");
 const VERIFY: &str = env!("CARGO_BIN_EXE_exp_verify");
 const SCAN: &str = env!("CARGO_BIN_EXE_exp_scan");
 const BENCHMARK: &str = env!("CARGO_BIN_EXE_exp_benchmark");
@@ -249,7 +255,7 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 #[case::its_own_input_of_a_scan(SCAN, "--model dense --data a=a.txt --out dense --overwrite", &["dense", "is read"])]
 #[case::used_file(SCAN, "--model dense --tokens ids.json --dump a.txt", &["a.txt: exists", "--overwrite"])]
 #[case::no_folder_for_a_dump(SCAN, "--model dense --tokens ids.json --dump no/image.safetensors", &["no: there is no such folder"])]
-#[case::dense_to_dense(UPCYCLE, "--model dense --to-dense --out out", &["config.json", "Tiny-ONN"])]
+#[case::dense_to_dense(EXPORT, "--model dense --format dense --out out", &["config.json", "Tiny-ONN"])]
 fn what_cannot_be_done(#[case] program: &str, #[case] arguments: &str, #[case] words: &[&str]) {
     let place = Place::new();
     fs::create_dir(place.path("used")).unwrap();
@@ -358,10 +364,10 @@ fn the_way_there_and_back_over_what_was_there() {
         [(UPCYCLE, "--variant TinyOnn --out again"), (PHASE2, "--data a=a.txt --data b=b.txt --out again")]
     {
         let again = place.run(program, &format!("--model sparse {arguments}"));
-        assert_refused(&again, &["sparse: is a Tiny-ONN checkpoint already", "--to-dense"]);
+        assert_refused(&again, &["sparse: is a Tiny-ONN checkpoint already", "exp_export --format dense"]);
     }
-    assert_done(&place.run(UPCYCLE, "--model sparse --to-dense --out back"));
-    assert_done(&place.run(UPCYCLE, "--model sparse --to-dense --out back --overwrite"));
+    assert_done(&place.run(EXPORT, "--model sparse --format dense --out back"));
+    assert_done(&place.run(EXPORT, "--model sparse --format dense --out back --overwrite"));
     let weights = |name: &str| fs::read(place.path(name).join("model.safetensors")).unwrap();
     assert_eq!(weights("back"), weights("dense"));
     assert_done(&place.run(VERIFY, "dense sparse --tolerance 0"));
@@ -389,7 +395,7 @@ fn a_run_is_replaced_by_the_same_run() {
 }
 
 #[rstest]
-fn help_names_what_all_have(#[values(PHASE2, UPCYCLE, VERIFY, SCAN)] program: &str) {
+fn help_names_what_all_have(#[values(PHASE2, UPCYCLE, EXPORT, VERIFY, SCAN)] program: &str) {
     let help = Command::new(program).arg("--help").output().unwrap();
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     for flag in ["--seed", "--device", "--config"] {

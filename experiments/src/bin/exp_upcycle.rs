@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use candle_core::Device;
 use clap::Parser;
+use experiments::model_flags::found;
 use experiments::settings::{over_file, required};
 use experiments::{OutFlags, RunFlags, arguments, main_with, overwrite, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::checkpoint::{
-    ModelFolder, NotFinite, Upcycled, compare, expected_tensors, export_dense_into, load_model, refuse_not_finite,
-    refuse_tinyonn, tokens, upcycle_folder,
+    ModelFolder, NotFinite, Upcycled, compare, expected_tensors, load_model, refuse_not_finite, refuse_tinyonn, tokens,
+    upcycle_folder,
 };
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::partition::{self, stored_gate_rows};
@@ -21,7 +22,7 @@ use tinyonn::model::ActiveMode;
 use tinyonn::moe::ExpertsAre;
 use tinyonn::{Error, Result, moe};
 
-/// Turn a dense decoder (Qwen3, Qwen2, Llama, Mistral, SmolLM3) into a mixture of experts without losing a bit, or back.
+/// Turn a dense decoder (Qwen3, Qwen2, Llama, Mistral, SmolLM3) into a mixture of experts without losing a bit.
 ///
 /// Every neuron of every MLP is given to one expert; routers are added, initialised at random. The weights stay as they are.
 /// Weights go from file to file, tensor by tensor. What was written is read back and compared with the input before the folder gets
@@ -33,8 +34,8 @@ use tinyonn::{Error, Result, moe};
     after_help = "Examples:
   exp_upcycle --model Qwen3-1.7B --variant TinyOnn --out Qwen3-1.7B-TinyOnn
   exp_upcycle --model Qwen3-1.7B --variant TinyOnn --partition random --seed 7 --out shuffled
-  exp_upcycle --model Qwen3-1.7B-TinyOnn --to-dense --out Qwen3-1.7B-again
 
+The way back, and to other programs: exp_export.
 Variants of your own: declare them with #[moe(..)] in a crate and link it into this program (`use my_variants as _;`).
 Partitions that read text first (coactivation, activation, sps, taylor) are made by exp_phase2."
 )]
@@ -46,7 +47,7 @@ struct Cli {
 #[derive(clap::Args, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
-    /// The checkpoint to read: a folder with config.json and safetensors, or a GGUF file
+    /// The checkpoint to read: a folder with config.json and safetensors, a GGUF file, or a name on the hub (OWNER/NAME)
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// The declared variant, by the name of its type, such as TinyOnn (10 groups of 10 experts)
@@ -55,8 +56,8 @@ struct Settings {
     /// How neurons are given to experts: contiguous, random or kmeans [default: as the variant declares, or else contiguous]
     #[arg(long, value_name = "STRATEGY")]
     partition: Option<Partition>,
-    /// Turn a Tiny-ONN checkpoint back into the dense model, its weights as they are
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    // What it did `exp_export` does; who gives it is told so.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     to_dense: Option<bool>,
     /// Take weights that are NaN or infinite as they are; without it they are refused by name
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -81,27 +82,20 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
-    let (from, out) = (required(settings.model, "model")?, required(settings.output.out, "out")?);
+    if settings.to_dense.is_some() {
+        let remedy = "exp_export --format dense --model DIR --out DIR";
+        return Err(Error::setting("--to-dense", "is no longer here", format!("another program does it: {remedy}")));
+    }
+    let from = required(found(settings.model.as_deref())?, "model")?;
+    let out = required(settings.output.out, "out")?;
     let seed = settings.run.seed.unwrap_or(0);
     let device = settings.run.device.unwrap_or_default().open()?;
     let read: Vec<&Path> = [from.as_path()].into_iter().chain(file).collect();
     let replace = overwrite::replaces(&out, overwrite, &read)?;
     let staged = if replace { StagedFolder::replacing(&out)? } else { StagedFolder::new(&out)? };
     let started = Instant::now();
-    let (mut lines, not_finite) = if settings.to_dense.unwrap_or(false) {
-        for (flag, given) in [("--variant", settings.variant.is_some()), ("--partition", settings.partition.is_some())]
-        {
-            if given {
-                let problem = "makes no sense with --to-dense, which takes the experts away";
-                return Err(Error::setting(flag, problem, "give one of the two"));
-            }
-        }
-        let not_finite = export_dense_into(&from, &staged)?;
-        (vec![format!("{} → {} (dense)", from.display(), out.display())], not_finite)
-    } else {
-        let name = required(settings.variant, "variant")?;
-        write_upcycled((&from, &out), &staged, &name, settings.partition, seed)?
-    };
+    let name = required(settings.variant, "variant")?;
+    let (mut lines, not_finite) = write_upcycled((&from, &out), &staged, &name, settings.partition, seed)?;
     if !settings.allow_not_finite.unwrap_or(false) {
         let remedy = "train or download it again, or take it as it is with --allow-not-finite";
         refuse_not_finite(&from, &not_finite, remedy)?;

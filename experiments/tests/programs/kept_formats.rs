@@ -8,7 +8,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{PHASE2, SCAN, UPCYCLE, VERIFY, assert_done, assert_failed, assert_refused, printed};
+use super::{EXPORT, PHASE2, SCAN, VERIFY, assert_done, assert_failed, assert_refused, printed};
 
 const COMPARE: &str = env!("CARGO_BIN_EXE_exp_compare");
 const REPORT: &str = env!("CARGO_BIN_EXE_exp_report");
@@ -90,7 +90,7 @@ fn a_checkpoint_computes_what_it_did(#[case] name: &str) {
 fn a_checkpoint_becomes_the_dense_model_that_it_was() {
     let kept = Kept::new();
     assert_done(&kept.run(VERIFY, &format!("{DENSE} phase1/tiny-onn --tolerance 0")));
-    assert_done(&kept.run(UPCYCLE, "--model phase1/tiny-onn --to-dense --out back"));
+    assert_done(&kept.run(EXPORT, "--model phase1/tiny-onn --format dense --active all --out back"));
     assert!(kept.read("back/model.safetensors") == kept.read(&format!("{DENSE}/model.safetensors")));
 }
 

@@ -6,7 +6,7 @@ use candle_core::Device;
 use serde_json::json;
 use tinyonn::checkpoint::ModelFolder;
 
-use super::{PHASE2, Place, SCAN, UPCYCLE, VERIFY, assert_done, assert_refused, config};
+use super::{EXPORT, PHASE2, Place, SCAN, UPCYCLE, VERIFY, assert_done, assert_refused, config};
 
 /// What is wrong with a model is said before all text is read.
 #[test]
@@ -35,7 +35,7 @@ fn a_stored_tied_head_comes_back() {
     ModelFolder::save(place.path("dense"), &json, &store, None).unwrap();
     assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));
     assert_done(&place.run(VERIFY, "dense sparse --tolerance 0"));
-    assert_done(&place.run(UPCYCLE, "--model sparse --to-dense --out back"));
+    assert_done(&place.run(EXPORT, "--model sparse --format dense --out back"));
     let weights = |name: &str| fs::read(place.path(name).join("model.safetensors")).unwrap();
     assert_eq!(weights("back"), weights("dense"));
 }

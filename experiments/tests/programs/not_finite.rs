@@ -5,7 +5,7 @@ use std::fs;
 use candle_core::DType;
 use rstest::rstest;
 
-use super::{Place, UPCYCLE, VERIFY, assert_done, assert_failed, assert_refused};
+use super::{EXPORT, Place, UPCYCLE, VERIFY, assert_done, assert_failed, assert_refused};
 
 const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
 
@@ -32,7 +32,7 @@ fn are_refused_by_name_unless_they_are_asked_for(
     assert_refused(&place.run(UPCYCLE, arguments), &["dense", &tensors, "--allow-not-finite"]);
     assert_eq!(place.files(), before);
     assert_done(&place.run(UPCYCLE, &format!("{arguments} --allow-not-finite")));
-    assert_refused(&place.run(UPCYCLE, "--model out --to-dense --out back"), &["out", &tensors]);
+    assert_refused(&place.run(EXPORT, "--model out --format dense --out back"), &["out", &tensors]);
 
     let compared = place.run(VERIFY, "dense out");
     let (printed, said) = (String::from_utf8_lossy(&compared.stdout), String::from_utf8_lossy(&compared.stderr));
@@ -63,7 +63,7 @@ fn what_was_not_verified_is_said_to_be_so(#[case] flag: &str, #[case] given: boo
         let [plain, out] = ["plain", "out"].map(|dir| fs::read(place.path(dir).join(name)).unwrap());
         assert_eq!(plain, out, "{name}");
     }
-    assert_done(&place.run(UPCYCLE, &format!("--model out --to-dense --out back {flag}")));
+    assert_done(&place.run(EXPORT, &format!("--model out --format dense --out back {flag}")));
     assert_done(&place.run(VERIFY, "dense back --tolerance 0"));
 }
 
