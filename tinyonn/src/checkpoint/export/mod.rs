@@ -11,7 +11,7 @@
 //! What a format has no place for is refused by name. Nothing that a checkpoint holds is executed here.
 //!
 //! ```
-//! use candle_core::{DType, Device, Tensor};
+//! use candle_core::Device;
 //! use tinyonn::checkpoint::export::{ExportFormat, export_into, measure};
 //! use tinyonn::checkpoint::{ParamStore, TinyOnnConfig, TinyOnnFolder, tokens, upcycle};
 //! use tinyonn::decoder::{Arch, CausalLm};
