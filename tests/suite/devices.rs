@@ -6,7 +6,7 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::upcycle;
 use tinyonn::data::Sampler;
-use tinyonn::decoder::{CausalLm, Learn, Pass, Sampling};
+use tinyonn::decoder::{CausalLm, Learn, Pass};
 use tinyonn::imaging::inputs::{Thinning, Window};
 use tinyonn::imaging::{Partition, PartitionSources, RouterInputs, ScanOptions, partition, scan};
 use tinyonn::metrics::MetricsLog;
@@ -106,7 +106,7 @@ fn pretraining_imaging_and_smk_agree() {
         let losses =
             [Pass::all(), Pass::routed()].map(|ctx| evaluate(model.lm(), &test, options, &ctx, device).unwrap().mean);
         let prompt = [5, 6, 7];
-        let text = model.generate(&prompt, 8, None, &Pass::routed(), Sampling::Greedy).unwrap();
+        let text = generation::continued(&model, &prompt, 8, &Pass::routed());
         assert_eq!(text.len(), 8);
         let [tokens, _] = inputs.into_samples();
         (losses, scan, tokens[1].values.clone(), outcome.updated_share)

@@ -8,7 +8,7 @@ use rstest::rstest;
 use tinyonn::checkpoint::{
     LoadedModel, MappedSafetensors, ModelFolder, ParamStore, compare_with_reference, load_model, tokens, upcycle,
 };
-use tinyonn::decoder::{Arch, CausalLm, FeedForward, InTraining, Keep, KvCache, Learn, Pass, Sampling};
+use tinyonn::decoder::{Arch, CausalLm, FeedForward, Generation, InTraining, Keep, KvCache, Learn, Pass, Prompt, Sampling};
 use tinyonn::imaging::{Partition, PartitionSources, dump, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::random::Rng;
@@ -219,19 +219,20 @@ fn generation_is_the_same_with_and_without_a_cache(#[values("tied_f32", "mqa_f16
     let (cfg, store) = fixture_parameters(name);
     let model = dense(&cfg, &store, DType::F32);
     let prompt = fixture_ids(name).i((0, ..5)).unwrap().to_vec1::<u32>().unwrap();
-    let generate =
-        |cached, sampling: Sampling<'_>| model.generate(&prompt, 24, None, &Pass::all(), sampling, cached).unwrap();
-    let greedy = generate(true, Sampling::Greedy);
-    assert_eq!(greedy, generate(false, Sampling::Greedy));
+    let greedy = generation::greedy(&model, &prompt, 24, true);
+    assert_eq!(greedy, generation::greedy(&model, &prompt, 24, false));
     assert_eq!(greedy.len(), 24);
     // The first token is the best of a plain pass, and the end of text ends the text.
     let logits = model.logits(&Tensor::new(vec![prompt.clone()], &CPU).unwrap(), &Pass::all(), None).unwrap();
     assert_eq!(greedy[0], logits.i((0, 4)).unwrap().argmax(0).unwrap().to_scalar::<u32>().unwrap());
     let end = greedy.iter().position(|token| *token == greedy[3]).unwrap();
-    let ended = model.generate(&prompt, 24, Some(greedy[3]), &Pass::all(), Sampling::Greedy, true).unwrap();
-    assert_eq!(ended, greedy[..=end]);
-
-    let drawn = |seed| generate(true, Sampling::Temperature(1.0, &mut Rng::seed_from_u64(seed)));
+    let written = |stop_ids: Vec<u32>, sampling, seed| {
+        let how = Generation { tokens: 24, stop_ids, sampling };
+        let prompts = vec![Prompt::new(prompt.clone(), seed, 0)];
+        model.generate(prompts, &how, &Pass::all(), true, &mut |_| Ok(())).unwrap().remove(0)
+    };
+    assert_eq!(written(vec![greedy[3]], Sampling::GREEDY, 0), greedy[..=end]);
+    let drawn = |seed| written(vec![], Sampling::at(1.0), seed);
     assert_eq!(drawn(1), drawn(1));
     assert_ne!(drawn(1), drawn(2));
 }
@@ -241,8 +242,10 @@ fn routed_generation_reads_what_a_whole_pass_reads(#[values("Moe2x4", "MoeSequen
     let model = upcycled_model(name);
     let prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3];
     let ctx = Pass::routed();
-    let uncached = model.lm().generate(&prompt, 12, None, &ctx, Sampling::Greedy, false).unwrap();
-    assert_eq!(model.generate(&prompt, 12, None, &ctx, Sampling::Greedy).unwrap(), uncached);
+    let how = Generation { tokens: 12, stop_ids: vec![], sampling: Sampling::GREEDY };
+    let prompts = vec![Prompt::new(prompt.to_vec(), 0, 0)];
+    let uncached = model.lm().generate(prompts, &how, &ctx, false, &mut |_| Ok(())).unwrap().remove(0);
+    assert_eq!(generation::continued(&model, &prompt, 12, &ctx), uncached);
 }
 
 /// How a model is asked: dense, or a variant in one of its modes.

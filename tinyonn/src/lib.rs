@@ -14,6 +14,7 @@ pub mod decoder;
 pub mod error;
 pub mod files;
 pub mod gallery;
+pub mod generation;
 pub mod imaging;
 pub mod interrupt;
 pub mod metrics;

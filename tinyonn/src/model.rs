@@ -7,7 +7,8 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::decoder::{
-    Active, Arch, Block, CausalLm, Continuation, Decoder, KvCache, Likelihood, Pass, PathTable, Sampling, Trace,
+    Active, Arch, Block, CausalLm, Continuation, Decoder, Generation, Keep, KvCache, Likelihood, Pass, PathTable, Prompt, Step,
+    Trace,
 };
 use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
 use crate::{Error, Result};
@@ -118,25 +119,43 @@ impl TinyOnnForCausalLm {
         slices.map(|layers| layers.into_iter().map(|experts| Ok(experts.to_vec1()?)).collect()).transpose()
     }
 
-    /// Logits `[B, T, V]` of token ids `[B, T]`.
+    /// Logits `[B, T, V]` of token ids `[B, T]`, in the model's dtype, and what was asked of each layer; with a cache, of the T positions behind those it holds.
     ///
     /// # Errors
     /// Ids beyond the vocabulary; shapes or devices that do not go together; a cache where a decision reads tokens that it
     /// would hide (`segment`, `sequence`, `pfag = surprisal`, routed).
-    pub fn logits(&self, ids: &Tensor, pass: &Pass, cache: Option<&mut KvCache>) -> Result<Tensor> {
+    pub fn forward(&self, ids: &Tensor, pass: &Pass, cache: Option<&mut KvCache>) -> Result<(Tensor, Vec<Trace>)> {
         if cache.is_some() && !self.decides_alone(pass) {
             let problem = format!("it hides tokens that `{}` decides by", self.spec().name);
             return Err(Error::setting("cache", problem, "read the whole text without one, or call `generate`"));
         }
-        self.lm.logits(ids, &self.with_own_paths(pass), cache)
+        self.lm.traced_logits(ids, &self.with_own_paths(pass), cache)
     }
 
-    /// As [`logits`](Self::logits) without a cache; and what was asked of each layer.
+    /// The logits of [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// As above.
+    pub fn logits(&self, ids: &Tensor, pass: &Pass, cache: Option<&mut KvCache>) -> Result<Tensor> {
+        Ok(self.forward(ids, pass, cache)?.0)
+    }
+
+    /// As [`forward`](Self::forward) without a cache.
     ///
     /// # Errors
     /// As above.
     pub fn traced_logits(&self, ids: &Tensor, pass: &Pass) -> Result<(Tensor, Vec<Trace>)> {
-        self.lm.traced_logits(ids, &self.with_own_paths(pass), None)
+        self.forward(ids, pass, None)
+    }
+
+    /// The cross-entropies of targets: [`CausalLm::forward`].
+    ///
+    /// # Errors
+    /// As of [`CausalLm::forward`].
+    pub fn losses(&self, ids: &Tensor, targets: &Tensor, pass: &Pass) -> Result<(Tensor, Vec<Trace>)> {
+        let pass = Pass { keep: Keep::Nothing, ..self.with_own_paths(pass) };
+        let found = self.lm.forward(ids, targets, &pass)?;
+        Ok((found.losses, found.traces))
     }
 
     /// Whether the newest token needs no earlier one to be routed.
@@ -146,20 +165,19 @@ impl TinyOnnForCausalLm {
         alone || !matches!(pass.active, Active::Routed)
     }
 
-    /// Up to `count` tokens after `prompt`, stopping behind `eos`. A variant that decides by more than the newest
+    /// The tokens behind each of `prompts`: [`CausalLm::generate`]. A variant that decides by more than the newest
     /// token (`segment`, `sequence`, `pfag = surprisal`) reads the whole text again for each token.
     ///
     /// # Errors
-    /// An empty prompt; a temperature that is not positive; ids beyond the vocabulary.
+    /// As of [`CausalLm::generate`].
     pub fn generate(
         &self,
-        prompt: &[u32],
-        count: usize,
-        eos: Option<u32>,
+        prompts: Vec<Prompt>,
+        how: &Generation,
         pass: &Pass,
-        sampling: Sampling<'_>,
-    ) -> Result<Vec<u32>> {
-        self.lm.generate(prompt, count, eos, &self.with_own_paths(pass), sampling, self.decides_alone(pass))
+        hear: &mut dyn FnMut(&mut Step<'_>) -> Result<()>,
+    ) -> Result<Vec<Vec<u32>>> {
+        self.lm.generate(prompts, how, &self.with_own_paths(pass), self.decides_alone(pass), hear)
     }
 
     /// How probable it finds each continuation: [`CausalLm::likelihoods`]. A variant that decides by more than the newest token reads

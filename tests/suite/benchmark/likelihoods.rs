@@ -13,6 +13,7 @@ use tinyonn::random;
 use rand::Rng as _;
 
 use super::{task, tokenizer};
+use crate::generation;
 use crate::models::{self, CPU, config, dense, message, weights};
 use crate::routing::upcycled;
 use crate::tiny;
@@ -112,8 +113,7 @@ fn what_a_model_writes_is_a_greedy_match() {
     let cfg = config(20, false);
     let model = dense(&cfg, &weights(&cfg, DType::F32), DType::F32);
     for start in 0..10 {
-        let written =
-            model.generate(&[start, 3], 4, None, &Pass::all(), tinyonn::decoder::Sampling::Greedy, true).unwrap();
+        let written = generation::greedy(&model, &[start, 3], 4, true);
         let own = Continuation { tokens: [vec![start, 3], written].concat(), from: 2 };
         let mut other = own.clone();
         other.tokens[5] = (other.tokens[5] + 1) % 37;

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use rand::Rng as _;
 use tinyonn::checkpoint::{ParamStore, grow_deltas, is_delta, upcycle};
 use tinyonn::data::{Corpus, Sampler, SplitShares, Splits, TextTokenizer, TokenSet, arithmetic, records, sorting};
-use tinyonn::decoder::{Active, Arch, CausalLm, Pass, PathTable, Sampling};
+use tinyonn::decoder::{Active, Arch, CausalLm, Generation, Pass, PathTable, Prompt, Sampling};
 use tinyonn::imaging::inputs::{Samples, Thinning, Window};
 use tinyonn::imaging::partition::{self, gate_rows};
 use tinyonn::imaging::{
@@ -227,12 +227,15 @@ impl Model {
         temperature: Option<f64>,
     ) -> Vec<u32> {
         let pass = routing.pass(1);
-        let mut rng = random::stream(0, "tests/golden/generate");
-        let sampling = temperature.map_or(Sampling::Greedy, |degree| Sampling::Temperature(degree, &mut rng));
-        match self.variant {
-            None => self.dense().generate(prompt, count, None, &pass, sampling, true).unwrap(),
-            Some(_) => self.sparse().generate(prompt, count, None, &pass, sampling).unwrap(),
-        }
+        let rng = random::stream(0, "tests/golden/generate");
+        let prompts = vec![Prompt { tokens: prompt.to_vec(), rng }];
+        let sampling = temperature.map_or(Sampling::GREEDY, Sampling::at);
+        let how = Generation { tokens: count, stop_ids: Vec::new(), sampling };
+        let texts = match self.variant {
+            None => self.dense().generate(prompts, &how, &pass, true, &mut |_| Ok(())),
+            Some(_) => self.sparse().generate(prompts, &how, &pass, &mut |_| Ok(())),
+        };
+        texts.unwrap().remove(0)
     }
 
     /// A scan of the dense model, as `request` says.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use rstest::rstest;
-use tinyonn::decoder::{Active, FeedForward, Pass, Sampling};
+use tinyonn::decoder::{Active, FeedForward, Pass};
 use tinyonn::imaging::inputs::{Thinning, Window};
 use tinyonn::imaging::{Labels, RouterInputs, ScanOptions};
 use tinyonn::model::TinyOnnForCausalLm;
@@ -201,7 +201,7 @@ fn a_text_goes_on_as_whole_passes_say(
     let model = tiny::sparse(&cfg, variant, &store);
     let ctx = ctx(variant, 1);
     let mut text: Vec<u32> = (0..prompt as u32).map(|at| 7 * at + 2).collect();
-    let found = model.generate(&text, 9, None, &ctx, Sampling::Greedy).unwrap();
+    let found = generation::continued(&model, &text, 9, &ctx);
     for (at, token) in found.iter().enumerate() {
         let ids = Tensor::new(text.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         let last = model.logits(&ids, &ctx, None).unwrap().i((0, text.len() - 1)).unwrap().to_vec1::<f32>().unwrap();

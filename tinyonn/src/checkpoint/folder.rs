@@ -80,6 +80,24 @@ impl ModelFolder {
         self.source.as_ref()
     }
 
+    /// The text of a file beside the weights (`tokenizer_config.json`, `generation_config.json`, ..), or of the one that a GGUF file comes to; `None` where there is
+    /// none.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no text.
+    pub fn beside(&self, name: &str) -> Result<Option<String>> {
+        if let Some(files) = self.source.files_beside()? {
+            return Ok(files.into_iter().find(|(file, _)| *file == name).map(|(_, text)| text));
+        }
+        let path = self.dir.join(name);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let text = String::from_utf8(without_mark(&bytes).to_vec());
+        text.map(Some).map_err(|_| Error::file(&path, "is no UTF-8", "download it again"))
+    }
+
     /// One line on how the weights are stored, if loading them in `dtype` changes them: blocks are dequantised.
     pub fn announce(&self, dtype: Option<DType>) {
         if let Some(line) = self.source.describe(dtype) {

@@ -8,7 +8,7 @@ use super::folder::ModelFolder;
 use super::params::{EMBEDDING, expected_tensors};
 use super::tinyonn_folder::{TinyOnnFolder, is_tinyonn};
 use crate::Result;
-use crate::decoder::{Arch, CausalLm, Continuation, Likelihood, Mlp, Pass, Trace};
+use crate::decoder::{Arch, CausalLm, Continuation, Generation, Keep, Likelihood, Mlp, Pass, Prompt, Step, Trace};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::RoutePer;
 
@@ -104,6 +104,37 @@ impl LoadedModel {
         match self {
             Self::Dense(model) => model.likelihoods(asked, pass, greedy, true),
             Self::TinyOnn(model, _) => model.likelihoods(asked, pass, greedy),
+        }
+    }
+
+    /// The tokens behind each of `prompts`: [`CausalLm::generate`].
+    ///
+    /// # Errors
+    /// As of [`CausalLm::generate`].
+    pub fn generate(
+        &self,
+        prompts: Vec<Prompt>,
+        how: &Generation,
+        pass: &Pass,
+        hear: &mut dyn FnMut(&mut Step<'_>) -> Result<()>,
+    ) -> Result<Vec<Vec<u32>>> {
+        match self {
+            Self::Dense(model) => model.generate(prompts, how, pass, true, hear),
+            Self::TinyOnn(model, _) => model.generate(prompts, how, pass, hear),
+        }
+    }
+
+    /// The cross-entropy of each target `[B, T]` in nats, f32, 0 where the target is `u32::MAX` (none); and what was asked of each layer.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary; shapes or devices that do not go together.
+    pub fn losses(&self, ids: &Tensor, targets: &Tensor, pass: &Pass) -> Result<(Tensor, Vec<Trace>)> {
+        match self {
+            Self::Dense(model) => {
+                let found = model.forward(ids, targets, &Pass { keep: Keep::Nothing, ..pass.clone() })?;
+                Ok((found.losses, found.traces))
+            }
+            Self::TinyOnn(model, _) => model.losses(ids, targets, pass),
         }
     }
 }

@@ -63,6 +63,11 @@ pub trait WeightSource: Debug + Send + Sync {
     fn tokenizer_json(&self) -> Result<Option<String>> {
         Ok(None)
     }
+
+    /// The names and texts of the files that stand beside the weights of a folder, where they are among the weights; `None` of a folder.
+    fn files_beside(&self) -> Result<Option<Vec<(&'static str, String)>>> {
+        Ok(None)
+    }
 }
 
 /// The safetensors files of a folder.

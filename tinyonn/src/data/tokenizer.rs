@@ -159,11 +159,31 @@ impl TextTokenizer {
     /// # Errors
     /// Some hundred thousand blanks in a row, behind which the tokenizer no longer finds words.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_text(text, false)
+    }
+
+    fn encode_text(&self, text: &str, ends: bool) -> Result<Vec<u32>> {
         check_words(&self.tokenizer, text)?;
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| {
+        let encoding = self.tokenizer.encode_fast(text, ends).map_err(|error| {
             Error::setting("tokenizer", format!("a text cannot be encoded: {error}"), "use a byte-level tokenizer")
         })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The same tokenizer for prompts: names of special tokens in a text are these tokens.
+    #[must_use]
+    pub fn for_prompts(&self) -> Self {
+        let mut own = self.clone();
+        own.tokenizer.set_encode_special_tokens(false);
+        own
+    }
+
+    /// The tokens of `text` with what the tokenizer puts at its ends, a token that begins it, say: how transformers reads a prompt.
+    ///
+    /// # Errors
+    /// As of [`encode`](Self::encode).
+    pub fn encode_with_ends(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_text(text, true)
     }
 
     /// The tokens of several texts, in their order, on all cores.
@@ -185,7 +205,19 @@ impl TextTokenizer {
     /// loaded tokenizer normalises its input (Qwen's composes Unicode, NFC). Ids that only pad a model's embedding have
     /// no text.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.tokenizer.decode(tokens, false).map_err(|error| {
+        self.decode_tokens(tokens, false)
+    }
+
+    /// The text of `tokens`, special tokens left out.
+    ///
+    /// # Errors
+    /// Tokens of another tokenizer.
+    pub fn decode_plain(&self, tokens: &[u32]) -> Result<String> {
+        self.decode_tokens(tokens, true)
+    }
+
+    fn decode_tokens(&self, tokens: &[u32], plain: bool) -> Result<String> {
+        self.tokenizer.decode(tokens, plain).map_err(|error| {
             Error::setting(
                 "tokenizer",
                 format!("tokens cannot be decoded: {error}"),

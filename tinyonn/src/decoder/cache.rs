@@ -8,6 +8,8 @@ use crate::Result;
 #[derive(Clone, Debug)]
 pub struct KvCache {
     layers: Vec<Option<Layer>>,
+    /// Positions that room is made for at first.
+    first: usize,
 }
 
 /// Room for keys and values `[B, room, K, D]`, of which the first positions are taken.
@@ -18,14 +20,26 @@ struct Layer {
     positions: usize,
 }
 
-/// Room is made for so many positions at first, and doubled.
+/// Room is made for so many positions at first, where nobody says how many there will be.
 const ROOM: usize = 128;
 
 impl KvCache {
     /// Empty, for a model of `layers` layers.
     #[must_use]
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![None; layers] }
+        Self::with_room(layers, ROOM)
+    }
+
+    /// Empty, for a model of `layers` layers; room is made once for `positions` positions, and doubled only beyond.
+    #[must_use]
+    pub fn with_room(layers: usize, positions: usize) -> Self {
+        Self { layers: vec![None; layers], first: positions }
+    }
+
+    /// Positions that it has room for.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.keys.dims().get(1).copied().unwrap_or(0))
     }
 
     /// Positions held.
@@ -42,7 +56,18 @@ impl KvCache {
             Ok::<_, candle_core::Error>(Layer { keys, values, positions: layer.positions })
         };
         let layers = self.layers.iter().map(|held| held.as_ref().map(layer).transpose());
-        Ok(Self { layers: layers.collect::<Result<_, _>>()? })
+        Ok(Self { layers: layers.collect::<Result<_, _>>()?, first: self.first })
+    }
+
+    /// Keeps these sequences of its batch, in this order.
+    pub(super) fn keep(&mut self, rows: &[u32]) -> Result<()> {
+        for layer in self.layers.iter_mut().flatten() {
+            let rows = Tensor::new(rows, layer.keys.device())?;
+            for held in [&mut layer.keys, &mut layer.values] {
+                *held = held.index_select(&rows, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Appends a layer's new keys and values; returns all of them.
@@ -55,7 +80,8 @@ impl KvCache {
             Some(layer) if positions <= room => [layer.keys, layer.values],
             full => {
                 let (b, _, heads, d) = k.dims4()?;
-                let shape = (b, positions.next_power_of_two().max(ROOM), heads, d);
+                let room = if positions <= self.first { self.first } else { positions.next_power_of_two() };
+                let shape = (b, room, heads, d);
                 let grown = |old: Option<&Tensor>| {
                     let new = Tensor::zeros(shape, k.dtype(), k.device())?;
                     old.map_or(Ok(()), |old| new.slice_set(&old.narrow(1, 0, held)?.contiguous()?, 1, 0))?;

@@ -1,78 +1,198 @@
-//! Continuing a text, token by token.
+//! Continuing texts, token by token.
+//!
+//! Prompts that are equally long go through the model together, each row with its own keys and values; a row that has ended leaves the batch. Prompts of other
+//! lengths go by themselves, so that no position is ever padded or masked, and each prompt gets the tokens that it gets alone (up to ties within the rounding
+//! of products of more rows). Keys and values lie in room that is made once for all positions: a token more reads and writes its own alone, but for attention.
 
-use candle_core::{IndexOp, Tensor};
-use rand::Rng as _;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::{CausalLm, FeedForward, KvCache, Pass};
-use crate::ops::host;
-use crate::random::Rng;
+use candle_core::Tensor;
+
+use super::causal_lm::inference;
+use super::{CausalLm, FeedForward, KvCache, Pass, Sampling, Trace};
+use crate::ops::{host, linear};
+use crate::random::{self, Rng};
 use crate::{Error, Result};
 
-/// How the next token is chosen.
-#[derive(Debug)]
-pub enum Sampling<'a> {
-    /// The most probable; ties to the lower id.
-    Greedy,
-    /// At random from softmax(logits / temperature).
-    Temperature(f64, &'a mut Rng),
+/// A text to go on with.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// What the tokens behind it are drawn by.
+    pub rng: Rng,
 }
 
-impl<F: FeedForward> CausalLm<F> {
-    /// Up to `count` tokens after `prompt`, stopping behind `eos`. `cached` keeps keys and values; without it the whole text is
-    /// read again for each token.
-    ///
-    /// # Errors
-    /// An empty prompt; a temperature that is not positive; ids beyond the vocabulary.
-    pub fn generate(
-        &self,
-        prompt: &[u32],
-        count: usize,
-        eos: Option<u32>,
-        pass: &Pass,
-        mut sampling: Sampling<'_>,
-        cached: bool,
-    ) -> Result<Vec<u32>> {
-        if prompt.is_empty() {
-            return Err(Error::setting("prompt", "it is empty", "give at least one token"));
-        }
-        let device = self.model().embed_tokens().device().clone();
-        let mut cache = cached.then(|| KvCache::new(self.config().num_hidden_layers));
-        let (mut fresh, mut new) = (prompt.to_vec(), Vec::with_capacity(count));
-        while new.len() < count {
-            let ids = Tensor::new(fresh.as_slice(), &device)?.unsqueeze(0)?;
-            let logits = self.logits(&ids, pass, cache.as_mut())?;
-            let last = host::values(&logits.i((0, fresh.len() - 1))?)?;
-            let token = choose(&last, &mut sampling)?;
-            new.push(token);
-            if eos == Some(token) {
-                break;
-            }
-            if cached {
-                fresh = vec![token];
-            } else {
-                fresh.push(token);
-            }
-        }
-        Ok(new)
+impl Prompt {
+    /// The prompt `number` under `seed`: what is drawn behind it depends on no other prompt.
+    #[must_use]
+    pub fn new(tokens: Vec<u32>, seed: u64, number: usize) -> Self {
+        Self { tokens, rng: random::stream(seed, &format!("generate/{number}")) }
     }
 }
 
-fn choose(logits: &[f32], sampling: &mut Sampling<'_>) -> Result<u32> {
-    let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap_or(0);
-    match sampling {
-        Sampling::Greedy => Ok(best as u32),
-        Sampling::Temperature(temperature, rng) => {
-            if temperature.is_nan() || *temperature <= 0.0 {
-                return Err(Error::setting("temperature", format!("{temperature} is not positive"), "sample greedily"));
-            }
-            let weight = |x: &f32| (f64::from(x - logits[best]) / *temperature).exp();
-            let total: f64 = logits.iter().map(weight).sum();
-            let mut left = rng.random::<f64>() * total;
-            let drawn = logits.iter().position(|x| {
-                left -= weight(x);
-                left < 0.0
-            });
-            Ok(drawn.unwrap_or(best) as u32)
+/// How prompts are continued.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// Tokens behind each prompt, at most.
+    pub tokens: usize,
+    /// Each of these ends a text, of which it is the last.
+    pub stop_ids: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+}
+
+/// One token more behind each of some prompts: what a listener is told, before the tokens are read.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// The prompt of each row, by its number.
+    pub prompts: &'a [usize],
+    /// The token chosen for each row.
+    pub tokens: &'a [u32],
+    /// Whether the row's text ends with it. A listener may end others.
+    pub ended: &'a mut [bool],
+    /// Positions of each row that were read for it: the whole prompt at first, then one; always the whole text where nothing is cached.
+    pub read: usize,
+    /// What was asked of each layer about the rows' positions, `[rows · read]`.
+    pub traces: &'a [Trace],
+}
+
+impl<F: FeedForward> CausalLm<F> {
+    /// The tokens behind each of `prompts`, as `how` says; `hear` is told of each step, and may end texts. `cached` keeps keys and values; without it the whole
+    /// text is read again for each token, which a routed model needs that decides by more than the newest token.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use tinyonn::checkpoint::ParamStore;
+    /// use tinyonn::decoder::{Arch, CausalLm, Generation, Pass, Prompt, Sampling};
+    ///
+    /// let cfg = Arch::from_json(&serde_json::json!({
+    ///     "model_type": "qwen3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+    ///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    /// }), "config.json")?;
+    /// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+    /// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+    ///
+    /// let prompts = [vec![1, 2, 3], vec![4, 5]].map(|tokens| Prompt::new(tokens, 0, 0)).to_vec();
+    /// let how = Generation { tokens: 6, stop_ids: vec![], sampling: Sampling::GREEDY };
+    /// let texts = model.generate(prompts, &how, &Pass::all(), true, &mut |_| Ok(()))?;
+    /// assert_eq!(texts.iter().map(Vec::len).collect::<Vec<_>>(), [6, 6]);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// An empty prompt; numbers that choose nothing; more positions than the model was made for; ids beyond the vocabulary; what `hear` reports.
+    pub fn generate(
+        &self,
+        prompts: Vec<Prompt>,
+        how: &Generation,
+        pass: &Pass,
+        cached: bool,
+        hear: &mut dyn FnMut(&mut Step<'_>) -> Result<()>,
+    ) -> Result<Vec<Vec<u32>>> {
+        how.sampling.validate()?;
+        let count = prompts.len();
+        let mut groups: BTreeMap<usize, Vec<(usize, Prompt)>> = BTreeMap::new();
+        for (number, prompt) in prompts.into_iter().enumerate() {
+            self.check_length(prompt.tokens.len(), how.tokens)?;
+            groups.entry(prompt.tokens.len()).or_default().push((number, prompt));
         }
+        let mut written = vec![Vec::new(); count];
+        for (length, mut rows) in groups {
+            let mut reader = Reader::new(self, pass, count, cached.then_some(length + how.tokens));
+            for position in 0..how.tokens {
+                let (logits_bv, traces, read) = reader.read(&rows, position == 0)?;
+                let vocabulary = self.config().vocab_size;
+                let mut tokens = Vec::with_capacity(rows.len());
+                for ((_, Prompt { tokens: text, rng }), logits) in rows.iter_mut().zip(logits_bv.chunks(vocabulary)) {
+                    let token = how.sampling.choose(logits, text, rng)?;
+                    text.push(token);
+                    tokens.push(token);
+                }
+                let last = position + 1 == how.tokens;
+                let mut ended: Vec<bool> = tokens.iter().map(|token| last || how.stop_ids.contains(token)).collect();
+                let numbers: Vec<usize> = rows.iter().map(|(number, _)| *number).collect();
+                hear(&mut Step { prompts: &numbers, tokens: &tokens, ended: &mut ended, read, traces: &traces })?;
+                for ((number, _), token) in rows.iter().zip(&tokens) {
+                    written[*number].push(*token);
+                }
+                let going: Vec<u32> = (0..rows.len() as u32).filter(|row| !ended[*row as usize]).collect();
+                if going.is_empty() {
+                    break;
+                }
+                if going.len() < rows.len() {
+                    reader.keep(&going)?;
+                    let mut row = 0..;
+                    rows.retain(|_| row.next().is_some_and(|row: usize| !ended[row]));
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    fn check_length(&self, prompt: usize, tokens: usize) -> Result<()> {
+        if prompt == 0 {
+            return Err(Error::setting("prompt", "it is empty", "give at least one token"));
+        }
+        let most = self.config().max_position_embeddings;
+        if prompt > most {
+            let problem = format!("has {prompt} tokens, and the model was made for {most} positions");
+            return Err(Error::setting("prompt", problem, "shorten it"));
+        }
+        // The last token is written, not read.
+        if prompt + tokens > most + 1 {
+            let problem = format!("{tokens} tokens behind a prompt of {prompt} are more than the {most} positions that the model was made for");
+            return Err(Error::setting("tokens", problem, format!("ask for {} or fewer", most + 1 - prompt)));
+        }
+        Ok(())
+    }
+}
+
+/// Equally long texts on their way through a model.
+struct Reader<'a, F> {
+    lm: &'a CausalLm<F>,
+    pass: &'a Pass,
+    /// Of all prompts, which a pass may name the tasks of.
+    prompts: usize,
+    cache: Option<KvCache>,
+}
+
+impl<'a, F: FeedForward> Reader<'a, F> {
+    /// `room` is for keys and values of so many positions.
+    fn new(lm: &'a CausalLm<F>, pass: &'a Pass, prompts: usize, room: Option<usize>) -> Self {
+        let cache = room.map(|room| KvCache::with_room(lm.config().num_hidden_layers, room));
+        Self { lm, pass, prompts, cache }
+    }
+
+    /// Reads what is new of each text: the logits behind the last position, `[rows · V]`, what layers said, and the positions of a row that were read.
+    fn read(&mut self, rows: &[(usize, Prompt)], first: bool) -> Result<(Vec<f32>, Vec<Trace>, usize)> {
+        let length = rows.first().map_or(0, |(_, prompt)| prompt.tokens.len());
+        let from = if first || self.cache.is_none() { 0 } else { length - 1 };
+        let fresh: Vec<u32> = rows.iter().flat_map(|(_, prompt)| prompt.tokens[from..].iter().copied()).collect();
+        let device = self.lm.model().embed_tokens().device();
+        let ids = Tensor::from_vec(fresh, (rows.len(), length - from), device)?;
+        let pass = self.pass_of(rows);
+        let pass = inference(&*self.lm.with_surprisal(&ids, &pass)?);
+        let (hidden_btd, traces, _) = self.lm.model().forward(&ids, &pass, self.cache.as_mut())?;
+        let last_bd = hidden_btd.narrow(1, length - from - 1, 1)?.squeeze(1)?.contiguous()?;
+        Ok((host::values(&linear::forward(&last_bd, &self.lm.lm_head, None)?)?, traces, length - from))
+    }
+
+    /// The pass, of the tasks of these rows.
+    fn pass_of(&self, rows: &[(usize, Prompt)]) -> Cow<'a, Pass> {
+        match self.pass.tasks.as_deref().filter(|tasks| tasks.len() == self.prompts) {
+            Some(tasks) => {
+                let tasks: Arc<[u32]> = rows.iter().map(|(number, _)| tasks[*number]).collect();
+                Cow::Owned(Pass { tasks: Some(tasks), ..self.pass.clone() })
+            }
+            None => Cow::Borrowed(self.pass),
+        }
+    }
+
+    /// Leaves the other rows out.
+    fn keep(&mut self, rows: &[u32]) -> Result<()> {
+        self.cache.as_mut().map_or(Ok(()), |cache| cache.keep(rows))
     }
 }

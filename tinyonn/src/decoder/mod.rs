@@ -19,6 +19,7 @@ pub mod model;
 pub mod norm;
 pub mod pass;
 pub mod rotary;
+pub mod sampling;
 
 pub use arch::{Arch, AttentionBias};
 pub use attention::Attention;
@@ -27,7 +28,7 @@ pub use cache::KvCache;
 pub use causal_lm::{CausalLm, Forward};
 pub use family::Family;
 pub use feed_forward::FeedForward;
-pub use generate::Sampling;
+pub use generate::{Generation, Prompt, Step};
 pub use likelihood::{Continuation, Likelihood};
 pub use mlp::Mlp;
 pub use model::Decoder;
@@ -37,3 +38,4 @@ pub use pass::{
     Trace,
 };
 pub use rotary::{RopeScaling, Rotary};
+pub use sampling::Sampling;

@@ -191,6 +191,10 @@ impl WeightSource for GgufFile {
     fn tokenizer_json(&self) -> Result<Option<String>> {
         GgufFile::tokenizer_json(self).map(Some)
     }
+
+    fn files_beside(&self) -> Result<Option<Vec<(&'static str, String)>>> {
+        self.tokenizer_files().map(Some)
+    }
 }
 
 fn megabytes(bytes: usize) -> String {

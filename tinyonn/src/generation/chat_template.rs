@@ -1,0 +1,190 @@
+//! The template by which a model's conversations become one text: Jinja, as transformers reads it.
+//!
+//! Beside Jinja there are `raise_exception(message)`, `strftime_now(format)` in local time, the filter `tojson` of Python, the methods of Python's texts and
+//! tables, `break` and `continue`, and the block `generation`, which marks what the model itself says and changes nothing.
+
+use std::error::Error as _;
+use std::fmt::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use minijinja::{Environment, ErrorKind};
+use serde_json::{Map, Value, json};
+
+use super::python_json::tojson;
+use crate::checkpoint::ModelFolder;
+use crate::{Error, Result};
+
+/// Where a template may stand, and the special tokens that it may name.
+const TEMPLATE: &str = "chat_template.jinja";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+const EARLIER: &str = "chat_template.json";
+
+/// A model's template.
+///
+/// ```
+/// use serde_json::json;
+/// use tinyonn::generation::ChatTemplate;
+///
+/// let source = "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m['content'].strip() }}\n{% endfor %}{% if add_generation_prompt %}<model>{% endif %}";
+/// let template = ChatTemplate::new(source, json!({ "bos_token": "<s>" }), "chat_template.jinja")?;
+/// let messages = json!([{ "role": "user", "content": " Hello " }]);
+/// assert_eq!(template.render(&messages, true)?, "<s><user> Hello\n<model>");
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special_tokens: Map<String, Value>,
+    path: PathBuf,
+}
+
+/// The name under which an environment has it.
+const NAME: &str = "chat_template";
+const OTHER_MODEL: &str = "give a prompt without --chat, or a model whose template is sound";
+
+impl ChatTemplate {
+    /// The template `source`, with the names and texts of special tokens; `path` only names it in errors.
+    ///
+    /// # Errors
+    /// A template that is no Jinja.
+    // By value, as it is made.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn new(source: &str, special_tokens: Value, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        let added = environment.add_template_owned(NAME, without_generation(source));
+        added.map_err(|e| Error::file(&path, format!("its chat template cannot be read: {}", told(&e)), OTHER_MODEL))?;
+        Ok(Self { environment, special_tokens: special_tokens.as_object().cloned().unwrap_or_default(), path })
+    }
+
+    /// That of a folder or GGUF file: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json` (the one called `default`, of several), or of
+    /// `chat_template.json`; `None` where there is none.
+    ///
+    /// # Errors
+    /// Files that are no JSON; a template that is no Jinja.
+    pub fn read(folder: &ModelFolder) -> Result<Option<Self>> {
+        let config = read_object(folder, TOKENIZER_CONFIG)?;
+        let of_config = |config: &Map<String, Value>| match config.get("chat_template") {
+            Some(Value::String(source)) => Some(source.clone()),
+            Some(Value::Array(named)) => {
+                let default = named.iter().find(|one| one["name"] == "default");
+                default.and_then(|one| one["template"].as_str()).map(str::to_owned)
+            }
+            _ => None,
+        };
+        let (name, source) = match (folder.beside(TEMPLATE)?, of_config(&config)) {
+            (Some(source), _) => (TEMPLATE, Some(source)),
+            (None, Some(source)) => (TOKENIZER_CONFIG, Some(source)),
+            (None, None) => (EARLIER, of_config(&read_object(folder, EARLIER)?)),
+        };
+        let Some(source) = source else { return Ok(None) };
+        let mut special_tokens = Map::new();
+        for (key, value) in config.into_iter().chain(read_object(folder, SPECIAL_TOKENS)?) {
+            let text = value.get("content").unwrap_or(&value);
+            if key.ends_with("_token") && text.is_string() {
+                special_tokens.insert(key, text.clone());
+            }
+        }
+        let path = if folder.dir().is_dir() { folder.dir().join(name) } else { folder.dir().to_path_buf() };
+        Self::new(&source, Value::Object(special_tokens), path).map(Some)
+    }
+
+    /// The text of `messages`, a list of tables with `role` and `content` at least; with `answer` it ends where the model's answer begins.
+    ///
+    /// # Errors
+    /// A template that raises an exception, or that fails on these messages.
+    pub fn render(&self, messages: &Value, answer: bool) -> Result<String> {
+        let mut context = self.special_tokens.clone();
+        let own = json!({ "messages": messages, "add_generation_prompt": answer, "tools": null, "documents": null });
+        context.extend(own.as_object().cloned().unwrap_or_default());
+        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(&context));
+        rendered.map_err(|error| match raised(&error) {
+            Some(message) => {
+                let problem = format!("its chat template refuses the conversation: {message}");
+                Error::file(&self.path, problem, "change the messages, or give a prompt without --chat")
+            }
+            None => Error::file(&self.path, format!("its chat template fails: {}", told(&error)), OTHER_MODEL),
+        })
+    }
+}
+
+/// A JSON object beside a model; empty, where there is no such file.
+fn read_object(folder: &ModelFolder, name: &str) -> Result<Map<String, Value>> {
+    let Some(text) = folder.beside(name)? else { return Ok(Map::new()) };
+    let read = serde_json::from_str::<Map<String, Value>>(&text);
+    read.map_err(|e| Error::file(folder.dir().join(name), format!("is no JSON object: {e}"), "download it again"))
+}
+
+/// What a template raised by itself.
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+// By value, as minijinja calls them.
+#[allow(clippy::needless_pass_by_value)]
+fn raise_exception(message: String) -> std::result::Result<String, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn strftime_now(format: String) -> std::result::Result<String, minijinja::Error> {
+    let mut text = String::new();
+    match write!(text, "{}", chrono::Local::now().format(&format)) {
+        Ok(()) => Ok(text),
+        Err(_) => Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("no form of a time: {format}"))),
+    }
+}
+
+fn raised(error: &minijinja::Error) -> Option<&Raised> {
+    let mut source = error.source();
+    while let Some(inner) = source {
+        if let Some(raised) = inner.downcast_ref::<Raised>() {
+            return Some(raised);
+        }
+        source = inner.source();
+    }
+    None
+}
+
+fn told(error: &minijinja::Error) -> String {
+    let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()));
+    format!("{detail}{line}")
+}
+
+/// `source` with the blocks `generation` as blocks that always stand.
+fn without_generation(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        let inside = tag.split("%}").next().unwrap_or_default();
+        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        let instead = match word {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        match instead {
+            Some(instead) => out.push_str(&inside.replacen(word, instead, 1)),
+            None => out.push_str(inside),
+        }
+        rest = &tag[inside.len()..];
+    }
+    out + rest
+}
