@@ -13,6 +13,7 @@ use tinyonn::metrics::MetricsLog;
 use tinyonn::train::evaluate::EvaluateOptions;
 use tinyonn::train::{OptimizerConfig, PretrainConfig, SmkConfig, evaluate, pretrain, train_smk};
 
+use crate::generation;
 use crate::gradients::devices;
 use crate::models::{self, CPU, apart, bits, ids, learnt, variant};
 use crate::tiny;

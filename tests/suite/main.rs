@@ -20,6 +20,7 @@ mod export;
 mod families;
 mod files;
 mod gallery;
+mod generation;
 mod gguf;
 mod golden;
 mod gradients;

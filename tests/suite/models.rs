@@ -1,6 +1,7 @@
 //! Small models that several subjects run over.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -161,6 +162,40 @@ pub(crate) fn hooked(
     let hook: Hook = Arc::new(hook);
     let build = |layer, vb: VarBuilder<'_>| Ok(Hooked(Mlp::new(cfg, layer, &vb)?, hook.clone()));
     CausalLm::new(cfg, vb, build).unwrap()
+}
+
+/// An MLP that counts the positions it reads.
+pub(crate) struct Counting(Mlp, Arc<AtomicUsize>);
+
+impl FeedForward for Counting {
+    type Saved = <Mlp as FeedForward>::Saved;
+
+    fn forward(&self, x: &Tensor, pass: &Pass) -> Result<(Tensor, Trace, Option<Self::Saved>)> {
+        self.1.fetch_add(x.elem_count() / x.dim(2)?, Ordering::Relaxed);
+        self.0.forward(x, pass)
+    }
+
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        dy: &Tensor,
+        learn: &Learn,
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<(Option<Tensor>, Answers)> {
+        self.0.backward(saved, dy, learn, input, grads)
+    }
+
+    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
+        self.0.learns(learn, grads)
+    }
+}
+
+/// A dense model, and how many positions its feed-forwards have read.
+pub(crate) fn counting(cfg: &Arch, vb: &VarBuilder<'_>) -> (CausalLm<Counting>, Arc<AtomicUsize>) {
+    let read = Arc::new(AtomicUsize::new(0));
+    let build = |layer, vb: VarBuilder<'_>| Ok(Counting(Mlp::new(cfg, layer, &vb)?, read.clone()));
+    (CausalLm::new(cfg, vb, build).unwrap(), read.clone())
 }
 
 /// What a forward and a backward pass over text say.

@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 
 use candle_core::{DType, IndexOp, Tensor};
-use rand::SeedableRng;
 use rstest::rstest;
 use tinyonn::checkpoint::{
     LoadedModel, MappedSafetensors, ModelFolder, ParamStore, compare_with_reference, load_model, tokens, upcycle,
 };
-use tinyonn::decoder::{Arch, CausalLm, FeedForward, Generation, InTraining, Keep, KvCache, Learn, Pass, Prompt, Sampling};
+use tinyonn::decoder::{
+    Arch, CausalLm, FeedForward, Generation, InTraining, Keep, KvCache, Learn, Pass, Prompt, Sampling,
+};
 use tinyonn::imaging::{Partition, PartitionSources, dump, partition};
 use tinyonn::model::TinyOnnForCausalLm;
-use tinyonn::random::Rng;
 
+use crate::generation;
 use crate::models::{CPU, Learnt, apart, bits, config, dense, ids, learnt, partition, sparse, variant, weights};
 
 const FOLDERS: [&str; 5] = ["tied_f32", "untied_bf16_sharded", "mqa_f16", "untied_f32_v4", "tied_stored_head_bf16"];

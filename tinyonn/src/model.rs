@@ -7,8 +7,8 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::decoder::{
-    Active, Arch, Block, CausalLm, Continuation, Decoder, Generation, Keep, KvCache, Likelihood, Pass, PathTable, Prompt, Step,
-    Trace,
+    Active, Arch, Block, CausalLm, Continuation, Decoder, Generation, Keep, KvCache, Likelihood, Pass, PathTable,
+    Prompt, Step, Trace,
 };
 use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
 use crate::{Error, Result};

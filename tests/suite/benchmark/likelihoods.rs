@@ -1,20 +1,18 @@
 //! Likelihoods against the naive loop: each text alone, no cache, the whole softmax in f64.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use candle_core::{DType, Tensor};
 use rstest::rstest;
 use tinyonn::benchmark::{Choice, Item, Metric, answers};
-use tinyonn::decoder::{Answers, Arch, CausalLm, Continuation, FeedForward, Learn, Likelihood, Mlp, Pass, Trace};
-use tinyonn::ops::Grads;
+use tinyonn::decoder::{Arch, Continuation, Likelihood, Pass};
 use tinyonn::random;
 
 use rand::Rng as _;
 
 use super::{task, tokenizer};
 use crate::generation;
-use crate::models::{self, CPU, config, dense, message, weights};
+use crate::models::{CPU, config, counting, dense, message, weights};
 use crate::routing::upcycled;
 use crate::tiny;
 
@@ -180,39 +178,11 @@ fn a_text_needs_something_given_and_something_scored(#[case] tokens: Vec<u32>, #
     assert!(model.likelihoods(&[], &Pass::all(), true, true).unwrap().is_empty());
 }
 
-/// An MLP that counts the positions it reads.
-struct Counting(Mlp, Arc<AtomicUsize>);
-
-impl FeedForward for Counting {
-    type Saved = <Mlp as FeedForward>::Saved;
-
-    fn forward(&self, x: &Tensor, pass: &Pass) -> tinyonn::Result<(Tensor, Trace, Option<Self::Saved>)> {
-        self.1.fetch_add(x.elem_count() / x.dim(2)?, Ordering::Relaxed);
-        self.0.forward(x, pass)
-    }
-
-    fn backward(
-        &self,
-        saved: Self::Saved,
-        dy: &Tensor,
-        learn: &Learn,
-        input: bool,
-        grads: &mut Grads,
-    ) -> tinyonn::Result<(Option<Tensor>, Answers)> {
-        self.0.backward(saved, dy, learn, input, grads)
-    }
-
-    fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
-        self.0.learns(learn, grads)
-    }
-}
-
 #[test]
 fn what_choices_begin_with_is_read_once() {
-    let (cfg, read) = (config(20, false), Arc::new(AtomicUsize::new(0)));
-    let store = models::weights(&cfg, DType::F32);
-    let vb = store.builder(DType::F32, |_| false);
-    let model = CausalLm::new(&cfg, &vb, |layer, vb| Ok(Counting(Mlp::new(&cfg, layer, &vb)?, read.clone()))).unwrap();
+    let cfg = config(20, false);
+    let store = weights(&cfg, DType::F32);
+    let (model, read) = counting(&cfg, &store.builder(DType::F32, |_| false));
     let positions = |asked: &[Continuation], cached: bool| {
         read.store(0, Ordering::Relaxed);
         model.likelihoods(asked, &Pass::all(), false, cached).unwrap();

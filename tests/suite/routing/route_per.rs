@@ -12,6 +12,7 @@ use tinyonn::moe::{MoeLayer, RoutePer, Scores, Selection, select};
 use tinyonn::train::{RouterFitConfig, RouterFitter};
 
 use super::{BY_TOKEN, layer_gates, upcycled};
+use crate::generation;
 use crate::gradients::inputs;
 use crate::models::{bits, message};
 use crate::tiny;

@@ -143,7 +143,9 @@ impl<F: FeedForward> CausalLm<F> {
         }
         // The last token is written, not read.
         if prompt + tokens > most + 1 {
-            let problem = format!("{tokens} tokens behind a prompt of {prompt} are more than the {most} positions that the model was made for");
+            let problem = format!(
+                "{tokens} tokens behind a prompt of {prompt} are more than the {most} positions that the model was made for"
+            );
             return Err(Error::setting("tokens", problem, format!("ask for {} or fewer", most + 1 - prompt)));
         }
         Ok(())

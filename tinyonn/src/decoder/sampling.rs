@@ -42,8 +42,7 @@ pub struct Sampling {
 
 impl Sampling {
     /// The most probable token.
-    pub const GREEDY: Self =
-        Self { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition_penalty: 1.0 };
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition_penalty: 1.0 };
 
     /// At random from softmax(logits / temperature).
     #[must_use]

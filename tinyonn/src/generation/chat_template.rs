@@ -60,7 +60,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         let added = environment.add_template_owned(NAME, without_generation(source));
-        added.map_err(|e| Error::file(&path, format!("its chat template cannot be read: {}", told(&e)), OTHER_MODEL))?;
+        added
+            .map_err(|e| Error::file(&path, format!("its chat template cannot be read: {}", told(&e)), OTHER_MODEL))?;
         Ok(Self { environment, special_tokens: special_tokens.as_object().cloned().unwrap_or_default(), path })
     }
 
@@ -162,7 +163,8 @@ fn raised(error: &minijinja::Error) -> Option<&Raised> {
 
 fn told(error: &minijinja::Error) -> String {
     let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()));
+    let detail =
+        error.detail().map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()));
     format!("{detail}{line}")
 }
 

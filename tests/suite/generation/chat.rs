@@ -1,0 +1,107 @@
+//! Conversations by template, as transformers writes them (`make_continuations.py`).
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use rstest::rstest;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tinyonn::checkpoint::{ModelFolder, ParamStore};
+use tinyonn::generation::{ChatTemplate, end_ids};
+use tinyonn::phases::text;
+
+use super::fixture;
+use crate::models::message;
+
+#[test]
+fn conversations_are_those_of_transformers() {
+    for case in fixture("conversations.json").as_array().unwrap() {
+        let source = case["template"].as_str().unwrap();
+        let template = ChatTemplate::new(source, case["special_tokens"].clone(), "chat_template.jinja").unwrap();
+        let rendered = template.render(&case["messages"], case["answer"].as_bool().unwrap());
+        match case["raises"].as_str() {
+            None => assert_eq!(rendered.unwrap(), case["text"].as_str().unwrap()),
+            Some(raised) => {
+                let error = message(rendered);
+                assert!(error.contains(&format!("refuses the conversation: {raised};")), "{error}");
+                assert!(error.starts_with("chat_template.jinja: ") && error.contains("--chat"), "{error}");
+            }
+        }
+    }
+}
+
+fn rendered(source: &str) -> Result<String, String> {
+    let messages = json!([{ "role": "user", "content": "é\"" }]);
+    let template = ChatTemplate::new(source, json!({}), "t.jinja").map_err(|e| e.to_string())?;
+    template.render(&messages, true).map_err(|e| e.to_string())
+}
+
+/// Forms that the fixtures do not have.
+#[rstest]
+#[case(
+    "{{ {'b': 'é', 'a': 1} | tojson(sort_keys=true, ensure_ascii=true, separators=(',', ':')) }}",
+    r#"{"a":1,"b":"\u00e9"}"#
+)]
+#[case("{%- generation -%}  a  {%- endgeneration +%} b {% if 'generation' %}c{% endif %}", "a b c")]
+#[case("{{ messages[-1]['content'][::-1] }}|{{ missing }}|{{ missing is defined }}|{{ 7 // 2 }}", "\"é||False|3")]
+fn templates_have_more(#[case] source: &str, #[case] expected: &str) {
+    assert_eq!(rendered(source).unwrap(), expected);
+}
+
+#[test]
+fn the_time_is_now() {
+    let year = rendered("{{ strftime_now('%Y') }}").unwrap();
+    assert!((2024..2200).contains(&year.parse::<i32>().unwrap()));
+}
+
+#[rstest]
+#[case("{% if %}", "cannot be read")]
+#[case("{{ missing.attribute }}", "fails")]
+#[case("a\n{{ messages[0].content.nosuch() }}", "(line 2)")]
+#[case("{{ strftime_now('%Q') }}", "no form of a time")]
+fn a_template_that_is_not_sound_is_refused(#[case] source: &str, #[case] says: &str) {
+    let error = rendered(source).unwrap_err();
+    assert!(error.starts_with("t.jinja: ") && error.contains(says), "{error}");
+}
+
+/// Where a folder keeps its template, the first that is there.
+#[test]
+fn a_folders_template_is_found() {
+    let parent = TempDir::new().unwrap();
+    let dir = parent.path().join("model");
+    let mut store = ParamStore::new(&Device::Cpu);
+    store.insert("norm.weight", Tensor::ones(4, DType::F32, &Device::Cpu).unwrap()).unwrap();
+    ModelFolder::save(&dir, &json!({ "model_type": "qwen3", "eos_token_id": 9 }), &store, None).unwrap();
+    let folder = ModelFolder::open(&dir).unwrap();
+    let write = |name: &str, value: Value| fs::write(dir.join(name), value.to_string()).unwrap();
+    let read = || ChatTemplate::read(&folder).unwrap().map(|template| template.render(&json!([]), true).unwrap());
+    assert_eq!(read(), None);
+    write("chat_template.json", json!({ "chat_template": "earlier" }));
+    assert_eq!(read().unwrap(), "earlier");
+    let marks = json!({ "bos_token": { "content": "<s>", "lstrip": false }, "eos_token": "</s>" });
+    write("special_tokens_map.json", marks);
+    let named = json!([{ "name": "tools", "template": "no" }, { "name": "default", "template": "{{ bos_token }}one{{ eos_token }}" }]);
+    write("tokenizer_config.json", json!({ "bos_token": null, "eos_token": "<old>", "chat_template": named }));
+    assert_eq!(read().unwrap(), "<s>one</s>");
+    fs::write(dir.join("chat_template.jinja"), "first\n").unwrap();
+    assert_eq!(read().unwrap(), "first");
+    fs::write(dir.join("tokenizer_config.json"), "{").unwrap();
+    assert!(message(ChatTemplate::read(&folder)).contains("tokenizer_config.json"));
+}
+
+/// A GGUF file has its template and the ends of an answer inside.
+#[test]
+fn a_files_template_and_ends_are_found() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf/llama_k.gguf");
+    let folder = ModelFolder::open(path).unwrap();
+    let template = ChatTemplate::read(&folder).unwrap().unwrap();
+    let said = template.render(&json!([{ "role": "user", "content": "Hello" }]), true).unwrap();
+    assert!(said.contains("Hello") && said.contains("<|end|>"), "{said}");
+    let tokenizer = text::tokenizer(&folder).unwrap();
+    let ends = end_ids(&folder, &tokenizer).unwrap();
+    assert!(ends.contains(&tokenizer.eos()), "{ends:?}");
+    // What a user writes as text, a prompt reads as the token.
+    let [plain, special] = [&tokenizer, &tokenizer.for_prompts()].map(|t| t.encode("<|end|>").unwrap().len());
+    assert!(plain > special && special == 1);
+}
