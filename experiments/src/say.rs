@@ -20,3 +20,13 @@ pub fn line(line: Arguments<'_>) {
         eprintln!("error: standard output cannot be written: {error}");
     }
 }
+
+/// Prints a part of a line at once.
+pub fn part(text: &str) {
+    let mut out = std::io::stdout();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        eprintln!("error: standard output cannot be written: {error}");
+    }
+}

@@ -1,4 +1,4 @@
-//! The pages of runs, drawn from their folders alone: `summary.json` and `figures.json`.
+//! The pages of runs, drawn from their folders alone (`summary.json` and `figures.json`); and the page of a text's paths.
 
 pub(crate) mod causal;
 mod frontier;
@@ -6,6 +6,7 @@ mod load;
 mod pictures;
 mod run;
 mod scan;
+pub mod token_paths;
 
 use std::path::Path;
 

@@ -63,7 +63,7 @@ pub fn hex(colour: Rgb) -> String {
 }
 
 /// Nearly black, or white: whichever is easier to read on `background`.
-pub(super) fn ink_on(background: Rgb) -> &'static str {
+pub(crate) fn ink_on(background: Rgb) -> &'static str {
     // Contrast with both is equal, (L + 0.05)/0.0556 = 1.05/(L + 0.05), at L = 0.19.
     if luminance(background) > 0.19 { "#111111" } else { "#ffffff" }
 }

@@ -84,7 +84,7 @@ fn an_answer_ends_before_a_stop(#[case] stops: &[&str], #[case] expected: Option
     for (name, tokenizer) in tokenizers() {
         let tokens = tokenizer.encode(TEXT).unwrap();
         let whole = tokenizer.decode_plain(&tokens).unwrap();
-        let mut answer = AnswerStream::new(&tokenizer, &[], stops).unwrap();
+        let mut answer = AnswerStream::new(&tokenizer, &[], &[], stops).unwrap();
         let mut text = String::new();
         for token in &tokens {
             text += &answer.push(*token).unwrap();
@@ -100,11 +100,11 @@ fn an_answer_ends_before_a_stop(#[case] stops: &[&str], #[case] expected: Option
 #[test]
 fn an_answer_ends_with_an_id_and_gives_what_it_held() {
     let (_, tokenizer) = tokenizers().remove(0);
-    let mut answer = AnswerStream::new(&tokenizer, &[tokenizer.eos()], &["sorted"]).unwrap();
+    let mut answer = AnswerStream::new(&tokenizer, &[], &[tokenizer.eos()], &["sorted"]).unwrap();
     let tokens = tokenizer.encode("sort").unwrap();
     let mut text: String = tokens.iter().map(|token| answer.push(*token).unwrap()).collect();
     assert_eq!(text, "");
     text += &answer.push(tokenizer.eos()).unwrap();
     assert!(answer.has_ended() && text == "sort");
-    assert!(message(AnswerStream::new(&tokenizer, &[], &["a", ""])).starts_with("`stop`"));
+    assert!(message(AnswerStream::new(&tokenizer, &[], &[], &["a", ""])).starts_with("`stop`"));
 }

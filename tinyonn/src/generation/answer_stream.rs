@@ -16,17 +16,22 @@ pub struct AnswerStream<'t> {
 }
 
 impl<'t> AnswerStream<'t> {
-    /// Ended by any of `end_ids`, or by any of `stops` in the text.
+    /// Behind a prompt, ended by any of `end_ids`, or by any of `stops` in the text.
     ///
     /// # Errors
-    /// A stop string that is empty.
-    pub fn new(tokenizer: &'t TextTokenizer, end_ids: &[u32], stops: &[impl AsRef<str>]) -> Result<Self> {
+    /// A stop string that is empty; what the tokenizer reports.
+    pub fn new(
+        tokenizer: &'t TextTokenizer,
+        prompt: &[u32],
+        end_ids: &[u32],
+        stops: &[impl AsRef<str>],
+    ) -> Result<Self> {
         let stops: Vec<String> = stops.iter().map(|stop| stop.as_ref().to_owned()).collect();
         if stops.iter().any(String::is_empty) {
             return Err(Error::setting("stop", "an empty text stands everywhere", "give one character or more"));
         }
-        let (end_ids, held) = (end_ids.to_vec(), String::new());
-        Ok(Self { stream: TextStream::new(tokenizer), end_ids, stops, held, ended: false })
+        let (stream, end_ids) = (TextStream::behind(tokenizer, prompt)?, end_ids.to_vec());
+        Ok(Self { stream, end_ids, stops, held: String::new(), ended: false })
     }
 
     /// What `token` adds to the answer. Behind its end nothing does.

@@ -16,7 +16,8 @@
 //! let how = Generation { tokens: 8, stop_ids: end_ids(&folder, &tokenizer)?, sampling: Sampling::GREEDY };
 //! let prompt = Prompt::new(tokenizer.encode_with_ends("The cat")?, 0, 0);
 //!
-//! let (mut answer, mut text) = (AnswerStream::new(&tokenizer, &how.stop_ids, &["\n\n"])?, String::new());
+//! let mut answer = AnswerStream::new(&tokenizer, &prompt.tokens, &how.stop_ids, &["\n\n"])?;
+//! let mut text = String::new();
 //! model.generate(vec![prompt], &how, &model.active().pass(), &mut |step| {
 //!     text += &answer.push(step.tokens[0])?;
 //!     step.ended[0] |= answer.has_ended();

@@ -1,0 +1,433 @@
+//! A model's own words, behind a prompt or in a conversation.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use candle_core::DType;
+use clap::Parser;
+use experiments::model_flags::{Active, Dtype};
+use experiments::settings::over_file;
+use experiments::token_paths::{PathKeeper, TokenPaths};
+use experiments::{RunFlags, arguments, main_with, overwrite, say};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tinyonn::checkpoint::{LoadedModel, ModelFolder, load_model};
+use tinyonn::data::TextTokenizer;
+use tinyonn::decoder::{Ask, Generation, Pass, Prompt, Sampling, Step};
+use tinyonn::generation::{AnswerStream, ChatTemplate, end_ids};
+use tinyonn::model::ActiveMode;
+use tinyonn::moe::LoadMeter;
+use tinyonn::ops::host;
+use tinyonn::phases::text;
+use tinyonn::{Error, Result, files};
+
+/// Continue a text, or answer in a conversation, with a checkpoint (dense or Tiny-ONN).
+///
+/// The text appears as it is written. With several prompts each is continued as it would be alone, and printed when all are done. Without a temperature the most
+/// probable token is taken; an answer ends with the model's own end of text, with --stop or --stop-id, or after --max-tokens.
+#[derive(Parser)]
+#[command(
+    name = env!("CARGO_BIN_NAME"),
+    version,
+    after_help = "Examples:
+  exp_generate SmolLM2.gguf --chat --prompt 'Why is the sky blue?'
+  exp_generate SmolLM2-TinyOnn --active routed --prompt 'The history of Bremen' --temperature 0.8 --top-p 0.95 --seed 3 --stats
+  exp_generate SmolLM2-TinyOnn --active routed --prompt 'Three apples' --show-routing paths.html"
+)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(clap::Args, Clone, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    /// The checkpoint: a folder with config.json, safetensors and tokenizer.json, or a GGUF file
+    #[arg(value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// A text to go on with (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    prompt: Vec<String>,
+    /// Each prompt is what a user says to the model, by its chat template
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    chat: bool,
+    /// What the model is told before a conversation (with --chat)
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// A whole conversation to answer, in place of prompts: a JSON list of {"role", "content"}
+    #[arg(long, value_name = "FILE")]
+    messages: Option<PathBuf>,
+    /// Tokens to write behind each prompt, at most [default: 256, or what the model has positions for]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// Draw tokens from softmax(logits / T) [default: 0, the most probable token]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+    /// Draw from the K most probable tokens
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw from the fewest most probable tokens whose probabilities sum to P
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// Draw from tokens with at least P of the highest probability
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f64>,
+    /// Hold back tokens that the text has already; 1 is not at all [default: 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    repetition_penalty: Option<f64>,
+    /// End an answer before this text (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stop: Vec<String>,
+    /// End an answer with this token, beside the model's own ends (repeatable)
+    #[arg(long, value_name = "ID")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stop_id: Vec<u32>,
+    /// The experts that run [default: as the checkpoint says]
+    #[arg(long, value_enum)]
+    active: Option<Active>,
+    /// What it computes in [default: as it is stored]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// Print a line of JSON for each prompt: its text, what was written, its tokens, what ended it
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    json: bool,
+    /// Say on standard error how fast it was, and which share of the neurons was active
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    stats: bool,
+    /// Colour tokens by their group in the terminal, and write every token's path to this page (one prompt)
+    #[arg(long, value_name = "FILE.html")]
+    show_routing: Option<PathBuf>,
+    /// The layer whose groups colour the text [default: the middle one]
+    #[arg(long, value_name = "N")]
+    routing_layer: Option<usize>,
+    /// Replace the page that is there
+    #[arg(long)]
+    #[serde(skip)]
+    overwrite: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    run: RunFlags,
+}
+
+fn main() -> ExitCode {
+    main_with(|| {
+        let cli: Cli = arguments::parse()?;
+        let settings = over_file(&cli.settings, cli.settings.run.config.as_deref())?;
+        run(&Settings { overwrite: cli.settings.overwrite, ..settings }).map_err(by_flag)?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// The library's names of what the flags say.
+fn by_flag(error: Error) -> Error {
+    match error {
+        Error::Setting { name, problem, remedy } => {
+            let name = match name.as_str() {
+                "tokens" => "--max-tokens".to_owned(),
+                "prompt" | "temperature" | "top_k" | "top_p" | "min_p" | "repetition_penalty" | "stop" => {
+                    format!("--{}", name.replace('_', "-"))
+                }
+                _ => name,
+            };
+            Error::Setting { name, problem, remedy }
+        }
+        other => other,
+    }
+}
+
+fn run(settings: &Settings) -> Result<()> {
+    let path = settings.model.clone().ok_or_else(|| {
+        Error::setting("MODEL", "no checkpoint was named", "name a folder or a GGUF file; see --help")
+    })?;
+    let sampling = sampling(settings);
+    sampling.validate()?;
+    check_flags(settings)?;
+    let folder = ModelFolder::open(&path)?;
+    folder.refuse_not_finite("train or download it again: such weights write nothing")?;
+    let tokenizer = text::tokenizer(&folder)?.for_prompts();
+    let texts = texts(settings, &folder)?;
+    let by_template = settings.chat || settings.messages.is_some();
+    let encode = |text: &String| if by_template { tokenizer.encode(text) } else { tokenizer.encode_with_ends(text) };
+    let tokens = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
+    let mut stop_ids = end_ids(&folder, &tokenizer)?;
+    stop_ids.extend(&settings.stop_id);
+
+    let device = settings.run.device.unwrap_or_default().open()?;
+    let model = load_model(&path, &device, settings.dtype.map(DType::from))?;
+    let active = settings.active.map_or(model.active(), ActiveMode::from);
+    if model.needs_tasks(active) {
+        let problem = format!("{} is routed by the task of each sequence, which no prompt names", path.display());
+        return Err(Error::setting("--active", problem, "generate with --active all"));
+    }
+    let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
+    let most = (model.config().max_position_embeddings + 1).saturating_sub(longest).max(1);
+    let how = Generation { tokens: settings.max_tokens.unwrap_or(DEFAULT_TOKENS.min(most)), stop_ids, sampling };
+    let mut run = Run::new(settings, (&model, active), &tokenizer, &tokens, &how.stop_ids)?;
+    let seed = settings.run.seed.unwrap_or(0);
+    let prompts = tokens.iter().enumerate().map(|(number, tokens)| Prompt::new(tokens.clone(), seed, number)).collect();
+    let pass = Pass { ask: run.ask(), ..active.pass() };
+    let written = model.generate(prompts, &how, &pass, &mut |step| run.hear(step))?;
+    run.finish(settings, &texts, &tokens, &written)
+}
+
+/// Tokens behind each prompt, where nobody says how many.
+const DEFAULT_TOKENS: usize = 256;
+
+fn sampling(settings: &Settings) -> Sampling {
+    let Settings { temperature, top_k, top_p, min_p, repetition_penalty, .. } = *settings;
+    Sampling {
+        temperature: temperature.unwrap_or(0.0),
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty: repetition_penalty.unwrap_or(1.0),
+    }
+}
+
+/// What can be refused before the model is read.
+fn check_flags(settings: &Settings) -> Result<()> {
+    let refuse = |name: &str, problem: &str, remedy: &str| Err(Error::setting(name, problem, remedy));
+    if settings.prompt.is_empty() && settings.messages.is_none() {
+        return refuse("--prompt", "it is needed and was not given", "give --prompt TEXT, or --messages FILE");
+    }
+    if settings.prompt.iter().any(String::is_empty) {
+        return refuse("--prompt", "it is empty", "give some text to go on with");
+    }
+    if settings.messages.is_some() && !(settings.prompt.is_empty() && settings.system.is_none()) {
+        return refuse("--messages", "is a whole conversation", "leave --prompt and --system out");
+    }
+    if settings.system.is_some() && !settings.chat {
+        return refuse("--system", "is for a conversation", "add --chat");
+    }
+    if settings.stop.iter().any(String::is_empty) {
+        return refuse("--stop", "an empty text stands everywhere", "give one character or more");
+    }
+    if settings.max_tokens == Some(0) {
+        return refuse("--max-tokens", "0 writes nothing", "give 1 or more");
+    }
+    let Some(page) = &settings.show_routing else {
+        return match settings.routing_layer {
+            Some(_) => refuse("--routing-layer", "colours nothing by itself", "add --show-routing FILE.html"),
+            None => Ok(()),
+        };
+    };
+    if settings.prompt.len() > 1 || settings.json {
+        return refuse("--show-routing", "shows one text in colours", "give one prompt, and no --json");
+    }
+    if !cfg!(feature = "pictures") {
+        return refuse("--show-routing", "this build draws no pages", "build with the feature `pictures`");
+    }
+    overwrite::refuse_file(page, settings.overwrite)?;
+    match page.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+        Some(parent) => Err(Error::file(parent, "is not a folder", "make it first, or name another place")),
+        None => Ok(()),
+    }
+}
+
+/// What is gone on with: prompts, or conversations as the model's template has them.
+fn texts(settings: &Settings, folder: &ModelFolder) -> Result<Vec<String>> {
+    if !settings.chat && settings.messages.is_none() {
+        return Ok(settings.prompt.clone());
+    }
+    let Some(template) = ChatTemplate::read(folder)? else {
+        let remedy = "give a prompt without --chat, or put the model's chat_template.jinja beside its weights";
+        return Err(Error::file(folder.dir(), "has no chat template", remedy));
+    };
+    if let Some(path) = &settings.messages {
+        return Ok(vec![template.render(&messages(path)?, true)?]);
+    }
+    let conversation = |prompt: &String| {
+        let system = settings.system.iter().map(|text| json!({ "role": "system", "content": text }));
+        let messages: Vec<Value> = system.chain([json!({ "role": "user", "content": prompt })]).collect();
+        template.render(&Value::Array(messages), true)
+    };
+    settings.prompt.iter().map(conversation).collect()
+}
+
+fn messages(path: &Path) -> Result<Value> {
+    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let remedy = "give a list like [{\"role\": \"user\", \"content\": \"Hello\"}]";
+    let read = serde_json::from_slice::<Value>(files::without_mark(&text));
+    let value = read.map_err(|e| Error::file(path, format!("is not JSON: {e}"), remedy))?;
+    let sound = |message: &Value| message["role"].is_string() && message.get("content").is_some();
+    match value.as_array().filter(|messages| !messages.is_empty() && messages.iter().all(sound)) {
+        Some(_) => Ok(value),
+        None => Err(Error::file(path, "is no list of messages with `role` and `content`", remedy)),
+    }
+}
+
+/// What is heard of a generation.
+struct Run<'a> {
+    tokenizer: &'a TextTokenizer,
+    answers: Vec<AnswerStream<'a>>,
+    written: Vec<String>,
+    /// The text is printed as it comes.
+    streams: bool,
+    clock: Clock,
+    load: Option<(LoadMeter, &'a LoadedModel)>,
+    paths: Option<(PathKeeper, usize)>,
+}
+
+/// When tokens came.
+struct Clock {
+    started: Instant,
+    first: Option<Duration>,
+    tokens: usize,
+    /// Those of the first step.
+    first_tokens: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        settings: &Settings,
+        (model, active): (&'a LoadedModel, ActiveMode),
+        tokenizer: &'a TextTokenizer,
+        prompts: &[Vec<u32>],
+        ends: &[u32],
+    ) -> Result<Self> {
+        let answers = prompts.iter().map(|prompt| AnswerStream::new(tokenizer, prompt, ends, &settings.stop));
+        let layers = model.config().num_hidden_layers;
+        let routed = match model {
+            LoadedModel::TinyOnn(own, _) if active == ActiveMode::Routed => Some(own.spec()),
+            _ => None,
+        };
+        let load = routed.filter(|_| settings.stats).map(|spec| (LoadMeter::new(layers, spec.experts()), model));
+        let paths = match (&settings.show_routing, routed) {
+            (None, _) => None,
+            (Some(_), None) => {
+                let problem = "the model runs with all of itself active, and routes nothing";
+                let remedy = "name a Tiny-ONN checkpoint, and add --active routed";
+                return Err(Error::setting("--show-routing", problem, remedy));
+            }
+            (Some(_), Some(spec)) => {
+                let layer = settings.routing_layer.unwrap_or(layers / 2);
+                if layer >= layers {
+                    let problem = format!("there is no layer {layer} of {layers}");
+                    return Err(Error::setting("--routing-layer", problem, format!("give 0 to {}", layers - 1)));
+                }
+                Some((PathKeeper::new(spec, prompts.len())?, layer))
+            }
+        };
+        Ok(Self {
+            tokenizer,
+            answers: answers.collect::<Result<_>>()?,
+            written: vec![String::new(); prompts.len()],
+            streams: prompts.len() == 1 && !settings.json && settings.show_routing.is_none(),
+            clock: Clock { started: Instant::now(), first: None, tokens: 0, first_tokens: 0 },
+            load,
+            paths,
+        })
+    }
+
+    fn ask(&self) -> Ask {
+        Ask { load: self.load.is_some(), gates: self.paths.is_some(), ..Ask::default() }
+    }
+
+    fn hear(&mut self, step: &mut Step<'_>) -> Result<()> {
+        self.clock.tokens += step.tokens.len();
+        if self.clock.first.is_none() {
+            (self.clock.first, self.clock.first_tokens) = (Some(self.clock.started.elapsed()), step.tokens.len());
+        }
+        for (row, (number, token)) in step.prompts.iter().zip(step.tokens).enumerate() {
+            let (Some(answer), Some(written)) = (self.answers.get_mut(*number), self.written.get_mut(*number)) else {
+                continue;
+            };
+            let piece = answer.push(*token)?;
+            if self.streams && !piece.is_empty() {
+                say::part(&piece);
+            }
+            written.push_str(&piece);
+            step.ended[row] |= answer.has_ended();
+        }
+        if let Some((load, _)) = &mut self.load {
+            let values = host::read(&LoadMeter::wanted(step.traces))?;
+            load.add(step.traces, &values);
+        }
+        if let Some((paths, _)) = &mut self.paths {
+            paths.hear(step)?;
+        }
+        Ok(())
+    }
+
+    fn finish(
+        mut self,
+        settings: &Settings,
+        texts: &[String],
+        prompts: &[Vec<u32>],
+        written: &[Vec<u32>],
+    ) -> Result<()> {
+        let seconds = self.clock.started.elapsed().as_secs_f64();
+        let mut ended = Vec::new();
+        for (answer, text) in self.answers.iter_mut().zip(&mut self.written) {
+            ended.push(if answer.has_ended() { "stop" } else { "length" });
+            let rest = answer.finish()?;
+            if self.streams {
+                say::part(&rest);
+            }
+            text.push_str(&rest);
+        }
+        if settings.json {
+            for (((prompt, text), tokens), ended) in texts.iter().zip(&self.written).zip(written).zip(ended) {
+                say!("{}", json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }));
+            }
+        } else if let (Some((paths, layer)), Some(page)) = (&self.paths, &settings.show_routing) {
+            let [prompt, written] = [prompts, written].map(|texts| texts.first().map_or(&[][..], Vec::as_slice));
+            let paths = paths.paths(0, self.tokenizer, prompt, written)?;
+            say!("{}", paths.in_terminal(*layer, std::io::stdout().is_terminal()));
+            write_page(page, &paths, *layer)?;
+            say!("written   {}", page.display());
+        } else if self.streams {
+            say!("");
+        } else {
+            for (number, (prompt, text)) in texts.iter().zip(&self.written).enumerate() {
+                say!("[{}] {prompt}\n{text}\n", number + 1);
+            }
+        }
+        if settings.stats {
+            eprintln!("{}", self.stats(prompts, seconds)?);
+        }
+        Ok(())
+    }
+
+    fn stats(&self, prompts: &[Vec<u32>], seconds: f64) -> Result<String> {
+        let Clock { first, tokens, first_tokens, .. } = self.clock;
+        let first = first.unwrap_or_default().as_secs_f64();
+        let read: usize = prompts.iter().map(Vec::len).sum();
+        let later = tokens - first_tokens;
+        let rate = if later > 0 && seconds > first {
+            format!(", then {:.1} tokens a second", later as f64 / (seconds - first))
+        } else {
+            String::new()
+        };
+        let share = match &self.load {
+            None => 1.0,
+            Some((load, LoadedModel::TinyOnn(model, _))) => match model.neuron_experts()? {
+                Some(units) => load.active_share(&units),
+                None => load.expert_share(),
+            },
+            Some((load, LoadedModel::Dense(_))) => load.expert_share(),
+        };
+        Ok(format!(
+            "{read} tokens read, {tokens} written in {seconds:.2} s: the first after {first:.2} s{rate}; {:.1} % active",
+            100.0 * share
+        ))
+    }
+}
+
+#[cfg(feature = "pictures")]
+fn write_page(path: &Path, paths: &TokenPaths, layer: usize) -> Result<()> {
+    files::write(path, experiments::pages::token_paths::page(paths, layer))
+}
+
+/// Refused before anything was done.
+#[cfg(not(feature = "pictures"))]
+fn write_page(_: &Path, _: &TokenPaths, _: usize) -> Result<()> {
+    Ok(())
+}
