@@ -37,6 +37,7 @@ pub mod say;
 pub mod settings;
 pub mod shown;
 pub mod studies;
+pub mod text_cost;
 pub mod token_paths;
 
 /// A step takes and frees megabytes of tensors. The system's allocator gives each back and has its pages filled with zeros anew, a

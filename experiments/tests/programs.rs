@@ -13,6 +13,10 @@ mod benchmark;
 mod copies;
 #[path = "programs/export.rs"]
 mod export;
+#[path = "programs/eval.rs"]
+mod eval;
+#[path = "programs/generate.rs"]
+mod generate;
 #[path = "programs/given_text.rs"]
 mod given_text;
 #[cfg(feature = "hub")]

@@ -294,10 +294,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let answers = prompts.iter().map(|prompt| AnswerStream::new(tokenizer, prompt, ends, &settings.stop));
         let layers = model.config().num_hidden_layers;
-        let routed = match model {
-            LoadedModel::TinyOnn(own, _) if active == ActiveMode::Routed => Some(own.spec()),
-            _ => None,
-        };
+        let routed = model.spec().filter(|_| active == ActiveMode::Routed);
         let load = routed.filter(|_| settings.stats).map(|spec| (LoadMeter::new(layers, spec.experts()), model));
         let paths = match (&settings.show_routing, routed) {
             (None, _) => None,
@@ -406,14 +403,7 @@ impl<'a> Run<'a> {
         } else {
             String::new()
         };
-        let share = match &self.load {
-            None => 1.0,
-            Some((load, LoadedModel::TinyOnn(model, _))) => match model.neuron_experts()? {
-                Some(units) => load.active_share(&units),
-                None => load.expert_share(),
-            },
-            Some((load, LoadedModel::Dense(_))) => load.expert_share(),
-        };
+        let share = self.load.as_ref().map_or(Ok(1.0), |(load, model)| model.active_share(load))?;
         Ok(format!(
             "{read} tokens read, {tokens} written in {seconds:.2} s: the first after {first:.2} s{rate}; {:.1} % active",
             100.0 * share

@@ -10,7 +10,7 @@ use super::tinyonn_folder::{TinyOnnFolder, is_tinyonn};
 use crate::Result;
 use crate::decoder::{Arch, CausalLm, Continuation, Generation, Keep, Likelihood, Mlp, Pass, Prompt, Step, Trace};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::RoutePer;
+use crate::moe::{LoadMeter, MoeSpec, RoutePer};
 
 /// A dense model or one of routed experts, frozen.
 pub enum LoadedModel {
@@ -65,6 +65,35 @@ impl LoadedModel {
         match self {
             Self::Dense(_) => None,
             Self::TinyOnn(model, _) => Some(&model.spec().name),
+        }
+    }
+
+    /// The declaration it runs by; `None` of a dense model.
+    #[must_use]
+    pub fn spec(&self) -> Option<&MoeSpec> {
+        match self {
+            Self::Dense(_) => None,
+            Self::TinyOnn(model, _) => Some(model.spec()),
+        }
+    }
+
+    /// Experts of a layer; none of a dense model.
+    #[must_use]
+    pub fn experts(&self) -> usize {
+        self.spec().map_or(0, MoeSpec::experts)
+    }
+
+    /// The share of itself that was active where `load` was measured in a routed pass: of its neurons, or of its experts where these are replicas.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn active_share(&self, load: &LoadMeter) -> Result<f64> {
+        match self {
+            Self::Dense(_) => Ok(1.0),
+            Self::TinyOnn(model, _) => {
+                let units = model.neuron_experts()?;
+                Ok(units.map_or_else(|| load.expert_share(), |units| load.active_share(&units)))
+            }
         }
     }
 

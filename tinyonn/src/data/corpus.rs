@@ -1,6 +1,7 @@
 //! Text by task: what every later stage reads, and the fingerprint that names it in every result.
 
 use super::Documents;
+use super::copies::first_copies;
 use crate::Result;
 use crate::files::Digest;
 
@@ -26,6 +27,12 @@ impl Task {
     /// Bytes of text.
     pub fn bytes(&self) -> usize {
         self.documents.iter().map(|document| document.text.len()).sum()
+    }
+
+    /// For each document the first that has the same text, by its place: itself, where there is none before. What is drawn over documents takes copies together.
+    #[must_use]
+    pub fn first_copies(&self) -> Vec<usize> {
+        first_copies(&self.documents)
     }
 }
 

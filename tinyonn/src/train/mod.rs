@@ -20,6 +20,7 @@ pub mod schedule;
 pub mod smk;
 pub mod state;
 pub mod trainer;
+pub mod windows;
 
 pub use checkpoints::{Checkpoints, Saving};
 pub use distil::{DistilConfig, distil, grow_repairs};
@@ -39,3 +40,4 @@ pub use schedule::Schedule;
 pub use smk::{SmkConfig, train_smk};
 pub use state::{Slot, TrainState};
 pub use trainer::{Adjust, Descend, Gradient, Rule, Said, Verdict, Watch, train};
+pub use windows::{Windows, document_losses};

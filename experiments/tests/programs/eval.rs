@@ -1,0 +1,99 @@
+//! What text costs models: the figures, how they hang together, and what cannot be measured.
+
+use std::fs;
+
+use rstest::rstest;
+use serde_json::Value;
+
+use super::{Place, UPCYCLE, assert_done, assert_refused};
+
+const EVAL: &str = env!("CARGO_BIN_EXE_exp_eval");
+
+fn summary(place: &Place, arguments: &str) -> Value {
+    let output = place.run(EVAL, &format!("{arguments} --out out --overwrite"));
+    assert_done(&output);
+    serde_json::from_slice(&fs::read(place.path("out/summary.json")).unwrap()).unwrap()
+}
+
+/// Documents of one line each, in JSON lines, one of them twice.
+fn with_lines(place: &Place) {
+    let text = fs::read_to_string(place.path("a.txt")).unwrap();
+    let mut lines: Vec<String> =
+        text.lines().take(30).map(|line| serde_json::json!({ "text": line }).to_string()).collect();
+    lines.push(lines[0].clone());
+    fs::write(place.path("lines.jsonl"), lines.join("\n")).unwrap();
+}
+
+#[test]
+fn models_stand_side_by_side() {
+    let place = Place::new();
+    with_lines(&place);
+    assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));
+    let found =
+        summary(&place, "dense sparse --data a=lines.jsonl --data b=b.txt --document-bytes 300 --length 32 --stride 8");
+    let [dense, sparse] = [0, 1].map(|at| &found["models"][at]);
+    assert_eq!((dense["variant"].as_str(), sparse["variant"].as_str()), (None, Some("TinyOnn")));
+    let tasks = |model: &Value| model["tasks"].as_array().unwrap().clone();
+    assert_eq!(tasks(dense).len(), 2);
+    for (a, b) in tasks(dense).iter().zip(tasks(sparse)) {
+        // All active, the same bits.
+        for key in ["nats_per_token", "perplexity", "bits_per_byte", "tokens"] {
+            assert_eq!(a[key], b[key]);
+        }
+        assert_eq!(b["more_bits"]["mean"], 0.0);
+        let nats = &a["nats_per_token"];
+        assert!(nats["low"].as_f64() <= nats["mean"].as_f64() && nats["mean"].as_f64() <= nats["high"].as_f64());
+        assert_eq!(a["perplexity"]["mean"].as_f64().unwrap(), nats["mean"].as_f64().unwrap().exp());
+    }
+    // Copies are one document of the bootstrap, and each of their tokens counts.
+    assert!(tasks(dense)[0]["documents"].as_u64().unwrap() <= 30);
+    let routed = summary(&place, "dense sparse --active routed --data a=lines.jsonl --length 32");
+    let more = &routed["models"][1]["tasks"][0]["more_bits"];
+    assert!(more["mean"].as_f64().unwrap() != 0.0 && more["low"].as_f64() < more["high"].as_f64());
+    assert_eq!(routed["models"][1]["active_share"], 0.64);
+    assert_eq!(found["corpus_sha256"].as_str().unwrap().len(), 64);
+}
+
+/// More context never scores another token; whole documents in one window are the same whatever the stride.
+#[test]
+fn windows_score_every_token_once() {
+    let place = Place::new();
+    with_lines(&place);
+    let task =
+        |more: &str| summary(&place, &format!("dense --data a=lines.jsonl {more}"))["models"][0]["tasks"][0].clone();
+    let whole = task("--length 64 --stride 64");
+    assert_eq!(task("--length 64 --stride 1"), whole);
+    let short = task("--length 4 --stride 2");
+    assert_eq!(short["tokens"], whole["tokens"]);
+    assert_ne!(short["nats_per_token"], whole["nats_per_token"]);
+    // Random weights know nothing: about ln 280 nats a token.
+    assert!((whole["nats_per_token"]["mean"].as_f64().unwrap() - 280f64.ln()).abs() < 0.5);
+}
+
+/// What a shared decision reads is scored of no model.
+#[test]
+fn what_runs_all_active_anyway_is_left_out() {
+    let place = Place::new();
+    assert_done(&place.run(UPCYCLE, "--model dense --variant Lory --out lory"));
+    let found =
+        summary(&place, "dense lory --active routed --data a=a.txt --document-bytes 2000 --length 64 --stride 8");
+    assert!(found["windows"]["skip"].as_u64().unwrap() > 0, "{found}");
+    let [dense, lory] = [0, 1].map(|at| found["models"][at]["tasks"][0]["tokens"].clone());
+    assert_eq!(dense, lory);
+}
+
+#[rstest]
+#[case::no_model("--data a=a.txt", &["MODEL"])]
+#[case::no_text("dense", &["`--data`", "NAME=PATH"])]
+#[case::no_file("dense --data a=nowhere", &["nowhere"])]
+#[case::too_long("dense --data a=a.txt --length 65", &["`--length`", "64"])]
+#[case::gaps("dense --data a=a.txt --length 32 --stride 33", &["`--stride`", "32"])]
+#[case::no_batch("dense --data a=a.txt --batch 0", &["`--batch`"])]
+#[case::no_bytes("dense --data a=a.txt --document-bytes 0", &["`--document-bytes`"])]
+#[case::no_such_model("dense elsewhere --data a=a.txt", &["elsewhere"])]
+fn what_cannot_be_measured_is_refused(#[case] arguments: &str, #[case] words: &[&str]) {
+    let place = Place::new();
+    let before = place.files();
+    assert_refused(&place.run(EVAL, &format!("{arguments} --out out")), words);
+    assert_eq!(place.files(), before);
+}
