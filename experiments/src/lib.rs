@@ -4,6 +4,8 @@
 //! TOML file, [`model_flags`] how a checkpoint is named and read, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, and
 //! [`main_error`] turns an error into one line and an exit code.
 //!
+//! [`listener`] hears a model write ([`token_paths`]: along which paths), [`text_cost`] says what text costs it.
+//!
 //! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave; `pages` draws it with the
 //! figures and tables of `report` (feature `pictures`). [`compare`] is the study over many runs.
 
@@ -18,6 +20,7 @@ pub mod frontier;
 pub mod hub;
 pub mod interrupts;
 pub mod label_sources;
+pub mod listener;
 pub mod main_error;
 pub mod model_flags;
 mod names;

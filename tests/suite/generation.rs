@@ -93,7 +93,10 @@ fn variants_continue_batches_as_they_do_single_prompts(
     // And as the whole text, read at once, has it.
     for (text, written) in texts.iter().zip(&together) {
         assert_eq!(
-            model.lm().generate(prompts(&[text.clone()]), &greedily(7), &pass, false, &mut |_| Ok(())).unwrap()[0],
+            model
+                .lm()
+                .generate(prompts(std::slice::from_ref(text)), &greedily(7), &pass, false, &mut |_| Ok(()))
+                .unwrap()[0],
             *written
         );
     }

@@ -3,23 +3,20 @@
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use candle_core::DType;
 use clap::Parser;
+use experiments::listener::{Answer, Listener, Shown};
 use experiments::model_flags::{Active, Dtype};
 use experiments::settings::over_file;
-use experiments::token_paths::{PathKeeper, TokenPaths};
+use experiments::token_paths::TokenPaths;
 use experiments::{RunFlags, arguments, main_with, overwrite, say};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tinyonn::checkpoint::{LoadedModel, ModelFolder, load_model};
-use tinyonn::data::TextTokenizer;
-use tinyonn::decoder::{Ask, Generation, Pass, Prompt, Sampling, Step};
-use tinyonn::generation::{AnswerStream, ChatTemplate, end_ids};
+use tinyonn::checkpoint::{ModelFolder, load_model};
+use tinyonn::decoder::{Generation, Pass, Prompt, Sampling};
+use tinyonn::generation::{ChatTemplate, end_ids};
 use tinyonn::model::ActiveMode;
-use tinyonn::moe::LoadMeter;
-use tinyonn::ops::host;
 use tinyonn::phases::text;
 use tinyonn::{Error, Result, files};
 
@@ -43,6 +40,8 @@ struct Cli {
 
 #[derive(clap::Args, Clone, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
+// Each is a flag of its own.
+#[allow(clippy::struct_excessive_bools)]
 struct Settings {
     /// The checkpoint: a folder with config.json, safetensors and tokenizer.json, or a GGUF file
     #[arg(value_name = "MODEL")]
@@ -169,12 +168,40 @@ fn run(settings: &Settings) -> Result<()> {
     let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
     let most = (model.config().max_position_embeddings + 1).saturating_sub(longest).max(1);
     let how = Generation { tokens: settings.max_tokens.unwrap_or(DEFAULT_TOKENS.min(most)), stop_ids, sampling };
-    let mut run = Run::new(settings, (&model, active), &tokenizer, &tokens, &how.stop_ids)?;
+    let shown = Shown {
+        streams: tokens.len() == 1 && !settings.json && settings.show_routing.is_none(),
+        stats: settings.stats,
+        paths: settings.show_routing.as_ref().map(|_| settings.routing_layer),
+    };
+    let ends = (how.stop_ids.as_slice(), settings.stop.as_slice());
+    let mut listener = Listener::new((&model, active), &tokenizer, &tokens, ends, shown)?;
     let seed = settings.run.seed.unwrap_or(0);
     let prompts = tokens.iter().enumerate().map(|(number, tokens)| Prompt::new(tokens.clone(), seed, number)).collect();
-    let pass = Pass { ask: run.ask(), ..active.pass() };
-    let written = model.generate(prompts, &how, &pass, &mut |step| run.hear(step))?;
-    run.finish(settings, &texts, &tokens, &written)
+    let pass = Pass { ask: listener.ask(), ..active.pass() };
+    let written = model.generate(prompts, &how, &pass, &mut |step| listener.hear(step))?;
+    let answers = listener.finish()?;
+    if settings.json {
+        for ((prompt, Answer { text, ended }), tokens) in texts.iter().zip(answers).zip(&written) {
+            say!("{}", json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }));
+        }
+    } else if let Some(page) = &settings.show_routing {
+        let [prompt, written] = [&tokens, &written].map(|texts| texts.first().map_or(&[][..], Vec::as_slice));
+        if let Some((paths, layer)) = listener.paths(&tokenizer, prompt, written)? {
+            say!("{}", paths.in_terminal(layer, std::io::stdout().is_terminal()));
+            write_page(page, &paths, layer)?;
+            say!("written   {}", page.display());
+        }
+    } else if shown.streams {
+        say!("");
+    } else {
+        for (number, (prompt, Answer { text, .. })) in texts.iter().zip(answers).enumerate() {
+            say!("[{}] {prompt}\n{text}\n", number + 1);
+        }
+    }
+    if settings.stats {
+        eprintln!("{}", listener.stats()?);
+    }
+    Ok(())
 }
 
 /// Tokens behind each prompt, where nobody says how many.
@@ -260,154 +287,6 @@ fn messages(path: &Path) -> Result<Value> {
     match value.as_array().filter(|messages| !messages.is_empty() && messages.iter().all(sound)) {
         Some(_) => Ok(value),
         None => Err(Error::file(path, "is no list of messages with `role` and `content`", remedy)),
-    }
-}
-
-/// What is heard of a generation.
-struct Run<'a> {
-    tokenizer: &'a TextTokenizer,
-    answers: Vec<AnswerStream<'a>>,
-    written: Vec<String>,
-    /// The text is printed as it comes.
-    streams: bool,
-    clock: Clock,
-    load: Option<(LoadMeter, &'a LoadedModel)>,
-    paths: Option<(PathKeeper, usize)>,
-}
-
-/// When tokens came.
-struct Clock {
-    started: Instant,
-    first: Option<Duration>,
-    tokens: usize,
-    /// Those of the first step.
-    first_tokens: usize,
-}
-
-impl<'a> Run<'a> {
-    fn new(
-        settings: &Settings,
-        (model, active): (&'a LoadedModel, ActiveMode),
-        tokenizer: &'a TextTokenizer,
-        prompts: &[Vec<u32>],
-        ends: &[u32],
-    ) -> Result<Self> {
-        let answers = prompts.iter().map(|prompt| AnswerStream::new(tokenizer, prompt, ends, &settings.stop));
-        let layers = model.config().num_hidden_layers;
-        let routed = model.spec().filter(|_| active == ActiveMode::Routed);
-        let load = routed.filter(|_| settings.stats).map(|spec| (LoadMeter::new(layers, spec.experts()), model));
-        let paths = match (&settings.show_routing, routed) {
-            (None, _) => None,
-            (Some(_), None) => {
-                let problem = "the model runs with all of itself active, and routes nothing";
-                let remedy = "name a Tiny-ONN checkpoint, and add --active routed";
-                return Err(Error::setting("--show-routing", problem, remedy));
-            }
-            (Some(_), Some(spec)) => {
-                let layer = settings.routing_layer.unwrap_or(layers / 2);
-                if layer >= layers {
-                    let problem = format!("there is no layer {layer} of {layers}");
-                    return Err(Error::setting("--routing-layer", problem, format!("give 0 to {}", layers - 1)));
-                }
-                Some((PathKeeper::new(spec, prompts.len())?, layer))
-            }
-        };
-        Ok(Self {
-            tokenizer,
-            answers: answers.collect::<Result<_>>()?,
-            written: vec![String::new(); prompts.len()],
-            streams: prompts.len() == 1 && !settings.json && settings.show_routing.is_none(),
-            clock: Clock { started: Instant::now(), first: None, tokens: 0, first_tokens: 0 },
-            load,
-            paths,
-        })
-    }
-
-    fn ask(&self) -> Ask {
-        Ask { load: self.load.is_some(), gates: self.paths.is_some(), ..Ask::default() }
-    }
-
-    fn hear(&mut self, step: &mut Step<'_>) -> Result<()> {
-        self.clock.tokens += step.tokens.len();
-        if self.clock.first.is_none() {
-            (self.clock.first, self.clock.first_tokens) = (Some(self.clock.started.elapsed()), step.tokens.len());
-        }
-        for (row, (number, token)) in step.prompts.iter().zip(step.tokens).enumerate() {
-            let (Some(answer), Some(written)) = (self.answers.get_mut(*number), self.written.get_mut(*number)) else {
-                continue;
-            };
-            let piece = answer.push(*token)?;
-            if self.streams && !piece.is_empty() {
-                say::part(&piece);
-            }
-            written.push_str(&piece);
-            step.ended[row] |= answer.has_ended();
-        }
-        if let Some((load, _)) = &mut self.load {
-            let values = host::read(&LoadMeter::wanted(step.traces))?;
-            load.add(step.traces, &values);
-        }
-        if let Some((paths, _)) = &mut self.paths {
-            paths.hear(step)?;
-        }
-        Ok(())
-    }
-
-    fn finish(
-        mut self,
-        settings: &Settings,
-        texts: &[String],
-        prompts: &[Vec<u32>],
-        written: &[Vec<u32>],
-    ) -> Result<()> {
-        let seconds = self.clock.started.elapsed().as_secs_f64();
-        let mut ended = Vec::new();
-        for (answer, text) in self.answers.iter_mut().zip(&mut self.written) {
-            ended.push(if answer.has_ended() { "stop" } else { "length" });
-            let rest = answer.finish()?;
-            if self.streams {
-                say::part(&rest);
-            }
-            text.push_str(&rest);
-        }
-        if settings.json {
-            for (((prompt, text), tokens), ended) in texts.iter().zip(&self.written).zip(written).zip(ended) {
-                say!("{}", json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }));
-            }
-        } else if let (Some((paths, layer)), Some(page)) = (&self.paths, &settings.show_routing) {
-            let [prompt, written] = [prompts, written].map(|texts| texts.first().map_or(&[][..], Vec::as_slice));
-            let paths = paths.paths(0, self.tokenizer, prompt, written)?;
-            say!("{}", paths.in_terminal(*layer, std::io::stdout().is_terminal()));
-            write_page(page, &paths, *layer)?;
-            say!("written   {}", page.display());
-        } else if self.streams {
-            say!("");
-        } else {
-            for (number, (prompt, text)) in texts.iter().zip(&self.written).enumerate() {
-                say!("[{}] {prompt}\n{text}\n", number + 1);
-            }
-        }
-        if settings.stats {
-            eprintln!("{}", self.stats(prompts, seconds)?);
-        }
-        Ok(())
-    }
-
-    fn stats(&self, prompts: &[Vec<u32>], seconds: f64) -> Result<String> {
-        let Clock { first, tokens, first_tokens, .. } = self.clock;
-        let first = first.unwrap_or_default().as_secs_f64();
-        let read: usize = prompts.iter().map(Vec::len).sum();
-        let later = tokens - first_tokens;
-        let rate = if later > 0 && seconds > first {
-            format!(", then {:.1} tokens a second", later as f64 / (seconds - first))
-        } else {
-            String::new()
-        };
-        let share = self.load.as_ref().map_or(Ok(1.0), |(load, model)| model.active_share(load))?;
-        Ok(format!(
-            "{read} tokens read, {tokens} written in {seconds:.2} s: the first after {first:.2} s{rate}; {:.1} % active",
-            100.0 * share
-        ))
     }
 }
 

@@ -108,9 +108,9 @@ fn paths_are_shown_and_written() {
     assert_refused(&place.run(GENERATE, show), &["paths.html", "--overwrite"]);
     assert_done(&place.run(GENERATE, &format!("{show} --overwrite --routing-layer 0")));
     // By a variant that reads the whole text for each token.
-    assert_done(&place.run(UPCYCLE, "--model dense --variant Lory --out lory"));
+    assert_done(&place.run(UPCYCLE, "--model dense --variant Smear --out smear"));
     assert_done(
-        &place.run(GENERATE, "lory --active routed --prompt sort --max-tokens 6 --show-routing lory.html --stats"),
+        &place.run(GENERATE, "smear --active routed --prompt sort --max-tokens 6 --show-routing smear.html --stats"),
     );
 }
 

@@ -132,14 +132,13 @@ impl Sampling {
         let all = || (0..weights.len() as u32).filter(|token| weights[*token as usize] > 0.0);
         let weigh = |token: &u32| weights[*token as usize];
         let mut kept: Vec<u32> = match (self.top_k, self.top_p) {
-            (None, None) => all().collect(),
             // All that are left out of this list weigh less than 1 − top_p together.
             (None, Some(top_p)) => {
                 let total: f64 = weights.iter().sum();
                 let least = (1.0 - top_p) * total / weights.len() as f64;
                 all().filter(|token| weigh(token) >= least).collect()
             }
-            (Some(_), _) => all().collect(),
+            _ => all().collect(),
         };
         if self.top_k.is_some() || self.top_p.is_some() {
             let heavier = |a: &u32, b: &u32| weigh(b).total_cmp(&weigh(a)).then(a.cmp(b));

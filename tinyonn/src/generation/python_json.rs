@@ -8,6 +8,8 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 /// The filter `tojson` of transformers: `json.dumps(x, ensure_ascii = False, indent, separators, sort_keys)`.
+// By value, as minijinja calls it.
+#[allow(clippy::needless_pass_by_value)]
 pub(super) fn tojson(value: &Value, options: Kwargs) -> std::result::Result<String, Error> {
     let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let indent: Option<usize> = options.get("indent")?;
@@ -20,19 +22,16 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> std::result::Result<Stri
         value.sort_all_objects();
     }
     let mut out = Vec::new();
-    let written = match indent {
-        Some(indent) => {
-            let blanks = " ".repeat(indent);
-            value.serialize(&mut Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(blanks.as_bytes())))
-        }
-        None => {
-            let [item, key] = match separators.as_deref() {
-                None => [", ", ": "],
-                Some([item, key]) => [item.as_str(), key.as_str()],
-                Some(_) => return Err(failed("`separators` are two texts".into())),
-            };
-            value.serialize(&mut Serializer::with_formatter(&mut out, OneLine { item, key }))
-        }
+    let written = if let Some(indent) = indent {
+        let blanks = " ".repeat(indent);
+        value.serialize(&mut Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(blanks.as_bytes())))
+    } else {
+        let [item, key] = match separators.as_deref() {
+            None => [", ", ": "],
+            Some([item, key]) => [item.as_str(), key.as_str()],
+            Some(_) => return Err(failed("`separators` are two texts".into())),
+        };
+        value.serialize(&mut Serializer::with_formatter(&mut out, OneLine { item, key }))
     };
     written.map_err(|e| failed(e.to_string()))?;
     let text = String::from_utf8(out).map_err(|e| failed(e.to_string()))?;
@@ -40,16 +39,12 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> std::result::Result<Stri
 }
 
 fn in_ascii(text: &str) -> String {
-    let mut units = [0u16; 2];
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_ascii() {
-            escaped.push(c);
-        } else {
-            c.encode_utf16(&mut units).iter().for_each(|unit| escaped += &format!("\\u{unit:04x}"));
-        }
-    }
-    escaped
+    let escaped = |c: char| {
+        let mut units = [0u16; 2];
+        let units = c.encode_utf16(&mut units).iter();
+        if c.is_ascii() { c.to_string() } else { units.map(|unit| format!("\\u{unit:04x}")).collect() }
+    };
+    text.chars().map(escaped).collect()
 }
 
 /// On one line, with these texts between entries and behind keys.
