@@ -50,7 +50,9 @@ fn models_stand_side_by_side() {
     let routed = summary(&place, "dense sparse --active routed --data a=lines.jsonl --length 32");
     let more = &routed["models"][1]["tasks"][0]["more_bits"];
     assert!(more["mean"].as_f64().unwrap() != 0.0 && more["low"].as_f64() < more["high"].as_f64());
-    assert_eq!(routed["models"][1]["active_share"], 0.64);
+    // 64 of 100 experts; those of 120 neurons have one or two.
+    let share = routed["models"][1]["active_share"].as_f64().unwrap();
+    assert!((share - 0.64).abs() < 0.05, "{share}");
     assert_eq!(found["corpus_sha256"].as_str().unwrap().len(), 64);
 }
 
