@@ -1,5 +1,7 @@
 //! The paths that tokens took through a model's experts: kept while it reads, coloured by group in a terminal.
 
+use std::ops::Range;
+
 use tinyonn::data::TextTokenizer;
 use tinyonn::decoder::Step;
 use tinyonn::generation::TextStream;
@@ -13,8 +15,16 @@ use crate::names::node_name;
 #[derive(Debug)]
 pub struct PathKeeper {
     spec: MoeSpec,
-    /// `[text][token][layer]`, ascending.
-    texts: Vec<Vec<Vec<TokenPath>>>,
+    /// `[text][token][layer]`.
+    texts: Vec<Vec<Vec<Taken>>>,
+}
+
+/// What a token took in one layer.
+#[derive(Clone, Debug)]
+struct Taken {
+    experts: Vec<u32>,
+    /// The groups of these experts, and the largest gate in each.
+    groups: Vec<(usize, f64)>,
 }
 
 /// What a token took in one layer.
@@ -22,7 +32,8 @@ pub struct PathKeeper {
 pub struct TokenPath {
     /// Its experts, ascending.
     pub experts: Vec<u32>,
-    /// The group of the largest gate, ties to the lower; `None` of a token that no decision is for, which takes all.
+    /// The group of the largest gate; of several the one that the fewest tokens of the text take in this layer, which says most of this token. `None` of a token
+    /// that no decision is for: it takes all.
     pub group: Option<usize>,
 }
 
@@ -72,11 +83,11 @@ impl PathKeeper {
             for position in row * step.read..(row + 1) * step.read {
                 let of_layer = |gates: &Vec<f64>| {
                     let gates = gates.get(position * experts..(position + 1) * experts).unwrap_or_default();
-                    let taken = |expert: &u32| gates.get(*expert as usize).is_some_and(|gate| *gate != 0.0);
-                    let taken: Vec<u32> = (0..gates.len() as u32).filter(taken).collect();
-                    let sums = of_groups.iter().map(|group| gates[group.clone()].iter().sum::<f64>());
-                    let best = sums.enumerate().rev().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(group, _)| group);
-                    TokenPath { group: best.filter(|_| taken.len() < experts), experts: taken }
+                    let gate = |expert: usize| gates.get(expert).copied().unwrap_or(0.0);
+                    let largest = |group: &Range<usize>| group.clone().map(gate).fold(0.0, f64::max);
+                    let groups = of_groups.iter().map(largest).enumerate().filter(|(_, gate)| *gate > 0.0).collect();
+                    let taken = (0..experts).filter(|expert| gate(*expert) > 0.0).map(|expert| expert as u32);
+                    Taken { experts: taken.collect(), groups }
                 };
                 kept.push(gates.iter().map(of_layer).collect());
             }
@@ -98,8 +109,30 @@ impl PathKeeper {
         let mut stream = TextStream::new(tokenizer);
         let pieces = prompt.iter().chain(written).map(|token| stream.push(*token)).collect::<Result<Vec<_>>>()?;
         let groups = (0..self.spec.experts_under(0).len()).map(|group| node_name(&self.spec, 0, group)).collect();
-        let paths = self.texts.get(number).cloned().unwrap_or_default();
+        let paths = self.chosen(self.texts.get(number).map_or(&[][..], Vec::as_slice));
         Ok(TokenPaths { variant: self.spec.name.to_string(), groups, pieces, prompt: prompt.len(), paths })
+    }
+}
+
+impl PathKeeper {
+    /// One group for each token and layer.
+    fn chosen(&self, text: &[Vec<Taken>]) -> Vec<Vec<TokenPath>> {
+        let layers = text.first().map_or(0, Vec::len);
+        let mut tokens = vec![vec![0usize; self.spec.experts_under(0).len()]; layers];
+        for taken in text {
+            for (tokens, taken) in tokens.iter_mut().zip(taken) {
+                taken.groups.iter().for_each(|(group, _)| tokens[*group] += 1);
+            }
+        }
+        let path = |(tokens, taken): (&Vec<usize>, &Taken)| {
+            let first = |a: &&(usize, f64), b: &&(usize, f64)| {
+                b.1.total_cmp(&a.1).then(tokens[a.0].cmp(&tokens[b.0])).then(a.0.cmp(&b.0))
+            };
+            let group = taken.groups.iter().min_by(first).map(|(group, _)| *group);
+            let decided = taken.experts.len() < self.spec.experts();
+            TokenPath { experts: taken.experts.clone(), group: group.filter(|_| decided) }
+        };
+        text.iter().map(|taken| tokens.iter().zip(taken).map(path).collect()).collect()
     }
 }
 
@@ -170,6 +203,22 @@ mod tests {
     fn a_token_is_on_its_groups_colour_and_the_last_on_none() {
         let text = paths().in_terminal(0, true);
         assert!(text.starts_with("\x1b[48;5;214;38;5;16ma\x1b[0m\n\x1b[48;5;25;38;5;231mb\x1b[0mcd\n\n"), "{text:?}");
+    }
+
+    /// Of equal gates the rarer group says more; a larger gate says most.
+    #[test]
+    fn a_tokens_group_is_the_one_that_says_most() {
+        let spec = tinyonn::moe::variant("TinyOnn").map(|variant| variant.spec.clone()).ok();
+        let keeper = spec.map(|spec| PathKeeper { spec, texts: vec![] });
+        let taken = |groups: &[(usize, f64)]| vec![Taken { experts: vec![0], groups: groups.to_vec() }];
+        let text = [
+            taken(&[(0, 1.0), (1, 1.0)]),
+            taken(&[(0, 1.0), (2, 1.0)]),
+            taken(&[(0, 0.5), (1, 0.4)]),
+            taken(&[(1, 1.0)]),
+        ];
+        let groups = keeper.map(|keeper| keeper.chosen(&text).iter().map(|path| path[0].group).collect::<Vec<_>>());
+        assert_eq!(groups, Some(vec![Some(0), Some(2), Some(0), Some(1)]));
     }
 
     #[test]

@@ -35,12 +35,12 @@ pub fn page(text: &TokenPaths, layer: usize) -> String {
             body {
                 h1 { (title) }
                 p {
-                    "Each token stands on the colour of the group that its largest gate is in. What the model wrote is underlined; its last token was not read, and took no path. "
+                    "Each token stands on the colour of the group that its largest gate is in; of several, the one that the fewest tokens take in that layer. What the model wrote is underlined; its last token was not read, and took no path. "
                     "A token on no colour took every expert. Point at a token to see its experts."
                 }
                 p.key { @for (group, name) in text.groups.iter().enumerate() { span style=(paint(Some(group))) { (name) } " " } }
                 h2 { "Layer " (layer) }
-                (coloured(text, layer))
+                (coloured(text, layer, true))
                 h2 { "Token by layer" }
                 div.scroll { table {
                     thead { tr { th { "token" } @for layer in 0..text.layers() { th { (layer) } } } }
@@ -51,7 +51,7 @@ pub fn page(text: &TokenPaths, layer: usize) -> String {
                 } }
                 h2 { "Other layers" }
                 @for other in (0..text.layers()).filter(|other| *other != layer) {
-                    details { summary { "Layer " (other) } (coloured(text, other)) }
+                    details { summary { "Layer " (other) } (coloured(text, other, false)) }
                 }
             }
         }
@@ -59,10 +59,11 @@ pub fn page(text: &TokenPaths, layer: usize) -> String {
     page.into_string()
 }
 
-fn coloured(text: &TokenPaths, layer: usize) -> Markup {
+/// The text by the groups of a layer; `told`: pointing at a token says its experts.
+fn coloured(text: &TokenPaths, layer: usize, told: bool) -> Markup {
     html! { p.text { @for (token, piece) in text.pieces.iter().enumerate() {
         @let taken = text.paths.get(token).and_then(|path| path.get(layer));
-        span.written[token >= text.prompt] style=(paint(text.group(token, layer))) title=(taken.map_or("not read".into(), experts)) { (piece) }
+        span.written[token >= text.prompt] style=(paint(text.group(token, layer))) title=[told.then(|| taken.map_or("not read".into(), experts))] { (piece) }
     } } }
 }
 
@@ -77,10 +78,14 @@ fn name<'t>(text: &'t TokenPaths, taken: &TokenPath) -> &'t str {
     taken.group.and_then(|group| text.groups.get(group)).map_or("all", String::as_str)
 }
 
+/// `5 experts: 0–3, 7`.
 fn experts(taken: &TokenPath) -> String {
-    let shown: Vec<String> = taken.experts.iter().take(64).map(u32::to_string).collect();
-    let more = if taken.experts.len() > shown.len() { ", …" } else { "" };
-    format!("{} experts: {}{more}", taken.experts.len(), shown.join(", "))
+    let run = |run: &[u32]| match run {
+        [first, .., last] => format!("{first}–{last}"),
+        _ => run.iter().map(u32::to_string).collect(),
+    };
+    let runs: Vec<String> = taken.experts.chunk_by(|a, b| a + 1 == *b).map(run).collect();
+    format!("{} experts: {}", taken.experts.len(), runs.join(", "))
 }
 
 fn visible(piece: &str) -> String {
