@@ -140,6 +140,25 @@ fn attention_is_causal() {
     assert!(relative_difference(&y, &z) > 0.0);
 }
 
+/// Room behind the positions that are taken changes no bit, whatever lies there.
+#[rstest]
+fn attention_steps_over_room(#[values(DType::F32, DType::F64)] dtype: DType, #[values(1, 3)] b: usize) {
+    let xs: Vec<Tensor> = inputs(8, &[&[b, 2, 4, 6], &[b, 16, 2, 6], &[b, 16, 2, 6]])
+        .iter()
+        .map(|x| x.to_dtype(dtype).unwrap())
+        .collect();
+    let bits = |y: Tensor| y.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+    for taken in [2, 9, 16] {
+        let part = |x: &Tensor| x.narrow(1, 0, taken).unwrap().contiguous().unwrap();
+        let (expected, _) = attention::forward(&xs[0], &part(&xs[1]), &part(&xs[2])).unwrap();
+        let (found, _) = attention::forward_in_room(&xs[0], &xs[1], &xs[2], taken).unwrap();
+        assert_eq!(bits(found), bits(expected), "{taken}");
+    }
+    assert!(attention::forward_in_room(&xs[0], &xs[1], &xs[2], 17).is_err());
+    let (y, saved) = attention::forward_in_room(&xs[0], &xs[1], &xs[2], 9).unwrap();
+    assert!(dtype != DType::F32 || attention::backward(&saved, &y).is_err());
+}
+
 #[rstest]
 #[case(vec![0, 3, 3, 1])]
 #[case(vec![4])]

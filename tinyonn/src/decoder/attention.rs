@@ -100,10 +100,11 @@ impl Attention {
         };
         let (turned_q, mut keys) = (turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?);
         let mut values = heads(self.v_proj.forward(x)?)?;
+        let mut positions = t;
         if let Some((cache, layer)) = cache {
-            (keys, values) = cache.extend(layer, &keys, &values)?;
+            (keys, values, positions) = cache.extend(layer, &keys, &values)?;
         }
-        let (y, attended) = attention::forward(&turned_q, &keys, &values)?;
+        let (y, attended) = attention::forward_in_room(&turned_q, &keys, &values, positions)?;
         let y = y.reshape((b, t, ()))?;
         let out = self.o_proj.forward(&y)?;
         Ok((out, Saved { x: x.clone(), q, k, attended, y, rotary: rotary.clone() }))

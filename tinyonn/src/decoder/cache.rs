@@ -70,8 +70,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// Appends a layer's new keys and values; returns all of them.
-    pub(super) fn extend(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Appends a layer's new keys and values; returns the room with all of them, and how many positions are taken.
+    pub(super) fn extend(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor, usize)> {
         let slot = &mut self.layers[layer];
         let held = slot.as_ref().map_or(0, |layer| layer.positions);
         let positions = held + k.dim(1)?;
@@ -93,8 +93,7 @@ impl KvCache {
         };
         keys.slice_set(&k.detach().contiguous()?, 1, held)?;
         values.slice_set(&v.detach().contiguous()?, 1, held)?;
-        let all = (keys.narrow(1, 0, positions)?, values.narrow(1, 0, positions)?);
-        *slot = Some(Layer { keys, values, positions });
-        Ok(all)
+        *slot = Some(Layer { keys: keys.clone(), values: values.clone(), positions });
+        Ok((keys, values, positions))
     }
 }

@@ -22,7 +22,21 @@ pub struct Saved {
 /// # Errors
 /// Shapes, dtypes or devices that do not go together; more queries than keys.
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
-    let op = Attention::new(&q.detach(), &k.detach(), &v.detach())?;
+    forward_in_room(q, k, v, k.dim(1)?)
+}
+
+/// As [`forward`], of keys and values `[B, room, K, D]` of which the first `positions` positions of each sequence are taken; in main memory in f32 the others are
+/// stepped over, and nothing is copied.
+///
+/// # Errors
+/// As above; more positions than there is room for.
+pub fn forward_in_room(q: &Tensor, k: &Tensor, v: &Tensor, positions: usize) -> Result<(Tensor, Saved)> {
+    let [mut k, mut v] = [k.detach(), v.detach()];
+    if !lanes::fused(&[q, &k, &v]) {
+        [k, v] = [k.narrow(1, 0, positions)?, v.narrow(1, 0, positions)?];
+    }
+    let op = Attention::new(&q.detach(), &k, &v, positions)?;
+    let (k, v) = (&op.k_bskd, &op.v_bskd);
     let (y, log_sums) = if lanes::fused(&[q, k, v]) { fused::forward(&op)? } else { (op.plain_forward()?, vec![]) };
     Ok((y.clone(), Saved { op, y_bthd: y, log_sums }))
 }
@@ -33,6 +47,9 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
 /// As above.
 pub fn backward(saved: &Saved, dy: &Tensor) -> Result<[Tensor; 3]> {
     let dy = dy.detach().contiguous()?;
+    if saved.op.shape.room != saved.op.shape.keys {
+        candle_core::bail!("causal_attention: a cache has no backward");
+    }
     if saved.log_sums.is_empty() {
         saved.op.plain_backward(&dy)
     } else {
@@ -53,6 +70,8 @@ struct Shape {
     batch: usize,
     queries: usize,
     keys: usize,
+    /// Positions from one sequence's keys to the next's.
+    room: usize,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -69,12 +88,13 @@ impl Shape {
 }
 
 impl Attention {
-    fn new(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self> {
+    fn new(q: &Tensor, k: &Tensor, v: &Tensor, keys: usize) -> Result<Self> {
         let (batch, queries, heads, head_dim) = q.dims4()?;
-        let (k_batch, keys, kv_heads, k_dim) = k.dims4()?;
+        let (k_batch, room, kv_heads, k_dim) = k.dims4()?;
         if (k_batch, k_dim) != (batch, head_dim)
             || v.dims() != k.dims()
             || queries > keys
+            || keys > room
             || !heads.is_multiple_of(kv_heads)
         {
             candle_core::bail!(
@@ -88,7 +108,7 @@ impl Attention {
             q_bthd: q.contiguous()?,
             k_bskd: k.contiguous()?,
             v_bskd: v.contiguous()?,
-            shape: Shape { batch, queries, keys, heads, kv_heads, head_dim },
+            shape: Shape { batch, queries, keys, room, heads, kv_heads, head_dim },
         })
     }
 
@@ -265,7 +285,7 @@ mod fused {
             units.enumerate().for_each(|(unit, (y, log_sums))| {
                 let (b, h) = (unit / s.heads, unit % s.heads);
                 let q = Matrix::head(q, (b, h), s.queries, s.heads, s.head_dim);
-                let [k, v] = [k, v].map(|x| Matrix::head(x, (b, h / s.group()), s.keys, s.kv_heads, s.head_dim));
+                let [k, v] = [k, v].map(|x| Matrix::head(x, (b, h / s.group()), s.room, s.kv_heads, s.head_dim));
                 lanes::vectorised(|| head_forward(s, [q, k, v], y, log_sums));
             });
         })?;
