@@ -151,6 +151,7 @@ fn a_listener_hears_all_and_may_end() {
 #[rstest]
 #[case::nothing(vec![vec![1], vec![]], 3, &["`prompt`", "empty"])]
 #[case::too_long(vec![vec![1; 65]], 1, &["`prompt`", "65 tokens", "64 positions", "shorten"])]
+#[case::without_end(vec![vec![1; 60]], usize::MAX, &["`tokens`", "ask for 5 or fewer"])]
 #[case::too_many(vec![vec![1; 60]], 6, &["`tokens`", "6 tokens", "64", "ask for 5 or fewer"])]
 fn what_cannot_be_continued_is_refused(#[case] texts: Vec<Vec<u32>>, #[case] tokens: usize, #[case] words: &[&str]) {
     let cfg: Arch = config(20, false);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{Place, UPCYCLE, assert_done, assert_refused};
 
 const GENERATE: &str = env!("CARGO_BIN_EXE_exp_generate");
+const SPARSIFY: &str = env!("CARGO_BIN_EXE_exp_sparsify");
 
 /// A place whose dense model has a chat template, and a variant of it.
 fn place() -> Place {
@@ -115,6 +116,21 @@ fn paths_are_shown_and_written() {
     assert_done(
         &place.run(GENERATE, "smear --active routed --prompt sort --max-tokens 6 --show-routing smear.html --stats"),
     );
+}
+
+/// A model whose tokens take single neurons has no groups to show.
+#[test]
+fn a_sparsified_model_writes_with_its_share() {
+    let place = place();
+    assert_done(&place.run(SPARSIFY, "--model dense --data a=a.txt --data b=b.txt --active-share 0.5 --out run"));
+    let output = place.run(GENERATE, "run/tiny-onn --prompt sort --max-tokens 8 --stats");
+    assert_done(&output);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let share: f64 = said.split("; ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
+    // At half of the operations a quarter of the neurons is taken: (1 + 2 s) / 3.
+    assert!((share - 25.0).abs() < 15.0, "{said}");
+    let shown = place.run(GENERATE, "run/tiny-onn --prompt sort --show-routing p.html");
+    assert_refused(&shown, &["`--show-routing`", "no groups"]);
 }
 
 #[rstest]

@@ -142,7 +142,7 @@ impl<F: FeedForward> CausalLm<F> {
             return Err(Error::setting("prompt", problem, "shorten it"));
         }
         // The last token is written, not read.
-        if prompt + tokens > most + 1 {
+        if tokens > most + 1 - prompt {
             let problem = format!(
                 "{tokens} tokens behind a prompt of {prompt} are more than the {most} positions that the model was made for"
             );
