@@ -122,7 +122,9 @@ fn paths_are_shown_and_written() {
 #[test]
 fn a_sparsified_model_writes_with_its_share() {
     let place = place();
-    assert_done(&place.run(SPARSIFY, "--model dense --data a=a.txt --data b=b.txt --active-share 0.5 --out run"));
+    fs::write(place.path("run.toml"), "length = 16").unwrap();
+    let run = "--model dense --data a=a.txt --data b=b.txt --active-share 0.5 --config run.toml --out run";
+    assert_done(&place.run(SPARSIFY, run));
     let output = place.run(GENERATE, "run/tiny-onn --prompt sort --max-tokens 8 --stats");
     assert_done(&output);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
