@@ -11,10 +11,10 @@ mod arguments;
 mod benchmark;
 #[path = "programs/copies.rs"]
 mod copies;
-#[path = "programs/export.rs"]
-mod export;
 #[path = "programs/eval.rs"]
 mod eval;
+#[path = "programs/export.rs"]
+mod export;
 #[path = "programs/generate.rs"]
 mod generate;
 #[path = "programs/given_text.rs"]

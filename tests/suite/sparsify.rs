@@ -207,9 +207,9 @@ fn candidates_are_part_of_a_checkpoint() {
         for (name, value) in tinyonn::imaging::neuron_calibration::gate_parameters(&found, &Device::Cpu).unwrap() {
             let name = format!("model.layers.{layer}.mlp.{name}");
             if store.get(&name).is_some() {
-                store.set(&name, &value).unwrap()
+                store.set(&name, &value).unwrap();
             } else {
-                store.insert(name, value).unwrap()
+                store.insert(name, value).unwrap();
             }
         }
     }
@@ -248,12 +248,11 @@ fn broken_rules_are_refused(#[case] name: &str, #[case] value: Option<f32>, #[ca
     let cfg = tiny::config(40);
     let (variant, mut store) = tiny::upcycled(&cfg, "OwnGate", &tiny::dense_store(&cfg, 1));
     let full = format!("model.layers.1.mlp.neurons.{name}");
-    match value {
-        Some(value) => store.set(&full, &Tensor::new(&[value], &Device::Cpu).unwrap()).unwrap(),
-        None => {
-            let delta = Tensor::zeros((cfg.intermediate_size, cfg.hidden_size), DType::F32, &Device::Cpu).unwrap();
-            store.insert(full, delta).unwrap();
-        }
+    if let Some(value) = value {
+        store.set(&full, &Tensor::new(&[value], &Device::Cpu).unwrap()).unwrap();
+    } else {
+        let delta = Tensor::zeros((cfg.intermediate_size, cfg.hidden_size), DType::F32, &Device::Cpu).unwrap();
+        store.insert(full, delta).unwrap();
     }
     let built = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, |_| false));
     let message = message(built);

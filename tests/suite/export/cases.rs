@@ -10,7 +10,7 @@ use tinyonn::decoder::{Arch, AttentionBias, Family, RopeScaling};
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::Partition;
 use tinyonn::model::ActiveMode::{self, All, Routed};
-use tinyonn::moe::{REPAIR_BIAS, REPAIR_DOWN};
+use tinyonn::moe::{KEPT, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
 use tinyonn::{Result, moe};
 
 use crate::gradients::inputs;
@@ -80,6 +80,8 @@ pub(crate) struct Case {
     pub(crate) active: Option<ActiveMode>,
     /// Whether W_d has a repair beside it, and whether that has a bias.
     pub(crate) repaired: Option<bool>,
+    /// Whether it has candidates, what neurons are worth, and deltas of all three matrices.
+    pub(crate) distilled: bool,
     /// Whether linear routers have no constants.
     pub(crate) without_constants: bool,
 }
@@ -87,7 +89,7 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn of(name: &'static str, variant: &'static str, format: ExportFormat) -> Self {
         let cfg = config(26, false);
-        Self { name, variant, cfg, format, active: None, repaired: None, without_constants: false }
+        Self { name, variant, cfg, format, active: None, repaired: None, distilled: false, without_constants: false }
     }
 
     fn family(name: &'static str, family: Family, change: impl Fn(&mut Arch)) -> Self {
@@ -106,7 +108,8 @@ impl Case {
             moe::ExpertsAre::Replicate => Vec::new(),
         };
         let mut store = upcycle(dense, &self.cfg, variant, &experts, 4).unwrap();
-        for (at, param) in variant_params(&self.cfg, variant).unwrap().into_iter().enumerate() {
+        let params = variant_params(&self.cfg, variant).unwrap().into_iter();
+        for (at, param) in params.filter(|param| param.role != Role::Repair).enumerate() {
             let Some(value) = store.get(&param.name).map(candle_core::Var::as_detached_tensor) else { continue };
             let drawn = inputs(500 + at as u64, &[value.dims()]).remove(0).to_dtype(DType::F32).unwrap();
             let moved = match param.role {
@@ -131,6 +134,21 @@ impl Case {
             {
                 let value = (value * scale).unwrap().to_dtype(DType::F32).unwrap();
                 store.insert(format!("model.layers.{layer}.mlp.{name}"), value).unwrap();
+            }
+        }
+        for layer in (0..self.cfg.num_hidden_layers).filter(|_| self.distilled) {
+            let (i, d) = (self.cfg.intermediate_size, self.cfg.hidden_size);
+            let drawn = inputs(950 + layer as u64, &[&[i, d], &[i, d], &[i], &[i]]);
+            let [gate, up, worth, kept] = drawn.try_into().unwrap();
+            let kept = kept.gt(-0.7).unwrap().to_dtype(DType::F64).unwrap();
+            for (name, value) in [
+                (REPAIR[0], (gate * 0.1).unwrap()),
+                (REPAIR[1], (up * 0.1).unwrap()),
+                (WORTH, (worth.abs().unwrap() + 0.2).unwrap()),
+                (KEPT, kept),
+            ] {
+                let name = format!("model.layers.{layer}.mlp.{name}");
+                store.insert(name, value.to_dtype(DType::F32).unwrap()).unwrap();
             }
         }
         store
@@ -177,6 +195,7 @@ pub(crate) fn all() -> Vec<Case> {
         Case::of("entropy", "ExportEntropy", TinyOnn),
         Case::of("own_gate", "OwnGate", TinyOnn),
         Case { repaired: Some(true), ..Case::of("neurons", "ExportNeurons", TinyOnn) },
+        Case { repaired: Some(true), distilled: true, ..Case::of("distilled", "OwnGate", TinyOnn) },
         Case { repaired: Some(true), ..Case::of("pruned", "Pruned", TinyOnn) },
         Case::family("llama", Family::Llama, |cfg| cfg.rope_scaling = llama3),
         Case::family("qwen2", Family::Qwen2, |cfg| cfg.attention_bias = AttentionBias::Qkv),

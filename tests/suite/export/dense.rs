@@ -121,7 +121,7 @@ fn an_export_is_a_checkpoint_from_which_others_are_made() {
     assert!(
         is_tinyonn(&config)
             && config["auto_map"].is_object()
-            && config["tinyonn_repaired"] == serde_json::json!([0, 1])
+            && config["tinyonn_beside"]["1"] == serde_json::json!(["repair.down", "repair.bias"])
     );
 
     let dense = Case { active: Some(All), ..Case::of("again", "ExportNeurons", Dense) };

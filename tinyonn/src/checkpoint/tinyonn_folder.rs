@@ -38,7 +38,7 @@ const KEY: &str = "tinyonn";
 /// The key under which transformers finds the classes of an export.
 pub(super) const AUTO_MAP: &str = "auto_map";
 /// The key under which an export names the layers whose W_d has a repair.
-pub(super) const REPAIRED: &str = "tinyonn_repaired";
+pub(super) const BESIDE: &str = "tinyonn_beside";
 
 /// The object `tinyonn` of `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,7 +169,7 @@ fn without_code(config: &Value) -> Value {
     let class = config.get(AUTO_MAP).and_then(|map| map.get("AutoConfig")).and_then(Value::as_str);
     let ours = class.is_some_and(|class| class.contains("configuration_tinyonn."));
     if let Some(object) = config.as_object_mut() {
-        object.shift_remove(REPAIRED);
+        object.shift_remove(BESIDE);
         if ours {
             object.shift_remove(AUTO_MAP);
         }

@@ -58,7 +58,7 @@ pub fn calibrate_gate(
     let (rows, width) = (x_nd.dim(0)?, weights.gate.dim(0)?);
     let mean_up = mean_up(weights, x_nd)?;
     let candidates = if within < width { Some(first(&candidate_order(weights, x_nd, worth_i)?, within)) } else { None };
-    let worth = worth_i.map(|worth_i| Ok::<_, Error>(host::in_memory(worth_i)?.to_vec())).transpose()?;
+    let worth = worth_i.map(host::in_memory).transpose()?;
     let found = |take| {
         Ok(GateCalibration { mean_up: mean_up.clone(), worth: worth.clone(), candidates: candidates.clone(), take })
     };

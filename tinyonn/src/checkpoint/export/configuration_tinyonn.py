@@ -3,7 +3,7 @@
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-OWN = ("architectures", "auto_map", "model_type", "tinyonn", "tinyonn_repaired", "transformers_version")  # what a dense configuration does not have, or has otherwise
+OWN = ("architectures", "auto_map", "model_type", "tinyonn", "tinyonn_beside", "transformers_version")  # what a dense configuration does not have, or has otherwise
 EARLIER = ("rope_scaling", "rope_theta", "torch_dtype")  # keys that `rope_parameters` and `dtype` took the place of
 
 
@@ -13,8 +13,8 @@ class TinyOnnConfig(PretrainedConfig):
     model_type = "tinyonn"
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    def __init__(self, tinyonn=None, tinyonn_repaired=(), **kwargs):
-        self.tinyonn, self.tinyonn_repaired = tinyonn or {}, list(tinyonn_repaired)  # the second: layers with a repair of W_d
+    def __init__(self, tinyonn=None, tinyonn_beside=None, **kwargs):
+        self.tinyonn, self.tinyonn_beside = tinyonn or {}, dict(tinyonn_beside or {})  # the second: by layer, what a choice of neurons need not have
         dense = self._dense(kwargs)
         made = {key: value for key, value in dense.to_dict().items() if key not in OWN}
         given = {key: value for key, value in kwargs.items() if key not in EARLIER}

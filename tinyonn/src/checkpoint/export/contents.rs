@@ -1,19 +1,23 @@
 //! What a checkpoint has beside the dense weights that a format may have no place for.
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Device, Tensor};
 
 use crate::checkpoint::params::mixture_prefix;
 use crate::checkpoint::replicas::is_delta;
 use crate::checkpoint::tinyonn_folder::TinyOnnFolder;
-use crate::moe::{Neurons, REPAIR_BIAS, REPAIR_DOWN};
+use crate::moe::{KEPT, Neurons, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
 use crate::ops::host;
 use crate::{Error, Result};
 
 /// What was found.
 #[derive(Debug)]
 pub(super) struct Contents {
-    /// Layers whose W_d has a repair, ascending.
+    /// Layers with a repair, ascending.
     pub(super) repaired: Vec<usize>,
+    /// By layer, what a choice of neurons may have and need not, by its name under `neurons`.
+    pub(super) beside: BTreeMap<usize, Vec<&'static str>>,
     /// The first layer whose repair has a bias that is not zero.
     pub(super) biased: Option<usize>,
     /// The name of the first weight of a replica that has learnt.
@@ -23,8 +27,15 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn of(source: &TinyOnnFolder) -> Result<Self> {
         let layers = 0..source.arch().num_hidden_layers;
-        let has = |layer: &usize| source.folder().source().info(&repair_name(*layer, REPAIR_DOWN)).is_some();
-        let repaired: Vec<usize> = layers.filter(has).collect();
+        let has = |layer: usize, name: &str| source.folder().source().info(&repair_name(layer, name)).is_some();
+        let repaired: Vec<usize> = layers.clone().filter(|layer| has(*layer, REPAIR_DOWN)).collect();
+        let kept = (source.variant().spec.neurons == Neurons::Gate).then_some(KEPT);
+        let optional: Vec<&'static str> = kept.into_iter().chain([WORTH]).chain(REPAIR).chain([REPAIR_BIAS]).collect();
+        let of_layer = |layer: usize| {
+            let names = optional.iter().filter(|name| has(layer, name));
+            (layer, names.filter_map(|name| Some(name.split_once('.')?.1)).collect::<Vec<_>>())
+        };
+        let beside = layers.map(of_layer).filter(|(_, names)| !names.is_empty()).collect();
         let mut biased = None;
         for layer in &repaired {
             let bias = values(source, &repair_name(*layer, REPAIR_BIAS))?;
@@ -33,7 +44,7 @@ impl Contents {
             }
         }
         let delta = source.folder().tensors().map(|(name, _)| name).find(|name| is_delta(name)).map(str::to_owned);
-        Ok(Self { repaired, biased, delta })
+        Ok(Self { repaired, beside, biased, delta })
     }
 
     /// Refuses a bias, for which no MLP of the other format has a place.
@@ -52,7 +63,7 @@ impl Contents {
             lines.push(format!("the routers ({}), since all experts take part", spec.router_words()));
         }
         if spec.neurons != Neurons::All {
-            let repair = if self.repaired.is_empty() { "" } else { ", and the repair of W_d" };
+            let repair = if self.repaired.is_empty() { "" } else { ", and the repair beside the weights" };
             lines.push(format!(
                 "the choice of neurons (`neurons = {}`){repair}: all neurons take part",
                 spec.neurons.word()

@@ -13,7 +13,7 @@ use crate::checkpoint::replicas::base_name;
 use crate::checkpoint::tinyonn_folder::{TinyOnnFolder, dense_config};
 use crate::files::StagedFolder;
 use crate::model::ActiveMode;
-use crate::moe::{Combine, KEPT, Neurons, REPAIR_DOWN};
+use crate::moe::{Combine, KEPT, Neurons, REPAIR, REPAIR_DOWN};
 use crate::{Error, Result};
 
 /// Writes the dense model of the Tiny-ONN folder `from` to the new folder `to`: each weight byte for byte as stored, the dense
@@ -62,7 +62,7 @@ pub(super) fn write(
     Ok((left_out, write_folder(source.folder(), staged, &config, copied, &made)?))
 }
 
-/// W_d of every layer, of which the neurons that are not kept have zeros: [d, I].
+/// W_d of every layer, of which the neurons that are not kept have zeros, `[d, I]`, and what else a repair moves.
 fn pruned(source: &TinyOnnFolder) -> Result<Vec<(String, Tensor)>> {
     let mut made = Vec::new();
     for layer in 0..source.arch().num_hidden_layers {
@@ -76,6 +76,13 @@ fn pruned(source: &TinyOnnFolder) -> Result<Vec<(String, Tensor)>> {
             None => down_di,
         };
         made.push((name.clone(), as_stored(source, &name, &repaired_di.broadcast_mul(&kept_i)?)?));
+        for (projection, delta) in ["gate_proj", "up_proj"].into_iter().zip(REPAIR) {
+            let name = format!("{}.{projection}.weight", mixture_prefix(layer));
+            if let (Some(w_id), Some(delta_id)) = (tensor(source, &name)?, tensor(source, &repair_name(layer, delta))?)
+            {
+                made.push((name.clone(), as_stored(source, &name, &(w_id + delta_id)?)?));
+            }
+        }
     }
     Ok(made)
 }

@@ -105,22 +105,35 @@ def best(scores, k):
 
 
 class NeuronChoice(nn.Module):
-    """Which single neurons a token takes: by its own gate values, or a fixed set; and the repair of W_d, where there is one."""
+    """Which single neurons a token takes: by its own gate values, or a fixed set; and what is added to the weights and the output."""
 
-    def __init__(self, d, i, gate, repair):
+    def __init__(self, d, i, gate, beside):
         super().__init__()
+        self.by_gate = gate
         if gate:
             self.mean_up, self.most, self.least_score = f32(i), f32(1), f32(1)
-        else:
-            self.kept = f32(i)
-        self.repair = nn.ParameterDict({"down": f32(i, d), "bias": f32(d)}) if repair else None
+        self.kept = f32(i) if not gate or "kept" in beside else None
+        self.worth = f32(i) if "worth" in beside else None
+        parts = [part for part in ("gate", "up", "down", "bias") if f"repair.{part}" in beside]
+        self.repair = nn.ParameterDict({part: f32(d) if part == "bias" else f32(i, d) for part in parts})
+
+    def linear(self, part, x, weight):
+        """x W', or with W + delta where there is one; behind `down` the bias is added."""
+        if part in self.repair:
+            delta = self.repair[part].T if part == "down" else self.repair[part]
+            weight = (weight.float() + delta).to(x.dtype)
+        bias = self.repair["bias"].to(x.dtype) if part == "down" and "bias" in self.repair else None
+        return F.linear(x, weight, bias)
 
     def forward(self, g_ti, act, down_di, gate_ti):
         open_ti = None if gate_ti is None else gate_ti != 0
-        if hasattr(self, "kept"):
+        if self.kept is not None:
             kept_ti = (self.kept != 0).expand(g_ti.shape)
-            return kept_ti if open_ti is None else kept_ti & open_ti
-        scores_ti = (act(g_ti.float()) * self.mean_up).abs() * down_di.float().square().sum(0).sqrt()
+            open_ti = kept_ti if open_ti is None else kept_ti & open_ti
+        if not self.by_gate:
+            return open_ti
+        worth_i = down_di.float().square().sum(0).sqrt() if self.worth is None else self.worth
+        scores_ti = (act(g_ti.float()) * self.mean_up).abs() * worth_i
         scores_ti = scores_ti.nan_to_num(nan=float("inf"), posinf=float("inf"))
         if open_ti is not None:
             scores_ti = scores_ti.masked_fill(~open_ti, -1)
@@ -151,7 +164,7 @@ class TinyOnnMLP(nn.Module):
             self.balance_bias = f32(sum(run["parents"] * run["choices"] for run in runs))
         self.neurons = None
         if spec.get("neurons", "all") != "all":
-            self.neurons = NeuronChoice(d, i, spec["neurons"] == "gate", layer in config.tinyonn_repaired)
+            self.neurons = NeuronChoice(d, i, spec["neurons"] == "gate", config.tinyonn_beside.get(str(layer), ()))
         self.all_active = config.tinyonn["active"] == "all"
 
     def route(self, x_td):
@@ -181,10 +194,11 @@ class TinyOnnMLP(nn.Module):
         return F.pad(gate_tn, (0, self.always), value=1.0)
 
     def forward(self, x):
-        g, u = self.gate_proj(x), self.up_proj(x)
-        h = self.act_fn(g) * u
         if self.all_active:
-            return self.down_proj(h)
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        linear = self.neurons.linear if self.neurons is not None else lambda _, x, weight: F.linear(x, weight)
+        g, u = linear("gate", x, self.gate_proj.weight), linear("up", x, self.up_proj.weight)
+        h = self.act_fn(g) * u
         gate_tn = self.route(x.detach().flatten(0, -2).float())
         gate = None
         if gate_tn is not None:
@@ -192,12 +206,7 @@ class TinyOnnMLP(nn.Module):
         if self.neurons is None:
             return self.down_proj(h if gate is None else h * gate)
         h = h * self.neurons(g, self.act_fn, self.down_proj.weight, gate).to(h.dtype)
-        h = h if gate is None else h * gate
-        repair = self.neurons.repair
-        if repair is None:
-            return self.down_proj(h)
-        down = (self.down_proj.weight.float() + repair["down"].T).to(h.dtype)
-        return F.linear(h, down, repair["bias"].to(h.dtype))
+        return linear("down", h if gate is None else h * gate, self.down_proj.weight)
 
 
 class TinyOnnForCausalLM(PreTrainedModel, GenerationMixin):

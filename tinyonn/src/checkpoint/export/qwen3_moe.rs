@@ -16,7 +16,7 @@ use crate::checkpoint::tinyonn_folder::{TinyOnnFolder, dense_config};
 use crate::decoder::Family;
 use crate::files::StagedFolder;
 use crate::model::ActiveMode;
-use crate::moe::{Balance, ExpertsAre, Gate, KEPT, MoeSpec, Neurons, Pfag, REPAIR_DOWN, RoutePer};
+use crate::moe::{Balance, ExpertsAre, Gate, KEPT, MoeSpec, Neurons, Pfag, REPAIR, REPAIR_DOWN, RoutePer};
 use crate::ops::host;
 use crate::{Error, Result};
 
@@ -173,7 +173,15 @@ fn experts(source: &TinyOnnFolder, layer: usize, neurons: &[Vec<u32>], plan: &Pl
         let name = format!("{prefix}.{projection}.weight");
         source.folder().source().load(&name, &Device::Cpu, None)
     };
-    let (gate_id, up_id) = (weight("gate_proj")?, weight("up_proj")?);
+    let with_delta = |projection: &str, delta: &str| {
+        let w_id = weight(projection)?;
+        match tensor(source, &repair_name(layer, delta))?.filter(|_| plan.pruned) {
+            Some(delta_id) => Ok((w_id.to_dtype(DType::F32)? + delta_id)?.to_dtype(w_id.dtype())?),
+            None => Ok::<_, Error>(w_id),
+        }
+    };
+    let [of_gate, of_up, _] = REPAIR;
+    let (gate_id, up_id) = (with_delta("gate_proj", of_gate)?, with_delta("up_proj", of_up)?);
     let mut down_di = weight("down_proj")?.to_dtype(DType::F32)?;
     if let Some(delta_id) = tensor(source, &repair_name(layer, REPAIR_DOWN))?.filter(|_| plan.pruned) {
         down_di = (down_di + delta_id.t()?)?;

@@ -8,7 +8,7 @@ use super::contents::Contents;
 use super::qwen3_moe::refuse_activation;
 use super::{name_type, write_folder};
 use crate::checkpoint::not_finite::NotFinite;
-use crate::checkpoint::tinyonn_folder::{AUTO_MAP, REPAIRED, TinyOnnConfig, TinyOnnFolder};
+use crate::checkpoint::tinyonn_folder::{AUTO_MAP, BESIDE, TinyOnnConfig, TinyOnnFolder};
 use crate::files::{self, StagedFolder};
 use crate::model::ActiveMode;
 use crate::moe::{ExpertsAre, MoeSpec, Pfag, RoutePer, RouterKind};
@@ -34,8 +34,8 @@ pub(super) fn write(
         "AutoConfig": "configuration_tinyonn.TinyOnnConfig",
         "AutoModelForCausalLM": "modeling_tinyonn.TinyOnnForCausalLM",
     });
-    if !contents.repaired.is_empty() {
-        config[REPAIRED] = json!(contents.repaired);
+    if !contents.beside.is_empty() {
+        config[BESIDE] = json!(contents.beside);
     }
     name_type(source, &mut config);
     let not_finite = write_folder(source.folder(), staged, &config, |_| true, &[])?;
