@@ -107,6 +107,11 @@ fn a_task_carries_signal_above_its_floor_alone() {
     // What one number spoils is said, and is no signal.
     knowing[3].log_likelihoods[1] = f64::NAN;
     assert!(TaskFigures::new(&even, &knowing, 0).unwrap().bits_per_byte.mean.is_nan());
+    // What was asked is known by all of it.
+    let mut other = even.clone();
+    other.items[0].choices[0].context.push('?');
+    assert_eq!(even.sha256(), TaskFigures::new(&even, &knowing, 0).unwrap().items_sha256);
+    assert_ne!(even.sha256(), other.sha256());
     let refused = message(TaskFigures::new(&even, &knowing[1..], 0));
     assert!(refused.contains("59 answers") && refused.contains("60 items of made_up"), "{refused}");
 }

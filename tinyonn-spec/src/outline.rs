@@ -1,7 +1,7 @@
 //! A declaration in a few words, for tables and logs.
 
 use crate::{
-    Balance, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Pfag, Project, Reduce, RoutePer,
+    Balance, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Neurons, Pfag, Project, Reduce, RoutePer,
     RouterKind,
 };
 
@@ -54,10 +54,11 @@ impl MoeSpec {
     /// without what is as by default.
     ///
     /// ```
-    /// use tinyonn::gallery::{Nucleus, Smear, TinyOnn};
+    /// use tinyonn::gallery::{Nucleus, OwnGate, Smear, TinyOnn};
     ///
     /// assert_eq!(TinyOnn::SPEC.behaviour_words(), "token, concat, unit");
     /// assert_eq!(Smear::SPEC.behaviour_words(), "sequence(64), replicas, merge");
+    /// assert_eq!(OwnGate::SPEC.behaviour_words(), "token, concat, unit, neurons by gate");
     /// assert_eq!(Nucleus::SPEC.behaviour_words(), "token, concat, unit, nucleus(0.4), balance loss(0.01)");
     /// ```
     #[must_use]
@@ -72,6 +73,11 @@ impl MoeSpec {
         words.push(self.combine.word().to_owned());
         // Normalised is what every merge has.
         words.extend((self.gate != Gate::Normalised).then(|| self.gate.word().replace('_', "-")));
+        words.extend(match self.neurons {
+            Neurons::All => None,
+            Neurons::Gate => Some("neurons by gate".to_owned()),
+            Neurons::Pruned => Some("a fixed set of neurons".to_owned()),
+        });
         words.extend(match self.pfag {
             Pfag::Off => None,
             Pfag::Entropy => Some("entropy".to_owned()),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, VariantParameters, is_tinyonn, variant_parameters};
 use tinyonn::decoder::Arch;
 use tinyonn::moe::expert::check_width;
-use tinyonn::moe::{Pfag, Variant, variants};
+use tinyonn::moe::{MoeSpec, Neurons, Pfag, Variant, variants};
 use tinyonn::{Result, moe};
 
 /// List the variants that --variant knows, and what each would be on a model.
@@ -79,6 +79,11 @@ fn head(model: bool) -> Vec<String> {
     always.into_iter().chain(of_model.into_iter().filter(|_| model)).map(str::to_owned).collect()
 }
 
+/// What is said before a number that tokens take at most: of adaptive forms, and where only some neurons take part.
+fn at_most(spec: &MoeSpec) -> &'static str {
+    if spec.pfag == Pfag::Off && spec.neurons == Neurons::All { "" } else { "≤ " }
+}
+
 impl Row {
     fn new(variant: &'static Variant, cfg: Option<&Arch>) -> Self {
         let count = |cfg: &Arch| -> Result<(VariantParameters, usize)> {
@@ -92,8 +97,7 @@ impl Row {
 
     fn active(&self) -> String {
         let spec = &self.variant.spec;
-        let most = if spec.pfag == Pfag::Off { "" } else { "≤ " };
-        format!("{most}{} of {}", spec.active_experts(), spec.experts())
+        format!("{}{} of {}", at_most(spec), spec.active_experts(), spec.experts())
     }
 
     fn cells(&self) -> Vec<String> {
@@ -109,7 +113,7 @@ impl Row {
         match &self.fit {
             None => {}
             Some(Ok((counted, dense))) => {
-                let most = if spec.pfag == Pfag::Off { "" } else { "≤ " };
+                let most = at_most(spec);
                 let percent = 100.0 * counted.routers as f64 / *dense as f64;
                 cells.push(format!("{} ({percent:.2} %)", counted.routers));
                 cells.push(counted.total.to_string());

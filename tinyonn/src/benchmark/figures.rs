@@ -17,6 +17,8 @@ pub struct TaskFigures {
     pub metric: Metric,
     /// Items answered.
     pub items: usize,
+    /// Identifies them: [`BenchmarkTask::sha256`].
+    pub items_sha256: String,
     /// The share of right answers.
     pub accuracy: Interval,
     /// The share that guessing gets right: the mean of 1 / choices.
@@ -54,6 +56,7 @@ impl TaskFigures {
             task: task.name.clone(),
             metric: task.metric,
             items: answers.len(),
+            items_sha256: task.sha256(),
             accuracy,
             chance,
             constant,

