@@ -15,9 +15,9 @@ use crate::models::{CPU, apart, bits, ids, message, weights};
 /// All active nothing is lost, whatever the checkpoint chooses; what it leaves behind is said.
 #[rstest]
 #[case::levels("ExportLevels", None, &["the routers (gaussian(5))"])]
-#[case::single_neurons("OwnGate", Some(true), &["`neurons = gate`", "the repair of W_d"])]
+#[case::single_neurons("OwnGate", Some(true), &["`neurons = gate`", "the repair beside the weights"])]
 #[case::both("ExportNeurons", None, &["the routers (linear)", "`neurons = gate`"])]
-#[case::a_fixed_set("Pruned", Some(true), &["`neurons = pruned`", "the repair of W_d"])]
+#[case::a_fixed_set("Pruned", Some(true), &["`neurons = pruned`", "the repair beside the weights"])]
 fn it_is_the_dense_weights_byte_for_byte_and_says_what_it_leaves(
     #[case] variant: &'static str,
     #[case] repaired: Option<bool>,

@@ -218,6 +218,9 @@ fn batches(model: &CausalLm<Mlp>, set: &TokenSet, options: DamageOptions) -> Res
             batches.push(batch?);
         }
     }
+    if !batches.iter().any(|batch| batch.counted.contains(&true)) {
+        return Err(Error::setting("damage", "there is no held-out token", "give each kind of text more documents"));
+    }
     Ok(batches)
 }
 
@@ -229,9 +232,6 @@ fn summed(
     answer: impl Fn(&Answers) -> Option<&Tensor>,
 ) -> Result<(Vec<Vec<f64>>, usize)> {
     let tokens = batches.iter().flat_map(|batch| &batch.counted).filter(|counted| **counted).count();
-    if tokens == 0 {
-        return Err(Error::setting("damage", "there is no held-out token", "give each kind of text more documents"));
-    }
     let mut sums: Vec<Vec<f64>> = Vec::new();
     for batch in batches {
         let forward = model.forward(&batch.inputs, &batch.targets, &Pass { keep: Keep::All, ..Pass::all() })?;
