@@ -146,6 +146,13 @@ fn sparsifies(place: &Place) {
     refused("--active-share 0.3 --shares uniform", &["`active_share`: is 0.3", "fewer candidates"]);
     refused("--active-share 0.01", &["`active_share`: is 0.01", "cut down to"]);
     refused("--candidates 0", &["`candidates`: is 0"]);
+    refused("--candidates 0.5 --active-share 0.9", &["`active_share`: is 0.9", "candidates cost"]);
+    fs::write(place.path("untested.toml"), "test_tokens = 1\n").unwrap();
+    fs::write(place.path("uncut.toml"), "[distil]\nbatch = 3\nmemory.micro_batches = 2\n").unwrap();
+    for (file, words) in [("untested", ["`test_tokens`", "is 1"]), ("uncut", ["distil.memory", "not cut into 2"])] {
+        let base = format!("--model {model} --data a=a.txt --data b=b.txt --config {file}.toml");
+        place.refused(SPARSIFY, &format!("{base} --distil 2 --out no"), &words);
+    }
     refused("--variant Pruned --candidates 0.5", &["`candidates`: is for a gate"]);
     refused("--variant Pruned --choose top_k", &["`choose`: is for a gate"]);
     let negative = format!("--model {model} --data a=a.txt --data b=b.txt --config negative.toml --out no");

@@ -78,7 +78,7 @@ fn removal_is_the_square_of_a_sum(#[values(false, true)] gated: bool) {
     }
 }
 
-/// All of a layer does no damage; less of it does, and a gate does less than a fixed set of the same cost where neurons are many.
+/// All of a layer does no damage, less of it does.
 #[test]
 fn damage_of_a_model() {
     let cfg = tiny::config(40);
@@ -120,8 +120,14 @@ proptest! {
             .collect();
         let found = cuts_by_layer(&layers, operations).unwrap();
         let cost = found.iter().map(|cut| cut.operations()).sum::<f64>() / found.len() as f64;
-        // A layer whose damage is nothing before all is kept takes no more than that.
-        prop_assert!(cost <= operations + 1e-9);
+        // A layer whose damage is as small as it gets takes no more than that.
+        let most = |layer: &LayerDamage| {
+            let least = layer.damage.iter().copied().fold(f64::INFINITY, f64::min);
+            let cheapest = layer.cuts.iter().zip(&layer.damage).find(|(_, damage)| **damage == least);
+            cheapest.map_or(1.0, |(cut, _)| cut.operations())
+        };
+        let spendable = layers.iter().map(most).sum::<f64>() / layers.len() as f64;
+        prop_assert!((cost - operations.min(spendable)).abs() < 1e-9, "{cost} {operations} {spendable}");
         // Interpolated on the lower hull of its points, as a mixture of two cuts would be.
         let hull = |layer: &LayerDamage, at: f64| {
             let points: Vec<(f64, f64)> = layer.cuts.iter().map(|cut| cut.operations()).zip(layer.damage.iter().map(|damage| damage * damage)).collect();
@@ -243,6 +249,7 @@ fn candidates_are_part_of_a_checkpoint() {
 #[case::negative("least_score", Some(-1.0), "neurons.least_score")]
 #[case::none("most", Some(0.0), "neurons.most")]
 #[case::half("most", Some(2.5), "neurons.most")]
+#[case::half_kept("kept", None, "neurons.kept")]
 #[case::half_a_repair("repair.down", None, "neurons.repair.bias")]
 fn broken_rules_are_refused(#[case] name: &str, #[case] value: Option<f32>, #[case] said: &str) {
     let cfg = tiny::config(40);
@@ -251,8 +258,9 @@ fn broken_rules_are_refused(#[case] name: &str, #[case] value: Option<f32>, #[ca
     if let Some(value) = value {
         store.set(&full, &Tensor::new(&[value], &Device::Cpu).unwrap()).unwrap();
     } else {
-        let delta = Tensor::zeros((cfg.intermediate_size, cfg.hidden_size), DType::F32, &Device::Cpu).unwrap();
-        store.insert(full, delta).unwrap();
+        let shape =
+            if name == "kept" { vec![cfg.intermediate_size] } else { vec![cfg.intermediate_size, cfg.hidden_size] };
+        store.insert(full, Tensor::full(0.5f32, shape, &Device::Cpu).unwrap()).unwrap();
     }
     let built = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, |_| false));
     let message = message(built);
@@ -280,14 +288,17 @@ fn documents_are_spread_over_a_task() {
     let task =
         TaskTokens { name: "t".into(), tokens: (0..12).collect(), documents: vec![0, 0, 1, 1, 1, 2, 3, 3, 4, 4, 5, 5] };
     let set = TokenSet { tasks: vec![task], documents: vec![], eos: 0 };
-    let kept = |most| {
+    let kept = |each, most| {
         let mut set = set.clone();
-        set.spread_documents(most);
+        set.spread_documents(each, most);
         set.tasks.remove(0)
     };
-    assert_eq!(kept(3).documents, [0, 0, 2, 4, 4]);
-    assert_eq!(kept(3).tokens, [0, 1, 5, 8, 9]);
-    assert_eq!(kept(9), set.tasks[0]);
-    assert!(kept(0).tokens.is_empty());
+    // Documents of 2, 3, 1, 2, 2 and 2 tokens.
+    assert_eq!(kept(9, 7).documents, [0, 0, 2, 4, 4]);
+    assert_eq!(kept(9, 7).tokens, [0, 1, 5, 8, 9]);
+    assert_eq!(kept(1, 5).documents, [0, 0, 1, 1, 1, 2, 3, 3, 4, 4]);
+    assert_eq!(kept(9, 12), set.tasks[0]);
+    // One at least, whole.
+    assert_eq!(kept(9, 1).documents, [0, 0]);
     assert!(!set.tasks[0].documents.contains(&NO_DOCUMENT));
 }

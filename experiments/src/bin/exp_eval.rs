@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::DType;
 use clap::Parser;
-use experiments::model_flags::{Active, Dtype};
+use experiments::model_flags::{Active, Dtype, found};
 use experiments::settings::over_file;
 use experiments::text_cost::{Reading, TextCost, costs};
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
@@ -125,7 +125,8 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
     let data = settings.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
     let read: Vec<&Path> = settings.models.iter().map(PathBuf::as_path).chain(data).chain(file).collect();
     let replace = overwrite::replaces(&out, overwrite, &read)?;
-    let opened = settings.models.iter().map(|path| Opened::new(path, settings)).collect::<Result<Vec<_>>>()?;
+    let places = settings.models.iter().map(|name| found(Some(name.as_path()))).collect::<Result<Vec<_>>>()?;
+    let opened = places.iter().flatten().map(|path| Opened::new(path, settings)).collect::<Result<Vec<_>>>()?;
     let windows = windows(settings, &opened)?;
     let corpus = corpus(settings)?;
     let folder = RunFolder::create(&out, settings, seed, name, replace)?;
@@ -181,7 +182,8 @@ impl Opened {
         let (tokenizer, positions) = (text::tokenizer(&folder)?, folder.arch()?.max_position_embeddings);
         let variant = is_tinyonn(folder.config()).then(|| TinyOnnFolder::open(path)).transpose()?;
         let stated = variant.as_ref().map_or(ActiveMode::All, |variant| variant.config().active);
-        let active = settings.active.map_or(stated, ActiveMode::from);
+        // A dense model has but one mode.
+        let active = settings.active.filter(|_| variant.is_some()).map_or(stated, ActiveMode::from);
         let routed = variant.as_ref().filter(|_| active == ActiveMode::Routed).map(|variant| &variant.variant().spec);
         if routed.is_some_and(|spec| spec.route_per == RoutePer::Task) {
             let problem = format!("{} is routed by the task of each sequence, which no document names", path.display());

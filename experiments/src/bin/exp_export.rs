@@ -179,7 +179,7 @@ fn read_tokens(
     };
     // Bytes are the most that tokens can be of.
     let text = given.as_deref().unwrap_or(OWN_TEXT);
-    let end = (0..=text.len().min(64 * most)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=text.len().min(most.saturating_mul(64))).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     let mut ids = text::tokenizer(source.folder())?.encode(&text[..end])?;
     ids.truncate(most);
     let length = length.min(ids.len());

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use candle_core::DType;
 use clap::Parser;
 use experiments::listener::{Answer, Listener, Shown};
-use experiments::model_flags::{Active, Dtype};
+use experiments::model_flags::{Active, Dtype, found};
 use experiments::settings::over_file;
 use experiments::token_paths::TokenPaths;
 use experiments::{RunFlags, arguments, main_with, overwrite, say};
@@ -142,7 +142,7 @@ fn by_flag(error: Error) -> Error {
 }
 
 fn run(settings: &Settings) -> Result<()> {
-    let path = settings.model.clone().ok_or_else(|| {
+    let path = found(settings.model.as_deref())?.ok_or_else(|| {
         Error::setting("MODEL", "no checkpoint was named", "name a folder or a GGUF file; see --help")
     })?;
     let sampling = sampling(settings);

@@ -1,4 +1,4 @@
-//! From a dense model to one whose tokens take single neurons, at a share of the MLPs' operations, without training.
+//! From a dense model to one whose tokens take single neurons, at a share of the MLPs' operations.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use tinyonn::imaging::{Choose, Cut};
 use tinyonn::phases::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify};
 
 /// Find by text which neurons of each layer a token takes, so that the MLPs cost the share of operations that is asked for, and repair in closed form what
-/// the others leave missing. Nothing is trained.
+/// the others leave missing; with --distil, train what lies beside the weights to say what the dense model says.
 ///
 /// With --variant OwnGate, the default, each token takes the neurons whose own gates promise most: of candidates c (gate rows are computed for these) the
 /// share s costs (c + 2s)/3 of the MLP. With --variant Pruned every token takes the same neurons: what any choice must beat. A type of yours that is declared
@@ -142,9 +142,14 @@ fn print(summary: &SparsifySummary, out: &Path) {
         summary.calibrated_on,
         match summary.repaired_on {
             0 => "not repaired".into(),
-            tokens => format!("repaired on {tokens}, which added {} numbers", summary.added),
+            tokens => format!("repaired on {tokens}"),
         }
     );
+    if let Some(divergence) = summary.distilled_to {
+        let steps = summary.settings.distil.steps;
+        say!("distilled {steps} steps, to a divergence of {divergence:.4} nats a token of training text");
+    }
+    say!("beside    {} numbers beside the {} of the dense model", summary.added, summary.parameters);
     let of_layer = |cut: &Cut| format!("{:.0}/{:.0}", 100.0 * cut.neurons, 100.0 * cut.candidates);
     say!(
         "layers    {} % of the neurons, of so many candidates",

@@ -146,7 +146,10 @@ impl Case {
                 (REPAIR[1], (up * 0.1).unwrap()),
                 (WORTH, (worth.abs().unwrap() + 0.2).unwrap()),
                 (KEPT, kept),
-            ] {
+            ]
+            .into_iter()
+            .take(if self.variant == "Pruned" { 2 } else { 4 })
+            {
                 let name = format!("model.layers.{layer}.mlp.{name}");
                 store.insert(name, value.to_dtype(DType::F32).unwrap()).unwrap();
             }
@@ -208,7 +211,12 @@ pub(crate) fn all() -> Vec<Case> {
         Case { cfg: tied, ..moe("moe_all", "ExportLevels", All) },
         Case { without_constants: true, ..moe("moe_routed", "ExportFlat", Routed) },
         moe("moe_of_levels", "ExportLevels", Routed),
-        Case { repaired: Some(false), ..moe("moe_pruned", "Pruned", Routed) },
-        Case { active: Some(Routed), repaired: Some(false), ..Case::of("dense_pruned", "Pruned", Dense) },
+        Case { repaired: Some(false), distilled: true, ..moe("moe_pruned", "Pruned", Routed) },
+        Case {
+            active: Some(Routed),
+            repaired: Some(false),
+            distilled: true,
+            ..Case::of("dense_pruned", "Pruned", Dense)
+        },
     ]
 }

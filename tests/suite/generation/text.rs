@@ -56,6 +56,23 @@ fn pieces_of_any_tokens_are_their_text() {
     }
 }
 
+/// Bytes that are no characters stop no stream: what follows them is given as it comes, whatever a decoder makes of the bytes.
+#[test]
+fn a_stream_goes_on_behind_bytes_that_are_none() {
+    for (name, tokenizer) in tokenizers() {
+        let crab = tokenizer.encode("🦀").unwrap();
+        let end = tokenizer.encode(" the end of it all").unwrap();
+        let stray = *crab.last().unwrap();
+        for strays in [1, 5, 40] {
+            let tokens: Vec<u32> =
+                crab.iter().copied().chain(std::iter::repeat_n(stray, strays)).chain(end.clone()).collect();
+            let found = pieces(&tokenizer, &tokens);
+            let (last, before) = found.split_last().unwrap();
+            assert!(before.concat().ends_with("the end of it all") && last.is_empty(), "{name} {strays}: {found:?}");
+        }
+    }
+}
+
 /// Behind a prompt, a text goes on as in one piece: with the blank that a decoder takes away from a text's beginning.
 #[test]
 fn a_stream_goes_on_behind_a_prompt() {

@@ -37,7 +37,7 @@ use crate::{Error, Result};
 const KEY: &str = "tinyonn";
 /// The key under which transformers finds the classes of an export.
 pub(super) const AUTO_MAP: &str = "auto_map";
-/// The key under which an export names the layers whose W_d has a repair.
+/// The key under which an export names, layer by layer, what lies beside the weights.
 pub(super) const BESIDE: &str = "tinyonn_beside";
 
 /// The object `tinyonn` of `config.json`.

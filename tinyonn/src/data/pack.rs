@@ -171,13 +171,24 @@ impl TokenSet {
         }
     }
 
-    /// Keeps at most `most` documents of each task, evenly spread over it.
-    pub fn spread_documents(&mut self, most: usize) {
+    /// Of each task keeps documents that are evenly spread over it, whole: as many as have room in `most` tokens, `each` of a document counted at most; one
+    /// at least.
+    pub fn spread_documents(&mut self, each: usize, most: usize) {
         for task in &mut self.tasks {
             let owned: Vec<(u32, u32)> = task.tokens.iter().copied().zip(task.documents.iter().copied()).collect();
             let documents: Vec<&[(u32, u32)]> = owned.chunk_by(|a, b| a.1 == b.1).collect();
-            let kept = documents.len().min(most);
-            let spread = (0..kept).flat_map(|at| documents[at * documents.len() / kept]);
+            let count = documents.len();
+            let chosen = |kept: usize| (0..kept).map(move |at| at * count / kept);
+            let mut kept = count;
+            loop {
+                let tokens: usize = chosen(kept).map(|at| documents[at].len().min(each)).sum();
+                if tokens <= most || kept <= 1 {
+                    break;
+                }
+                // In proportion, and one less at least.
+                kept = (kept * most / tokens).clamp(1, kept - 1);
+            }
+            let spread = chosen(kept).flat_map(|at| documents[at]);
             (task.tokens, task.documents) = spread.copied().unzip();
         }
     }

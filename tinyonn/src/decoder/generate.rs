@@ -2,7 +2,7 @@
 //!
 //! Prompts that are equally long go through the model together, each row with its own keys and values; a row that has ended leaves the batch. Prompts of other
 //! lengths go by themselves, so that no position is ever padded or masked, and each prompt gets the tokens that it gets alone (up to ties within the rounding
-//! of products of more rows). Keys and values lie in room that is made once for all positions: a token more reads and writes its own alone, but for attention.
+//! of products of more rows). Keys and values lie in room that is made once for all positions (of 4096 at most; behind these it doubles): a token more reads and writes its own alone, but for attention.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -161,10 +161,13 @@ struct Reader<'a, F> {
     cache: Option<KvCache>,
 }
 
+/// Positions that room is made for at once, at most; of longer texts it doubles as they come.
+const MOST_ROOM: usize = 4096;
+
 impl<'a, F: FeedForward> Reader<'a, F> {
     /// `room` is for keys and values of so many positions.
     fn new(lm: &'a CausalLm<F>, pass: &'a Pass, prompts: usize, room: Option<usize>) -> Self {
-        let cache = room.map(|room| KvCache::with_room(lm.config().num_hidden_layers, room));
+        let cache = room.map(|room| KvCache::with_room(lm.config().num_hidden_layers, room.min(MOST_ROOM)));
         Self { lm, pass, prompts, cache }
     }
 

@@ -41,6 +41,8 @@ pub struct ChatTemplate {
 
 /// The name under which an environment has it.
 const NAME: &str = "chat_template";
+/// Instructions that a conversation may take: a template of a model's is text from outside, and must end.
+const FUEL: u64 = 10_000_000;
 const OTHER_MODEL: &str = "give a prompt without --chat, or a model whose template is sound";
 
 impl ChatTemplate {
@@ -53,6 +55,7 @@ impl ChatTemplate {
     pub fn new(source: &str, special_tokens: Value, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

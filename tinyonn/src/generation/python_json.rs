@@ -7,6 +7,9 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
+/// Blanks of a level, at most: a template must not fill the memory.
+const MOST_INDENT: usize = 64;
+
 /// The filter `tojson` of transformers: `json.dumps(x, ensure_ascii = False, indent, separators, sort_keys)`.
 // By value, as minijinja calls it.
 #[allow(clippy::needless_pass_by_value)]
@@ -22,6 +25,9 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> std::result::Result<Stri
         value.sort_all_objects();
     }
     let mut out = Vec::new();
+    if indent.is_some_and(|indent| indent > MOST_INDENT) {
+        return Err(failed(format!("`indent` is above {MOST_INDENT}")));
+    }
     let written = if let Some(indent) = indent {
         let blanks = " ".repeat(indent);
         value.serialize(&mut Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(blanks.as_bytes())))

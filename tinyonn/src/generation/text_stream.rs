@@ -60,9 +60,13 @@ impl<'t> TextStream<'t> {
             now.trim_end_matches(NO_CHARACTER).len()
         } else {
             // They will never be characters, but perhaps the last.
-            now.len() - now.chars().next_back().map_or(0, char::len_utf8)
+            now.strip_suffix(NO_CHARACTER).unwrap_or(&now).len()
         };
         let Some(piece) = now[..whole].strip_prefix(self.text.as_str()).map(str::to_owned) else {
+            // What was a character is none beside this token, to a decoder of bytes that fall back: it is given already, and the text goes on behind it.
+            self.window.drain(..self.window.len().saturating_sub(2));
+            self.given = self.window.len() - 1;
+            self.text = self.tokenizer.decode_plain(&self.window[..self.given])?;
             return Ok(String::new());
         };
         self.text.push_str(&piece);

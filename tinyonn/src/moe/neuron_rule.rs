@@ -74,7 +74,7 @@ impl NeuronRule {
         let ones = |name| Ok::<_, Error>(vb.get_with_hints_dtype(width, name, Init::Const(1.0), DType::F32)?.detach());
         let by = match spec.neurons {
             Neurons::All => return Ok(None),
-            Neurons::Pruned => By::Fixed(ones(KEPT)?),
+            Neurons::Pruned => By::Fixed(marks(vb, width)?),
             Neurons::Gate => {
                 let one = |name, value: f64| {
                     let tensor = vb.get_with_hints_dtype(1, name, Init::Const(value), DType::F32)?;
@@ -95,7 +95,8 @@ impl NeuronRule {
                     return Err(bad(MOST, format!("is {most}, no number of neurons")));
                 }
                 let if_there = |name| vb.contains_tensor(name).then(|| ones(name)).transpose();
-                let (worth_i, candidates_i) = (if_there(WORTH)?, if_there(KEPT)?);
+                let candidates_i = vb.contains_tensor(KEPT).then(|| marks(vb, width)).transpose()?;
+                let worth_i = if_there(WORTH)?;
                 let take = Take { most: most as usize, least_score };
                 By::Gate { mean_up_i: ones(MEAN_UP)?, worth_i, candidates_i, take }
             }
@@ -127,6 +128,22 @@ impl NeuronRule {
                 take: *take,
             },
             By::Fixed(kept_i) => NeuronChoice::Fixed(kept_i),
+        }
+    }
+}
+
+/// Which neurons are kept; anything but 0 and 1 is refused, of which prefill and decoding would make different things.
+fn marks(vb: &VarBuilder<'_>, width: usize) -> Result<Tensor> {
+    let marks_i = vb.get_with_hints_dtype(width, KEPT, Init::Const(1.0), DType::F32)?.detach();
+    match host::in_memory(&marks_i)?.iter().find(|mark| **mark != 0.0 && **mark != 1.0) {
+        None => Ok(marks_i),
+        Some(mark) => {
+            let name = format!("{}.{KEPT}", vb.prefix());
+            Err(Error::tensor(
+                name,
+                format!("has {mark} beside 0 and 1"),
+                "calibrate the model again with exp_sparsify",
+            ))
         }
     }
 }

@@ -221,7 +221,7 @@ impl Plan {
         }
         let params = variant_params(cfg, variant)?;
         let weights = |of: &dyn Fn(&Param) -> bool| {
-            let own = params.iter().filter(|param| param.role != Role::Partition && of(param));
+            let own = params.iter().filter(|param| !matches!(param.role, Role::Partition | Role::Repair) && of(param));
             own.map(|param| param.stored.iter().product::<usize>()).sum::<usize>()
         };
         if stages != Stages::Phase1 {

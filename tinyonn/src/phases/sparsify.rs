@@ -1,6 +1,6 @@
 //! From a dense model to one whose routed pass takes single neurons (`neurons = gate | pruned`, DESIGN §1) at a share of the MLPs' operations: shares by
-//! layer from what each layer's neurons are worth ([`neuron_damage`]), choices calibrated layer by layer on the sparse stream, what is left missing repaired
-//! in closed form ([`RepairSums`](crate::train::RepairSums)), and, if asked, distilled from the dense model ([`distil`]).
+//! layer from what each layer's neurons are worth ([`neuron_damage()`]), choices calibrated layer by layer on the sparse stream, what is left missing repaired
+//! in closed form ([`RepairSums`](crate::train::RepairSums)), and, if asked, distilled from the dense model ([`distil()`]).
 //!
 //! Operations are counted in products of an MLP's three matrices, 3·I·d multiply-adds a token: a [`Cut`] of candidates c and neurons s costs (c + 2 s)/3.
 
@@ -165,12 +165,22 @@ impl SparsifyConfig {
                 return refuse(name, problem, "remove it, or take a variant with `neurons = gate`");
             }
         }
-        for (name, tokens) in
-            [("calibration_tokens", self.calibration_tokens), ("validation_tokens", self.validation_tokens)]
-        {
-            if tokens == 0 {
-                return refuse(name, "is 0".into(), "use 1 or more");
+        for (name, tokens) in [
+            ("calibration_tokens", self.calibration_tokens),
+            ("validation_tokens", self.validation_tokens),
+            ("test_tokens", self.test_tokens),
+        ] {
+            // Of one token there is none that it predicts.
+            if tokens < 2 {
+                return refuse(name, format!("is {tokens}"), "use 2 or more");
             }
+        }
+        if self.candidates.is_some_and(|candidates| candidates < self.active_share) {
+            let problem = format!("is {}, more than all candidates cost", self.active_share);
+            return refuse("active_share", problem, "use the candidates' share or less");
+        }
+        if self.distil.steps > 0 {
+            self.distil.check()?;
         }
         if !(self.ridge >= 0.0 && self.ridge.is_finite()) {
             return refuse("ridge", format!("is {}", self.ridge), "use 0, which repairs nothing, or more");
@@ -188,7 +198,7 @@ impl SparsifyConfig {
             return Ok(Cut { candidates: operations, neurons: operations });
         }
         let candidates = self.candidates.unwrap_or(1.0);
-        let neurons = ((3.0 * operations - candidates) / 2.0).min(candidates);
+        let neurons = (3.0 * operations - candidates) / 2.0;
         if neurons > 0.0 {
             return Ok(Cut { candidates, neurons });
         }
@@ -267,7 +277,7 @@ fn check_variant(spec: &MoeSpec) -> Result<()> {
     Ok(())
 }
 
-/// Tokens of a test document that a loss is taken over, about: there are as many documents as have room for so many.
+/// Tokens of a test document that are counted where documents are chosen: as many are as fit, evenly spread.
 const OF_A_DOCUMENT: usize = 1024;
 
 /// Makes the variant of `config` from its text, measures it, and writes `summary.json` and the checkpoint `tiny-onn/`, whose routed pass takes
@@ -283,7 +293,7 @@ pub fn sparsify(config: &SparsifyConfig, checkpoints: Option<&Checkpoints>) -> R
     Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
     let of_run = config.run();
     let mut prepared = Prepared::with(&of_run, &mut watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
-    prepared.tokens.test.spread_documents(config.test_tokens.div_ceil(OF_A_DOCUMENT));
+    prepared.tokens.test.spread_documents(OF_A_DOCUMENT, config.test_tokens);
     prepared.tokens.test.beginnings(config.test_tokens);
     let run = prepared.run(&of_run);
     watch.stage("shares");
@@ -311,9 +321,10 @@ pub fn sparsify(config: &SparsifyConfig, checkpoints: Option<&Checkpoints>) -> R
     watch.stop();
     let (cfg, neurons) = (&prepared.dense.cfg, load.neurons());
     let width = cfg.intermediate_size as f64;
+    let rounded = |share: f64| (share * width).round().clamp(1.0, width) / width;
     let taken = asked.iter().zip(neurons).map(|(cut, taken)| match prepared.variant.spec.neurons {
         Neurons::Pruned => Cut { candidates: taken.unwrap_or(width) / width, neurons: taken.unwrap_or(width) / width },
-        _ => Cut { candidates: cut.candidates, neurons: taken.unwrap_or(width) / width },
+        _ => Cut { candidates: rounded(cut.candidates), neurons: taken.unwrap_or(width) / width },
     });
     let taken: Vec<Cut> = taken.collect();
     let tasks = prepared.text.tasks.iter().cloned().enumerate();
@@ -397,7 +408,8 @@ impl Run<'_> {
         let (path, place) = (dir.join(METRICS), self.config.out.join(METRICS));
         let mut log = if checkpoints.is_some() { MetricsLog::open(&path) } else { MetricsLog::create(&path) }?;
         let model = (&*store, &self.dense.cfg, self.variant);
-        let found = distil(model, &self.dense_model()?, &sampler, distil_config, &mut log, checkpoints)?;
+        let distil_config = DistilConfig { bias: distil_config.bias && config.bias, ..*distil_config };
+        let found = distil(model, &self.dense_model()?, &sampler, &distil_config, &mut log, checkpoints)?;
         if path != place {
             MetricsLog::copy(&path, &place)?;
         }

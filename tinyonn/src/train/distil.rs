@@ -32,6 +32,8 @@ pub struct DistilConfig {
     pub schedule: Schedule,
     /// The optimizer; `rate` is the highest.
     pub optimizer: OptimizerConfig,
+    /// Whether b learns, too.
+    pub bias: bool,
     /// What a step holds in memory.
     pub memory: Memory,
 }
@@ -44,8 +46,21 @@ impl DistilConfig {
         warmup: 20,
         schedule: Schedule::Cosine,
         optimizer: OptimizerConfig { rate: 2e-4, decay: 0.0, ..OptimizerConfig::DEFAULT },
+        bias: true,
         memory: Memory::DEFAULT,
     };
+
+    /// Refuses what cannot be trained by, before time is spent on anything.
+    ///
+    /// # Errors
+    /// The setting, by its name in a file of settings, and the remedy.
+    pub fn check(&self) -> Result<()> {
+        if self.batch == 0 {
+            return Err(Error::setting("distil.batch", "is 0", "use 1 or more"));
+        }
+        self.memory.check("distil.memory", self.batch)?;
+        self.optimizer.check("distil.optimizer")
+    }
 }
 
 impl Default for DistilConfig {
@@ -89,9 +104,9 @@ pub fn distil(
     log: &mut MetricsLog,
     checkpoints: Option<&Checkpoints>,
 ) -> Result<f64> {
-    config.memory.check("distil.memory", config.batch)?;
+    config.check()?;
     let mut params = variant_params(cfg, variant)?;
-    params.retain(|param| param.role == Role::Repair);
+    params.retain(|param| param.role == Role::Repair && (config.bias || !param.name.ends_with(REPAIR_BIAS)));
     if let Some(param) = params.iter().find(|param| store.get(&param.name).is_none()) {
         return Err(Error::tensor(
             param.name.clone(),
@@ -158,8 +173,12 @@ impl Lesson<'_> {
             let weight_t = Tensor::from_vec(weights, part * t, device)?;
             let (teacher_btd, _) = self.teacher.hidden(&ids, &Pass::all())?;
             let (hidden, _, saved) = self.student.lm().model().forward(&ids, &pass, None)?;
-            let (kl_t, dhidden_td) =
-                divergence(&hidden.flatten_to(1)?, &teacher_btd.flatten_to(1)?, self.student.lm().head(), &weight_t)?;
+            let (kl_t, dhidden_td) = divergence(
+                &hidden.flatten_to(1)?,
+                &teacher_btd.flatten_to(1)?.to_dtype(hidden.dtype())?,
+                self.student.lm().head(),
+                &weight_t,
+            )?;
             let saved = saved.ok_or_else(|| Error::setting("keep", "nothing was kept of a pass", "keep its inputs"))?;
             self.student.lm().model().backward(
                 saved,

@@ -36,7 +36,7 @@ pub fn export_dense_into(from: impl AsRef<Path>, staged: &StagedFolder) -> Resul
     write(&source, &Contents::of(&source)?, staged, Some(ActiveMode::All)).map(|(_, not_finite)| not_finite)
 }
 
-/// The dense weights, all active; or, if the routed pass of a fixed set of neurons is asked for, what that computes.
+/// The dense weights, all active; or, of a fixed set of neurons in its routed pass, what that computes.
 pub(super) fn write(
     source: &TinyOnnFolder,
     contents: &Contents,
@@ -49,7 +49,8 @@ pub(super) fn write(
         let remedy = "say which: --active all for the weights as they are, --active routed for the kept neurons and their repair";
         return Err(Error::variant(spec.name.clone(), problem, remedy));
     }
-    let (made, left_out) = if spec.neurons == Neurons::Pruned && active == Some(ActiveMode::Routed) {
+    let routed = active.unwrap_or(source.config().active) == ActiveMode::Routed;
+    let (made, left_out) = if spec.neurons == Neurons::Pruned && routed {
         contents.refuse_bias("a dense model")?;
         (pruned(source)?, Vec::new())
     } else {
