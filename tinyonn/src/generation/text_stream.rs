@@ -63,11 +63,14 @@ impl<'t> TextStream<'t> {
             now.strip_suffix(NO_CHARACTER).unwrap_or(&now).len()
         };
         let Some(piece) = now[..whole].strip_prefix(self.text.as_str()).map(str::to_owned) else {
-            // What was a character is none beside this token, to a decoder of bytes that fall back: it is given already, and the text goes on behind it.
-            self.window.drain(..self.window.len().saturating_sub(2));
-            self.given = self.window.len() - 1;
-            self.text = self.tokenizer.decode_plain(&self.window[..self.given])?;
-            return Ok(String::new());
+            // To a decoder of bytes that fall back, what was a character is none beside bytes that are none, or not yet.
+            if self.window.len() - self.given < WAITING {
+                return Ok(String::new());
+            }
+            let piece = self.tokenizer.decode_plain(&self.window[self.given..])?;
+            self.window.drain(..self.window.len() - 1);
+            (self.given, self.text) = (1, self.tokenizer.decode_plain(&self.window)?);
+            return Ok(piece);
         };
         self.text.push_str(&piece);
         if whole == now.len() && !piece.is_empty() {

@@ -64,7 +64,6 @@ use super::tinyonn_folder::TinyOnnFolder;
 use crate::Result;
 use crate::files::StagedFolder;
 use crate::model::ActiveMode;
-use crate::moe::Neurons;
 use contents::Contents;
 
 pub use dense::{export_dense, export_dense_into};
@@ -111,7 +110,7 @@ pub struct Exported {
     pub not_finite: NotFinite,
 }
 
-/// Writes `source` as `format` into the folder `staged`, as it computes in the mode `active`, or, where `None`, in its own (a dense model: all active, but for a fixed set of neurons). Weights of `dense` and `tinyonn` pass in
+/// Writes `source` as `format` into the folder `staged`, as it computes in the mode `active`, or in its own where `None`. Weights of `dense` and `tinyonn` pass in
 /// pieces; those of a `qwen3-moe` are held until they are written.
 ///
 /// # Errors
@@ -124,13 +123,7 @@ pub fn export_into(
     active: Option<ActiveMode>,
 ) -> Result<Exported> {
     let contents = Contents::of(source)?;
-    let own = source.config().active;
-    let mode = match (format, active) {
-        (_, Some(active)) => active,
-        // A dense model is what all experts compute, but for a fixed set of neurons.
-        (ExportFormat::Dense, None) if source.variant().spec.neurons != Neurons::Pruned => ActiveMode::All,
-        (_, None) => own,
-    };
+    let mode = active.unwrap_or(source.config().active);
     let (left_out, not_finite) = match format {
         ExportFormat::Dense => dense::write(source, &contents, staged, active)?,
         ExportFormat::Qwen3Moe => qwen3_moe::write(source, &contents, staged, mode)?,
