@@ -7,11 +7,12 @@ use std::path::Path;
 
 use experiments::hub::{Hub, HubName, found};
 use rstest::rstest;
+use sha2::{Digest as _, Sha256};
 use tempfile::{TempDir, tempdir};
 use tinyonn::checkpoint::{is_on_paper, load_model, read_arch};
 
 use crate::models::{CPU, message};
-use server::Server;
+use server::{Fault, Server};
 
 /// A model of the families' fixtures: shards and their index.
 const SHARDED: &str = "decoders/qwen2_untied_bf16_sharded";
@@ -144,7 +145,133 @@ fn a_token_is_shown_to_the_hub() {
 fn an_index_that_leads_elsewhere_is_refused() {
     let (server, cache) = (Server::of_folder(&fixture(SHARDED)), tempdir().unwrap());
     server.add("model.safetensors.index.json", br#"{ "weight_map": { "a": "../../../../evil.safetensors" } }"#);
+    server.add("../../../../evil.safetensors", b"evil");
+    server.add("evil.safetensors", b"evil");
     assert!(message(hub(&server, &cache).model(&name(ID))).contains("names no files of weights"));
+}
+
+/// All that lies below a folder but the cache, and whether the cache holds something half done.
+fn beside(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| !path.ends_with("cache")).collect()
+}
+
+/// A hub that is broken or hostile is refused by name at its first file, and writes nothing beside the cache, nor a file into it.
+#[rstest]
+#[case::tag_of_the_root(Fault::Tag("/tmp/x/evil"), "entity tag")]
+#[case::tag_that_climbs(Fault::Tag("../../x"), "entity tag")]
+#[case::no_tag(Fault::Tag(""), "entity tag")]
+#[case::other_content(Fault::Tag("0000000000000000000000000000000000000000000000000000000000000000"), "SHA-256")]
+#[case::commit_that_climbs(Fault::Commit("../../x"), "of commit ../../x")]
+#[case::other_commit(Fault::Commit("ffffffffffffffffffffffffffffffffffffffff"), "of commit ffff")]
+#[case::in_circles(Fault::Loop, "more than 10 redirects")]
+#[case::nowhere(Fault::Nowhere, "redirects to nowhere")]
+fn a_hub_that_lies_is_refused(#[case] fault: Fault, #[case] word: &str) {
+    let (server, dir) = (Server::of_folder(&fixture(SHARDED)), tempdir().unwrap());
+    server.fail(fault);
+    let hub = Hub { endpoint: server.address(), cache: dir.path().join("a/cache"), token: None, offline: false };
+    let said = message(hub.model(&name(ID)));
+    assert!(said.contains(word) && said.contains("config.json"), "{said}");
+    assert_eq!(beside(dir.path()).len(), usize::from(hub.cache.exists()));
+    assert!(!hub.cache.exists() || beside(&dir.path().join("a")).is_empty());
+    let model = hub.cache.join("models--org--name");
+    assert!(!model.join("snapshots").exists() && !model.join("refs").exists());
+    let blobs = fs::read_dir(model.join("blobs")).into_iter().flatten().map(|blob| blob.unwrap().path());
+    assert!(blobs.into_iter().all(|blob| blob.extension().is_some_and(|extension| extension == "lock")));
+}
+
+/// What a part of an earlier run holds, what a server makes of ranges, and where a connection ends: the file is the same.
+#[rstest]
+#[case::whole_to_a_range(Some(Fault::Whole), Part::Begun)]
+#[case::none_behind(Some(Fault::Unsatisfied), Part::Begun)]
+#[case::unmeasured(Some(Fault::Unmeasured), Part::None)]
+#[case::unmeasured_part(Some(Fault::Unmeasured), Part::Begun)]
+#[case::begun(None, Part::Begun)]
+#[case::whole(None, Part::Whole)]
+#[case::whole_and_wrong(None, Part::Wrong)]
+#[case::begun_wrongly(None, Part::BegunWrongly)]
+#[case::too_long(Some(Fault::Unsatisfied), Part::TooLong)]
+fn a_broken_download_is_mended(#[case] fault: Option<Fault>, #[case] part: Part) {
+    let (server, cache) = (Server::of_folder(&fixture("gguf")), tempdir().unwrap());
+    let content = fs::read(fixture("gguf/qwen2_f16.gguf")).unwrap();
+    let tag: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let blobs = cache.path().join("models--org--name/blobs");
+    let held = match part {
+        Part::None => None,
+        Part::Begun => Some(content[..900].to_vec()),
+        Part::Whole => Some(content.clone()),
+        Part::Wrong => Some(vec![7; content.len()]),
+        Part::BegunWrongly => Some(vec![7; 900]),
+        Part::TooLong => Some(vec![7; content.len() + 3]),
+    };
+    fs::create_dir_all(&blobs).unwrap();
+    if let Some(held) = held {
+        fs::write(blobs.join(format!("{tag}.part")), held).unwrap();
+    }
+    server.cut("qwen2_f16.gguf", 700);
+    fault.into_iter().for_each(|fault| server.fail(fault));
+    let file = hub(&server, &cache).model(&name("org/name:qwen2_f16.gguf")).unwrap();
+    assert!(fs::read(file).unwrap() == content);
+    let left: Vec<_> = fs::read_dir(&blobs).unwrap().map(|blob| blob.unwrap().file_name()).collect();
+    assert_eq!(left, [tag.as_str()], "neither a part nor a lock is left");
+    assert!(part != Part::Whole || server.bodies() == 0, "what is whole is not asked for");
+}
+
+/// What an earlier run left of a file.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    None,
+    Begun,
+    Whole,
+    Wrong,
+    BegunWrongly,
+    TooLong,
+}
+
+/// Files lie on other hosts, which the token is not for.
+#[test]
+fn a_token_is_not_shown_to_others() {
+    let (server, store) = (Server::of_folder(&fixture(SHARDED)), Server::of_folder(&fixture(SHARDED)));
+    let cache = tempdir().unwrap();
+    server.fail(Fault::Elsewhere(store.address()));
+    let hub = Hub { token: Some("hf_secret".into()), ..hub(&server, &cache) };
+    let dir = hub.model(&name(ID)).unwrap();
+    load_model(&dir, &CPU, None).unwrap();
+    assert!(store.bodies() > 0 && server.bodies() == 0);
+    assert!(store.tokens().is_empty(), "{:?}", store.tokens());
+    assert_eq!(server.tokens().len(), server.asked().len());
+}
+
+/// A new commit costs only what is new in it.
+#[test]
+fn what_another_commit_brought_is_not_fetched_again() {
+    let (server, cache) = (Server::of_folder(&fixture(SHARDED)), tempdir().unwrap());
+    let dir = hub(&server, &cache).model(&name(ID)).unwrap();
+    let fetched = server.bodies();
+    fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(hub(&server, &cache).model(&name(ID)).unwrap(), dir);
+    load_model(&dir, &CPU, None).unwrap();
+    assert_eq!(server.bodies(), fetched);
+}
+
+/// A hub that cannot answer is done without where the cache has all that is asked for, and only there.
+#[rstest]
+fn a_hub_in_trouble_is_done_without(#[values(401, 429, 500, 503)] status: u16) {
+    let (server, cache) = (Server::of_folder(&fixture(SHARDED)), tempdir().unwrap());
+    let paper = hub(&server, &cache).paper(&name(ID)).unwrap();
+    let fetched = |status| {
+        server.refuse(status);
+        hub(&server, &cache).model(&name(ID))
+    };
+    assert!(message(fetched(status)).contains(&status.to_string()), "half a model is none");
+    assert_eq!(hub(&server, &cache).paper(&name(ID)).unwrap(), paper);
+    assert!(message(Hub { offline: true, ..hub(&server, &cache) }.model(&name(ID))).contains("HF_HUB_OFFLINE"));
+    let whole = Server::of_folder(&fixture(SHARDED));
+    assert_eq!(hub(&whole, &cache).model(&name(ID)).unwrap(), paper);
+    assert_eq!(fetched(status).unwrap(), paper);
+    assert!(message(fetched(404)).contains("404"));
+    fs::remove_file(paper.join("model-00002-of-00003.safetensors")).unwrap();
+    assert!(message(fetched(status)).contains(&status.to_string()), "a shard is lacking");
 }
 
 /// What exists is a path, whatever it is called; so is what cannot be a name.
@@ -154,7 +281,8 @@ fn what_exists_is_a_path() {
     let model = dir.path().join("org/name");
     fs::create_dir_all(&model).unwrap();
     assert_eq!(found(&model).unwrap(), model);
-    for path in ["./org/nowhere", "nowhere", "../a/b", "a/b/c"] {
+    // The tests run in their package's folder, where `suite` is one.
+    for path in ["./org/nowhere", "nowhere", "../a/b", "a/b/c", "suite/nowhere", "suite/x:y.gguf", "org/model.gguf"] {
         assert_eq!(found(Path::new(path)).unwrap(), Path::new(path));
     }
 }

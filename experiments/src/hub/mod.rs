@@ -1,12 +1,15 @@
 //! Models by their names on the Hugging Face hub: `OWNER/NAME`, `OWNER/NAME@REVISION`, `OWNER/NAME:FILE.gguf`.
 //!
-//! What exists on disk is a path, and `./OWNER/NAME` always is one. Anything else of that form is fetched into the hub's own cache, which Python's tools share, by the crate
-//! `hf-hub`: a download that was cut off goes on where it ended. `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT` and `HF_TOKEN` are heeded as there; so is `HF_HUB_OFFLINE`, under
-//! which, as where the hub is out of reach, what the cache has is taken.
+//! What exists on disk is a path, and `./OWNER/NAME` always is one; so is what begins with a folder that is here (`OWNER`), and `OWNER/NAME.gguf`, which is more likely a file that was mistyped. Anything else of
+//! that form is fetched into the hub's own cache, which Python's tools share: a download that was cut off goes on where it ended, sizes and SHA-256 are compared, and the token is shown to the hub alone. `HF_HOME`,
+//! `HF_HUB_CACHE`, `HF_ENDPOINT` and `HF_TOKEN` are heeded as there; so is `HF_HUB_OFFLINE`, under which, as where the hub is out of reach, what the cache has is taken.
 
+mod cache;
+mod download;
 mod fetch;
 mod name;
 mod place;
+mod request;
 
 pub use name::HubName;
 pub use place::Hub;
@@ -14,6 +17,8 @@ pub use place::Hub;
 use std::path::{Path, PathBuf};
 
 use tinyonn::{Error, Result};
+
+use name::is_gguf;
 
 /// The folder or file that `given` stands for: itself if it exists, or is no name on the hub; else where the hub's model lies on this machine, fetched if it has to be.
 ///
@@ -39,7 +44,13 @@ pub fn found_on_paper(given: &Path) -> Result<PathBuf> {
 
 /// The name on the hub that is meant, if one is.
 fn meant(given: &Path) -> Option<HubName> {
-    if given.symlink_metadata().is_ok() { None } else { given.to_str().and_then(HubName::parse) }
+    if given.symlink_metadata().is_ok() {
+        return None;
+    }
+    let name = HubName::parse(given.to_str()?)?;
+    let (owner, model) = name.id.split_once('/')?;
+    let mistyped = Path::new(owner).is_dir() || name.file.is_none() && is_gguf(model);
+    (!mistyped).then_some(name)
 }
 
 /// An error that tells both readings of a name.

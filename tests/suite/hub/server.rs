@@ -1,4 +1,4 @@
-//! A hub of one model: `/api/models/ID/revision/REV` and `/ID/resolve/REV/FILE`, ranges, entity tags, cut connections.
+//! A hub of one model: `/api/models/ID/revision/REV` and `/ID/resolve/REV/FILE`, ranges, entity tags, cut connections; and what a broken or hostile one does.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,11 +13,33 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// What is wrong with how it answers for files.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// Its entity tag.
+    Tag(&'static str),
+    /// The commit that it says a file is of.
+    Commit(&'static str),
+    /// It redirects to the same path of another address, naming tag, size and commit as the hub does.
+    Elsewhere(String),
+    /// It redirects to itself for ever.
+    Loop,
+    /// It redirects without saying where.
+    Nowhere,
+    /// It answers a range with the whole file.
+    Whole,
+    /// It says no length of what it sends.
+    Unmeasured,
+    /// It has nothing behind a first byte.
+    Unsatisfied,
+}
+
 #[derive(Default)]
 struct State {
     files: BTreeMap<String, Vec<u8>>,
     /// How it answers everything, if not with what it has.
     status: Option<u16>,
+    fault: Option<Fault>,
     /// A file whose first answer ends behind so many bytes.
     cut: Option<(String, usize)>,
     asked: Vec<String>,
@@ -67,6 +89,15 @@ impl Server {
 
     pub(crate) fn address(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// From now on it answers everything with `status`.
+    pub(crate) fn refuse(&self, status: u16) {
+        self.state().status = Some(status);
+    }
+
+    pub(crate) fn fail(&self, fault: Fault) {
+        self.state().fault = Some(fault);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -143,20 +174,51 @@ fn answer(state: &mut State, path: &str, range: Option<&str>) -> Vec<u8> {
     let Some(content) = state.files.get(&name).cloned() else {
         return b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_vec();
     };
-    let range = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
-    let (first, last) = range.map_or((0, ""), |(first, last)| (first.parse().unwrap(), last));
-    let end = last.parse::<usize>().map_or(content.len(), |last| (last + 1).min(content.len()));
+    let fault = state.fault.clone();
     let tag: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
-    let head = format!(
-        "HTTP/1.1 206 Partial Content\r\ncontent-length: {}\r\ncontent-range: bytes {first}-{}/{}\r\netag: \"{tag}\"\r\nx-repo-commit: {COMMIT}\r\n\
-         connection: close\r\n\r\n",
-        end - first,
-        end.max(1) - 1,
-        content.len()
-    );
+    let (tag, commit) = match fault {
+        Some(Fault::Tag(tag)) => (tag.to_owned(), COMMIT),
+        Some(Fault::Commit(commit)) => (tag, commit),
+        _ => (tag, COMMIT),
+    };
+    let named = format!("x-repo-commit: {commit}\r\nconnection: close\r\n");
+    let aim = match &fault {
+        Some(Fault::Elsewhere(address)) => Some(format!("location: {address}{path}\r\n")),
+        Some(Fault::Loop) => Some(format!("location: {path}\r\n")),
+        Some(Fault::Nowhere) => Some(String::new()),
+        _ => None,
+    };
+    if let Some(aim) = aim {
+        let linked = format!("x-linked-etag: \"{tag}\"\r\nx-linked-size: {}\r\n", content.len());
+        return format!("HTTP/1.1 302 Found\r\netag: W/\"302\"\r\n{aim}{linked}content-length: 0\r\n{named}\r\n")
+            .into_bytes();
+    }
+    let range = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+    let probe = range == Some(("0", "0"));
+    let range = range.filter(|_| probe || !matches!(fault, Some(Fault::Whole)));
+    let (first, last) = range.map_or((0, ""), |(first, last)| (first.parse().unwrap(), last));
+    if first >= content.len() || first > 0 && matches!(fault, Some(Fault::Unsatisfied)) {
+        let total = content.len();
+        return format!(
+            "HTTP/1.1 416 No\r\ncontent-range: bytes */{total}\r\netag: \"{tag}\"\r\ncontent-length: 0\r\n{named}\r\n"
+        )
+        .into_bytes();
+    }
+    let end = last.parse::<usize>().map_or(content.len(), |last| (last + 1).min(content.len()));
+    let status = match range {
+        Some(_) => {
+            format!("206 Partial Content\r\ncontent-range: bytes {first}-{}/{}", end.max(1) - 1, content.len())
+        }
+        None => "200 OK".to_owned(),
+    };
+    let length = match fault {
+        Some(Fault::Unmeasured) if !probe => String::new(),
+        _ => format!("content-length: {}\r\n", end - first),
+    };
+    let head = format!("HTTP/1.1 {status}\r\n{length}etag: \"{tag}\"\r\n{named}\r\n");
     let mut body = content[first..end].to_vec();
     // What asks for one byte asks for the size.
-    if last.is_empty() {
+    if !probe {
         if let Some((_, behind)) = state.cut.take_if(|(cut, _)| *cut == name) {
             body.truncate(behind);
         }
