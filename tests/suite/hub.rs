@@ -150,7 +150,7 @@ fn an_index_that_leads_elsewhere_is_refused() {
     assert!(message(hub(&server, &cache).model(&name(ID))).contains("names no files of weights"));
 }
 
-/// All that lies below a folder but the cache, and whether the cache holds something half done.
+/// What lies in a folder but the cache.
 fn beside(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| !path.ends_with("cache")).collect()
@@ -176,8 +176,8 @@ fn a_hub_that_lies_is_refused(#[case] fault: Fault, #[case] word: &str) {
     assert!(!hub.cache.exists() || beside(&dir.path().join("a")).is_empty());
     let model = hub.cache.join("models--org--name");
     assert!(!model.join("snapshots").exists() && !model.join("refs").exists());
-    let blobs = fs::read_dir(model.join("blobs")).into_iter().flatten().map(|blob| blob.unwrap().path());
-    assert!(blobs.into_iter().all(|blob| blob.extension().is_some_and(|extension| extension == "lock")));
+    let mut blobs = fs::read_dir(model.join("blobs")).into_iter().flatten().map(|blob| blob.unwrap().path());
+    assert!(blobs.all(|blob| blob.extension().is_some_and(|extension| extension == "lock")));
 }
 
 /// What a part of an earlier run holds, what a server makes of ranges, and where a connection ends: the file is the same.

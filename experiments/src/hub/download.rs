@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -45,8 +45,10 @@ pub(super) fn metadata(client: &Client<'_>, path: &str, commit: &str) -> Result<
     };
     let (status, last) = (answer.response.status().as_u16(), answer.response.headers());
     // An empty file has no first byte.
-    if !matches!(status, 200 | 206) && !(status == 416 && total(last) == Some(0)) {
-        return Err(Failure::Status(status));
+    match status {
+        200 | 206 => {}
+        416 if total(last) == Some(0) => {}
+        status => return Err(Failure::Status(status)),
     }
     let of_hub = |name: &str| answer.of_hub.iter().find_map(|headers| header(headers, name));
     let said = of_hub("x-repo-commit").unwrap_or("none");
@@ -119,7 +121,7 @@ enum Halt {
 }
 
 /// Brings `part` to its whole length and compares it. A part that does not fit is begun anew once.
-fn complete(client: &Client<'_>, path: &str, meta: &Metadata, part: &PathBuf) -> Result<(), Failure> {
+fn complete(client: &Client<'_>, path: &str, meta: &Metadata, part: &Path) -> Result<(), Failure> {
     let local = |error| Failure::Local(Error::io(part, error));
     let bar = bar(meta.size, path);
     let (mut longest, mut silent, mut renewed) = (length(part).unwrap_or(0), 0, false);

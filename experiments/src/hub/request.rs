@@ -13,7 +13,7 @@ const REDIRECTS: usize = 10;
 /// How long a connection may take, how long an answer to begin, and how long the next bytes of one.
 const CONNECT: Duration = Duration::from_secs(10);
 const RESPONSE: Duration = Duration::from_secs(30);
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 
 /// Why something could not be had.
 #[derive(Debug)]
