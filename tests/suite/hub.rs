@@ -208,7 +208,10 @@ fn a_broken_download_is_mended(#[case] fault: Option<Fault>, #[case] part: Part)
     if let Some(held) = held {
         fs::write(blobs.join(format!("{tag}.part")), held).unwrap();
     }
-    server.cut("qwen2_f16.gguf", 700);
+    // Cut off as well, a server that has nothing behind a first byte would be asked in vain.
+    if !matches!(fault, Some(Fault::Unsatisfied)) {
+        server.cut("qwen2_f16.gguf", 700);
+    }
     fault.into_iter().for_each(|fault| server.fail(fault));
     let file = hub(&server, &cache).model(&name("org/name:qwen2_f16.gguf")).unwrap();
     assert!(fs::read(file).unwrap() == content);
