@@ -159,7 +159,6 @@ fn sparsifies(place: &Place) {
     place.refused(SPARSIFY, &negative, &["`ridge`: is -1"]);
     refused("--active-share 1.5", &["`active_share`: is 1.5"]);
     refused("--variant TinyOnn", &["TinyOnn", "chooses no neurons"]);
-    refused("--worth size", &["norm, sensitivity"]);
     place.refused(PHASE1, "--variant OwnGate --out no", &["OwnGate", "no hierarchy", "exp_sparsify"]);
     assert!(!place.path("no").exists());
 }
