@@ -109,6 +109,23 @@ fn counts_choices_at_any_depth(#[case] settings: &str, #[case] message: &str) {
 }
 
 #[rstest]
+#[case::neurons_without_routers(
+    "neurons = gate, pfag = entropy",
+    "`pfag` is for routers, and without a hierarchy there are none; remove `pfag`, or declare groups, experts or levels"
+)]
+#[case::neurons_without_balance(
+    "neurons = pruned, balance = loss(0.01)",
+    "`balance` is for routers, and without a hierarchy there are none; remove `balance`, or declare groups, experts or levels"
+)]
+#[case::pruned_by_segment(
+    "neurons = pruned, route_per = segment(4)",
+    "`route_per` is for routers, and without a hierarchy there are none; remove `route_per`, or declare groups, experts or levels"
+)]
+fn refuses_what_is_for_routers_where_there_are_none(#[case] settings: &str, #[case] message: &str) {
+    assert_eq!(refused(settings, UNIT), [message]);
+}
+
+#[rstest]
 #[case::experts("experts_are = slices", "`slices` is no `experts_are`; did you mean `slice`? known: slice, replicate")]
 #[case::combine("combine = Merge", "`Merge` is no `combine`; did you mean `merge`? known: concat, merge, dispatch")]
 #[case::gate("gate = a::B", "`a::B` is no `gate`; known: unit, scaled, straight_through")]
@@ -127,20 +144,8 @@ fn counts_choices_at_any_depth(#[case] settings: &str, #[case] message: &str) {
     "neurons = gate, combine = dispatch",
     "what chooses neurons computes just these, whatever experts they are of; remove `combine`, or remove `neurons = gate`"
 )]
-#[case::neurons_without_routers(
-    "neurons = gate, pfag = entropy",
-    "`pfag` is for routers, and without a hierarchy there are none; remove `pfag`, or declare groups, experts or levels"
-)]
-#[case::neurons_without_balance(
-    "neurons = pruned, balance = loss(0.01)",
-    "`balance` is for routers, and without a hierarchy there are none; remove `balance`, or declare groups, experts or levels"
-)]
-#[case::pruned_by_segment(
-    "neurons = pruned, route_per = segment(4)",
-    "`route_per` is for routers, and without a hierarchy there are none; remove `route_per`, or declare groups, experts or levels"
-)]
 #[case::neurons_of_a_task(
-    "groups = 2, experts = 2, neurons = gate, route_per = task",
+    "neurons = gate, route_per = task",
     "a token's own gate chooses for that token alone; write `route_per = token`, or remove `neurons = gate`"
 )]
 #[case::neurons_of_a_segment(
