@@ -86,9 +86,7 @@ pub fn calibrate_gate(
             }
         }
     }
-    let pairs = ((cut.neurons * (rows * width) as f64).round() as usize).clamp(1, kept.len());
-    let (_, least_score, _) = kept.select_nth_unstable_by(pairs - 1, |a, b| b.total_cmp(a));
-    found(Take { most: width, least_score: least_score.max(f32::MIN_POSITIVE) })
+    found(Take { most: width, least_score: least_of(kept, cut.neurons * (rows * width) as f64) })
 }
 
 /// Which neurons of `layer` are kept: the share s of `cut`, those that add most to its output over the rows x `[n, d]`, f32; ties to the lower index.
@@ -189,9 +187,15 @@ pub fn threshold(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
     for x_bd in blocks(x_nd)? {
         kept.extend(host::in_memory(&layer.scores(&x_bd)?)?.iter().copied());
     }
-    let pairs = ((neurons * kept.len() as f64).round() as usize).clamp(1, kept.len());
-    let (_, least_score, _) = kept.select_nth_unstable_by(pairs - 1, |a, b| b.total_cmp(a));
-    Ok(least_score.max(f32::MIN_POSITIVE))
+    let pairs = neurons * kept.len() as f64;
+    Ok(least_of(kept, pairs))
+}
+
+/// The least of the `pairs` largest scores, of which there is one at least; never 0.
+fn least_of(mut scores: Vec<f32>, pairs: f64) -> f32 {
+    let pairs = (pairs.round() as usize).clamp(1, scores.len());
+    let (_, least, _) = scores.select_nth_unstable_by(pairs - 1, |a, b| b.total_cmp(a));
+    least.max(f32::MIN_POSITIVE)
 }
 
 /// The parameters of a layer's gate, as a checkpoint holds them, by their names under its `mlp`.
