@@ -82,8 +82,15 @@ fn a_folders_template_is_found() {
     let marks = json!({ "bos_token": { "content": "<s>", "lstrip": false }, "eos_token": "</s>" });
     write("special_tokens_map.json", marks);
     let named = json!([{ "name": "tools", "template": "no" }, { "name": "default", "template": "{{ bos_token }}one{{ eos_token }}" }]);
-    write("tokenizer_config.json", json!({ "bos_token": null, "eos_token": "<old>", "chat_template": named }));
+    write("tokenizer_config.json", json!({ "bos_token": null, "eos_token": "<old>", "chat_template": named.clone() }));
     assert_eq!(read().unwrap(), "<s>one</s>");
+    // As transformers does, which takes the older file where the newer one does not list its tokens.
+    let listed = json!({ "1": { "content": "<s>", "special": true } });
+    write(
+        "tokenizer_config.json",
+        json!({ "eos_token": "<new>", "added_tokens_decoder": listed, "chat_template": named }),
+    );
+    assert_eq!(read().unwrap(), "one<new>");
     fs::write(dir.join("chat_template.jinja"), "first\n").unwrap();
     assert_eq!(read().unwrap(), "first");
     fs::write(dir.join("tokenizer_config.json"), "{").unwrap();

@@ -99,6 +99,8 @@ fn a_stream_goes_on_behind_a_prompt() {
 #[case::of_characters_in_pieces(&["🦀\u{1F468}"], Some("sort 3 1 2 -> 1 2 3\n\"é"))]
 #[case::begun_twice(&[" 1 2 3"], Some("sort 3 1 2 ->"))]
 #[case::at_once(&["s"], Some(""))]
+#[case::the_first_that_is_whole(&["1 2 3\n\"", "2 3", "1 2 3"], Some("sort 3 1 2 -> "))]
+#[case::not_the_first_that_began(&["1 2 3\n\"", "2 3"], Some("sort 3 1 2 -> 1 "))]
 fn an_answer_ends_before_a_stop(#[case] stops: &[&str], #[case] expected: Option<&str>) {
     for (name, tokenizer) in tokenizers() {
         let tokens = tokenizer.encode(TEXT).unwrap();
@@ -126,4 +128,28 @@ fn an_answer_ends_with_an_id_and_gives_what_it_held() {
     text += &answer.push(tokenizer.eos()).unwrap();
     assert!(answer.has_ended() && text == "sort");
     assert!(message(AnswerStream::new(&tokenizer, &[], &[], &["a", ""])).starts_with("`stop`"));
+}
+
+/// However much comes at once, as one token may.
+#[test]
+fn of_several_stops_the_first_that_is_whole_ends_an_answer() {
+    let corpus = Corpus { tasks: vec![sorting(0, 20_000)] };
+    let tokenizer = TextTokenizer::train(&corpus, 300).unwrap();
+    // A word of several letters that this tokenizer has learnt.
+    let word = (256..300).filter_map(|id| tokenizer.decode(&[id]).ok()).find(|word| word.chars().count() > 2).unwrap();
+    let mut ends = word.char_indices().map(|(at, _)| at).skip(1);
+    let (second, third) = (ends.next().unwrap(), ends.next().unwrap());
+    let mut answer = AnswerStream::new(&tokenizer, &[], &[], &[&word, &word[second..third]]).unwrap();
+    let id = tokenizer.encode(&word).unwrap();
+    assert_eq!(id.len(), 1, "{word}");
+    assert_eq!(answer.push(id[0]).unwrap(), word[..second]);
+}
+
+#[test]
+fn the_name_of_a_special_token_ends_an_answer_as_the_token() {
+    let (_, tokenizer) = tokenizers().remove(0);
+    let name = tokenizer.decode(&[tokenizer.eos()]).unwrap();
+    let mut answer = AnswerStream::new(&tokenizer, &[], &[], &[name]).unwrap();
+    assert_eq!(answer.push(tokenizer.eos()).unwrap(), "");
+    assert!(answer.has_ended());
 }

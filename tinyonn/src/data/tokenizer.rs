@@ -226,6 +226,12 @@ impl TextTokenizer {
         })
     }
 
+    /// The special token of this name.
+    pub fn special_id(&self, name: &str) -> Option<u32> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        added.into_iter().find_map(|(id, token)| (token.special && token.content == name).then_some(id))
+    }
+
     /// One more than the highest id: the rows that an embedding needs at least.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)

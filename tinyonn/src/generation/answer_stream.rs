@@ -16,7 +16,8 @@ pub struct AnswerStream<'t> {
 }
 
 impl<'t> AnswerStream<'t> {
-    /// Behind a prompt, ended by any of `end_ids`, or by any of `stops` in the text.
+    /// Behind a prompt, ended by any of `end_ids`, or by any of `stops` in the text, of which the first that is whole counts; one that is the name of a special
+    /// token is this token.
     ///
     /// # Errors
     /// A stop string that is empty; what the tokenizer reports.
@@ -30,7 +31,10 @@ impl<'t> AnswerStream<'t> {
         if stops.iter().any(String::is_empty) {
             return Err(Error::setting("stop", "an empty text stands everywhere", "give one character or more"));
         }
-        let (stream, end_ids) = (TextStream::behind(tokenizer, prompt)?, end_ids.to_vec());
+        // The name of a special token is never part of the text; the token itself is what ends it.
+        let special = stops.iter().filter_map(|stop| tokenizer.special_id(stop));
+        let (stream, end_ids) =
+            (TextStream::behind(tokenizer, prompt)?, end_ids.iter().copied().chain(special).collect());
         Ok(Self { stream, end_ids, stops, held: String::new(), ended: false })
     }
 
@@ -74,7 +78,9 @@ impl<'t> AnswerStream<'t> {
 
     fn up_to_a_stop(&mut self, piece: &str) -> String {
         self.held.push_str(piece);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        let found = |stop: &String| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at));
+        // By their ends, so that it does not matter how much came at once.
+        if let Some((_, at)) = self.stops.iter().filter_map(found).min() {
             self.ended = true;
             self.held.truncate(at);
             return std::mem::take(&mut self.held);

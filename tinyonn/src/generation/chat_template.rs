@@ -89,8 +89,11 @@ impl ChatTemplate {
             (None, None) => (EARLIER, of_config(&read_object(folder, EARLIER)?)),
         };
         let Some(source) = source else { return Ok(None) };
+        // As transformers reads them: the older file counts where the newer one does not list the tokens itself.
+        let older =
+            if config.contains_key("added_tokens_decoder") { Map::new() } else { read_object(folder, SPECIAL_TOKENS)? };
         let mut special_tokens = Map::new();
-        for (key, value) in config.into_iter().chain(read_object(folder, SPECIAL_TOKENS)?) {
+        for (key, value) in config.into_iter().chain(older) {
             let text = value.get("content").unwrap_or(&value);
             if key.ends_with("_token") && text.is_string() {
                 special_tokens.insert(key, text.clone());
