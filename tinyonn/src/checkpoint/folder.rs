@@ -13,6 +13,7 @@ use super::instead::refuse_others;
 use super::mmap::{MappedSafetensors, TensorInfo};
 use super::names::plain;
 use super::params::{EMBEDDING, HEAD};
+use super::read_var::read_var;
 use super::source::{INCOMPLETE, SafetensorsFiles, WeightSource};
 use super::store::ParamStore;
 use crate::decoder::Arch;
@@ -163,7 +164,8 @@ impl ModelFolder {
             if is_buffer(name) || (tied && name == HEAD && self.head_repeats_embedding()) {
                 continue;
             }
-            store.insert_stored(name, self.source.load(name, device, dtype)?)?;
+            let var = read_var(self.source.as_ref(), name, device, dtype)?;
+            store.keep_stored(name, var)?;
         }
         Ok(store)
     }

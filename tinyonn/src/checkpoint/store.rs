@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::layout::turned;
+use super::layout::{is_turned, turned};
 use crate::{Error, Result};
 
 /// The one owner of a model's parameters: each a [`Var`] under its checkpoint name, sorted by name, on one device. W_d lies
@@ -56,6 +56,18 @@ impl ParamStore {
     /// The name is taken.
     pub fn insert_stored(&mut self, name: &str, value: Tensor) -> Result<()> {
         self.insert(name, turned(name, value)?)
+    }
+
+    /// As [`insert_stored`](Self::insert_stored), of a parameter that nobody else has: what need not be turned is not copied.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub(super) fn keep_stored(&mut self, name: &str, var: Var) -> Result<()> {
+        if is_turned(name) || self.vars.contains_key(name) {
+            return self.insert_stored(name, var.into_inner());
+        }
+        self.vars.insert(name.to_owned(), var);
+        Ok(())
     }
 
     /// The parameter `name`.

@@ -23,6 +23,9 @@ use crate::checkpoint::mmap::{Mapped, TensorInfo};
 use crate::checkpoint::source::WeightSource;
 use crate::{Error, Result};
 
+/// Bytes of blocks that are dequantised at once.
+const PIECE: usize = 1 << 20;
+
 /// What a GGUF model says of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GgufTensor {
@@ -176,6 +179,22 @@ impl WeightSource for GgufFile {
             return self.stored(name).map(Cow::Borrowed);
         }
         raw_bytes(name, &GgufFile::load(self, name, &Device::Cpu, None)?).map(Cow::Owned)
+    }
+
+    fn pieces(&self, name: &str, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let GgufTensor { kind, permuted, .. } = self.tensor(name)?;
+        if permuted.is_some() {
+            return take(&WeightSource::bytes(self, name)?);
+        }
+        let (block, elements) = kind.block();
+        for part in self.stored(name)?.chunks((PIECE / block).max(1) * block) {
+            if kind.is_plain() {
+                take(part)?;
+            } else {
+                take(&raw_bytes(name, &kind.values(part, &[part.len() / block * elements])?)?)?;
+            }
+        }
+        Ok(())
     }
 
     fn load(&self, name: &str, device: &Device, dtype: Option<DType>) -> Result<Tensor> {

@@ -76,6 +76,11 @@ impl GgmlType {
         }
     }
 
+    /// Bytes of a block, and its elements: one, where there are no blocks.
+    pub(super) fn block(self) -> (usize, usize) {
+        (self.candle().type_size(), self.candle().block_size())
+    }
+
     /// Whether it stores one number after the other, and no blocks.
     #[must_use]
     pub fn is_plain(self) -> bool {
