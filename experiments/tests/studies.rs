@@ -140,6 +140,24 @@ fn sparsifies(place: &Place) {
         let again = place.done(VERIFY, &format!("{out}/tiny-onn {model} --active all"));
         assert!(again.contains("bit-equal"), "{again}");
     }
+    // Layers that are there already are distilled to the same bits.
+    place.done(SPARSIFY, &format!("--model {model} {text} --active-share 0.6 --bias false --out plain"));
+    place.done(SPARSIFY, "--from plain --distil 3 --out continued");
+    let [whole, continued] = ["distilled", "continued"]
+        .map(|dir| fs::read(place.path(&format!("{dir}/tiny-onn/model.safetensors"))).unwrap());
+    assert!(whole == continued);
+    let [whole, continued] = ["distilled", "continued"].map(|dir| place.json(&format!("{dir}/summary.json")));
+    for key in ["loss", "rise", "distilled_to", "asked", "taken", "added", "calibrated_on", "repaired_on", "ridge"] {
+        assert_eq!(whole[key], continued[key], "{key}");
+    }
+    for (from, words) in [
+        ("plain --active-share 0.5", &["`active_share`", "is not what the run had"][..]),
+        ("distilled", &["distilled already"]),
+        ("plain --data a=a.txt", &["`data`", "the text is not what it was"]),
+        (model, &["has no summary.json", "exp_sparsify"]),
+    ] {
+        place.refused(SPARSIFY, &format!("--from {from} --distil 2 --out no"), words);
+    }
     place.refused(SPARSIFY, &format!("{text} --out no"), &["`model`", "is needed"]);
     let refused =
         |rest: &str, words: &[&str]| place.refused(SPARSIFY, &format!("--model {model} {text} {rest} --out no"), words);

@@ -9,8 +9,9 @@ use experiments::settings::layered;
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::Serialize;
 use tinyonn::Result;
+use tinyonn::files::StagedFolder;
 use tinyonn::imaging::{Choose, Cut};
-use tinyonn::phases::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify};
+use tinyonn::phases::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify, sparsify_from};
 
 /// Find by text which neurons of each layer a token takes, so that the MLPs cost the share of operations that is asked for, and repair in closed form what
 /// the others leave missing; with --distil, train what lies beside the weights to say what the dense model says.
@@ -27,9 +28,14 @@ use tinyonn::phases::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify};
     mut_arg("out", |out| out.help("The run's folder; one that exists and is not empty is refused without --overwrite [default: the first free of runs/sparsify, runs/sparsify-2, …]")),
     after_help = "Examples:
   exp_sparsify --model SmolLM2-135M-Instruct.Q4_1.gguf --data prose=docs --data code=src --active-share 0.75
-  exp_sparsify --model DIR --data prose=docs --active-share 0.5 --variant Pruned"
+  exp_sparsify --model DIR --data prose=docs --active-share 0.5 --variant Pruned
+  exp_sparsify --from runs/sparsify --distil 250            goes on where that ended"
 )]
 struct Cli {
+    /// The folder of a run of this program to go on from: its layers are taken as they are, and its settings hold, but for --distil and `distil` and
+    /// `test_tokens` of --config; --data, if its text was moved
+    #[arg(long, value_name = "RUN")]
+    from: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -111,7 +117,13 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let (base, settings) = (SparsifyConfig::default(), &cli.settings);
+    let settings = &cli.settings;
+    // A run that was killed while it replaced that folder had put it aside.
+    cli.from.iter().try_for_each(StagedFolder::restore)?;
+    let base = match &cli.from {
+        Some(dir) => SparsifyConfig { out: SparsifyConfig::default().out, ..SparsifyConfig::of_run(dir)? },
+        None => SparsifyConfig::default(),
+    };
     let file = settings.run.config.as_deref();
     let mut config: SparsifyConfig = layered(&base, file, settings)?;
     if let Some(steps) = settings.distil {
@@ -122,11 +134,15 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         config.out = run_folder::first_free(&base.out)?;
     }
     let data = config.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
-    let read: Vec<&Path> = data.chain(config.model.as_deref()).chain(file).collect();
+    let read: Vec<&Path> = data.chain(config.model.as_deref()).chain(file).chain(cli.from.as_deref()).collect();
     let replace = overwrite::replaces(&config.out, settings.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
     let checkpoints = folder.checkpoints(SAVE_EVERY)?;
-    let summary = sparsify(&SparsifyConfig { out: folder.dir().to_path_buf(), ..config }, Some(&checkpoints))?;
+    let config = SparsifyConfig { out: folder.dir().to_path_buf(), ..config };
+    let summary = match &cli.from {
+        Some(dir) => sparsify_from(dir, &config, Some(&checkpoints))?,
+        None => sparsify(&config, Some(&checkpoints))?,
+    };
     let out = folder.finish()?;
     print(&summary, &out);
     Ok(if summary.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })

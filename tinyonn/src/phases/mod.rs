@@ -41,6 +41,7 @@ mod prepared;
 mod run;
 mod sparse_layers;
 pub mod sparsify;
+mod sparsify_from;
 pub mod summary;
 pub mod text;
 
@@ -56,6 +57,6 @@ pub use phase2::{Phase2, phase2, phase2_from};
 pub use plan::{Plan, PlannedTraining, Stages, plan};
 pub use prepared::Prepared;
 pub use run::{LossesNow, LosslessFigures, METRICS, Run, active_share};
-pub use sparsify::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify};
+pub use sparsify::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify, sparsify_from};
 pub use summary::{Phase1Summary, Summary};
 pub use text::{Text, Tokens};

@@ -5,7 +5,7 @@
 //! Operations are counted in products of an MLP's three matrices, 3·I·d multiply-adds a token: a [`Cut`] of candidates c and neurons s costs (c + 2 s)/3.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use super::dense::CHECKPOINT;
 use super::prepared::Prepared;
 use super::run::{LosslessFigures, METRICS, Run};
 use super::sparse_layers::{Making, SparseLayers};
+use super::sparsify_from::LeftBySparsify;
 use super::text::CorpusFigures;
 use super::{Dense, DeviceName, RunConfig, summary};
 use crate::checkpoint::ParamStore;
@@ -286,6 +287,28 @@ const OF_A_DOCUMENT: usize = 1024;
 /// # Errors
 /// Settings, variants, text, models and folders that cannot be used; a loss that is no finite number.
 pub fn sparsify(config: &SparsifyConfig, checkpoints: Option<&Checkpoints>) -> Result<SparsifySummary> {
+    sparsify_with(config, None, checkpoints)
+}
+
+/// The same with the layers that a run left in the folder `from`: what remains is to distil and to measure them. `config` is its own
+/// ([`SparsifyConfig::of_run`]) with another `out` and, perhaps, other `distil`, `test_tokens` and `device`; the outcome is that of [`sparsify`] with the same
+/// settings.
+///
+/// # Errors
+/// As of [`sparsify`]; a folder that it did not write; settings or text that are not what they were.
+pub fn sparsify_from(
+    from: &Path,
+    config: &SparsifyConfig,
+    checkpoints: Option<&Checkpoints>,
+) -> Result<SparsifySummary> {
+    sparsify_with(config, Some(LeftBySparsify::read(from, config)?), checkpoints)
+}
+
+fn sparsify_with(
+    config: &SparsifyConfig,
+    left: Option<LeftBySparsify>,
+    checkpoints: Option<&Checkpoints>,
+) -> Result<SparsifySummary> {
     let mut watch = Stopwatch::new();
     config.check()?;
     let needed = || Error::setting("model", "is needed and was not given", "name a dense decoder");
@@ -296,17 +319,10 @@ pub fn sparsify(config: &SparsifyConfig, checkpoints: Option<&Checkpoints>) -> R
     prepared.tokens.test.spread_documents(OF_A_DOCUMENT, config.test_tokens);
     prepared.tokens.test.beginnings(config.test_tokens);
     let run = prepared.run(&of_run);
-    watch.stage("shares");
-    let worth = run.worth(config)?;
-    let asked = run.cuts(config, worth.as_deref())?;
-    watch.stage("calibrate");
-    let made = run.sparse_layers(&Making {
-        cuts: &asked,
-        choose: config.choose.unwrap_or_default(),
-        worth: worth.as_deref(),
-        ridge: Some(config.ridge).filter(|ridge| *ridge > 0.0),
-        bias: config.bias,
-    })?;
+    let (asked, made) = match left {
+        Some(left) => left.layers(&run)?,
+        None => run.made_sparse(config, &mut watch)?,
+    };
     let SparseLayers { mut store, scored, repaired_on, ridge } = made;
     watch.stage("distil");
     let distilled_to = run.distilled(&mut store, config, &asked, checkpoints)?;
@@ -365,6 +381,22 @@ pub fn sparsify(config: &SparsifyConfig, checkpoints: Option<&Checkpoints>) -> R
 }
 
 impl Run<'_> {
+    /// What each layer is cut down to, and the layers so made.
+    fn made_sparse(&self, config: &SparsifyConfig, watch: &mut Stopwatch) -> Result<(Vec<Cut>, SparseLayers)> {
+        watch.stage("shares");
+        let worth = self.worth(config)?;
+        let cuts = self.cuts(config, worth.as_deref())?;
+        watch.stage("calibrate");
+        let layers = self.sparse_layers(&Making {
+            cuts: &cuts,
+            choose: config.choose.unwrap_or_default(),
+            worth: worth.as_deref(),
+            ridge: Some(config.ridge).filter(|ridge| *ridge > 0.0),
+            bias: config.bias,
+        })?;
+        Ok((cuts, layers))
+    }
+
     /// v of each layer, where it is not the norm of W_d's rows.
     fn worth(&self, config: &SparsifyConfig) -> Result<Option<Vec<Tensor>>> {
         if config.worth == Worth::Norm {
