@@ -12,7 +12,7 @@ use experiments::text_cost::{Reading, TextCost, costs};
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, is_tinyonn, load_model};
+use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, is_tinyonn, load_model, load_model_at_share, takes_shares};
 use tinyonn::data::{Corpus, TextTokenizer};
 use tinyonn::decoder::{Ask, Pass};
 use tinyonn::model::ActiveMode;
@@ -67,6 +67,10 @@ struct Settings {
     /// The experts that run [default: as each checkpoint says]
     #[arg(long, value_enum)]
     active: Option<Active>,
+    /// Variants of routed experts at these shares of them, a row each, as nearly as layers can: 0.25,0.5 [default: as each declares]
+    #[arg(long, value_name = "SHARES", value_delimiter = ',', conflicts_with = "active")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    active_share: Vec<f64>,
     /// What they compute in [default: as each is stored]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
@@ -84,6 +88,9 @@ struct Measured {
     model: PathBuf,
     variant: Option<String>,
     active: ActiveMode,
+    /// The share of its experts that was asked for, in place of what it declares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    asked_share: Option<f64>,
     /// The share of the model that was active, mean over kinds of text.
     active_share: f64,
     seconds: f64,
@@ -126,7 +133,9 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
     let read: Vec<&Path> = settings.models.iter().map(PathBuf::as_path).chain(data).chain(file).collect();
     let replace = overwrite::replaces(&out, overwrite, &read)?;
     let places = settings.models.iter().map(|name| found(Some(name.as_path()))).collect::<Result<Vec<_>>>()?;
+    let shares = shares(settings)?;
     let opened = places.iter().flatten().map(|path| Opened::new(path, settings)).collect::<Result<Vec<_>>>()?;
+    let opened = at_shares(opened, &shares)?;
     let windows = windows(settings, &opened)?;
     let corpus = corpus(settings)?;
     let folder = RunFolder::create(&out, settings, seed, name, replace)?;
@@ -134,7 +143,10 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
     let (device, mut measured, mut base): (_, Vec<Measured>, Option<Vec<Vec<Reading>>>) = (name.open()?, vec![], None);
     for opened in &opened {
         let (started, dtype) = (Instant::now(), settings.dtype.map(DType::from));
-        let model = load_model(&opened.path, &device, dtype)?;
+        let model = match opened.percent {
+            Some(percent) => load_model_at_share(&opened.path, &device, dtype, percent)?,
+            None => load_model(&opened.path, &device, dtype)?,
+        };
         let active = opened.active;
         let pass = Pass { ask: Ask { load: active == ActiveMode::Routed, ..Ask::default() }, ..active.pass() };
         let (mut readings, mut tasks, mut share) = (Vec::new(), Vec::new(), 0.0);
@@ -154,7 +166,8 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
         base.get_or_insert(readings);
         let (seconds, active_share) = (started.elapsed().as_secs_f64(), share / corpus.tasks.len().max(1) as f64);
         let variant = model.variant().map(str::to_owned);
-        let found = Measured { model: opened.path.clone(), variant, active, active_share, seconds, tasks };
+        let (model, asked_share) = (opened.path.clone(), opened.percent.map(|percent| percent as f64 / 100.0));
+        let found = Measured { model, variant, active, asked_share, active_share, seconds, tasks };
         print(&found);
         measured.push(found);
     }
@@ -165,7 +178,37 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
+/// Percents of the experts, of what `--active-share` says.
+fn shares(settings: &Settings) -> Result<Vec<usize>> {
+    let percent = |share: &f64| {
+        let percent = (100.0 * share).round();
+        if *share > 0.0 && percent >= 1.0 && percent <= 100.0 && (100.0 * share - percent).abs() < 1e-6 {
+            return Ok(percent as usize);
+        }
+        let remedy = "give shares like 0.25, in whole percents, of more than 0 and at most 1";
+        Err(Error::setting("--active-share", format!("{share} is not one"), remedy))
+    };
+    settings.active_share.iter().map(percent).collect()
+}
+
+/// Each checkpoint that can take shares once for each; the others as they are.
+fn at_shares(opened: Vec<Opened>, percents: &[usize]) -> Result<Vec<Opened>> {
+    if percents.is_empty() {
+        return Ok(opened);
+    }
+    if !opened.iter().any(|one| one.takes_shares) {
+        let problem = "no checkpoint has routers that could take another share";
+        return Err(Error::setting("--active-share", problem, "name a variant of routed experts, or leave it out"));
+    }
+    let of = |one: Opened| match one.takes_shares {
+        true => percents.iter().map(|percent| one.at(*percent)).collect(),
+        false => vec![one],
+    };
+    Ok(opened.into_iter().flat_map(of).collect())
+}
+
 /// A checkpoint before its weights are read.
+#[derive(Clone)]
 struct Opened {
     path: PathBuf,
     tokenizer: TextTokenizer,
@@ -173,6 +216,9 @@ struct Opened {
     positions: usize,
     /// Tokens of a document that a shared decision reads.
     open: usize,
+    /// Whether it has routers that can take another share of the experts, and which they take: what it declares, unless given.
+    takes_shares: bool,
+    percent: Option<usize>,
 }
 
 impl Opened {
@@ -182,15 +228,24 @@ impl Opened {
         let (tokenizer, positions) = (text::tokenizer(&folder)?, folder.arch()?.max_position_embeddings);
         let variant = is_tinyonn(folder.config()).then(|| TinyOnnFolder::open(path)).transpose()?;
         let stated = variant.as_ref().map_or(ActiveMode::All, |variant| variant.config().active);
+        let takes_shares = variant.as_ref().is_some_and(|variant| takes_shares(&variant.variant().spec));
         // A dense model has but one mode.
-        let active = settings.active.filter(|_| variant.is_some()).map_or(stated, ActiveMode::from);
+        let active = match settings.active.filter(|_| variant.is_some()) {
+            Some(active) => active.into(),
+            None if takes_shares && !settings.active_share.is_empty() => ActiveMode::Routed,
+            None => stated,
+        };
         let routed = variant.as_ref().filter(|_| active == ActiveMode::Routed).map(|variant| &variant.variant().spec);
         if routed.is_some_and(|spec| spec.route_per == RoutePer::Task) {
             let problem = format!("{} is routed by the task of each sequence, which no document names", path.display());
             return Err(Error::setting("--active", problem, "measure with --active all"));
         }
         let open = routed.map_or(0, MoeSpec::open_positions);
-        Ok(Self { path: path.to_path_buf(), tokenizer, active, positions, open })
+        Ok(Self { path: path.to_path_buf(), tokenizer, active, positions, open, takes_shares, percent: None })
+    }
+
+    fn at(&self, percent: usize) -> Self {
+        Self { percent: Some(percent), ..self.clone() }
     }
 }
 

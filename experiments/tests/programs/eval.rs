@@ -56,6 +56,37 @@ fn models_stand_side_by_side() {
     assert_eq!(found["corpus_sha256"].as_str().unwrap().len(), 64);
 }
 
+/// A row each, beside what cannot take another share.
+#[test]
+fn variants_stand_at_every_share_asked_for() {
+    let place = Place::new();
+    with_lines(&place);
+    assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));
+    let found = summary(&place, "dense sparse --active-share 0.25,0.64,1 --data a=lines.jsonl --length 32");
+    let models = found["models"].as_array().unwrap();
+    assert_eq!(models.len(), 4);
+    assert!(models[0].get("asked_share").is_none() && models[0]["active_share"] == 1.0);
+    for (model, asked) in models[1..].iter().zip([0.25, 0.64, 1.0]) {
+        assert_eq!(model["asked_share"], asked);
+        // Of 120 neurons experts have one or two.
+        assert!((model["active_share"].as_f64().unwrap() - asked).abs() < 0.05, "{model}");
+    }
+    let cost = |at: usize| models[at]["tasks"][0]["nats_per_token"]["mean"].clone();
+    assert_eq!(cost(3), cost(0));
+    // 64 % is what it declares.
+    let declared = summary(&place, "sparse --active routed --data a=lines.jsonl --length 32");
+    assert_eq!(declared["models"][0]["tasks"][0]["nats_per_token"]["mean"], cost(2));
+    assert_ne!(cost(1), cost(2));
+    for (arguments, words) in [
+        ("dense --active-share 0.5", &["`--active-share`", "no checkpoint"][..]),
+        ("sparse --active-share 0", &["`--active-share`", "0 is not one"]),
+        ("sparse --active-share 0.125", &["`--active-share`", "whole percents"]),
+        ("sparse --active-share 0.5 --active all", &["--active"]),
+    ] {
+        assert_refused(&place.run(EVAL, &format!("{arguments} --data a=lines.jsonl --out no")), words);
+    }
+}
+
 /// More context never scores another token; whole documents in one window are the same whatever the stride.
 #[test]
 fn windows_score_every_token_once() {

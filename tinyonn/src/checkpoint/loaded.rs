@@ -7,10 +7,10 @@ use candle_core::{DType, Device, Tensor};
 use super::folder::ModelFolder;
 use super::params::{EMBEDDING, expected_tensors};
 use super::tinyonn_folder::{TinyOnnFolder, is_tinyonn};
-use crate::Result;
 use crate::decoder::{Arch, CausalLm, Continuation, Generation, Keep, Likelihood, Mlp, Pass, Prompt, Step, Trace};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{LoadMeter, MoeSpec, RoutePer};
+use crate::moe::{LoadMeter, MoeSpec, Pfag, RoutePer};
+use crate::{Error, Result};
 
 /// A dense model or one of routed experts, frozen.
 pub enum LoadedModel {
@@ -26,8 +26,7 @@ pub enum LoadedModel {
 /// Whatever keeps the folder from being a whole model.
 pub fn load_model(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) -> Result<LoadedModel> {
     let folder = ModelFolder::open(dir)?;
-    let stored = folder.tensors().find(|(name, _)| *name == EMBEDDING).and_then(|(_, info)| info.computed());
-    let dtype = dtype.or(stored.filter(DType::is_float)).unwrap_or(DType::F32);
+    let dtype = dtype.or_else(|| stored_type(&folder)).unwrap_or(DType::F32);
     if is_tinyonn(folder.config()) {
         let folder = TinyOnnFolder::from_folder(folder)?;
         let store = folder.load(device, Some(dtype))?;
@@ -38,6 +37,46 @@ pub fn load_model(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) 
     folder.announce(Some(dtype));
     let store = folder.load(device, Some(dtype))?;
     Ok(LoadedModel::Dense(CausalLm::dense(&cfg, &store.builder(dtype, |_| false))?))
+}
+
+/// As [`load_model`], of a Tiny-ONN whose routers choose: as many of them as come nearest to `percent` % of the experts ([`MoeSpec::top_k_at`]), in place of
+/// what it declares. It runs routed.
+///
+/// # Errors
+/// A share that is none; a dense model, one without a hierarchy, or one that is routed by the task; as of [`load_model`].
+pub fn load_model_at_share(
+    dir: impl AsRef<Path>,
+    device: &Device,
+    dtype: Option<DType>,
+    percent: usize,
+) -> Result<LoadedModel> {
+    if percent == 0 || percent > 100 {
+        return Err(Error::setting("active_share", format!("is {percent} %"), "use 1 to 100 %"));
+    }
+    let folder = TinyOnnFolder::from_folder(ModelFolder::open(dir)?)?;
+    let (cfg, variant) = (folder.arch(), folder.variant());
+    if !takes_shares(&variant.spec) {
+        let problem = "it has no routers that choose by what they read, so that it takes one share alone";
+        return Err(Error::variant(variant.spec.name.clone(), problem, "name a variant of routed experts"));
+    }
+    let dtype = dtype.or_else(|| stored_type(folder.folder())).unwrap_or(DType::F32);
+    let store = folder.load(device, Some(dtype))?;
+    let top_k = variant.spec.top_k_at(percent, cfg.num_hidden_layers);
+    let taken = |layer: usize| top_k.get(layer).map_or(&[][..], Vec::as_slice);
+    let model = TinyOnnForCausalLm::taking(cfg, variant, &store.builder(dtype, |_| false), taken, Pfag::Off)?;
+    Ok(LoadedModel::TinyOnn(model, ActiveMode::Routed))
+}
+
+/// Whether a variant can take other shares of its experts than it declares: [`load_model_at_share`].
+#[must_use]
+pub fn takes_shares(spec: &MoeSpec) -> bool {
+    !spec.levels.is_empty() && spec.route_per != RoutePer::Task
+}
+
+/// The type of the embedding.
+fn stored_type(folder: &ModelFolder) -> Option<DType> {
+    let embedding = folder.tensors().find(|(name, _)| *name == EMBEDDING);
+    embedding.and_then(|(_, info)| info.computed()).filter(DType::is_float)
 }
 
 impl LoadedModel {
