@@ -29,6 +29,7 @@ mod hierarchies;
 mod hub;
 mod imaging;
 mod interrupt;
+mod kernels;
 mod labels;
 mod load;
 mod lossless;

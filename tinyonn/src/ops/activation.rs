@@ -45,6 +45,8 @@ use candle_core::{Device, Result, Tensor};
 use super::elementwise::{each, each_pair};
 use super::host::in_memory;
 use super::lanes::{self, erf, exp, sigmoid};
+#[cfg(feature = "cuda")]
+use super::silu_kernel;
 use crate::files::Digest;
 
 /// h(g, u) and its derivative.
@@ -127,6 +129,10 @@ impl Activation for Silu {
     }
 
     fn forward(&self, g: &Tensor, u: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if super::kernel::are_read(&[g, u]) && g.dims() == u.dims() {
+            return silu_kernel::forward(g, u);
+        }
         if !lanes::fused(&[g, u]) {
             return candle_nn::ops::silu(g)? * u;
         }
@@ -134,6 +140,10 @@ impl Activation for Silu {
     }
 
     fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+        #[cfg(feature = "cuda")]
+        if super::kernel::are_read(&[g, u, delta]) && g.dims() == u.dims() && g.dims() == delta.dims() {
+            return silu_kernel::backward(g, u, delta);
+        }
         if !lanes::fused(&[g, u, delta]) {
             let s = candle_nn::ops::sigmoid(g)?;
             let slope = (&s * ((g * (1.0 - &s)?)? + 1.0)?)?;

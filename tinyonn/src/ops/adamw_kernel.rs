@@ -7,7 +7,7 @@ use super::adamw::AdamwStep;
 use super::kernel::{Kernel, PART, THREADS, address, is_read};
 use super::update_table::{Descriptor, UpdateTable};
 
-static ADAMW: Kernel = Kernel::new("adamw", include_str!("adamw.cu"));
+static ADAMW: Kernel = Kernel::new("adamw", concat!(include_str!("numbers.cu"), include_str!("adamw.cu")));
 
 /// Whether the kernel has the types of this weight.
 pub(super) fn takes(of: &Descriptor<'_>) -> bool {

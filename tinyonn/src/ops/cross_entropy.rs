@@ -1,7 +1,7 @@
 //! Cross-entropy of a language-model head, without the logits outliving a chunk: ℓ_t = log Σ_v exp(x_t·W_v) − x_t·W_target.
 //!
 //! Shapes: x `[.., d]`, W `[V, d]`, targets `[..]` u32 with `u32::MAX` for "no target", ℓ `[..]` f32 in nats (0 without a
-//! target). Tokens go in chunks of at most 2²⁶ logits. The logits of a single chunk are kept for the backward; with
+//! target). Tokens go in chunks of at most 2²⁶ logits (2²⁸ on a GPU). The logits of a single chunk are kept for the backward; with
 //! more chunks each is computed anew: memory stays bounded whatever V. dlogits = (softmax − one-hot) dℓ.
 
 use candle_core::{D, DType, Result, Tensor};
@@ -10,8 +10,10 @@ use super::Grads;
 use super::lanes::{self, exp};
 use super::linear::rows;
 
-/// Logits held at once: 2²⁶ (256 MB in f32), below candle's limit of 2³² elements a launch.
+/// Logits held at once in main memory: 2²⁶ (256 MB in f32), below candle's limit of 2³² elements a launch.
 const CHUNK: usize = 1 << 26;
+/// On a GPU 2²⁸: products of fewer rows leave much of it idle.
+const CHUNK_ON_A_CARD: usize = 1 << 28;
 
 /// What the backward needs.
 #[derive(Debug)]
@@ -27,7 +29,8 @@ pub struct Saved {
 /// Shapes, dtypes or devices that do not go together.
 pub fn forward(x: &Tensor, weight_vd: &Tensor, targets: &Tensor, keep: bool) -> Result<(Tensor, Option<Saved>)> {
     let (x_td, weight_vd) = (rows(x)?, weight_vd.detach());
-    let chunk = (CHUNK / weight_vd.dim(0)?.max(1)).max(1);
+    let logits = if weight_vd.device().is_cuda() { CHUNK_ON_A_CARD } else { CHUNK };
+    let chunk = (logits / weight_vd.dim(0)?.max(1)).max(1);
     let targets_t = targets.flatten_all()?.contiguous()?;
     let head = Head { x_td, weight_vd, targets_t, chunk };
     let tokens = head.tokens();
@@ -61,8 +64,7 @@ pub fn backward(
     let (mut kept, mut dx, dloss_t) = (logits_tv, Vec::new(), dlosses.detach().flatten_all()?.contiguous()?);
     for first in (0..head.tokens()).step_by(head.chunk) {
         let logits_tv = kept.take().map_or_else(|| head.logits(first), Ok)?;
-        let dlogits_tv = head.logits_gradient(first, &logits_tv, &dloss_t)?;
-        drop(logits_tv);
+        let dlogits_tv = head.logits_gradient(first, logits_tv, &dloss_t)?;
         if input {
             dx.push(dlogits_tv.matmul(&head.weight_vd)?);
         }
@@ -99,6 +101,10 @@ impl Head {
 
     fn losses(&self, first: usize, logits_tv: &Tensor) -> Result<Tensor> {
         let index = self.targets(first)?;
+        #[cfg(feature = "cuda")]
+        if super::kernel::is_read(logits_tv) {
+            return on_a_card::losses(logits_tv, &index);
+        }
         if lanes::fused(&[logits_tv]) {
             return lanes::with_ids(&index, |targets| fused_losses(logits_tv, targets))?;
         }
@@ -110,13 +116,17 @@ impl Head {
         known.where_cond(&losses, &losses.zeros_like()?)
     }
 
-    /// dlogits of a chunk, in the logits' dtype.
-    fn logits_gradient(&self, first: usize, logits_tv: &Tensor, dloss: &Tensor) -> Result<Tensor> {
+    /// dlogits of a chunk, in the logits' dtype; on a GPU in the logits' place.
+    fn logits_gradient(&self, first: usize, logits_tv: Tensor, dloss: &Tensor) -> Result<Tensor> {
         let index = self.targets(first)?;
         let dloss = dloss.narrow(0, first, self.rows_from(first))?;
-        if lanes::fused(&[logits_tv, &dloss]) {
+        #[cfg(feature = "cuda")]
+        if super::kernel::is_read(&logits_tv) {
+            return on_a_card::gradient(logits_tv, &index, &dloss.to_dtype(DType::F32)?);
+        }
+        if lanes::fused(&[&logits_tv, &dloss]) {
             let gradient =
-                |targets: &[u32]| lanes::with_slices([&dloss], |[dloss]| fused_gradient(logits_tv, targets, dloss));
+                |targets: &[u32]| lanes::with_slices([&dloss], |[dloss]| fused_gradient(&logits_tv, targets, dloss));
             return lanes::with_ids(&index, gradient)??;
         }
         let wide = wide(logits_tv.dtype());
@@ -184,4 +194,36 @@ fn fused_gradient(logits_tv: &Tensor, targets: &[u32], dloss: &[f32]) -> Result<
         });
     })?;
     Tensor::from_vec(gradient, logits_tv.shape(), logits_tv.device())
+}
+
+#[cfg(feature = "cuda")]
+mod on_a_card {
+    use candle_core::{DType, Result, Tensor};
+
+    use super::super::kernel::{Argument, Kernel, card, room};
+
+    const TEXT: &str = concat!(include_str!("numbers.cu"), include_str!("cross_entropy.cu"));
+    static LOSSES: Kernel = Kernel::new("cross_entropy", TEXT);
+    static GRADIENT: Kernel = Kernel::new("cross_entropy_gradient", TEXT);
+
+    #[allow(unsafe_code)]
+    pub(super) fn losses(logits_tv: &Tensor, targets_t: &Tensor) -> Result<Tensor> {
+        let ((t, v), losses_t) = (logits_tv.dims2()?, room(targets_t.shape(), DType::F32, logits_tv.device())?);
+        let [logits, targets, losses] = [logits_tv, targets_t, &losses_t].map(Argument::of);
+        let arguments = [logits?, targets?, losses?, Argument::count(v), Argument::half(logits_tv)];
+        // SAFETY: the signature of cross_entropy: a block for each of t rows of v logits, as many targets in u32, and losses in f32, which are new.
+        unsafe { LOSSES.launch(card(logits_tv)?, t, &arguments)? };
+        Ok(losses_t)
+    }
+
+    /// Takes the place of the logits, which nobody else has.
+    #[allow(unsafe_code)]
+    pub(super) fn gradient(logits_tv: Tensor, targets_t: &Tensor, dlosses_t: &Tensor) -> Result<Tensor> {
+        let ((t, v), dlosses_t) = (logits_tv.dims2()?, dlosses_t.contiguous()?);
+        let [logits, targets, dlosses] = [&logits_tv, targets_t, &dlosses_t].map(Argument::of);
+        let arguments = [logits?, targets?, dlosses?, Argument::count(v), Argument::half(&logits_tv)];
+        // SAFETY: the signature of cross_entropy_gradient: as above; the logits are given by value, and their storage is that of one product alone.
+        unsafe { GRADIENT.launch(card(&logits_tv)?, t, &arguments)? };
+        Ok(logits_tv)
+    }
 }

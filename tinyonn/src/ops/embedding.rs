@@ -25,6 +25,10 @@ pub fn forward(ids: &Tensor, weight_vd: &Tensor) -> Result<Tensor> {
 pub fn backward(ids: &Tensor, weight_vd: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<()> {
     let (dy_td, ids) = (rows(dy)?, ids.flatten_all()?.contiguous()?);
     let d = dy_td.dim(1)?;
+    #[cfg(feature = "cuda")]
+    if super::kernel::is_read(&dy_td) && grads.takes_on_a_card(weight_vd) {
+        return grads.add_on_a_card(weight_vd, |dw| on_a_card::add(&ids, &dy_td, dw));
+    }
     if !lanes::fused(&[&dy_td]) {
         // In f32 if the weights are narrower: a sum of many small terms stalls in bf16.
         let dy_td = wide(&dy_td)?;
@@ -50,4 +54,26 @@ pub fn backward(ids: &Tensor, weight_vd: &Tensor, dy: &Tensor, grads: &mut Grads
         dw.iter_mut().zip(&sums).for_each(|(dw, sum)| *dw += sum);
         Ok(())
     })
+}
+
+#[cfg(feature = "cuda")]
+mod on_a_card {
+    use candle_core::{Result, Tensor};
+
+    use super::super::kernel::{Argument, Kernel, card};
+
+    static GRADIENT: Kernel =
+        Kernel::new("embedding_gradient", concat!(include_str!("numbers.cu"), include_str!("embedding.cu")));
+
+    /// Adds dy to the rows of dW that ids name.
+    #[allow(unsafe_code)]
+    pub(super) fn add(ids_t: &Tensor, dy_td: &Tensor, dw_vd: &Tensor) -> Result<()> {
+        let (t, d) = dy_td.dims2()?;
+        let [ids, dy, dw] = [ids_t, dy_td, dw_vd].map(Argument::of);
+        let [tokens, rows, width] = [t, dw_vd.dim(0)?, d].map(Argument::count);
+        let arguments = [ids?, dy?, dw?, tokens, rows, width, Argument::half(dy_td), Argument::half(dw_vd)];
+        // SAFETY: the signature of embedding_gradient: t ids in u32, t·d values of dy, and dW of `rows` rows of d, a slot of gradients, which only the pass at
+        // hand refers to.
+        unsafe { GRADIENT.launch(card(dy_td)?, t, &arguments) }
+    }
 }

@@ -2,8 +2,6 @@
 //
 // A block sums the squares of PART values of one gradient in f64; the block that ends last adds the sums up.
 
-typedef unsigned long long u64;
-
 const u64 PART = 16384; // grad_norm.rs counts blocks by it
 
 // Four words of eight bytes, as grad_norm.rs writes them.
@@ -37,8 +35,7 @@ extern "C" __global__ void grad_norm(const Gradient* table, unsigned gradients, 
     const u64 begin = (blockIdx.x - of.first) * PART, end = min(begin + PART, of.count);
     double sum = 0.0;
     for (u64 i = begin + threadIdx.x; i < end; i += blockDim.x) {
-        const float x = of.half ? __uint_as_float((unsigned)((const unsigned short*)of.values)[i] << 16)
-                                : ((const float*)of.values)[i];
+        const float x = load_one(of.values, i, of.half);
         sum += (double)x * (double)x;
     }
     sum = summed(sum);

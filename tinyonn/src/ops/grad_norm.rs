@@ -28,7 +28,8 @@ mod on_a_card {
 
     use super::super::kernel::{Kernel, PART, THREADS, address};
 
-    static GRAD_NORM: Kernel = Kernel::new("grad_norm", include_str!("grad_norm.cu"));
+    static GRAD_NORM: Kernel =
+        Kernel::new("grad_norm", concat!(include_str!("numbers.cu"), include_str!("grad_norm.cu")));
 
     #[allow(unsafe_code)]
     pub(super) fn grad_norm(gradients: &[&Tensor], device: &Device) -> Result<Tensor> {

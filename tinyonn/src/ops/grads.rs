@@ -177,6 +177,23 @@ impl Grads {
         lanes::change(&slot.gradient, |values| f(values, fresh))?
     }
 
+    /// Whether a kernel can add to the gradient of `weight` where it lies; true as well of one that does not learn.
+    #[cfg(feature = "cuda")]
+    pub(super) fn takes_on_a_card(&self, weight: &Tensor) -> bool {
+        let slot = self.place.get(&weight.id()).and_then(|place| self.slots.get(*place));
+        slot.is_none_or(|slot| super::kernel::is_read(&slot.gradient))
+    }
+
+    /// Adds to the gradient of `weight` where it lies: `f(dW)`, which is zero where nothing was written in this step.
+    #[cfg(feature = "cuda")]
+    pub(super) fn add_on_a_card(&mut self, weight: &Tensor, f: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
+        let Some(slot) = self.slot(weight) else { return Ok(()) };
+        if std::mem::replace(&mut slot.fresh, false) {
+            write(&slot.gradient, &slot.gradient.zeros_like()?)?;
+        }
+        f(&slot.gradient)
+    }
+
     /// From this step only the rows of `weight` learn that `learn` marks (`[rows]` u8, or one entry for all rows), and those that earlier
     /// micro-batches have marked.
     ///

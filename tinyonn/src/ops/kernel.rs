@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage as _;
 use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr as _};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr as _, LaunchConfig, PushKernelArg as _};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
-use candle_core::{DType, Result, Storage, Tensor};
+use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
 use half::bf16;
 
 /// Values that a block of [`THREADS`] threads goes over at most: `PART` of the kernels' texts.
@@ -23,6 +23,32 @@ pub(super) struct Kernel {
     name: &'static str,
     text: &'static str,
     ptx: OnceLock<String>,
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy)]
+pub(super) enum Argument {
+    /// Where the values of a tensor begin ([`address`]).
+    Address(u64),
+    /// A number of things; a yes is one.
+    Count(u64),
+    /// Any other number.
+    Number(f32),
+}
+
+impl Argument {
+    pub(super) fn of(tensor: &Tensor) -> Result<Self> {
+        address(tensor).map(Self::Address)
+    }
+
+    pub(super) fn count(count: usize) -> Self {
+        Self::Count(count as u64)
+    }
+
+    /// Whether its values are stored in bf16, and not in f32.
+    pub(super) fn half(tensor: &Tensor) -> Self {
+        Self::Count(u64::from(tensor.dtype() == DType::BF16))
+    }
 }
 
 impl Kernel {
@@ -43,6 +69,33 @@ impl Kernel {
         // Modules are kept by this name, whatever is given later.
         Ok(device.get_or_load_custom_func(self.name, &format!("tinyonn::{}", self.name), ptx)?.into_cuda_function())
     }
+
+    /// Launches `blocks` blocks of [`THREADS`] threads; of none, nothing.
+    ///
+    /// # Safety
+    /// `arguments` are those of the kernel's signature, in its order. Every address is of a contiguous tensor on `device` that lives until this returns, with as
+    /// many values and of such a type as the kernel reads or writes there; what it writes, nothing else refers to.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn launch(&self, device: &CudaDevice, blocks: usize, arguments: &[Argument]) -> Result<()> {
+        let Ok(grid) = u32::try_from(blocks) else {
+            candle_core::bail!("{}: {blocks} blocks are more than a launch has", self.name)
+        };
+        if grid == 0 {
+            return Ok(());
+        }
+        let (function, stream) = (self.on(device)?, device.cuda_stream());
+        let mut launch = stream.launch_builder(&function);
+        for argument in arguments {
+            match argument {
+                Argument::Address(word) | Argument::Count(word) => launch.arg(word),
+                Argument::Number(number) => launch.arg(number),
+            };
+        }
+        let shape = LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the caller vouches for the arguments, and everything on a card runs in one stream.
+        unsafe { launch.launch(shape) }.map_err(candle_core::Error::wrap)?;
+        Ok(())
+    }
 }
 
 /// Where the values of a contiguous tensor begin on its card.
@@ -51,15 +104,46 @@ pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     let (Storage::Cuda(storage), Some((start, _))) = (&*storage, layout.contiguous_offsets()) else {
         candle_core::bail!("a kernel needs contiguous tensors on its card")
     };
+    address_in(storage, start)
+}
+
+/// Where the value `at` of a storage lies.
+pub(super) fn address_in(storage: &CudaStorage, at: usize) -> Result<u64> {
     let stream = storage.device().cuda_stream();
-    let first = match tensor.dtype() {
+    let first = match storage.dtype() {
         DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
         DType::F64 => storage.as_cuda_slice::<f64>()?.device_ptr(&stream).0,
         DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(&stream).0,
+        DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(&stream).0,
         DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,
         other => candle_core::bail!("no kernel reads {other:?}"),
     };
-    Ok(first + (start * tensor.dtype().size_in_bytes()) as u64)
+    Ok(first + (at * storage.dtype().size_in_bytes()) as u64)
+}
+
+/// The card of a tensor.
+pub(super) fn card(tensor: &Tensor) -> Result<&CudaDevice> {
+    match tensor.device() {
+        Device::Cuda(device) => Ok(device),
+        other => candle_core::bail!("a kernel needs tensors on a card, not on {other:?}"),
+    }
+}
+
+/// Room for what a kernel writes whole.
+#[allow(unsafe_code)]
+pub(super) fn room(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    // SAFETY: whoever asks for room fills all of it before it is read, by the launch that follows in the same stream.
+    unsafe { Tensor::empty(shape, dtype, device) }
+}
+
+/// Room like `tensor`.
+pub(super) fn room_like(tensor: &Tensor) -> Result<Tensor> {
+    room(tensor.shape(), tensor.dtype(), tensor.device())
+}
+
+/// Whether a kernel reads them all, in one type.
+pub(super) fn are_read(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| is_read(tensor) && tensor.dtype() == tensors[0].dtype())
 }
 
 /// Whether a kernel reads it as f32 or bf16.

@@ -65,6 +65,8 @@ pub mod runs;
 pub mod sgd;
 pub mod share_loss;
 pub mod shared_mlp;
+#[cfg(feature = "cuda")]
+mod silu_kernel;
 mod sum_of_rows;
 pub mod token_scores;
 pub mod update_table;

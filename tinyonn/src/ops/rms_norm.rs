@@ -17,6 +17,10 @@ use super::linear::rows;
 /// Shapes, dtypes or devices that do not go together.
 pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let op = RmsNorm { x_td: rows(x)?, weight: weight.detach(), eps };
+    #[cfg(feature = "cuda")]
+    if super::kernel::are_read(&[&op.x_td, &op.weight]) {
+        return op.on_a_card_forward()?.reshape(x.shape());
+    }
     let y_td = if lanes::fused(&[x, weight]) { op.fused_forward() } else { op.plain_forward() }?;
     y_td.reshape(x.shape())
 }
@@ -27,6 +31,12 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// As above.
 pub fn backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
     let (op, dy_td) = (RmsNorm { x_td: rows(x)?, weight: weight.detach(), eps }, rows(dy)?);
+    #[cfg(feature = "cuda")]
+    if super::kernel::are_read(&[&op.x_td, &op.weight, &dy_td]) {
+        let (dx_td, dw) = op.on_a_card_backward(&dy_td)?;
+        grads.add_with(weight, || Ok(dw))?;
+        return dx_td.reshape(x.shape());
+    }
     let fused = lanes::fused(&[x, weight, dy]);
     let (dx_td, dw) = if fused { op.fused_backward(&dy_td) } else { op.plain_backward(&dy_td) }?;
     grads.add_with(weight, || Ok(dw))?;
@@ -122,4 +132,76 @@ fn rows_backward(dx: &mut [f32], x: &[f32], dy: &[f32], w: &[f32], eps: f64) -> 
         }
     }
     dw
+}
+
+#[cfg(feature = "cuda")]
+mod on_a_card {
+    use candle_core::{DType, Result, Tensor};
+
+    use super::super::kernel::{Argument, Kernel, card, room, room_like};
+    use super::RmsNorm;
+
+    const TEXT: &str = concat!(include_str!("numbers.cu"), include_str!("rms_norm.cu"));
+    static FORWARD: Kernel = Kernel::new("rms_norm_forward", TEXT);
+    static INPUT: Kernel = Kernel::new("rms_norm_input", TEXT);
+    static WEIGHT: Kernel = Kernel::new("rms_norm_weight", TEXT);
+    static SUM: Kernel = Kernel::new("rms_norm_sum", TEXT);
+
+    /// Rows of a block: a warp takes one.
+    const WARPS: usize = 8;
+    /// Blocks that sum rows of dy ⊙ n, at most; and rows of each, at least.
+    const PARTS: usize = 264;
+    const ROWS: usize = 16;
+
+    #[allow(unsafe_code)]
+    impl RmsNorm {
+        pub(super) fn on_a_card_forward(&self) -> Result<Tensor> {
+            let ((t, d), y_td) = (self.x_td.dims2()?, room_like(&self.x_td)?);
+            let arguments = [
+                Argument::of(&self.x_td)?,
+                Argument::of(&self.weight)?,
+                Argument::of(&y_td)?,
+                Argument::count(t),
+                Argument::count(d),
+                Argument::Number(self.eps as f32),
+                Argument::half(&self.x_td),
+            ];
+            // SAFETY: the signature of rms_norm_forward: x and y have t·d values, w d, of one type that `are_read` has seen; y is new.
+            unsafe { FORWARD.launch(card(&y_td)?, t.div_ceil(WARPS), &arguments)? };
+            Ok(y_td)
+        }
+
+        pub(super) fn on_a_card_backward(&self, dy_td: &Tensor) -> Result<(Tensor, Tensor)> {
+            let ((t, d), device) = (self.x_td.dims2()?, self.x_td.device());
+            let (dx_td, roots_t) = (room_like(&self.x_td)?, room(t, DType::F32, device)?);
+            let (x, half) = (Argument::of(&self.x_td)?, Argument::half(&self.x_td));
+            let (dy, roots) = (Argument::of(dy_td)?, Argument::of(&roots_t)?);
+            let [rows, width] = [t, d].map(Argument::count);
+            let arguments = [
+                x,
+                Argument::of(&self.weight)?,
+                dy,
+                Argument::of(&dx_td)?,
+                roots,
+                rows,
+                width,
+                Argument::Number(self.eps as f32),
+                half,
+            ];
+            // SAFETY: the signature of rms_norm_input: x, dy and dx have t·d values, w d, of one type that `are_read` has seen, roots t in f32; dx and roots are new.
+            unsafe { INPUT.launch(card(dy_td)?, t.div_ceil(WARPS), &arguments)? };
+            let rows_of_block = t.div_ceil(PARTS).max(ROWS);
+            let (count, columns) = (t.div_ceil(rows_of_block), d.next_power_of_two().clamp(1, 256));
+            let (parts, dw) = (room((count, d), DType::F32, device)?, room(d, DType::F32, device)?);
+            let sums = Argument::of(&parts)?;
+            let arguments =
+                [x, dy, roots, sums, rows, width, Argument::count(rows_of_block), Argument::count(columns), half];
+            // SAFETY: the signature of rms_norm_weight: as above, and `parts`, which is new, has a row of d values in f32 for each block; `columns` divides 256.
+            unsafe { WEIGHT.launch(card(dy_td)?, count, &arguments)? };
+            let arguments = [sums, Argument::of(&dw)?, Argument::count(count), width];
+            // SAFETY: the signature of rms_norm_sum: `parts` has count·d values, dw, which is new, d, all f32.
+            unsafe { SUM.launch(card(dy_td)?, d.div_ceil(32), &arguments)? };
+            Ok((dx_td, dw.to_dtype(self.weight.dtype())?))
+        }
+    }
 }

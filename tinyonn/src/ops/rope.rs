@@ -49,6 +49,10 @@ fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor, sign: f32) -> Result<Tensor
         })?;
         return Tensor::from_vec(y, x_bthd.shape(), x_bthd.device());
     }
+    #[cfg(feature = "cuda")]
+    if let Some(y_bthd) = on_a_card::turn(x_bthd, cos, sin, sign)? {
+        return Ok(y_bthd);
+    }
     let dtype = x_bthd.dtype();
     let (cos, sin) = (cos.to_dtype(dtype)?.reshape((t, 1, half))?, sin.to_dtype(dtype)?.reshape((t, 1, half))?);
     let sin = if sign < 0.0 { sin.neg()? } else { sin };
@@ -56,4 +60,41 @@ fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor, sign: f32) -> Result<Tensor
     let y1 = (x1.broadcast_mul(&cos)? - x2.broadcast_mul(&sin)?)?;
     let y2 = (x2.broadcast_mul(&cos)? + x1.broadcast_mul(&sin)?)?;
     Tensor::cat(&[y1, y2], D::Minus1)?.contiguous()
+}
+
+#[cfg(feature = "cuda")]
+mod on_a_card {
+    use candle_core::{DType, Result, Tensor};
+
+    use super::super::kernel::{Argument, Kernel, THREADS, card, is_read, room_like};
+
+    static ROPE: Kernel = Kernel::new("rope", concat!(include_str!("numbers.cu"), include_str!("rope.cu")));
+
+    /// Of x in a type that kernels read, and angles in f32.
+    #[allow(unsafe_code)]
+    pub(super) fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor, sign: f32) -> Result<Option<Tensor>> {
+        let ((_, t, heads, d), x_bthd) = (x_bthd.dims4()?, x_bthd.contiguous()?);
+        let angles = |of: &Tensor| is_read(of) && of.dtype() == DType::F32 && of.elem_count() == t * (d / 2);
+        if !is_read(&x_bthd) || d % 2 != 0 || !angles(cos) || !angles(sin) {
+            return Ok(None);
+        }
+        let (y_bthd, pairs) = (room_like(&x_bthd)?, x_bthd.elem_count() / 2);
+        let [of_x, of_cos, of_sin, of_y] = [&x_bthd, cos, sin, &y_bthd].map(Argument::of);
+        let [pairs_of, positions, heads, half_dim] = [pairs, t, heads, d / 2].map(Argument::count);
+        let arguments = [
+            of_x?,
+            of_cos?,
+            of_sin?,
+            of_y?,
+            pairs_of,
+            positions,
+            heads,
+            half_dim,
+            Argument::Number(sign),
+            Argument::half(&x_bthd),
+        ];
+        // SAFETY: the signature of rope: x and y, which is new, have twice as many values as pairs, of one type, the angles t·d/2 each in f32.
+        unsafe { ROPE.launch(card(&x_bthd)?, pairs.div_ceil(THREADS as usize), &arguments)? };
+        Ok(Some(y_bthd))
+    }
 }

@@ -1,0 +1,59 @@
+"""Compiles every kernel text with NVRTC, as the library does on a machine with a GPU; none is needed here.
+
+    python3 .ci/compile_kernels.py FOLDER      # where pip has put nvidia-cuda-nvrtc, or a toolkit's library lies
+
+For compute_80, the PTX that the library makes, and for sm_80 and sm_90a, down to the card's own code.
+"""
+
+import ctypes
+import pathlib
+import sys
+
+OPS = pathlib.Path(__file__).resolve().parent.parent / "tinyonn" / "src" / "ops"
+# What every text begins with.
+PRELUDE = "numbers.cu"
+ARCHITECTURES = ["compute_80", "sm_80", "sm_90a"]
+
+
+def library(folder):
+    found = sorted(pathlib.Path(folder).rglob("libnvrtc.so*"))
+    if not found:
+        sys.exit(f"error: no libnvrtc below {folder}; give the folder of nvidia-cuda-nvrtc")
+    # It looks for these by their name alone.
+    for builtins in found[0].parent.glob("libnvrtc-builtins.so*"):
+        ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(found[0]))
+
+
+def compiled(nvrtc, name, text, architecture):
+    """The problem, if there is one, warnings as well."""
+    program = ctypes.c_void_p()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None)
+    options = (ctypes.c_char_p * 1)(f"--gpu-architecture={architecture}".encode())
+    code = nvrtc.nvrtcCompileProgram(program, 1, options)
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    said = log.value.decode(errors="replace").strip()
+    return said or (f"NVRTC's error {code}" if code else "")
+
+
+def main():
+    nvrtc = library(sys.argv[1])
+    prelude = (OPS / PRELUDE).read_text()
+    texts = sorted(path for path in OPS.glob("*.cu") if path.name != PRELUDE)
+    problems = [
+        f"{path.name} for {architecture}:\n{problem}"
+        for path in texts
+        for architecture in ARCHITECTURES
+        if (problem := compiled(nvrtc, path.name, prelude + path.read_text(), architecture))
+    ]
+    if problems:
+        sys.exit("\n".join(problems))
+    print(f"{len(texts)} texts compile for {', '.join(ARCHITECTURES)}")
+
+
+if __name__ == "__main__":
+    main()

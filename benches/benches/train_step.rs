@@ -1,0 +1,147 @@
+//! A training step of a dense model in bf16 under f32 masters, and of a variant of it with all experts active and routed: forward, backward, norm, clip, AdamW;
+//! seconds of the median step and of its parts, tokens a second, and on a GPU the memory taken.
+//!
+//! On a GPU the shape is Qwen3-1.7B's, 4 × 2048 tokens; in main memory it is the small one of `peers/pretrain_torch.py`, in f32, so that the bench can be tried.
+//! The peers are the scripts of the same shape in `peers/`.
+
+use std::time::Instant;
+
+use benches::{BenchDevice as _, config, devices};
+use candle_core::{DType, Device, Tensor};
+use rand::Rng as _;
+use tinyonn::checkpoint::{ParamStore, dense_params, upcycle, variant_params};
+use tinyonn::decoder::{Arch, CausalLm, FeedForward, Learn, Pass};
+use tinyonn::imaging::{Partition, PartitionSources, partition};
+use tinyonn::model::TinyOnnForCausalLm;
+use tinyonn::ops::host;
+use tinyonn::train::state::slots;
+use tinyonn::train::{Memory, OptimizerConfig, Precision, TrainState};
+use tinyonn::{Result, moe, random};
+
+const STEPS: usize = 8;
+
+fn main() -> Result<()> {
+    devices()?.iter().try_for_each(bench)
+}
+
+fn bench(device: &Device) -> Result<()> {
+    let on_a_card = device.is_cuda();
+    let (cfg, rows, length) = if on_a_card { (qwen3(), 4, 2048) } else { (config(128, 384), 8, 128) };
+    let precision = if on_a_card { Precision::Bf16 } else { Precision::F32 };
+    let memory = Memory { weights: precision, ..Memory::DEFAULT };
+    let dtype = if on_a_card { DType::BF16 } else { DType::F32 };
+    let store = fresh(&cfg, device)?;
+    let work = store.work_weights(dtype, |_| Some(dtype))?;
+    let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory)?;
+    let model = CausalLm::dense(&cfg, work.builder())?;
+    time("dense", &model, &mut state, &Pass::all(), (rows, length), device)?;
+    drop((model, state, work));
+    let variant = moe::variant("TinyOnn")?;
+    let layers = (cfg.num_hidden_layers, cfg.intermediate_size);
+    let units = partition::assign(Partition::Random, &variant.spec, layers, PartitionSources::default(), 0)?;
+    let store = upcycle(store, &cfg, variant, &units, 0)?;
+    let learns = |name: &str| (!name.contains("_router")).then_some(dtype);
+    let work = store.work_weights(dtype, learns)?;
+    let params = variant_params(&cfg, variant)?.into_iter().filter(|param| learns(&param.name).is_some());
+    let mut state = TrainState::new(slots(&work, params), &memory)?;
+    let model = TinyOnnForCausalLm::new(&cfg, variant, work.builder())?;
+    for (name, pass) in [("TinyOnn, all active", Pass::all()), ("TinyOnn, routed", Pass::routed())] {
+        time(name, model.lm(), &mut state, &pass, (rows, length), device)?;
+    }
+    Ok(())
+}
+
+/// Weights drawn on the device.
+fn fresh(cfg: &Arch, device: &Device) -> Result<ParamStore> {
+    let mut store = ParamStore::new(device);
+    for param in dense_params(cfg) {
+        let norm = param.stored.len() == 1;
+        let value = if norm {
+            Tensor::ones(param.stored.as_slice(), DType::F32, device)?
+        } else {
+            Tensor::randn(0f32, 0.02, param.stored.as_slice(), device)?
+        };
+        store.insert_stored(&param.name, value)?;
+    }
+    Ok(store)
+}
+
+fn time<F: FeedForward>(
+    name: &str,
+    model: &CausalLm<F>,
+    state: &mut TrainState,
+    pass: &Pass,
+    (rows, length): (usize, usize),
+    device: &Device,
+) -> Result<()> {
+    let optimizer = OptimizerConfig { rate: 1e-5, ..OptimizerConfig::DEFAULT };
+    let vocab = model.config().vocab_size as u32;
+    let mut rng = random::stream(0, "bench/train step");
+    let mut times = Vec::with_capacity(STEPS);
+    let mut loss = 0.0;
+    for step in 0..STEPS + 2 {
+        let text: Vec<u32> = (0..=rows * length).map(|_| rng.random_range(0..vocab)).collect();
+        let part = |from: usize| Tensor::from_slice(&text[from..][..rows * length], (rows, length), device);
+        let (ids, targets) = (part(0)?, part(1)?);
+        device.sync()?;
+        let mut marks = vec![Instant::now()];
+        let forward = model.forward(&ids, &targets, &pass.kept())?;
+        device.sync()?;
+        marks.push(Instant::now());
+        let dlosses = Tensor::full(1.0 / (rows * length) as f32, (rows, length), device)?;
+        state.grads.begin();
+        model.backward(forward.saved, &dlosses, &Learn::default(), &mut state.grads)?;
+        device.sync()?;
+        marks.push(Instant::now());
+        state.update(&optimizer, optimizer.rate)?;
+        loss = f64::from(host::values(&forward.losses.mean_all()?)?.first().copied().unwrap_or(f32::NAN));
+        device.sync()?;
+        marks.push(Instant::now());
+        // The first steps load kernels.
+        if step >= 2 {
+            times.push([0, 1, 2].map(|part| (marks[part + 1] - marks[part]).as_secs_f64()));
+        }
+    }
+    let whole = |parts: &[f64; 3]| parts.iter().sum::<f64>();
+    times.sort_by(|a, b| whole(a).total_cmp(&whole(b)));
+    let median = times[times.len() / 2];
+    println!(
+        "{}: {:.1} ms (forward {:.1}, backward {:.1}, update {:.1}), {:.0} tokens/s, loss {loss:.3}{}",
+        device.bench_name(&format!("train_step/{name}")),
+        1e3 * whole(&median),
+        1e3 * median[0],
+        1e3 * median[1],
+        1e3 * median[2],
+        (rows * length) as f64 / whole(&median),
+        memory_taken()
+    );
+    Ok(())
+}
+
+/// Memory of the card that is not free: this process's, where nobody else is on it.
+#[cfg(feature = "cuda")]
+fn memory_taken() -> String {
+    match candle_core::cuda_backend::cudarc::driver::result::mem_get_info() {
+        Ok((free, total)) => format!(", {:.1} GB taken", (total - free) as f64 / 1e9),
+        Err(_) => String::new(),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn memory_taken() -> String {
+    String::new()
+}
+
+/// Qwen3-1.7B.
+fn qwen3() -> Arch {
+    Arch {
+        vocab_size: 151_936,
+        num_hidden_layers: 28,
+        num_attention_heads: 16,
+        num_key_value_heads: 8,
+        head_dim: 128,
+        max_position_embeddings: 40_960,
+        rope_theta: 1e6,
+        ..config(2048, 6144)
+    }
+}

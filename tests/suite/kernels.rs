@@ -1,0 +1,120 @@
+//! Operations that have a form of their own for a device, against their plain form in f64: f32 and bf16, widths that divide nothing, the same bits twice.
+//! A build for a GPU runs all of it there too.
+
+use candle_core::{DType, Tensor};
+use rstest::rstest;
+use tinyonn::Result;
+use tinyonn::ops::{Activation as _, Grads, Silu, cross_entropy, embedding, rms_norm, rope};
+
+use crate::gradients::{devices, inputs, relative_difference};
+use crate::models::{CPU, bits};
+
+/// ‖a − b‖ ⁄ ‖b‖ in bf16, whose numbers have eight bits; in f32, whose sums of some thousand terms lose four digits at most.
+fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::BF16 { 1e-2 } else { 1e-4 }
+}
+
+/// `run` of the inputs in every type on every device is what it is in f64 in main memory, and the same when it runs again.
+fn holds(inputs: &[Tensor], run: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) {
+    for dtype in [DType::F32, DType::BF16] {
+        let narrow: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+        let wide: Vec<Tensor> = narrow.iter().map(|x| x.to_dtype(DType::F64).unwrap()).collect();
+        let expected = run(&wide).unwrap();
+        for device in devices() {
+            let on: Vec<Tensor> = narrow.iter().map(|x| x.to_device(&device).unwrap()).collect();
+            let found = run(&on).unwrap();
+            let again = run(&on).unwrap();
+            assert_eq!(found.len(), expected.len());
+            for (at, ((found, again), expected)) in found.iter().zip(&again).zip(&expected).enumerate() {
+                assert_eq!(found.dims(), expected.dims());
+                let error = relative_difference(&found.to_device(&CPU).unwrap(), expected);
+                assert!(error <= tolerance(dtype), "{device:?}, {dtype:?}, output {at}: {error:.1e}");
+                let [found, again] = [found, again].map(|x| bits(&x.to_device(&CPU).unwrap()));
+                assert_eq!(found, again, "{device:?}, {dtype:?}, output {at}");
+            }
+        }
+    }
+}
+
+#[rstest]
+fn rms_norm_is_its_formula(
+    #[values((1, 1), (3, 5), (17, 64), (70, 130), (600, 128), (9, 2048))] (t, d): (usize, usize),
+) {
+    holds(&inputs(1, &[&[t, d], &[d], &[t, d]]), |xs| {
+        let mut grads = Grads::new([(&xs[1], 0)])?;
+        let y = rms_norm::forward(&xs[0], &xs[1], 1e-6)?;
+        let dx = rms_norm::backward(&xs[0], &xs[1], 1e-6, &xs[2], &mut grads)?;
+        Ok(vec![y, dx, grads.get(&xs[1]).unwrap().copy()?])
+    });
+}
+
+#[rstest]
+fn silu_is_its_formula(#[values(1, 3, 4, 1021, 5000)] n: usize) {
+    holds(&inputs(2, &[&[n], &[n], &[n]]), |xs| {
+        let (g, u) = ((&xs[0] * 3.0)?, &xs[1]);
+        let (dg, du) = Silu.backward(&g, u, &xs[2])?;
+        Ok(vec![Silu.forward(&g, u)?, dg, du])
+    });
+}
+
+#[rstest]
+fn rotary_positions_are_turned_and_turned_back(
+    #[values((1, 1, 1, 2), (2, 7, 3, 6), (3, 33, 2, 64))] shape: (usize, usize, usize, usize),
+) {
+    let (b, t, h, d) = shape;
+    let angles = inputs(3, &[&[t, d / 2]]).remove(0).to_dtype(DType::F32).unwrap();
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    holds(&inputs(4, &[&[b, t, h, d]]), |xs| {
+        let [cos, sin] = [&cos, &sin].map(|x| x.to_device(xs[0].device()).unwrap());
+        let y = rope::forward(&xs[0], &cos, &sin)?;
+        Ok(vec![rope::backward(&y, &cos, &sin)?, y])
+    });
+}
+
+/// Some tokens have no target.
+#[rstest]
+fn cross_entropy_is_its_formula(#[values((1, 3, 2), (5, 8, 37), (33, 16, 1000))] (t, d, v): (usize, usize, usize)) {
+    let targets: Vec<u32> = (0..t).map(|at| if at % 4 == 3 { u32::MAX } else { (7 * at % v) as u32 }).collect();
+    holds(&inputs(5, &[&[t, d], &[v, d], &[t]]), |xs| {
+        let targets = Tensor::new(targets.as_slice(), xs[0].device())?;
+        let mut grads = Grads::new([(&xs[1], 0)])?;
+        let (losses, saved) = cross_entropy::forward(&xs[0], &xs[1], &targets, true)?;
+        let dx = cross_entropy::backward(saved.unwrap(), &xs[1], &xs[2].to_dtype(losses.dtype())?, true, &mut grads)?;
+        Ok(vec![losses, dx.unwrap(), grads.get(&xs[1]).unwrap().copy()?])
+    });
+}
+
+/// The first gradient of a step takes the place of the last step's, the second is added; sums stay f32 beside bf16 weights.
+#[rstest]
+fn products_are_put_and_added(#[values((1, 1, 1), (5, 3, 7), (130, 33, 65))] (t, m, n): (usize, usize, usize)) {
+    holds(&inputs(6, &[&[m, n], &[t, m], &[t, n], &[t, m]]), |xs| {
+        let mut found = Vec::new();
+        for dtype in [DType::F32, xs[0].dtype()] {
+            let mut grads = Grads::in_dtype([(&xs[0], 0)], dtype)?;
+            for _ in 0..2 {
+                grads.begin();
+                grads.add_product(&xs[0], &xs[1], &xs[2])?;
+                found.push(grads.get(&xs[0]).unwrap().copy()?);
+                grads.add_product(&xs[0], &xs[3], &xs[2])?;
+                found.push(grads.get(&xs[0]).unwrap().copy()?);
+            }
+        }
+        Ok(found)
+    });
+}
+
+/// Ids come often, once and never; a row that nobody named is zero, or what was there.
+#[rstest]
+fn an_embeddings_gradient_is_the_sum_of_its_tokens(
+    #[values((1, 1, 1), (9, 4, 3), (600, 40, 33))] (t, v, d): (usize, usize, usize),
+) {
+    let ids: Vec<u32> = (0..t).map(|at| ((at * at) % 7 % v) as u32).collect();
+    holds(&inputs(7, &[&[v, d], &[t, d]]), |xs| {
+        let ids = Tensor::new(ids.as_slice(), xs[0].device())?;
+        let mut grads = Grads::new([(&xs[0], 0)])?;
+        embedding::backward(&ids, &xs[0], &xs[1], &mut grads)?;
+        let once = grads.get(&xs[0]).unwrap().copy()?;
+        embedding::backward(&ids, &xs[0], &xs[1], &mut grads)?;
+        Ok(vec![once, grads.get(&xs[0]).unwrap().copy()?])
+    });
+}
