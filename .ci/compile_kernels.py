@@ -5,14 +5,36 @@
 For compute_80, the PTX that the library makes, and for sm_80 and sm_90a, down to the card's own code.
 """
 
+import ast
 import ctypes
 import pathlib
+import re
 import sys
 
 OPS = pathlib.Path(__file__).resolve().parent.parent / "tinyonn" / "src" / "ops"
-# What every text begins with.
-PRELUDE = "numbers.cu"
 ARCHITECTURES = ["compute_80", "sm_80", "sm_90a"]
+# A text as Rust puts it together: concat!("#define ..", include_str!("numbers.cu"), include_str!("rope.cu")).
+PIECE = r'"(?:[^"\\]|\\.)*"|include_str!\("[^"]+"\)'
+TEXT = re.compile(rf"concat!\(((?:\s*(?:{PIECE})\s*,?)+)\s*\)")
+
+
+def texts():
+    """Every text that a source of the library puts together: its name and itself."""
+    found = {}
+    for path in sorted(OPS.rglob("*.rs")):
+        for match in TEXT.finditer(path.read_text()):
+            name, text = [], ""
+            for piece in re.findall(PIECE, match[1]):
+                if piece.startswith("include_str!"):
+                    file = piece.split('"')[1]
+                    text += (path.parent / file).read_text()
+                else:
+                    file = ast.literal_eval(piece)
+                    text += file
+                name.append(file.strip())
+            if any(part.endswith(".cu") for part in name):
+                found[" + ".join(name)] = text
+    return found
 
 
 def library(folder):
@@ -42,17 +64,19 @@ def compiled(nvrtc, name, text, architecture):
 
 def main():
     nvrtc = library(sys.argv[1])
-    prelude = (OPS / PRELUDE).read_text()
-    texts = sorted(path for path in OPS.glob("*.cu") if path.name != PRELUDE)
+    found = texts()
+    left = {path.name for path in OPS.rglob("*.cu")} - {part for name in found for part in name.split(" + ")}
+    if left:
+        sys.exit(f"error: no source puts {', '.join(sorted(left))} into a text")
     problems = [
-        f"{path.name} for {architecture}:\n{problem}"
-        for path in texts
+        f"{name} for {architecture}:\n{problem}"
+        for name, text in found.items()
         for architecture in ARCHITECTURES
-        if (problem := compiled(nvrtc, path.name, prelude + path.read_text(), architecture))
+        if (problem := compiled(nvrtc, name, text, architecture))
     ]
     if problems:
         sys.exit("\n".join(problems))
-    print(f"{len(texts)} texts compile for {', '.join(ARCHITECTURES)}")
+    print(f"{len(found)} texts compile for {', '.join(ARCHITECTURES)}: {'; '.join(found)}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 //! seconds of the median step and of its parts, tokens a second, and on a GPU the memory taken.
 //!
 //! On a GPU the shape is Qwen3-1.7B's, 4 × 2048 tokens; in main memory it is the small one of `peers/pretrain_torch.py`, in f32, so that the bench can be tried.
-//! The peers are the scripts of the same shape in `peers/`.
+//! `-- --layers N` takes N of the layers, for a look at single kernels with a profiler.
 
 use std::time::Instant;
 
@@ -21,12 +21,15 @@ use tinyonn::{Result, moe, random};
 const STEPS: usize = 8;
 
 fn main() -> Result<()> {
-    devices()?.iter().try_for_each(bench)
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--layers").skip(1);
+    let layers = arguments.next().and_then(|count| count.parse().ok());
+    devices()?.iter().try_for_each(|device| bench(device, layers))
 }
 
-fn bench(device: &Device) -> Result<()> {
+fn bench(device: &Device, layers: Option<usize>) -> Result<()> {
     let on_a_card = device.is_cuda();
-    let (cfg, rows, length) = if on_a_card { (qwen3(), 4, 2048) } else { (config(128, 384), 8, 128) };
+    let (whole, rows, length) = if on_a_card { (qwen3(), 4, 2048) } else { (config(128, 384), 8, 128) };
+    let cfg = Arch { num_hidden_layers: layers.unwrap_or(whole.num_hidden_layers), ..whole };
     let precision = if on_a_card { Precision::Bf16 } else { Precision::F32 };
     let memory = Memory { weights: precision, ..Memory::DEFAULT };
     let dtype = if on_a_card { DType::BF16 } else { DType::F32 };

@@ -154,7 +154,7 @@ fn sparsifies(place: &Place) {
         ("plain --active-share 0.5", &["`active_share`", "is not what the run had"][..]),
         ("distilled", &["distilled already"]),
         ("plain --data a=a.txt", &["`data`", "the text is not what it was"]),
-        (model, &["has no summary.json", "exp_sparsify"]),
+        (&model, &["has no summary.json", "exp_sparsify"]),
     ] {
         place.refused(SPARSIFY, &format!("--from {from} --distil 2 --out no"), words);
     }

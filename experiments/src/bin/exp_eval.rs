@@ -68,7 +68,7 @@ struct Settings {
     #[arg(long, value_enum)]
     active: Option<Active>,
     /// Variants of routed experts at these shares of them, a row each, as nearly as layers can: 0.25,0.5 [default: as each declares]
-    #[arg(long, value_name = "SHARES", value_delimiter = ',', conflicts_with = "active")]
+    #[arg(long, value_name = "SHARES", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     active_share: Vec<f64>,
     /// What they compute in [default: as each is stored]
@@ -180,6 +180,10 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
 
 /// Percents of the experts, of what `--active-share` says.
 fn shares(settings: &Settings) -> Result<Vec<usize>> {
+    if settings.active.is_some() && !settings.active_share.is_empty() {
+        let problem = "says how much is routed, and --active which experts run";
+        return Err(Error::setting("--active-share", problem, "give one of the two"));
+    }
     let percent = |share: &f64| {
         let percent = (100.0 * share).round();
         if *share > 0.0 && percent >= 1.0 && percent <= 100.0 && (100.0 * share - percent).abs() < 1e-6 {

@@ -23,6 +23,9 @@ pub(super) fn read_var(source: &dyn WeightSource, name: &str, device: &Device, d
     }
 }
 
+/// Bytes that are converted at once: of whole elements, whatever their type.
+const PART: usize = 1 << 20;
+
 struct Stored<'a> {
     source: &'a dyn WeightSource,
     name: &'a str,
@@ -35,9 +38,11 @@ impl Stored<'_> {
         let Self { source, name, dtype, shape } = self;
         let mut values: Vec<T> = Vec::with_capacity(shape.iter().product());
         source.pieces(name, &mut |piece| {
-            let count = piece.len() / dtype.size_in_bytes();
-            let part = Tensor::from_raw_buffer(piece, dtype, &[count], &Device::Cpu)?.to_dtype(T::DTYPE)?;
-            values.extend(part.to_vec1::<T>()?);
+            for part in piece.chunks(PART) {
+                let count = part.len() / dtype.size_in_bytes();
+                let part = Tensor::from_raw_buffer(part, dtype, &[count], &Device::Cpu)?.to_dtype(T::DTYPE)?;
+                values.extend(part.to_vec1::<T>()?);
+            }
             Ok(())
         })?;
         Ok(Var::from_vec(values, shape, device)?)

@@ -117,6 +117,8 @@ impl Head {
     }
 
     /// dlogits of a chunk, in the logits' dtype; on a GPU in the logits' place.
+    // By value: nobody reads the logits afterwards.
+    #[allow(clippy::needless_pass_by_value)]
     fn logits_gradient(&self, first: usize, logits_tv: Tensor, dloss: &Tensor) -> Result<Tensor> {
         let index = self.targets(first)?;
         let dloss = dloss.narrow(0, first, self.rows_from(first))?;
