@@ -5,6 +5,7 @@
 
 mod activation;
 mod adamw;
+mod attention;
 mod balance;
 mod benchmark;
 mod checkpoint;

@@ -2,10 +2,13 @@
 //!
 //! Shapes: q, y `[B, T, H, D]`, k, v `[B, S, K, D]`; head h reads the keys of head h / (H/K). With S > T the T queries
 //! are the last T positions (a cache). Nothing of size T·S outlives the call: the backward computes the probabilities
-//! anew from the saved log-sums (Dao et al., 2022), with dS = P ⊙ (dP − Σ_j dP ⊙ P) / √D.
+//! anew from the saved log-sums (Dao et al., 2022), with dS = P ⊙ (dP − Σ_j dP ⊙ P) / √D. On a GPU, bf16 with D of 64 or 128 takes kernels
+//! of our own (`attention.cu`); the rest is a composition.
 
 use candle_core::{D, DType, Result, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::attention_kernel;
 use super::lanes;
 
 /// What the backward needs.
@@ -13,8 +16,17 @@ use super::lanes;
 pub struct Saved {
     op: Attention,
     y_bthd: Tensor,
-    /// log Σ_j exp(q_i·k_j / √D), `[B, H, T]`; empty on the plain path.
-    log_sums: Vec<f32>,
+    log_sums: LogSums,
+}
+
+/// log Σ_j exp(q_i·k_j / √D), `[B, H, T]`, where it lies.
+#[derive(Debug)]
+enum LogSums {
+    /// The composition takes the softmax again.
+    Unsaved,
+    Host(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Card(Tensor),
 }
 
 /// Causal attention of the last T of S positions.
@@ -25,19 +37,33 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<(Tensor, Saved)> {
     forward_in_room(q, k, v, k.dim(1)?)
 }
 
-/// As [`forward`], of keys and values `[B, room, K, D]` of which the first `positions` positions of each sequence are taken; in main memory in f32 the others are
-/// stepped over, and nothing is copied.
+/// As [`forward`], of keys and values `[B, room, K, D]` of which the first `positions` positions of each sequence are taken; in main memory in f32, and by our
+/// kernels, the others are stepped over, and nothing is copied.
 ///
 /// # Errors
 /// As above; more positions than there is room for.
 pub fn forward_in_room(q: &Tensor, k: &Tensor, v: &Tensor, positions: usize) -> Result<(Tensor, Saved)> {
     let [mut k, mut v] = [k.detach(), v.detach()];
-    if !lanes::fused(&[q, &k, &v]) {
+    let fused = lanes::fused(&[q, &k, &v]);
+    #[cfg(feature = "cuda")]
+    let on_card = attention_kernel::takes([q, &k, &v])?;
+    #[cfg(not(feature = "cuda"))]
+    let on_card = false;
+    if !fused && !on_card {
         [k, v] = [k.narrow(1, 0, positions)?, v.narrow(1, 0, positions)?];
     }
     let op = Attention::new(&q.detach(), &k, &v, positions)?;
-    let (k, v) = (&op.k_bskd, &op.v_bskd);
-    let (y, log_sums) = if lanes::fused(&[q, k, v]) { fused::forward(&op)? } else { (op.plain_forward()?, vec![]) };
+    #[cfg(feature = "cuda")]
+    if on_card {
+        let (y, log_sums) = attention_kernel::forward(&op)?;
+        return Ok((y.clone(), Saved { op, y_bthd: y, log_sums: LogSums::Card(log_sums) }));
+    }
+    let (y, log_sums) = if fused {
+        let (y, log_sums) = fused::forward(&op)?;
+        (y, LogSums::Host(log_sums))
+    } else {
+        (op.plain_forward()?, LogSums::Unsaved)
+    };
     Ok((y.clone(), Saved { op, y_bthd: y, log_sums }))
 }
 
@@ -50,39 +76,40 @@ pub fn backward(saved: &Saved, dy: &Tensor) -> Result<[Tensor; 3]> {
     if saved.op.shape.room != saved.op.shape.keys {
         candle_core::bail!("causal_attention: a cache has no backward");
     }
-    if saved.log_sums.is_empty() {
-        saved.op.plain_backward(&dy)
-    } else {
-        fused::backward(&saved.op, &saved.y_bthd, &dy, &saved.log_sums)
+    match &saved.log_sums {
+        LogSums::Unsaved => saved.op.plain_backward(&dy),
+        LogSums::Host(log_sums) => fused::backward(&saved.op, &saved.y_bthd, &dy, log_sums),
+        #[cfg(feature = "cuda")]
+        LogSums::Card(log_sums) => attention_kernel::backward(&saved.op, &saved.y_bthd, &dy, log_sums),
     }
 }
 
 #[derive(Debug)]
-struct Attention {
-    q_bthd: Tensor,
-    k_bskd: Tensor,
-    v_bskd: Tensor,
-    shape: Shape,
+pub(super) struct Attention {
+    pub(super) q_bthd: Tensor,
+    pub(super) k_bskd: Tensor,
+    pub(super) v_bskd: Tensor,
+    pub(super) shape: Shape,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    batch: usize,
-    queries: usize,
-    keys: usize,
+pub(super) struct Shape {
+    pub(super) batch: usize,
+    pub(super) queries: usize,
+    pub(super) keys: usize,
     /// Positions from one sequence's keys to the next's.
-    room: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
+    pub(super) room: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
 }
 
 impl Shape {
-    fn scale(self) -> f64 {
+    pub(super) fn scale(self) -> f64 {
         1.0 / (self.head_dim as f64).sqrt()
     }
 
-    fn group(self) -> usize {
+    pub(super) fn group(self) -> usize {
         self.heads / self.kv_heads
     }
 }

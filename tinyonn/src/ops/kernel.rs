@@ -18,7 +18,7 @@ pub(super) const PART: u64 = 1 << 14;
 /// Threads of a block.
 pub(super) const THREADS: u32 = 256;
 
-/// A kernel, by the name of its function.
+/// A text, by its name: that of its function, where it has one.
 pub(super) struct Kernel {
     name: &'static str,
     text: &'static str,
@@ -56,8 +56,13 @@ impl Kernel {
         Self { name, text, ptx: OnceLock::new() }
     }
 
-    /// Its function on `device`.
+    /// The function of its name on `device`.
     pub(super) fn on(&self, device: &CudaDevice) -> Result<CudaFunction> {
+        self.function(self.name, device)
+    }
+
+    /// A function of the text on `device`.
+    pub(super) fn function(&self, function: &str, device: &CudaDevice) -> Result<CudaFunction> {
         let ptx = if let Some(ptx) = self.ptx.get() {
             ptx
         } else {
@@ -67,7 +72,7 @@ impl Kernel {
             self.ptx.get_or_init(|| compiled.to_src())
         };
         // Modules are kept by this name, whatever is given later.
-        Ok(device.get_or_load_custom_func(self.name, &format!("tinyonn::{}", self.name), ptx)?.into_cuda_function())
+        Ok(device.get_or_load_custom_func(function, &format!("tinyonn::{}", self.name), ptx)?.into_cuda_function())
     }
 
     /// Launches `blocks` blocks of [`THREADS`] threads; of none, nothing.

@@ -25,6 +25,8 @@ pub mod adamw;
 #[cfg(feature = "cuda")]
 mod adamw_kernel;
 pub mod attention;
+#[cfg(feature = "cuda")]
+mod attention_kernel;
 mod block_sparse;
 pub mod chosen_neurons;
 pub mod class_scatter;
