@@ -80,6 +80,7 @@ impl Kernel {
     /// # Safety
     /// `arguments` are those of the kernel's signature, in its order. Every address is of a contiguous tensor on `device` that lives until this returns, with as
     /// many values and of such a type as the kernel reads or writes there; what it writes, nothing else refers to.
+    // SAFETY: what a caller owes is said above.
     #[allow(unsafe_code)]
     pub(super) unsafe fn launch(&self, device: &CudaDevice, blocks: usize, arguments: &[Argument]) -> Result<()> {
         let Ok(grid) = u32::try_from(blocks) else {
