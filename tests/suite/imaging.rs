@@ -7,7 +7,7 @@ mod integral;
 mod on_disk;
 mod own_weights;
 mod router_inputs;
-mod shares;
+mod shards;
 mod token_labels;
 
 use std::sync::Arc;

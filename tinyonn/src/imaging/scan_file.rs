@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::keeper::Keeper;
 use self::tensors::{Contents, Stored};
-use super::{NeuronScan, ScanOptions, Share};
+use super::{NeuronScan, ScanOptions, Shard};
 use crate::checkpoint::MappedSafetensors;
 use crate::files::{self, Digest};
 use crate::ops::{GradSite, NeuronSums, UnitSums};
@@ -45,21 +45,22 @@ pub struct ScanFile<'a> {
     pub every: Duration,
 }
 
-/// One reading of one text, or of a share of it.
+/// One reading of one text, or of a shard of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScanPart {
     /// The SHA-256 of the corpus.
     pub corpus: String,
-    /// The SHA-256 of the tokens that were read, all shares together.
+    /// The SHA-256 of the tokens that were read, all shards together.
     pub text: String,
     /// How they were read.
     pub options: ScanOptions,
-    /// The share.
-    pub share: Share,
+    /// The shard.
+    #[serde(rename = "share")]
+    pub shard: Shard,
     /// Batches read so far.
     pub done: usize,
-    /// Batches of the share.
+    /// Batches of the shard.
     pub batches: usize,
 }
 
@@ -132,7 +133,7 @@ impl StoredScan {
         files::write(path, bytes.map_err(|e| defect(path, &e))?)
     }
 
-    /// Adds a scan of another text, or of another share of the same, through the same model.
+    /// Adds a scan of another text, or of another shard of the same, through the same model.
     ///
     /// # Errors
     /// Another model, other tasks or measures; a text of which both hold batches; scans that are not finished.
@@ -149,10 +150,10 @@ impl StoredScan {
         if self.parts.iter().chain(&other.parts).any(|part| part.done < part.batches) {
             return refused("one of the scans is not finished".into(), "continue it with --scan-file first");
         }
-        let both = |a: &ScanPart| other.parts.iter().find(|b| a.overlaps(b)).map(|b| (a.share, b.share));
+        let both = |a: &ScanPart| other.parts.iter().find(|b| a.overlaps(b)).map(|b| (a.shard, b.shard));
         if let Some((a, b)) = self.parts.iter().find_map(both) {
-            let problem = format!("two scans hold batches of the same text (shares {a} and {b})");
-            return refused(problem, "merge each share I/N of one N once");
+            let problem = format!("two scans hold batches of the same text (shards {a} and {b})");
+            return refused(problem, "merge each shard I/N of one N once");
         }
         self.scan.merge(&other.scan)?;
         self.parts.extend(other.parts.iter().cloned());
@@ -160,18 +161,18 @@ impl StoredScan {
         Ok(())
     }
 
-    /// The shares of texts that were read in part and are not here.
+    /// The shards of texts that were read in part and are not here.
     #[must_use]
-    pub fn missing(&self) -> Vec<Share> {
+    pub fn missing(&self) -> Vec<Shard> {
         let mut missing = Vec::new();
         for (at, part) in self.parts.iter().enumerate() {
             let same = |other: &&ScanPart| other.text == part.text && other.options == part.options;
             if self.parts[..at].iter().any(|other| same(&other)) {
                 continue;
             }
-            let of = part.share.of;
-            let here = |index: &usize| self.parts.iter().filter(same).any(|other| other.share.index == *index);
-            missing.extend((0..of).filter(|index| !here(index)).map(|index| Share { index, of }));
+            let of = part.shard.of;
+            let here = |index: &usize| self.parts.iter().filter(same).any(|other| other.shard.index == *index);
+            missing.extend((0..of).filter(|index| !here(index)).map(|index| Shard { index, of }));
         }
         missing
     }
@@ -269,10 +270,10 @@ impl StoredScan {
 }
 
 impl ScanPart {
-    /// Whether both hold a batch, or may. Of one text, read alike and dealt into as many shares, different shares share none.
+    /// Whether both hold a batch, or may. Of one text, read alike and dealt into as many shards, different shards have none in common.
     fn overlaps(&self, other: &Self) -> bool {
-        let dealt_alike = self.options == other.options && self.share.of == other.share.of;
-        self.text == other.text && !(dealt_alike && self.share.index != other.share.index)
+        let dealt_alike = self.options == other.options && self.shard.of == other.shard.of;
+        self.text == other.text && !(dealt_alike && self.shard.index != other.shard.index)
     }
 }
 
