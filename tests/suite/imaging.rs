@@ -1,6 +1,7 @@
 //! The scan and what it is read for: per-token values against candle's own tape, sums, refusals, and ∫SPS against its definition.
 
 mod files;
+mod forged_scans;
 mod forms;
 mod grad_site;
 mod integral;

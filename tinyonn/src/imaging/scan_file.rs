@@ -31,6 +31,10 @@ const KEY: &str = "tinyonn.scan";
 const FIRST: u64 = 1;
 const LAST: u64 = 2;
 const DAMAGED: &str = "the file is damaged: scan again, or copy it again";
+/// More tokens, and more shards in all parts together, than any scan has: sums of several files stay within their types, and a list of the
+/// shards that are missing within memory.
+const MOST_TOKENS: u64 = 1 << 53;
+const MOST_SHARDS: usize = 1 << 20;
 
 /// Where a scan is kept as it goes, and what it is of.
 #[derive(Clone, Copy, Debug)]
@@ -266,6 +270,21 @@ impl StoredScan {
         }
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         tensors
+    }
+}
+
+impl Record {
+    /// Whether it could be of a scan: tasks and their tokens, which add up, and parts, each a shard of not too many.
+    fn is_possible(&self) -> bool {
+        let tokens = self.tokens.iter().try_fold(0u64, |sum, tokens| sum.checked_add(*tokens));
+        let shards = self.parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.shard.of));
+        let is_one = |shard: Shard| shard.check().is_ok();
+        !self.tasks.is_empty()
+            && self.tokens.len() == self.tasks.len()
+            && tokens.is_some_and(|tokens| tokens <= MOST_TOKENS)
+            && !self.parts.is_empty()
+            && self.parts.iter().all(|part| is_one(part.shard))
+            && shards.is_some_and(|shards| shards <= MOST_SHARDS)
     }
 }
 
