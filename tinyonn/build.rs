@@ -18,7 +18,10 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
 
 fn main() -> std::io::Result<()> {
     let mut found = Vec::new();
-    for dir in ["src", "../tinyonn-linalg/src", "../tinyonn-spec/src"] {
+    println!("cargo::rerun-if-changed=src");
+    sources(Path::new("src"), &mut found)?;
+    // Of a package by itself they lie elsewhere, and their version, which Cargo.toml pins, is this one's.
+    for dir in ["../tinyonn-linalg/src", "../tinyonn-spec/src"].into_iter().filter(|dir| Path::new(dir).is_dir()) {
         println!("cargo::rerun-if-changed={dir}");
         sources(Path::new(dir), &mut found)?;
     }

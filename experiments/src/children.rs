@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::compare::CompareConfig;
 use crate::compare::record::Store;
+use crate::compare::{CompareConfig, CorpusConfig, Part};
+use tinyonn::imaging::Shard;
 use tinyonn::metrics::Progress;
 use tinyonn::{Error, Result, files};
 
@@ -18,30 +19,41 @@ struct Running {
     child: Child,
 }
 
-/// Runs all subjects of `config`, `jobs` at a time (by default one a core), and says how many cells they ran.
+/// Runs what `shard` has of the subjects of `config`, `jobs` at a time (by default one a core), and says how many cells they ran.
 ///
 /// # Errors
 /// A process that cannot be started; once all have ended, the first that failed, with the last line of its log.
-pub fn run_subjects(config: &CompareConfig, jobs: Option<usize>) -> Result<usize> {
+pub fn run_subjects(config: &CompareConfig, shard: Shard, jobs: Option<usize>) -> Result<usize> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let subjects = || config.corpora.iter().flat_map(|corpus| config.seeds.iter().map(move |seed| (corpus, *seed)));
-    let jobs = jobs.unwrap_or(cores).clamp(1, subjects().count().max(1));
+    let subjects: Vec<(&CorpusConfig, u64, Part)> = config
+        .subjects()
+        .enumerate()
+        .filter_map(|(at, (corpus, seed))| Some((corpus, seed, config.part(at, shard)?)))
+        .collect();
+    let jobs = jobs.unwrap_or(cores).clamp(1, subjects.len().max(1));
     let threads = (cores / jobs).max(1);
-    let (before, all) = (cells_done(config), config.cells().len() * subjects().count());
+    let store = Store::new(&config.out);
+    let cells_done = || {
+        let of = |(corpus, seed, part): &(&CorpusConfig, u64, Part)| {
+            part.cells.iter().filter(|cell| store.cell_file(&corpus.name, *seed, cell).exists()).count()
+        };
+        subjects.iter().map(of).sum::<usize>()
+    };
+    let (before, all) = (cells_done(), subjects.iter().map(|(_, _, part)| part.cells.len()).sum::<usize>());
     let progress = Progress::new(all as u64, "compare");
     let (mut running, mut failed): (Vec<Running>, Vec<String>) = (Vec::new(), Vec::new());
-    let mut waiting = subjects();
+    let mut waiting = subjects.iter();
     loop {
         while running.len() < jobs
-            && let Some((corpus, seed)) = waiting.next()
+            && let Some((corpus, seed, _)) = waiting.next()
         {
-            running.push(start(config, (&corpus.name, seed), threads)?);
+            running.push(start(config, (&corpus.name, *seed), shard, threads)?);
         }
         if running.is_empty() {
             break;
         }
         thread::sleep(Duration::from_millis(200));
-        progress.set(cells_done(config) as u64);
+        progress.set(cells_done() as u64);
         let mut ended = Vec::new();
         for (at, subject) in running.iter_mut().enumerate() {
             if let Some(status) = subject.child.try_wait().map_err(|e| Error::io(&subject.name, e))? {
@@ -55,11 +67,11 @@ pub fn run_subjects(config: &CompareConfig, jobs: Option<usize>) -> Result<usize
             }
         }
     }
-    progress.set(cells_done(config) as u64);
+    progress.set(cells_done() as u64);
     match failed.first() {
         None => {
             progress.finish();
-            Ok(cells_done(config) - before)
+            Ok(cells_done() - before)
         }
         Some(name) => {
             let log = config.out.join("subjects").join(format!("{name}.log"));
@@ -70,13 +82,17 @@ pub fn run_subjects(config: &CompareConfig, jobs: Option<usize>) -> Result<usize
     }
 }
 
-fn start(config: &CompareConfig, (corpus, seed): (&str, u64), threads: usize) -> Result<Running> {
+fn start(config: &CompareConfig, (corpus, seed): (&str, u64), shard: Shard, threads: usize) -> Result<Running> {
     let program = std::env::current_exe().map_err(|e| Error::io("this program", e))?;
-    let name = format!("{corpus}-{seed}");
+    let mut name = format!("{corpus}-{seed}");
+    if shard != Shard::WHOLE {
+        name = format!("{name}.{}-of-{}", shard.index, shard.of);
+    }
     let log = config.out.join("subjects").join(format!("{name}.log"));
     let file = File::create(&log).map_err(|e| Error::io(&log, e))?;
     let mut command = Command::new(&program);
     command.arg("--out").arg(&config.out).args(["--subject", corpus, &seed.to_string()]);
+    command.arg("--shard").arg(shard.to_string());
     for variable in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
         command.env(variable, threads.to_string());
     }
@@ -93,11 +109,4 @@ pub fn end_with_parent() {
         let _ = std::io::stdin().read_to_end(&mut ignored);
         files::abandon(|_| std::process::exit(1));
     });
-}
-
-fn cells_done(config: &CompareConfig) -> usize {
-    let store = Store::new(&config.out);
-    let cells = config.cells();
-    let of = |corpus: &str, seed: u64| cells.iter().filter(|cell| store.cell_file(corpus, seed, cell).exists()).count();
-    config.corpora.iter().flat_map(|corpus| config.seeds.iter().map(move |seed| of(&corpus.name, *seed))).sum()
 }

@@ -44,7 +44,8 @@ pub mod text_cost;
 pub mod token_paths;
 
 /// A step takes and frees megabytes of tensors. The system's allocator gives each back and has its pages filled with zeros anew, a
-/// fifth of a step's time; this one keeps them.
+/// fifth of a step's time; this one keeps them. Fuzz targets have one of their own, which bounds what is held.
+#[cfg(not(fuzzing))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

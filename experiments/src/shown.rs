@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tinyonn::decoder::PathTable;
-use tinyonn::imaging::{ExpertForm, Form, Share};
+use tinyonn::imaging::{ExpertForm, Form, Shard};
 use tinyonn::metrics::{self, series};
 use tinyonn::moe::MoeSpec;
 use tinyonn::ops::GradSite;
@@ -125,9 +125,10 @@ pub struct ScanShown {
     pub model: String,
     /// SHA-256 of each text.
     pub corpora: Vec<String>,
-    /// The shares that were read.
-    pub shares: Vec<String>,
-    /// The shares that were not.
+    /// The shards that were read.
+    #[serde(rename = "shares")]
+    pub shards: Vec<String>,
+    /// The shards that were not.
     pub missing: Vec<String>,
 }
 
@@ -153,8 +154,8 @@ impl ScanShown {
             gradient_nonzero_share: scan.gradient_nonzero_share(),
             model: stored.model.clone(),
             corpora,
-            shares: stored.parts.iter().map(|part| part.share.to_string()).collect(),
-            missing: stored.missing().iter().map(Share::to_string).collect(),
+            shards: stored.parts.iter().map(|part| part.shard.to_string()).collect(),
+            missing: stored.missing().iter().map(Shard::to_string).collect(),
         }
     }
 

@@ -323,6 +323,31 @@ fn a_comparison_that_was_killed_goes_on() {
     assert!(fs::read_to_string(place.path("elsewhere.md")).unwrap() != "mine");
 }
 
+/// A command a machine, into one folder: two of them want one pretrained model at once. What is missing is named, and done by the command without a shard.
+#[test]
+fn a_comparison_is_dealt_to_machines() {
+    let place = Place::new();
+    let arguments = "--config grid.toml --out compare --jobs 1";
+    let start = |shard: &str| {
+        let mut command = place.command(COMPARE, &format!("{arguments} --shard {shard}"));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    // Both of the second of two subjects.
+    for machine in ["1/3", "2/3"].map(start) {
+        let output = machine.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains(": 3 cells in"), "{said} {}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert!(!place.path("compare/RESULTS.md").exists());
+    let again = place.done(COMPARE, &format!("{arguments} --shard 1/3"));
+    assert!(again.contains("shard 1/3: 0 cells in") && again.contains("missing   shard 0/3: 7 records"), "{again}");
+    assert!(!again.contains("missing   shard 1/3") && !again.contains("missing   shard 2/3"), "{again}");
+    let said = place.done(COMPARE, arguments);
+    assert!(said.contains("missing   shard 0/3") && said.contains("6 cells in"), "{said}");
+    assert!(cells(&place.path("compare")).len() == 2 * 6 && place.path("compare/RESULTS.md").exists());
+    assert!(!place.done(COMPARE, "--report --out compare").contains("missing"));
+}
+
 /// RESULTS.md lies beside the folder of fragments, and is written whole or not at all.
 #[test]
 fn results_are_assembled_from_fragments() {

@@ -1,5 +1,7 @@
 //! The comparison: its grid, its records, its verdict.
 
+mod shards;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -12,7 +14,7 @@ use experiments::compare::{
 use experiments::fragments::{COMPARE, Written};
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score};
+use tinyonn::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score, Shard};
 use tinyonn::metrics::Interval;
 use tinyonn::ops::GradSite;
 use tinyonn::phases::DenseShape;
@@ -70,7 +72,7 @@ fn run_all(config: &CompareConfig) -> usize {
     let mut ran = 0;
     for corpus in &config.corpora {
         for seed in &config.seeds {
-            run_subject(config, corpus, *seed, None, |_| ran += 1).unwrap();
+            run_subject(config, (corpus, *seed), Shard::WHOLE, None, |_| ran += 1).unwrap();
         }
     }
     ran
@@ -262,7 +264,7 @@ fn it_goes_on_where_it_stopped_and_finds_the_same() {
     let file = dir.path().join("sorting.txt");
     fs::write(&file, fs::read_to_string(&file).unwrap() + "2 1 -> 1 2\n").unwrap();
     fs::remove_file(store.cell_file("small", 3, &cells[0])).unwrap();
-    let said = message(run_subject(&config, &config.corpora[0], 3, None, |_| {}));
+    let said = message(run_subject(&config, (&config.corpora[0], 3), Shard::WHOLE, None, |_| {}));
     assert!(said.contains("the text of `small` is not what it was"), "{said}");
 }
 

@@ -144,6 +144,8 @@ fn the_dense_part_of_a_tiny_onn_checkpoint_is_read() {
 #[case("intermediate_size", json!(-1))]
 #[case("num_hidden_layers", json!(0))]
 #[case("num_hidden_layers", json!(1u64 << 40))]
+#[case("num_hidden_layers", json!(4097))]
+#[case("intermediate_size", json!(1 << 22))]
 #[case("num_attention_heads", json!([16]))]
 #[case("max_position_embeddings", json!(0))]
 #[case("rms_norm_eps", json!(0))]
@@ -155,6 +157,13 @@ fn what_cannot_work_is_refused_with_file_and_key(#[case] key: &str, #[case] valu
     assert!(error.starts_with(PATH), "{error}");
     assert!(error.contains(&format!("`{key}`")), "{error}");
     assert!(error.contains("; "), "no remedy: {error}");
+}
+
+/// Its layers without positions are listed: no list is made of a depth that is refused.
+#[test]
+fn an_endless_depth_is_refused_before_its_layers_are_listed() {
+    let error = read(&json!({ "model_type": "smollm3", "num_hidden_layers": usize::MAX })).unwrap_err().to_string();
+    assert!(error.contains("`num_hidden_layers`"), "{error}");
 }
 
 #[test]

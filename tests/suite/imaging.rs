@@ -1,13 +1,14 @@
 //! The scan and what it is read for: per-token values against candle's own tape, sums, refusals, and ∫SPS against its definition.
 
 mod files;
+mod forged_scans;
 mod forms;
 mod grad_site;
 mod integral;
 mod on_disk;
 mod own_weights;
 mod router_inputs;
-mod shares;
+mod shards;
 mod token_labels;
 
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, expected_tensors, is_delta, load_model};
 use tinyonn::data::{Corpus, TextTokenizer, arithmetic, sorting};
 use tinyonn::decoder::Pass;
-use tinyonn::imaging::{Form, LabelBalance, Partition, Score, Share};
+use tinyonn::imaging::{Form, LabelBalance, Partition, Score, Shard};
 use tinyonn::ops::GradSite;
 use tinyonn::phases::{ImageConfig, RunConfig, Text, TextConfig, image, phase2};
 use tinyonn::train::evaluate::EvaluateOptions;
@@ -215,7 +215,7 @@ fn every_partition_goes_all_the_way(
         length: 16,
         batch: 4,
         tokens: 400,
-        share: Share::default(),
+        share: Shard::default(),
         grad_site: GradSite::Weight,
         form: Form::default(),
         scan_file: None,

@@ -9,6 +9,7 @@ use experiments::compare::{self, CompareConfig, Outcome, Trial, check_results_fi
 use experiments::settings::layered;
 use experiments::{arguments, children, git_commit, interrupt, main_with, say};
 use serde::Serialize;
+use tinyonn::imaging::Shard;
 use tinyonn::train::Checkpoints;
 use tinyonn::{Error, Result};
 
@@ -16,7 +17,7 @@ use tinyonn::{Error, Result};
 ///
 /// For each text and seed a small Qwen3 is pretrained (cached in runs/cache) and scanned once; then each cell of the grid makes experts
 /// and routers of it, and its held-out loss is kept. Subjects (text × seed) run side by side, each in a process of its own. What is
-/// there is not run again: a comparison that was stopped, however it was, goes on where it was. At the end RESULTS.md, and report.html
+/// there is not run again: a comparison that was stopped, however it was, goes on where it was. With --shard machines share the grid. At the end RESULTS.md, and report.html
 /// with its figures in the comparison's folder, are written from the records.
 #[derive(Parser)]
 #[command(
@@ -26,6 +27,8 @@ use tinyonn::{Error, Result};
   exp_compare                                               the whole of it (under 30 minutes on two cores, and six pretrainings)
   exp_compare --quick                                       a first look, some minutes
   exp_compare --config mine.toml --out runs/mine            results in runs/mine/RESULTS.md
+  exp_compare --out shared/runs --shard $SLURM_ARRAY_TASK_ID/8   one of eight, into a folder that all see; then
+  exp_compare --out shared/runs                             without it: what a shard has left, and the results
 
 A TOML file for --config has the keys that OUT/compare.json shows, for example:
   seeds = [0, 1, 2, 3, 4]
@@ -46,6 +49,9 @@ struct Cli {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Run shard I of N of the grid, I from 0, and write no results: one command a machine, all with one --out; then the command without it
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
     /// Subjects that run side by side [default: as many as there are cores, at most one a subject]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -53,7 +59,7 @@ struct Cli {
     #[arg(long)]
     overwrite: bool,
     /// Runs nothing: writes the results and the page anew from the records of --out, whatever sources computed them
-    #[arg(long, conflicts_with_all = ["quick", "config", "jobs", "seeds", "device"])]
+    #[arg(long, conflicts_with_all = ["quick", "config", "jobs", "seeds", "device", "shard"])]
     report: bool,
     /// Runs one subject: what the program starts itself with
     #[arg(long, value_names = ["TEXT", "SEED"], num_args = 2, hide = true)]
@@ -109,9 +115,20 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         config.check_texts()?;
         config.begin(&git_commit())?;
         check_results_file(&config.results_file(), cli.overwrite)?;
-        let ran = children::run_subjects(&config, cli.jobs)?;
+        if let Some(shard) = cli.shard {
+            let _place = config.begin_shard(shard)?;
+            let ran = children::run_subjects(&config, shard, cli.jobs)?;
+            say!("shard {shard}: {ran} cells in {:.0} s; the others were there", started.elapsed().as_secs_f64());
+            tell_missing(&config)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        tell_missing(&config)?;
+        let ran = children::run_subjects(&config, Shard::WHOLE, cli.jobs)?;
         (config, ran)
     };
+    if cli.report {
+        tell_missing(&config)?;
+    }
     let outcome = Outcome::read(&config)?;
     let provenance = vec![
         ("computed by".to_owned(), CompareConfig::computed_by(&config.out)?),
@@ -133,6 +150,14 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     say!("{ran} cells in {:.0} s; the others were there", started.elapsed().as_secs_f64());
     write(&outcome, &trials, &config, &provenance)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Names the shards, of a comparison that was dealt to several machines, that have not done all of theirs.
+fn tell_missing(config: &CompareConfig) -> Result<()> {
+    for (shard, left) in config.missing_shards()? {
+        say!("missing   shard {shard}: {left} records are not there");
+    }
+    Ok(())
 }
 
 /// The results and the page.
@@ -173,6 +198,6 @@ fn run_subject(cli: &Cli, subject: &[String]) -> Result<ExitCode> {
     let corpus = config.corpora.iter().find(|corpus| corpus.name == subject[0]).ok_or_else(unknown)?;
     let seed = subject[1].parse().map_err(|_| unknown())?;
     let checkpoints = Checkpoints { dir: out, every: SAVE_EVERY, keep: 2, interrupt: interrupt() };
-    compare::run_subject(&config, corpus, seed, Some(&checkpoints), |_| {})?;
+    compare::run_subject(&config, (corpus, seed), cli.shard.unwrap_or(Shard::WHOLE), Some(&checkpoints), |_| {})?;
     Ok(ExitCode::SUCCESS)
 }

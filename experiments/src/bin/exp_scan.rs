@@ -10,7 +10,7 @@ use experiments::settings::{over_file, required, word};
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
 use serde::{Deserialize, Serialize};
 use tinyonn::files;
-use tinyonn::imaging::{Form, Partition, Share, StoredScan};
+use tinyonn::imaging::{Form, Partition, Shard, StoredScan};
 use tinyonn::phases::image::{TextConfig, dump_tokens};
 use tinyonn::phases::{ImageConfig, MergeConfig};
 use tinyonn::{Error, Result};
@@ -21,7 +21,7 @@ use tinyonn::{Error, Result};
 /// the other, each standardised. The run's folder gets report.html (layers × experts, a picture a task), integral.safetensors and
 /// scan.safetensors, the sums themselves. Text may be of any size: it is read a document at a time, and the tokens that are scanned wait
 /// in the run's folder, 8 bytes each, until it is whole. With --scan-file a scan survives being killed: the same command goes on with it. With
-/// --share parts of it are read by several machines, and --merge makes one of them. With --tokens and --dump, every token's raw
+/// --shard parts of it are read by several machines, and --merge makes one of them. With --tokens and --dump, every token's raw
 /// values are written instead.
 #[derive(Parser)]
 #[command(
@@ -31,7 +31,7 @@ use tinyonn::{Error, Result};
     after_help = "Examples:
   exp_scan --model Qwen3-0.6B --variant TinyOnn --data code=src --data prose=docs
   exp_scan --model runs/phase2/tiny-onn --data code=src --data prose=docs
-  exp_scan --model Qwen3-0.6B --data code=src --share 0/2 --scan-file half.safetensors --out runs/half
+  exp_scan --model Qwen3-0.6B --data code=src --shard 0/2 --scan-file half.safetensors --out runs/half
   exp_scan --merge half.safetensors --merge other-half.safetensors --norm global --expert norm
   exp_scan --model Qwen3-0.6B --tokens ids.safetensors --dump image.safetensors
 
@@ -76,8 +76,11 @@ struct Settings {
     /// Keep the scan in this file as it goes, at least every minute, and continue it if it is there
     #[arg(long, value_name = "FILE")]
     scan_file: Option<PathBuf>,
-    /// Read only share I of N of the batches, I from 0; --merge adds shares up [default: 0/1]
+    /// Read only shard I of N of the batches, I from 0; --merge adds shards up [default: 0/1]
     #[arg(long, value_name = "I/N")]
+    shard: Option<String>,
+    // Its earlier name; who gives it is told the other.
+    #[arg(long, hide = true, value_name = "I/N")]
     share: Option<String>,
     /// Read stored scans instead of a model and text, and add them up (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -108,6 +111,9 @@ fn main() -> ExitCode {
 }
 
 fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
+    if let Some(share) = &settings.share {
+        return Err(Error::setting("--share", "is no longer called so", format!("give --shard {share}")));
+    }
     let form =
         Form { norm: word("norm", settings.norm.as_deref())?, expert: word("expert", settings.expert.as_deref())? };
     if settings.merge.is_some() {
@@ -122,7 +128,7 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
         length: positive(settings.length.unwrap_or(128), "length")?,
         batch: positive(settings.batch.unwrap_or(8), "batch")?,
         tokens: positive(settings.max_tokens.unwrap_or(65_536), "max-tokens")?,
-        share: settings.share.as_deref().map_or(Ok(Share::WHOLE), str::parse)?,
+        shard: settings.shard.as_deref().map_or(Ok(Shard::WHOLE), str::parse)?,
         grad_site: word("grad-site", settings.grad_site.as_deref())?,
         form,
         scan_file: settings.scan_file,
@@ -202,7 +208,7 @@ impl Settings {
             ("batch", self.batch.is_some()),
             ("max-tokens", self.max_tokens.is_some()),
             ("scan-file", self.scan_file.is_some()),
-            ("share", self.share.is_some()),
+            ("shard", self.shard.is_some()),
             ("merge", self.merge.is_some()),
             ("norm", self.norm.is_some()),
             ("grad-site", self.grad_site.is_some()),
@@ -223,9 +229,9 @@ fn print(stored: &StoredScan, out: &Path) {
         say!("{task:<16} {tokens:>9} tokens  {:.4} nats a token", loss / (*tokens).max(1) as f64);
     }
     say!("surprises above zero  {:.4}", scan.gradient_nonzero_share());
-    let missing: Vec<String> = stored.missing().iter().map(Share::to_string).collect();
+    let missing: Vec<String> = stored.missing().iter().map(Shard::to_string).collect();
     if !missing.is_empty() {
-        say!("missing   shares {}: these are the sums of a part", missing.join(", "));
+        say!("missing   shards {}: these are the sums of a part", missing.join(", "));
     }
     printed::page(out);
 }

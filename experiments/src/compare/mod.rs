@@ -22,6 +22,7 @@ mod results;
 mod results_file;
 #[cfg(feature = "pictures")]
 mod router_table;
+mod shards;
 mod subject;
 #[cfg(feature = "pictures")]
 mod told;
@@ -37,4 +38,5 @@ pub use results::write_results;
 pub use results_file::check_results_file;
 #[cfg(feature = "pictures")]
 pub(crate) use results_file::is_foreign;
+pub use shards::Part;
 pub use subject::run_subject;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,8 +14,8 @@ use crate::causal::{causal, without_mlps};
 use tinyonn::checkpoint;
 use tinyonn::decoder::{Active, Pass};
 use tinyonn::imaging::{
-    Form, GreedyOptions, LabelInputs, LabelSource, Labels, Log1p, NeuronScan, RowLabels, ScanRequest, TokenScore,
-    Units, scan_with,
+    Form, GreedyOptions, LabelInputs, LabelSource, Labels, Log1p, NeuronScan, RowLabels, ScanRequest, Shard,
+    TokenScore, Units, scan_with,
 };
 use tinyonn::metrics::Stopwatch;
 use tinyonn::model::TinyOnnForCausalLm;
@@ -45,28 +46,28 @@ struct Subject<'a> {
     images: BTreeMap<(String, String, &'static str, bool), Arc<NeuronScan>>,
 }
 
-/// Runs the cells of a subject that have not been run; `done` is told of each. With `checkpoints` a pretraining that was cut off goes on.
+/// Runs the cells of a subject that `shard` has and that have not been run; `done` is told of each. With `checkpoints` a pretraining that was cut off
+/// goes on.
 ///
 /// # Errors
 /// Another process is at it; text that is not what it was; whatever a cell reports.
 pub fn run_subject(
     config: &CompareConfig,
-    corpus: &CorpusConfig,
-    seed: u64,
+    (corpus, seed): (&CorpusConfig, u64),
+    shard: Shard,
     checkpoints: Option<&Checkpoints>,
     mut done: impl FnMut(&Cell),
 ) -> Result<()> {
     let store = Store::new(&config.out);
+    let at = config.subjects().position(|subject| subject == (corpus, seed));
+    let Some(part) = at.and_then(|at| config.part(at, shard)) else { return Ok(()) };
     let folder = store.subject(&corpus.name, seed);
-    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-    let place = File::open(&folder).map_err(|e| Error::io(&folder, e))?;
-    if let Err(TryLockError::WouldBlock) = place.try_lock() {
-        return Err(Error::file(&folder, "another process is at it", "wait for it"));
-    }
+    let _place = taken(&folder, shard)?;
     let left: Vec<Cell> =
-        config.cells().into_iter().filter(|cell| !store.cell_file(&corpus.name, seed, cell).exists()).collect();
+        part.cells.into_iter().filter(|cell| !store.cell_file(&corpus.name, seed, cell).exists()).collect();
     let known: Option<SubjectRecord> = record::read(&store.subject_file(&corpus.name, seed), record::REPEAT)?;
-    if left.is_empty() && known.is_some() {
+    let measures = part.has_record && known.is_none();
+    if left.is_empty() && !measures {
         return Ok(());
     }
     let base = config.run(corpus, seed, &config.best);
@@ -79,7 +80,7 @@ pub fn run_subject(
     let run = prepared.run(&base);
     let (scan, inputs) = run.scan()?;
     let held = run.held_inputs()?;
-    if known.is_none() {
+    if measures {
         let mut record = of_subject(&run, &scan, corpus)?;
         record.seconds = started.elapsed().as_secs_f64();
         record::write(&record, &store.subject_file(&corpus.name, seed))?;
@@ -94,6 +95,18 @@ pub fn run_subject(
         done(&cell);
     }
     Ok(())
+}
+
+/// Keeps others from a subject: from the whole of it, or, while a shard of it is run, whoever would run the whole.
+fn taken(folder: &Path, shard: Shard) -> Result<File> {
+    let path = folder.join("lock");
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    let place = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let place = place.map_err(|e| Error::io(&path, e))?;
+    match if shard == Shard::WHOLE { place.try_lock() } else { place.try_lock_shared() } {
+        Err(TryLockError::WouldBlock) => Err(Error::file(folder, "another process is at it", "wait for it")),
+        _ => Ok(place),
+    }
 }
 
 /// What does not depend on a cell.

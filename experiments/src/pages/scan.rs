@@ -30,13 +30,13 @@ fn facts(shown: &ScanShown) -> Vec<(String, String)> {
     let mut facts = vec![
         ("corpus SHA-256".into(), shown.corpora.join(", ")),
         ("model SHA-256".into(), shown.model.clone()),
-        ("shares read".into(), shown.shares.join(", ")),
+        ("shards read".into(), shown.shards.join(", ")),
         ("variant".into(), shown.spec.name.to_string()),
         ("partition".into(), shown.partition.clone()),
         ("nats a token".into(), format!("{:.4}", shown.loss)),
     ];
     if !shown.missing.is_empty() {
-        facts.push(("shares missing".into(), shown.missing.join(", ")));
+        facts.push(("shards missing".into(), shown.missing.join(", ")));
     }
     facts
 }

@@ -10,7 +10,7 @@ use tinyonn::checkpoint::ModelFolder;
 use tinyonn::data::{DataSource, TextTokenizer, TokenSet, read_sources};
 use tinyonn::decoder::CausalLm;
 use tinyonn::imaging::{
-    Integral, Log1p, Partition, PartitionSources, ScanFile, ScanOptions, ScanRequest, Score, Share, StoredScan, Units,
+    Integral, Log1p, Partition, PartitionSources, ScanFile, ScanOptions, ScanRequest, Score, Shard, StoredScan, Units,
     partition, scan_with,
 };
 use tinyonn::moe::variant;
@@ -41,7 +41,7 @@ fn every_run_has_its_scan_and_a_kept_one_is_not_repeated() {
     // Another scan does not go there.
     let before = place.files();
     for (other, word) in [
-        ("--share 0/2", "another share (0/1)"),
+        ("--shard 0/2", "another shard (0/1)"),
         ("--grad-site output", "another grad_site"),
         ("--norm log1p", "other log1p values"),
         ("--partition random", "another partition"),
@@ -56,12 +56,12 @@ fn every_run_has_its_scan_and_a_kept_one_is_not_repeated() {
 
 /// A folder and JSON lines, which are read as they are scanned, beside the same text held in memory.
 #[rstest]
-#[case("", Share::WHOLE, 700)]
-#[case("--norm log1p", Share::WHOLE, 10_000_000)]
-#[case("--share 1/3", Share { index: 1, of: 3 }, 700)]
+#[case("", Shard::WHOLE, 700)]
+#[case("--norm log1p", Shard::WHOLE, 10_000_000)]
+#[case("--shard 1/3", Shard { index: 1, of: 3 }, 700)]
 fn what_is_read_from_disk_is_scanned_as_if_it_were_in_memory(
     #[case] flags: &str,
-    #[case] share: Share,
+    #[case] shard: Shard,
     #[case] most: usize,
 ) {
     let place = Place::new();
@@ -89,7 +89,7 @@ fn what_is_read_from_disk_is_scanned_as_if_it_were_in_memory(
     let neuron_expert =
         partition::assign(Partition::Contiguous, spec, (2, 120), PartitionSources::default(), 0).unwrap();
     let request = ScanRequest {
-        share,
+        shard,
         units: Some(Units { neuron_expert, count: spec.experts() }),
         log1p: if flags.contains("log1p") { Log1p::Measured } else { Log1p::Off },
         ..ScanRequest::new(ScanOptions { length: 16, batch: 4, tokens_per_task: most })
@@ -106,42 +106,43 @@ fn what_is_read_from_disk_is_scanned_as_if_it_were_in_memory(
 #[rstest]
 #[case("")]
 #[case("--norm log1p --expert norm --grad-site input")]
-fn shares_are_merged_without_the_model(#[case] measures: &str) {
+fn shards_are_merged_without_the_model(#[case] measures: &str) {
     let place = Place::new();
     assert_done(&place.run(SCAN, &format!("{TEXT} {measures} --out whole")));
-    for share in 0..3 {
-        assert_done(&place.run(SCAN, &format!("{TEXT} {measures} --share {share}/3 --out share-{share}")));
+    for shard in 0..3 {
+        assert_done(&place.run(SCAN, &format!("{TEXT} {measures} --shard {shard}/3 --out shard-{shard}")));
     }
     let form = measures.replace("--grad-site input", "");
     fs::rename(place.path("dense"), place.path("elsewhere")).unwrap();
     let some = printed(
         &place
-            .run(SCAN, &format!("--merge share-0/scan.safetensors --merge share-2/scan.safetensors {form} --out some")),
+            .run(SCAN, &format!("--merge shard-0/scan.safetensors --merge shard-2/scan.safetensors {form} --out some")),
     );
-    assert!(some.contains("missing   shares 1/3"), "{some}");
+    assert!(some.contains("missing   shards 1/3"), "{some}");
     let all =
-        printed(&place.run(SCAN, &format!("--merge some/scan.safetensors share-1/scan.safetensors {form} --out all")));
+        printed(&place.run(SCAN, &format!("--merge some/scan.safetensors shard-1/scan.safetensors {form} --out all")));
     assert!(!all.contains("missing"), "{all}");
     let [whole, merged] =
         ["whole", "all"].map(|run| StoredScan::load(place.path(run).join("scan.safetensors")).unwrap());
     assert_eq!(merged.scan.tokens, whole.scan.tokens);
-    assert_eq!(merged.parts.iter().map(|part| part.share.index).collect::<Vec<_>>(), [0, 2, 1]);
+    assert_eq!(merged.parts.iter().map(|part| part.shard.index).collect::<Vec<_>>(), [0, 2, 1]);
     let integrals = [&whole, &merged].map(|stored| Integral::new(&stored.scan, Score::Sps));
     for (a, b) in integrals[0].neurons.iter().flatten().flatten().zip(integrals[1].neurons.iter().flatten().flatten()) {
         // Sums equal to 1e-12, standardised: E[x²] − m² costs some digits.
         assert!((a - b).abs() < 1e-8, "{a} {b}");
     }
     let config: Value = serde_json::from_slice(&fs::read(place.path("all/config.json")).unwrap()).unwrap();
-    assert_eq!(config["settings"]["files"][1], "share-1/scan.safetensors");
+    assert_eq!(config["settings"]["files"][1], "shard-1/scan.safetensors");
     for name in ["report.html", "integral.safetensors"] {
         assert!(place.path("all").join(name).exists());
     }
-    assert_eq!(Share { index: 1, of: 3 }.to_string().parse::<Share>().unwrap(), Share { index: 1, of: 3 });
+    assert_eq!(Shard { index: 1, of: 3 }.to_string().parse::<Shard>().unwrap(), Shard { index: 1, of: 3 });
 }
 
 #[rstest]
-#[case::share("--share 2/2", &["`share`", "2/2", "I/N"])]
-#[case::no_share("--share half", &["`share`", "`half`", "I/N"])]
+#[case::the_earlier_name("--share 0/2", &["`--share`", "--shard 0/2"])]
+#[case::shard("--shard 2/2", &["`shard`", "2/2", "I/N"])]
+#[case::no_shard("--shard half", &["`shard`", "`half`", "I/N"])]
 #[case::norm("--norm batch", &["`--norm`", "`batch`", "`layer`, `global`, `log1p`"])]
 #[case::site("--grad-site hidden", &["`--grad-site`", "`hidden`", "`weight`, `input`, `output`"])]
 #[case::expert("--expert sum", &["`--expert`", "`sum`", "`mean`", "`norm`"])]
@@ -166,7 +167,7 @@ fn a_scan_that_cannot_be(#[case] flags: &str, #[case] words: &[&str]) {
 #[case::with_a_site("--merge one/scan.safetensors --grad-site input", &["`--merge`", "--grad-site"])]
 #[case::partition("--merge one/scan.safetensors --partition random", &["`partition`", "leave it out"])]
 #[case::over_its_input("--merge one/scan.safetensors --out one --overwrite", &["one", "is read"])]
-#[case::a_dump_of_a_share("--model dense --tokens ids.json --dump image --share 0/2", &["`--dump`", "--share"])]
+#[case::a_dump_of_a_shard("--model dense --tokens ids.json --dump image --shard 0/2", &["`--dump`", "--shard"])]
 fn scans_that_do_not_merge(#[case] flags: &str, #[case] words: &[&str]) {
     let place = Place::new();
     assert_done(&place.run(SCAN, &format!("{TEXT} --out one")));

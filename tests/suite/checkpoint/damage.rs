@@ -1,6 +1,7 @@
 //! Damaged folders and files are refused by name, and never with a panic.
 
 use super::*;
+use tinyonn::checkpoint::load_model;
 
 fn two_shards() -> (TempDir, [String; 2]) {
     let tensors = ["a", "b"].map(|name| (name.to_owned(), Dtype::F32, vec![1], bytes(4, 3)));
@@ -78,6 +79,15 @@ fn folders_that_are_none_are_refused() {
     assert!(message(ModelFolder::open(dir.path())).contains("neither model.safetensors"));
     fs::create_dir(dir.path().join("model.safetensors")).unwrap();
     assert!(message(ModelFolder::open(dir.path())).contains("model.safetensors"));
+}
+
+/// Names are made for every layer, so that few bytes of configuration could fill the memory.
+#[test]
+fn more_layers_than_tensors_are_refused() {
+    let config = Arch { num_hidden_layers: 4000, ..tiny() };
+    let dir = folder(&config.to_json(), &dense(&tiny(), Dtype::F32), 1);
+    let error = message(load_model(dir.path(), &CPU, None).map(drop));
+    assert!(error.contains("config.json: `num_hidden_layers` is 4000") && error.len() < 400, "{error}");
 }
 
 /// A file with this header and so many bytes after it.

@@ -43,6 +43,15 @@ fn a_first_line_longer_than_what_is_read_at_once_is_still_known() {
     }
 }
 
+/// Letters of several bytes where no text begins, in a line that is looked through for what Python writes.
+#[rstest]
+#[case("{\"text\":\"one\", é: NaN}")]
+#[case("{\"text\":\"one\"} \u{feff}")]
+fn a_line_with_letters_outside_of_its_texts_is_refused(#[case] line: &str) {
+    let (_dir, path) = written("a.jsonl", format!("{line}\n"));
+    assert!(read(&path).unwrap_err().to_string().contains("a.jsonl: line 1: "));
+}
+
 /// Prose that looks a little like it, and objects in a folder of other things, are prose.
 #[rstest]
 #[case::a_brace("{ is a brace\n{\"text\":\"one\"}\n")]

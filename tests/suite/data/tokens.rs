@@ -91,6 +91,21 @@ fn too_small_a_vocabulary_is_refused() {
 
 #[rstest]
 #[case::broken("{", None, "not a tokenizer")]
+#[case::broken_behind(r#"{"model":{"type":"BPE","vocab":{"a":0},"merges":[]},"decoder":x}"#, None, "not a tokenizer")]
+#[case::endless_number(r#"{"decoder":{"type":1e999},"model":{}}"#, None, "not a tokenizer")]
+#[case::an_unknown_token(r#"{"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}}],"pair":[],"special_tokens":{}},"model":{}}"#, None, "\"<s>\"")]
+#[case::a_second_text(r#"{"post_processor":{"type":"TemplateProcessing","single":[{"Sequence":{"id":"B","type_id":0}}],"pair":[],"special_tokens":{}},"model":{}}"#, None, "a second one")]
+#[case::ends(
+    r#"{"decoder":{"type":"Sequence","decoders":[{"type":"Strip","content":" ","start":0,"stop":1}]},"model":{}}"#,
+    None,
+    "`stop` = 1"
+)]
+#[case::of_suffixes(r#"{"decoder":{"type":"BPEDecoder","suffix":"</w>"},"model":{}}"#, None, "`BPEDecoder`")]
+#[case::a_table(
+    r#"{"normalizer":{"type":"Sequence","normalizers":[{"type":"Precompiled","precompiled_charsmap":"AAAA"}]}}"#,
+    None,
+    "`Precompiled`"
+)]
 #[case::no_end(r#"{"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#, None, "eos_token_id")]
 #[case::no_such_id(r#"{"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#, Some(9), "no token 9")]
 fn an_unusable_tokenizer_file_is_named(#[case] json: &str, #[case] eos: Option<u32>, #[case] problem: &str) {

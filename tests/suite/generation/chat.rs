@@ -45,6 +45,11 @@ fn rendered(source: &str) -> Result<String, String> {
 )]
 #[case("{%- generation -%}  a  {%- endgeneration +%} b {% if 'generation' %}c{% endif %}", "a b c")]
 #[case("{{ messages[-1]['content'][::-1] }}|{{ missing }}|{{ missing is defined }}|{{ 7 // 2 }}", "\"é||False|3")]
+#[case(
+    "{{ 'a\nb'|indent(2, first=true) }}|{{ [1, 2, 3]|batch(2)|list }}|{{ '%04d of 20240101'|format(7) }}",
+    "  a\n  b|[[1, 2], [3]]|0007 of 20240101"
+)]
+#[case("{{ 'at 20240101: {:>5}|{}'.format('a', 'b') }}", "at 20240101:     a|b")]
 fn templates_have_more(#[case] source: &str, #[case] expected: &str) {
     assert_eq!(rendered(source).unwrap(), expected);
 }
@@ -60,6 +65,15 @@ fn the_time_is_now() {
 #[case("{{ missing.attribute }}", "fails")]
 #[case("a\n{{ messages[0].content.nosuch() }}", "(line 2)")]
 #[case("{{ strftime_now('%Q') }}", "no form of a time")]
+#[case("{% include '/etc/passwd' %}", "fails")]
+#[case("{{ 'a'|indent(18446744073709551615) }}", "a length above")]
+#[case("{{ 'a'|indent(width=9223372036854775807) }}", "a length above")]
+#[case("{{ messages|batch(9223372036854775807) }}", "a length above")]
+#[case("{{ messages|slice(9223372036854775807) }}", "a length above")]
+#[case("{{ '%9223372036854775807d'|format(1) }}", "a length above")]
+#[case("{{ '%(n)-9223372036854775807s'|format(n='a') }}", "a length above")]
+#[case("{{ '%*d'|format(9223372036854775807, 1) }}", "a length above")]
+#[case("{{ '{:x>9223372036854775807}'.format('a') }}", "a length above")]
 fn a_template_that_is_not_sound_is_refused(#[case] source: &str, #[case] says: &str) {
     let error = rendered(source).unwrap_err();
     assert!(error.starts_with("t.jinja: ") && error.contains(says), "{error}");

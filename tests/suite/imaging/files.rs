@@ -15,11 +15,11 @@ use tempfile::TempDir;
 use tinyonn::data::TokenSet;
 use tinyonn::decoder::CausalLm;
 use tinyonn::files::Digest;
-use tinyonn::imaging::{Log1p, NeuronScan, ScanFile, ScanOptions, ScanRequest, Share, StoredScan, scan_with};
+use tinyonn::imaging::{Log1p, NeuronScan, ScanFile, ScanOptions, ScanRequest, Shard, StoredScan, scan_with};
 use tinyonn::ops::{GradSite, Log1pScale};
 use tinyonn::{Error, Result};
 
-use super::shares::units;
+use super::shards::units;
 use super::{VOCAB, options};
 use crate::models::{Hooked, Way, hooked};
 use crate::tiny;
@@ -78,7 +78,7 @@ fn what_is_read_is_what_was_written(
     assert_eq!((&*stored.model, &*stored.version), ("model", env!("CARGO_PKG_VERSION")));
     let [part] = stored.parts.as_slice() else { panic!("{:?}", stored.parts) };
     assert_eq!((&*part.corpus, &*part.text, part.options), ("corpus", &*text().sha256(), options(8, 2)));
-    assert_eq!((part.share, part.done, part.batches), (Share::WHOLE, 8, 8));
+    assert_eq!((part.shard, part.done, part.batches), (Shard::WHOLE, 8, 8));
     stored.save(&again).unwrap();
     assert_eq!(fs::read(&path).unwrap(), fs::read(&again).unwrap());
     // A finished scan is returned without a pass, and its file left alone.
@@ -126,7 +126,7 @@ fn nothing_is_written_before_its_time() {
 #[rstest]
 #[case::options(ScanRequest { options: options(4, 2), ..request() }, "text read otherwise")]
 #[case::tokens(ScanRequest { options: ScanOptions { tokens_per_task: 30, ..options(8, 2) }, ..request() }, "text read otherwise")]
-#[case::share(ScanRequest { share: Share { index: 0, of: 2 }, ..request() }, "another share (0/1)")]
+#[case::shard(ScanRequest { shard: Shard { index: 0, of: 2 }, ..request() }, "another shard (0/1)")]
 #[case::grad_site(ScanRequest { grad_site: GradSite::Output, ..request() }, "another grad_site")]
 #[case::partition(ScanRequest { units: Some(units(5)), ..request() }, "another partition")]
 #[case::log1p(ScanRequest { log1p: Log1p::Measured, ..request() }, "other log1p values")]
@@ -136,7 +136,7 @@ fn a_file_of_another_request_is_refused(#[case] other: ScanRequest, #[case] prob
     assert!(scanned(3, &other, &path).is_err());
     let before = fs::read(&path).unwrap();
     let error = scanned(NEVER, &request(), &path).unwrap_err().to_string();
-    let expected = if problem.starts_with("another share") { "another share (0/2)" } else { problem };
+    let expected = if problem.starts_with("another shard") { "another shard (0/2)" } else { problem };
     assert!(error.contains("scan.safetensors: holds a scan of") && error.contains(expected), "{error}");
     assert!(error.contains("name another file"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), before);
@@ -227,23 +227,23 @@ fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
 }
 
 #[test]
-fn shares_on_disk_add_up_and_none_counts_twice() {
+fn shards_on_disk_add_up_and_none_counts_twice() {
     let dir = TempDir::new().unwrap();
-    let share = |index: usize, of: usize| {
+    let shard = |index: usize, of: usize| {
         let path = dir.path().join(format!("{index}-{of}"));
-        scanned(NEVER, &ScanRequest { share: Share { index, of }, ..request() }, &path).unwrap();
+        scanned(NEVER, &ScanRequest { shard: Shard { index, of }, ..request() }, &path).unwrap();
         StoredScan::load(&path).unwrap()
     };
-    let mut sum = share(0, 3);
-    sum.merge(&share(2, 3)).unwrap();
-    assert_eq!(sum.missing(), [Share { index: 1, of: 3 }]);
-    for again in [share(2, 3), share(0, 1), share(1, 2)] {
+    let mut sum = shard(0, 3);
+    sum.merge(&shard(2, 3)).unwrap();
+    assert_eq!(sum.missing(), [Shard { index: 1, of: 3 }]);
+    for again in [shard(2, 3), shard(0, 1), shard(1, 2)] {
         let error = sum.merge(&again).unwrap_err().to_string();
         assert!(error.starts_with("`merge`") && error.contains("batches of the same text"), "{error}");
     }
-    sum.merge(&share(1, 3)).unwrap();
+    sum.merge(&shard(1, 3)).unwrap();
     assert_eq!((sum.missing(), sum.parts.len()), (vec![], 3));
-    let whole = share(0, 1);
+    let whole = shard(0, 1);
     assert_eq!(sum.scan.tokens, whole.scan.tokens);
     for (found, expected) in sum.scan.sums.iter().flatten().zip(whole.scan.sums.iter().flatten()) {
         for (found, expected) in found.surprise.iter().zip(&expected.surprise) {
@@ -260,7 +260,7 @@ fn shares_on_disk_add_up_and_none_counts_twice() {
     let (mut other, mut later) = (whole.clone(), whole.clone());
     (other.model, later.version) = ("other".into(), "9.9.9".into());
     for (wrong, words) in [(other, "different models (model and other)"), (later, "versions")] {
-        let error = share(0, 1).merge(&wrong).unwrap_err().to_string();
+        let error = shard(0, 1).merge(&wrong).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Scans of tokens on disk: to the bit those of tokens in memory, whole, in shares and where they go on.
+//! Scans of tokens on disk: to the bit those of tokens in memory, whole, in shards and where they go on.
 
 use std::fs;
 
@@ -6,10 +6,10 @@ use candle_core::Device;
 use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::data::{Batches, Corpus, Counted, TextTokenizer, TokenFile, TokenSet, arithmetic, sorting};
-use tinyonn::imaging::{Log1p, ScanOptions, ScanRequest, Share, scan_batches, scan_with};
+use tinyonn::imaging::{Log1p, ScanOptions, ScanRequest, Shard, scan_batches, scan_with};
 
 use super::files::{NEVER, failing, file};
-use super::shares::units;
+use super::shards::units;
 use crate::tiny::TEXT_VOCAB;
 
 const MOST: usize = 500;
@@ -23,19 +23,19 @@ fn both() -> (TokenSet, TokenFile, TempDir) {
     (TokenSet::encode(&corpus, &tokenizer).unwrap(), on_disk, folder)
 }
 
-fn request(share: Share, log1p: Log1p) -> ScanRequest {
+fn request(shard: Shard, log1p: Log1p) -> ScanRequest {
     let options = ScanOptions { length: 16, batch: 3, tokens_per_task: MOST };
-    ScanRequest { share, log1p, units: Some(units(4)), ..ScanRequest::new(options) }
+    ScanRequest { shard, log1p, units: Some(units(4)), ..ScanRequest::new(options) }
 }
 
 #[rstest]
 fn the_bits_are_those_of_tokens_in_memory(
-    #[values(Share::WHOLE, Share { index: 1, of: 3 })] share: Share,
+    #[values(Shard::WHOLE, Shard { index: 1, of: 3 })] shard: Shard,
     #[values(Log1p::Off, Log1p::Measured)] log1p: Log1p,
 ) {
     let (in_memory, on_disk, dir) = both();
     assert_eq!(on_disk.targets()[0], MOST);
-    let request = request(share, log1p);
+    let request = request(shard, log1p);
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
     let model = failing(NEVER, TEXT_VOCAB);
     let expected = scan_with(&model, &in_memory, &request, &Device::Cpu, Some(&file(&a))).unwrap();
@@ -44,9 +44,9 @@ fn the_bits_are_those_of_tokens_in_memory(
 }
 
 #[rstest]
-fn a_scan_goes_on_wherever_its_tokens_are(#[values(Share::WHOLE, Share { index: 0, of: 2 })] share: Share) {
+fn a_scan_goes_on_wherever_its_tokens_are(#[values(Shard::WHOLE, Shard { index: 0, of: 2 })] shard: Shard) {
     let (in_memory, on_disk, dir) = both();
-    let request = request(share, Log1p::Off);
+    let request = request(shard, Log1p::Off);
     let [cut, whole] = ["cut", "whole"].map(|name| dir.path().join(name));
     let scanned = |batches: usize, text: &dyn Batches, path| {
         scan_batches(&failing(batches, TEXT_VOCAB), text, &request, &Device::Cpu, Some(&file(path)))
@@ -62,6 +62,6 @@ fn a_scan_goes_on_wherever_its_tokens_are(#[values(Share::WHOLE, Share { index: 
 fn more_than_is_to_be_read_is_refused() {
     let (in_memory, _, _) = both();
     let refused =
-        scan_batches(&failing(0, TEXT_VOCAB), &in_memory, &request(Share::WHOLE, Log1p::Off), &Device::Cpu, None);
+        scan_batches(&failing(0, TEXT_VOCAB), &in_memory, &request(Shard::WHOLE, Log1p::Off), &Device::Cpu, None);
     assert!(refused.unwrap_err().to_string().contains("and 500 are to be read"));
 }

@@ -199,6 +199,16 @@ impl ModelFolder {
         Err(Error::file(&self.dir, format!("tensors {}", problems.join("; ")), remedy))
     }
 
+    /// Refuses a configuration of more layers than there are tensors, before names are made of each.
+    pub(super) fn check_depth(&self, arch: &Arch) -> Result<()> {
+        let (layers, tensors) = (arch.num_hidden_layers, self.source.names().count());
+        if layers <= tensors {
+            return Ok(());
+        }
+        let problem = format!("`num_hidden_layers` is {layers}, and all weights together are {tensors} tensors");
+        Err(Error::file(self.config_path(), problem, "give weights and a config.json that belong to the same model"))
+    }
+
     /// Adds the head that [`ModelFolder::load`] left out of `store` because it repeats the embedding: for writing the same weights again,
     /// untrained.
     ///

@@ -33,6 +33,7 @@ pub fn load_model(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) 
         return Ok(LoadedModel::TinyOnn(folder.model(&store, dtype)?, folder.config().active));
     }
     let cfg = folder.arch()?;
+    folder.check_depth(&cfg)?;
     folder.check_names(&expected_tensors(&cfg))?;
     folder.announce(Some(dtype));
     let store = folder.load(device, Some(dtype))?;

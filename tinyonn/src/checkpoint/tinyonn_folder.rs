@@ -212,10 +212,11 @@ impl TinyOnnFolder {
         };
         let (config, variant) = read_object(object, &path)?;
         let cfg = folder.arch()?;
+        folder.check_depth(&cfg)?;
         check_object(&config, &variant.spec, &cfg, &path)?;
         let mut expected = expected_variant_tensors(&cfg, variant)?;
         let deltas = optional_tensors(&cfg, &variant.spec);
-        expected.extend(deltas.into_iter().filter(|(name, _)| folder.tensors().any(|(stored, _)| stored == name)));
+        expected.extend(deltas.into_iter().filter(|(name, _)| folder.source().info(name).is_some()));
         folder.check_names(&expected)?;
         let dense = expected_tensors(&cfg);
         let partitions: Vec<String> = (0..cfg.num_hidden_layers).map(neuron_expert_name).collect();

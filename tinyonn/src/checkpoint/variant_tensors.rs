@@ -1,7 +1,7 @@
 //! The tensors that a checkpoint of a variant must hold: found by running its constructor, so that a router of any type is
 //! counted without a list of names to keep.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -40,13 +40,13 @@ pub fn expected_variant_tensors(config: &Arch, variant: &Variant) -> Result<BTre
 pub fn variant_params(config: &Arch, variant: &Variant) -> Result<Vec<Param>> {
     let mut params = dense_params(config);
     let expected = expected_variant_tensors(config, variant)?;
+    let dense: BTreeSet<String> = params.iter().map(|param| param.name.clone()).collect();
     for layer in 0..config.num_hidden_layers {
         let prefix = mixture_prefix(layer);
         let own = [(neuron_expert_name(layer), Role::Partition), (format!("{prefix}.balance_bias"), Role::Balance)];
         // All names that begin with the prefix and a point: `/` is the character after the point.
         let of_layer = expected.range(format!("{prefix}.")..format!("{prefix}/"));
-        let known: Vec<String> = params.iter().map(|param| param.name.clone()).collect();
-        for (name, shape) in of_layer.filter(|(name, _)| !known.contains(name)) {
+        for (name, shape) in of_layer.filter(|(name, _)| !dense.contains(*name)) {
             let other = if name.starts_with(&format!("{prefix}.{NEURON_RULE}.")) { Role::Choice } else { Role::Router };
             let role = own.iter().find(|(own, _)| own == name).map_or(other, |(_, role)| *role);
             params.push(Param { name: name.clone(), role, layer: Some(layer), stored: shape.clone() });

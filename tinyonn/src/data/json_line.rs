@@ -88,7 +88,9 @@ fn without_python_numbers(line: &str) -> Cow<'_, str> {
             escaped = !escaped && byte == b'\\';
         } else if byte == b'"' {
             in_string = true;
-        } else if let Some(number) = NUMBERS.iter().find(|number| at >= from && line[at..].starts_with(**number)) {
+        } else if let Some(number) =
+            NUMBERS.iter().find(|number| at >= from && line.as_bytes()[at..].starts_with(number.as_bytes()))
+        {
             written.push_str(&line[from..at]);
             written.push_str("null");
             from = at + number.len();

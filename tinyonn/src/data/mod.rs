@@ -44,6 +44,7 @@ mod text_file;
 mod text_kind;
 mod token_file;
 mod tokenizer;
+mod tokenizer_json;
 mod toolchain_text;
 
 pub use batches::Batches;

@@ -15,7 +15,7 @@ use tokenizers::{
     AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior, Tokenizer,
 };
 
-use super::{Corpus, Document};
+use super::{Corpus, Document, tokenizer_json};
 use crate::{Error, Result, files};
 
 /// The token after every document.
@@ -106,9 +106,12 @@ impl TextTokenizer {
     /// No tokenizer; no end of text.
     pub fn from_json(json: &[u8], path: impl AsRef<Path>, eos: Option<u32>) -> Result<Self> {
         let path = path.as_ref();
-        let mut tokenizer = Tokenizer::from_bytes(files::without_mark(json)).map_err(|error| {
-            Error::file(path, format!("not a tokenizer: {error}"), "give a Hugging Face tokenizer.json")
-        })?;
+        let json = files::without_mark(json);
+        let unfit = |problem: String| {
+            Error::file(path, format!("not a tokenizer: {problem}"), "give a Hugging Face tokenizer.json")
+        };
+        tokenizer_json::check(json).map_err(unfit)?;
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| unfit(error.to_string()))?;
         // A file may ask for fixed lengths; rows are cut and padded by `pack`.
         tokenizer.with_padding(None);
         if tokenizer.with_truncation(None).is_err() {

@@ -79,6 +79,10 @@ pub struct Arch {
     pub attention_bias: AttentionBias,
 }
 
+/// More layers, and more neurons in all of them, than any model has.
+pub(super) const MOST_LAYERS: usize = 1 << 12;
+const MOST_NEURONS: usize = 1 << 26;
+
 /// A key of the configuration that cannot work: key, problem, remedy.
 pub(super) type Refusal = (&'static str, String, String);
 
@@ -158,7 +162,7 @@ impl Arch {
             ("vocab_size", self.vocab_size, 1 << 24),
             ("hidden_size", self.hidden_size, 1 << 24),
             ("intermediate_size", self.intermediate_size, 1 << 24),
-            ("num_hidden_layers", self.num_hidden_layers, 1 << 16),
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
             ("num_attention_heads", self.num_attention_heads, 1 << 16),
             ("num_key_value_heads", self.num_key_value_heads, 1 << 16),
             ("head_dim", self.head_dim, 1 << 16),
@@ -166,6 +170,11 @@ impl Arch {
         ];
         if let Some((key, size, most)) = sizes.into_iter().find(|&(_, size, most)| size == 0 || size > most) {
             return Some((key, format!("is {size}"), format!("give a whole number from 1 to {most}")));
+        }
+        // What stands for a partition is made of every neuron, even of a model on paper.
+        if self.num_hidden_layers * self.intermediate_size > MOST_NEURONS {
+            let problem = format!("is {} in each of {} layers", self.intermediate_size, self.num_hidden_layers);
+            return Some(("intermediate_size", problem, format!("give at most {MOST_NEURONS} neurons in all layers")));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Some((

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::arch::MOST_LAYERS;
 use super::{Arch, AttentionBias, Family, RopeScaling};
 use crate::{Error, Result};
 
@@ -61,7 +62,8 @@ impl Arch {
             max_position_embeddings,
             rope_theta,
             rope_scaling,
-            nope_layers: keys.nope_layers(table.nope_interval, num_hidden_layers)?,
+            // More layers are refused below.
+            nope_layers: keys.nope_layers(table.nope_interval, num_hidden_layers.min(MOST_LAYERS))?,
             rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(table.tied),
             attention_bias: match table.bias {

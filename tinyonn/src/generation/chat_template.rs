@@ -11,6 +11,7 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value, json};
 
 use super::python_json::tojson;
+use super::template_bounds::bound_lengths;
 use crate::checkpoint::ModelFolder;
 use crate::{Error, Result};
 
@@ -58,7 +59,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        bound_lengths(&mut environment);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);

@@ -32,6 +32,7 @@ mod answer_stream;
 mod chat_template;
 mod end_ids;
 mod python_json;
+mod template_bounds;
 mod text_stream;
 
 pub use answer_stream::AnswerStream;

@@ -39,7 +39,7 @@ pub use neuron_damage::{Cut, DamageOptions, LayerDamage, cuts_by_layer, neuron_d
 pub use neuron_scan::{NeuronScan, Units};
 pub use partition::{Partition, PartitionSources};
 pub use row_labels::RowLabels;
-pub use scan::{Log1p, ScanOptions, ScanRequest, Share, scan, scan_batches, scan_with};
+pub use scan::{Log1p, ScanOptions, ScanRequest, Shard, scan, scan_batches, scan_with};
 pub use scan_file::{ScanFile, ScanPart, StoredScan};
 pub use score::{ExpertForm, Form, Norm, Score};
 pub use sps::Integral;

@@ -4,7 +4,7 @@
 //! formed. Sums are f64 and linear, so scans of parts of a corpus add up to the scan of the whole. What a scan holds is its sums
 //! and one batch, however long the text, if that is on disk ([`scan_batches`], [`TokenFile`](crate::data::TokenFile)).
 
-mod share;
+mod shard;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use self::share::Share;
+pub use self::shard::Shard;
 use super::scan_file::{Keeper, ScanFile};
 use super::{NeuronScan, RouterInputs, Units};
 use crate::data::{Batches, TaskTokens, TokenSet};
@@ -58,7 +58,7 @@ pub enum Log1p {
     #[default]
     Off,
     /// Over the mean a and the mean S of each layer, tasks weighted equally, over the first batch of every task: read once before
-    /// the scan, the same for every share of a text.
+    /// the scan, the same for every shard of a text.
     Measured,
     /// Over given scales, by layer: those of another scan, which this one is to be merged with.
     Given(Vec<Log1pScale>),
@@ -69,8 +69,8 @@ pub enum Log1p {
 pub struct ScanRequest {
     /// How the text is read.
     pub options: ScanOptions,
-    /// The share of its batches.
-    pub share: Share,
+    /// The shard of its batches.
+    pub shard: Shard,
     /// Which gradient's norm surprise is.
     pub grad_site: GradSite,
     /// The experts whose norms are summed as well.
@@ -83,8 +83,8 @@ impl ScanRequest {
     /// The whole text, neurons alone.
     #[must_use]
     pub fn new(options: ScanOptions) -> Self {
-        let (share, grad_site, log1p) = (Share::WHOLE, GradSite::Weight, Log1p::Off);
-        Self { options, share, grad_site, units: None, log1p }
+        let (shard, grad_site, log1p) = (Shard::WHOLE, GradSite::Weight, Log1p::Off);
+        Self { options, shard, grad_site, units: None, log1p }
     }
 
     /// Refuses what does not fit the model.
@@ -96,7 +96,7 @@ impl ScanRequest {
                 format!("sequences of {length} tokens are longer than the {most} that the model was made for");
             return Err(Error::setting("length", problem, format!("use {most} or less")));
         }
-        self.share.check()?;
+        self.shard.check()?;
         let layers = cfg.num_hidden_layers;
         if let Some(units) = &self.units {
             let fits = |layer: &Vec<u32>| layer.len() == cfg.intermediate_size;
@@ -167,7 +167,7 @@ pub fn scan<F: FeedForward>(
 /// interrupted. Router inputs are not kept in files: collect them with [`RouterInputs::collect`].
 ///
 /// # Errors
-/// Sequences longer than the model was made for; a task without a token that has a target; units, scales or a share that do not
+/// Sequences longer than the model was made for; a task without a token that has a target; units, scales or a shard that do not
 /// fit; a loss that is no finite number; a scan whose gradients are all zero: nothing can be read from it; a file that is damaged,
 /// or of another scan than this.
 ///
@@ -184,13 +184,13 @@ pub fn scan<F: FeedForward>(
 /// # }), "config.json")?;
 /// # let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
 /// # let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
-/// use tinyonn::imaging::{ExpertForm, Form, Integral, Norm, ScanOptions, ScanRequest, Score, Share, Units, scan_with};
+/// use tinyonn::imaging::{ExpertForm, Form, Integral, Norm, ScanOptions, ScanRequest, Score, Shard, Units, scan_with};
 ///
 /// // Two halves of the text, each of which another machine could read, with the norms of four experts.
 /// let options = ScanOptions { length: 32, batch: 4, tokens_per_task: 500 };
 /// let units = Units { neuron_expert: vec![(0..24).map(|i| i / 6).collect(); 2], count: 4 };
 /// let request = |index| ScanRequest {
-///     share: Share { index, of: 2 },
+///     shard: Shard { index, of: 2 },
 ///     units: Some(units.clone()),
 ///     ..ScanRequest::new(options)
 /// };
@@ -242,12 +242,12 @@ struct Reading<'a, F> {
 }
 
 impl<F: FeedForward> Reading<'_, F> {
-    /// (task, number of the batch within the task) of the batches of the share.
+    /// (task, number of the batch within the task) of the batches of the shard.
     fn batches(&self) -> Result<impl Iterator<Item = (usize, usize)>> {
-        let ScanRequest { options: ScanOptions { length, batch, .. }, share, .. } = *self.request;
+        let ScanRequest { options: ScanOptions { length, batch, .. }, shard, .. } = *self.request;
         let counts = self.text.counts((length, batch))?.into_iter().enumerate();
         let all = counts.flat_map(|(task, count)| (0..count).map(move |number| (task, number)));
-        Ok(all.enumerate().filter(move |(at, _)| share.has(*at)).map(|(_, batch)| batch))
+        Ok(all.enumerate().filter(move |(at, _)| shard.has(*at)).map(|(_, batch)| batch))
     }
 
     fn scan(&self, file: Option<&ScanFile<'_>>, mut inputs: Option<&mut RouterInputs>) -> Result<NeuronScan> {

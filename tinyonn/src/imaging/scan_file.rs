@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::keeper::Keeper;
 use self::tensors::{Contents, Stored};
-use super::{NeuronScan, ScanOptions, Share};
+use super::{NeuronScan, ScanOptions, Shard};
 use crate::checkpoint::MappedSafetensors;
 use crate::files::{self, Digest};
 use crate::ops::{GradSite, NeuronSums, UnitSums};
@@ -31,6 +31,10 @@ const KEY: &str = "tinyonn.scan";
 const FIRST: u64 = 1;
 const LAST: u64 = 2;
 const DAMAGED: &str = "the file is damaged: scan again, or copy it again";
+/// More tokens, and more shards in all parts together, than any scan has: sums of several files stay within their types, and a list of the
+/// shards that are missing within memory.
+const MOST_TOKENS: u64 = 1 << 53;
+const MOST_SHARDS: usize = 1 << 20;
 
 /// Where a scan is kept as it goes, and what it is of.
 #[derive(Clone, Copy, Debug)]
@@ -45,21 +49,22 @@ pub struct ScanFile<'a> {
     pub every: Duration,
 }
 
-/// One reading of one text, or of a share of it.
+/// One reading of one text, or of a shard of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScanPart {
     /// The SHA-256 of the corpus.
     pub corpus: String,
-    /// The SHA-256 of the tokens that were read, all shares together.
+    /// The SHA-256 of the tokens that were read, all shards together.
     pub text: String,
     /// How they were read.
     pub options: ScanOptions,
-    /// The share.
-    pub share: Share,
+    /// The shard.
+    #[serde(rename = "share")]
+    pub shard: Shard,
     /// Batches read so far.
     pub done: usize,
-    /// Batches of the share.
+    /// Batches of the shard.
     pub batches: usize,
 }
 
@@ -132,7 +137,7 @@ impl StoredScan {
         files::write(path, bytes.map_err(|e| defect(path, &e))?)
     }
 
-    /// Adds a scan of another text, or of another share of the same, through the same model.
+    /// Adds a scan of another text, or of another shard of the same, through the same model.
     ///
     /// # Errors
     /// Another model, other tasks or measures; a text of which both hold batches; scans that are not finished.
@@ -149,10 +154,10 @@ impl StoredScan {
         if self.parts.iter().chain(&other.parts).any(|part| part.done < part.batches) {
             return refused("one of the scans is not finished".into(), "continue it with --scan-file first");
         }
-        let both = |a: &ScanPart| other.parts.iter().find(|b| a.overlaps(b)).map(|b| (a.share, b.share));
+        let both = |a: &ScanPart| other.parts.iter().find(|b| a.overlaps(b)).map(|b| (a.shard, b.shard));
         if let Some((a, b)) = self.parts.iter().find_map(both) {
-            let problem = format!("two scans hold batches of the same text (shares {a} and {b})");
-            return refused(problem, "merge each share I/N of one N once");
+            let problem = format!("two scans hold batches of the same text (shards {a} and {b})");
+            return refused(problem, "merge each shard I/N of one N once");
         }
         self.scan.merge(&other.scan)?;
         self.parts.extend(other.parts.iter().cloned());
@@ -160,18 +165,18 @@ impl StoredScan {
         Ok(())
     }
 
-    /// The shares of texts that were read in part and are not here.
+    /// The shards of texts that were read in part and are not here.
     #[must_use]
-    pub fn missing(&self) -> Vec<Share> {
+    pub fn missing(&self) -> Vec<Shard> {
         let mut missing = Vec::new();
         for (at, part) in self.parts.iter().enumerate() {
             let same = |other: &&ScanPart| other.text == part.text && other.options == part.options;
             if self.parts[..at].iter().any(|other| same(&other)) {
                 continue;
             }
-            let of = part.share.of;
-            let here = |index: &usize| self.parts.iter().filter(same).any(|other| other.share.index == *index);
-            missing.extend((0..of).filter(|index| !here(index)).map(|index| Share { index, of }));
+            let of = part.shard.of;
+            let here = |index: &usize| self.parts.iter().filter(same).any(|other| other.shard.index == *index);
+            missing.extend((0..of).filter(|index| !here(index)).map(|index| Shard { index, of }));
         }
         missing
     }
@@ -268,11 +273,26 @@ impl StoredScan {
     }
 }
 
+impl Record {
+    /// Whether it could be of a scan: tasks and their tokens, which add up, and parts, each a shard of not too many.
+    fn is_possible(&self) -> bool {
+        let tokens = self.tokens.iter().try_fold(0u64, |sum, tokens| sum.checked_add(*tokens));
+        let shards = self.parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.shard.of));
+        let is_one = |shard: Shard| shard.check().is_ok();
+        !self.tasks.is_empty()
+            && self.tokens.len() == self.tasks.len()
+            && tokens.is_some_and(|tokens| tokens <= MOST_TOKENS)
+            && !self.parts.is_empty()
+            && self.parts.iter().all(|part| is_one(part.shard))
+            && shards.is_some_and(|shards| shards <= MOST_SHARDS)
+    }
+}
+
 impl ScanPart {
-    /// Whether both hold a batch, or may. Of one text, read alike and dealt into as many shares, different shares share none.
+    /// Whether both hold a batch, or may. Of one text, read alike and dealt into as many shards, different shards have none in common.
     fn overlaps(&self, other: &Self) -> bool {
-        let dealt_alike = self.options == other.options && self.share.of == other.share.of;
-        self.text == other.text && !(dealt_alike && self.share.index != other.share.index)
+        let dealt_alike = self.options == other.options && self.shard.of == other.shard.of;
+        self.text == other.text && !(dealt_alike && self.shard.index != other.shard.index)
     }
 }
 

@@ -37,8 +37,9 @@ pub struct Dense {
 
 /// The routed checkpoint in the folder of a run.
 pub(super) const CHECKPOINT: &str = "tiny-onn";
-/// In the folder of a pretraining, the model that is finished.
+/// In the folder of a pretraining, the model that is finished, and the file that is locked.
 const WHOLE: &str = "model";
+const LOCK: &str = "lock";
 /// The file in a cached model's folder that holds the losses of its pretraining.
 const PRETRAIN_LOG: &str = "pretrain.jsonl";
 
@@ -230,20 +231,34 @@ impl Dense {
     }
 }
 
-/// Makes the folder `staged` and locks it, behind whoever else pretrains the model `dir` in it. Who is waited for may have removed the folder, whose
-/// lock then keeps nobody out: the one that lies there now is what must be held.
+/// Makes the folder `staged` and locks it, behind whoever else pretrains the model `dir` in it, on this machine or on another that sees the folder. Who is
+/// waited for may have removed it, and its lock then keeps nobody out: the one that lies there now is what must be held.
 fn take_place(staged: &Path, dir: &Path) -> Result<File> {
-    let io = |e| Error::io(staged, e);
+    // A file, opened to be written: file systems of a network lock nothing else.
+    let lock = staged.join(LOCK);
+    let io = |e| Error::io(&lock, e);
     loop {
-        std::fs::create_dir_all(staged).map_err(io)?;
-        let place = File::open(staged).map_err(io)?;
-        if let Err(TryLockError::WouldBlock) = place.try_lock() {
-            tracing::warn!("another run is pretraining {}; waiting for it", dir.display());
-            place.lock().map_err(io)?;
+        std::fs::create_dir_all(staged).map_err(|e| Error::io(staged, e))?;
+        let place = match File::options().create(true).truncate(false).write(true).open(&lock) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(io)?,
+        };
+        match place.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                tracing::warn!("another run is pretraining {}; waiting for it", dir.display());
+                place.lock().map_err(io)?;
+            }
+            Err(TryLockError::Error(e)) => {
+                tracing::warn!(
+                    "{}: no lock can be had ({e}): let no other run pretrain this model now",
+                    lock.display()
+                );
+            }
         }
         let identity = |of: &Metadata| (of.dev(), of.ino());
         let held = place.metadata().map_err(io)?;
-        if std::fs::metadata(staged).is_ok_and(|there| identity(&there) == identity(&held)) {
+        if std::fs::metadata(&lock).is_ok_and(|there| identity(&there) == identity(&held)) {
             return Ok(place);
         }
     }

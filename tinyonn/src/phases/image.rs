@@ -18,7 +18,7 @@ use crate::decoder::{Arch, CausalLm};
 use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
-    ScanRequest, Score, Share, StoredScan, Units, coactivation, dump, scan_batches,
+    ScanRequest, Score, Shard, StoredScan, Units, coactivation, dump, scan_batches,
 };
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::ops::GradSite;
@@ -52,8 +52,8 @@ pub struct TextConfig {
     pub batch: usize,
     /// At most this many tokens of each task.
     pub tokens: usize,
-    /// The share of its batches.
-    pub share: Share,
+    /// The shard of its batches.
+    pub shard: Shard,
     /// Which gradient's norm surprise is.
     pub grad_site: GradSite,
     /// How ∫SPS is formed.
@@ -253,7 +253,7 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<Image> {
     };
     let request = ScanRequest {
         options: ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens },
-        share: text.share,
+        shard: text.shard,
         grad_site: text.grad_site,
         units,
         log1p: if text.form.norm == Norm::Log1p { Log1p::Measured } else { Log1p::Off },

@@ -34,7 +34,7 @@ impl Stamp {
 }
 
 impl<'a> Keeper<'a> {
-    /// For a scan of `request` over tokens of the SHA-256 `text`, the part that is read, of so many `batches` in its share.
+    /// For a scan of `request` over tokens of the SHA-256 `text`, the part that is read, of so many `batches` in its shard.
     ///
     /// # Errors
     /// A file that is damaged, or of another scan; no folder to write it into.
@@ -43,7 +43,7 @@ impl<'a> Keeper<'a> {
             corpus: file.corpus.to_owned(),
             text,
             options: request.options,
-            share: request.share,
+            shard: request.shard,
             done: 0,
             batches,
         };
@@ -140,8 +140,8 @@ impl<'a> Keeper<'a> {
                 format!("rows of {}, {} a batch, at most {} tokens a task", was.length, was.batch, was.tokens_per_task);
             return other(&format!("text read otherwise ({how})"));
         }
-        if part.share != self.part.share {
-            return other(&format!("another share ({})", part.share));
+        if part.shard != self.part.shard {
+            return other(&format!("another shard ({})", part.shard));
         }
         if (&part.text, part.batches) != (&self.part.text, self.part.batches) {
             return other("other tokens: the text or the tokenizer has changed");

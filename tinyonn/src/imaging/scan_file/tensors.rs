@@ -60,9 +60,10 @@ impl Contents<'_> {
         let layers = layers.count();
         let width = self.file.info("layers.0.neurons.activation").and_then(|info| info.shape.get(1)).copied();
         let width = width.ok_or_else(|| self.damaged("layers.0.neurons.activation"))?;
-        if record.tokens.len() != self.tasks || record.parts.is_empty() {
+        if !record.is_possible() || width == 0 {
             return Err(Error::file(self.path, "its record contradicts itself", DAMAGED));
         }
+        self.check_sums((layers, width), record)?;
         let units = record.partition.as_ref().map(|(_, count)| self.units(layers, (width, *count))).transpose()?;
         let scales = (record.log1p != "off").then(|| self.scales(layers)).transpose()?;
         let zero = NeuronScan::zero(record.tasks.clone(), layers, width);
@@ -89,6 +90,25 @@ impl Contents<'_> {
             }
         }
         Ok(scan)
+    }
+
+    /// Refuses sums that are not there before memory is taken for them: the sizes in a record are no more than claims.
+    fn check_sums(&self, (layers, width): (usize, usize), record: &Record) -> Result<()> {
+        let experts = record.partition.as_ref().map(|(_, count)| *count);
+        let log1p = (record.log1p != "off").then_some(width);
+        let units = [("experts", experts), ("log1p.neurons", log1p), ("log1p.experts", log1p.and(experts))];
+        for layer in 0..layers {
+            let check = |what: &str, names: &[&str], count: usize| {
+                let there =
+                    |name: &&str| self.bytes(&format!("layers.{layer}.{what}.{name}"), SUMS, &[self.tasks, count]);
+                names.iter().try_for_each(|name| there(name).map(drop))
+            };
+            check("neurons", &NeuronSums::NAMES, width)?;
+            units
+                .into_iter()
+                .try_for_each(|(what, count)| count.map_or(Ok(()), |count| check(what, &UnitSums::NAMES, count)))?;
+        }
+        Ok(())
     }
 
     fn unit_sums(&self, at: &str, sums: &mut [UnitSums]) -> Result<()> {

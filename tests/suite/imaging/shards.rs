@@ -1,9 +1,9 @@
-//! Scans of shares of a text add up to the scan of the whole; scans that are not of one kind do not add up at all.
+//! Scans of shards of a text add up to the scan of the whole; scans that are not of one kind do not add up at all.
 
 use approx::assert_relative_eq;
 use candle_core::Device;
 use rstest::rstest;
-use tinyonn::imaging::{Log1p, NeuronScan, ScanRequest, Share, Units, scan_with};
+use tinyonn::imaging::{Log1p, NeuronScan, ScanRequest, Shard, Units, scan_with};
 use tinyonn::ops::{GradSite, Log1pScale};
 
 use super::{VOCAB, options};
@@ -20,9 +20,9 @@ fn requested(request: &ScanRequest) -> tinyonn::Result<NeuronScan> {
 }
 
 /// Everything that can be measured; seven batches of 8 × 2 tokens and one of 11, of three tasks.
-fn everything(share: Share) -> ScanRequest {
+fn everything(shard: Shard) -> ScanRequest {
     let (units, log1p) = (Some(units(4)), Log1p::Measured);
-    ScanRequest { share, units, log1p, grad_site: GradSite::Input, ..ScanRequest::new(options(8, 2)) }
+    ScanRequest { shard, units, log1p, grad_site: GradSite::Input, ..ScanRequest::new(options(8, 2)) }
 }
 
 /// A sum of mixed signs is exact relative to its terms, not to itself.
@@ -38,11 +38,11 @@ fn assert_same(found: &[f64], expected: &[f64]) {
 #[case(2)]
 #[case(3)]
 #[case(5)]
-// More shares than batches: some read nothing.
+// More shards than batches: some read nothing.
 #[case(20)]
-fn shares_are_the_whole(#[case] of: usize) {
-    let whole = requested(&everything(Share::WHOLE)).unwrap();
-    let parts = (0..of).map(|index| requested(&everything(Share { index, of })).unwrap()).collect::<Vec<_>>();
+fn shards_are_the_whole(#[case] of: usize) {
+    let whole = requested(&everything(Shard::WHOLE)).unwrap();
+    let parts = (0..of).map(|index| requested(&everything(Shard { index, of })).unwrap()).collect::<Vec<_>>();
     let tokens: Vec<u64> = (0..3).map(|task| parts.iter().map(|part| part.tokens[task]).sum()).collect();
     assert_eq!(tokens, [64, 89, 11]);
     let mut sum = parts[0].clone();
@@ -63,12 +63,12 @@ fn shares_are_the_whole(#[case] of: usize) {
     }
 }
 
-/// The scales are of the first batch of every task, whatever the share, and log1p of values near them is near ln 2.
+/// The scales are of the first batch of every task, whatever the shard, and log1p of values near them is near ln 2.
 #[test]
-fn scales_are_the_same_for_every_share() {
-    let scales = |share| requested(&everything(share)).unwrap().log1p.unwrap().scales;
-    let whole = scales(Share::WHOLE);
-    assert_eq!(whole, scales(Share { index: 2, of: 3 }));
+fn scales_are_the_same_for_every_shard() {
+    let scales = |shard| requested(&everything(shard)).unwrap().log1p.unwrap().scales;
+    let whole = scales(Shard::WHOLE);
+    assert_eq!(whole, scales(Shard { index: 2, of: 3 }));
     let first = ScanRequest { grad_site: GradSite::Input, ..ScanRequest::new(options(8, 2)) };
     let mut tokens = tiny::tokens(5, &[65, 90, 12], VOCAB);
     tokens.truncate(17);
@@ -86,13 +86,13 @@ fn scales_are_the_same_for_every_share() {
 }
 
 #[rstest]
-#[case::site(ScanRequest { grad_site: GradSite::Weight, ..everything(Share::WHOLE) }, "different places")]
-#[case::partition(ScanRequest { units: Some(units(5)), ..everything(Share::WHOLE) }, "different partitions")]
-#[case::no_partition(ScanRequest { units: None, ..everything(Share::WHOLE) }, "different partitions")]
-#[case::scales(ScanRequest { log1p: Log1p::Given(vec![Log1pScale { activation: 1.0, surprise: 1.0 }; 2]), ..everything(Share::WHOLE) }, "different scales")]
-#[case::no_scales(ScanRequest { log1p: Log1p::Off, ..everything(Share::WHOLE) }, "different scales")]
+#[case::site(ScanRequest { grad_site: GradSite::Weight, ..everything(Shard::WHOLE) }, "different places")]
+#[case::partition(ScanRequest { units: Some(units(5)), ..everything(Shard::WHOLE) }, "different partitions")]
+#[case::no_partition(ScanRequest { units: None, ..everything(Shard::WHOLE) }, "different partitions")]
+#[case::scales(ScanRequest { log1p: Log1p::Given(vec![Log1pScale { activation: 1.0, surprise: 1.0 }; 2]), ..everything(Shard::WHOLE) }, "different scales")]
+#[case::no_scales(ScanRequest { log1p: Log1p::Off, ..everything(Shard::WHOLE) }, "different scales")]
 fn scans_of_different_kinds_do_not_merge(#[case] other: ScanRequest, #[case] problem: &str) {
-    let mut scan = requested(&everything(Share::WHOLE)).unwrap();
+    let mut scan = requested(&everything(Shard::WHOLE)).unwrap();
     let before = scan.clone();
     let error = scan.merge(&requested(&other).unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("`scan`") && error.contains(problem), "{error}");
@@ -100,13 +100,13 @@ fn scans_of_different_kinds_do_not_merge(#[case] other: ScanRequest, #[case] pro
 }
 
 #[rstest]
-#[case::share(ScanRequest { share: Share { index: 3, of: 3 }, ..everything(Share::WHOLE) }, "`share`: there is no share 3/3")]
-#[case::no_share(ScanRequest { share: Share { index: 0, of: 0 }, ..everything(Share::WHOLE) }, "`share`: there is no share 0/0")]
-#[case::layers(ScanRequest { units: Some(Units { neuron_expert: vec![vec![0; 26]], count: 1 }), ..everything(Share::WHOLE) }, "`units`")]
-#[case::width(ScanRequest { units: Some(Units { neuron_expert: vec![vec![0; 25]; 2], count: 1 }), ..everything(Share::WHOLE) }, "`units`")]
-#[case::unit(ScanRequest { units: Some(Units { neuron_expert: vec![vec![1; 26]; 2], count: 1 }), ..everything(Share::WHOLE) }, "expert 1")]
-#[case::scale(ScanRequest { log1p: Log1p::Given(vec![Log1pScale { activation: 0.0, surprise: 1.0 }; 2]), ..everything(Share::WHOLE) }, "`log1p`")]
-#[case::scales(ScanRequest { log1p: Log1p::Given(vec![]), ..everything(Share::WHOLE) }, "`log1p`")]
+#[case::shard(ScanRequest { shard: Shard { index: 3, of: 3 }, ..everything(Shard::WHOLE) }, "`shard`: there is no shard 3/3")]
+#[case::no_shard(ScanRequest { shard: Shard { index: 0, of: 0 }, ..everything(Shard::WHOLE) }, "`shard`: there is no shard 0/0")]
+#[case::layers(ScanRequest { units: Some(Units { neuron_expert: vec![vec![0; 26]], count: 1 }), ..everything(Shard::WHOLE) }, "`units`")]
+#[case::width(ScanRequest { units: Some(Units { neuron_expert: vec![vec![0; 25]; 2], count: 1 }), ..everything(Shard::WHOLE) }, "`units`")]
+#[case::unit(ScanRequest { units: Some(Units { neuron_expert: vec![vec![1; 26]; 2], count: 1 }), ..everything(Shard::WHOLE) }, "expert 1")]
+#[case::scale(ScanRequest { log1p: Log1p::Given(vec![Log1pScale { activation: 0.0, surprise: 1.0 }; 2]), ..everything(Shard::WHOLE) }, "`log1p`")]
+#[case::scales(ScanRequest { log1p: Log1p::Given(vec![]), ..everything(Shard::WHOLE) }, "`log1p`")]
 fn requests_that_do_not_fit_are_refused(#[case] request: ScanRequest, #[case] problem: &str) {
     let error = requested(&request).unwrap_err().to_string();
     assert!(error.contains(problem), "{error}");
@@ -120,7 +120,7 @@ fn upcycled_all_active_is_measured_like_the_dense_model(#[case] variant: &str) {
     let cfg = tiny::config(VOCAB as usize);
     let store = tiny::dense_store(&cfg, 9);
     let set = tiny::tokens(9, &[40, 50], VOCAB);
-    let request = everything(Share::WHOLE);
+    let request = everything(Shard::WHOLE);
     let dense = scan_with(&tiny::dense(&cfg, &store), &set, &request, &Device::Cpu, None).unwrap();
     let (variant, store) = tiny::upcycled(&cfg, variant, &store);
     let model = tiny::sparse(&cfg, variant, &store);

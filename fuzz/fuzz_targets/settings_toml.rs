@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| tinyonn_fuzz::targets::settings_toml::run(input));

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Runs all targets side by side, one process each, and goes on behind what one finds: bash fuzz/run.sh OUT SECONDS [BINARY]
+#
+# BINARY, `any` beside this script if not given, is the target of that name, built; `corpus` and `dictionaries` beside this script are what `seeds.py` writes.
+# OUT gets `summary.txt`, a line a target; where something was found, `findings.txt`, what each said when it was read again, and the inputs themselves, some of them.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+seconds=$2
+binary=$(realpath "${3:-$here/any}")
+left=17
+work=$(mktemp -d "$([[ -w /dev/shm ]] && echo /dev/shm || echo "${TMPDIR:-/tmp}")/fuzz-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+# One core a target: pools of threads would take each other's.
+export RAYON_NUM_THREADS=1 RUST_BACKTRACE=0 TMPDIR=$work TINYONN_FUZZ_DIR=$work
+limits=(-timeout=20 -rss_limit_mb=4096 -malloc_limit_mb=4096)
+
+fuzz() {
+  local place=$work/$1
+  mkdir -p "$place/corpus" "$place/found"
+  TINYONN_FUZZ_TARGET=$1 "$binary" "$place/corpus" "$here/corpus/$1" -fork=1 -ignore_crashes=1 -ignore_timeouts=1 -ignore_ooms=1 \
+    -max_total_time="$seconds" -max_len=16384 -dict="$here/dictionaries/$1.dict" -artifact_prefix="$place/found/" "${limits[@]}" > "$place/log" 2>&1 || true
+}
+
+for target in "$here/corpus/"*; do
+  fuzz "$(basename "$target")" &
+done
+wait
+
+for target in "$here/corpus/"*; do
+  target=$(basename "$target")
+  place=$work/$target
+  last=$(grep -aE '^#[0-9]+: cov:' "$place/log" | tail -1 || true)
+  # What was slow, but not too slow, is no finding.
+  mapfile -t found < <(find "$place/found" -type f ! -name 'slow-unit-*' | sort)
+  echo "$target: ${#found[@]} findings; ${last:-no progress: $(tail -1 "$place/log")}" >> "$out/summary.txt"
+  for file in "${found[@]:0:30}"; do
+    said=$(TINYONN_FUZZ_TARGET=$target timeout 60 "$binary" "${limits[@]}" "$file" 2>&1 | grep -aE -A1 'panicked|memory allocation|ERROR: libFuzzer' | cut -c1-300 | head -4 || true)
+    echo "$target $(basename "$file"): ${said:-nothing, when it was read alone}" >> "$out/findings.txt"
+    if (( left > 0 )) && [[ $(stat -c %s "$file") -lt 65536 ]]; then
+      cp "$file" "$out/$target-$(basename "$file")"
+      left=$((left - 1))
+    fi
+  done
+done
+cat "$out/summary.txt"
