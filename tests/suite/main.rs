@@ -7,6 +7,7 @@ mod activation;
 mod adamw;
 mod balance;
 mod benchmark;
+mod book;
 mod checkpoint;
 mod class_scatter;
 mod combine;
