@@ -177,7 +177,25 @@ fn what_the_pages_say_can_be_typed() {
     assert!(failed.is_empty(), "{}", failed.join("\n\n"));
 }
 
-/// The rule above is one that a page can break.
+/// So can the examples behind each program's --help.
+#[test]
+fn what_help_shows_can_be_typed() {
+    for (name, path) in PROGRAMS {
+        let help = Command::new(path).arg("--help").output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let (_, examples) = help.split_once("Examples:\n").unwrap_or_else(|| panic!("{name} has none"));
+        // A command, and behind some blanks what it does.
+        let lines = examples
+            .lines()
+            .take_while(|line| line.starts_with("  "))
+            .filter_map(|line| line.trim().split("   ").next());
+        let page = format!("```sh,parsed\n{}\n```", lines.collect::<Vec<_>>().join("\n"));
+        assert!(page.contains(name), "{page}");
+        typed(&page).unwrap_or_else(|said| panic!("{name}: {said}"));
+    }
+}
+
+/// The rules above are ones that a page can break.
 #[rstest]
 #[case::runs("```sh\nexp_variants --json > /dev/null\n```", None)]
 #[case::runs_through_cargo("```sh\ncargo run --release --bin exp_variants -- --json > /dev/null\n```", None)]
