@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert!(found.lossless.bit_equal);
 
     println!("∫SPS of the eight experts of layer 0, and the path that it gives each task:");
-    for ((task, image), path) in run.tokens.train.tasks.iter().zip(found.image(&run)).zip(&found.labels.paths) {
+    for ((task, image), path) in run.tokens.train.tasks.iter().zip(found.image(&run)).zip(&found.labels.paths.experts) {
         let of_layer: Vec<String> = image[0].iter().map(|value| format!("{value:+.2}")).collect();
         println!("{:<10} {}  {:?}", task.name, of_layer.join(" "), path[0]);
     }

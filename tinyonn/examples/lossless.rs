@@ -37,7 +37,7 @@ fn main() -> tinyonn::Result<()> {
 
     assert_eq!(before, after);
     assert_ne!(before, routed);
-    println!("{}: {} experts, all active bit-equal", variant.spec.hierarchy(), variant.spec.experts());
+    println!("{}: all {} experts active, bit-equal", variant.spec.hierarchy(), variant.spec.experts());
     println!(
         "routed, {} of them, the first logit goes from {} to {}",
         variant.spec.active_experts(),
