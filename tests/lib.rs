@@ -1,6 +1,17 @@
-//! The test binary is `suite`; this library only gives the package a target, and the examples of the README a compiler.
+//! The test binary is `suite`; this library only gives the package a target, and the examples of README and book a compiler.
 
-/// The README, whose examples are tested like any other documentation.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-pub struct ReadMe;
+/// Pages whose examples are tested like any other documentation.
+macro_rules! pages {
+    ($($name:ident $path:literal)*) => {
+        $(#[cfg(doctest)]
+        #[doc = include_str!($path)]
+        pub struct $name;)*
+    };
+}
+
+pages! {
+    ReadMe "../README.md"
+    Method "../docs/DESIGN.md"
+    Macro "../docs/macro.md"
+    Start "../docs/start.md"
+}

@@ -1,9 +1,10 @@
 //! `RESULTS.md`: the parts that studies left in `results/` ([`fragments`](crate::fragments)), in a stated order.
 //!
-//! A study that was not run has no part of it. Of one whose part is not whole no page is made at all: one that lacks a row or a cell, one of a
+//! What people wrote about a study, `STUDY.account.md`, stands before its part. A study that was not run has no part of it. Of one whose part is not whole no page is made at all: one that lacks a row or a cell, one of a
 //! smaller grid than the study's own, one that was changed since it was written.
 
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use tinyonn::{Error, Result, files};
 
@@ -16,15 +17,18 @@ pub const STUDIES: [(Study, fn() -> Declared); 1] = [(COMPARE, || CompareConfig:
 /// The page made of the fragments in the folder `dir`: those of all studies that have one.
 ///
 /// # Errors
-/// No fragment at all; a Markdown file of no study; a fragment of another title, or one that is not whole.
+/// No fragment at all; a Markdown file of no study; an account without its fragment; a fragment of another title, or one that is not whole.
 pub fn assemble(dir: &Path) -> Result<String> {
     refuse_strangers(dir)?;
     let mut parts = Vec::new();
     for (study, whole) in &STUDIES {
         let path = dir.join(format!("{}.md", study.name));
+        let account = account_of(study, dir);
         let page = match std::fs::read_to_string(&path) {
             Ok(page) => page,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !declared_beside(&path).exists() => continue,
+            Err(e) if e.kind() == ErrorKind::NotFound && !declared_beside(&path).exists() && !account.exists() => {
+                continue;
+            }
             Err(e) => return Err(Error::io(&path, e)),
         };
         if page.lines().next() != Some(&format!("# {}", study.title)) {
@@ -37,6 +41,11 @@ pub fn assemble(dir: &Path) -> Result<String> {
             let remedy = format!("run {} with its default settings", study.program);
             return Err(Error::file(declared_beside(&path), problem, remedy));
         }
+        match std::fs::read_to_string(&account) {
+            Ok(text) => parts.push(text),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(&account, e)),
+        }
         parts.push(page);
     }
     if parts.is_empty() {
@@ -44,6 +53,11 @@ pub fn assemble(dir: &Path) -> Result<String> {
         return Err(Error::file(dir, format!("holds none of {names}"), "let a study write one with --results"));
     }
     Ok(parts.join("\n"))
+}
+
+/// Where the account of `study` lies that is written by hand.
+fn account_of(study: &Study, dir: &Path) -> PathBuf {
+    dir.join(format!("{}.account.md", study.name))
 }
 
 /// Refuses a place for the page that cannot be written, or where one lies that no study has a part in, unless `replace`.
@@ -62,7 +76,9 @@ pub fn check_place(path: &Path, replace: bool) -> Result<()> {
 fn refuse_strangers(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
         let path = entry.map_err(|e| Error::io(dir, e))?.path();
-        let known = STUDIES.iter().any(|(study, _)| path.file_stem().is_some_and(|stem| stem == study.name));
+        let known = STUDIES.iter().any(|(study, _)| {
+            path.file_stem().is_some_and(|stem| stem == study.name) || path == account_of(study, dir)
+        });
         if path.extension().is_some_and(|extension| extension == "md") && !known {
             let known = STUDIES.map(|(study, _)| study.name).join(", ");
             let problem = format!("is of no study; there are {known}");

@@ -283,15 +283,3 @@ fn two_steps_of_surprise_min_k_move_experts_and_nothing_that_is_frozen() {
     // Nothing of the dense model but its MLPs may ever be among them.
     assert!(expected_tensors(&cfg).keys().filter(|name| is_expert(name)).count() == 6);
 }
-
-/// The README shows the crate that CI builds and runs, not a copy that could rot.
-#[test]
-fn the_readme_shows_the_users_crate_as_it_is() {
-    let read =
-        |path: &str| std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
-    let (readme, main) = (read("../README.md"), read("user_crate/src/main.rs"));
-    assert!(
-        readme.contains(&format!("```rust,ignore\n{main}```")),
-        "copy tests/user_crate/src/main.rs into the README"
-    );
-}

@@ -8,6 +8,7 @@ mod adamw;
 mod attention;
 mod balance;
 mod benchmark;
+mod book;
 mod checkpoint;
 mod class_scatter;
 mod combine;

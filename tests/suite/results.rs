@@ -157,3 +157,17 @@ fn what_is_declared_lies_beside_the_fragment() {
     let said = message(assemble(fragments.0.path()));
     assert!(said.contains("has another `") && said.contains("default settings"), "{said}");
 }
+
+/// What people wrote stands before what the study found, and is nothing without it.
+#[test]
+fn an_account_stands_before_its_study() {
+    let fragments = Fragments::new();
+    let page = assemble(fragments.0.path()).unwrap();
+    fs::write(fragments.path("compare.account.md"), "# In short\n").unwrap();
+    assert_eq!(assemble(fragments.0.path()).unwrap(), format!("# In short\n\n{page}"));
+    for name in ["compare.md", "compare.json"] {
+        fs::remove_file(fragments.path(name)).unwrap();
+    }
+    let said = message(assemble(fragments.0.path()));
+    assert!(said.contains("compare.md"), "{said}");
+}

@@ -13,7 +13,8 @@ use tinyonn::{Error, Result};
 /// report.html and figures/ are replaced; the rest of the folder stays as it is. A run of exp_phase1, exp_phase2 or exp_scan holds the numbers
 /// of its page in summary.json and figures.json, a comparison in its records.
 ///
-/// With --results, RESULTS.md is written instead, beside the folder of fragments: what each study found, in a fixed order. A study that was not run
+/// With --results, RESULTS.md is written instead, beside the folder of fragments: what each study found, in a fixed order, behind what people say of
+/// it (STUDY.account.md), if they do. A study that was not run
 /// has no part of it; if one is not whole (it lacks a row or a cell, was changed, or is smaller than the study's own), nothing is written.
 #[derive(Parser)]
 #[command(

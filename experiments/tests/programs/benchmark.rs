@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{BENCHMARK, Place, UPCYCLE, assert_done, assert_refused};
 
 /// Gives a place two tasks of three items each.
-fn with_items(place: &Place) {
+pub(super) fn with_items(place: &Place) {
     for (folder, metric, choices) in [("piqa/rc_0shot", "acc_per_char", 2), ("lambada/bpb_0shot", "logits_per_byte", 1)]
     {
         let dir = place.path("material/benchmarks").join(folder);
