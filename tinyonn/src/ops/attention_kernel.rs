@@ -24,7 +24,7 @@ const DECODE_ROWS: usize = 16;
 const DECODE_KEYS: usize = 64;
 const DQ_QUERIES: usize = 128;
 const DQ_KEYS: usize = 32;
-const DKV_KEYS: usize = 128;
+const DKV_KEYS: usize = 64;
 const DKV_QUERIES: usize = 64;
 
 /// Bytes of a row's log-sum and Δ.
