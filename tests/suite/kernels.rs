@@ -4,7 +4,7 @@
 use candle_core::{DType, Tensor};
 use rstest::rstest;
 use tinyonn::Result;
-use tinyonn::ops::{Activation as _, Grads, Silu, cross_entropy, embedding, rms_norm, rope};
+use tinyonn::ops::{Activation as _, Grads, Silu, attention, cross_entropy, embedding, rms_norm, rope};
 
 use crate::gradients::{devices, inputs, relative_difference};
 use crate::models::{CPU, bits};
@@ -117,4 +117,48 @@ fn an_embeddings_gradient_is_the_sum_of_its_tokens(
         embedding::backward(&ids, &xs[0], &xs[1], &mut grads)?;
         Ok(vec![once, grads.get(&xs[0]).unwrap().copy()?])
     });
+}
+
+/// Heads of 64 and 128 values have kernels of their own: tiles that are not full, a cache before the queries, few queries that share a tile.
+#[rstest]
+#[case::less_than_a_tile(3, 17, 17, 4, 4)]
+#[case::more_than_a_tile(1, 129, 129, 4, 2)]
+#[case::behind_a_cache(2, 30, 200, 3, 1)]
+#[case::one_key_head(1, 63, 63, 8, 1)]
+#[case::one_query(1, 1, 5, 2, 1)]
+#[case::few_queries(2, 2, 150, 6, 2)]
+fn attention_is_its_formula(
+    #[case] b: usize,
+    #[case] t: usize,
+    #[case] s: usize,
+    #[case] h: usize,
+    #[case] k: usize,
+    #[values(64, 128, 80)] d: usize,
+) {
+    holds(&inputs(8, &[&[b, t, h, d], &[b, s, k, d], &[b, s, k, d], &[b, t, h, d]]), |xs| {
+        // The composition rounds scores to bf16, whose error grows with their size: half of each, exact in any type.
+        let (y, saved) = attention::forward(&(&xs[0] * 0.5)?, &xs[1], &xs[2])?;
+        let [dq, dk, dv] = attention::backward(&saved, &xs[3])?;
+        Ok(vec![y, dq, dk, dv])
+    });
+}
+
+/// Neither a tile of many queries nor one of few reads what lies behind a cache's positions: here no numbers.
+#[rstest]
+fn attention_steps_over_what_is_no_number(
+    #[values((1, 8), (20, 4))] (t, h): (usize, usize),
+    #[values(64, 128)] d: usize,
+    #[values(DType::F32, DType::BF16)] dtype: DType,
+) {
+    let xs = inputs(9, &[&[2, t, h, d], &[2, 150, 2, d], &[2, 150, 2, d]]);
+    for device in devices() {
+        let on = |x: &Tensor| x.to_dtype(dtype).unwrap().to_device(&device).unwrap();
+        let [q, k, v] = [&xs[0], &xs[1], &xs[2]].map(on);
+        let behind = on(&Tensor::full(f32::NAN, (2, 42, 2, d), &CPU).unwrap());
+        let wider = |x: &Tensor| Tensor::cat(&[x, &behind], 1).unwrap();
+        let (expected, _) = attention::forward(&q, &k, &v).unwrap();
+        let (found, _) = attention::forward_in_room(&q, &wider(&k), &wider(&v), 150).unwrap();
+        let [found, expected] = [&found, &expected].map(|y| bits(&y.to_device(&CPU).unwrap()));
+        assert_eq!(found, expected, "{device:?}");
+    }
 }

@@ -5,7 +5,6 @@
 
 mod activation;
 mod adamw;
-mod attention;
 mod balance;
 mod benchmark;
 mod book;

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage as _;
 use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum;
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr as _, LaunchConfig, PushKernelArg as _};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
@@ -51,6 +52,14 @@ impl Argument {
     }
 }
 
+/// How a launch is cut up: blocks in two directions, threads of a block, and what they share of a multiprocessor's memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub(super) blocks: (usize, usize),
+    pub(super) threads: u32,
+    pub(super) shared_bytes: u32,
+}
+
 impl Kernel {
     pub(super) const fn new(name: &'static str, text: &'static str) -> Self {
         Self { name, text, ptx: OnceLock::new() }
@@ -78,18 +87,41 @@ impl Kernel {
     /// Launches `blocks` blocks of [`THREADS`] threads; of none, nothing.
     ///
     /// # Safety
-    /// `arguments` are those of the kernel's signature, in its order. Every address is of a contiguous tensor on `device` that lives until this returns, with as
-    /// many values and of such a type as the kernel reads or writes there; what it writes, nothing else refers to.
-    // SAFETY: what a caller owes is said above.
+    /// As of [`Kernel::launch_function`].
+    // SAFETY: it does nothing but launch; the caller vouches for the arguments.
     #[allow(unsafe_code)]
     pub(super) unsafe fn launch(&self, device: &CudaDevice, blocks: usize, arguments: &[Argument]) -> Result<()> {
-        let Ok(grid) = u32::try_from(blocks) else {
-            candle_core::bail!("{}: {blocks} blocks are more than a launch has", self.name)
+        let grid = Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes: 0 };
+        // SAFETY: the caller vouches for the arguments.
+        unsafe { self.launch_function(self.name, device, &grid, arguments) }
+    }
+
+    /// Launches a function of the text; of no blocks, nothing.
+    ///
+    /// # Safety
+    /// `arguments` are those of the function's signature, in its order. Every address is of a contiguous tensor on `device` that lives until this returns, with as
+    /// many values and of such a type as the kernel reads or writes there; what it writes, nothing else refers to.
+    // SAFETY: as above.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn launch_function(
+        &self,
+        function: &str,
+        device: &CudaDevice,
+        grid: &Grid,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let (Ok(x), Ok(y)) = (u32::try_from(grid.blocks.0), u32::try_from(grid.blocks.1)) else {
+            candle_core::bail!("{function}: {:?} blocks are more than a launch has", grid.blocks)
         };
-        if grid == 0 {
+        if x == 0 || y == 0 {
             return Ok(());
         }
-        let (function, stream) = (self.on(device)?, device.cuda_stream());
+        let (function, stream) = (self.function(function, device)?, device.cuda_stream());
+        if grid.shared_bytes > 0 {
+            // More than 48 KiB have to be asked for.
+            let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(most, grid.shared_bytes as i32).map_err(candle_core::Error::wrap)?;
+        }
         let mut launch = stream.launch_builder(&function);
         for argument in arguments {
             match argument {
@@ -97,7 +129,8 @@ impl Kernel {
                 Argument::Number(number) => launch.arg(number),
             };
         }
-        let shape = LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };
+        let shape =
+            LaunchConfig { grid_dim: (x, y, 1), block_dim: (grid.threads, 1, 1), shared_mem_bytes: grid.shared_bytes };
         // SAFETY: the caller vouches for the arguments, and everything on a card runs in one stream.
         unsafe { launch.launch(shape) }.map_err(candle_core::Error::wrap)?;
         Ok(())
