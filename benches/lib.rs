@@ -68,22 +68,31 @@ pub fn run(bench: impl Fn(&mut Criterion, &Device) -> Result<()>) -> Result<()> 
 pub struct Side<'a> {
     /// Its name within the group.
     pub name: &'static str,
-    /// One iteration.
-    pub work: Box<dyn FnMut() -> Result<()> + 'a>,
+    /// The time of one iteration.
+    iteration: Box<dyn FnMut(&Device) -> Result<Duration> + 'a>,
 }
 
 impl<'a> Side<'a> {
     /// A side that does `work` once an iteration.
-    pub fn new(name: &'static str, work: impl FnMut() -> Result<()> + 'a) -> Self {
-        Self { name, work: Box::new(work) }
+    pub fn new(name: &'static str, mut work: impl FnMut() -> Result<()> + 'a) -> Self {
+        Self::prepared(name, || Ok(()), move |()| work())
     }
 
-    fn time(&mut self, device: &Device) -> Result<Duration> {
-        device.sync()?;
-        let start = Instant::now();
-        (self.work)()?;
-        device.sync()?;
-        Ok(start.elapsed())
+    /// A side that does `work` once an iteration on what `prepare` makes, whose time does not count.
+    pub fn prepared<T>(
+        name: &'static str,
+        mut prepare: impl FnMut() -> Result<T> + 'a,
+        mut work: impl FnMut(T) -> Result<()> + 'a,
+    ) -> Self {
+        let iteration = move |device: &Device| {
+            let made = prepare()?;
+            device.sync()?;
+            let start = Instant::now();
+            work(made)?;
+            device.sync()?;
+            Ok(start.elapsed())
+        };
+        Self { name, iteration: Box::new(iteration) }
     }
 }
 
@@ -113,7 +122,7 @@ pub fn compare(
         let mut sides = sides.borrow_mut();
         let mut times = [Duration::ZERO; 2];
         for side in [first, 1 - first] {
-            times[side] = sides[side].time(device)?;
+            times[side] = (sides[side].iteration)(device)?;
         }
         Ok(times)
     };

@@ -17,7 +17,8 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::grow_deltas;
 use tinyonn::data::{Sampler, TokenSet};
-use tinyonn::decoder::Pass;
+use tinyonn::decoder::smk_rule::{Losers, Over, Per, Select, Surprise};
+use tinyonn::decoder::{Pass, SmkRule};
 use tinyonn::imaging::inputs::{Thinning, Window};
 use tinyonn::imaging::{Labels, ScanOptions};
 use tinyonn::imaging::{
@@ -26,7 +27,7 @@ use tinyonn::imaging::{
 use tinyonn::metrics::MetricsLog;
 use tinyonn::ops::{Weigh, host};
 use tinyonn::train::evaluate::{EvaluateOptions, evaluate_load};
-use tinyonn::train::{PretrainConfig, SmkConfig, pretrain, train_smk};
+use tinyonn::train::{Memory, PretrainConfig, SmkConfig, pretrain, rank_correlations, train_smk};
 
 mod declared {
     use tinyonn::moe::moe;
@@ -104,6 +105,29 @@ fn surprise_min_k_copies_once_a_step(
         copies(|| train_smk((&store, &cfg, variant), &pass, (&sampler, None), &config, &mut log, None).unwrap());
     assert_eq!(made, STEPS);
     assert!(outcome.updated_share < 1.0);
+}
+
+/// Whatever the rule, who learns is decided on the device.
+#[rstest]
+fn every_rule_copies_once_a_step(
+    #[values(Select::All, Select::RandomK, Select::MaxK, Select::MinLoad)] select: Select,
+    #[values(Surprise::Token, Surprise::Exact)] surprise: Surprise,
+    #[values(Per::Layer, Per::Group)] per: Per,
+) {
+    let _alone = alone();
+    let (dir, set, cfg) = (TempDir::new().unwrap(), text(), tiny::config(VOCAB));
+    let (variant, store) = tiny::upcycled(&cfg, "Dispatching", &tiny::dense_store(&cfg, 1));
+    let rule =
+        SmkRule { select, surprise, per, losers: Losers::ZeroGrad, over: Some(Over::MicroBatch), ..SmkRule::DEFAULT };
+    let memory = Memory { micro_batches: 2, ..Memory::DEFAULT };
+    let config = SmkConfig { steps: STEPS, batch: 4, min_k: 1, rule, memory, ..SmkConfig::DEFAULT };
+    let (sampler, mut log) = (Sampler::new(&set, 16, 4, 0, &CPU).unwrap(), log(&dir));
+    let pass = Pass::routed();
+    let (_, made) =
+        copies(|| train_smk((&store, &cfg, variant), &pass, (&sampler, None), &config, &mut log, None).unwrap());
+    assert_eq!(made, STEPS);
+    let (_, made) = copies(|| rank_correlations((&store, &cfg, variant), &pass, (&sampler, 4)).unwrap());
+    assert_eq!(made, 1);
 }
 
 #[rstest]

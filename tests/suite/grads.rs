@@ -83,7 +83,7 @@ fn a_frozen_weight_costs_no_product() {
     grads.add_with(&frozen, || unreachable!("it is frozen")).unwrap();
     grads.add_product(&frozen, &xs[3], &xs[0]).unwrap();
     grads.restrict(&frozen, &marks(&[1])).unwrap();
-    grads.clear_others(&frozen).unwrap();
+    grads.clear_others(&frozen, &marks(&[1])).unwrap();
     assert!(grads.get(&frozen).is_none() && grads.learning_rows(&frozen).is_none() && !grads.learns(&frozen));
     let dx = linear::backward(&xs[0], &frozen, None, &xs[2], true, &mut grads).unwrap();
     assert_eq!(dx.unwrap().dims(), [3, 4]);
@@ -160,18 +160,36 @@ fn rows_that_learn_join_over_micro_batches_and_begin_anew() {
     grads.restrict(&var, &marks(&[1, 0, 0, 1])).unwrap();
     grads.restrict(&var, &marks(&[0, 0, 1, 1])).unwrap();
     assert_eq!(rows(&grads), Some(vec![1, 0, 1, 1]));
-    // Clearing takes what does not learn.
-    grads.clear_others(&var).unwrap();
+    // Clearing takes what is not marked.
+    let learn = marks(&[1, 0, 1, 1]);
+    grads.clear_others(&var, &learn).unwrap();
     assert!(grads.get(&var).is_none(), "nothing was written");
     grads.add_with(&var, || var.ones_like()).unwrap();
-    grads.clear_others(&var).unwrap();
+    grads.clear_others(&var, &learn).unwrap();
     assert_eq!(values(&grads, &var), [1., 1., 1., 0., 0., 0., 1., 1., 1., 1., 1., 1.]);
     grads.begin();
     assert_eq!(rows(&grads), None);
     grads.restrict(&var, &marks(&[0])).unwrap();
     grads.add_with(&var, || var.ones_like()).unwrap();
-    grads.clear_others(&var).unwrap();
+    grads.clear_others(&var, &marks(&[0])).unwrap();
     assert_eq!(values(&grads, &var), [0.0; 12]);
+}
+
+/// Parts that were formed apart add up like parts that were added in place, and so do the rows that learn.
+#[test]
+fn parts_that_were_formed_apart_are_added() {
+    let vars = vars(DType::F32, &[&[2, 3], &[2, 3]]);
+    let mut sum = Grads::new(vars.iter().map(|var| (var.as_tensor(), 0))).unwrap();
+    let mut part = sum.like().unwrap();
+    for (scale, learn) in [(1.0, [1u8, 0]), (2.0, [0, 0])] {
+        part.begin();
+        part.add_with(&vars[0], || vars[0].ones_like()? * scale).unwrap();
+        part.restrict(&vars[0], &marks(&learn)).unwrap();
+        sum.add(&part).unwrap();
+    }
+    assert_eq!(values(&sum, &vars[0]), [3.0; 6]);
+    assert_eq!(sum.learning_rows(&vars[0]).unwrap().to_vec1::<u8>().unwrap(), [1, 0]);
+    assert!(sum.get(&vars[1]).is_none() && sum.learning_rows(&vars[1]).is_none());
 }
 
 /// An island of candle's tape adds to what operations have written.

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor, Var};
 use rstest::rstest;
 use tinyonn::checkpoint::{ModelFolder, ParamStore, Role, dense_params, variant_params};
 use tinyonn::data::{NO_DOCUMENT, Sampler, TokenSet};
-use tinyonn::decoder::{Ask, CausalLm, Experts, FeedForward, Learn, NeuronMask, Pass};
+use tinyonn::decoder::{Ask, CausalLm, Experts, FeedForward, Learn, NeuronMask, Pass, Smk};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::ops::Grads;
@@ -33,7 +33,7 @@ fn sampler(set: &TokenSet) -> Sampler<'_> {
 /// How a language model's text is read whose weights all learn.
 fn whole<'a, F: FeedForward>(model: &'a CausalLm<F>, sampler: &'a Sampler<'a>, memory: Memory) -> TextGradient<'a, F> {
     let (pass, learn) = (Pass::all(), Learn::default());
-    TextGradient { model, sampler, pass, learn, exact: None, open: 0, memory, interrupt: None }
+    TextGradient { model, sampler, pass, learn, open: 0, memory, interrupt: None }
 }
 
 fn gradient(state: &TrainState, var: &Var) -> Tensor {
@@ -104,7 +104,7 @@ impl Sparse {
 #[test]
 fn an_expert_may_win_in_the_second_part_alone() {
     let Sparse { store, model, mut state } = Sparse::new();
-    let (set, learn) = (text(), Learn { experts: Experts::MinK(1), ..Learn::default() });
+    let (set, learn) = (text(), Learn { experts: Experts::Smk(Smk::DEFAULT), ..Learn::default() });
     let sampler = sampler(&set);
     let memory = Memory { micro_batches: 2, ..Memory::DEFAULT };
     let part = TextGradient { pass: Pass::routed(), learn: learn.clone(), ..whole(model.lm(), &sampler, memory) };

@@ -10,7 +10,8 @@ use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::checkpoint::{MappedSafetensors, ParamStore, dense_params, grow_deltas};
 use tinyonn::data::{Sampler, TokenSet};
-use tinyonn::decoder::{Learn, Pass};
+use tinyonn::decoder::smk_rule::{Losers, Over, Per, Select, Surprise};
+use tinyonn::decoder::{Learn, Pass, SmkRule};
 use tinyonn::interrupt::{Interrupt, Signal};
 use tinyonn::metrics::MetricsLog;
 use tinyonn::train::smk::SmkOutcome;
@@ -241,7 +242,6 @@ fn in_parts(at: usize, states: &Checkpoints) -> Result<Bits> {
         sampler: &sampler,
         pass: Pass::all(),
         learn: Learn::default(),
-        exact: None,
         open: 0,
         memory,
         interrupt: Some(&states.interrupt),
@@ -287,6 +287,20 @@ fn surprise_min_k_that_is_stopped_goes_on_to_the_same_bits(#[case] name: &str, #
     let expected = experts(name, min_k, &at_once.log(), None).unwrap();
     assert_eq!(step_by_step(&stopped, |log, states| experts(name, min_k, log, Some(states))), expected);
     assert_eq!(fs::read(stopped.log()).unwrap(), fs::read(at_once.log()).unwrap());
+}
+
+/// What is drawn is a function of seed, step and micro-batch: nothing of it is in a state.
+#[rstest]
+#[case::drawn(SmkRule { select: Select::RandomK, ..SmkRule::DEFAULT }, 2)]
+#[case::drawn_over_the_step(SmkRule { select: Select::RandomK, surprise: Surprise::Exact, ..SmkRule::DEFAULT }, 2)]
+#[case::parts_apart(SmkRule { surprise: Surprise::Exact, over: Some(Over::MicroBatch), ..SmkRule::DEFAULT }, 2)]
+#[case::losers_that_step(SmkRule { select: Select::MaxK, losers: Losers::ZeroGrad, per: Per::Group, ..SmkRule::DEFAULT }, 1)]
+fn every_rule_goes_on_to_the_same_bits(#[case] rule: SmkRule, #[case] micro_batches: usize) {
+    let memory = Memory { micro_batches, ..Memory::DEFAULT };
+    let config = SmkConfig { steps: STEPS, batch: 4, min_k: 2, rule, memory, ..SmkConfig::DEFAULT };
+    let (at_once, stopped) = (Place::new(), Place::new());
+    let expected = experts_by("Moe7x3", &config, &at_once.log(), None).unwrap();
+    assert_eq!(step_by_step(&stopped, |log, states| experts_by("Moe7x3", &config, log, Some(states))), expected);
 }
 
 proptest! {

@@ -1,6 +1,9 @@
 //! Surprise Min-K: who learns, by the formula over every token and neuron; and that nobody else moves.
 
 mod choice;
+mod forms;
+mod losers;
+mod rule;
 
 use std::collections::BTreeSet;
 

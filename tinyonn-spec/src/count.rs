@@ -68,6 +68,16 @@ impl MoeSpec {
         nodes.flat_map(|(node, experts)| std::iter::repeat_n(node, experts.len())).collect()
     }
 
+    /// The group of each expert: the node of the first level that it is under; behind those stand the groups that always take part.
+    #[must_use]
+    pub fn group_of_experts(&self) -> Vec<usize> {
+        let mut groups = if self.levels.is_empty() { Vec::new() } else { self.node_of_experts(0) };
+        let first = self.levels.first().map_or(0, LevelSpec::nodes);
+        let always = self.always.iter().enumerate();
+        groups.extend(always.flat_map(|(at, group)| std::iter::repeat_n(first + at, group.experts)));
+        groups
+    }
+
     /// The width of the widest projection that is fitted, at most `hidden`; 1 if none is.
     #[must_use]
     pub fn projection_width(&self, hidden: usize) -> usize {

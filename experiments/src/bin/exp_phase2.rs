@@ -36,7 +36,9 @@ A TOML file for --config has the keys that a run's config.json shows under `sett
   partition = \"activation\"
   [smk]
   steps = 1000
-  min_k = 10"
+  min_k = 10
+  [smk.rule]
+  select = \"random_k\""
 )]
 struct Cli {
     #[command(flatten)]

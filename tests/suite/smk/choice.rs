@@ -7,9 +7,10 @@ use candle_nn::VarBuilder;
 use proptest::prelude::*;
 use rstest::rstest;
 use tinyonn::checkpoint::{ParamStore, grow_deltas, is_delta};
-use tinyonn::decoder::{Answers, Ask, CausalLm, Experts, FeedForward, Learn, Pass, Trace};
+use tinyonn::decoder::smk_rule::Surprise;
+use tinyonn::decoder::{Answers, Ask, CausalLm, Experts, FeedForward, Learn, Pass, Smk, SmkRule, Trace};
 use tinyonn::moe::MoeLayer;
-use tinyonn::ops::min_k::surprise_squares;
+use tinyonn::ops::min_k::{self, surprise_squares};
 use tinyonn::ops::{Grads, MinK, MlpBackward};
 
 use super::{VOCAB, is_expert, rows, upcycled};
@@ -21,16 +22,16 @@ use crate::tiny;
 const CPU: Device = Device::Cpu;
 
 /// Those with a 1.
-fn marked(marks: &Tensor) -> Vec<usize> {
+pub(super) fn marked(marks: &Tensor) -> Vec<usize> {
     let marks = marks.to_vec1::<u8>().unwrap();
     (0..marks.len()).filter(|at| marks[*at] == 1).collect()
 }
 
 /// Input and output gradient of every layer's last backward pass.
-type Told = Arc<Mutex<Vec<Option<[Tensor; 2]>>>>;
+pub(super) type Told = Arc<Mutex<Vec<Option<[Tensor; 2]>>>>;
 
 /// A layer that tells them.
-struct Telling(MoeLayer, Told);
+pub(super) struct Telling(pub(super) MoeLayer, pub(super) Told);
 
 impl FeedForward for Telling {
     type Saved = (Tensor, <MoeLayer as FeedForward>::Saved);
@@ -52,6 +53,10 @@ impl FeedForward for Telling {
         self.0.backward(saved, dy, learn, input, grads)
     }
 
+    fn keep_winners(&self, smk: &Smk, tokens_n: Option<&Tensor>, grads: &mut Grads) -> tinyonn::Result<Option<MinK>> {
+        self.0.keep_winners(smk, tokens_n, grads)
+    }
+
     fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
         self.0.learns(learn, grads)
     }
@@ -59,7 +64,7 @@ impl FeedForward for Telling {
 
 /// S of every expert that was given a token, by loops over the definition in f64: x and δ_y `[t][d]`, the gates `[t][n]`, which tokens a
 /// decision is for.
-fn surprises(
+pub(super) fn surprises(
     store: &ParamStore,
     (layer, units): (usize, &[u32]),
     [x, dy]: [&Tensor; 2],
@@ -93,7 +98,7 @@ fn surprises(
 }
 
 /// The `k` of least key, the lower index first among equals.
-fn least(keys: &[Option<f64>], k: usize) -> Vec<usize> {
+pub(super) fn least(keys: &[Option<f64>], k: usize) -> Vec<usize> {
     let mut order: Vec<(f64, usize)> = keys.iter().zip(0..).filter_map(|(key, at)| Some(((*key)?, at))).collect();
     order.sort_by(|a, b| a.partial_cmp(b).unwrap());
     let mut least: Vec<usize> = order.into_iter().take(k).map(|(_, at)| at).collect();
@@ -102,12 +107,12 @@ fn least(keys: &[Option<f64>], k: usize) -> Vec<usize> {
 }
 
 /// The gradient of a matrix of a layer, a row a neuron.
-fn by_neuron(grads: &Grads, store: &ParamStore, name: &str) -> Vec<Vec<f64>> {
+pub(super) fn by_neuron(grads: &Grads, store: &ParamStore, name: &str) -> Vec<Vec<f64>> {
     let grad = grads.get(store.get(name).unwrap()).unwrap().copy().unwrap();
     rows(&grad)
 }
 
-fn matrices(layer: usize) -> [String; 3] {
+pub(super) fn matrices(layer: usize) -> [String; 3] {
     ["gate", "up", "down"].map(|matrix| format!("model.layers.{layer}.mlp.{matrix}_proj.weight"))
 }
 
@@ -137,7 +142,7 @@ fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: us
         let set = tiny::tokens(seed, &[length + 1], VOCAB as u32);
         let batch = set.batches_of_task(0, length, 1, &CPU).unwrap().next().unwrap().unwrap();
         let pass = Pass { ask: Ask { gates: true, load: true, ..Ask::default() }, ..Pass::routed() };
-        let learn = Learn { experts: Experts::MinK(min_k), ..Learn::default() };
+        let learn = Learn { experts: Experts::Smk(Smk { min_k, ..Smk::DEFAULT }), ..Learn::default() };
         let found = learnt(&model, (&store, &is_expert), (&batch.inputs, &batch.targets), &pass, &learn);
         for layer in 0..2 {
             let [x, dy] = told.lock().unwrap()[layer].take().unwrap();
@@ -174,11 +179,12 @@ fn the_least_surprised_of_the_active_learn(#[case] name: &str, #[case] min_k: us
 #[case([1.0, 2.0, f64::INFINITY, 3.0], 1, &[2])]
 #[case([f64::NAN; 4], 9, &[0, 1, 2, 3])]
 fn keys_that_are_no_numbers_go_first(#[case] keys: [f64; 4], #[case] k: usize, #[case] learn: &[usize]) {
-    let choice = MinK::by(&Tensor::new(&keys, &CPU).unwrap(), Tensor::ones(4, DType::U8, &CPU).unwrap(), k).unwrap();
+    let choice =
+        MinK::by(&Tensor::new(&keys, &CPU).unwrap(), Tensor::ones(4, DType::U8, &CPU).unwrap(), k, None).unwrap();
     assert_eq!(marked(&choice.learn_n), learn);
     // Of those that do not compete none learns, nor takes a place.
     let idle = Tensor::new(&[0u8, 1, 0, 1], &CPU).unwrap();
-    let choice = MinK::by(&Tensor::new(&keys, &CPU).unwrap(), idle, k).unwrap();
+    let choice = MinK::by(&Tensor::new(&keys, &CPU).unwrap(), idle, k, None).unwrap();
     assert!(marked(&choice.learn_n).iter().all(|n| n % 2 == 1));
     assert_eq!(marked(&choice.learn_n).len(), k.min(2));
 }
@@ -196,7 +202,9 @@ proptest! {
             let values: Vec<f64> = experts.iter().map(|expert| f64::from(of(expert))).collect();
             Tensor::new(values, &CPU).unwrap()
         };
-        let choice = MinK::least(&list(|e| e.0), &list(|e| e.1), &list(|e| e.2), k).unwrap();
+        let tokens = list(|e| e.1);
+        let surprise = min_k::surprise(&list(|e| e.0), &tokens, &list(|e| e.2)).unwrap();
+        let choice = MinK::by(&surprise, tokens.gt(0f64).unwrap(), k, None).unwrap();
         let key = |(square, tokens, width): &(u8, u8, u8)| {
             (*tokens > 0).then(|| (f64::from(*square) / (f64::from(*tokens) * f64::from(*width))).sqrt())
         };
@@ -258,7 +266,7 @@ fn learners_join_over_micro_batches() {
     let model = models::sparse(&cfg, variant, &store, DType::F32);
     let units = model.neuron_experts().unwrap().unwrap();
     let model = tinyonn::model::TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, is_expert)).unwrap();
-    let learn = Learn { experts: Experts::MinK(4), ..Learn::default() };
+    let learn = Learn { experts: Experts::Smk(Smk { min_k: 4, ..Smk::DEFAULT }), ..Learn::default() };
     let mut grads =
         Grads::new(store.iter().filter(|(name, _)| is_expert(name)).map(|(_, var)| (var.as_tensor(), 0))).unwrap();
     let micro = |grads: &mut Grads, seed: u64| {
@@ -354,7 +362,9 @@ fn the_exact_form_keeps_the_least_norms(#[case] name: &str, #[case] k: usize) {
             (tokens[expert] > 0.0 && sum > 0.0).then(|| sum.sqrt())
         };
         let norms: Vec<Option<f64>> = (0..experts).map(norm).collect();
-        let choice = model.moe(layer).keep_least(k, Some(tokens_n), &mut found.grads).unwrap().unwrap();
+        let rule = SmkRule { surprise: Surprise::Exact, ..SmkRule::DEFAULT };
+        let smk = Smk { min_k: k, rule, seed: 0 };
+        let choice = model.moe(layer).keep_winners(&smk, Some(tokens_n), &mut found.grads).unwrap().unwrap();
         let expected = least(&norms, k);
         assert_eq!(marked(&choice.learn_n), expected);
         assert_eq!(marked(&choice.active_n), (0..experts).filter(|n| norms[*n].is_some()).collect::<Vec<_>>());

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Answers, Learn, Pass, Trace};
+use super::{Answers, Learn, Pass, Smk, Trace};
 use crate::Result;
 use crate::ops::{Grads, MinK};
 
@@ -31,13 +31,13 @@ pub trait FeedForward: Send + Sync {
         grads: &mut Grads,
     ) -> Result<(Option<Tensor>, Answers)>;
 
-    /// Of experts whose gradients are all formed, keeps those of the `k` of least norm among those that were given a token
-    /// (`tokens_n` `[N]`; all where `None`; `surprise = exact`); nothing where there are none.
+    /// Of experts whose gradients are all formed, keeps those of the winners of `smk`, given the tokens of each (`tokens_n` `[N]`; as many of
+    /// each where `None`; `surprise = exact`); nothing where there are none.
     ///
     /// # Errors
     /// What the device reports.
-    fn keep_least(&self, k: usize, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {
-        let _ = (k, tokens_n, grads);
+    fn keep_winners(&self, smk: &Smk, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {
+        let _ = (smk, tokens_n, grads);
         Ok(None)
     }
 

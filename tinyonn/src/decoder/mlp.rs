@@ -85,12 +85,12 @@ impl FeedForward for Mlp {
         grads: &mut Grads,
     ) -> Result<(Option<Tensor>, Answers)> {
         let deltas = saved.deltas(dy)?;
-        let answers = learn.answers(self.layer, &saved.image(&deltas))?;
+        let mut answers = learn.answers(self.layer, &saved.image(&deltas))?;
         let learners = match learn.experts.mask(self.layer)? {
             Some(mask) => mask.learners([&self.gate_proj, &self.up_proj, &self.down_proj], grads)?,
             None => Learners::All,
         };
-        saved.weight_gradients(self.weights(), &deltas, &learners, grads)?;
+        answers.products = Some(saved.weight_gradients(self.weights(), &deltas, &learners, grads)?);
         let dx = input.then(|| saved.input_gradient(&deltas)?.reshape(dy.shape())).transpose()?;
         Ok((dx, answers))
     }

@@ -20,6 +20,7 @@ pub mod norm;
 pub mod pass;
 pub mod rotary;
 pub mod sampling;
+pub mod smk_rule;
 
 pub use arch::{Arch, AttentionBias};
 pub use attention::Attention;
@@ -35,7 +36,8 @@ pub use model::Decoder;
 pub use norm::RmsNorm;
 pub use pass::{
     Active, Answers, Ask, Experts, ImageAsk, InTraining, InputRows, Keep, Learn, Load, NeuronMask, Pass, PathTable,
-    Trace,
+    Surprises, Trace,
 };
 pub use rotary::{RopeScaling, Rotary};
 pub use sampling::Sampling;
+pub use smk_rule::{Smk, SmkRule};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::Smk;
 use crate::ops::{
     self, ExpertNeurons, GradSite, Grads, ImageTensors, Imaging, Learners, LearningNeurons, Log1pScale, MinK,
     MlpBackward, Removal, TokenScores,
@@ -206,6 +207,8 @@ impl Learn {
             Some(ImageAsk::Sensitivity { counted_t }) => {
                 answers.sensitivity = Some(ops::squared_sensitivity(seen, counted_t)?);
             }
+            // Who has experts answers.
+            Some(ImageAsk::Surprises) => {}
             Some(ImageAsk::Dump(experts)) => {
                 let [a_ti, s_ti] = ops::activation_and_surprise(seen)?;
                 answers.dump = Some([experts[layer].norms(&a_ti)?, experts[layer].norms(&s_ti)?]);
@@ -221,10 +224,10 @@ pub enum Experts {
     /// Every expert's.
     #[default]
     All,
-    /// Of each layer's active experts the so many least surprised ones', decided before any weight gradient is formed
-    /// (`surprise = token`): those of the others are never formed. (`surprise = exact` forms all of them, and decides behind the
-    /// last micro-batch: [`FeedForward::keep_least`](super::FeedForward::keep_least).)
-    MinK(usize),
+    /// Those that Surprise Min-K chooses of each layer's. Under `surprise = token` before any weight gradient is formed: those of the others never
+    /// are. Under `surprise = exact` the pass forms all of them, and who called it chooses behind it:
+    /// [`FeedForward::keep_winners`](super::FeedForward::keep_winners).
+    Smk(Smk),
     /// Those of given neurons, by layer: the others' are never formed, and their rows are skipped.
     Mask(Arc<[NeuronMask]>),
 }
@@ -263,6 +266,14 @@ impl NeuronMask {
 }
 
 impl Experts {
+    /// The choice that is made before weight gradients are formed, where there is one.
+    pub(crate) fn early(&self) -> Option<&Smk> {
+        match self {
+            Self::Smk(smk) => Some(smk).filter(|smk| smk.is_early()),
+            Self::All | Self::Mask(_) => None,
+        }
+    }
+
     /// The mask of a layer, where there are masks.
     pub(crate) fn mask(&self, layer: usize) -> Result<Option<&NeuronMask>> {
         let Self::Mask(masks) = self else { return Ok(None) };
@@ -304,8 +315,21 @@ pub enum ImageAsk {
         /// 1 for each token that counts, `[B·T]` u8.
         counted_t: Tensor,
     },
+    /// Both forms of the surprise of each slice.
+    Surprises,
     /// Every token's activation and surprise of every expert.
     Dump(Arc<[ExpertNeurons]>),
+}
+
+/// Both forms of surprise ([`Surprise`](super::smk_rule::Surprise)), of each of a layer's experts.
+#[derive(Clone, Debug)]
+pub struct Surprises {
+    /// By its tokens, `[N]` f64.
+    pub token_n: Tensor,
+    /// The norm of its whole gradient, `[N]` f64.
+    pub exact_n: Tensor,
+    /// 1 for those that were given a token, `[N]` u8.
+    pub active_n: Tensor,
 }
 
 /// What a layer's backward pass says beside its gradients.
@@ -319,8 +343,12 @@ pub struct Answers {
     pub removed: Option<Tensor>,
     /// [`ImageAsk::Sensitivity`]: Σ δ_h² `[I]` f64.
     pub sensitivity: Option<Tensor>,
+    /// [`ImageAsk::Surprises`].
+    pub surprises: Option<Surprises>,
     /// [`ImageAsk::Dump`]: activation and surprise, `[B·T, N]` f32 each.
     pub dump: Option<[Tensor; 2]>,
-    /// [`Experts::MinK`]: who competed, and who learns.
+    /// [`Experts::Smk`], decided within the pass: who competed, and who learns.
     pub min_k: Option<MinK>,
+    /// Multiply-adds that the weight gradients of the feed-forward took; of replicas they are not counted.
+    pub products: Option<u64>,
 }

@@ -34,6 +34,8 @@ pub struct TinyOnnExpert {
     pub(super) down_proj: Tensor,
     activation: &'static dyn ops::Activation,
     pub(super) parts: Parts,
+    /// The group of each expert.
+    pub(super) groups: Vec<u32>,
     combine: Combine,
     /// Which neurons take part where not all experts run (`neurons`).
     neurons: Option<NeuronRule>,
@@ -97,7 +99,8 @@ impl TinyOnnExpert {
         };
         let (activation, combine) = (activation(spec, cfg)?, spec.combine);
         let neurons = NeuronRule::new(spec, [&gate_proj, &up_proj, &down_proj], vb)?;
-        Ok(Self { gate_proj, up_proj, down_proj, activation, parts, combine, neurons, balance_bias, layer })
+        let groups = spec.group_of_experts().into_iter().map(|group| group as u32).collect();
+        Ok(Self { gate_proj, up_proj, down_proj, activation, parts, groups, combine, neurons, balance_bias, layer })
     }
 
     /// The dense MLP that slices are parts of, or that replicas start from.

@@ -10,7 +10,7 @@ use super::{
     CosineRouter, Gate, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router, RouterKind,
     RouterSpec, TinyOnnExpert, check,
 };
-use crate::decoder::{Active, Answers, Arch, FeedForward, Keep, Learn, Load, Pass, Trace};
+use crate::decoder::{Active, Answers, Arch, FeedForward, Keep, Learn, Load, Pass, Smk, Trace};
 use crate::ops::{Grads, MinK, elementwise};
 use crate::{Error, Result};
 
@@ -194,8 +194,8 @@ impl FeedForward for MoeLayer {
         Ok((dx, back.answers))
     }
 
-    fn keep_least(&self, k: usize, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {
-        self.experts.keep_least(k, tokens_n, grads).map(Some)
+    fn keep_winners(&self, smk: &Smk, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {
+        self.experts.keep_winners(smk, tokens_n, grads).map(Some)
     }
 
     fn learns(&self, learn: &Learn, grads: &Grads) -> bool {

@@ -1,15 +1,19 @@
 //! The backward of a layer's experts: who learns is decided between the deltas of the inner values and the gradients of the weights
 //! (DESIGN §4, Surprise Min-K).
 
-use candle_core::{DType, Tensor};
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use rand::Rng as _;
 
 use super::expert::{Parts, Saved, Slices, TinyOnnExpert, differences};
 use super::neuron_rule::Repair;
 use super::routing::Routing;
-use crate::decoder::{Answers, Experts, Learn};
-use crate::ops::min_k::surprise_squares;
+use crate::decoder::smk_rule::{Losers, Per, Scope, Select, Smk};
+use crate::decoder::{Answers, Experts, ImageAsk, Learn, Surprises};
+use crate::ops::min_k::{self, surprise_squares};
 use crate::ops::{self, Grads, Learners, LearningNeurons, MinK, MlpBackward, MlpWeights, Replicas, SlicedMlp};
-use crate::{Error, Result};
+use crate::{Error, Result, random};
 
 /// What the backward of the experts gives.
 pub(super) struct Backward {
@@ -91,12 +95,24 @@ impl TinyOnnExpert {
         grads: &mut Grads,
     ) -> Result<Backward> {
         let deltas = saved.deltas(dy)?;
-        let (answers, learners) = if learn.image.is_some() || !matches!(learn.experts, Experts::All) {
-            saved.seen(&deltas, |seen| Ok(self.decide(seen, routing, learn, grads)?))?
-        } else {
-            (Answers::default(), Learners::All)
+        let (mut answers, squares_i) =
+            if learn.image.is_some() || learn.experts.early().is_some_and(Smk::reads_surprise) {
+                saved.seen(&deltas, |seen| Ok(self.see(seen, routing, learn)?))?
+            } else {
+                (Answers::default(), None)
+            };
+        let learners = match (&learn.experts, learn.experts.early(), &self.parts) {
+            (_, Some(smk), Parts::Slices(slices)) => {
+                let (min_k, learners) = self.decide((smk, slices), squares_i.as_ref(), dy, routing, grads)?;
+                answers.min_k = Some(min_k);
+                learners
+            }
+            (experts, ..) => match experts.mask(self.layer())? {
+                Some(mask) => mask.learners(self.matrices(), grads)?,
+                None => Learners::All,
+            },
         };
-        saved.weight_gradients(weights, &deltas, &learners, grads)?;
+        answers.products = Some(saved.weight_gradients(weights, &deltas, &learners, grads)?);
         let dgate = if gates { saved.gate_gradient(&deltas)? } else { None };
         Ok(Backward { dx: input.then(|| saved.input_gradient(&deltas)).transpose()?, dgate, answers })
     }
@@ -117,101 +133,165 @@ impl TinyOnnExpert {
         }
     }
 
-    /// What imaging asks of one backward pass, and whose weights learn from it.
+    /// What imaging asks of one backward pass; and Σ S² of every neuron over the tokens that a decision is for, `[I]` f64, where surprise decides
+    /// whose weights learn from it.
+    fn see(&self, seen: &MlpBackward<'_>, routing: &Routing, learn: &Learn) -> Result<(Answers, Option<Tensor>)> {
+        let mut answers = learn.answers(self.layer(), seen)?;
+        if let (Some(ImageAsk::Surprises), Parts::Slices(slices)) = (learn.image.as_deref(), &self.parts) {
+            answers.surprises = Some(slices.surprises(seen, routing)?);
+        }
+        if !learn.experts.early().is_some_and(Smk::reads_surprise) {
+            return Ok((answers, None));
+        }
+        let decided_t = routing.decided(seen.x_td.device())?;
+        Ok((answers, Some(surprise_squares(seen, decided_t.as_ref())?)))
+    }
+
+    /// Who of the slices learns (`surprise = token`), from Σ S² of the neurons where that is read; dy `[.., d]`.
     fn decide(
         &self,
-        seen: &MlpBackward<'_>,
+        (smk, slices): (&Smk, &Slices),
+        squares_i: Option<&Tensor>,
+        dy: &Tensor,
         routing: &Routing,
-        learn: &Learn,
         grads: &mut Grads,
-    ) -> Result<(Answers, Learners)> {
-        let mut answers = learn.answers(self.layer(), seen)?;
-        if let Some(mask) = learn.experts.mask(self.layer())? {
-            return Ok((answers, mask.learners([&self.gate_proj, &self.up_proj, &self.down_proj], grads)?));
-        }
-        let (Experts::MinK(k), Parts::Slices(slices)) = (&learn.experts, &self.parts) else {
-            return Ok((answers, Learners::All));
-        };
-        let load = routing.load(slices.widths.len(), seen.x_td)?;
-        let k = *k;
-        let decided_t = routing.decided(seen.x_td.device())?;
-        let squares_i = surprise_squares(seen, decided_t.as_ref())?;
-        let min_k =
-            MinK::least(&slices.sums(&squares_i)?, &load.tokens_n.to_dtype(DType::F64)?, &slices.width_n(seen)?, k)?;
+    ) -> Result<(MinK, Learners)> {
+        let load = routing.load(slices.widths.len(), &dy.flatten_to(dy.rank() - 2)?)?;
+        let tokens_n = load.tokens_n.to_dtype(DType::F64)?;
+        let surprise_n = squares_i
+            .map(|squares_i| min_k::surprise(&slices.sums(squares_i)?, &tokens_n, &slices.width_n(dy.device())?));
+        let min_k = self.choose(smk, &tokens_n, surprise_n.transpose()?)?;
         let learn_i = min_k.learn_n.index_select(&slices.neuron_expert, 0)?;
-        self.restrict(&learn_i, grads)?;
-        let most = slices.most(k);
-        answers.min_k = Some(min_k);
+        if smk.rule.losers == Losers::Skip {
+            self.matrices().into_iter().try_for_each(|weight| grads.restrict(weight, &learn_i))?;
+        }
+        let most = self.most(smk, &slices.widths);
         // Who was given nothing has a gradient of zero, unless tokens before a decision ran all: where all that compete learn, nothing need
         // be left out.
-        let learners = if k >= slices.widths.len() && decided_t.is_none() {
+        let decided = routing.decided(dy.device())?.is_none();
+        let learners = if most == learn_i.elem_count() && decided {
             Learners::All
         } else {
             Learners::Neurons(LearningNeurons::new(&learn_i, most)?)
         };
-        Ok((answers, learners))
+        Ok((min_k, learners))
     }
 
-    fn restrict(&self, learn_i: &Tensor, grads: &mut Grads) -> Result<()> {
-        Ok([&self.gate_proj, &self.up_proj, &self.down_proj]
-            .into_iter()
-            .try_for_each(|w| grads.restrict(w, learn_i))?)
+    /// Who competes and who wins, given the tokens of each expert `[N]` f64 and, where that decides, the surprise of each `[N]` f64.
+    fn choose(&self, smk: &Smk, tokens_n: &Tensor, surprise_n: Option<Tensor>) -> Result<MinK> {
+        let (experts, device) = (tokens_n.dims1()?, tokens_n.device());
+        let active_n = match smk.rule.scope {
+            Scope::Active => tokens_n.gt(0f64)?,
+            Scope::All => Tensor::ones(experts, DType::U8, device)?,
+        };
+        let key_n = match (smk.rule.select, surprise_n) {
+            (Select::Smk, Some(surprise_n)) => surprise_n,
+            (Select::MaxK, Some(surprise_n)) => surprise_n.neg()?,
+            (Select::RandomK, _) => {
+                let mut rng = random::stream(smk.seed, &format!("smk/random_k/{}", self.layer()));
+                let keys: Vec<f64> = (0..experts).map(|_| rng.random()).collect();
+                Tensor::from_vec(keys, experts, device)?
+            }
+            (Select::MinLoad, _) => tokens_n.clone(),
+            // Where surprise decides it is there.
+            (Select::All, _) | (_, None) => {
+                return Ok(MinK { learn_n: active_n.clone(), active_n });
+            }
+        };
+        let group_n = match smk.rule.per {
+            Per::Layer => None,
+            Per::Group => Some(Tensor::new(self.groups.as_slice(), device)?),
+        };
+        Ok(MinK::by(&key_n, active_n, smk.min_k, group_n.as_ref())?)
     }
 
-    /// Of gradients that are all formed, keeps those of the `k` experts of least norm among those that were given a token (`tokens_n`
-    /// `[N]`; `None`: all were); the others' are cleared, and their lines do not learn (`surprise = exact`).
+    /// The most neurons, of experts of these widths, that win.
+    fn most(&self, smk: &Smk, widths: &[usize]) -> usize {
+        let k = if smk.rule.select == Select::All { usize::MAX } else { smk.min_k };
+        let mut by_group: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (width, group) in widths.iter().zip(&self.groups) {
+            let group = if smk.rule.per == Per::Group { *group } else { 0 };
+            by_group.entry(group).or_default().push(*width);
+        }
+        let widest = |mut widths: Vec<usize>| {
+            widths.sort_unstable_by(|a, b| b.cmp(a));
+            widths.into_iter().take(k).sum::<usize>()
+        };
+        by_group.into_values().map(widest).sum()
+    }
+
+    /// Of gradients that are all formed, keeps those of the winners among experts that were given `tokens_n` tokens (`[N]`; as many each where
+    /// `None`); the others' are cleared, and their lines do not learn where losers are skipped (`surprise = exact`).
     ///
     /// # Errors
     /// What the device reports.
-    pub fn keep_least(&self, k: usize, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<MinK> {
-        let device = self.gate_proj.device();
-        let experts = match &self.parts {
-            Parts::Slices(slices) => slices.widths.len(),
-            Parts::Replicas(deltas) => deltas.len(),
-        };
-        let active_n = match tokens_n {
-            Some(tokens_n) => tokens_n.gt(0f64)?,
-            None => Tensor::ones(experts, DType::U8, device)?,
+    pub fn keep_winners(&self, smk: &Smk, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<MinK> {
+        let tokens_n = match tokens_n {
+            Some(tokens_n) => tokens_n.to_dtype(DType::F64)?,
+            None => Tensor::ones(self.groups.len(), DType::F64, self.device())?,
         };
         match &self.parts {
             Parts::Slices(slices) => {
-                let mut squares_i = Tensor::zeros(slices.neuron_expert.dim(0)?, DType::F64, device)?;
-                for weight in [&self.gate_proj, &self.up_proj, &self.down_proj] {
-                    if let Some(gradient) = grads.get(weight) {
-                        squares_i = (squares_i + ops::wide(gradient)?.sqr()?.sum(1)?.to_dtype(DType::F64)?)?;
-                    }
-                }
-                let min_k = MinK::by(&slices.sums(&squares_i)?.sqrt()?, active_n, k)?;
-                self.restrict(&min_k.learn_n.index_select(&slices.neuron_expert, 0)?, grads)?;
-                for weight in [&self.gate_proj, &self.up_proj, &self.down_proj] {
-                    grads.clear_others(weight)?;
-                }
+                let norms_n = if smk.reads_surprise() { Some(self.slice_norms(slices, grads)?) } else { None };
+                let min_k = self.choose(smk, &tokens_n, norms_n)?;
+                let learn_i = min_k.learn_n.index_select(&slices.neuron_expert, 0)?;
+                keep_rows(self.matrices(), &learn_i, smk.rule.losers, grads)?;
                 Ok(min_k)
             }
             Parts::Replicas(deltas) => {
-                let mut squares = Vec::with_capacity(deltas.len());
-                for delta in deltas {
-                    let mut sum = Tensor::zeros(1, DType::F64, device)?;
-                    for gradient in delta.iter().flatten().filter_map(|delta| grads.get(delta)) {
-                        sum = (sum + ops::wide(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
-                    }
-                    squares.push(sum);
-                }
-                let squares_n = Tensor::cat(&squares, 0)?;
+                let squares_n = replica_squares(deltas, grads, self.device())?;
                 // Of a gradient of zeros there is nothing to learn; one that is no number is not zero.
-                let active_n = (active_n * squares_n.ne(0f64)?)?;
-                let min_k = MinK::by(&squares_n.sqrt()?, active_n, k)?;
+                let given_n = (tokens_n * squares_n.ne(0f64)?.to_dtype(DType::F64)?)?;
+                let min_k = self.choose(smk, &given_n, Some(squares_n.sqrt()?))?;
                 for (n, delta) in deltas.iter().enumerate() {
                     let learn = min_k.learn_n.narrow(0, n, 1)?;
-                    for delta in delta.iter().flatten() {
-                        grads.restrict(delta, &learn)?;
-                        grads.clear_others(delta)?;
-                    }
+                    keep_rows(delta.iter().flatten(), &learn, smk.rule.losers, grads)?;
                 }
                 Ok(min_k)
             }
         }
     }
+
+    /// The norm of each slice's whole gradient, `[N]` f64.
+    fn slice_norms(&self, slices: &Slices, grads: &Grads) -> Result<Tensor> {
+        let mut squares_i = Tensor::zeros(slices.neuron_expert.dim(0)?, DType::F64, self.device())?;
+        for gradient in self.matrices().into_iter().filter_map(|weight| grads.get(weight)) {
+            squares_i = (squares_i + ops::wide(gradient)?.sqr()?.sum(1)?.to_dtype(DType::F64)?)?;
+        }
+        Ok(slices.sums(&squares_i)?.sqrt()?)
+    }
+}
+
+/// Clears the gradients of rows that `learn` does not mark, and has them skipped if losers are.
+fn keep_rows<'a>(
+    weights: impl IntoIterator<Item = &'a Tensor>,
+    learn: &Tensor,
+    losers: Losers,
+    grads: &mut Grads,
+) -> Result<()> {
+    for weight in weights {
+        if losers == Losers::Skip {
+            grads.restrict(weight, learn)?;
+        } else if grads.get(weight).is_none() {
+            // It steps all the same.
+            grads.add_with(weight, || weight.detach().zeros_like())?;
+        }
+        grads.clear_others(weight, learn)?;
+    }
+    Ok(())
+}
+
+/// ‖∂L/∂ΔW_n‖² of each replica, `[N]` f64.
+fn replica_squares(deltas: &[Option<[Tensor; 3]>], grads: &Grads, device: &Device) -> Result<Tensor> {
+    let mut squares = Vec::with_capacity(deltas.len());
+    for delta in deltas {
+        let mut sum = Tensor::zeros(1, DType::F64, device)?;
+        for gradient in delta.iter().flatten().filter_map(|delta| grads.get(delta)) {
+            sum = (sum + ops::wide(gradient)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?)?;
+        }
+        squares.push(sum);
+    }
+    Ok(Tensor::cat(&squares, 0)?)
 }
 
 impl Slices {
@@ -221,15 +301,18 @@ impl Slices {
         Ok(zeros_n.index_add(&self.neuron_expert, values_i, 0)?)
     }
 
-    fn width_n(&self, seen: &MlpBackward<'_>) -> Result<Tensor> {
-        let widths: Vec<f64> = self.widths.iter().map(|width| *width as f64).collect();
-        Ok(Tensor::from_vec(widths, self.widths.len(), seen.x_td.device())?)
+    /// Both forms of the surprise of each.
+    fn surprises(&self, seen: &MlpBackward<'_>, routing: &Routing) -> Result<Surprises> {
+        let tokens_n = routing.load(self.widths.len(), seen.x_td)?.tokens_n.to_dtype(DType::F64)?;
+        let decided_t = routing.decided(seen.x_td.device())?;
+        let squares_n = self.sums(&surprise_squares(seen, decided_t.as_ref())?)?;
+        let token_n = min_k::surprise(&squares_n, &tokens_n, &self.width_n(tokens_n.device())?)?;
+        let exact_n = self.sums(&min_k::gradient_squares(seen)?)?.sqrt()?;
+        Ok(Surprises { token_n, exact_n, active_n: tokens_n.gt(0f64)? })
     }
 
-    /// The neurons of the `k` widest experts: no `k` have more.
-    fn most(&self, k: usize) -> usize {
-        let mut widths = self.widths.clone();
-        widths.sort_unstable_by(|a, b| b.cmp(a));
-        widths.iter().take(k).sum()
+    fn width_n(&self, device: &Device) -> Result<Tensor> {
+        let widths: Vec<f64> = self.widths.iter().map(|width| *width as f64).collect();
+        Ok(Tensor::from_vec(widths, self.widths.len(), device)?)
     }
 }

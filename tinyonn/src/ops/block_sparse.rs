@@ -125,20 +125,23 @@ impl BlockSparse {
         if self.fused { fused::product(self, pairs) } else { plain::product(self, pairs) }
     }
 
-    /// Vᵀ A `[i, d]`, only the learners' rows, for V `[l]` and A `[t, d]`.
-    pub(super) fn transposed_product(&self, v_l: &Tensor, a_td: &Tensor, learners: &Learners) -> Result<Tensor> {
+    /// Vᵀ A `[i, d]`, only the learners' rows, for V `[l]` and A `[t, d]`; and its multiply-adds.
+    pub(super) fn transposed_product(&self, v_l: &Tensor, a_td: &Tensor, learners: &Learners) -> Result<(Tensor, u64)> {
         let learns = match learners {
             Learners::All => vec![true; self.neurons.len()],
             Learners::Neurons(neurons) => neurons.flags(self.neurons.len())?,
         };
         if self.is_empty() {
-            return Tensor::zeros((self.neurons.len(), a_td.dim(1)?), a_td.dtype(), a_td.device());
+            return Ok((Tensor::zeros((self.neurons.len(), a_td.dim(1)?), a_td.dtype(), a_td.device())?, 0));
         }
-        if self.fused {
-            fused::transposed_product(self, v_l, a_td, &learns)
+        let product = if self.fused {
+            fused::transposed_product(self, v_l, a_td, &learns)?
         } else {
-            plain::transposed_product(self, v_l, a_td, &learns)
-        }
+            plain::transposed_product(self, v_l, a_td, &learns)?
+        };
+        let own = |expert: usize| self.neurons(expert).iter().filter(|neuron| learns[**neuron as usize]).count();
+        let values: usize = self.segments.iter().map(|segment| segment.pairs.len() * own(segment.expert)).sum();
+        Ok((product, (values * a_td.dim(1)?) as u64))
     }
 
     /// The gate of each value's pair, `[l]`, in the dtype of `like`.

@@ -140,15 +140,22 @@ impl SlicedMlp for Saved {
         deltas: &Deltas,
         learners: &Learners,
         grads: &mut Grads,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let (Some([_, g, u]), Some(computed)) = (&deltas.inner, &self.computed) else {
             let zeros = |weight: &Tensor, grads: &mut Grads| grads.add_with(weight, || weight.detach().zeros_like());
-            return [weights.gate, weights.up, weights.down].into_iter().try_for_each(|weight| zeros(weight, grads));
+            [weights.gate, weights.up, weights.down].into_iter().try_for_each(|weight| zeros(weight, grads))?;
+            return Ok(0);
         };
-        let product = |v_l: &Tensor, a_td: &Tensor| self.pattern.transposed_product(v_l, a_td, learners);
+        let mut all = 0;
+        let mut product = |v_l: &Tensor, a_td: &Tensor| -> Result<Tensor> {
+            let (gradient, done) = self.pattern.transposed_product(v_l, a_td, learners)?;
+            all += done;
+            Ok(gradient)
+        };
         grads.add_with(weights.gate, || product(g, &self.x_td))?;
         grads.add_with(weights.up, || product(u, &self.x_td))?;
-        grads.add_with(weights.down, || product(&computed.gated, &deltas.y_td))
+        grads.add_with(weights.down, || product(&computed.gated, &deltas.y_td))?;
+        Ok(all)
     }
 
     fn seen<R>(&self, deltas: &Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R> {

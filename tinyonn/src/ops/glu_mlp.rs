@@ -16,7 +16,7 @@ use candle_core::{Result, Tensor};
 use super::activation::Activation;
 use super::columns::columns;
 use super::linear::rows;
-use super::mlp_values::{Deltas, MlpBackward, MlpValues};
+use super::mlp_values::{Deltas, MlpBackward, MlpValues, multiply_adds};
 use super::{Grads, Learners};
 
 /// The three matrices of an MLP, and what stands between them.
@@ -77,7 +77,7 @@ pub trait SlicedMlp {
     /// What the device reports.
     fn gate_gradient(&self, deltas: &Self::Deltas) -> Result<Option<Tensor>>;
 
-    /// ∂L/∂W_g, ∂L/∂W_u, ∂L/∂W_d of the learners go to `grads`, those of others are not formed.
+    /// ∂L/∂W_g, ∂L/∂W_u, ∂L/∂W_d of the learners go to `grads`, those of others are not formed. Returns the multiply-adds that this took.
     ///
     /// # Errors
     /// What the device reports.
@@ -87,7 +87,7 @@ pub trait SlicedMlp {
         deltas: &Self::Deltas,
         learners: &Learners,
         grads: &mut Grads,
-    ) -> Result<()>;
+    ) -> Result<u64>;
 }
 
 /// What the backward needs.
@@ -159,7 +159,7 @@ impl SlicedMlp for Saved {
         deltas: &Deltas,
         learners: &Learners,
         grads: &mut Grads,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         weight_gradients([weights.gate, weights.up, weights.down], &self.values, deltas, learners, grads)
     }
 }
@@ -174,24 +174,33 @@ pub(super) fn gate_gradient(
     gate_tn.zeros_like()?.index_add(owners, &product_ti, 1)
 }
 
-/// The gradients of an MLP's three matrices, only the learners' rows.
+/// The gradients of an MLP's three matrices, only the learners' rows; returns the multiply-adds.
 pub(super) fn weight_gradients(
     weights: [&Tensor; 3],
     values: &MlpValues,
     deltas: &Deltas,
     learners: &Learners,
     grads: &mut Grads,
-) -> Result<()> {
+) -> Result<u64> {
+    let mut done = 0;
     for (which, weight) in weights.into_iter().enumerate() {
+        if !grads.learns(weight) {
+            continue;
+        }
         let (v_ti, a_td) = values.factors(which, deltas);
         match learners {
-            Learners::All => grads.add_product(weight, v_ti, a_td)?,
+            Learners::All => {
+                grads.add_product(weight, v_ti, a_td)?;
+                done += multiply_adds(v_ti, a_td)?;
+            }
             Learners::Neurons(neurons) => {
-                grads.add_with(weight, || neurons.rows(&neurons.columns(v_ti)?.t()?.matmul(a_td)?))?;
+                let v_tm = neurons.columns(v_ti)?;
+                grads.add_with(weight, || neurons.rows(&v_tm.t()?.matmul(a_td)?))?;
+                done += multiply_adds(&v_tm, a_td)?;
             }
         }
     }
-    Ok(())
+    Ok(done)
 }
 
 /// The whole gradient of one matrix of an MLP, in its shape (`which` 0, 1, 2: W_g, W_u, W_d).

@@ -201,24 +201,44 @@ impl Grads {
     /// What the device reports.
     pub fn restrict(&mut self, weight: &Tensor, learn: &Tensor) -> Result<()> {
         let Some(slot) = self.slot(weight) else { return Ok(()) };
-        slot.learn = Some(match &slot.learn {
-            Some(before) => before.maximum(learn)?,
-            None => learn.clone(),
-        });
-        Ok(())
+        slot.join(learn)
     }
 
-    /// Clears the gradient of the rows of `weight` that do not learn (`surprise = exact`: all were formed).
+    /// Clears the gradient of the rows of `weight` that `learn` does not mark (`surprise = exact`: all were formed).
     ///
     /// # Errors
     /// What the device reports.
-    pub fn clear_others(&mut self, weight: &Tensor) -> Result<()> {
+    pub fn clear_others(&mut self, weight: &Tensor, learn: &Tensor) -> Result<()> {
         let Some(slot) = self.slot(weight).filter(|slot| !slot.fresh) else { return Ok(()) };
-        let Some(learn) = &slot.learn else { return Ok(()) };
         let mut shape = vec![1; slot.gradient.rank()];
         shape[0] = learn.dim(0)?;
         let learn = learn.reshape(shape)?.broadcast_as(slot.gradient.shape())?;
         write(&slot.gradient, &learn.where_cond(&slot.gradient, &slot.gradient.zeros_like()?)?)
+    }
+
+    /// Places for the gradients of the same weights, nothing written yet.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn like(&self) -> Result<Self> {
+        let slot = |slot: &WeightGradient| -> Result<WeightGradient> {
+            Ok(WeightGradient { gradient: slot.gradient.zeros_like()?, fresh: true, learn: None })
+        };
+        Ok(Self { slots: self.slots.iter().map(slot).collect::<Result<_>>()?, place: self.place.clone() })
+    }
+
+    /// Adds the gradients of `part`, which has the same places ([`like`](Self::like)); who learns from either learns.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn add(&mut self, part: &Self) -> Result<()> {
+        for (slot, part) in self.slots.iter_mut().zip(&part.slots).filter(|(_, part)| !part.fresh) {
+            slot.add(&part.gradient)?;
+            if let Some(learn) = &part.learn {
+                slot.join(learn)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds what candle's own tape found for weights that learn here.
@@ -236,6 +256,15 @@ impl Grads {
 }
 
 impl WeightGradient {
+    /// Rows that `learn` marks learn, with those that were marked before.
+    fn join(&mut self, learn: &Tensor) -> Result<()> {
+        self.learn = Some(match &self.learn {
+            Some(before) => before.maximum(learn)?,
+            None => learn.clone(),
+        });
+        Ok(())
+    }
+
     /// Whether a gradient can be added by one loop in main memory.
     fn takes_sums_of(&self, gradient: &Tensor) -> bool {
         let like = gradient.shape() == self.gradient.shape() && gradient.is_contiguous();

@@ -1,21 +1,22 @@
-//! Surprise Min-K's decision, on the device: of the experts that were given a token, the k least surprised (DESIGN §4).
+//! Surprise Min-K's decision, on the device: of the experts that compete, the k of least key (DESIGN §4). Ties go to the lower index.
 //!
-//! S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖². Known
-//! before any weight gradient, so those of the losers are never formed. Ties go to the lower index. Nothing is read by the host.
+//! Two surprises make keys. S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² +
+//! (δ_g² + δ_u²) ‖x‖², is known before any weight gradient, so those of the losers are never formed. The other is the norm of the whole gradient.
+//! Nothing is read by the host.
 //!
 //! Legend: t tokens, i neurons, n experts.
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
-use super::grad_site::{GradSite, gated};
+use super::grad_site::{GradSite, gated, wide};
 use super::lanes;
 use super::mlp_values::MlpBackward;
 
 /// Who competed, and who learns.
 #[derive(Clone, Debug)]
 pub struct MinK {
-    /// 1 for experts that were given a token, `[n]` u8.
+    /// 1 for experts that competed, `[n]` u8.
     pub active_n: Tensor,
     /// 1 for those that learn, `[n]` u8.
     pub learn_n: Tensor,
@@ -71,8 +72,31 @@ pub fn surprise_squares(seen: &MlpBackward<'_>, counted_t: Option<&Tensor>) -> R
     Tensor::from_vec(sums, width, seen.h_ti.device())
 }
 
+/// Σ of the squares of each neuron's rows of ∂L/∂W_g, ∂L/∂W_u and ∂L/∂W_d, `[i]` f64. Each matrix is formed and dropped again.
+///
+/// # Errors
+/// What the device reports.
+pub fn gradient_squares(seen: &MlpBackward<'_>) -> Result<Tensor> {
+    let h_ti = gated(seen)?;
+    let factors = [(seen.delta_g_ti, seen.x_td), (seen.delta_u_ti, seen.x_td), (&h_ti, seen.delta_y_td)];
+    let squares_i =
+        |(v_ti, a_td): (&Tensor, &Tensor)| wide(v_ti)?.t()?.matmul(&wide(a_td)?)?.sqr()?.sum(1)?.to_dtype(DType::F64);
+    let [gate, up, down] = factors.map(squares_i);
+    (gate? + up?)? + down?
+}
+
+/// S_n of experts by Σ S² (`squares_n`), the tokens that each was given and its width, `[n]` f64 each; 0 of one without a token.
+///
+/// # Errors
+/// Shapes or devices that do not go together.
+pub fn surprise(squares_n: &Tensor, tokens_n: &Tensor, width_n: &Tensor) -> Result<Tensor> {
+    (squares_n / (tokens_n.maximum(1f64)? * width_n)?)?.sqrt()
+}
+
 impl MinK {
-    /// The `k` least of experts by Σ S² (`squares_n`), the tokens each was given and its width, `[n]` f64 each.
+    /// The `k` active experts of least `key_n` `[n]`, or so many of each group where `group_n` `[n]` u32 says of each which it is in; the others do
+    /// not compete, whatever their key. A key that is no finite number goes before all others: its gradient is then there to be seen, and the step
+    /// is refused as a whole.
     ///
     /// # Errors
     /// Shapes or devices that do not go together.
@@ -81,31 +105,26 @@ impl MinK {
     /// use candle_core::{Device, Tensor};
     /// use tinyonn::ops::MinK;
     ///
-    /// let list = |values: [f64; 4]| Tensor::new(&values, &Device::Cpu);
-    /// // Per token and neuron 1, 2, 2; the last was given nothing, and does not compete.
-    /// let choice = MinK::least(&list([8.0, 4.0, 4.0, 0.0])?, &list([4.0, 1.0, 2.0, 0.0])?, &list([2.0, 2.0, 1.0, 1.0])?, 2)?;
-    /// assert_eq!(choice.active_n.to_vec1::<u8>()?, [1, 1, 1, 0]);
+    /// let keys = Tensor::new(&[1f64, 2.0, 2.0, 0.0], &Device::Cpu)?;
+    /// let active = Tensor::new(&[1u8, 1, 1, 0], &Device::Cpu)?; // the last does not compete
+    /// let choice = MinK::by(&keys, active.clone(), 2, None)?;
     /// assert_eq!(choice.learn_n.to_vec1::<u8>()?, [1, 1, 0, 0]);
+    /// let groups = Tensor::new(&[0u32, 0, 1, 1], &Device::Cpu)?;
+    /// let choice = MinK::by(&keys, active, 1, Some(&groups))?;
+    /// assert_eq!(choice.learn_n.to_vec1::<u8>()?, [1, 0, 1, 0]);
     /// # Ok::<(), candle_core::Error>(())
     /// ```
-    pub fn least(squares_n: &Tensor, tokens_n: &Tensor, width_n: &Tensor, k: usize) -> Result<Self> {
-        let active_n = tokens_n.gt(0f64)?;
-        Self::by(&(squares_n / (tokens_n * width_n)?)?.sqrt()?, active_n, k)
-    }
-
-    /// The `k` active experts of least `key_n` `[n]`; the others do not compete, whatever their key. A key that is no finite number goes
-    /// before all others: its gradient is then there to be seen, and the step is refused as a whole.
-    ///
-    /// # Errors
-    /// Shapes or devices that do not go together.
-    pub fn by(key_n: &Tensor, active_n: Tensor, k: usize) -> Result<Self> {
+    pub fn by(key_n: &Tensor, active_n: Tensor, k: usize, group_n: Option<&Tensor>) -> Result<Self> {
         let n = key_n.dims1()?;
         let first_n = Tensor::full(f64::NEG_INFINITY, n, key_n.device())?.to_dtype(key_n.dtype())?;
         let key_n = key_n.lt(f64::INFINITY)?.where_cond(key_n, &first_n)?;
         let (own, other) = (key_n.unsqueeze(1)?, key_n.unsqueeze(0)?);
         let at = Tensor::arange(0, n as u32, key_n.device())?;
         let before = at.unsqueeze(0)?.broadcast_lt(&at.unsqueeze(1)?)?;
-        let ahead = (other.broadcast_lt(&own)? + (other.broadcast_eq(&own)? * before)?)?;
+        let mut ahead = (other.broadcast_lt(&own)? + (other.broadcast_eq(&own)? * before)?)?;
+        if let Some(group_n) = group_n {
+            ahead = (ahead * group_n.unsqueeze(0)?.broadcast_eq(&group_n.unsqueeze(1)?)?)?;
+        }
         let rank_n = ahead.broadcast_mul(&active_n.unsqueeze(0)?)?.to_dtype(DType::F32)?.sum(1)?;
         let learn_n = (rank_n.lt(k.min(n) as f64)? * &active_n)?;
         Ok(Self { active_n, learn_n })

@@ -133,6 +133,11 @@ impl MlpValues {
     }
 }
 
+/// Multiply-adds of vᵀ a, for v `[t, m]` and a `[t, d]`.
+pub(super) fn multiply_adds(v_tm: &Tensor, a_td: &Tensor) -> Result<u64> {
+    Ok((v_tm.elem_count() * a_td.dim(1)?) as u64)
+}
+
 /// h ⊙ c for c `[t, i]` or `[1, i]`.
 fn gated(h_ti: &Tensor, gate_ti: &Tensor) -> Result<Tensor> {
     if h_ti.dims() == gate_ti.dims() { elementwise::multiply(h_ti, gate_ti) } else { h_ti.broadcast_mul(gate_ti) }

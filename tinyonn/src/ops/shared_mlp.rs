@@ -14,7 +14,7 @@ use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp};
 use super::lanes;
 use super::linear::rows;
 use super::mlp_values::MlpBackward;
-use super::mlp_values::{Deltas as PartDeltas, MlpValues};
+use super::mlp_values::{Deltas as PartDeltas, MlpValues, multiply_adds};
 use super::runs::{Group, RowRun, Runs};
 use super::sum_of_rows::{NOTHING, sum_of_rows};
 use super::{Grads, Learners};
@@ -133,9 +133,10 @@ impl Saved {
         parts.filter_map(|((part, deltas), group)| Some((part, part.values.as_ref()?, deltas.as_ref()?, group)))
     }
 
-    /// The gradient of a matrix, a row a neuron: the sum over the decisions that chose it.
-    fn weight_gradient(&self, which: usize, deltas: &Deltas, learns: &[bool]) -> Result<Tensor> {
+    /// The gradient of a matrix, a row a neuron: the sum over the decisions that chose it; and the multiply-adds.
+    fn weight_gradient(&self, which: usize, deltas: &Deltas, learns: &[bool]) -> Result<(Tensor, u64)> {
         let (mut lists, mut products, mut count) = (vec![Vec::new(); self.owners.len()], Vec::new(), 0u32);
+        let mut done = 0;
         for (part, values, deltas, _) in self.computed(deltas) {
             let own = (0..).zip(&part.neurons).filter(|(_, neuron)| learns[**neuron as usize]);
             let columns: Vec<u32> = own.map(|(at, _)| at).collect();
@@ -147,17 +148,20 @@ impl Saved {
                 count += 1;
             }
             let (v_ti, a_td) = values.factors(which, deltas);
-            products.push(if columns.len() == part.neurons.len() {
-                v_ti.t()?.matmul(a_td)?
+            let v_tm = if columns.len() == part.neurons.len() {
+                v_ti.clone()
             } else {
-                v_ti.index_select(&Tensor::new(columns, self.x_td.device())?, 1)?.t()?.matmul(a_td)?
-            });
+                v_ti.index_select(&Tensor::new(columns, self.x_td.device())?, 1)?
+            };
+            products.push(v_tm.t()?.matmul(a_td)?);
+            done += multiply_adds(&v_tm, a_td)?;
         }
-        match products.as_slice() {
-            [] => Tensor::zeros((lists.len(), self.x_td.dim(1)?), self.x_td.dtype(), self.x_td.device()),
-            [all] if all.dim(0)? == lists.len() => Ok(all.clone()),
-            _ => sum_of_rows(&Tensor::cat(&products, 0)?, &lists),
-        }
+        let gradient = match products.as_slice() {
+            [] => Tensor::zeros((lists.len(), self.x_td.dim(1)?), self.x_td.dtype(), self.x_td.device())?,
+            [all] if all.dim(0)? == lists.len() => all.clone(),
+            _ => sum_of_rows(&Tensor::cat(&products, 0)?, &lists)?,
+        };
+        Ok((gradient, done))
     }
 
     /// A value of every part in its neurons' columns `[t, i]`; zero elsewhere.
@@ -201,15 +205,20 @@ impl SlicedMlp for Saved {
         deltas: &Deltas,
         learners: &Learners,
         grads: &mut Grads,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let learns = match learners {
             Learners::All => vec![true; self.owners.len()],
             Learners::Neurons(neurons) => neurons.flags(self.owners.len())?,
         };
+        let mut all = 0;
         for (which, weight) in [weights.gate, weights.up, weights.down].into_iter().enumerate() {
-            grads.add_with(weight, || self.weight_gradient(which, deltas, &learns))?;
+            grads.add_with(weight, || {
+                let (gradient, done) = self.weight_gradient(which, deltas, &learns)?;
+                all += done;
+                Ok(gradient)
+            })?;
         }
-        Ok(())
+        Ok(all)
     }
 
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {

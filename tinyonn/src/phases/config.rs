@@ -145,7 +145,6 @@ impl RunConfig {
             ("pretrain.batch", self.pretrain.batch),
             ("router.batch", self.router.batch),
             ("smk.batch", self.smk.batch),
-            ("smk.min_k", self.smk.min_k),
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(Error::setting(*name, "is 0", "use 1 or more"));
@@ -155,8 +154,7 @@ impl RunConfig {
             let problem = format!("sequences of {} tokens leave none to predict behind the first {first}", self.length);
             return Err(Error::setting("length", problem, format!("use {} or more", first + 1)));
         }
-        self.smk.memory.check("smk.memory", self.smk.batch)?;
-        self.smk.optimizer.check("smk.optimizer")?;
+        self.smk.check("smk", &variant.spec)?;
         if self.model.is_none() {
             self.pretrain.memory.check("pretrain.memory", self.pretrain.batch)?;
             self.pretrain.optimizer.check("pretrain.optimizer")?;

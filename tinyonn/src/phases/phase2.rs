@@ -7,7 +7,7 @@ use super::continuation::LeftByPhase1;
 use super::dense::CHECKPOINT;
 use super::prepared::Prepared;
 use super::run::{LossesNow, Run};
-use super::summary::{self, SmkFigures, Summary};
+use super::summary::{self, RankCorrelation, SmkFigures, Summary};
 use crate::Result;
 use crate::checkpoint::{self, ParamStore};
 use crate::imaging::Labels;
@@ -63,6 +63,8 @@ pub struct Phase2 {
     pub updated_share: f64,
     /// After SMK.
     pub losses: LossesNow,
+    /// Of slices.
+    pub rank_correlation: Option<RankCorrelation>,
 }
 
 impl Phase2 {
@@ -75,6 +77,7 @@ impl Phase2 {
         SmkFigures {
             updated_share: self.updated_share,
             load: load.figures(&run.variant.spec),
+            surprise_rank_correlation: self.rank_correlation,
             routed: routed.mean,
             all_active: all_active.mean,
             by_task: [("routed", routed), ("all_active", all_active)].map(|(n, l)| (n.to_owned(), by_task(l))).into(),
@@ -97,13 +100,16 @@ impl Run<'_> {
     ) -> Result<Phase2> {
         watch.stage("smk");
         checkpoint::grow_deltas(store, &self.dense.cfg, &self.variant.spec)?;
+        let before = self.rank_correlation(store, labels)?;
         let outcome = self.smk(store, labels, checkpoints)?;
         checkpoint::prune_deltas(store)?;
         self.dense.round(store)?;
         watch.stage("evaluate");
         let losses = self.losses(store, labels)?;
+        let after = self.rank_correlation(store, labels)?;
+        let rank_correlation = before.zip(after).map(|(before, after)| RankCorrelation { before, after });
         watch.stage("write");
         self.write(store, &self.config.out.join(CHECKPOINT), ActiveMode::Routed, Some(labels))?;
-        Ok(Phase2 { updated_share: outcome.updated_share, losses })
+        Ok(Phase2 { updated_share: outcome.updated_share, losses, rank_correlation })
     }
 }

@@ -103,7 +103,7 @@ pub struct PlannedTraining {
     pub tokens: u64,
     /// Weights that learn.
     pub learning: usize,
-    /// Bytes of all weights, and of gradients and moments of those that learn.
+    /// Bytes of all weights, and of gradients (twice, where each micro-batch chooses by its own) and moments of those that learn.
     pub weights: u64,
     /// Bytes that the passes of one part of a batch keep.
     pub values: u64,
@@ -118,17 +118,18 @@ impl PlannedTraining {
         cfg: &Arch,
         [learning, all]: [usize; 2],
         (optimizer, memory): (&OptimizerConfig, &Memory),
-        look: u64,
+        (look, apart): (u64, bool),
     ) -> Self {
         // With looks at held-out text the best masters so far are kept, f32.
         let best = if look > 0 { 4 } else { 0 };
+        let apart = if apart { memory.gradients.dtype().size_in_bytes() as u64 } else { 0 };
         let frozen = (all - learning) as u64 * memory.weights.dtype().size_in_bytes() as u64;
         Self {
             name,
             steps,
             tokens: (batch * length) as u64,
             learning,
-            weights: learning as u64 * (memory.bytes_a_weight(optimizer.rule) + best) + frozen,
+            weights: learning as u64 * (memory.bytes_a_weight(optimizer.rule) + best + apart) + frozen,
             values: memory.values(cfg, (batch / memory.micro_batches * length) as u64),
             state: learning as u64 * (memory.bytes_a_weight_on_disk(optimizer.rule) + best),
         }
@@ -217,7 +218,8 @@ impl Plan {
             let of = &config.pretrain;
             let name = ("pretraining", of.steps, of.batch, config.length);
             let count = cfg.parameters();
-            trainings.push(PlannedTraining::new(name, cfg, [count, count], (&of.optimizer, &of.memory), of.look));
+            let look = (of.look, false);
+            trainings.push(PlannedTraining::new(name, cfg, [count, count], (&of.optimizer, &of.memory), look));
         }
         let params = variant_params(cfg, variant)?;
         let weights = |of: &dyn Fn(&Param) -> bool| {
@@ -230,7 +232,8 @@ impl Plan {
             let learning = weights(&|param| param.role == role || (of.routers && param.role == Role::Router));
             let name = ("Surprise Min-K", of.steps, of.batch, config.length);
             let counts = [learning, weights(&|_| true)];
-            trainings.push(PlannedTraining::new(name, cfg, counts, (&of.optimizer, &of.memory), of.look));
+            let apart = of.choice(&variant.spec).rule.keeps_parts_apart(of.memory.micro_batches);
+            trainings.push(PlannedTraining::new(name, cfg, counts, (&of.optimizer, &of.memory), (of.look, apart)));
         }
         let mut by_role: Vec<(Role, usize)> = Vec::new();
         for param in params.iter().filter(|param| !matches!(param.role, Role::Partition | Role::Delta | Role::Repair)) {

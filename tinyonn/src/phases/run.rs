@@ -20,11 +20,11 @@ use crate::imaging::{
 };
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{LoadFigures, LoadMeter, RoutePer, Variant};
+use crate::moe::{ExpertsAre, LoadFigures, LoadMeter, RoutePer, Variant};
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::evaluate::evaluate_load;
 use crate::train::smk::SmkOutcome;
-use crate::train::{Checkpoints, Losses, evaluate, train_smk};
+use crate::train::{Checkpoints, Losses, evaluate, rank_correlations, train_smk};
 use crate::{Error, Result};
 
 /// In the folder of a run, what SMK logged.
@@ -365,6 +365,19 @@ impl Run<'_> {
             MetricsLog::copy(&path, &place)?;
         }
         Ok(outcome)
+    }
+
+    /// How nearly both forms of surprise rank the experts that a micro-batch of Surprise Min-K is routed to alike, mean over the layers where several
+    /// are active; `None` without such a layer, and of replicas.
+    pub(super) fn rank_correlation(&self, store: &ParamStore, labels: &Labels) -> Result<Option<f64>> {
+        if self.variant.spec.experts_are == ExpertsAre::Replicate {
+            return Ok(None);
+        }
+        let (batches, smk) = (self.smk_batches()?, &self.config.smk);
+        let text = (&batches, smk.batch / smk.memory.micro_batches);
+        let layers = rank_correlations((store, &self.dense.cfg, self.variant), &Self::routed(labels), text)?;
+        let known: Vec<f64> = layers.into_iter().flatten().collect();
+        Ok((!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64))
     }
 
     pub(super) fn corpus_figures(&self) -> CorpusFigures {

@@ -176,6 +176,18 @@ pub struct SmkFigures {
     pub by_task: BTreeMap<String, BTreeMap<String, f64>>,
     /// How much work each expert was given, routed, after SMK.
     pub load: LoadFigures,
+    /// How nearly the two forms of surprise rank the experts of slices alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub surprise_rank_correlation: Option<RankCorrelation>,
+}
+
+/// Spearman's ρ of the surprises `token` and `exact` over the active experts, on the first micro-batch of the training text; mean over layers.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct RankCorrelation {
+    /// Of the experts before SMK.
+    pub before: f64,
+    /// Of the same, after.
+    pub after: f64,
 }
 
 /// Writes figures as pretty JSON, whole or not at all.

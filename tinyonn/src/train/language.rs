@@ -2,15 +2,17 @@
 //! memory asks for, one forward and one backward pass each.
 //!
 //! Gradients of the parts add up, and so does load; which experts learn is joined over them (DESIGN §4). `surprise = exact` decides behind
-//! the last part, by the sums.
+//! the last part, by the sums, or behind each, by its own.
 
 use candle_core::Tensor;
 
 use super::{Gradient, Memory, TrainState};
 use crate::Result;
 use crate::data::Sampler;
-use crate::decoder::{Answers, Ask, CausalLm, FeedForward, InTraining, Keep, Learn, Pass, Trace};
+use crate::decoder::smk_rule::Surprise;
+use crate::decoder::{Answers, Ask, CausalLm, Experts, FeedForward, InTraining, Keep, Learn, Pass, Smk, Trace};
 use crate::interrupt::Interrupt;
+use crate::ops::Grads;
 
 /// What a step reads, and how.
 pub struct TextGradient<'a, F> {
@@ -20,10 +22,8 @@ pub struct TextGradient<'a, F> {
     pub sampler: &'a Sampler<'a>,
     /// How; the tasks of a batch are added.
     pub pass: Pass,
-    /// Who learns.
+    /// Who learns; the seed of a choice of experts is that of each part.
     pub learn: Learn,
-    /// `surprise = exact`: of each layer's experts the so many whose whole gradient is least learn.
-    pub exact: Option<usize>,
     /// The first positions of every row, which are read and not scored: what a shared decision reads.
     pub open: usize,
     /// In how many parts, and what is kept between the passes.
@@ -42,7 +42,7 @@ impl<F: FeedForward> TextGradient<'_, F> {
     /// Puts the gradient of the step that `state` is at into its place; `None` if it was asked to stop before that was whole.
     ///
     /// # Errors
-    /// A batch that is not cut into equal parts; what the model reports.
+    /// A batch that is not cut into equal parts; a choice of experts that cannot be made over them; what the model reports.
     pub fn descend(&self, state: &mut TrainState) -> Result<Option<Gradient>> {
         let asked = || self.interrupt.is_some_and(|interrupt| interrupt.requested().is_some());
         // Who asked before it began has this step still.
@@ -55,6 +55,14 @@ impl<F: FeedForward> TextGradient<'_, F> {
         let counted = batch.counted.chunks_exact(t).map(|row| row[open..].iter().filter(|counted| **counted).count());
         let share = 1.0 / counted.sum::<usize>().max(1) as f64;
         let keep = if self.memory.recompute { Keep::Inputs } else { Keep::All };
+        let smk = match &self.learn.experts {
+            Experts::Smk(smk) => Some(smk),
+            Experts::All | Experts::Mask(_) => None,
+        };
+        smk.map_or(Ok(()), |smk| smk.rule.check("smk.rule", parts))?;
+        let exact = smk.filter(|smk| smk.rule.surprise == Surprise::Exact);
+        let apart = exact.filter(|smk| smk.rule.keeps_parts_apart(parts));
+        let mut own = apart.map(|_| state.grads.like()).transpose()?;
         let mut sum: Option<Gradient> = None;
         for part in 0..parts {
             if part > 0 && asked() && !asked_before {
@@ -74,22 +82,39 @@ impl<F: FeedForward> TextGradient<'_, F> {
             let loss = (forward.losses.narrow(1, open, t - open)?.sum_all()? * share)?;
             let scored = Tensor::full(share as f32, (rows, t - open), forward.losses.device())?;
             let dlosses = if open == 0 { scored } else { scored.pad_with_zeros(1, open, 0)? };
-            let answers = self.model.backward(forward.saved, &dlosses, &self.learn, &mut state.grads)?;
-            let own = gradient(loss, &forward.traces, answers);
+            let learn = match smk {
+                Some(smk) => Learn { experts: Experts::Smk(Smk { seed: seed(), ..*smk }), ..self.learn.clone() },
+                None => self.learn.clone(),
+            };
+            let grads = own.as_mut().unwrap_or(&mut state.grads);
+            let answers = self.model.backward(forward.saved, &dlosses, &learn, grads)?;
+            let mut part = gradient(loss, &forward.traces, answers);
+            if let (Some(smk), Some(own)) = (apart, &mut own) {
+                self.keep_winners(&Smk { seed: seed(), ..*smk }, &mut part, own)?;
+                state.grads.add(own)?;
+                own.begin();
+            }
             sum = Some(match &sum {
-                Some(sum) => joined(sum, &own)?,
-                None => own,
+                Some(sum) => joined(sum, &part)?,
+                None => part,
             });
         }
         let Some(mut sum) = sum else { return Ok(None) };
-        if let Some(k) = self.exact {
-            // Where all are active there is no load.
-            for (at, layer) in self.model.model().layers().iter().enumerate() {
-                let min_k = layer.mlp().keep_least(k, sum.load.get(at), &mut state.grads)?;
-                sum.learners.extend(min_k.map(|min_k| [min_k.learn_n, min_k.active_n]));
-            }
+        if let Some(smk) = exact.filter(|_| apart.is_none()) {
+            let seed = self.sampler.seed_at(state.step, 0);
+            self.keep_winners(&Smk { seed, ..*smk }, &mut sum, &mut state.grads)?;
         }
         Ok(Some(sum))
+    }
+
+    /// Of gradients that are all formed, those of the winners.
+    fn keep_winners(&self, smk: &Smk, gradient: &mut Gradient, grads: &mut Grads) -> Result<()> {
+        for (at, layer) in self.model.model().layers().iter().enumerate() {
+            // Where all are active there is no load.
+            let min_k = layer.mlp().keep_winners(smk, gradient.load.get(at), grads)?;
+            gradient.learners.extend(min_k.map(|min_k| [min_k.learn_n, min_k.active_n]));
+        }
+        Ok(())
     }
 }
 

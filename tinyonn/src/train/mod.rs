@@ -19,6 +19,7 @@ mod router_tuning;
 pub mod schedule;
 pub mod smk;
 pub mod state;
+pub mod surprise_forms;
 pub mod trainer;
 pub mod windows;
 
@@ -39,5 +40,6 @@ pub use router_tuning::Model;
 pub use schedule::Schedule;
 pub use smk::{SmkConfig, train_smk};
 pub use state::{Slot, TrainState};
+pub use surprise_forms::rank_correlations;
 pub use trainer::{Adjust, Descend, Gradient, Rule, Said, Verdict, Watch, train};
 pub use windows::{Windows, document_losses};

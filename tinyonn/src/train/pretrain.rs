@@ -121,7 +121,6 @@ pub fn pretrain(
         sampler,
         pass: Pass::all(),
         learn: Learn::default(),
-        exact: None,
         open: 0,
         memory: config.memory,
         interrupt: checkpoints.map(|checkpoints| &checkpoints.interrupt),

@@ -1,6 +1,7 @@
-//! Phase 2, Surprise Min-K: of the experts a batch was routed to, only the `min_k` with the smallest surprise learn.
+//! Phase 2, Surprise Min-K: of the experts a batch was routed to, only the `min_k` with the smallest surprise learn. [`SmkRule`] has its forms, and the
+//! baselines that it is held against.
 //!
-//! The surprise of expert n over a batch is known before any weight gradient:
+//! The surprise of expert n over a batch is known before any weight gradient (`surprise = token`):
 //! S_n = √( Σ over its tokens t and neurons i of S²(t, i) / (tokens × width) ), S²(t, i) = ‖δ_y‖² (c h)² + (δ_g² + δ_u²) ‖x‖².
 //! (Without the division load alone would decide.) Losers' weight gradients are never formed, and losers
 //! *skip* their step: no momentum, no decay, no step count (DESIGN §4). Experts without a token do not compete. The rate is constant
@@ -27,7 +28,8 @@ use super::{
 };
 use crate::checkpoint::{Param, ParamStore, Role, variant_params};
 use crate::data::{Sampler, TokenSet};
-use crate::decoder::{Active, Experts, Learn, Pass, PathTable};
+use crate::decoder::smk_rule::{Per, Select, Surprise};
+use crate::decoder::{Active, Experts, Learn, Pass, PathTable, Smk, SmkRule};
 use crate::metrics::MetricsLog;
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::{Balance, ExpertsAre, LoadFigures, MoeLayer, MoeSpec, balance};
@@ -42,8 +44,10 @@ pub struct SmkConfig {
     pub steps: u64,
     /// Sequences a step.
     pub batch: usize,
-    /// Experts of a layer that learn in a step; as many as are active or more is `all`.
+    /// Experts of a layer, or of a group, that learn in a step; as many as compete or more is `all`.
     pub min_k: usize,
+    /// By what they are chosen, and what becomes of the others.
+    pub rule: SmkRule,
     /// Whether routers learn too: by the gates' gradients (`gate = scaled` or `straight_through`) and their auxiliary losses.
     pub routers: bool,
     /// Steps over which the rate rises from zero.
@@ -65,6 +69,7 @@ impl SmkConfig {
         steps: 300,
         batch: 8,
         min_k: 25,
+        rule: SmkRule::DEFAULT,
         routers: false,
         warmup: 0,
         schedule: Schedule::Constant,
@@ -72,6 +77,34 @@ impl SmkConfig {
         optimizer: OptimizerConfig { rate: 5e-4, decay: 0.0, ..OptimizerConfig::DEFAULT },
         memory: Memory::DEFAULT,
     };
+
+    /// The choice that a variant's steps make: replicas' surprise is known only by their whole gradients.
+    #[must_use]
+    pub fn choice(&self, spec: &MoeSpec) -> Smk {
+        let surprise = match spec.experts_are {
+            ExpertsAre::Slice => self.rule.surprise,
+            ExpertsAre::Replicate => Surprise::Exact,
+        };
+        Smk { min_k: self.min_k, rule: SmkRule { surprise, ..self.rule }, seed: 0 }
+    }
+
+    /// Refuses what could only fail; `key` is where it stands in the settings.
+    ///
+    /// # Errors
+    /// A `min_k` of zero; a rule that the variant's experts or the micro-batches cannot follow; an optimizer or a memory that cannot be.
+    pub fn check(&self, key: &str, spec: &MoeSpec) -> Result<()> {
+        if self.min_k == 0 {
+            return Err(Error::setting(format!("{key}.min_k"), "is 0, and no expert would learn", "use 1 or more"));
+        }
+        self.memory.check(&format!("{key}.memory"), self.batch)?;
+        self.optimizer.check(&format!("{key}.optimizer"))?;
+        self.choice(spec).rule.check(&format!("{key}.rule"), self.memory.micro_batches)?;
+        if self.rule.per == Per::Group && spec.levels.len() == 1 {
+            let problem = format!("is group, and the choices of the one level of `{}` are single experts", spec.name);
+            return Err(Error::setting(format!("{key}.rule.per"), problem, "use layer"));
+        }
+        Ok(())
+    }
 }
 
 impl Default for SmkConfig {
@@ -92,7 +125,8 @@ pub struct SmkOutcome {
 /// With `checkpoints` it goes on behind the last state of the same training, the log as well ([`Checkpoints`]).
 ///
 /// # Errors
-/// A `min_k` of zero; a state of other settings; [`Error::Interrupted`]; a loss or gradient that is no finite number; whatever the model or the log reports.
+/// Settings that cannot be ([`SmkConfig::check`]); `min_load` where all experts are active, and so equally loaded; a state of other settings;
+/// [`Error::Interrupted`]; a loss or gradient that is no finite number; whatever the model or the log reports.
 ///
 /// ```
 /// use candle_core::Device;
@@ -134,14 +168,15 @@ pub fn train_smk(
     log: &mut MetricsLog,
     checkpoints: Option<&Checkpoints>,
 ) -> Result<SmkOutcome> {
-    if config.min_k == 0 {
-        return Err(Error::setting("smk.min_k", "is 0, and no expert would learn", "use 1 or more"));
-    }
-    config.memory.check("smk.memory", config.batch)?;
     let (routers, spec) = (config.routers, &variant.spec);
-    let (experts, role) = match spec.experts_are {
-        ExpertsAre::Slice => (Experts::MinK(config.min_k), Role::Expert),
-        ExpertsAre::Replicate => (Experts::All, Role::Delta),
+    config.check("smk", spec)?;
+    if config.rule.select == Select::MinLoad && matches!(routed.active, Active::All) {
+        let problem = "is min_load, and where all experts are active all have the same load";
+        return Err(Error::setting("smk.rule.select", problem, "use random_k, or a routed pass"));
+    }
+    let role = match spec.experts_are {
+        ExpertsAre::Slice => Role::Expert,
+        ExpertsAre::Replicate => Role::Delta,
     };
     let mut params = variant_params(cfg, variant)?;
     params.retain(|param| param.role == role || (routers && param.role == Role::Router));
@@ -171,8 +206,7 @@ pub fn train_smk(
         model: model.lm(),
         sampler,
         pass: routed.clone(),
-        learn: Learn { experts, routers, image: None },
-        exact: (role == Role::Delta).then_some(config.min_k),
+        learn: Learn { experts: Experts::Smk(config.choice(spec)), routers, image: None },
         open,
         memory: config.memory,
         interrupt: checkpoints.map(|checkpoints| &checkpoints.interrupt),
