@@ -215,7 +215,7 @@ fn every_partition_goes_all_the_way(
         length: 16,
         batch: 4,
         tokens: 400,
-        share: Shard::default(),
+        shard: Shard::default(),
         grad_site: GradSite::Weight,
         form: Form::default(),
         scan_file: None,
