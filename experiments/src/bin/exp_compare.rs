@@ -27,7 +27,7 @@ use tinyonn::{Error, Result};
   exp_compare                                               the whole of it (under 30 minutes on two cores, and six pretrainings)
   exp_compare --quick                                       a first look, some minutes
   exp_compare --config mine.toml --out runs/mine            results in runs/mine/RESULTS.md
-  exp_compare --out shared/runs --shard $SLURM_ARRAY_TASK_ID/8   one of eight, into a folder that all see; then
+  exp_compare --out shared/runs --shard 0/8                 one of eight machines, into a folder that all see; then
   exp_compare --out shared/runs                             without it: what a shard has left, and the results
 
 A TOML file for --config has the keys that OUT/compare.json shows, for example:
