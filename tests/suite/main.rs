@@ -53,6 +53,7 @@ mod resume;
 mod router_cost;
 mod router_fit;
 mod routing;
+mod send_sync;
 mod settings;
 mod slots;
 mod smk;

@@ -7,6 +7,7 @@ use crate::signal::Signal;
 
 /// What went wrong, where, and the remedy.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused a file or folder.
     #[error("{path}: {source}; {remedy}", path = path.display(), remedy = remedy(source.kind()))]

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// What asked a program to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Signal {
     /// SIGINT: Ctrl-C.
     Interrupt,

@@ -77,7 +77,7 @@ impl Cell {
             }
             LabelSource::By(score, _) if !score.is_standardised() => plain,
             LabelSource::By(score, _) if !score.reads_surprise() => Self { form: self.form, ..plain },
-            LabelSource::By(..) => self.clone(),
+            _ => self.clone(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 use tempfile::tempdir;
-use tinyonn::checkpoint::export::ExportFormat::{Dense, Qwen3Moe, TinyOnn};
+use tinyonn::checkpoint::export::ExportFormat::{Qwen3Moe, TinyOnn};
 use tinyonn::checkpoint::export::load_qwen3_moe;
 use tinyonn::checkpoint::load_model;
 use tinyonn::model::ActiveMode::{All, Routed};
@@ -34,7 +34,7 @@ fn logits(case: &Case, dir: &Path) -> Vec<(&'static str, Tensor)> {
             let model = load_qwen3_moe(dir, &CPU).unwrap();
             vec![("own", model.logits(&ids, &model.active().pass()).unwrap())]
         }
-        Dense => vec![("own", load_model(dir, &CPU, None).unwrap().logits(&ids, &All.pass()).unwrap())],
+        _ => vec![("own", load_model(dir, &CPU, None).unwrap().logits(&ids, &All.pass()).unwrap())],
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{Error, Result, files};
 
 /// The answer to one item: figures alone, none of its text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Answer {
     /// The item's number in the file.
     pub item: u64,

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 
 /// The figures of a task. Intervals are 95 % percentile bootstraps over items.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct TaskFigures {
     /// As the task's config.json calls it.
     pub task: String,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Which choice is the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Metric {
     /// `acc_raw`: that of the highest ℓ, its log-likelihood.
     Sum,

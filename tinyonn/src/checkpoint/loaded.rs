@@ -13,6 +13,7 @@ use crate::moe::{LoadMeter, MoeSpec, Pfag, RoutePer};
 use crate::{Error, Result};
 
 /// A dense model or one of routed experts, frozen.
+#[non_exhaustive]
 pub enum LoadedModel {
     /// A plain decoder.
     Dense(CausalLm<Mlp>),

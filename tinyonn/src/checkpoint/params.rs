@@ -15,6 +15,7 @@ pub(super) const HEAD: &str = "lm_head.weight";
 /// What a parameter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Role {
     /// The token embedding.
     Embedding,

@@ -61,6 +61,7 @@ pub fn variant_params(config: &Arch, variant: &Variant) -> Result<Vec<Param>> {
 
 /// The weights of a model of a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct VariantParameters {
     /// What the mixtures of all layers add to the dense model: routers, and the biases of their load.
     pub routers: usize,

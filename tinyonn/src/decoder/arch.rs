@@ -18,6 +18,7 @@ use crate::{Error, Result, ops};
 
 /// Which projections of an attention have a bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionBias {
     /// None.
     #[default]

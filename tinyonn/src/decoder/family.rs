@@ -7,6 +7,7 @@ use super::arch::AttentionBias;
 
 /// A family of dense decoders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Family {
     /// Qwen3: queries and keys are normalised.
     Qwen3,

@@ -9,6 +9,7 @@ use crate::Result;
 
 /// How the rates of rotary positions are changed so that a model reads further than it was trained to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// Not at all.
     #[default]

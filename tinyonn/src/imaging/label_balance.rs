@@ -21,6 +21,7 @@ use crate::moe::{MoeSpec, select};
 /// Whether labels share the experts out evenly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum LabelBalance {
     /// Each task takes its best, whoever else does.
     #[default]

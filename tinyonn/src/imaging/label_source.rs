@@ -13,6 +13,7 @@ use crate::{Error, Result};
 /// `random`, or `oracle`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
 pub enum LabelSource {
     /// By the score of the scan.
     By(Score, How),
@@ -24,6 +25,7 @@ pub enum LabelSource {
 
 /// How a score is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum How {
     /// Each task takes its best.
     Best,

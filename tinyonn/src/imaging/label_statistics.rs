@@ -9,6 +9,7 @@ use crate::moe::MoeSpec;
 
 /// How much the labels say.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LabelStatistics {
     /// Tasks.
     pub tasks: usize,
@@ -24,6 +25,7 @@ pub struct LabelStatistics {
 
 /// How much the labels of one layer say.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LayerStatistics {
     /// Different paths among the tasks.
     pub distinct_paths: usize,

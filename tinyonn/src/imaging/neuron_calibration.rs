@@ -17,6 +17,7 @@ use crate::{Error, Result};
 /// How the gate's choice is bounded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Choose {
     /// By one threshold a layer, which meets the share on average over calibration text.
     #[default]

@@ -52,6 +52,7 @@ pub struct ScanFile<'a> {
 /// One reading of one text, or of a shard of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ScanPart {
     /// The SHA-256 of the corpus.
     pub corpus: String,
@@ -89,6 +90,7 @@ struct Record {
 
 /// A scan with what it was made from.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct StoredScan {
     /// The sums.
     pub scan: NeuronScan,

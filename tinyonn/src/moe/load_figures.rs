@@ -19,6 +19,7 @@ use crate::decoder::PathTable;
 
 /// The load of all layers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LoadFigures {
     /// By layer.
     pub layers: Vec<LayerLoad>,

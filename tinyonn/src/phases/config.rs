@@ -207,6 +207,7 @@ pub(super) fn hidden_act(variant: &Variant) -> &str {
 /// Whose path a router learns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum LabelUnit {
     /// Its task's.
     #[default]

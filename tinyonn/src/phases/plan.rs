@@ -25,6 +25,7 @@ use crate::train::{Memory, OptimizerConfig};
 
 /// What a run would do, in numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Plan {
     /// The tasks, and the tokens of their training, validation and test texts, of the last as many as are read; none of a model on paper,
     /// which has no tokenizer.
@@ -45,6 +46,7 @@ pub struct Plan {
 
 /// A stage of a plan in which no weight of the model learns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PlannedStage {
     /// Its name.
     pub name: &'static str,
@@ -94,6 +96,7 @@ fn fit_bytes(d: u64, rows: u64) -> u64 {
 
 /// A training of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct PlannedTraining {
     /// Its name.
     pub name: &'static str,

@@ -36,6 +36,7 @@ const DRAWS: u64 = 3;
 
 /// The sparse model against the dense one on test text, all active, after writing it and reading it back.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LosslessFigures {
     /// The largest difference of two logits.
     pub max_abs_diff: f64,
@@ -62,6 +63,7 @@ pub struct Run<'a> {
 }
 
 /// Losses on the test split, at one time.
+#[non_exhaustive]
 pub struct LossesNow {
     /// Every expert takes part.
     pub all_active: Losses,

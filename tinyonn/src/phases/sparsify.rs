@@ -42,6 +42,7 @@ pub enum Shares {
 /// What a unit of a neuron's h is taken to be worth where neurons are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Worth {
     /// The norm of its row of W_d: how far it moves the stream.
     Norm,
@@ -214,6 +215,7 @@ impl SparsifyConfig {
 
 /// What came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SparsifySummary {
     /// The settings.
     pub settings: SparsifyConfig,

@@ -17,6 +17,7 @@ use crate::{Error, Result, files};
 
 /// All figures of [`super::phase2()`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Summary {
     /// Up to routers that are fitted, experts frozen.
     #[serde(flatten)]
@@ -27,6 +28,7 @@ pub struct Summary {
 
 /// All figures of [`super::phase1()`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Phase1Summary {
     /// The declared variant.
     pub variant: String,
@@ -165,6 +167,7 @@ pub struct LoadStages {
 
 /// What SMK did; losses on the test split, in nats a token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SmkFigures {
     /// Learners among active experts, mean over steps and layers.
     pub updated_share: f64,

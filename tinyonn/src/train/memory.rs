@@ -13,6 +13,7 @@ use crate::{Error, Result};
 /// A type of floating-point numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Precision {
     /// 24 bits of mantissa.
     #[default]

@@ -12,6 +12,7 @@ use crate::{Error, Result};
 /// The rule of an update; the formulas are those of [`crate::ops::adamw()`], [`crate::ops::sgd()`] and [`crate::ops::lion()`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum UpdateRule {
     /// Loshchilov and Hutter (2019): two moments, reads every constant.
     #[default]

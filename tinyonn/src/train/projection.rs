@@ -23,6 +23,7 @@ use crate::{Error, Result, random};
 /// `project = identity` has none, `project = random` keeps what was drawn when the model was upcycled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Projection {
     /// Linear discriminant analysis of the tasks.
     #[default]

@@ -17,6 +17,7 @@ use crate::{Error, Result};
 
 /// Accuracy of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LevelAccuracy {
     /// By level, from the root.
     pub accuracy: Vec<f64>,
@@ -28,6 +29,7 @@ pub struct LevelAccuracy {
 
 /// Accuracy of all layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RouterAccuracy {
     /// By layer.
     pub layers: Vec<LevelAccuracy>,

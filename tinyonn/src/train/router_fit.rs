@@ -42,6 +42,7 @@ pub struct RouterFitConfig {
 
 /// What finds the parameters of Gaussian routers; the others have the gradient alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum FitBy {
     /// The closed form.
     #[serde(rename = "gda")]

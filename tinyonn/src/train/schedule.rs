@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How the rate goes on behind its rise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Schedule {
     /// It stays.
     Constant,

@@ -115,6 +115,7 @@ impl Default for SmkConfig {
 
 /// What the training did.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SmkOutcome {
     /// Learners among active experts, mean over steps and layers.
     pub updated_share: f64,

@@ -73,6 +73,7 @@ pub use qwen3_moe_folder::load_qwen3_moe;
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum ExportFormat {
     /// The dense model.
     #[serde(rename = "dense")]

@@ -11,6 +11,7 @@ use crate::Result;
 
 /// The type of a tensor, of those that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum GgmlType {
     /// 32 bits.
     F32,
