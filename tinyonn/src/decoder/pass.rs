@@ -193,7 +193,8 @@ impl Learn {
     pub fn answers(&self, layer: usize, seen: &MlpBackward<'_>) -> Result<Answers> {
         let mut answers = Answers::default();
         match self.image.as_deref() {
-            None => {}
+            // Surprises are those of experts: who has some answers.
+            None | Some(ImageAsk::Surprises) => {}
             Some(ImageAsk::Sums { counted_t, site, experts, scales }) => {
                 let imaging = Imaging { site: *site, experts: experts.get(layer), scale: scales.get(layer).copied() };
                 answers.sums = Some(ops::image_moments(seen, counted_t, &imaging)?);
@@ -207,8 +208,6 @@ impl Learn {
             Some(ImageAsk::Sensitivity { counted_t }) => {
                 answers.sensitivity = Some(ops::squared_sensitivity(seen, counted_t)?);
             }
-            // Who has experts answers.
-            Some(ImageAsk::Surprises) => {}
             Some(ImageAsk::Dump(experts)) => {
                 let [a_ti, s_ti] = ops::activation_and_surprise(seen)?;
                 answers.dump = Some([experts[layer].norms(&a_ti)?, experts[layer].norms(&s_ti)?]);

@@ -68,7 +68,7 @@ pub fn rank_correlations(
 pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
     let (a, b) = (ranks(a), ranks(b));
     // Of ranks from 1 to n, whatever is shared.
-    let mean = (a.len() as f64 + 1.0) / 2.0;
+    let mean = f64::midpoint(1.0, a.len() as f64);
     let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
     let spread = (product(&a, &a) * product(&b, &b)).sqrt();
     (spread > 0.0).then(|| product(&a, &b) / spread)
@@ -78,7 +78,7 @@ pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
 fn ranks(values: &[f64]) -> Vec<f64> {
     let rank = |own: &f64| {
         let count = |of: std::cmp::Ordering| values.iter().filter(|other| other.total_cmp(own) == of).count() as f64;
-        count(std::cmp::Ordering::Less) + (count(std::cmp::Ordering::Equal) + 1.0) / 2.0
+        count(std::cmp::Ordering::Less) + f64::midpoint(1.0, count(std::cmp::Ordering::Equal))
     };
     values.iter().map(rank).collect()
 }
