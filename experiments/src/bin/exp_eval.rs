@@ -186,7 +186,7 @@ fn shares(settings: &Settings) -> Result<Vec<usize>> {
     }
     let percent = |share: &f64| {
         let percent = (100.0 * share).round();
-        if *share > 0.0 && percent >= 1.0 && percent <= 100.0 && (100.0 * share - percent).abs() < 1e-6 {
+        if (1.0..=100.0).contains(&percent) && (100.0 * share - percent).abs() < 1e-6 {
             return Ok(percent as usize);
         }
         let remedy = "give shares like 0.25, in whole percents, of more than 0 and at most 1";
@@ -204,9 +204,8 @@ fn at_shares(opened: Vec<Opened>, percents: &[usize]) -> Result<Vec<Opened>> {
         let problem = "no checkpoint has routers that could take another share";
         return Err(Error::setting("--active-share", problem, "name a variant of routed experts, or leave it out"));
     }
-    let of = |one: Opened| match one.takes_shares {
-        true => percents.iter().map(|percent| one.at(*percent)).collect(),
-        false => vec![one],
+    let of = |one: Opened| {
+        if one.takes_shares { percents.iter().map(|percent| one.at(*percent)).collect() } else { vec![one] }
     };
     Ok(opened.into_iter().flat_map(of).collect())
 }
