@@ -64,12 +64,15 @@ pub fn run(bench: impl Fn(&mut Criterion, &Device) -> Result<()>) -> Result<()> 
     Ok(())
 }
 
+/// An iteration on a device, which says how long it took.
+type Iteration<'a> = dyn FnMut(&Device) -> Result<Duration> + 'a;
+
 /// One side of a comparison.
 pub struct Side<'a> {
     /// Its name within the group.
     pub name: &'static str,
     /// The time of one iteration.
-    iteration: Box<dyn FnMut(&Device) -> Result<Duration> + 'a>,
+    iteration: Box<Iteration<'a>>,
 }
 
 impl<'a> Side<'a> {

@@ -2,6 +2,7 @@
 //! would download something or take minutes, each command line is read by its program's own parser. Rust blocks are doctests of the crate `tests`.
 #![cfg(unix)]
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -157,7 +158,7 @@ fn typed(page: &str) -> Result<(), String> {
             _ => continue,
         };
         let path = format!("PATH=$BOOK/{programs}:$BOOK/tools:$outer");
-        script += &format!("echo '== the block at line {line}' >&2\n{path}\n{text}\n");
+        writeln!(script, "echo '== the block at line {line}' >&2\n{path}\n{text}").unwrap();
     }
     let place = place();
     let mut shell = Command::new("/bin/bash");
