@@ -153,7 +153,7 @@ fn sparsifies(place: &Place) {
     for (from, words) in [
         ("plain --active-share 0.5", &["`active_share`", "is not what the run had"][..]),
         ("distilled", &["distilled already"]),
-        ("plain --data a=a.txt", &["`data`", "the text is not what it was"]),
+        ("plain --data a=b.txt --data b=a.txt", &["`data`", "the text is not what it was"]),
         (&model, &["has no summary.json", "exp_sparsify"]),
     ] {
         place.refused(SPARSIFY, &format!("--from {from} --distil 2 --out no"), words);
