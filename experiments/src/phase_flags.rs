@@ -15,7 +15,7 @@ pub struct PhaseFlags {
     /// The declared variant, by the name of its type [default: TinyOnn]
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// A task: any folder or file of text, or JSONL with a `text` field (repeatable); `toolchain` alone: text that comes with Rust
+    /// A task: any folder or file of text, or JSONL with a `text` or `messages` field (repeatable); `toolchain` alone: text that comes with Rust
     #[arg(long, value_name = "NAME=PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,

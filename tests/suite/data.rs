@@ -5,6 +5,7 @@
 
 mod answers;
 mod blanks;
+mod conversations;
 mod copies;
 mod corpora;
 mod formats;
@@ -18,6 +19,6 @@ use tinyonn::data::{Corpus, Document, Task};
 
 /// A corpus of one task from (id, text) pairs.
 fn corpus(name: &str, documents: &[(&str, &str)]) -> Corpus {
-    let documents = documents.iter().map(|(id, text)| Document { id: (*id).into(), text: (*text).into() }).collect();
+    let documents = documents.iter().map(|(id, text)| Document::new(*id, *text)).collect();
     Corpus { tasks: vec![Task { name: name.into(), documents }] }
 }

@@ -151,7 +151,8 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
         let pass = Pass { ask: Ask { load: active == ActiveMode::Routed, ..Ask::default() }, ..active.pass() };
         let (mut readings, mut tasks, mut share) = (Vec::new(), Vec::new(), 0.0);
         for (number, task) in corpus.tasks.iter().enumerate() {
-            let tokens = opened.tokenizer.encode_documents(&task.name, &task.documents)?;
+            let encoded = opened.tokenizer.encode_documents(&task.name, &task.documents)?;
+            let tokens: Vec<Vec<u32>> = encoded.into_iter().map(|document| document.tokens).collect();
             let end = opened.tokenizer.eos();
             let (losses, load) = document_losses(&model, &tokens, end, windows, &pass, &device)?;
             share += if active == ActiveMode::Routed { model.active_share(&load)? } else { 1.0 };
@@ -265,6 +266,10 @@ fn windows(settings: &Settings, opened: &[Opened]) -> Result<Windows> {
 
 fn corpus(settings: &Settings) -> Result<Corpus> {
     let mut corpus = text::corpus(&settings.data, 0)?;
+    if let Some(task) = corpus.tasks.iter().find(|task| task.documents.iter().any(|document| document.conversation)) {
+        let problem = format!("`{}` has conversations, whose bytes are not those that a model reads", task.name);
+        return Err(Error::setting("--data", problem, "give text: lines with a `text`"));
+    }
     if let Some(most) = settings.document_bytes {
         for document in corpus.tasks.iter_mut().flat_map(|task| &mut task.documents) {
             document.text.truncate(document.text.floor_char_boundary(most));

@@ -28,7 +28,7 @@ use tinyonn::phases::{RunConfig, Stages, plan};
   exp_phase1                                                on the default text
   exp_phase1 --quick                                        the same in a minute or two
   exp_phase1 --data toolchain                               real text: the sources, guides and manuals that come with Rust
-  exp_phase1 --data code=src --data prose=docs              tasks of your own: folders, files, or JSONL with a `text` field
+  exp_phase1 --data code=src --data prose=docs              tasks of your own: folders, files, or JSONL with a `text` or `messages` field
   exp_phase2 --from runs/phase1                             what follows
 
 A TOML file for --config has the keys that a run's config.json shows under `settings`; one file serves both phases:

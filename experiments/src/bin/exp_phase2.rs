@@ -27,7 +27,7 @@ use tinyonn::phases::{RunConfig, Stages, plan};
     after_help = "Examples:
   exp_phase2                                                everything, on the default text
   exp_phase2 --quick                                        the same in under a minute
-  exp_phase2 --data code=src --data prose=docs              tasks of your own: folders, files, or JSONL with a `text` field
+  exp_phase2 --data code=src --data prose=docs              tasks of your own: folders, files, or JSONL with a `text` or `messages` field
   exp_phase2 --data toolchain                               real text: the sources, guides and manuals that come with Rust
   exp_phase2 --model Qwen3-0.6B --variant TinyOnn --device cuda
   exp_phase2 --from runs/phase1                             goes on where exp_phase1 ended: Surprise Min-K alone

@@ -55,7 +55,7 @@ struct Settings {
     /// How a dense model's neurons are given to experts: contiguous, random, kmeans, coactivation, activation, sps, taylor [default: as the variant declares, or else contiguous]
     #[arg(long, value_name = "STRATEGY")]
     partition: Option<Partition>,
-    /// A task: any folder or file of text, or JSONL with a `text` field (repeatable) [default: the default text]
+    /// A task: any folder or file of text, or JSONL with a `text` or `messages` field (repeatable) [default: the default text]
     #[arg(long, value_name = "NAME=PATH", conflicts_with = "tokens")]
     data: Option<Vec<String>>,
     /// Token ids to dump: a safetensors file with input_ids [B, T], or a .json file like [[1, 2], [3, 4]]

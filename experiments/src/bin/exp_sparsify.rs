@@ -73,7 +73,7 @@ struct Settings {
     #[arg(long, value_name = "STEPS")]
     #[serde(skip)]
     distil: Option<u64>,
-    /// A kind of text: any folder or file of text, or JSONL with a `text` field (repeatable); `toolchain` alone: text that comes with Rust
+    /// A kind of text: any folder or file of text, or JSONL with a `text` or `messages` field (repeatable); `toolchain` alone: text that comes with Rust
     #[arg(long, value_name = "NAME=PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     data: Vec<String>,

@@ -40,7 +40,7 @@ fn long_words_and_blanks_at_the_end_are_encoded(#[case] text: String) {
 
 #[test]
 fn the_document_is_named_wherever_it_is_read() {
-    let document = |id: &str, text: String| Document { id: id.into(), text };
+    let document = |id: &str, text: String| Document::new(id, text);
     let documents =
         vec![document("fine", "a b".into()), document("page.txt#3", format!("a{}b c", " ".repeat(3_000_000)))];
     let corpus = Corpus { tasks: vec![Task { name: "web".into(), documents }] };

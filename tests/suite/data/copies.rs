@@ -12,10 +12,8 @@ use super::corpus;
 
 /// Documents whose texts are those of `kinds`.
 fn of_kinds(kinds: &[usize]) -> Corpus {
-    let document = |(at, kind): (usize, &usize)| Document {
-        id: at.to_string(),
-        text: format!("text {kind} ").repeat(1 + kind % 7),
-    };
+    let document =
+        |(at, kind): (usize, &usize)| Document::new(at.to_string(), format!("text {kind} ").repeat(1 + kind % 7));
     Corpus { tasks: vec![Task { name: "t".into(), documents: kinds.iter().enumerate().map(document).collect() }] }
 }
 

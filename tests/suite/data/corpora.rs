@@ -70,10 +70,8 @@ fn a_folder_without_sources_is_refused() {
 
 /// Texts that differ, of two bytes or more.
 fn of_sizes(sizes: &[usize]) -> Corpus {
-    let documents = sizes
-        .iter()
-        .enumerate()
-        .map(|(index, size)| Document { id: index.to_string(), text: format!("{index:x>size$}") });
+    let documents =
+        sizes.iter().enumerate().map(|(index, size)| Document::new(index.to_string(), format!("{index:x>size$}")));
     Corpus { tasks: vec![Task { name: "t".into(), documents: documents.collect() }] }
 }
 

@@ -124,7 +124,7 @@ fn a_path_may_hold_an_equals_sign() {
 #[case::empty_file("empty.txt", "task `t` finds no text here; name a folder")]
 #[case::empty_folder("empty", "task `t` finds no text here; name a folder")]
 #[case::bad_json("bad.jsonl", "line 2: expected value")]
-#[case::no_text("none.jsonl", "line 1: no field `text`; write one JSON object a line")]
+#[case::no_text("none.jsonl", "line 1: no field `text`, nor `messages`; write one JSON object a line")]
 #[case::text_is_a_number("number.jsonl", "line 1: `text` is not a string")]
 fn a_bad_input_is_named_with_its_remedy(#[case] path: &str, #[case] problem: &str) {
     let root = folder(&[

@@ -62,7 +62,7 @@ proptest! {
         batch in 1usize..6,
         most in prop_oneof![Just(usize::MAX), 1usize..600],
     ) {
-        let document = |(at, text): (usize, &String)| Document { id: at.to_string(), text: text.clone() };
+        let document = |(at, text): (usize, &String)| Document::new(at.to_string(), text.clone());
         let task = |(at, texts): (usize, &Vec<String>)| Task {
             name: format!("task{at}"),
             documents: texts.iter().enumerate().map(document).collect(),

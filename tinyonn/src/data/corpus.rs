@@ -10,8 +10,17 @@ use crate::files::Digest;
 pub struct Document {
     /// A name unique in its task: a relative path, with a part or line number where a file holds several documents.
     pub id: String,
-    /// The text.
+    /// The text; of a conversation its messages, as JSON.
     pub text: String,
+    /// Whether it is a conversation, which a model's template makes text of.
+    pub conversation: bool,
+}
+
+impl Document {
+    /// A text.
+    pub fn new(id: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { id: id.into(), text: text.into(), conversation: false }
+    }
 }
 
 /// The documents of one task.
@@ -62,7 +71,7 @@ impl Corpus {
     /// let corpus = |id: &str, text: &str| Corpus {
     ///     tasks: vec![Task {
     ///         name: "t".into(),
-    ///         documents: vec![Document { id: id.into(), text: text.into() }],
+    ///         documents: vec![Document::new(id, text)],
     ///     }],
     /// };
     /// assert_eq!(corpus("a", "bc").sha256(), corpus("a", "bc").sha256());
@@ -97,6 +106,9 @@ impl CorpusDigest {
     pub(super) fn document(&mut self, document: &Document) {
         self.0.text(&document.id);
         self.0.text(&document.text);
+        if document.conversation {
+            self.0.text("messages");
+        }
     }
 
     pub(super) fn hex(self) -> String {

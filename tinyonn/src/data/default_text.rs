@@ -55,7 +55,7 @@ pub fn default_corpus(root: &Path, seed: u64) -> Result<Corpus> {
 fn push(task: &mut Task, id: String, text: String) {
     let held: usize = task.documents.iter().map(|document| document.text.len()).sum();
     if !text.trim().is_empty() && held + text.len() <= DEFAULT_BYTES {
-        task.documents.push(Document { id, text });
+        task.documents.push(Document::new(id, text));
     }
 }
 

@@ -1,4 +1,4 @@
-//! A line of a `.jsonl`: its field `text`, whatever the others hold.
+//! A line of a `.jsonl`: its fields `text` and `messages`, whatever the others hold.
 //!
 //! Python writes what JSON does not know: `NaN`, `Infinity`, halves of surrogate pairs. Fields that are not read are passed over, with
 //! whatever is in them and however deep it lies.
@@ -9,13 +9,21 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
-/// What a line says of `text`: nothing, or a value of any kind.
+use super::conversation::is_conversation;
+
+/// What a line says of each: nothing, or a value of any kind.
 #[derive(Debug, Default)]
 pub(super) struct JsonLine {
     pub(super) text: Option<Value>,
+    pub(super) messages: Option<Value>,
 }
 
 impl JsonLine {
+    /// Whether it is a document: a text, or a conversation.
+    pub(super) fn is_document(&self) -> bool {
+        self.text.as_ref().is_some_and(Value::is_string) || self.messages.as_ref().is_some_and(is_conversation)
+    }
+
     /// Reads a line that is an object.
     pub(super) fn parse(line: &str) -> serde_json::Result<Self> {
         serde_json::from_str(line).or_else(|error| match without_python_numbers(line) {
@@ -42,12 +50,14 @@ impl<'de> Visitor<'de> for Fields {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<JsonLine, M::Error> {
         let mut line = JsonLine::default();
-        while let Some(Key { is_text }) = map.next_key()? {
-            if is_text {
-                // Of several the last holds, as in Python.
-                line.text = Some(map.next_value()?);
-            } else {
-                map.next_value::<IgnoredAny>()?;
+        while let Some(key) = map.next_key()? {
+            // Of several the last holds, as in Python.
+            match key {
+                Key::Text => line.text = Some(map.next_value()?),
+                Key::Messages => line.messages = Some(map.next_value()?),
+                Key::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
         }
         Ok(line)
@@ -55,8 +65,10 @@ impl<'de> Visitor<'de> for Fields {
 }
 
 /// The name of a field, which need not be Unicode.
-struct Key {
-    is_text: bool,
+enum Key {
+    Text,
+    Messages,
+    Other,
 }
 
 impl<'de> Deserialize<'de> for Key {
@@ -70,7 +82,11 @@ impl<'de> Deserialize<'de> for Key {
             }
 
             fn visit_bytes<E>(self, name: &[u8]) -> Result<Key, E> {
-                Ok(Key { is_text: name == b"text" })
+                Ok(match name {
+                    b"text" => Key::Text,
+                    b"messages" => Key::Messages,
+                    _ => Key::Other,
+                })
             }
         }
         from.deserialize_bytes(Name)

@@ -29,6 +29,7 @@
 //! ```
 
 mod batches;
+mod conversation;
 mod copies;
 mod corpus;
 mod default_text;
@@ -48,14 +49,15 @@ mod tokenizer_json;
 mod toolchain_text;
 
 pub use batches::Batches;
+pub use conversation::{Conversation, Conversations};
 pub use corpus::{Corpus, Document, Task};
 pub use default_text::{DEFAULT_TASKS, default_corpus, workspace_root};
 pub use documents::{Counted, Documents};
-pub use pack::{Batch, NO_DOCUMENT, NO_TARGET, TaskTokens, TokenSet};
+pub use pack::{Batch, NO_DOCUMENT, NO_TARGET, READ_ONLY, TaskTokens, TokenSet};
 pub use sampler::Sampler;
 pub use source::{DataSource, check_sources, read_sources};
 pub use split::{SplitShares, Splits};
 pub use synthetic::{DEFAULT_BYTES, arithmetic, records, sorting};
 pub use token_file::TokenFile;
-pub use tokenizer::{END_OF_TEXT, TextTokenizer};
+pub use tokenizer::{END_OF_TEXT, EncodedDocument, TextTokenizer};
 pub use toolchain_text::{TOOLCHAIN, TOOLCHAIN_TASKS, Toolchain, toolchain_corpus};

@@ -12,7 +12,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 
 use super::copies::first_copies;
-use super::{Corpus, TextTokenizer};
+use super::{Corpus, EncodedDocument, TextTokenizer};
 use crate::files::Digest;
 use crate::{Error, Result};
 
@@ -22,6 +22,28 @@ pub const NO_TARGET: u32 = u32::MAX;
 /// Stands for the document of a token that belongs to none; such a token is read and never predicted.
 pub const NO_DOCUMENT: u32 = u32::MAX;
 
+/// Set in the document of a token that is read and never predicted, as what the user says in a conversation.
+pub const READ_ONLY: u32 = 1 << 31;
+
+/// Whether a token of this owner is read and not predicted, though it has a document.
+pub(super) fn is_read_only(owner: u32) -> bool {
+    owner != NO_DOCUMENT && owner & READ_ONLY != 0
+}
+
+/// The number of a token's document, read only or not.
+pub(super) fn number_of(owner: u32) -> u32 {
+    if owner == NO_DOCUMENT { owner } else { owner & !READ_ONLY }
+}
+
+/// The tokens of document `number` and the end of text behind it, each with what [`TaskTokens::documents`] has of it. In a conversation that end is not
+/// predicted: it is nobody's.
+pub(super) fn owned(encoded: EncodedDocument, number: u32, eos: u32) -> impl Iterator<Item = (u32, u32)> {
+    let EncodedDocument { tokens, answers } = encoded;
+    let scored = move |at: usize| answers.as_ref().is_none_or(|answers| answers.get(at).is_some_and(|own| *own));
+    let owner = move |at: usize| if scored(at) { number } else { number | READ_ONLY };
+    tokens.into_iter().chain([eos]).enumerate().map(move |(at, token)| (token, owner(at)))
+}
+
 /// The tokens of one task in one split.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskTokens {
@@ -29,7 +51,8 @@ pub struct TaskTokens {
     pub name: String,
     /// Every document's tokens, each document followed by EOS.
     pub tokens: Vec<u32>,
-    /// For every token the document it belongs to, an index into [`TokenSet::documents`], or [`NO_DOCUMENT`].
+    /// For every token the document it belongs to, an index into [`TokenSet::documents`] (with [`READ_ONLY`] set, where it is not to be predicted), or
+    /// [`NO_DOCUMENT`].
     pub documents: Vec<u32>,
 }
 
@@ -49,14 +72,14 @@ pub struct TokenSet {
 pub struct Batch {
     /// Input tokens, `[B, T]`, u32.
     pub inputs: Tensor,
-    /// The token after each input, `[B, T]`, u32; [`NO_TARGET`] where there is none or it belongs to [`NO_DOCUMENT`].
+    /// The token after each input, `[B, T]`, u32; [`NO_TARGET`] where there is none, it belongs to [`NO_DOCUMENT`] or is [`READ_ONLY`].
     pub targets: Tensor,
     /// Which positions have a target, B·T of them: what is scored, known without asking a device.
     pub counted: Vec<bool>,
     /// The task of every row, B numbers.
     pub tasks: Vec<u32>,
-    /// The document of every position's *target*, whose loss it is, B·T numbers. Positions without a target repeat the
-    /// row's last document.
+    /// The document of every position's *target*, whose loss it is, B·T numbers; [`NO_DOCUMENT`] where that is only read. Positions behind the last token
+    /// repeat the row's last document.
     pub documents: Vec<u32>,
 }
 
@@ -103,7 +126,7 @@ impl TaskTokens {
         let owned = self.tokens.iter().copied().zip(self.documents.iter().copied());
         // Without the EOS tokens that an earlier cut put in: this one puts its own.
         let owned: Vec<(u32, u32)> = owned.filter(|(_, document)| *document != NO_DOCUMENT).collect();
-        let documents: Vec<&[(u32, u32)]> = owned.chunk_by(|a, b| a.1 == b.1).collect();
+        let documents: Vec<&[(u32, u32)]> = owned.chunk_by(|a, b| number_of(a.1) == number_of(b.1)).collect();
         // How many tokens are kept of beginnings of this length, with the EOS after each document that is cut, save the last.
         let kept = |each: usize| {
             let cut = documents.iter().filter(|document| document.len() > each).count();
@@ -138,8 +161,9 @@ impl TokenSet {
         let mut before = 0;
         for (task, tokens) in corpus.tasks.iter().zip(&mut self.tasks) {
             let first = first_copies(&task.documents);
-            for number in tokens.documents.iter_mut().filter(|number| **number != NO_DOCUMENT) {
-                *number = before + first[(*number - before) as usize] as u32;
+            for owner in tokens.documents.iter_mut().filter(|owner| **owner != NO_DOCUMENT) {
+                let number = before + first[(number_of(*owner) - before) as usize] as u32;
+                *owner = number | (*owner & READ_ONLY);
             }
             before += first.len() as u32;
         }
@@ -150,12 +174,13 @@ impl TokenSet {
         let mut set = Self { tasks: Vec::new(), documents: Vec::new(), eos: tokenizer.eos() };
         for task in &corpus.tasks {
             let mut packed = TaskTokens::empty(&task.name);
-            for (document, tokens) in
+            for (document, encoded) in
                 task.documents.iter().zip(tokenizer.encode_documents(&task.name, &task.documents)?)
             {
-                packed.tokens.extend(tokens);
-                packed.tokens.push(set.eos);
-                packed.documents.resize(packed.tokens.len(), set.documents.len() as u32);
+                for (token, owner) in owned(encoded, set.documents.len() as u32, set.eos) {
+                    packed.tokens.push(token);
+                    packed.documents.push(owner);
+                }
                 set.documents.push(format!("{}/{}", task.name, document.id));
             }
             set.tasks.push(packed);
@@ -176,7 +201,7 @@ impl TokenSet {
     pub fn spread_documents(&mut self, each: usize, most: usize) {
         for task in &mut self.tasks {
             let owned: Vec<(u32, u32)> = task.tokens.iter().copied().zip(task.documents.iter().copied()).collect();
-            let documents: Vec<&[(u32, u32)]> = owned.chunk_by(|a, b| a.1 == b.1).collect();
+            let documents: Vec<&[(u32, u32)]> = owned.chunk_by(|a, b| number_of(a.1) == number_of(b.1)).collect();
             let count = documents.len();
             let chosen = |kept: usize| (0..kept).map(move |at| at * count / kept);
             let mut kept = count;
@@ -271,13 +296,16 @@ impl TokenSet {
         self.batch(&rows, length, device)
     }
 
-    /// SHA-256 of what a model would read: the tasks' names and tokens, and the token that ends a document.
+    /// SHA-256 of what a model would read: the tasks' names and tokens, which of these are only read, and the token that ends a document.
     #[must_use]
     pub fn sha256(&self) -> String {
         let mut digest = TokenDigest::new(self.eos, self.tasks.len());
         for task in &self.tasks {
             digest.task(&task.name, task.tokens.len());
             digest.tokens(&task.tokens);
+            if task.documents.iter().any(|owner| is_read_only(*owner)) {
+                digest.read_only(&task.documents);
+            }
         }
         digest.hex()
     }
@@ -293,13 +321,15 @@ impl TokenSet {
             let from = row.index * length;
             let to = (from + length).min(tokens.len() - 1);
             inputs.extend_from_slice(&tokens[from..to]);
+            // What is only read is nobody's loss.
+            let owner = |owner: &u32| if is_read_only(*owner) { NO_DOCUMENT } else { *owner };
             let predicted = tokens[from + 1..=to].iter().zip(&owners[from + 1..=to]);
-            targets.extend(predicted.map(|(token, owner)| if *owner == NO_DOCUMENT { NO_TARGET } else { *token }));
-            documents.extend_from_slice(&owners[from + 1..=to]);
+            targets.extend(predicted.map(|(token, own)| if owner(own) == NO_DOCUMENT { NO_TARGET } else { *token }));
+            documents.extend(owners[from + 1..=to].iter().map(owner));
             let end = (number + 1) * length;
             inputs.resize(end, self.eos);
             targets.resize(end, NO_TARGET);
-            documents.resize(end, owners[to]);
+            documents.resize(end, number_of(owners[to]));
         }
         Ok(Batch {
             counted: targets.iter().map(|target| *target != NO_TARGET).collect(),
@@ -331,6 +361,12 @@ impl TokenDigest {
     /// Some of the task's tokens.
     pub(super) fn tokens(&mut self, tokens: &[u32]) {
         self.0.more_words(tokens);
+    }
+
+    /// Behind all tokens of a task of which some are only read, which those are.
+    pub(super) fn read_only(&mut self, owners: &[u32]) {
+        let marks: Vec<u32> = owners.iter().map(|owner| u32::from(is_read_only(*owner))).collect();
+        self.0.more_words(&marks);
     }
 
     pub(super) fn hex(self) -> String {

@@ -5,8 +5,9 @@
 //!   folders that carry a `CACHEDIR.TAG`, and a `target` folder beside a `Cargo.toml`. Symbolic links are followed.
 //! - **Text file**: cut at blank lines or line ends into documents of about 4 KiB, so that one file can still be
 //!   split by document; a file above 1 MiB inside a folder is cut the same way. The parts put together are the file.
-//! - **JSON lines**: one JSON object a line, whose `text` is a document. So are read a `.jsonl` or `.ndjson`, whatever else is called otherwise
-//!   and reads so from its first line, and in a folder of what is called otherwise that whose first line has a `text`.
+//! - **JSON lines**: one JSON object a line, whose `text` is a document, or whose `messages` are one: a conversation, which the model's chat template makes
+//!   text of, and of which the assistant's turns are learnt. So are read a `.jsonl` or `.ndjson`, whatever else is called otherwise
+//!   and reads so from its first line, and in a folder of what is called otherwise that whose first line has a `text` or `messages`.
 //!
 //! A byte order mark is no text. What is compressed, or a table of another format, is refused by name, whatever it is called; in a folder only what is called
 //! like text, other such files being left out like pictures.
@@ -215,7 +216,7 @@ fn visit_folder(root: &Path, each: Each<'_>) -> Result<LeftOut> {
         } else {
             let text = file.text()?;
             if !text.trim().is_empty() {
-                each(Document { id, text })?;
+                each(Document::new(id, text))?;
             }
         }
     }

@@ -4,7 +4,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek as _, SeekFrom};
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::Document;
+use super::conversation::is_conversation;
 use super::json_line::JsonLine;
 use super::text_kind::{self, TextKind};
 use crate::files::{BYTE_ORDER_MARK, without_mark};
@@ -102,7 +105,7 @@ impl<'a> TextFile<'a> {
         Ok(text)
     }
 
-    /// Every line's `text` as a document.
+    /// Every line's `text`, or its `messages`, as a document.
     pub(super) fn json_lines(&self, id: &str, each: Each<'_>) -> Result<()> {
         let mut reader = BufReader::with_capacity(PIECE, self.reader()?);
         let mut line = String::new();
@@ -111,14 +114,15 @@ impl<'a> TextFile<'a> {
             if reader.read_line(&mut line).map_err(|source| Error::io(self.path, source))? == 0 {
                 break;
             }
-            if let Some(text) = self.text_of_line(&line, number)? {
-                each(Document { id: format!("{id}#{number}"), text })?;
+            if let Some((text, conversation)) = self.text_of_line(&line, number)? {
+                each(Document { id: format!("{id}#{number}"), text, conversation })?;
             }
         }
         Ok(())
     }
 
-    fn text_of_line(&self, line: &str, number: usize) -> Result<Option<String>> {
+    /// The text of a document, and whether it is a conversation.
+    fn text_of_line(&self, line: &str, number: usize) -> Result<Option<(String, bool)>> {
         // As `str::lines` has it: what a message calls the end of a line is the line's own.
         let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
         // Files put together bring the mark of each.
@@ -128,12 +132,19 @@ impl<'a> TextFile<'a> {
         }
         let refuse = |problem: String| {
             let problem = format!("line {number}: {problem}");
-            Error::file(self.path, problem, "write one JSON object a line, with a string `text`")
+            Error::file(self.path, problem, "write one JSON object a line, with a string `text` or a list `messages`")
         };
-        let text = JsonLine::parse(line).map_err(|error| refuse(error.to_string()))?.text;
-        let text = text.ok_or_else(|| refuse("no field `text`".into()))?;
-        let text = text.as_str().ok_or_else(|| refuse("`text` is not a string".into()))?;
-        Ok((!text.trim().is_empty()).then(|| text.to_owned()))
+        match JsonLine::parse(line).map_err(|error| refuse(error.to_string()))? {
+            JsonLine { text: None | Some(Value::Null), messages: Some(messages) } if is_conversation(&messages) => {
+                Ok(Some((messages.to_string(), true)))
+            }
+            JsonLine { text: Some(text), .. } => {
+                let text = text.as_str().ok_or_else(|| refuse("`text` is not a string".into()))?;
+                Ok((!text.trim().is_empty()).then(|| (text.to_owned(), false)))
+            }
+            JsonLine { messages: Some(_), .. } => Err(refuse("`messages` is no list of messages with a `role`".into())),
+            JsonLine { .. } => Err(refuse("no field `text`, nor `messages`".into())),
+        }
     }
 
     /// The file cut into documents of about [`PART_BYTES`]; their texts put together are the file.
@@ -256,7 +267,7 @@ fn parts(reader: impl Read, id: &str, each: Each<'_>, refused: impl Fn(Stop) -> 
 /// Hands on a part that is whole, if there is anything in it.
 fn give(part: &mut String, id: &str, number: usize, each: Each<'_>) -> Result<()> {
     let text = std::mem::take(part);
-    if text.trim().is_empty() { Ok(()) } else { each(Document { id: format!("{id}#{number}"), text }) }
+    if text.trim().is_empty() { Ok(()) } else { each(Document::new(format!("{id}#{number}"), text)) }
 }
 
 /// Where to cut: after the first blank line past the size aimed at; failing that within twice that size, after the

@@ -55,13 +55,13 @@ pub(super) fn is_meant(path: &Path) -> bool {
 }
 
 /// The kind of a file that begins with `text`, whole lines but perhaps for the last, if there is `more`. One that was named itself, `alone`, is JSON lines if it
-/// reads so; one of many, which may be anything, if the first line has a `text` as well.
+/// reads so; one of many, which may be anything, if the first line has a `text` or `messages` as well.
 pub(super) fn kind(path: &Path, text: &str, more: bool, alone: bool) -> Result<TextKind> {
     if extension(path).is_some_and(|ending| JSON_LINES.contains(&ending.as_str())) {
         return Ok(TextKind::JsonLines);
     }
     if alone && is_table(text) {
-        let problem = "is one JSON array of objects with a `text`, not one object a line";
+        let problem = "is one JSON array of objects with a `text` or `messages`, not one object a line";
         let remedy = format!("write it as JSON lines: `jq -c '.[]' {}`", path.display());
         return Err(Error::file(path, problem, remedy));
     }
@@ -72,8 +72,7 @@ pub(super) fn kind(path: &Path, text: &str, more: bool, alone: bool) -> Result<T
     let mut parsed = lines.iter().map(|line| line.trim_start().starts_with('{').then(|| JsonLine::parse(line).ok())?);
     match parsed.next() {
         Some(Some(first)) if parsed.all(|line| line.is_some()) => {
-            let has_text = first.text.is_some_and(|text| text.is_string());
-            Ok(if alone || has_text { TextKind::JsonLines } else { TextKind::Prose })
+            Ok(if alone || first.is_document() { TextKind::JsonLines } else { TextKind::Prose })
         }
         _ => Ok(TextKind::Prose),
     }
@@ -83,8 +82,7 @@ pub(super) fn kind(path: &Path, text: &str, more: bool, alone: bool) -> Result<T
 fn is_table(text: &str) -> bool {
     let Some(rest) = text.trim_start().strip_prefix('[') else { return false };
     let mut objects = serde_json::Deserializer::from_str(rest).into_iter::<JsonLine>();
-    rest.trim_start().starts_with('{')
-        && matches!(objects.next(), Some(Ok(first)) if first.text.as_ref().is_some_and(serde_json::Value::is_string))
+    rest.trim_start().starts_with('{') && matches!(objects.next(), Some(Ok(first)) if first.is_document())
 }
 
 fn extension(path: &Path) -> Option<String> {

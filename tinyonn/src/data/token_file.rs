@@ -13,8 +13,8 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::Device;
 
 use super::corpus::CorpusDigest;
-use super::pack::{TokenDigest, check_shape, rows_of_batch};
-use super::{Batch, Batches, Counted, Document, TaskTokens, TextTokenizer, TokenSet};
+use super::pack::{TokenDigest, check_shape, is_read_only, owned, rows_of_batch};
+use super::{Batch, Batches, Counted, Document, EncodedDocument, TaskTokens, TextTokenizer, TokenSet};
 use crate::{Error, Result};
 
 /// The file, which is hidden, so that a folder of text it lies in is still the same text.
@@ -154,8 +154,15 @@ impl TokenFile {
 
     fn digest(&self, task: &Kept, digest: &mut TokenDigest) -> Result<()> {
         digest.task(&task.name, task.tokens);
-        for from in (0..task.tokens).step_by(PIECE) {
-            digest.tokens(&self.window(task, from, task.tokens.min(from + PIECE))?.tokens);
+        let pieces = || (0..task.tokens).step_by(PIECE).map(|from| from..task.tokens.min(from + PIECE));
+        let mut read_only = false;
+        for piece in pieces() {
+            let TaskTokens { tokens, documents, .. } = self.window(task, piece.start, piece.end)?;
+            digest.tokens(&tokens);
+            read_only |= documents.into_iter().any(is_read_only);
+        }
+        for piece in pieces().filter(|_| read_only) {
+            digest.read_only(&self.window(task, piece.start, piece.end)?.documents);
         }
         Ok(())
     }
@@ -198,7 +205,7 @@ impl Drop for TokenFile {
 }
 
 /// A tokenizer of a task's documents.
-type Encode<'a> = &'a dyn Fn(&str, &[Document]) -> Result<Vec<Vec<u32>>>;
+type Encode<'a> = &'a dyn Fn(&str, &[Document]) -> Result<Vec<EncodedDocument>>;
 
 /// Appends a task's tokens to the file.
 struct Writer<'a> {
@@ -240,9 +247,9 @@ impl<'a> Writer<'a> {
 
     /// Tokenises the group, and writes as much of it as is asked for.
     fn flush(&mut self) -> Result<()> {
-        for (document, tokens) in (self.first..).zip((self.encode)(self.task, &self.group)?) {
-            for token in tokens.into_iter().chain([self.eos]).take(self.most - self.written) {
-                let pair = u64::from(token) | u64::from(document) << 32;
+        for (document, encoded) in (self.first..).zip((self.encode)(self.task, &self.group)?) {
+            for (token, owner) in owned(encoded, document, self.eos).take(self.most - self.written) {
+                let pair = u64::from(token) | u64::from(owner) << 32;
                 self.out.write_all(&pair.to_le_bytes()).map_err(|e| Error::io(self.path, e))?;
                 self.written += 1;
             }
@@ -274,6 +281,10 @@ mod tests {
 
     const EOS: u32 = 999;
 
+    fn of_tokens(tokens: Vec<u32>) -> EncodedDocument {
+        EncodedDocument { tokens, answers: None }
+    }
+
     impl Documents for Endless<'_> {
         fn names(&self) -> Vec<String> {
             vec!["a".into(), "b".into()]
@@ -286,7 +297,7 @@ mod tests {
         fn visit(&self, _: usize, each: &mut dyn FnMut(Document) -> Result<()>) -> Result<()> {
             (0..self.documents).try_for_each(|at| {
                 self.visited.set(self.visited.get() + 1);
-                each(Document { id: at.to_string(), text: "x".repeat(1 + at % 9000) })
+                each(Document::new(at.to_string(), "x".repeat(1 + at % 9000)))
             })
         }
     }
@@ -301,7 +312,7 @@ mod tests {
             let bytes: usize = texts.iter().map(|document| document.text.len()).sum();
             assert!(texts.len() <= GROUP_DOCUMENTS && bytes < GROUP_BYTES + 9000, "{} {bytes}", texts.len());
             encoded.set(encoded.get() + bytes);
-            Ok(texts.iter().map(|document| vec![7; document.text.len()]).collect())
+            Ok(texts.iter().map(|document| of_tokens(vec![7; document.text.len()])).collect())
         };
         let text = Endless { documents: 20_000, visited: &visited };
         let tokens = TokenFile::write_with(&Counted::new(&text)?, &encode, EOS, most, folder.path())?;
@@ -316,7 +327,7 @@ mod tests {
     #[test]
     fn text_that_changes_between_its_readings_is_refused() -> Result<(), Box<dyn std::error::Error>> {
         let folder = tempfile::tempdir()?;
-        let (visited, encode) = (Cell::new(0), |_: &str, texts: &[Document]| Ok(vec![vec![1]; texts.len()]));
+        let (visited, encode) = (Cell::new(0), |_: &str, texts: &[Document]| Ok(vec![of_tokens(vec![1]); texts.len()]));
         let text = Endless { documents: 9, visited: &visited };
         let counted = Counted { text: &text, documents: vec![9, 8] };
         let refused = TokenFile::write_with(&counted, &encode, EOS, 100, folder.path()).map(drop);
@@ -334,7 +345,7 @@ mod tests {
         let next = Cell::new(0);
         let encode = |_: &str, texts: &[Document]| {
             let number = |_| next.replace(next.get() + 1);
-            Ok(texts.iter().map(|document| (1..document.text.len()).map(number).collect()).collect())
+            Ok(texts.iter().map(|document| of_tokens((1..document.text.len()).map(number).collect())).collect())
         };
         let text = Endless { documents: 60, visited: &visited };
         let tokens = TokenFile::write_with(&Counted::new(&text)?, &encode, EOS, 1001, folder.path())?;

@@ -3,7 +3,9 @@
 //! Training is deterministic although the trainer counts in hash maps: its counts are sums, its alphabet is sorted,
 //! and its queue of pairs is ordered by count and then by the pair itself, so no result follows the maps' order.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 use tokenizers::models::TrainerWrapper;
@@ -15,7 +17,7 @@ use tokenizers::{
     AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior, Tokenizer,
 };
 
-use super::{Corpus, Document, tokenizer_json};
+use super::{Conversation, Conversations, Corpus, Document, tokenizer_json};
 use crate::{Error, Result, files};
 
 /// The token after every document.
@@ -39,7 +41,19 @@ const BLANKS: usize = 100_000;
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    /// The same that takes names of special tokens for these tokens, once it was needed.
+    with_names: Arc<OnceLock<Tokenizer>>,
     eos: u32,
+    conversations: Option<Conversations>,
+}
+
+/// The tokens of a document, without the end of text behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EncodedDocument {
+    /// In their order.
+    pub tokens: Vec<u32>,
+    /// Of a conversation, for each token whether the assistant says it.
+    pub answers: Option<Vec<bool>>,
 }
 
 impl TextTokenizer {
@@ -72,6 +86,11 @@ impl TextTokenizer {
         tokenizer.with_decoder(Some(bytes));
         for task in &corpus.tasks {
             for document in &task.documents {
+                if document.conversation {
+                    let remedy = "give --model a folder or file that has one, or lines with a `text`";
+                    let error = Error::setting("messages", "a new model has no chat template", remedy);
+                    return Err(of_document(error, &task.name, document));
+                }
                 check_words(&tokenizer, &document.text).map_err(|e| of_document(e, &task.name, document))?;
             }
         }
@@ -137,7 +156,13 @@ impl TextTokenizer {
         }?;
         // A document that merely mentions a special token must not end there.
         tokenizer.set_encode_special_tokens(true);
-        Some(Self { tokenizer, eos })
+        Some(Self { tokenizer, with_names: Arc::default(), eos, conversations: None })
+    }
+
+    /// The same tokenizer, of a model that writes conversations.
+    #[must_use]
+    pub fn with_conversations(self, conversations: Conversations) -> Self {
+        Self { conversations: Some(conversations), ..self }
     }
 
     /// Writes the `tokenizer.json`, merges and vocabulary in the order of their ids.
@@ -181,6 +206,32 @@ impl TextTokenizer {
         own
     }
 
+    /// The tokens of a conversation as transformers has them: those of the text that the model's template makes of it, names of special tokens being
+    /// these tokens, nothing put at its ends. The assistant says a token iff any of its characters lies in what the template marks as such.
+    ///
+    /// # Errors
+    /// A model without a template, or whose template refuses `messages`, or by which the assistant says nothing; as of [`encode`](Self::encode).
+    pub fn encode_conversation(&self, messages: &serde_json::Value) -> Result<EncodedDocument> {
+        let conversations = self.conversations.as_ref().ok_or_else(|| {
+            let remedy = "give a model that has a chat template, or lines with a `text`";
+            Error::setting("messages", "there is no chat template to make text of a conversation", remedy)
+        })?;
+        let Conversation { text, answers } = conversations.write(messages)?;
+        check_words(&self.tokenizer, &text)?;
+        let tokenizer = self.with_names.get_or_init(|| self.for_prompts().tokenizer);
+        let encoding = tokenizer.encode_char_offsets(text, false).map_err(|error| {
+            Error::setting("tokenizer", format!("a text cannot be encoded: {error}"), "use a byte-level tokenizer")
+        })?;
+        let overlaps =
+            |(from, to): (usize, usize)| answers.iter().any(|Range { start, end }| from < *end && to > *start);
+        let answers: Vec<bool> = encoding.get_offsets().iter().copied().map(overlaps).collect();
+        if !answers.contains(&true) {
+            let remedy = "leave the conversation out, or give a template that marks what the assistant says";
+            return Err(Error::setting("messages", "the assistant says nothing in this conversation", remedy));
+        }
+        Ok(EncodedDocument { tokens: encoding.get_ids().to_vec(), answers: Some(answers) })
+    }
+
     /// The tokens of `text` with what the tokenizer puts at its ends, a token that begins it, say: how transformers reads a prompt.
     ///
     /// # Errors
@@ -197,10 +248,16 @@ impl TextTokenizer {
     /// The tokens of each of a task's documents, on all cores.
     ///
     /// # Errors
-    /// As of [`encode`](Self::encode); the error names the document.
-    pub fn encode_documents(&self, task: &str, documents: &[Document]) -> Result<Vec<Vec<u32>>> {
-        let encode =
-            |document: &Document| self.encode(&document.text).map_err(|error| of_document(error, task, document));
+    /// As of [`encode`](Self::encode) and [`encode_conversation`](Self::encode_conversation); the error names the document.
+    pub fn encode_documents(&self, task: &str, documents: &[Document]) -> Result<Vec<EncodedDocument>> {
+        let encode = |document: &Document| {
+            if !document.conversation {
+                return Ok(EncodedDocument { tokens: self.encode(&document.text)?, answers: None });
+            }
+            let unread = |e: serde_json::Error| Error::setting("messages", e.to_string(), "give a list of messages");
+            self.encode_conversation(&serde_json::from_str(&document.text).map_err(unread)?)
+        };
+        let encode = |document: &Document| encode(document).map_err(|error| of_document(error, task, document));
         documents.par_iter().map(encode).collect()
     }
 
@@ -279,6 +336,9 @@ fn of_document(error: Error, task: &str, document: &Document) -> Error {
     match error {
         Error::Setting { name, problem, remedy } => {
             Error::Setting { name, problem: format!("document `{task}/{}`: {problem}", document.id), remedy }
+        }
+        Error::File { path, problem, remedy } => {
+            Error::File { path, problem: format!("document `{task}/{}`: {problem}", document.id), remedy }
         }
         other => other,
     }

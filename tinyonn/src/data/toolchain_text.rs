@@ -115,7 +115,7 @@ fn task(name: &str, mut files: Vec<Candidate>, sizes: &RangeInclusive<u64>) -> R
         let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
         if let Some(text) = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0')) {
             held += text.len();
-            documents.push(Document { id, text });
+            documents.push(Document::new(id, text));
             heard.insert(owner);
         }
     }

@@ -1,11 +1,12 @@
 //! The template by which a model's conversations become one text: Jinja, as transformers reads it.
 //!
 //! Beside Jinja there are `raise_exception(message)`, `strftime_now(format)` in local time, the filter `tojson` of Python, the methods of Python's texts and
-//! tables, `break` and `continue`, and the block `generation`, which marks what the model itself says and changes nothing.
+//! tables, `break` and `continue`, and the block `generation`, which marks what the model itself says.
 
 use std::error::Error as _;
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value, json};
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::python_json::tojson;
 use super::template_bounds::bound_lengths;
 use crate::checkpoint::ModelFolder;
+use crate::data::{Conversation, Conversations};
 use crate::{Error, Result};
 
 /// Where a template may stand, and the special tokens that it may name.
@@ -37,11 +39,17 @@ const EARLIER: &str = "chat_template.json";
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: Map<String, Value>,
+    /// Whether it marks what the model itself says.
+    marks: bool,
     path: PathBuf,
 }
 
 /// The name under which an environment has it.
 const NAME: &str = "chat_template";
+/// Stands in a text where what the model itself says begins or ends: characters that no text has a meaning for.
+const MARK: &str = "\u{10fffd}\u{f8ff}generation\u{f8ff}\u{10fffd}";
+/// Its name within a template.
+const MARK_NAME: &str = "_tinyonn_mark";
 /// Instructions that a conversation may take: a template of a model's is text from outside, and must end.
 const FUEL: u64 = 10_000_000;
 const OTHER_MODEL: &str = "give a prompt without --chat, or a model whose template is sound";
@@ -63,10 +71,14 @@ impl ChatTemplate {
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        let added = environment.add_template_owned(NAME, without_generation(source));
+        environment.add_global(MARK_NAME, MARK);
+        let source = with_marks(source);
+        let marks = source.contains(MARK_NAME);
+        let added = environment.add_template_owned(NAME, source);
         added
             .map_err(|e| Error::file(&path, format!("its chat template cannot be read: {}", told(&e)), OTHER_MODEL))?;
-        Ok(Self { environment, special_tokens: special_tokens.as_object().cloned().unwrap_or_default(), path })
+        let special_tokens = special_tokens.as_object().cloned().unwrap_or_default();
+        Ok(Self { environment, special_tokens, marks, path })
     }
 
     /// That of a folder or GGUF file: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json` (the one called `default`, of several), or of
@@ -109,6 +121,61 @@ impl ChatTemplate {
     /// # Errors
     /// A template that raises an exception, or that fails on these messages.
     pub fn render(&self, messages: &Value, answer: bool) -> Result<String> {
+        let marked = self.render_marked(messages, answer)?;
+        Ok(if self.marks { marked.replace(MARK, "") } else { marked })
+    }
+
+    /// The text of a whole conversation, and what of it the assistant says: what stands in the template's blocks `generation`, or else, of each message of
+    /// the role `assistant`, by what its text is longer than that of the messages before it with the beginning of an answer. As in transformers, keys
+    /// that are null are left out of messages.
+    ///
+    /// # Errors
+    /// As of [`render`](Self::render); a template without such blocks by which the text of the first messages is not how that of all begins.
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use tinyonn::generation::ChatTemplate;
+    ///
+    /// let source = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    /// let template = ChatTemplate::new(source, json!({}), "chat_template.jinja")?;
+    /// let said = template.conversation(&json!([{ "role": "user", "content": "2 + 2" }, { "role": "assistant", "content": "4" }]))?;
+    /// assert_eq!((said.text.as_str(), said.answers), ("[user]2 + 2[assistant]4", vec![22..23]));
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    pub fn conversation(&self, messages: &Value) -> Result<Conversation> {
+        let messages = without_nulls(messages);
+        let marked = self.render_marked(&Value::Array(messages.clone()), false)?;
+        if self.marks {
+            return Ok(of_marks(&marked));
+        }
+        let mut answers = Vec::new();
+        for (at, _) in messages.iter().enumerate().filter(|(_, message)| message["role"] == "assistant") {
+            let [before, behind] = [(at, true), (at + 1, false)]
+                .map(|(count, answer)| self.render_marked(&Value::Array(messages[..count].to_vec()), answer));
+            let (before, behind) = (before?, behind?);
+            if !(behind.starts_with(&before) && marked.starts_with(&behind)) {
+                let problem = format!(
+                    "its chat template does not say where message {} of a conversation, an answer, begins and ends: it has no \
+                     block `generation`, and writes earlier messages otherwise when later ones follow",
+                    at + 1
+                );
+                let remedy = "give conversations that end with their only answer, or mark answers in the template by {% generation %}";
+                return Err(Error::file(&self.path, problem, remedy));
+            }
+            answers.push(before.chars().count()..behind.chars().count());
+        }
+        Ok(Conversation { text: marked, answers })
+    }
+
+    /// What a tokenizer writes conversations by.
+    #[must_use]
+    pub fn into_conversations(self) -> Conversations {
+        let own = Arc::new(self);
+        Conversations::new(move |messages| own.conversation(messages))
+    }
+
+    /// The text, with a [`MARK`] at either end of what the template marks.
+    fn render_marked(&self, messages: &Value, answer: bool) -> Result<String> {
         let mut context = self.special_tokens.clone();
         let own = json!({ "messages": messages, "add_generation_prompt": answer, "tools": null, "documents": null });
         context.extend(own.as_object().cloned().unwrap_or_default());
@@ -175,25 +242,84 @@ fn told(error: &minijinja::Error) -> String {
     format!("{detail}{line}")
 }
 
-/// `source` with the blocks `generation` as blocks that always stand.
-fn without_generation(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at + 2);
-        out.push_str(before);
-        let inside = tag.split("%}").next().unwrap_or_default();
-        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        let instead = match word {
-            "generation" => Some("if true"),
-            "endgeneration" => Some("endif"),
-            _ => None,
-        };
-        match instead {
-            Some(instead) => out.push_str(&inside.replacen(word, instead, 1)),
-            None => out.push_str(inside),
+/// Messages without keys that are null.
+fn without_nulls(messages: &Value) -> Vec<Value> {
+    let kept = |message: &Value| match message {
+        Value::Object(keys) => {
+            let keys = keys.iter().filter(|(_, value)| !value.is_null());
+            Value::Object(keys.map(|(key, value)| (key.clone(), value.clone())).collect())
         }
-        rest = &tag[inside.len()..];
+        other => other.clone(),
+    };
+    messages.as_array().into_iter().flatten().map(kept).collect()
+}
+
+/// What stands between two marks, the first and the second, the third and the fourth and so on.
+fn of_marks(marked: &str) -> Conversation {
+    let (mut text, mut answers, mut length) = (String::with_capacity(marked.len()), Vec::new(), 0);
+    for (at, part) in marked.split(MARK).enumerate() {
+        let end = length + part.chars().count();
+        if at % 2 == 1 {
+            answers.push(length..end);
+        }
+        text.push_str(part);
+        length = end;
+    }
+    Conversation { text, answers }
+}
+
+/// `source` with the blocks `generation` as blocks that always stand, of which a mark is the first and the last that they write. White space is left as Jinja
+/// leaves it at blocks: that between a block and its mark belongs to the block.
+fn with_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    // Whether a line begins with what follows.
+    let (mut rest, mut begins) = (source, true);
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        out.push_str(before);
+        let inside = tag[2..].split("%}").next().unwrap_or_default();
+        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        // As it is written: `{%-`, `{%+` or `{%`.
+        let [left, right] = [inside.chars().next(), inside.chars().last()];
+        let (mut next, mut newline) = (2 + inside.len(), false);
+        match word {
+            "generation" => {
+                let trim = if right == Some('-') { "-" } else { "" };
+                let _ = write!(
+                    out,
+                    "{{%{}%}}{{{{ {MARK_NAME} {trim}}}}}",
+                    opened(inside.trim_end_matches(['-', '+']), word, "if true")
+                );
+                next += 2;
+                // The line end behind a block is the block's.
+                if right != Some('-') && right != Some('+') && tag[next.min(tag.len())..].starts_with('\n') {
+                    (next, newline) = (next + 1, true);
+                }
+            }
+            "endgeneration" => {
+                if left != Some('-') && left != Some('+') {
+                    // White space at the beginning of its line is the block's.
+                    let line = before.rfind('\n').map_or(before, |at| &before[at + 1..]);
+                    if (begins || before.contains('\n')) && line.chars().all(|c| c == ' ' || c == '\t') {
+                        out.truncate(out.len() - line.len());
+                    }
+                }
+                let trim = if left == Some('-') { "-" } else { "" };
+                let _ = write!(
+                    out,
+                    "{{{{{trim} {MARK_NAME} }}}}{{%{}",
+                    opened(inside.trim_start_matches(['-', '+']), word, "endif")
+                );
+            }
+            _ => out.push_str(&tag[..next.min(tag.len())]),
+        }
+        begins = newline;
+        rest = &tag[next.min(tag.len())..];
     }
     out + rest
+}
+
+/// The inside of a tag with another word.
+fn opened(inside: &str, word: &str, instead: &str) -> String {
+    inside.replacen(word, instead, 1)
 }

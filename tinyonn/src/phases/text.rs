@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::ModelFolder;
-use crate::data::{self, Corpus, DataSource, Documents, SplitShares, Splits, TOOLCHAIN, TextTokenizer, TokenSet};
+use crate::data::{
+    self, Conversations, Corpus, DataSource, Documents, SplitShares, Splits, TOOLCHAIN, TextTokenizer, TokenSet,
+};
+use crate::generation::ChatTemplate;
 use crate::{Error, Result};
 
 /// Text and its splits.
@@ -74,7 +77,7 @@ impl Text {
 /// # Errors
 /// No tokenizer.json, or none that can be used; one with tokens that the model has no embedding for.
 pub fn tokenizer(folder: &ModelFolder) -> Result<TextTokenizer> {
-    let tokenizer = end_of_its_own_or_the_models(folder)?;
+    let tokenizer = end_of_its_own_or_the_models(folder)?.with_conversations(conversations(folder));
     let (entries, vocabulary) = (tokenizer.vocab_size(), folder.arch()?.vocab_size);
     if entries > vocabulary {
         let problem = format!("{entries} entries for a vocabulary of {vocabulary}");
@@ -82,6 +85,19 @@ pub fn tokenizer(folder: &ModelFolder) -> Result<TextTokenizer> {
         return Err(Error::file(path, problem, "use the tokenizer the model was trained with"));
     }
     Ok(tokenizer)
+}
+
+/// How the model of a folder writes conversations. That it cannot is said when there is one to write: most text is none.
+fn conversations(folder: &ModelFolder) -> Conversations {
+    let refused = |problem: String| {
+        let remedy = "give a chat model, or lines with a `text`";
+        Conversations::new(move |_| Err(Error::setting("messages", problem.clone(), remedy)))
+    };
+    match ChatTemplate::read(folder) {
+        Ok(Some(template)) => template.into_conversations(),
+        Ok(None) => refused(format!("the model {} has no chat template", folder.dir().display())),
+        Err(error) => refused(error.to_string()),
+    }
 }
 
 /// The tokenizer in the folder.

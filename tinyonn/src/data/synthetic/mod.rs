@@ -31,7 +31,7 @@ fn generate(name: &str, seed: u64, bytes: usize, mut lines: impl FnMut(&mut Rng,
         }
         let text = document.join("\n") + "\n";
         size += text.len();
-        task.documents.push(Document { id: format!("{:05}", task.documents.len() + 1), text });
+        task.documents.push(Document::new(format!("{:05}", task.documents.len() + 1), text));
     }
     task
 }
