@@ -168,8 +168,8 @@ impl TinyOnnExpert {
         let most = self.most(smk, &slices.widths);
         // Who was given nothing has a gradient of zero, unless tokens before a decision ran all: where all that compete learn, nothing need
         // be left out.
-        let decided = routing.decided(dy.device())?.is_none();
-        let learners = if most == learn_i.elem_count() && decided {
+        let all_decided = routing.decided(dy.device())?.is_none();
+        let learners = if most == learn_i.elem_count() && all_decided {
             Learners::All
         } else {
             Learners::Neurons(LearningNeurons::new(&learn_i, most)?)

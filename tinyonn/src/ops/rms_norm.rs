@@ -33,8 +33,8 @@ pub fn backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor, grads: &mut 
     let (op, dy_td) = (RmsNorm { x_td: rows(x)?, weight: weight.detach(), eps }, rows(dy)?);
     #[cfg(feature = "cuda")]
     if super::kernel::are_read(&[&op.x_td, &op.weight, &dy_td]) {
-        let (dx_td, dw) = op.on_a_card_backward(&dy_td)?;
-        grads.add_with(weight, || Ok(dw))?;
+        let (dx_td, roots_t) = op.on_a_card_input(&dy_td)?;
+        grads.add_with(weight, || op.on_a_card_weight(&dy_td, &roots_t))?;
         return dx_td.reshape(x.shape());
     }
     let fused = lanes::fused(&[x, weight, dy]);
@@ -171,37 +171,51 @@ mod on_a_card {
             Ok(y_td)
         }
 
-        pub(super) fn on_a_card_backward(&self, dy_td: &Tensor) -> Result<(Tensor, Tensor)> {
-            let ((t, d), device) = (self.x_td.dims2()?, self.x_td.device());
-            let (dx_td, roots_t) = (room_like(&self.x_td)?, room(t, DType::F32, device)?);
-            let (x, half) = (Argument::of(&self.x_td)?, Argument::half(&self.x_td));
-            let (dy, roots) = (Argument::of(dy_td)?, Argument::of(&roots_t)?);
-            let [rows, width] = [t, d].map(Argument::count);
+        /// dx, and the inverse root of each row.
+        pub(super) fn on_a_card_input(&self, dy_td: &Tensor) -> Result<(Tensor, Tensor)> {
+            let (t, d) = self.x_td.dims2()?;
+            let (dx_td, roots_t) = (room_like(&self.x_td)?, room(t, DType::F32, self.x_td.device())?);
             let arguments = [
-                x,
+                Argument::of(&self.x_td)?,
                 Argument::of(&self.weight)?,
-                dy,
+                Argument::of(dy_td)?,
                 Argument::of(&dx_td)?,
-                roots,
-                rows,
-                width,
+                Argument::of(&roots_t)?,
+                Argument::count(t),
+                Argument::count(d),
                 Argument::Number(self.eps as f32),
-                half,
+                Argument::half(&self.x_td),
             ];
             // SAFETY: the signature of rms_norm_input: x, dy and dx have t·d values, w d, of one type that `are_read` has seen, roots t in f32; dx and roots are new.
             unsafe { INPUT.launch(card(dy_td)?, t.div_ceil(WARPS), &arguments)? };
+            Ok((dx_td, roots_t))
+        }
+
+        /// dw, by the inverse roots of the rows.
+        pub(super) fn on_a_card_weight(&self, dy_td: &Tensor, roots_t: &Tensor) -> Result<Tensor> {
+            let ((t, d), device) = (self.x_td.dims2()?, self.x_td.device());
             let rows_of_block = t.div_ceil(PARTS).max(ROWS);
             let (count, columns) = (t.div_ceil(rows_of_block), d.next_power_of_two().clamp(1, 256));
             let (parts, dw) = (room((count, d), DType::F32, device)?, room(d, DType::F32, device)?);
-            let sums = Argument::of(&parts)?;
-            let arguments =
-                [x, dy, roots, sums, rows, width, Argument::count(rows_of_block), Argument::count(columns), half];
-            // SAFETY: the signature of rms_norm_weight: as above, and `parts`, which is new, has a row of d values in f32 for each block; `columns` divides 256.
+            let (sums, width) = (Argument::of(&parts)?, Argument::count(d));
+            let arguments = [
+                Argument::of(&self.x_td)?,
+                Argument::of(dy_td)?,
+                Argument::of(roots_t)?,
+                sums,
+                Argument::count(t),
+                width,
+                Argument::count(rows_of_block),
+                Argument::count(columns),
+                Argument::half(&self.x_td),
+            ];
+            // SAFETY: the signature of rms_norm_weight: x and dy have t·d values of one type that `are_read` has seen, roots t in f32, and `parts`, which is new,
+            // has a row of d values in f32 for each block; `columns` divides 256.
             unsafe { WEIGHT.launch(card(dy_td)?, count, &arguments)? };
             let arguments = [sums, Argument::of(&dw)?, Argument::count(count), width];
             // SAFETY: the signature of rms_norm_sum: `parts` has count·d values, dw, which is new, d, all f32.
             unsafe { SUM.launch(card(dy_td)?, d.div_ceil(32), &arguments)? };
-            Ok((dx_td, dw.to_dtype(self.weight.dtype())?))
+            dw.to_dtype(self.weight.dtype())
         }
     }
 }

@@ -124,12 +124,7 @@ impl RunConfig {
 
     /// The first key in which the two differ.
     pub(super) fn differs_from(&self, other: &Self) -> Option<String> {
-        let keys = |config: &Self| match serde_json::to_value(config) {
-            Ok(serde_json::Value::Object(keys)) => keys,
-            _ => serde_json::Map::new(),
-        };
-        let others = keys(other);
-        keys(self).into_iter().find(|(key, value)| others.get(key) != Some(value)).map(|(key, _)| key)
+        first_difference(self, other)
     }
 
     /// Refuses what could only fail, before time is spent on it.
@@ -273,4 +268,14 @@ impl DenseShape {
             nope_layers: Vec::new(),
         }
     }
+}
+
+/// The first key in which two settings of one kind differ.
+pub(super) fn first_difference<T: Serialize>(one: &T, other: &T) -> Option<String> {
+    let keys = |settings: &T| match serde_json::to_value(settings) {
+        Ok(serde_json::Value::Object(keys)) => keys,
+        _ => serde_json::Map::new(),
+    };
+    let (own, others) = (keys(one), keys(other));
+    own.keys().chain(others.keys()).find(|key| own.get(*key) != others.get(*key)).cloned()
 }

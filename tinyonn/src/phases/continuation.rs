@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::summary::Phase1Summary;
-use super::{Dense, Prepared, RunConfig, Text};
+use super::{Dense, Prepared, RunConfig};
 use crate::checkpoint::ParamStore;
 use crate::decoder::PathTable;
 use crate::imaging::Labels;
@@ -113,7 +113,7 @@ impl LeftByPhase1 {
     /// Text that is not what phase 1 read; a checkpoint that cannot be used.
     pub fn prepare(&self, from: &Path, config: &RunConfig, watch: &mut Stopwatch) -> Result<(Prepared, ParamStore)> {
         let prepared = Prepared::with(config, watch, |_, device| Dense::routed(from, device))?;
-        same_text(&self.summary, &prepared.text)?;
+        same_text(&self.summary.corpus.sha256, &prepared.text.sha256, "run exp_phase1 again")?;
         let (tasks, layers) = (prepared.text.tasks.len(), prepared.dense.cfg.num_hidden_layers);
         self.labels.check(&prepared.variant.spec, tasks, layers)?;
         let store = prepared.dense.store.share();
@@ -130,12 +130,11 @@ impl LeftByPhase1 {
     }
 }
 
-/// Refuses `text` that is not what phase 1 read.
-pub(super) fn same_text(before: &Phase1Summary, text: &Text) -> Result<()> {
-    let (then, now) = (&before.corpus.sha256, &text.sha256);
+/// Refuses text that is not what an earlier run read; what else than to restore it can be done is for the caller to say.
+pub(super) fn same_text(then: &str, now: &str, or_else: &str) -> Result<()> {
     if then != now {
         let problem = format!("the text is not what it was: SHA-256 {then} then, {now} now");
-        return Err(Error::setting("data", problem, "restore it, or run exp_phase1 again"));
+        return Err(Error::setting("data", problem, format!("restore it, or {or_else}")));
     }
     Ok(())
 }

@@ -178,7 +178,7 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
     };
     let text = Text::new(&config.data, config.seed)?;
     let (cfg, tokenizer) = if let Stages::From(dir) = stages {
-        same_text(&LeftByPhase1::read(dir, config)?.summary, &text)?;
+        same_text(&LeftByPhase1::read(dir, config)?.summary.corpus.sha256, &text.sha256, "run exp_phase1 again")?;
         let (_, cfg, tokenizer) = Dense::open_routed(dir)?;
         (cfg, tokenizer)
     } else if let Some((_, cfg, tokenizer)) = given {

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use candle_core::DType;
 
+use super::config::first_difference;
+use super::continuation::same_text;
 use super::dense::CHECKPOINT;
 use super::run::Run;
 use super::sparse_layers::SparseLayers;
@@ -29,17 +31,14 @@ impl SparsifyConfig {
     }
 
     /// The first setting by which two runs have other layers; text is known by its digest.
-    fn layers_differ(&self, other: &Self) -> Result<Option<String>> {
+    fn layers_differ(&self, other: &Self) -> Option<String> {
         let layers = |config: &Self| {
             let Self { test_tokens, device, distil, .. } = Self::default();
             let config = Self { out: "".into(), data: Vec::new(), test_tokens, device, distil, ..config.clone() };
             let model = config.model.as_deref().map(|path| std::path::absolute(path).unwrap_or(path.to_path_buf()));
-            serde_json::to_value(Self { model, ..config })
+            Self { model, ..config }
         };
-        let broken = |e: serde_json::Error| Error::setting("settings", e.to_string(), "report this");
-        let (own, other) = (layers(self).map_err(broken)?, layers(other).map_err(broken)?);
-        let keys = own.as_object().into_iter().chain(other.as_object()).flat_map(|object| object.keys());
-        Ok(keys.into_iter().find(|key| own.get(*key) != other.get(*key)).cloned())
+        first_difference(&layers(self), &layers(other))
     }
 }
 
@@ -50,7 +49,7 @@ impl LeftBySparsify {
     /// No run wrote it, or one that distilled; `config` has other settings than it had, where its layers depend on them.
     pub(super) fn read(dir: &Path, config: &SparsifyConfig) -> Result<Self> {
         let summary = summary(dir)?;
-        if let Some(key) = config.layers_differ(&summary.settings)? {
+        if let Some(key) = config.layers_differ(&summary.settings) {
             let problem = "is not what the run had, whose layers are not made again";
             return Err(Error::setting(key, problem, "leave it out, or begin without --from"));
         }
@@ -64,11 +63,7 @@ impl LeftBySparsify {
     /// What each layer was cut down to, and the layers.
     pub(super) fn layers(self, run: &Run<'_>) -> Result<(Vec<Cut>, SparseLayers)> {
         let Self { folder, summary } = self;
-        let (then, now) = (&summary.corpus.sha256, &run.text.sha256);
-        if then != now {
-            let problem = format!("the text is not what it was: SHA-256 {then} then, {now} now");
-            return Err(Error::setting("data", problem, "restore it, or begin without --from"));
-        }
+        same_text(&summary.corpus.sha256, &run.text.sha256, "begin without --from")?;
         let store = folder.load(&run.device, Some(DType::F32))?;
         let SparsifySummary { asked, calibrated_on, repaired_on, ridge, .. } = summary;
         Ok((asked, SparseLayers { store, scored: calibrated_on, repaired_on, ridge }))
