@@ -58,6 +58,8 @@ pub struct CompareConfig {
 const STUDY_SHA256: &str = env!("EXPERIMENTS_STUDY_SHA256");
 /// The file that holds a comparison's settings.
 const BEGUN: &str = "compare.json";
+/// The folder of the records.
+const SUBJECTS: &str = "subjects";
 
 /// What that file says.
 #[derive(Serialize)]
@@ -197,8 +199,9 @@ impl CompareConfig {
     /// Another comparison, or other sources, in that folder; a folder of something else.
     pub fn begin(&self, commit: &str) -> Result<()> {
         let path = self.out.join(BEGUN);
-        let folder = self.out.join("subjects");
-        if files::is_used(&self.out)? && !path.exists() {
+        let folder = self.out.join(SUBJECTS);
+        // In this order: what another machine has begun meanwhile is there at the second look.
+        if self.has_other_files()? && !path.exists() {
             let remedy = "name another folder with --out";
             return Err(Error::file(&self.out, "exists, is not empty, and is no comparison", remedy));
         }
@@ -227,6 +230,22 @@ impl CompareConfig {
         }
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         record::write(&Begun { by, settings: self }, &path)
+    }
+
+    /// Whether `out` holds anything but what a comparison puts there while it begins, on this machine or on another.
+    fn has_other_files(&self) -> Result<bool> {
+        if !files::is_used(&self.out)? {
+            return Ok(false);
+        }
+        let io = |e| Error::io(&self.out, e);
+        for entry in std::fs::read_dir(&self.out).map_err(io)? {
+            let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+            let is_staged = name.starts_with(&format!(".{BEGUN}.")) && name.ends_with(".writing");
+            if name != SUBJECTS && !is_staged {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What its records were computed by: the commit, and the SHA-256 of the library's sources.
