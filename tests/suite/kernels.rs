@@ -4,7 +4,10 @@
 use candle_core::{DType, Tensor};
 use rstest::rstest;
 use tinyonn::Result;
-use tinyonn::ops::{Activation as _, Grads, Silu, attention, cross_entropy, embedding, rms_norm, rope};
+use tinyonn::ops::{
+    Activation as _, Grads, Learners, MlpGate, MlpWeights, Silu, SlicedMlp, attention, cross_entropy, dispatch_mlp,
+    elementwise, embedding, ranks, rms_norm, rope,
+};
 
 use crate::gradients::{devices, inputs, relative_difference};
 use crate::models::{CPU, bits};
@@ -48,6 +51,40 @@ fn rms_norm_is_its_formula(
     });
 }
 
+/// What goes round a norm is added by the norm: x + a before it, its gradient behind it.
+#[rstest]
+fn a_norm_adds_what_goes_round_it(#[values((1, 3), (17, 64), (70, 130), (9, 2048))] (t, d): (usize, usize)) {
+    holds(&inputs(10, &[&[t, d], &[d], &[t, d], &[t, d]]), |xs| {
+        let mut grads = Grads::new([(&xs[1], 0)])?;
+        let [sum, y] = rms_norm::forward_sum(&xs[0], &xs[3], &xs[1], 1e-6)?;
+        let dx = rms_norm::backward_sum(&xs[0], &xs[1], 1e-6, &xs[2], &xs[3], &mut grads)?;
+        let plain = rms_norm::backward(&xs[0], &xs[1], 1e-6, &xs[2], &mut Grads::none())?;
+        let round = (dx.to_dtype(DType::F64)? - plain.to_dtype(DType::F64)?)?;
+        Ok(vec![sum, y, round, dx, grads.get(&xs[1]).unwrap().copy()?])
+    });
+}
+
+#[rstest]
+fn sums_and_products_are_those_of_each_value(#[values(1, 3, 4, 1021, 5000)] n: usize) {
+    holds(&inputs(11, &[&[n], &[n]]), |xs| {
+        Ok(vec![elementwise::add(&xs[0], &xs[1])?, elementwise::multiply(&xs[0], &xs[1])?])
+    });
+}
+
+/// Ties go to the lower index, the two zeros tie, and what is no number beats the rest.
+#[rstest]
+#[case(&[0.5, 2.0, 0.5, -1.0], &[1.0, 0.0, 2.0, 3.0])]
+#[case(&[0.0, -0.0, 1.0, f32::NAN], &[2.0, 3.0, 1.0, 0.0])]
+#[case(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN], &[0.0, 1.0, 3.0, 2.0])]
+fn a_rank_is_the_number_of_those_ahead(#[case] keys: &[f32], #[case] expected: &[f32]) {
+    for device in devices() {
+        let keys = Tensor::new(keys, &device).unwrap().reshape((1, 1, keys.len())).unwrap();
+        let keys = Tensor::cat(&[&keys, &keys], 1).unwrap();
+        let found = ranks(&keys).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(found, [expected, expected].concat(), "{device:?}");
+    }
+}
+
 #[rstest]
 fn silu_is_its_formula(#[values(1, 3, 4, 1021, 5000)] n: usize) {
     holds(&inputs(2, &[&[n], &[n], &[n]]), |xs| {
@@ -60,12 +97,14 @@ fn silu_is_its_formula(#[values(1, 3, 4, 1021, 5000)] n: usize) {
 #[rstest]
 fn rotary_positions_are_turned_and_turned_back(
     #[values((1, 1, 1, 2), (2, 7, 3, 6), (3, 33, 2, 64))] shape: (usize, usize, usize, usize),
+    #[values(false, true)] narrow: bool,
 ) {
     let (b, t, h, d) = shape;
     let angles = inputs(3, &[&[t, d / 2]]).remove(0).to_dtype(DType::F32).unwrap();
     let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
     holds(&inputs(4, &[&[b, t, h, d]]), |xs| {
-        let [cos, sin] = [&cos, &sin].map(|x| x.to_device(xs[0].device()).unwrap());
+        let dtype = if narrow { xs[0].dtype() } else { DType::F32 };
+        let [cos, sin] = [&cos, &sin].map(|x| x.to_device(xs[0].device()).unwrap().to_dtype(dtype).unwrap());
         let y = rope::forward(&xs[0], &cos, &sin)?;
         Ok(vec![rope::backward(&y, &cos, &sin)?, y])
     });
@@ -161,4 +200,69 @@ fn attention_steps_over_what_is_no_number(
         let [found, expected] = [&found, &expected].map(|y| bits(&y.to_device(&CPU).unwrap()));
         assert_eq!(found, expected, "{device:?}");
     }
+}
+
+/// Experts of uneven widths and tokens that take none of them, some, or as many as there is room for: rows, tiles and slabs that are not full.
+#[rstest]
+#[case::few_tokens(3, 64, &[2, 1], 1)]
+#[case::one_row_of_tiles(130, 128, &[5, 64, 70, 1, 130], 3)]
+#[case::half_a_block_of_columns(300, 192, &[50; 20], 7)]
+#[case::more_than_a_word_of_experts(90, 64, &[3; 70], 10)]
+#[case::width_that_no_kernel_takes(40, 48, &[7, 9, 3], 2)]
+#[case::few_enough_for_rows(70, 64, &[60; 40], 2)]
+fn tokens_go_to_their_own_experts(#[case] t: usize, #[case] d: usize, #[case] widths: &[usize], #[case] most: usize) {
+    let (experts, i) = (widths.len(), widths.iter().sum::<usize>());
+    let sorted = widths.iter().enumerate().flat_map(|(expert, width)| std::iter::repeat_n(expert as u32, *width));
+    let sorted: Vec<u32> = sorted.collect();
+    let apart = (7..).find(|step| !(2..=*step).any(|by| step % by == 0 && i.is_multiple_of(by))).unwrap();
+    let owners: Vec<u32> = (0..i).map(|at| sorted[at * apart % i]).collect();
+    let open = |token: usize, expert: usize| (expert + 3 * token) % experts < token % (most + 1);
+    let marks = (0..t * experts).map(|at| f32::from(u8::from(open(at / experts, at % experts)))).collect();
+    let marks = Tensor::from_vec::<_, f32>(marks, (t, experts), &CPU).unwrap();
+    let gates = |xs: &[Tensor]| -> Result<(Tensor, Tensor)> {
+        let marks = marks.to_device(xs[4].device())?.to_dtype(xs[4].dtype())?;
+        Ok(((&xs[4] * marks)?, Tensor::new(owners.as_slice(), xs[4].device())?))
+    };
+    holds(&inputs(12, &[&[t, d], &[i, d], &[i, d], &[i, d], &[t, experts], &[t, d]]), |xs| {
+        #[cfg(feature = "cuda")]
+        if xs[0].device().is_cuda() {
+            use tinyonn::ops::{ExpertNeurons, grouped_mlp, grouped_mlp::Choice};
+            let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
+            let taken = grouped_mlp::takes(&xs[0], weights)?;
+            assert_eq!(taken, xs[0].dtype() == DType::BF16 && d % 64 == 0);
+            if taken {
+                let (gate_tn, neuron_expert) = gates(xs)?;
+                let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
+                let neurons = ExpertNeurons::new(&owners, experts)?.on_device(xs[0].device())?;
+                let passed = grouped_mlp::forward(&xs[0], weights, gate, Choice { neurons: &neurons, most })?;
+                return through(passed, weights, &xs[5]);
+            }
+        }
+        // In main memory it is a form of f32 and f64; bf16 there is what a GPU is compared with.
+        let dtype = if xs[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let xs: Vec<Tensor> = xs.iter().map(|x| x.to_device(&CPU)?.to_dtype(dtype)).collect::<Result<_, _>>()?;
+        let (gate_tn, neuron_expert) = gates(&xs)?;
+        let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
+        let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
+        through(dispatch_mlp::forward(&xs[0], weights, gate)?, weights, &xs[5])
+    });
+}
+
+/// y, dx and dgate, and the gradients of the weights of one micro-batch and of two, gradients in f32 and in the weights' type.
+fn through<S: SlicedMlp>((y, saved): (Tensor, S), weights: MlpWeights<'_>, dy: &Tensor) -> Result<Vec<Tensor>> {
+    let deltas = saved.deltas(dy)?;
+    let mut found = vec![y, saved.input_gradient(&deltas)?, saved.gate_gradient(&deltas)?.unwrap()];
+    saved.seen(&deltas, |seen| {
+        found.extend([seen.h_ti, seen.delta_h_ti, seen.delta_g_ti, seen.delta_u_ti].map(Clone::clone));
+        Ok(())
+    })?;
+    for dtype in [DType::F32, weights.gate.dtype()] {
+        let all = [weights.gate, weights.up, weights.down];
+        let mut grads = Grads::in_dtype(all.map(|weight| (weight, 0)), dtype)?;
+        for _ in 0..2 {
+            saved.weight_gradients(weights, &deltas, &Learners::All, &mut grads)?;
+            found.extend(all.map(|weight| grads.get(weight).unwrap().copy().unwrap()));
+        }
+    }
+    Ok(found)
 }

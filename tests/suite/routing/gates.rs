@@ -5,11 +5,12 @@ use proptest::prelude::*;
 use rstest::rstest;
 use tinyonn::decoder::{FeedForward, Learn, Pass};
 use tinyonn::moe::gate::gates;
-use tinyonn::moe::{Gate, MoeSpec, Scores, Selection, select};
-use tinyonn::ops::Grads;
+use tinyonn::moe::{Gate, LevelSpec, MoeSpec, Scores, Selection, select};
+use tinyonn::ops::{Grads, Hierarchy};
 
 use super::{by_input, hierarchy, layer_gates, log_p_of_experts, scores, upcycled};
-use crate::gradients::inputs;
+use crate::gradients::{devices, inputs};
+use crate::models::bits;
 
 const SCALED: [Gate; 3] = [Gate::Scaled, Gate::Normalised, Gate::StraightThrough];
 
@@ -70,6 +71,43 @@ proptest! {
                     prop_assert!((f64::from(*found) - expected).abs() <= 1e-5 * (1.0 + expected), "{found} {expected}");
                     prop_assert_eq!(*found == 0.0, expected == 0.0);
                 }
+            }
+        }
+    }
+
+    /// On a GPU a kernel makes them, forward and back, from the same logits; elsewhere there is none.
+    #[test]
+    fn a_kernel_makes_the_same_gates(seed in any::<u64>(), normalised in any::<bool>()) {
+        let gate = if normalised { Gate::Normalised } else { Gate::Scaled };
+        let spec = MoeSpec { gate, ..hierarchy(seed, false) };
+        let choices = |level: &LevelSpec| level.slots().map(|slot| (slot.nodes, slot.top_k)).collect();
+        let levels: Vec<Vec<_>> = spec.levels.iter().map(choices).collect();
+        let scores = scores(&spec, seed, 4, 8.0);
+        let logits = Tensor::cat(&scores.by_level().unwrap(), 1).unwrap();
+        let dgates = inputs(seed, &[&[4, spec.experts()]]).remove(0).to_dtype(DType::F32).unwrap();
+        for device in devices() {
+            let kernel = Hierarchy::new(&levels, spec.always_experts(), normalised, &device).unwrap();
+            prop_assert_eq!(kernel.is_some(), device.is_cuda());
+            let Some(kernel) = kernel else { continue };
+            let taken = taken(&spec, &scores);
+            let (found, on_device) = (kernel.gates(&logits.to_device(&device).unwrap(), DType::F32).unwrap(), |x: &Tensor| x.to_device(&device).unwrap());
+            prop_assert_eq!(bits(&found[0].to_device(&Device::Cpu).unwrap()), bits(&taken));
+            let vars: Vec<Vec<Var>> =
+                scores.logits.iter().map(|runs| runs.iter().map(|run| Var::from_tensor(run).unwrap()).collect()).collect();
+            let tape = Scores { logits: vars.iter().map(|runs| runs.iter().map(|var| var.as_tensor().clone()).collect()).collect() };
+            let expected = gates(&spec, &tape, &taken, DType::F32).unwrap();
+            let store = (&expected * &dgates).unwrap().sum_all().unwrap().backward().unwrap();
+            let of_level = |runs: &Vec<Var>| {
+                let flat: Vec<Tensor> = runs.iter().map(|var| store.get(var).unwrap().flatten_from(1).unwrap()).collect();
+                Tensor::cat(&flat, 1).unwrap()
+            };
+            let dlogits = Tensor::cat(&vars.iter().map(of_level).collect::<Vec<_>>(), 1).unwrap();
+            let back = kernel.backward(&on_device(&logits), &on_device(&taken), &on_device(&dgates)).unwrap();
+            // Sums in f32 of a few dozen terms of order one, in another order.
+            for (found, expected) in [(&found[1], &expected.detach()), (&back, &dlogits)] {
+                let found = found.to_device(&Device::Cpu).unwrap();
+                let apart = (&found - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                prop_assert!(apart < 1e-4, "{apart}");
             }
         }
     }

@@ -5,7 +5,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::{Arch, KvCache, RmsNorm, Rotary};
 use crate::Result;
-use crate::ops::{Grads, attention, elementwise, linear, rope};
+use crate::ops::{Grads, attention, linear, rope};
 
 /// Weights of one attention, named as in the checkpoint (`self_attn`).
 #[derive(Clone, Debug)]
@@ -130,13 +130,17 @@ impl Attention {
             Ok(flat(norm.as_ref().map_or(Ok(dx.clone()), |norm| norm.backward(x, &dx, grads))?)?)
         };
         let (dq, dk) = (turned_back(dq, &q, &self.q_norm)?, turned_back(dk, &k, &self.k_norm)?);
-        let dx = [
-            self.v_proj.backward(&x, &flat(dv)?, input, grads)?,
-            self.k_proj.backward(&x, &dk, input, grads)?,
-            self.q_proj.backward(&x, &dq, input, grads)?,
-        ];
-        let [Some(of_v), Some(of_k), Some(of_q)] = dx else { return Ok(None) };
-        Ok(Some(elementwise::add(&elementwise::add(&of_v, &of_k)?, &of_q)?))
+        let dv = flat(dv)?;
+        let projections = [(&self.v_proj, &dv), (&self.k_proj, &dk), (&self.q_proj, &dq)];
+        for (projection, dy) in projections {
+            projection.backward(&x, dy, false, grads)?;
+        }
+        if !input {
+            return Ok(None);
+        }
+        let pairs = projections.map(|(projection, dy)| Ok((dy.flatten_to(1)?, projection.weight.detach())));
+        let pairs = pairs.into_iter().collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Some(linear::sum_of_products(pairs.iter().map(|(dy, w)| (dy, w)))?.reshape(x.shape())?))
     }
 
     /// Whether any of its weights learns.

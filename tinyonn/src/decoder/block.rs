@@ -71,8 +71,7 @@ impl<F: FeedForward> Block<F> {
     ) -> Result<(Tensor, Tensor, attention::Saved)> {
         let cache = cache.map(|cache| (cache, self.layer));
         let (attended, attention) = self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, cache)?;
-        let middle = elementwise::add(x, &attended)?;
-        let normed = self.post_attention_layernorm.forward(&middle)?;
+        let [middle, normed] = self.post_attention_layernorm.forward_sum(x, &attended)?;
         Ok((middle, normed, attention))
     }
 
@@ -96,17 +95,16 @@ impl<F: FeedForward> Block<F> {
         let above = input || attention_learns || self.post_attention_layernorm.learns(grads);
         let (dnormed, answers) = self.mlp.backward(mlp, dout, learn, above, grads)?;
         let Some(dnormed) = dnormed else { return Ok((None, answers)) };
-        let dmiddle = self.post_attention_layernorm.backward(&middle, &dnormed, grads)?;
+        let dmiddle = self.post_attention_layernorm.backward_sum(&middle, &dnormed, dout, grads)?;
         if !(input || attention_learns) {
             return Ok((None, answers));
         }
-        let dmiddle = elementwise::add(dout, &dmiddle)?;
         let below = input || self.input_layernorm.learns(grads);
         let Some(dattended) = self.self_attn.backward(attention, &dmiddle, below, grads)? else {
             return Ok((None, answers));
         };
-        let dx = self.input_layernorm.backward(&x, &dattended, grads)?;
-        Ok((input.then(|| elementwise::add(&dmiddle, &dx)).transpose()?, answers))
+        let dx = self.input_layernorm.backward_sum(&x, &dattended, &dmiddle, grads)?;
+        Ok((input.then_some(dx), answers))
     }
 
     /// Whether any of its weights learns.

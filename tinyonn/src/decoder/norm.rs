@@ -38,6 +38,22 @@ impl RmsNorm {
         Ok(rms_norm::backward(x, &self.weight, self.eps, dy, grads)?)
     }
 
+    /// a + b, and its normalisation.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn forward_sum(&self, a: &Tensor, b: &Tensor) -> Result<[Tensor; 2]> {
+        Ok(rms_norm::forward_sum(a, b, &self.weight, self.eps)?)
+    }
+
+    /// dx + `also`, for what goes round the norm by a residual connection.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn backward_sum(&self, x: &Tensor, dy: &Tensor, also: &Tensor, grads: &mut Grads) -> Result<Tensor> {
+        Ok(rms_norm::backward_sum(x, &self.weight, self.eps, dy, also, grads)?)
+    }
+
     /// Whether its weight learns.
     pub fn learns(&self, grads: &Grads) -> bool {
         grads.learns(&self.weight)

@@ -37,6 +37,9 @@ pub struct TinyOnnExpert {
     /// The group of each expert.
     pub(super) groups: Vec<u32>,
     combine: Combine,
+    /// Experts that a token takes at most: a GPU makes room for so many before it looks.
+    #[cfg(feature = "cuda")]
+    most: usize,
     /// Which neurons take part where not all experts run (`neurons`).
     neurons: Option<NeuronRule>,
     /// Added to the probabilities that selection compares, by level and node in a row (`balance = bias`).
@@ -60,6 +63,9 @@ pub(super) struct Slices {
     pub(super) neuron_expert: Tensor,
     /// Neurons of each expert.
     pub(super) widths: Vec<usize>,
+    /// The same, as kernels read it.
+    #[cfg(feature = "cuda")]
+    lists: ops::expert_neurons::NeuronLists,
 }
 
 /// What the backward of a bank needs.
@@ -68,6 +74,8 @@ pub(super) enum Saved {
     /// All neurons of every token, gated or not.
     Whole(ops::glu_mlp::Saved),
     Dispatched(ops::dispatch_mlp::Saved),
+    #[cfg(feature = "cuda")]
+    Grouped(ops::grouped_mlp::Saved),
     Shared(ops::shared_mlp::Saved),
     /// Neurons that each token chose, and how many, `[t]` f32.
     Chosen(ops::glu_mlp::Saved, Tensor),
@@ -100,7 +108,30 @@ impl TinyOnnExpert {
         let (activation, combine) = (activation(spec, cfg)?, spec.combine);
         let neurons = NeuronRule::new(spec, [&gate_proj, &up_proj, &down_proj], vb)?;
         let groups = spec.group_of_experts().into_iter().map(|group| group as u32).collect();
-        Ok(Self { gate_proj, up_proj, down_proj, activation, parts, groups, combine, neurons, balance_bias, layer })
+        Ok(Self {
+            gate_proj,
+            up_proj,
+            down_proj,
+            activation,
+            parts,
+            groups,
+            combine,
+            #[cfg(feature = "cuda")]
+            most: spec.active_experts(),
+            neurons,
+            balance_bias,
+            layer,
+        })
+    }
+
+    /// The same experts, of which `spec` takes others than it was declared with.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    pub(super) fn taking(self, spec: &MoeSpec) -> Self {
+        Self {
+            #[cfg(feature = "cuda")]
+            most: spec.active_experts(),
+            ..self
+        }
     }
 
     /// The dense MLP that slices are parts of, or that replicas start from.
@@ -130,7 +161,7 @@ impl TinyOnnExpert {
             return Ok((y, Saved::Chosen(saved, taken_t)));
         }
         match &self.parts {
-            Parts::Slices(slices) => self.slices(x, &slices.neuron_expert, routing),
+            Parts::Slices(slices) => self.slices(x, slices, routing),
             // Until one has learnt they are all the dense MLP, and weights that add up to one change nothing.
             Parts::Replicas(deltas) if deltas.iter().all(Option::is_none) => self.whole(x, None),
             Parts::Replicas(deltas) => self.replicas(x, &differences(deltas), routing),
@@ -142,15 +173,21 @@ impl TinyOnnExpert {
         Ok((y, Saved::Whole(saved)))
     }
 
-    fn slices(&self, x: &Tensor, neuron_expert: &Tensor, routing: &Routing) -> Result<(Tensor, Saved)> {
-        let gate = |gate_tn| MlpGate { gate_tn, neuron_expert };
-        // Forms that compute a part of the neurons must know which: in main memory they look, on a GPU all are computed.
+    fn slices(&self, x: &Tensor, slices: &Slices, routing: &Routing) -> Result<(Tensor, Saved)> {
+        let gate = |gate_tn| MlpGate { gate_tn, neuron_expert: &slices.neuron_expert };
+        // Forms that compute a part of the neurons must know which: in main memory they look; on a GPU all are computed where no kernel finds them.
         let in_memory = x.device().is_cpu();
         match (routing, self.combine) {
             (Routing::All, _) => self.whole(x, None),
             (Routing::Each(gate_tn), Combine::Dispatch) if in_memory => {
                 let (y, saved) = ops::dispatch_mlp::forward(x, self.weights(), gate(gate_tn))?;
                 Ok((y, Saved::Dispatched(saved)))
+            }
+            #[cfg(feature = "cuda")]
+            (Routing::Each(gate_tn), Combine::Dispatch) if ops::grouped_mlp::takes(x, self.weights())? => {
+                let choice = ops::grouped_mlp::Choice { neurons: &slices.lists, most: self.most };
+                let (y, saved) = ops::grouped_mlp::forward(x, self.weights(), gate(gate_tn), choice)?;
+                Ok((y, Saved::Grouped(saved)))
             }
             (Routing::Each(gate_tn), _) => self.whole(x, Some(gate(gate_tn))),
             // Rows computed apart may round otherwise: what takes every expert whole is the dense MLP, bit for bit.
@@ -267,7 +304,12 @@ fn slices(spec: &MoeSpec, cfg: &Arch, layer: usize, vb: &VarBuilder<'_>) -> Resu
     }
     match widths.iter().position(|width| *width == 0) {
         Some(empty) => Err(bad_partition(layer, &format!("it leaves expert {empty} without a neuron"))),
-        None => Ok(Slices { neuron_expert, widths }),
+        None => Ok(Slices {
+            #[cfg(feature = "cuda")]
+            lists: ops::ExpertNeurons::new(&owners, experts)?.on_device(neuron_expert.device())?,
+            neuron_expert,
+            widths,
+        }),
     }
 }
 

@@ -6,7 +6,8 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Gate, MoeLayer, MoeSpec};
+use super::{Gate, MoeLayer, MoeSpec, Router};
+use crate::ops::elementwise;
 use crate::{Error, Result};
 
 /// What the routers of a layer say of `t` inputs.
@@ -17,18 +18,18 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Asks every router of `module`.
+    /// Asks every router of `module`, of x in any type.
     ///
     /// # Errors
     /// What a router reports; one whose scores are not `[t, P, C]` f32.
     pub fn new(module: &MoeLayer, x_td: &Tensor) -> Result<Self> {
         let (spec, tokens) = (module.spec(), x_td.dim(0)?);
-        let x_td = &x_td.to_dtype(DType::F32)?;
+        let mut wide_td = None;
         let mut logits = Vec::with_capacity(spec.levels.len());
         for (declared, routers) in spec.levels.iter().zip(module.routers()) {
             let mut of_level = Vec::with_capacity(routers.len());
             for (run, router) in declared.routers.iter().zip(routers) {
-                let found = router.logits(x_td)?.detach();
+                let found = router.logits(as_read(router.as_ref(), x_td, &mut wide_td)?)?.detach();
                 let expected = [tokens, run.parents, run.choices];
                 if found.dims() != expected || found.dtype() != DType::F32 {
                     let (found, dtype) = (found.dims(), found.dtype());
@@ -80,6 +81,22 @@ impl Scores {
         }
         joint.ok_or_else(|| Error::variant(spec.name.clone(), "it has no level", "declare groups and experts"))
     }
+}
+
+/// x as a router reads it: in f32, which is made once, unless it takes what there is.
+pub(super) fn as_read<'a>(
+    router: &dyn Router,
+    x_td: &'a Tensor,
+    wide_td: &'a mut Option<Tensor>,
+) -> Result<&'a Tensor> {
+    if router.narrow() || x_td.dtype() == DType::F32 {
+        return Ok(x_td);
+    }
+    let wide = match wide_td.take() {
+        Some(wide) => wide,
+        None => elementwise::cast(x_td, DType::F32)?,
+    };
+    Ok(wide_td.insert(wide))
 }
 
 /// The runs of a level `[t, P, C]`, each through `f`, as one `[t, nodes]`.

@@ -95,21 +95,23 @@ impl Router for GaussianMoeRouter {
             }
             Ok(sum)
         })?;
-        let x_td = x_td.to_dtype(DType::F32)?;
         match &self.projection {
-            Some(projection) => Ok(linear::backward(&x_td, projection, None, &dz_tr, input, grads)?),
-            None => Ok(input.then_some(dz_tr)),
+            Some(projection) => Ok(linear::backward(x_td, projection, None, &dz_tr, input, grads)?),
+            None => Ok(input.then(|| dz_tr.to_dtype(x_td.dtype())).transpose()?),
         }
+    }
+
+    fn narrow(&self) -> bool {
+        true
     }
 }
 
 impl GaussianMoeRouter {
     /// z = P x.
     fn z(&self, x_td: &Tensor) -> Result<Tensor> {
-        let x_td = x_td.detach().to_dtype(DType::F32)?;
         match &self.projection {
-            Some(projection) => Ok(linear::forward(&x_td, projection, None)?),
-            None => Ok(x_td),
+            Some(projection) => Ok(linear::forward(x_td, projection, None)?),
+            None => Ok(x_td.detach().to_dtype(DType::F32)?),
         }
     }
 

@@ -1,17 +1,17 @@
 //! One layer of a mixture of experts, of whatever variant: what a declaration says, the routers and the experts that it asks for.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use super::expert;
 use super::router::new_router;
 use super::routing::{self, Routed, Routing, route};
 use super::{
-    CosineRouter, Gate, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router, RouterKind,
-    RouterSpec, TinyOnnExpert, check,
+    Balance, CosineRouter, Gate, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router,
+    RouterKind, RouterSpec, TinyOnnExpert, check,
 };
 use crate::decoder::{Active, Answers, Arch, FeedForward, Keep, Learn, Load, Pass, Smk, Trace};
-use crate::ops::{Grads, MinK, elementwise};
+use crate::ops::{Grads, Hierarchy, MinK, elementwise};
 use crate::{Error, Result};
 
 /// A feed-forward of routed experts: what fills a decoder layer's second half past `model`.
@@ -21,6 +21,8 @@ pub struct MoeLayer {
     /// By level and run as in [`MoeSpec::levels`].
     routers: Vec<Vec<Box<dyn Router>>>,
     experts: TinyOnnExpert,
+    /// From logits to gates in one launch, where a kernel does what is declared.
+    hierarchy: Option<Hierarchy>,
 }
 
 impl MoeLayer {
@@ -60,7 +62,7 @@ impl MoeLayer {
         let levels = spec.levels.iter();
         let routers = levels.map(|level| level.routers.iter().map(router).collect()).collect::<Result<_>>()?;
         let experts = TinyOnnExpert::new(&spec, cfg, layer, vb)?;
-        Ok(Self { spec, routers, experts })
+        Ok(Self { hierarchy: hierarchy(&spec, experts.device())?, spec, routers, experts })
     }
 
     /// The same layer, of which `top_k[level]` choices of every router of a level are taken, under `pfag`, in place of those declared.
@@ -70,7 +72,12 @@ impl MoeLayer {
     pub fn taking(self, top_k: &[usize], pfag: Pfag) -> Result<Self> {
         let spec = self.spec.taking(top_k, pfag);
         check(&spec)?;
-        Ok(Self { spec, ..self })
+        Ok(Self {
+            hierarchy: hierarchy(&spec, self.experts.device())?,
+            experts: self.experts.taking(&spec),
+            spec,
+            ..self
+        })
     }
 
     /// The declaration.
@@ -81,6 +88,11 @@ impl MoeLayer {
     /// The routers, by level and run as in [`MoeSpec::levels`].
     pub fn routers(&self) -> &[Vec<Box<dyn Router>>] {
         &self.routers
+    }
+
+    /// From logits to gates in one launch, where a kernel does what is declared.
+    pub(super) fn hierarchy(&self) -> Option<&Hierarchy> {
+        self.hierarchy.as_ref()
     }
 
     /// The experts.
@@ -134,6 +146,18 @@ impl MoeLayer {
     pub fn layer(&self) -> usize {
         self.experts.layer()
     }
+}
+
+/// Where a kernel does what is declared: fixed `top_k` by logits alone, gates that are shares of what was taken, and no auxiliary loss.
+fn hierarchy(spec: &MoeSpec, device: &Device) -> Result<Option<Hierarchy>> {
+    let normalised = spec.gate == Gate::Normalised;
+    let plain = spec.pfag == Pfag::Off && spec.balance == Balance::None && spec.z_loss == 0.0;
+    if !plain || !(normalised || spec.gate == Gate::Scaled) {
+        return Ok(None);
+    }
+    let routers = |level: &super::LevelSpec| level.slots().map(|slot| (slot.nodes, slot.top_k)).collect();
+    let levels: Vec<Vec<_>> = spec.levels.iter().map(routers).collect();
+    Ok(Hierarchy::new(&levels, spec.always_experts(), normalised, device)?)
 }
 
 /// What the backward of a layer needs.

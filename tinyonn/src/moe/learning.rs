@@ -65,6 +65,8 @@ impl TinyOnnExpert {
             Saved::Dispatched(saved) => {
                 self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads)
             }
+            #[cfg(feature = "cuda")]
+            Saved::Grouped(saved) => self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads),
             Saved::Shared(saved) => self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads),
             Saved::Merged(saved) => {
                 let deltas = self.differences();

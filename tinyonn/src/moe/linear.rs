@@ -30,12 +30,16 @@ impl Router for LinearRouter {
     }
 
     fn logits(&self, x_td: &Tensor) -> Result<Tensor> {
-        let logits_tc = linear::forward(&x_td.to_dtype(DType::F32)?, &self.weight, Some(&self.bias))?;
+        let logits_tc = linear::forward(x_td, &self.weight, Some(&self.bias))?;
         Ok(logits_tc.reshape(((), self.shape.parents, self.shape.choices))?)
     }
 
     fn backward(&self, x_td: &Tensor, dlogits_tpc: &Tensor, input: bool, grads: &mut Grads) -> Result<Option<Tensor>> {
-        let (x_td, dlogits_tc) = (x_td.to_dtype(DType::F32)?, dlogits_tpc.flatten_from(1)?);
-        Ok(linear::backward(&x_td, &self.weight, Some(&self.bias), &dlogits_tc, input, grads)?)
+        let dlogits_tc = dlogits_tpc.flatten_from(1)?;
+        Ok(linear::backward(x_td, &self.weight, Some(&self.bias), &dlogits_tc, input, grads)?)
+    }
+
+    fn narrow(&self) -> bool {
+        true
     }
 }

@@ -73,6 +73,11 @@ pub trait Router: Debug + Send + Sync {
         let dx = || store.get(&x_td).map_or_else(|| x_td.zeros_like(), |dx| Ok(dx.detach()));
         Ok(input.then(dx).transpose()?)
     }
+
+    /// Whether x may come in the model's own type, and ∂L/∂x go in it; both are f32 otherwise.
+    fn narrow(&self) -> bool {
+        false
+    }
 }
 
 /// Makes boxed routers of one type.

@@ -9,7 +9,7 @@ use super::gate::{self, Scores};
 use super::select::{Selection, select};
 use super::{Balance, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
 use crate::decoder::{Active, Keep, Load, Pass, PathTable};
-use crate::ops::{Grads, RowRun, open_gates};
+use crate::ops::{Grads, RowRun, elementwise, open_gates};
 use crate::{Error, Result};
 
 /// The gates of a layer, and which tokens they are for.
@@ -124,6 +124,8 @@ pub(super) struct Saved {
     /// The noise on it.
     jitter: Option<Tensor>,
     scores: Scores,
+    /// All of them, `[D, nodes]`, where a kernel made the gates.
+    logits_dn: Option<Tensor>,
     taken_dn: Tensor,
     /// In training, what auxiliary losses count.
     share: Option<f64>,
@@ -169,13 +171,13 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
         None => Ok(values.flatten_to(1)?),
         Some(shared) => shared.means(values),
     };
-    let mut x_rd = inputs(&x.detach())?.to_dtype(DType::F32)?;
+    let mut x_rd = inputs(&x.detach())?;
     let jitter = match pass.training {
         Some(training) => balance::jitter(spec, layer, training.seed, &x_rd)?,
         None => None,
     };
     if let Some(noise_rd) = &jitter {
-        x_rd = (x_rd * noise_rd)?;
+        x_rd = (elementwise::cast(&x_rd, DType::F32)? * noise_rd)?;
     }
     let surprisal = match (spec.pfag, &pass.surprisal) {
         (Pfag::Surprisal, Some(surprisal)) => {
@@ -184,25 +186,50 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
         _ => None,
     };
     let scores = Scores::new(module, &x_rd)?;
-    let bias = match spec.balance {
-        Balance::Bias { .. } => module.experts().balance_bias(spec)?,
-        Balance::None | Balance::Loss { .. } => None,
-    };
-    let compared = if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
-    let taken_dn = select(spec, &compared, Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() })?;
     let share = pass.training.map(|training| training.share);
-    let auxiliary = match share {
-        Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
-        None => None,
+    let Gates { logits_dn, taken_dn, gate_dn, auxiliary } = match gates_at_once(module, &scores, x.dtype())? {
+        Some(gates) => gates,
+        None => {
+            let bias = match spec.balance {
+                Balance::Bias { .. } => module.experts().balance_bias(spec)?,
+                Balance::None | Balance::Loss { .. } => None,
+            };
+            let compared =
+                if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
+            let with = Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() };
+            let taken_dn = select(spec, &compared, with)?;
+            let auxiliary = match share {
+                Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
+                None => None,
+            };
+            let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
+            Gates { logits_dn: None, taken_dn, gate_dn, auxiliary }
+        }
     };
-    let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
     let routing = match shared {
         None => Routing::Each(gate_dn),
         Some(shared) => Routing::Shared { gate_dn, runs: shared.runs(b, t), whole: takes_all(spec) },
     };
     let differentiable = pass.keep != Keep::Nothing && (spec.gate != Gate::Unit || auxiliary.is_some());
-    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, taken_dn, share, dtype: x.dtype() });
+    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, logits_dn, taken_dn, share, dtype: x.dtype() });
     Ok(Routed { routing, auxiliary, saved })
+}
+
+/// What comes of the routers' scores.
+struct Gates {
+    logits_dn: Option<Tensor>,
+    taken_dn: Tensor,
+    gate_dn: Tensor,
+    auxiliary: Option<Tensor>,
+}
+
+/// By one kernel, where there is one for the declaration; it has no auxiliary loss then.
+fn gates_at_once(module: &MoeLayer, scores: &Scores, dtype: DType) -> Result<Option<Gates>> {
+    let Some(hierarchy) = module.hierarchy() else { return Ok(None) };
+    let levels = scores.by_level()?;
+    let logits_dn = Tensor::cat(&levels, 1)?.contiguous()?;
+    let [taken_dn, gate_dn] = hierarchy.gates(&logits_dn, dtype)?;
+    Ok(Some(Gates { logits_dn: Some(logits_dn), taken_dn, gate_dn, auxiliary: None }))
 }
 
 /// The declared auxiliary loss, times the `share` of a step that this pass is.
@@ -221,7 +248,8 @@ impl Saved {
     /// ∂L/∂x `[B, T, d]` through the decisions, if `input`, given ∂L/∂gate (none: they had no part in the output) and the auxiliary loss
     /// itself as a part of L. The routers' gradients go to `grads`.
     ///
-    /// The way from scores to gates and to the auxiliary loss is an island of candle's own tape: a few plain operations over `[D, N]`.
+    /// # Errors
+    /// What a router reports.
     pub(super) fn backward(
         &self,
         module: &MoeLayer,
@@ -231,6 +259,50 @@ impl Saved {
         grads: &mut Grads,
     ) -> Result<Option<Tensor>> {
         let spec = module.spec();
+        let Some(dlogits) = self.dlogits(module, dgate_dn)? else { return Ok(None) };
+        let (mut dx_rd, mut wide_rd): (Option<Tensor>, _) = (None, None);
+        for (routers, dlogits) in module.routers().iter().zip(&dlogits) {
+            for (router, dlogits) in routers.iter().zip(dlogits) {
+                let Some(dlogits) = dlogits else { continue };
+                let x_rd = gate::as_read(router.as_ref(), &self.x_rd, &mut wide_rd)?;
+                if let Some(dx) = router.backward(x_rd, dlogits, input, grads)? {
+                    let dx = elementwise::cast(&dx, self.x_rd.dtype())?;
+                    dx_rd = Some(dx_rd.map_or(Ok(dx.clone()), |sum| elementwise::add(&sum, &dx))?);
+                }
+            }
+        }
+        let Some(mut dx_rd) = dx_rd.filter(|_| input) else { return Ok(None) };
+        if let Some(noise_rd) = &self.jitter {
+            dx_rd = (dx_rd * noise_rd)?;
+        }
+        let &[_, t, _] = shape else { return Ok(None) };
+        let dx = match Shared::new(spec.route_per, t) {
+            None => dx_rd.reshape(shape)?,
+            Some(shared) => shared.spread(&dx_rd, shape)?,
+        };
+        Ok(Some(elementwise::cast(&dx, self.dtype)?))
+    }
+
+    /// ∂L/∂ℓ by level and run of routers; `None` where L does not depend on them.
+    fn dlogits(&self, module: &MoeLayer, dgate_dn: Option<&Tensor>) -> Result<Option<Vec<Vec<Option<Tensor>>>>> {
+        if let (Some(hierarchy), Some(logits_dn)) = (module.hierarchy(), &self.logits_dn) {
+            let Some(dgate_dn) = dgate_dn else { return Ok(None) };
+            let dlogits_dn = hierarchy.backward(logits_dn, &self.taken_dn, dgate_dn)?;
+            let mut first = 0;
+            let mut own = |run: &Tensor| -> Result<Option<Tensor>> {
+                let nodes = run.dim(1)? * run.dim(2)?;
+                let part = dlogits_dn.narrow(1, first, nodes)?.contiguous()?.reshape(run.shape())?;
+                first += nodes;
+                Ok(Some(part))
+            };
+            let levels = self.scores.logits.iter().map(|runs| runs.iter().map(&mut own).collect());
+            return levels.collect::<Result<Vec<_>>>().map(Some);
+        }
+        self.dlogits_by_tape(module.spec(), dgate_dn)
+    }
+
+    /// The way from scores to gates and to the auxiliary loss as an island of candle's own tape: a few plain operations over `[D, N]`.
+    fn dlogits_by_tape(&self, spec: &MoeSpec, dgate_dn: Option<&Tensor>) -> Result<Option<Vec<Vec<Option<Tensor>>>>> {
         let vars = self.scores.logits.iter().map(|runs| runs.iter().map(Var::from_tensor).collect());
         let vars: Vec<Vec<Var>> = vars.collect::<candle_core::Result<_>>()?;
         let logits = vars.iter().map(|runs| runs.iter().map(|var| var.as_tensor().clone()).collect()).collect();
@@ -244,25 +316,8 @@ impl Saved {
         }
         let Some(loss) = loss else { return Ok(None) };
         let store = loss.backward()?;
-        let mut dx_rd: Option<Tensor> = None;
-        for (routers, vars) in module.routers().iter().zip(&vars) {
-            for (router, var) in routers.iter().zip(vars) {
-                let Some(dlogits) = store.get(var) else { continue };
-                if let Some(dx) = router.backward(&self.x_rd, &dlogits.detach(), input, grads)? {
-                    dx_rd = Some(dx_rd.map_or(Ok(dx.clone()), |sum| sum + dx)?);
-                }
-            }
-        }
-        let Some(mut dx_rd) = dx_rd.filter(|_| input) else { return Ok(None) };
-        if let Some(noise_rd) = &self.jitter {
-            dx_rd = (dx_rd * noise_rd)?;
-        }
-        let &[_, t, _] = shape else { return Ok(None) };
-        let dx = match Shared::new(spec.route_per, t) {
-            None => dx_rd.reshape(shape)?,
-            Some(shared) => shared.spread(&dx_rd, shape)?,
-        };
-        Ok(Some(dx.to_dtype(self.dtype)?))
+        let of_runs = |runs: &Vec<Var>| runs.iter().map(|var| store.get(var).map(Tensor::detach)).collect();
+        Ok(Some(vars.iter().map(of_runs).collect()))
     }
 }
 

@@ -1,12 +1,12 @@
 //! [`select`](super::select::select) in plain operations, for scores that do not lie in main memory: nothing is read by the host.
 //!
-//! The rank of a choice among its router's is the number of choices that beat it: those of a larger key, and those of the same key and a
-//! lower index. How many are taken is `top_k`, or what PFAG counts; both are comparisons `[t, P, C, C]`.
+//! A choice is taken if its rank among its router's ([`ranks`]) is below `top_k`, or below what PFAG counts.
 
 use candle_core::{D, DType, Tensor};
 
 use super::{MoeSpec, Pfag, RouterSpec};
 use crate::Result;
+use crate::ops::ranks;
 
 /// Which experts are taken, `[t, N]` f32 of ones and zeros; arguments as [`select`](super::select::select) has checked them.
 ///
@@ -32,9 +32,9 @@ pub fn select(
                 }
                 None => own_tpc.clone(),
             };
-            let rank_tpc = rank(&key_tpc)?;
+            let rank_tpc = ranks(&key_tpc)?;
             // PFAG counts along ranks by probability: those of the keys unless a bias moved them.
-            let by_probability_tpc = if bias.is_some() { rank(&own_tpc)? } else { rank_tpc.clone() };
+            let by_probability_tpc = if bias.is_some() { ranks(&own_tpc)? } else { rank_tpc.clone() };
             let count_tp1 = count(spec.pfag, run, &own_tpc, &by_probability_tpc, surprisal)?;
             let below_tpc = rank_tpc.broadcast_lt(&count_tp1)?;
             let parents_tp1 = taken_tn.narrow(1, parent, run.parents)?.unsqueeze(2)?;
@@ -49,20 +49,6 @@ pub fn select(
         return Ok(taken_tn);
     }
     Ok(Tensor::cat(&[&taken_tn, &Tensor::ones((tokens, always), DType::F32, taken_tn.device())?], 1)?)
-}
-
-/// The number of choices that beat each, `[t, P, C]` f32. (Adding 0 makes one zero of two; what is no number beats all others, and loses
-/// to a lower index, so that no more than `top_k` are taken.)
-fn rank(key_tpc: &Tensor) -> Result<Tensor> {
-    let choices = key_tpc.dim(2)?;
-    let most = Tensor::full(f32::INFINITY, key_tpc.shape(), key_tpc.device())?;
-    let key_tpc = key_tpc.eq(key_tpc)?.where_cond(&(key_tpc + 0.0)?, &most)?;
-    let (own, other) = (key_tpc.unsqueeze(3)?, key_tpc.unsqueeze(2)?);
-    let at = Tensor::arange(0, choices as u32, key_tpc.device())?;
-    let before_cc = at.unsqueeze(0)?.broadcast_lt(&at.unsqueeze(1)?)?;
-    let ties = other.broadcast_eq(&own)?.broadcast_mul(&before_cc.reshape((1, 1, choices, choices))?)?;
-    let ahead = (other.broadcast_gt(&own)? + ties)?;
-    Ok(ahead.to_dtype(DType::F32)?.sum(D::Minus1)?)
 }
 
 /// How many choices each router takes, `[t, P, 1]` or `[1, 1, 1]` f32.

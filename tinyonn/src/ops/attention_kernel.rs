@@ -9,14 +9,14 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::{DType, Result, Tensor};
 
 use super::attention::{Attention, Shape};
-use super::kernel::{Argument, Grid, Kernel, THREADS, address, card, is_read, room, room_like};
+use super::kernel::{Argument, Grid, Kernel, THREADS, address, attribute, card, is_read, room, room_like};
 
 static HEADS_OF_64: Kernel = Kernel::new(
     "attention_64",
     concat!(
-        "#define HEAD_DIM 64\n",
+        "#define ROW_VALUES 64\n",
         include_str!("numbers.cu"),
-        include_str!("attention_tiles.cu"),
+        include_str!("tiles.cu"),
         include_str!("attention.cu"),
         include_str!("attention_backward.cu")
     ),
@@ -24,9 +24,9 @@ static HEADS_OF_64: Kernel = Kernel::new(
 static HEADS_OF_128: Kernel = Kernel::new(
     "attention_128",
     concat!(
-        "#define HEAD_DIM 128\n",
+        "#define ROW_VALUES 128\n",
         include_str!("numbers.cu"),
-        include_str!("attention_tiles.cu"),
+        include_str!("tiles.cu"),
         include_str!("attention.cu"),
         include_str!("attention_backward.cu")
     ),
@@ -64,11 +64,6 @@ pub(super) fn takes(of: [&Tensor; 3]) -> Result<bool> {
     }
     let there = attribute(card(of[0])?, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
     Ok(there >= dkv_bytes(head_dim) && there >= dq_bytes(head_dim))
-}
-
-fn attribute(device: &CudaDevice, of: CUdevice_attribute) -> Result<usize> {
-    let value = device.cuda_stream().context().attribute(of).map_err(candle_core::Error::wrap)?;
-    Ok(usize::try_from(value).unwrap_or(0))
 }
 
 fn kernels(s: Shape) -> &'static Kernel {

@@ -3,25 +3,30 @@
 
 #define NEVER __int_as_float(0xff800000) // −∞
 
+__device__ float power(float x) { return exp2f(x * 1.4426950408889634f); }
+
 // max x and Σ exp(x − max) of what a thread has seen.
 struct Peak {
     float max, sum;
 
-    __device__ void see(float x) {
-        if (x == NEVER) return;
-        if (x > max) {
-            sum = sum * expf(max - x) + 1.0f;
-            max = x;
-        } else {
-            sum += expf(x - max);
+    // One comparison and one rescaling for four values.
+    __device__ void see(const Four& x) {
+        const float most = fmaxf(fmaxf(x.x[0], x.x[1]), fmaxf(x.x[2], x.x[3]));
+        if (most > max) {
+            sum *= power(max - most);
+            max = most;
         }
+        // −∞ so far: nothing is added, unless a number that is none makes the sum none.
+        for (int k = 0; k < 4; k++) sum += x.x[k] == NEVER ? 0.0f : power(x.x[k] - max);
     }
+
+    __device__ void see(float x) { see(Four{{x, NEVER, NEVER, NEVER}}); }
 
     __device__ void join(Peak other) {
         if (other.sum == 0.0f) return;
         if (sum == 0.0f) { *this = other; return; }
         const float most = fmaxf(max, other.max);
-        sum = sum * expf(max - most) + other.sum * expf(other.max - most);
+        sum = sum * power(max - most) + other.sum * power(other.max - most);
         max = most;
     }
 };
@@ -32,8 +37,7 @@ __device__ Peak peak_of_row(const void* logits, u64 at, u64 v, bool half) {
     Peak own = {NEVER, 0.0f};
     const u64 fours = v % 4 == 0 ? v : 0;
     for (u64 i = 4 * threadIdx.x; i < fours; i += 1024) {
-        const Four x = load(logits, at + i, half);
-        for (int k = 0; k < 4; k++) own.see(x.x[k]);
+        own.see(load(logits, at + i, half));
     }
     for (u64 i = fours + threadIdx.x; i < v; i += 256) own.see(load_one(logits, at + i, half));
     peaks[threadIdx.x] = own;
@@ -45,7 +49,8 @@ __device__ Peak peak_of_row(const void* logits, u64 at, u64 v, bool half) {
     return peaks[0];
 }
 
-extern "C" __global__ void cross_entropy(const void* logits, const unsigned* targets, float* losses, u64 v, u64 half) {
+// The losses, and of every row that has a target max x and Σ exp(x − max).
+extern "C" __global__ void cross_entropy(const void* logits, const unsigned* targets, float* losses, float* peaks, u64 v, u64 half) {
     const unsigned target = targets[blockIdx.x];
     if (target >= v) {
         if (threadIdx.x == 0) losses[blockIdx.x] = 0.0f;
@@ -53,27 +58,30 @@ extern "C" __global__ void cross_entropy(const void* logits, const unsigned* tar
     }
     const u64 at = blockIdx.x * v;
     const Peak peak = peak_of_row(logits, at, v, half);
-    if (threadIdx.x == 0) losses[blockIdx.x] = peak.max + logf(peak.sum) - load_one(logits, at + target, half);
+    if (threadIdx.x != 0) return;
+    losses[blockIdx.x] = peak.max + logf(peak.sum) - load_one(logits, at + target, half);
+    peaks[2 * blockIdx.x] = peak.max;
+    peaks[2 * blockIdx.x + 1] = peak.sum;
 }
 
 // The gradient takes the place of the logits.
-extern "C" __global__ void cross_entropy_gradient(void* logits, const unsigned* targets, const float* dlosses, u64 v, u64 half) {
+extern "C" __global__ void cross_entropy_gradient(void* logits, const unsigned* targets, const float* peaks, const float* dlosses, u64 v,
+                                                  u64 half) {
     const unsigned target = targets[blockIdx.x];
     const u64 at = blockIdx.x * v, fours = v % 4 == 0 ? v : 0;
     const bool none = target >= v;
     const float dloss = none ? 0.0f : dlosses[blockIdx.x];
     // Without a target nothing of the row is looked at.
-    const Peak peak = none ? Peak{0.0f, 1.0f} : peak_of_row(logits, at, v, half);
-    const float scale = dloss / peak.sum;
+    const float max = none ? 0.0f : peaks[2 * blockIdx.x], scale = none ? 0.0f : dloss / peaks[2 * blockIdx.x + 1];
     for (u64 i = 4 * threadIdx.x; i < fours; i += 1024) {
         Four x = load(logits, at + i, half);
         for (int k = 0; k < 4; k++) {
-            x.x[k] = none ? 0.0f : expf(x.x[k] - peak.max) * scale - (i + k == target ? dloss : 0.0f);
+            x.x[k] = none ? 0.0f : power(x.x[k] - max) * scale - (i + k == target ? dloss : 0.0f);
         }
         store(logits, at + i, half, x);
     }
     for (u64 i = fours + threadIdx.x; i < v; i += 256) {
-        const float x = none ? 0.0f : expf(load_one(logits, at + i, half) - peak.max) * scale;
+        const float x = none ? 0.0f : power(load_one(logits, at + i, half) - max) * scale;
         store_one(logits, at + i, half, x - (i == target ? dloss : 0.0f));
     }
 }

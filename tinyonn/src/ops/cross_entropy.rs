@@ -1,7 +1,7 @@
 //! Cross-entropy of a language-model head, without the logits outliving a chunk: ℓ_t = log Σ_v exp(x_t·W_v) − x_t·W_target.
 //!
 //! Shapes: x `[.., d]`, W `[V, d]`, targets `[..]` u32 with `u32::MAX` for "no target", ℓ `[..]` f32 in nats (0 without a
-//! target). Tokens go in chunks of at most 2²⁶ logits (2²⁸ on a GPU). The logits of a single chunk are kept for the backward; with
+//! target). Tokens go in chunks of at most 2²⁶ logits (4 GiB of them on a GPU). The logits of a single chunk are kept for the backward; with
 //! more chunks each is computed anew: memory stays bounded whatever V. dlogits = (softmax − one-hot) dℓ.
 
 use candle_core::{D, DType, Result, Tensor};
@@ -12,8 +12,8 @@ use super::linear::rows;
 
 /// Logits held at once in main memory: 2²⁶ (256 MB in f32), below candle's limit of 2³² elements a launch.
 const CHUNK: usize = 1 << 26;
-/// On a GPU 2²⁸: products of fewer rows leave much of it idle.
-const CHUNK_ON_A_CARD: usize = 1 << 28;
+/// Bytes of logits held at once on a GPU: those of 8,192 tokens and 2¹⁸ entries in bf16, which need not be computed anew then.
+const BYTES_ON_A_CARD: usize = 1 << 32;
 
 /// What the backward needs.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Saved {
     head: Head,
     /// All logits, when they fit one chunk.
     logits_tv: Option<Tensor>,
+    /// Of each chunk what its losses were made of, where the derivative has use for it.
+    peaks: Vec<Option<Tensor>>,
 }
 
 /// The cross-entropy of each token, f32; what the backward needs only if `keep`.
@@ -29,7 +31,8 @@ pub struct Saved {
 /// Shapes, dtypes or devices that do not go together.
 pub fn forward(x: &Tensor, weight_vd: &Tensor, targets: &Tensor, keep: bool) -> Result<(Tensor, Option<Saved>)> {
     let (x_td, weight_vd) = (rows(x)?, weight_vd.detach());
-    let logits = if weight_vd.device().is_cuda() { CHUNK_ON_A_CARD } else { CHUNK };
+    let on_a_card = BYTES_ON_A_CARD / weight_vd.dtype().size_in_bytes();
+    let logits = if weight_vd.device().is_cuda() { on_a_card } else { CHUNK };
     let chunk = (logits / weight_vd.dim(0)?.max(1)).max(1);
     let targets_t = targets.flatten_all()?.contiguous()?;
     let head = Head { x_td, weight_vd, targets_t, chunk };
@@ -37,16 +40,18 @@ pub fn forward(x: &Tensor, weight_vd: &Tensor, targets: &Tensor, keep: bool) -> 
     if head.x_td.dim(0)? != tokens {
         candle_core::bail!("head_cross_entropy: {} rows of x, {tokens} targets", head.x_td.dim(0)?);
     }
-    let (mut losses, mut logits) = (Vec::with_capacity(tokens.div_ceil(chunk)), None);
+    let (mut losses, mut peaks, mut logits) = (Vec::with_capacity(tokens.div_ceil(chunk)), Vec::new(), None);
     for first in (0..tokens).step_by(chunk) {
         let logits_tv = head.logits(first)?;
-        losses.push(head.losses(first, &logits_tv)?);
+        let (of_chunk, peaks_t2) = head.losses(first, &logits_tv)?;
+        losses.push(of_chunk);
+        peaks.push(peaks_t2);
         if keep && tokens <= chunk {
             logits = Some(logits_tv);
         }
     }
     let losses = Tensor::cat(&losses, 0)?.reshape(targets.shape())?;
-    Ok((losses, keep.then_some(Saved { head, logits_tv: logits })))
+    Ok((losses, keep.then_some(Saved { head, logits_tv: logits, peaks })))
 }
 
 /// dx `[t, d]`, given the gradient of each token's loss, if `input`; dW goes to `grads`, if `weight_vd` learns there.
@@ -60,11 +65,11 @@ pub fn backward(
     input: bool,
     grads: &mut Grads,
 ) -> Result<Option<Tensor>> {
-    let Saved { head, logits_tv } = saved;
+    let Saved { head, logits_tv, peaks } = saved;
     let (mut kept, mut dx, dloss_t) = (logits_tv, Vec::new(), dlosses.detach().flatten_all()?.contiguous()?);
-    for first in (0..head.tokens()).step_by(head.chunk) {
+    for (first, peaks_t2) in (0..head.tokens()).step_by(head.chunk).zip(&peaks) {
         let logits_tv = kept.take().map_or_else(|| head.logits(first), Ok)?;
-        let dlogits_tv = head.logits_gradient(first, logits_tv, &dloss_t)?;
+        let dlogits_tv = head.logits_gradient(first, logits_tv, peaks_t2.as_ref(), &dloss_t)?;
         if input {
             dx.push(dlogits_tv.matmul(&head.weight_vd)?);
         }
@@ -99,32 +104,41 @@ impl Head {
         self.x_td.narrow(0, first, self.rows_from(first))?.matmul(&self.weight_vd.t()?)
     }
 
-    fn losses(&self, first: usize, logits_tv: &Tensor) -> Result<Tensor> {
+    /// And on a GPU the maximum and Σ exp(x − maximum) of each row, `[t, 2]` f32.
+    fn losses(&self, first: usize, logits_tv: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let index = self.targets(first)?;
         #[cfg(feature = "cuda")]
         if super::kernel::is_read(logits_tv) {
-            return on_a_card::losses(logits_tv, &index);
+            let (losses_t, peaks_t2) = on_a_card::losses(logits_tv, &index)?;
+            return Ok((losses_t, Some(peaks_t2)));
         }
         if lanes::fused(&[logits_tv]) {
-            return lanes::with_ids(&index, |targets| fused_losses(logits_tv, targets))?;
+            return Ok((lanes::with_ids(&index, |targets| fused_losses(logits_tv, targets))??, None));
         }
         let logits_tv = logits_tv.to_dtype(wide(logits_tv.dtype()))?;
         let known = index.ne(u32::MAX)?;
         let index = known.where_cond(&index, &index.zeros_like()?)?;
         let target = logits_tv.gather(&index.unsqueeze(1)?, 1)?.squeeze(1)?;
         let losses = (logits_tv.log_sum_exp(D::Minus1)? - target)?;
-        known.where_cond(&losses, &losses.zeros_like()?)
+        Ok((known.where_cond(&losses, &losses.zeros_like()?)?, None))
     }
 
     /// dlogits of a chunk, in the logits' dtype; on a GPU in the logits' place.
-    // By value: nobody reads the logits afterwards.
+    // By value: nobody reads the logits afterwards. The peaks are read on a GPU alone.
     #[allow(clippy::needless_pass_by_value)]
-    fn logits_gradient(&self, first: usize, logits_tv: Tensor, dloss: &Tensor) -> Result<Tensor> {
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
+    fn logits_gradient(
+        &self,
+        first: usize,
+        logits_tv: Tensor,
+        peaks_t2: Option<&Tensor>,
+        dloss: &Tensor,
+    ) -> Result<Tensor> {
         let index = self.targets(first)?;
         let dloss = dloss.narrow(0, first, self.rows_from(first))?;
         #[cfg(feature = "cuda")]
-        if super::kernel::is_read(&logits_tv) {
-            return on_a_card::gradient(logits_tv, &index, &dloss.to_dtype(DType::F32)?);
+        if let Some(peaks_t2) = peaks_t2 {
+            return on_a_card::gradient(logits_tv, &index, peaks_t2, &dloss.to_dtype(DType::F32)?);
         }
         if lanes::fused(&[&logits_tv, &dloss]) {
             let gradient =
@@ -209,22 +223,29 @@ mod on_a_card {
     static GRADIENT: Kernel = Kernel::new("cross_entropy_gradient", TEXT);
 
     #[allow(unsafe_code)]
-    pub(super) fn losses(logits_tv: &Tensor, targets_t: &Tensor) -> Result<Tensor> {
+    pub(super) fn losses(logits_tv: &Tensor, targets_t: &Tensor) -> Result<(Tensor, Tensor)> {
         let ((t, v), losses_t) = (logits_tv.dims2()?, room(targets_t.shape(), DType::F32, logits_tv.device())?);
-        let [logits, targets, losses] = [logits_tv, targets_t, &losses_t].map(Argument::of);
-        let arguments = [logits?, targets?, losses?, Argument::count(v), Argument::half(logits_tv)];
-        // SAFETY: the signature of cross_entropy: a block for each of t rows of v logits, as many targets in u32, and losses in f32, which are new.
+        let peaks_t2 = room((t, 2), DType::F32, logits_tv.device())?;
+        let [logits, targets, losses, peaks] = [logits_tv, targets_t, &losses_t, &peaks_t2].map(Argument::of);
+        let arguments = [logits?, targets?, losses?, peaks?, Argument::count(v), Argument::half(logits_tv)];
+        // SAFETY: the signature of cross_entropy: a block for each of t rows of v logits, as many targets in u32, losses and pairs of peaks in f32, which
+        // are new.
         unsafe { LOSSES.launch(card(logits_tv)?, t, &arguments)? };
-        Ok(losses_t)
+        Ok((losses_t, peaks_t2))
     }
 
     /// Takes the place of the logits, which nobody else has.
     #[allow(unsafe_code)]
-    pub(super) fn gradient(logits_tv: Tensor, targets_t: &Tensor, dlosses_t: &Tensor) -> Result<Tensor> {
+    pub(super) fn gradient(
+        logits_tv: Tensor,
+        targets_t: &Tensor,
+        peaks_t2: &Tensor,
+        dlosses_t: &Tensor,
+    ) -> Result<Tensor> {
         let ((t, v), dlosses_t) = (logits_tv.dims2()?, dlosses_t.contiguous()?);
-        let [logits, targets, dlosses] = [&logits_tv, targets_t, &dlosses_t].map(Argument::of);
-        let arguments = [logits?, targets?, dlosses?, Argument::count(v), Argument::half(&logits_tv)];
-        // SAFETY: the signature of cross_entropy_gradient: as above; the logits are given by value, and their storage is that of one product alone.
+        let [logits, targets, peaks, dlosses] = [&logits_tv, targets_t, peaks_t2, &dlosses_t].map(Argument::of);
+        let arguments = [logits?, targets?, peaks?, dlosses?, Argument::count(v), Argument::half(&logits_tv)];
+        // SAFETY: the signature of cross_entropy_gradient: as above, the peaks as `losses` has written them; the logits are given by value, and their storage is that of one product alone.
         unsafe { GRADIENT.launch(card(&logits_tv)?, t, &arguments)? };
         Ok(logits_tv)
     }

@@ -1,6 +1,6 @@
 //! The neurons of each expert of a layer: a partition, turned round.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// Which neurons belong to each expert, ascending.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,24 @@ impl ExpertNeurons {
         let mut order: Vec<u32> = (0..neuron_expert.len() as u32).collect();
         order.sort_by_key(|i| neuron_expert[*i as usize]);
         Ok(Self { order, starts })
+    }
+
+    /// The same, as kernels read it.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn on_device(&self, device: &Device) -> Result<NeuronLists> {
+        let starts: Vec<u32> = self.starts.iter().map(|start| *start as u32).collect();
+        let mut place = vec![0u32; self.width()];
+        for n in 0..self.count() {
+            self.neurons(n).iter().enumerate().for_each(|(at, neuron)| place[*neuron as usize] = at as u32);
+        }
+        Ok(NeuronLists {
+            order_i: Tensor::new(self.order.as_slice(), device)?,
+            place_i: Tensor::new(place.as_slice(), device)?,
+            starts: Tensor::new(starts.as_slice(), device)?,
+            widest: self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0),
+        })
     }
 
     /// Experts.
@@ -85,4 +103,17 @@ impl ExpertNeurons {
     pub fn norms(&self, values_ti: &Tensor) -> Result<Tensor> {
         self.sums(&values_ti.sqr()?)?.sqrt()
     }
+}
+
+/// The neurons of each expert of a layer, on a device.
+#[derive(Clone, Debug)]
+pub struct NeuronLists {
+    /// The neurons of one expert behind those of another, ascending within each, `[i]` u32.
+    pub order_i: Tensor,
+    /// The place of each neuron among its expert's, `[i]` u32.
+    pub place_i: Tensor,
+    /// Where each expert begins in that order, and where the last ends, `[n + 1]` u32.
+    pub starts: Tensor,
+    /// Neurons of the widest.
+    pub widest: usize,
 }

@@ -34,7 +34,13 @@ extern "C" __global__ void grad_norm(const Gradient* table, unsigned gradients, 
     const Gradient of = table[low];
     const u64 begin = (blockIdx.x - of.first) * PART, end = min(begin + PART, of.count);
     double sum = 0.0;
-    for (u64 i = begin + threadIdx.x; i < end; i += blockDim.x) {
+    // A gradient begins at a multiple of 256 bytes, and a part at a multiple of four values.
+    const u64 fours = begin + (end - begin) / 4 * 4;
+    for (u64 i = begin + 4 * threadIdx.x; i < fours; i += 4 * blockDim.x) {
+        const Four x = load(of.values, i, of.half);
+        for (int k = 0; k < 4; k++) sum += (double)x.x[k] * (double)x.x[k];
+    }
+    for (u64 i = fours + threadIdx.x; i < end; i += blockDim.x) {
         const float x = load_one(of.values, i, of.half);
         sum += (double)x * (double)x;
     }

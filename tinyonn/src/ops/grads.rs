@@ -194,6 +194,22 @@ impl Grads {
         f(&slot.gradient)
     }
 
+    /// The gradient of `weight`, for a kernel that writes all of it, and whether it must add to what is there; `None` of a weight that does not learn.
+    #[cfg(feature = "cuda")]
+    pub(super) fn target(&mut self, weight: &Tensor) -> Option<(Tensor, bool)> {
+        let slot = self.slot(weight)?;
+        let add = !std::mem::replace(&mut slot.fresh, false);
+        Some((slot.gradient.clone(), add))
+    }
+
+    /// Whether both learn, and one kernel can write the gradients of both.
+    #[cfg(feature = "cuda")]
+    pub(super) fn alike(&self, a: &Tensor, b: &Tensor) -> bool {
+        let slot = |weight: &Tensor| self.place.get(&weight.id()).and_then(|place| self.slots.get(*place));
+        let of = |slot: &WeightGradient| (slot.fresh, slot.gradient.dtype());
+        slot(a).is_some() && slot(a).map(of) == slot(b).map(of)
+    }
+
     /// From this step only the rows of `weight` learn that `learn` marks (`[rows]` u8, or one entry for all rows), and those that earlier
     /// micro-batches have marked.
     ///

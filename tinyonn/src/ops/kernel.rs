@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage as _;
 use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute_enum};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr as _, LaunchConfig, PushKernelArg as _};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
@@ -38,6 +38,9 @@ pub(super) enum Argument {
 }
 
 impl Argument {
+    /// The address of a tensor that is not there.
+    pub(super) const NOTHING: Self = Self::Address(0);
+
     pub(super) fn of(tensor: &Tensor) -> Result<Self> {
         address(tensor).map(Self::Address)
     }
@@ -168,6 +171,12 @@ pub(super) fn card(tensor: &Tensor) -> Result<&CudaDevice> {
     }
 }
 
+/// What the driver says of a card.
+pub(super) fn attribute(device: &CudaDevice, of: CUdevice_attribute) -> Result<usize> {
+    let value = device.cuda_stream().context().attribute(of).map_err(candle_core::Error::wrap)?;
+    Ok(usize::try_from(value).unwrap_or(0))
+}
+
 /// Room for what a kernel writes whole.
 #[allow(unsafe_code)]
 pub(super) fn room(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
@@ -185,7 +194,9 @@ pub(super) fn are_read(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|tensor| is_read(tensor) && tensor.dtype() == tensors[0].dtype())
 }
 
-/// Whether a kernel reads it as f32 or bf16.
+/// Whether a kernel reads it as f32 or bf16: contiguous, and from an address on at which several values can be read at once.
 pub(super) fn is_read(tensor: &Tensor) -> bool {
-    tensor.device().is_cuda() && matches!(tensor.dtype(), DType::F32 | DType::BF16) && tensor.is_contiguous()
+    let first = tensor.layout().start_offset() * tensor.dtype().size_in_bytes();
+    let readable = matches!(tensor.dtype(), DType::F32 | DType::BF16) && tensor.is_contiguous();
+    tensor.device().is_cuda() && readable && first.is_multiple_of(16)
 }

@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
 use super::elementwise;
+use super::linear::sum_of_products;
 
 /// The values of y = W_d (h ⊙ c), h = h(W_g x, W_u x).
 #[derive(Debug)]
@@ -114,7 +115,7 @@ impl MlpValues {
 
     /// ∂L/∂x = δ_g W_g + δ_u W_u `[t, d]`.
     pub(super) fn input_gradient(matrices: &[Tensor; 3], deltas: &Deltas) -> Result<Tensor> {
-        elementwise::add(&deltas.g_ti.matmul(&matrices[0])?, &deltas.u_ti.matmul(&matrices[1])?)
+        sum_of_products([(&deltas.g_ti, &matrices[0]), (&deltas.u_ti, &matrices[1])])
     }
 
     /// δ_h ⊙ h, whose sums over an expert's neurons are the gates' gradients, `[t, i]`.

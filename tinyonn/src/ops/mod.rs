@@ -43,6 +43,9 @@ pub mod glu_mlp;
 mod grad_norm;
 mod grad_site;
 pub mod grads;
+#[cfg(feature = "cuda")]
+pub mod grouped_mlp;
+pub mod hierarchy;
 pub mod host;
 pub mod image_sums;
 #[cfg(feature = "cuda")]
@@ -57,12 +60,12 @@ mod mlp_values;
 pub mod neuron_moments;
 mod open_gates;
 mod product;
+pub mod rank;
 pub mod removal;
 pub mod replica_dispatch;
 pub mod replicas;
 pub mod rms_norm;
 pub mod rope;
-
 pub mod runs;
 pub mod sgd;
 pub mod share_loss;
@@ -83,6 +86,7 @@ pub use glu_mlp::{MlpGate, MlpWeights, SlicedMlp};
 pub use grad_site::GradSite;
 pub(crate) use grad_site::wide;
 pub use grads::Grads;
+pub use hierarchy::Hierarchy;
 pub use image_sums::{ImageSums, ImageTensors, NeuronSums, UnitSums};
 pub use learners::{Learners, LearningNeurons};
 pub use lion::{LionStep, lion};
@@ -90,9 +94,9 @@ pub use min_k::MinK;
 pub use mlp_values::MlpBackward;
 pub use neuron_moments::{Imaging, Log1pScale, activation_and_surprise, image_moments};
 pub use open_gates::open_gates;
+pub use rank::ranks;
 pub use removal::{KeptSet, Removal, squared_removal, squared_sensitivity};
 pub use replicas::Replicas;
-
 pub use runs::RowRun;
 pub use sgd::{SgdStep, sgd};
 pub use token_scores::{ScoreTerms, TokenScores, ZTerm};

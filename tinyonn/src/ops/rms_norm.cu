@@ -17,32 +17,45 @@ struct Row {
 
 __device__ bool beyond(u64 rows) { return blockIdx.x * WARPS + threadIdx.x / 32 >= rows; }
 
-extern "C" __global__ void rms_norm_forward(const void* x, const void* w, void* y, u64 rows, u64 d, float eps, u64 half) {
+// y, the norm of x, or of the sum of x and `also`, which is stored then.
+extern "C" __global__ void rms_norm_forward(const void* x, const void* also, const void* w, void* sum, void* y, u64 rows, u64 d, float eps,
+                                            u64 half) {
     if (beyond(rows)) return;
     const Row row(d);
     float squares = 0.0f;
     for (u64 i = 4 * row.lane; i < row.fours; i += 128) {
-        const Four a = load(x, row.at + i, half);
+        Four a = load(x, row.at + i, half);
+        if (also) {
+            const Four b = load(also, row.at + i, half);
+            for (int k = 0; k < 4; k++) a.x[k] = as_stored(a.x[k] + b.x[k], half);
+            store(sum, row.at + i, half, a);
+        }
         for (int k = 0; k < 4; k++) squares += a.x[k] * a.x[k];
     }
     for (u64 i = row.fours + row.lane; i < d; i += 32) {
-        const float a = load_one(x, row.at + i, half);
+        float a = load_one(x, row.at + i, half);
+        if (also) {
+            a = as_stored(a + load_one(also, row.at + i, half), half);
+            store_one(sum, row.at + i, half, a);
+        }
         squares += a * a;
     }
     const float r = 1.0f / sqrtf(warp_sum(squares) / d + eps);
+    // Every lane reads what it has written itself.
+    const void* normed = also ? sum : x;
     for (u64 i = 4 * row.lane; i < row.fours; i += 128) {
-        Four a = load(x, row.at + i, half);
+        Four a = load(normed, row.at + i, half);
         const Four b = load(w, i, half);
         for (int k = 0; k < 4; k++) a.x[k] = as_stored(a.x[k] * r, half) * b.x[k];
         store(y, row.at + i, half, a);
     }
     for (u64 i = row.fours + row.lane; i < d; i += 32) {
-        store_one(y, row.at + i, half, as_stored(load_one(x, row.at + i, half) * r, half) * load_one(w, i, half));
+        store_one(y, row.at + i, half, as_stored(load_one(normed, row.at + i, half) * r, half) * load_one(w, i, half));
     }
 }
 
-// dx, and the inverse root of each row.
-extern "C" __global__ void rms_norm_input(const void* x, const void* w, const void* dy, void* dx, float* roots, u64 rows,
+// dx, or dx + `also`, and the inverse root of each row.
+extern "C" __global__ void rms_norm_input(const void* x, const void* w, const void* dy, const void* also, void* dx, float* roots, u64 rows,
                                           u64 d, float eps, u64 half) {
     if (beyond(rows)) return;
     const Row row(d);
@@ -66,33 +79,54 @@ extern "C" __global__ void rms_norm_input(const void* x, const void* w, const vo
         const Four b = load(w, i, half), g = load(dy, row.at + i, half);
         Four a = load(x, row.at + i, half);
         for (int k = 0; k < 4; k++) a.x[k] = r * (g.x[k] * b.x[k] - a.x[k] * r * mean);
+        if (also) {
+            const Four c = load(also, row.at + i, half);
+            for (int k = 0; k < 4; k++) a.x[k] += c.x[k];
+        }
         store(dx, row.at + i, half, a);
     }
     for (u64 i = row.fours + row.lane; i < d; i += 32) {
         const float g = load_one(dy, row.at + i, half) * load_one(w, i, half);
-        store_one(dx, row.at + i, half, r * (g - load_one(x, row.at + i, half) * r * mean));
+        const float c = also ? load_one(also, row.at + i, half) : 0.0f;
+        store_one(dx, row.at + i, half, c + r * (g - load_one(x, row.at + i, half) * r * mean));
     }
 }
 
-// Σ over a block's rows of dy ⊙ x r, a row of `parts` a block. Its 256 threads are `columns` side by side, the rest of them behind each other.
+// Σ over a block's rows of dy ⊙ x r, a row of `parts` a block. A thread takes four columns, or one where d is no multiple of four; the block's
+// 256 threads are `columns` side by side, the rest of them behind each other.
 extern "C" __global__ void rms_norm_weight(const void* x, const void* dy, const float* roots, float* parts, u64 rows, u64 d,
                                            u64 rows_of_block, u64 columns, u64 half) {
-    __shared__ float sums[256];
+    __shared__ float4 sums[256];
     const u64 first = blockIdx.x * rows_of_block, end = min(first + rows_of_block, rows);
     const u64 column = threadIdx.x % columns, behind = threadIdx.x / columns, depth = 256 / columns;
-    for (u64 from = 0; from < d; from += columns) {
-        const u64 c = from + column;
-        float sum = 0.0f;
-        if (c < d) {
+    const u64 wide = d % 4 == 0 ? 4 : 1;
+    for (u64 from = 0; from < d; from += columns * wide) {
+        const u64 c = from + column * wide;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (c < d && wide == 4) {
+#pragma unroll 4
             for (u64 row = first + behind; row < end; row += depth) {
-                sum += load_one(dy, row * d + c, half) * load_one(x, row * d + c, half) * roots[row];
+                const Four a = load(x, row * d + c, half), b = load(dy, row * d + c, half);
+                const float r = roots[row];
+                sum.x += a.x[0] * b.x[0] * r;
+                sum.y += a.x[1] * b.x[1] * r;
+                sum.z += a.x[2] * b.x[2] * r;
+                sum.w += a.x[3] * b.x[3] * r;
+            }
+        } else if (c < d) {
+            for (u64 row = first + behind; row < end; row += depth) {
+                sum.x += load_one(dy, row * d + c, half) * load_one(x, row * d + c, half) * roots[row];
             }
         }
         sums[threadIdx.x] = sum;
         __syncthreads();
         if (behind == 0 && c < d) {
-            for (u64 other = 1; other < depth; other++) sum += sums[other * columns + column];
-            parts[blockIdx.x * d + c] = sum;
+            for (u64 other = 1; other < depth; other++) {
+                const float4 more = sums[other * columns + column];
+                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+            }
+            if (wide == 4) *(float4*)(parts + blockIdx.x * d + c) = sum;
+            else parts[blockIdx.x * d + c] = sum.x;
         }
         __syncthreads();
     }

@@ -8,6 +8,7 @@ use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::Grads;
+use super::elementwise;
 use super::lanes::{self, ROW_BLOCK, dot};
 use super::linear::rows;
 
@@ -19,10 +20,28 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let op = RmsNorm { x_td: rows(x)?, weight: weight.detach(), eps };
     #[cfg(feature = "cuda")]
     if super::kernel::are_read(&[&op.x_td, &op.weight]) {
-        return op.on_a_card_forward()?.reshape(x.shape());
+        return op.on_a_card_forward(None)?.1.reshape(x.shape());
     }
     let y_td = if lanes::fused(&[x, weight]) { op.fused_forward() } else { op.plain_forward() }?;
     y_td.reshape(x.shape())
+}
+
+/// a + b, and its normalisation: what follows a residual connection.
+///
+/// # Errors
+/// As above.
+pub fn forward_sum(a: &Tensor, b: &Tensor, weight: &Tensor, eps: f64) -> Result<[Tensor; 2]> {
+    #[cfg(feature = "cuda")]
+    {
+        let (op, b_td) = (RmsNorm { x_td: rows(a)?, weight: weight.detach(), eps }, rows(b)?);
+        if super::kernel::are_read(&[&op.x_td, &op.weight, &b_td]) && a.dims() == b.dims() {
+            let (sum_td, y_td) = op.on_a_card_forward(Some(&b_td))?;
+            return Ok([sum_td.reshape(a.shape())?, y_td.reshape(a.shape())?]);
+        }
+    }
+    let sum = elementwise::add(a, b)?;
+    let y = forward(&sum, weight, eps)?;
+    Ok([sum, y])
 }
 
 /// dx; dw goes to `grads`, if the weight learns there.
@@ -30,17 +49,46 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// # Errors
 /// As above.
 pub fn backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
+    derivative((x, weight, eps), dy, None, grads)
+}
+
+/// dx + `also`, the gradient that goes round the norm by a residual connection; dw as above.
+///
+/// # Errors
+/// As above.
+pub fn backward_sum(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    dy: &Tensor,
+    also: &Tensor,
+    grads: &mut Grads,
+) -> Result<Tensor> {
+    derivative((x, weight, eps), dy, Some(also), grads)
+}
+
+fn derivative(
+    (x, weight, eps): (&Tensor, &Tensor, f64),
+    dy: &Tensor,
+    also: Option<&Tensor>,
+    grads: &mut Grads,
+) -> Result<Tensor> {
     let (op, dy_td) = (RmsNorm { x_td: rows(x)?, weight: weight.detach(), eps }, rows(dy)?);
     #[cfg(feature = "cuda")]
-    if super::kernel::are_read(&[&op.x_td, &op.weight, &dy_td]) {
-        let (dx_td, roots_t) = op.on_a_card_input(&dy_td)?;
-        grads.add_with(weight, || op.on_a_card_weight(&dy_td, &roots_t))?;
-        return dx_td.reshape(x.shape());
+    {
+        let also_td = also.map(rows).transpose()?;
+        let all = [&op.x_td, &op.weight, &dy_td].into_iter().chain(&also_td);
+        if super::kernel::are_read(&all.collect::<Vec<_>>()) && also.is_none_or(|also| also.dims() == x.dims()) {
+            let (dx_td, roots_t) = op.on_a_card_input(&dy_td, also_td.as_ref())?;
+            grads.add_with(weight, || op.on_a_card_weight(&dy_td, &roots_t))?;
+            return dx_td.reshape(x.shape());
+        }
     }
     let fused = lanes::fused(&[x, weight, dy]);
     let (dx_td, dw) = if fused { op.fused_backward(&dy_td) } else { op.plain_backward(&dy_td) }?;
     grads.add_with(weight, || Ok(dw))?;
-    dx_td.reshape(x.shape())
+    let dx = dx_td.reshape(x.shape())?;
+    also.map_or(Ok(dx.clone()), |also| elementwise::add(also, &dx))
 }
 
 struct RmsNorm {
@@ -150,35 +198,41 @@ mod on_a_card {
     /// Rows of a block: a warp takes one.
     const WARPS: usize = 8;
     /// Blocks that sum rows of dy ⊙ n, at most; and rows of each, at least.
-    const PARTS: usize = 264;
+    const PARTS: usize = 528;
     const ROWS: usize = 16;
 
     #[allow(unsafe_code)]
     impl RmsNorm {
-        pub(super) fn on_a_card_forward(&self) -> Result<Tensor> {
+        /// x, or its sum with `also`, and the norm of that.
+        pub(super) fn on_a_card_forward(&self, also: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
             let ((t, d), y_td) = (self.x_td.dims2()?, room_like(&self.x_td)?);
+            let sum_td = also.map_or(Ok(self.x_td.clone()), |_| room_like(&self.x_td))?;
             let arguments = [
                 Argument::of(&self.x_td)?,
+                also.map_or(Ok(Argument::NOTHING), Argument::of)?,
                 Argument::of(&self.weight)?,
+                Argument::of(&sum_td)?,
                 Argument::of(&y_td)?,
                 Argument::count(t),
                 Argument::count(d),
                 Argument::Number(self.eps as f32),
                 Argument::half(&self.x_td),
             ];
-            // SAFETY: the signature of rms_norm_forward: x and y have t·d values, w d, of one type that `are_read` has seen; y is new.
+            // SAFETY: the signature of rms_norm_forward: x, y, `also` and the sum have t·d values, w d, of one type that `are_read` has seen; y is new,
+            // and so is the sum, which is written only beside `also`.
             unsafe { FORWARD.launch(card(&y_td)?, t.div_ceil(WARPS), &arguments)? };
-            Ok(y_td)
+            Ok((sum_td, y_td))
         }
 
-        /// dx, and the inverse root of each row.
-        pub(super) fn on_a_card_input(&self, dy_td: &Tensor) -> Result<(Tensor, Tensor)> {
+        /// dx, or dx + `also`, and the inverse root of each row.
+        pub(super) fn on_a_card_input(&self, dy_td: &Tensor, also: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
             let (t, d) = self.x_td.dims2()?;
             let (dx_td, roots_t) = (room_like(&self.x_td)?, room(t, DType::F32, self.x_td.device())?);
             let arguments = [
                 Argument::of(&self.x_td)?,
                 Argument::of(&self.weight)?,
                 Argument::of(dy_td)?,
+                also.map_or(Ok(Argument::NOTHING), Argument::of)?,
                 Argument::of(&dx_td)?,
                 Argument::of(&roots_t)?,
                 Argument::count(t),
@@ -186,7 +240,8 @@ mod on_a_card {
                 Argument::Number(self.eps as f32),
                 Argument::half(&self.x_td),
             ];
-            // SAFETY: the signature of rms_norm_input: x, dy and dx have t·d values, w d, of one type that `are_read` has seen, roots t in f32; dx and roots are new.
+            // SAFETY: the signature of rms_norm_input: x, dy, `also` and dx have t·d values, w d, of one type that `are_read` has seen, roots t in f32;
+            // dx and roots are new.
             unsafe { INPUT.launch(card(dy_td)?, t.div_ceil(WARPS), &arguments)? };
             Ok((dx_td, roots_t))
         }
@@ -195,7 +250,9 @@ mod on_a_card {
         pub(super) fn on_a_card_weight(&self, dy_td: &Tensor, roots_t: &Tensor) -> Result<Tensor> {
             let ((t, d), device) = (self.x_td.dims2()?, self.x_td.device());
             let rows_of_block = t.div_ceil(PARTS).max(ROWS);
-            let (count, columns) = (t.div_ceil(rows_of_block), d.next_power_of_two().clamp(1, 256));
+            // A thread takes four columns where it can.
+            let units = if d.is_multiple_of(4) { d / 4 } else { d };
+            let (count, columns) = (t.div_ceil(rows_of_block), units.next_power_of_two().clamp(1, 256));
             let (parts, dw) = (room((count, d), DType::F32, device)?, room(d, DType::F32, device)?);
             let (sums, width) = (Argument::of(&parts)?, Argument::count(d));
             let arguments = [

@@ -64,21 +64,24 @@ fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor, sign: f32) -> Result<Tensor
 
 #[cfg(feature = "cuda")]
 mod on_a_card {
-    use candle_core::{DType, Result, Tensor};
+    use candle_core::{Result, Tensor};
 
     use super::super::kernel::{Argument, Kernel, THREADS, card, is_read, room_like};
 
     static ROPE: Kernel = Kernel::new("rope", concat!(include_str!("numbers.cu"), include_str!("rope.cu")));
 
-    /// Of x in a type that kernels read, and angles in f32.
+    /// Of x and angles in types that kernels read.
     #[allow(unsafe_code)]
     pub(super) fn turn(x_bthd: &Tensor, cos: &Tensor, sin: &Tensor, sign: f32) -> Result<Option<Tensor>> {
         let ((_, t, heads, d), x_bthd) = (x_bthd.dims4()?, x_bthd.contiguous()?);
-        let angles = |of: &Tensor| is_read(of) && of.dtype() == DType::F32 && of.elem_count() == t * (d / 2);
-        if !is_read(&x_bthd) || d % 2 != 0 || !angles(cos) || !angles(sin) {
+        let angles = |of: &Tensor| is_read(of) && of.elem_count() == t * (d / 2);
+        let counted = u32::try_from(x_bthd.elem_count()).is_ok();
+        if !counted || !is_read(&x_bthd) || d % 2 != 0 || !angles(cos) || !angles(sin) || cos.dtype() != sin.dtype() {
             return Ok(None);
         }
         let (y_bthd, pairs) = (room_like(&x_bthd)?, x_bthd.elem_count() / 2);
+        // Pairs of a thread.
+        let each = if (d / 2).is_multiple_of(4) { 4 } else { 1 };
         let [of_x, of_cos, of_sin, of_y] = [&x_bthd, cos, sin, &y_bthd].map(Argument::of);
         let [pairs_of, positions, heads, half_dim] = [pairs, t, heads, d / 2].map(Argument::count);
         let arguments = [
@@ -92,9 +95,10 @@ mod on_a_card {
             half_dim,
             Argument::Number(sign),
             Argument::half(&x_bthd),
+            Argument::half(cos),
         ];
-        // SAFETY: the signature of rope: x and y, which is new, have twice as many values as pairs, of one type, the angles t·d/2 each in f32.
-        unsafe { ROPE.launch(card(&x_bthd)?, pairs.div_ceil(THREADS as usize), &arguments)? };
+        // SAFETY: the signature of rope: x and y, which is new, have twice as many values as pairs, of one type, the angles t·d/2 each, of another.
+        unsafe { ROPE.launch(card(&x_bthd)?, pairs.div_ceil(each).div_ceil(THREADS as usize), &arguments)? };
         Ok(Some(y_bthd))
     }
 }

@@ -1,17 +1,14 @@
-// Tiles of bf16 in shared memory, and products of them on tensor cores, for compute capability 8.0 and later: what attention.cu is made of.
+// Tiles of bf16 in shared memory, and products of them on tensor cores, for compute capability 8.0 and later: what attention.cu and
+// expert_products.cu are made of.
 //
-// A tile has rows of D = HEAD_DIM values and is named by the offset of its first byte. HEAD_DIM, 64 or 128, is defined before this text.
+// A tile has rows of D = ROW_VALUES values and is named by the offset of its first byte. ROW_VALUES, 64 or 128, is defined before this text.
 
 typedef unsigned short u16; // The bits of a bf16.
 typedef unsigned u32;
 
-const int D = HEAD_DIM;
+const int D = ROW_VALUES;
 const int CHUNKS = D / 8;     // of 16 bytes, a row
 const u32 ROW = 2 * D;        // bytes
-const float LOG2_E = 1.4426950408889634f;
-// The score of a hidden key, far below LOWEST, which is below every other: exp(HIDDEN - LOWEST) is 0 where a query has seen nothing yet.
-const float HIDDEN = -1e38f;
-const float LOWEST = -1e30f;
 
 // --- One instruction each.
 
@@ -30,6 +27,13 @@ __device__ void copy8(u32 to, const void* from, bool there) {
 
 // Until this thread's copies are there.
 __device__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// What this thread has begun to copy since the last call is a group.
+__device__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Until at most N of the groups are still under way.
+template <int N>
+__device__ void wait_for_groups() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 // Four 8 × 8 matrices, whose rows begin at the offsets that lanes 0 to 7, 8 to 15, ... name.
 __device__ void load_matrices(u32 (&x)[4], u32 offset) {
