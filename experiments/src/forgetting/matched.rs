@@ -32,10 +32,11 @@ impl Targets {
         Some(Self { losses, distance, forgets: forgets(dense, seed) })
     }
 
-    /// The same, with what `dense`, at another rate, makes of the old text.
+    /// The same for a rate at which dense fine-tuning is `dense`: a task is compared where it forgets at both rates, so that means are over the same tasks.
     #[must_use]
     pub fn gated_by(&self, dense: &ForgettingRecord, seed: u64) -> Self {
-        Self { forgets: forgets(dense, seed), ..self.clone() }
+        let both = self.forgets.iter().zip(forgets(dense, seed)).map(|(here, there)| *here && there);
+        Self { forgets: both.collect(), ..self.clone() }
     }
 }
 

@@ -168,11 +168,11 @@ impl Default for StudyConfig {
                 partition: Some(Partition::Activation),
                 labels: Score::TaylorMagnitude,
                 scan_tokens: 4096,
-                test_tokens: 2048,
+                test_tokens: 1024,
                 router: RouterFitConfig { steps: 60, ..run.router },
                 smk: SmkConfig {
-                    steps: 100,
-                    look: 10,
+                    steps: 150,
+                    look: 5,
                     min_k: 10,
                     optimizer: OptimizerConfig { decay: 0.0, ..OptimizerConfig::DEFAULT },
                     ..SmkConfig::DEFAULT

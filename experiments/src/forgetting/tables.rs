@@ -65,7 +65,7 @@ fn gate(outcome: &Outcome, config: &StudyConfig) -> Told {
     Told {
         heading: GATE,
         prose: "By how much the old text's held-out loss rises over each task, in the order of the columns, nats a token; 95 % intervals over its documents, paired. \
-                A task and rate are compared only where the interval lies above zero."
+                A task and rate are compared only where the interval lies above zero, at that rate and at the one that sets the targets."
             .into(),
         table: Table { columns, rows: rows.collect() },
     }
