@@ -25,6 +25,15 @@ pub struct Study {
 pub const COMPARE: Study =
     Study { name: "compare", program: "exp_compare", title: "Does ∫SPS route better than anything else?" };
 
+/// The study of forgetting.
+pub const FORGETTING: Study =
+    Study { name: "forgetting", program: "exp_forgetting", title: "Does Surprise Min-K forget less?" };
+
+/// What tells a page that the study wrote from any other.
+pub(crate) fn mark(study: &Study) -> String {
+    format!("Written by `{}` from its records; not edited by hand.", study.program)
+}
+
 /// What a page must hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use tinyonn::{Error, Result, files};
 
 use crate::compare::{CompareConfig, is_foreign};
-use crate::fragments::{COMPARE, Declared, Study, Written, declared_beside};
+use crate::forgetting::StudyConfig;
+use crate::fragments::{COMPARE, Declared, FORGETTING, Study, Written, declared_beside};
 
 /// All studies in the order in which they are told, each with what it must ask for.
-pub const STUDIES: [(Study, fn() -> Declared); 1] = [(COMPARE, || CompareConfig::default().declared())];
+pub const STUDIES: [(Study, fn() -> Declared); 2] =
+    [(COMPARE, || CompareConfig::default().declared()), (FORGETTING, || StudyConfig::default().declared())];
 
 /// The page made of the fragments in the folder `dir`: those of all studies that have one.
 ///

@@ -20,6 +20,7 @@ mod distil;
 mod export;
 mod families;
 mod files;
+mod forgetting;
 mod gallery;
 mod generation;
 mod gguf;

@@ -39,4 +39,5 @@ pub use results_file::check_results_file;
 #[cfg(feature = "pictures")]
 pub(crate) use results_file::is_foreign;
 pub use shards::Part;
+pub(crate) use shards::shards_of;
 pub use subject::run_subject;

@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use super::claim::{Trial, verdict};
 use super::label_tables::settings_table;
 use super::outcome::Outcome;
-use super::results_file::MARK;
 use super::router_table::loads;
 use super::told::Told;
 use super::{CompareConfig, causal};
@@ -50,7 +49,7 @@ pub fn write_results(
     outcome.in_short(config, trials).into_iter().chain(said).chain(needed).for_each(|line| {
         let _ = writeln!(page, "- {line}");
     });
-    let _ = write!(page, "\n{MARK}\n\n");
+    let _ = write!(page, "\n{}\n\n", fragments::mark(&COMPARE));
     for (name, value) in provenance {
         let _ = writeln!(page, "- {name}: {value}");
     }

@@ -5,8 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tinyonn::{Error, Result, files};
 
-/// What tells a page that is written by this from any other.
-pub(super) const MARK: &str = "Written by `exp_compare` from its records; not edited by hand.";
+use crate::fragments::{COMPARE, FORGETTING, mark};
 
 /// Refuses results that could not be written in the end: where a page lies that nobody wrote by a comparison, unless `replace`, or where no
 /// file can be made.
@@ -41,7 +40,11 @@ pub fn check_results_file(path: &Path, replace: bool) -> Result<()> {
     files::try_write(path)
 }
 
-/// Whether a page lies there that no comparison has a part in.
+/// Whether a page lies there that no study has a part in.
 pub(crate) fn is_foreign(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|page| !String::from_utf8_lossy(&page).contains(MARK))
+    let of_a_study = |page: &[u8]| {
+        let page = String::from_utf8_lossy(page);
+        [COMPARE, FORGETTING].iter().any(|study| page.contains(&mark(study)))
+    };
+    std::fs::read(path).is_ok_and(|page| !of_a_study(&page))
 }

@@ -105,7 +105,7 @@ impl CompareConfig {
 }
 
 /// The shards, of `of`, that run subject number `subject` of `subjects`.
-fn shards_of(subject: usize, subjects: usize, of: usize) -> Range<usize> {
+pub(crate) fn shards_of(subject: usize, subjects: usize, of: usize) -> Range<usize> {
     let first = subject * of / subjects;
     first..((subject + 1) * of / subjects).max(first + 1)
 }

@@ -19,8 +19,8 @@ macro_rules! programs {
     ($($name:literal)*) => { [$(($name, env!(concat!("CARGO_BIN_EXE_", $name)))),*] };
 }
 
-const PROGRAMS: [(&str, &str); 13] = programs!(
-    "exp_phase1" "exp_phase2" "exp_compare" "exp_report" "exp_upcycle" "exp_export" "exp_sparsify" "exp_verify" "exp_benchmark" "exp_generate" "exp_eval"
+const PROGRAMS: [(&str, &str); 14] = programs!(
+    "exp_phase1" "exp_phase2" "exp_compare" "exp_forgetting" "exp_report" "exp_upcycle" "exp_export" "exp_sparsify" "exp_verify" "exp_benchmark" "exp_generate" "exp_eval"
     "exp_variants" "exp_scan"
 );
 

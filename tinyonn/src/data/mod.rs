@@ -37,6 +37,7 @@ mod documents;
 mod json_line;
 mod order;
 mod pack;
+mod replay;
 mod sampler;
 mod source;
 mod split;
@@ -57,7 +58,9 @@ pub use pack::{Batch, NO_DOCUMENT, NO_TARGET, READ_ONLY, TaskTokens, TokenSet};
 pub use sampler::Sampler;
 pub use source::{DataSource, check_sources, read_sources};
 pub use split::{SplitShares, Splits};
-pub use synthetic::{DEFAULT_BYTES, arithmetic, records, sorting};
+pub use synthetic::{
+    DEFAULT_BYTES, NovelTask, arithmetic, contradictions, invented_language, ledger, letter_sums, records, sorting,
+};
 pub use token_file::TokenFile;
 pub use tokenizer::{END_OF_TEXT, EncodedDocument, TextTokenizer};
 pub use toolchain_text::{TOOLCHAIN, TOOLCHAIN_TASKS, Toolchain, toolchain_corpus};

@@ -1,8 +1,10 @@
 //! Training: one loop and its state, dense pretraining, router fitting (phase 1), Surprise Min-K (phase 2), and evaluation.
 
+pub mod anchor;
 pub mod checkpoints;
 pub mod distil;
 pub mod evaluate;
+pub mod fine_tune;
 pub mod gda;
 pub mod held_out;
 pub mod language;
@@ -23,9 +25,11 @@ pub mod surprise_forms;
 pub mod trainer;
 pub mod windows;
 
+pub use anchor::{Anchor, fisher};
 pub use checkpoints::{Checkpoints, Saving};
 pub use distil::{DistilConfig, distil, grow_repairs};
 pub use evaluate::{DocumentLoss, Losses, evaluate};
+pub use fine_tune::{FineTune, LearnersMean, fine_tune};
 pub use held_out::HeldOut;
 pub use language::TextGradient;
 pub use memory::{Memory, Precision};

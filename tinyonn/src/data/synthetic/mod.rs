@@ -1,14 +1,25 @@
-//! Generated tasks whose every line can be checked: three kinds of text without a download.
+//! Generated tasks whose every line can be checked: text without a download. Three kinds are part of the default text; those of [`NovelTask`] no
+//! pretraining reads.
 //!
 //! A task is a pure function of seed and size; a larger size continues a smaller one. Documents hold 40 to 80 lines.
 
 mod arithmetic;
+mod contradictions;
+mod invented_language;
+mod ledger;
+mod letter_sums;
+mod novel;
 mod records;
 mod sorting;
 
 use rand::Rng as _;
 
 pub use arithmetic::arithmetic;
+pub use contradictions::contradictions;
+pub use invented_language::invented_language;
+pub use ledger::ledger;
+pub use letter_sums::letter_sums;
+pub use novel::NovelTask;
 pub use records::records;
 pub use sorting::sorting;
 

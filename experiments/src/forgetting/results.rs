@@ -1,0 +1,109 @@
+//! What the study found, written from its runs and by nobody's hand; a fragment of `RESULTS.md`, and its page.
+
+use std::fmt::Write as _;
+
+use tinyonn::phases::Method;
+use tinyonn::{Result, train::UpdateRule};
+
+use super::pictures::figures;
+use super::tables::{tables, within};
+use super::{Final, Outcome, StudyConfig};
+use crate::compare::check_results_file;
+use crate::fragments::{self, FORGETTING};
+use crate::report::{Figure, Page, Section};
+
+/// Writes the results of `outcome`, with how to come by them (`provenance`: lines of name and value), what they must hold beside them ([`fragments`]), and
+/// the page `report.html` with its figures. Returns what it says in short.
+///
+/// # Errors
+/// A file of results that nobody's study wrote; what the system reports.
+pub fn write_results(outcome: &Outcome, config: &StudyConfig, provenance: &[(String, String)]) -> Result<Vec<String>> {
+    check_results_file(&config.results_file(), false)?;
+    let said = in_short(outcome, config);
+    let mut page = format!("# {}\n\n", FORGETTING.title);
+    for (at, line) in said.iter().enumerate() {
+        let _ = if at == 0 { writeln!(page, "**{line}**\n") } else { writeln!(page, "- {line}") };
+    }
+    let _ = write!(page, "\n{}\n\n", fragments::mark(&FORGETTING));
+    for (name, value) in provenance {
+        let _ = writeln!(page, "- {name}: {value}");
+    }
+    let texts: Vec<String> =
+        outcome.texts.iter().map(|(seed, text)| format!("{}… (seed {seed})", text.get(..16).unwrap_or(""))).collect();
+    let _ = writeln!(page, "- old text: SHA-256 {}", texts.join(", "));
+    let runs = outcome.screen.iter().map(|run| &run.record);
+    let finals = outcome.finals.iter().flat_map(|finalist| finalist.runs.iter().flatten()).map(|run| &run.0);
+    let seconds: f64 = runs.chain(finals).map(|record| record.seconds).sum();
+    let _ = writeln!(page, "- seconds of all runs, added up, without pretraining: {seconds:.0}");
+    let told = tables(outcome, config);
+    for told in &told {
+        let _ = write!(page, "\n## {}\n\n{}\n\n{}", told.heading, told.prose, told.table.markdown()?);
+    }
+    fragments::write(&config.results_file(), &page, config.declared(), outcome.left())?;
+    let mut sections = vec![Section {
+        heading: "In pictures".into(),
+        prose: vec!["Old text against new learning; lower and further left is better.".into()],
+        figures: figures(outcome)?,
+    }];
+    for told in told {
+        sections.push(Section {
+            heading: told.heading.into(),
+            prose: Vec::new(),
+            figures: vec![Figure::table(&told.table, told.prose)?],
+        });
+    }
+    let facts = provenance.to_vec();
+    Page { title: FORGETTING.title.into(), lead: said.clone(), facts, sections }.write(&config.out)?;
+    Ok(said)
+}
+
+/// The answer, and what else is to be said in figures.
+fn in_short(outcome: &Outcome, config: &StudyConfig) -> Vec<String> {
+    let mut said = vec![answer(outcome)];
+    let dense = outcome.finals.iter().find(|finalist| finalist.trial.method == Method::DENSE);
+    for finalist in outcome.finals.iter().filter(|finalist| finalist.trial.method != Method::DENSE) {
+        let Some(dense) = dense else { continue };
+        let difference = finalist.against(dense);
+        let (better, all) = finalist.better_in(dense);
+        said.push(match difference {
+            Some(_) => format!(
+                "`{}` at {}: {} nats of the old text against dense fine-tuning at equal learning, better in {better} of {all} runs.",
+                finalist.trial.method.name(),
+                finalist.trial.rate_name(),
+                within(difference)
+            ),
+            None => format!(
+                "`{}` at {} does not learn all tasks as far as dense fine-tuning does in enough runs to be compared ({all}).",
+                finalist.trial.method.name(),
+                finalist.trial.rate_name()
+            ),
+        });
+    }
+    let rate = |method| match outcome.highest_rate(method, UpdateRule::Adamw) {
+        Some((rate, true)) => format!("{rate:e}"),
+        Some((rate, false)) => format!("{rate:e} or more"),
+        None => "none that was tried".into(),
+    };
+    let rates: Vec<String> = config.finalists.iter().map(|m| format!("`{}` {}", m.name(), rate(*m))).collect();
+    said.push(format!("The highest constant rate of AdamW that still learns every task: {}.", rates.join(", ")));
+    said
+}
+
+/// Whether Surprise Min-K forgets less than dense fine-tuning and than random experts.
+fn answer(outcome: &Outcome) -> String {
+    let named = |name: &str| outcome.finals.iter().find(|finalist| finalist.trial.method.name() == name);
+    let verdict = |own: &Final, other: &Final| match own.against(other) {
+        Some(difference) if difference.high < 0.0 => "less than",
+        Some(difference) if difference.low > 0.0 => "more than",
+        Some(_) => "not surely less or more than",
+        None => "not comparably with",
+    };
+    match (named("smk"), named("dense"), named("random_k")) {
+        (Some(smk), Some(dense), Some(random)) => format!(
+            "At equal learning Surprise Min-K forgets {} dense fine-tuning and {} random experts of the same number.",
+            verdict(smk, dense),
+            verdict(smk, random)
+        ),
+        _ => "The finals were not run: nothing is decided.".into(),
+    }
+}
