@@ -56,5 +56,5 @@ fn is_ours(dir: &Path) -> bool {
     };
     let run = config["program"].is_string() && config["versions"]["tinyonn"].is_string();
     let model = config["model_type"].as_str().unwrap_or_default();
-    run || matches!(model, "tinyonn" | "qwen3_moe") || Family::of(model).is_some()
+    run || matches!(model, "tinyonn" | "qwen3_moe" | "mixtral") || Family::of(model).is_some()
 }

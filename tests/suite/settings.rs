@@ -208,6 +208,7 @@ fn an_old_run_is_replaced_when_the_new_one_is_whole() {
 #[case::tinyonn(Some(r#"{"model_type": "tinyonn"}"#), None)]
 #[case::dense_of_another_family(Some(r#"{"model_type": "llama"}"#), None)]
 #[case::exported(Some(r#"{"model_type": "qwen3_moe"}"#), None)]
+#[case::exported_as_mixtral(Some(r#"{"model_type": "mixtral"}"#), None)]
 #[case::another_model(Some(r#"{"model_type": "bert"}"#), Some("config.json"))]
 #[case::another_program(Some(r#"{"program": "make"}"#), Some("config.json"))]
 #[case::not_json(Some("program = 1"), Some("config.json"))]

@@ -1,7 +1,7 @@
 """Hold exports of Tiny-ONN checkpoints against transformers: the logits of both modes, generation with a cache, saving and loading, bf16.
 
     TINYONN_EXPORTS=DIR cargo test -p tests --test suite -- export::transformers::exports_for_the_script
-    python tests/transformers/check_exports.py DIR            # the committed logits were made with torch 2.15.0, transformers 5.23.0
+    python tests/transformers/check_exports.py DIR            # the committed logits were made with torch 2.15.0, transformers 5.24.0
     python tests/transformers/check_exports.py DIR --write    # write tests/fixtures/exports.json
 
 Every folder in DIR has the library's own logits beside it, NAME.safetensors.

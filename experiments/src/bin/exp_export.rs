@@ -16,9 +16,9 @@ use tinyonn::model::ActiveMode;
 use tinyonn::phases::text;
 use tinyonn::{Error, Result};
 
-/// Write a Tiny-ONN checkpoint as a dense model, as a Qwen3MoE of transformers, or as a folder that transformers loads.
+/// Write a Tiny-ONN checkpoint as a dense model, as a Qwen3MoE or Mixtral of transformers, or as a folder that transformers loads.
 ///
-/// `dense`: the weights byte for byte, all experts active. `qwen3-moe` (models of Qwen3): the experts apart, behind a linear gate. `tinyonn`: the checkpoint as it is, with the
+/// `dense`: the weights byte for byte, all experts active. `qwen3-moe` (models of Qwen3), `mixtral` (of Llama and Mistral): the experts apart, behind a linear gate. `tinyonn`: the checkpoint as it is, with the
 /// Python code that computes it (`trust_remote_code=True`); no program here runs that. What was written is read back and held against the checkpoint, in f32, on some text:
 /// what loses more than --max-loss nats a token is refused unless --force is given. README.md, a model card, holds these figures.
 #[derive(Parser)]
@@ -83,6 +83,8 @@ enum Format {
     #[value(name = "qwen3-moe")]
     #[serde(rename = "qwen3-moe")]
     Qwen3Moe,
+    /// Mixtral of transformers (models of Llama and Mistral)
+    Mixtral,
     /// A Tiny-ONN folder that transformers loads
     #[value(name = "tinyonn")]
     #[serde(rename = "tinyonn")]
@@ -94,6 +96,7 @@ impl From<Format> for ExportFormat {
         match format {
             Format::Dense => Self::Dense,
             Format::Qwen3Moe => Self::Qwen3Moe,
+            Format::Mixtral => Self::Mixtral,
             Format::TinyOnn => Self::TinyOnn,
         }
     }

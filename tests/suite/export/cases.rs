@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use tinyonn::checkpoint::export::ExportFormat::{self, Dense, Qwen3Moe, TinyOnn};
+use tinyonn::checkpoint::export::ExportFormat::{self, Dense, Mixtral, Qwen3Moe, TinyOnn};
 use tinyonn::checkpoint::export::{Exported, export_into};
 use tinyonn::checkpoint::{ParamStore, Role, TinyOnnConfig, TinyOnnFolder, upcycle, variant_params};
 use tinyonn::decoder::{Arch, AttentionBias, Family, RopeScaling};
@@ -189,6 +189,7 @@ impl Case {
 pub(crate) fn all() -> Vec<Case> {
     let llama3 = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original: 16 };
     let moe = |name, variant, active| Case { active: Some(active), ..Case::of(name, variant, Qwen3Moe) };
+    let mixtral = |name, variant, active| Case { format: Mixtral, ..moe(name, variant, active) };
     let tied = Arch { tie_word_embeddings: true, ..config(26, false) };
     vec![
         Case { cfg: tied.clone(), ..Case::of("levels", "ExportLevels", TinyOnn) },
@@ -208,10 +209,19 @@ pub(crate) fn all() -> Vec<Case> {
             cfg: Arch { hidden_act: "gelu".into(), ..config(26, false) },
             ..Case::of("gelu", "ExportLevels", TinyOnn)
         },
-        Case { cfg: tied, ..moe("moe_all", "ExportLevels", All) },
+        Case { cfg: tied.clone(), ..moe("moe_all", "ExportLevels", All) },
         Case { without_constants: true, ..moe("moe_routed", "ExportFlat", Routed) },
         moe("moe_of_levels", "ExportLevels", Routed),
         Case { repaired: Some(false), distilled: true, ..moe("moe_pruned", "Pruned", Routed) },
+        Case {
+            cfg: Arch { family: Family::Llama, rope_scaling: llama3, ..tied.clone() },
+            ..mixtral("mixtral_all", "ExportLevels", All)
+        },
+        Case {
+            cfg: Arch { family: Family::Mistral, ..config(26, false) },
+            without_constants: true,
+            ..mixtral("mixtral_routed", "ExportFlat", Routed)
+        },
         Case {
             active: Some(Routed),
             repaired: Some(false),

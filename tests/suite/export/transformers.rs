@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 use tempfile::tempdir;
-use tinyonn::checkpoint::export::ExportFormat::{Qwen3Moe, TinyOnn};
-use tinyonn::checkpoint::export::load_qwen3_moe;
+use tinyonn::checkpoint::export::ExportFormat::{Mixtral, Qwen3Moe, TinyOnn};
+use tinyonn::checkpoint::export::load_mixture;
 use tinyonn::checkpoint::load_model;
 use tinyonn::model::ActiveMode::{All, Routed};
 
@@ -30,8 +30,8 @@ fn logits(case: &Case, dir: &Path) -> Vec<(&'static str, Tensor)> {
                 .map(|(name, mode)| (name, model.logits(&ids, &mode.pass()).unwrap()))
                 .into()
         }
-        Qwen3Moe => {
-            let model = load_qwen3_moe(dir, &CPU).unwrap();
+        Qwen3Moe | Mixtral => {
+            let model = load_mixture(dir, &CPU).unwrap();
             vec![("own", model.logits(&ids, &model.active().pass()).unwrap())]
         }
         _ => vec![("own", load_model(dir, &CPU, None).unwrap().logits(&ids, &All.pass()).unwrap())],

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
-use super::qwen3_moe_folder::load_qwen3_moe;
+use super::mixture_folder::load_mixture;
 use super::{ExportFormat, Exported};
 use crate::checkpoint::loaded::{LoadedModel, load_model};
 use crate::checkpoint::tinyonn_folder::TinyOnnFolder;
@@ -56,7 +56,7 @@ pub fn measure(
     }
     let theirs = match exported.format {
         ExportFormat::Dense | ExportFormat::TinyOnn => load_model(dir, device, Some(DType::F32))?,
-        ExportFormat::Qwen3Moe => load_qwen3_moe(dir, device)?,
+        ExportFormat::Qwen3Moe | ExportFormat::Mixtral => load_mixture(dir, device)?,
     };
     let comparison = compare(&ours, &theirs, ids, None, 1)?;
     let routed = exported.active == ActiveMode::Routed

@@ -6,6 +6,7 @@
 //!   is zero, all experts are taken, each with weight 1/N, and W_d is N times its own. Routed, the format's gate is one linear map without a bias behind which K experts
 //!   are weighted by their softmax: exact for a flat declaration of `gate = scaled` behind a linear router without a bias, or a Gaussian one of shared variances whose constants agree. Of
 //!   other routers the linear part is written (`linear_gate`), and what that loses is measured ([`measure`]).
+//! - `mixtral`: the same of models of Llama and Mistral, whose attention transformers' Mixtral has.
 //! - `tinyonn`: the folder as it is, and beside it the two Python files that transformers computes it by (`trust_remote_code = True`).
 //!
 //! What a format has no place for is refused by name. Nothing that a checkpoint holds is executed here.
@@ -44,9 +45,10 @@ mod contents;
 mod dense;
 mod linear_gate;
 mod loss;
+mod mixture;
+mod mixture_folder;
+mod mixture_format;
 mod model_card;
-mod qwen3_moe;
-mod qwen3_moe_folder;
 mod transformers_code;
 
 use candle_core::{DType, Tensor};
@@ -65,11 +67,12 @@ use crate::Result;
 use crate::files::StagedFolder;
 use crate::model::ActiveMode;
 use contents::Contents;
+use mixture_format::{MIXTRAL, QWEN3_MOE};
 
 pub use dense::{export_dense, export_dense_into};
 pub use loss::{ExportLoss, measure};
+pub use mixture_folder::load_mixture;
 pub use model_card::model_card;
-pub use qwen3_moe_folder::load_qwen3_moe;
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +84,9 @@ pub enum ExportFormat {
     /// transformers' Qwen3MoE.
     #[serde(rename = "qwen3-moe")]
     Qwen3Moe,
+    /// transformers' Mixtral.
+    #[serde(rename = "mixtral")]
+    Mixtral,
     /// A Tiny-ONN folder that transformers loads.
     #[serde(rename = "tinyonn")]
     TinyOnn,
@@ -92,7 +98,8 @@ impl ExportFormat {
     pub fn word(self) -> &'static str {
         match self {
             Self::Dense => "dense",
-            Self::Qwen3Moe => "qwen3-moe",
+            Self::Qwen3Moe => QWEN3_MOE.word,
+            Self::Mixtral => MIXTRAL.word,
             Self::TinyOnn => "tinyonn",
         }
     }
@@ -112,7 +119,7 @@ pub struct Exported {
 }
 
 /// Writes `source` as `format` into the folder `staged`, as it computes in the mode `active`, or in its own where `None`. Weights of `dense` and `tinyonn` pass in
-/// pieces; those of a `qwen3-moe` are held until they are written.
+/// pieces; those of a `qwen3-moe` or `mixtral` are held until they are written.
 ///
 /// # Errors
 /// What the format has no place for, by name; a dense model of a checkpoint whose fixed set of neurons was repaired, unless `active` says which of the two it shall
@@ -127,7 +134,8 @@ pub fn export_into(
     let mode = active.unwrap_or(source.config().active);
     let (left_out, not_finite) = match format {
         ExportFormat::Dense => dense::write(source, &contents, staged, active)?,
-        ExportFormat::Qwen3Moe => qwen3_moe::write(source, &contents, staged, mode)?,
+        ExportFormat::Qwen3Moe => mixture::write(source, &contents, staged, (QWEN3_MOE, mode))?,
+        ExportFormat::Mixtral => mixture::write(source, &contents, staged, (MIXTRAL, mode))?,
         ExportFormat::TinyOnn => (Vec::new(), transformers_code::write(source, &contents, staged, mode)?),
     };
     Ok(Exported { format, active: mode, left_out, not_finite })

@@ -70,7 +70,7 @@ pub fn model_card(source: &TinyOnnFolder, exported: &Exported, loss: Option<(&Ex
              model = AutoModelForCausalLM.from_pretrained(\"FOLDER\", trust_remote_code=True)\n\
              model.force_all_active(True)  # the dense model; False: the experts that the routers choose\n```\n"
         }
-        ExportFormat::Dense | ExportFormat::Qwen3Moe => {
+        ExportFormat::Dense | ExportFormat::Qwen3Moe | ExportFormat::Mixtral => {
             "\n```python\nfrom transformers import AutoModelForCausalLM\n\n\
              model = AutoModelForCausalLM.from_pretrained(\"FOLDER\")\n```\n"
         }

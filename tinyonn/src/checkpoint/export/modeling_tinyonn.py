@@ -125,6 +125,12 @@ class NeuronChoice(nn.Module):
         bias = self.repair["bias"].to(x.dtype) if part == "down" and "bias" in self.repair else None
         return F.linear(x, weight, bias)
 
+    def scores(self, g_ti, act, down_di):
+        """What each neuron is expected to add to the output, |act(g) E|u|| times what a unit of it is worth."""
+        worth_i = down_di.float().square().sum(0).sqrt() if self.worth is None else self.worth
+        scores_ti = (act(g_ti.float()) * self.mean_up).abs() * worth_i
+        return scores_ti.nan_to_num(nan=float("inf"), posinf=float("inf"))
+
     def forward(self, g_ti, act, down_di, gate_ti):
         open_ti = None if gate_ti is None else gate_ti != 0
         if self.kept is not None:
@@ -132,9 +138,7 @@ class NeuronChoice(nn.Module):
             open_ti = kept_ti if open_ti is None else kept_ti & open_ti
         if not self.by_gate:
             return open_ti
-        worth_i = down_di.float().square().sum(0).sqrt() if self.worth is None else self.worth
-        scores_ti = (act(g_ti.float()) * self.mean_up).abs() * worth_i
-        scores_ti = scores_ti.nan_to_num(nan=float("inf"), posinf=float("inf"))
+        scores_ti = self.scores(g_ti, act, down_di)
         if open_ti is not None:
             scores_ti = scores_ti.masked_fill(~open_ti, -1)
         taken_ti = scores_ti >= self.least_score.clamp(min=0)

@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::contents::Contents;
-use super::qwen3_moe::refuse_activation;
+use super::mixture::refuse_activation;
 use super::{name_type, write_folder};
 use crate::checkpoint::not_finite::NotFinite;
 use crate::checkpoint::tinyonn_folder::{AUTO_MAP, BESIDE, TinyOnnConfig, TinyOnnFolder};

@@ -1,6 +1,6 @@
-//! A Qwen3 model of slices as transformers' Qwen3MoE.
+//! A model of slices as one of the mixtures of experts of transformers.
 //!
-//! The format weighs K experts by their softmax, whose sum is 1; ours weigh 1, or sum to K: W_d is written K times itself. Experts are padded by neurons of zeros,
+//! The formats weigh K experts by their softmax, whose sum is 1; ours weigh 1, or sum to K: W_d is written K times itself. Experts are padded by neurons of zeros,
 //! which add nothing, to one width, a multiple of 8.
 
 use candle_core::{DType, Device, Tensor};
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::contents::{Contents, repair_name, tensor, values};
 use super::dense::as_stored;
 use super::linear_gate::linear_gate;
+use super::mixture_format::MixtureFormat;
 use super::{name_type, write_folder};
 use crate::checkpoint::not_finite::NotFinite;
 use crate::checkpoint::params::{expected_tensors, mixture_prefix, neuron_expert_name};
@@ -20,13 +21,12 @@ use crate::moe::{Balance, ExpertsAre, Gate, KEPT, MoeSpec, Neurons, Pfag, REPAIR
 use crate::ops::host;
 use crate::{Error, Result};
 
-/// `model_type` of the format.
-pub(super) const MODEL_TYPE: &str = "qwen3_moe";
 /// Widths are multiples of it: grouped products of others crash or are slow.
 const MULTIPLE: usize = 8;
 
 /// What is taken apart for the format.
 struct Plan {
+    format: MixtureFormat,
     /// K: experts that a token takes.
     top_k: usize,
     /// Whether routers choose them.
@@ -41,27 +41,23 @@ pub(super) fn write(
     source: &TinyOnnFolder,
     contents: &Contents,
     staged: &StagedFolder,
-    active: ActiveMode,
+    (format, active): (MixtureFormat, ActiveMode),
 ) -> Result<(Vec<String>, NotFinite)> {
     let (spec, arch) = (&source.variant().spec, source.arch());
-    if arch.family != Family::Qwen3 {
-        let problem =
-            format!("`qwen3-moe` is for models of the family qwen3, and this is of {}", arch.family.model_type());
-        return Err(Error::setting("--format", problem, "export it as `tinyonn`, which holds every family"));
-    }
+    format.check_attention(arch)?;
     refuse_activation(source)?;
     let (routed, pruned) = match active {
         ActiveMode::All => (false, false),
-        ActiveMode::Routed => routed(source, contents)?,
+        ActiveMode::Routed => routed(source, contents, format)?,
     };
     if spec.experts_are != ExpertsAre::Slice {
-        return Err(refuse(spec, "replicas, each as wide as the dense MLP"));
+        return Err(refuse(format, spec, "replicas, each as wide as the dense MLP"));
     }
     let layers = (0..arch.num_hidden_layers).map(|layer| neurons(source, layer, pruned)).collect::<Result<Vec<_>>>()?;
     let widest = layers.iter().flatten().map(Vec::len).max().unwrap_or(0);
     let width = widest.max(1).next_multiple_of(MULTIPLE);
     let top_k = if routed { spec.active_experts() } else { spec.experts() };
-    let plan = Plan { top_k, routed, pruned, width };
+    let plan = Plan { format, top_k, routed, pruned, width };
     let mut made = Vec::new();
     for (layer, neurons) in layers.iter().enumerate() {
         made.extend(experts(source, layer, neurons, &plan)?);
@@ -77,12 +73,12 @@ pub(super) fn write(
 }
 
 /// Whether the routers choose, and whether a fixed set of neurons is kept, in the routed pass.
-fn routed(source: &TinyOnnFolder, contents: &Contents) -> Result<(bool, bool)> {
+fn routed(source: &TinyOnnFolder, contents: &Contents, format: MixtureFormat) -> Result<(bool, bool)> {
     let spec = &source.variant().spec;
     match spec.neurons {
-        Neurons::Gate => return Err(refuse(spec, "single neurons chosen by each token (`neurons = gate`)")),
+        Neurons::Gate => return Err(refuse(format, spec, "single neurons chosen by each token (`neurons = gate`)")),
         Neurons::Pruned => {
-            contents.refuse_bias("Qwen3MoE")?;
+            contents.refuse_bias(format.name)?;
             return Ok((false, true));
         }
         Neurons::All => {}
@@ -91,19 +87,19 @@ fn routed(source: &TinyOnnFolder, contents: &Contents) -> Result<(bool, bool)> {
         return Ok((false, false));
     }
     if spec.route_per != RoutePer::Token {
-        return Err(refuse(spec, "decisions that many tokens share (`route_per`)"));
+        return Err(refuse(format, spec, "decisions that many tokens share (`route_per`)"));
     }
     if spec.pfag != Pfag::Off {
-        return Err(refuse(spec, "a number of experts that depends on the token (`pfag`)"));
+        return Err(refuse(format, spec, "a number of experts that depends on the token (`pfag`)"));
     }
     if spec.always_experts() > 0 {
-        return Err(refuse(spec, "experts that always take part (`always`)"));
+        return Err(refuse(format, spec, "experts that always take part (`always`)"));
     }
     if matches!(spec.balance, Balance::Bias { .. }) {
         for layer in 0..source.arch().num_hidden_layers {
             let name = format!("{}.balance_bias", mixture_prefix(layer));
             if values(source, &name)?.is_some_and(|bias| bias.iter().any(|value| *value != 0.0)) {
-                return Err(refuse(spec, "a bias on selection (`balance = bias`) that has moved"));
+                return Err(refuse(format, spec, "a bias on selection (`balance = bias`) that has moved"));
             }
         }
     }
@@ -111,8 +107,8 @@ fn routed(source: &TinyOnnFolder, contents: &Contents) -> Result<(bool, bool)> {
     Ok((spec.active_experts() < spec.experts() || spec.gate == Gate::Scaled, false))
 }
 
-fn refuse(spec: &MoeSpec, what: &str) -> Error {
-    let problem = format!("`qwen3-moe` cannot hold {what}");
+fn refuse(format: MixtureFormat, spec: &MoeSpec, what: &str) -> Error {
+    let problem = format!("`{}` cannot hold {what}", format.word);
     Error::variant(
         spec.name.clone(),
         problem,
@@ -192,7 +188,8 @@ fn experts(source: &TinyOnnFolder, layer: usize, neurons: &[Vec<u32>], plan: &Pl
     } else {
         Tensor::zeros((neurons.len(), source.arch().hidden_size), DType::F32, &Device::Cpu)?
     };
-    let mut made = vec![(format!("{prefix}.gate.weight"), gate_nd.contiguous()?)];
+    let mixture = plan.format.prefix(layer);
+    let mut made = vec![(format!("{mixture}.gate.weight"), gate_nd.contiguous()?)];
     for (expert, neurons) in neurons.iter().enumerate() {
         let part = |matrix: &Tensor, dim: usize| {
             // Of a fixed set that keeps none of its neurons nothing but padding is left.
@@ -204,10 +201,9 @@ fn experts(source: &TinyOnnFolder, layer: usize, neurons: &[Vec<u32>], plan: &Pl
             let own = matrix.index_select(&Tensor::new(neurons.as_slice(), &Device::Cpu)?, dim)?;
             own.pad_with_zeros(dim, 0, plan.width - neurons.len())?.contiguous()
         };
-        for (projection, matrix, dim) in
-            [("gate_proj", &gate_id, 0), ("up_proj", &up_id, 0), ("down_proj", &down_di, 1)]
-        {
-            made.push((format!("{prefix}.experts.{expert}.{projection}.weight"), part(matrix, dim)?));
+        let matrices = [(&gate_id, 0), (&up_id, 0), (&down_di, 1)];
+        for (projection, (matrix, dim)) in plan.format.projections.into_iter().zip(matrices) {
+            made.push((format!("{mixture}.experts.{expert}.{projection}.weight"), part(matrix, dim)?));
         }
     }
     Ok(made)
@@ -224,20 +220,23 @@ fn config(source: &TinyOnnFolder, plan: &Plan) -> Value {
         }
     }
     let experts = source.variant().spec.experts();
+    let (format, class) = (plan.format, if plan.format.dense == Family::Qwen3 { "Qwen3Moe" } else { "Mixtral" });
     for (key, value) in [
-        ("model_type", json!(MODEL_TYPE)),
-        ("architectures", json!(["Qwen3MoeForCausalLM"])),
-        ("decoder_sparse_step", json!(1)),
-        ("mlp_only_layers", json!([])),
-        ("moe_intermediate_size", json!(plan.width)),
-        ("norm_topk_prob", json!(true)),
-        ("num_experts", json!(experts)),
-        ("num_experts_per_tok", json!(plan.top_k)),
+        ("model_type", json!(format.model_type)),
+        ("architectures", json!([format!("{class}ForCausalLM")])),
+        (format.width_key, json!(plan.width)),
+        (format.experts_key, json!(experts)),
         ("num_local_experts", json!(experts)),
+        ("num_experts_per_tok", json!(plan.top_k)),
         ("output_router_logits", json!(false)),
         ("router_aux_loss_coef", json!(0.0)),
     ] {
         config[key] = value;
+    }
+    if format.dense == Family::Qwen3 {
+        config["decoder_sparse_step"] = json!(1);
+        config["mlp_only_layers"] = json!([]);
+        config["norm_topk_prob"] = json!(true);
     }
     name_type(source, &mut config);
     config

@@ -1,12 +1,12 @@
-//! Checkpoints as Qwen3MoE of transformers, and what that cannot hold.
+//! Checkpoints as Qwen3MoE and Mixtral of transformers, and what these cannot hold.
 
 use candle_core::{DType, Device};
 use rstest::rstest;
 use tempfile::tempdir;
-use tinyonn::checkpoint::export::ExportFormat::{self, Qwen3Moe, TinyOnn};
+use tinyonn::checkpoint::export::ExportFormat::{self, Mixtral, Qwen3Moe, TinyOnn};
 use tinyonn::checkpoint::export::measure;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder};
-use tinyonn::decoder::{Arch, Family};
+use tinyonn::decoder::{Arch, AttentionBias, Family};
 use tinyonn::model::ActiveMode::{self, All, Routed};
 
 use super::cases::Case;
@@ -25,8 +25,10 @@ fn what_it_holds_is_exact(
     #[case] repaired: Option<bool>,
     #[case] without_constants: bool,
     #[case] agreement: Option<f64>,
+    #[values((Qwen3Moe, Family::Qwen3), (Mixtral, Family::Llama))] (format, family): (ExportFormat, Family),
 ) {
-    let case = Case { active: Some(active), repaired, without_constants, ..Case::of("moe", variant, Qwen3Moe) };
+    let mut case = Case { active: Some(active), repaired, without_constants, ..Case::of("moe", variant, format) };
+    case.cfg.family = family;
     let root = tempdir().unwrap();
     let (from, to, exported) = case.write(root.path());
     let loss = measure(&TinyOnnFolder::open(from).unwrap(), &exported, &to, &ids((2, 9)), &CPU).unwrap();
@@ -34,8 +36,9 @@ fn what_it_holds_is_exact(
     assert!(loss.max_abs_difference < 2e-5 && loss.kl_divergence < 1e-9, "{loss:?}");
     assert_eq!((loss.top1_agreement, loss.routing_agreement), (1.0, agreement));
     let folder = ModelFolder::open(&to).unwrap();
-    let width = folder.config()["moe_intermediate_size"].as_u64().unwrap();
-    assert!(width.is_multiple_of(8) && folder.config()["num_experts"] == folder.config()["num_local_experts"]);
+    let key = if format == Mixtral { "intermediate_size" } else { "moe_intermediate_size" };
+    assert!(folder.config()[key].as_u64().unwrap().is_multiple_of(8));
+    assert_eq!(folder.config()["num_local_experts"], tinyonn::moe::variant(variant).unwrap().spec.experts());
     assert!(folder.tensors().all(|(name, _)| !name.contains("_router") && !name.contains("neuron")));
 }
 
@@ -107,15 +110,23 @@ fn what_a_format_has_no_place_for_is_refused_by_name(
     assert!(!to.exists());
 }
 
-#[test]
-fn other_families_are_refused_by_name() {
-    let mut case = Case { active: Some(All), ..Case::of("out", "ExportLevels", Qwen3Moe) };
-    case.cfg = Arch { family: Family::Llama, ..config(26, false) };
+#[rstest]
+#[case(Qwen3Moe, Family::Llama, AttentionBias::None, &["`qwen3-moe`", "of llama", "`mixtral`, or as `tinyonn`"])]
+#[case(Mixtral, Family::Qwen3, AttentionBias::None, &["`mixtral`", "of qwen3", "`qwen3-moe`, or as `tinyonn`"])]
+#[case(Mixtral, Family::Qwen2, AttentionBias::Qkv, &["`mixtral`", "of qwen2", "export it as `tinyonn`"])]
+fn other_families_are_refused_by_name(
+    #[case] format: ExportFormat,
+    #[case] family: Family,
+    #[case] attention_bias: AttentionBias,
+    #[case] words: &[&str],
+) {
+    let mut case = Case { active: Some(All), ..Case::of("out", "ExportLevels", format) };
+    case.cfg = Arch { family, attention_bias, ..config(26, false) };
     let root = tempdir().unwrap();
     let [from, to] = ["from", "to"].map(|name| root.path().join(name));
     case.save(&from, &case.store());
     let said = message(case.export(&from, &to));
-    assert!(["qwen3", "llama", "`tinyonn`"].iter().all(|word| said.contains(word)), "{said}");
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
 }
 
 /// The head that is tied, the types of the weights: bf16 stays bf16, and the gate is f32.
