@@ -11,7 +11,7 @@ pub fn run(input: &[u8]) {
     let Ok(source) = std::str::from_utf8(source) else { return };
     let talk = json!([{ "role": "system", "content": "Be brief." }, { "role": "user", "content": " Hello " }]);
     let messages = serde_json::from_slice(messages).unwrap_or(talk);
-    bounded(input.len(), (64 * MB, 1024), || {
+    bounded(input.len(), (192 * MB, 8192), || {
         let Ok(template) = ChatTemplate::new(source, json!({ "bos_token": "<s>" }), "chat_template.jinja") else {
             return;
         };

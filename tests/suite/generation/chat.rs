@@ -66,6 +66,10 @@ fn the_time_is_now() {
 #[case("a\n{{ messages[0].content.nosuch() }}", "(line 2)")]
 #[case("{{ strftime_now('%Q') }}", "no form of a time")]
 #[case("{% include '/etc/passwd' %}", "fails")]
+#[case("{% include 'chat_template' %}", "fails")]
+#[case("{{ 'x' * 9999999 }}", "a product of texts")]
+#[case("{{ ('x' * 9999) * 9999 }}", "a product of texts")]
+#[case("{% if 'x' * 9 ** 9 %}{% endif %}", "a product of texts")]
 #[case("{{ 'a'|indent(18446744073709551615) }}", "a length above")]
 #[case("{{ 'a'|indent(width=9223372036854775807) }}", "a length above")]
 #[case("{{ messages|batch(9223372036854775807) }}", "a length above")]
@@ -80,6 +84,87 @@ fn a_template_that_is_not_sound_is_refused(#[case] source: &str, #[case] says: &
 }
 
 /// Where a folder keeps its template, the first that is there.
+/// One instruction may make a text of any length, a few a value that holds itself: what a conversation may take is bounded in bytes, and what never ends in printing is refused.
+#[rstest]
+#[case::doubled(
+    "{% set n = namespace(x='0123456789') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    MUCH
+)]
+#[case::added(
+    "{% set n = namespace(x='0123456789') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    MUCH
+)]
+#[case::repeated("{% set n = 99000000 %}{{ 'x' * n }}", MUCH)]
+#[case::repeated_in_turn(
+    "{% set k = 900000 %}{% set n = namespace(x=[]) %}{% for i in range(90) %}{% set n.x = n.x + ['x' * k] %}{% endfor %}",
+    MUCH
+)]
+#[case::captured(
+    "{% set n = namespace(x='0123456789') %}{% for i in range(60) %}{% set x %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = x %}{% endfor %}",
+    MUCH
+)]
+#[case::captured_as_it_stands(
+    "{% set x %}{% for i in range(9000) %}{% for i in range(9000) %}a long text that stands in a template{% endfor %}{% endfor %}{% endset %}",
+    MUCH
+)]
+#[case::written(
+    "{% for i in range(9000) %}{% for i in range(9000) %}a long text that stands in a template{% endfor %}{% endfor %}",
+    MUCH
+)]
+#[case::replaced(
+    "{% set x = 'a' * 900000 %}{{ x|replace('a', 'aaaaaaaaaabbbbbbbbbbaaaaaaaaaabbbbbbbbbbcccccccccc') }}",
+    MUCH
+)]
+#[case::replaced_by_method(
+    "{% set x = 'a' * 900000 %}{{ x.replace('a', 'aaaaaaaaaabbbbbbbbbbaaaaaaaaaabbbbbbbbbbcccccccccc') }}",
+    MUCH
+)]
+#[case::joined("{% set x = 'x' * 9000 %}{{ range(9999)|join(x) }}", MUCH)]
+#[case::joined_by_method("{% set x = 'x' * 9000 %}{{ x.join(range(9999)|map('string')) }}", MUCH)]
+#[case::spread_out(
+    "{% set a = 'a' * 90000 %}{% set b = 'b' * 900 %}{% set x = [a, 'a', b] %}{{ 'a' ~ (x[0]|replace(*x[1:])) }}",
+    MUCH
+)]
+#[case::cut_into_pieces("{{ ('a b ' * 200000).split(' ') }}{{ ('a b ' * 200000)|list|length }}", MUCH)]
+#[case::in_json(
+    "{% set n = namespace(x=['x']) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x|tojson }}",
+    MUCH
+)]
+#[case::within_each_other(
+    "{% set n = namespace(x=['x']) %}{% for i in range(200) %}{% set n.x = [n.x] %}{% endfor %}",
+    "within each other"
+)]
+#[case::within_itself("{% set n = namespace() %}{% set n.x = n %}{{ n }}", "within each other")]
+#[case::compared(
+    "{% set n = namespace() %}{% set m = namespace(x=n) %}{% set n.x = m %}{% if n == m %}a{% endif %}",
+    "within each other"
+)]
+#[case::in_a_block(
+    "{% block a %}{% set n = namespace(x='0123456789') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{% endblock %}",
+    MUCH
+)]
+#[case::in_a_macro(
+    "{% macro m(x) %}{{ x }}{{ x }}{% endmacro %}{% set n = namespace(x='0123456789') %}{% for i in range(60) %}{% set n.x = m(n.x) %}{% endfor %}",
+    MUCH
+)]
+fn what_a_template_makes_is_bounded(#[case] source: &str, #[case] says: &str) {
+    let error = rendered(source).unwrap_err();
+    assert!(error.contains("chat template fails") && error.contains(says), "{error}");
+}
+
+const MUCH: &str = "too much of a conversation";
+
+/// What every template does, of as much as anyone says: text put together message by message, and looked through at each.
+#[test]
+fn a_long_conversation_is_within_the_bound() {
+    let source = "{% set n = namespace(all='', seen=[]) %}{% for m in messages %}{% set n.all = n.all ~ m.content.strip() + '\n' %}{% set n.seen = n.seen + [m.role] %}{% if m in messages and loop.index0 == messages|length - 1 %}{{ n.all }}{{ n.seen|length }}{{ m|tojson|length }}{% endif %}{% endfor %}";
+    let template = ChatTemplate::new(source, json!({}), "t.jinja").unwrap();
+    let messages: Vec<Value> =
+        (0..500).map(|at| json!({ "role": "user", "content": format!("{at} ").repeat(300) })).collect();
+    let text = template.render(&json!(messages), true).unwrap();
+    assert!(text.starts_with("0 0 ") && text.len() > 500 * 600, "{}", text.len());
+}
+
 #[test]
 fn a_folders_template_is_found() {
     let parent = TempDir::new().unwrap();

@@ -8,11 +8,13 @@ use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use minijinja::machinery::{Vm, get_compiled_template, make_string_output};
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value, json};
 
 use super::python_json::tojson;
 use super::template_bounds::bound_lengths;
+use super::template_budget::{ALLOWED, add_prices, allowed, check_constants, paying};
 use crate::checkpoint::ModelFolder;
 use crate::data::{Conversation, Conversations};
 use crate::{Error, Result};
@@ -41,6 +43,8 @@ pub struct ChatTemplate {
     special_tokens: Map<String, Value>,
     /// Whether it marks what the model itself says.
     marks: bool,
+    /// Bytes of the template.
+    length: usize,
     path: PathBuf,
 }
 
@@ -51,7 +55,7 @@ const MARK: &str = "\u{10fffd}\u{f8ff}generation\u{f8ff}\u{10fffd}";
 /// Its name within a template.
 const MARK_NAME: &str = "_tinyonn_mark";
 /// Instructions that a conversation may take: a template of a model's is text from outside, and must end.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 20_000_000;
 const OTHER_MODEL: &str = "give a prompt without --chat, or a model whose template is sound";
 
 impl ChatTemplate {
@@ -68,17 +72,18 @@ impl ChatTemplate {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         bound_lengths(&mut environment);
+        add_prices(&mut environment);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_global(MARK_NAME, MARK);
         let source = with_marks(source);
-        let marks = source.contains(MARK_NAME);
-        let added = environment.add_template_owned(NAME, source);
+        let (marks, length) = (source.contains(MARK_NAME), source.len());
+        let added = check_constants(&source).and_then(|()| environment.add_template_owned(NAME, source));
         added
             .map_err(|e| Error::file(&path, format!("its chat template cannot be read: {}", told(&e)), OTHER_MODEL))?;
         let special_tokens = special_tokens.as_object().cloned().unwrap_or_default();
-        Ok(Self { environment, special_tokens, marks, path })
+        Ok(Self { environment, special_tokens, marks, length, path })
     }
 
     /// That of a folder or GGUF file: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json` (the one called `default`, of several), or of
@@ -179,7 +184,17 @@ impl ChatTemplate {
         let mut context = self.special_tokens.clone();
         let own = json!({ "messages": messages, "add_generation_prompt": answer, "tools": null, "documents": null });
         context.extend(own.as_object().cloned().unwrap_or_default());
-        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(&context));
+        let bytes = self.length + context.values().map(|value| value.to_string().len()).sum::<usize>();
+        context.insert(ALLOWED.to_owned(), allowed(bytes).into());
+        let rendered = self.environment.get_template(NAME).and_then(|template| {
+            let (compiled, mut text) = (get_compiled_template(&template), String::new());
+            let root = minijinja::Value::from_serialize(&context);
+            let instructions = paying(&compiled.instructions);
+            let blocks = compiled.blocks.iter().map(|(name, block)| (*name, paying(block))).collect();
+            let mut out = make_string_output(&mut text);
+            Vm::new(&self.environment).eval(&instructions, root, &blocks, &mut out, compiled.initial_auto_escape)?;
+            Ok(text)
+        });
         rendered.map_err(|error| match raised(&error) {
             Some(message) => {
                 let problem = format!("its chat template refuses the conversation: {message}");

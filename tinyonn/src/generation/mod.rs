@@ -33,6 +33,7 @@ mod chat_template;
 mod end_ids;
 mod python_json;
 mod template_bounds;
+mod template_budget;
 mod text_stream;
 
 pub use answer_stream::AnswerStream;
