@@ -38,6 +38,7 @@ pub mod run_flags;
 pub mod run_folder;
 pub mod runs;
 pub mod say;
+pub mod scored_text;
 pub mod settings;
 pub mod shown;
 pub mod studies;

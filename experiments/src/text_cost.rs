@@ -45,6 +45,8 @@ pub struct TextCost {
     pub documents: usize,
     /// Tokens that are scored.
     pub tokens: usize,
+    /// Their bytes.
+    pub bytes: usize,
     /// Σ nats / Σ tokens.
     pub nats_per_token: Interval,
     /// Its exponential.
@@ -66,6 +68,7 @@ pub struct TextCost {
 /// let readings = [Reading { nats: 6.0, tokens: 3.0, bytes: 9.0 }, Reading { nats: 2.0, tokens: 1.0, bytes: 3.0 }];
 /// let cost = costs("prose", &readings, Some(&readings), 0)?;
 /// assert_eq!((cost.nats_per_token.mean, cost.perplexity.mean), (2.0, 2f64.exp()));
+/// assert_eq!((cost.tokens, cost.bytes), (4, 12));
 /// assert_eq!(cost.bits_per_byte.mean, 8.0 / std::f64::consts::LN_2 / 12.0);
 /// assert_eq!(cost.more_bits.unwrap().mean, 0.0);
 /// # Ok::<(), tinyonn::Error>(())
@@ -87,6 +90,7 @@ pub fn costs(task: &str, readings: &[Reading], against: Option<&[Reading]>, seed
         task: task.to_owned(),
         documents: readings.iter().filter(|reading| reading.tokens > 0.0).count(),
         tokens: tokens as usize,
+        bytes: readings.iter().map(|reading| reading.bytes).sum::<f64>() as usize,
         nats_per_token,
         perplexity: Interval { mean: mean.exp(), low: low.exp(), high: high.exp() },
         bits_per_byte: over(|reading| (reading.nats / LN_2, reading.bytes)),

@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::DType;
 use clap::Parser;
 use experiments::model_flags::{Active, Dtype, found};
+use experiments::scored_text::scored_from;
 use experiments::settings::over_file;
 use experiments::text_cost::{Reading, TextCost, costs};
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, is_tinyonn, load_model, load_model_at_share, takes_shares};
 use tinyonn::data::{Corpus, TextTokenizer};
-use tinyonn::decoder::{Ask, Pass};
+use tinyonn::decoder::{Ask, Continuation, Pass};
 use tinyonn::model::ActiveMode;
 use tinyonn::moe::{MoeSpec, RoutePer};
 use tinyonn::phases::text;
@@ -138,10 +139,13 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
     let opened = at_shares(opened, &shares)?;
     let windows = windows(settings, &opened)?;
     let corpus = corpus(settings)?;
+    let tokenizers: Vec<&TextTokenizer> = opened.iter().map(|one| &one.tokenizer).collect();
+    let scored = corpus.tasks.iter().map(|task| scored_from(&tokenizers, task, windows.skip));
+    let scored = scored.collect::<Result<Vec<_>>>()?;
     let folder = RunFolder::create(&out, settings, seed, name, replace)?;
 
     let (device, mut measured, mut base): (_, Vec<Measured>, Option<Vec<Vec<Reading>>>) = (name.open()?, vec![], None);
-    for opened in &opened {
+    for (at, opened) in opened.iter().enumerate() {
         let (started, dtype) = (Instant::now(), settings.dtype.map(DType::from));
         let model = match opened.percent {
             Some(percent) => load_model_at_share(&opened.path, &device, dtype, percent)?,
@@ -152,13 +156,14 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
         let (mut readings, mut tasks, mut share) = (Vec::new(), Vec::new(), 0.0);
         for (number, task) in corpus.tasks.iter().enumerate() {
             let encoded = opened.tokenizer.encode_documents(&task.name, &task.documents)?;
-            let tokens: Vec<Vec<u32>> = encoded.into_iter().map(|document| document.tokens).collect();
+            let begins = encoded.into_iter().zip(&scored[number]);
+            let documents: Vec<Continuation> = begins
+                .map(|(document, from)| Continuation { tokens: document.tokens, from: from.tokens[at] })
+                .collect();
             let end = opened.tokenizer.eos();
-            let (losses, load) = document_losses(&model, &tokens, end, windows, &pass, &device)?;
+            let (losses, load) = document_losses(&model, &documents, end, windows, &pass, &device)?;
             share += if active == ActiveMode::Routed { model.active_share(&load)? } else { 1.0 };
-            let skipped = |tokens: &Vec<u32>| opened.tokenizer.decode(&tokens[..windows.skip.min(tokens.len())]);
-            let skipped =
-                tokens.iter().map(|tokens| skipped(tokens).map(|text| text.len())).collect::<Result<Vec<_>>>()?;
+            let skipped: Vec<usize> = scored[number].iter().map(|from| from.bytes).collect();
             let reading = Reading::of_documents(task, &losses, &skipped);
             let against = base.as_ref().and_then(|base| base.get(number)).map(Vec::as_slice);
             tasks.push(costs(&task.name, &reading, against, seed)?);
@@ -253,7 +258,7 @@ impl Opened {
     }
 }
 
-/// The same for all checkpoints, so that they score the same text.
+/// The same for all checkpoints.
 fn windows(settings: &Settings, opened: &[Opened]) -> Result<Windows> {
     let most = opened.iter().map(|one| one.positions).min().unwrap_or(1);
     let skip = opened.iter().map(|one| one.open).max().unwrap_or(0);
@@ -285,7 +290,9 @@ fn print(Measured { model, variant, active, active_share, tasks, .. }: &Measured
         (Some(variant), ActiveMode::Routed) => format!("{variant}, {:.1} % active", 100.0 * active_share),
     };
     say!("{} ({mode})", model.display());
-    for TextCost { task, documents, tokens, nats_per_token: nats, perplexity, bits_per_byte: bits, more_bits } in tasks
+    for TextCost {
+        task, documents, tokens, nats_per_token: nats, perplexity, bits_per_byte: bits, more_bits, ..
+    } in tasks
     {
         let more = more_bits.map_or_else(String::new, |more| {
             format!("  {:+.4} [{:+.4}, {:+.4}] bits a byte against the first", more.mean, more.low, more.high)

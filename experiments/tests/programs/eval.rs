@@ -4,6 +4,7 @@ use std::fs;
 
 use rstest::rstest;
 use serde_json::Value;
+use tinyonn::data::{Corpus, TextTokenizer, sorting};
 
 use super::{Place, UPCYCLE, assert_done, assert_refused};
 
@@ -103,17 +104,47 @@ fn windows_score_every_token_once() {
     assert!((whole["nats_per_token"]["mean"].as_f64().unwrap() - 280f64.ln()).abs() < 0.5);
 }
 
-/// What a shared decision reads is scored of no model.
+/// What a shared decision reads is scored of no model, and bits a byte are of the bytes that are scored: the same ones, whatever tokens they are.
 #[test]
 fn what_runs_all_active_anyway_is_left_out() {
     let place = Place::new();
     place.configure("max_position_embeddings", serde_json::json!(128));
     assert_done(&place.run(UPCYCLE, "--model dense --variant Smear --out smear"));
-    let found =
-        summary(&place, "dense smear --active routed --data a=a.txt --document-bytes 2000 --length 96 --stride 16");
+    fs::create_dir(place.path("bytes")).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(place.path("dense").join(name), place.path("bytes").join(name)).unwrap();
+    }
+    let of_bytes = TextTokenizer::train(&Corpus { tasks: vec![sorting(0, 12_000)] }, 257).unwrap();
+    of_bytes.save(place.path("bytes/tokenizer.json")).unwrap();
+    // Two of three bytes of the first sign are a token's 64th and 65th.
+    let text = format!("{}€{}", "x".repeat(62), "3 1 2 -> 1 2 3\n".repeat(40));
+    fs::write(place.path("sign.txt"), &text).unwrap();
+
+    let found = summary(&place, "smear bytes --active routed --data a=sign.txt --data b=b.txt --length 96 --stride 16");
     assert_eq!(found["windows"]["skip"], 64);
-    let [dense, smear] = [0, 1].map(|at| found["models"][at]["tasks"][0]["tokens"].clone());
-    assert_eq!(dense, smear);
+    let figure = |model: usize, task: usize, name: &str| found["models"][model]["tasks"][task][name].clone();
+    for task in 0..2 {
+        assert_eq!(figure(0, task, "bytes"), figure(1, task, "bytes"));
+        assert_ne!(figure(0, task, "tokens"), figure(1, task, "tokens"));
+        for model in 0..2 {
+            let nats = figure(model, task, "nats_per_token")["mean"].as_f64().unwrap()
+                * figure(model, task, "tokens").as_f64().unwrap();
+            let bits = figure(model, task, "bits_per_byte")["mean"].as_f64().unwrap();
+            let bytes = figure(model, task, "bytes").as_f64().unwrap();
+            assert!((bits * bytes * std::f64::consts::LN_2 - nats).abs() < 1e-6 * nats);
+        }
+    }
+    // One token a byte: those behind the sign.
+    let alone = summary(&place, "smear --active routed --data a=sign.txt --length 96 --stride 16");
+    let task = &alone["models"][0]["tasks"][0];
+    assert!(
+        task["bytes"].as_u64().unwrap() < text.len() as u64 - 64 && task["tokens"].as_u64() <= task["bytes"].as_u64()
+    );
+    let whole = summary(&place, "dense bytes --data a=sign.txt --length 96");
+    for model in 0..2 {
+        assert_eq!(whole["models"][model]["tasks"][0]["bytes"], text.len());
+    }
+    assert_eq!(whole["models"][1]["tasks"][0]["tokens"], text.len());
 }
 
 #[rstest]

@@ -14,7 +14,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior, Tokenizer,
+    AddedToken, OffsetReferential, OffsetType, PostProcessorWrapper, PreTokenizedString, PreTokenizer as _,
+    SplitDelimiterBehavior, Tokenizer,
 };
 
 use super::{Conversation, Conversations, Corpus, Document, tokenizer_json};
@@ -192,9 +193,7 @@ impl TextTokenizer {
 
     fn encode_text(&self, text: &str, ends: bool) -> Result<Vec<u32>> {
         check_words(&self.tokenizer, text)?;
-        let encoding = self.tokenizer.encode_fast(text, ends).map_err(|error| {
-            Error::setting("tokenizer", format!("a text cannot be encoded: {error}"), "use a byte-level tokenizer")
-        })?;
+        let encoding = self.tokenizer.encode_fast(text, ends).map_err(unencoded)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -219,9 +218,7 @@ impl TextTokenizer {
         let Conversation { text, answers } = conversations.write(messages)?;
         check_words(&self.tokenizer, &text)?;
         let tokenizer = self.with_names.get_or_init(|| self.for_prompts().tokenizer);
-        let encoding = tokenizer.encode_char_offsets(text, false).map_err(|error| {
-            Error::setting("tokenizer", format!("a text cannot be encoded: {error}"), "use a byte-level tokenizer")
-        })?;
+        let encoding = tokenizer.encode_char_offsets(text, false).map_err(unencoded)?;
         let overlaps =
             |(from, to): (usize, usize)| answers.iter().any(|Range { start, end }| from < *end && to > *start);
         let answers: Vec<bool> = encoding.get_offsets().iter().copied().map(overlaps).collect();
@@ -243,6 +240,38 @@ impl TextTokenizer {
     /// The tokens of several texts, in their order, on all cores.
     pub fn encode_all(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         texts.par_iter().map(|text| self.encode(text)).collect()
+    }
+
+    /// For each of `texts` and each token that [`encode`](Self::encode) makes of it, the byte at which the token begins; none of one that begins within a
+    /// character, part of which belongs to a token before it. On all cores.
+    ///
+    /// ```
+    /// use tinyonn::data::{Corpus, TextTokenizer, sorting};
+    /// let tokenizer = TextTokenizer::train(&Corpus { tasks: vec![sorting(0, 20_000)] }, 257)?;
+    /// // Of bytes alone: the crab takes four tokens.
+    /// let starts = tokenizer.token_starts(&["a🦀b"])?;
+    /// assert_eq!(starts, [[Some(0), Some(1), None, None, None, Some(5)]]);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As of [`encode`](Self::encode).
+    pub fn token_starts(&self, texts: &[&str]) -> Result<Vec<Vec<Option<usize>>>> {
+        let mut tokenizer = self.tokenizer.clone();
+        // It may take blanks from the places of tokens.
+        tokenizer.with_post_processor(None::<PostProcessorWrapper>);
+        let starts = |text: &&str| {
+            check_words(&tokenizer, text)?;
+            let encoding = tokenizer.encode(*text, false).map_err(unencoded)?;
+            let mut known = 0;
+            let start = |(start, end): &(usize, usize)| {
+                let begins = *start >= known && text.is_char_boundary(*start);
+                known = known.max(*end);
+                begins.then_some(*start)
+            };
+            Ok(encoding.get_offsets().iter().map(start).collect())
+        };
+        texts.par_iter().map(starts).collect()
     }
 
     /// The tokens of each of a task's documents, on all cores.
@@ -301,6 +330,12 @@ impl TextTokenizer {
     pub fn eos(&self) -> u32 {
         self.eos
     }
+}
+
+// By value, as a result gives it.
+#[allow(clippy::needless_pass_by_value)]
+fn unencoded(error: tokenizers::Error) -> Error {
+    Error::setting("tokenizer", format!("a text cannot be encoded: {error}"), "use a byte-level tokenizer")
 }
 
 /// Refuses a text that `tokenizer` cannot cut into words to its end.

@@ -13,7 +13,7 @@ use candle_core::{Device, Tensor};
 use super::DocumentLoss;
 use crate::checkpoint::LoadedModel;
 use crate::data::NO_TARGET;
-use crate::decoder::Pass;
+use crate::decoder::{Continuation, Pass};
 use crate::metrics::check_loss;
 use crate::moe::LoadMeter;
 use crate::ops::host;
@@ -63,25 +63,26 @@ impl Windows {
         Ok(())
     }
 
-    /// Those of a document of `tokens` tokens.
-    fn of(self, document: usize, tokens: usize) -> impl Iterator<Item = Window> {
+    /// Those of a document of `tokens` tokens that is scored from token `from` on.
+    fn of(self, document: usize, tokens: usize, from: usize) -> impl Iterator<Item = Window> {
+        let from = from.max(self.skip);
         let count = 1 + tokens.saturating_sub(self.length).div_ceil(self.stride.max(1));
         (0..count).filter_map(move |window| {
             let first = window * self.stride;
             let end = (first + self.length).min(tokens);
-            let known = if window == 0 { self.skip } else { (first - self.stride + self.length).max(self.skip) };
+            let known = if window == 0 { from } else { (first - self.stride + self.length).max(from) };
             (known < end).then_some(Window { document, read: first..end, scored: known..end })
         })
     }
 }
 
-/// The loss of each of `documents` in nats, its tokens given without an end of text, of which `end` is put before each; and how much work the experts of a routed
-/// pass that was asked for its load were given. A document without a token to score has none.
+/// The loss of each of `documents` in nats, its tokens given without an end of text, of which `end` is put before each, and scored from the token on that it names;
+/// and how much work the experts of a routed pass that was asked for its load were given. A document without a token to score has none.
 ///
 /// ```
 /// use candle_core::{DType, Device};
 /// use tinyonn::checkpoint::{LoadedModel, ParamStore};
-/// use tinyonn::decoder::{Arch, CausalLm, Pass};
+/// use tinyonn::decoder::{Arch, CausalLm, Continuation, Pass};
 /// use tinyonn::train::{Windows, document_losses};
 ///
 /// let cfg = Arch::from_json(&serde_json::json!({
@@ -92,8 +93,9 @@ impl Windows {
 /// let model = LoadedModel::Dense(CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?);
 ///
 /// let windows = Windows { length: 8, stride: 4, batch: 2, skip: 0 };
-/// let (losses, _) = document_losses(&model, &[vec![1; 20], vec![2, 3]], 0, windows, &Pass::all(), &Device::Cpu)?;
-/// assert_eq!([losses[0].tokens, losses[1].tokens], [20.0, 2.0]);
+/// let documents = [(vec![1; 20], 0), (vec![2, 3], 1)].map(|(tokens, from)| Continuation { tokens, from });
+/// let (losses, _) = document_losses(&model, &documents, 0, windows, &Pass::all(), &Device::Cpu)?;
+/// assert_eq!([losses[0].tokens, losses[1].tokens], [20.0, 1.0]);
 /// assert!((losses[0].sum / 20.0 - 32f64.ln()).abs() < 0.5); // it knows nothing yet
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
@@ -102,7 +104,7 @@ impl Windows {
 /// Windows that leave gaps or are too long; a loss that is no finite number; ids beyond the vocabulary; what the device reports.
 pub fn document_losses(
     model: &LoadedModel,
-    documents: &[Vec<u32>],
+    documents: &[Continuation],
     end: u32,
     windows: Windows,
     pass: &Pass,
@@ -111,7 +113,7 @@ pub fn document_losses(
     windows.validate(model.config().max_position_embeddings)?;
     let mut losses = vec![DocumentLoss::default(); documents.len()];
     let mut load = LoadMeter::new(model.config().num_hidden_layers, model.experts());
-    let of_document = |(document, tokens): (usize, &Vec<u32>)| windows.of(document, tokens.len());
+    let of_document = |(at, one): (usize, &Continuation)| windows.of(at, one.tokens.len(), one.from);
     let mut all: Vec<Window> = documents.iter().enumerate().flat_map(of_document).collect();
     // The longest first: what memory they take is known at once.
     all.sort_by_key(|window| (std::cmp::Reverse(window.read.len()), window.document, window.read.start));
@@ -120,7 +122,7 @@ pub fn document_losses(
             let length = batch[0].read.len();
             let (mut inputs, mut targets) = (Vec::new(), Vec::new());
             for Window { document, read, scored } in batch {
-                let tokens = &documents[*document];
+                let tokens = &documents[*document].tokens;
                 // Position 0 is the end of text; what stands at position p + 1 is token p.
                 inputs.extend(read.clone().map(|at| if at == 0 { end } else { tokens[at - 1] }));
                 targets.extend(read.clone().map(|at| if scored.contains(&at) { tokens[at] } else { NO_TARGET }));
@@ -152,20 +154,21 @@ mod tests {
     #[rstest]
     fn every_token_is_scored_once(
         #[values((8, 8, 0), (8, 3, 0), (8, 1, 0), (1, 1, 0), (8, 3, 5), (8, 4, 2))] of: (usize, usize, usize),
+        #[values(0, 4, 17)] from: usize,
     ) {
         let (length, stride, skip) = of;
         let windows = Windows { length, stride, batch: 1, skip };
         assert!(windows.validate(8).is_ok());
         for tokens in 0..40 {
             let mut scored = vec![0; tokens];
-            for Window { read, scored: own, .. } in windows.of(0, tokens) {
+            for Window { read, scored: own, .. } in windows.of(0, tokens, from) {
                 assert!(read.len() <= length && read.start % stride == 0 && read.end <= tokens);
                 assert!(own.end == read.end && own.start >= read.start);
                 assert!(read.start == 0 || own.start - read.start >= length - stride, "{read:?} {own:?}");
                 own.for_each(|at| scored[at] += 1);
             }
             assert!(
-                scored.iter().enumerate().all(|(at, count)| *count == usize::from(at >= skip)),
+                scored.iter().enumerate().all(|(at, count)| *count == usize::from(at >= skip.max(from))),
                 "{tokens}: {scored:?}"
             );
         }
