@@ -13,7 +13,8 @@ use experiments::token_paths::TokenPaths;
 use experiments::{RunFlags, arguments, main_with, overwrite, say};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tinyonn::checkpoint::{ModelFolder, load_model};
+use tinyonn::checkpoint::{LoadedModel, ModelFolder, load_model};
+use tinyonn::data::TextTokenizer;
 use tinyonn::decoder::{Generation, Pass, Prompt, Sampling};
 use tinyonn::generation::{ChatTemplate, end_ids};
 use tinyonn::model::ActiveMode;
@@ -29,6 +30,7 @@ use tinyonn::{Error, Result, files};
     name = env!("CARGO_BIN_NAME"),
     version,
     after_help = "Examples:
+  exp_generate SmolLM2.gguf --chat                          talk, a line at a time
   exp_generate SmolLM2.gguf --chat --prompt 'Why is the sky blue?'
   exp_generate SmolLM2-TinyOnn --active routed --prompt 'The history of Bremen' --temperature 0.8 --top-p 0.95 --seed 3 --stats
   exp_generate SmolLM2-TinyOnn --active routed --prompt 'Three apples' --show-routing paths.html"
@@ -50,7 +52,7 @@ struct Settings {
     #[arg(long, value_name = "TEXT")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     prompt: Vec<String>,
-    /// Each prompt is what a user says to the model, by its chat template
+    /// Each prompt is what a user says to the model, by its chat template; without a prompt each line of standard input is, in one conversation
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     chat: bool,
@@ -151,8 +153,9 @@ fn run(settings: &Settings) -> Result<()> {
     let folder = ModelFolder::open(&path)?;
     folder.refuse_not_finite("train or download it again: such weights write nothing")?;
     let tokenizer = text::tokenizer(&folder)?.for_prompts();
-    let texts = texts(settings, &folder)?;
     let by_template = settings.chat || settings.messages.is_some();
+    let template = by_template.then(|| template(&folder)).transpose()?;
+    let texts = texts(settings, template.as_ref())?;
     let encode = |text: &String| if by_template { tokenizer.encode(text) } else { tokenizer.encode_with_ends(text) };
     let tokens = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
     let mut stop_ids = end_ids(&folder, &tokenizer)?;
@@ -165,43 +168,96 @@ fn run(settings: &Settings) -> Result<()> {
         let problem = format!("{} is routed by the task of each sequence, which no prompt names", path.display());
         return Err(Error::setting("--active", problem, "generate with --active all"));
     }
-    let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
-    let most = (model.config().max_position_embeddings + 1).saturating_sub(longest).max(1);
-    let how = Generation { tokens: settings.max_tokens.unwrap_or(DEFAULT_TOKENS.min(most)), stop_ids, sampling };
-    let shown = Shown {
-        streams: tokens.len() == 1 && !settings.json && settings.show_routing.is_none(),
-        stats: settings.stats,
-        paths: settings.show_routing.as_ref().map(|_| settings.routing_layer),
-    };
-    let ends = (how.stop_ids.as_slice(), settings.stop.as_slice());
-    let mut listener = Listener::new((&model, active), &tokenizer, &tokens, ends, shown)?;
-    let seed = settings.run.seed.unwrap_or(0);
-    let prompts = tokens.iter().enumerate().map(|(number, tokens)| Prompt::new(tokens.clone(), seed, number)).collect();
-    let pass = Pass { ask: listener.ask(), ..active.pass() };
-    let written = model.generate(prompts, &how, &pass, &mut |step| listener.hear(step))?;
-    let answers = listener.finish()?;
-    if settings.json {
-        for ((prompt, Answer { text, ended }), tokens) in texts.iter().zip(answers).zip(&written) {
-            say!("{}", json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }));
-        }
-    } else if let Some(page) = &settings.show_routing {
-        let [prompt, written] = [&tokens, &written].map(|texts| texts.first().map_or(&[][..], Vec::as_slice));
-        if let Some((paths, layer)) = listener.paths(&tokenizer, prompt, written)? {
-            say!("{}", paths.in_terminal(layer, std::io::stdout().is_terminal()));
-            write_page(page, &paths, layer)?;
-            say!("written   {}", page.display());
-        }
-    } else if shown.streams {
-        say!("");
-    } else {
-        for (number, (prompt, Answer { text, .. })) in texts.iter().zip(answers).enumerate() {
-            say!("[{}] {prompt}\n{text}\n", number + 1);
+    let speaker = Speaker { settings, model, active, tokenizer, stop_ids, sampling };
+    match template.filter(|_| settings.talks()) {
+        Some(template) => speaker.talk(&template),
+        None => speaker.answer(&texts, tokens).map(drop),
+    }
+}
+
+impl Settings {
+    /// Whether what the user says is read line by line.
+    fn talks(&self) -> bool {
+        self.chat && self.prompt.is_empty() && self.messages.is_none()
+    }
+}
+
+/// A model, and how it answers.
+struct Speaker<'a> {
+    settings: &'a Settings,
+    model: LoadedModel,
+    active: ActiveMode,
+    tokenizer: TextTokenizer,
+    stop_ids: Vec<u32>,
+    sampling: Sampling,
+}
+
+impl Speaker<'_> {
+    /// A conversation: each line of standard input is what the user says, until it ends.
+    fn talk(&self, template: &ChatTemplate) -> Result<()> {
+        let told = self.settings.system.iter().map(|text| json!({ "role": "system", "content": text }));
+        let mut messages: Vec<Value> = told.collect();
+        let mut lines = std::io::stdin().lines();
+        loop {
+            if std::io::stdin().is_terminal() {
+                eprint!("> ");
+            }
+            let Some(line) = lines.next() else { return Ok(()) };
+            let line = line.map_err(|e| Error::io("standard input", e))?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            messages.push(json!({ "role": "user", "content": line }));
+            let text = template.render(&Value::Array(messages.clone()), true)?;
+            let tokens = self.tokenizer.encode(&text)?;
+            let answers = self.answer(&[text], vec![tokens])?;
+            messages.extend(answers.into_iter().map(|answer| json!({ "role": "assistant", "content": answer.text })));
         }
     }
-    if settings.stats {
-        eprintln!("{}", listener.stats()?);
+
+    /// Answers `texts`, and prints what it says.
+    fn answer(&self, texts: &[String], tokens: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
+        let Self { settings, model, active, tokenizer, .. } = self;
+        let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
+        let most = (model.config().max_position_embeddings + 1).saturating_sub(longest).max(1);
+        let (stop_ids, sampling) = (self.stop_ids.clone(), self.sampling);
+        let how = Generation { tokens: settings.max_tokens.unwrap_or(DEFAULT_TOKENS.min(most)), stop_ids, sampling };
+        let shown = Shown {
+            streams: tokens.len() == 1 && !settings.json && settings.show_routing.is_none(),
+            stats: settings.stats,
+            paths: settings.show_routing.as_ref().map(|_| settings.routing_layer),
+        };
+        let ends = (how.stop_ids.as_slice(), settings.stop.as_slice());
+        let mut listener = Listener::new((model, *active), tokenizer, &tokens, ends, shown)?;
+        let seed = settings.run.seed.unwrap_or(0);
+        let prompts =
+            tokens.iter().enumerate().map(|(number, tokens)| Prompt::new(tokens.clone(), seed, number)).collect();
+        let pass = Pass { ask: listener.ask(), ..active.pass() };
+        let written = model.generate(prompts, &how, &pass, &mut |step| listener.hear(step))?;
+        let answers = listener.finish()?;
+        if settings.json {
+            for ((prompt, Answer { text, ended }), tokens) in texts.iter().zip(&answers).zip(&written) {
+                say!("{}", json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }));
+            }
+        } else if let Some(page) = &settings.show_routing {
+            let [prompt, written] = [&tokens, &written].map(|texts| texts.first().map_or(&[][..], Vec::as_slice));
+            if let Some((paths, layer)) = listener.paths(tokenizer, prompt, written)? {
+                say!("{}", paths.in_terminal(layer, std::io::stdout().is_terminal()));
+                write_page(page, &paths, layer)?;
+                say!("written   {}", page.display());
+            }
+        } else if shown.streams {
+            say!("");
+        } else {
+            for (number, (prompt, Answer { text, .. })) in texts.iter().zip(&answers).enumerate() {
+                say!("[{}] {prompt}\n{text}\n", number + 1);
+            }
+        }
+        if settings.stats {
+            eprintln!("{}", listener.stats()?);
+        }
+        Ok(answers)
     }
-    Ok(())
 }
 
 /// Tokens behind each prompt, where nobody says how many.
@@ -221,8 +277,9 @@ fn sampling(settings: &Settings) -> Sampling {
 /// What can be refused before the model is read.
 fn check_flags(settings: &Settings) -> Result<()> {
     let refuse = |name: &str, problem: &str, remedy: &str| Err(Error::setting(name, problem, remedy));
-    if settings.prompt.is_empty() && settings.messages.is_none() {
-        return refuse("--prompt", "it is needed and was not given", "give --prompt TEXT, or --messages FILE");
+    if settings.prompt.is_empty() && settings.messages.is_none() && !settings.chat {
+        let remedy = "give --prompt TEXT, or --messages FILE, or --chat to talk";
+        return refuse("--prompt", "it is needed and was not given", remedy);
     }
     if settings.prompt.iter().any(String::is_empty) {
         return refuse("--prompt", "it is empty", "give some text to go on with");
@@ -245,7 +302,7 @@ fn check_flags(settings: &Settings) -> Result<()> {
             None => Ok(()),
         };
     };
-    if settings.prompt.len() > 1 || settings.json {
+    if settings.prompt.len() > 1 || settings.json || settings.talks() {
         return refuse("--show-routing", "shows one text in colours", "give one prompt, and no --json");
     }
     if !cfg!(feature = "pictures") {
@@ -258,15 +315,16 @@ fn check_flags(settings: &Settings) -> Result<()> {
     }
 }
 
-/// What is gone on with: prompts, or conversations as the model's template has them.
-fn texts(settings: &Settings, folder: &ModelFolder) -> Result<Vec<String>> {
-    if !settings.chat && settings.messages.is_none() {
-        return Ok(settings.prompt.clone());
-    }
-    let Some(template) = ChatTemplate::read(folder)? else {
+fn template(folder: &ModelFolder) -> Result<ChatTemplate> {
+    ChatTemplate::read(folder)?.ok_or_else(|| {
         let remedy = "give a prompt without --chat, or put the model's chat_template.jinja beside its weights";
-        return Err(Error::file(folder.dir(), "has no chat template", remedy));
-    };
+        Error::file(folder.dir(), "has no chat template", remedy)
+    })
+}
+
+/// What is gone on with: prompts, or conversations as the model's template has them.
+fn texts(settings: &Settings, template: Option<&ChatTemplate>) -> Result<Vec<String>> {
+    let Some(template) = template else { return Ok(settings.prompt.clone()) };
     if let Some(path) = &settings.messages {
         return Ok(vec![template.render(&messages(path)?, true)?]);
     }

@@ -60,6 +60,25 @@ fn prompts_are_continued_as_they_are_alone_and_seeds_decide() {
     assert_ne!(together[0], drawn("--prompt sort", 2)[0]);
 }
 
+/// Line by line, each answer is that of the conversation up to there.
+#[test]
+fn a_conversation_goes_on() {
+    let place = place();
+    fs::write(place.path("said"), "sort\n\n12+30=\n").unwrap();
+    let mut talk = place.command(GENERATE, "dense --chat --max-tokens 8 --json");
+    let output = talk.stdin(fs::File::open(place.path("said")).unwrap()).output().unwrap();
+    assert_done(&output);
+    let heard: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((heard.len(), heard[0]["prompt"].as_str()), (2, Some("(sort):")));
+    let first = heard[0]["text"].as_str().unwrap();
+    let whole = json!([
+        { "role": "user", "content": "sort" }, { "role": "assistant", "content": first }, { "role": "user", "content": "12+30=" },
+    ]);
+    fs::write(place.path("talk.json"), whole.to_string()).unwrap();
+    assert_eq!(lines(&place, "dense --messages talk.json --max-tokens 8")[0], heard[1]);
+}
+
 #[test]
 fn an_answer_ends_where_it_is_told_to() {
     let place = place();
