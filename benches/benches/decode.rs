@@ -1,22 +1,30 @@
-//! Tokens written one by one, as `generate` does: the dense model, variants of it with all experts active, and routed; one prompt and eight of equal length.
-//! The shape is SmolLM2-135M's with fresh weights; milliseconds a token of each row's median run, all kinds in turns.
+//! Tokens written one by one, as `generate` does: the dense model, variants of it with all experts active, and routed; one prompt and eight of equal length; f32
+//! on the CPU, bf16 on a GPU. The shape is SmolLM2-135M's with fresh weights; milliseconds a token of each row's median run, all kinds in turns. `--rounds N` sets how many;
+//! `peers/decode_llama_cpp.py` runs it and llama.cpp in turns.
 
 use std::time::Instant;
 
-use benches::{config, weights};
-use candle_core::{DType, Device};
-use tinyonn::Result;
+use benches::{BenchDevice as _, config, devices, weights};
+use candle_core::{DType, Device, Tensor};
 use tinyonn::checkpoint::{LoadedModel, upcycle};
 use tinyonn::decoder::{Arch, CausalLm, Generation, Prompt, Sampling};
 use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::{ActiveMode, TinyOnnForCausalLm};
-use tinyonn::moe;
+use tinyonn::moe::{self, MOST, Neurons};
+use tinyonn::{Error, Result};
 
 const PROMPT: u32 = 64;
 const TOKENS: usize = 33;
-const ROUNDS: usize = 5;
+/// The share of the MLPs' operations that a token of single neurons takes: all rows of W_g, and a quarter of the others.
+const SHARE: f64 = 0.5;
 
 fn main() -> Result<()> {
+    let rounds = rounds()?;
+    devices()?.iter().try_for_each(|device| bench(device, rounds))
+}
+
+fn bench(device: &Device, rounds: usize) -> Result<()> {
+    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
     let shape = config(576, 1536);
     let cfg = Arch {
         vocab_size: 49_152,
@@ -26,32 +34,55 @@ fn main() -> Result<()> {
         head_dim: 64,
         ..shape
     };
-    let store = weights(&cfg, &Device::Cpu)?;
-    let dense = LoadedModel::Dense(CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?);
+    let store = weights(&cfg, device)?;
+    let dense = LoadedModel::Dense(CausalLm::dense(&cfg, &store.builder(dtype, |_| false))?);
     let mut kinds = vec![("dense".to_owned(), dense, ActiveMode::All)];
-    for name in ["TinyOnn", "Mixtral"] {
+    for name in ["TinyOnn", "Mixtral", "OwnGate"] {
         let variant = moe::variant(name)?;
         let layers = (cfg.num_hidden_layers, cfg.intermediate_size);
         let units = partition::assign(Partition::Contiguous, &variant.spec, layers, PartitionSources::default(), 0)?;
         let sparse = upcycle(store.share(), &cfg, variant, &units, 0)?;
+        let chosen = ((3.0 * SHARE - 1.0) / 2.0 * cfg.intermediate_size as f64) as f32;
+        if variant.spec.neurons == Neurons::Gate {
+            for layer in 0..cfg.num_hidden_layers {
+                let name = format!("model.layers.{layer}.mlp.{MOST}");
+                sparse.set(&name, &Tensor::new(&[chosen], device)?)?;
+            }
+        }
         for (mode, active) in [("all active", ActiveMode::All), ("routed", ActiveMode::Routed)] {
-            let model = TinyOnnForCausalLm::new(&cfg, variant, &sparse.builder(DType::F32, |_| false))?;
+            let model = TinyOnnForCausalLm::new(&cfg, variant, &sparse.builder(dtype, |_| false))?;
             kinds.push((format!("{name}, {mode}"), LoadedModel::TinyOnn(model, active), active));
         }
     }
     for rows in [1, 8] {
-        let mut times = vec![Vec::with_capacity(ROUNDS); kinds.len()];
-        for _ in 0..ROUNDS {
+        let mut times = vec![Vec::with_capacity(rounds); kinds.len()];
+        for _ in 0..rounds {
             for ((_, model, active), times) in kinds.iter().zip(&mut times) {
                 times.push(a_token(model, *active, rows)?);
             }
         }
         let medians: Vec<f64> = times.into_iter().map(median).collect();
         for ((name, ..), time) in kinds.iter().zip(&medians) {
-            println!("cpu/decode: {rows} × {name}: {:.2} ms a step, {:.2} of dense", 1e3 * time, time / medians[0]);
+            println!(
+                "{}: {rows} × {name}: {:.3} ms a step, {:.1} tokens/s, {:.2} of dense",
+                device.bench_name("decode"),
+                1e3 * time,
+                f64::from(rows) / time,
+                time / medians[0]
+            );
         }
     }
     Ok(())
+}
+
+/// What `--rounds` says; cargo's own arguments pass.
+fn rounds() -> Result<usize> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--rounds").skip(1);
+    let Some(given) = arguments.next() else { return Ok(5) };
+    match given.parse() {
+        Ok(rounds) if rounds > 0 => Ok(rounds),
+        _ => Err(Error::setting("--rounds", format!("{given} is no number of rounds"), "give 1 or more")),
+    }
 }
 
 /// Seconds from a token to the next, of `rows` prompts.
