@@ -84,12 +84,12 @@ pub enum ExportFormat {
     /// transformers' Qwen3MoE.
     #[serde(rename = "qwen3-moe")]
     Qwen3Moe,
-    /// transformers' Mixtral.
-    #[serde(rename = "mixtral")]
-    Mixtral,
     /// A Tiny-ONN folder that transformers loads.
     #[serde(rename = "tinyonn")]
     TinyOnn,
+    /// transformers' Mixtral.
+    #[serde(rename = "mixtral")]
+    Mixtral,
 }
 
 impl ExportFormat {
