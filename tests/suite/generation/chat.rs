@@ -67,6 +67,7 @@ fn the_time_is_now() {
 #[case("{{ strftime_now('%Q') }}", "no form of a time")]
 #[case("{% include '/etc/passwd' %}", "fails")]
 #[case("{% include 'chat_template' %}", "fails")]
+#[case("{% set x = 'x' * 99 %}{{ messages|tojson(separators=[x, x]) }}", "`separators` are longer")]
 #[case("{{ 'x' * 9999999 }}", "a product of texts")]
 #[case("{{ ('x' * 9999) * 9999 }}", "a product of texts")]
 #[case("{% if 'x' * 9 ** 9 %}{% endif %}", "a product of texts")]

@@ -7,7 +7,7 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// Blanks of a level, at most: a template must not fill the memory.
+/// Blanks of a level, and bytes between entries, at most: a template must not fill the memory.
 const MOST_INDENT: usize = 64;
 
 /// The filter `tojson` of transformers: `json.dumps(x, ensure_ascii = False, indent, separators, sort_keys)`.
@@ -34,6 +34,9 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> std::result::Result<Stri
     } else {
         let [item, key] = match separators.as_deref() {
             None => [", ", ": "],
+            Some([item, key]) if item.len().max(key.len()) > MOST_INDENT => {
+                return Err(failed(format!("`separators` are longer than {MOST_INDENT} bytes")));
+            }
             Some([item, key]) => [item.as_str(), key.as_str()],
             Some(_) => return Err(failed("`separators` are two texts".into())),
         };
