@@ -4,7 +4,8 @@
 //! The engine has no place to pay at. Its compiled instructions are therefore rewritten: before an operation stands a filter that takes its operands, pays, and gives them back.
 //! Filters so named cannot be called from a template. Values that hold each other, or themselves, are refused where they are made: neither printing nor comparing them would end.
 
-use minijinja::machinery::{Instruction, Instructions, Token, tokenize};
+use minijinja::machinery::{Instruction, Instructions, Token, WhitespaceConfig, tokenize};
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, escape_formatter};
 
@@ -36,6 +37,9 @@ const REPEATS: &str = "\0repeats";
 const REPLACES: &str = "\0replaces";
 const SPENDS: &str = "\0spends";
 
+/// Pays for what an operation makes of operands.
+type Price = fn(&State<'_, '_>, &[Value]) -> Result<(), Error>;
+
 /// What a template and messages of so many bytes may spend.
 pub(super) fn allowed(bytes: usize) -> usize {
     BASE.saturating_add(bytes.saturating_mul(EACH))
@@ -43,7 +47,7 @@ pub(super) fn allowed(bytes: usize) -> usize {
 
 /// Adds what [`paying`] instructions call.
 pub(super) fn add_prices(environment: &mut Environment<'_>) {
-    let prices: [(&str, fn(&State<'_, '_>, &[Value]) -> Result<(), Error>); 9] = [
+    let prices: [(&str, Price); 9] = [
         (ADDS, adds),
         (COMPARES, compares),
         // What is looked for in a text is printed.
@@ -88,16 +92,18 @@ pub(super) fn add_prices(environment: &mut Environment<'_>) {
 ///
 /// # Errors
 /// Names what is too long; what is no template.
+// With features that other crates may ask for it is no unit.
+#[allow(clippy::default_constructed_unit_structs)]
 pub(super) fn check_constants(source: &str) -> Result<(), Error> {
     let (mut texts, mut times, mut multiplies) = (0usize, 1usize, false);
-    for token in tokenize(source, false, Default::default(), Default::default()) {
+    for token in tokenize(source, false, SyntaxConfig::default(), WhitespaceConfig::default()) {
         match token?.0 {
             Token::VariableStart | Token::BlockStart => (texts, times, multiplies) = (0, 1, false),
             Token::Str(text) => texts += text.len(),
             Token::String(text) => texts += text.len(),
             // A sum of numbers is at most the product of what follows each.
             Token::Int(number) => {
-                times = times.saturating_mul(usize::try_from(number).map_or(usize::MAX, |n| n.saturating_add(1)))
+                times = times.saturating_mul(usize::try_from(number).map_or(usize::MAX, |n| n.saturating_add(1)));
             }
             Token::Mul => multiplies = true,
             Token::Pow => times = usize::MAX,
@@ -190,7 +196,7 @@ fn behind<'a>(instruction: &Instruction<'a>) -> Vec<Instruction<'a>> {
     }
 }
 
-fn filter<'a>(name: &'a str, count: Option<u16>) -> Instruction<'a> {
+fn filter(name: &str, count: Option<u16>) -> Instruction<'_> {
     Instruction::ApplyFilter(name, count, UNREMEMBERED)
 }
 
