@@ -14,6 +14,8 @@ use candle_nn::{Init, VarBuilder};
 use super::neuron_rule::{NeuronRule, Repair};
 use super::{Balance, Combine, ExpertsAre, MoeSpec, Routing};
 use crate::decoder::{Arch, mlp};
+#[cfg(feature = "cuda")]
+use crate::ops::grouped_mlp;
 use crate::ops::{self, Grads, MlpGate, MlpWeights, NeuronChoice, Replicas, RowRun};
 use crate::{Error, Result};
 
@@ -75,7 +77,7 @@ pub(super) enum Saved {
     Whole(ops::glu_mlp::Saved),
     Dispatched(ops::dispatch_mlp::Saved),
     #[cfg(feature = "cuda")]
-    Grouped(ops::grouped_mlp::Saved),
+    Grouped(grouped_mlp::Saved),
     Shared(ops::shared_mlp::Saved),
     /// Neurons that each token chose, and how many, `[t]` f32.
     Chosen(ops::glu_mlp::Saved, Tensor),
@@ -184,9 +186,10 @@ impl TinyOnnExpert {
                 Ok((y, Saved::Dispatched(saved)))
             }
             #[cfg(feature = "cuda")]
-            (Routing::Each(gate_tn), Combine::Dispatch) if ops::grouped_mlp::takes(x, self.weights())? => {
-                let choice = ops::grouped_mlp::Choice { neurons: &slices.lists, most: self.most };
-                let (y, saved) = ops::grouped_mlp::forward(x, self.weights(), gate(gate_tn), choice)?;
+            (Routing::Each(gate_tn), Combine::Dispatch)
+                if self.grouped(slices).pays() && grouped_mlp::takes(x, self.weights())? =>
+            {
+                let (y, saved) = grouped_mlp::forward(x, self.weights(), gate(gate_tn), self.grouped(slices))?;
                 Ok((y, Saved::Grouped(saved)))
             }
             (Routing::Each(gate_tn), _) => self.whole(x, Some(gate(gate_tn))),
@@ -197,6 +200,11 @@ impl TinyOnnExpert {
             }
             (Routing::Shared { .. }, _) => self.whole(x, routing.by_token()?.as_ref().map(gate)),
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn grouped<'a>(&self, slices: &'a Slices) -> grouped_mlp::Choice<'a> {
+        grouped_mlp::Choice { neurons: &slices.lists, most: self.most }
     }
 
     fn replicas(&self, x: &Tensor, deltas: &[Option<[&Tensor; 3]>], routing: &Routing) -> Result<(Tensor, Saved)> {

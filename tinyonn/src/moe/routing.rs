@@ -187,24 +187,24 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     };
     let scores = Scores::new(module, &x_rd)?;
     let share = pass.training.map(|training| training.share);
-    let Gates { logits_dn, taken_dn, gate_dn, auxiliary } = match gates_at_once(module, &scores, x.dtype())? {
-        Some(gates) => gates,
-        None => {
-            let bias = match spec.balance {
-                Balance::Bias { .. } => module.experts().balance_bias(spec)?,
-                Balance::None | Balance::Loss { .. } => None,
-            };
-            let compared =
-                if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
-            let with = Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() };
-            let taken_dn = select(spec, &compared, with)?;
-            let auxiliary = match share {
-                Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
-                None => None,
-            };
-            let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
-            Gates { logits_dn: None, taken_dn, gate_dn, auxiliary }
-        }
+    let at_once = gates_at_once(module, &scores, x.dtype())?;
+    let Gates { logits_dn, taken_dn, gate_dn, auxiliary } = if let Some(gates) = at_once {
+        gates
+    } else {
+        let bias = match spec.balance {
+            Balance::Bias { .. } => module.experts().balance_bias(spec)?,
+            Balance::None | Balance::Loss { .. } => None,
+        };
+        let compared =
+            if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
+        let with = Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() };
+        let taken_dn = select(spec, &compared, with)?;
+        let auxiliary = match share {
+            Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
+            None => None,
+        };
+        let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
+        Gates { logits_dn: None, taken_dn, gate_dn, auxiliary }
     };
     let routing = match shared {
         None => Routing::Each(gate_dn),

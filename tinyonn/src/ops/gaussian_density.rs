@@ -71,11 +71,14 @@ pub fn scores(density_tc: &Tensor, scale: &Tensor, log_prior_c: &Tensor) -> Resu
 /// # Errors
 /// As above.
 pub fn backward(saved: &Saved, grad: &Tensor) -> Result<[Tensor; 3]> {
-    let Plain { factor: k, z_tr, mean_cr, precision_cr } = match saved {
+    #[cfg(feature = "cuda")]
+    let plain = match saved {
         Saved::Plain(plain) => plain,
-        #[cfg(feature = "cuda")]
         Saved::OnACard(on_a_card) => return on_a_card.backward(grad),
     };
+    #[cfg(not(feature = "cuda"))]
+    let Saved::Plain(plain) = saved;
+    let Plain { factor: k, z_tr, mean_cr, precision_cr } = plain;
     let own_tr = (z_tr * grad.matmul(precision_cr)?)?;
     let pulled_tr = grad.matmul(&(mean_cr * precision_cr)?)?;
     let dz = ((own_tr - pulled_tr)? * (2.0 * k))?;
