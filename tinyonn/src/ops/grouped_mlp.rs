@@ -104,7 +104,7 @@ struct Rows {
     tokens_r: Tensor,
     gates_r: Tensor,
     /// The rows of each token, `[t, most]` u32.
-    rows_tk: Tensor,
+    own_tk: Tensor,
     /// Expert and first row of each tile, `[tiles, 2]` u32.
     tiles: Tensor,
     shape: Shape,
@@ -224,7 +224,7 @@ impl Rows {
             starts: room(s.experts + 1, DType::U32, device)?,
             tokens_r: room(s.rows(), DType::U32, device)?,
             gates_r: room(s.rows(), DType::F32, device)?,
-            rows_tk: whole((s.tokens, s.most))?,
+            own_tk: whole((s.tokens, s.most))?,
             tiles: whole((s.tiles(), 2))?,
             shape,
         };
@@ -239,16 +239,8 @@ impl Rows {
         let all = [&of([&rows.bits, &counts])?[..], &[tokens, words]].concat();
         // SAFETY: the signature of `counts`: the bits just written, a count for each of n blocks, which is new.
         unsafe { KERNELS.launch_function("counts", card, &grid((s.experts, 1), 0), &all)? };
-        let tensors = of([
-            &rows.bits,
-            gate_tn,
-            &counts,
-            &rows.starts,
-            &rows.tokens_r,
-            &rows.gates_r,
-            &rows.rows_tk,
-            &rows.tiles,
-        ])?;
+        let tensors =
+            of([&rows.bits, gate_tn, &counts, &rows.starts, &rows.tokens_r, &rows.gates_r, &rows.own_tk, &rows.tiles])?;
         let all = [&tensors[..], &[tokens, experts, words, most, tiles, half]].concat();
         // SAFETY: the signature of `rows`: what was just written, and new room for n + 1 starts, `most` rows of every token, more than which no gates
         // of a declaration are open and none is written, and a tile for every 128 rows and one more for every expert.
@@ -312,7 +304,7 @@ fn product_by_rows(pairs: &[(&Tensor, &Tensor)], neurons: &NeuronLists, rows: &R
     let grid_of = grid((s.columns(), s.tiles()), PRODUCT_BYTES);
     // SAFETY: the signature of expert_product: as of expert_up; the values are those that a kernel has written, and y is new.
     unsafe { KERNELS.launch_function("expert_product", card(&y_rd)?, &grid_of, &all)? };
-    let tensors = of([&y_rd, &rows.bits, &rows.rows_tk, &y_td])?;
+    let tensors = of([&y_rd, &rows.bits, &rows.own_tk, &y_td])?;
     let all = [&tensors[..], &[s.words(), s.most, s.hidden].map(Argument::count)].concat();
     // SAFETY: the signature of expert_combine: the rows just written, those of every token, and y [t, d], which is new.
     unsafe { KERNELS.launch_function("expert_combine", card(&y_td)?, &grid((s.tokens, 1), 0), &all)? };
@@ -381,7 +373,7 @@ impl SlicedMlp for Saved {
     #[allow(unsafe_code)]
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
         let (s, dgate_tn) = (self.rows.shape, room(self.gate_tn.shape(), self.gate_tn.dtype(), self.gate_tn.device())?);
-        let tensors = of([&self.rows.bits, &self.rows.rows_tk, &deltas.parts, &dgate_tn])?;
+        let tensors = of([&self.rows.bits, &self.rows.own_tk, &deltas.parts, &dgate_tn])?;
         let counts = [s.tokens, s.experts, s.words(), s.most, s.rows(), 2 * s.slabs()].map(Argument::count);
         let all = [&tensors[..], &counts, &[Argument::half(&dgate_tn)]].concat();
         let blocks = ((s.tokens * s.experts).div_ceil(THREADS as usize), 1);
@@ -443,7 +435,7 @@ impl Saved {
         let (s, rows) = (self.rows.shape, &self.rows);
         let out_ti = room((s.tokens, s.neurons), DType::BF16, values.device())?;
         let lists = [&self.neuron_expert, &self.neurons.place_i];
-        let tensors = of([&rows.bits, &rows.rows_tk, values, lists[0], lists[1], &out_ti])?;
+        let tensors = of([&rows.bits, &rows.own_tk, values, lists[0], lists[1], &out_ti])?;
         let all = [&tensors[..], &[s.words(), s.most, s.width, s.neurons].map(Argument::count)].concat();
         let grid = grid((s.tokens, 1), 8 * s.words() as u32);
         // SAFETY: the signature of expert_dense: values that a kernel has written, the rows of every token, the expert and the place of every neuron,
