@@ -1,5 +1,6 @@
 //! A model that grows: what it computes, what its optimizer remembers, and what is refused, by name.
 
+mod recycling;
 mod training;
 
 use std::path::PathBuf;
