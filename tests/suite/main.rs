@@ -28,6 +28,7 @@ mod gguf;
 mod golden;
 mod gradients;
 mod grads;
+mod growth;
 mod hierarchies;
 mod hub;
 mod imaging;
