@@ -62,6 +62,9 @@ pub(crate) mod declared {
     #[moe(levels = [4], top_k = 2, router = linear, gate = scaled, combine = dispatch)]
     pub(crate) struct Scaled4;
 
+    #[moe(levels = [4], top_k = 2, combine = dispatch)]
+    pub(crate) struct Dispatched4;
+
     #[moe(levels = [8], top_k = 4, router = linear, gate = scaled, combine = dispatch)]
     pub(crate) struct Scaled8;
 

@@ -287,7 +287,7 @@ fn a_grown_checkpoint_has_its_routers_fitted_anew() {
         let folder = TinyOnnFolder::open(dir).unwrap();
         let store = folder.load(&Device::Cpu, None).unwrap();
         let part = |name: &str| crate::models::bits(store.get(&format!("model.layers.0.mlp.{name}")).unwrap());
-        (part("neuron_expert"), part("expert_router.mean"), folder.config().partition.clone())
+        (part("neuron_expert"), part("expert_router.log_prior"), folder.config().partition.clone())
     };
     let (own, fit) = (parts(&grown), parts(&settings.out.join("tiny-onn")));
     assert_eq!((&own.0, &own.2), (&fit.0, &fit.2));

@@ -122,6 +122,7 @@ fn the_training_goes_on_in_the_changed_model_and_resumes_to_the_same_bits(#[case
 #[case::by_task("ByTask2x2", RECYCLE, false, &["`ByTask2x2` is routed by its task"])]
 #[case::routers_learn("Moe2x4", RECYCLE, true, &["routers learn", "routers = false"])]
 #[case::linear("Scaled4", RECYCLE, false, &["`expert_router` of `Scaled4` has no variances to split"])]
+#[case::dispatched("Dispatched4", RECYCLE, false, &["`Dispatched4` is dispatched"])]
 #[case::shared_variances("Young", RECYCLE, false, &["`words_router` of `Young` has no variances to split"])]
 fn what_cannot_be_recycled_is_refused_by_name(
     #[case] name: &str,

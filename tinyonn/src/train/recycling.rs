@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{ParamStore, mixture_prefix};
 use crate::decoder::{Active, Pass};
-use crate::moe::{Covariance, ExpertsAre, LevelSpec, MoeSpec, RoutePer, RouterKind, RouterSpec};
+use crate::moe::{Combine, Covariance, ExpertsAre, LevelSpec, MoeSpec, RoutePer, RouterKind, RouterSpec};
 use crate::ops::host;
 use crate::{Error, Result};
 
@@ -36,7 +36,7 @@ impl RecycleConfig {
     /// # Errors
     /// Bounds that do not keep dead and overloaded apart; replicas, whose deltas would be lost; routers that learn, whose moments would be those of
     /// another choice; routers at the last level that are not Gaussian with a variance of their own for each choice and axis; decisions of the task, which no
-    /// router makes.
+    /// router makes; experts that are dispatched, by lists that are made once.
     pub fn check(&self, key: &str, spec: &MoeSpec, routers_learn: bool) -> Result<()> {
         if self.every == 0 {
             return Ok(());
@@ -60,14 +60,16 @@ impl RecycleConfig {
                 "use routers = false",
             );
         }
-        let runs = || spec.levels.last().into_iter().flat_map(|level| level.routers.iter());
-        match runs().find(|run| !splits(&run.kind)) {
-            Some(run) => {
-                let problem = format!("the `{}_router` of `{}` has no variances to split", run.name, spec.name);
-                refuse(problem, "declare router = gaussian for its last level, or use every = 0")
-            }
-            None => Ok(()),
+        let mut runs = spec.levels.last().into_iter().flat_map(|level| level.routers.iter());
+        if let Some(run) = runs.find(|run| !splits(&run.kind)) {
+            let problem = format!("the `{}_router` of `{}` has no variances to split", run.name, spec.name);
+            return refuse(problem, "declare router = gaussian for its last level, or use every = 0");
         }
+        if spec.combine == Combine::Dispatch {
+            let problem = format!("`{}` is dispatched, by lists of neurons that a GPU is given once", spec.name);
+            return refuse(problem, "declare combine = concat, or use every = 0");
+        }
+        Ok(())
     }
 }
 
