@@ -29,6 +29,9 @@ pub const COMPARE: Study =
 pub const FORGETTING: Study =
     Study { name: "forgetting", program: "exp_forgetting", title: "Does Surprise Min-K forget less?" };
 
+/// The study of growth.
+pub const GROWTH: Study = Study { name: "growth", program: "exp_growth", title: "What does growth buy?" };
+
 /// What tells a page that the study wrote from any other.
 pub(crate) fn mark(study: &Study) -> String {
     format!("Written by `{}` from its records; not edited by hand.", study.program)

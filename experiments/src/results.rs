@@ -10,11 +10,15 @@ use tinyonn::{Error, Result, files};
 
 use crate::compare::{CompareConfig, is_foreign};
 use crate::forgetting::StudyConfig;
-use crate::fragments::{COMPARE, Declared, FORGETTING, Study, Written, declared_beside};
+use crate::fragments::{COMPARE, Declared, FORGETTING, GROWTH, Study, Written, declared_beside};
+use crate::growth::GrowthConfig;
 
 /// All studies in the order in which they are told, each with what it must ask for.
-pub const STUDIES: [(Study, fn() -> Declared); 2] =
-    [(COMPARE, || CompareConfig::default().declared()), (FORGETTING, || StudyConfig::default().declared())];
+pub const STUDIES: [(Study, fn() -> Declared); 3] = [
+    (COMPARE, || CompareConfig::default().declared()),
+    (FORGETTING, || StudyConfig::default().declared()),
+    (GROWTH, || GrowthConfig::default().declared()),
+];
 
 /// The page made of the fragments in the folder `dir`: those of all studies that have one.
 ///

@@ -15,6 +15,8 @@ mod book;
 mod copies;
 #[path = "programs/eval.rs"]
 mod eval;
+#[path = "programs/expand.rs"]
+mod expand;
 #[path = "programs/export.rs"]
 mod export;
 #[path = "programs/generate.rs"]
@@ -368,9 +370,10 @@ fn the_way_there_and_back_over_what_was_there() {
     let place = Place::new();
     assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --out sparse"));
     assert_done(&place.run(UPCYCLE, "--model dense --variant TinyOnn --partition random --out sparse --overwrite"));
-    for (program, arguments) in
-        [(UPCYCLE, "--variant TinyOnn --out again"), (PHASE2, "--data a=a.txt --data b=b.txt --out again")]
-    {
+    for (program, arguments) in [
+        (UPCYCLE, "--variant TinyOnn --out again"),
+        (PHASE2, "--variant Depth3 --data a=a.txt --data b=b.txt --out again"),
+    ] {
         let again = place.run(program, &format!("--model sparse {arguments}"));
         assert_refused(&again, &["sparse: is a Tiny-ONN checkpoint already", "exp_export --format dense"]);
     }

@@ -30,7 +30,7 @@ fn gallery() -> Vec<&'static Variant> {
 
 /// Wide enough for the most experts, and divisible by no number of them; sequences as long as the longest segment needs.
 fn config() -> Arch {
-    Arch { vocab_size: VOCAB, max_position_embeddings: 512, ..models::config(131, false) }
+    Arch { vocab_size: VOCAB, max_position_embeddings: 512, ..models::config(211, false) }
 }
 
 fn upcycled(variant: &Variant) -> (ParamStore, ParamStore) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use experiments::causal::{Intervention, random_of_norm};
 use experiments::frontier::{HowMany, SHARES};
 use experiments::runs;
@@ -12,6 +12,9 @@ use proptest::prelude::*;
 use rand::seq::SliceRandom;
 use rstest::rstest;
 use tempfile::TempDir;
+use tinyonn::checkpoint::{Expansion, TinyOnnFolder, expand_folder};
+use tinyonn::files::StagedFolder;
+use tinyonn::imaging::Partition;
 use tinyonn::phases::{LabelUnit, RunConfig, phase1, phase2, phase2_from};
 
 use crate::models::message;
@@ -260,4 +263,44 @@ fn tokens_may_have_labels_of_their_own() {
     let dir = TempDir::new().unwrap();
     let config = RunConfig { label: LabelUnit::Token, variant: "SegmentOf3".into(), ..setting(dir.path(), DType::F32) };
     assert!(message(phase1(&config, None)).contains("`label`: is token"));
+}
+
+/// A checkpoint that grew is gone on with: its partition stays, its routers are fitted anew, and phase 2 follows.
+#[test]
+fn a_grown_checkpoint_has_its_routers_fitted_anew() {
+    let (dir, config, before) = run(|config| config.partition = Some(Partition::Random));
+    let (young, grown) = (config.out.join("tiny-onn"), dir.path().join("grown"));
+    let folder = TinyOnnFolder::open(&young).unwrap();
+    let variants = ["Moe2x4", "Moe2x8"].map(|name| tinyonn::moe::variant(name).unwrap());
+    let expansion = Expansion::new(folder.arch(), variants, None, 0, 0).unwrap();
+    let staged = StagedFolder::new(&grown).unwrap();
+    expand_folder(&folder, &expansion, &staged).unwrap();
+    staged.publish().unwrap();
+
+    let out = dir.path().join("fitted");
+    let settings = RunConfig { model: Some(grown.clone()), variant: "Moe2x8".into(), partition: None, out, ..config };
+    let fitted = phase1(&settings, None).unwrap();
+    assert!(fitted.lossless.bit_equal);
+    // All active it is the model that did not grow.
+    assert_eq!(fitted.loss.dense.to_bits(), before.phase1.loss.dense.to_bits());
+    let parts = |dir: &std::path::Path| {
+        let folder = TinyOnnFolder::open(dir).unwrap();
+        let store = folder.load(&Device::Cpu, None).unwrap();
+        let part = |name: &str| crate::models::bits(store.get(&format!("model.layers.0.mlp.{name}")).unwrap());
+        (part("neuron_expert"), part("expert_router.log_prior"), folder.config().partition.clone())
+    };
+    let (own, fit) = (parts(&grown), parts(&settings.out.join("tiny-onn")));
+    assert_eq!((&own.0, &own.2), (&fit.0, &fit.2));
+    assert_ne!(own.1, fit.1);
+    let after = dir.path().join("after");
+    phase2_from(&settings.out, &RunConfig { out: after, ..RunConfig::of_phase1(&settings.out).unwrap() }, None)
+        .unwrap();
+
+    let refused = |change: &dyn Fn(&mut RunConfig)| {
+        let mut config = RunConfig { out: dir.path().join("refused"), ..settings.clone() };
+        change(&mut config);
+        message(phase1(&config, None))
+    };
+    assert!(refused(&|config| config.variant = "Moe2x4".into()).contains("a Tiny-ONN checkpoint already, of `Moe2x8`"));
+    assert!(refused(&|config| config.partition = Some(Partition::Random)).contains("grown brings its own"));
 }

@@ -25,12 +25,14 @@
 
 mod builder;
 mod entry;
+mod expansion;
 pub mod export;
 pub mod folder;
 pub mod gguf;
 mod initialise;
 mod instead;
 mod layout;
+mod lineage;
 mod loaded;
 mod lora;
 pub mod mmap;
@@ -51,6 +53,8 @@ pub mod verify;
 mod work;
 
 pub(crate) use entry::{Entry, raw_bytes};
+pub(crate) use expansion::Held;
+pub use expansion::{Expansion, expand_folder};
 pub use export::{export_dense, export_dense_into};
 pub use folder::{ModelFolder, is_on_paper, read_arch};
 pub use gguf::GgufFile;

@@ -363,7 +363,7 @@ fn check_object(config: &TinyOnnConfig, spec: &MoeSpec, cfg: &Arch, path: &Path)
 const LISTED: usize = 6;
 
 /// Where two values differ: path, what the file has, what is declared.
-fn differing(path: &str, file: &Value, declared: &Value, differences: &mut Vec<String>) {
+pub(super) fn differing(path: &str, file: &Value, declared: &Value, differences: &mut Vec<String>) {
     let absent = &Value::Null;
     match (file, declared) {
         (Value::Object(a), Value::Object(b)) => {

@@ -14,6 +14,10 @@ use crate::moe::moe;
 #[moe(groups = 10, experts = 10, router = gaussian, top_k = [8, 8])]
 pub struct TinyOnn;
 
+/// [`TinyOnn`] grown: two children of each expert, taken whenever it was (`exp_expand`).
+#[moe(groups = 10, experts = 20, router = gaussian, top_k = [8, 16])]
+pub struct TinyOnnDoubled;
+
 /// As many experts as [`TinyOnn`] and as many of them taken, behind one router: what the hierarchy is compared with.
 #[moe(levels = [100], top_k = 64)]
 pub struct Flat100;
@@ -27,6 +31,10 @@ pub struct Depth3;
 /// There by the mean over the whole input; here by that of its first 64 tokens, so that it is causal.
 #[moe(levels = [8], top_k = 8, router = linear, experts_are = replicate, combine = merge, route_per = sequence(64))]
 pub struct Smear;
+
+/// [`Smear`] grown: two children of each replica, which weigh as much as it did (`exp_expand`).
+#[moe(levels = [16], top_k = 16, router = linear, experts_are = replicate, combine = merge, route_per = sequence(64))]
+pub struct SmearDoubled;
 
 /// Like Lory (Zhong et al., 2024): the weights of all experts are merged for each segment of 256 tokens, by the segment before.
 #[moe(levels = [8], top_k = 8, router = linear, experts_are = replicate, combine = merge, route_per = segment(256))]

@@ -11,11 +11,13 @@ use sha2::{Digest as _, Sha256};
 use super::config::hidden_act;
 use super::text::{Tokens, tokenizer};
 use super::{DeviceName, RunConfig, Text};
-use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, base_name, expected_tensors, is_tinyonn};
+use crate::checkpoint::{
+    ModelFolder, ParamStore, TinyOnnFolder, base_name, expected_tensors, is_tinyonn, mixture_prefix,
+};
 use crate::data::{Sampler, TextTokenizer};
 use crate::decoder::Arch;
 use crate::metrics::{self, MetricsLog, Record};
-use crate::moe::variant;
+use crate::moe::{ExpertsAre, variant};
 use crate::ops::activation::{activation, fingerprint};
 use crate::train::pretrain::ARITHMETIC;
 use crate::train::{Checkpoints, pretrain};
@@ -43,23 +45,31 @@ const LOCK: &str = "lock";
 /// The file in a cached model's folder that holds the losses of its pretraining.
 const PRETRAIN_LOG: &str = "pretrain.jsonl";
 
+/// What was read of a model without a look at its weights.
+type Opened<'a> = (&'a ModelFolder, Arch, TextTokenizer);
+
 impl Dense {
     /// Loads `config.model`, or the cached model of this configuration, or pretrains it and caches it.
     ///
     /// With `checkpoints` a pretraining that was cut off goes on behind its last state, which lies beside the model to be.
     ///
     /// # Errors
-    /// A folder that is no dense decoder or has no tokenizer; whatever pretraining reports.
+    /// A folder that is no dense decoder, nor a checkpoint of slices of the run's variant, or has no tokenizer; whatever pretraining reports.
     pub fn obtain(config: &RunConfig, text: &Text, device: &Device, checkpoints: Option<&Checkpoints>) -> Result<Self> {
         if let Some(dir) = &config.model {
-            return Self::load(dir, device);
+            let (folder, cfg, tokenizer) = Self::open_model(dir, config)?;
+            return Self::load(dir, (&folder, cfg, tokenizer), device);
         }
         let dir = Self::place(config, text)?;
         // A folder of states beside a model is left by a process that ended before it removed them.
         if !dir.join("config.json").exists() || under_way(&dir).exists() {
             Self::cache((config, text), &dir, device, checkpoints)?;
         }
-        Self::load(&dir, device).map_err(|e| match e {
+        let cached = || {
+            let (folder, cfg, tokenizer) = Self::open(&dir)?;
+            Self::load(&dir, (&folder, cfg, tokenizer), device)
+        };
+        cached().map_err(|e| match e {
             Error::File { path, problem, .. } => {
                 let remedy = format!("remove the folder {}: its model is pretrained anew", dir.display());
                 Error::file(path, problem, remedy)
@@ -160,11 +170,45 @@ impl Dense {
         Ok((folder, cfg, tokenizer))
     }
 
-    fn load(dir: &Path, device: &Device) -> Result<Self> {
-        let (folder, cfg, tokenizer) = Self::open(dir)?;
+    /// As [`open`](Self::open), of what a run of phase 1 may begin with: a dense model, or slices of the run's variant, such as grown ones. All active these
+    /// are a dense model of the same names, whose partition is taken as it is and whose routers are fitted anew.
+    pub(super) fn open_model(dir: &Path, config: &RunConfig) -> Result<(ModelFolder, Arch, TextTokenizer)> {
+        let folder = ModelFolder::open(dir)?;
+        if !is_tinyonn(folder.config()) {
+            return Self::open(dir);
+        }
+        let opened = TinyOnnFolder::open(dir)?;
+        let spec = &opened.variant().spec;
+        if spec.name != config.variant || spec.experts_are != ExpertsAre::Slice {
+            let problem = format!("is a Tiny-ONN checkpoint already, of `{}`", spec.name);
+            let remedy = "name its variant, if it has slices; or give the dense model, which exp_export --format dense makes of it";
+            return Err(Error::file(dir, problem, remedy));
+        }
+        if config.partition.is_some() {
+            let problem = format!("{} brings its own", dir.display());
+            return Err(Error::setting("partition", problem, "leave it out, or give the dense model"));
+        }
+        let (cfg, tokenizer) = (folder.arch()?, tokenizer(&folder)?);
+        Ok((folder, cfg, tokenizer))
+    }
+
+    /// The expert of each neuron by layer, where its experts are known already.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    pub(super) fn units(&self) -> Result<Option<Vec<Vec<u32>>>> {
+        let of_layer = |layer: usize| {
+            let owners = self.store.get(&format!("{}.neuron_expert", mixture_prefix(layer)))?;
+            Some(owners.to_vec1::<u32>())
+        };
+        let units: Option<candle_core::Result<Vec<_>>> = (0..self.cfg.num_hidden_layers).map(of_layer).collect();
+        Ok(units.transpose()?)
+    }
+
+    fn load(dir: &Path, (folder, cfg, tokenizer): Opened<'_>, device: &Device) -> Result<Self> {
         folder.announce(Some(DType::F32));
         let store = folder.load(device, Some(DType::F32))?;
-        Ok(Self { dir: dir.to_path_buf(), cfg, store, stored: stored(&folder), tokenizer })
+        Ok(Self { dir: dir.to_path_buf(), cfg, store, stored: stored(folder), tokenizer })
     }
 
     /// Pretrains in a folder beside `dir`, which appears under its name when it is whole. A second run that wants the same model

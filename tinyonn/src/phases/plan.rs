@@ -173,7 +173,7 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
     }
     // What keeps a model from being read is said before all text is.
     let given = match (&config.model, stages) {
-        (Some(dir), Stages::Phase1 | Stages::Both) => Some(Dense::open(dir)?),
+        (Some(dir), Stages::Phase1 | Stages::Both) => Some(Dense::open_model(dir, config)?),
         _ => None,
     };
     let text = Text::new(&config.data, config.seed)?;

@@ -48,7 +48,7 @@ impl Prepared {
         check_routers(variant(&config.variant)?)?;
         if let Some(dir) = &config.model {
             // What keeps a model from being read is said before all text is.
-            Dense::open(dir)?;
+            Dense::open_model(dir, config)?;
         }
         Self::with(config, watch, |text, device| Dense::obtain(config, text, device, checkpoints))
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::inputs::{HeldInputs, Keeping, Split, SplitInputs};
 use super::text::{CorpusFigures, Tokens};
 use super::{Dense, LabelUnit, RunConfig, Text};
-use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder};
+use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder, is_tinyonn};
 use crate::data::{Sampler, TokenSet};
 use crate::decoder::{Active, CausalLm, FeedForward, Pass};
 use crate::files::StagedFolder;
@@ -148,11 +148,14 @@ impl Run<'_> {
         Ok((scan, SplitInputs::of(inputs)))
     }
 
-    /// The expert of each neuron by layer, as the run's partition has it.
+    /// The expert of each neuron by layer, as the run's partition has it, or the checkpoint that it began with.
     ///
     /// # Errors
     /// Whatever the device reports.
     pub fn units(&self, scan: &NeuronScan) -> Result<Vec<Vec<u32>>> {
+        if let Some(units) = self.dense.units()? {
+            return Ok(units);
+        }
         let (cfg, partition) = (&self.dense.cfg, self.partition);
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let integral = partition::profile(partition).map(|score| Integral::new(scan, score));
@@ -163,11 +166,14 @@ impl Run<'_> {
         partition::assign(partition, &self.variant.spec, shape, sources, self.config.seed)
     }
 
-    /// The parameters of the variant, made of the dense model's.
+    /// The parameters of the variant, made of the dense model's, or those of the checkpoint that the run began with.
     ///
     /// # Errors
     /// A variant of more experts than the model has neurons; whatever the device reports.
     pub fn upcycle(&self, scan: &NeuronScan) -> Result<ParamStore> {
+        if self.dense.units()?.is_some() {
+            return Ok(self.dense.store.share());
+        }
         checkpoint::upcycle(
             self.dense.store.share(),
             &self.dense.cfg,
@@ -402,12 +408,14 @@ impl Run<'_> {
             |(task, experts): (&String, &Vec<Vec<u32>>)| TaskPath { task: task.clone(), experts: experts.clone() };
         let by_task = labels.filter(|_| self.variant.spec.route_per == RoutePer::Task);
         let paths = by_task.map(|labels| self.text.tasks.iter().zip(&labels.paths.experts).map(path).collect());
-        let config = TinyOnnConfig {
-            active,
-            paths: paths.unwrap_or_default(),
-            ..TinyOnnConfig::new(self.variant, self.partition, self.config.seed)
-        };
         let source = ModelFolder::open(&self.dense.dir)?;
+        let own = TinyOnnConfig::new(self.variant, self.partition, self.config.seed);
+        let partition = if is_tinyonn(source.config()) {
+            TinyOnnFolder::open(&self.dense.dir)?.config().partition.clone()
+        } else {
+            own.partition.clone()
+        };
+        let config = TinyOnnConfig { active, paths: paths.unwrap_or_default(), partition, ..own };
         let staged = StagedFolder::replacing(dir)?;
         let (config, store) = (config.write_to(source.config()), self.dense.as_stored(store)?);
         ModelFolder::write_into(&staged, &config, &store, Some(&self.dense.dir))?;

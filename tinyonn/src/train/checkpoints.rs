@@ -9,12 +9,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::TrainState;
-use crate::checkpoint::{Entry, MappedSafetensors, Order, ParamStore, write_entries};
+use crate::checkpoint::{Entry, Held, MappedSafetensors, Order, ParamStore, write_entries};
 use crate::error::is_full;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result, files};
@@ -52,14 +53,14 @@ const OPTIMIZER: [&str; 3] = ["m", "v", "steps"];
 
 /// What a state says of itself.
 #[derive(Serialize, Deserialize)]
-struct About {
+pub(super) struct About {
     version: u32,
-    step: u64,
-    tally: Value,
+    pub(super) step: u64,
+    pub(super) tally: Value,
     /// The least value of what is kept beside the last weights, where something is.
     #[serde(default)]
     best: Option<f64>,
-    settings: Value,
+    pub(super) settings: Value,
 }
 
 /// What a state of any version says.
@@ -76,33 +77,25 @@ impl Saving<'_> {
     pub fn save(&self, state: &TrainState, tally: Value) -> Result<PathBuf> {
         let dir = &self.checkpoints.dir;
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        let path = dir.join(format!("state-{:08}.safetensors", state.step));
-        let unfit =
-            |e: serde_json::Error| Error::file(&path, format!("cannot hold what was summed up: {e}"), "report this");
+        let path = place(dir, state.step);
         let about =
             About { version: VERSION, step: state.step, tally, best: state.best(), settings: self.settings.clone() };
-        let about = serde_json::to_string(&about).map_err(unfit)?;
-        let tensors = state.tensors()?;
-        let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name, tensor, Order::Memory));
-        let entries = entries.collect::<Result<Vec<_>>>()?;
-        files::write_with(&path, |staged| write_entries(staged, &entries, (METADATA, &about)).map(drop)).map_err(
-            |e| {
-                let before = match self.states() {
-                    Ok(states) if !states.is_empty() => {
-                        format!("the state of step {} stays", states[states.len() - 1].0)
-                    }
-                    _ => "there is no state before it".to_owned(),
-                };
-                // The file that was being filled has no name that anybody knows.
-                let (problem, remedy) = match e {
-                    Error::Io { source, .. } if is_full(source.kind()) => (source.to_string(), "make room there"),
-                    Error::Io { source, .. } => (source.to_string(), "mend that"),
-                    other => (other.to_string(), "mend that"),
-                };
-                let remedy = format!("{remedy}, and give the same command again; {before}");
-                Error::file(&path, format!("cannot be written: {problem}"), remedy)
-            },
-        )?;
+        write(&path, &about, &state.tensors()?).map_err(|e| {
+            let before = match self.states() {
+                Ok(states) if !states.is_empty() => {
+                    format!("the state of step {} stays", states[states.len() - 1].0)
+                }
+                _ => "there is no state before it".to_owned(),
+            };
+            // The file that was being filled has no name that anybody knows.
+            let (problem, remedy) = match e {
+                Error::Io { source, .. } if is_full(source.kind()) => (source.to_string(), "make room there"),
+                Error::Io { source, .. } => (source.to_string(), "mend that"),
+                other => (other.to_string(), "mend that"),
+            };
+            let remedy = format!("{remedy}, and give the same command again; {before}");
+            Error::file(&path, format!("cannot be written: {problem}"), remedy)
+        })?;
         let states = self.states()?;
         for (_, old) in &states[..states.len().saturating_sub(self.checkpoints.keep.max(1))] {
             fs::remove_file(old).map_err(|e| Error::io(old, e))?;
@@ -116,19 +109,9 @@ impl Saving<'_> {
     /// A state of other settings, which are named, or of another version; a file that is not whole.
     pub fn resume<T: DeserializeOwned>(&self, state: &mut TrainState) -> Result<Option<T>> {
         self.clear_half_written();
-        let Some((_, path)) = self.states()?.pop() else { return Ok(None) };
-        let saved = MappedSafetensors::open(&path)?;
-        let remedy = "remove it: the state before it serves, if there is one";
-        let about = saved.metadata(METADATA).ok_or_else(|| Error::file(&path, "says nothing of a training", remedy))?;
-        let unreadable = |e: serde_json::Error| Error::file(&path, format!("cannot be read: {e}"), remedy);
-        let version = serde_json::from_str::<Version>(about).map_err(unreadable)?.version;
-        if version != VERSION {
-            let problem = format!("is a state of version {version}, this program reads version {VERSION}");
-            return Err(Error::file(&path, problem, "go on with the program that wrote it, or remove its folder"));
-        }
-        let about: About = serde_json::from_str(about).map_err(unreadable)?;
+        let Some((saved, about)) = last(&self.checkpoints.dir)? else { return Ok(None) };
         self.refuse_other(&about.settings)?;
-        let tally = serde_json::from_value(about.tally).map_err(unreadable)?;
+        let tally = serde_json::from_value(about.tally).map_err(|e| unreadable(saved.path(), &e))?;
         state.restore((about.step, about.best), &saved)?;
         Ok(Some(tally))
     }
@@ -158,6 +141,44 @@ impl Saving<'_> {
     fn states(&self) -> Result<Vec<(u64, PathBuf)>> {
         states(&self.checkpoints.dir)
     }
+}
+
+/// Where the state of `step` lies.
+pub(super) fn place(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("state-{step:08}.safetensors"))
+}
+
+/// Writes a state to `path`, whole or not at all.
+pub(super) fn write(path: &Path, about: &About, tensors: &[(String, Tensor)]) -> Result<()> {
+    let unfit = |e: serde_json::Error| Error::file(path, format!("cannot hold what was summed up: {e}"), "report this");
+    let about = serde_json::to_string(about).map_err(unfit)?;
+    let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name, tensor, Order::Memory));
+    let entries = entries.collect::<Result<Vec<_>>>()?;
+    files::write_with(path, |staged| write_entries(staged, &entries, (METADATA, &about)).map(drop))
+}
+
+/// The last state in `dir`, and what it says of itself; `None` where there is none.
+///
+/// # Errors
+/// A state of another version; a file that is not whole.
+pub(super) fn last(dir: &Path) -> Result<Option<(MappedSafetensors, About)>> {
+    let Some((_, path)) = states(dir)?.pop() else { return Ok(None) };
+    let saved = MappedSafetensors::open(&path)?;
+    let about = saved.metadata(METADATA).ok_or_else(|| Error::file(&path, "says nothing of a training", BEFORE))?;
+    let version = serde_json::from_str::<Version>(about).map_err(|e| unreadable(&path, &e))?.version;
+    if version != VERSION {
+        let problem = format!("is a state of version {version}, this program reads version {VERSION}");
+        return Err(Error::file(&path, problem, "go on with the program that wrote it, or remove its folder"));
+    }
+    let about = serde_json::from_str(about).map_err(|e| unreadable(&path, &e))?;
+    Ok(Some((saved, about)))
+}
+
+/// What to do about a state that cannot be read.
+const BEFORE: &str = "remove it: the state before it serves, if there is one";
+
+fn unreadable(path: &Path, error: &serde_json::Error) -> Error {
+    Error::file(path, format!("cannot be read: {error}"), BEFORE)
 }
 
 /// Whether `dir` holds a state.
@@ -219,6 +240,16 @@ pub(crate) fn digest(store: &ParamStore) -> Result<String> {
         digest.bytes(&crate::checkpoint::raw_bytes(name, var)?);
     }
     Ok(digest.hex())
+}
+
+/// What a state holds under `name`: of which parameter, and what of it.
+pub(super) fn held(name: &str) -> (&str, Held) {
+    match name.split_once('/') {
+        Some(("m" | "v", parameter)) => (parameter, Held::Moments),
+        Some(("steps", parameter)) => (parameter, Held::Counts),
+        Some(("best", parameter)) => (parameter, Held::Values),
+        _ => (name, Held::Values),
+    }
 }
 
 /// The names of what is kept of a slot beside its weight.

@@ -21,6 +21,7 @@ use serde_json::json;
 
 use super::checkpoints::digest;
 use super::evaluate::EvaluateOptions;
+use super::recycling::{RecycleConfig, Recycling};
 use super::state::slots;
 use super::{
     Checkpoints, HeldOut, Memory, Model, OptimizerConfig, Rule, Said, Saving, Schedule, TextGradient, TrainState,
@@ -61,6 +62,8 @@ pub struct SmkConfig {
     pub optimizer: OptimizerConfig,
     /// What a step holds in memory.
     pub memory: Memory,
+    /// When dead experts become children of overloaded ones.
+    pub recycle: RecycleConfig,
 }
 
 impl SmkConfig {
@@ -76,6 +79,7 @@ impl SmkConfig {
         look: 0,
         optimizer: OptimizerConfig { rate: 5e-4, decay: 0.0, ..OptimizerConfig::DEFAULT },
         memory: Memory::DEFAULT,
+        recycle: RecycleConfig::DEFAULT,
     };
 
     /// The choice that a variant's steps make: replicas' surprise is known only by their whole gradients.
@@ -91,7 +95,8 @@ impl SmkConfig {
     /// Refuses what could only fail; `key` is where it stands in the settings.
     ///
     /// # Errors
-    /// A `min_k` of zero; a rule that the variant's experts or the micro-batches cannot follow; an optimizer or a memory that cannot be.
+    /// A `min_k` of zero; a rule that the variant's experts or the micro-batches cannot follow; an optimizer or a memory that cannot be; experts that cannot be
+    /// recycled.
     pub fn check(&self, key: &str, spec: &MoeSpec) -> Result<()> {
         if self.min_k == 0 {
             return Err(Error::setting(format!("{key}.min_k"), "is 0, and no expert would learn", "use 1 or more"));
@@ -99,6 +104,7 @@ impl SmkConfig {
         self.memory.check(&format!("{key}.memory"), self.batch)?;
         self.optimizer.check(&format!("{key}.optimizer"))?;
         self.choice(spec).rule.check(&format!("{key}.rule"), self.memory.micro_batches)?;
+        self.recycle.check(&format!("{key}.recycle"), spec, self.routers)?;
         if self.rule.per == Per::Group && spec.levels.len() == 1 {
             let problem = format!("is group, and the choices of the one level of `{}` are single experts", spec.name);
             return Err(Error::setting(format!("{key}.rule.per"), problem, "use layer"));
@@ -119,6 +125,8 @@ impl Default for SmkConfig {
 pub struct SmkOutcome {
     /// Learners among active experts, mean over steps and layers.
     pub updated_share: f64,
+    /// Experts that were recycled, over all layers.
+    pub recycled: u64,
 }
 
 /// Differentiates the experts of a model, routed as `routed` says; everything but the experts is frozen, and the routers unless asked.
@@ -193,6 +201,8 @@ pub fn train_smk(
     let mut state = TrainState::new(slots(&work, params), &config.memory)?;
     let biases = biases(store, cfg.num_hidden_layers, spec)?;
     state.beside.clone_from(&biases);
+    let recycling = Recycling::new((store, cfg.num_hidden_layers), spec, config.recycle, routed)?;
+    state.beside.extend(recycling.iter().flat_map(Recycling::beside));
     // Biases follow the load while routers learn.
     let adjust = |load: &[Tensor], finite: &Tensor| -> Result<()> {
         for ((_, bias), tokens_n) in biases.iter().zip(load) {
@@ -240,11 +250,11 @@ pub fn train_smk(
     }
     let options = EvaluateOptions { length: sampler.length(), batch: sampler.batch(), skip: open };
     let held = HeldOut::new("smk", model.lm(), (held, config.look), (options, routed.clone()))?;
-    let mut watch = Logged { log, spec, steps: config.steps, tally, held };
+    let mut watch = Logged { log, spec, steps: config.steps, tally, held, recycling };
     train(&mut state, &rule, &mut |state| text.descend(state), saving.as_ref(), &mut watch)?;
-    let Tally { shares, count, .. } = watch.tally;
+    let Tally { shares, count, recycled, .. } = watch.tally;
     state.return_to_best()?;
-    Ok(SmkOutcome { updated_share: shares / count.max(1) as f64 })
+    Ok(SmkOutcome { updated_share: shares / count.max(1) as f64, recycled })
 }
 
 /// A line of the log every ten steps, and one a look.
@@ -254,6 +264,7 @@ struct Logged<'a> {
     steps: u64,
     tally: Tally,
     held: HeldOut<'a, MoeLayer>,
+    recycling: Option<Recycling<'a>>,
 }
 
 impl Watch for Logged<'_> {
@@ -263,6 +274,9 @@ impl Watch for Logged<'_> {
             self.tally.count += 1;
         }
         add(&mut self.tally.load, &said.load);
+        if self.recycling.is_some() {
+            add(&mut self.tally.since_recycling, &said.load);
+        }
         if said.step.is_multiple_of(10) || said.step + 1 == self.steps {
             let load = LoadFigures::new(self.spec, &std::mem::take(&mut self.tally.load));
             let [peak, evenness, dead] = [load.max_over_mean(), load.evenness(), load.dead()];
@@ -273,11 +287,21 @@ impl Watch for Logged<'_> {
     }
 
     fn look_every(&self) -> u64 {
-        self.held.every()
+        common_divisor(self.held.every(), self.recycling.as_ref().map_or(0, Recycling::every))
     }
 
     fn look(&mut self, state: &mut TrainState) -> Result<Verdict> {
-        self.held.look(self.log, state)
+        let step = state.step;
+        let ended = step == self.steps;
+        let due = |every: u64| every > 0 && step.is_multiple_of(every);
+        let verdict = if ended || due(self.held.every()) { self.held.look(self.log, state)? } else { Verdict::GoOn };
+        // Behind the last step nobody would learn from it.
+        if let Some(recycling) = self.recycling.as_ref().filter(|recycling| !ended && due(recycling.every())) {
+            let recycled = recycling.apply(&std::mem::take(&mut self.tally.since_recycling))?;
+            self.tally.recycled += recycled;
+            self.log.log(step - 1, "smk", &[("recycled", recycled as f64)])?;
+        }
+        Ok(verdict)
     }
 
     fn tally(&self) -> serde_json::Value {
@@ -293,6 +317,17 @@ struct Tally {
     count: u64,
     /// Tokens by layer and expert since the last line of the log.
     load: Vec<Vec<f64>>,
+    /// The same since experts were recycled last.
+    #[serde(default)]
+    since_recycling: Vec<Vec<f64>>,
+    /// Experts that were, so far.
+    #[serde(default)]
+    recycled: u64,
+}
+
+/// The largest number that divides both; of 0 and another, the other.
+fn common_divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
 /// Which experts take part, with the digest of given paths.
