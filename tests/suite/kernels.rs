@@ -214,7 +214,8 @@ fn tokens_go_to_their_own_experts(#[case] t: usize, #[case] d: usize, #[case] wi
     let (experts, i) = (widths.len(), widths.iter().sum::<usize>());
     let sorted = widths.iter().enumerate().flat_map(|(expert, width)| std::iter::repeat_n(expert as u32, *width));
     let sorted: Vec<u32> = sorted.collect();
-    let apart = (7..).find(|step| !(2..=*step).any(|by| step % by == 0 && i.is_multiple_of(by))).unwrap();
+    // A step that passes by every neuron.
+    let apart = (7..7 + i).find(|step| !(2..=*step).any(|by| step % by == 0 && i.is_multiple_of(by))).unwrap();
     let owners: Vec<u32> = (0..i).map(|at| sorted[at * apart % i]).collect();
     let open = |token: usize, expert: usize| (expert + 3 * token) % experts < token % (most + 1);
     let marks = (0..t * experts).map(|at| f32::from(u8::from(open(at / experts, at % experts)))).collect();
@@ -229,7 +230,7 @@ fn tokens_go_to_their_own_experts(#[case] t: usize, #[case] d: usize, #[case] wi
             use tinyonn::ops::{ExpertNeurons, grouped_mlp, grouped_mlp::Choice};
             let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
             let taken = grouped_mlp::takes(&xs[0], weights)?;
-            assert_eq!(taken, xs[0].dtype() == DType::BF16 && d % 64 == 0);
+            assert_eq!(taken, xs[0].dtype() == DType::BF16 && d.is_multiple_of(64));
             if taken {
                 let (gate_tn, neuron_expert) = gates(xs)?;
                 let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };

@@ -171,7 +171,7 @@ fn run(settings: &Settings) -> Result<()> {
     let speaker = Speaker { settings, model, active, tokenizer, stop_ids, sampling };
     match template.filter(|_| settings.talks()) {
         Some(template) => speaker.talk(&template),
-        None => speaker.answer(&texts, tokens).map(drop),
+        None => speaker.answer(&texts, &tokens).map(drop),
     }
 }
 
@@ -210,13 +210,13 @@ impl Speaker<'_> {
             messages.push(json!({ "role": "user", "content": line }));
             let text = template.render(&Value::Array(messages.clone()), true)?;
             let tokens = self.tokenizer.encode(&text)?;
-            let answers = self.answer(&[text], vec![tokens])?;
+            let answers = self.answer(&[text], &[tokens])?;
             messages.extend(answers.into_iter().map(|answer| json!({ "role": "assistant", "content": answer.text })));
         }
     }
 
     /// Answers `texts`, and prints what it says.
-    fn answer(&self, texts: &[String], tokens: Vec<Vec<u32>>) -> Result<Vec<Answer>> {
+    fn answer(&self, texts: &[String], tokens: &[Vec<u32>]) -> Result<Vec<Answer>> {
         let Self { settings, model, active, tokenizer, .. } = self;
         let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
         let most = (model.config().max_position_embeddings + 1).saturating_sub(longest).max(1);
@@ -228,7 +228,7 @@ impl Speaker<'_> {
             paths: settings.show_routing.as_ref().map(|_| settings.routing_layer),
         };
         let ends = (how.stop_ids.as_slice(), settings.stop.as_slice());
-        let mut listener = Listener::new((model, *active), tokenizer, &tokens, ends, shown)?;
+        let mut listener = Listener::new((model, *active), tokenizer, tokens, ends, shown)?;
         let seed = settings.run.seed.unwrap_or(0);
         let prompts =
             tokens.iter().enumerate().map(|(number, tokens)| Prompt::new(tokens.clone(), seed, number)).collect();
@@ -240,7 +240,8 @@ impl Speaker<'_> {
                 say!("{}", json!({ "prompt": prompt, "text": text, "tokens": tokens, "ended": ended }));
             }
         } else if let Some(page) = &settings.show_routing {
-            let [prompt, written] = [&tokens, &written].map(|texts| texts.first().map_or(&[][..], Vec::as_slice));
+            let [prompt, written] =
+                [tokens, written.as_slice()].map(|texts| texts.first().map_or(&[][..], Vec::as_slice));
             if let Some((paths, layer)) = listener.paths(tokenizer, prompt, written)? {
                 say!("{}", paths.in_terminal(layer, std::io::stdout().is_terminal()));
                 write_page(page, &paths, layer)?;

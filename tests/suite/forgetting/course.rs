@@ -198,7 +198,7 @@ fn every_method_teaches_the_tasks_in_their_order(#[case] method: Method) {
     assert_eq!(run(&place.prepared, &place.config, method), found);
     match method {
         Method::DENSE | Method::Replay { .. } | Method::Decay { .. } => {
-            assert_eq!(found.stepped, found.learnable as f64)
+            assert_eq!(found.stepped, found.learnable as f64);
         }
         Method::Lora { rank } => assert_eq!(found.learnable, 2 * 3 * rank * (16 + 26)),
         // Two experts of eight.
@@ -233,7 +233,7 @@ fn nothing_is_known_of_later_tasks() {
     assert_ne!(first.looks[3..], second.looks[3..]);
 }
 
-fn record(losses: Vec<Vec<f64>>, old: Vec<f64>, looks: Vec<Look>) -> ForgettingRecord {
+fn record(losses: &[Vec<f64>], old: &[f64], looks: &[Look]) -> ForgettingRecord {
     let tasks = ["a", "b", "c"][..losses[0].len()].to_vec();
     serde_json::from_value(serde_json::json!({
         "tasks": tasks, "losses": losses, "old": old, "old_tasks": ["x"], "old_by_task": [],
@@ -247,7 +247,7 @@ fn record(losses: Vec<Vec<f64>>, old: Vec<f64>, looks: Vec<Look>) -> ForgettingR
 #[test]
 fn figures_are_those_of_a_case_by_hand() {
     let losses = vec![vec![4.0, 5.0, 6.0], vec![1.0, 4.5, 6.0], vec![1.25, 2.0, 6.5], vec![1.5, 2.5, 3.0]];
-    let found = record(losses.clone(), vec![2.5, 3.5, 2.25, 3.25], vec![]);
+    let found = record(&losses, &[2.5, 3.5, 2.25, 3.25], &[]);
     assert_eq!(found.forgetting(), Some(0.5));
     assert_eq!(found.old_forgetting(), Some(1.0));
     assert_eq!(found.forward_transfer(), Some(0.0));
@@ -256,7 +256,7 @@ fn figures_are_those_of_a_case_by_hand() {
     assert_eq!((rise.mean, rise.low, rise.high), (1.0, 1.0, 1.0));
     assert_eq!(found.old_rise(1, 0).unwrap().low, 0.0);
     assert!(found.old_rise(2, 0).unwrap().low < 0.0);
-    let cut = record(losses[..3].to_vec(), vec![2.5, 3.5, 2.25], vec![]);
+    let cut = record(&losses[..3], &[2.5, 3.5, 2.25], &[]);
     assert_eq!((cut.forgetting(), cut.old_forgetting(), cut.forward_transfer()), (None, None, None));
 }
 
@@ -269,7 +269,7 @@ fn places_between_looks_are_linear() {
         look(0, 20, 1.0, 3.5, 3.0),
         look(1, 0, 0.5, 9.0, 9.0),
     ];
-    let found = record(vec![vec![0.0; 2]; 3], vec![0.0; 3], looks);
+    let found = record(&vec![vec![0.0; 2]; 3], &[0.0; 3], &looks);
     let at = found.at_loss(0, 2.5).unwrap();
     assert_eq!((at.step, at.new, at.old, at.distance), (12.5, 2.5, 2.75, 1.5));
     assert_eq!(found.at_loss(0, 5.0).unwrap().step, 0.0);

@@ -68,7 +68,7 @@ fn the_base_is_frozen() {
         fine_tune(what, &sampler, &config, None, &mut |_| Ok(())).unwrap();
     };
     let moved = |name: &str| {
-        let [old, new] = [&before, &store].map(|store| tiny::bits(store));
+        let [old, new] = [&before, &store].map(tiny::bits);
         let at = old.iter().position(|(other, _)| other == name).unwrap();
         old[at].1 != new[at].1
     };

@@ -160,7 +160,7 @@ fn one_row_in_so_many_is_old(#[case] count: u32, #[case] length: usize, #[case] 
     for (at, pair) in task.tokens.windows(2).enumerate() {
         let seam = pair[1] != pair[0] + 1;
         assert_eq!(task.documents[at + 1] == NO_DOCUMENT, seam, "{at}");
-        let own = if task.tokens[at + 1] >= 5000 { 1 } else { 0 };
+        let own = u32::from(task.tokens[at + 1] >= 5000);
         assert!(seam || task.documents[at + 1] == own);
     }
 }
