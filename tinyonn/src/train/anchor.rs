@@ -54,7 +54,7 @@ impl Anchor {
     }
 }
 
-/// The diagonal of the empirical Fisher information of the text that `text` reads, E[g²] over `steps` batches (one sequence each, for the gradient of
+/// The diagonal of the empirical Fisher information of the text that `text` reads, E\[g²\] over `steps` batches (one sequence each, for the gradient of
 /// a mean hides what cancels), by slot, divided by its mean over all weights.
 ///
 /// # Errors
