@@ -92,6 +92,7 @@ fn the_study_measures_the_same_model_grown_and_not() {
 
 #[rstest]
 #[case("seeds", |config: &mut GrowthConfig| config.seeds.clear())]
+#[case("seeds", |config: &mut GrowthConfig| config.seeds = vec![0, 1, 0])]
 #[case("run.smk.steps", |config: &mut GrowthConfig| config.run.smk.steps = 10)]
 #[case("new_neurons", |config: &mut GrowthConfig| config.new_neurons = 0)]
 #[case("run.model", |config: &mut GrowthConfig| config.run.model = Some("there".into()))]

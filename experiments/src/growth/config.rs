@@ -72,7 +72,7 @@ impl GrowthConfig {
     /// Refuses what could only fail later.
     ///
     /// # Errors
-    /// No seed; steps that have no quarters; a model of one's own, whose seeds would all be one; new neurons too few for a dense model to match; a
+    /// No seed, or one twice; steps that have no quarters; a model of one's own, whose seeds would all be one; new neurons too few for a dense model to match; a
     /// model too narrow for all children to share; what [`RunConfig::validate`] refuses.
     pub fn validate(&self) -> Result<()> {
         let [young, grown] = self.variants()?;
@@ -81,6 +81,11 @@ impl GrowthConfig {
         let refuse = |name: &str, problem: String, remedy: &str| Err(Error::setting(name, problem, remedy));
         if self.seeds.is_empty() {
             return refuse("seeds", "there are none".into(), "give one or more");
+        }
+        if let Some(twice) = self.seeds.iter().enumerate().find(|(at, seed)| self.seeds[..*at].contains(seed)) {
+            let problem =
+                format!("{} stands there twice, and what is paired by seed would be one figure twice", twice.1);
+            return refuse("seeds", problem, "name each seed once");
         }
         if self.run.model.is_some() {
             return refuse(

@@ -3,7 +3,7 @@
 // Legend: T tokens, E experts, w [T, E] gates, an expert taken where w is not 0; `most` experts of a token; W = ⌈E / 32⌉ words of bits.
 // A row is a (token, expert) that is taken; rows are numbered by expert, and within an expert by token. Nothing is added by atomics.
 //
-//   taken   the bits of every token, [T, W].
+//   taken   the bits of every token, [T, W]; of more than `most` open gates the first, for there is room for no more rows.
 //   counts  the tokens of every expert, [E].
 //   rows    starts [E + 1]; of every row its token and its gate; of every token its rows, [T, most]; and tiles of TILE_ROWS rows of one
 //           expert each: the expert and the first row, [tiles, 2]. Entries behind the last tile name expert NOBODY.
@@ -13,15 +13,18 @@ typedef unsigned u32;
 const u32 NOBODY = 0xffffffffu;
 const int TILE_ROWS = 128;
 
-extern "C" __global__ void taken(const void* w, u32* bits, u64 tokens, u64 experts, u64 half) {
+extern "C" __global__ void taken(const void* w, u32* bits, u64 tokens, u64 experts, u64 most, u64 half) {
     const u64 token = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     const u32 lane = threadIdx.x % 32;
     if (token >= tokens) return;
     const u32 words = (experts + 31) / 32;
+    int left = most;
     for (u32 word = 0; word < words; word++) {
         const u64 expert = word * 32 + lane;
         const bool open = expert < experts && load_one(w, token * experts + expert, half) != 0.0f;
-        const u32 found = __ballot_sync(0xffffffffu, open);
+        u32 found = __ballot_sync(0xffffffffu, open);
+        while (__popc(found) > left) found &= ~(0x80000000u >> __clz(found));
+        left -= __popc(found);
         if (lane == 0) bits[token * words + word] = found;
     }
 }

@@ -58,7 +58,7 @@ const ALIGNMENT: u64 = 16;
 pub struct Choice<'a> {
     /// Where the experts' neurons are.
     pub neurons: &'a NeuronLists,
-    /// Experts that a token takes at most.
+    /// Experts that a token takes at most; of more open gates the first count.
     pub most: usize,
 }
 
@@ -232,7 +232,7 @@ impl Rows {
         let [tokens, experts, words, most, tiles] =
             [s.tokens, s.experts, s.words(), s.most, s.tiles()].map(Argument::count);
         let half = Argument::half(gate_tn);
-        let all = [&of([gate_tn, &rows.bits])?[..], &[tokens, experts, half]].concat();
+        let all = [&of([gate_tn, &rows.bits])?[..], &[tokens, experts, most, half]].concat();
         let blocks = (s.tokens.div_ceil(THREADS as usize / 32), 1);
         // SAFETY: the signature of `taken`: gates [t, n] of a type that is read, as `forward` has seen, and bits [t, words], which are new.
         unsafe { KERNELS.launch_function("taken", card, &grid(blocks, 0), &all)? };
@@ -242,8 +242,8 @@ impl Rows {
         let tensors =
             of([&rows.bits, gate_tn, &counts, &rows.starts, &rows.tokens_r, &rows.gates_r, &rows.own_tk, &rows.tiles])?;
         let all = [&tensors[..], &[tokens, experts, words, most, tiles, half]].concat();
-        // SAFETY: the signature of `rows`: what was just written, and new room for n + 1 starts, `most` rows of every token, more than which no gates
-        // of a declaration are open and none is written, and a tile for every 128 rows and one more for every expert.
+        // SAFETY: the signature of `rows`: what was just written, and new room for n + 1 starts, `most` rows of every token, for more than which no bits
+        // are set, and a tile for every 128 rows and one more for every expert.
         unsafe { KERNELS.launch_function("rows", card, &grid((s.experts, 1), 0), &all)? };
         Ok(rows)
     }
