@@ -12,8 +12,9 @@ use candle_core::{DType, Device, Tensor};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode};
 use rand::Rng as _;
-use tinyonn::checkpoint::ParamStore;
+use tinyonn::checkpoint::{ParamStore, dense_params};
 use tinyonn::decoder::{Arch, AttentionBias, CausalLm, Family, RopeScaling};
+use tinyonn::phases::DeviceName;
 use tinyonn::{Result, random};
 
 /// What timing needs of a device.
@@ -46,7 +47,7 @@ impl BenchDevice for Device {
 pub fn devices() -> Result<Vec<Device>> {
     let mut devices = vec![Device::Cpu];
     if cfg!(feature = "cuda") {
-        devices.push(Device::new_cuda(0)?);
+        devices.push(DeviceName::Cuda(0).open()?);
     }
     Ok(devices)
 }
@@ -219,14 +220,47 @@ pub fn weights(cfg: &Arch, device: &Device) -> Result<ParamStore> {
     ParamStore::initialise(device, 0, |vb| CausalLm::dense(cfg, &vb).map(drop))
 }
 
-/// Random token ids `[BATCH, LENGTH]` below `vocab`, different for each `step`.
+/// Qwen3-1.7B.
+#[must_use]
+pub fn qwen3() -> Arch {
+    Arch {
+        vocab_size: 151_936,
+        num_hidden_layers: 28,
+        num_attention_heads: 16,
+        num_key_value_heads: 8,
+        head_dim: 128,
+        max_position_embeddings: 40_960,
+        rope_theta: 1e6,
+        ..config(2048, 6144)
+    }
+}
+
+/// Weights of a dense model, drawn on the device itself.
 ///
 /// # Errors
 /// What the device reports.
-pub fn tokens(vocab: usize, step: u64, device: &Device) -> Result<Tensor> {
+pub fn drawn(cfg: &Arch, device: &Device) -> Result<ParamStore> {
+    let mut store = ParamStore::new(device);
+    for param in dense_params(cfg) {
+        let norm = param.stored.len() == 1;
+        let value = if norm {
+            Tensor::ones(param.stored.as_slice(), DType::F32, device)?
+        } else {
+            Tensor::randn(0f32, 0.02, param.stored.as_slice(), device)?
+        };
+        store.insert_stored(&param.name, value)?;
+    }
+    Ok(store)
+}
+
+/// Random token ids `[rows, length]` below `vocab`, different for each `step`.
+///
+/// # Errors
+/// What the device reports.
+pub fn tokens(vocab: usize, step: u64, (rows, length): (usize, usize), device: &Device) -> Result<Tensor> {
     let mut rng = random::stream(step, "bench/tokens");
-    let ids: Vec<u32> = (0..BATCH * LENGTH).map(|_| rng.random_range(0..vocab as u32)).collect();
-    Ok(Tensor::from_vec(ids, (BATCH, LENGTH), device)?)
+    let ids: Vec<u32> = (0..rows * length).map(|_| rng.random_range(0..vocab as u32)).collect();
+    Ok(Tensor::from_vec(ids, (rows, length), device)?)
 }
 
 /// Values drawn evenly from −1 to 1, f32.

@@ -92,7 +92,7 @@ fn bench_glu_mlp(criterion: &mut Criterion, device: &Device, cfg: &Arch) -> Resu
 
 fn bench_cross_entropy(criterion: &mut Criterion, device: &Device, cfg: &Arch) -> Result<()> {
     let (d, vocab) = (cfg.hidden_size, cfg.vocab_size);
-    let targets = tokens(vocab, 0, device)?.flatten_all()?;
+    let targets = tokens(vocab, 0, (BATCH, LENGTH), device)?.flatten_all()?;
     let fused = |xs: &[Tensor], grads: &mut Grads| {
         let (losses, saved) = cross_entropy::forward(&xs[0], &xs[1], &targets, true)?;
         let Some(saved) = saved else { candle_core::bail!("nothing was kept") };

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use benches::{BenchDevice as _, config, group, run, tokens, weights};
+use benches::{BATCH, BenchDevice as _, LENGTH, config, group, run, tokens, weights};
 use candle_core::{DType, Device, Tensor};
 use criterion::Criterion;
 use tinyonn::Result;
@@ -24,8 +24,9 @@ fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let mut number = 0;
     let mut step = || -> Result<Duration> {
         number += 1;
+        let text = (BATCH, LENGTH);
         let (ids, targets) =
-            (tokens(cfg.vocab_size, 2 * number, device)?, tokens(cfg.vocab_size, 2 * number + 1, device)?);
+            (tokens(cfg.vocab_size, 2 * number, text, device)?, tokens(cfg.vocab_size, 2 * number + 1, text, device)?);
         device.sync()?;
         let start = Instant::now();
         let forward = model.forward(&ids, &targets, &Pass::all().kept())?;

@@ -2,17 +2,17 @@
 //!
 //! Both sides run the same frozen model forward and backward to activations, down to the MLP of layer 0; one sums every neuron's
 //! activation and surprise on the way, and in a second comparison every expert's norms as well (`imaging::scan_with` does no more a
-//! batch), the other asks nothing.
+//! batch), the other asks nothing. Small models in f32, and on a GPU one of Qwen3-1.7B's shape in bf16 on 4 × 2048 tokens.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use benches::{BATCH, LENGTH, Side, compare, config, run, tokens, weights};
+use benches::{BATCH, LENGTH, Side, compare, config, drawn, qwen3, run, tokens};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use criterion::Criterion;
 use rand::seq::SliceRandom as _;
-use tinyonn::decoder::{Answers, CausalLm, FeedForward, ImageAsk, Learn, Mlp, Pass, Trace};
+use tinyonn::decoder::{Answers, Arch, CausalLm, FeedForward, ImageAsk, Learn, Mlp, Pass, Trace};
 use tinyonn::ops::{ExpertNeurons, GradSite, Grads, ImageTensors};
 use tinyonn::{Result, random};
 
@@ -52,14 +52,14 @@ fn partition(width: usize) -> Result<ExpertNeurons> {
 fn bench(
     criterion: &mut Criterion,
     device: &Device,
-    (hidden, intermediate): (usize, usize),
+    (cfg, dtype): (&Arch, DType),
+    text: (usize, usize),
     target: f64,
 ) -> Result<()> {
-    let cfg = config(hidden, intermediate);
-    let store = weights(&cfg, device)?;
-    let reached = |layer, vb: VarBuilder<'_>| Ok(Reached(Mlp::new(&cfg, layer, &vb)?));
-    let model = CausalLm::new(&cfg, &store.builder(DType::F32, |_| false), reached)?;
-    let (ids, targets) = (tokens(cfg.vocab_size, 0, device)?, tokens(cfg.vocab_size, 1, device)?);
+    let intermediate = cfg.intermediate_size;
+    let reached = |layer, vb: VarBuilder<'_>| Ok(Reached(Mlp::new(cfg, layer, &vb)?));
+    let model = CausalLm::new(cfg, &drawn(cfg, device)?.builder(dtype, |_| false), reached)?;
+    let (ids, targets) = (tokens(cfg.vocab_size, 0, text, device)?, tokens(cfg.vocab_size, 1, text, device)?);
     let pass = |learn: &Learn| {
         let forward = model.forward(&ids, &targets, &Pass::all().kept())?;
         let ones = forward.losses.ones_like()?;
@@ -69,7 +69,7 @@ fn bench(
         let experts: Vec<ExpertNeurons> =
             experts.iter().flat_map(|experts| vec![experts.clone(); cfg.num_hidden_layers]).collect();
         let image = ImageAsk::Sums {
-            counted_t: Tensor::ones(BATCH * LENGTH, DType::U8, device)?,
+            counted_t: Tensor::ones(text.0 * text.1, DType::U8, device)?,
             site: GradSite::Weight,
             experts: experts.into(),
             scales: Arc::from([]),
@@ -87,14 +87,19 @@ fn bench(
         };
         let without = || pass(&Learn::default()).map(drop);
         let sides = [Side::new("imaging", imaging), Side::new("without", without)];
-        compare(criterion, device, &format!("scan/{name}/{hidden}x{intermediate}"), sides, Some(target))?;
+        compare(criterion, device, &format!("scan/{name}/{}x{intermediate}", cfg.hidden_size), sides, Some(target))?;
     }
     Ok(())
 }
 
 fn main() -> Result<()> {
     run(|criterion, device| {
-        bench(criterion, device, (128, 384), 1.25)?;
-        bench(criterion, device, (256, 768), 1.05)
+        for (hidden, target) in [(128, 1.25), (256, 1.05)] {
+            bench(criterion, device, (&config(hidden, 3 * hidden), DType::F32), (BATCH, LENGTH), target)?;
+        }
+        if device.is_cpu() {
+            return Ok(());
+        }
+        bench(criterion, device, (&qwen3(), DType::BF16), (4, 2048), 1.05)
     })
 }

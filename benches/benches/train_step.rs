@@ -1,17 +1,18 @@
-//! A training step of a dense model in bf16 under f32 masters and moments, gradients in bf16, and of variants of it with all experts active and routed:
-//! forward, backward, norm, clip, AdamW; seconds of the median step and of its parts, tokens a second, the load of the busiest expert beside the mean
-//! and, on a GPU, the memory taken.
+//! A training step of a dense model in bf16 under f32 masters and moments, gradients in bf16, and of variants of it with all experts active and routed, a token
+//! and a segment at a time, and of the experts alone under Surprise Min-K: forward, backward, norm, clip, AdamW; seconds of the median step and of its parts,
+//! tokens a second, the load of the busiest expert beside the mean and, on a GPU, the memory taken.
 //!
 //! On a GPU the shape is Qwen3-1.7B's, 4 × 2048 tokens; without one it is the small one of `peers/pretrain_torch.py`, in f32, so that the bench can be tried.
-//! `-- --layers N` takes N of the layers, for a look at single kernels with a profiler.
+//! `-- --layers N` takes N of the layers, for a look at single kernels with a profiler, and `--only NAME` those rows alone whose names begin with it.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
-use benches::{BenchDevice as _, config, devices};
+use benches::{BenchDevice as _, config, devices, drawn, qwen3};
 use candle_core::{D, DType, Device, Tensor};
 use rand::Rng as _;
-use tinyonn::checkpoint::{ParamStore, dense_params, upcycle, variant_params};
-use tinyonn::decoder::{Arch, Ask, CausalLm, FeedForward, Learn, Pass};
+use tinyonn::checkpoint::{ParamStore, Role, dense_params, upcycle, variant_params};
+use tinyonn::decoder::{Arch, Ask, CausalLm, Experts, FeedForward, Learn, Pass, Smk};
 use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, moe};
@@ -34,58 +35,64 @@ pub struct Quarter;
 #[moe(levels = [10], router = gaussian, top_k = 5, gate = scaled, combine = dispatch)]
 pub struct HalfOfTen;
 
+/// A tenth, for 512 tokens at once; the first of a sequence are computed by all.
+#[moe(groups = 10, experts = 10, router = gaussian, top_k = [5, 2], gate = scaled, route_per = segment(512))]
+pub struct Segments;
+
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip_while(|argument| argument != "--layers").skip(1);
-    let layers = arguments.next().and_then(|count| count.parse().ok());
-    devices()?.last().map_or(Ok(()), |device| bench(device, layers))
+    let after = |flag: &str| std::env::args().skip_while(|argument| argument != flag).nth(1);
+    let layers = after("--layers").and_then(|count| count.parse().ok());
+    let only = after("--only").unwrap_or_default();
+    devices()?.last().map_or(Ok(()), |device| bench(device, layers, &only))
 }
 
-fn bench(device: &Device, layers: Option<usize>) -> Result<()> {
+fn bench(device: &Device, layers: Option<usize>, only: &str) -> Result<()> {
     let on_a_card = device.is_cuda();
     let (whole, rows, length) = if on_a_card { (qwen3(), 4, 2048) } else { (config(128, 384), 8, 128) };
     let cfg = Arch { num_hidden_layers: layers.unwrap_or(whole.num_hidden_layers), ..whole };
     let precision = if on_a_card { Precision::Bf16 } else { Precision::F32 };
     let memory = Memory { weights: precision, gradients: precision, ..Memory::DEFAULT };
     let dtype = if on_a_card { DType::BF16 } else { DType::F32 };
-    let store = fresh(&cfg, device)?;
-    let work = store.work_weights(dtype, |_| Some(dtype))?;
-    let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory)?;
-    let model = CausalLm::dense(&cfg, work.builder())?;
-    time("dense", &model, &mut state, &Pass::all(), (rows, length), device)?;
-    drop((model, state, work, store));
-    for name in ["Tenth", "Quarter", "HalfOfTen"] {
+    if "dense".starts_with(only) {
+        let store = drawn(&cfg, device)?;
+        let work = store.work_weights(dtype, |_| Some(dtype))?;
+        let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory)?;
+        let model = CausalLm::dense(&cfg, work.builder())?;
+        time("dense", &model, &mut state, &Pass::all(), &ALL_LEARN, (rows, length), device)?;
+    }
+    let experts_alone = Learn { experts: Experts::Smk(Smk { min_k: 10, ..Smk::DEFAULT }), ..Learn::default() };
+    for (name, row, pass, learn) in [
+        ("Tenth", "Tenth, all active", Pass::all(), &ALL_LEARN),
+        ("Tenth", "Tenth", Pass::routed(), &ALL_LEARN),
+        ("Quarter", "Quarter", Pass::routed(), &ALL_LEARN),
+        ("HalfOfTen", "HalfOfTen", Pass::routed(), &ALL_LEARN),
+        ("Segments", "Segments", Pass::routed(), &ALL_LEARN),
+        ("Tenth", "Min-K, 10 of 100, all active", Pass::all(), &experts_alone),
+    ] {
+        if !row.starts_with(only) {
+            continue;
+        }
         let variant = moe::variant(name)?;
         let layers = (cfg.num_hidden_layers, cfg.intermediate_size);
         let units = partition::assign(Partition::Random, &variant.spec, layers, PartitionSources::default(), 0)?;
-        let store = upcycle(fresh(&cfg, device)?, &cfg, variant, &units, 0)?;
+        let store = upcycle(drawn(&cfg, device)?, &cfg, variant, &units, 0)?;
         even(&store)?;
-        // Routers stay in f32.
-        let learns = |name: &str| (!name.contains("_router")).then_some(dtype);
-        let work = store.work_weights(dtype, learns)?;
-        let mut state = TrainState::new(slots(&work, variant_params(&cfg, variant)?), &memory)?;
+        // Routers stay in f32; under Min-K experts alone learn.
+        let mut params = variant_params(&cfg, variant)?;
+        params.retain(|param| learn.routers || param.role == Role::Expert);
+        let names: HashSet<&str> = params.iter().map(|param| param.name.as_str()).collect();
+        let own = |name: &str| if name.contains("_router") { DType::F32 } else { dtype };
+        let work = store.work_weights(dtype, |name| names.contains(name).then(|| own(name)))?;
+        drop(store);
+        let mut state = TrainState::new(slots(&work, params), &memory)?;
         let model = TinyOnnForCausalLm::new(&cfg, variant, work.builder())?;
-        if name == "Tenth" {
-            time("Tenth, all active", model.lm(), &mut state, &Pass::all(), (rows, length), device)?;
-        }
-        time(name, model.lm(), &mut state, &Pass::routed(), (rows, length), device)?;
+        time(row, model.lm(), &mut state, &pass, learn, (rows, length), device)?;
     }
     Ok(())
 }
 
-/// Weights drawn on the device.
-fn fresh(cfg: &Arch, device: &Device) -> Result<ParamStore> {
-    let mut store = ParamStore::new(device);
-    for param in dense_params(cfg) {
-        let norm = param.stored.len() == 1;
-        let value = if norm {
-            Tensor::ones(param.stored.as_slice(), DType::F32, device)?
-        } else {
-            Tensor::randn(0f32, 0.02, param.stored.as_slice(), device)?
-        };
-        store.insert_stored(&param.name, value)?;
-    }
-    Ok(store)
-}
+/// All weights and the routers.
+const ALL_LEARN: Learn = Learn { experts: Experts::All, routers: true, image: None };
 
 /// Means of routers of one norm: no choice is likelier than another, as behind a fit, and unlike drawn ones.
 fn even(store: &ParamStore) -> Result<()> {
@@ -101,6 +108,7 @@ fn time<F: FeedForward>(
     model: &CausalLm<F>,
     state: &mut TrainState,
     pass: &Pass,
+    learn: &Learn,
     (rows, length): (usize, usize),
     device: &Device,
 ) -> Result<()> {
@@ -108,7 +116,6 @@ fn time<F: FeedForward>(
     let vocab = model.config().vocab_size as u32;
     let mut rng = random::stream(0, "bench/train step");
     let mut times = Vec::with_capacity(STEPS);
-    let learn = Learn { routers: true, ..Learn::default() };
     let (mut loss, mut busiest) = (0.0, 1.0);
     for step in 0..STEPS + 2 {
         let text: Vec<u32> = (0..=rows * length).map(|_| rng.random_range(0..vocab)).collect();
@@ -121,7 +128,7 @@ fn time<F: FeedForward>(
         marks.push(Instant::now());
         let dlosses = Tensor::full(1.0 / (rows * length) as f32, (rows, length), device)?;
         state.grads.begin();
-        model.backward(forward.saved, &dlosses, &learn, &mut state.grads)?;
+        model.backward(forward.saved, &dlosses, learn, &mut state.grads)?;
         device.sync()?;
         marks.push(Instant::now());
         state.update(&optimizer, optimizer.rate)?;
@@ -177,18 +184,4 @@ fn memory_taken() -> String {
 #[cfg(not(feature = "cuda"))]
 fn memory_taken() -> String {
     String::new()
-}
-
-/// Qwen3-1.7B.
-fn qwen3() -> Arch {
-    Arch {
-        vocab_size: 151_936,
-        num_hidden_layers: 28,
-        num_attention_heads: 16,
-        num_key_value_heads: 8,
-        head_dim: 128,
-        max_position_embeddings: 40_960,
-        rope_theta: 1e6,
-        ..config(2048, 6144)
-    }
 }

@@ -28,6 +28,8 @@ pub mod attention;
 #[cfg(feature = "cuda")]
 mod attention_kernel;
 mod block_sparse;
+#[cfg(feature = "cuda")]
+pub mod card;
 pub mod chosen_neurons;
 pub mod class_scatter;
 mod class_sums;

@@ -35,11 +35,13 @@ impl DeviceName {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(_) if !cfg!(feature = "cuda") => {
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => {
                 let problem = format!("`{self}` needs a build with CUDA, and this one has none");
                 Err(Error::setting("--device", problem, "build with `--features cuda`, or use `--device cpu`"))
             }
-            Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|e| {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ordinal) => crate::ops::card::open(ordinal).map_err(|e| {
                 let reason = e.to_string();
                 let problem = format!("`{self}` cannot be opened: {}", reason.lines().next().unwrap_or_default());
                 Error::setting("--device", problem, "see `nvidia-smi` for the GPUs of this machine")

@@ -1,0 +1,57 @@
+//! A card as passes want it: its memory pool is kept warm.
+//!
+//! Tensors come from the driver's pool. Unless told otherwise it gives back whatever is not in use whenever a stream is waited for, and a training step, which
+//! frees its activations as it goes and ends in a wait, then has the driver map most of its memory anew.
+
+use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
+use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute, CUmemoryPool};
+use candle_core::{Device, Result};
+
+/// Opens the card with this number.
+///
+/// # Errors
+/// What the driver reports: no card of this number, a driver that is too old.
+pub fn open(ordinal: usize) -> Result<Device> {
+    let opened = Device::new_cuda(ordinal)?;
+    if let Device::Cuda(card) = &opened
+        && card.cuda_stream().context().has_async_alloc()
+    {
+        keep(card)?;
+    }
+    Ok(opened)
+}
+
+/// The pool gives nothing back while the process lives.
+#[allow(unsafe_code)]
+fn keep(card: &CudaDevice) -> Result<()> {
+    let (pool, mut bytes) = (pool(card)?, u64::MAX);
+    // SAFETY: the pool is the driver's own for this card, and the attribute is a u64.
+    unsafe {
+        mem_pool::set_attribute(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut bytes).cast())
+    }
+    .map_err(candle_core::Error::wrap)
+}
+
+/// The most bytes that tensors on this card have taken at once since the process began.
+///
+/// # Errors
+/// A device that is no card; what the driver reports.
+#[allow(unsafe_code)]
+pub fn most_used(device: &Device) -> Result<u64> {
+    let Device::Cuda(card) = device else { candle_core::bail!("{device:?} has no memory of its own") };
+    let (pool, mut bytes) = (pool(card)?, 0u64);
+    // SAFETY: as above.
+    unsafe {
+        mem_pool::get_attribute(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, (&raw mut bytes).cast())
+    }
+    .map_err(candle_core::Error::wrap)?;
+    Ok(bytes)
+}
+
+#[allow(unsafe_code)]
+fn pool(card: &CudaDevice) -> Result<CUmemoryPool> {
+    let context = card.cuda_stream().context().clone();
+    // SAFETY: the device of a context that is open.
+    unsafe { device::get_default_mem_pool(context.cu_device()) }.map_err(candle_core::Error::wrap)
+}
