@@ -5,8 +5,7 @@ use candle_core::{DType, Tensor};
 use rstest::rstest;
 use tinyonn::Result;
 use tinyonn::ops::{
-    Activation as _, Grads, Learners, MlpGate, MlpWeights, Silu, SlicedMlp, attention, cross_entropy, dispatch_mlp,
-    elementwise, embedding, ranks, rms_norm, rope,
+    Activation as _, Grads, Silu, attention, cross_entropy, elementwise, embedding, ranks, rms_norm, rope,
 };
 
 use crate::gradients::{devices, inputs, relative_difference};
@@ -18,7 +17,7 @@ fn tolerance(dtype: DType) -> f64 {
 }
 
 /// `run` of the inputs in every type on every device is what it is in f64 in main memory, and the same when it runs again.
-fn holds(inputs: &[Tensor], run: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) {
+pub(crate) fn holds(inputs: &[Tensor], run: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) {
     for dtype in [DType::F32, DType::BF16] {
         let narrow: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
         let wide: Vec<Tensor> = narrow.iter().map(|x| x.to_dtype(DType::F64).unwrap()).collect();
@@ -200,70 +199,4 @@ fn attention_steps_over_what_is_no_number(
         let [found, expected] = [&found, &expected].map(|y| bits(&y.to_device(&CPU).unwrap()));
         assert_eq!(found, expected, "{device:?}");
     }
-}
-
-/// Experts of uneven widths and tokens that take none of them, some, or as many as there is room for: rows, tiles and slabs that are not full.
-#[rstest]
-#[case::few_tokens(3, 64, &[2, 1], 1)]
-#[case::one_row_of_tiles(130, 128, &[5, 64, 70, 1, 130], 3)]
-#[case::half_a_block_of_columns(300, 192, &[50; 20], 7)]
-#[case::more_than_a_word_of_experts(90, 64, &[3; 70], 10)]
-#[case::width_that_no_kernel_takes(40, 48, &[7, 9, 3], 2)]
-#[case::few_enough_for_rows(70, 64, &[60; 40], 2)]
-fn tokens_go_to_their_own_experts(#[case] t: usize, #[case] d: usize, #[case] widths: &[usize], #[case] most: usize) {
-    let (experts, i) = (widths.len(), widths.iter().sum::<usize>());
-    let sorted = widths.iter().enumerate().flat_map(|(expert, width)| std::iter::repeat_n(expert as u32, *width));
-    let sorted: Vec<u32> = sorted.collect();
-    // A step that passes by every neuron.
-    let apart = (7..7 + i).find(|step| !(2..=*step).any(|by| step % by == 0 && i.is_multiple_of(by))).unwrap();
-    let owners: Vec<u32> = (0..i).map(|at| sorted[at * apart % i]).collect();
-    let open = |token: usize, expert: usize| (expert + 3 * token) % experts < token % (most + 1);
-    let marks = (0..t * experts).map(|at| f32::from(u8::from(open(at / experts, at % experts)))).collect();
-    let marks = Tensor::from_vec::<_, f32>(marks, (t, experts), &CPU).unwrap();
-    let gates = |xs: &[Tensor]| -> Result<(Tensor, Tensor)> {
-        let marks = marks.to_device(xs[4].device())?.to_dtype(xs[4].dtype())?;
-        Ok(((&xs[4] * marks)?, Tensor::new(owners.as_slice(), xs[4].device())?))
-    };
-    holds(&inputs(12, &[&[t, d], &[i, d], &[i, d], &[i, d], &[t, experts], &[t, d]]), |xs| {
-        #[cfg(feature = "cuda")]
-        if xs[0].device().is_cuda() {
-            use tinyonn::ops::{ExpertNeurons, grouped_mlp, grouped_mlp::Choice};
-            let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
-            let taken = grouped_mlp::takes(&xs[0], weights)?;
-            assert_eq!(taken, xs[0].dtype() == DType::BF16 && d.is_multiple_of(64));
-            if taken {
-                let (gate_tn, neuron_expert) = gates(xs)?;
-                let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
-                let neurons = ExpertNeurons::new(&owners, experts)?.on_device(xs[0].device())?;
-                let passed = grouped_mlp::forward(&xs[0], weights, gate, Choice { neurons: &neurons, most })?;
-                return through(passed, weights, &xs[5]);
-            }
-        }
-        // In main memory it is a form of f32 and f64; bf16 there is what a GPU is compared with.
-        let dtype = if xs[0].dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let xs: Vec<Tensor> = xs.iter().map(|x| x.to_device(&CPU)?.to_dtype(dtype)).collect::<Result<_, _>>()?;
-        let (gate_tn, neuron_expert) = gates(&xs)?;
-        let gate = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
-        let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
-        through(dispatch_mlp::forward(&xs[0], weights, gate)?, weights, &xs[5])
-    });
-}
-
-/// y, dx and dgate, and the gradients of the weights of one micro-batch and of two, gradients in f32 and in the weights' type.
-fn through<S: SlicedMlp>((y, saved): (Tensor, S), weights: MlpWeights<'_>, dy: &Tensor) -> Result<Vec<Tensor>> {
-    let deltas = saved.deltas(dy)?;
-    let mut found = vec![y, saved.input_gradient(&deltas)?, saved.gate_gradient(&deltas)?.unwrap()];
-    saved.seen(&deltas, |seen| {
-        found.extend([seen.h_ti, seen.delta_h_ti, seen.delta_g_ti, seen.delta_u_ti].map(Clone::clone));
-        Ok(())
-    })?;
-    for dtype in [DType::F32, weights.gate.dtype()] {
-        let all = [weights.gate, weights.up, weights.down];
-        let mut grads = Grads::in_dtype(all.map(|weight| (weight, 0)), dtype)?;
-        for _ in 0..2 {
-            saved.weight_gradients(weights, &deltas, &Learners::All, &mut grads)?;
-            found.extend(all.map(|weight| grads.get(weight).unwrap().copy().unwrap()));
-        }
-    }
-    Ok(found)
 }

@@ -39,6 +39,7 @@ mod load;
 mod lossless;
 mod memory;
 mod metrics;
+mod mlp_kernels;
 mod models;
 mod not_finite;
 mod ops;

@@ -14,9 +14,9 @@ use candle_nn::{Init, VarBuilder};
 use super::neuron_rule::{NeuronRule, Repair};
 use super::{Balance, Combine, ExpertsAre, MoeSpec, Routing};
 use crate::decoder::{Arch, mlp};
-#[cfg(feature = "cuda")]
-use crate::ops::grouped_mlp;
 use crate::ops::{self, Grads, MlpGate, MlpWeights, NeuronChoice, Replicas, RowRun};
+#[cfg(feature = "cuda")]
+use crate::ops::{gated_mlp, grouped_mlp, segment_mlp};
 use crate::{Error, Result};
 
 /// The projections of an MLP, as a checkpoint names them.
@@ -67,7 +67,7 @@ pub(super) struct Slices {
     pub(super) widths: Vec<usize>,
     /// The same, as kernels read it.
     #[cfg(feature = "cuda")]
-    lists: ops::expert_neurons::NeuronLists,
+    pub(super) lists: ops::expert_neurons::NeuronLists,
 }
 
 /// What the backward of a bank needs.
@@ -78,6 +78,12 @@ pub(super) enum Saved {
     Dispatched(ops::dispatch_mlp::Saved),
     #[cfg(feature = "cuda")]
     Grouped(grouped_mlp::Saved),
+    /// All neurons of every token, under gates.
+    #[cfg(feature = "cuda")]
+    Gated(gated_mlp::Saved),
+    /// Of some tokens all, of others those of their decisions.
+    #[cfg(feature = "cuda")]
+    Segments(segment_mlp::Saved),
     Shared(ops::shared_mlp::Saved),
     /// Neurons that each token chose, and how many, `[t]` f32.
     Chosen(ops::glu_mlp::Saved, Tensor),
@@ -192,14 +198,36 @@ impl TinyOnnExpert {
                 let (y, saved) = grouped_mlp::forward(x, self.weights(), gate(gate_tn), self.grouped(slices))?;
                 Ok((y, Saved::Grouped(saved)))
             }
-            (Routing::Each(gate_tn), _) => self.whole(x, Some(gate(gate_tn))),
+            (Routing::Each(gate_tn), _) => self.gated(x, slices, gate_tn),
             // Rows computed apart may round otherwise: what takes every expert whole is the dense MLP, bit for bit.
             (Routing::Shared { gate_dn, runs, whole: false }, _) if in_memory => {
                 let (y, saved) = ops::shared_mlp::forward(x, self.weights(), gate(gate_dn), runs)?;
                 Ok((y, Saved::Shared(saved)))
             }
-            (Routing::Shared { .. }, _) => self.whole(x, routing.by_token()?.as_ref().map(gate)),
+            #[cfg(feature = "cuda")]
+            (Routing::Shared { runs, whole: false, .. }, _)
+                if segment_mlp::pays(runs, self.grouped(slices)) && grouped_mlp::takes(x, self.weights())? =>
+            {
+                let gate_tn = routing.gates(slices.widths.len(), x)?;
+                let (y, saved) = segment_mlp::forward(x, self.weights(), gate(&gate_tn), self.grouped(slices), runs)?;
+                Ok((y, Saved::Segments(saved)))
+            }
+            (Routing::Shared { .. }, _) => match routing.by_token()? {
+                Some(gate_tn) => self.gated(x, slices, &gate_tn),
+                None => self.whole(x, None),
+            },
         }
+    }
+
+    /// All neurons, under gates.
+    fn gated(&self, x: &Tensor, slices: &Slices, gate_tn: &Tensor) -> Result<(Tensor, Saved)> {
+        let gate = MlpGate { gate_tn, neuron_expert: &slices.neuron_expert };
+        #[cfg(feature = "cuda")]
+        if gated_mlp::takes(x, self.weights(), gate_tn)? {
+            let (y, saved) = gated_mlp::forward(x, self.weights(), gate, &slices.lists)?;
+            return Ok((y, Saved::Gated(saved)));
+        }
+        self.whole(x, Some(gate))
     }
 
     #[cfg(feature = "cuda")]

@@ -67,6 +67,18 @@ impl TinyOnnExpert {
             }
             #[cfg(feature = "cuda")]
             Saved::Grouped(saved) => self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads),
+            #[cfg(feature = "cuda")]
+            Saved::Gated(saved) => {
+                let mut back = self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads)?;
+                back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
+                Ok(back)
+            }
+            #[cfg(feature = "cuda")]
+            Saved::Segments(saved) => {
+                let mut back = self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads)?;
+                back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
+                Ok(back)
+            }
             Saved::Shared(saved) => self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads),
             Saved::Merged(saved) => {
                 let deltas = self.differences();
@@ -299,6 +311,10 @@ fn replica_squares(deltas: &[Option<[Tensor; 3]>], grads: &Grads, device: &Devic
 impl Slices {
     /// Sums over each expert's neurons of values `[I]` f64.
     fn sums(&self, values_i: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if values_i.device().is_cuda() {
+            return Ok(self.lists.sums(values_i)?);
+        }
         let zeros_n = Tensor::zeros(self.widths.len(), values_i.dtype(), values_i.device())?;
         Ok(zeros_n.index_add(&self.neuron_expert, values_i, 0)?)
     }

@@ -9,6 +9,7 @@ use super::gate::{self, Scores};
 use super::select::{Selection, select};
 use super::{Balance, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
 use crate::decoder::{Active, Keep, Load, Pass, PathTable};
+use crate::ops::segment_means::{self, Segments};
 use crate::ops::{Grads, RowRun, elementwise, open_gates};
 use crate::{Error, Result};
 
@@ -77,15 +78,13 @@ impl Routing {
     /// Sums over the tokens of each decision of values `[B·T, N]`: `[D, N]`.
     pub(super) fn by_decision(&self, values_tn: &Tensor) -> Result<Tensor> {
         let Self::Shared { gate_dn, runs, .. } = self else { return Ok(values_tn.clone()) };
-        let (decisions, tokens) = (gate_dn.dim(0)?, values_tn.dim(0)?);
-        let mut member = vec![0f32; decisions * tokens];
-        for run in runs {
-            if let Some(decision) = run.decision {
-                member[decision * tokens..][run.rows.clone()].fill(1.0);
-            }
-        }
-        let member_dt = Tensor::from_vec(member, (decisions, tokens), values_tn.device())?;
-        Ok(member_dt.to_dtype(values_tn.dtype())?.matmul(values_tn)?)
+        let (decisions, device) = (gate_dn.dim(0)?, values_tn.device());
+        let of_run = |run: &RowRun| std::iter::repeat_n(run.decision.unwrap_or(decisions) as u32, run.rows.len());
+        let decision_1t =
+            Tensor::new(runs.iter().flat_map(of_run).collect::<Vec<u32>>().as_slice(), device)?.unsqueeze(0)?;
+        let own_d1 = Tensor::arange(0, decisions as u32, device)?.unsqueeze(1)?;
+        let member_dt = decision_1t.broadcast_eq(&own_d1)?.to_dtype(values_tn.dtype())?;
+        Ok(member_dt.matmul(values_tn)?)
     }
 
     /// The gates of every token of x, `[B·T, N]`; ones where all `experts` are active.
@@ -167,9 +166,11 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     if shared.as_ref().is_some_and(|shared| shared.decisions == 0) {
         return Ok(Routed { routing: Routing::All, auxiliary: None, saved: None });
     }
-    let inputs = |values: &Tensor| match &shared {
-        None => Ok(values.flatten_to(1)?),
-        Some(shared) => shared.means(values),
+    let inputs = |values: &Tensor| -> Result<Tensor> {
+        Ok(match &shared {
+            None => values.flatten_to(1)?,
+            Some(shared) => segment_means::forward(values, shared.segments())?,
+        })
     };
     let mut x_rd = inputs(&x.detach())?;
     let jitter = match pass.training {
@@ -275,12 +276,11 @@ impl Saved {
         if let Some(noise_rd) = &self.jitter {
             dx_rd = (dx_rd * noise_rd)?;
         }
-        let &[_, t, _] = shape else { return Ok(None) };
-        let dx = match Shared::new(spec.route_per, t) {
-            None => dx_rd.reshape(shape)?,
-            Some(shared) => shared.spread(&dx_rd, shape)?,
-        };
-        Ok(Some(elementwise::cast(&dx, self.dtype)?))
+        let &[b, t, d] = shape else { return Ok(None) };
+        Ok(Some(match Shared::new(spec.route_per, t) {
+            None => elementwise::cast(&dx_rd.reshape(shape)?, self.dtype)?,
+            Some(shared) => segment_means::backward(&dx_rd, shared.segments(), (b, t, d), self.dtype)?,
+        }))
     }
 
     /// ∂L/∂ℓ by level and run of routers; `None` where L does not depend on them.
@@ -353,22 +353,9 @@ impl Shared {
         (0..b).flat_map(of_sequence).collect()
     }
 
-    /// The means `[D, d]`, f32, of what the decisions read of values `[B, T, d]`.
-    fn means(&self, values: &Tensor) -> Result<Tensor> {
-        let (b, _, d) = values.dims3()?;
-        let read = values.narrow(1, 0, self.decisions * self.reads)?.to_dtype(DType::F32)?;
-        Ok(read.reshape((b, self.decisions, self.reads, d))?.mean(2)?.flatten_to(1)?)
-    }
-}
-
-impl Shared {
-    /// The derivative of [`means`](Self::means): each token that a decision read has its share of `dmeans_rd`; `[B, T, d]`.
-    fn spread(&self, dmeans_rd: &Tensor, shape: &[usize]) -> Result<Tensor> {
-        let &[b, t, d] = shape else { return Err(Error::setting("shape", "is not [B, T, d]", "give a batch")) };
-        let read = self.decisions * self.reads;
-        let each = (dmeans_rd.reshape((b, self.decisions, 1, d))? / self.reads as f64)?;
-        let each = each.broadcast_as((b, self.decisions, self.reads, d))?.contiguous()?.reshape((b, read, d))?;
-        Ok(each.pad_with_zeros(1, 0, t - read)?)
+    /// What the decisions read.
+    fn segments(&self) -> Segments {
+        Segments { count: self.decisions, tokens: self.reads }
     }
 }
 

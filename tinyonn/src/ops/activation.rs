@@ -114,6 +114,15 @@ pub fn fingerprint(activation: &'static dyn Activation) -> Result<String> {
     Ok(digest.hex())
 }
 
+#[cfg(feature = "cuda")]
+impl dyn Activation {
+    /// Whether kernels know its formula.
+    pub(super) fn is_silu(&self) -> bool {
+        let any: &dyn Any = self;
+        any.is::<Silu>()
+    }
+}
+
 fn type_of(activation: &'static dyn Activation) -> TypeId {
     let any: &dyn Any = activation;
     any.type_id()

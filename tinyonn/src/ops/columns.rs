@@ -4,9 +4,13 @@ use candle_core::{DType, Result, Tensor};
 
 use super::lanes;
 
-/// Column j of the outcome `[t, i]` is column `index_i[j]` of `values_tn`. Where the index names no column the answer is candle's.
+/// Column j of the outcome `[t, i]` is column `index_i[j]` of `values_tn`. Where the index names no column the answer is candle's, on a GPU zeros.
 pub(super) fn columns(values_tn: &Tensor, index_i: &Tensor) -> Result<Tensor> {
     let (t, n) = values_tn.dims2()?;
+    #[cfg(feature = "cuda")]
+    if super::gather_kernel::takes(values_tn, index_i) {
+        return super::gather_kernel::columns(values_tn, index_i);
+    }
     if !lanes::fused(&[values_tn]) || !values_tn.is_contiguous() || index_i.dtype() != DType::U32 {
         return values_tn.index_select(index_i, 1);
     }

@@ -41,17 +41,23 @@ impl ExpertNeurons {
     /// # Errors
     /// What the device reports.
     pub fn on_device(&self, device: &Device) -> Result<NeuronLists> {
-        let starts: Vec<u32> = self.starts.iter().map(|start| *start as u32).collect();
+        let [order_i, starts] = self.order_and_starts(device)?;
         let mut place = vec![0u32; self.width()];
         for n in 0..self.count() {
             self.neurons(n).iter().enumerate().for_each(|(at, neuron)| place[*neuron as usize] = at as u32);
         }
         Ok(NeuronLists {
-            order_i: Tensor::new(self.order.as_slice(), device)?,
+            order_i,
             place_i: Tensor::new(place.as_slice(), device)?,
-            starts: Tensor::new(starts.as_slice(), device)?,
+            starts,
             widest: self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0),
         })
+    }
+
+    /// The neurons by expert `[i]`, and where each begins `[n + 1]`, u32.
+    pub(super) fn order_and_starts(&self, device: &Device) -> Result<[Tensor; 2]> {
+        let starts: Vec<u32> = self.starts.iter().map(|start| *start as u32).collect();
+        Ok([Tensor::new(self.order.as_slice(), device)?, Tensor::new(starts.as_slice(), device)?])
     }
 
     /// Experts.
@@ -116,4 +122,15 @@ pub struct NeuronLists {
     pub starts: Tensor,
     /// Neurons of the widest.
     pub widest: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl NeuronLists {
+    /// Sums over each expert's neurons of `[i]` f64 values on the same card, `[n]`; the order of every sum is fixed.
+    ///
+    /// # Errors
+    /// Values of another size or type; what the driver reports.
+    pub fn sums(&self, values_i: &Tensor) -> Result<Tensor> {
+        super::image_kernel::expert_sums(values_i, self)
+    }
 }

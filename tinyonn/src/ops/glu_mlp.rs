@@ -160,7 +160,7 @@ impl SlicedMlp for Saved {
         learners: &Learners,
         grads: &mut Grads,
     ) -> Result<u64> {
-        weight_gradients([weights.gate, weights.up, weights.down], &self.values, deltas, learners, grads)
+        weight_gradients(weights, [0, 1, 2].map(|which| self.values.factors(which, deltas)), learners, grads)
     }
 }
 
@@ -174,20 +174,18 @@ pub(super) fn gate_gradient(
     gate_tn.zeros_like()?.index_add(owners, &product_ti, 1)
 }
 
-/// The gradients of an MLP's three matrices, only the learners' rows; returns the multiply-adds.
+/// The gradients of an MLP's three matrices, vᵀ a of their factors v `[t, i]` and a `[t, d]`, only the learners' rows; returns the multiply-adds.
 pub(super) fn weight_gradients(
-    weights: [&Tensor; 3],
-    values: &MlpValues,
-    deltas: &Deltas,
+    weights: MlpWeights<'_>,
+    factors: [(&Tensor, &Tensor); 3],
     learners: &Learners,
     grads: &mut Grads,
 ) -> Result<u64> {
     let mut done = 0;
-    for (which, weight) in weights.into_iter().enumerate() {
+    for (weight, (v_ti, a_td)) in [weights.gate, weights.up, weights.down].into_iter().zip(factors) {
         if !grads.learns(weight) {
             continue;
         }
-        let (v_ti, a_td) = values.factors(which, deltas);
         match learners {
             Learners::All => {
                 grads.add_product(weight, v_ti, a_td)?;
@@ -195,7 +193,7 @@ pub(super) fn weight_gradients(
             }
             Learners::Neurons(neurons) => {
                 let v_tm = neurons.columns(v_ti)?;
-                grads.add_with(weight, || neurons.rows(&v_tm.t()?.matmul(a_td)?))?;
+                neurons.add_rows(&v_tm.t()?.matmul(a_td)?, weight, grads)?;
                 done += multiply_adds(&v_tm, a_td)?;
             }
         }

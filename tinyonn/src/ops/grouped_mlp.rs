@@ -13,8 +13,6 @@
 //! Values are bf16, sums f32, and every sum has one order: runs are bit-equal. h, g, u and their derivatives take 2 · `most` · width bytes a token each,
 //! and the rows of y and dx, which a token's sum is made of, 2 · `most` · d for as long as a call takes.
 
-use std::any::Any;
-
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::{DType, Result, Tensor};
 
@@ -26,7 +24,7 @@ use super::kernel::{Argument, Grid, Kernel, THREADS, address, attribute, card, i
 use super::learners::LearningNeurons;
 use super::linear::{rows, sum_of_products};
 use super::mlp_values::MlpBackward;
-use super::{Activation, Grads, Learners};
+use super::{Activation as _, Grads, Learners};
 
 static KERNELS: Kernel = Kernel::new(
     "grouped_mlp",
@@ -160,7 +158,7 @@ impl Shape {
 pub fn takes(x: &Tensor, weights: MlpWeights<'_>) -> Result<bool> {
     let x_td = rows(x)?;
     let (t, d) = x_td.dims2()?;
-    if t == 0 || !d.is_multiple_of(64) || !is_silu(weights.activation) {
+    if t == 0 || !d.is_multiple_of(64) || !weights.activation.is_silu() {
         return Ok(false);
     }
     for tensor in [&x_td, weights.gate, weights.up, weights.down] {
@@ -170,11 +168,6 @@ pub fn takes(x: &Tensor, weights: MlpWeights<'_>) -> Result<bool> {
     }
     let there = attribute(card(&x_td)?, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
     Ok(there >= UP_BYTES.max(DELTA_BYTES) as usize)
-}
-
-fn is_silu(activation: &'static dyn Activation) -> bool {
-    let any: &dyn Any = activation;
-    any.is::<Silu>()
 }
 
 /// y = W_d (h ⊙ c) without the neurons whose c is zero, of what [`takes`] has agreed to.
@@ -476,7 +469,7 @@ impl Saved {
         grads: &mut Grads,
     ) -> Result<u64> {
         let v_tm = some.columns(&self.dense(values)?)?;
-        grads.add_with(weight, || some.rows(&v_tm.t()?.matmul(a_td)?))?;
+        some.add_rows(&v_tm.t()?.matmul(a_td)?, weight, grads)?;
         super::mlp_values::multiply_adds(&v_tm, a_td)
     }
 }

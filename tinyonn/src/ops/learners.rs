@@ -3,8 +3,8 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::columns::columns;
-use super::lanes;
 use super::sum_of_rows::NOTHING;
+use super::{Grads, lanes};
 
 /// Whose weight gradients are formed.
 #[derive(Clone, Debug)]
@@ -25,8 +25,8 @@ pub struct LearningNeurons {
 }
 
 impl LearningNeurons {
-    /// Those with a 1 in `learn_i` `[i]` u8, at most `most` of them. Nothing is read by the host: on a GPU `index_m` has `most` places,
-    /// however many learn.
+    /// Those with a 1 in `learn_i` `[i]` u8, at most `most` of them. Nothing is read by the host: on a GPU `index_m` has places for `most` and up to 63
+    /// more, however many learn, because products of a width that is no multiple of eight take twice the time there.
     ///
     /// # Errors
     /// What the device reports.
@@ -57,7 +57,7 @@ impl LearningNeurons {
                 place_i: Tensor::from_vec(place, count, device)?,
             });
         }
-        Self::on_device(learn_i, most)
+        Self::on_device(learn_i, most.next_multiple_of(64))
     }
 
     /// [`new`](Self::new) in plain operations, for marks that do not lie in main memory.
@@ -108,6 +108,17 @@ impl LearningNeurons {
             return Tensor::zeros((self.place_i.dim(0)?, rows_md.dim(1)?), rows_md.dtype(), rows_md.device());
         }
         rows_md.contiguous()?.index_select(&self.place_i, 0)
+    }
+
+    /// Adds rows `[m, d]` at their neurons' places to the gradient of `weight`.
+    pub(super) fn add_rows(&self, rows_md: &Tensor, weight: &Tensor, grads: &mut Grads) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if rows_md.device().is_cuda() && grads.takes_on_a_card(weight) && super::kernel::is_read(rows_md) {
+            let Some(target) = grads.target(weight) else { return Ok(()) };
+            let none = rows_md.narrow(0, 0, 0)?;
+            return super::gather_kernel::rows_to_places([rows_md, &none], &self.place_i, (&target.0, target.1));
+        }
+        grads.add_with(weight, || self.rows(rows_md))
     }
 
     /// Whether each of `neurons` neurons learns; in main memory only.

@@ -12,6 +12,8 @@ use rayon::prelude::*;
 use super::grad_site::{GradSite, gated, wide};
 use super::lanes;
 use super::mlp_values::MlpBackward;
+#[cfg(feature = "cuda")]
+use super::neuron_moments::Imaging;
 
 /// Who competed, and who learns.
 #[derive(Clone, Debug)]
@@ -31,6 +33,13 @@ const TOKENS: usize = 256;
 /// What the device reports.
 pub fn surprise_squares(seen: &MlpBackward<'_>, counted_t: Option<&Tensor>) -> Result<Tensor> {
     let (t, width) = seen.h_ti.dims2()?;
+    #[cfg(feature = "cuda")]
+    {
+        let h_ti = seen.gate_ti.map_or(Ok(seen.h_ti.clone()), |gate_ti| seen.h_ti * gate_ti)?;
+        if super::image_kernel::takes(&h_ti, seen, &Imaging::default())? {
+            return super::image_kernel::surprise_squares(&h_ti, seen, counted_t);
+        }
+    }
     if !lanes::fused(&[seen.h_ti, seen.delta_y_td, seen.x_td]) {
         let squares_ti = GradSite::Weight.neuron_squares(seen)?.to_dtype(DType::F64)?;
         let marks_1t = match counted_t {

@@ -40,6 +40,10 @@ pub mod distillation;
 pub mod elementwise;
 pub mod embedding;
 pub mod expert_neurons;
+#[cfg(feature = "cuda")]
+pub mod gated_mlp;
+#[cfg(feature = "cuda")]
+mod gather_kernel;
 pub mod gaussian_density;
 pub mod glu_mlp;
 mod grad_norm;
@@ -49,6 +53,8 @@ pub mod grads;
 pub mod grouped_mlp;
 pub mod hierarchy;
 pub mod host;
+#[cfg(feature = "cuda")]
+mod image_kernel;
 pub mod image_sums;
 #[cfg(feature = "cuda")]
 mod kernel;
@@ -70,6 +76,9 @@ pub mod replicas;
 pub mod rms_norm;
 pub mod rope;
 pub mod runs;
+pub mod segment_means;
+#[cfg(feature = "cuda")]
+pub mod segment_mlp;
 pub mod sgd;
 pub mod share_loss;
 pub mod shared_mlp;

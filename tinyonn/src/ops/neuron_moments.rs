@@ -70,6 +70,10 @@ pub fn image_moments(pass: &MlpBackward<'_>, counted_t: &Tensor, imaging: &Imagi
         None => pass.h_ti.clone(),
         Some(gate_ti) => (pass.h_ti * gate_ti)?,
     };
+    #[cfg(feature = "cuda")]
+    if super::image_kernel::takes(&h_ti, pass, imaging)? {
+        return super::image_kernel::moments(&h_ti, pass, counted_t, imaging);
+    }
     if !lanes::fused(&[&h_ti, pass.delta_y_td, pass.x_td]) {
         return composed(pass, &h_ti, counted_t, imaging);
     }
