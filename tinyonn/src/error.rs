@@ -6,6 +6,20 @@ use std::path::{Path, PathBuf};
 use crate::signal::Signal;
 
 /// What went wrong, where, and the remedy.
+///
+/// ```
+/// use tinyonn::Error;
+/// use tinyonn::interrupt::Signal;
+///
+/// let missing = std::fs::read("no/such/model").unwrap_err();
+/// assert_eq!(Error::io("no/such/model", missing).to_string(), "no/such/model: No such file or directory (os error 2); check the path");
+/// assert_eq!(Error::file("a.json", "is no JSON", "write it again").to_string(), "a.json: is no JSON; write it again");
+/// assert_eq!(Error::tensor("norm.weight", "is [4]", "give [8]").to_string(), "tensor `norm.weight`: is [4]; give [8]");
+/// assert_eq!(Error::setting("--steps", "is 0", "give at least 1").to_string(), "`--steps`: is 0; give at least 1");
+/// assert_eq!(Error::variant("Few", "is not known", "declare it").to_string(), "variant `Few`: is not known; declare it");
+/// let stopped = Error::interrupted(Signal::Terminate, "step 8 is saved", "the same command goes on");
+/// assert_eq!(stopped.to_string(), "stopped by SIGTERM: step 8 is saved; the same command goes on");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -73,6 +87,17 @@ pub enum Error {
 }
 
 /// The library's result.
+///
+/// ```
+/// use tinyonn::{Error, Result};
+///
+/// fn tokens(text: &str) -> Result<u64> {
+///     text.parse().map_err(|e| Error::setting("--tokens", format!("`{text}`: {e}"), "give a whole number"))
+/// }
+/// assert_eq!(tokens("1024")?, 1024);
+/// assert!(tokens("many").unwrap_err().to_string().ends_with("; give a whole number"));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

@@ -62,6 +62,18 @@ impl Interrupt {
     /// The first one asks the loops that heed it to stop. A second one, or the first where no loop heeds it, ends the program at once,
     /// with [`Signal::exit_code`] and one line on standard error: files and folders that were not whole are removed ([`abandon`]).
     ///
+    /// ```no_run
+    /// use tinyonn::interrupt::Interrupt;
+    ///
+    /// fn main() -> tinyonn::Result<()> {
+    ///     let interrupt = Interrupt::on_signals()?;
+    ///     while interrupt.requested().is_none() {
+    ///         // … a step, under `interrupt.heed()` …
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// The system refuses it.
     pub fn on_signals() -> Result<Self> {
@@ -124,6 +136,19 @@ impl Interrupt {
 }
 
 /// Kept by a loop that stops when it is asked to: [`Interrupt::heed`].
+///
+/// ```
+/// use tinyonn::interrupt::{Heeded, Interrupt};
+///
+/// struct Training {
+///     interrupt: Interrupt,
+///     _heeded: Heeded, // as long as the training lives, the first Ctrl-C does not end the program
+/// }
+///
+/// let interrupt = Interrupt::default();
+/// let training = Training { _heeded: interrupt.heed(), interrupt };
+/// assert_eq!(training.interrupt.requested(), None);
+/// ```
 #[derive(Debug)]
 pub struct Heeded {
     shared: Arc<Shared>,

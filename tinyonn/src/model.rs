@@ -1,4 +1,43 @@
 //! The sparse model: the dense decoder's own code with a mixture of experts in every feed-forward slot.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use tinyonn::checkpoint::{ParamStore, upcycle};
+//! use tinyonn::decoder::{CausalLm, Continuation, Generation, Pass, Prompt, Sampling};
+//! use tinyonn::model::TinyOnnForCausalLm;
+//! use tinyonn::moe::{self, Pfag};
+//! use tinyonn::phases::RunConfig;
+//!
+//! let cfg = RunConfig::default().dense.arch(64, "silu");
+//! let variant = moe::variant("TinyOnn")?;
+//! let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+//! // Neuron i goes to expert 100 i / I.
+//! let owners: Vec<u32> = (0..cfg.intermediate_size).map(|i| (i * 100 / cfg.intermediate_size) as u32).collect();
+//! let store = upcycle(dense, &cfg, variant, &vec![owners.clone(); cfg.num_hidden_layers], 0)?;
+//! let model = TinyOnnForCausalLm::new(&cfg, variant, &store.builder(DType::F32, |_| false))?;
+//! assert_eq!((model.spec().active_experts(), model.moe(0).routers().len()), (64, 2));
+//! assert_eq!(model.neuron_experts()?.map(|layers| layers[0].clone()), Some(owners));
+//!
+//! let (ids, targets) = (Tensor::new(&[[3u32, 1, 4]], &Device::Cpu)?, Tensor::new(&[[1u32, 4, 1]], &Device::Cpu)?);
+//! let (logits, traces) = model.forward(&ids, &Pass::routed(), None)?;
+//! assert_eq!((logits.dims(), traces.len()), (&[1, 3, 64][..], 4));
+//! assert_eq!(model.traced_logits(&ids, &Pass::routed())?.0.to_vec3::<f32>()?, logits.to_vec3::<f32>()?);
+//! let all_active = model.logits(&ids, &Pass::all(), None)?;
+//! assert_ne!(all_active.to_vec3::<f32>()?, logits.to_vec3::<f32>()?);
+//! let (losses, _) = model.losses(&ids, &targets, &Pass::all())?;
+//! assert!((losses.mean_all()?.to_scalar::<f32>()? - 64f32.ln()).abs() < 0.2); // it knows nothing yet
+//!
+//! let how = Generation { tokens: 4, stop_ids: vec![], sampling: Sampling::GREEDY };
+//! let texts = model.generate(vec![Prompt::new(vec![3, 1, 4], 0, 0)], &how, &Pass::routed(), &mut |_| Ok(()))?;
+//! assert_eq!(texts[0].len(), 4);
+//! let asked = [Continuation { tokens: vec![3, 1, 4], from: 2 }];
+//! assert!(model.likelihoods(&asked, &Pass::all(), false)?[0].log_likelihood < 0.0);
+//!
+//! // Two groups, and one expert of each, in place of the eight and eight that are declared.
+//! let few = TinyOnnForCausalLm::taking(&cfg, variant, &store.builder(DType::F32, |_| false), |_| &[2, 1], Pfag::Off)?;
+//! assert_eq!(few.spec().active_experts(), 2);
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use std::sync::Arc;
 
@@ -14,12 +53,36 @@ use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
 use crate::{Error, Result};
 
 /// A decoder layer over routed experts: attention unchanged, `mlp` replaced.
+///
+/// ```
+/// use tinyonn::model::{TinyOnnForCausalLm, TinyOnnLayer};
+/// fn first(model: &TinyOnnForCausalLm) -> &TinyOnnLayer {
+///     &model.lm().model().layers()[0]
+/// }
+/// ```
 pub type TinyOnnLayer = Block<MoeLayer>;
 
 /// The decoder over routed experts, without its head.
+///
+/// ```
+/// use tinyonn::model::{TinyOnnForCausalLm, TinyOnnModel};
+/// fn decoder(model: &TinyOnnForCausalLm) -> &TinyOnnModel {
+///     model.lm().model()
+/// }
+/// ```
 pub type TinyOnnModel = Decoder<MoeLayer>;
 
 /// Which experts a checkpoint runs unless it is told otherwise: a part of its config.json.
+///
+/// ```
+/// use tinyonn::decoder::Active;
+/// use tinyonn::model::ActiveMode;
+///
+/// assert!(matches!(ActiveMode::All.pass().active, Active::All));
+/// assert!(matches!(ActiveMode::Routed.pass().active, Active::Routed));
+/// assert_eq!(serde_json::to_string(&ActiveMode::Routed)?, "\"routed\"");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActiveMode {
@@ -82,6 +145,17 @@ impl TinyOnnForCausalLm {
 
     /// With the paths of its tasks, which `logits` and `generate` of a variant that is routed by its task follow where the pass gives
     /// none; [`lm`](Self::lm) follows its pass alone.
+    ///
+    /// ```
+    /// use tinyonn::decoder::PathTable;
+    /// use tinyonn::model::TinyOnnForCausalLm;
+    ///
+    /// /// A model routed by its task, whose two tasks take the experts 0 and 3 of each layer.
+    /// fn with_its_tasks(model: TinyOnnForCausalLm) -> TinyOnnForCausalLm {
+    ///     let layers = model.lm().config().num_hidden_layers;
+    ///     model.with_paths(Some(PathTable { experts: vec![vec![vec![0]; layers], vec![vec![3]; layers]] }))
+    /// }
+    /// ```
     #[must_use]
     pub fn with_paths(self, paths: Option<PathTable>) -> Self {
         Self { paths: paths.map(Arc::new), ..self }

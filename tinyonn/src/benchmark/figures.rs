@@ -79,6 +79,16 @@ fn chance(task: &BenchmarkTask) -> f64 {
 
 /// The share of items that the best constant answer gets right: the same text wherever it is a choice (yes, of yes and no), or the same
 /// place among the choices. A place where *all* right answers stand is how a file was written, and no answer: it does not count.
+///
+/// ```
+/// use tinyonn::benchmark::{BenchmarkTask, Choice, Item, Metric, best_constant};
+///
+/// let choices = || ["yes", "no"].map(|text| Choice { context: "?".into(), continuation: text.into() }).to_vec();
+/// let item = |id, gold| Item { id, choices: choices(), gold };
+/// let task = BenchmarkTask { name: "asked".into(), metric: Metric::Sum, items: vec![item(0, 0), item(1, 0), item(2, 1)] };
+/// // Who always says yes is right twice in three times: more than the half that guessing gets.
+/// assert_eq!(best_constant(&task), 2.0 / 3.0);
+/// ```
 #[must_use]
 pub fn best_constant(task: &BenchmarkTask) -> f64 {
     let (mut texts, mut places) = (HashMap::<&str, usize>::new(), HashMap::<usize, usize>::new());

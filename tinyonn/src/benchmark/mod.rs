@@ -11,7 +11,7 @@
 //!
 //! ```
 //! use candle_core::{DType, Device};
-//! use tinyonn::benchmark::{BenchmarkTask, Choice, Item, Metric, TaskFigures, answers};
+//! use tinyonn::benchmark::{BenchmarkTask, Choice, Item, Metric, TaskFigures, answers, write_answers};
 //! use tinyonn::checkpoint::ParamStore;
 //! use tinyonn::data::{Corpus, TextTokenizer, sorting};
 //! use tinyonn::decoder::{Arch, CausalLm, Pass};
@@ -29,6 +29,11 @@
 //! let task = BenchmarkTask { name: "sorting".into(), metric: Metric::PerCharacter, items: vec![item] };
 //! let likelihoods = |asked: &[_], greedy| model.likelihoods(asked, &Pass::all(), greedy, true);
 //! let answers = answers(&task, &tokenizer, cfg.max_position_embeddings, likelihoods)?;
+//! # let dir = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+//! # let path = dir.path().join("answers.jsonl");
+//! write_answers(&path, &answers)?; // an `Answer` a line
+//! // What knows nothing of 300 tokens needs some bits for each byte of a choice.
+//! assert!(answers[0].bits_per_byte() > 1.0 && answers[0].right == (answers[0].answer == Some(0)));
 //! let figures = TaskFigures::new(&task, &answers, 0)?;
 //! assert_eq!((figures.items, figures.chance, figures.signal), (1, 0.5, false));
 //! # Ok::<(), tinyonn::Error>(())
@@ -47,6 +52,11 @@ pub use metric::Metric;
 pub use task::{BenchmarkTask, Choice, Item};
 
 /// The tasks that `scripts/fetch_material.sh` fetches: their names, and their folders in it.
+///
+/// ```
+/// let (name, folder) = tinyonn::benchmark::TASKS[0];
+/// assert_eq!((name, folder), ("arc_easy", "arc_easy/rc_0shot"));
+/// ```
 pub const TASKS: [(&str, &str); 9] = [
     ("arc_easy", "arc_easy/rc_0shot"),
     ("arc_challenge", "arc_challenge/rc_0shot"),

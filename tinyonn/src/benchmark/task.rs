@@ -18,6 +18,24 @@ const FETCH: &str = "fetch it again: scripts/fetch_material.sh";
 const LINES: [(&str, bool); 2] = [("requests.jsonl.gz", true), ("requests.jsonl", false)];
 
 /// The items of a task and how they are answered.
+///
+/// ```
+/// use tinyonn::benchmark::BenchmarkTask;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// let lines = [r#"{"request_type":"loglikelihood","request":{"context":"2 + 2 =","continuation":" 4"},"doc_id":0,"idx":0,"label":0}"#,
+///              r#"{"request_type":"loglikelihood","request":{"context":"2 + 2 =","continuation":" 5"},"doc_id":0,"idx":1,"label":0}"#];
+/// std::fs::write(dir.join("requests.jsonl"), lines.join("\n"))?;
+/// std::fs::write(dir.join("config.json"), r#"{"task_name":"sums","task_config":{"primary_metric":"acc_raw"},"num_instances":1}"#)?;
+///
+/// let task = BenchmarkTask::read(dir)?;
+/// assert_eq!((task.items.len(), task.items[0].choices[1].continuation.as_str()), (1, " 5"));
+/// // The same question, answered otherwise, is another task.
+/// let other = BenchmarkTask { metric: tinyonn::benchmark::Metric::PerCharacter, ..task.clone() };
+/// assert_ne!(task.sha256(), other.sha256());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct BenchmarkTask {
     /// As its config.json calls it.

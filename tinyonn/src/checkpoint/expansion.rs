@@ -300,6 +300,25 @@ impl<'a> Expansion<'a> {
 /// Grows the checkpoint `from` into the folder `staged`, with the tokenizer's files: weights in the types they are stored in, all of them in memory. It
 /// is an ordinary checkpoint of the larger variant. What was written is not verified: compare it ([`super::compare`]).
 ///
+/// ```
+/// use tinyonn::checkpoint::{Expansion, TinyOnnFolder, expand_folder};
+/// use tinyonn::files::StagedFolder;
+/// use tinyonn::moe::variant;
+///
+/// fn grow(from: &str, to: &str) -> tinyonn::Result<()> {
+///     let from = TinyOnnFolder::open(from)?;
+///     let variants = [variant("TinyOnn")?, variant("TinyOnnDoubled")?];
+///     let expansion = Expansion::new(from.arch(), variants, None, 0, 0)?;
+///     assert_eq!((expansion.variants()[1].spec.experts(), expansion.arch_before()), (200, from.arch()));
+///     assert_eq!(expansion.parents()[0][..4], [0, 0, 1, 1]); // two children of each expert
+///     let staged = StagedFolder::new(to)?;
+///     expand_folder(&from, &expansion, &staged)?;
+///     staged.publish()
+/// }
+/// # let _ = grow;
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// As of [`Expansion::store`]; a checkpoint of another variant than the expansion is for; the system refuses a file.
 pub fn expand_folder(from: &TinyOnnFolder, expansion: &Expansion<'_>, staged: &StagedFolder) -> Result<()> {

@@ -25,6 +25,31 @@ pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// A model folder, opened: its configuration read, its tensors listed, their bytes mapped.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::{ModelFolder, expected_tensors};
+///
+/// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// let folder = ModelFolder::open(dir)?;
+/// let arch = folder.arch()?;
+/// assert_eq!((folder.config()["model_type"].as_str(), folder.dir().join("config.json")), (Some("llama"), folder.config_path()));
+/// folder.check_names(&expected_tensors(&arch))?; // nothing missing, nothing unexpected
+///
+/// let (name, info) = folder.tensors().next().expect("it has weights");
+/// assert_eq!(folder.bytes(name)?.len(), 2 * info.shape.iter().product::<usize>()); // bf16
+/// assert_eq!(folder.source().info(name), Some(info));
+/// assert!(folder.same_bytes(name, (&folder, name))?);
+/// assert_eq!(folder.beside("generation_config.json")?, None);
+/// assert_eq!((folder.sha256()?.len(), folder.not_finite()?), (64, vec![]));
+/// folder.refuse_not_finite("take another model")?;
+///
+/// folder.announce(Some(DType::F32)); // of a GGUF file it would say that blocks are dequantised
+/// let mut store = folder.load(&Device::Cpu, Some(DType::F32))?;
+/// assert_eq!(store.parameters(), arch.parameters());
+/// folder.restore_head(&mut store)?; // a stored copy of the embedding; this folder has none
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct ModelFolder {
     dir: PathBuf,
@@ -269,6 +294,13 @@ fn list(kind: &str, names: &[String]) -> String {
 
 /// The shape that a model has on paper: what the `config.json` at `path`, or in the folder `path`, says. No weights need be there.
 ///
+/// ```
+/// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// let arch = tinyonn::checkpoint::read_arch(dir)?;
+/// assert!(arch.to_string().starts_with("llama, 2 layers"));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// A configuration that is missing, or that asks for what is not computed.
 pub fn read_arch(path: impl AsRef<Path>) -> Result<Arch> {
@@ -281,6 +313,17 @@ pub fn read_arch(path: impl AsRef<Path>) -> Result<Arch> {
 }
 
 /// Whether `path` is a configuration alone: a `config.json`, or a folder that holds one and no weights.
+///
+/// ```
+/// use tinyonn::checkpoint::is_on_paper;
+///
+/// # let dir = tempfile::tempdir()?;
+/// std::fs::write(dir.path().join("config.json"), "{}")?;
+/// assert!(is_on_paper(dir.path()));
+/// std::fs::write(dir.path().join("model.safetensors"), "")?;
+/// assert!(!is_on_paper(dir.path()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use]
 pub fn is_on_paper(path: impl AsRef<Path>) -> bool {
     let path = path.as_ref();

@@ -13,6 +13,32 @@ use crate::moe::{LoadMeter, MoeSpec, Pfag, RoutePer};
 use crate::{Error, Result};
 
 /// A dense model or one of routed experts, frozen.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::{LoadedModel, load_model};
+/// use tinyonn::decoder::{Continuation, Generation, Pass, Prompt, Sampling};
+/// use tinyonn::model::ActiveMode;
+///
+/// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// let model = load_model(dir, &Device::Cpu, Some(DType::F32))?;
+/// assert!(matches!(model, LoadedModel::Dense(_)));
+/// assert_eq!((model.active(), model.variant(), model.spec(), model.experts()), (ActiveMode::All, None, None, 0));
+/// assert!(!model.needs_tasks(ActiveMode::Routed));
+///
+/// let (ids, targets) = (Tensor::new(&[[1u32, 2, 3]], &Device::Cpu)?, Tensor::new(&[[2u32, 3, u32::MAX]], &Device::Cpu)?);
+/// assert_eq!(model.logits(&ids, &Pass::all())?.dims(), [1, 3, model.config().vocab_size]);
+/// let (_, traces) = model.traced_logits(&ids, &Pass::all())?;
+/// let (losses, _) = model.losses(&ids, &targets, &Pass::all())?;
+/// assert_eq!((traces.len(), losses.dims()), (model.config().num_hidden_layers, &[1, 3][..]));
+/// let said = model.likelihoods(&[Continuation { tokens: vec![1, 2, 3], from: 1 }], &Pass::all(), false)?;
+/// let by_hand = -losses.sum_all()?.to_scalar::<f32>()?;
+/// assert!((said[0].log_likelihood - f64::from(by_hand)).abs() < 1e-3);
+/// let how = Generation { tokens: 3, stop_ids: vec![], sampling: Sampling::GREEDY };
+/// let texts = model.generate(vec![Prompt::new(vec![1, 2], 0, 0)], &how, &Pass::all(), &mut |_| Ok(()))?;
+/// assert_eq!(texts[0].len(), 3);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[non_exhaustive]
 pub enum LoadedModel {
     /// A plain decoder.
@@ -44,6 +70,21 @@ pub fn load_model(dir: impl AsRef<Path>, device: &Device, dtype: Option<DType>) 
 /// As [`load_model`], of a Tiny-ONN whose routers choose: as many of them as come nearest to `percent` % of the experts ([`MoeSpec::top_k_at`]), in place of
 /// what it declares. It runs routed.
 ///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::load_model_at_share;
+/// use tinyonn::moe::LoadMeter;
+///
+/// /// Half of the experts of the checkpoint in `dir`, whatever it declares.
+/// fn at_half(dir: &str) -> tinyonn::Result<f64> {
+///     let model = load_model_at_share(dir, &Device::Cpu, None, 50)?;
+///     let nothing_yet = LoadMeter::new(model.config().num_hidden_layers, model.experts());
+///     model.active_share(&nothing_yet)
+/// }
+/// # let _ = at_half;
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// A share that is none; a dense model, one without a hierarchy, or one that is routed by the task; as of [`load_model`].
 pub fn load_model_at_share(
@@ -70,6 +111,15 @@ pub fn load_model_at_share(
 }
 
 /// Whether a variant can take other shares of its experts than it declares: [`load_model_at_share`].
+///
+/// ```
+/// use tinyonn::checkpoint::takes_shares;
+/// use tinyonn::gallery::{DeMix, OwnGate, TinyOnn};
+///
+/// assert!(takes_shares(&TinyOnn::SPEC));
+/// assert!(!takes_shares(&DeMix::SPEC)); // routed by the task
+/// assert!(!takes_shares(&OwnGate::SPEC)); // no hierarchy
+/// ```
 #[must_use]
 pub fn takes_shares(spec: &MoeSpec) -> bool {
     !spec.levels.is_empty() && spec.route_per != RoutePer::Task

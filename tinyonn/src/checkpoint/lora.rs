@@ -29,6 +29,22 @@ pub fn lora_params(cfg: &Arch, rank: usize) -> Vec<Param> {
 
 /// Adds them to a dense store: A of normal values with variance 1/d, drawn from `seed` and its name; B zero, so that the function stays what it was.
 ///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::{ParamStore, grow_lora, lora_params};
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let mut store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let before = store.len();
+/// grow_lora(&mut store, &cfg, 4, 0)?;
+/// let added = lora_params(&cfg, 4);
+/// assert_eq!((added.len(), store.len()), (4 * 3 * 2, before + added.len())); // layers × matrices × (A, B)
+/// assert!(grow_lora(&mut store, &cfg, 4, 0).is_err()); // it has them
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// A store that has them already; what the device reports.
 pub fn grow_lora(store: &mut ParamStore, cfg: &Arch, rank: usize, seed: u64) -> Result<()> {

@@ -93,6 +93,25 @@ impl Mapped {
 ///
 /// The file must stay as it is while mapped; [`ModelFolder::save`](super::ModelFolder::save) never writes into an
 /// existing one.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::MappedSafetensors;
+///
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16/model.safetensors");
+/// let file = MappedSafetensors::open(path)?;
+/// let name = file.names().find(|name| name.ends_with("norm.weight")).expect("it has norms").to_owned();
+/// let info = file.info(&name).expect("it is there");
+/// assert_eq!((info.computed(), file.bytes(&name)?.len()), (Some(DType::BF16), 2 * info.shape[0]));
+/// let mut read = 0;
+/// file.pieces(&name, &mut |piece| {
+///     read += piece.len();
+///     Ok(())
+/// })?;
+/// assert_eq!((read, file.load(&name, &Device::Cpu)?.dims()), (2 * info.shape[0], &info.shape[..]));
+/// assert_eq!((file.path().file_name().and_then(|name| name.to_str()), file.metadata("no such key")), (Some("model.safetensors"), None));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct MappedSafetensors {
     map: Mapped,

@@ -47,6 +47,15 @@ impl ModelFolder {
 
 /// Refuses `found`, tensors of the model at `dir` with the number of their values that are no finite numbers, if there are any.
 ///
+/// ```
+/// use std::path::Path;
+/// use tinyonn::checkpoint::{NotFinite, refuse_not_finite};
+///
+/// let found: NotFinite = vec![("model.norm.weight".into(), 3)];
+/// let said = refuse_not_finite(Path::new("broken"), &found, "train it again").unwrap_err().to_string();
+/// assert!(said.contains("model.norm.weight") && said.ends_with("train it again"));
+/// ```
+///
 /// # Errors
 /// There are some.
 pub fn refuse_not_finite(dir: &Path, found: &[(String, usize)], remedy: &str) -> Result<()> {

@@ -125,6 +125,18 @@ pub struct Param {
 }
 
 /// The parameters of the dense model of shape `config`.
+///
+/// ```
+/// use tinyonn::checkpoint::{Param, Role, Roles, dense_params, expected_tensors};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let params = dense_params(&cfg);
+/// let experts: Vec<&Param> = params.iter().filter(|param| param.role == Role::Expert).collect();
+/// assert_eq!((experts.len(), experts[0].layer, Role::Expert.words()), (4 * 3, Some(0), "experts"));
+/// assert_eq!(expected_tensors(&cfg)[&experts[0].name], experts[0].stored);
+/// assert!(!Roles::NONE.contains(Role::Expert));
+/// ```
 #[must_use]
 pub fn dense_params(config: &Arch) -> Vec<Param> {
     let (d, width, head) = (config.hidden_size, config.intermediate_size, config.head_dim);

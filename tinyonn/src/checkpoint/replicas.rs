@@ -66,6 +66,25 @@ pub(super) fn deltas_of(cfg: &Arch, spec: &MoeSpec, layer: usize) -> impl Iterat
 
 /// Adds the deltas that are not there yet, of zeros: what training needs of replicas. Slices are left alone.
 ///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::{ParamStore, base_name, grow_deltas, is_delta, prune_deltas, upcycle};
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::moe::variant;
+/// use tinyonn::phases::RunConfig;
+///
+/// let (cfg, smear) = (RunConfig::default().dense.arch(64, "silu"), variant("Smear")?);
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let mut store = upcycle(dense, &cfg, smear, &[], 0)?;
+/// grow_deltas(&mut store, &cfg, &smear.spec)?;
+/// let deltas: Vec<String> = store.names().filter(|name| is_delta(name)).map(str::to_owned).collect();
+/// assert_eq!(deltas.len(), 4 * 8 * 3); // layers × replicas × matrices
+/// assert_eq!(base_name("model.layers.0.mlp.delta.5.up_proj.weight"), "model.layers.0.mlp.up_proj.weight");
+/// prune_deltas(&mut store)?; // none has learnt: all are zeros
+/// assert!(!store.names().any(is_delta));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// What the device reports.
 pub fn grow_deltas(store: &mut ParamStore, cfg: &Arch, spec: &MoeSpec) -> Result<()> {

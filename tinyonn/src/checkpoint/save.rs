@@ -21,6 +21,12 @@ use crate::{Error, Result};
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// What is copied beside the weights: the tokenizer and the defaults of generation.
+///
+/// ```
+/// use tinyonn::checkpoint::{MAX_SHARD_BYTES, TOKENIZER_FILES};
+/// assert!(TOKENIZER_FILES.contains(&"tokenizer.json") && TOKENIZER_FILES.contains(&"generation_config.json"));
+/// assert_eq!(MAX_SHARD_BYTES, 5_000_000_000);
+/// ```
 pub const TOKENIZER_FILES: [&str; 15] = [
     "tokenizer.json",
     "tokenizer.model",
@@ -55,6 +61,21 @@ impl ModelFolder {
     }
 
     /// As [`ModelFolder::save`], with files of at most `max_shard_bytes` of tensors.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use tinyonn::checkpoint::{ModelFolder, ParamStore};
+    ///
+    /// # let parent = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+    /// # let dir = parent.path().join("model");
+    /// let mut store = ParamStore::new(&Device::Cpu);
+    /// for name in ["a.weight", "b.weight"] {
+    ///     store.insert(name, Tensor::ones(4, DType::F32, &Device::Cpu)?)?;
+    /// }
+    /// ModelFolder::save_sharded(&dir, &serde_json::json!({ "model_type": "qwen3" }), &store, None, 16)?;
+    /// assert!(dir.join("model-00002-of-00002.safetensors").is_file() && dir.join("model.safetensors.index.json").is_file());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn save_sharded(
         dir: impl AsRef<Path>,
         config: &Value,
@@ -69,6 +90,20 @@ impl ModelFolder {
 
     /// As [`ModelFolder::save`], into the folder `staged`, which its caller checks before it takes its name, or puts in the
     /// place of another.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use tinyonn::checkpoint::{ModelFolder, ParamStore};
+    /// use tinyonn::files::StagedFolder;
+    ///
+    /// # let parent = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+    /// # let dir = parent.path().join("model");
+    /// let staged = StagedFolder::new(&dir)?;
+    /// ModelFolder::write_into(&staged, &serde_json::json!({ "model_type": "qwen3" }), &ParamStore::new(&Device::Cpu), None)?;
+    /// assert!(staged.path().join("config.json").is_file() && !dir.exists()); // here its caller looks at it
+    /// staged.publish()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// The system refuses a file.

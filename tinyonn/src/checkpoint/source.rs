@@ -2,6 +2,30 @@
 //!
 //! Either gives its tensors as a Hugging Face folder has them: by the names there, their rows in order, in a type of safetensors.
 //! Whoever reads a [`ModelFolder`](super::ModelFolder) need not know which it is.
+//!
+//! ```
+//! use tinyonn::checkpoint::{ModelFolder, WeightSource};
+//!
+//! # let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
+//! // Of a GGUF file tokenizer and settings are among the weights, of a folder beside them.
+//! let [gguf, folder] = ["gguf/llama_k.gguf", "decoders/llama3_tied_bf16"].map(|name| ModelFolder::open(format!("{fixtures}/{name}")));
+//! let (gguf, folder) = (gguf?, folder?);
+//! let of = |source: &dyn WeightSource| Ok::<_, tinyonn::Error>((source.tokenizer_json()?.is_some(), source.files_beside()?.is_some()));
+//! assert_eq!((of(gguf.source())?, of(folder.source())?), ((true, true), (false, false)));
+//! assert!(gguf.source().describe(None).is_some() && folder.source().describe(None).is_none()); // blocks are dequantised
+//!
+//! let source = folder.source();
+//! let name = source.names().next().expect("it has weights").to_owned();
+//! let whole = source.bytes(&name)?.into_owned();
+//! let mut pieces = Vec::new();
+//! source.pieces(&name, &mut |piece| {
+//!     pieces.extend_from_slice(piece);
+//!     Ok(())
+//! })?;
+//! source.release(&name, 0..whole.len());
+//! assert_eq!(whole, pieces);
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -12,6 +12,31 @@ use crate::{Error, Result};
 ///
 /// Models borrow from it through [`ParamStore::builder`]; optimizers write to the same Vars. Integer entries (such as the
 /// neurons' experts) are part of a model's structure: they are stored, saved and lent like the rest, and never trained.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+///
+/// let mut store = ParamStore::new(&Device::Cpu);
+/// assert!(store.is_empty() && store.device().is_cpu());
+/// store.insert("norm.weight", Tensor::ones(4, DType::F32, &Device::Cpu)?)?;
+/// // W_d of a file, [d, I], is [I, d] in memory.
+/// store.insert_stored("model.layers.0.mlp.down_proj.weight", Tensor::zeros((4, 6), DType::F32, &Device::Cpu)?)?;
+/// assert_eq!(store.get("model.layers.0.mlp.down_proj.weight").map(|w| w.dims().to_vec()), Some(vec![6, 4]));
+/// assert_eq!((store.len(), store.parameters()), (2, 4 + 24));
+///
+/// // Copies of the list see each other's steps; deep copies do not.
+/// let (shared, copied) = (store.share(), store.deep_copy()?);
+/// store.set("norm.weight", &Tensor::zeros(4, DType::F32, &Device::Cpu)?)?;
+/// let first = |store: &ParamStore| store.get("norm.weight").map(|w| w.to_vec1::<f32>().unwrap()[0]);
+/// assert_eq!((first(&shared), first(&copied)), (Some(0.0), Some(1.0)));
+///
+/// let learn: Vec<String> = store.trainable(|name| name.contains("mlp")).into_iter().map(|(name, _)| name).collect();
+/// assert_eq!(learn, ["model.layers.0.mlp.down_proj.weight"]);
+/// store.remove("norm.weight");
+/// assert_eq!((store.names().collect::<Vec<_>>(), store.iter().count()), (vec!["model.layers.0.mlp.down_proj.weight"], 1));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct ParamStore {
     device: Device,

@@ -41,6 +41,23 @@ pub(super) const AUTO_MAP: &str = "auto_map";
 pub(super) const BESIDE: &str = "tinyonn_beside";
 
 /// The object `tinyonn` of `config.json`.
+///
+/// ```
+/// use serde_json::json;
+/// use tinyonn::checkpoint::{TaskPath, TinyOnnConfig};
+/// use tinyonn::moe::variant;
+///
+/// let mut tinyonn = TinyOnnConfig::new(variant("DeMix")?, "contiguous", 0);
+/// assert!(tinyonn.path_table().is_none());
+/// tinyonn.paths = vec![TaskPath { task: "prose".into(), experts: vec![vec![0, 3]] }];
+/// assert_eq!(tinyonn.path_table().map(|paths| paths.experts), Some(vec![vec![vec![0, 3]]]));
+///
+/// let written = tinyonn.write_to(&json!({ "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64 }));
+/// assert_eq!((&written["model_type"], &written["vocab_size"]), (&json!("tinyonn"), &json!(64)));
+/// assert_eq!(written["tinyonn"]["dense"]["model_type"], "llama");
+/// assert_eq!(written["tinyonn"]["partition"]["strategy"], "contiguous");
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TinyOnnConfig {
@@ -183,6 +200,38 @@ pub fn is_tinyonn(config: &Value) -> bool {
 }
 
 /// A Tiny-ONN folder, opened and checked.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, is_tinyonn, upcycle_folder};
+/// use tinyonn::decoder::Pass;
+/// use tinyonn::files::StagedFolder;
+/// use tinyonn::imaging::{Partition, PartitionSources, partition};
+/// use tinyonn::moe::{moe, variant};
+///
+/// #[moe(groups = 2, experts = 3, top_k = [1, 2])]
+/// struct OnDisk;
+///
+/// # let parent = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+/// # let dir = parent.path().join("sparse");
+/// # let dense = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// let (dense, on_disk) = (ModelFolder::open(dense)?, variant("OnDisk")?);
+/// let shape = (dense.arch()?.num_hidden_layers, dense.arch()?.intermediate_size);
+/// let owners = partition::assign(Partition::Contiguous, &on_disk.spec, shape, PartitionSources::default(), 0)?;
+/// let staged = StagedFolder::new(&dir)?;
+/// let written = upcycle_folder(&dense, &staged, on_disk, (Partition::Contiguous, &owners), 0)?;
+/// assert_eq!((written.dense, written.not_finite.len()), (dense.arch()?.parameters(), 0));
+/// staged.publish()?;
+///
+/// let folder = TinyOnnFolder::open(&dir)?;
+/// assert!(is_tinyonn(folder.folder().config()));
+/// assert_eq!((folder.config().variant.as_str(), folder.variant().spec.experts()), ("OnDisk", 6));
+/// assert!(folder.router_names().all(|name| name.contains("_router")));
+/// let model = folder.model(&folder.load(&Device::Cpu, Some(DType::F32))?, DType::F32)?;
+/// let logits = model.logits(&Tensor::new(&[[1u32, 2]], &Device::Cpu)?, &Pass::routed(), None)?;
+/// assert_eq!(logits.dims(), [1, 2, folder.arch().vocab_size]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct TinyOnnFolder {
     folder: ModelFolder,
     cfg: Arch,

@@ -18,6 +18,16 @@ const MOST: usize = 1 << 28;
 
 /// Ids `[B, T]` drawn evenly from a vocabulary of `vocabulary` tokens.
 ///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::tokens::random_tokens;
+///
+/// let ids = random_tokens(64, (2, 8), 0, &Device::Cpu)?;
+/// assert_eq!(ids.dims(), [2, 8]);
+/// assert!(ids.flatten_all()?.to_vec1::<u32>()?.iter().all(|id| *id < 64));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// More ids than a comparison could ever read; what the device reports.
 pub fn random_tokens(vocabulary: usize, (b, t): (usize, usize), seed: u64, device: &Device) -> Result<Tensor> {
@@ -31,6 +41,17 @@ pub fn random_tokens(vocabulary: usize, (b, t): (usize, usize), seed: u64, devic
 }
 
 /// Reads ids `[B, T]`: `input_ids` of a safetensors file, or a `.json` array of equally long arrays.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::tokens;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("ids.json");
+/// std::fs::write(&path, "[[1, 2, 3], [4, 5, 6]]")?;
+/// assert_eq!(tokens::read(&path, &Device::Cpu)?.to_vec2::<u32>()?, [[1, 2, 3], [4, 5, 6]]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// A file that is neither, holds no ids, or ids that are negative or no whole numbers.

@@ -86,6 +86,26 @@ pub struct Upcycled {
 /// As [`upcycle`], from the model `from` into the folder `staged`: the dense weights byte for byte, tensor by tensor, and of a GGUF file their
 /// values; beside them the tokenizer's files and the configuration. What was written is not verified: compare it ([`super::compare`]).
 ///
+/// ```
+/// use tinyonn::checkpoint::{ModelFolder, Upcycled, upcycle_folder};
+/// use tinyonn::files::StagedFolder;
+/// use tinyonn::imaging::Partition;
+/// use tinyonn::moe::variant;
+///
+/// # let parent = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+/// # let dir = parent.path().join("sparse");
+/// # let dense = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// let (dense, staged) = (ModelFolder::open(dense)?, StagedFolder::new(&dir)?);
+/// let arch = dense.arch()?;
+/// let owners = vec![(0..arch.intermediate_size).map(|i| i as u32 % 8).collect(); arch.num_hidden_layers];
+/// let written: Upcycled = upcycle_folder(&dense, &staged, variant("Mixtral")?, (Partition::Random, &owners), 0)?;
+/// staged.publish()?;
+/// // Of each layer a linear router of eight choices: W and b.
+/// assert_eq!(written.added, arch.num_hidden_layers * (8 * arch.hidden_size + 8));
+/// assert_eq!((written.dense, written.not_finite), (arch.parameters(), vec![]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// As of [`upcycle`]; a folder whose tensors are not those of its configuration, or that is a Tiny-ONN checkpoint already; the
 /// system refuses a file.
@@ -110,6 +130,14 @@ pub fn upcycle_folder(
 }
 
 /// Refuses what has experts already.
+///
+/// ```
+/// use tinyonn::checkpoint::{ModelFolder, refuse_tinyonn};
+///
+/// # let dense = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// refuse_tinyonn(&ModelFolder::open(dense)?)?; // dense: nothing to refuse
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 ///
 /// # Errors
 /// `from` is a Tiny-ONN checkpoint.

@@ -20,6 +20,19 @@ use crate::moe::{NEURON_RULE, Variant};
 /// Name and shape in a file of every tensor of `variant` on the dense shape `config`: the dense model's, each layer's `neuron_expert`
 /// `[I]`, and the routers' parameters.
 ///
+/// ```
+/// use tinyonn::checkpoint::{Role, expected_variant_tensors, variant_params};
+/// use tinyonn::moe::variant;
+/// use tinyonn::phases::RunConfig;
+///
+/// let (cfg, mixtral) = (RunConfig::default().dense.arch(64, "silu"), variant("Mixtral")?);
+/// let expected = expected_variant_tensors(&cfg, mixtral)?;
+/// assert_eq!(expected["model.layers.0.mlp.neuron_expert"], [cfg.intermediate_size]);
+/// let routers = variant_params(&cfg, mixtral)?.into_iter().filter(|param| param.role == Role::Router);
+/// assert!(routers.into_iter().all(|param| expected[&param.name] == param.stored));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// A variant that does not fit the model.
 pub fn expected_variant_tensors(config: &Arch, variant: &Variant) -> Result<BTreeMap<String, Vec<usize>>> {
@@ -60,6 +73,16 @@ pub fn variant_params(config: &Arch, variant: &Variant) -> Result<Vec<Param>> {
 }
 
 /// The weights of a model of a variant.
+///
+/// ```
+/// use tinyonn::checkpoint::{VariantParameters, variant_parameters};
+/// use tinyonn::moe::variant;
+/// use tinyonn::phases::RunConfig;
+///
+/// let VariantParameters { routers, total, .. } = variant_parameters(&RunConfig::default().dense.arch(64, "silu"), variant("TinyOnn")?)?;
+/// assert!(routers < total);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct VariantParameters {

@@ -38,6 +38,18 @@ pub struct Comparison {
 /// Compares `a` and `b` on token ids `[B, T]`, `batch` sequences at a time, both in the mode `active`, or each in its own
 /// where `None`.
 ///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::{Comparison, compare, load_model, tokens::random_tokens};
+///
+/// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// let [one, other] = [load_model(dir, &Device::Cpu, None)?, load_model(dir, &Device::Cpu, None)?];
+/// let ids = random_tokens(one.config().vocab_size, (2, 8), 0, &Device::Cpu)?;
+/// let found: Comparison = compare(&one, &other, &ids, None, 2)?;
+/// assert_eq!((found.tokens, found.bit_equal, found.max_abs_difference, found.top1_agreement), (16, true, 0.0, 1.0));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// Models of different vocabularies; no tokens; ids beyond the vocabulary; sequences longer than a model was made for.
 pub fn compare(
@@ -61,6 +73,17 @@ pub fn compare(
 
 /// Compares `model` with the `logits` `[B, T, V]` f32 that a safetensors file holds for its `input_ids` `[B, T]`, `batch` sequences
 /// at a time; layers are not compared.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::{compare_with_reference, load_model};
+///
+/// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama_untied_f32");
+/// let model = load_model(dir, &Device::Cpu, Some(DType::F32))?;
+/// let found = compare_with_reference(&model, format!("{dir}/reference.safetensors"), &Device::Cpu, None, 1)?; // logits by transformers
+/// assert!(found.max_abs_difference < 1e-3);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 ///
 /// # Errors
 /// A file without these tensors, or of another vocabulary; what [`compare`] reports.

@@ -10,6 +10,19 @@ use super::store::ParamStore;
 use crate::{Error, Result};
 
 /// The weights of a store in the type of a model: those that learn as Vars of their own, the others by value.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::{ParamStore, WorkWeights};
+///
+/// let mut store = ParamStore::new(&Device::Cpu);
+/// store.insert("w", Tensor::new(&[0.5f32], &Device::Cpu)?)?;
+/// let work: WorkWeights = store.work_weights(DType::F32, |_| Some(DType::F32))?;
+/// // Nothing is rounded, so that the stored Var itself is what passes compute with.
+/// assert!(work.get("w").is_some_and(|(_, master)| master.is_none()));
+/// assert_eq!(work.builder().get(1, "w")?.to_vec1::<f32>()?, [0.5]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct WorkWeights {
     /// By name: the Var that passes read and gradients are keyed by, and the master, where that is another.
     learning: BTreeMap<String, (Var, Option<Var>)>,

@@ -7,6 +7,21 @@ use super::{Batch, TaskTokens, TokenSet};
 use crate::Result;
 
 /// Tokens by task, whose batches are known by number: a [`TokenSet`] in memory, or a [`TokenFile`](super::TokenFile) on disk.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::data::{Batches, TaskTokens, TokenSet};
+///
+/// let task = TaskTokens { name: "t".into(), tokens: (0..10).collect(), documents: vec![0; 10] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+/// let text: &dyn Batches = &set;
+/// // Nine tokens have one before them: three rows of four, two batches of two rows.
+/// assert_eq!((text.names(), text.targets(), text.counts((4, 2))?), (vec!["t".into()], vec![9], vec![2]));
+/// let last = text.batch_of_task(0, 1, (4, 2), &Device::Cpu)?;
+/// assert_eq!(last.inputs.to_vec2::<u32>()?[0][0], 8);
+/// assert_eq!(text.sha256(), set.sha256());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub trait Batches {
     /// The tasks' names, in the order that numbers them.
     fn names(&self) -> Vec<String>;

@@ -21,6 +21,19 @@ pub struct Conversation {
 }
 
 /// How a model writes conversations: of a list of messages, the text.
+///
+/// ```
+/// use serde_json::json;
+/// use tinyonn::data::{Conversation, Conversations};
+///
+/// let conversations = Conversations::new(|messages| {
+///     let said = messages[1]["content"].as_str().unwrap_or_default();
+///     Ok(Conversation { text: format!("> {said}"), answers: vec![2..2 + said.chars().count()] })
+/// });
+/// let written = conversations.write(&json!([{ "role": "user", "content": "2 + 2" }, { "role": "assistant", "content": "4" }]))?;
+/// assert_eq!((written.text.as_str(), &written.answers), ("> 4", &vec![2..3]));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Conversations(Arc<Write>);
 

@@ -46,6 +46,16 @@ impl Task {
 }
 
 /// The tasks of one run, in the order that numbers them.
+///
+/// ```
+/// use tinyonn::data::{Corpus, Document, Task};
+///
+/// let documents = ["bread", "water", "bread"].map(|text| Document::new(text, text)).to_vec();
+/// let task = Task { name: "food".into(), documents };
+/// assert_eq!((task.bytes(), task.first_copies()), (15, vec![0, 1, 0])); // the third says what the first says
+/// let corpus = Corpus { tasks: vec![task] };
+/// assert_eq!((corpus.bytes(), corpus.task_names()), (15, vec!["food".to_owned()]));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Corpus {
     /// Task `t` of this list is task number `t` everywhere.

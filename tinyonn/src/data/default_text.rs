@@ -25,6 +25,14 @@ const WRITTEN: [&str; 4] = ["RESULTS.md", "runs", "target", "fixtures"];
 
 /// The five default tasks, from the workspace at `root`; `seed` draws the generated ones.
 ///
+/// ```
+/// use tinyonn::data::{DEFAULT_TASKS, default_corpus, workspace_root};
+///
+/// let corpus = default_corpus(&workspace_root()?, 0)?;
+/// assert_eq!((corpus.tasks.len(), corpus.tasks[0].name.as_str()), (DEFAULT_TASKS, "rust"));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// A file that cannot be read or is not UTF-8; a folder without Rust or without documentation.
 pub fn default_corpus(root: &Path, seed: u64) -> Result<Corpus> {

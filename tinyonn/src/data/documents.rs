@@ -4,6 +4,21 @@ use super::Document;
 use crate::Result;
 
 /// Tasks whose documents can be visited again and again, each time the same in the same order.
+///
+/// ```
+/// use tinyonn::data::{Corpus, Counted, Documents, sorting};
+///
+/// let corpus = Corpus { tasks: vec![sorting(0, 4_000)] };
+/// let text: &dyn Documents = &corpus;
+/// let mut bytes = 0;
+/// text.visit(0, &mut |document| {
+///     bytes += document.text.len();
+///     Ok(())
+/// })?;
+/// assert_eq!((text.names(), text.count(0)?, bytes), (vec!["sorting".into()], corpus.tasks[0].documents.len(), corpus.bytes()));
+/// assert!(Counted::new(text).is_ok()); // all of it can be read
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub trait Documents {
     /// The tasks' names, in the order that numbers them.
     fn names(&self) -> Vec<String>;

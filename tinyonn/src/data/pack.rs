@@ -57,6 +57,29 @@ pub struct TaskTokens {
 }
 
 /// One split, tokenised.
+///
+/// ```
+/// use tinyonn::data::{NO_TARGET, READ_ONLY, TaskTokens, TokenSet};
+///
+/// let task = |documents: Vec<u32>| TaskTokens { name: "t".into(), tokens: (1..=9).collect(), documents };
+/// let of = |documents| TokenSet { tasks: vec![task(documents)], documents: vec!["t/a".into(), "t/b".into()], eos: 0 };
+/// let mut set = of(vec![0, 0, 0, 0, 1, 1, 1, 1, 1]);
+/// assert_eq!((set.tokens(), set.rows(4), set.tasks[0].rows(4), set.tasks[0].full_rows(3)), (9, vec![2], 2, 2));
+///
+/// // The first document is what the user says: read, not predicted.
+/// let asked = of([vec![READ_ONLY; 4], vec![1; 5]].concat());
+/// let batch = asked.batch_of_task(0, 0, (4, 2), &candle_core::Device::Cpu)?;
+/// assert_eq!(batch.targets.to_vec2::<u32>()?[0], [NO_TARGET, NO_TARGET, NO_TARGET, 5]);
+/// assert_eq!(batch.counted_t()?.to_vec1::<u8>()?[..4], [0, 0, 0, 1]);
+/// assert_ne!(set.sha256(), asked.sha256());
+///
+/// set.truncate(6);
+/// assert_eq!(set.tasks[0].tokens, [1, 2, 3, 4, 5, 6]);
+/// let mut few = of(vec![0, 0, 0, 0, 1, 1, 1, 1, 1]);
+/// few.spread_documents(4, 4); // there is room for one of the two
+/// assert_eq!(few.tasks[0].tokens, [1, 2, 3, 4]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenSet {
     /// In the corpus' order: task `t` here is task `t` there.
@@ -157,6 +180,19 @@ impl TaskTokens {
 impl TokenSet {
     /// Gives every copy of a document the number of the first; `corpus` is what these tokens were made of. A bootstrap over documents would
     /// otherwise count copies as observations of their own.
+    ///
+    /// ```
+    /// use tinyonn::data::{Corpus, Document, Task, TextTokenizer, TokenSet, sorting};
+    ///
+    /// let documents = ["1 2", "3 4", "1 2"].iter().enumerate().map(|(at, text)| Document::new(at.to_string(), *text)).collect();
+    /// let corpus = Corpus { tasks: vec![Task { name: "t".into(), documents }] };
+    /// let tokenizer = TextTokenizer::train(&Corpus { tasks: vec![sorting(0, 20_000)] }, 300)?;
+    /// let mut set = TokenSet::encode(&corpus, &tokenizer)?;
+    /// assert_eq!(set.tasks[0].documents.last(), Some(&2));
+    /// set.number_copies_alike(&corpus);
+    /// assert_eq!(set.tasks[0].documents.last(), Some(&0));
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     pub fn number_copies_alike(&mut self, corpus: &Corpus) {
         let mut before = 0;
         for (task, tokens) in corpus.tasks.iter().zip(&mut self.tasks) {

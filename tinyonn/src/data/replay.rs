@@ -5,6 +5,20 @@ use crate::{Error, Result};
 
 impl TokenSet {
     /// The tasks of this set and, behind them, those of `other`, in one set.
+    ///
+    /// ```
+    /// use tinyonn::data::{TaskTokens, TokenSet};
+    ///
+    /// let set = |name: &str| TokenSet {
+    ///     tasks: vec![TaskTokens { name: name.into(), tokens: vec![1, 2, 0], documents: vec![0; 3] }],
+    ///     documents: vec![format!("{name}/a")],
+    ///     eos: 0,
+    /// };
+    /// let both = set("old").beside(&set("new"));
+    /// assert_eq!((both.tasks.len(), both.tasks[1].documents[0]), (2, 1));
+    /// assert_eq!(both.only(1)?.tasks[0].name, "new");
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     #[must_use]
     pub fn beside(&self, other: &Self) -> Self {
         let first = self.documents.len() as u32;

@@ -72,6 +72,21 @@ impl<'a> Sampler<'a> {
     }
 
     /// SHA-256 of all that decides the batches: text, shape, seed.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use tinyonn::data::{Sampler, TaskTokens, TokenSet};
+    ///
+    /// let task = TaskTokens { name: "a".into(), tokens: (0..99).collect(), documents: vec![0; 99] };
+    /// let set = TokenSet { tasks: vec![task], documents: vec!["a/x".into()], eos: 0 };
+    /// let [sampler, other] = [0, 1].map(|seed| Sampler::new(&set, 8, 3, seed, &Device::Cpu));
+    /// let (sampler, other) = (sampler?, other?);
+    /// assert_eq!((sampler.length(), sampler.batch()), (8, 3));
+    /// assert_ne!(sampler.digest(), other.digest());
+    /// assert_ne!(sampler.seed_at(0, 0), sampler.seed_at(0, 1)); // each part of a batch has noise of its own
+    /// assert!(sampler.describe(0).contains("a/x") && sampler.device().is_cpu());
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     #[must_use]
     pub fn digest(&self) -> String {
         let mut digest = Digest::new();

@@ -154,6 +154,20 @@ struct LeftOut {
 
 /// Reads several tasks into one corpus, in the order given.
 ///
+/// ```
+/// use tinyonn::data::{DataSource, check_sources, read_sources};
+///
+/// # let dir = tempfile::tempdir()?;
+/// std::fs::write(dir.path().join("a.txt"), "To be, or not to be.")?;
+/// std::fs::write(dir.path().join("b.jsonl"), "{\"text\": \"one\"}\n{\"text\": \"two\"}\n")?;
+/// let source = |name: &str, file: &str| DataSource { name: name.into(), path: dir.path().join(file) };
+/// let sources = [source("play", "a.txt"), source("counts", "b.jsonl")];
+/// assert_eq!((sources[1].count()?, sources[0].read()?.bytes()), (2, 20));
+/// assert_eq!(read_sources(&sources)?.task_names(), ["play", "counts"]);
+/// assert!(check_sources(&[source("play", "a.txt"), source("play", "b.jsonl")]).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// Those of [`DataSource::read`]; no source at all; two sources of one name.
 pub fn read_sources(sources: &[DataSource]) -> Result<Corpus> {

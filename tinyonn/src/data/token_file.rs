@@ -117,6 +117,18 @@ impl TokenFile {
 
     /// At most about `most` tokens of each task in memory: all, or as many of its rows of `length` at equal distances.
     ///
+    /// ```
+    /// use tinyonn::data::{Batches, Corpus, Counted, TextTokenizer, TokenFile, sorting};
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// let corpus = Corpus { tasks: vec![sorting(0, 8_000)] };
+    /// let tokenizer = TextTokenizer::train(&corpus, 300)?;
+    /// let on_disk = TokenFile::write(&Counted::new(&corpus)?, &tokenizer, usize::MAX, folder.path())?;
+    /// let some = on_disk.spread(32, 320)?;
+    /// assert!(some.tokens() < on_disk.targets()[0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// What the system reports; a length of zero.
     pub fn spread(&self, length: usize, most: usize) -> Result<TokenSet> {

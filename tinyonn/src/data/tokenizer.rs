@@ -39,6 +39,35 @@ const WORDS: &str =
 const BLANKS: usize = 100_000;
 
 /// A tokenizer and the token that ends a document.
+///
+/// ```
+/// use serde_json::json;
+/// use tinyonn::data::{Conversation, Conversations, Corpus, END_OF_TEXT, EncodedDocument, TextTokenizer, Document, sorting};
+///
+/// let tokenizer = TextTokenizer::train(&Corpus { tasks: vec![sorting(0, 20_000)] }, 300)?;
+/// assert_eq!((tokenizer.special_id(END_OF_TEXT), tokenizer.eos()), (Some(0), 0));
+/// // In a text the name of a special token is text; in a prompt it is the token.
+/// assert!(tokenizer.encode(END_OF_TEXT)?.len() > 1);
+/// assert_eq!(tokenizer.for_prompts().encode(END_OF_TEXT)?, [0]);
+/// assert_eq!(tokenizer.encode_with_ends("sort 2 1")?, tokenizer.encode("sort 2 1")?); // it puts none at the ends
+/// assert_eq!(tokenizer.encode_all(&["sort", "down"])?.len(), 2);
+/// assert_eq!(tokenizer.decode_plain(&tokenizer.encode("sort")?)?, "sort");
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("tokenizer.json");
+/// tokenizer.save(&path)?;
+/// let read = TextTokenizer::load(&path, None)?;
+/// assert_eq!(read.encode("sort 2 1")?, tokenizer.encode("sort 2 1")?);
+/// assert_eq!(TextTokenizer::from_json(&std::fs::read(&path)?, &path, Some(7))?.eos(), 7);
+///
+/// let conversations = Conversations::new(|_| Ok(Conversation { text: "ask: 4".into(), answers: vec![5..6] }));
+/// let chats = read.with_conversations(conversations);
+/// let messages = json!([{ "role": "user", "content": "ask" }]);
+/// let encoded: EncodedDocument = chats.encode_conversation(&messages)?;
+/// assert_eq!(encoded.answers.and_then(|says| says.last().copied()), Some(true)); // what the assistant says
+/// assert_eq!(chats.encode_documents("t", &[Document::new("a", "sort")])?.len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,

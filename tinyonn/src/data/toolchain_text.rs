@@ -67,6 +67,18 @@ struct Candidate {
 
 /// The four tasks.
 ///
+/// ```no_run
+/// use tinyonn::data::{TOOLCHAIN, TOOLCHAIN_TASKS, Toolchain, toolchain_corpus, workspace_root};
+///
+/// fn main() -> tinyonn::Result<()> {
+///     // `--data toolchain`: it reads the crates that cargo has unpacked for this workspace.
+///     let found = Toolchain::of_workspace(&workspace_root()?)?;
+///     let corpus = toolchain_corpus(&found)?;
+///     println!("{TOOLCHAIN}: {} of {TOOLCHAIN_TASKS} tasks, {} bytes", corpus.tasks.len(), corpus.bytes());
+///     Ok(())
+/// }
+/// ```
+///
 /// # Errors
 /// A `Cargo.lock` that cannot be read; crates that cargo has not unpacked; a toolchain without manual pages; text that cannot be read.
 pub fn toolchain_corpus(from: &Toolchain) -> Result<Corpus> {

@@ -17,6 +17,12 @@ use super::{Family, RopeScaling};
 use crate::{Error, Result, ops};
 
 /// Which projections of an attention have a bias.
+///
+/// ```
+/// use tinyonn::decoder::AttentionBias;
+/// let of = |bias: AttentionBias| (bias.before(), bias.behind());
+/// assert_eq!([AttentionBias::None, AttentionBias::Qkv, AttentionBias::All].map(of), [(false, false), (true, false), (true, true)]);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AttentionBias {
@@ -44,6 +50,20 @@ impl AttentionBias {
 }
 
 /// The sizes and constants of a dense decoder.
+///
+/// ```
+/// use tinyonn::decoder::Arch;
+/// use tinyonn::phases::RunConfig;
+///
+/// let arch = RunConfig::default().dense.arch(1000, "silu");
+/// assert!(arch.validate().is_ok() && arch.qk_norm());
+/// assert_eq!(arch.activation()?.name(), "silu");
+/// assert_eq!(arch.parameters(), 915_840);
+/// assert!(arch.to_string().starts_with("qwen3, 4 layers of d "));
+/// let odd = Arch { head_dim: 7, ..arch };
+/// assert!(odd.validate().unwrap_err().to_string().contains("head_dim"));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arch {
     /// The family it is of: names, defaults, and whether queries and keys are normalised.

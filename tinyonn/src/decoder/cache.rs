@@ -5,6 +5,27 @@ use candle_core::Tensor;
 use crate::Result;
 
 /// Keys and values `[B, S, K, D]` of every layer.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::decoder::{CausalLm, KvCache, Pass};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+///
+/// let mut cache = KvCache::with_room(cfg.num_hidden_layers, 8);
+/// model.logits(&Tensor::new(&[[3u32, 1]], &Device::Cpu)?, &Pass::all(), Some(&mut cache))?;
+/// let next = model.logits(&Tensor::new(&[[4u32]], &Device::Cpu)?, &Pass::all(), Some(&mut cache))?;
+/// assert_eq!((cache.positions(), cache.room(), next.dims()), (3, 8, &[1, 1, 64][..]));
+/// // The whole text at once says the same of its last token, up to rounding.
+/// let mut other = KvCache::new(cfg.num_hidden_layers);
+/// let whole = model.logits(&Tensor::new(&[[3u32, 1, 4]], &Device::Cpu)?, &Pass::all(), Some(&mut other))?.narrow(1, 2, 1)?;
+/// assert!((next - whole)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct KvCache {
     layers: Vec<Option<Layer>>,

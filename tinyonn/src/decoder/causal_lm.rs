@@ -10,6 +10,29 @@ use crate::ops::{Grads, cross_entropy, linear};
 use crate::{Error, Result};
 
 /// A causal language model over any feed-forward.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::decoder::{CausalLm, Mlp, Pass};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// // What `dense` does: an MLP in every feed-forward slot.
+/// let model = CausalLm::new(&cfg, &store.builder(DType::F32, |_| false), |layer, vb| Mlp::new(&cfg, layer, &vb))?;
+/// assert_eq!((model.config(), model.model().layers().len()), (&cfg, 4));
+///
+/// let (ids, targets) = (Tensor::new(&[[3u32, 1, 4]], &Device::Cpu)?, Tensor::new(&[[1u32, 4, u32::MAX]], &Device::Cpu)?);
+/// let (hidden, _) = model.hidden(&ids, &Pass::all())?;
+/// let (logits, traces) = model.traced_logits(&ids, &Pass::all(), None)?;
+/// let by_hand = hidden.squeeze(0)?.matmul(&model.head().t()?)?;
+/// assert!((logits.squeeze(0)? - by_hand)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4);
+/// assert_eq!(traces.len(), 4);
+/// let losses = model.token_losses(&ids, &targets, &Pass::all())?.to_vec2::<f32>()?;
+/// assert!(losses[0][0] > 0.0 && losses[0][2] == 0.0); // the last token has no target
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct CausalLm<F> {
     model: Decoder<F>,
@@ -180,6 +203,15 @@ impl<F: FeedForward> CausalLm<F> {
 }
 
 /// What a forward pass over text says.
+///
+/// ```
+/// use tinyonn::decoder::{FeedForward, Forward};
+///
+/// fn mean<F: FeedForward>(forward: &Forward<F>) -> tinyonn::Result<f32> {
+///     Ok(forward.losses.mean_all()?.to_scalar()?)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Forward<F: FeedForward> {
     /// The cross-entropy of each target, `[B, T]` f32 in nats; 0 where there is none.

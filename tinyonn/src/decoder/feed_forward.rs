@@ -7,6 +7,34 @@ use crate::Result;
 use crate::ops::{Grads, MinK};
 
 /// The second half of a block: x `[B, T, d]` to y `[B, T, d]`.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::Result;
+/// use tinyonn::decoder::{Answers, FeedForward, Learn, Pass, Trace};
+/// use tinyonn::ops::Grads;
+///
+/// /// y = x / 2: nothing to learn.
+/// struct Half;
+///
+/// impl FeedForward for Half {
+///     type Saved = ();
+///
+///     fn forward(&self, x: &Tensor, _: &Pass) -> Result<(Tensor, Trace, Option<()>)> {
+///         Ok(((x * 0.5)?, Trace::default(), Some(())))
+///     }
+///
+///     fn backward(&self, (): (), dy: &Tensor, _: &Learn, input: bool, _: &mut Grads) -> Result<(Option<Tensor>, Answers)> {
+///         Ok((input.then(|| dy * 0.5).transpose()?, Answers::default()))
+///     }
+///
+///     fn learns(&self, _: &Learn, _: &Grads) -> bool {
+///         false
+///     }
+/// }
+/// assert!(!Half.reads_surprisal()); // as by default
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub trait FeedForward: Send + Sync {
     /// What its backward needs.
     type Saved: Send + std::fmt::Debug;

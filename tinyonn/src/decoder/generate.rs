@@ -45,6 +45,21 @@ pub struct Generation {
 }
 
 /// One token more behind each of some prompts: what a listener is told, before the tokens are read.
+///
+/// ```
+/// use tinyonn::decoder::Step;
+///
+/// /// Ends every text behind a second token, whatever it is.
+/// fn hear(written: &mut usize, step: &mut Step<'_>) {
+///     *written += 1;
+///     if *written == 2 {
+///         step.ended.fill(true);
+///     }
+/// }
+/// let (mut ended, mut written) = ([false], 1);
+/// hear(&mut written, &mut Step { prompts: &[0], tokens: &[7], ended: &mut ended, read: 1, traces: &[] });
+/// assert_eq!(ended, [true]);
+/// ```
 #[derive(Debug)]
 pub struct Step<'a> {
     /// The prompt of each row, by its number.

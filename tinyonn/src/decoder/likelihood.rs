@@ -20,6 +20,13 @@ pub struct Continuation {
 }
 
 /// What a model says of a [`Continuation`].
+///
+/// ```
+/// use tinyonn::decoder::Likelihood;
+///
+/// let choices = [-4.5, -3.25].map(|log_likelihood| Likelihood { log_likelihood, greedy: None });
+/// assert!(choices[1].log_likelihood > choices[0].log_likelihood); // the second is the answer
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Likelihood {
     /// Σ ln p over the tokens that are scored, in nats, summed in f64.

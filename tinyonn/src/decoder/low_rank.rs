@@ -11,6 +11,22 @@ use crate::{Error, Result};
 
 /// y = W'_d h(W'_g x, W'_u x), W' = W + B A: the [`Mlp`](super::Mlp) of the same names, with `lora_a` `[r, d]` and `lora_b` `[I, r]` beside each `weight`
 /// ([`grow_lora`](crate::checkpoint::grow_lora)).
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::{ParamStore, grow_lora};
+/// use tinyonn::decoder::{CausalLm, LowRankMlp};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let mut store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// grow_lora(&mut store, &cfg, 2, 0)?;
+/// let vb = store.builder(DType::F32, |_| false);
+/// let model = CausalLm::new(&cfg, &vb, |layer, vb| LowRankMlp::new(&cfg, layer, 2, &vb))?;
+/// let [of_gate, ..] = model.model().layers()[0].mlp().low_rank();
+/// assert_eq!((of_gate.a_rd.dims(), of_gate.b_ir.dims()), (&[2, cfg.hidden_size][..], &[cfg.intermediate_size, 2][..]));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LowRankMlp {
     /// W_g, W_u, W_d, frozen.

@@ -8,6 +8,24 @@ use crate::Result;
 use crate::ops::{Activation, Grads, Learners, MlpWeights, SlicedMlp, glu_mlp};
 
 /// y = W_d h(W_g x, W_u x), named as in the checkpoint (`mlp`); h(g, u) = silu(g) ⊙ u unless the configuration says otherwise.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::decoder::Mlp;
+/// use tinyonn::decoder::mlp::projections;
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Mlp::new(&cfg, 0, &vb).map(drop))?;
+/// let vb = store.builder(DType::F32, |_| false);
+/// let mlp = Mlp::new(&cfg, 0, &vb)?;
+/// let [gate, ..] = projections(&cfg, &vb)?;
+/// assert_eq!((mlp.weights().gate.dims(), gate.dims()), (&[cfg.intermediate_size, cfg.hidden_size][..], mlp.weights().down.dims()));
+/// let x = Tensor::zeros((1, 2, cfg.hidden_size), DType::F32, &Device::Cpu)?;
+/// assert_eq!(mlp.output(&x)?.abs()?.max_all()?.to_scalar::<f32>()?, 0.0); // no bias: of nothing comes nothing
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Mlp {
     gate_proj: Tensor,

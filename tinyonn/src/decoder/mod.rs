@@ -3,6 +3,22 @@
 //! [`CausalLm`]`<`[`Mlp`]`>` is the dense model; with a mixture of experts in the [`FeedForward`] slot the very same
 //! code is the sparse one, so that losslessness compares one generic function with itself. Struct fields mirror the
 //! names in a Hugging Face checkpoint.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use tinyonn::checkpoint::ParamStore;
+//! use tinyonn::decoder::{Block, CausalLm, Mlp, Pass};
+//! use tinyonn::phases::RunConfig;
+//!
+//! let cfg = RunConfig::default().dense.arch(64, "silu");
+//! let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+//! let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+//! let logits = model.logits(&Tensor::new(&[[3u32, 1, 4]], &Device::Cpu)?, &Pass::all(), None)?;
+//! assert_eq!(logits.dims(), [1, 3, 64]);
+//! let first: &Block<Mlp> = &model.model().layers()[0];
+//! assert_eq!(first.mlp().weights().up.dims(), [cfg.intermediate_size, cfg.hidden_size]);
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 pub mod arch;
 pub mod attention;

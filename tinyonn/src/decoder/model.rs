@@ -9,6 +9,29 @@ use crate::ops::{Grads, embedding};
 use crate::{Error, Result};
 
 /// The decoder, over any feed-forward; named as in the checkpoint (`model`).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::decoder::{Decoder, Mlp, Pass};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let new = |vb: &_| Decoder::new(&cfg, vb, |layer, vb| Mlp::new(&cfg, layer, &vb));
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| new(&vb).map(drop))?;
+/// let decoder = new(&store.builder(DType::F32, |_| false))?;
+/// let ids = Tensor::new(&[[3u32, 1, 4]], &Device::Cpu)?;
+///
+/// // Layer by layer, as `forward` goes: the feed-forward's output is added to the stream.
+/// let mut x = decoder.embed(&ids)?;
+/// for (at, layer) in decoder.layers().iter().enumerate() {
+///     let [stream, seen] = decoder.attend(at, &x)?;
+///     x = (stream + layer.mlp().output(&seen)?)?;
+/// }
+/// let (hidden, ..) = decoder.forward(&ids, &Pass::all(), None)?;
+/// assert_eq!((hidden.dims(), x.dims(), decoder.config().num_hidden_layers), (&[1, 3, cfg.hidden_size][..], hidden.dims(), 4));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Decoder<F> {
     embed_tokens: Tensor,

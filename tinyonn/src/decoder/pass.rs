@@ -36,6 +36,20 @@ pub struct PathTable {
 }
 
 /// What travels with a forward pass.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tinyonn::decoder::{Active, Ask, InTraining, Keep, Pass, PathTable};
+///
+/// let routed = Pass { ask: Ask { load: true, ..Ask::default() }, ..Pass::routed() };
+/// assert!(matches!((Pass::all().active, &routed.active), (Active::All, Active::Routed)));
+/// let step = Pass { training: Some(InTraining::whole(7)), ..routed.kept() };
+/// assert!(step.keep != Keep::Nothing && step.ask.load);
+/// // Two tasks, one layer: each sequence of the batch takes the experts of its task.
+/// let table = PathTable { experts: vec![vec![vec![0, 1]], vec![vec![2]]] };
+/// let along = Pass { active: Active::Paths(Arc::new(table)), ..Pass::all() }.of_tasks(&[1, 0]);
+/// assert_eq!(along.tasks.as_deref(), Some(&[1, 0][..]));
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Pass {
     /// Which experts take part.
@@ -125,6 +139,17 @@ pub struct Ask {
 }
 
 /// Which inputs of a feed-forward are wanted.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::decoder::{Ask, InputRows, Pass};
+///
+/// // What routers see of rows 0 and 5, and the mean over the first eight tokens of each sequence.
+/// let inputs = InputRows { rows: Tensor::new(&[0u32, 5], &Device::Cpu)?, windows: (1, 8) };
+/// let pass = Pass { ask: Ask { inputs: Some(inputs), ..Ask::default() }, ..Pass::all() };
+/// assert!(pass.ask.inputs.is_some());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct InputRows {
     /// Rows of `[B·T]`, u32, f32 values of which are returned.
@@ -153,6 +178,17 @@ pub struct Trace {
 }
 
 /// How much work the experts of one layer were given.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::decoder::{Load, Trace};
+///
+/// let load = Load::none(3, &Device::Cpu)?;
+/// assert_eq!((load.tokens_n.to_vec1::<f32>()?, load.counts.dims1()?), (vec![0.0; 3], 4)); // a token takes none to three
+/// let trace = Trace { load: Some(load), ..Trace::default() };
+/// assert!(trace.gates.is_none());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Tokens by expert, `[N]` f32; tokens that no decision is for count nowhere.
@@ -164,6 +200,23 @@ pub struct Load {
 }
 
 /// Who learns from a backward pass, and what imaging asks of it.
+///
+/// ```
+/// use candle_core::Device;
+/// use std::sync::Arc;
+/// use tinyonn::decoder::pass::{ImageAsk, NeuronMask};
+/// use tinyonn::decoder::{Experts, Learn, Smk};
+///
+/// let everyone = Learn::default();
+/// assert!(matches!(everyone.experts, Experts::All));
+/// let winners = Learn { experts: Experts::Smk(Smk::DEFAULT), ..Learn::default() };
+/// let second = NeuronMask::new(&[false, true], &Device::Cpu)?;
+/// let one_neuron = Learn { experts: Experts::Mask(Arc::new([second])), ..Learn::default() };
+/// // Nobody learns; imaging asks for both forms of each expert's surprise.
+/// let imaged = Learn { image: Some(Arc::new(ImageAsk::Surprises)), ..Learn::default() };
+/// assert!(imaged.image.is_some() && matches!((winners.experts, one_neuron.experts), (Experts::Smk(_), Experts::Mask(_))));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Learn {
     /// Of the weights that learn at all (those with a place in the gradients), whose experts'.

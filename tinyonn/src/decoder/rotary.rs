@@ -8,6 +8,16 @@ use super::Arch;
 use crate::Result;
 
 /// How the rates of rotary positions are changed so that a model reads further than it was trained to.
+///
+/// ```
+/// use tinyonn::decoder::{Arch, RopeScaling};
+/// use tinyonn::phases::RunConfig;
+///
+/// let twice = Arch { rope_scaling: RopeScaling::Linear { factor: 2.0 }, ..RunConfig::default().dense.arch(64, "silu") };
+/// assert!(twice.validate().is_ok());
+/// assert_eq!(Arch::from_json(&twice.to_json(), "config.json")?.rope_scaling, twice.rope_scaling);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum RopeScaling {

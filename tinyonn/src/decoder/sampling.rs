@@ -52,6 +52,12 @@ impl Sampling {
 
     /// Refuses numbers that choose nothing.
     ///
+    /// ```
+    /// use tinyonn::decoder::Sampling;
+    /// assert!(Sampling::at(0.7).validate().is_ok());
+    /// assert!(Sampling { min_p: Some(2.0), ..Sampling::at(0.7) }.validate().is_err());
+    /// ```
+    ///
     /// # Errors
     /// Names the number.
     pub fn validate(&self) -> Result<()> {

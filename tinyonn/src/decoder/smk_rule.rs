@@ -13,6 +13,17 @@ use crate::{Error, Result};
 /// assert_eq!(rule, SmkRule { select: Select::RandomK, losers: Losers::ZeroGrad, ..SmkRule::DEFAULT });
 /// # Ok::<(), serde_json::Error>(())
 /// ```
+///
+/// ```
+/// use tinyonn::decoder::Smk;
+/// use tinyonn::decoder::smk_rule::{Per, Scope, SmkRule, Surprise};
+///
+/// // One expert of each group learns, of all of them, by the norm of its whole gradient.
+/// let rule = SmkRule { per: Per::Group, scope: Scope::All, surprise: Surprise::Exact, ..SmkRule::DEFAULT };
+/// let smk = Smk { rule, ..Smk::DEFAULT };
+/// assert_eq!(smk.min_k, 1);
+/// assert!(!smk.rule.keeps_parts_apart(1));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SmkRule {

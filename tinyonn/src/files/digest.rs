@@ -37,6 +37,15 @@ impl Digest {
     }
 
     /// Adds bytes.
+    ///
+    /// ```
+    /// use tinyonn::files::Digest;
+    ///
+    /// let (mut text, mut bytes) = (Digest::new(), Digest::new());
+    /// text.text("bits");
+    /// bytes.bytes(b"bits");
+    /// assert_eq!(text.hex(), bytes.hex());
+    /// ```
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
         self.0.update(bytes);
@@ -49,6 +58,17 @@ impl Digest {
     }
 
     /// Adds words to a list whose length was added before: those of [`words`](Self::words) that come in pieces.
+    ///
+    /// ```
+    /// use tinyonn::files::Digest;
+    ///
+    /// let (mut whole, mut in_pieces) = (Digest::new(), Digest::new());
+    /// whole.words(&[1, 2, 3]);
+    /// in_pieces.number(3);
+    /// in_pieces.more_words(&[1]);
+    /// in_pieces.more_words(&[2, 3]);
+    /// assert_eq!(whole.hex(), in_pieces.hex());
+    /// ```
     pub fn more_words(&mut self, words: &[u32]) {
         for some in words.chunks(4096) {
             self.0.update(some.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());

@@ -63,6 +63,12 @@ impl Place {
 
 /// Where the states of a training lie whose results will be in the folder `dir`: on the same file system as these.
 ///
+/// ```
+/// use std::path::Path;
+/// assert_eq!(tinyonn::files::states_of("runs/phase2")?, Path::new("runs/.phase2.states"));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// `dir` has no name of its own, or is a link that leads nowhere.
 pub fn states_of(dir: impl AsRef<Path>) -> Result<PathBuf> {
@@ -70,6 +76,19 @@ pub fn states_of(dir: impl AsRef<Path>) -> Result<PathBuf> {
 }
 
 /// Whether `dir` is a folder that holds anything but what is staged in it, or what the system itself put there.
+///
+/// ```
+/// use tinyonn::files::is_used;
+///
+/// # let parent = tempfile::tempdir()?;
+/// # let dir = parent.path().join("out");
+/// assert!(!is_used(&dir)?); // not there yet
+/// std::fs::create_dir(&dir)?;
+/// assert!(!is_used(&dir)?);
+/// std::fs::write(dir.join("config.json"), "{}")?;
+/// assert!(is_used(&dir)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// It is no folder, or one that cannot be read.

@@ -58,6 +58,22 @@ impl StagedFolder {
 
     /// Begins a folder that will replace `dir`, if there is one: only [`StagedFolder::publish`] removes the old one.
     ///
+    /// ```
+    /// use tinyonn::files::StagedFolder;
+    ///
+    /// # let parent = tempfile::tempdir()?;
+    /// # let dir = parent.path().join("model");
+    /// # std::fs::create_dir(&dir)?;
+    /// # std::fs::write(dir.join("step"), "1")?;
+    /// let staged = StagedFolder::replacing(&dir)?;
+    /// std::fs::write(staged.path().join("step"), "2")?;
+    /// assert!(StagedFolder::is_under_way(&dir)); // a second process would be refused
+    /// assert_eq!(std::fs::read_to_string(dir.join("step"))?, "1");
+    /// staged.publish()?;
+    /// assert_eq!(std::fs::read_to_string(dir.join("step"))?, "2");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// Another process is filling it; the system refuses the sibling.
     pub fn replacing(dir: impl AsRef<Path>) -> Result<Self> {
@@ -66,6 +82,18 @@ impl StagedFolder {
 
     /// Gives `dir` its folder back if a process that was to replace it was killed when the old one was put aside and the new one
     /// had no name yet.
+    ///
+    /// ```
+    /// use tinyonn::files::StagedFolder;
+    ///
+    /// # let parent = tempfile::tempdir()?;
+    /// # let dir = parent.path().join("model");
+    /// # std::fs::create_dir(&dir)?;
+    /// // Where nobody was killed there is nothing to give back.
+    /// StagedFolder::restore(&dir)?;
+    /// assert!(dir.is_dir());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// Another process is filling it; the system refuses it.

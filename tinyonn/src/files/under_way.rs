@@ -37,6 +37,13 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 /// What became of the files and folders that a process had staged.
+///
+/// ```
+/// use tinyonn::files::{Abandoned, abandon};
+///
+/// let line = |found: &Abandoned| format!("{} removed, {} left", found.removed.len(), found.left.len());
+/// assert_eq!(abandon(line), "0 removed, 0 left"); // nothing was under way
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Abandoned {
     /// They are gone.

@@ -29,6 +29,20 @@ pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
 /// the mode of that other one, the file gets the mode that every new file of this process gets. Where `path` is a link, the file that it leads to
 /// is written, and the link stays.
 ///
+/// ```
+/// use tinyonn::{Error, files};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("scan.safetensors");
+/// files::write(&path, "old")?;
+/// let failed = files::write_with(&path, |_| Err(Error::setting("--steps", "is 0", "give at least 1")));
+/// assert!(failed.is_err());
+/// assert_eq!(std::fs::read(&path)?, b"old");
+/// files::write_with(&path, |staged| std::fs::write(staged, "new").map_err(|e| Error::io(staged, e)))?;
+/// assert_eq!(std::fs::read(&path)?, b"new");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// There is no folder to write it in; whatever `fill` or the system reports; the old content then stays.
 pub fn write_with(path: impl AsRef<Path>, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
@@ -57,6 +71,17 @@ pub fn write_with(path: impl AsRef<Path>, fill: impl FnOnce(&Path) -> Result<()>
 }
 
 /// Refuses what [`write()`] could only refuse when all the work is done; leaves nothing behind.
+///
+/// ```
+/// use tinyonn::files::try_write;
+///
+/// # let dir = tempfile::tempdir()?;
+/// let path = dir.path().join("summary.json");
+/// try_write(&path)?;
+/// assert!(!path.exists());
+/// assert!(try_write(dir.path().join("no/summary.json")).is_err()); // before hours of work, not behind them
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// There is no folder to write `path` in, or the system keeps files from being made there; something that is no file has its name.

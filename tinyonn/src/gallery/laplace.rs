@@ -11,6 +11,21 @@ use crate::moe::{Router, RouterShape, moe};
 pub struct Laplace;
 
 /// ℓ_c = −‖x − w_c‖₂: unlike a linear router's, a choice's score is bounded, and far from all of them none wins by much.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::gallery::LaplaceRouter;
+/// use tinyonn::moe::{Router, RouterShape};
+///
+/// let shape = RouterShape { parents: 1, choices: 2, hidden: 4 };
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| LaplaceRouter::new(shape, &vb).map(drop))?;
+/// let router = LaplaceRouter::new(shape, &store.builder(DType::F32, |_| false))?;
+/// let logits_tpc = router.logits(&Tensor::ones((3, 4), DType::F32, &Device::Cpu)?)?;
+/// assert_eq!(logits_tpc.dims(), [3, 1, 2]);
+/// assert!(logits_tpc.flatten_all()?.to_vec1::<f32>()?.iter().all(|logit| *logit < 0.0)); // minus a distance
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct LaplaceRouter {
     /// w `[p·c, d]`.

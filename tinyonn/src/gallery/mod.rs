@@ -3,6 +3,21 @@
 //! Each is like its model in what decides, for whom, how many, and with what weight; its experts are slices of a pretrained MLP
 //! (or copies of it: [`Smear`], [`Lory`]), so that upcycling to any of them is lossless. The numbers of experts are small enough for
 //! the model that `exp_phase2` pretrains. `exp_variants` lists them; each is run in the test module `gallery`.
+//!
+//! ```
+//! use tinyonn::gallery::*;
+//!
+//! let experts = [TinyOnn::SPEC, Flat100::SPEC, RandomPaths::SPEC, LinearPaths::SPEC, CosinePaths::SPEC]
+//!     .map(|spec| (spec.experts(), spec.active_experts()));
+//! assert_eq!(experts, [(100, 64); 5]);
+//! let grown = [TinyOnnDoubled::SPEC, SmearDoubled::SPEC].map(|spec| spec.experts());
+//! assert_eq!(grown, [200, 16]);
+//! let of_the_literature = [Smear::SPEC, Lory::SPEC, Switch::SPEC, Mixtral::SPEC, DeepSeek::SPEC, XMoe::SPEC, Nucleus::SPEC, DeMix::SPEC, Laplace::SPEC];
+//! let counts = of_the_literature.map(|spec| (spec.experts(), spec.levels.len()));
+//! assert_eq!(counts, [(8, 1), (8, 1), (16, 1), (8, 1), (66, 2), (16, 1), (16, 1), (16, 2), (16, 1)]);
+//! assert_eq!((Depth3::SPEC.levels.len(), NamedGroups::SPEC.experts()), (3, 19));
+//! assert!(OwnGate::SPEC.levels.is_empty() && Pruned::SPEC.levels.is_empty()); // single neurons: no experts to choose
+//! ```
 
 mod laplace;
 

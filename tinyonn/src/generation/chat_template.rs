@@ -89,6 +89,16 @@ impl ChatTemplate {
     /// That of a folder or GGUF file: `chat_template.jinja`, or `chat_template` of `tokenizer_config.json` (the one called `default`, of several), or of
     /// `chat_template.json`; `None` where there is none.
     ///
+    /// ```
+    /// use tinyonn::checkpoint::ModelFolder;
+    /// use tinyonn::generation::ChatTemplate;
+    ///
+    /// # let gguf = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf/llama_k.gguf");
+    /// let template = ChatTemplate::read(&ModelFolder::open(gguf)?)?;
+    /// assert!(template.is_some());
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Files that are no JSON; a template that is no Jinja.
     pub fn read(folder: &ModelFolder) -> Result<Option<Self>> {
@@ -173,6 +183,17 @@ impl ChatTemplate {
     }
 
     /// What a tokenizer writes conversations by.
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use tinyonn::generation::ChatTemplate;
+    ///
+    /// let template = ChatTemplate::new("{% for m in messages %}{{ m.content }};{% endfor %}", json!({}), "chat_template.jinja")?;
+    /// let conversations = template.into_conversations();
+    /// let said = conversations.write(&json!([{ "role": "user", "content": "2 + 2" }, { "role": "assistant", "content": "4" }]))?;
+    /// assert_eq!(said.text, "2 + 2;4;");
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     #[must_use]
     pub fn into_conversations(self) -> Conversations {
         let own = Arc::new(self);

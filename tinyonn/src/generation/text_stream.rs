@@ -41,6 +41,21 @@ impl<'t> TextStream<'t> {
 
     /// Behind a text of these tokens, which is not given again.
     ///
+    /// ```
+    /// use tinyonn::data::{Corpus, TextTokenizer, sorting};
+    /// use tinyonn::generation::TextStream;
+    ///
+    /// let tokenizer = TextTokenizer::train(&Corpus { tasks: vec![sorting(0, 20_000)] }, 300)?;
+    /// let mut stream = TextStream::behind(&tokenizer, &tokenizer.encode("sort 2 1")?)?;
+    /// let mut said = String::new();
+    /// for token in tokenizer.encode(" -> 1 2")? {
+    ///     said += &stream.push(token)?;
+    /// }
+    /// said += &stream.finish()?;
+    /// assert_eq!(said, " -> 1 2");
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// What the tokenizer reports.
     pub fn behind(tokenizer: &'t TextTokenizer, tokens: &[u32]) -> Result<Self> {

@@ -11,6 +11,10 @@ use crate::ops::host;
 use crate::{Error, Result};
 
 /// Tokens of the sample, at most.
+///
+/// ```
+/// assert_eq!(tinyonn::imaging::coactivation::SAMPLE, 2048);
+/// ```
 pub const SAMPLE: usize = 2048;
 
 /// |h| `[t, I]` f32 of each layer on at most [`SAMPLE`] tokens of `set`, all tasks alike; a task with fewer tokens gives all it has.

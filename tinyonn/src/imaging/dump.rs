@@ -24,6 +24,24 @@ pub struct Dump {
 /// Images `ids` `[B, T]` through `model`, all active, with the next tokens as targets; `units[layer][i]` is the expert of neuron i,
 /// of `count`. Rows are row-major over (B, T), last positions included.
 ///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::imaging::{Dump, dump};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// // Three experts, given neurons in turn.
+/// let units = vec![(0..cfg.intermediate_size).map(|i| i as u32 % 3).collect(); cfg.num_hidden_layers];
+/// let found: Dump = dump(&model, &Tensor::new(&[[1u32, 2, 3, 4]], &Device::Cpu)?, &units, 3)?;
+/// assert_eq!((found.activation[0].dims(), found.surprise[3].dims()), (&[4, 3][..], &[4, 3][..]));
+/// assert!(found.loss_sum > 0.0);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// Sequences of fewer than two tokens; ids beyond the vocabulary; `units` of another model; a loss that is no finite number.
 pub fn dump<F: FeedForward>(model: &CausalLm<F>, ids: &Tensor, units: &[Vec<u32>], count: usize) -> Result<Dump> {

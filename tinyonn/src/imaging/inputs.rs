@@ -82,6 +82,31 @@ impl Thinning {
 }
 
 /// What routers saw of a text, as it is read.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::decoder::{CausalLm, Pass};
+/// use tinyonn::imaging::inputs::{Samples, Thinning, Window};
+/// use tinyonn::imaging::{RouterInputs, ScanOptions};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let task = TaskTokens { name: "t".into(), tokens: (0..64).collect(), documents: vec![0; 64] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+///
+/// // Every token, and of each sequence the mean over its first eight.
+/// let mut inputs = RouterInputs::new(cfg.num_hidden_layers, Thinning::one_in(1, Window::First(8)));
+/// let options = ScanOptions { length: 16, batch: 2, tokens_per_task: 64 };
+/// inputs.collect(&model, &set, options, &Pass::all(), &Device::Cpu)?;
+/// let [tokens, windows]: [Vec<Samples>; 2] = inputs.into_samples();
+/// assert_eq!((tokens.len(), tokens[0].tensor(&Device::Cpu)?.dims()), (4, &[63, cfg.hidden_size][..]));
+/// assert_eq!(windows[0].tasks, [0, 0, 0, 0]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct RouterInputs {
     thinning: Thinning,
@@ -309,6 +334,11 @@ fn sampled(n: u64, stride: usize) -> bool {
 }
 
 /// At most `most` of `count` rows, evenly spread.
+///
+/// ```
+/// use tinyonn::imaging::inputs::spread;
+/// assert_eq!(spread(10, 4).collect::<Vec<_>>(), [0, 2, 5, 7]);
+/// ```
 pub fn spread(count: usize, most: usize) -> impl Iterator<Item = usize> {
     let kept = count.min(most);
     (0..kept).map(move |at| at * count / kept)

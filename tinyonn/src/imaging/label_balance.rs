@@ -19,6 +19,20 @@ use serde::{Deserialize, Serialize};
 use crate::moe::{MoeSpec, select};
 
 /// Whether labels share the experts out evenly.
+///
+/// ```
+/// use tinyonn::imaging::{Integral, LabelBalance, Labels};
+/// use tinyonn::moe::moe;
+///
+/// #[moe(levels = [2], top_k = 1)]
+/// struct Contested;
+///
+/// // Both tasks do best by the first expert; the second task loses less by taking the other.
+/// let integral = Integral { neurons: vec![vec![vec![0.9, 0.0]], vec![vec![0.5, 0.4]]] };
+/// let of = |balance| Labels::balanced(&integral, &[vec![0, 1]], &Contested::SPEC, balance).paths.experts;
+/// assert_eq!(of(LabelBalance::None), [[[0]], [[0]]]);
+/// assert_eq!(of(LabelBalance::Sinkhorn), [[[0]], [[1]]]);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -40,6 +54,18 @@ const EVEN: f64 = 1e-3;
 const ROUNDING: f64 = 1e-9;
 
 /// What the choices of one layer's routers cost, so that all are taken about as often.
+///
+/// ```
+/// use tinyonn::decoder::FeedForward;
+/// use tinyonn::imaging::{Prices, RowLabels, TokenPass, TokenScore, token_labels, token_prices};
+///
+/// /// Labels of tokens that share the experts out about evenly.
+/// fn balanced<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>) -> tinyonn::Result<Vec<RowLabels>> {
+///     let prices: Vec<Prices> = token_prices(pass, TokenScore { prices: None, ..by })?;
+///     token_labels(pass, TokenScore { prices: Some(&prices), ..by })
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prices {
     /// `[level][router][pass][choice]`; no pass of a router that nobody came to.

@@ -11,6 +11,30 @@ use crate::{Error, Result};
 
 /// A source of labels. In configurations: a score (`sps`, `activation`, …), a score with `_lowest`, `_one_path` or `_permuted` behind it,
 /// `random`, or `oracle`.
+///
+/// ```
+/// use tinyonn::imaging::{Form, How, LabelBalance, LabelInputs, LabelSource, NeuronScan, Score};
+/// use tinyonn::moe::moe;
+///
+/// #[moe(levels = [2], top_k = 1)]
+/// struct Sourced;
+///
+/// let parsed: LabelSource = "taylor_magnitude_lowest".parse()?;
+/// assert_eq!(parsed, LabelSource::By(Score::TaylorMagnitude, How::Lowest));
+/// assert_eq!((LabelSource::SPS.to_string(), LabelSource::ACTIVATION_PLUS_SURPRISE.to_string()), ("sps".into(), "activation_plus_surprise".into()));
+/// assert!(LabelSource::Random.is_drawn() && !parsed.is_drawn());
+///
+/// // One layer of two neurons, each an expert; one token of one task, which the second neuron answers.
+/// let mut scan = NeuronScan::zero(vec!["t".into()], 1, 2);
+/// scan.tokens[0] = 1;
+/// (scan.sums[0][0].activation, scan.sums[0][0].activation_squared) = (vec![1.0, 3.0], vec![1.0, 9.0]);
+/// let (units, spec) = ([vec![0, 1]], &Sourced::SPEC);
+/// let from = LabelInputs { scan: &scan, form: Form::default(), units: &units, spec, contrast: false, balance: LabelBalance::None };
+/// let labels = LabelSource::By(Score::Activation, How::Best).labels(&from, 0)?.expect("a score gives labels");
+/// assert_eq!(labels.paths.experts, [[[1]]]);
+/// assert!(LabelSource::Oracle.labels(&from, 0)?.is_none()); // it is measured, not read from an image
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]

@@ -24,6 +24,15 @@ pub struct LabelStatistics {
 }
 
 /// How much the labels of one layer say.
+///
+/// ```
+/// use tinyonn::imaging::{Labels, LayerStatistics};
+/// use tinyonn::gallery::Mixtral;
+///
+/// let labels = Labels::random(4, 2, &Mixtral::SPEC, 0);
+/// let of_layer: &LayerStatistics = &labels.statistics(&Mixtral::SPEC).layers[1];
+/// assert!(of_layer.distinct_paths <= 4 && (0.0..=1.0).contains(&of_layer.overlap));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LayerStatistics {

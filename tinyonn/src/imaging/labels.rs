@@ -13,6 +13,19 @@ use crate::random;
 use crate::{Error, Result};
 
 /// The paths of all tasks.
+///
+/// ```
+/// use tinyonn::gallery::TinyOnn;
+/// use tinyonn::imaging::labels::{Labels, nodes_of_path};
+///
+/// let labels = Labels::random(5, 2, &TinyOnn::SPEC, 0);
+/// labels.check(&TinyOnn::SPEC, 5, 2)?;
+/// assert!(labels.check(&TinyOnn::SPEC, 6, 2).is_err()); // of five tasks
+/// // A path takes eight groups, and eight experts of each.
+/// assert_eq!((labels.paths.experts[0][0].len(), labels.nodes(0, 0, 0, &TinyOnn::SPEC).len()), (64, 8));
+/// assert_eq!(nodes_of_path(&[0, 9, 37], 0, &TinyOnn::SPEC), [0, 3]); // expert 37 is in group 3
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labels {
     /// Chosen experts, `[task][layer]`, ascending.
@@ -66,6 +79,17 @@ impl Labels {
     /// For replicas, whose experts all do the same at first: tasks of like neuron profiles (their integrals, contrasted, of unit
     /// norm) take the same experts. At each node the tasks that pass are clustered, each cluster has a choice, and a task takes the
     /// choices of the clusters nearest to it. Deterministic in `seed`.
+    ///
+    /// ```
+    /// use tinyonn::gallery::Smear;
+    /// use tinyonn::imaging::{Integral, Labels};
+    ///
+    /// // Tasks 0 and 2 use the neurons alike: they take the same replicas.
+    /// let profiles = [[1.0, -1.0], [-1.0, 1.0], [1.0, -0.9]].map(|layer| vec![layer.to_vec()]).to_vec();
+    /// let labels = Labels::from_profiles(&Integral { neurons: profiles }, &Smear::SPEC, 0);
+    /// assert_eq!(labels.paths.experts[0], labels.paths.experts[2]);
+    /// assert_ne!(labels.paths.experts[0], labels.paths.experts[1]);
+    /// ```
     #[must_use]
     pub fn from_profiles(integral: &Integral, spec: &MoeSpec, seed: u64) -> Self {
         let (contrasted, widths) = (integral.contrasted(), select::path_widths(spec));

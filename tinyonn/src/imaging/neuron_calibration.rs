@@ -5,6 +5,41 @@
 //! `pruned`: the candidates themselves. What a unit of h_i is worth, v_i, is the norm of row i of W_d unless it is given.
 //!
 //! Legend: n rows, b rows of a block, d hidden, i neurons.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use tinyonn::checkpoint::{ParamStore, upcycle};
+//! use tinyonn::decoder::CausalLm;
+//! use tinyonn::gallery::{OwnGate, Pruned};
+//! use tinyonn::imaging::neuron_calibration::{Choose, GateCalibration, calibrate_gate, calibrate_pruned, gate_parameters, kept_parameters, threshold};
+//! use tinyonn::imaging::Cut;
+//! use tinyonn::moe::{MoeLayer, variant};
+//! use tinyonn::phases::RunConfig;
+//!
+//! let cfg = RunConfig::default().dense.arch(64, "silu");
+//! let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+//! let one_expert = vec![vec![0; cfg.intermediate_size]; cfg.num_hidden_layers];
+//! let store = upcycle(dense.share(), &cfg, variant("OwnGate")?, &one_expert, 0)?;
+//! let vb = store.builder(DType::F32, |_| false).pp("model.layers.0.mlp");
+//! let gated = MoeLayer::new(OwnGate::SPEC, &[], &cfg, 0, &vb)?;
+//! let x_nd = Tensor::rand(-1f32, 1.0, (32, cfg.hidden_size), &Device::Cpu)?;
+//!
+//! // A quarter of the neurons, chosen among all of them by each token's own gate: half of the operations.
+//! let cut = Cut { candidates: 1.0, neurons: 0.25 };
+//! let found: GateCalibration = calibrate_gate(&gated, &x_nd, cut, Choose::Threshold, None)?;
+//! assert_eq!((found.mean_up.len(), found.candidates.is_some()), (cfg.intermediate_size, false));
+//! assert!(gate_parameters(&found, &Device::Cpu)?.iter().any(|(name, _)| *name == tinyonn::moe::MEAN_UP));
+//! assert!(threshold(&gated, &x_nd, 0.25)? > 0.0);
+//!
+//! // The same quarter for every token.
+//! let store = upcycle(dense, &cfg, variant("Pruned")?, &one_expert, 0)?;
+//! let vb = store.builder(DType::F32, |_| false).pp("model.layers.0.mlp");
+//! let fixed = MoeLayer::new(Pruned::SPEC, &[], &cfg, 0, &vb)?;
+//! let kept = calibrate_pruned(&fixed, &x_nd, Cut { candidates: 0.25, neurons: 0.25 }, None)?;
+//! assert_eq!(kept.iter().filter(|kept| **kept).count(), cfg.intermediate_size / 4);
+//! assert!(!kept_parameters(&kept, &Device::Cpu)?.is_empty());
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use candle_core::{D, DType, Device, Tensor};
 use serde::{Deserialize, Serialize};

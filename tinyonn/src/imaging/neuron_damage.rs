@@ -173,6 +173,30 @@ pub struct DamageOptions {
 
 /// The damage of `cuts` to every layer of the dense `model`, on the beginning of each task of `set`; `worth` is v of each layer, or ‖w_i‖ where there is none.
 ///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
+/// use tinyonn::imaging::{Cut, DamageOptions, neuron_damage, sensitivity};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let task = TaskTokens { name: "t".into(), tokens: (0..64).collect(), documents: vec![0; 64] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+///
+/// let options = DamageOptions { length: 32, batch: 2, tokens: 64 };
+/// let cuts = [Cut { candidates: 1.0, neurons: 0.5 }, Cut::WHOLE];
+/// let worth = sensitivity(&model, &set, options)?;
+/// let damage = neuron_damage(&model, &set, options, &cuts, Some(&worth))?;
+/// assert!(damage[0].damage[0] > 0.0 && damage[0].damage[1] == 0.0); // of what is not cut nothing is lost
+/// assert!(cuts_of_a_gate(Some(0.5)).iter().all(|cut| cut.neurons <= 0.5) && cuts_of_a_fixed_set().len() == 20);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// No text; what the device reports.
 pub fn neuron_damage(

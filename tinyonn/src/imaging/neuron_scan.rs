@@ -34,6 +34,26 @@ pub struct Log1pScan {
 }
 
 /// What a scan saw: for every layer and task the sums over tokens.
+///
+/// ```
+/// use tinyonn::imaging::neuron_scan::{ExpertScan, Log1pScan, NeuronScan, Units};
+/// use tinyonn::ops::{GradSite, Log1pScale};
+///
+/// // Two layers of four neurons, two experts of two.
+/// let units = Units { neuron_expert: vec![vec![0, 0, 1, 1]; 2], count: 2 };
+/// let scales = vec![Log1pScale { activation: 1.0, surprise: 0.1 }; 2];
+/// let nothing = NeuronScan::zero(vec!["a".into()], 2, 4).measuring(GradSite::Weight, Some(&units), Some(&scales));
+/// let (experts, log1p): (Option<&ExpertScan>, Option<&Log1pScan>) = (nothing.experts.as_ref(), nothing.log1p.as_ref());
+/// assert_eq!((nothing.width(), experts.map(|scan| scan.units.count), log1p.map(|scan| scan.scales.len())), (4, Some(2), Some(2)));
+///
+/// let mut sum = nothing.clone();
+/// sum.tokens[0] = 3;
+/// sum.merge(&nothing)?;
+/// assert_eq!((sum.tokens[0], sum.gradient_nonzero_share()), (3, 0.0));
+/// assert!(sum.check_gradients().is_err()); // three tokens, and not one gradient: nothing can be read from it
+/// assert!(sum.merge(&NeuronScan::zero(vec!["b".into()], 2, 4)).is_err());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct NeuronScan {
     /// The tasks' names.

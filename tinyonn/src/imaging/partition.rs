@@ -36,6 +36,27 @@ pub struct PartitionSources<'a> {
 
 /// W_g `[I, d]` of a layer of a dense model in memory.
 ///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::{ModelFolder, ParamStore};
+/// use tinyonn::imaging::partition::{GateRows, PartitionSources, assign, gate_rows, stored_gate_rows};
+/// use tinyonn::gallery::Mixtral;
+/// use tinyonn::imaging::Partition;
+///
+/// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// let folder = ModelFolder::open(dir)?;
+/// let store: ParamStore = folder.load(&Device::Cpu, None)?;
+/// assert_eq!(gate_rows(&store, 0)?.dims(), stored_gate_rows(&folder, 0)?.dims());
+///
+/// // Neurons of like rows go to one expert, a layer in memory at a time.
+/// let read = |layer| stored_gate_rows(&folder, layer);
+/// let rows: GateRows<'_> = &read;
+/// let (arch, sources) = (folder.arch()?, PartitionSources { gate_rows: Some(rows), ..PartitionSources::default() });
+/// let owners = assign(Partition::Kmeans, &Mixtral::SPEC, (arch.num_hidden_layers, arch.intermediate_size), sources, 0)?;
+/// assert_eq!((owners.len(), owners[0].len()), (arch.num_hidden_layers, arch.intermediate_size));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// A store without it.
 pub fn gate_rows(store: &ParamStore, layer: usize) -> Result<Tensor> {
@@ -57,6 +78,18 @@ fn gate_name(layer: usize) -> String {
 }
 
 /// The strategy of a run: the one given, else the one that `spec` declares, else `default`.
+///
+/// ```
+/// use tinyonn::gallery::{Smear, TinyOnn};
+/// use tinyonn::imaging::{Partition, Score, partition};
+///
+/// assert_eq!(partition::choose(None, &TinyOnn::SPEC, Partition::Contiguous)?, Partition::Contiguous);
+/// assert_eq!(partition::choose(Some(Partition::Sps), &TinyOnn::SPEC, Partition::Contiguous)?, Partition::Sps);
+/// assert!(partition::choose(Some(Partition::Sps), &Smear::SPEC, Partition::Contiguous).is_err());
+/// assert_eq!((partition::profile(Partition::Sps), partition::reads_text(Partition::Sps)), (Some(Score::Sps), true));
+/// assert_eq!((partition::profile(Partition::Kmeans), partition::reads_text(Partition::Kmeans)), (None, false));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 ///
 /// # Errors
 /// One that is given for replicas, which share out no neurons.

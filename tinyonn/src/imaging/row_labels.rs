@@ -9,6 +9,18 @@ use crate::moe::MoeSpec;
 use crate::{Error, Result};
 
 /// The paths of one layer's rows.
+///
+/// ```
+/// use tinyonn::gallery::Mixtral;
+/// use tinyonn::imaging::{Labels, RowLabels};
+///
+/// let labels = Labels::random(3, 1, &Mixtral::SPEC, 0);
+/// let rows = RowLabels::of_tasks(&labels, 0, &[2, 0, 2]);
+/// assert_eq!((rows.path(0), rows.path(0)), (rows.path(2), labels.paths.experts[2][0].as_slice()));
+/// rows.check(3, &Mixtral::SPEC)?;
+/// assert!(rows.check(4, &Mixtral::SPEC).is_err());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowLabels {
     /// The class of each row.

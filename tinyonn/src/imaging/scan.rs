@@ -214,6 +214,34 @@ pub fn scan_with<F: FeedForward>(
 /// As [`scan_with`], of tokens that need not be in memory: `text` is the part that is read, at most
 /// [`tokens_per_task`](ScanOptions::tokens_per_task) of them with a target. Of one part the sums are the same bits wherever it is.
 ///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::imaging::{Log1p, ScanFile, ScanOptions, ScanRequest, Shard, StoredScan, scan_batches};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let task = TaskTokens { name: "t".into(), tokens: (0..64).collect(), documents: vec![0; 64] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+///
+/// // The first of two halves, with sums of log1p as well, kept in a file that a killed scan goes on from.
+/// let options = ScanOptions { length: 16, batch: 1, tokens_per_task: 64 };
+/// let request = ScanRequest { shard: Shard { index: 0, of: 2 }, log1p: Log1p::Measured, ..ScanRequest::new(options) };
+/// # let dir = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+/// # let path = dir.path().join("scan.safetensors");
+/// let file = ScanFile { path: &path, corpus: "of the text", model: "of the model", every: std::time::Duration::from_secs(60) };
+/// let found = scan_batches(&model, &set, &request, &Device::Cpu, Some(&file))?;
+/// let stored = StoredScan::load(&path)?;
+/// assert_eq!(stored.scan.tokens, found.tokens);
+/// assert_eq!(stored.missing(), [Shard { index: 1, of: 2 }]);
+/// assert!(found.tokens[0] < 63 && Shard::WHOLE.of == 1 && Shard::MOST == 65_536);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// As [`scan_with`]; a task with more tokens than are to be read.
 pub fn scan_batches<F: FeedForward>(

@@ -89,6 +89,45 @@ struct Record {
 }
 
 /// A scan with what it was made from.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::imaging::{ScanFile, ScanOptions, ScanPart, ScanRequest, Shard, StoredScan, scan_with};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let task = TaskTokens { name: "t".into(), tokens: (0..64).collect(), documents: vec![0; 64] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+/// let options = ScanOptions { length: 16, batch: 1, tokens_per_task: 64 };
+/// # let dir = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+/// # let path = dir.path().join("scan.safetensors");
+///
+/// // Two halves of a text, as two machines would scan them.
+/// let half = |index| {
+///     let request = ScanRequest { shard: Shard { index, of: 2 }, ..ScanRequest::new(options) };
+///     let path = path.with_extension(index.to_string());
+///     let every = std::time::Duration::from_secs(60);
+///     let file = ScanFile { path: &path, corpus: "of the text", model: "of the model", every };
+///     scan_with(&model, &set, &request, &Device::Cpu, Some(&file))?;
+///     StoredScan::load(&path)
+/// };
+/// let mut whole = half(0)?;
+/// assert_eq!(whole.missing(), [Shard { index: 1, of: 2 }]);
+/// let read: &ScanPart = &whole.parts[0];
+/// assert_eq!((read.done, read.batches), (2, 2));
+/// whole.merge(&half(1)?)?;
+/// assert!(whole.missing().is_empty());
+/// assert!(whole.merge(&half(1)?).is_err()); // it is there already
+///
+/// whole.save(&path)?;
+/// assert_eq!(StoredScan::load(&path)?.parts, whole.parts);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StoredScan {

@@ -3,6 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 /// What is integrated.
+///
+/// ```
+/// use tinyonn::imaging::Score;
+///
+/// let names = Score::ALL.map(Score::name);
+/// assert_eq!(names[..3], ["sps", "activation", "surprise"]);
+/// assert!(Score::Sps.is_standardised() && !Score::Taylor.is_standardised());
+/// assert!(Score::Sps.reads_surprise() && !Score::Activation.reads_surprise());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Score {
@@ -108,6 +117,14 @@ pub enum ExpertForm {
 }
 
 /// How a score is integrated.
+///
+/// ```
+/// use tinyonn::imaging::{ExpertForm, Form, Norm};
+///
+/// let names = Form::ALL.map(Form::name);
+/// assert_eq!(names, ["layer", "global", "log1p", "layer_by_expert", "global_by_expert", "log1p_by_expert"]);
+/// assert_eq!(Form::ALL[0], Form { norm: Norm::Layer, expert: ExpertForm::Mean });
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Form {

@@ -12,6 +12,17 @@ use crate::ops::{NeuronSums, UnitSums, ZTerm};
 use crate::{Error, Result};
 
 /// A score integrated over each task, per token.
+///
+/// ```
+/// use tinyonn::imaging::Integral;
+///
+/// // Two tasks, one layer, two neurons.
+/// let integral = Integral { neurons: vec![vec![vec![3.0, 1.0]], vec![vec![1.0, 1.0]]] };
+/// assert_eq!(integral.averaged().neurons, [[[2.0, 1.0]], [[2.0, 1.0]]]);
+/// assert_eq!(integral.contrasted().neurons, [[[1.0, 0.0]], [[-1.0, 0.0]]]);
+/// assert_eq!(integral.negated().neurons[0], [[-3.0, -1.0]]);
+/// assert_eq!(integral.by_unit(&[vec![0, 0]], 1), [[[2.0]], [[1.0]]]); // both neurons are of one expert
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Integral {
     /// `neurons[task][layer][i]`.

@@ -17,6 +17,13 @@ const DRAWS: usize = 1000;
 const TAIL: usize = DRAWS / 40;
 
 /// A mean and where it lies with 95 % confidence.
+///
+/// ```
+/// use tinyonn::metrics::{Interval, interval};
+///
+/// // A single cluster leaves nothing to draw.
+/// assert_eq!(interval(&[(3.0, 2.0)], 0), Interval { mean: 1.5, low: 1.5, high: 1.5 });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The mean of what was seen.

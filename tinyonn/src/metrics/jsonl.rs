@@ -55,6 +55,21 @@ impl MetricsLog {
     /// Goes on behind all that the log at `path` holds, or begins it if there is none: for a training that may go on, which finds out from its
     /// checkpoint where, and then calls [`rewind`](Self::rewind).
     ///
+    /// ```
+    /// use tinyonn::metrics::{MetricsLog, read};
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("metrics.jsonl");
+    /// for _ in 0..2 {
+    ///     // The second time it goes on: a checkpoint of step 1 was found.
+    ///     let mut log = MetricsLog::open(&path)?;
+    ///     log.rewind("smk", 1)?;
+    ///     log.log(1, "smk", &[("loss", 2.5)])?;
+    /// }
+    /// assert_eq!(read(&path)?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As of [`resume`](Self::resume).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
@@ -62,6 +77,19 @@ impl MetricsLog {
     }
 
     /// Writes the log at `from` to `to` as well, and its events with their times.
+    ///
+    /// ```
+    /// use tinyonn::metrics::MetricsLog;
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let [from, to] = ["phase1", "phase2"].map(|name| folder.path().join(name));
+    /// # [&from, &to].map(|dir| std::fs::create_dir(dir).unwrap());
+    /// # let [from, to] = [from, to].map(|dir| dir.join("metrics.jsonl"));
+    /// MetricsLog::create(&from)?.log(0, "pretrain", &[("loss", 5.5)])?;
+    /// MetricsLog::copy(&from, &to)?;
+    /// assert_eq!(std::fs::read(&from)?, std::fs::read(&to)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// A line that cannot be read, which is named; what the system reports.

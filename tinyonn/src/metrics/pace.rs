@@ -64,6 +64,11 @@ pub(super) fn duration(duration: Duration) -> String {
 }
 
 /// `1.2 GiB`, or `310 MiB`.
+///
+/// ```
+/// use tinyonn::metrics::size;
+/// assert_eq!((size(310 << 20).as_str(), size(5 << 30).as_str()), ("310 MiB", "5.0 GiB"));
+/// ```
 #[must_use]
 pub fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);

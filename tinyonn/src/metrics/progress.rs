@@ -68,6 +68,17 @@ impl Progress {
     }
 
     /// As [`Progress::new`], for a stage that goes on behind `start` steps that were done before: they count as done, not as quick.
+    ///
+    /// ```
+    /// use tinyonn::metrics::Progress;
+    ///
+    /// let progress = Progress::resumed(40, 100, "smk").with_lines_every(std::time::Duration::from_secs(60));
+    /// assert_eq!(progress.position(), 40);
+    /// progress.message("loss 2.125");
+    /// progress.device_memory(3 << 30);
+    /// progress.set(41);
+    /// assert_eq!(progress.position(), 41);
+    /// ```
     pub fn resumed(start: u64, len: u64, label: &str) -> Self {
         let watched = stderr().is_terminal();
         let target = if watched { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };

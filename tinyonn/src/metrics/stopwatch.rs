@@ -38,6 +38,15 @@ impl Stopwatch {
     }
 
     /// Ends the current stage; until the next one, time counts nowhere.
+    ///
+    /// ```
+    /// use tinyonn::metrics::Stopwatch;
+    ///
+    /// let mut watch = Stopwatch::new();
+    /// watch.stage("scan");
+    /// watch.stop();
+    /// assert_eq!(watch.seconds(), watch.seconds());
+    /// ```
     pub fn stop(&mut self) {
         if let Some((index, since)) = self.running.take() {
             self.stages[index].1 += since.elapsed();

@@ -6,6 +6,15 @@ use crate::{Error, Result};
 pub(super) const RESERVED: [&str; 2] = ["step", "stage"];
 
 /// The values that one step of one stage has left behind.
+///
+/// ```
+/// use tinyonn::metrics::{Record, series};
+///
+/// let record = |step, loss| Record { step, stage: "smk".into(), values: vec![("loss".into(), loss)] };
+/// let log = [record(0, 2.5), record(1, 2.25)];
+/// assert_eq!((log[1].value("loss"), log[1].value("rate")), (Some(2.25), None));
+/// assert_eq!(series(&log, "smk", "loss"), [(0.0, 2.5), (1.0, 2.25)]);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// The step, counted from the start of the stage.

@@ -16,6 +16,21 @@ use crate::{Result, random};
 
 /// The sum of the declared auxiliary losses of one layer, if it declares any. Differentiable in the scores.
 ///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::moe::{Scores, balance, moe};
+///
+/// #[moe(levels = [2], top_k = 1, router = linear, balance = loss(0.01))]
+/// struct Two;
+///
+/// // A router that finds both alike, and sends each one token: f = P = ½, and 0.01 · 2 · (¼ + ¼) is left.
+/// let scores = Scores { logits: vec![vec![Tensor::zeros((2, 1, 2), DType::F32, &Device::Cpu)?]] };
+/// let taken_tn = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
+/// let loss = balance::auxiliary_loss(&Two::SPEC, &scores, &taken_tn)?.map(|loss| loss.to_scalar::<f32>()).transpose()?;
+/// assert!(loss.is_some_and(|loss| (loss - 0.01).abs() < 1e-6));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// What the device reports.
 pub fn auxiliary_loss(spec: &MoeSpec, scores: &Scores, taken_tn: &Tensor) -> Result<Option<Tensor>> {
@@ -91,6 +106,18 @@ pub fn step(spec: &MoeSpec, bias: &Tensor, load_n: &Tensor) -> Result<Tensor> {
 }
 
 /// The noise that multiplies the routers' input `[D, d]` under `jitter`, decided by `seed` and the layer; none where it is not declared.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::gallery::{Mixtral, Switch};
+/// use tinyonn::moe::balance;
+///
+/// let x = Tensor::ones((4, 8), DType::F32, &Device::Cpu)?;
+/// let noise = balance::jitter(&Switch::SPEC, 0, 7, &x)?.expect("jitter = 0.01").flatten_all()?.to_vec1::<f32>()?;
+/// assert!(noise.iter().all(|factor| (0.99..=1.01).contains(factor)));
+/// assert!(balance::jitter(&Mixtral::SPEC, 0, 7, &x)?.is_none());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 ///
 /// # Errors
 /// What the device reports.

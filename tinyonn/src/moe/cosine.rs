@@ -12,6 +12,21 @@ const SCALE: f64 = 1.0 / 0.07;
 const EPS: f64 = 1e-12;
 
 /// The cosine routers of one level. Parameters are f32 whatever the model's dtype.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::moe::{CosineRouter, Router, RouterShape};
+///
+/// let shape = RouterShape { parents: 1, choices: 3, hidden: 4 };
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CosineRouter::new(shape, &vb).map(drop))?;
+/// let router = CosineRouter::new(shape, &store.builder(DType::F32, |_| false))?;
+/// let x = Tensor::new(&[[1f32, 2.0, 3.0, 4.0]], &Device::Cpu)?;
+/// // The length of x says nothing.
+/// let [one, ten] = [&x, &(&x * 10.0)?].map(|x| router.logits(x).and_then(|l| Ok(l.flatten_all()?.to_vec1::<f32>()?)));
+/// assert!(one?.iter().zip(ten?).all(|(a, b)| (a - b).abs() < 1e-5));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct CosineRouter {
     /// e `[p·c, d]`.

@@ -29,6 +29,29 @@ pub fn delta_name(expert: usize, projection: &str) -> String {
 }
 
 /// All experts of one layer.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::{ParamStore, upcycle};
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::gallery::DeepSeek;
+/// use tinyonn::moe::{TinyOnnExpert, variant};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let owners = vec![(0..cfg.intermediate_size).map(|i| i as u32 % 66).collect(); cfg.num_hidden_layers];
+/// let store = upcycle(dense, &cfg, variant("DeepSeek")?, &owners, 0)?;
+/// let vb = store.builder(DType::F32, |_| false);
+/// let bank = TinyOnnExpert::new(&DeepSeek::SPEC, &cfg, 2, &vb.pp("model.layers.2.mlp"))?;
+/// assert_eq!((bank.layer(), bank.weights().gate.dims()), (2, &[cfg.intermediate_size, cfg.hidden_size][..]));
+/// assert_eq!(bank.neuron_expert().map(|owners| owners.to_vec1::<u32>()).transpose()?.as_ref(), owners.get(2));
+/// // Load is evened by a bias on selection: 4 groups, and 16 experts in each.
+/// let bias = bank.balance_bias(&DeepSeek::SPEC)?.expect("balance = bias");
+/// assert_eq!((bias[0].dims(), bias[1].dims()), (&[4][..], &[64][..]));
+/// assert!(bank.device().is_cpu());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct TinyOnnExpert {
     pub(super) gate_proj: Tensor,
@@ -377,6 +400,16 @@ fn activation(spec: &MoeSpec, cfg: &Arch) -> Result<&'static dyn ops::Activation
 }
 
 /// Refuses an MLP of fewer neurons than slices.
+///
+/// ```
+/// use tinyonn::gallery::{Smear, TinyOnn};
+/// use tinyonn::moe::expert::check_width;
+///
+/// assert!(check_width(&TinyOnn::SPEC, 100, 0).is_ok());
+/// let said = check_width(&TinyOnn::SPEC, 96, 0).unwrap_err().to_string();
+/// assert_eq!(said, "variant `TinyOnn`: layer 0 has 96 neurons for 100 experts; each expert needs at least one; declare at most 96 experts");
+/// assert!(check_width(&Smear::SPEC, 4, 0).is_ok()); // replicas share no neurons out
+/// ```
 ///
 /// # Errors
 /// The variant, the layer and both numbers.

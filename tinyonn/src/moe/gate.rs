@@ -11,6 +11,27 @@ use crate::ops::elementwise;
 use crate::{Error, Result};
 
 /// What the routers of a layer say of `t` inputs.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::moe::{Scores, gate, moe};
+///
+/// #[moe(levels = [2], top_k = 1, router = linear, gate = scaled)]
+/// struct Two;
+///
+/// // ℓ = (ln 3, 0) is p = (¾, ¼).
+/// let logits_tpc = Tensor::new(&[[[3f32.ln(), 0.0]]], &Device::Cpu)?;
+/// let scores = Scores { logits: vec![vec![logits_tpc]] };
+/// assert_eq!(scores.by_level()?[0].to_vec2::<f32>()?, [[3f32.ln(), 0.0]]);
+/// let p = scores.log_probs()?[0].exp()?.to_vec2::<f32>()?;
+/// assert!((p[0][0] - 0.75).abs() < 1e-6);
+/// assert_eq!(scores.experts(&Two::SPEC)?.dims(), [1, 2]);
+/// // One is taken: scaled by the number taken, it weighs 1 · p / p.
+/// let taken_tn = Tensor::new(&[[1f32, 0.0]], &Device::Cpu)?;
+/// let gates = gate::gates(&Two::SPEC, &scores, &taken_tn, DType::F32)?.to_vec2::<f32>()?;
+/// assert!((gates[0][0] - 1.0).abs() < 1e-6 && gates[0][1] == 0.0);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Scores {
     /// By level and run of routers: ℓ `[t, P, C]` f32.

@@ -15,6 +15,20 @@ use crate::Result;
 use crate::ops::{Grads, gaussian_density, linear};
 
 /// The Gaussian routers of one level. Parameters are f32 whatever the model's dtype.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::moe::{GaussianMoeRouter, GaussianSpec, Router, RouterShape};
+///
+/// let (shape, form) = (RouterShape { parents: 1, choices: 3, hidden: 8 }, GaussianSpec::new(4));
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| GaussianMoeRouter::with_form(shape, &form, &vb).map(drop))?;
+/// let names: Vec<&str> = store.iter().map(|(name, _)| name).collect();
+/// assert!(["mean", "projection"].iter().all(|part| names.iter().any(|name| name.contains(part))), "{names:?}");
+/// let router = GaussianMoeRouter::with_form(shape, &form, &store.builder(DType::F32, |_| false))?;
+/// assert_eq!(router.logits(&Tensor::ones((2, 8), DType::F32, &Device::Cpu)?)?.dims(), [2, 1, 3]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct GaussianMoeRouter {
     /// P `[r, d]`, shared by the routers; `None` is the identity.

@@ -15,6 +15,36 @@ use crate::ops::{Grads, Hierarchy, MinK, elementwise};
 use crate::{Error, Result};
 
 /// A feed-forward of routed experts: what fills a decoder layer's second half past `model`.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::{ParamStore, upcycle};
+/// use tinyonn::decoder::{CausalLm, FeedForward as _, Pass};
+/// use tinyonn::gallery::TinyOnn;
+/// use tinyonn::moe::{MoeLayer, Pfag, Scores, variant};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let owners = vec![(0..cfg.intermediate_size).map(|i| i as u32 % 100).collect(); cfg.num_hidden_layers];
+/// let store = upcycle(dense, &cfg, variant("TinyOnn")?, &owners, 0)?;
+/// let vb = store.builder(DType::F32, |_| false).pp("model.layers.0.mlp");
+/// let layer = MoeLayer::new(TinyOnn::SPEC, &[], &cfg, 0, &vb)?;
+/// assert_eq!((layer.layer(), layer.spec().name.as_ref(), layer.experts().layer()), (0, "TinyOnn", 0));
+/// assert_eq!(layer.routers().iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]); // a run of routers a level
+///
+/// let x_nd = Tensor::rand(-1f32, 1.0, (3, cfg.hidden_size), &Device::Cpu)?;
+/// assert_eq!(Scores::new(&layer, &x_nd)?.by_level()?[1].dims(), [3, 100]);
+/// // 64 of 100 experts, each with all of its neurons.
+/// let of_chosen = layer.candidates(&x_nd)?.expect("it is routed").sum(1)?.to_vec1::<f32>()?;
+/// assert!(of_chosen.iter().all(|neurons| *neurons < cfg.intermediate_size as f32));
+/// let (y, ..) = layer.forward(&x_nd.unsqueeze(0)?, &Pass::routed())?;
+/// assert_eq!(y.dims(), [1, 3, cfg.hidden_size]);
+///
+/// let few = layer.taking(&[1, 1], Pfag::Off)?;
+/// assert_eq!(few.spec().active_experts(), 1);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct MoeLayer {
     spec: MoeSpec,

@@ -8,6 +8,20 @@ use crate::Result;
 use crate::ops::{Grads, linear};
 
 /// The linear routers of one level. Parameters are f32 whatever the model's dtype.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::moe::{LinearRouter, Router, RouterShape};
+///
+/// // Two routers of three choices each: the second level of two groups.
+/// let shape = RouterShape { parents: 2, choices: 3, hidden: 4 };
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| LinearRouter::new(shape, &vb).map(drop))?;
+/// let router = LinearRouter::new(shape, &store.builder(DType::F32, |_| false))?;
+/// let logits_tpc = router.logits(&Tensor::ones((5, 4), DType::F32, &Device::Cpu)?)?;
+/// assert_eq!(logits_tpc.dims(), [5, 2, 3]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LinearRouter {
     /// W `[p·c, d]`.

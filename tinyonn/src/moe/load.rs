@@ -9,6 +9,33 @@ use crate::decoder::{Load, Trace};
 
 /// Counts the tokens routed to each expert of each layer while a model runs, and how many experts a token took; tokens that no decision
 /// is for count nowhere.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::decoder::{Load, Trace};
+/// use tinyonn::moe::{LoadMeter, moe};
+/// use tinyonn::ops::host;
+///
+/// #[moe(levels = [2], top_k = 1)]
+/// struct Two;
+///
+/// // Four tokens of one layer took one expert each: three the first, one the second.
+/// let tokens_n = Tensor::new(&[3f32, 1.0], &Device::Cpu)?;
+/// let counts = Tensor::new(&[0f32, 4.0, 0.0], &Device::Cpu)?;
+/// let traces = [Trace { load: Some(Load { tokens_n, counts, neurons_t: None }), ..Trace::default() }];
+///
+/// let mut meter = LoadMeter::new(1, 2);
+/// meter.add(&traces, &host::read(&LoadMeter::wanted(&traces))?);
+/// assert_eq!((meter.taken(), meter.load()), (vec![vec![3.0, 1.0]], vec![vec![0.75, 0.25]]));
+/// assert_eq!((meter.expert_share(), meter.neurons()), (0.5, vec![None]));
+/// // The first expert has two neurons, the second six: ¾ · 2 + ¼ · 6 of 8.
+/// assert_eq!(meter.active_share(&[vec![0, 0, 1, 1, 1, 1, 1, 1]]), 0.375);
+/// assert_eq!(meter.figures(&Two::SPEC).max_over_mean(), 1.5);
+/// // Of padding nothing is said about neurons; here none are chosen at all.
+/// meter.add_scored(&traces, &host::read(&LoadMeter::wanted(&traces))?, |at| at < 3);
+/// assert_eq!(meter.taken(), [[6.0, 2.0]]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LoadMeter {
     layers: Vec<Seen>,

@@ -26,6 +26,22 @@ pub struct LoadFigures {
 }
 
 /// The load of one layer.
+///
+/// ```
+/// use tinyonn::moe::{LayerLoad, LoadFigures, moe};
+///
+/// #[moe(levels = [4], top_k = 1)]
+/// struct Four;
+///
+/// let load = LayerLoad::new(&Four::SPEC, &[50.0, 50.0, 0.0, 0.0]);
+/// assert_eq!((load.max_over_mean, load.dead.as_slice(), load.busiest[0]), (2.0, &[2, 3][..], (0, 0.5)));
+/// assert!((load.spread() - 2.0).abs() < 1e-9); // it is spread over two experts
+/// assert!(load.taken().is_none()); // of a load by expert alone nobody knows how many a token took
+///
+/// let found = LoadFigures::new(&Four::SPEC, &[vec![50.0, 50.0, 0.0, 0.0]]);
+/// let even = LoadFigures::even(&Four::SPEC, 1);
+/// assert_eq!((&found.layers[0], found.dead(), even.dead(), even.evenness()), (&load, 2.0, 0.0, 1.0));
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerLoad {
     /// max n / mean n; 0 without a token.
@@ -43,6 +59,21 @@ pub struct LayerLoad {
 }
 
 /// How many experts tokens took.
+///
+/// ```
+/// use tinyonn::moe::{LayerLoad, LoadFigures, Taken, moe};
+///
+/// #[moe(levels = [4], top_k = 2)]
+/// struct Four;
+///
+/// let mut load = LayerLoad::new(&Four::SPEC, &[3.0, 2.0, 1.0, 0.0]);
+/// load.experts_taken = [(1, 2), (2, 2)].into(); // two tokens took one expert, two took two
+/// assert_eq!(load.taken(), Some(Taken { fewest: 1, mean: 1.5, most: 2 }));
+/// let mut figures = LoadFigures::even(&Four::SPEC, 1);
+/// assert_eq!(figures.taken(), None);
+/// figures.layers = vec![load.clone(), load];
+/// assert_eq!(figures.taken(), Some(Taken { fewest: 1, mean: 1.5, most: 2 }));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Taken {
     /// The fewest that one took.

@@ -45,6 +45,15 @@ use crate::{Error, Result};
 
 /// Whether a declaration can be run: what the compiler refuses where it is written, of one that a program or a file made.
 ///
+/// ```
+/// use tinyonn::gallery::TinyOnn;
+/// use tinyonn::moe::{MoeSpec, check};
+///
+/// assert!(check(&TinyOnn::SPEC).is_ok());
+/// let shaken = MoeSpec { jitter: 2.0, ..TinyOnn::SPEC };
+/// assert!(check(&shaken).is_err()); // as a factor between −1 and 3
+/// ```
+///
 /// # Errors
 /// The variant, the first of what [`MoeSpec::validate`] finds, and the remedy.
 pub fn check(spec: &MoeSpec) -> Result<()> {

@@ -3,6 +3,13 @@
 //!
 //! Beside the rule may lie what was made for a routed pass of that rule alone: ΔW_g, ΔW_u, ΔW_d and b, by a repair in closed form or by distillation
 //! (DESIGN §4). A routed pass then computes W + ΔW in place of W and adds b; all active, neither has any part.
+//!
+//! ```
+//! use tinyonn::moe::{KEPT, LEAST_SCORE, MEAN_UP, MOST, NEURON_RULE, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
+//!
+//! let parts = [MEAN_UP, MOST, LEAST_SCORE, WORTH, KEPT, REPAIR[0], REPAIR[1], REPAIR_DOWN, REPAIR_BIAS];
+//! assert!(parts.iter().all(|name| name.starts_with(NEURON_RULE)));
+//! ```
 
 use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};

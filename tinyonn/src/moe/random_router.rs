@@ -8,6 +8,19 @@ use super::{Router, RouterShape};
 use crate::Result;
 
 /// The random routers of one level. W is f32 whatever the model's dtype, and part of the checkpoint.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::moe::{RandomRouter, Router, RouterShape};
+///
+/// let shape = RouterShape { parents: 1, choices: 4, hidden: 8 };
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| RandomRouter::new(shape, &vb).map(drop))?;
+/// let router = RandomRouter::new(shape, &store.builder(DType::F32, |_| true))?;
+/// let x = Tensor::ones((1, 8), DType::F32, &Device::Cpu)?;
+/// assert_eq!(router.logits(&x)?.to_vec3::<f32>()?, router.logits(&x)?.to_vec3::<f32>()?);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RandomRouter {
     /// W `[p·c, d]`, detached: no gradient reaches it.

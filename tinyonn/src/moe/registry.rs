@@ -7,6 +7,19 @@ use crate::decoder::Arch;
 use crate::{Error, Result};
 
 /// A declared variant.
+///
+/// ```
+/// use tinyonn::moe::{Variant, moe, variant, variants};
+///
+/// #[moe(levels = [5], top_k = 2)]
+/// struct Five;
+///
+/// let found: &Variant = variant("Five")?;
+/// assert_eq!((&found.spec, found.spec.experts()), (&Five::SPEC, 5));
+/// assert!(variants().iter().any(|known| known.spec.name == "TinyOnn" && known.module_path == "tinyonn::gallery"));
+/// assert!(variant("Fife").is_err_and(|e| e.to_string().contains("Five"))); // it names what is near
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct Variant {
     /// The declaration.
     pub spec: MoeSpec,

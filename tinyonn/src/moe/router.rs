@@ -85,6 +85,24 @@ pub type NewRouter = fn(RouterShape, &VarBuilder<'_>) -> Result<Box<dyn Router>>
 
 /// The [`NewRouter`] of a type.
 ///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::moe::{LinearRouter, NewRouter, RouterShape, new_router};
+/// use tinyonn::ops::Grads;
+///
+/// let (new, shape): (NewRouter, _) = (new_router::<LinearRouter>, RouterShape { parents: 1, choices: 2, hidden: 4 });
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| new(shape, &vb).map(drop))?;
+/// let router = new(shape, &store.builder(DType::F32, |_| true))?;
+/// let x = Tensor::ones((3, 4), DType::F32, &Device::Cpu)?;
+/// let mut grads = Grads::new(store.iter().map(|(_, var)| (var.as_tensor(), 0)))?;
+/// let dx = router.backward(&x, &Tensor::ones((3, 1, 2), DType::F32, &Device::Cpu)?, true, &mut grads)?;
+/// assert_eq!(dx.expect("asked for").dims(), [3, 4]);
+/// assert!(store.iter().all(|(_, var)| grads.get(var).is_some()));
+/// assert!(router.narrow()); // x may come in bf16 as well
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// What its constructor reports.
 pub fn new_router<R: Router + 'static>(shape: RouterShape, vb: &VarBuilder<'_>) -> Result<Box<dyn Router>> {

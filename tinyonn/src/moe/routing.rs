@@ -14,6 +14,21 @@ use crate::ops::{Grads, RowRun, elementwise, open_gates};
 use crate::{Error, Result};
 
 /// The gates of a layer, and which tokens they are for.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::moe::Routing;
+/// use tinyonn::ops::RowRun;
+///
+/// assert!(Routing::All.by_token()?.is_none());
+/// // Two decisions over two experts, for the first token and for the two behind it.
+/// let gate_dn = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
+/// let runs = vec![RowRun { rows: 0..1, decision: Some(0) }, RowRun { rows: 1..3, decision: Some(1) }];
+/// let routing = Routing::Shared { gate_dn, runs, whole: false };
+/// let by_token = routing.by_token()?.expect("it is routed").to_vec2::<f32>()?;
+/// assert_eq!(by_token, [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub enum Routing {
     /// All experts, without gates: the pseudo-dense pass.

@@ -1,4 +1,24 @@
 //! From probabilities to a set of experts: the best `k₁` groups, in each the best `k₂` experts, and so on down.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use tinyonn::moe::select::{chosen, path_widths, paths};
+//! use tinyonn::moe::{Selection, moe, select};
+//!
+//! /// Two groups of two experts; a token takes the better group, and one expert of it.
+//! #[moe(groups = 2, experts = 2, top_k = [1, 1])]
+//! struct Quarter;
+//!
+//! // log p of the groups, and of each expert given its group, for one token.
+//! let scores = [[0.4f32, 0.6].as_slice(), &[0.9, 0.1, 0.3, 0.7]].map(|p| p.iter().map(|p| p.ln()).collect::<Vec<_>>());
+//! let tensors = scores.each_ref().map(|row| Tensor::new(vec![row.clone()], &Device::Cpu)).into_iter().collect::<Result<Vec<_>, _>>()?;
+//! let nothing_else = Selection { bias: None, surprisal: None };
+//! assert_eq!(select(&Quarter::SPEC, &tensors, nothing_else)?.to_vec2::<f32>()?, [[0.0, 0.0, 0.0, 1.0]]);
+//! assert_eq!(chosen(&Quarter::SPEC, |level| &scores[level]), [3]);
+//! assert_eq!(paths(&Quarter::SPEC, &tensors)?, [[3]]);
+//! assert_eq!(path_widths(&Quarter::SPEC), [vec![1], vec![1, 1]]); // of each router, by level
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use std::cmp::Ordering;
 

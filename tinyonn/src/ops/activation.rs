@@ -96,6 +96,18 @@ pub fn activation(name: &str) -> Option<&'static dyn Activation> {
 /// SHA-256 of what `activation` and its derivative make of a grid of points, to four digits: what it is known by where a name is not enough, since
 /// the formula of a user's type may change.
 ///
+/// ```
+/// use tinyonn::ops::activation::fingerprint;
+/// use tinyonn::ops::{Activation as _, Gelu, Silu, activation, activations};
+///
+/// let names: Vec<&str> = activations().iter().map(|known| known.name()).collect();
+/// assert!(names.contains(&"silu") && names.contains(&"gelu"));
+/// assert_eq!(activation("silu").map(fingerprint).transpose()?, Some(fingerprint(&Silu)?));
+/// assert_ne!(fingerprint(&Silu)?, fingerprint(&Gelu)?);
+/// assert_eq!(Gelu.name(), "gelu");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// What the activation reports.
 pub fn fingerprint(activation: &'static dyn Activation) -> Result<String> {

@@ -4,6 +4,24 @@
 //! are the last T positions (a cache). Nothing of size T·S outlives the call: the backward computes the probabilities
 //! anew from the saved log-sums (Dao et al., 2022), with dS = P ⊙ (dP − Σ_j dP ⊙ P) / √D. On a GPU, bf16 with D of 64 or 128 takes kernels
 //! of our own (`attention.cu`); the rest is a composition.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use tinyonn::ops::attention::{Saved, backward, forward, forward_in_room};
+//!
+//! // One sequence of three positions, two query heads over one key and value head of width 4.
+//! let random = |heads| Tensor::randn(0f32, 1f32, (1, 3, heads, 4), &Device::Cpu);
+//! let (q, k, v) = (random(2)?, random(1)?, random(1)?);
+//! let (y, saved): (Tensor, Saved) = forward(&q, &k, &v)?;
+//! let [dq, dk, dv] = backward(&saved, &y.ones_like()?)?;
+//! assert_eq!((dq.dims(), dk.dims(), dv.dims()), (q.dims(), k.dims(), v.dims()));
+//!
+//! // The same out of room for eight positions, of which three are taken.
+//! let room = |x: &Tensor| x.pad_with_zeros(1, 0, 5);
+//! let (same, _) = forward_in_room(&q, &room(&k)?, &room(&v)?, 3)?;
+//! assert!((same - y)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-6);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{D, DType, Result, Tensor};
 

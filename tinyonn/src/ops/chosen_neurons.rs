@@ -140,6 +140,21 @@ pub fn forward(
 
 /// s `[t, i]`, f32; a score that is no number is the largest, so that it shows.
 ///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::chosen_neurons::scores;
+/// use tinyonn::ops::{MlpWeights, NeuronChoice, Silu, Take};
+///
+/// let matrix = Tensor::ones((2, 3), candle_core::DType::F32, &Device::Cpu)?;
+/// let weights = MlpWeights { gate: &matrix, up: &matrix, down: &matrix, activation: &Silu };
+/// let (mean_up_i, worth_i) = (Tensor::new(&[1f32, 1.0], &Device::Cpu)?, Tensor::new(&[1f32, 4.0], &Device::Cpu)?);
+/// let choice = NeuronChoice::Gate { mean_up_i: &mean_up_i, worth_i: &worth_i, candidates_i: None, take: Take { most: 1, least_score: 0.0 } };
+/// // Equal gate values: the neuron that is worth four times as much scores four times as much.
+/// let s = scores(&Tensor::new(&[[2f32, 2.0]], &Device::Cpu)?, weights, choice)?.to_vec2::<f32>()?;
+/// assert!((s[0][1] / s[0][0] - 4.0).abs() < 1e-5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// Shapes that do not go together.
 pub fn scores(g_ti: &Tensor, weights: MlpWeights<'_>, choice: NeuronChoice<'_>) -> Result<Tensor> {
@@ -153,6 +168,18 @@ pub fn scores(g_ti: &Tensor, weights: MlpWeights<'_>, choice: NeuronChoice<'_>) 
 }
 
 /// m `[t, i]`, ones and zeros, f32: of scores that are not negative, among the neurons whose gate (any numbers `[t, i]`) is not zero.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::Take;
+/// use tinyonn::ops::chosen_neurons::chosen;
+///
+/// let scores_ti = Tensor::new(&[[0.5f32, 0.1, 0.9], [0.3, 0.2, 0.1]], &Device::Cpu)?;
+/// // At most two, none below 0.25.
+/// let taken = chosen(&scores_ti, None, Take { most: 2, least_score: 0.25 })?;
+/// assert_eq!(taken.to_vec2::<f32>()?, [[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// Shapes that do not go together.

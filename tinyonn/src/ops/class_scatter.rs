@@ -190,6 +190,18 @@ impl ClassScatter {
     }
 
     /// Rows of all closed classes.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use tinyonn::ops::{ClassScatter, Weigh};
+    ///
+    /// let mut scatter = ClassScatter::new(Weigh::Rows);
+    /// scatter.push(&Tensor::new(&[[0f32, 0.0], [2.0, 0.0]], &Device::Cpu)?, 1)?;
+    /// scatter.close()?;
+    /// assert_eq!((scatter.width(), scatter.rows(), scatter.classes(), scatter.weigh()), (2, 2.0, 2, Weigh::Rows));
+    /// assert_eq!(ClassScatter::bytes(1000), [8 * 1000 * 1001 / 2, 4 * 1000 * 1000]); // half of a symmetric matrix, and a whole one
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     #[must_use]
     pub fn rows(&self) -> f64 {
         self.count.iter().sum()

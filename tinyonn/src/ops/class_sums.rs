@@ -90,6 +90,16 @@ impl ClassSums {
     }
 
     /// Of the first `width` numbers of every row alone.
+    ///
+    /// ```
+    /// use tinyonn::ops::ClassSums;
+    ///
+    /// let mut sums = ClassSums::zero(1, 3);
+    /// sums.push_rows(&[1.0, 2.0, 3.0], &[0])?;
+    /// let narrow = sums.narrow(2);
+    /// assert_eq!((narrow.width(), narrow.sum(0)), (2, &[1.0, 2.0][..]));
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     #[must_use]
     pub fn narrow(&self, width: usize) -> Self {
         let cut = |rows: &[f64]| -> Vec<f64> {

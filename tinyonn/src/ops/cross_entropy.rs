@@ -3,6 +3,21 @@
 //! Shapes: x `[.., d]`, W `[V, d]`, targets `[..]` u32 with `u32::MAX` for "no target", ℓ `[..]` f32 in nats (0 without a
 //! target). Tokens go in chunks of at most 2²⁶ logits (4 GiB of them on a GPU). The logits of a single chunk are kept for the backward; with
 //! more chunks each is computed anew: memory stays bounded whatever V. dlogits = (softmax − one-hot) dℓ.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use tinyonn::ops::Grads;
+//! use tinyonn::ops::cross_entropy::{Saved, backward, forward};
+//!
+//! // Two states of width 3, a head of four tokens that knows nothing: ln 4 each.
+//! let (x, head) = (Tensor::ones((2, 3), DType::F32, &Device::Cpu)?, Tensor::zeros((4, 3), DType::F32, &Device::Cpu)?);
+//! let (losses, saved): (Tensor, Option<Saved>) = forward(&x, &head, &Tensor::new(&[1u32, 3], &Device::Cpu)?, true)?;
+//! assert!(losses.to_vec1::<f32>()?.iter().all(|loss| (loss - 4f32.ln()).abs() < 1e-6));
+//! let saved = saved.expect("it was kept");
+//! let dx = backward(saved, &head, &losses.ones_like()?, true, &mut Grads::none())?;
+//! assert_eq!(dx.map(|dx| dx.dims().to_vec()), Some(vec![2, 3]));
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{D, DType, Result, Tensor};
 

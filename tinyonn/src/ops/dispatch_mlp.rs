@@ -19,6 +19,18 @@ use super::mlp_values::MlpBackward;
 use super::{Grads, Learners, lanes};
 
 /// What the backward needs.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::ops::dispatch_mlp::{Deltas, Saved};
+/// use tinyonn::ops::{SlicedMlp as _};
+///
+/// fn gate_gradient(saved: &Saved, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
+///     let deltas: Deltas = saved.deltas(dy)?;
+///     saved.gate_gradient(&deltas)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Saved {
     activation: &'static dyn Activation,

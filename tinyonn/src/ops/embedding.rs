@@ -1,6 +1,20 @@
 //! `y_t = W[id_t]`: rows of a table.
 //!
 //! Shapes: ids `[..]` u32, W `[V, d]`, y `[.., d]`. Backward: row v of dW is the sum of dy_t over the t with id_t = v.
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//! use tinyonn::ops::embedding::{backward, forward};
+//! use tinyonn::ops::Grads;
+//!
+//! let (table, ids) = (Var::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu)?, Tensor::new(&[1u32, 1], &Device::Cpu)?);
+//! let y = forward(&ids, &table)?;
+//! assert_eq!(y.to_vec2::<f32>()?, [[3.0, 4.0], [3.0, 4.0]]);
+//! let mut grads = Grads::new([(table.as_tensor(), 0)])?;
+//! backward(&ids, &table, &y.ones_like()?, &mut grads)?;
+//! assert_eq!(grads.get(&table).expect("it learns").to_vec2::<f32>()?, [[0.0, 0.0], [2.0, 2.0]]); // twice the second row
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{Result, Tensor};
 

@@ -3,6 +3,20 @@
 use candle_core::{Device, Result, Tensor};
 
 /// Which neurons belong to each expert, ascending.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::ExpertNeurons;
+/// use tinyonn::ops::expert_neurons::NeuronLists;
+///
+/// let experts = ExpertNeurons::new(&[1, 0, 1], 2)?;
+/// assert_eq!((experts.count(), experts.width()), (2, 3));
+/// let norms = experts.norms(&Tensor::new(&[[3f32, 7.0, 4.0]], &Device::Cpu)?)?;
+/// assert_eq!(norms.to_vec2::<f32>()?, [[7.0, 5.0]]); // √49, √(9 + 16)
+/// let lists: NeuronLists = experts.on_device(&Device::Cpu)?;
+/// assert_eq!((lists.order_i.to_vec1::<u32>()?, lists.starts.to_vec1::<u32>()?, lists.widest), (vec![1, 0, 2], vec![0, 1, 3], 2));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertNeurons {
     /// Expert n's neurons are `order[starts[n]..starts[n + 1]]`.

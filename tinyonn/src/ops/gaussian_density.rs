@@ -8,6 +8,22 @@
 //! dz = 2k (z ⊙ (G a) − G (μ ⊙ a)), dμ = −2k a ⊙ (Gᵀz − μ ⊙ g), d log σ² = k (g − a ⊙ (Gᵀz² − 2 μ ⊙ Gᵀz + μ² ⊙ g)).
 //!
 //! On a GPU, where some dozen small operations take longer than their arithmetic, f32 has kernels that sum (z − μ)² as it stands.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use tinyonn::ops::gaussian_density::{Saved, backward, forward, scores};
+//!
+//! // Two choices of unit variance in one dimension, at 0 and at 2; an input at 2 and none nearer to the second.
+//! let column = |values: &[f32]| Tensor::new(values, &Device::Cpu)?.reshape((values.len(), 1));
+//! let (z, mean, log_variance) = (column(&[2.0])?, column(&[0.0, 2.0])?, column(&[0.0, 0.0])?);
+//! let (density_tc, saved): (Tensor, Saved) = forward(&z, &mean, &log_variance)?;
+//! let log_prior = Tensor::zeros(2, DType::F32, &Device::Cpu)?;
+//! let compared = scores(&density_tc, &Tensor::new(1f32, &Device::Cpu)?, &log_prior)?.to_vec2::<f32>()?;
+//! assert!((compared[0][1] - compared[0][0] - 2.0).abs() < 1e-6); // ½ (2 − 0)²
+//! let [dz, ..] = backward(&saved, &density_tc.ones_like()?)?;
+//! assert_eq!(dz.dims(), [1, 1]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{D, Result, Tensor};
 

@@ -10,6 +10,36 @@
 //! The backward has two steps, because what imaging and Surprise Min-K need is known between them (DESIGN §3, §4):
 //! [`SlicedMlp::deltas`] gives δ_h = W_dᵀ δ_y, δ_u = c δ_h ⊙ ∂h/∂u, δ_g = c δ_h ⊙ ∂h/∂g, before any weight gradient is formed;
 //! [`SlicedMlp::weight_gradients`] forms those of the neurons that learn.
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//! use tinyonn::ops::glu_mlp::{Saved, forward};
+//! use tinyonn::ops::{Grads, Learners, MlpBackward, MlpGate, MlpWeights, Silu, SlicedMlp};
+//!
+//! let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
+//! let [gate, up, down] = [matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?].map(|w| Var::from_tensor(&w).unwrap());
+//! let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
+//! // Two tokens, two experts of three neurons: the first token takes the first, the second both.
+//! let gate_tn = Tensor::new(&[[1f32, 0.0], [1.0, 1.0]], &Device::Cpu)?;
+//! let neuron_expert = Tensor::new(&[0u32, 0, 0, 1, 1, 1], &Device::Cpu)?;
+//! let experts = MlpGate { gate_tn: &gate_tn, neuron_expert: &neuron_expert };
+//! let (y, saved): (Tensor, Saved) = forward(&matrix(2, 4)?, weights, Some(experts))?;
+//!
+//! /// What the backward of any sliced MLP is made of.
+//! fn backward<S: SlicedMlp>(saved: &S, weights: MlpWeights<'_>, dy: &Tensor, grads: &mut Grads) -> candle_core::Result<[Tensor; 2]> {
+//!     let deltas: S::Deltas = saved.deltas(dy)?;
+//!     let width = saved.seen(&deltas, |pass: &MlpBackward<'_>| pass.h_ti.dim(1))?;
+//!     let multiply_adds = saved.weight_gradients(weights, &deltas, &Learners::All, grads)?;
+//!     assert!(multiply_adds >= 3 * 2 * 4 * width as u64);
+//!     Ok([saved.input_gradient(&deltas)?, saved.gate_gradient(&deltas)?.expect("it has gates")])
+//! }
+//! let mut grads = Grads::new([&gate, &up, &down].map(|w| (w.as_tensor(), 0)))?;
+//! let [dx, dgate] = backward(&saved, weights, &y.ones_like()?, &mut grads)?;
+//! assert_eq!((dx.dims(), dgate.dims(), grads.get(&down).is_some()), (&[2, 4][..], &[2, 2][..], true));
+//! let deltas = saved.deltas(&y.ones_like()?)?;
+//! assert_eq!(saved.image(&deltas).delta_y_td.dims(), y.dims());
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{Result, Tensor};
 

@@ -16,6 +16,11 @@ use super::expert_neurons::ExpertNeurons;
 use super::mlp_values::MlpBackward;
 
 /// Which gradient's norm surprise is.
+///
+/// ```
+/// use tinyonn::ops::GradSite;
+/// assert_eq!([GradSite::Weight, GradSite::Input, GradSite::Output].map(GradSite::name), ["weight", "input", "output"]);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GradSite {

@@ -17,6 +17,42 @@ use super::lanes::{self, WIDTH};
 use super::product::accumulate;
 
 /// Gradients of the weights that learn.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor, Var};
+/// use tinyonn::ops::Grads;
+///
+/// let w = Var::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
+/// let mut grads = Grads::new([(w.as_tensor(), 0)])?;
+/// assert!(grads.learns(&w) && grads.get(&w).is_none() && !Grads::none().learns(&w));
+///
+/// // aᵀ b of two tokens, and as much again.
+/// let a = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
+/// grads.add_product(&w, &a, &a)?;
+/// grads.add_with(&w, || Ok(a.clone()))?;
+/// assert_eq!(grads.get(&w).expect("written").to_vec2::<f32>()?, [[2.0, 0.0], [0.0, 2.0]]);
+/// assert_eq!(grads.norm([w.as_tensor()], &Device::Cpu)?.to_vec1::<f64>()?, [8f64.sqrt()]);
+///
+/// // Only the second row learns; what the first would have learnt is cleared.
+/// let second = Tensor::new(&[0u8, 1], &Device::Cpu)?;
+/// grads.restrict(&w, &second)?;
+/// grads.clear_others(&w, &second)?;
+/// assert_eq!(grads.learning_rows(&w).expect("restricted").to_vec1::<u8>()?, [0, 1]);
+/// assert_eq!(grads.get(&w).expect("written").to_vec2::<f32>()?, [[0.0, 0.0], [0.0, 2.0]]);
+///
+/// // A micro-batch of its own, added; the next step begins anew.
+/// let mut part = grads.like()?;
+/// part.add_tape(&(w.as_tensor() * 1.0)?.sum_all()?.backward()?)?;
+/// grads.add(&part)?;
+/// assert_eq!(grads.get(&w).expect("written").to_vec2::<f32>()?[1], [1.0, 3.0]);
+/// grads.begin();
+/// assert!(grads.get(&w).is_none());
+///
+/// let mut narrow = Grads::in_dtype([(w.as_tensor(), 0)], DType::BF16)?;
+/// narrow.add_product(&w, &a, &a)?;
+/// assert_eq!(narrow.get(&w).map(|gradient| gradient.dtype()), Some(DType::BF16));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Grads {
     slots: Vec<WeightGradient>,

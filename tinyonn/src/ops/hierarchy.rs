@@ -16,6 +16,20 @@ use candle_core::{DType, Device, Result, Tensor};
 const MOST_NODES: usize = 2048;
 
 /// A hierarchy as the kernels read it; without a GPU there is none.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::ops::Hierarchy;
+///
+/// // Two groups of two experts, one of each taken: by kernels on a GPU, in plain operations elsewhere, where there is none.
+/// let levels = [vec![(0..2, 1)], vec![(0..2, 1), (2..4, 1)]];
+/// if let Some(hierarchy) = Hierarchy::new(&levels, 0, false, &Device::Cpu)? {
+///     let logits_tn = Tensor::zeros((1, 6), DType::F32, &Device::Cpu)?;
+///     let [taken_tn, gates_tn] = hierarchy.gates(&logits_tn, DType::F32)?;
+///     hierarchy.backward(&logits_tn, &taken_tn, &gates_tn)?;
+/// }
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub struct Hierarchy {

@@ -10,6 +10,17 @@ use candle_core::{DType, Result, Tensor};
 static COPIES: AtomicU64 = AtomicU64::new(0);
 
 /// Copies made so far by this process.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::host::{copies, in_memory, values};
+///
+/// let (before, x) = (copies(), Tensor::new(&[1f32, 2.0], &Device::Cpu)?);
+/// assert_eq!(in_memory(&x)?, [1.0, 2.0]); // it lies here: nothing to wait for
+/// assert_eq!(values(&x)?, [1.0, 2.0]);
+/// assert!(copies() > before);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[must_use]
 pub fn copies() -> u64 {
     COPIES.load(Ordering::Relaxed)

@@ -1,6 +1,29 @@
 //! What imaging sums over tokens in f64, so that scans add up: by neuron a, a², S, S², the Taylor score, its magnitude and the tokens with S > 0;
 //! where asked for, by expert and of log1p values a, a², S, S² (DESIGN §3). On the device they are rows of matrices ([`ImageTensors`]), which a
 //! scan adds up there and reads once a task.
+//!
+//! ```
+//! use candle_core::Device;
+//! use tinyonn::ops::{ImageSums, ImageTensors, NeuronSums, UnitSums};
+//!
+//! // What a pass of one token saw of two neurons, and of one expert.
+//! let (mut neurons, mut experts) = (NeuronSums::zero(2), UnitSums::zero(1));
+//! neurons.each_mut()[0].copy_from_slice(&[1.0, 3.0]);
+//! experts.each_mut()[0][0] = 10f64.sqrt();
+//! assert_eq!((NeuronSums::NAMES[0], neurons.each()[0]), ("activation", &vec![1.0, 3.0]));
+//! assert_eq!((UnitSums::NAMES[0], experts.each()[0].len()), ("activation", 1));
+//! let one = ImageSums { neurons, experts: Some(experts), log1p_neurons: None, log1p_experts: None };
+//!
+//! // Two such passes, added on the device, and read back by one copy.
+//! let on_device = ImageTensors::new(&one, &Device::Cpu)?;
+//! let sum = on_device.add(&on_device)?;
+//! let mut two = one.clone();
+//! two.read(&mut sum.flat()?.to_vec1::<f64>()?.into_iter());
+//! let mut added = one.clone();
+//! added.add(&one);
+//! assert_eq!(two.neurons.activation, added.neurons.activation);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{Device, Result, Tensor};
 

@@ -7,6 +7,18 @@ use super::sum_of_rows::NOTHING;
 use super::{Grads, lanes};
 
 /// Whose weight gradients are formed.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::{Learners, LearningNeurons};
+///
+/// let marks = Tensor::new(&[0u8, 1, 0, 1], &Device::Cpu)?;
+/// let second_and_fourth = LearningNeurons::on_device(&marks, 2)?; // in plain operations, as on a GPU
+/// let x = Tensor::new(&[[1f32, 2.0, 3.0, 4.0]], &Device::Cpu)?;
+/// assert_eq!(second_and_fourth.columns(&x)?.to_vec2::<f32>()?, [[2.0, 4.0]]);
+/// assert!(matches!(Learners::Neurons(second_and_fourth), Learners::Neurons(_)));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub enum Learners {
     /// Every neuron's.

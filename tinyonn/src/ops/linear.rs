@@ -5,6 +5,18 @@
 //!
 //! x may be narrower than W, as that of a router of a bf16 model is: y is in W's type then, dx in x's. On a GPU the product of bf16 and f32 is two
 //! products of bf16, with W rounded and with what rounding took of it: 16 bits of W, and a tenth of the time of one in f32.
+//!
+//! ```
+//! use candle_core::{Device, Tensor, Var};
+//! use tinyonn::ops::{Grads, linear};
+//!
+//! let w = Var::new(&[[1f32, 2.0]], &Device::Cpu)?;
+//! let x = Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?;
+//! assert_eq!(linear::forward(&x, &w, None)?.to_vec2::<f32>()?, [[11.0]]);
+//! let dx = linear::backward(&x, &w, None, &Tensor::new(&[[1f32]], &Device::Cpu)?, true, &mut Grads::none())?;
+//! assert_eq!(dx.expect("asked for").to_vec2::<f32>()?, [[1.0, 2.0]]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{DType, Result, Tensor};
 

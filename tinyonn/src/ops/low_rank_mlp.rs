@@ -5,6 +5,29 @@
 //!
 //! W' is formed anew in each pass, i r d multiply-adds for each matrix, which are few beside the t i d of the product. The whole gradient of W', vᵀ a
 //! (v `[t, i]`, a `[t, d]`), is never formed: ∂L/∂B = vᵀ (a Aᵀ), ∂L/∂A = (v B)ᵀ a. With B = 0 the function is that of W.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor, Var};
+//! use tinyonn::ops::low_rank_mlp::{LowRank, Saved, forward};
+//! use tinyonn::ops::{Grads, MlpWeights, Silu, glu_mlp};
+//!
+//! let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
+//! let (x, gate, up, down) = (matrix(3, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
+//! let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
+//! // New: A at random, B zero, so that nothing is different yet.
+//! let (a, b) = (Var::from_tensor(&matrix(2, 4)?)?, Var::from_tensor(&Tensor::zeros((6, 2), DType::F32, &Device::Cpu)?)?);
+//! let low_rank = [LowRank { a_rd: &a, b_ir: &b }; 3];
+//! assert_eq!(low_rank[0].product()?.dims(), [6, 4]);
+//! let (y, saved): (Tensor, Saved) = forward(&x, weights, low_rank)?;
+//! assert!((&y - glu_mlp::forward(&x, weights, None)?.0)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+//!
+//! let deltas = saved.deltas(&y.ones_like()?)?;
+//! let mut grads = Grads::new([(b.as_tensor(), 0)])?;
+//! saved.gradients(low_rank, &deltas, &mut grads)?;
+//! assert!(grads.get(&b).is_some());
+//! assert_eq!((saved.input_gradient(&deltas)?.dims(), saved.image(&deltas).h_ti.dims()), (x.dims(), &[3, 6][..]));
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{Result, Tensor};
 

@@ -18,6 +18,17 @@ use super::runs::{RowRun, Runs};
 use super::sum_of_rows::sum_of_rows;
 
 /// What the backward needs.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::ops::{Replicas, RowRun, merged_mlp};
+///
+/// /// What a backward pass takes to its replicas.
+/// fn run(x: &Tensor, replicas: Replicas<'_>, w_dn: &Tensor, runs: &[RowRun]) -> candle_core::Result<merged_mlp::Saved> {
+///     Ok(merged_mlp::forward(x, replicas, w_dn, runs)?.1)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Saved {
     x_td: Tensor,

@@ -29,6 +29,17 @@ const TOKENS: usize = 256;
 
 /// Σ over the counted tokens (1 in `counted_t`, `[t]` u8; all where `None`) of S² of every neuron, `[i]` f64.
 ///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::min_k::surprise;
+///
+/// let of = |values: &[f64]| Tensor::new(values, &Device::Cpu);
+/// // Σ S² = 8 over two tokens and four neurons, and an expert that was given nothing.
+/// let s = surprise(&of(&[8.0, 0.0])?, &of(&[2.0, 0.0])?, &of(&[4.0, 4.0])?)?;
+/// assert_eq!(s.to_vec1::<f64>()?, [1.0, 0.0]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// What the device reports.
 pub fn surprise_squares(seen: &MlpBackward<'_>, counted_t: Option<&Tensor>) -> Result<Tensor> {

@@ -35,6 +35,41 @@ pub struct Deltas {
 }
 
 /// What the backward knows before it forms weight gradients.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::min_k::surprise_squares;
+/// use tinyonn::ops::neuron_moments::{Imaging, activation_and_surprise, image_moments};
+/// use tinyonn::ops::removal::{squared_removal, squared_sensitivity};
+/// use tinyonn::ops::{ExpertNeurons, GradSite, KeptSet, MlpWeights, Removal, Silu, SlicedMlp as _, glu_mlp};
+///
+/// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
+/// let (x, gate, up, down) = (matrix(3, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
+/// let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
+/// let (y, saved) = glu_mlp::forward(&x, weights, None)?;
+/// let deltas = saved.deltas(&y.ones_like()?)?;
+/// saved.seen(&deltas, |pass| {
+///     let [activation, surprise] = activation_and_surprise(pass)?;
+///     assert_eq!((activation.dims(), surprise.dims()), (&[3, 6][..], &[3, 6][..]));
+///     // The second of the three tokens is padding.
+///     let counted_t = Tensor::new(&[1u8, 0, 1], &Device::Cpu)?;
+///     let experts = ExpertNeurons::new(&[0, 0, 0, 1, 1, 1], 2)?;
+///     let sums = image_moments(pass, &counted_t, &Imaging { site: GradSite::Weight, experts: Some(&experts), scale: None })?;
+///     assert_eq!((sums.neurons.dims(), sums.experts.map(|sums| sums.dims().to_vec())), (&[7, 6][..], Some(vec![4, 2])));
+///     let squares = surprise_squares(pass, Some(&counted_t))?;
+///     assert_eq!((squares.dims(), squared_sensitivity(pass, &counted_t)?.dims()), (&[6][..], &[6][..]));
+///
+///     // What it costs to keep all neurons, and the first three alone.
+///     let ones = Tensor::ones(6, candle_core::DType::F32, &Device::Cpu)?;
+///     let order_i = Tensor::arange(0u32, 6, &Device::Cpu)?;
+///     let sets = [6, 3].map(|candidates| KeptSet { candidates, least_score: 0.0 }).to_vec();
+///     let asked = Removal { order_i, mean_up_i: ones.clone(), worth_i: ones, activation: &Silu, sets };
+///     let damage = squared_removal(pass, &counted_t, &asked)?.to_vec1::<f64>()?;
+///     assert!(damage[0] < 1e-9 && damage[1] > 0.0);
+///     Ok(())
+/// })?;
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct MlpBackward<'a> {
     /// The input, `[t, d]`.

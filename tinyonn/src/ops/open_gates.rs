@@ -9,6 +9,18 @@ use super::lanes;
 /// From gates `[d, n]` and the tokens that each decision is for, `[d]`: the tokens of each expert `[n]`, and of each number of experts that
 /// are taken at once, `[n + 1]`.
 ///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::open_gates;
+///
+/// // Two decisions over two experts, the first for three tokens, the second for one.
+/// let gate_dn = Tensor::new(&[[1f32, 0.0], [0.5, 0.5]], &Device::Cpu)?;
+/// let [tokens_n, counts] = open_gates(&gate_dn, vec![3.0, 1.0])?;
+/// assert_eq!(tokens_n.to_vec1::<f32>()?, [4.0, 1.0]);
+/// assert_eq!(counts.to_vec1::<f32>()?, [0.0, 3.0, 1.0]); // three took one, one took both
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// Shapes that do not go together; what the device reports.
 pub fn open_gates(gate_dn: &Tensor, tokens_d: Vec<f32>) -> Result<[Tensor; 2]> {

@@ -16,6 +16,17 @@ use super::sum_of_rows::sum_of_rows;
 use super::{Grads, lanes};
 
 /// What the backward needs.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::ops::{Replicas, replica_dispatch};
+///
+/// /// What a backward pass takes to its replicas.
+/// fn run(x: &Tensor, replicas: Replicas<'_>, w_tn: &Tensor) -> candle_core::Result<replica_dispatch::Saved> {
+///     Ok(replica_dispatch::forward(x, replicas, w_tn)?.1)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Saved {
     x_td: Tensor,

@@ -10,6 +10,18 @@ use super::lanes::{self, WIDTH};
 use super::mlp_values::{Deltas, MlpValues};
 
 /// A base MLP, and for each expert what its matrices add to the base's W_g, W_u and W_d, if anything.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::ops::{MlpWeights, Replicas, Silu};
+///
+/// let w = Tensor::zeros((6, 4), DType::F32, &Device::Cpu)?;
+/// let base = MlpWeights { gate: &w, up: &w, down: &w, activation: &Silu };
+/// // Three replicas, of which the second has learnt.
+/// let deltas = [None, Some([&w, &w, &w]), None];
+/// assert_eq!(Replicas { base, deltas: &deltas }.deltas.len(), 3);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Replicas<'a> {
     /// W_base.

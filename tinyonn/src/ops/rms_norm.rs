@@ -3,6 +3,22 @@
 //! Shapes: x, y `[.., d]`, w `[d]`. The mean and the root are f32 whatever the dtype (f64 stays f64); the normalised x is rounded to
 //! the dtype before the product with w, as in `transformers`. With n = x r, r the inverse root and g = dy ⊙ w:
 //! dx = r (g − n mean(g ⊙ n)), dw = Σ dy ⊙ n. The inverse root is computed anew in the backward.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use tinyonn::ops::{Grads, rms_norm};
+//!
+//! let (x, weight) = (Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?, Tensor::new(&[1f32, 2.0], &Device::Cpu)?);
+//! let y = rms_norm::forward(&x, &weight, 0.0)?.to_vec2::<f32>()?;
+//! assert!((y[0][0] - 3.0 / 12.5f32.sqrt()).abs() < 1e-6); // mean(x²) = 12.5
+//! let [sum, normalised] = rms_norm::forward_sum(&x, &x, &weight, 0.0)?;
+//! assert_eq!((sum.to_vec2::<f32>()?, normalised.dims()), (vec![vec![6.0, 8.0]], x.dims()));
+//! let dy = x.ones_like()?;
+//! let dx = rms_norm::backward(&x, &weight, 0.0, &dy, &mut Grads::none())?;
+//! let with_residual = rms_norm::backward_sum(&x, &weight, 0.0, &dy, &dy, &mut Grads::none())?;
+//! assert!((with_residual - (dx + dy)?)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-6);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;

@@ -2,6 +2,19 @@
 //!
 //! Shapes: x, y `[B, T, H, D]`, cos and sin `[T, D/2]` (Su et al., 2021; the half-split layout of Qwen and Llama).
 //! y₁ = x₁ cos − x₂ sin, y₂ = x₂ cos + x₁ sin; the backward turns by the opposite angle. The angles are constants.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use tinyonn::ops::rope;
+//!
+//! // One head of width 2 at one position, turned by a right angle, and back.
+//! let x = Tensor::new(&[[[[1f32, 0.0]]]], &Device::Cpu)?;
+//! let (cos, sin) = (Tensor::new(&[[0f32]], &Device::Cpu)?, Tensor::new(&[[1f32]], &Device::Cpu)?);
+//! let y = rope::forward(&x, &cos, &sin)?;
+//! assert_eq!(y.flatten_all()?.to_vec1::<f32>()?, [0.0, 1.0]);
+//! assert_eq!(rope::backward(&y, &cos, &sin)?.flatten_all()?.to_vec1::<f32>()?, [1.0, 0.0]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{D, Result, Tensor};
 

@@ -6,6 +6,14 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 /// Neighbouring rows and the decision that they share.
+///
+/// ```
+/// use tinyonn::ops::RowRun;
+///
+/// // Two tokens before any decision, and three of the first.
+/// let runs = [RowRun { rows: 0..2, decision: None }, RowRun { rows: 2..5, decision: Some(0) }];
+/// assert_eq!(runs.iter().map(|run| run.rows.len()).sum::<usize>(), 5);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowRun {
     /// The rows.

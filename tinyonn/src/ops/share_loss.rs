@@ -2,6 +2,19 @@
 //! L = −mean_t Σ_pc w[class_t, p, c] log softmax_c ℓ[t, p, c], and ∂L/∂ℓ = (softmax ℓ · Σ_c w − w) / t.
 //!
 //! Legend: t rows, p routers with c choices each, k classes of rows; ℓ `[t, p, c]`, w `[k, p·c]`, classes `[t]` u32.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use tinyonn::ops::share_loss::{Shares, backward, forward};
+//!
+//! // One router of two choices, one row, which is asked for the first choice alone.
+//! let (shares_kn, classes_t) = (Tensor::new(&[[1f32, 0.0]], &Device::Cpu)?, Tensor::new(&[0u32], &Device::Cpu)?);
+//! let asked = || Shares { shares_kn: &shares_kn, classes_t: &classes_t };
+//! let logits = Tensor::zeros((1, 1, 2), DType::F32, &Device::Cpu)?;
+//! assert!((forward(&logits, asked())?.to_dtype(DType::F64)?.to_scalar::<f64>()? - 2f64.ln()).abs() < 1e-6);
+//! assert_eq!(backward(&logits, asked())?.flatten_all()?.to_vec1::<f32>()?, [-0.5, 0.5]); // p − w
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{D, Result, Tensor};
 

@@ -20,6 +20,18 @@ use super::sum_of_rows::{NOTHING, sum_of_rows};
 use super::{Grads, Learners};
 
 /// What the backward needs.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::ops::shared_mlp::{Deltas, Saved};
+/// use tinyonn::ops::{SlicedMlp as _};
+///
+/// fn gate_gradient(saved: &Saved, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
+///     let deltas: Deltas = saved.deltas(dy)?;
+///     saved.gate_gradient(&deltas) // of each decision
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Saved {
     x_td: Tensor,

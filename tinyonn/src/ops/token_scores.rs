@@ -44,6 +44,20 @@ pub enum ScoreTerms {
 }
 
 /// How the tokens of one layer are scored.
+///
+/// ```
+/// use tinyonn::ops::{ExpertNeurons, ScoreTerms, TokenScores, ZTerm};
+///
+/// // z(a) − z(S) of each neuron, and its mean over the neurons of two experts.
+/// let z = |weight| ZTerm { weight, mean: 0.0, deviation: Some(1.0) };
+/// let by = TokenScores {
+///     terms: ScoreTerms::Standardised([z(1.0), z(-1.0)]),
+///     baseline: None,
+///     nodes: vec![ExpertNeurons::new(&[0, 0, 1, 1], 2)?],
+/// };
+/// assert_eq!(by.nodes[0].count(), 2);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct TokenScores {
     /// A neuron's score.

@@ -6,6 +6,21 @@
 //!
 //! What is f32 in main memory takes one parallel loop over the blocks of all weights; all else the plain form, computed in f32 (f64 of f64
 //! weights) and rounded to the type that each is held in: gradients and moments may be bf16. On a GPU, AdamW has a kernel.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use tinyonn::ops::{Descriptor, SgdStep, UpdateTable, sgd};
+//!
+//! let list = |values: &[f32]| Tensor::new(values, &Device::Cpu);
+//! let (p, g, m) = (list(&[1.0, 1.0])?, list(&[0.5, 0.5])?, list(&[0.0, 0.0])?);
+//! let scale = Tensor::new(&[1f64], &Device::Cpu)?;
+//! // The loss was no finite number: nothing changes.
+//! let (finite, learn) = (Tensor::new(&[0u8], &Device::Cpu)?, Tensor::new(&[1u8], &Device::Cpu)?);
+//! let of = Descriptor { weight: &p, work: None, gradient: &g, m: &m, second: None, learn: &learn, decay: 0.0 };
+//! sgd(&SgdStep { rate: 0.1, momentum: 0.0 }, &UpdateTable { descriptors: &[of], scale: &scale, finite: &finite })?;
+//! assert_eq!(p.to_vec1::<f32>()?, [1.0, 1.0]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;

@@ -13,6 +13,21 @@ use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
 use crate::{Error, Result};
 
 /// The configuration of [`super::phase1()`] and [`super::phase2()`]: one file serves both. As TOML, every key is optional and unknown keys are refused.
+///
+/// ```
+/// use std::path::Path;
+/// use tinyonn::moe::variant;
+/// use tinyonn::phases::config::{absolute, absolute_source};
+/// use tinyonn::phases::{DenseShape, LabelUnit, RunConfig};
+///
+/// let config = RunConfig { label: LabelUnit::Token, data: vec!["law=/corpora/law".into()], ..RunConfig::quick() };
+/// assert!(config.validate(variant("TinyOnn")?).is_ok());
+/// assert!(config.reads().any(|path| path == Path::new("/corpora/law")));
+/// let narrow = RunConfig { dense: DenseShape { intermediate_size: 96, ..config.dense }, ..config.clone() };
+/// assert!(narrow.validate(variant("TinyOnn")?).unwrap_err().to_string().contains("100 experts"));
+/// assert_eq!((absolute(Path::new("/a")).as_path(), absolute_source("law=/corpora/law").as_str()), (Path::new("/a"), "law=/corpora/law"));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {

@@ -24,6 +24,33 @@ use crate::train::{Checkpoints, pretrain};
 use crate::{Error, Result, SOURCES_SHA256, files};
 
 /// A dense model, ready to be decomposed.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::phases::{Dense, DenseShape, RunConfig, Text};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
+/// #     let path = dir.path().join(&task.name).with_extension("jsonl");
+/// #     let lines = task.documents.iter().map(|d| serde_json::json!({ "text": d.text }).to_string());
+/// #     std::fs::write(&path, lines.collect::<Vec<_>>().join("\n"))?;
+/// #     Ok(format!("{}={}", task.name, path.display()))
+/// # });
+/// # let data = tasks.into_iter().collect::<Result<Vec<_>, std::io::Error>>()?;
+/// # let (out, cache) = (dir.path().join("run"), dir.path().join("cache"));
+/// let mut config = RunConfig { variant: "Mixtral".into(), data, out, cache, ..RunConfig::quick() };
+/// config.dense = DenseShape { vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, ..config.dense };
+/// (config.length, config.scan_tokens, config.test_tokens) = (32, 512, 256);
+/// (config.pretrain.steps, config.router.steps, config.smk.steps) = (4, 4, 2);
+/// let text = Text::new(&config.data, config.seed)?;
+/// assert!(!Dense::is_cached(&config, &text)?);
+/// let dense = Dense::obtain(&config, &text, &Device::Cpu, None)?; // pretrained here, and cached
+/// assert!(Dense::is_cached(&config, &text)? && dense.cfg.hidden_size == 32);
+/// assert!(!dense.losses()?.is_empty()); // what its pretraining logged
+/// dense.round(&dense.store)?; // to the types it is stored in; here they are f32
+/// assert_eq!(dense.as_stored(&dense.store)?.parameters(), dense.cfg.parameters());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Dense {
     /// Its folder.
     pub dir: PathBuf,
@@ -80,6 +107,17 @@ impl Dense {
 
     /// The routed checkpoint of the run in the folder `from`, in the place of the dense model that it was made of: its shape, tokenizer and types, with experts and routers in the
     /// store.
+    ///
+    /// ```no_run
+    /// use candle_core::Device;
+    /// use tinyonn::phases::Dense;
+    ///
+    /// fn main() -> tinyonn::Result<()> {
+    ///     let model = Dense::routed("runs/phase1".as_ref(), &Device::Cpu)?;
+    ///     assert!(model.store.names().any(|name| name.contains("_router")));
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
     /// A folder that is no Tiny-ONN checkpoint or has no tokenizer.

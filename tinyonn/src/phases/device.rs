@@ -30,6 +30,12 @@ pub enum DeviceName {
 impl DeviceName {
     /// Opens the device.
     ///
+    /// ```
+    /// use tinyonn::phases::DeviceName;
+    /// assert!(DeviceName::Cpu.open()?.is_cpu());
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A GPU asked of a build without CUDA, or one that is not there.
     pub fn open(self) -> Result<Device> {

@@ -30,6 +30,18 @@ pub struct Fits {
 }
 
 /// The labels of tokens themselves, by layer; their rows are those of [`SplitInputs::tokens`].
+///
+/// ```
+/// use tinyonn::imaging::{LabelBalance, TokenScore};
+/// use tinyonn::phases::{Run, TokenRows};
+///
+/// /// How many tokens of each split have a label of their own.
+/// fn labelled(run: &Run<'_>, by: TokenScore<'_>) -> tinyonn::Result<[usize; 3]> {
+///     let rows: TokenRows = run.label_tokens(by, LabelBalance::Sinkhorn)?;
+///     Ok([rows.train, rows.validation, rows.test].map(|layers| layers[0].class_of_row.len()))
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct TokenRows {
     /// Of the training split.
     pub train: Vec<RowLabels>,

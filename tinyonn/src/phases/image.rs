@@ -72,6 +72,52 @@ const SAMPLED: usize = 1 << 18;
 const SCAN: &str = "scan.safetensors";
 
 /// What a model was seen to do.
+///
+/// ```
+/// use tinyonn::imaging::{Form, Shard};
+/// use tinyonn::ops::GradSite;
+/// use tinyonn::phases::image::dump_tokens;
+/// use tinyonn::phases::{Dense, DenseShape, DeviceName, Image, ImageConfig, MergeConfig, RunConfig, Text, TextConfig, image, merge_scans};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
+/// #     let path = dir.path().join(&task.name).with_extension("jsonl");
+/// #     let lines = task.documents.iter().map(|d| serde_json::json!({ "text": d.text }).to_string());
+/// #     std::fs::write(&path, lines.collect::<Vec<_>>().join("\n"))?;
+/// #     Ok(format!("{}={}", task.name, path.display()))
+/// # });
+/// # let data = tasks.into_iter().collect::<Result<Vec<_>, std::io::Error>>()?;
+/// # let (out, cache) = (dir.path().join("run"), dir.path().join("cache"));
+/// let mut config = RunConfig { variant: "Mixtral".into(), data, out, cache, ..RunConfig::quick() };
+/// config.dense = DenseShape { vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, ..config.dense };
+/// (config.length, config.scan_tokens, config.test_tokens) = (32, 512, 256);
+/// (config.pretrain.steps, config.router.steps, config.smk.steps) = (4, 4, 2);
+/// let text = Text::new(&config.data, config.seed)?;
+/// let dense = Dense::obtain(&config, &text, &candle_core::Device::Cpu, None)?;
+/// let of = ImageConfig { model: dense.dir.clone(), variant: "Mixtral".into(), partition: None, seed: 0, device: DeviceName::Cpu };
+///
+/// // Each half by itself, as two machines would.
+/// let half = |index: usize| {
+///     let out = dir.path().join(format!("half-{index}"));
+///     std::fs::create_dir(&out)?;
+///     let (shard, scan_file) = (Shard { index, of: 2 }, None);
+///     let form = Form::default();
+///     image(&of, &TextConfig { data: config.data.clone(), length: 32, batch: 4, tokens: 512, shard, grad_site: GradSite::Weight, form, scan_file, out })?;
+///     Ok::<_, Box<dyn std::error::Error>>(dir.path().join(format!("half-{index}/scan.safetensors")))
+/// };
+/// let files = vec![half(0)?, half(1)?];
+/// let out = dir.path().join("whole");
+/// std::fs::create_dir(&out)?;
+/// let whole: Image = merge_scans(&MergeConfig { files, variant: "Mixtral".into(), partition: None, seed: 0, form: Form::default(), out })?;
+/// assert_eq!((whole.experts[0][0].len(), whole.stored.scan.tokens[0]), (8, 512)); // ∫SPS of eight experts
+///
+/// // Raw values of some tokens.
+/// let (ids, dump) = (dir.path().join("ids.json"), dir.path().join("dump.safetensors"));
+/// std::fs::write(&ids, "[[1, 2, 3, 4]]")?;
+/// dump_tokens(&of, &ids, &dump)?;
+/// assert!(dump.is_file());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Image {
     /// The sums of the scan.
     pub stored: StoredScan,

@@ -1,5 +1,58 @@
 //! Phase 1 on one dense model: image it, decompose it, label tasks, fit routers, everything else frozen; then ask what the image
 //! knew (DESIGN §3, §4).
+//!
+//! ```
+//! use tinyonn::metrics::Stopwatch;
+//! use tinyonn::phases::{DenseShape, Fits, HeldInputs, LeftByPhase1, LossesNow, Phase1, Phase1Summary, Phase2, Prepared, RunConfig, SplitInputs, phase1, phase2_from};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
+//! #     let path = dir.path().join(&task.name).with_extension("jsonl");
+//! #     let lines = task.documents.iter().map(|d| serde_json::json!({ "text": d.text }).to_string());
+//! #     std::fs::write(&path, lines.collect::<Vec<_>>().join("\n"))?;
+//! #     Ok(format!("{}={}", task.name, path.display()))
+//! # });
+//! # let data = tasks.into_iter().collect::<Result<Vec<_>, std::io::Error>>()?;
+//! # let (out, cache) = (dir.path().join("run"), dir.path().join("cache"));
+//! let mut config = RunConfig { variant: "Mixtral".into(), data, out, cache, ..RunConfig::quick() };
+//! config.dense = DenseShape { vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, ..config.dense };
+//! (config.length, config.scan_tokens, config.test_tokens) = (32, 512, 256);
+//! (config.pretrain.steps, config.router.steps, config.smk.steps) = (4, 4, 2);
+//! // By one call: figures, and a folder to go on from.
+//! let summary: Phase1Summary = phase1(&config, None)?;
+//! assert!(summary.lossless.bit_equal && config.out.join("phase1.json").is_file());
+//! let later = RunConfig { out: dir.path().join("later"), ..RunConfig::of_phase1(&config.out)? };
+//! assert_eq!(phase2_from(&config.out, &later, None)?.phase1.loss.dense, summary.loss.dense);
+//!
+//! // By its stages, for who asks more of it.
+//! config.out = dir.path().join("staged");
+//! let mut watch = Stopwatch::new();
+//! let prepared = Prepared::new(&config, &mut watch, None)?;
+//! let run = prepared.run(&config);
+//! let mut found: Phase1 = run.phase1(&mut watch)?;
+//! let (fits, held, now): (&Fits, &HeldInputs, &LossesNow) = (&found.fits, &found.held, &found.before);
+//! assert_eq!((fits.random.len(), now.routed.mean), (3, summary.loss.routed_before));
+//! let seen: &SplitInputs = &held.test;
+//! assert!(seen.bytes() > 0);
+//! assert_eq!(found.image(&run)[0][0].len(), 8); // ∫SPS of each expert
+//! assert!(found.own_accuracy(&run.variant.spec).mean(0) >= 0.0);
+//! assert_eq!(found.summary(&run, &watch).loss.dense, summary.loss.dense);
+//! run.write_phase1(&found)?;
+//! found.free_inputs();
+//! assert!(found.inputs.tokens.is_empty());
+//!
+//! // And the second phase behind it.
+//! let after: Phase2 = run.phase2(&mut found.store, &found.labels, &mut watch, None)?;
+//! assert!(after.figures(&run).routed > 0.0);
+//!
+//! // What another program takes from the folder of a first phase.
+//! let from = dir.path().join("run");
+//! let left = LeftByPhase1::read(&from, &later)?;
+//! let (again, store) = left.prepare(&from, &later, &mut watch)?;
+//! assert_eq!((again.tokens.test.tokens(), store.is_empty()), (prepared.tokens.test.tokens(), false));
+//! assert_eq!(left.summary_with(&watch).loss.dense, summary.loss.dense);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use super::RunConfig;
 use super::continuation::Continuation;

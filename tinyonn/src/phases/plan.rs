@@ -24,6 +24,31 @@ use crate::moe::{ExpertsAre, Variant, variant};
 use crate::train::{Memory, OptimizerConfig};
 
 /// What a run would do, in numbers.
+///
+/// ```
+/// use tinyonn::phases::plan::PlannedStage;
+/// use tinyonn::phases::{DenseShape, Plan, PlannedTraining, RunConfig, Stages, plan};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
+/// #     let path = dir.path().join(&task.name).with_extension("jsonl");
+/// #     let lines = task.documents.iter().map(|d| serde_json::json!({ "text": d.text }).to_string());
+/// #     std::fs::write(&path, lines.collect::<Vec<_>>().join("\n"))?;
+/// #     Ok(format!("{}={}", task.name, path.display()))
+/// # });
+/// # let data = tasks.into_iter().collect::<Result<Vec<_>, std::io::Error>>()?;
+/// # let (out, cache) = (dir.path().join("run"), dir.path().join("cache"));
+/// let mut config = RunConfig { variant: "Mixtral".into(), data, out, cache, ..RunConfig::quick() };
+/// config.dense = DenseShape { vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, ..config.dense };
+/// (config.length, config.scan_tokens, config.test_tokens) = (32, 512, 256);
+/// (config.pretrain.steps, config.router.steps, config.smk.steps) = (4, 4, 2);
+/// let found: Plan = plan(&config, Stages::Both)?;
+/// let trainings: Vec<&str> = found.trainings.iter().map(|training: &PlannedTraining| training.name).collect();
+/// let stages: Vec<&str> = found.stages.iter().map(|stage: &PlannedStage| stage.name).collect();
+/// assert_eq!((found.tasks.len(), trainings.len()), (2, 2), "{trainings:?} {stages:?}");
+/// assert!(!config.out.exists()); // nothing was done
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {

@@ -24,6 +24,30 @@ pub(super) fn check_routers(variant: &Variant) -> Result<()> {
 }
 
 /// Everything that a [`Run`] borrows.
+///
+/// ```
+/// use tinyonn::metrics::Stopwatch;
+/// use tinyonn::phases::{DenseShape, Prepared, RunConfig};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
+/// #     let path = dir.path().join(&task.name).with_extension("jsonl");
+/// #     let lines = task.documents.iter().map(|d| serde_json::json!({ "text": d.text }).to_string());
+/// #     std::fs::write(&path, lines.collect::<Vec<_>>().join("\n"))?;
+/// #     Ok(format!("{}={}", task.name, path.display()))
+/// # });
+/// # let data = tasks.into_iter().collect::<Result<Vec<_>, std::io::Error>>()?;
+/// # let (out, cache) = (dir.path().join("run"), dir.path().join("cache"));
+/// let mut config = RunConfig { variant: "Mixtral".into(), data, out, cache, ..RunConfig::quick() };
+/// config.dense = DenseShape { vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, ..config.dense };
+/// (config.length, config.scan_tokens, config.test_tokens) = (32, 512, 256);
+/// (config.pretrain.steps, config.router.steps, config.smk.steps) = (4, 4, 2);
+/// let prepared = Prepared::new(&config, &mut Stopwatch::new(), None)?;
+/// assert_eq!((prepared.variant.spec.experts(), prepared.dense.cfg.hidden_size), (8, 32));
+/// assert!(prepared.tokens.train.tokens() > prepared.tokens.test.tokens());
+/// assert!(config.out.is_dir() && prepared.run(&config).config == &config);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Prepared {
     /// The declared variant.
     pub variant: &'static Variant,

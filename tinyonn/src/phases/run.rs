@@ -45,6 +45,59 @@ pub struct LosslessFigures {
 }
 
 /// What every stage reads.
+///
+/// ```
+/// use tinyonn::decoder::Pass;
+/// use tinyonn::metrics::Stopwatch;
+/// use tinyonn::phases::{DenseShape, LosslessFigures, METRICS, Prepared, Run, RunConfig, active_share};
+///
+/// // So small that all of it takes a second.
+/// # let dir = tempfile::tempdir()?;
+/// # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
+/// #     let path = dir.path().join(&task.name).with_extension("jsonl");
+/// #     let lines = task.documents.iter().map(|d| serde_json::json!({ "text": d.text }).to_string());
+/// #     std::fs::write(&path, lines.collect::<Vec<_>>().join("\n"))?;
+/// #     Ok(format!("{}={}", task.name, path.display()))
+/// # });
+/// # let data = tasks.into_iter().collect::<Result<Vec<_>, std::io::Error>>()?;
+/// # let (out, cache) = (dir.path().join("run"), dir.path().join("cache"));
+/// let mut config = RunConfig { variant: "Mixtral".into(), data, out, cache, ..RunConfig::quick() };
+/// config.dense = DenseShape { vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, ..config.dense };
+/// (config.length, config.scan_tokens, config.test_tokens) = (32, 512, 256);
+/// (config.pretrain.steps, config.router.steps, config.smk.steps) = (4, 4, 2);
+/// let mut watch = Stopwatch::new();
+/// let prepared = Prepared::new(&config, &mut watch, None)?;
+/// let run: Run<'_> = prepared.run(&config);
+///
+/// // Stage by stage: the image, experts, the proof.
+/// let (scan, inputs) = run.scan()?;
+/// let owners = run.units(&scan)?;
+/// assert_eq!((owners[0].len(), inputs.tokens.len(), run.scan_options().length), (48, 1, 32));
+/// let store = run.upcycle(&scan)?;
+/// let proof: LosslessFigures = run.lossless(&store)?;
+/// assert!(proof.bit_equal);
+///
+/// // Labels, and routers fitted to them.
+/// let labels = run.labels(&scan, Some(&owners));
+/// let held = run.held_inputs()?;
+/// let mut fitter = run.fitter(inputs.own(run.variant), held.validation.own(run.variant))?;
+/// run.fit_own(&store, &mut fitter, (&labels, None), || run.model(&store))?;
+///
+/// // Losses on text that nothing was fitted to.
+/// let losses = run.losses(&store, &labels)?;
+/// let (model, routed) = (run.model(&store)?, Run::routed(&labels));
+/// assert_eq!(run.evaluate(model.lm(), &routed)?.mean, losses.routed.mean);
+/// assert_eq!(run.evaluate_on(&run.dense_model()?, &run.tokens.test, &Pass::all())?.mean, losses.all_active.mean);
+/// let (_, load) = run.evaluate_load(&model, &run.tokens.test, &routed)?;
+/// assert_eq!(active_share(&load, Some(&owners)), active_share(&losses.load, Some(&owners)));
+/// assert!(run.along_labels(&store, &labels)?.mean > 0.0);
+/// assert!(run.asked_load(&labels).max_over_mean() >= 1.0);
+/// assert_eq!((run.draws().count(), METRICS), (3, "metrics.jsonl"));
+/// // What routers see of more text, and of the training text with its scatter.
+/// assert_eq!(run.inputs(model.lm(), &run.tokens.test, &Pass::all())?.tokens.len(), 1);
+/// assert_eq!(run.own_inputs(model.lm(), &routed)?.tokens.len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Run<'a> {
     /// The settings.
     pub config: &'a RunConfig,

@@ -3,6 +3,40 @@
 //! in closed form ([`RepairSums`](crate::train::RepairSums)), and, if asked, distilled from the dense model ([`distil()`]).
 //!
 //! Operations are counted in products of an MLP's three matrices, 3·I·d multiply-adds a token: a [`Cut`] of candidates c and neurons s costs (c + 2 s)/3.
+//!
+//! ```
+//! use tinyonn::phases::sparsify::SparsifyLosses;
+//! use tinyonn::phases::{Dense, DenseShape, RunConfig, Shares, SparsifyConfig, SparsifySummary, Text, Worth, sparsify, sparsify_from};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
+//! #     let path = dir.path().join(&task.name).with_extension("jsonl");
+//! #     let lines = task.documents.iter().map(|d| serde_json::json!({ "text": d.text }).to_string());
+//! #     std::fs::write(&path, lines.collect::<Vec<_>>().join("\n"))?;
+//! #     Ok(format!("{}={}", task.name, path.display()))
+//! # });
+//! # let data = tasks.into_iter().collect::<Result<Vec<_>, std::io::Error>>()?;
+//! # let (out, cache) = (dir.path().join("run"), dir.path().join("cache"));
+//! let mut config = RunConfig { variant: "Mixtral".into(), data, out, cache, ..RunConfig::quick() };
+//! config.dense = DenseShape { vocab_size: 300, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, ..config.dense };
+//! (config.length, config.scan_tokens, config.test_tokens) = (32, 512, 256);
+//! (config.pretrain.steps, config.router.steps, config.smk.steps) = (4, 4, 2);
+//! let dense = Dense::obtain(&config, &Text::new(&config.data, config.seed)?, &candle_core::Device::Cpu, None)?;
+//! let half = SparsifyConfig {
+//!     model: Some(dense.dir.clone()), active_share: 0.5, shares: Shares::Uniform, worth: Worth::Norm, data: config.data.clone(),
+//!     out: dir.path().join("half"), length: 32, batch: 4, calibration_tokens: 256, validation_tokens: 256, test_tokens: 256,
+//!     ..SparsifyConfig::default()
+//! };
+//! let summary: SparsifySummary = sparsify(&half, None)?;
+//! let loss: &SparsifyLosses<f64> = &summary.loss;
+//! assert!(summary.lossless.bit_equal && (summary.operations - 0.5).abs() < 0.15 && loss.sparse > 0.0);
+//!
+//! // The same layers, which learn from the dense model for two steps.
+//! let mut longer = SparsifyConfig { out: dir.path().join("longer"), ..SparsifyConfig::of_run(&half.out)? };
+//! (longer.distil.steps, longer.distil.batch) = (2, 2);
+//! assert!(sparsify_from(&half.out, &longer, None)?.distilled_to.is_some());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

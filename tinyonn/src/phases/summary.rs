@@ -16,6 +16,27 @@ use crate::train::RouterAccuracy;
 use crate::{Error, Result, files};
 
 /// All figures of [`super::phase2()`].
+///
+/// ```
+/// use tinyonn::phases::summary::{DecisionAccuracy, LoadStages, LossFigures, ModelFigures, RankCorrelation, RouterFigures, ScanFigures, SmkFigures};
+/// use tinyonn::phases::text::CorpusFigures;
+/// use tinyonn::phases::{Phase1Summary, Summary};
+///
+/// /// What a run says, in a few lines.
+/// fn lines(summary: &Summary) -> Vec<String> {
+///     let (phase1, smk): (&Phase1Summary, &SmkFigures) = (&summary.phase1, &summary.smk);
+///     let (model, scan, corpus): (&ModelFigures, &ScanFigures, &CorpusFigures) = (&phase1.model, &phase1.scan, &phase1.corpus);
+///     let (router, loss, load): (&RouterFigures, &LossFigures, &LoadStages) = (&phase1.router, &phase1.loss, &phase1.load);
+///     let token: &DecisionAccuracy = &router.token;
+///     let ranks: Option<&RankCorrelation> = smk.surprise_rank_correlation.as_ref();
+///     vec![
+///         format!("{} parameters, {} tokens of {}", model.parameters, scan.tokens, corpus.sha256),
+///         format!("routers {:.3} of the groups, chance {:.3}", token.group_accuracy, token.chance),
+///         format!("dense {:.3}, routed {:.3}, after SMK {:.3}", loss.dense, loss.routed_before, smk.routed),
+///         format!("busiest {:.1} times the mean; ρ {:?}", load.before.max_over_mean(), ranks.map(|ranks| ranks.after)),
+///     ]
+/// }
+/// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Summary {
@@ -194,6 +215,16 @@ pub struct RankCorrelation {
 }
 
 /// Writes figures as pretty JSON, whole or not at all.
+///
+/// ```
+/// use tinyonn::phases::summary::write;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("summary.json");
+/// write(&serde_json::json!({ "loss": 2.25 }), &path)?;
+/// assert_eq!(std::fs::read_to_string(&path)?, "{\n  \"loss\": 2.25\n}\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// A figure that is not finite; what the system reports.

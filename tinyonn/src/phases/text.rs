@@ -13,6 +13,26 @@ use crate::generation::ChatTemplate;
 use crate::{Error, Result};
 
 /// Text and its splits.
+///
+/// ```
+/// use tinyonn::data::{Corpus, Documents, TextTokenizer, arithmetic, sorting};
+/// use tinyonn::phases::text::{Text, Tokens, corpus, documents};
+///
+/// let sorted = Corpus { tasks: vec![sorting(0, 20_000), arithmetic(0, 20_000)] };
+/// let text = Text::split(&sorted, 0)?;
+/// assert_eq!((text.tasks.as_slice(), text.sha256.clone()), (&["sorting".to_owned(), "arithmetic".to_owned()][..], sorted.sha256()));
+/// let tokens: Tokens = text.encode(&TextTokenizer::train(&text.splits.train, 300)?)?;
+/// assert!(tokens.train.tokens() > tokens.validation.tokens() && tokens.test.tokens() > 0);
+///
+/// # let dir = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+/// # let path = dir.path().join("a.txt");
+/// # tinyonn::files::write(&path, "To be, or not to be.")?;
+/// let named = [format!("play={}", path.display())];
+/// assert_eq!(corpus(&named, 0)?.task_names(), ["play"]);
+/// let visited: Box<dyn Documents> = documents(&named, 0)?;
+/// assert_eq!(visited.count(0)?, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Text {
     /// The SHA-256 of the corpus.
     pub sha256: String,
@@ -73,6 +93,15 @@ impl Text {
 }
 
 /// A model's own tokenizer. Documents end with the end of text that it names, or else with `eos_token_id` of the model's config.json.
+///
+/// ```
+/// use tinyonn::checkpoint::ModelFolder;
+///
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf/llama_k.gguf");
+/// let tokenizer = tinyonn::phases::text::tokenizer(&ModelFolder::open(path)?)?;
+/// assert!(!tokenizer.encode("the cat")?.is_empty());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 ///
 /// # Errors
 /// No tokenizer.json, or none that can be used; one with tokens that the model has no embedding for.

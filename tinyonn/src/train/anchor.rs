@@ -11,6 +11,20 @@ use crate::Result;
 use crate::decoder::FeedForward;
 
 /// Where weights are pulled to, and how much.
+///
+/// ```
+/// use candle_core::{Device, Tensor, Var};
+/// use tinyonn::checkpoint::Role;
+/// use tinyonn::train::{Anchor, Slot};
+///
+/// let w = Var::new(&[1f32], &Device::Cpu)?;
+/// let anchor = Anchor::new(&[Slot::new("w", Role::Expert, 0, w.clone())], 0.5, None)?;
+/// w.set(&Tensor::new(&[3f32], &Device::Cpu)?)?;
+/// // η λ = 0.1 · 0.5 of the way back to 1.
+/// anchor.pull(0.1, &Tensor::new(&[1u8], &Device::Cpu)?)?;
+/// assert!((w.to_vec1::<f32>()?[0] - 2.9).abs() < 1e-6);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Anchor {
     /// By slot: what is pulled, θ₀ and F; without F it is 1.

@@ -24,6 +24,34 @@ use crate::{Error, Result, files};
 ///
 /// The same training called again with the same folder goes on behind the last state; called with other settings, it refuses and names
 /// them. Whoever has the result removes the folder.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use serde_json::json;
+/// use tinyonn::checkpoint::Role;
+/// use tinyonn::interrupt::Interrupt;
+/// use tinyonn::train::checkpoints::{are_in, differences};
+/// use tinyonn::train::{Checkpoints, Memory, Saving, Slot, TrainState};
+///
+/// # let dir = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+/// # let dir = dir.path().join("states");
+/// let new = || TrainState::new(vec![Slot::new("w", Role::Expert, 0, Var::new(&[1f32], &Device::Cpu)?)], &Memory::DEFAULT);
+/// let checkpoints = Checkpoints { dir: dir.clone(), every: 100, keep: 2, interrupt: Interrupt::default() };
+/// let saving = Saving { checkpoints: &checkpoints, settings: json!({ "rate": 0.001 }) };
+/// let mut state = new()?;
+/// state.step = 7;
+/// saving.save(&state, json!({ "seen": 5 }))?;
+/// assert!(are_in(&dir)?);
+///
+/// let mut again = new()?;
+/// let tally: Option<serde_json::Value> = saving.resume(&mut again)?;
+/// assert_eq!((again.step, tally), (7, Some(json!({ "seen": 5 }))));
+/// // Under other settings it would be another training.
+/// let other = Saving { checkpoints: &checkpoints, settings: json!({ "rate": 0.01 }) };
+/// assert!(other.resume::<serde_json::Value>(&mut again).unwrap_err().to_string().contains("`rate` was 0.001 and is 0.01"));
+/// assert_eq!(differences(&json!({ "a": 1 }), &json!({ "a": 2 })), ["`a` was 1 and is 2"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     /// The folder of the states.

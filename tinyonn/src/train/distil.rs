@@ -19,6 +19,15 @@ use crate::ops::distillation::divergence;
 use crate::{Error, Result};
 
 /// How a sparse model learns from the dense one.
+///
+/// ```
+/// use tinyonn::train::DistilConfig;
+///
+/// assert_eq!(DistilConfig::DEFAULT.steps, 0); // none unless they are asked for
+/// let some = DistilConfig { steps: 240, ..DistilConfig::DEFAULT };
+/// assert!(some.check().is_ok());
+/// assert!(DistilConfig { batch: 0, ..some }.check().is_err());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DistilConfig {
@@ -92,6 +101,39 @@ pub fn grow_repairs(store: &mut ParamStore, cfg: &Arch) -> Result<()> {
 /// dense model; divergences go to `log`. Returns the divergence of the last ten steps, in nats a token.
 ///
 /// With `checkpoints` it goes on behind the last state of the same training, the log as well ([`Checkpoints`]).
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::{ParamStore, upcycle};
+/// use tinyonn::data::{Sampler, TaskTokens, TokenSet};
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::metrics::MetricsLog;
+/// use tinyonn::moe::{KEPT, variant};
+/// use tinyonn::phases::RunConfig;
+/// use tinyonn::train::{DistilConfig, distil, grow_repairs};
+///
+/// # let dir = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let teacher = CausalLm::dense(&cfg, &dense.builder(DType::F32, |_| false))?;
+/// // Half of the neurons, the same for every token.
+/// let mut store = upcycle(dense.share(), &cfg, variant("Pruned")?, &vec![vec![0; cfg.intermediate_size]; 4], 0)?;
+/// let kept: Vec<f32> = (0..cfg.intermediate_size).map(|i| f32::from(u8::from(i % 2 == 0))).collect();
+/// for layer in 0..cfg.num_hidden_layers {
+///     let name = format!("model.layers.{layer}.mlp.{KEPT}");
+///     store.set(&name, &candle_core::Tensor::new(kept.as_slice(), &Device::Cpu)?)?;
+/// }
+/// grow_repairs(&mut store, &cfg)?;
+///
+/// let task = TaskTokens { name: "t".into(), tokens: (0..64).collect(), documents: vec![0; 64] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+/// let config = DistilConfig { steps: 3, batch: 2, ..DistilConfig::DEFAULT };
+/// let sampler = Sampler::new(&set, 16, config.batch, 0, &Device::Cpu)?;
+/// let mut log = MetricsLog::create(dir.path().join("distil.jsonl"))?;
+/// let nats = distil((&store, &cfg, variant("Pruned")?), &teacher, &sampler, &config, &mut log, None)?;
+/// assert!(nats >= 0.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// No step; a model without repairs; a state of other settings; [`Error::Interrupted`]; a loss or gradient that is no finite number; whatever the model or

@@ -10,6 +10,15 @@ use crate::ops::host;
 use crate::{Error, Result};
 
 /// Mean cross-entropies.
+///
+/// ```
+/// use tinyonn::train::{DocumentLoss, Losses};
+///
+/// let document = |sum, tokens| DocumentLoss { task: 0, sum, tokens };
+/// let losses = Losses { mean: 2.5, by_task: vec![2.5], by_document: vec![document(20.0, 10.0), document(30.0, 10.0)] };
+/// let clusters: Vec<(f64, f64)> = losses.by_document.iter().map(|seen| (seen.sum, seen.tokens)).collect();
+/// assert_eq!(tinyonn::metrics::interval(&clusters, 0).mean, losses.mean); // with an interval over documents
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Losses {
     /// Over all tokens.
@@ -80,6 +89,30 @@ pub fn evaluate<F: FeedForward>(
 }
 
 /// As [`evaluate`], of a routed model; with what each of `experts` experts was given to do.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::{ParamStore, upcycle};
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::decoder::{CausalLm, Pass};
+/// use tinyonn::model::TinyOnnForCausalLm;
+/// use tinyonn::moe::variant;
+/// use tinyonn::phases::RunConfig;
+/// use tinyonn::train::evaluate::{EvaluateOptions, evaluate_load};
+///
+/// let (cfg, mixtral) = (RunConfig::default().dense.arch(64, "silu"), variant("Mixtral")?);
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let owners = vec![(0..cfg.intermediate_size).map(|i| i as u32 % 8).collect(); cfg.num_hidden_layers];
+/// let store = upcycle(dense, &cfg, mixtral, &owners, 0)?;
+/// let model = TinyOnnForCausalLm::new(&cfg, mixtral, &store.builder(DType::F32, |_| false))?;
+/// let task = TaskTokens { name: "t".into(), tokens: (0..64).collect(), documents: vec![0; 64] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+///
+/// let options = EvaluateOptions { length: 16, batch: 2, skip: 0 };
+/// let (losses, load) = evaluate_load(model.lm(), &set, options, &Pass::routed(), &Device::Cpu, 8)?;
+/// assert_eq!((losses.by_task.len(), load.expert_share()), (1, 2.0 / 8.0)); // two of eight experts a token
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 ///
 /// # Errors
 /// As above.

@@ -17,6 +17,22 @@ use crate::{Error, Result};
 /// step. [`train_smk`](super::train_smk) over `store` with the settings that it had goes on behind that step. `store` is what the expansion makes of the
 /// weights that the old training began with; their values are the state's.
 ///
+/// ```
+/// use std::path::Path;
+/// use tinyonn::checkpoint::{Expansion, ParamStore};
+/// use tinyonn::train::{expand_state, refit_state};
+///
+/// /// The store of the grown model, and behind which step its training goes on.
+/// fn grow(young: &ParamStore, expansion: &Expansion<'_>, [from, to, refitted]: [&Path; 3]) -> tinyonn::Result<(ParamStore, u64)> {
+///     let grown = expansion.store(young)?;
+///     expand_state(from, to, expansion, &grown)?;
+///     // … routers are fitted anew in `grown` …
+///     let step = refit_state(to, refitted, &grown)?;
+///     Ok((grown, step))
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// A folder without a state; a state of another model than the expansion is for, or of a training that is none of experts; whatever the system
 /// reports.

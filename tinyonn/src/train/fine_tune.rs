@@ -112,6 +112,11 @@ pub fn fine_tune<F: FeedForward>(
 }
 
 /// Experts of a layer, mean over steps and layers.
+///
+/// ```
+/// use tinyonn::train::LearnersMean;
+/// let share = |learners: &LearnersMean| learners.learnt / learners.competed;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LearnersMean {
     /// Those that learnt.

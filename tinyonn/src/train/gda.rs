@@ -37,6 +37,16 @@ impl ChoiceMoments {
 }
 
 /// Parameters of one router: by choice μ and log σ² `[r]`, and log π.
+///
+/// ```
+/// use tinyonn::moe::Covariance;
+/// use tinyonn::train::gda::Gaussians;
+///
+/// let router = Gaussians { mean: vec![vec![0.0], vec![2.0]], log_variance: vec![vec![1f64.ln()], vec![3f64.ln()]], log_prior: vec![0.5f64.ln(); 2] };
+/// let shared = router.shared_by(Covariance::Shared);
+/// assert!((shared.log_variance[0][0] - 2f64.ln()).abs() < 1e-9); // the mean of 1 and 3
+/// assert_eq!(shared.log_variance.len(), 1); // one for both choices
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gaussians {
     /// μ.

@@ -8,6 +8,21 @@ use crate::metrics::MetricsLog;
 use crate::{Error, Result};
 
 /// What is looked at, and how often.
+///
+/// ```
+/// use tinyonn::decoder::FeedForward;
+/// use tinyonn::metrics::MetricsLog;
+/// use tinyonn::train::{HeldOut, TrainState, Verdict};
+///
+/// /// A look at held-out text, if one is due; whether the training goes on.
+/// fn look<F: FeedForward>(held: &HeldOut<'_, F>, log: &mut MetricsLog, state: &mut TrainState) -> tinyonn::Result<bool> {
+///     if held.every() == 0 || state.step % held.every() != 0 {
+///         return Ok(true);
+///     }
+///     Ok(matches!(held.look(log, state)?, Verdict::GoOn))
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct HeldOut<'a, F> {
     model: &'a CausalLm<F>,
     /// The text and the steps between two looks at it; `None`: there are none.

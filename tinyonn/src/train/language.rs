@@ -15,6 +15,38 @@ use crate::interrupt::Interrupt;
 use crate::ops::Grads;
 
 /// What a step reads, and how.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::{ParamStore, Role, dense_params};
+/// use tinyonn::data::{Sampler, TaskTokens, TokenSet};
+/// use tinyonn::decoder::{CausalLm, Learn, Pass};
+/// use tinyonn::phases::RunConfig;
+/// use tinyonn::train::{Memory, OptimizerConfig, TextGradient, TrainState, fisher, state};
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let work = store.work_weights(DType::F32, |_| Some(DType::F32))?;
+/// let model = CausalLm::dense(&cfg, work.builder())?;
+/// let task = TaskTokens { name: "t".into(), tokens: (0..64).collect(), documents: vec![0; 64] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+/// let sampler = Sampler::new(&set, 16, 2, 0, &Device::Cpu)?;
+/// let slots = state::slots(&work, dense_params(&cfg).into_iter().filter(|param| param.role == Role::Expert));
+/// let mut state = TrainState::new(slots, &Memory::DEFAULT)?;
+/// let text = TextGradient {
+///     model: &model, sampler: &sampler, pass: Pass::all(), learn: Learn::default(), open: 0, memory: Memory::DEFAULT, interrupt: None,
+/// };
+/// assert_eq!(text.tokens(), 2 * 16);
+///
+/// // A step by hand: the gradient, and the update that it asks for.
+/// let found = text.descend(&mut state)?.expect("nobody asked it to stop");
+/// assert!(found.loss.to_dtype(DType::F64)?.to_scalar::<f64>()? > 0.0);
+/// let norm = state.update(&OptimizerConfig::DEFAULT, 1e-3)?;
+/// assert!(norm.to_vec1::<f64>()?[0] > 0.0 && state.step == 1);
+/// // How much each weight matters to the text.
+/// assert_eq!(fisher(&text, &mut state, 2)?.len(), state.slots().len());
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct TextGradient<'a, F> {
     /// What reads.
     pub model: &'a CausalLm<F>,

@@ -38,6 +38,19 @@ impl Precision {
 }
 
 /// What a step holds in memory.
+///
+/// ```
+/// use candle_core::DType;
+/// use tinyonn::phases::RunConfig;
+/// use tinyonn::train::{Memory, Precision, UpdateRule};
+///
+/// let memory = Memory { micro_batches: 4, recompute: true, weights: Precision::Bf16, ..Memory::DEFAULT };
+/// assert!(memory.check("smk.memory", 8).is_ok());
+/// assert!(memory.check("smk.memory", 6).is_err()); // four parts of six rows
+/// assert_eq!((memory.weights.dtype(), memory.bytes_a_weight_on_disk(UpdateRule::Adamw)), (DType::BF16, 12));
+/// let arch = RunConfig::default().dense.arch(64, "silu");
+/// assert!(memory.values(&arch, 256) < Memory { recompute: false, ..memory }.values(&arch, 256));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {

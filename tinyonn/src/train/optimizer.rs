@@ -60,6 +60,14 @@ impl OptimizerConfig {
     };
 
     /// λ of a weight of this role and rank.
+    ///
+    /// ```
+    /// use tinyonn::checkpoint::Role;
+    /// use tinyonn::train::{OptimizerConfig, UpdateRule};
+    ///
+    /// let config = OptimizerConfig { rule: UpdateRule::Lion, decay: 0.1, ..OptimizerConfig::DEFAULT };
+    /// assert_eq!((config.decay_of(Role::Expert, 2), config.decay_of(Role::Norm, 1)), (0.1, 0.0)); // vectors have none
+    /// ```
     #[must_use]
     pub fn decay_of(&self, role: Role, rank: usize) -> f64 {
         if rank >= 2 && !self.no_decay.contains(role) { self.decay } else { 0.0 }

@@ -16,6 +16,11 @@ use crate::metrics::MetricsLog;
 use crate::ops::activation::fingerprint;
 
 /// The version of what pretraining computes: models that are cached under one are alike, whatever the sources.
+///
+/// ```
+/// // Part of the name of a cached model: one of another version is of other bits.
+/// assert!(tinyonn::train::pretrain::ARITHMETIC >= 1);
+/// ```
 // To be raised with whatever moves its bits: whenever the golden figures of `pretraining` (tests/suite/golden) are stated anew, and when texts are
 // split, cut into tokens or drawn in another way. What does not move them leaves cached models what they are.
 pub const ARITHMETIC: u32 = 1;

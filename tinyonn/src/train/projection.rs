@@ -21,6 +21,20 @@ use crate::{Error, Result, random};
 
 /// How the projections of routers that learn theirs (`project` not declared, or `learned`) are found. Declared ones stay what they are:
 /// `project = identity` has none, `project = random` keeps what was drawn when the model was upcycled.
+///
+/// ```
+/// use tinyonn::imaging::inputs::Samples;
+/// use tinyonn::train::projection::{Projection, lda, pca};
+///
+/// // Two tasks that differ along the second axis; along the first, rows vary most.
+/// let values = vec![-9.0, 0.0, 9.0, 0.1, -9.0, 1.0, 9.0, 1.1];
+/// let rows = Samples { values, tasks: vec![0, 0, 1, 1], documents: vec![0, 1, 2, 3], ..Samples::default() };
+/// let axis = |(p, r): (Vec<f32>, usize)| (r, usize::from(p[1].abs() > p[0].abs()));
+/// assert_eq!((axis(pca(&rows, 1)?), axis(lda(&rows, 1)?)), ((1, 0), (1, 1)));
+/// let (identity, _) = Projection::Identity.find(&rows, 2, (0, 0))?;
+/// assert_eq!((Projection::Lda.name(), identity), ("lda", vec![1.0, 0.0, 0.0, 1.0]));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

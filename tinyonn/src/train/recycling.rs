@@ -16,6 +16,16 @@ use crate::ops::host;
 use crate::{Error, Result};
 
 /// When experts are recycled.
+///
+/// ```
+/// use tinyonn::gallery::{Smear, TinyOnn};
+/// use tinyonn::train::RecycleConfig;
+///
+/// assert_eq!(RecycleConfig::DEFAULT.every, 0); // never
+/// let often = RecycleConfig { every: 50, ..RecycleConfig::DEFAULT };
+/// assert!(often.check("smk.recycle", &TinyOnn::SPEC, false).is_ok());
+/// assert!(often.check("smk.recycle", &Smear::SPEC, false).is_err()); // replicas would lose their deltas
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RecycleConfig {

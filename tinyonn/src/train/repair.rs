@@ -16,6 +16,18 @@ use crate::{Error, Result};
 const RAISE: (f64, usize) = (10.0, 6);
 
 /// What a layer is given.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::train::{Repair, RepairSums};
+///
+/// let mut sums = RepairSums::new(2);
+/// sums.push(&Tensor::ones((4, 2), DType::F32, &Device::Cpu)?, &Tensor::zeros((4, 3), DType::F32, &Device::Cpu)?)?;
+/// let found: Repair = sums.solve(0.1, false, &Device::Cpu)?;
+/// assert_eq!((found.down_id.dims(), found.bias_d.dims()), (&[2, 3][..], &[3][..]));
+/// assert!(found.ridge >= 0.1);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Repair {
     /// ΔW, a row a neuron `[I, d]`, f32.

@@ -23,6 +23,13 @@ use crate::ops::ClassSums;
 use crate::{Error, Result};
 
 /// How routers are fitted.
+///
+/// ```
+/// use tinyonn::train::{FitBy, Projection, RouterFitConfig};
+///
+/// let closed = RouterFitConfig { fit: FitBy::Gda, projection: Projection::Pca, ..RouterFitConfig::default() };
+/// assert_ne!(closed.id(), RouterFitConfig::default().id());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouterFitConfig {
@@ -227,6 +234,22 @@ impl<'a> RouterFitter<'a> {
 
     /// As [`fit`](Self::fit), to labels of the training rows and of the validation rows, by layer. Projections are those of the tasks all the
     /// same; of a choice that no training row takes validation rows ask nothing.
+    ///
+    /// ```
+    /// use tinyonn::imaging::RowLabels;
+    /// use tinyonn::train::{Model, RouterFitConfig, RouterFitter, refit};
+    ///
+    /// /// Routers fitted to labels of single tokens, and once more to what they see when they route.
+    /// fn fit(fitter: &mut RouterFitter<'_>, model: Model<'_>, [train, validation]: [&[RowLabels]; 2]) -> tinyonn::Result<()> {
+    ///     let config = RouterFitConfig::default();
+    ///     fitter.fit_rows(model, [train, validation], &config, 0)?;
+    ///     refit(model, 1, |routed| {
+    ///         assert_eq!(routed.lm().config(), model.1);
+    ///         Ok(()) // here inputs are collected through `routed`, and fitted to
+    ///     })
+    /// }
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Routers that are missing from the store or of another shape than declared; labels of other rows; no steps for

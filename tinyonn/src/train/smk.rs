@@ -38,6 +38,18 @@ use crate::ops::activation::fingerprint;
 use crate::{Error, Result, files};
 
 /// How experts differentiate.
+///
+/// ```
+/// use tinyonn::decoder::smk_rule::Surprise;
+/// use tinyonn::gallery::{Smear, TinyOnn};
+/// use tinyonn::train::SmkConfig;
+///
+/// let config = SmkConfig { min_k: 16, ..SmkConfig::DEFAULT };
+/// assert!(config.check("smk", &TinyOnn::SPEC).is_ok());
+/// assert!(SmkConfig { min_k: 0, ..config.clone() }.check("smk", &TinyOnn::SPEC).is_err());
+/// // What surprises a replica is known by its whole gradient alone.
+/// assert_eq!(config.choice(&Smear::SPEC).rule.surprise, Surprise::Exact);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SmkConfig {
@@ -120,6 +132,11 @@ impl Default for SmkConfig {
 }
 
 /// What the training did.
+///
+/// ```
+/// use tinyonn::train::smk::SmkOutcome;
+/// let line = |did: &SmkOutcome| format!("{:.0} % of active experts learnt, {} recycled", 100.0 * did.updated_share, did.recycled);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct SmkOutcome {

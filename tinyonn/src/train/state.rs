@@ -62,6 +62,33 @@ impl Slot {
 }
 
 /// The state of a training.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor, Var};
+/// use tinyonn::checkpoint::Role;
+/// use tinyonn::train::{Memory, OptimizerConfig, Slot, TrainState};
+///
+/// let w = Var::new(&[[1f32, 2.0]], &Device::Cpu)?;
+/// let slot = Slot::new("w", Role::Expert, 0, w.clone());
+/// assert_eq!(slot.stepped().dims(), w.dims()); // it is its own master
+/// let mut state = TrainState::new(vec![slot], &Memory::DEFAULT)?;
+/// assert!(state.keep_if_best(2.5)?);
+///
+/// // dW += aᵀ b, and a step of AdamW.
+/// let one = Tensor::ones((1, 1), DType::F32, &Device::Cpu)?;
+/// state.grads.add_product(&w, &one, &Tensor::new(&[[3f32, 4.0]], &Device::Cpu)?)?;
+/// state.require_finite(&one)?;
+/// assert_eq!(state.finite().to_vec1::<u8>()?, [1]);
+/// let norm = state.update(&OptimizerConfig::DEFAULT, 0.1)?;
+/// assert_eq!((norm.to_vec1::<f64>()?, state.step, state.slots().len()), (vec![5.0], 1, 1));
+/// assert_ne!(w.to_vec2::<f32>()?, [[1.0, 2.0]]);
+///
+/// // It was better before.
+/// assert!(!state.keep_if_best(2.75)? && state.best() == Some(2.5));
+/// state.return_to_best()?;
+/// assert_eq!(w.to_vec2::<f32>()?, [[1.0, 2.0]]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct TrainState {
     /// Steps taken, or tried behind one that failed.

@@ -20,6 +20,17 @@ use crate::{Error, Result};
 ///
 /// One forward and one backward pass; no gradient is kept, and what is read comes by one copy.
 ///
+/// ```
+/// use tinyonn::data::Sampler;
+/// use tinyonn::decoder::Pass;
+/// use tinyonn::train::{Model, rank_correlations};
+///
+/// /// How nearly both forms of surprise rank the experts of each layer alike.
+/// fn alike(model: Model<'_>, sampler: &Sampler<'_>) -> tinyonn::Result<Vec<Option<f64>>> {
+///     rank_correlations(model, &Pass::routed(), (sampler, 4))
+/// }
+/// ```
+///
 /// # Errors
 /// Replicas, whose surprise has one form; what the model reports.
 pub fn rank_correlations(

@@ -3,6 +3,54 @@
 //!
 //! Each step copies to the host once: loss, norm, whether all was finite, loads and learners. While step n runs, the numbers of step n − 1 are
 //! read, so that the device never waits for the host.
+//!
+//! ```
+//! use candle_core::{Device, Var};
+//! use serde_json::{Value, json};
+//! use tinyonn::checkpoint::Role;
+//! use tinyonn::train::{Adjust, Descend, Gradient, Memory, OptimizerConfig, Rule, Said, Slot, TrainState, Verdict, Watch, train};
+//!
+//! /// Hears the losses, and stops where they are small.
+//! #[derive(Default)]
+//! struct Heard(Vec<f64>);
+//!
+//! impl Watch for Heard {
+//!     fn hear(&mut self, said: &Said) -> tinyonn::Result<()> {
+//!         self.0.push(said.loss);
+//!         Ok(())
+//!     }
+//!
+//!     fn look_every(&self) -> u64 {
+//!         10
+//!     }
+//!
+//!     fn look(&mut self, _: &mut TrainState) -> tinyonn::Result<Verdict> {
+//!         Ok(if self.0.last().is_some_and(|loss| *loss < 1e-3) { Verdict::Stop } else { Verdict::GoOn })
+//!     }
+//!
+//!     fn tally(&self) -> Value {
+//!         json!(self.0.len())
+//!     }
+//! }
+//!
+//! // The least of (w − 3)².
+//! let w = Var::new(&[1f32], &Device::Cpu)?;
+//! let mut state = TrainState::new(vec![Slot::new("w", Role::Expert, 0, w.clone())], &Memory::DEFAULT)?;
+//! let descend: &mut Descend<'_> = &mut |state| {
+//!     let off = (w.as_tensor() - 3.0)?;
+//!     state.grads.add_with(&w, || &off * 2.0)?;
+//!     Ok(Some(Gradient::of(off.sqr()?.sum_all()?.detach())))
+//! };
+//! let adjust: &Adjust<'_> = &|_, _| Ok(()); // nothing else follows an update
+//! let rule = Rule {
+//!     stage: ("example", "example.optimizer"), steps: 200, tokens: None, optimizer: &OptimizerConfig::DEFAULT,
+//!     rate: &|_| 0.1, batch: &|_| None, adjust: Some(adjust),
+//! };
+//! let mut heard = Heard::default();
+//! train(&mut state, &rule, descend, None, &mut heard)?;
+//! assert!((w.to_vec1::<f32>()?[0] - 3.0).abs() < 0.2 && heard.tally() == json!(state.step));
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use candle_core::{DType, Tensor};
 use serde_json::Value;

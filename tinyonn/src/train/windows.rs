@@ -43,6 +43,14 @@ struct Window {
 impl Windows {
     /// Refuses windows that leave gaps, or that are longer than the `most` positions that a model was made for.
     ///
+    /// ```
+    /// use tinyonn::train::Windows;
+    ///
+    /// let windows = Windows { length: 8, stride: 4, batch: 2, skip: 0 };
+    /// assert!(windows.validate(4096).is_ok());
+    /// assert!(Windows { stride: 9, ..windows }.validate(4096).is_err()); // it would leave gaps
+    /// ```
+    ///
     /// # Errors
     /// Names the number.
     pub fn validate(&self, most: usize) -> Result<()> {

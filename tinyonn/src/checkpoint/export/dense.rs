@@ -19,6 +19,25 @@ use crate::{Error, Result};
 /// Writes the dense model of the Tiny-ONN folder `from` to the new folder `to`: each weight byte for byte as stored, the dense
 /// model's own configuration, the tokenizer's files. Partition, routers and choices of neurons are left behind: the result runs all experts.
 ///
+/// ```
+/// use tinyonn::checkpoint::{ModelFolder, export_dense, upcycle_folder};
+/// use tinyonn::files::StagedFolder;
+/// use tinyonn::imaging::Partition;
+/// use tinyonn::moe::variant;
+///
+/// # let parent = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
+/// # let [sparse, back] = ["sparse", "back"].map(|name| parent.path().join(name));
+/// # let dense = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+/// let (dense, staged) = (ModelFolder::open(dense)?, StagedFolder::new(&sparse)?);
+/// let arch = dense.arch()?;
+/// let owners = vec![(0..arch.intermediate_size).map(|i| i as u32 % 8).collect(); arch.num_hidden_layers];
+/// upcycle_folder(&dense, &staged, variant("Mixtral")?, (Partition::Random, &owners), 0)?;
+/// staged.publish()?;
+/// export_dense(&sparse, &back)?;
+/// assert_eq!(ModelFolder::open(&back)?.sha256()?, dense.sha256()?); // not a bit has changed
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// `from` is no Tiny-ONN folder; replicas that have learnt and are dispatched; `to` exists and is not empty; the system refuses a file.
 pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
@@ -28,6 +47,21 @@ pub fn export_dense(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> 
 }
 
 /// As [`export_dense`], into the folder `staged`, tensor by tensor; the tensors that hold values that are no finite numbers, and how many.
+///
+/// ```
+/// use tinyonn::checkpoint::export_dense_into;
+/// use tinyonn::files::StagedFolder;
+///
+/// fn export(from: &str, to: &str) -> tinyonn::Result<()> {
+///     let staged = StagedFolder::new(to)?;
+///     for (name, values) in export_dense_into(from, &staged)? {
+///         eprintln!("{name} holds {values} values that are no finite numbers");
+///     }
+///     staged.publish()
+/// }
+/// # let _ = export;
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 ///
 /// # Errors
 /// As of [`export_dense`].

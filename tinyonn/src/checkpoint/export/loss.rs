@@ -16,6 +16,15 @@ use crate::ops::host;
 use crate::{Error, Result};
 
 /// How far an export is from the checkpoint that it was made of, both computing in f32.
+///
+/// ```
+/// use tinyonn::checkpoint::export::ExportLoss;
+///
+/// fn is_too_much(loss: &ExportLoss, most: f64) -> bool {
+///     !loss.bit_equal && (loss.kl_divergence > most || loss.routing_agreement.is_some_and(|share| share < 0.9))
+/// }
+/// # let _ = is_too_much;
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExportLoss {
     /// Tokens compared.

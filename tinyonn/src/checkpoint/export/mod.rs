@@ -13,7 +13,7 @@
 //!
 //! ```
 //! use candle_core::Device;
-//! use tinyonn::checkpoint::export::{ExportFormat, export_into, measure};
+//! use tinyonn::checkpoint::export::{ExportFormat, Exported, export_into, load_mixture, measure, model_card};
 //! use tinyonn::checkpoint::{ParamStore, TinyOnnConfig, TinyOnnFolder, tokens, upcycle};
 //! use tinyonn::decoder::{Arch, CausalLm};
 //! use tinyonn::files::StagedFolder;
@@ -33,10 +33,13 @@
 //! TinyOnnFolder::save(&dir, &cfg.to_json(), &TinyOnnConfig::new(variant, "random", 0), &store, None)?;
 //!
 //! let (source, staged) = (TinyOnnFolder::open(&dir)?, StagedFolder::new(&out)?);
-//! let exported = export_into(&source, &staged, ExportFormat::Qwen3Moe, None)?;
+//! let exported: Exported = export_into(&source, &staged, ExportFormat::Qwen3Moe, None)?;
 //! let ids = tokens::random_tokens(32, (2, 9), 0, &Device::Cpu)?;
 //! let loss = measure(&source, &exported, staged.path(), &ids, &Device::Cpu)?;
 //! assert!(loss.max_abs_difference < 1e-5 && loss.top1_agreement == 1.0);
+//! assert_eq!(load_mixture(staged.path(), &Device::Cpu)?.experts(), 8);
+//! let card = model_card(&source, &exported, Some((&loss, "random tokens")));
+//! assert!(card.starts_with("---\n") && card.contains(ExportFormat::Qwen3Moe.word()));
 //! staged.publish()?;
 //! # Ok::<(), tinyonn::Error>(())
 //! ```

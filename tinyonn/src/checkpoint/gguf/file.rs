@@ -27,6 +27,18 @@ use crate::{Error, Result};
 const PIECE: usize = 1 << 20;
 
 /// What a GGUF model says of one tensor.
+///
+/// ```
+/// use tinyonn::checkpoint::gguf::{GgmlType, GgufFile, GgufTensor, is_gguf};
+///
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf/llama_blocks.gguf");
+/// assert!(is_gguf(path));
+/// let file = GgufFile::open(path)?;
+/// let of = |wanted: &str| file.tensors().find(|(name, _)| *name == wanted).map(|(_, tensor)| tensor);
+/// let norm: &GgufTensor = of("model.norm.weight").expect("it has one");
+/// assert_eq!((norm.kind, norm.info.shape.as_slice()), (GgmlType::F32, &[96][..]));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GgufTensor {
     /// How it is stored.

@@ -10,6 +10,14 @@ use safetensors::Dtype;
 use crate::Result;
 
 /// The type of a tensor, of those that are read.
+///
+/// ```
+/// use candle_core::DType;
+/// use tinyonn::checkpoint::gguf::GgmlType;
+///
+/// assert!(GgmlType::BF16.is_plain() && !GgmlType::Q4K.is_plain());
+/// assert_eq!((GgmlType::BF16.computed(), GgmlType::Q4K.computed()), (DType::BF16, DType::F32));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum GgmlType {

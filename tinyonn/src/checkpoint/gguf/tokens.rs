@@ -50,6 +50,18 @@ impl GgufFile {
     /// What a Hugging Face folder has beside the weights: `tokenizer.json`, `tokenizer_config.json` with the chat template,
     /// `special_tokens_map.json` and `generation_config.json` with all that ends an answer. Nothing, where the file has no tokenizer.
     ///
+    /// ```
+    /// use tinyonn::checkpoint::gguf::{GgufFile, TokenizerFiles};
+    ///
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/gguf/llama_blocks.gguf");
+    /// let file = GgufFile::open(path)?;
+    /// assert!(file.has_tokenizer());
+    /// let files: TokenizerFiles = file.tokenizer_files()?;
+    /// let text = files.iter().find(|(name, _)| *name == "tokenizer.json").map(|(_, text)| text);
+    /// assert_eq!(text, Some(&file.tokenizer_json()?));
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As of [`GgufFile::tokenizer`].
     pub fn tokenizer_files(&self) -> Result<TokenizerFiles> {

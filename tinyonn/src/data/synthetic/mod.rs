@@ -2,6 +2,17 @@
 //! pretraining reads.
 //!
 //! A task is a pure function of seed and size; a larger size continues a smaller one. Documents hold 40 to 80 lines.
+//!
+//! ```
+//! use tinyonn::data::*;
+//!
+//! let tasks = [arithmetic, sorting, records, letter_sums, ledger, contradictions, invented_language].map(|make| make(0, 4_000));
+//! assert!(tasks.iter().all(|task| task.bytes() >= 4_000 && !task.documents.is_empty()));
+//! // A larger size continues a smaller one.
+//! assert_eq!(sorting(0, 9_000).documents[0], tasks[1].documents[0]);
+//! assert_eq!(NovelTask::ALL.map(|task| task.generate(0, 4_000).name), [3, 4, 5, 6].map(|at| tasks[at].name.clone()));
+//! assert_eq!(DEFAULT_BYTES, 300_000); // of each in the default text
+//! ```
 
 mod arithmetic;
 mod contradictions;
