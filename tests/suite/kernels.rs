@@ -163,6 +163,7 @@ fn an_embeddings_gradient_is_the_sum_of_its_tokens(
 #[case::more_than_a_tile(1, 129, 129, 4, 2)]
 #[case::behind_a_cache(2, 30, 200, 3, 1)]
 #[case::one_key_head(1, 63, 63, 8, 1)]
+#[case::many_tiles(1, 300, 301, 2, 1)]
 #[case::one_query(1, 1, 5, 2, 1)]
 #[case::few_queries(2, 2, 150, 6, 2)]
 fn attention_is_its_formula(

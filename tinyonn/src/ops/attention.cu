@@ -15,14 +15,9 @@
 // Products of two tiles leave their sums where the next product wants its left operand (a thread's part of the 16 × 8 sums of
 // mma.m16n8k16 is that of a 16 × 16 left operand), so that probabilities never leave their registers.
 //
-// attention_kernel.rs compiles numbers.cu, tiles.cu, this text and attention_backward.cu as one, with ROW_VALUES 64 and 128.
+// attention_kernel.rs compiles numbers.cu, tiles.cu, softmax.cu, this text and attention_backward.cu as one, with ROW_VALUES 64 and 128.
 
 // --- Forward.
-
-const float LOG2_E = 1.4426950408889634f;
-// The score of a hidden key, far below LOWEST, which is below every other: exp(HIDDEN - LOWEST) is 0 where a query has seen nothing yet.
-const float HIDDEN = -1e38f;
-const float LOWEST = -1e30f;
 
 const int QUERIES = 128; // of a block: 32 of a warp
 const int KEYS = 64;     // of a step

@@ -3,7 +3,7 @@
 //! Shapes: q, y `[B, T, H, D]`, k, v `[B, S, K, D]`; head h reads the keys of head h / (H/K). With S > T the T queries
 //! are the last T positions (a cache). Nothing of size T·S outlives the call: the backward computes the probabilities
 //! anew from the saved log-sums (Dao et al., 2022), with dS = P ⊙ (dP − Σ_j dP ⊙ P) / √D. On a GPU, bf16 with D of 64 or 128 takes kernels
-//! of our own (`attention.cu`); the rest is a composition.
+//! of our own (`attention.cu`, on compute capability 9.0 `attention_hopper.cu`); the rest is a composition.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
@@ -133,7 +133,7 @@ impl Shape {
 }
 
 impl Attention {
-    fn new(q: &Tensor, k: &Tensor, v: &Tensor, keys: usize) -> Result<Self> {
+    pub(super) fn new(q: &Tensor, k: &Tensor, v: &Tensor, keys: usize) -> Result<Self> {
         let (batch, queries, heads, head_dim) = q.dims4()?;
         let (k_batch, room, kv_heads, k_dim) = k.dims4()?;
         if (k_batch, k_dim) != (batch, head_dim)

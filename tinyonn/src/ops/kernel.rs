@@ -1,7 +1,7 @@
 //! Kernels of our own: CUDA C++ beside the operation that it speeds up, compiled by NVRTC when it is first used.
 //!
-//! The outcome is PTX for `compute_80`, which the driver translates for any card from there on; it depends on no card, so that a machine
-//! without one can compile it too.
+//! The outcome is PTX for `compute_80`, which the driver translates for any card from there on, or for `compute_90a`, with instructions that
+//! compute capability 9.0 has and no other; it depends on no card, so that a machine without one can compile it too.
 
 use std::sync::OnceLock;
 
@@ -13,6 +13,8 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
 use half::bf16;
 
+use super::tensor_map::TensorMap;
+
 /// Values that a block of [`THREADS`] threads goes over at most: `PART` of the kernels' texts.
 pub(super) const PART: u64 = 1 << 14;
 
@@ -23,6 +25,7 @@ pub(super) const THREADS: u32 = 256;
 pub(super) struct Kernel {
     name: &'static str,
     text: &'static str,
+    architecture: &'static str,
     ptx: OnceLock<String>,
 }
 
@@ -35,6 +38,8 @@ pub(super) enum Argument {
     Count(u64),
     /// Any other number.
     Number(f32),
+    /// A tensor for the copy engine.
+    Map(TensorMap),
 }
 
 impl Argument {
@@ -65,7 +70,12 @@ pub(super) struct Grid {
 
 impl Kernel {
     pub(super) const fn new(name: &'static str, text: &'static str) -> Self {
-        Self { name, text, ptx: OnceLock::new() }
+        Self { name, text, architecture: "compute_80", ptx: OnceLock::new() }
+    }
+
+    /// For cards that [`is_hopper`] names.
+    pub(super) const fn for_hopper(name: &'static str, text: &'static str) -> Self {
+        Self { name, text, architecture: "compute_90a", ptx: OnceLock::new() }
     }
 
     /// The function of its name on `device`.
@@ -78,7 +88,7 @@ impl Kernel {
         let ptx = if let Some(ptx) = self.ptx.get() {
             ptx
         } else {
-            let options = CompileOptions { arch: Some("compute_80"), ..CompileOptions::default() };
+            let options = CompileOptions { arch: Some(self.architecture), ..CompileOptions::default() };
             let compiled = compile_ptx_with_opts(self.text, options)
                 .map_err(|e| candle_core::Error::msg(format!("the kernel `{}` does not compile: {e}", self.name)))?;
             self.ptx.get_or_init(|| compiled.to_src())
@@ -130,6 +140,7 @@ impl Kernel {
             match argument {
                 Argument::Address(word) | Argument::Count(word) => launch.arg(word),
                 Argument::Number(number) => launch.arg(number),
+                Argument::Map(map) => launch.arg(map),
             };
         }
         let shape =
@@ -175,6 +186,12 @@ pub(super) fn card(tensor: &Tensor) -> Result<&CudaDevice> {
 pub(super) fn attribute(device: &CudaDevice, of: CUdevice_attribute) -> Result<usize> {
     let value = device.cuda_stream().context().attribute(of).map_err(candle_core::Error::wrap)?;
     Ok(usize::try_from(value).unwrap_or(0))
+}
+
+/// Whether a card has compute capability 9.0.
+pub(super) fn is_hopper(device: &CudaDevice) -> Result<bool> {
+    let major = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok((major, attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?) == (9, 0))
 }
 
 /// Room for what a kernel writes whole.

@@ -26,6 +26,8 @@ pub mod adamw;
 mod adamw_kernel;
 pub mod attention;
 #[cfg(feature = "cuda")]
+mod attention_hopper;
+#[cfg(feature = "cuda")]
 mod attention_kernel;
 mod block_sparse;
 #[cfg(feature = "cuda")]
@@ -85,6 +87,8 @@ pub mod shared_mlp;
 #[cfg(feature = "cuda")]
 mod silu_kernel;
 mod sum_of_rows;
+#[cfg(feature = "cuda")]
+mod tensor_map;
 pub mod token_scores;
 pub mod update_table;
 

@@ -12,7 +12,7 @@ const u32 ROW = 2 * D;        // bytes
 
 // --- One instruction each.
 
-extern __shared__ uint4 shared[];
+extern __shared__ __align__(1024) uint4 shared[];
 
 __device__ u32 shared_address(u32 offset) { return (u32)__cvta_generic_to_shared(shared) + offset; }
 
