@@ -61,6 +61,7 @@ pub mod merged_mlp;
 pub mod min_k;
 mod mlp_values;
 pub mod neuron_moments;
+pub mod norm_rope;
 mod open_gates;
 mod product;
 pub mod rank;
