@@ -177,6 +177,11 @@ pub(super) fn attribute(device: &CudaDevice, of: CUdevice_attribute) -> Result<u
     Ok(usize::try_from(value).unwrap_or(0))
 }
 
+/// Values of a block of [`THREADS`] threads that take a chunk of sixteen bytes each.
+pub(super) fn in_chunks(tensor: &Tensor) -> usize {
+    THREADS as usize * 16 / tensor.dtype().size_in_bytes()
+}
+
 /// Room for what a kernel writes whole.
 #[allow(unsafe_code)]
 pub(super) fn room(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
