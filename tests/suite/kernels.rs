@@ -5,7 +5,8 @@ use candle_core::{DType, Tensor};
 use rstest::rstest;
 use tinyonn::Result;
 use tinyonn::ops::{
-    Activation as _, Grads, Silu, attention, cross_entropy, elementwise, embedding, ranks, rms_norm, rope,
+    Activation as _, Grads, Silu, attention, cross_entropy, elementwise, embedding, norm_rope, open_gates, ranks,
+    rms_norm, rope,
 };
 
 use crate::gradients::{devices, inputs, relative_difference};
@@ -40,7 +41,10 @@ pub(crate) fn holds(inputs: &[Tensor], run: impl Fn(&[Tensor]) -> Result<Vec<Ten
 
 #[rstest]
 fn rms_norm_is_its_formula(
-    #[values((1, 3), (3, 5), (17, 64), (70, 130), (600, 128), (9, 2048))] (t, d): (usize, usize),
+    #[values((1, 3), (3, 5), (17, 64), (70, 130), (600, 128), (9, 776), (2200, 1024), (9, 2048), (9, 4096))] (t, d): (
+        usize,
+        usize,
+    ),
 ) {
     holds(&inputs(1, &[&[t, d], &[d], &[t, d]]), |xs| {
         let mut grads = Grads::new([(&xs[1], 0)])?;
@@ -107,6 +111,60 @@ fn rotary_positions_are_turned_and_turned_back(
         let y = rope::forward(&xs[0], &cos, &sin)?;
         Ok(vec![rope::backward(&y, &cos, &sin)?, y])
     });
+}
+
+/// Heads of queries and of keys, and the gradients of both norms' weights.
+#[rstest]
+fn heads_are_normalised_and_turned(
+    #[values((1, 1, 1, 1, 2), (2, 37, 3, 1, 6), (1, 70, 6, 2, 64), (2, 33, 4, 4, 128), (1, 9, 2, 1, 96))] shape: (
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+    ),
+) {
+    let (b, t, h, k, d) = shape;
+    let angles = inputs(3, &[&[t, d / 2]]).remove(0);
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    holds(&inputs(13, &[&[b, t, h, d], &[b, t, k, d], &[d], &[d], &[b, t, h, d], &[b, t, k, d]]), |xs| {
+        let [cos, sin] = [&cos, &sin].map(|x| {
+            // What angles are in the narrower type is what they are in f64 too.
+            let narrow = x.to_dtype(DType::BF16).unwrap();
+            narrow.to_device(xs[0].device()).unwrap().to_dtype(xs[0].dtype()).unwrap()
+        });
+        let by = norm_rope::NormRope { weights: [&xs[2], &xs[3]], eps: 1e-6, cos: &cos, sin: &sin };
+        let mut grads = Grads::new([(&xs[2], 0), (&xs[3], 0)])?;
+        let [q, k] = norm_rope::forward([&xs[0], &xs[1]], by)?;
+        let [dq, dk] = norm_rope::backward([&xs[0], &xs[1]], by, [&xs[4], &xs[5]], &mut grads)?;
+        let dw = [&xs[2], &xs[3]].map(|w| grads.get(w).unwrap().copy().unwrap());
+        Ok([vec![q, k, dq, dk], dw.to_vec()].concat())
+    });
+}
+
+/// Tokens of every expert, and of every number of experts, of decisions for one token each or for more.
+#[rstest]
+fn open_gates_are_counted(
+    #[values((1, 1), (7, 3), (64, 100), (200, 33))] (d, n): (usize, usize),
+    #[values(false, true)] for_more: bool,
+) {
+    let open = |at: usize| at * 5 % 7 < 3;
+    let gates: Vec<f32> = (0..d * n).map(|at| if open(at) { 0.5 } else { 0.0 }).collect();
+    let tokens = |decision: usize| if for_more { (decision % 5) as f32 } else { 1.0 };
+    let (mut of_expert, mut of_count) = (vec![0f32; n], vec![0f32; n + 1]);
+    for decision in 0..d {
+        let taken: Vec<usize> = (0..n).filter(|expert| open(decision * n + expert)).collect();
+        taken.iter().for_each(|expert| of_expert[*expert] += tokens(decision));
+        of_count[taken.len()] += tokens(decision);
+    }
+    for device in devices() {
+        for dtype in [DType::F32, DType::BF16, DType::F64] {
+            let gate_dn = Tensor::from_vec(gates.clone(), (d, n), &device).unwrap().to_dtype(dtype).unwrap();
+            let found = open_gates(&gate_dn, for_more.then(|| (0..d).map(tokens).collect())).unwrap();
+            let [found, counts] = found.map(|x| x.to_vec1::<f32>().unwrap());
+            assert_eq!((found, counts), (of_expert.clone(), of_count.clone()), "{device:?}, {dtype:?}");
+        }
+    }
 }
 
 /// Some tokens have no target.

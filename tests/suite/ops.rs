@@ -261,13 +261,13 @@ fn tokens_by_open_gates() {
     let gates: Vec<f64> = (0..70 * 9).map(|at| if at * 5 % 7 < 3 { f64::from(at) / 600.0 } else { 0.0 }).collect();
     let gate_dn = Tensor::from_vec(gates, (70, 9), &Device::Cpu).unwrap();
     let tokens: Vec<f32> = (0..70u8).map(|d| f32::from(d % 5)).collect();
-    let plain = open_gates(&gate_dn, tokens.clone()).unwrap();
-    let fused = open_gates(&gate_dn.to_dtype(DType::F32).unwrap(), tokens.clone()).unwrap();
+    let plain = open_gates(&gate_dn, Some(tokens.clone())).unwrap();
+    let fused = open_gates(&gate_dn.to_dtype(DType::F32).unwrap(), Some(tokens.clone())).unwrap();
     for (plain, fused) in plain.iter().zip(&fused) {
         assert_eq!(plain.to_vec1::<f32>().unwrap(), fused.to_vec1::<f32>().unwrap());
     }
     assert_eq!(fused[1].sum_all().unwrap().to_scalar::<f32>().unwrap(), tokens.iter().sum::<f32>());
-    assert!(open_gates(&gate_dn, vec![1.0; 3]).is_err());
+    assert!(open_gates(&gate_dn, Some(vec![1.0; 3])).is_err());
 }
 
 fn density(xs: &[Tensor]) -> Result<(Tensor, Back<'static>)> {

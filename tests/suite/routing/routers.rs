@@ -10,8 +10,9 @@ use tinyonn::moe::{
     RouterKind, RouterShape,
 };
 use tinyonn::ops::Grads;
+use tinyonn::ops::gaussian_routing::{GaussianRouting, Parameters as GaussianParameters};
 
-use crate::gradients::inputs;
+use crate::gradients::{devices, inputs, relative_difference};
 
 const SHAPE: RouterShape = RouterShape { hidden: 7, parents: 3, choices: 4 };
 const NODES: usize = SHAPE.parents * SHAPE.choices;
@@ -163,4 +164,73 @@ fn a_vector_of_zeros_has_no_direction_and_no_derivative_that_is_no_number() {
     assert!(values(&logits).iter().all(|logit| *logit == 0.0));
     let dx = router.backward(&x, &logits.ones_like().unwrap(), true, &mut Grads::none()).unwrap().unwrap();
     assert!(values(&dx).iter().all(|grad| grad.is_finite()));
+}
+
+/// On a GPU kernels ask all Gaussian routers of a layer at once, of x in bf16: what they say, and every gradient, is that of each router by itself in
+/// main memory; elsewhere there are no kernels.
+#[rstest]
+fn kernels_ask_all_gaussian_routers_at_once(
+    #[values(Reduce::Mean, Reduce::Sum)] reduce: Reduce,
+    #[values(Covariance::Diag, Covariance::Shared, Covariance::Isotropic)] covariance: Covariance,
+    #[values(1, 40, 1100)] tokens: usize,
+) {
+    let (hidden, cpu) = (24, Device::Cpu);
+    let x_td = inputs(7, &[&[tokens, hidden]]).remove(0).to_dtype(DType::BF16).unwrap();
+    let wide_td = x_td.to_dtype(DType::F32).unwrap();
+    let forms = [(1, 10, 6), (10, 3, 9)].map(|(parents, choices, dim)| {
+        let form = GaussianSpec { reduce, covariance, ..GaussianSpec::new(dim) };
+        (RouterShape { hidden, parents, choices }, form)
+    });
+    for device in devices() {
+        let (mut all, mut expected, mut dlogits, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let mut dx_td = wide_td.zeros_like().unwrap();
+        for (at, (shape, form)) in forms.iter().enumerate() {
+            let new = |vb: &candle_nn::VarBuilder<'_>| GaussianMoeRouter::with_form(*shape, form, vb);
+            let store = ParamStore::initialise(&cpu, at as u64, |vb| new(&vb).map(drop)).unwrap();
+            for (name, var) in store.iter() {
+                let moved =
+                    inputs(first, &[var.dims()]).remove(0).to_dtype(DType::F32).unwrap().affine(0.2, 0.0).unwrap();
+                var.set(&(var.as_tensor() + moved).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+                first += 1;
+            }
+            let router = new(&store.builder(DType::F32, |_| true)).unwrap();
+            let logits = router.logits(&wide_td).unwrap();
+            let dlogits_tpc = inputs(90 + at as u64, &[logits.dims()]).remove(0).to_dtype(DType::F32).unwrap();
+            let mut grads = Grads::new(store.iter().map(|(_, var)| (var.as_tensor(), 0))).unwrap();
+            let dx = router.backward(&wide_td, &dlogits_tpc, true, &mut grads).unwrap().unwrap();
+            dx_td = (dx_td + dx).unwrap();
+            let names = ["projection", "mean", "log_variance", "log_prior", "scale"];
+            let gradients = names.map(|name| grads.get(store.get(name).unwrap()).unwrap().copy().unwrap());
+            let own = names.map(|name| store.get(name).unwrap().as_tensor().to_device(&device).unwrap());
+            let [projection, mean, log_variance, log_prior, scale] = own;
+            let sum = reduce == Reduce::Sum;
+            all.push(GaussianParameters { projection, mean, log_variance, log_prior, scale, sum });
+            expected.push((logits.flatten_from(1).unwrap(), gradients));
+            dlogits.push(dlogits_tpc.flatten_from(1).unwrap());
+        }
+        let kernels = GaussianRouting::new(all.clone(), &device).unwrap();
+        assert_eq!(kernels.is_some(), device.is_cuda());
+        let Some(kernels) = kernels else { continue };
+        let same = |found: &Tensor, expected: &Tensor, most: f64, what: &str| {
+            let error = relative_difference(&found.to_device(&cpu).unwrap(), &expected.to_dtype(DType::F64).unwrap());
+            assert!(error <= most, "{what}: {error:.1e}");
+        };
+        let on = x_td.to_device(&device).unwrap();
+        let (logits, saved) = kernels.forward(&on).unwrap().unwrap();
+        let all_of = |of: &[Tensor]| Tensor::cat(of, 1).unwrap();
+        let of_routers: Vec<Tensor> = expected.iter().map(|(logits, _)| logits.clone()).collect();
+        same(&logits, &all_of(&of_routers), 1e-4, "logits");
+        let learning = all.iter().flat_map(|of| [&of.projection, &of.mean, &of.log_variance, &of.log_prior, &of.scale]);
+        let mut grads = Grads::new(learning.map(|weight| (weight, 0))).unwrap();
+        let there = on.ones_like().unwrap();
+        let dlogits = all_of(&dlogits).to_device(&device).unwrap();
+        let dx = kernels.backward(&saved, &on, &dlogits, Some(there), true, &mut grads).unwrap().unwrap();
+        same(&dx, &(dx_td + 1.0).unwrap(), 1e-2, "dx");
+        for (of, (_, expected)) in all.iter().zip(&expected) {
+            let own = [&of.projection, &of.mean, &of.log_variance, &of.log_prior, &of.scale];
+            for ((weight, expected), most) in own.into_iter().zip(expected).zip([1e-2, 1e-3, 1e-3, 1e-3, 1e-3]) {
+                same(grads.get(weight).unwrap(), expected, most, &format!("{:?}", weight.dims()));
+            }
+        }
+    }
 }

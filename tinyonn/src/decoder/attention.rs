@@ -5,6 +5,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::{Arch, KvCache, RmsNorm, Rotary};
 use crate::Result;
+use crate::ops::norm_rope::{self, NormRope};
 use crate::ops::{Grads, attention, linear, rope};
 
 /// Weights of one attention, named as in the checkpoint (`self_attn`).
@@ -98,7 +99,10 @@ impl Attention {
             let x = norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x))?;
             if self.rotates { Ok(rope::forward(&x, &rotary.cos, &rotary.sin)?) } else { Ok(x) }
         };
-        let (turned_q, mut keys) = (turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?);
+        let [turned_q, mut keys] = match self.norms_and_turns(rotary) {
+            Some(by) => norm_rope::forward([&q, &k], by)?,
+            None => [turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?],
+        };
         let mut values = heads(self.v_proj.forward(x)?)?;
         let mut positions = t;
         if let Some((cache, layer)) = cache {
@@ -127,10 +131,13 @@ impl Attention {
         let flat = |x: Tensor| x.reshape((b, t, ()));
         let mut turned_back = |dx: Tensor, x: &Tensor, norm: &Option<RmsNorm>| -> Result<Tensor> {
             let dx = if self.rotates { rope::backward(&dx, &rotary.cos, &rotary.sin)? } else { dx };
-            Ok(flat(norm.as_ref().map_or(Ok(dx.clone()), |norm| norm.backward(x, &dx, grads))?)?)
+            norm.as_ref().map_or(Ok(dx.clone()), |norm| norm.backward(x, &dx, grads))
         };
-        let (dq, dk) = (turned_back(dq, &q, &self.q_norm)?, turned_back(dk, &k, &self.k_norm)?);
-        let dv = flat(dv)?;
+        let [dq, dk] = match self.norms_and_turns(&rotary) {
+            Some(by) => norm_rope::backward([&q, &k], by, [&dq, &dk], grads)?,
+            None => [turned_back(dq, &q, &self.q_norm)?, turned_back(dk, &k, &self.k_norm)?],
+        };
+        let [dq, dk, dv] = [flat(dq)?, flat(dk)?, flat(dv)?];
         let projections = [(&self.v_proj, &dv), (&self.k_proj, &dk), (&self.q_proj, &dq)];
         for (projection, dy) in projections {
             projection.backward(&x, dy, false, grads)?;
@@ -148,6 +155,13 @@ impl Attention {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         projections.into_iter().any(|projection| projection.learns(grads))
             || self.norms().any(|norm| norm.learns(grads))
+    }
+
+    /// How queries and keys are normalised and turned, if both are.
+    fn norms_and_turns<'a>(&'a self, rotary: &'a Rotary) -> Option<NormRope<'a>> {
+        let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) else { return None };
+        let weights = [&q_norm.weight, &k_norm.weight];
+        self.rotates.then_some(NormRope { weights, eps: q_norm.eps, cos: &rotary.cos, sin: &rotary.sin })
     }
 
     fn norms(&self) -> impl Iterator<Item = &RmsNorm> {

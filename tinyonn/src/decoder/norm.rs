@@ -9,8 +9,8 @@ use crate::ops::{Grads, rms_norm};
 /// y = x / √(mean(x²) + ε) ⊙ weight.
 #[derive(Clone, Debug)]
 pub struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
+    pub(super) weight: Tensor,
+    pub(super) eps: f64,
 }
 
 impl RmsNorm {

@@ -12,7 +12,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::{GaussianSpec, Project, Reduce, Router, RouterShape};
 use crate::Result;
-use crate::ops::{Grads, gaussian_density, linear};
+use crate::ops::{Grads, gaussian_density, gaussian_routing, linear};
 
 /// The Gaussian routers of one level. Parameters are f32 whatever the model's dtype.
 ///
@@ -121,6 +121,18 @@ impl Router for GaussianMoeRouter {
 }
 
 impl GaussianMoeRouter {
+    /// As the operation takes them that asks all routers of a layer at once; `None` of routers that project nothing.
+    pub(super) fn parameters(&self) -> Option<gaussian_routing::Parameters> {
+        Some(gaussian_routing::Parameters {
+            projection: self.projection.clone()?,
+            mean: self.mean.clone(),
+            log_variance: self.log_variance.clone(),
+            log_prior: self.log_prior.clone(),
+            scale: self.scale.clone(),
+            sum: self.reduce == Reduce::Sum,
+        })
+    }
+
     /// z = P x.
     fn z(&self, x_td: &Tensor) -> Result<Tensor> {
         match &self.projection {

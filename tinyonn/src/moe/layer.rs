@@ -11,7 +11,7 @@ use super::{
     RouterKind, RouterSpec, TinyOnnExpert, check,
 };
 use crate::decoder::{Active, Answers, Arch, FeedForward, Keep, Learn, Load, Pass, Smk, Trace};
-use crate::ops::{Grads, Hierarchy, MinK, elementwise};
+use crate::ops::{GaussianRouting, Grads, Hierarchy, MinK};
 use crate::{Error, Result};
 
 /// A feed-forward of routed experts: what fills a decoder layer's second half past `model`.
@@ -53,6 +53,8 @@ pub struct MoeLayer {
     experts: TinyOnnExpert,
     /// From logits to gates in one launch, where a kernel does what is declared.
     hierarchy: Option<Hierarchy>,
+    /// From x to logits, where a kernel asks all routers at once.
+    gaussians: Option<GaussianRouting>,
 }
 
 impl MoeLayer {
@@ -71,11 +73,14 @@ impl MoeLayer {
         vb: &VarBuilder<'_>,
     ) -> Result<Self> {
         check(&spec)?;
-        let router = |run: &RouterSpec| {
+        let mut gaussians = Vec::new();
+        let mut router = |run: &RouterSpec| {
             let (shape, vb) = (run.shape(cfg.hidden_size), &vb.pp(format!("{}_router", run.name)));
             match &run.kind {
                 RouterKind::Gaussian(form) => {
-                    Ok(Box::new(GaussianMoeRouter::with_form(shape, form, vb)?) as Box<dyn Router>)
+                    let router = GaussianMoeRouter::with_form(shape, form, vb)?;
+                    gaussians.extend(router.parameters());
+                    Ok(Box::new(router) as Box<dyn Router>)
                 }
                 RouterKind::Linear => new_router::<LinearRouter>(shape, vb),
                 RouterKind::Cosine => new_router::<CosineRouter>(shape, vb),
@@ -90,9 +95,12 @@ impl MoeLayer {
             }
         };
         let levels = spec.levels.iter();
-        let routers = levels.map(|level| level.routers.iter().map(router).collect()).collect::<Result<_>>()?;
+        let routers: Vec<Vec<_>> =
+            levels.map(|level| level.routers.iter().map(&mut router).collect()).collect::<Result<_>>()?;
         let experts = TinyOnnExpert::new(&spec, cfg, layer, vb)?;
-        Ok(Self { hierarchy: hierarchy(&spec, experts.device())?, spec, routers, experts })
+        let all = gaussians.len() == routers.iter().map(Vec::len).sum::<usize>();
+        let gaussians = if all { GaussianRouting::new(gaussians, experts.device())? } else { None };
+        Ok(Self { hierarchy: hierarchy(&spec, experts.device())?, gaussians, spec, routers, experts })
     }
 
     /// The same layer, of which `top_k[level]` choices of every router of a level are taken, under `pfag`, in place of those declared.
@@ -123,6 +131,11 @@ impl MoeLayer {
     /// From logits to gates in one launch, where a kernel does what is declared.
     pub(super) fn hierarchy(&self) -> Option<&Hierarchy> {
         self.hierarchy.as_ref()
+    }
+
+    /// From x to logits, where a kernel asks all routers at once.
+    pub(super) fn gaussians(&self) -> Option<&GaussianRouting> {
+        self.gaussians.as_ref()
     }
 
     /// The experts.
@@ -166,10 +179,12 @@ impl MoeLayer {
     /// A layer that chooses none; what the device reports.
     pub fn chosen(&self, x: &Tensor) -> Result<[Tensor; 2]> {
         let routed = route(self, x, &Pass::routed())?;
-        match self.experts.forward(x, &routed.routing, false)? {
-            (y, expert::Saved::Chosen(saved, _)) => Ok([y, saved.hidden_ti().clone()]),
-            _ => Err(Error::variant(self.spec.name.clone(), "it chooses no neurons", "declare `neurons = gate`")),
+        if let (y, expert::Saved::Chosen(saved, _)) = self.experts.forward(x, &routed.routing, false)?
+            && let Some(hidden_ti) = saved.hidden_ti()
+        {
+            return Ok([y, hidden_ti.clone()]);
         }
+        Err(Error::variant(self.spec.name.clone(), "it chooses no neurons", "declare `neurons = gate`"))
     }
 
     /// Which layer of its model it is.
@@ -207,6 +222,7 @@ impl FeedForward for MoeLayer {
         let all = matches!(pass.active, Active::All);
         let (y, experts) = self.experts.forward(x, &routing, all)?;
         let load = match (&routing, &pass.active) {
+            _ if !pass.ask.load => None,
             (_, Active::All) => None,
             (Routing::All, _) if self.spec.levels.is_empty() => {
                 Some(routing.load(self.spec.experts(), &x.flatten_to(1)?)?)
@@ -217,7 +233,7 @@ impl FeedForward for MoeLayer {
         };
         let asked = pass.ask.gates && !all;
         let gates = asked.then(|| routing.gates(self.spec.experts(), x)).transpose()?;
-        let load = match (load.filter(|_| pass.ask.load), &experts) {
+        let load = match (load, &experts) {
             (Some(load), expert::Saved::Chosen(_, taken_t)) => Some(Load { neurons_t: Some(taken_t.clone()), ..load }),
             (load, _) => load,
         };
@@ -239,11 +255,7 @@ impl FeedForward for MoeLayer {
         let back = self.experts.backward(&experts, dy, &routing, learn, wanted, grads)?;
         let mut dx = back.dx.map(|dx_td| dx_td.reshape(dy.shape())).transpose()?;
         if let Some(decisions) = decisions.filter(|_| input || learn.routers) {
-            let through = decisions.backward(self, back.dgate.as_ref(), dy.dims(), input, grads)?;
-            dx = match (dx, through) {
-                (Some(dx), Some(through)) => Some(elementwise::add(&dx, &through)?),
-                (dx, _) => dx,
-            };
+            dx = decisions.backward(self, back.dgate.as_ref(), dx, dy.dims(), input, grads)?;
         }
         Ok((dx, back.answers))
     }

@@ -10,7 +10,7 @@ use super::select::{Selection, select};
 use super::{Balance, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
 use crate::decoder::{Active, Keep, Load, Pass, PathTable};
 use crate::ops::segment_means::{self, Segments};
-use crate::ops::{Grads, RowRun, elementwise, open_gates};
+use crate::ops::{Grads, RowRun, elementwise, gaussian_routing, open_gates};
 use crate::{Error, Result};
 
 /// The gates of a layer, and which tokens they are for.
@@ -73,9 +73,9 @@ impl Routing {
         let (gate_dn, rows) = match self {
             Self::All => {
                 let tokens = x_td.dim(0)? as f64;
-                (Tensor::ones((1, experts), DType::F32, x_td.device())?, vec![tokens as f32])
+                (Tensor::ones((1, experts), DType::F32, x_td.device())?, Some(vec![tokens as f32]))
             }
-            Self::Each(gate_tn) => (gate_tn.detach(), vec![1f32; gate_tn.dim(0)?]),
+            Self::Each(gate_tn) => (gate_tn.detach(), None),
             Self::Shared { gate_dn, runs, .. } => {
                 let mut rows = vec![0f32; gate_dn.dim(0)?];
                 for run in runs {
@@ -83,7 +83,7 @@ impl Routing {
                         rows[decision] += run.rows.len() as f32;
                     }
                 }
-                (gate_dn.detach(), rows)
+                (gate_dn.detach(), Some(rows))
             }
         };
         let [tokens_n, counts] = open_gates(&gate_dn, rows)?;
@@ -137,8 +137,11 @@ pub(super) struct Saved {
     x_rd: Tensor,
     /// The noise on it.
     jitter: Option<Tensor>,
+    /// None, where all routers were asked at once.
     scores: Scores,
-    /// All of them, `[D, nodes]`, where a kernel made the gates.
+    /// What that takes to go back.
+    gaussians: Option<gaussian_routing::Saved>,
+    /// All scores, `[D, nodes]`, where a kernel made the gates.
     logits_dn: Option<Tensor>,
     taken_dn: Tensor,
     /// In training, what auxiliary losses count.
@@ -201,33 +204,44 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
         }
         _ => None,
     };
-    let scores = Scores::new(module, &x_rd)?;
-    let share = pass.training.map(|training| training.share);
-    let at_once = gates_at_once(module, &scores, x.dtype())?;
-    let Gates { logits_dn, taken_dn, gate_dn, auxiliary } = if let Some(gates) = at_once {
-        gates
-    } else {
-        let bias = match spec.balance {
-            Balance::Bias { .. } => module.experts().balance_bias(spec)?,
-            Balance::None | Balance::Loss { .. } => None,
-        };
-        let compared =
-            if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
-        let with = Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() };
-        let taken_dn = select(spec, &compared, with)?;
-        let auxiliary = match share {
-            Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
-            None => None,
-        };
-        let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
-        Gates { logits_dn: None, taken_dn, gate_dn, auxiliary }
+    let asked = asked_at_once(module, &x_rd)?;
+    let scores = match &asked {
+        Some(_) => Scores { logits: Vec::new() },
+        None => Scores::new(module, &x_rd)?,
     };
+    let share = pass.training.map(|training| training.share);
+    let (logits_dn, gaussians) = match asked {
+        Some((logits_dn, saved)) => (Some(logits_dn), Some(saved)),
+        None => (module.hierarchy().map(|_| side_by_side(&scores)).transpose()?, None),
+    };
+    let Gates { logits_dn, taken_dn, gate_dn, auxiliary } =
+        if let (Some(hierarchy), Some(logits_dn)) = (module.hierarchy(), logits_dn) {
+            // It has no auxiliary loss.
+            let [taken_dn, gate_dn] = hierarchy.gates(&logits_dn, x.dtype())?;
+            Gates { logits_dn: Some(logits_dn), taken_dn, gate_dn, auxiliary: None }
+        } else {
+            let bias = match spec.balance {
+                Balance::Bias { .. } => module.experts().balance_bias(spec)?,
+                Balance::None | Balance::Loss { .. } => None,
+            };
+            let compared =
+                if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
+            let with = Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() };
+            let taken_dn = select(spec, &compared, with)?;
+            let auxiliary = match share {
+                Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
+                None => None,
+            };
+            let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
+            Gates { logits_dn: None, taken_dn, gate_dn, auxiliary }
+        };
     let routing = match shared {
         None => Routing::Each(gate_dn),
         Some(shared) => Routing::Shared { gate_dn, runs: shared.runs(b, t), whole: takes_all(spec) },
     };
     let differentiable = pass.keep != Keep::Nothing && (spec.gate != Gate::Unit || auxiliary.is_some());
-    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, logits_dn, taken_dn, share, dtype: x.dtype() });
+    let dtype = x.dtype();
+    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, gaussians, logits_dn, taken_dn, share, dtype });
     Ok(Routed { routing, auxiliary, saved })
 }
 
@@ -239,13 +253,17 @@ struct Gates {
     auxiliary: Option<Tensor>,
 }
 
-/// By one kernel, where there is one for the declaration; it has no auxiliary loss then.
-fn gates_at_once(module: &MoeLayer, scores: &Scores, dtype: DType) -> Result<Option<Gates>> {
-    let Some(hierarchy) = module.hierarchy() else { return Ok(None) };
-    let levels = scores.by_level()?;
-    let logits_dn = Tensor::cat(&levels, 1)?.contiguous()?;
-    let [taken_dn, gate_dn] = hierarchy.gates(&logits_dn, dtype)?;
-    Ok(Some(Gates { logits_dn: Some(logits_dn), taken_dn, gate_dn, auxiliary: None }))
+/// All scores, and what goes back through them, where kernels take them from x to gates.
+fn asked_at_once(module: &MoeLayer, x_rd: &Tensor) -> Result<Option<(Tensor, gaussian_routing::Saved)>> {
+    match (module.hierarchy(), module.gaussians()) {
+        (Some(_), Some(gaussians)) => Ok(gaussians.forward(x_rd)?),
+        _ => Ok(None),
+    }
+}
+
+/// The scores of all levels, `[D, nodes]`.
+fn side_by_side(scores: &Scores) -> Result<Tensor> {
+    Ok(Tensor::cat(&scores.by_level()?, 1)?.contiguous()?)
 }
 
 /// The declared auxiliary loss, times the `share` of a step that this pass is.
@@ -261,12 +279,35 @@ fn takes_all(spec: &MoeSpec) -> bool {
 }
 
 impl Saved {
-    /// ∂L/∂x `[B, T, d]` through the decisions, if `input`, given ∂L/∂gate (none: they had no part in the output) and the auxiliary loss
+    /// `dx` and ∂L/∂x `[B, T, d]` through the decisions, if `input`, given ∂L/∂gate (none: they had no part in the output) and the auxiliary loss
     /// itself as a part of L. The routers' gradients go to `grads`.
     ///
     /// # Errors
     /// What a router reports.
     pub(super) fn backward(
+        &self,
+        module: &MoeLayer,
+        dgate_dn: Option<&Tensor>,
+        dx: Option<Tensor>,
+        shape: &[usize],
+        input: bool,
+        grads: &mut Grads,
+    ) -> Result<Option<Tensor>> {
+        if let (Some(gaussians), Some(saved)) = (module.gaussians(), &self.gaussians) {
+            let Some(dlogits_dn) = self.dlogits_of_nodes(module, dgate_dn)? else { return Ok(dx) };
+            let dx_rd = dx.map(|dx| dx.flatten_to(1)).transpose()?;
+            let dx_rd = gaussians.backward(saved, &self.x_rd, &dlogits_dn, dx_rd, input, grads)?;
+            // Decisions for runs of tokens read means, which are not asked at once.
+            return Ok(dx_rd.map(|dx_rd| dx_rd.reshape(shape)).transpose()?);
+        }
+        match (dx, self.through(module, dgate_dn, shape, input, grads)?) {
+            (Some(dx), Some(through)) => Ok(Some(elementwise::add(&dx, &through)?)),
+            (dx, _) => Ok(dx),
+        }
+    }
+
+    /// ∂L/∂x, if `input`, router by router.
+    fn through(
         &self,
         module: &MoeLayer,
         dgate_dn: Option<&Tensor>,
@@ -298,11 +339,20 @@ impl Saved {
         }))
     }
 
+    /// ∂L/∂ℓ of all nodes, where a kernel made the gates.
+    fn dlogits_of_nodes(&self, module: &MoeLayer, dgate_dn: Option<&Tensor>) -> Result<Option<Tensor>> {
+        match (module.hierarchy(), &self.logits_dn, dgate_dn) {
+            (Some(hierarchy), Some(logits_dn), Some(dgate_dn)) => {
+                Ok(Some(hierarchy.backward(logits_dn, &self.taken_dn, dgate_dn)?))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// ∂L/∂ℓ by level and run of routers; `None` where L does not depend on them.
     fn dlogits(&self, module: &MoeLayer, dgate_dn: Option<&Tensor>) -> Result<Option<Vec<Vec<Option<Tensor>>>>> {
-        if let (Some(hierarchy), Some(logits_dn)) = (module.hierarchy(), &self.logits_dn) {
-            let Some(dgate_dn) = dgate_dn else { return Ok(None) };
-            let dlogits_dn = hierarchy.backward(logits_dn, &self.taken_dn, dgate_dn)?;
+        if self.logits_dn.is_some() {
+            let Some(dlogits_dn) = self.dlogits_of_nodes(module, dgate_dn)? else { return Ok(None) };
             let mut first = 0;
             let mut own = |run: &Tensor| -> Result<Option<Tensor>> {
                 let nodes = run.dim(1)? * run.dim(2)?;

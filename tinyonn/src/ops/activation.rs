@@ -65,6 +65,15 @@ pub trait Activation: Any + Send + Sync + Debug {
     /// # Errors
     /// Whatever candle reports.
     fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)>;
+
+    /// δ_g and δ_u, and h once more, for passes that did not keep it: two calls, unless one can do both.
+    ///
+    /// # Errors
+    /// Whatever candle reports.
+    fn backward_again(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<[Tensor; 3]> {
+        let (dg, du) = self.backward(g, u, delta)?;
+        Ok([dg, du, self.forward(g, u)?])
+    }
 }
 
 /// An activation that is known by its name: `inventory::submit! { ActivationEntry(&Mine) }`.
@@ -163,7 +172,8 @@ impl Activation for Silu {
     fn backward(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
         #[cfg(feature = "cuda")]
         if super::kernel::are_read(&[g, u, delta]) && g.dims() == u.dims() && g.dims() == delta.dims() {
-            return silu_kernel::backward(g, u, delta);
+            let (dg, du, _) = silu_kernel::backward(g, u, delta, false)?;
+            return Ok((dg, du));
         }
         if !lanes::fused(&[g, u, delta]) {
             let s = candle_nn::ops::sigmoid(g)?;
@@ -174,6 +184,19 @@ impl Activation for Silu {
             let s = sigmoid(g);
             (delta * u * s * (1.0 + g * (1.0 - s)), delta * g * s)
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_again(&self, g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<[Tensor; 3]> {
+        if super::kernel::are_read(&[g, u, delta])
+            && g.dims() == u.dims()
+            && g.dims() == delta.dims()
+            && let (dg, du, Some(h)) = silu_kernel::backward(g, u, delta, true)?
+        {
+            return Ok([dg, du, h]);
+        }
+        let (dg, du) = self.backward(g, u, delta)?;
+        Ok([dg, du, self.forward(g, u)?])
     }
 }
 

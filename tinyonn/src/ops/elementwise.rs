@@ -137,13 +137,13 @@ fn width(elements: usize) -> usize {
 mod on_a_card {
     use candle_core::{DType, Result, Tensor};
 
-    use super::super::kernel::{Argument, Kernel, THREADS, are_read, card, room, room_like};
+    use super::super::kernel::{Argument, Kernel, THREADS, are_read, card, in_chunks, room, room_like};
 
     const TEXT: &str = concat!(include_str!("numbers.cu"), include_str!("elementwise.cu"));
     static ELEMENTWISE: Kernel = Kernel::new("elementwise", TEXT);
     static CAST: Kernel = Kernel::new("cast", TEXT);
 
-    /// Values of a block: a thread takes four.
+    /// Values of a block of casts: a thread takes four.
     const VALUES: usize = 4 * THREADS as usize;
 
     pub(super) fn takes(a: &Tensor, b: &Tensor) -> bool {
@@ -157,7 +157,7 @@ mod on_a_card {
         let arguments =
             [of_a?, of_b?, of_y?, Argument::count(n), Argument::count(usize::from(product)), Argument::half(a)];
         // SAFETY: the signature of elementwise: all three have n values of one type, as `takes` has seen; y is new.
-        unsafe { ELEMENTWISE.launch(card(a)?, n.div_ceil(VALUES), &arguments)? };
+        unsafe { ELEMENTWISE.launch(card(a)?, n.div_ceil(in_chunks(a)), &arguments)? };
         Ok(y)
     }
 

@@ -29,13 +29,17 @@ extern "C" __global__ void taken(const void* w, u32* bits, u64 tokens, u64 exper
     }
 }
 
+// Whether a token before `end` has bit `expert`. Nothing is written to bits while this reads them: loads need not wait for stores, nor for each other.
+__device__ bool has(const u32* bits, u64 words, u64 token, u64 end, u32 expert) {
+    return token < end && (__ldg(bits + token * words + expert / 32) >> (expert % 32) & 1);
+}
+
 // The tokens of a warp's share whose bit `expert` is set.
 __device__ u32 own_tokens(const u32* bits, u64 words, u64 from, u64 end, u32 expert) {
     u32 count = 0;
+#pragma unroll 8
     for (u64 token = from; token < end; token += 32) {
-        const u64 own = token + threadIdx.x % 32;
-        const bool open = own < end && (bits[own * words + expert / 32] >> (expert % 32) & 1);
-        count += __popc(__ballot_sync(0xffffffffu, open));
+        count += __popc(__ballot_sync(0xffffffffu, has(bits, words, token + threadIdx.x % 32, end, expert)));
     }
     return count;
 }
@@ -95,14 +99,15 @@ rows(const u32* bits, const void* w, const u32* count, u32* starts, u32* tokens_
     }
     u32 row = before_rows;
     for (u32 other = 0; other < warp; other++) row += of_warp[other];
+#pragma unroll 4
     for (u64 token = from; token < end; token += 32) {
         const u64 own = token + lane;
-        const bool open = own < end && (bits[own * words + expert / 32] >> (expert % 32) & 1);
+        const bool open = has(bits, words, own, end, expert);
         const u32 found = __ballot_sync(0xffffffffu, open);
         if (open) {
             const u32 at = row + __popc(found & ((1u << lane) - 1));
-            u32 rank = __popc(bits[own * words + expert / 32] & ((1u << expert % 32) - 1));
-            for (u32 word = 0; word < expert / 32; word++) rank += __popc(bits[own * words + word]);
+            u32 rank = __popc(__ldg(bits + own * words + expert / 32) & ((1u << expert % 32) - 1));
+            for (u32 word = 0; word < expert / 32; word++) rank += __popc(__ldg(bits + own * words + word));
             tokens_r[at] = own;
             gates_r[at] = load_one(w, own * experts + expert, half);
             rows_tk[own * most + rank] = at;

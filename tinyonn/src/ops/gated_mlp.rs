@@ -8,8 +8,8 @@ use super::columns::columns;
 use super::expert_neurons::NeuronLists;
 use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp, weight_gradients};
 use super::kernel::are_read;
-use super::linear::rows;
-use super::mlp_values::{self, MlpBackward, MlpValues};
+use super::linear::{rows, sum_of_products};
+use super::mlp_values::MlpBackward;
 use super::{Grads, Learners, Silu, silu_kernel};
 
 /// What the backward needs.
@@ -29,7 +29,11 @@ pub struct Saved {
 /// What the backward pass sends to the inner values.
 #[derive(Debug)]
 pub struct Deltas {
-    values: mlp_values::Deltas,
+    y_td: Tensor,
+    h_ti: Tensor,
+    g_ti: Tensor,
+    u_ti: Tensor,
+    /// Of the gates themselves.
     gate_tn: Tensor,
 }
 
@@ -83,11 +87,10 @@ impl SlicedMlp for Saved {
         let h_ti = y_td.matmul(&self.matrices[2].t()?)?;
         let gate = MlpGate { gate_tn: &self.gate_tn, neuron_expert: &self.neuron_expert };
         let [g_ti, u_ti, gate_tn] = silu_kernel::gated_backward([&self.g_ti, &self.u_ti, &h_ti], gate, &self.neurons)?;
-        Ok(Deltas { values: mlp_values::Deltas { y_td, h_ti, g_ti, u_ti }, gate_tn })
+        Ok(Deltas { y_td, h_ti, g_ti, u_ti, gate_tn })
     }
 
     fn seen<R>(&self, deltas: &Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R> {
-        let deltas = &deltas.values;
         see(&MlpBackward {
             x_td: &self.x_td,
             h_ti: &Silu.forward(&self.g_ti, &self.u_ti)?,
@@ -101,7 +104,7 @@ impl SlicedMlp for Saved {
     }
 
     fn input_gradient(&self, deltas: &Deltas) -> Result<Tensor> {
-        MlpValues::input_gradient(&self.matrices, &deltas.values)
+        sum_of_products([(&deltas.g_ti, &self.matrices[0]), (&deltas.u_ti, &self.matrices[1])])
     }
 
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
@@ -115,8 +118,7 @@ impl SlicedMlp for Saved {
         learners: &Learners,
         grads: &mut Grads,
     ) -> Result<u64> {
-        let d = &deltas.values;
-        let factors = [(&d.g_ti, &self.x_td), (&d.u_ti, &self.x_td), (&self.hidden_ti, &d.y_td)];
+        let factors = [(&deltas.g_ti, &self.x_td), (&deltas.u_ti, &self.x_td), (&self.hidden_ti, &deltas.y_td)];
         weight_gradients(weights, factors, learners, grads)
     }
 }

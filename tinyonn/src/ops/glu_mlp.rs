@@ -143,7 +143,7 @@ pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: Option<MlpGate<'_>>) -
     let gate_ti = gate.as_ref().map(spread).transpose()?;
     let values = MlpValues::new(x_td, &matrices, weights.activation, gate_ti)?;
     let y = values.output(&matrices)?.reshape(x.shape())?;
-    Ok((y, Saved { matrices, values, gate }))
+    Ok((y, Saved { matrices, values: values.without_hidden(), gate }))
 }
 
 impl Saved {
@@ -151,9 +151,9 @@ impl Saved {
         Self { matrices, values, gate }
     }
 
-    /// h ⊙ c `[t, i]`.
+    /// h ⊙ c `[t, i]`, where neurons have gates.
     #[must_use]
-    pub fn hidden_ti(&self) -> &Tensor {
+    pub fn hidden_ti(&self) -> Option<&Tensor> {
         self.values.hidden_ti()
     }
 
@@ -180,7 +180,7 @@ impl SlicedMlp for Saved {
     }
 
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
-        self.gate.as_ref().map(|gate| gate_gradient(gate, &self.values, deltas)).transpose()
+        self.gate.as_ref().map(|gate| gate_gradient(gate, deltas)).transpose()
     }
 
     fn weight_gradients(
@@ -195,12 +195,8 @@ impl SlicedMlp for Saved {
 }
 
 /// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h, of w and the neurons' experts.
-pub(super) fn gate_gradient(
-    (gate_tn, owners): &(Tensor, Tensor),
-    values: &MlpValues,
-    deltas: &Deltas,
-) -> Result<Tensor> {
-    let product_ti = values.gate_products(deltas)?.to_dtype(gate_tn.dtype())?;
+pub(super) fn gate_gradient((gate_tn, owners): &(Tensor, Tensor), deltas: &Deltas) -> Result<Tensor> {
+    let product_ti = MlpValues::gate_products(deltas)?.to_dtype(gate_tn.dtype())?;
     gate_tn.zeros_like()?.index_add(owners, &product_ti, 1)
 }
 

@@ -1,9 +1,9 @@
-// From the logits of a hierarchy of routers to the experts that are taken and their gates, and back (hierarchy.rs has the formulas). A block a token.
+// From the logits of a hierarchy of routers to the experts that are taken and their gates, and back (hierarchy.rs has the formulas).
 //
 // Nodes are numbered through all levels, from the top. `table` has of each node: the first node of its router and the one behind its last, how many
-// choices that router takes, the node above (itself at the top), and the first node below and the one behind the last. The nodes of the last level
-// are the routed experts. What a token needs lies in shared memory: its logits, log Σ exp of each router at the router's first node, marks of what
-// is taken, and in the backward two values more a node.
+// choices that router takes, the node above (itself at the top), and the first node below and the one behind the last; `heads` the first node of each
+// router. The nodes of the last level are the routed experts. A block takes `each` tokens and keeps values of all their nodes in shared memory; its
+// threads go over routers, nodes or experts of all its tokens, and a warp sums over a token.
 
 struct Node {
     unsigned first, end, k, above, below, below_end;
@@ -11,20 +11,24 @@ struct Node {
 
 extern __shared__ float values[];
 
-struct Token {
+const int THREADS = 128;
+
+struct Tokens {
     const Node* table;
-    unsigned nodes, experts; // routed
-    float *logits, *log_sums;
-    unsigned char* open;
+    const unsigned* heads;
+    unsigned nodes, experts, routers; // routed experts
+    u64 first;                        // token of the block
+    unsigned count;                   // tokens of the block
+    float* log_p;                     // of every node given the one above; a logit before
 
     __device__ unsigned expert(unsigned n) const { return nodes - experts + n; }
 
-    // log p of an expert: the sum of those on its way from the top.
-    __device__ float log_p(unsigned n) const {
+    // log p of an expert of a token whose nodes begin at `at`: the sum of those on its way from the top.
+    __device__ float on_the_way(unsigned at, unsigned n) const {
         float sum = 0.0f;
         unsigned node = expert(n);
         while (true) {
-            sum += logits[node] - log_sums[table[node].first];
+            sum += log_p[at + node];
             if (table[node].above == node) return sum;
             node = table[node].above;
         }
@@ -33,124 +37,144 @@ struct Token {
 
 __device__ float as_key(float x) { return x == x ? x + 0.0f : __int_as_float(0x7f800000); }
 
-// The sum or the maximum over a block of 128 threads, in every thread and one order.
-template <bool MAX>
-__device__ float over_block(float x) {
-    __shared__ float of_warp[4];
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        const float other = __shfl_xor_sync(0xffffffffu, x, lanes);
-        x = MAX ? fmaxf(x, other) : x + other;
-    }
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-    __syncthreads();
-    const float a = of_warp[0], b = of_warp[1], c = of_warp[2], d = of_warp[3];
-    return MAX ? fmaxf(fmaxf(a, b), fmaxf(c, d)) : (a + b) + (c + d);
+__device__ float warp_max(float x) {
+    for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
+    return x;
 }
 
-__device__ Token read(const float* logits, const Node* table, unsigned nodes, unsigned experts) {
-    Token token = {table, nodes, experts, values, values + nodes, (unsigned char*)(values + 2 * nodes)};
-    for (unsigned node = threadIdx.x; node < nodes; node += blockDim.x) token.logits[node] = logits[(u64)blockIdx.x * nodes + node];
-    __syncthreads();
-    for (unsigned node = threadIdx.x; node < nodes; node += blockDim.x) {
-        if (table[node].first != node) continue;
-        float max = token.logits[node], sum = 0.0f;
-        for (unsigned other = node; other < table[node].end; other++) max = fmaxf(max, token.logits[other]);
-        for (unsigned other = node; other < table[node].end; other++) sum += expf(token.logits[other] - max);
-        token.log_sums[node] = max + logf(sum);
+__device__ Tokens of_block(const Node* table, const unsigned* heads, u64 tokens, u64 each, u64 nodes, u64 experts, u64 routers) {
+    const u64 first = blockIdx.x * each;
+    return {table, heads, (unsigned)nodes, (unsigned)experts, (unsigned)routers, first, (unsigned)min(each, tokens - first), values};
+}
+
+// Logits to log p, a thread a router; and marks of the k largest of each router, where they are asked for, which takes room for a key of every node.
+__device__ void read(const Tokens& of, const float* logits, float* keys, unsigned char* open) {
+    for (unsigned i = threadIdx.x; i < of.count * of.nodes; i += THREADS) {
+        const float logit = logits[of.first * of.nodes + i];
+        of.log_p[i] = logit;
+        if (open) keys[i] = as_key(logit);
     }
     __syncthreads();
-    return token;
+    for (unsigned i = threadIdx.x; i < of.count * of.routers; i += THREADS) {
+        const unsigned token = i / of.routers, head = of.heads[i - token * of.routers], at = token * of.nodes;
+        const unsigned from = at + head, to = at + of.table[head].end, k = of.table[head].k;
+        float max = of.log_p[from], sum = 0.0f;
+        for (unsigned own = from; own < to; own++) max = fmaxf(max, of.log_p[own]);
+        for (unsigned own = from; own < to; own++) sum += expf(of.log_p[own] - max);
+        if (open) {
+            for (unsigned own = from; own < to; own++) {
+                const float key = keys[own];
+                unsigned ahead = 0;
+                for (unsigned other = from; other < own; other++) ahead += keys[other] >= key;
+                for (unsigned other = own + 1; other < to; other++) ahead += keys[other] > key;
+                open[own] = ahead < k;
+            }
+        }
+        const float log_sum = max + logf(sum);
+        for (unsigned own = from; own < to; own++) of.log_p[own] -= log_sum;
+    }
+    __syncthreads();
 }
 
 // normalised: 1 for p / Σ p over what is taken, 0 for that times their number.
-extern "C" __global__ void __launch_bounds__(128)
-hierarchy_gates(const float* logits, const Node* table, const unsigned* levels, void* gates, float* taken, u64 nodes, u64 experts, u64 all, u64 depth,
-                u64 normalised, u64 half) {
-    const Token token = read(logits, table, nodes, experts);
-    for (u64 level = 0; level < depth; level++) {
-        for (unsigned node = levels[level] + threadIdx.x; node < levels[level + 1]; node += blockDim.x) {
-            const Node own = table[node];
-            const float key = as_key(token.logits[node]);
-            unsigned ahead = 0;
-            for (unsigned other = own.first; other < own.end; other++) {
-                const float its = as_key(token.logits[other]);
-                ahead += its > key || (its == key && other < node);
-            }
-            token.open[node] = ahead < own.k && (own.above == node || token.open[own.above]);
+extern "C" __global__ void __launch_bounds__(THREADS)
+hierarchy_gates(const float* logits, const Node* table, const unsigned* heads, void* gates, float* taken, u64 tokens, u64 each, u64 nodes, u64 experts,
+                u64 routers, u64 all, u64 normalised, u64 half) {
+    const Tokens of = of_block(table, heads, tokens, each, nodes, experts, routers);
+    float* joint = values + each * nodes;
+    unsigned char* open = (unsigned char*)(joint + each * nodes);
+    read(of, logits, joint, open);
+    for (unsigned i = threadIdx.x; i < of.count * of.experts; i += THREADS) {
+        const unsigned token = i / of.experts, n = i - token * of.experts, at = token * of.nodes;
+        joint[at + n] = of.on_the_way(at, n);
+        unsigned node = of.expert(n);
+        bool all_open = open[at + node];
+        while (table[node].above != node) {
+            node = table[node].above;
+            all_open = all_open && open[at + node];
         }
-        __syncthreads();
+        // Nobody else reads an expert's mark.
+        open[at + of.expert(n)] = all_open;
     }
-    float max = __int_as_float(0xff800000), count = 0.0f;
-    for (unsigned n = threadIdx.x; n < experts; n += blockDim.x) {
-        if (!token.open[token.expert(n)]) continue;
-        max = fmaxf(max, token.log_p(n));
-        count += 1.0f;
-    }
-    max = over_block<true>(max);
-    count = over_block<false>(count);
-    float sum = 0.0f;
-    for (unsigned n = threadIdx.x; n < experts; n += blockDim.x) {
-        if (token.open[token.expert(n)]) sum += expf(token.log_p(n) - max);
-    }
-    const float scale = (normalised ? 1.0f : count) / over_block<false>(sum);
-    for (unsigned n = threadIdx.x; n < all; n += blockDim.x) {
-        const bool open = n >= experts || token.open[token.expert(n)];
-        const float gate = n >= experts ? 1.0f : open ? expf(token.log_p(n) - max) * scale : 0.0f;
-        store_one(gates, blockIdx.x * all + n, half, gate);
-        taken[blockIdx.x * all + n] = open ? 1.0f : 0.0f;
+    __syncthreads();
+    for (unsigned token = threadIdx.x / 32; token < of.count; token += THREADS / 32) {
+        const float* own = joint + token * of.nodes;
+        const unsigned char* on = open + token * of.nodes + of.expert(0);
+        float max = __int_as_float(0xff800000), count = 0.0f, sum = 0.0f;
+        for (unsigned n = threadIdx.x % 32; n < of.experts; n += 32) {
+            if (!on[n]) continue;
+            max = fmaxf(max, own[n]);
+            count += 1.0f;
+        }
+        max = warp_max(max);
+        count = warp_sum(count);
+        for (unsigned n = threadIdx.x % 32; n < of.experts; n += 32) {
+            if (on[n]) sum += expf(own[n] - max);
+        }
+        const float scale = (normalised ? 1.0f : count) / warp_sum(sum);
+        const u64 out = (of.first + token) * all;
+        for (unsigned n = threadIdx.x % 32; n < all; n += 32) {
+            const bool taking = n >= of.experts || on[n];
+            store_one(gates, out + n, half, n >= of.experts ? 1.0f : taking ? expf(own[n] - max) * scale : 0.0f);
+            taken[out + n] = taking ? 1.0f : 0.0f;
+        }
     }
 }
 
 // ∂L/∂logits, given ∂L/∂gates: with q = p / Σ p over what is taken and K their number, e_n = K q_n (dw_n - Σ q dw) (without K where gates are normalised);
 // a node's e is the sum of those below it, and its logit's derivative is e less its probability times the sum of e over its router.
-extern "C" __global__ void __launch_bounds__(128)
-hierarchy_logits(const float* logits, const Node* table, const unsigned* levels, const float* taken, const void* dgates, float* dlogits, u64 nodes,
-                 u64 experts, u64 all, u64 depth, u64 normalised, u64 half) {
-    const Token token = read(logits, table, nodes, experts);
-    float* sums = values + 2 * nodes + (nodes + 3) / 4; // e of every node
-    float* of_router = sums + nodes;
-    const float* on = taken + blockIdx.x * all;
-    float max = __int_as_float(0xff800000), count = 0.0f;
-    for (unsigned n = threadIdx.x; n < experts; n += blockDim.x) {
-        if (on[n] == 0.0f) continue;
-        max = fmaxf(max, token.log_p(n));
-        count += 1.0f;
+extern "C" __global__ void __launch_bounds__(THREADS)
+hierarchy_logits(const float* logits, const Node* table, const unsigned* heads, const unsigned* levels, const float* taken, const void* dgates,
+                 float* dlogits, u64 tokens, u64 each, u64 nodes, u64 experts, u64 routers, u64 all, u64 depth, u64 normalised, u64 half) {
+    const Tokens of = of_block(table, heads, tokens, each, nodes, experts, routers);
+    float* sums = values + each * nodes; // log p of experts, then e of every node
+    read(of, logits, 0, 0);
+    for (unsigned i = threadIdx.x; i < of.count * of.experts; i += THREADS) {
+        const unsigned token = i / of.experts, n = i - token * of.experts, at = token * of.nodes;
+        sums[at + of.expert(n)] = of.on_the_way(at, n);
     }
-    max = over_block<true>(max);
-    count = over_block<false>(count);
-    float sum = 0.0f, product = 0.0f;
-    for (unsigned n = threadIdx.x; n < experts; n += blockDim.x) {
-        if (on[n] == 0.0f) continue;
-        const float p = expf(token.log_p(n) - max);
-        sum += p;
-        product += p * load_one(dgates, blockIdx.x * all + n, half);
-    }
-    sum = over_block<false>(sum);
-    product = over_block<false>(product) / sum;
-    const float scale = (normalised ? 1.0f : count) / sum;
-    for (unsigned n = threadIdx.x; n < experts; n += blockDim.x) {
-        const float e = on[n] == 0.0f ? 0.0f : expf(token.log_p(n) - max) * scale * (load_one(dgates, blockIdx.x * all + n, half) - product);
-        sums[token.expert(n)] = e;
+    __syncthreads();
+    for (unsigned token = threadIdx.x / 32; token < of.count; token += THREADS / 32) {
+        float* own = sums + token * of.nodes + of.expert(0);
+        const u64 in = (of.first + token) * all;
+        float max = __int_as_float(0xff800000), count = 0.0f, sum = 0.0f, product = 0.0f;
+        for (unsigned n = threadIdx.x % 32; n < of.experts; n += 32) {
+            if (taken[in + n] == 0.0f) continue;
+            max = fmaxf(max, own[n]);
+            count += 1.0f;
+        }
+        max = warp_max(max);
+        count = warp_sum(count);
+        for (unsigned n = threadIdx.x % 32; n < of.experts; n += 32) {
+            if (taken[in + n] == 0.0f) continue;
+            const float p = expf(own[n] - max);
+            sum += p;
+            product += p * load_one(dgates, in + n, half);
+        }
+        sum = warp_sum(sum);
+        product = warp_sum(product) / sum;
+        const float scale = (normalised ? 1.0f : count) / sum;
+        for (unsigned n = threadIdx.x % 32; n < of.experts; n += 32) {
+            own[n] = taken[in + n] == 0.0f ? 0.0f : expf(own[n] - max) * scale * (load_one(dgates, in + n, half) - product);
+        }
     }
     for (u64 level = depth - 1; level > 0; level--) {
         __syncthreads();
-        for (unsigned node = levels[level - 1] + threadIdx.x; node < levels[level]; node += blockDim.x) {
+        const unsigned from = levels[level - 1], width = levels[level] - from;
+        for (unsigned i = threadIdx.x; i < of.count * width; i += THREADS) {
+            const unsigned token = i / width, node = from + i - token * width;
             float e = 0.0f;
-            for (unsigned below = table[node].below; below < table[node].below_end; below++) e += sums[below];
-            sums[node] = e;
+            for (unsigned below = table[node].below; below < table[node].below_end; below++) e += sums[token * of.nodes + below];
+            sums[token * of.nodes + node] = e;
         }
     }
     __syncthreads();
-    for (unsigned node = threadIdx.x; node < nodes; node += blockDim.x) {
-        if (table[node].first != node) continue;
+    for (unsigned i = threadIdx.x; i < of.count * of.routers; i += THREADS) {
+        const unsigned token = i / of.routers, head = heads[i - token * of.routers], at = token * of.nodes, to = at + table[head].end;
         float e = 0.0f;
-        for (unsigned other = node; other < table[node].end; other++) e += sums[other];
-        of_router[node] = e;
+        for (unsigned own = at + head; own < to; own++) e += sums[own];
+        for (unsigned own = at + head; own < to; own++) sums[own] -= expf(of.log_p[own]) * e;
     }
     __syncthreads();
-    for (unsigned node = threadIdx.x; node < nodes; node += blockDim.x) {
-        const unsigned first = table[node].first;
-        dlogits[(u64)blockIdx.x * nodes + node] = sums[node] - expf(token.logits[node] - token.log_sums[first]) * of_router[first];
-    }
+    for (unsigned i = threadIdx.x; i < of.count * of.nodes; i += THREADS) dlogits[of.first * of.nodes + i] = sums[i];
 }

@@ -35,6 +35,8 @@ const MOST_NODES: usize = 2048;
 pub struct Hierarchy {
     /// Six numbers a node, as `Node` in the kernels' text.
     table: Tensor,
+    /// The first node of each router.
+    heads: Tensor,
     /// The first node of each level, and the number of nodes.
     levels: Tensor,
     nodes: usize,
@@ -66,10 +68,11 @@ impl Hierarchy {
         if !device.is_cuda() || nodes == 0 || nodes > MOST_NODES {
             return Ok(None);
         }
-        let mut table = vec![[0u32; 6]; nodes];
+        let (mut table, mut heads) = (vec![[0u32; 6]; nodes], Vec::new());
         for (level, routers) in levels.iter().enumerate() {
             for (router, (choices, top_k)) in routers.iter().enumerate() {
                 let own = starts[level] + choices.start..starts[level] + choices.end;
+                heads.push(own.start as u32);
                 for node in own.clone() {
                     let above = if level == 0 { node } else { starts[level - 1] + router };
                     table[node] = [own.start, own.end, *top_k, above, 0, 0].map(|number| number as u32);
@@ -84,6 +87,7 @@ impl Hierarchy {
         let starts: Vec<u32> = starts.into_iter().map(|start| start as u32).collect();
         Ok(Some(Self {
             table: Tensor::from_vec(table.concat(), (nodes, 6), device)?,
+            heads: Tensor::new(heads.as_slice(), device)?,
             levels: Tensor::new(starts.as_slice(), device)?,
             nodes,
             routed,
@@ -126,8 +130,10 @@ mod on_a_card {
     static KERNELS: Kernel =
         Kernel::new("hierarchy", concat!(include_str!("numbers.cu"), include_str!("hierarchy.cu")));
 
-    /// Threads of a block, which takes a token.
+    /// Threads of a block, and the tokens that it takes: at most so many, and as their nodes' values have room.
     const THREADS: u32 = 128;
+    const TOKENS: usize = 8;
+    const BYTES: usize = 40 << 10;
 
     #[allow(unsafe_code)]
     pub(super) fn gates(of: &Hierarchy, logits_tn: &Tensor, dtype: DType) -> Result<[Tensor; 2]> {
@@ -137,12 +143,14 @@ mod on_a_card {
         if !is_read(&gates) {
             candle_core::bail!("hierarchy: gates in {dtype:?}");
         }
-        let tensors = [logits_tn, &of.table, &of.levels, &gates, &taken].map(Argument::of);
+        let tensors = [logits_tn, &of.table, &of.heads, &gates, &taken].map(Argument::of);
         let tensors = tensors.into_iter().collect::<Result<Vec<_>>>()?;
-        let all = [&tensors[..], &of.numbers(), &[Argument::half(&gates)]].concat();
-        // SAFETY: the signature of hierarchy_gates: logits [t, nodes] in f32, as `tokens` has seen, the table that `new` has made, and gates and marks [t, N],
-        // which are new; the shared memory holds two values and a mark of every node.
-        unsafe { KERNELS.launch_function("hierarchy_gates", card(logits_tn)?, &of.grid(tokens, 9), &all)? };
+        let (each, grid) = of.grid(tokens, 9);
+        let numbers = [tokens, each, of.nodes, of.routed, of.routers()?, of.experts, usize::from(of.normalised)];
+        let all = [&tensors[..], &numbers.map(Argument::count), &[Argument::half(&gates)]].concat();
+        // SAFETY: the signature of hierarchy_gates: logits [t, nodes] in f32, as `tokens` has seen, the tables that `new` has made, and gates and marks [t, N],
+        // which are new; the shared memory holds two values and a mark of every node of a block's tokens.
+        unsafe { KERNELS.launch_function("hierarchy_gates", card(logits_tn)?, &grid, &all)? };
         Ok([taken, gates])
     }
 
@@ -159,25 +167,30 @@ mod on_a_card {
             candle_core::bail!("hierarchy: gradients {:?} of gates {of_experts:?}", dgates_tn.shape());
         }
         let dlogits_tn = room(logits_tn.shape(), DType::F32, logits_tn.device())?;
-        let tensors = [logits_tn, &of.table, &of.levels, taken_tn, &dgates_tn, &dlogits_tn].map(Argument::of);
+        let tensors =
+            [logits_tn, &of.table, &of.heads, &of.levels, taken_tn, &dgates_tn, &dlogits_tn].map(Argument::of);
         let tensors = tensors.into_iter().collect::<Result<Vec<_>>>()?;
-        let all = [&tensors[..], &of.numbers(), &[Argument::half(&dgates_tn)]].concat();
+        let (each, grid) = of.grid(tokens, 8);
+        let normalised = usize::from(of.normalised);
+        let numbers = [tokens, each, of.nodes, of.routed, of.routers()?, of.experts, of.depth, normalised];
+        let all = [&tensors[..], &numbers.map(Argument::count), &[Argument::half(&dgates_tn)]].concat();
         // SAFETY: the signature of hierarchy_logits: as above, marks that hierarchy_gates has written, gradients of gates of a type that is read, and of
-        // logits, which are new; the shared memory holds four values and a mark of every node.
-        unsafe { KERNELS.launch_function("hierarchy_logits", card(logits_tn)?, &of.grid(tokens, 17), &all)? };
+        // logits, which are new; the shared memory holds two values of every node of a block's tokens.
+        unsafe { KERNELS.launch_function("hierarchy_logits", card(logits_tn)?, &grid, &all)? };
         Ok(dlogits_tn)
     }
 
     impl Hierarchy {
-        fn grid(&self, tokens: usize, bytes_a_node: usize) -> Grid {
-            // The marks fill whole words.
-            Grid { blocks: (tokens, 1), threads: THREADS, shared_bytes: (bytes_a_node * self.nodes + 4) as u32 }
+        /// The tokens of a block, and the blocks.
+        fn grid(&self, tokens: usize, bytes_a_node: usize) -> (usize, Grid) {
+            let of_token = bytes_a_node * self.nodes;
+            let each = (BYTES / of_token).clamp(1, TOKENS);
+            let blocks = (tokens.div_ceil(each), 1);
+            (each, Grid { blocks, threads: THREADS, shared_bytes: (each * of_token) as u32 })
         }
 
-        fn numbers(&self) -> [Argument; 5] {
-            let [nodes, routed, experts, depth] =
-                [self.nodes, self.routed, self.experts, self.depth].map(Argument::count);
-            [nodes, routed, experts, depth, Argument::count(usize::from(self.normalised))]
+        fn routers(&self) -> Result<usize> {
+            self.heads.dim(0)
         }
 
         fn tokens(&self, logits_tn: &Tensor) -> Result<usize> {

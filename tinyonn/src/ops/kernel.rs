@@ -194,6 +194,11 @@ pub(super) fn is_hopper(device: &CudaDevice) -> Result<bool> {
     Ok((major, attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?) == (9, 0))
 }
 
+/// Values of a block of [`THREADS`] threads that take a chunk of sixteen bytes each.
+pub(super) fn in_chunks(tensor: &Tensor) -> usize {
+    THREADS as usize * 16 / tensor.dtype().size_in_bytes()
+}
+
 /// Room for what a kernel writes whole.
 #[allow(unsafe_code)]
 pub(super) fn room(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {

@@ -15,7 +15,8 @@ pub(super) struct MlpValues {
     pub(super) x_td: Tensor,
     g_ti: Tensor,
     u_ti: Tensor,
-    pub(super) h_ti: Tensor,
+    /// h; none where the backward makes it again.
+    h_ti: Option<Tensor>,
     /// c, `[t, i]` or `[1, i]`; `None` is all ones, with which nothing is multiplied.
     pub(super) gate_ti: Option<Tensor>,
     gated_ti: Option<Tensor>,
@@ -32,6 +33,8 @@ pub struct Deltas {
     pub(super) g_ti: Tensor,
     /// δ_u, `[t, i]`.
     pub(super) u_ti: Tensor,
+    /// h before its gate, `[t, i]`, kept or made again.
+    hidden_ti: Tensor,
 }
 
 /// What the backward knows before it forms weight gradients.
@@ -102,7 +105,7 @@ impl MlpValues {
         let u_ti = x_td.matmul(&matrices[1].t()?)?;
         let h_ti = activation.forward(&g_ti, &u_ti)?;
         let gated_ti = gate_ti.as_ref().map(|gate_ti| gated(&h_ti, gate_ti)).transpose()?;
-        Ok(Self { activation, x_td, g_ti, u_ti, h_ti, gate_ti, gated_ti })
+        Ok(Self { activation, x_td, g_ti, u_ti, h_ti: Some(h_ti), gate_ti, gated_ti })
     }
 
     /// Of g, u and h that are known, h zero where c is.
@@ -113,32 +116,51 @@ impl MlpValues {
         gate_ti: Tensor,
     ) -> Result<Self> {
         let gated_ti = Some(gated(&h_ti, &gate_ti)?);
-        Ok(Self { activation, x_td, g_ti, u_ti, h_ti, gate_ti: Some(gate_ti), gated_ti })
+        Ok(Self { activation, x_td, g_ti, u_ti, h_ti: Some(h_ti), gate_ti: Some(gate_ti), gated_ti })
     }
 
-    /// h ⊙ c.
-    pub(super) fn hidden_ti(&self) -> &Tensor {
-        self.gated_ti.as_ref().unwrap_or(&self.h_ti)
+    /// h ⊙ c, unless it was let go.
+    pub(super) fn hidden_ti(&self) -> Option<&Tensor> {
+        self.gated_ti.as_ref().or(self.h_ti.as_ref())
     }
 
     /// y `[t, d]`.
     pub(super) fn output(&self, matrices: &[Tensor; 3]) -> Result<Tensor> {
-        self.hidden_ti().matmul(&matrices[2])
+        match self.hidden_ti() {
+            Some(hidden_ti) => hidden_ti.matmul(&matrices[2]),
+            None => self.activation.forward(&self.g_ti, &self.u_ti)?.matmul(&matrices[2]),
+        }
+    }
+
+    /// Lets h go, where a GPU's backward makes it again beside what it computes anyway: a third of what an MLP keeps beside x, for a fifth more bytes
+    /// of that kernel.
+    pub(super) fn without_hidden(mut self) -> Self {
+        if self.gated_ti.is_none() && self.x_td.device().is_cuda() {
+            self.h_ti = None;
+        }
+        self
     }
 
     /// δ_h = W_dᵀ δ_y and, through the gate and the activation, δ_g and δ_u.
     pub(super) fn deltas(&self, matrices: &[Tensor; 3], y_td: Tensor) -> Result<Deltas> {
         let h_ti = y_td.matmul(&matrices[2].t()?)?;
         let gated_ti = self.gate_ti.as_ref().map(|gate_ti| gated(&h_ti, gate_ti)).transpose()?;
-        let (g_ti, u_ti) = self.activation.backward(&self.g_ti, &self.u_ti, gated_ti.as_ref().unwrap_or(&h_ti))?;
-        Ok(Deltas { y_td, h_ti, g_ti, u_ti })
+        let own_ti = gated_ti.as_ref().unwrap_or(&h_ti);
+        let [g_ti, u_ti, hidden_ti] = match &self.h_ti {
+            Some(hidden_ti) => {
+                let (g_ti, u_ti) = self.activation.backward(&self.g_ti, &self.u_ti, own_ti)?;
+                [g_ti, u_ti, hidden_ti.clone()]
+            }
+            None => self.activation.backward_again(&self.g_ti, &self.u_ti, own_ti)?,
+        };
+        Ok(Deltas { y_td, h_ti, g_ti, u_ti, hidden_ti })
     }
 
     /// The pass as imaging sees it.
     pub(super) fn seen<'a>(&'a self, matrices: &'a [Tensor; 3], deltas: &'a Deltas) -> MlpBackward<'a> {
         MlpBackward {
             x_td: &self.x_td,
-            h_ti: &self.h_ti,
+            h_ti: &deltas.hidden_ti,
             gate_ti: self.gate_ti.as_ref(),
             delta_y_td: &deltas.y_td,
             delta_h_ti: &deltas.h_ti,
@@ -154,8 +176,8 @@ impl MlpValues {
     }
 
     /// δ_h ⊙ h, whose sums over an expert's neurons are the gates' gradients, `[t, i]`.
-    pub(super) fn gate_products(&self, deltas: &Deltas) -> Result<Tensor> {
-        elementwise::multiply(&deltas.h_ti, &self.h_ti)
+    pub(super) fn gate_products(deltas: &Deltas) -> Result<Tensor> {
+        elementwise::multiply(&deltas.h_ti, &deltas.hidden_ti)
     }
 
     /// The two factors of ∂L/∂W_g, ∂L/∂W_u or ∂L/∂W_d (`which` 0, 1, 2): v `[t, i]` and a `[t, d]`, the gradient being vᵀ a, a row a
@@ -164,7 +186,7 @@ impl MlpValues {
         match which {
             0 => (&deltas.g_ti, &self.x_td),
             1 => (&deltas.u_ti, &self.x_td),
-            _ => (self.hidden_ti(), &deltas.y_td),
+            _ => (self.gated_ti.as_ref().unwrap_or(&deltas.hidden_ti), &deltas.y_td),
         }
     }
 }

@@ -6,9 +6,9 @@ __device__ float widened(unsigned short bits) { return __uint_as_float((unsigned
 
 // To nearest, ties to even; what is no number stays none.
 __device__ unsigned short rounded(float x) {
-    unsigned bits = __float_as_uint(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40;
-    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    unsigned short bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
 }
 
 // As a value of that type would be.
@@ -42,6 +42,38 @@ __device__ void store_one(void* to, u64 at, bool half, float x) {
     if (half) ((unsigned short*)to)[at] = rounded(x);
     else ((float*)to)[at] = x;
 }
+
+// Eight values stored as bf16, or four as f32.
+template <bool HALF>
+struct Chunk {
+    static const int N = HALF ? 8 : 4;
+    unsigned words[4];
+
+    __device__ float operator[](int k) const {
+        if (!HALF) return __uint_as_float(words[k]);
+        const unsigned word = words[k / 2];
+        return __uint_as_float(k % 2 ? word & 0xffff0000u : word << 16);
+    }
+
+    // Chunk `at` behind `from`; zeros unless `there`.
+    __device__ static Chunk read(const void* from, u64 at, bool there) {
+        if (!there) return {{0, 0, 0, 0}};
+        const uint4 four = ((const uint4*)from)[at];
+        return {{four.x, four.y, four.z, four.w}};
+    }
+
+    __device__ void write(void* to, u64 at) const { ((uint4*)to)[at] = make_uint4(words[0], words[1], words[2], words[3]); }
+
+    // Values as they are stored.
+    __device__ static Chunk of(const float (&x)[N]) {
+        Chunk chunk;
+        for (int i = 0; i < 4; i++) {
+            if (HALF) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(chunk.words[i]) : "f"(x[(2 * i + 1) % N]), "f"(x[2 * i % N]));
+            else chunk.words[i] = __float_as_uint(x[i]);
+        }
+        return chunk;
+    }
+};
 
 // The sum over a warp, in every lane.
 __device__ float warp_sum(float x) {

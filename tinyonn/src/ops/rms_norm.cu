@@ -132,18 +132,22 @@ extern "C" __global__ void rms_norm_weight(const void* x, const void* dy, const 
     }
 }
 
-// The sum of the rows of `parts`, in their order: a warp takes 32 columns, eight warps of a block an eighth of the rows each.
-extern "C" __global__ void rms_norm_sum(const float* parts, float* dw, u64 count, u64 d) {
-    __shared__ float sums[256];
-    const u64 c = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32;
+// The sum of the rows of `parts`, in one order, put or added where the gradient lies: a block takes eight columns, 32 threads of each a 32nd of the rows. Of
+// two such sums the second is that of the blocks behind it.
+extern "C" __global__ void __launch_bounds__(256)
+rms_norm_sum(const float* parts, void* dw, u64 count, u64 half, u64 add, const float* other_parts, void* other_dw, u64 other_count, u64 other_half,
+             u64 other_add, u64 d) {
+    if (blockIdx.y) parts = other_parts, dw = other_dw, count = other_count, half = other_half, add = other_add;
+    __shared__ float sums[32][8];
+    const unsigned c = blockIdx.x * 8 + threadIdx.x % 8, behind = threadIdx.x / 8;
     float sum = 0.0f;
     if (c < d) {
-        for (u64 part = warp; part < count; part += WARPS) sum += parts[part * d + c];
+#pragma unroll 8
+        for (u64 part = behind; part < count; part += 32) sum += parts[part * d + c];
     }
-    sums[threadIdx.x] = sum;
+    sums[behind][threadIdx.x % 8] = sum;
     __syncthreads();
-    if (warp == 0 && c < d) {
-        for (u64 other = 1; other < WARPS; other++) sum += sums[other * 32 + threadIdx.x];
-        dw[c] = sum;
-    }
+    if (behind > 0 || c >= d) return;
+    for (int other = 1; other < 32; other++) sum += sums[other][threadIdx.x];
+    store_one(dw, c, half, add ? load_one(dw, c, half) + sum : sum);
 }

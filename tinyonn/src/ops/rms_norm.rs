@@ -94,9 +94,12 @@ fn derivative(
     {
         let also_td = also.map(rows).transpose()?;
         let all = [&op.x_td, &op.weight, &dy_td].into_iter().chain(&also_td);
-        if super::kernel::are_read(&all.collect::<Vec<_>>()) && also.is_none_or(|also| also.dims() == x.dims()) {
-            let (dx_td, roots_t) = op.on_a_card_input(&dy_td, also_td.as_ref())?;
-            grads.add_with(weight, || op.on_a_card_weight(&dy_td, &roots_t))?;
+        let together = also.is_none_or(|also| also.dims() == x.dims()) && grads.takes_on_a_card(weight);
+        if super::kernel::are_read(&all.collect::<Vec<_>>()) && together {
+            let (dx_td, parts) = op.on_a_card_backward(&dy_td, also_td.as_ref(), grads.learns(weight))?;
+            if let Some(parts) = parts {
+                on_a_card::put(&[(weight, parts)], grads)?;
+            }
             return dx_td.reshape(x.shape());
         }
     }
@@ -199,23 +202,72 @@ fn rows_backward(dx: &mut [f32], x: &[f32], dy: &[f32], w: &[f32], eps: f64) -> 
 }
 
 #[cfg(feature = "cuda")]
-mod on_a_card {
+pub(super) mod on_a_card {
     use candle_core::{DType, Result, Tensor};
 
-    use super::super::kernel::{Argument, Kernel, card, room, room_like};
+    use super::super::Grads;
+    use super::super::kernel::{Argument, Grid, Kernel, THREADS, card, room, room_like};
     use super::RmsNorm;
 
-    const TEXT: &str = concat!(include_str!("numbers.cu"), include_str!("rms_norm.cu"));
-    static FORWARD: Kernel = Kernel::new("rms_norm_forward", TEXT);
-    static INPUT: Kernel = Kernel::new("rms_norm_input", TEXT);
-    static WEIGHT: Kernel = Kernel::new("rms_norm_weight", TEXT);
-    static SUM: Kernel = Kernel::new("rms_norm_sum", TEXT);
+    pub(in super::super) static KERNELS: Kernel = Kernel::new(
+        "rms_norm",
+        concat!(
+            include_str!("numbers.cu"),
+            include_str!("rms_norm.cu"),
+            include_str!("rms_norm_rows.cu"),
+            include_str!("norm_rope.cu")
+        ),
+    );
 
-    /// Rows of a block: a warp takes one.
+    /// Rows of a block at once: a warp takes one.
     const WARPS: usize = 8;
-    /// Blocks that sum rows of dy ⊙ n, at most; and rows of each, at least.
-    const PARTS: usize = 528;
+    /// Blocks that take rows one after another, at most: one on each of an H200's multiprocessors, whatever the card is, so that sums have one order.
+    const PARTS: usize = 132;
+    /// The same, where rows of dy ⊙ n are summed for themselves; and rows of each, at least.
+    const PARTS_ALONE: usize = 528;
     const ROWS: usize = 16;
+    /// Columns of a block that sums those sums.
+    const COLUMNS: usize = 8;
+
+    pub(in super::super) fn grid(blocks: (usize, usize)) -> Grid {
+        Grid { blocks, threads: THREADS, shared_bytes: 0 }
+    }
+
+    /// Chunks of sixteen bytes that a lane holds of a row of d values; `None` of rows that are too long for that, or end within a chunk.
+    fn chunks(d: usize, dtype: DType) -> Option<usize> {
+        let values = 16 / dtype.size_in_bytes();
+        let chunks = (d / values).div_ceil(32).next_power_of_two();
+        (d.is_multiple_of(values) && chunks <= 8).then_some(chunks)
+    }
+
+    fn or_nothing(tensor: Option<&Tensor>) -> Result<Argument> {
+        tensor.map_or(Ok(Argument::NOTHING), Argument::of)
+    }
+
+    /// Gradients of weights, two at most and no weight twice, from sums of blocks `[blocks, d]`: put or added where they belong.
+    #[allow(unsafe_code)]
+    pub(in super::super) fn put(weights: &[(&Tensor, Tensor)], grads: &mut Grads) -> Result<()> {
+        let mut sums = Vec::with_capacity(weights.len());
+        for (weight, parts) in weights {
+            if let Some((target, add)) = grads.target(weight) {
+                sums.push((parts, target, add));
+            }
+        }
+        let Some((parts, ..)) = sums.first() else { return Ok(()) };
+        let (device, d) = (card(parts)?, parts.dim(1)?);
+        let mut arguments = Vec::with_capacity(11);
+        for (parts, target, add) in &sums {
+            let count = Argument::count(parts.dim(0)?);
+            let add = Argument::count(usize::from(*add));
+            arguments.extend([Argument::of(parts)?, Argument::of(target)?, count, Argument::half(target), add]);
+        }
+        arguments.resize(10, Argument::NOTHING);
+        arguments.push(Argument::count(d));
+        let grid = grid((d.div_ceil(COLUMNS), sums.len()));
+        // SAFETY: the signature of rms_norm_sum: of each sum, parts of `count` rows of d values in f32 and a gradient of d values in f32 or bf16, of which no
+        // other reference is used; as many sums as the grid has rows.
+        unsafe { KERNELS.launch_function("rms_norm_sum", device, &grid, &arguments) }
+    }
 
     #[allow(unsafe_code)]
     impl RmsNorm {
@@ -225,7 +277,7 @@ mod on_a_card {
             let sum_td = also.map_or(Ok(self.x_td.clone()), |_| room_like(&self.x_td))?;
             let arguments = [
                 Argument::of(&self.x_td)?,
-                also.map_or(Ok(Argument::NOTHING), Argument::of)?,
+                or_nothing(also)?,
                 Argument::of(&self.weight)?,
                 Argument::of(&sum_td)?,
                 Argument::of(&y_td)?,
@@ -234,21 +286,59 @@ mod on_a_card {
                 Argument::Number(self.eps as f32),
                 Argument::half(&self.x_td),
             ];
-            // SAFETY: the signature of rms_norm_forward: x, y, `also` and the sum have t·d values, w d, of one type that `are_read` has seen; y is new,
-            // and so is the sum, which is written only beside `also`.
-            unsafe { FORWARD.launch(card(&y_td)?, t.div_ceil(WARPS), &arguments)? };
+            let name = match chunks(d, self.x_td.dtype()) {
+                Some(chunks) => format!("rms_norm_forward_{chunks}"),
+                None => String::from("rms_norm_forward"),
+            };
+            // SAFETY: the one signature of rms_norm_forward and of those that hold rows of so many chunks: x, y, `also` and the sum have t·d values, w d, of one
+            // type that `are_read` has seen; y is new, and so is the sum, which is written only beside `also`.
+            unsafe { KERNELS.launch_function(&name, card(&y_td)?, &grid((t.div_ceil(WARPS), 1)), &arguments)? };
             Ok((sum_td, y_td))
         }
 
-        /// dx, or dx + `also`, and the inverse root of each row.
-        pub(super) fn on_a_card_input(&self, dy_td: &Tensor, also: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        /// dx, or dx + `also`; and sums of dy ⊙ n of blocks of rows, `[blocks, d]`, if the weight `learns`.
+        pub(super) fn on_a_card_backward(
+            &self,
+            dy_td: &Tensor,
+            also: Option<&Tensor>,
+            learns: bool,
+        ) -> Result<(Tensor, Option<Tensor>)> {
+            let (t, d) = self.x_td.dims2()?;
+            let Some(chunks) = chunks(d, self.x_td.dtype()) else {
+                let (dx_td, roots_t) = self.on_a_card_input(dy_td, also)?;
+                let parts = learns.then(|| self.on_a_card_weight(dy_td, &roots_t));
+                return Ok((dx_td, parts.transpose()?));
+            };
+            let (dx_td, blocks) = (room_like(&self.x_td)?, t.div_ceil(WARPS).min(PARTS));
+            let parts = learns.then(|| room((blocks, d), DType::F32, self.x_td.device())).transpose()?;
+            let arguments = [
+                Argument::of(&self.x_td)?,
+                Argument::of(&self.weight)?,
+                Argument::of(dy_td)?,
+                or_nothing(also)?,
+                Argument::of(&dx_td)?,
+                or_nothing(parts.as_ref())?,
+                Argument::count(t),
+                Argument::count(d),
+                Argument::Number(self.eps as f32),
+                Argument::half(&self.x_td),
+            ];
+            let name = format!("rms_norm_backward_{chunks}");
+            // SAFETY: the signature of rms_norm_backward of so many chunks: x, dy, `also` and dx have t·d values, w d, of one type that `are_read` has seen, and
+            // the parts a row of d values in f32 for each block; dx and the parts are new.
+            unsafe { KERNELS.launch_function(&name, card(dy_td)?, &grid((blocks, 1)), &arguments)? };
+            Ok((dx_td, parts))
+        }
+
+        /// The same of rows of any length: dx, or dx + `also`, and the inverse root of each row.
+        fn on_a_card_input(&self, dy_td: &Tensor, also: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
             let (t, d) = self.x_td.dims2()?;
             let (dx_td, roots_t) = (room_like(&self.x_td)?, room(t, DType::F32, self.x_td.device())?);
             let arguments = [
                 Argument::of(&self.x_td)?,
                 Argument::of(&self.weight)?,
                 Argument::of(dy_td)?,
-                also.map_or(Ok(Argument::NOTHING), Argument::of)?,
+                or_nothing(also)?,
                 Argument::of(&dx_td)?,
                 Argument::of(&roots_t)?,
                 Argument::count(t),
@@ -256,39 +346,36 @@ mod on_a_card {
                 Argument::Number(self.eps as f32),
                 Argument::half(&self.x_td),
             ];
+            let grid = grid((t.div_ceil(WARPS), 1));
             // SAFETY: the signature of rms_norm_input: x, dy, `also` and dx have t·d values, w d, of one type that `are_read` has seen, roots t in f32;
             // dx and roots are new.
-            unsafe { INPUT.launch(card(dy_td)?, t.div_ceil(WARPS), &arguments)? };
+            unsafe { KERNELS.launch_function("rms_norm_input", card(dy_td)?, &grid, &arguments)? };
             Ok((dx_td, roots_t))
         }
 
-        /// dw, by the inverse roots of the rows.
-        pub(super) fn on_a_card_weight(&self, dy_td: &Tensor, roots_t: &Tensor) -> Result<Tensor> {
-            let ((t, d), device) = (self.x_td.dims2()?, self.x_td.device());
-            let rows_of_block = t.div_ceil(PARTS).max(ROWS);
+        /// Sums of dy ⊙ n of blocks of rows, by the inverse roots of the rows.
+        fn on_a_card_weight(&self, dy_td: &Tensor, roots_t: &Tensor) -> Result<Tensor> {
+            let (t, d) = self.x_td.dims2()?;
+            let rows_of_block = t.div_ceil(PARTS_ALONE).max(ROWS);
             // A thread takes four columns where it can.
             let units = if d.is_multiple_of(4) { d / 4 } else { d };
             let (count, columns) = (t.div_ceil(rows_of_block), units.next_power_of_two().clamp(1, 256));
-            let (parts, dw) = (room((count, d), DType::F32, device)?, room(d, DType::F32, device)?);
-            let (sums, width) = (Argument::of(&parts)?, Argument::count(d));
+            let parts = room((count, d), DType::F32, self.x_td.device())?;
             let arguments = [
                 Argument::of(&self.x_td)?,
                 Argument::of(dy_td)?,
                 Argument::of(roots_t)?,
-                sums,
+                Argument::of(&parts)?,
                 Argument::count(t),
-                width,
+                Argument::count(d),
                 Argument::count(rows_of_block),
                 Argument::count(columns),
                 Argument::half(&self.x_td),
             ];
             // SAFETY: the signature of rms_norm_weight: x and dy have t·d values of one type that `are_read` has seen, roots t in f32, and `parts`, which is new,
             // has a row of d values in f32 for each block; `columns` divides 256.
-            unsafe { WEIGHT.launch(card(dy_td)?, count, &arguments)? };
-            let arguments = [sums, Argument::of(&dw)?, Argument::count(count), width];
-            // SAFETY: the signature of rms_norm_sum: `parts` has count·d values, dw, which is new, d, all f32.
-            unsafe { SUM.launch(card(dy_td)?, d.div_ceil(32), &arguments)? };
-            dw.to_dtype(self.weight.dtype())
+            unsafe { KERNELS.launch_function("rms_norm_weight", card(dy_td)?, &grid((count, 1)), &arguments)? };
+            Ok(parts)
         }
     }
 }

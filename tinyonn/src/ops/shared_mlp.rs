@@ -236,9 +236,9 @@ impl SlicedMlp for Saved {
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
         let (decisions, experts) = self.gate_dn.dims2()?;
         let (mut lists, mut sums, mut count) = (vec![Vec::new(); decisions * experts], Vec::new(), 0u32);
-        for (part, values, deltas, group) in self.computed(deltas) {
+        for (part, _, deltas, group) in self.computed(deltas) {
             let Some(decision) = group.decision else { continue };
-            sums.push(values.gate_products(deltas)?.sum(0)?);
+            sums.push(MlpValues::gate_products(deltas)?.sum(0)?);
             for neuron in &part.neurons {
                 lists[decision * experts + self.owners[*neuron as usize] as usize].push(count);
                 count += 1;

@@ -1,54 +1,64 @@
-// h = silu(g) ⊙ u and its derivative (activation.rs has the formulas), elementwise: a thread takes four values, the last ones one by one.
-
-struct Span {
-    u64 from, to;
-    bool four;
-
-    __device__ Span(u64 n) {
-        from = 4 * ((u64)blockIdx.x * blockDim.x + threadIdx.x);
-        to = min(from + 4, n);
-        four = from + 4 <= n;
-    }
-};
+// h = silu(g) ⊙ u and its derivative (activation.rs has the formulas), elementwise: a thread takes a chunk, the last thread what is left.
 
 __device__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 __device__ float silu(float g, float u) { return g * sigmoid(g) * u; }
 
-extern "C" __global__ void silu_forward(const void* g, const void* u, void* h, u64 n, u64 half) {
-    const Span span(n);
-    if (span.four) {
-        Four a = load(g, span.from, half);
-        const Four b = load(u, span.from, half);
-        for (int k = 0; k < 4; k++) a.x[k] = silu(a.x[k], b.x[k]);
-        store(h, span.from, half, a);
+template <bool HALF>
+__device__ void forward(const void* g, const void* u, void* h, u64 n) {
+    typedef Chunk<HALF> Values;
+    const u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x, from = at * Values::N;
+    if (from + Values::N <= n) {
+        const Values a = Values::read(g, at, true), b = Values::read(u, at, true);
+        float out[Values::N];
+        for (int k = 0; k < Values::N; k++) out[k] = silu(a[k], b[k]);
+        Values::of(out).write(h, at);
         return;
     }
-    for (u64 i = span.from; i < span.to; i++) store_one(h, i, half, silu(load_one(g, i, half), load_one(u, i, half)));
+    for (u64 i = from; i < n; i++) store_one(h, i, HALF, silu(load_one(g, i, HALF), load_one(u, i, HALF)));
 }
 
-__device__ void slopes(float& g, float& u, float delta) {
+extern "C" __global__ void silu_forward(const void* g, const void* u, void* h, u64 n, u64 half) {
+    if (half) forward<true>(g, u, h, n);
+    else forward<false>(g, u, h, n);
+}
+
+__device__ void slopes(float& g, float& u, float& h, float delta) {
     const float s = sigmoid(g), of_u = delta * g * s;
+    h = g * s * u;
     g = delta * u * s * (1.0f + g * (1.0f - s));
     u = of_u;
 }
 
-extern "C" __global__ void silu_backward(const void* g, const void* u, const void* delta, void* dg, void* du, u64 n, u64 half) {
-    const Span span(n);
-    if (span.four) {
-        Four a = load(g, span.from, half), b = load(u, span.from, half);
-        const Four c = load(delta, span.from, half);
-        for (int k = 0; k < 4; k++) slopes(a.x[k], b.x[k], c.x[k]);
-        store(dg, span.from, half, a);
-        store(du, span.from, half, b);
+template <bool HALF>
+__device__ void backward(const void* g, const void* u, const void* delta, void* dg, void* du, void* h, u64 n) {
+    typedef Chunk<HALF> Values;
+    const u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x, from = at * Values::N;
+    if (from + Values::N <= n) {
+        const Values a = Values::read(g, at, true), b = Values::read(u, at, true), c = Values::read(delta, at, true);
+        float of_g[Values::N], of_u[Values::N], of_h[Values::N];
+        for (int k = 0; k < Values::N; k++) {
+            of_g[k] = a[k], of_u[k] = b[k];
+            slopes(of_g[k], of_u[k], of_h[k], c[k]);
+        }
+        Values::of(of_g).write(dg, at);
+        Values::of(of_u).write(du, at);
+        if (h) Values::of(of_h).write(h, at);
         return;
     }
-    for (u64 i = span.from; i < span.to; i++) {
-        float a = load_one(g, i, half), b = load_one(u, i, half);
-        slopes(a, b, load_one(delta, i, half));
-        store_one(dg, i, half, a);
-        store_one(du, i, half, b);
+    for (u64 i = from; i < n; i++) {
+        float a = load_one(g, i, HALF), b = load_one(u, i, HALF), c;
+        slopes(a, b, c, load_one(delta, i, HALF));
+        store_one(dg, i, HALF, a);
+        store_one(du, i, HALF, b);
+        if (h) store_one(h, i, HALF, c);
     }
+}
+
+// And h once more, if there is room for it.
+extern "C" __global__ void silu_backward(const void* g, const void* u, const void* delta, void* dg, void* du, void* h, u64 n, u64 half) {
+    if (half) backward<true>(g, u, delta, dg, du, h, n);
+    else backward<false>(g, u, delta, dg, du, h, n);
 }
 
 // --- The same of experts under gates: h = w[t, expert of i] silu(g) u, w [t, n] of the type of g.
@@ -84,18 +94,19 @@ gated_silu_backward(const void* g, const void* u, const void* delta, const void*
         Four a = load(g, at, half), b = load(u, at, half);
         const Four of_h = load(delta, at, half);
         for (int k = 0; k < 4; k++) {
-            products[i + k] = of_h.x[k] * silu(a.x[k], b.x[k]);
-            slopes(a.x[k], b.x[k], of_h.x[k] * load_one(w, token * experts + neuron_expert[i + k], half));
+            float h;
+            slopes(a.x[k], b.x[k], h, of_h.x[k] * load_one(w, token * experts + neuron_expert[i + k], half));
+            products[i + k] = of_h.x[k] * h;
         }
         store(dg, at, half, a);
         store(du, at, half, b);
     }
     for (u64 i = whole + threadIdx.x; i < width; i += blockDim.x) {
         const u64 at = token * width + i;
-        float a = load_one(g, at, half), b = load_one(u, at, half);
+        float a = load_one(g, at, half), b = load_one(u, at, half), h;
         const float of_h = load_one(delta, at, half), gate = load_one(w, token * experts + neuron_expert[i], half);
-        products[i] = of_h * silu(a, b);
-        slopes(a, b, of_h * gate);
+        slopes(a, b, h, of_h * gate);
+        products[i] = of_h * h;
         store_one(dg, at, half, a);
         store_one(du, at, half, b);
     }

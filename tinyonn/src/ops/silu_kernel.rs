@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::expert_neurons::NeuronLists;
 use super::glu_mlp::MlpGate;
-use super::kernel::{Argument, Grid, Kernel, THREADS, attribute, card, room_like};
+use super::kernel::{Argument, Grid, Kernel, THREADS, attribute, card, in_chunks, room_like};
 
 const TEXT: &str = concat!(include_str!("numbers.cu"), include_str!("silu.cu"));
 static FORWARD: Kernel = Kernel::new("silu_forward", TEXT);
@@ -14,35 +14,39 @@ static BACKWARD: Kernel = Kernel::new("silu_backward", TEXT);
 static GATED_FORWARD: Kernel = Kernel::new("gated_silu_forward", TEXT);
 static GATED_BACKWARD: Kernel = Kernel::new("gated_silu_backward", TEXT);
 
-/// Values of a block: a thread takes four.
-const VALUES: usize = 4 * THREADS as usize;
-
 /// h, of g and u of one shape and a type that kernels read.
 #[allow(unsafe_code)]
 pub(super) fn forward(g: &Tensor, u: &Tensor) -> Result<Tensor> {
     let (h, n) = (room_like(g)?, g.elem_count());
     let arguments = [Argument::of(g)?, Argument::of(u)?, Argument::of(&h)?, Argument::count(n), Argument::half(g)];
     // SAFETY: the signature of silu_forward: all three have n values of one type, as the caller has seen; h is new.
-    unsafe { FORWARD.launch(card(g)?, n.div_ceil(VALUES), &arguments)? };
+    unsafe { FORWARD.launch(card(g)?, n.div_ceil(in_chunks(g)), &arguments)? };
     Ok(h)
 }
 
-/// δ_g and δ_u, of g, u and δ of one shape and a type that kernels read.
+/// δ_g, δ_u and, if it is wanted `again`, h, of g, u and δ of one shape and a type that kernels read.
 #[allow(unsafe_code)]
-pub(super) fn backward(g: &Tensor, u: &Tensor, delta: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(super) fn backward(
+    g: &Tensor,
+    u: &Tensor,
+    delta: &Tensor,
+    again: bool,
+) -> Result<(Tensor, Tensor, Option<Tensor>)> {
     let (dg, du, n) = (room_like(g)?, room_like(u)?, g.elem_count());
+    let h = again.then(|| room_like(g)).transpose()?;
     let arguments = [
         Argument::of(g)?,
         Argument::of(u)?,
         Argument::of(delta)?,
         Argument::of(&dg)?,
         Argument::of(&du)?,
+        h.as_ref().map_or(Ok(Argument::NOTHING), Argument::of)?,
         Argument::count(n),
         Argument::half(g),
     ];
-    // SAFETY: the signature of silu_backward: all five have n values of one type, as the caller has seen; δ_g and δ_u are new.
-    unsafe { BACKWARD.launch(card(g)?, n.div_ceil(VALUES), &arguments)? };
-    Ok((dg, du))
+    // SAFETY: the signature of silu_backward: all six have n values of one type, as the caller has seen; δ_g, δ_u and h are new.
+    unsafe { BACKWARD.launch(card(g)?, n.div_ceil(in_chunks(g)), &arguments)? };
+    Ok((dg, du, h))
 }
 
 /// Whether a block has room for the products of a token's `width` neurons.
