@@ -59,7 +59,7 @@ use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuro
 use crate::metrics::{Interval, MetricsLog, Stopwatch, interval};
 use crate::model::ActiveMode;
 use crate::moe::{MoeSpec, Neurons};
-use crate::train::{Checkpoints, DistilConfig, Losses, distil, grow_repairs};
+use crate::train::{Checkpoints, DistilConfig, Losses, Precision, distil, grow_repairs};
 use crate::{Error, Result};
 
 /// What all layers together take.
@@ -115,6 +115,9 @@ pub struct SparsifyConfig {
     pub seed: u64,
     /// Where it computes.
     pub device: DeviceName,
+    /// What passes compute in, distillation's too, whatever its `memory.weights` say. Scores, repairs and what learns are f32.
+    #[serde(skip_serializing_if = "Precision::is_f32")]
+    pub dtype: Precision,
     /// The folder of the results.
     pub out: PathBuf,
     /// Tokens a sequence.
@@ -147,6 +150,7 @@ impl Default for SparsifyConfig {
             data: Vec::new(),
             seed: 0,
             device: run.device,
+            dtype: run.dtype,
             out: "runs/sparsify".into(),
             length: run.length,
             batch: run.batch,
@@ -161,13 +165,14 @@ impl Default for SparsifyConfig {
 impl SparsifyConfig {
     /// The settings of the stages that phases have, too.
     fn run(&self) -> RunConfig {
-        let Self { model, variant, data, seed, device, out, length, batch, .. } = self.clone();
+        let Self { model, variant, data, seed, device, dtype, out, length, batch, .. } = self.clone();
         RunConfig {
             model,
             variant,
             data,
             seed,
             device,
+            dtype,
             out,
             length,
             batch,
@@ -216,7 +221,7 @@ impl SparsifyConfig {
             return refuse("active_share", problem, "use the candidates' share or less");
         }
         if self.distil.steps > 0 {
-            self.distil.check()?;
+            DistilConfig { memory: self.distil.memory.within(self.dtype), ..self.distil }.check()?;
         }
         if !(self.ridge >= 0.0 && self.ridge.is_finite()) {
             return refuse("ridge", format!("is {}", self.ridge), "use 0, which repairs nothing, or more");
@@ -464,7 +469,8 @@ impl Run<'_> {
         cuts: &[Cut],
         checkpoints: Option<&Checkpoints>,
     ) -> Result<Option<f64>> {
-        let distil_config = &config.distil;
+        let memory = config.distil.memory.within(self.config.dtype);
+        let distil_config = &DistilConfig { memory, ..config.distil };
         if distil_config.steps == 0 {
             return Ok(None);
         }
