@@ -5,7 +5,6 @@
 //! (L_noMLP − L)/(L_noMLP − L_dense): 1 is the dense model, 0 the model whose MLPs give nothing (DESIGN §3). Intervals are paired: drawn
 //! over documents, of which each is read by all three models.
 
-use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::causal::without_mlps;
@@ -182,7 +181,7 @@ pub fn frontier(run: &Run<'_>, store: &ParamStore, labels: &Labels) -> Result<Fr
     let units = run.model(store)?.neuron_experts()?;
     let mut points = Vec::with_capacity(choices.len());
     for choice in choices {
-        let (cfg, vb) = (&run.dense.cfg, store.builder(DType::F32, |_| false));
+        let (cfg, vb) = (&run.dense.cfg, store.frozen());
         let model = TinyOnnForCausalLm::taking(cfg, run.variant, &vb, |at| choice.of_layer(at), choice.pfag)?;
         let (losses, load) = run.evaluate_load(&model, &set, &Run::routed(labels))?;
         let active_share = active_share(&load, units.as_deref());

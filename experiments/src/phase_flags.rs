@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use tinyonn::train::Precision;
 
 use crate::{OutFlags, RunFlags};
 
@@ -19,6 +20,9 @@ pub struct PhaseFlags {
     #[arg(long, value_name = "NAME=PATH")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<String>,
+    /// What passes compute in: f32 or bf16; what learns, routers and sums stay f32 or more [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    pub dtype: Option<Precision>,
     /// Steps of a training between two states that a run goes on from when it was stopped
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     #[serde(skip)]

@@ -8,7 +8,8 @@ use tinyonn::Result;
 use tinyonn::imaging::StoredScan;
 use tinyonn::metrics::Stopwatch;
 use tinyonn::phases::{
-    self, ImageConfig, LeftByPhase1, MergeConfig, Phase1Summary, Prepared, RunConfig, TextConfig, summary,
+    self, ImageConfig, LeftByPhase1, MergeConfig, Phase1Summary, Prepared, RunConfig, Stages, TextConfig, check_room,
+    summary,
 };
 use tinyonn::train::Checkpoints;
 
@@ -22,6 +23,7 @@ use crate::studies::{self, RunSummary, SUMMARY, Studies, summary_sha256};
 /// # Errors
 /// As of [`tinyonn::phases::phase1()`].
 pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<RunSummary> {
+    check_room(config, Stages::Phase1)?;
     let mut watch = Stopwatch::new();
     let prepared = Prepared::new(config, &mut watch, checkpoints)?;
     let run = prepared.run(config);
@@ -41,6 +43,7 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<R
 /// # Errors
 /// As of [`tinyonn::phases::phase2()`].
 pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<RunSummary> {
+    check_room(config, Stages::Both)?;
     let mut watch = Stopwatch::new();
     let prepared = Prepared::new(config, &mut watch, checkpoints)?;
     let run = prepared.run(config);
@@ -61,6 +64,7 @@ pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<R
 /// As of [`tinyonn::phases::phase2_from()`].
 pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<RunSummary> {
     let left = LeftByPhase1::read(from, config)?;
+    check_room(config, Stages::From(from))?;
     let studies: Studies = studies::read(from, "run exp_phase1 again")?;
     let mut watch = Stopwatch::new();
     let (prepared, mut store) = left.prepare(from, config, &mut watch)?;

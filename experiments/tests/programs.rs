@@ -405,6 +405,21 @@ fn a_run_is_replaced_by_the_same_run() {
     assert_eq!(config["settings"]["out"], "out");
 }
 
+/// The type that passes compute in stands in the record of a run, and another is refused by name.
+#[test]
+fn a_run_says_what_it_computes_in() {
+    let place = Place::new();
+    fs::write(place.path("run.toml"), RUN).unwrap();
+    let arguments = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out";
+    assert_done(&place.run(PHASE2, &format!("{arguments} --dtype bf16")));
+    let config: Value = serde_json::from_slice(&fs::read(place.path("out/config.json")).unwrap()).unwrap();
+    assert_eq!(config["settings"]["dtype"], "bf16");
+    assert_refused(&place.run(PHASE2, &format!("{arguments} --overwrite --dtype f16")), &["--dtype", "f32 or bf16"]);
+    let scan = "--model dense --data a=a.txt --length 32 --scan-file scan.safetensors";
+    assert_done(&place.run(SCAN, &format!("{scan} --dtype bf16 --out one")));
+    assert_refused(&place.run(SCAN, &format!("{scan} --out two")), &["scan.safetensors", "another dtype (bf16)"]);
+}
+
 #[rstest]
 fn help_names_what_all_have(#[values(PHASE2, UPCYCLE, EXPORT, VERIFY, SCAN)] program: &str) {
     let help = Command::new(program).arg("--help").output().unwrap();

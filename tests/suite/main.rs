@@ -17,6 +17,7 @@ mod data;
 mod declarations;
 mod devices;
 mod distil;
+mod dtype;
 mod expansion;
 mod export;
 mod families;

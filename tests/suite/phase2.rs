@@ -207,9 +207,9 @@ fn every_partition_goes_all_the_way(
     // So it does where only an image is made, of a stored model.
     let out = dir.path().join("image");
     fs::create_dir(&out).unwrap();
-    let RunConfig { seed, device, variant, .. } = config;
+    let RunConfig { seed, device, dtype, variant, .. } = config;
     let image_config =
-        ImageConfig { model: dir.path().join("dense"), variant, partition: Some(strategy), seed, device };
+        ImageConfig { model: dir.path().join("dense"), variant, partition: Some(strategy), seed, device, dtype };
     let text = TextConfig {
         data: config.data,
         length: 16,

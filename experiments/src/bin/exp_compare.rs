@@ -10,7 +10,7 @@ use experiments::settings::layered;
 use experiments::{arguments, children, git_commit, interrupt, main_with, say};
 use serde::Serialize;
 use tinyonn::imaging::Shard;
-use tinyonn::train::Checkpoints;
+use tinyonn::train::{Checkpoints, Precision};
 use tinyonn::{Error, Result};
 
 /// Compare sources of labels, partitions, routers and shares over dense models of several seeds and texts; write RESULTS.md.
@@ -59,7 +59,7 @@ struct Cli {
     #[arg(long)]
     overwrite: bool,
     /// Runs nothing: writes the results and the page anew from the records of --out, whatever sources computed them
-    #[arg(long, conflicts_with_all = ["quick", "config", "jobs", "seeds", "device", "shard"])]
+    #[arg(long, conflicts_with_all = ["quick", "config", "jobs", "seeds", "device", "dtype", "shard"])]
     report: bool,
     /// Runs one subject: what the program starts itself with
     #[arg(long, value_names = ["TEXT", "SEED"], num_args = 2, hide = true)]
@@ -80,6 +80,9 @@ struct Flags {
     /// Where it computes: cpu, cuda, or cuda:N [default: cpu]
     #[arg(long, value_name = "DEVICE")]
     device: Option<experiments::DeviceName>,
+    /// What passes compute in: f32 or bf16; what learns, routers and sums stay f32 or more [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Precision>,
 }
 
 /// Steps of a pretraining between two states.
@@ -142,7 +145,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                 config.seeds.len()
             ),
         ),
-        ("computed on".into(), config.device.to_string()),
+        ("computed on".into(), format!("{}, {}", config.device, config.dtype)),
         ("run again with".into(), again(&config)),
     ];
     let trials = outcome.trials(&config);

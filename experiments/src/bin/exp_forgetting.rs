@@ -10,7 +10,7 @@ use experiments::settings::layered;
 use experiments::{DeviceName, arguments, git_commit, interrupt, main_with, model_flags, say};
 use serde::Serialize;
 use tinyonn::imaging::Shard;
-use tinyonn::train::Checkpoints;
+use tinyonn::train::{Checkpoints, Precision};
 use tinyonn::{Error, Result};
 
 /// Teach a model new tasks one after another, by Surprise Min-K, dense fine-tuning, LoRA and others, and measure what it forgets; write RESULTS.md.
@@ -53,6 +53,9 @@ struct Cli {
     /// Where it computes: cpu, cuda, or cuda:N [default: cpu]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceName>,
+    /// What passes compute in: f32 or bf16; what learns, routers and sums stay f32 or more [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Precision>,
     /// Where pretrained models are kept [default: runs/cache]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -108,6 +111,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         config.run.model = model_flags::found(Some(model))?;
     }
     config.run.device = cli.device.unwrap_or(config.run.device);
+    config.run.dtype = cli.dtype.unwrap_or(config.run.dtype);
     config.run.cache = cli.cache.clone().unwrap_or(config.run.cache);
     config.validate()?;
     if cli.dry_run {
@@ -205,7 +209,7 @@ fn report(config: &StudyConfig) -> Result<ExitCode> {
     let provenance = [
         ("computed by".to_owned(), Store::new(&config.out).computed_by()?),
         ("written at commit".into(), git_commit()),
-        ("computed on".into(), config.run.device.to_string()),
+        ("computed on".into(), format!("{}, {}", config.run.device, config.run.dtype)),
     ];
     let said = experiments::forgetting::write_results(&outcome, config, &provenance)?;
     said.iter().for_each(|line| say!("{line}"));

@@ -12,6 +12,7 @@ use experiments::{arguments, git_commit, main_with, say};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tinyonn::phases::RunConfig;
+use tinyonn::train::Precision;
 use tinyonn::train::checkpoints::differences;
 use tinyonn::{Error, Result, SOURCES_SHA256, files};
 
@@ -41,6 +42,9 @@ struct Cli {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// What passes compute in: f32 or bf16; what learns, routers and sums stay f32 or more [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Precision>,
     /// Print what would be trained, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -70,7 +74,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let config: GrowthConfig = layered(&GrowthConfig::default(), cli.config.as_deref(), &cli.flags)?;
+    let mut config: GrowthConfig = layered(&GrowthConfig::default(), cli.config.as_deref(), &cli.flags)?;
+    config.run.dtype = cli.dtype.unwrap_or(config.run.dtype);
     config.validate()?;
     if cli.dry_run {
         plan(&config)?;
@@ -159,7 +164,7 @@ fn write(config: &GrowthConfig) -> Result<()> {
     let again = if same { String::new() } else { " --config FILE".to_owned() };
     let provenance = [
         ("written at commit".to_owned(), git_commit()),
-        ("computed on".into(), config.device.to_string()),
+        ("computed on".into(), format!("{}, {}", config.device, config.run.dtype)),
         ("run again with".into(), format!("`cargo run --release --bin exp_growth -- --seeds {seeds}{again}`")),
     ];
     experiments::growth::write_results(config, &provenance)?;

@@ -13,6 +13,7 @@ use tinyonn::files;
 use tinyonn::imaging::{Form, Partition, Shard, StoredScan};
 use tinyonn::phases::image::{TextConfig, dump_tokens};
 use tinyonn::phases::{ImageConfig, MergeConfig};
+use tinyonn::train::Precision;
 use tinyonn::{Error, Result};
 
 /// Image a model: what each expert does, and how much it would learn, on each task.
@@ -73,6 +74,9 @@ struct Settings {
     /// At most this many tokens of each task [default: 65536]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// What passes compute in: f32 or bf16; sums are f64 either way [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Precision>,
     /// Keep the scan in this file as it goes, at least every minute, and continue it if it is there
     #[arg(long, value_name = "FILE")]
     scan_file: Option<PathBuf>,
@@ -151,6 +155,7 @@ fn image_config(settings: &Settings) -> Result<ImageConfig> {
         partition: settings.partition,
         seed: settings.run.seed.unwrap_or(0),
         device: settings.run.device.unwrap_or_default(),
+        dtype: settings.dtype.unwrap_or_default(),
     })
 }
 
@@ -161,7 +166,7 @@ fn out(named: Option<PathBuf>) -> Result<PathBuf> {
 
 fn dump(settings: &Settings, overwrite: bool) -> Result<ExitCode> {
     settings.refuse_flags_beside("--dump", "writes the raw values of tokens, and", |flag| {
-        !matches!(flag, "model" | "variant" | "partition" | "tokens" | "dump")
+        !matches!(flag, "model" | "variant" | "partition" | "dtype" | "tokens" | "dump")
     })?;
     let (Some(tokens), Some(dump)) = (&settings.tokens, &settings.dump) else {
         return Err(Error::setting("--dump", "goes with --tokens", "give both or neither"));
@@ -207,6 +212,7 @@ impl Settings {
             ("length", self.length.is_some()),
             ("batch", self.batch.is_some()),
             ("max-tokens", self.max_tokens.is_some()),
+            ("dtype", self.dtype.is_some()),
             ("scan-file", self.scan_file.is_some()),
             ("shard", self.shard.is_some()),
             ("merge", self.merge.is_some()),

@@ -12,6 +12,7 @@ use tinyonn::Result;
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::{Choose, Cut};
 use tinyonn::phases::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify, sparsify_from};
+use tinyonn::train::Precision;
 
 /// Find by text which neurons of each layer a token takes, so that the MLPs cost the share of operations that is asked for, and repair in closed form what
 /// the others leave missing; with --distil, train what lies beside the weights to say what the dense model says.
@@ -69,6 +70,9 @@ struct Settings {
     /// Whether a repair has a bias, which not every format can hold [default: true]
     #[arg(long, value_name = "BOOL")]
     bias: Option<bool>,
+    /// What passes compute in: f32 or bf16; what learns, routers and sums stay f32 or more [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    dtype: Option<Precision>,
     /// Steps of distillation from the dense model behind that, of what lies beside the weights [default: 0]
     #[arg(long, value_name = "STEPS")]
     #[serde(skip)]

@@ -186,7 +186,10 @@ impl Ground<'_> {
 /// The dense model with the outputs of `layers[layer]`, units of neurons by `owner`, multiplied by a factor a layer.
 fn touched(run: &Run<'_>, layers: &[Vec<usize>], owner: &[Vec<u32>], factors: &[f64]) -> Result<CausalLm<Mlp>> {
     let of_layer = |((units, owner), factor): ((&Vec<usize>, &Vec<u32>), &f64)| {
-        owner.iter().map(|unit| if units.contains(&(*unit as usize)) { *factor } else { 1.0 }).collect()
+        let count = owner.iter().max().map_or(0, |last| *last as usize + 1);
+        let mut of_unit = vec![1.0; count.max(units.iter().max().map_or(0, |last| last + 1))];
+        units.iter().for_each(|unit| of_unit[*unit] = *factor);
+        owner.iter().map(|unit| of_unit[*unit as usize]).collect()
     };
     with_neurons_scaled(run, &layers.iter().zip(owner).zip(factors).map(of_layer).collect::<Vec<_>>())
 }
@@ -200,9 +203,11 @@ fn with_neurons_scaled(run: &Run<'_>, factors: &[Vec<f64>]) -> Result<CausalLm<M
         let down = store.remove(&name).ok_or_else(missing)?.as_detached_tensor();
         let factors: Vec<f32> = factors.iter().map(|f| *f as f32).collect();
         let factors = Tensor::new(factors.as_slice(), down.device())?;
-        store.insert(name, down.broadcast_mul(&factors.to_dtype(down.dtype())?.unsqueeze(1)?)?)?;
+        // In f32: a factor near 1 is none of bf16's.
+        let touched = down.to_dtype(DType::F32)?.broadcast_mul(&factors.unsqueeze(1)?)?;
+        store.insert(name, touched.to_dtype(down.dtype())?)?;
     }
-    CausalLm::dense(&run.dense.cfg, &store.builder(DType::F32, |_| false))
+    CausalLm::dense(&run.dense.cfg, &store.frozen())
 }
 
 /// The dense model whose MLPs give nothing: W_d = 0.

@@ -5,7 +5,7 @@ use tinyonn::data::TOOLCHAIN;
 use tinyonn::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score};
 use tinyonn::ops::GradSite;
 use tinyonn::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
-use tinyonn::train::{FitBy, PretrainConfig, Projection, RouterFitConfig};
+use tinyonn::train::{FitBy, Precision, PretrainConfig, Projection, RouterFitConfig};
 
 /// Numbers of groups and of experts in each: 2, 10, 25, 49, 72 and 90 % of 10 × 10 experts.
 const SHARES: [[usize; 2]; 6] = [[1, 2], [2, 5], [5, 5], [7, 7], [8, 9], [9, 10]];
@@ -23,6 +23,7 @@ impl Default for CompareConfig {
             results: None,
             cache: run.cache,
             device: DeviceName::Cpu,
+            dtype: Precision::F32,
             corpora: vec![corpus("workspace", &[]), corpus("toolchain", &[TOOLCHAIN])],
             seeds: vec![0, 1, 2],
             dense: DenseShape::default(),

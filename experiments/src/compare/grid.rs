@@ -16,7 +16,7 @@ use tinyonn::moe::variant;
 use tinyonn::ops::GradSite;
 use tinyonn::phases::config::{absolute, absolute_source};
 use tinyonn::phases::{DenseShape, DeviceName, LabelUnit, RunConfig, Text};
-use tinyonn::train::{PretrainConfig, RouterFitConfig};
+use tinyonn::train::{Precision, PretrainConfig, RouterFitConfig};
 use tinyonn::{Error, Result, SOURCES_SHA256, files};
 
 /// The configuration of a comparison. As TOML, every key is optional and unknown keys are refused.
@@ -32,6 +32,9 @@ pub struct CompareConfig {
     pub cache: PathBuf,
     /// Where it computes.
     pub device: DeviceName,
+    /// What it computes in.
+    #[serde(skip_serializing_if = "Precision::is_f32")]
+    pub dtype: Precision,
     /// The texts.
     pub corpora: Vec<CorpusConfig>,
     /// Each decides everything random of a subject, pretraining among it.
@@ -344,6 +347,7 @@ impl CompareConfig {
             out: self.out.clone(),
             cache: self.cache.clone(),
             device: self.device,
+            dtype: self.dtype,
             dense: self.dense,
             pretrain: self.pretrain,
             length: self.length,

@@ -6,8 +6,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::DType;
-
 use super::record::{self, CellRecord, LossRecord, RoutedRecord, Store, SubjectRecord};
 use super::{Cell, CompareConfig, CorpusConfig};
 use crate::causal::{causal, without_mlps};
@@ -144,7 +142,7 @@ impl Subject<'_> {
         )?;
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);
         let seeds: Vec<u64> = if cell.labels.is_drawn() { run.draws().collect() } else { vec![self.seed] };
-        let vb = store.builder(DType::F32, |_| false);
+        let vb = store.frozen();
         let model = TinyOnnForCausalLm::taking(&self.prepared.dense.cfg, variant, &vb, |_| &cell.top_k, Pfag::Off)?;
         let (contrast, balance) = (cell.contrast, cell.label_balance);
         let from = LabelInputs { scan: &image, form: cell.form, units: &units, spec: &spec, contrast, balance };
@@ -185,7 +183,7 @@ impl Subject<'_> {
     ) -> Result<RoutedRecord> {
         let (cfg, variant) = (&self.prepared.dense.cfg, run.variant);
         let routing = || {
-            let vb = store.builder(DType::F32, |_| false);
+            let vb = store.frozen();
             TinyOnnForCausalLm::taking(cfg, variant, &vb, |_| &cell.top_k, Pfag::Off)
         };
         let spec = variant.spec.taking(&cell.top_k, Pfag::Off);

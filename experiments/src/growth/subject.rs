@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::DType;
 use tinyonn::checkpoint::{Expansion, MappedSafetensors, ParamStore};
 use tinyonn::data::Sampler;
 use tinyonn::decoder::{Arch, Pass};
@@ -124,7 +123,7 @@ impl Subject<'_> {
         let mut log = MetricsLog::open(states.join("log.jsonl"))?;
         let saved = Checkpoints { dir: states, every: self.config.quarter(), keep: 3, interrupt: interrupt() };
         let model = (&begun.store, &begun.cfg, begun.variant);
-        train_smk(model, &pass(arm), (&sampler, None), &c.smk, &mut log, Some(&saved)).map(drop)
+        train_smk(model, &pass(arm), (&sampler, None), &c.smk_in_dtype(), &mut log, Some(&saved)).map(drop)
     }
 
     /// A folder's only state: the one that `arm` leaves behind `step`. It is trained if it was not.
@@ -178,7 +177,7 @@ impl Subject<'_> {
     /// Loss on the test split, and the neurons of a layer that a token takes.
     fn measured(&self, arm: &Arm, model: &Begun) -> Result<(f64, f64)> {
         let Begun { cfg, variant, store } = model;
-        let sparse = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, |_| false))?;
+        let sparse = TinyOnnForCausalLm::new(cfg, variant, &store.frozen())?;
         let width = cfg.intermediate_size as f64;
         if !arm.routed {
             return Ok((self.run.evaluate(sparse.lm(), &Pass::all())?.mean, width));

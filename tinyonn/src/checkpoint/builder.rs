@@ -28,6 +28,11 @@ impl ParamStore {
         };
         builder_of(self.handles().into_iter().map(lend).collect(), dtype, self.device())
     }
+
+    /// All of them, frozen, in the type that passes over this store compute in ([`passing_in`](Self::passing_in)).
+    pub fn frozen(&self) -> VarBuilder<'static> {
+        self.builder(self.passes(), |_| false)
+    }
 }
 
 /// What a name gives.

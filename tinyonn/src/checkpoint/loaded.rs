@@ -125,8 +125,8 @@ pub fn takes_shares(spec: &MoeSpec) -> bool {
     !spec.levels.is_empty() && spec.route_per != RoutePer::Task
 }
 
-/// The type of the embedding.
-fn stored_type(folder: &ModelFolder) -> Option<DType> {
+/// The type of the embedding, which stands for that of all.
+pub(crate) fn stored_type(folder: &ModelFolder) -> Option<DType> {
     let embedding = folder.tensors().find(|(name, _)| *name == EMBEDDING);
     embedding.and_then(|(_, info)| info.computed()).filter(DType::is_float)
 }

@@ -59,6 +59,7 @@ pub use export::{export_dense, export_dense_into};
 pub use folder::{ModelFolder, is_on_paper, read_arch};
 pub use gguf::GgufFile;
 pub(crate) use layout::Order;
+pub(crate) use loaded::stored_type;
 pub use loaded::{LoadedModel, load_model, load_model_at_share, takes_shares};
 pub use lora::{grow_lora, lora_params};
 pub use mmap::MappedSafetensors;

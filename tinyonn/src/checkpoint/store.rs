@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::layout::{is_turned, turned};
 use crate::{Error, Result};
@@ -12,6 +12,9 @@ use crate::{Error, Result};
 ///
 /// Models borrow from it through [`ParamStore::builder`]; optimizers write to the same Vars. Integer entries (such as the
 /// neurons' experts) are part of a model's structure: they are stored, saved and lent like the rest, and never trained.
+///
+/// It knows in which type passes over it compute, f32 unless said otherwise ([`ParamStore::passing_in`]): whoever makes a model of it without a say in that takes
+/// [`ParamStore::frozen`].
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -40,18 +43,40 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct ParamStore {
     device: Device,
+    passes: DType,
     vars: BTreeMap<String, Var>,
 }
 
 impl ParamStore {
     /// An empty store on `device`.
     pub fn new(device: &Device) -> Self {
-        Self { device: device.clone(), vars: BTreeMap::new() }
+        Self { device: device.clone(), passes: DType::F32, vars: BTreeMap::new() }
     }
 
     /// Where the parameters lie.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The same parameters, each in the type that it is held in, for passes that compute in `dtype`.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use tinyonn::checkpoint::ParamStore;
+    ///
+    /// let mut store = ParamStore::new(&Device::Cpu).passing_in(DType::BF16);
+    /// store.insert("w", Tensor::new(&[1.001f32], &Device::Cpu)?)?;
+    /// assert_eq!(store.frozen().get(1, "w")?.to_dtype(DType::F32)?.to_vec1::<f32>()?, [1.0]);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    #[must_use]
+    pub fn passing_in(self, dtype: DType) -> Self {
+        Self { passes: dtype, ..self }
+    }
+
+    /// What passes over it compute in.
+    pub fn passes(&self) -> DType {
+        self.passes
     }
 
     /// Adds a parameter, copied to the store's device.
@@ -155,16 +180,33 @@ impl ParamStore {
         picked.map(|(name, var)| (name.clone(), var.clone())).collect()
     }
 
+    /// Holds the parameters that `pred` picks in f32 from now on, where they are floats of less: what is to be stepped, in which small steps are not lost. Their
+    /// values stay; models built before keep the narrower ones.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn widen(&mut self, pred: impl Fn(&str) -> bool) -> Result<()> {
+        let is_less = |var: &Var| matches!(var.dtype(), DType::BF16 | DType::F16);
+        for (_, var) in self.vars.iter_mut().filter(|(name, var)| is_less(var) && pred(name)) {
+            *var = Var::from_tensor(&var.as_detached_tensor().to_dtype(DType::F32)?)?;
+        }
+        Ok(())
+    }
+
     /// A store of the same Vars, without a copy of any: what trains one trains the other, what is inserted into one is not in the other.
     #[must_use]
     pub fn share(&self) -> Self {
-        Self { device: self.device.clone(), vars: self.vars.clone() }
+        Self { device: self.device.clone(), passes: self.passes, vars: self.vars.clone() }
     }
 
     /// A copy that shares no storage with this store.
     pub fn deep_copy(&self) -> Result<Self> {
         let copy = |(name, var): (&String, &Var)| Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor())?));
-        Ok(Self { device: self.device.clone(), vars: self.vars.iter().map(copy).collect::<Result<_>>()? })
+        Ok(Self {
+            device: self.device.clone(),
+            passes: self.passes,
+            vars: self.vars.iter().map(copy).collect::<Result<_>>()?,
+        })
     }
 
     /// The Vars themselves, by name.
@@ -174,7 +216,7 @@ impl ParamStore {
 
     /// A store of these Vars, whose storage it shares with whoever has them.
     pub(crate) fn from_handles(device: &Device, vars: BTreeMap<String, Var>) -> Self {
-        Self { device: device.clone(), vars }
+        Self { device: device.clone(), passes: DType::F32, vars }
     }
 }
 

@@ -285,7 +285,7 @@ impl<F: FeedForward> Reading<'_, F> {
             return Err(Error::setting("scan", problem, "give every task two tokens or more to read"));
         }
         let batches = self.batches()?.count();
-        let mut keeper = file.map(|file| Keeper::open(file, self.request, self.text.sha256(), batches)).transpose()?;
+        let mut keeper = file.map(|file| self.keeper(file, batches)).transpose()?;
         let (mut scan, done) = match keeper.as_mut().and_then(Keeper::take) {
             Some((scan, done)) => (scan, done),
             None => (self.nothing_seen()?, 0),
@@ -317,6 +317,10 @@ impl<F: FeedForward> Reading<'_, F> {
             keeper.finish(&scan)?;
         }
         Ok(scan)
+    }
+
+    fn keeper<'b>(&self, file: &'b ScanFile<'b>, batches: usize) -> Result<Keeper<'b>> {
+        Keeper::open(file, (self.request, self.model.head().dtype()), (self.text.sha256(), batches))
     }
 
     fn nothing_seen(&self) -> Result<NeuronScan> {

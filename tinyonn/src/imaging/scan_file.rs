@@ -12,6 +12,7 @@ mod tensors;
 use std::path::Path;
 use std::time::Duration;
 
+use candle_core::DType;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,9 @@ struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sources: Option<String>,
     model: String,
+    /// What passes computed in; of the first files f32, which no file says.
+    #[serde(default = "f32_in_words", skip_serializing_if = "is_f32")]
+    dtype: String,
     grad_site: GradSite,
     log1p: String,
     /// SHA-256 of the neurons' experts, and their number.
@@ -86,6 +90,14 @@ struct Record {
     tasks: Vec<String>,
     tokens: Vec<u64>,
     parts: Vec<ScanPart>,
+}
+
+fn f32_in_words() -> String {
+    DType::F32.as_str().to_owned()
+}
+
+fn is_f32(dtype: &str) -> bool {
+    dtype == DType::F32.as_str()
 }
 
 /// A scan with what it was made from.
@@ -139,6 +151,8 @@ pub struct StoredScan {
     pub model: String,
     /// What was read; several once scans are merged.
     pub parts: Vec<ScanPart>,
+    /// What passes computed in.
+    pub(super) dtype: String,
     /// `off`, `measured` or `given`: where the scales of log1p come from.
     pub(super) log1p: String,
     /// SHA-256 of the sources that scanned, where one set of them did and said so.
@@ -188,6 +202,10 @@ impl StoredScan {
             let remedy = "merge scans of one model, byte for byte";
             return refused(format!("the scans are of different models ({} and {})", self.model, other.model), remedy);
         }
+        if self.dtype != other.dtype {
+            let problem = format!("the scans' passes computed in {} and {}", self.dtype, other.dtype);
+            return refused(problem, "scan all parts with one --dtype");
+        }
         if self.version != other.version {
             let problem = format!("the scans were made by versions {} and {}", self.version, other.version);
             return refused(problem, "scan all parts with one version");
@@ -234,6 +252,7 @@ impl StoredScan {
             version: self.version.clone(),
             sources: self.sources.clone(),
             model: self.model.clone(),
+            dtype: self.dtype.clone(),
             grad_site: self.scan.grad_site,
             log1p: self.log1p.clone(),
             partition,
@@ -267,8 +286,8 @@ impl StoredScan {
         let record: Record =
             serde_json::from_value(record.clone()).map_err(|e| Error::file(path, e.to_string(), DAMAGED))?;
         let scan = Contents { file: &file, path, tasks: record.tasks.len() }.scan(&record)?;
-        let Record { version, sources, model, log1p, parts, .. } = record;
-        Ok(Self { scan, version, model, parts, log1p, sources })
+        let Record { version, sources, model, dtype, log1p, parts, .. } = record;
+        Ok(Self { scan, version, model, parts, dtype, log1p, sources })
     }
 
     fn tensors(&self) -> Vec<Stored> {

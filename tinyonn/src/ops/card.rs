@@ -1,11 +1,12 @@
-//! A card as passes want it: its memory pool is kept warm.
+//! A card as passes want it: its memory pool is kept warm; and what the driver says of it before anything is put there.
 //!
 //! Tensors come from the driver's pool. Unless told otherwise it gives back whatever is not in use whenever a stream is waited for, and a training step, which
 //! frees its activations as it goes and ends in a wait, then has the driver map most of its memory anew.
 
 use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::driver::CudaContext;
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
-use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute, CUmemoryPool};
+use candle_core::cuda_backend::cudarc::driver::sys::{self, CUmemPool_attribute, CUmemoryPool};
 use candle_core::{Device, Result};
 
 /// Opens the card with this number.
@@ -20,6 +21,28 @@ pub fn open(ordinal: usize) -> Result<Device> {
         keep(card)?;
     }
     Ok(opened)
+}
+
+/// The version of CUDA that the driver speaks, and the one that this program was built for: of 13.0, 13000.
+///
+/// # Errors
+/// What the driver reports.
+#[allow(unsafe_code)]
+pub fn versions() -> Result<[u32; 2]> {
+    let mut version = 0;
+    // SAFETY: it writes one integer, into `version`, and needs nothing to have been called before.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(candle_core::Error::wrap)?;
+    Ok([version as u32, sys::CUDA_VERSION])
+}
+
+/// Bytes of the memory of the card with this number that are free, and all of them.
+///
+/// # Errors
+/// As of [`open`].
+pub fn memory(ordinal: usize) -> Result<[u64; 2]> {
+    let context = CudaContext::new(ordinal).map_err(candle_core::Error::wrap)?;
+    let (free, total) = context.mem_get_info().map_err(candle_core::Error::wrap)?;
+    Ok([free as u64, total as u64])
 }
 
 /// The pool gives nothing back while the process lives.

@@ -9,7 +9,7 @@ use crate::decoder::{Arch, AttentionBias, Family, RopeScaling};
 use crate::imaging::{LabelBalance, Partition, Score};
 use crate::moe::expert::check_width;
 use crate::moe::{self, ExpertsAre, RoutePer, Variant};
-use crate::train::{PretrainConfig, RouterFitConfig, SmkConfig};
+use crate::train::{Precision, PretrainConfig, RouterFitConfig, SmkConfig};
 use crate::{Error, Result};
 
 /// The configuration of [`super::phase1()`] and [`super::phase2()`]: one file serves both. As TOML, every key is optional and unknown keys are refused.
@@ -41,6 +41,10 @@ pub struct RunConfig {
     pub seed: u64,
     /// Where it computes: `cpu`, `cuda` or `cuda:n`.
     pub device: DeviceName,
+    /// What passes compute in: `f32` or `bf16`; `bf16` goes for trainings too, whatever their `memory.weights` say. Routers, what learns (masters, moments,
+    /// gradients), the image's sums and losses are f32 or more either way.
+    #[serde(skip_serializing_if = "Precision::is_f32")]
+    pub dtype: Precision,
     /// The run's folder.
     pub out: PathBuf,
     /// Where pretrained dense models are kept.
@@ -83,6 +87,7 @@ impl Default for RunConfig {
             data: Vec::new(),
             seed: 0,
             device: DeviceName::Cpu,
+            dtype: Precision::F32,
             out: "runs/phase2".into(),
             cache: "runs/cache".into(),
             dense: DenseShape::default(),
@@ -128,6 +133,18 @@ impl RunConfig {
         data.chain(self.model.as_deref()).chain([self.cache.as_path()])
     }
 
+    /// How experts differentiate, in what the run computes in.
+    #[must_use]
+    pub fn smk_in_dtype(&self) -> SmkConfig {
+        SmkConfig { memory: self.smk.memory.within(self.dtype), ..self.smk }
+    }
+
+    /// How the dense model is pretrained, in what the run computes in.
+    #[must_use]
+    pub fn pretrain_in_dtype(&self) -> PretrainConfig {
+        PretrainConfig { memory: self.pretrain.memory.within(self.dtype), ..self.pretrain }
+    }
+
     /// The same, with what it reads named so that it is found from another folder.
     #[must_use]
     pub(super) fn with_absolute_paths(mut self) -> Self {
@@ -164,9 +181,9 @@ impl RunConfig {
             let problem = format!("sequences of {} tokens leave none to predict behind the first {first}", self.length);
             return Err(Error::setting("length", problem, format!("use {} or more", first + 1)));
         }
-        self.smk.check("smk", &variant.spec)?;
+        self.smk_in_dtype().check("smk", &variant.spec)?;
         if self.model.is_none() {
-            self.pretrain.memory.check("pretrain.memory", self.pretrain.batch)?;
+            self.pretrain_in_dtype().memory.check("pretrain.memory", self.pretrain.batch)?;
             self.pretrain.optimizer.check("pretrain.optimizer")?;
         }
         moe::check(&variant.spec)?;

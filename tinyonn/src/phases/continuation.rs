@@ -112,7 +112,7 @@ impl LeftByPhase1 {
     /// # Errors
     /// Text that is not what phase 1 read; a checkpoint that cannot be used.
     pub fn prepare(&self, from: &Path, config: &RunConfig, watch: &mut Stopwatch) -> Result<(Prepared, ParamStore)> {
-        let prepared = Prepared::with(config, watch, |_, device| Dense::routed(from, device))?;
+        let prepared = Prepared::with(config, watch, |_, device| Dense::routed(from, device, config.dtype))?;
         same_text(&self.summary.corpus.sha256, &prepared.text.sha256, "run exp_phase1 again")?;
         let (tasks, layers) = (prepared.text.tasks.len(), prepared.dense.cfg.num_hidden_layers);
         self.labels.check(&prepared.variant.spec, tasks, layers)?;

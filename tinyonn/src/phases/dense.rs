@@ -5,12 +5,12 @@ use std::fs::{File, Metadata, TryLockError};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Var};
 use sha2::{Digest as _, Sha256};
 
 use super::config::hidden_act;
 use super::text::{Tokens, tokenizer};
-use super::{DeviceName, RunConfig, Text};
+use super::{DeviceName, RunConfig, Text, weights};
 use crate::checkpoint::{
     ModelFolder, ParamStore, TinyOnnFolder, base_name, expected_tensors, is_tinyonn, mixture_prefix,
 };
@@ -20,7 +20,7 @@ use crate::metrics::{self, MetricsLog, Record};
 use crate::moe::{ExpertsAre, variant};
 use crate::ops::activation::{activation, fingerprint};
 use crate::train::pretrain::ARITHMETIC;
-use crate::train::{Checkpoints, pretrain};
+use crate::train::{Checkpoints, Precision, pretrain};
 use crate::{Error, Result, SOURCES_SHA256, files};
 
 /// A dense model, ready to be decomposed.
@@ -56,7 +56,7 @@ pub struct Dense {
     pub dir: PathBuf,
     /// Its configuration.
     pub cfg: Arch,
-    /// Its parameters, f32.
+    /// Its parameters: f32, or for passes in bf16 as they are stored.
     pub store: ParamStore,
     /// The type each is stored in.
     pub stored: BTreeMap<String, DType>,
@@ -85,7 +85,7 @@ impl Dense {
     pub fn obtain(config: &RunConfig, text: &Text, device: &Device, checkpoints: Option<&Checkpoints>) -> Result<Self> {
         if let Some(dir) = &config.model {
             let (folder, cfg, tokenizer) = Self::open_model(dir, config)?;
-            return Self::load(dir, (&folder, cfg, tokenizer), device);
+            return Self::load(dir, (&folder, cfg, tokenizer), (device, config.dtype));
         }
         let dir = Self::place(config, text)?;
         // A folder of states beside a model is left by a process that ended before it removed them.
@@ -94,7 +94,7 @@ impl Dense {
         }
         let cached = || {
             let (folder, cfg, tokenizer) = Self::open(&dir)?;
-            Self::load(&dir, (&folder, cfg, tokenizer), device)
+            Self::load(&dir, (&folder, cfg, tokenizer), (device, config.dtype))
         };
         cached().map_err(|e| match e {
             Error::File { path, problem, .. } => {
@@ -121,10 +121,10 @@ impl Dense {
     ///
     /// # Errors
     /// A folder that is no Tiny-ONN checkpoint or has no tokenizer.
-    pub fn routed(from: &Path, device: &Device) -> Result<Self> {
+    pub fn routed(from: &Path, device: &Device, dtype: Precision) -> Result<Self> {
         let (folder, cfg, tokenizer) = Self::open_routed(from)?;
         let folder = folder.folder();
-        let store = folder.load(device, Some(DType::F32))?;
+        let store = weights::load(folder, dtype, device)?;
         Ok(Self { dir: from.join(CHECKPOINT), cfg, store, stored: stored(folder), tokenizer })
     }
 
@@ -157,7 +157,7 @@ impl Dense {
         if log.exists() { metrics::read(log) } else { Ok(Vec::new()) }
     }
 
-    /// Rounds the weights of `store`, all computed in f32, to what their stored types hold: the model that is measured then is the
+    /// Rounds the weights of `store`, of which some were stepped in f32, to what their stored types hold: the model that is measured then is the
     /// one that [`Dense::as_stored`] writes.
     ///
     /// # Errors
@@ -177,7 +177,7 @@ impl Dense {
     /// # Errors
     /// Whatever the device reports.
     pub fn as_stored(&self, store: &ParamStore) -> Result<ParamStore> {
-        let mut cast = ParamStore::from_handles(store.device(), store.handles());
+        let mut cast = store.share();
         for (name, dtype) in self.narrow(store) {
             if let Some(var) = cast.remove(&name) {
                 cast.insert(name, var.as_detached_tensor().to_dtype(dtype)?)?;
@@ -186,13 +186,13 @@ impl Dense {
         Ok(cast)
     }
 
-    /// The weights of `store` that are stored in less than f32: a delta as the weight it is added to.
+    /// The weights of `store` that are held in f32 and stored in less: a delta as the weight it is added to.
     fn narrow(&self, store: &ParamStore) -> Vec<(String, DType)> {
-        let stored = |name: &str| {
+        let stored = |(name, var): (&str, &Var)| {
             let dtype = *self.stored.get(&base_name(name))?;
-            (dtype != DType::F32).then(|| (name.to_owned(), dtype))
+            (dtype != var.dtype()).then(|| (name.to_owned(), dtype))
         };
-        store.names().filter_map(stored).collect()
+        store.iter().filter_map(stored).collect()
     }
 
     /// A folder, its configuration and its tokenizer, checked without a look at its weights.
@@ -243,9 +243,8 @@ impl Dense {
         Ok(units.transpose()?)
     }
 
-    fn load(dir: &Path, (folder, cfg, tokenizer): Opened<'_>, device: &Device) -> Result<Self> {
-        folder.announce(Some(DType::F32));
-        let store = folder.load(device, Some(DType::F32))?;
+    fn load(dir: &Path, (folder, cfg, tokenizer): Opened<'_>, (device, dtype): (&Device, Precision)) -> Result<Self> {
+        let store = weights::load(folder, dtype, device)?;
         Ok(Self { dir: dir.to_path_buf(), cfg, store, stored: stored(folder), tokenizer })
     }
 
@@ -285,12 +284,13 @@ impl Dense {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
         let cfg = config.dense.arch(tokenizer.vocab_size(), hidden_act(variant(&config.variant)?));
         let Tokens { train, validation, .. } = text.encode(&tokenizer)?;
-        let sampler = Sampler::new(&train, config.length, config.pretrain.batch, config.seed, device)?;
+        let how = config.pretrain_in_dtype();
+        let sampler = Sampler::new(&train, config.length, how.batch, config.seed, device)?;
         tokenizer.save(staged.join("tokenizer.json"))?;
         let log_path = staged.join(PRETRAIN_LOG);
         let mut log = if states.is_some() { MetricsLog::open(&log_path) } else { MetricsLog::create(&log_path) }?;
         let text = (&sampler, Some(&validation));
-        let store = pretrain(&cfg, &config.pretrain, text, config.seed, &mut log, states)?;
+        let store = pretrain(&cfg, &how, text, config.seed, &mut log, states)?;
         let whole = staged.join(WHOLE);
         if whole.exists() {
             std::fs::remove_dir_all(&whole).map_err(|e| Error::io(&whole, e))?;
@@ -365,12 +365,12 @@ fn cache_key(config: &RunConfig, text: &Text) -> Result<String> {
     let deciding = serde_json::json!({
         "arithmetic": ARITHMETIC,
         "corpus": text.sha256,
-        "dtype": "f32",
+        "dtype": config.dtype,
         "dense": config.dense,
         "hidden_act": hidden_act,
         // One that is not known is refused, with those that are, where the model is made.
         "activation": activation(hidden_act).map(fingerprint).transpose()?,
-        "pretrain": config.pretrain,
+        "pretrain": config.pretrain_in_dtype(),
         "length": config.length,
         "seed": config.seed,
         "device": if config.device == DeviceName::Cpu { "cpu" } else { "cuda" },
@@ -404,6 +404,7 @@ mod tests {
     #[case::shape(|config: &mut RunConfig| config.dense.hidden_size += 32, "text")]
     #[case::tokenizer(|config: &mut RunConfig| config.dense.vocab_size += 1, "text")]
     #[case::length(|config: &mut RunConfig| config.length += 1, "text")]
+    #[case::dtype(|config: &mut RunConfig| config.dtype = Precision::Bf16, "text")]
     #[case::device(|config: &mut RunConfig| config.device = DeviceName::Cuda(0), "text")]
     #[case::text(|_: &mut RunConfig| {}, "another text")]
     fn what_decides_the_weights_is_in_the_key(#[case] change: fn(&mut RunConfig), #[case] text: &str) -> Result<()> {

@@ -37,7 +37,7 @@ impl DeviceName {
     /// ```
     ///
     /// # Errors
-    /// A GPU asked of a build without CUDA, or one that is not there.
+    /// A GPU asked of a build without CUDA, or one that is not there; a driver that is too old.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -47,13 +47,58 @@ impl DeviceName {
                 Err(Error::setting("--device", problem, "build with `--features cuda`, or use `--device cpu`"))
             }
             #[cfg(feature = "cuda")]
-            Self::Cuda(ordinal) => crate::ops::card::open(ordinal).map_err(|e| {
-                let reason = e.to_string();
-                let problem = format!("`{self}` cannot be opened: {}", reason.lines().next().unwrap_or_default());
-                Error::setting("--device", problem, "see `nvidia-smi` for the GPUs of this machine")
-            }),
+            Self::Cuda(ordinal) => {
+                self.check_driver()?;
+                crate::ops::card::open(ordinal).map_err(|e| self.not_opened(&e))
+            }
         }
     }
+
+    /// Bytes of memory that are free, and all of them; `None` of the processor, whose memory the system lends.
+    ///
+    /// # Errors
+    /// As of [`open`](Self::open).
+    #[cfg(feature = "cuda")]
+    pub(super) fn memory(self) -> Result<Option<[u64; 2]>> {
+        let Self::Cuda(ordinal) = self else { return Ok(None) };
+        self.check_driver()?;
+        crate::ops::card::memory(ordinal).map(Some).map_err(|e| self.not_opened(&e))
+    }
+
+    /// A build without CUDA asks nobody: it says so where the device is opened.
+    #[cfg(not(feature = "cuda"))]
+    #[expect(clippy::unnecessary_wraps, reason = "its twin asks the driver")]
+    pub(super) fn memory(self) -> Result<Option<[u64; 2]>> {
+        let _ = self;
+        Ok(None)
+    }
+
+    /// Refuses a driver that speaks an older CUDA than the kernels of this program were compiled for.
+    #[cfg(feature = "cuda")]
+    fn check_driver(self) -> Result<()> {
+        let [driver, needed] = crate::ops::card::versions().map_err(|e| self.not_opened(&e))?;
+        check_version(self, driver, needed)
+    }
+
+    /// What candle or the driver said, in a line.
+    #[cfg(feature = "cuda")]
+    fn not_opened(self, e: &candle_core::Error) -> Error {
+        let reason = e.to_string();
+        let problem = format!("`{self}` cannot be opened: {}", reason.lines().next().unwrap_or_default());
+        Error::setting("--device", problem, "see `nvidia-smi` for the GPUs of this machine")
+    }
+}
+
+/// Refuses a driver of an older version than is needed; of CUDA 13.0 a version is 13000.
+#[cfg(any(feature = "cuda", test))]
+fn check_version(device: DeviceName, driver: u32, needed: u32) -> Result<()> {
+    if driver >= needed {
+        return Ok(());
+    }
+    let words = |version: u32| format!("{}.{}", version / 1000, version % 1000 / 10);
+    let problem =
+        format!("the driver of `{device}` is of CUDA {}, and this program of {}", words(driver), words(needed));
+    Err(Error::setting("--device", problem, "install a newer driver, or build with an older CUDA toolkit"))
 }
 
 impl FromStr for DeviceName {
@@ -92,5 +137,17 @@ impl TryFrom<String> for DeviceName {
 impl From<DeviceName> for String {
     fn from(device: DeviceName) -> Self {
         device.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_is_too_old_is_refused() {
+        assert!(check_version(DeviceName::Cuda(0), 13000, 13000).is_ok());
+        let refused = check_version(DeviceName::Cuda(1), 12080, 13000).map_err(|e| e.to_string()).unwrap_err();
+        assert!(refused.contains("`cuda:1` is of CUDA 12.8, and this program of 13.0"), "{refused}");
     }
 }

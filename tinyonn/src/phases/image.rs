@@ -6,12 +6,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use self::merged::{MergeConfig, merge_scans};
 use super::DeviceName;
+use super::room::check_room_for_image;
 use super::text::{documents, tokenizer};
+use super::weights;
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::{Counted, TokenFile};
 use crate::decoder::{Arch, CausalLm};
@@ -22,6 +24,7 @@ use crate::imaging::{
 };
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::ops::GradSite;
+use crate::train::Precision;
 use crate::{Error, Result, files};
 
 /// What is imaged, and how.
@@ -38,6 +41,9 @@ pub struct ImageConfig {
     pub seed: u64,
     /// Where it computes.
     pub device: DeviceName,
+    /// What its passes compute in; sums are f64 either way.
+    #[serde(default, skip_serializing_if = "Precision::is_f32")]
+    pub dtype: Precision,
 }
 
 /// How text is imaged.
@@ -206,7 +212,7 @@ impl Subject {
                 return Err(Error::setting("partition", problem, "leave it out, or image the dense model"));
             }
             refuse_replicas(&folder.variant().spec)?;
-            let store = folder.folder().load(&device, Some(DType::F32))?;
+            let store = weights::load(folder.folder(), config.dtype, &device)?;
             let units = (0..cfg.num_hidden_layers).map(|layer| {
                 let name = format!("model.layers.{layer}.mlp.neuron_expert");
                 let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
@@ -221,8 +227,7 @@ impl Subject {
         refuse_replicas(&spec)?;
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let partition = partition::choose(config.partition, &spec, Partition::Contiguous)?;
-        folder.announce(Some(DType::F32));
-        let store = folder.load(&device, Some(DType::F32))?;
+        let store = weights::load(&folder, config.dtype, &device)?;
         let owners = if partition::reads_text(partition) {
             Owners::Clustered(partition)
         } else {
@@ -234,7 +239,7 @@ impl Subject {
     }
 
     fn model(&self) -> Result<CausalLm<crate::decoder::Mlp>> {
-        CausalLm::dense(&self.cfg, &self.store.builder(DType::F32, |_| false))
+        CausalLm::dense(&self.cfg, &self.store.frozen())
     }
 }
 
@@ -282,6 +287,7 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
 /// Text and models that cannot be used; a scan without gradients; a form that needs the partition first, of one that needs the
 /// scan first; a `scan_file` of another scan.
 pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<Image> {
+    check_room_for_image(config, (text.batch * text.length) as u64)?;
     let subject = Subject::open(config)?;
     let folder = ModelFolder::open(&config.model)?;
     let tokenizer = tokenizer(&folder)?;

@@ -59,7 +59,9 @@ use super::continuation::Continuation;
 use super::dense::CHECKPOINT;
 use super::fitting::Fits;
 use super::inputs::{HeldInputs, SplitInputs};
+use super::plan::Stages;
 use super::prepared::Prepared;
+use super::room::check_room;
 use super::run::{LossesNow, LosslessFigures, Run};
 use super::summary::{self, Phase1Summary};
 use crate::Result;
@@ -78,6 +80,7 @@ use crate::train::{Checkpoints, Losses, RouterAccuracy};
 /// # Errors
 /// As of [`super::phase2()`].
 pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Phase1Summary> {
+    check_room(config, Stages::Phase1)?;
     let mut watch = Stopwatch::new();
     let prepared = Prepared::new(config, &mut watch, checkpoints)?;
     let run = prepared.run(config);

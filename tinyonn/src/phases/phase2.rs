@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use super::RunConfig;
 use super::continuation::LeftByPhase1;
 use super::dense::CHECKPOINT;
+use super::plan::Stages;
 use super::prepared::Prepared;
+use super::room::check_room;
 use super::run::{LossesNow, Run};
 use super::summary::{self, RankCorrelation, SmkFigures, Summary};
+use super::{RunConfig, weights};
 use crate::Result;
 use crate::checkpoint::{self, ParamStore};
 use crate::imaging::Labels;
@@ -17,8 +19,8 @@ use crate::train::Checkpoints;
 
 /// Runs everything and writes `summary.json`, `metrics.jsonl` and the checkpoint `tiny-onn/` into `config.out`.
 ///
-/// It computes in f32. Checkpoints keep the types that the dense model is stored in; after SMK the weights are rounded to them
-/// before they are measured, so that the figures are those of the checkpoint.
+/// It computes in f32, or as [`RunConfig::dtype`] says; experts are stepped in f32 either way. Checkpoints keep the types that the dense model is stored in; after
+/// SMK the weights are rounded to them before they are measured, so that the figures are those of the checkpoint.
 ///
 /// With `checkpoints`, whose folder is this run's alone, pretraining and SMK that were cut off go on behind their last states; what lies
 /// between is computed again, to the same bits.
@@ -27,6 +29,7 @@ use crate::train::Checkpoints;
 /// A loss that is no finite number; a variant that is not known or does not fit; text, models and folders that cannot be used;
 /// [`Interrupted`](crate::Error::Interrupted).
 pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Summary> {
+    check_room(config, Stages::Both)?;
     let mut watch = Stopwatch::new();
     let prepared = Prepared::new(config, &mut watch, checkpoints)?;
     let run = prepared.run(config);
@@ -47,6 +50,7 @@ pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<S
 /// As of [`phase2`]; a folder that phase 1 did not write; settings or text that are not what they were.
 pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Summary> {
     let left = LeftByPhase1::read(from, config)?;
+    check_room(config, Stages::From(from))?;
     let mut watch = Stopwatch::new();
     let (prepared, mut store) = left.prepare(from, config, &mut watch)?;
     let run = prepared.run(config);
@@ -101,9 +105,13 @@ impl Run<'_> {
         watch.stage("smk");
         checkpoint::grow_deltas(store, &self.dense.cfg, &self.variant.spec)?;
         let before = self.rank_correlation(store, labels)?;
+        weights::give_masters(store, &self.dense.cfg, self.variant)?;
         let outcome = self.smk(store, labels, checkpoints)?;
         checkpoint::prune_deltas(store)?;
         self.dense.round(store)?;
+        if !self.config.dtype.is_f32() {
+            *store = self.dense.as_stored(store)?;
+        }
         watch.stage("evaluate");
         let losses = self.losses(store, labels)?;
         let after = self.rank_correlation(store, labels)?;

@@ -2,26 +2,28 @@
 //! tokens too. Of a model that is on paper, a `config.json` without weights, all but the text.
 //!
 //! Memory is counted, not measured: bytes a weight that learns ([`Memory::bytes_a_weight`]), the weights that do not,
-//! and what the passes of one part of a batch keep. An allocator's slack, the text and the program itself come on top.
+//! and what the passes of one part of a batch keep. An allocator's slack, the text and the program itself come on top. What of it lies on a GPU is held against
+//! what is free there before a run begins (`room`).
 
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use serde::Serialize;
 
 use super::config::hidden_act;
 use super::continuation::{LeftByPhase1, same_text};
 use super::inputs::{Keeping, Split};
 use super::prepared::check_routers;
-use super::{Dense, LabelUnit, RunConfig, Text};
+use super::{Dense, LabelUnit, RunConfig, Text, weights};
 use crate::Result;
-use crate::checkpoint::{Param, Role, is_on_paper, read_arch, variant_params};
+use crate::checkpoint::{Param, Role, is_on_paper, read_arch, stored_type, variant_params};
 use crate::data::{self, Sampler, TextTokenizer, TokenSet};
 use crate::decoder::Arch;
 use crate::imaging::{Partition, partition};
 use crate::moe::expert::check_width;
-use crate::moe::{ExpertsAre, Variant, variant};
-use crate::train::{Memory, OptimizerConfig};
+use crate::moe::{Variant, variant};
+use crate::train::smk::learning_role;
+use crate::train::{Memory, OptimizerConfig, Precision};
 
 /// What a run would do, in numbers.
 ///
@@ -75,7 +77,7 @@ pub struct Plan {
 pub struct PlannedStage {
     /// Its name.
     pub name: &'static str,
-    /// Bytes of all weights that are held, f32.
+    /// Bytes of all weights, as they are held and as models have them.
     pub weights: u64,
     /// Bytes that the passes over a batch keep; of the router fit, what its layers need that are at work at once.
     pub values: u64,
@@ -83,15 +85,26 @@ pub struct PlannedStage {
     pub inputs: u64,
 }
 
-/// The stages of phase 1 of a run under `config` that reads `targets[split][task]` tokens: weights are in f32, those that were upcycled are the
-/// dense ones, and the proof reads them back from disk.
+/// The type that weights are held in which are stored in `stored`; those of a model on paper are taken to be stored in what passes compute in.
+pub(super) fn held(dtype: Precision, stored: Option<DType>) -> DType {
+    weights::held_in(dtype).or(stored).unwrap_or(dtype.dtype())
+}
+
+/// Bytes of a weight that no training moves: as it is held and, where passes compute in another type, as a model has it.
+pub(super) fn frozen_bytes(held: DType, passes: Precision) -> u64 {
+    let converted = if held == passes.dtype() { 0 } else { passes.bytes() };
+    held.size_in_bytes() as u64 + converted
+}
+
+/// The stages of phase 1 of a run under `config` that reads `targets[split][task]` tokens: the weights that were upcycled are the dense ones, and the proof
+/// reads them back from disk.
 fn stages_of_phase1(
     config: &RunConfig,
-    (cfg, variant): (&Arch, &Variant),
+    (cfg, variant, held): (&Arch, &Variant, DType),
     targets: &[Vec<usize>; 3],
 ) -> Vec<PlannedStage> {
-    let store = 4 * cfg.parameters() as u64;
-    let values = Memory::DEFAULT.values(cfg, (config.batch * config.length) as u64);
+    let store = frozen_bytes(held, config.dtype) * cfg.parameters() as u64;
+    let values = Memory::DEFAULT.within(config.dtype).values(cfg, (config.batch * config.length) as u64);
     let keeping = Keeping { config, spec: &variant.spec, cfg };
     let [train, validation, test] = targets;
     let fitted = keeping.bytes(train, Split::Fitted);
@@ -140,10 +153,10 @@ pub struct PlannedTraining {
 }
 
 impl PlannedTraining {
-    /// Of `learning` weights of a model that holds `all`.
+    /// Of `learning` weights of a model of `all`, which are held in `held`.
     fn new(
         (name, steps, batch, length): (&'static str, u64, usize, usize),
-        cfg: &Arch,
+        (cfg, held): (&Arch, DType),
         [learning, all]: [usize; 2],
         (optimizer, memory): (&OptimizerConfig, &Memory),
         (look, apart): (u64, bool),
@@ -151,13 +164,15 @@ impl PlannedTraining {
         // With looks at held-out text the best masters so far are kept, f32.
         let best = if look > 0 { 4 } else { 0 };
         let apart = if apart { memory.gradients.dtype().size_in_bytes() as u64 } else { 0 };
-        let frozen = (all - learning) as u64 * memory.weights.dtype().size_in_bytes() as u64;
+        let frozen = (all - learning) as u64 * frozen_bytes(held, memory.weights);
+        // The dense model stays as it is beside masters that are other tensors.
+        let before = if held == DType::F32 { 0 } else { held.size_in_bytes() as u64 };
         Self {
             name,
             steps,
             tokens: (batch * length) as u64,
             learning,
-            weights: learning as u64 * (memory.bytes_a_weight(optimizer.rule) + best + apart) + frozen,
+            weights: learning as u64 * (memory.bytes_a_weight(optimizer.rule) + best + apart + before) + frozen,
             values: memory.values(cfg, (batch / memory.micro_batches * length) as u64),
             state: learning as u64 * (memory.bytes_a_weight_on_disk(optimizer.rule) + best),
         }
@@ -194,7 +209,7 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
             sources => sources.len(),
         };
         let targets = [(); 3].map(|()| vec![config.scan_tokens; tasks]);
-        return Plan::new(config, stages, (&cfg, variant), (false, &targets));
+        return Plan::new(config, stages, (&cfg, variant, held(config.dtype, None)), (false, &targets));
     }
     // What keeps a model from being read is said before all text is.
     let given = match (&config.model, stages) {
@@ -202,15 +217,15 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
         _ => None,
     };
     let text = Text::new(&config.data, config.seed)?;
-    let (cfg, tokenizer) = if let Stages::From(dir) = stages {
+    let (cfg, tokenizer, stored) = if let Stages::From(dir) = stages {
         same_text(&LeftByPhase1::read(dir, config)?.summary.corpus.sha256, &text.sha256, "run exp_phase1 again")?;
-        let (_, cfg, tokenizer) = Dense::open_routed(dir)?;
-        (cfg, tokenizer)
-    } else if let Some((_, cfg, tokenizer)) = given {
-        (cfg, tokenizer)
+        let (folder, cfg, tokenizer) = Dense::open_routed(dir)?;
+        (cfg, tokenizer, stored_type(folder.folder()))
+    } else if let Some((folder, cfg, tokenizer)) = given {
+        (cfg, tokenizer, stored_type(&folder))
     } else {
         let tokenizer = TextTokenizer::train(&text.splits.train, config.dense.vocab_size)?;
-        (config.dense.arch(tokenizer.vocab_size(), hidden_act(variant)), tokenizer)
+        (config.dense.arch(tokenizer.vocab_size(), hidden_act(variant)), tokenizer, Some(DType::F32))
     };
     config.check_length(&cfg)?;
     let mut tokens = text.encode(&tokenizer)?;
@@ -224,7 +239,7 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
     let sizes = |task: usize| [&tokens.train, &tokens.validation, &tokens.test].map(|set| set.tasks[task].tokens.len());
     let read = |set: &TokenSet| set.tasks.iter().map(|task| task.targets().min(config.scan_tokens)).collect::<Vec<_>>();
     let targets = [&tokens.train, &tokens.validation, &tokens.test].map(read);
-    let plan = Plan::new(config, stages, (&cfg, variant), (pretrains, &targets))?;
+    let plan = Plan::new(config, stages, (&cfg, variant, held(config.dtype, stored)), (pretrains, &targets))?;
     Ok(Plan {
         tasks: text.tasks.iter().cloned().zip((0..text.tasks.len()).map(sizes)).collect(),
         scanned: if matches!(stages, Stages::From(_)) { 0 } else { targets[0].iter().sum() },
@@ -234,20 +249,26 @@ pub fn plan(config: &RunConfig, stages: Stages<'_>) -> Result<Plan> {
 
 impl Plan {
     /// All but the text, of which `targets[split][task]` tokens are read.
-    fn new(
+    pub(super) fn new(
         config: &RunConfig,
         stages: Stages<'_>,
-        (cfg, variant): (&Arch, &Variant),
+        (cfg, variant, held): (&Arch, &Variant, DType),
         (pretrains, targets): (bool, &[Vec<usize>; 3]),
     ) -> Result<Self> {
         check_width(&variant.spec, cfg.intermediate_size, 0)?;
         let mut trainings = Vec::new();
         if pretrains {
-            let of = &config.pretrain;
+            let of = &config.pretrain_in_dtype();
             let name = ("pretraining", of.steps, of.batch, config.length);
             let count = cfg.parameters();
             let look = (of.look, false);
-            trainings.push(PlannedTraining::new(name, cfg, [count, count], (&of.optimizer, &of.memory), look));
+            trainings.push(PlannedTraining::new(
+                name,
+                (cfg, DType::F32),
+                [count, count],
+                (&of.optimizer, &of.memory),
+                look,
+            ));
         }
         let params = variant_params(cfg, variant)?;
         let weights = |of: &dyn Fn(&Param) -> bool| {
@@ -255,13 +276,14 @@ impl Plan {
             own.map(|param| param.stored.iter().product::<usize>()).sum::<usize>()
         };
         if stages != Stages::Phase1 {
-            let of = &config.smk;
-            let role = if variant.spec.experts_are == ExpertsAre::Slice { Role::Expert } else { Role::Delta };
+            let of = &config.smk_in_dtype();
+            let role = learning_role(&variant.spec);
             let learning = weights(&|param| param.role == role || (of.routers && param.role == Role::Router));
             let name = ("Surprise Min-K", of.steps, of.batch, config.length);
             let counts = [learning, weights(&|_| true)];
             let apart = of.choice(&variant.spec).rule.keeps_parts_apart(of.memory.micro_batches);
-            trainings.push(PlannedTraining::new(name, cfg, counts, (&of.optimizer, &of.memory), (of.look, apart)));
+            let memory = (&of.optimizer, &of.memory);
+            trainings.push(PlannedTraining::new(name, (cfg, held), counts, memory, (of.look, apart)));
         }
         let mut by_role: Vec<(Role, usize)> = Vec::new();
         for param in params.iter().filter(|param| !matches!(param.role, Role::Partition | Role::Delta | Role::Repair)) {
@@ -276,7 +298,7 @@ impl Plan {
             shape: cfg.to_string(),
             parameters: cfg.parameters(),
             by_role,
-            stages: if from_the_first { stages_of_phase1(config, (cfg, variant), targets) } else { Vec::new() },
+            stages: if from_the_first { stages_of_phase1(config, (cfg, variant, held), targets) } else { Vec::new() },
             trainings,
             scanned: 0,
         })

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::inputs::{HeldInputs, Keeping, Split, SplitInputs};
 use super::text::{CorpusFigures, Tokens};
-use super::{Dense, LabelUnit, RunConfig, Text};
+use super::{Dense, LabelUnit, RunConfig, Text, weights};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder, is_tinyonn};
 use crate::data::{Sampler, TokenSet};
 use crate::decoder::{Active, CausalLm, FeedForward, Pass};
@@ -21,6 +21,7 @@ use crate::imaging::{
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{ExpertsAre, LoadFigures, LoadMeter, RoutePer, Variant};
+use crate::ops::host;
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::evaluate::evaluate_load;
 use crate::train::smk::SmkOutcome;
@@ -29,8 +30,9 @@ use crate::{Error, Result};
 
 /// In the folder of a run, what SMK logged.
 pub const METRICS: &str = "metrics.jsonl";
-/// Tokens of a task in each of the two batches whose logits are compared, about.
+/// Tokens of a task in each of the two batches whose logits are compared, about; of a large vocabulary fewer, whose logits are at most so many.
 const COMPARED: usize = 1024;
+const LOGITS: usize = 1 << 26;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
 
@@ -143,7 +145,7 @@ impl Run<'_> {
     /// # Errors
     /// Whatever the device reports.
     pub fn dense_model(&self) -> Result<CausalLm<crate::decoder::Mlp>> {
-        CausalLm::dense(&self.dense.cfg, &self.dense.store.builder(DType::F32, |_| false))
+        CausalLm::dense(&self.dense.cfg, &self.dense.store.frozen())
     }
 
     /// The variant with the parameters in `store`, frozen.
@@ -151,7 +153,7 @@ impl Run<'_> {
     /// # Errors
     /// Whatever the device reports.
     pub fn model(&self, store: &ParamStore) -> Result<TinyOnnForCausalLm> {
-        TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.builder(DType::F32, |_| false))
+        TinyOnnForCausalLm::new(&self.dense.cfg, self.variant, &store.frozen())
     }
 
     /// Routed; a variant that takes its task's path is given those of `labels`.
@@ -248,17 +250,18 @@ impl Run<'_> {
     pub fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
         let dir = self.config.out.join("upcycled");
         self.write(store, &dir, ActiveMode::All, None)?;
-        let read = TinyOnnFolder::open(&dir)?.folder().load(&self.device, Some(DType::F32))?;
+        let read = weights::load(TinyOnnFolder::open(&dir)?.folder(), self.config.dtype, &self.device)?;
         let dense = self.dense_model()?;
         let sparse = self.model(&read)?;
         let mut figures = LosslessFigures { max_abs_diff: 0.0, bit_equal: true };
         for task in 0..self.text.tasks.len() {
-            let batch = self.config.batch.min(COMPARED.div_ceil(self.config.length));
+            let most = COMPARED.min(LOGITS / self.dense.cfg.vocab_size.max(1));
+            let batch = self.config.batch.min(most.div_ceil(self.config.length)).max(1);
             let batches = self.tokens.test.batches_of_task(task, self.config.length, batch, &self.device)?;
             for batch in batches.take(2) {
                 let ids = batch?.inputs;
-                let a = dense.logits(&ids, &Pass::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
-                let b = sparse.logits(&ids, &Pass::all(), None)?.flatten_all()?.to_vec1::<f32>()?;
+                let a = host::values(&dense.logits(&ids, &Pass::all(), None)?)?;
+                let b = host::values(&sparse.logits(&ids, &Pass::all(), None)?)?;
                 for (a, b) in a.iter().zip(&b) {
                     let equal = a.to_bits() == b.to_bits();
                     // Where one of the two is no number the difference has no size.
@@ -421,7 +424,7 @@ impl Run<'_> {
         let mut log = if checkpoints.is_some() { MetricsLog::open(&path) } else { MetricsLog::create(&path) }?;
         let (batches, held) = (self.smk_batches()?, &self.tokens.validation);
         let text = (&batches, Some(held));
-        let outcome = train_smk(model, &Self::routed(labels), text, &c.smk, &mut log, checkpoints)?;
+        let outcome = train_smk(model, &Self::routed(labels), text, &c.smk_in_dtype(), &mut log, checkpoints)?;
         if path != place {
             MetricsLog::copy(&path, &place)?;
         }

@@ -75,10 +75,10 @@ impl Run<'_> {
         let mut ridge = Vec::new();
         for layer in 0..cfg.num_hidden_layers {
             let prefix = mixture_prefix(layer);
-            let moe =
-                |store: &ParamStore| (self.variant.build)(cfg, layer, store.builder(DType::F32, |_| false).pp(&prefix));
+            let moe = |store: &ParamStore| (self.variant.build)(cfg, layer, store.frozen().pp(&prefix));
             let behind = |streams: &mut Vec<Tensor>| -> Result<Vec<[Tensor; 2]>> {
-                std::mem::take(streams).into_iter().map(|x| dense.model().attend(layer, &x)).collect()
+                let attend = |x: Tensor| dense.model().attend(layer, &x.to_dtype(store.passes())?);
+                std::mem::take(streams).into_iter().map(attend).collect()
             };
             let (from_dense, from_sparse) = (behind(&mut streams.dense)?, behind(&mut streams.sparse)?);
             let seen_nd = scored_rows(&from_sparse, &streams.scored)?;
@@ -92,9 +92,10 @@ impl Run<'_> {
             let mut dense_now = from_dense.into_iter();
             for (at, [s, normed_s]) in from_sparse.into_iter().enumerate() {
                 let [y, h_ti] = chooses.chosen(&normed_s)?;
-                let sparse = (s + y)?;
+                // What is missing is a small difference of large sums.
+                let sparse = wide_sum(&s, &y)?;
                 if let Some([r, normed_r]) = dense_now.next() {
-                    let whole = (r + dense.model().layers()[layer].mlp().output(&normed_r)?)?;
+                    let whole = wide_sum(&r, &dense.model().layers()[layer].mlp().output(&normed_r)?)?;
                     let (missing_td, rows) = ((&whole - &sparse)?.flatten_to(1)?, &streams.rows[at]);
                     sums.push(&h_ti.index_select(rows, 0)?, &missing_td.index_select(rows, 0)?)?;
                     hidden.push(h_ti);
@@ -105,7 +106,7 @@ impl Run<'_> {
             if let Some(least) = making.ridge {
                 let repair = sums.solve(least, making.bias, &self.device)?;
                 for (sparse, h_ti) in streams.sparse.iter_mut().zip(hidden) {
-                    let more = h_ti.matmul(&repair.down_id)?.broadcast_add(&repair.bias_d)?;
+                    let more = h_ti.to_dtype(DType::F32)?.matmul(&repair.down_id)?.broadcast_add(&repair.bias_d)?;
                     *sparse = (&*sparse + more.reshape(sparse.shape())?)?;
                 }
                 store.insert(format!("{prefix}.{REPAIR_DOWN}"), repair.down_id)?;
@@ -136,10 +137,7 @@ impl Run<'_> {
         for (layer, cut) in cuts.iter().enumerate() {
             let behind = sparse.iter().map(|x| dense.model().attend(layer, x)).collect::<Result<Vec<_>>>()?;
             let prefix = mixture_prefix(layer);
-            let moe = |store: &ParamStore| {
-                let vb = store.builder(DType::F32, |_| false).pp(&prefix);
-                (self.variant.build)(&self.dense.cfg, layer, vb)
-            };
+            let moe = |store: &ParamStore| (self.variant.build)(&self.dense.cfg, layer, store.frozen().pp(&prefix));
             if cut.neurons < cut.candidates {
                 let least = threshold(&moe(store)?, &scored_rows(&behind, &scored)?, cut.neurons)?;
                 store.set(&format!("{prefix}.{LEAST_SCORE}"), &Tensor::new(&[least], &self.device)?)?;
@@ -182,6 +180,11 @@ impl Run<'_> {
         let dense = if both { sparse.clone() } else { Vec::new() };
         Ok(Streams { dense, sparse, rows: tensors(rows)?, scored: tensors(scored)? })
     }
+}
+
+/// a + b in f32.
+fn wide_sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok((a.to_dtype(DType::F32)? + b.to_dtype(DType::F32)?)?)
 }
 
 /// What a feed-forward sees of the tokens that a choice is calibrated by: `[n, d]`.

@@ -39,7 +39,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -50,202 +50,17 @@ use super::run::{LosslessFigures, METRICS, Run};
 use super::sparse_layers::{Making, SparseLayers};
 use super::sparsify_from::LeftBySparsify;
 use super::text::CorpusFigures;
-use super::{Dense, DeviceName, RunConfig, summary};
+use super::{Dense, Shares, SparsifyConfig, Worth, summary};
 use crate::checkpoint::ParamStore;
 use crate::data::Sampler;
 use crate::decoder::Pass;
 use crate::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
-use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuron_damage, sensitivity};
+use crate::imaging::{Choose, Cut, DamageOptions, cuts_by_layer, neuron_damage, sensitivity};
 use crate::metrics::{Interval, MetricsLog, Stopwatch, interval};
 use crate::model::ActiveMode;
-use crate::moe::{MoeSpec, Neurons};
+use crate::moe::Neurons;
 use crate::train::{Checkpoints, DistilConfig, Losses, distil, grow_repairs};
 use crate::{Error, Result};
-
-/// What all layers together take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Shares {
-    /// The share on average over layers, each as much as its neurons are worth on held-out text.
-    #[default]
-    ByLayer,
-    /// The share in every layer.
-    Uniform,
-}
-
-/// What a unit of a neuron's h is taken to be worth where neurons are compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Worth {
-    /// The norm of its row of W_d: how far it moves the stream.
-    Norm,
-    /// √E (∂L/∂h)² on held-out text: how far it moves the loss.
-    #[default]
-    Sensitivity,
-}
-
-/// What is made sparse, and how. As TOML, every key is optional and unknown keys are refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SparsifyConfig {
-    /// A dense decoder: a Hugging Face folder or a GGUF file.
-    pub model: Option<PathBuf>,
-    /// A declared variant that chooses neurons, without a hierarchy.
-    pub variant: String,
-    /// The share of the MLP's counted operations that a token takes.
-    pub active_share: f64,
-    /// Whether layers differ in what they take.
-    pub shares: Shares,
-    /// Of a gate, the share of each layer's neurons that may be taken at all; not given: by layer what costs least, uniformly all.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub candidates: Option<f64>,
-    /// What a unit of h is worth.
-    pub worth: Worth,
-    /// How the gate's choice is bounded; not given: by threshold.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub choose: Option<Choose>,
-    /// λ of the repair in closed form; 0 leaves layers as they are.
-    pub ridge: f64,
-    /// Whether a repair has a bias, b.
-    pub bias: bool,
-    /// Kinds of text as `NAME=PATH`; without any, the default text.
-    pub data: Vec<String>,
-    /// Decides everything random.
-    pub seed: u64,
-    /// Where it computes.
-    pub device: DeviceName,
-    /// The folder of the results.
-    pub out: PathBuf,
-    /// Tokens a sequence.
-    pub length: usize,
-    /// Sequences a batch.
-    pub batch: usize,
-    /// Training tokens of each kind that it is calibrated and repaired on, at most.
-    pub calibration_tokens: usize,
-    /// Validation tokens of each kind that shares by layer are found on, at most.
-    pub validation_tokens: usize,
-    /// Test tokens of each kind that losses are taken over, at most.
-    pub test_tokens: usize,
-    /// How it learns from the dense model behind all that.
-    pub distil: DistilConfig,
-}
-
-impl Default for SparsifyConfig {
-    fn default() -> Self {
-        let run = RunConfig::default();
-        Self {
-            model: None,
-            variant: "OwnGate".into(),
-            active_share: 0.5,
-            shares: Shares::ByLayer,
-            candidates: None,
-            worth: Worth::Sensitivity,
-            choose: None,
-            ridge: 0.01,
-            bias: true,
-            data: Vec::new(),
-            seed: 0,
-            device: run.device,
-            out: "runs/sparsify".into(),
-            length: run.length,
-            batch: run.batch,
-            calibration_tokens: 16_384,
-            validation_tokens: 1024,
-            test_tokens: run.test_tokens,
-            distil: DistilConfig::DEFAULT,
-        }
-    }
-}
-
-impl SparsifyConfig {
-    /// The settings of the stages that phases have, too.
-    fn run(&self) -> RunConfig {
-        let Self { model, variant, data, seed, device, out, length, batch, .. } = self.clone();
-        RunConfig {
-            model,
-            variant,
-            data,
-            seed,
-            device,
-            out,
-            length,
-            batch,
-            scan_tokens: self.calibration_tokens,
-            // Whole: its documents are chosen before they are cut.
-            test_tokens: usize::MAX,
-            partition: Some(Partition::Contiguous),
-            ..RunConfig::default()
-        }
-    }
-
-    /// Refuses what nothing can be made of, before anything is read.
-    fn check(&self) -> Result<()> {
-        let spec = &crate::moe::variant(&self.variant)?.spec;
-        check_variant(spec)?;
-        let refuse = |name: &str, problem: String, remedy: &str| Err(Error::setting(name, problem, remedy));
-        let share = |name: &str, value: f64| {
-            if value > 0.0 && value <= 1.0 {
-                return Ok(());
-            }
-            refuse(name, format!("is {value}"), "use more than 0, and at most 1")
-        };
-        share("active_share", self.active_share)?;
-        if let Some(candidates) = self.candidates {
-            share("candidates", candidates)?;
-        }
-        if spec.neurons == Neurons::Pruned {
-            let given = [("choose", self.choose.is_some()), ("candidates", self.candidates.is_some())];
-            if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
-                let problem = format!("is for a gate, and {} takes the same neurons for every token", spec.name);
-                return refuse(name, problem, "remove it, or take a variant with `neurons = gate`");
-            }
-        }
-        for (name, tokens) in [
-            ("calibration_tokens", self.calibration_tokens),
-            ("validation_tokens", self.validation_tokens),
-            ("test_tokens", self.test_tokens),
-        ] {
-            // Of one token there is none that it predicts.
-            if tokens < 2 {
-                return refuse(name, format!("is {tokens}"), "use 2 or more");
-            }
-        }
-        if self.candidates.is_some_and(|candidates| candidates < self.active_share) {
-            let problem = format!("is {}, more than all candidates cost", self.active_share);
-            return refuse("active_share", problem, "use the candidates' share or less");
-        }
-        if self.distil.steps > 0 {
-            self.distil.check()?;
-        }
-        if !(self.ridge >= 0.0 && self.ridge.is_finite()) {
-            return refuse("ridge", format!("is {}", self.ridge), "use 0, which repairs nothing, or more");
-        }
-        if self.shares == Shares::Uniform {
-            self.uniform(spec)?;
-        }
-        Ok(())
-    }
-
-    /// The same for each layer.
-    fn uniform(&self, spec: &MoeSpec) -> Result<Cut> {
-        let operations = self.active_share;
-        if spec.neurons == Neurons::Pruned {
-            return Ok(Cut { candidates: operations, neurons: operations });
-        }
-        let candidates = self.candidates.unwrap_or(1.0);
-        let neurons = (3.0 * operations - candidates) / 2.0;
-        if neurons > 0.0 {
-            return Ok(Cut { candidates, neurons });
-        }
-        let problem = format!("is {operations}, which the gate rows of {candidates} of the neurons take up");
-        Err(Error::setting(
-            "active_share",
-            problem,
-            "use more than a third of the candidates' share, or fewer candidates",
-        ))
-    }
-}
 
 /// What came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -299,19 +114,6 @@ pub struct SparsifyLosses<T> {
     pub dense: T,
     /// At the share.
     pub sparse: T,
-}
-
-/// Refuses a variant that chooses no neurons, or only within experts that routers choose.
-fn check_variant(spec: &MoeSpec) -> Result<()> {
-    let variant = |problem: &str, remedy: &str| Err(Error::variant(spec.name.clone(), problem, remedy));
-    if spec.neurons == Neurons::All {
-        return variant("it chooses no neurons", "declare `neurons = gate` or `neurons = pruned`, such as OwnGate");
-    }
-    if !spec.levels.is_empty() {
-        let problem = "it has a hierarchy, whose routers are not fitted here";
-        return variant(problem, "declare `neurons = gate` without groups, experts or levels");
-    }
-    Ok(())
 }
 
 /// Tokens of a test document that are counted where documents are chosen: as many are as fit, evenly spread.
@@ -464,7 +266,8 @@ impl Run<'_> {
         cuts: &[Cut],
         checkpoints: Option<&Checkpoints>,
     ) -> Result<Option<f64>> {
-        let distil_config = &config.distil;
+        let memory = config.distil.memory.within(self.config.dtype);
+        let distil_config = &DistilConfig { memory, ..config.distil };
         if distil_config.steps == 0 {
             return Ok(None);
         }

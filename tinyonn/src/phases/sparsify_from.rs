@@ -3,14 +3,12 @@
 
 use std::path::Path;
 
-use candle_core::DType;
-
 use super::config::first_difference;
 use super::continuation::same_text;
 use super::dense::CHECKPOINT;
 use super::run::Run;
 use super::sparse_layers::SparseLayers;
-use super::{SparsifyConfig, SparsifySummary};
+use super::{SparsifyConfig, SparsifySummary, weights};
 use crate::checkpoint::TinyOnnFolder;
 use crate::imaging::Cut;
 use crate::{Error, Result};
@@ -64,7 +62,7 @@ impl LeftBySparsify {
     pub(super) fn layers(self, run: &Run<'_>) -> Result<(Vec<Cut>, SparseLayers)> {
         let Self { folder, summary } = self;
         same_text(&summary.corpus.sha256, &run.text.sha256, "begin without --from")?;
-        let store = folder.load(&run.device, Some(DType::F32))?;
+        let store = weights::load(folder.folder(), run.config.dtype, &run.device)?;
         let SparsifySummary { asked, calibrated_on, repaired_on, ridge, .. } = summary;
         Ok((asked, SparseLayers { store, scored: calibrated_on, repaired_on, ridge }))
     }

@@ -8,6 +8,7 @@ use candle_core::{Tensor, Var};
 
 use super::{Slot, TextGradient, TrainState};
 use crate::Result;
+use crate::checkpoint::refresh;
 use crate::decoder::FeedForward;
 
 /// Where weights are pulled to, and how much.
@@ -27,8 +28,8 @@ use crate::decoder::FeedForward;
 /// ```
 #[derive(Debug)]
 pub struct Anchor {
-    /// By slot: what is pulled, θ₀ and F; without F it is 1.
-    weights: Vec<(Var, Tensor, Option<Tensor>)>,
+    /// By slot: what is pulled, what passes read where that is another, θ₀ and F; without F it is 1.
+    weights: Vec<(Var, Option<Var>, Tensor, Option<Tensor>)>,
     strength: f64,
 }
 
@@ -42,7 +43,9 @@ impl Anchor {
         let of = |slot: &Slot| {
             let var = slot.stepped().clone();
             let start = var.as_detached_tensor().copy()?;
-            Ok((var, start, fisher.next()))
+            // Passes read another, where the stepped one is a master.
+            let work = slot.master.is_some().then(|| slot.var.clone());
+            Ok((var, work, start, fisher.next()))
         };
         Ok(Self { weights: slots.iter().map(of).collect::<Result<_>>()?, strength })
     }
@@ -53,7 +56,7 @@ impl Anchor {
     /// What the device reports.
     pub fn pull(&self, rate: f64, finite: &Tensor) -> Result<()> {
         let share = rate * self.strength;
-        for (var, start, fisher) in &self.weights {
+        for (var, work, start, fisher) in &self.weights {
             let now = var.as_detached_tensor();
             let away = (&now - start)?;
             let back = match fisher {
@@ -63,6 +66,7 @@ impl Anchor {
             let pulled = (&now - back)?;
             let kept = finite.reshape(vec![1; now.rank()])?.broadcast_as(now.shape())?;
             var.set(&kept.where_cond(&pulled, &now)?)?;
+            work.iter().try_for_each(|work| refresh(work, var))?;
         }
         Ok(())
     }

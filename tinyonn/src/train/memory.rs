@@ -3,6 +3,9 @@
 //! Bytes a weight that learns, with the types of work weight, master, gradient and moments (two of AdamW's, one of others): f32 throughout
 //! 16 (the work weight is the master); bf16 work, f32 the rest 18; bf16 gradients 16; bf16 gradients and moments 12.
 
+use std::fmt;
+use std::str::FromStr;
+
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +35,39 @@ impl Precision {
         }
     }
 
-    fn bytes(self) -> u64 {
+    /// Bytes of a number.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
         self.dtype().size_in_bytes() as u64
+    }
+
+    /// Whether it is f32: what records leave out.
+    // Serde asks by reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    #[must_use]
+    pub fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::setting("--dtype", format!("there is no `{text}`"), "use f32 or bf16")),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
     }
 }
 
@@ -91,6 +125,14 @@ impl Memory {
             return Err(Error::setting(format!("{key}.gradients"), "are bf16 of weights in f32", remedy));
         }
         Ok(())
+    }
+
+    /// The same for the trainings of a run whose other passes compute in `run`: in nothing wider, as the weights that do not learn are held in what they
+    /// compute in.
+    #[must_use]
+    pub fn within(self, run: Precision) -> Self {
+        let weights = if run == Precision::Bf16 { run } else { self.weights };
+        Self { weights, ..self }
     }
 
     /// Bytes of a weight that learns: work weight, master, gradient, moments.

@@ -4,8 +4,6 @@
 //! from the pseudo-dense one layer by layer (DESIGN §4): each round collects the inputs of a routed pass and fits to those. Labels stay: they
 //! say what the dense model's experts are worth, not where routing is at the moment.
 
-use candle_core::DType;
-
 use super::Model;
 use crate::Result;
 use crate::model::TinyOnnForCausalLm;
@@ -19,5 +17,5 @@ use crate::model::TinyOnnForCausalLm;
 /// Whatever the model or `again` reports.
 pub fn refit(model: Model<'_>, rounds: usize, mut again: impl FnMut(&TinyOnnForCausalLm) -> Result<()>) -> Result<()> {
     let (store, cfg, variant) = model;
-    (0..rounds).try_for_each(|_| again(&TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, |_| false))?))
+    (0..rounds).try_for_each(|_| again(&TinyOnnForCausalLm::new(cfg, variant, &store.frozen())?))
 }

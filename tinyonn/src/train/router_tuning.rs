@@ -5,7 +5,7 @@
 //! parameters by AdamW on training text and keeps those of the least loss on validation text, the first ones' included; it stops early
 //! where validation text gains nothing any more.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use rand::Rng as _;
 
 use super::{Gradient, Memory, OptimizerConfig, RouterFitConfig, Rule, Said, Slot, TrainState, Verdict, Watch, train};
@@ -67,7 +67,8 @@ impl Tuning<'_> {
     fn layer(&self, learn: bool) -> Result<MoeLayer> {
         let (store, cfg, variant) = self.model;
         let prefix = format!("{}.", self.path);
-        let vb = store.builder(DType::F32, move |name| learn && name.starts_with(&prefix));
+        // Routers are f32 whatever the rest of the layer is, which is lent as it is held.
+        let vb = store.builder(store.passes(), move |name| learn && name.starts_with(&prefix));
         let layer = self.place.0;
         (variant.build)(cfg, layer, vb.pp(format!("model.layers.{layer}.mlp")))
     }

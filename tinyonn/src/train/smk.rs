@@ -131,6 +131,14 @@ impl Default for SmkConfig {
     }
 }
 
+/// What Surprise Min-K moves: slices themselves; of replicas the deltas.
+pub(crate) fn learning_role(spec: &MoeSpec) -> Role {
+    match spec.experts_are {
+        ExpertsAre::Slice => Role::Expert,
+        ExpertsAre::Replicate => Role::Delta,
+    }
+}
+
 /// What the training did.
 ///
 /// ```
@@ -200,10 +208,7 @@ pub fn train_smk(
         let problem = "is min_load, and where all experts are active all have the same load";
         return Err(Error::setting("smk.rule.select", problem, "use random_k, or a routed pass"));
     }
-    let role = match spec.experts_are {
-        ExpertsAre::Slice => Role::Expert,
-        ExpertsAre::Replicate => Role::Delta,
-    };
+    let role = learning_role(spec);
     let mut params = variant_params(cfg, variant)?;
     params.retain(|param| param.role == role || (routers && param.role == Role::Router));
     if let Some(param) = params.iter().find(|param| param.role == Role::Delta && store.get(&param.name).is_none()) {

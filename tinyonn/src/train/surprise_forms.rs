@@ -38,7 +38,7 @@ pub fn rank_correlations(
     routed: &Pass,
     (sampler, rows): (&Sampler<'_>, usize),
 ) -> Result<Vec<Option<f64>>> {
-    let model = TinyOnnForCausalLm::new(cfg, variant, &store.builder(DType::F32, |_| false))?;
+    let model = TinyOnnForCausalLm::new(cfg, variant, &store.frozen())?;
     let batch = sampler.batch_at(0)?;
     let cut = |tensor: &Tensor| tensor.narrow(0, 0, rows.min(tensor.dim(0)?))?.contiguous();
     let (inputs, targets) = (cut(&batch.inputs)?, cut(&batch.targets)?);

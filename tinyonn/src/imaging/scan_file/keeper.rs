@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
+use candle_core::DType;
+
 use super::{Record, ScanFile, ScanPart, StoredScan};
 use crate::imaging::{Log1p, NeuronScan, ScanRequest};
 use crate::{Error, Result, SOURCES_SHA256};
@@ -11,6 +13,7 @@ use crate::{Error, Result, SOURCES_SHA256};
 pub(crate) struct Keeper<'a> {
     file: &'a ScanFile<'a>,
     part: ScanPart,
+    dtype: &'static str,
     log1p: &'static str,
     begun: Option<NeuronScan>,
     written: Instant,
@@ -34,11 +37,15 @@ impl Stamp {
 }
 
 impl<'a> Keeper<'a> {
-    /// For a scan of `request` over tokens of the SHA-256 `text`, the part that is read, of so many `batches` in its shard.
+    /// For a scan of `request` by passes in `dtype` over tokens of the SHA-256 `text`, the part that is read, of so many `batches` in its shard.
     ///
     /// # Errors
     /// A file that is damaged, or of another scan; no folder to write it into.
-    pub(crate) fn open(file: &'a ScanFile<'a>, request: &ScanRequest, text: String, batches: usize) -> Result<Self> {
+    pub(crate) fn open(
+        file: &'a ScanFile<'a>,
+        (request, dtype): (&ScanRequest, DType),
+        (text, batches): (String, usize),
+    ) -> Result<Self> {
         let part = ScanPart {
             corpus: file.corpus.to_owned(),
             text,
@@ -53,7 +60,7 @@ impl<'a> Keeper<'a> {
             Log1p::Given(_) => "given",
         };
         let stamp = Stamp::of(file.path)?;
-        let mut keeper = Self { file, part, log1p, begun: None, written: Instant::now(), stamp };
+        let mut keeper = Self { file, part, dtype: dtype.as_str(), log1p, begun: None, written: Instant::now(), stamp };
         if file.path.exists() {
             let stored = StoredScan::read(file.path)?;
             keeper.check(&stored, request)?;
@@ -116,6 +123,7 @@ impl<'a> Keeper<'a> {
             sources: Some(SOURCES_SHA256.into()),
             model: self.file.model.to_owned(),
             parts: vec![self.part.clone()],
+            dtype: self.dtype.into(),
             log1p: self.log1p.into(),
         }
     }
@@ -130,6 +138,9 @@ impl<'a> Keeper<'a> {
         let (found, scan) = (stored.record(), &stored.scan);
         if found.model != self.file.model {
             return other("another model");
+        }
+        if found.dtype != self.dtype {
+            return other(&format!("passes in another dtype ({})", found.dtype));
         }
         if part.corpus != self.part.corpus {
             return other("another corpus");

@@ -68,10 +68,11 @@ struct Weights {
 impl Weights {
     fn new(store: &ParamStore, params: Vec<Param>) -> Result<Self> {
         let names: BTreeSet<&str> = params.iter().map(|param| param.name.as_str()).collect();
-        let work = store.work_weights(DType::F32, |name| names.contains(name).then_some(DType::F32))?;
-        let copies = params.iter().filter_map(|param| work.get(&param.name)).map(|(var, _)| {
-            let start = var.as_detached_tensor().copy()?;
-            Ok::<_, Error>((var.clone(), start))
+        let dtype = store.passes();
+        let work = store.work_weights(dtype, |name| names.contains(name).then_some(dtype))?;
+        let copies = params.iter().filter_map(|param| work.get(&param.name)).map(|(var, master)| {
+            let stepped = master.unwrap_or(var);
+            Ok::<_, Error>((stepped.clone(), stepped.as_detached_tensor().copy()?))
         });
         let start = copies.collect::<Result<_>>()?;
         Ok(Self { work, params, start })
@@ -177,7 +178,7 @@ impl<'a> Course<'a> {
         self.record.learnable = weights.count();
         let distance = || -> Result<f64> {
             let products = model.model().layers().iter().flat_map(|layer| layer.mlp().low_rank());
-            let squares = products.map(|low_rank| Ok(low_rank.product()?.sqr()?.sum_all()?));
+            let squares = products.map(|low_rank| Ok(low_rank.product()?.to_dtype(DType::F32)?.sqr()?.sum_all()?));
             let squares = squares.collect::<Result<Vec<Tensor>>>()?;
             Ok(host::read(&squares.iter().collect::<Vec<_>>())?.iter().flatten().sum::<f64>().sqrt())
         };
@@ -257,7 +258,7 @@ impl<'a> Course<'a> {
             Ok(())
         };
         look(0)?;
-        let learnt = fine_tune(what, &sampler, &config.smk, None, &mut look);
+        let learnt = fine_tune(what, &sampler, &config.smk_in_dtype(), None, &mut look);
         self.record.looks.extend(looks);
         let learnt = match learnt {
             Err(Error::Setting { name, problem, .. }) if name == "fine_tune.optimizer.rate" || name == "evaluate" => {

@@ -5,6 +5,7 @@ use crate::checkpoint::ParamStore;
 use crate::data::{Corpus, Splits, TokenSet};
 use crate::decoder::Pass;
 use crate::imaging::{Integral, NeuronScan, Score};
+use crate::phases::weights;
 use crate::phases::{Dense, Prepared, Run, RunConfig, Text, Tokens};
 use crate::{Error, Result};
 
@@ -28,10 +29,12 @@ pub(super) struct SoFar {
 impl<'a> Subject<'a> {
     pub(super) fn new(prepared: &'a Prepared, config: &'a RunConfig, of: &ForgettingConfig) -> Result<Self> {
         let Dense { dir, cfg, store, stored, tokenizer } = &prepared.dense;
+        let mut own = store.deep_copy()?;
+        weights::give_masters(&mut own, cfg, prepared.variant)?;
         let dense = Dense {
             dir: dir.clone(),
             cfg: cfg.clone(),
-            store: store.deep_copy()?,
+            store: own,
             stored: stored.clone(),
             tokenizer: tokenizer.clone(),
         };
