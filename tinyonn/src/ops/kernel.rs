@@ -9,10 +9,12 @@ use candle_core::backend::BackendStorage as _;
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute_enum};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr as _, LaunchConfig, PushKernelArg as _};
+use candle_core::cuda_backend::cudarc::nvrtc::sys::nvrtcVersion;
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
 use half::bf16;
 
+use super::ptx_cache::{self, Entry};
 use super::tensor_map::TensorMap;
 
 /// Values that a block of [`THREADS`] threads goes over at most: `PART` of the kernels' texts.
@@ -88,13 +90,25 @@ impl Kernel {
         let ptx = if let Some(ptx) = self.ptx.get() {
             ptx
         } else {
-            let options = CompileOptions { arch: Some(self.architecture), ..CompileOptions::default() };
-            let compiled = compile_ptx_with_opts(self.text, options)
-                .map_err(|e| candle_core::Error::msg(format!("the kernel `{}` does not compile: {e}", self.name)))?;
-            self.ptx.get_or_init(|| compiled.to_src())
+            let ptx = self.compiled()?;
+            self.ptx.get_or_init(|| ptx)
         };
         // Modules are kept by this name, whatever is given later.
         Ok(device.get_or_load_custom_func(function, &format!("tinyonn::{}", self.name), ptx)?.into_cuda_function())
+    }
+
+    /// The text's PTX, of an earlier process where that was kept.
+    fn compiled(&self) -> Result<String> {
+        let entry = Entry::new(ptx_cache::folder(), self.text, self.architecture, compiler()?);
+        if let Some(ptx) = entry.read() {
+            return Ok(ptx);
+        }
+        let options = CompileOptions { arch: Some(self.architecture), ..CompileOptions::default() };
+        let compiled = compile_ptx_with_opts(self.text, options)
+            .map_err(|e| candle_core::Error::msg(format!("the kernel `{}` does not compile: {e}", self.name)))?;
+        let ptx = compiled.to_src();
+        entry.write(&ptx);
+        Ok(ptx)
     }
 
     /// Launches `blocks` blocks of [`THREADS`] threads; of none, nothing.
@@ -149,6 +163,15 @@ impl Kernel {
         unsafe { launch.launch(shape) }.map_err(candle_core::Error::wrap)?;
         Ok(())
     }
+}
+
+/// NVRTC's version.
+#[allow(unsafe_code)]
+fn compiler() -> Result<(i32, i32)> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both are numbers of this function's own.
+    unsafe { nvrtcVersion(&raw mut major, &raw mut minor) }.result().map_err(candle_core::Error::wrap)?;
+    Ok((major, minor))
 }
 
 /// Where the values of a contiguous tensor begin on its card.

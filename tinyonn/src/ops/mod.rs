@@ -73,6 +73,8 @@ pub mod neuron_moments;
 pub mod norm_rope;
 mod open_gates;
 mod product;
+#[cfg(any(feature = "cuda", test))]
+mod ptx_cache;
 pub mod rank;
 pub mod removal;
 pub mod replica_dispatch;
