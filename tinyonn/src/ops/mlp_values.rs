@@ -34,7 +34,7 @@ pub struct Deltas {
     /// δ_u, `[t, i]`.
     pub(super) u_ti: Tensor,
     /// h before its gate, `[t, i]`, kept or made again.
-    hidden_ti: Tensor,
+    pub(super) hidden_ti: Tensor,
 }
 
 /// What the backward knows before it forms weight gradients.

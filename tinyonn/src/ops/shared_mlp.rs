@@ -252,7 +252,7 @@ impl SlicedMlp for Saved {
     }
 
     fn seen<R>(&self, deltas: &Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R> {
-        let h_ti = self.wide(deltas, |values, _| values.h_ti.clone())?;
+        let h_ti = self.wide(deltas, |_, deltas| deltas.hidden_ti.clone())?;
         let delta_h_ti = self.wide(deltas, |_, deltas| deltas.h_ti.clone())?;
         let delta_g_ti = self.wide(deltas, |_, deltas| deltas.g_ti.clone())?;
         let delta_u_ti = self.wide(deltas, |_, deltas| deltas.u_ti.clone())?;
