@@ -29,6 +29,10 @@ pub const COMPARE: Study =
 pub const FORGETTING: Study =
     Study { name: "forgetting", program: "exp_forgetting", title: "Does Surprise Min-K forget less?" };
 
+/// The study of forgetting of a pretrained model.
+pub const FORGETTING_PRETRAINED: Study =
+    Study { name: "forgetting_pretrained", program: "exp_forgetting", title: "What does a pretrained model forget?" };
+
 /// The study of growth.
 pub const GROWTH: Study = Study { name: "growth", program: "exp_growth", title: "What does growth buy?" };
 

@@ -10,13 +10,14 @@ use tinyonn::{Error, Result, files};
 
 use crate::compare::{CompareConfig, is_foreign};
 use crate::forgetting::StudyConfig;
-use crate::fragments::{COMPARE, Declared, FORGETTING, GROWTH, Study, Written, declared_beside};
+use crate::fragments::{COMPARE, Declared, FORGETTING, FORGETTING_PRETRAINED, GROWTH, Study, Written, declared_beside};
 use crate::growth::GrowthConfig;
 
 /// All studies in the order in which they are told, each with what it must ask for.
-pub const STUDIES: [(Study, fn() -> Declared); 3] = [
+pub const STUDIES: [(Study, fn() -> Declared); 4] = [
     (COMPARE, || CompareConfig::default().declared()),
     (FORGETTING, || StudyConfig::default().declared()),
+    (FORGETTING_PRETRAINED, || StudyConfig::pretrained().declared()),
     (GROWTH, || GrowthConfig::default().declared()),
 ];
 

@@ -15,6 +15,7 @@ const PHASE1: &str = env!("CARGO_BIN_EXE_exp_phase1");
 const PHASE2: &str = env!("CARGO_BIN_EXE_exp_phase2");
 const COMPARE: &str = env!("CARGO_BIN_EXE_exp_compare");
 const REPORT: &str = env!("CARGO_BIN_EXE_exp_report");
+const FORGETTING: &str = env!("CARGO_BIN_EXE_exp_forgetting");
 const SPARSIFY: &str = env!("CARGO_BIN_EXE_exp_sparsify");
 const VERIFY: &str = env!("CARGO_BIN_EXE_exp_verify");
 
@@ -349,6 +350,20 @@ fn a_comparison_is_dealt_to_machines() {
 }
 
 /// RESULTS.md lies beside the folder of fragments, and is written whole or not at all.
+/// What cannot be begun leaves no folder that was.
+#[rstest]
+#[case::finals("--stage finals", &["`--stage`", "dense.adamw.2.5e-4.seed0.order0", "--stage screen"])]
+#[case::report("--report", &["forgetting.json", "begin a study"])]
+#[case::material("--material material", &["--model"])]
+fn a_study_of_forgetting_is_refused_before_its_folder_is_made(#[case] arguments: &str, #[case] words: &[&str]) {
+    let place = Place::new();
+    let output = place.run(FORGETTING, &format!("{arguments} --out study"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    assert!(!place.path("study").exists());
+}
+
 #[test]
 fn results_are_assembled_from_fragments() {
     let place = Place::new();

@@ -34,7 +34,7 @@ fn said(task: &BenchmarkTask, log_likelihoods: &[f64], greedy: Option<bool>) -> 
         assert_eq!((asked.len(), asks), (log_likelihoods.len(), greedy.is_some()));
         Ok(log_likelihoods.iter().map(|ll| Likelihood { log_likelihood: *ll, greedy }).collect())
     };
-    answers(task, &tokenizer(), 64, model).unwrap()
+    answers(task, &tokenizer(), 64, 1, model).unwrap()
 }
 
 /// The right answer stands first, in the middle and last: no place is favoured.

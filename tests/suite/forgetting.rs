@@ -1,6 +1,7 @@
 //! Forgetting: what is taught, by what, and what the figures of it are.
 
 mod course;
+mod knowledge;
 mod low_rank;
 mod study;
 mod tasks;
@@ -33,7 +34,7 @@ fn prepared(config: &RunConfig) -> Prepared {
 
 /// A run, but for its seconds.
 fn run(prepared: &Prepared, config: &RunConfig, method: Method) -> ForgettingRecord {
-    ForgettingRecord { seconds: 0.0, ..forgetting(prepared, config, &of(method)).unwrap() }
+    ForgettingRecord { seconds: 0.0, ..forgetting(prepared, config, &of(method), None).unwrap() }
 }
 
 struct Place {

@@ -151,7 +151,7 @@ fn answer(
 ) -> Result<Answered> {
     let (started, pass) = (Instant::now(), active.pass());
     let most = model.config().max_position_embeddings;
-    let found = answers(task, tokenizer, most, |asked, greedy| model.likelihoods(asked, &pass, greedy))?;
+    let found = answers(task, tokenizer, most, 1, |asked, greedy| model.likelihoods(asked, &pass, greedy))?;
     let seconds = started.elapsed().as_secs_f64();
     write_answers(written.join(format!("{}.jsonl", task.name)), &found)?;
     Ok(Answered { figures: TaskFigures::new(task, &found, seed)?, seconds })

@@ -29,6 +29,7 @@ use tinyonn::{Error, Result};
   exp_forgetting --stage finals --shard 0/8 --minutes 9     --stage finals; then
   exp_forgetting --report                                   the results of what was run
   exp_forgetting --quick --out runs/forgetting-quick        a first look, some minutes
+  exp_forgetting --model SmolLM2.gguf --material material --device cuda     what a pretrained model forgets
 
 A TOML file for --config has the keys that OUT/forgetting.json shows, for example:
   seeds = [1, 2, 3, 4]
@@ -47,9 +48,16 @@ struct Cli {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A dense decoder to teach, as other programs take it [default: a small Qwen3, pretrained on the text, one a seed]
-    #[arg(long, value_name = "DIR")]
+    /// A pretrained decoder to teach, as other programs take it: twelve runs, and what it knew is measured on text that it writes itself and by benchmarks [default: a
+    /// small Qwen3, pretrained on the text, one a seed]
+    #[arg(long, value_name = "DIR", conflicts_with = "quick")]
     model: Option<PathBuf>,
+    /// With --model, what scripts/fetch_material.sh has written: the benchmarks [default: material]
+    #[arg(long, value_name = "DIR", requires = "model")]
+    material: Option<PathBuf>,
+    /// A task of the text that a model is pretrained on, or of that which a given one goes on behind, as NAME=PATH; once for each [default: the default text]
+    #[arg(long, value_name = "NAME=PATH")]
+    data: Vec<String>,
     /// Where it computes: cpu, cuda, or cuda:N [default: cpu]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceName>,
@@ -72,7 +80,7 @@ struct Cli {
     #[arg(long)]
     dry_run: bool,
     /// Runs nothing: writes the results and the page anew from the runs in --out
-    #[arg(long, conflicts_with_all = ["quick", "config", "stage", "dry_run", "minutes"])]
+    #[arg(long, conflicts_with_all = ["quick", "config", "stage", "dry_run", "minutes", "model"])]
     report: bool,
 }
 
@@ -100,7 +108,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let base = if cli.quick { StudyConfig::quick() } else { StudyConfig::default() };
+    let base = match (cli.quick, &cli.model) {
+        (true, _) => StudyConfig::quick(),
+        (false, Some(_)) => StudyConfig::pretrained(),
+        (false, None) => StudyConfig::default(),
+    };
     let mut config: StudyConfig = layered(&base, cli.config.as_deref(), &cli.flags)?;
     if cli.report {
         let begun = Store::new(&config.out).begun()?;
@@ -110,6 +122,12 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if let Some(model) = &cli.model {
         config.run.model = model_flags::found(Some(model))?;
     }
+    if let (Some(knowledge), Some(material)) = (&mut config.knowledge, &cli.material) {
+        knowledge.material.clone_from(material);
+    }
+    if !cli.data.is_empty() {
+        config.run.data.clone_from(&cli.data);
+    }
     config.run.device = cli.device.unwrap_or(config.run.device);
     config.run.dtype = cli.dtype.unwrap_or(config.run.dtype);
     config.run.cache = cli.cache.clone().unwrap_or(config.run.cache);
@@ -117,15 +135,18 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if cli.dry_run {
         return dry_run(&config);
     }
-    let store = Store::new(&config.out);
-    store.begin(&config, &git_commit())?;
-    let until = cli.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes.max(0.0)));
-    let shard = cli.shard.unwrap_or(Shard::WHOLE);
     let stages = match cli.stage {
         Some(StageName::Screen) => vec![Stage::Screen],
         Some(StageName::Finals) => vec![Stage::Finals],
         None => vec![Stage::Screen, Stage::Finals],
     };
+    if stages == [Stage::Finals] {
+        // Refused before a folder is begun for them.
+        keys_of(&config, Stage::Finals)?;
+    }
+    Store::new(&config.out).begin(&config, &git_commit())?;
+    let until = cli.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes.max(0.0)));
+    let shard = cli.shard.unwrap_or(Shard::WHOLE);
     for stage in stages {
         let keys = keys_of(&config, stage)?;
         let checkpoints = Checkpoints { dir: config.out.clone(), every: SAVE_EVERY, keep: 2, interrupt: interrupt() };
@@ -190,8 +211,9 @@ fn dry_run(config: &StudyConfig) -> Result<ExitCode> {
         seconds += mean * runs as f64;
     }
     let hours = seconds / 3600.0;
+    let place = if config.run.device == DeviceName::Cpu { "two cores" } else { "a GPU" };
     say!(
-        "all       {} runs at most, {hours:.2} hours left of one process on two cores, pretraining not counted",
+        "all       {} runs at most, {hours:.2} hours left of one process on {place}, pretraining not counted",
         config.most_runs()
     );
     say!("nothing was done (--dry-run)");

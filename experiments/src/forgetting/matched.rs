@@ -3,6 +3,8 @@
 use serde::Serialize;
 use tinyonn::phases::{Crossing, ForgettingRecord};
 
+use super::Kept;
+
 /// For each task of a run, by its place, the loss at which it counts as learnt.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Targets {
@@ -10,7 +12,8 @@ pub struct Targets {
     pub losses: Vec<f64>,
     /// ‖Δθ‖ of dense fine-tuning where it had learnt the first task.
     pub distance: f64,
-    /// Whether dense fine-tuning at the rate in question makes the old text worse over the task, beyond the interval over its documents.
+    /// Whether dense fine-tuning at the rate in question makes the old text worse over the task, beyond the interval over its documents; and of a pretrained
+    /// model what benchmarks say as well, beyond that over their items.
     pub forgets: Vec<bool>,
 }
 
@@ -40,10 +43,16 @@ impl Targets {
     }
 }
 
-/// Of each task, whether the old text is worse behind it than before, with 95 % confidence over documents. Of one that was not finished it is not known.
+/// Of each task, whether what was known before is worse behind it, with 95 % confidence over documents and items. Of one that was not finished it is not known.
 fn forgets(dense: &ForgettingRecord, seed: u64) -> Vec<bool> {
-    let of = |task: usize| dense.old_rise(task, seed).is_some_and(|rise| rise.low > 0.0);
-    (0..dense.tasks.len()).map(of).collect()
+    (0..dense.tasks.len()).map(|task| forgets_over(dense, task, seed)).collect()
+}
+
+/// The same of one task.
+pub(super) fn forgets_over(dense: &ForgettingRecord, task: usize, seed: u64) -> bool {
+    let old = dense.old_rise(task, seed).is_some_and(|rise| rise.low > 0.0);
+    let items = dense.knowledge.is_none() || dense.right_gained(task, seed).is_some_and(|gained| gained.high < 0.0);
+    old && items
 }
 
 /// A run at the targets.
@@ -58,6 +67,8 @@ pub struct Matched {
     pub compared: Vec<bool>,
     /// In the first task, where ‖Δθ‖ is that of dense fine-tuning at its target, the old text's loss minus that of the dense model, and the task's loss.
     pub at_distance: Option<(f64, f64)>,
+    /// Of a pretrained model, what it still knows there.
+    pub kept: Option<Kept>,
 }
 
 impl Matched {
@@ -70,7 +81,8 @@ impl Matched {
         let rise = |(at, compared): (&Option<Crossing>, &bool)| at.filter(|_| *compared).map(|at| at.old - before);
         let rises = reached.iter().zip(&targets.forgets).map(rise).collect();
         let at_distance = record.at_distance(0, targets.distance).map(|at| (at.old - before, at.new));
-        Self { reached, rises, compared: targets.forgets.clone(), at_distance }
+        let kept = Kept::new(record, &reached, &targets.forgets);
+        Self { reached, rises, compared: targets.forgets.clone(), at_distance, kept }
     }
 
     /// Whether every task was learnt.

@@ -68,7 +68,7 @@ impl Outcome {
                 outcome.screen.push(Screened { trial: run.key.trial, record: run.record.clone(), matched });
             }
         }
-        if outcome.screen_left.is_empty() {
+        if outcome.screen_left.is_empty() && !config.seeds.is_empty() {
             outcome.read_finals(config, &store)?;
         }
         Ok(outcome)
@@ -114,12 +114,7 @@ impl Outcome {
         if !self.screen_left.is_empty() {
             return Vec::new();
         }
-        let mut methods: Vec<Method> = Vec::new();
-        for trial in config.all_trials() {
-            if !methods.contains(&trial.method) {
-                methods.push(trial.method);
-            }
-        }
+        let methods = config.methods();
         let best = |method: &Method| self.best(*method).map(|best| best.trial);
         let mut finalists: Vec<Trial> = config.finalists.iter().filter_map(best).collect();
         let mut others: Vec<(f64, Trial)> = methods

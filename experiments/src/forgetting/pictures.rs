@@ -2,32 +2,23 @@
 
 use tinyonn::Result;
 use tinyonn::metrics::mean_interval;
-use tinyonn::phases::Method;
 use tinyonn::train::UpdateRule;
 
-use super::Outcome;
+use super::{Outcome, StudyConfig};
 use crate::report::{BarSeries, Bars, Figure, Lines, Series, SeriesStyle};
 
 /// All that there are runs for.
-pub(super) fn figures(outcome: &Outcome) -> Result<Vec<Figure>> {
-    let all = [paths(outcome)?, rates(outcome)?, finals(outcome)?];
+pub(super) fn figures(outcome: &Outcome, config: &StudyConfig) -> Result<Vec<Figure>> {
+    let all = [paths(outcome, config)?, rates(outcome, config)?, finals(outcome)?];
     Ok(all.into_iter().flatten().collect())
 }
 
-/// The methods of the screen, each at its best rate.
-fn best(outcome: &Outcome) -> impl Iterator<Item = &super::Screened> {
-    let mut methods: Vec<Method> = Vec::new();
-    for run in &outcome.screen {
-        if !methods.contains(&run.trial.method) {
-            methods.push(run.trial.method);
-        }
-    }
-    methods.into_iter().filter_map(|method| outcome.best(method))
-}
-
 /// Loss of the old text over that of the first task, a curve a method, from the first look to the last.
-fn paths(outcome: &Outcome) -> Result<Option<Figure>> {
-    let series: Vec<Series> = best(outcome)
+fn paths(outcome: &Outcome, config: &StudyConfig) -> Result<Option<Figure>> {
+    let series: Vec<Series> = config
+        .methods()
+        .into_iter()
+        .filter_map(|method| outcome.best(method))
         .map(|run| {
             let looks = run.record.looks.iter().filter(|look| look.task == 0);
             let mut points: Vec<(f64, f64)> = looks.map(|look| (look.new, look.old)).collect();
@@ -43,7 +34,7 @@ fn paths(outcome: &Outcome) -> Result<Option<Figure>> {
     let lines = Lines {
         title: "Old text over new learning, in the first task".into(),
         x_label: format!("held-out loss of {task}, nats a token (learning goes left)"),
-        y_label: "held-out loss of the old text".into(),
+        y_label: config.old_measure().into(),
         series,
         log_x: false,
     };
@@ -51,7 +42,7 @@ fn paths(outcome: &Outcome) -> Result<Option<Figure>> {
 }
 
 /// What the old text has lost at equal learning, over the rate.
-fn rates(outcome: &Outcome) -> Result<Option<Figure>> {
+fn rates(outcome: &Outcome, config: &StudyConfig) -> Result<Option<Figure>> {
     let mut series: Vec<Series> = Vec::new();
     for run in outcome.screen.iter().filter(|run| run.trial.rule == UpdateRule::Adamw) {
         let Some(rise) = run.matched.rise() else { continue };
@@ -68,7 +59,7 @@ fn rates(outcome: &Outcome) -> Result<Option<Figure>> {
     let lines = Lines {
         title: "Forgetting of the old text at equal learning, over the rate".into(),
         x_label: "rate of AdamW".into(),
-        y_label: "rise of the old text's loss, nats a token".into(),
+        y_label: format!("rise: {}, nats a token", config.old_measure()),
         series,
         log_x: true,
     };

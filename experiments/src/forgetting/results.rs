@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use tinyonn::phases::Method;
 use tinyonn::{Result, train::UpdateRule};
 
+use super::knowledge_tables;
 use super::pictures::figures;
 use super::tables::{tables, within};
 use super::{Final, Outcome, StudyConfig};
 use crate::compare::check_results_file;
-use crate::fragments::{self, FORGETTING};
+use crate::fragments;
 use crate::report::{Figure, Page, Section};
 
 /// Writes the results of `outcome`, with how to come by them (`provenance`: lines of name and value), what they must hold beside them ([`fragments`]), and
@@ -20,11 +21,12 @@ use crate::report::{Figure, Page, Section};
 pub fn write_results(outcome: &Outcome, config: &StudyConfig, provenance: &[(String, String)]) -> Result<Vec<String>> {
     check_results_file(&config.results_file(), false)?;
     let said = in_short(outcome, config);
-    let mut page = format!("# {}\n\n", FORGETTING.title);
+    let part = config.part();
+    let mut page = format!("# {}\n\n", part.title);
     for (at, line) in said.iter().enumerate() {
         let _ = if at == 0 { writeln!(page, "**{line}**\n") } else { writeln!(page, "- {line}") };
     }
-    let _ = write!(page, "\n{}\n\n", fragments::mark(&FORGETTING));
+    let _ = write!(page, "\n{}\n\n", fragments::mark(part));
     for (name, value) in provenance {
         let _ = writeln!(page, "- {name}: {value}");
     }
@@ -43,7 +45,7 @@ pub fn write_results(outcome: &Outcome, config: &StudyConfig, provenance: &[(Str
     let mut sections = vec![Section {
         heading: "In pictures".into(),
         prose: vec!["Old text against new learning; lower and further left is better.".into()],
-        figures: figures(outcome)?,
+        figures: figures(outcome, config)?,
     }];
     for told in told {
         sections.push(Section {
@@ -53,13 +55,14 @@ pub fn write_results(outcome: &Outcome, config: &StudyConfig, provenance: &[(Str
         });
     }
     let facts = provenance.to_vec();
-    Page { title: FORGETTING.title.into(), lead: said.clone(), facts, sections }.write(&config.out)?;
+    Page { title: part.title.into(), lead: said.clone(), facts, sections }.write(&config.out)?;
     Ok(said)
 }
 
 /// The answer, and what else is to be said in figures.
 fn in_short(outcome: &Outcome, config: &StudyConfig) -> Vec<String> {
-    let mut said = vec![answer(outcome)];
+    let mut said =
+        if config.knowledge.is_some() { knowledge_tables::in_short(outcome, config) } else { vec![answer(outcome)] };
     let dense = outcome.finals.iter().find(|finalist| finalist.trial.method == Method::DENSE);
     for finalist in outcome.finals.iter().filter(|finalist| finalist.trial.method != Method::DENSE) {
         let Some(dense) = dense else { continue };
@@ -84,7 +87,8 @@ fn in_short(outcome: &Outcome, config: &StudyConfig) -> Vec<String> {
         Some((rate, false)) => format!("{rate:e} or more"),
         None => "none that was tried".into(),
     };
-    let rates: Vec<String> = config.finalists.iter().map(|m| format!("`{}` {}", m.name(), rate(*m))).collect();
+    let methods = if config.knowledge.is_some() { &config.methods() } else { &config.finalists };
+    let rates: Vec<String> = methods.iter().map(|m| format!("`{}` {}", m.name(), rate(*m))).collect();
     said.push(format!("The highest constant rate of AdamW that still learns every task: {}.", rates.join(", ")));
     said
 }

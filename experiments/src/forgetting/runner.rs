@@ -2,19 +2,25 @@
 
 use std::time::Instant;
 
-use tinyonn::Result;
+use tinyonn::benchmark::{BenchmarkTask, TASKS};
+use tinyonn::checkpoint::{ModelFolder, read_arch};
+use tinyonn::data::DEFAULT_TASKS;
 use tinyonn::imaging::Shard;
 use tinyonn::metrics::Stopwatch;
 use tinyonn::moe::variant;
-use tinyonn::phases::Prepared;
-use tinyonn::phases::forgetting::{forgetting, multiply_adds};
+use tinyonn::phases::forgetting::{asked_tokens, forgetting, multiply_adds, multiply_adds_of_knowledge};
+use tinyonn::phases::text::tokenizer;
+use tinyonn::phases::{DeviceName, OldKnowledge, Prepared, RunConfig};
 use tinyonn::train::Checkpoints;
+use tinyonn::{Error, Result};
 
-use super::{RunKey, RunRecord, Store, StudyConfig};
+use super::{RunKey, RunRecord, Store, StudyConfig, own_text};
 use crate::compare::shards_of;
 
 /// Multiply-adds a second of one process on two cores, where no run was made yet: the default pretraining takes 3.4e12 of them, and some two minutes there.
 const PACE: f64 = 2.8e10;
+/// The same of an H200, where a step of SmolLM2-135M over 16 × 512 tokens, 2.9e12 of them, takes some 0.3 s, and shorter ones fill it less.
+const PACE_ON_CUDA: f64 = 5e12;
 
 /// What is to be run.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,18 +67,23 @@ pub fn run_shard(
     let store = Store::new(&config.out);
     let own = dealt(keys, shard);
     let mut left: Vec<RunKey> = own.into_iter().filter(|key| !store.file(key).exists()).rev().collect();
-    let mut prepared: Option<(u64, Prepared)> = None;
+    let own_text = own_text(config)?;
+    let mut prepared: Option<(u64, Subject)> = None;
     while let Some(key) = left.pop() {
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok(left.len() + 1);
         }
-        let (run, of) = config.settings(&key);
+        let (mut run, of) = config.settings(&key);
+        if let Some(sources) = &own_text {
+            run.data.clone_from(sources);
+        }
         let kept = prepared.take().filter(|(seed, _)| *seed == key.seed);
         let own = match kept {
             Some((_, own)) => own,
-            None => Prepared::new(&run, &mut Stopwatch::new(), Some(checkpoints))?,
+            None => Subject::new(config, &run, checkpoints)?,
         };
-        let record = RunRecord { key, corpus_sha256: own.text.sha256.clone(), record: forgetting(&own, &run, &of)? };
+        let record = forgetting(&own.prepared, &run, &of, own.knowledge.as_ref())?;
+        let record = RunRecord { key, corpus_sha256: own.prepared.text.sha256.clone(), record };
         store.keep(&record)?;
         done(&record);
         prepared = Some((key.seed, own));
@@ -80,7 +91,43 @@ pub fn run_shard(
     Ok(0)
 }
 
+/// What the runs of a seed share.
+struct Subject {
+    prepared: Prepared,
+    /// Of a pretrained model.
+    knowledge: Option<OldKnowledge>,
+}
+
+impl Subject {
+    fn new(config: &StudyConfig, run: &RunConfig, checkpoints: &Checkpoints) -> Result<Self> {
+        let benchmarks = config.benchmarks()?;
+        let prepared = Prepared::new(run, &mut Stopwatch::new(), Some(checkpoints))?;
+        let asked = config.knowledge.as_ref();
+        let knowledge = asked.map(|asked| OldKnowledge::new(&prepared, run, benchmarks, asked.every)).transpose()?;
+        Ok(Self { prepared, knowledge })
+    }
+}
+
 impl StudyConfig {
+    /// What a pretrained model is asked; of others nothing.
+    ///
+    /// # Errors
+    /// A benchmark that is not known or not there.
+    fn benchmarks(&self) -> Result<Vec<BenchmarkTask>> {
+        let Some(knowledge) = &self.knowledge else { return Ok(Vec::new()) };
+        let read = |name: &String| {
+            let Some((_, folder)) = TASKS.iter().find(|(known, _)| known == name) else {
+                let known = TASKS.map(|(known, _)| known).join(", ");
+                let problem = format!("`{name}` is not known");
+                return Err(Error::setting("knowledge.benchmarks", problem, format!("choose from {known}")));
+            };
+            let mut task = BenchmarkTask::read(knowledge.material.join("benchmarks").join(folder))?;
+            task.items.truncate(knowledge.items);
+            Ok(task)
+        };
+        knowledge.benchmarks.iter().map(read).collect()
+    }
+
     /// What each of `keys` takes, counted from the settings; at the pace of the runs that were made, or else of those where this was written.
     ///
     /// # Errors
@@ -88,8 +135,19 @@ impl StudyConfig {
     pub fn plan(&self, keys: &[RunKey]) -> Result<Vec<Planned>> {
         let store = Store::new(&self.out);
         let experts = variant(&self.run.variant)?.spec.experts();
-        let cfg = self.run.dense.arch(self.run.dense.vocab_size, "silu");
-        let held_out = [tinyonn::data::DEFAULT_TASKS * self.run.test_tokens, self.run.test_tokens];
+        let cfg = match &self.run.model {
+            Some(model) => read_arch(model)?,
+            None => self.run.dense.arch(self.run.dense.vocab_size, "silu"),
+        };
+        let old_tasks = if self.run.data.is_empty() { DEFAULT_TASKS } else { self.run.data.len() };
+        let held_out = [old_tasks * self.run.test_tokens, self.run.test_tokens];
+        let asked = match (&self.knowledge, &self.run.model) {
+            (Some(known), Some(model)) => {
+                let tokenizer = tokenizer(&ModelFolder::open(model)?)?;
+                Some((known.every, asked_tokens(&self.benchmarks()?, &tokenizer)?))
+            }
+            _ => None,
+        };
         let (mut planned, mut made) = (Vec::new(), (0.0, 0.0));
         for key in keys {
             let (run, of) = self.settings(key);
@@ -97,10 +155,17 @@ impl StudyConfig {
             if let Some(RunRecord { record, .. }) = &record {
                 made = (made.0 + record.multiply_adds, made.1 + record.seconds);
             }
-            let counted = multiply_adds(&cfg, (&run, &of), experts, (tinyonn::data::DEFAULT_TASKS, held_out));
+            let mut counted = multiply_adds(&cfg, (&run, &of), experts, (old_tasks, held_out));
+            if let Some((every, asked)) = asked {
+                counted += multiply_adds_of_knowledge(&cfg, &run, (of.order.len(), every), (held_out[0], asked));
+            }
             planned.push(Planned { key: *key, multiply_adds: counted, seconds: 0.0, done: record.is_some() });
         }
-        let pace = if made.1 > 0.0 { made.0 / made.1 } else { PACE };
+        let pace = match (made, self.run.device) {
+            ((counted, seconds), _) if seconds > 0.0 => counted / seconds,
+            (_, DeviceName::Cpu) => PACE,
+            _ => PACE_ON_CUDA,
+        };
         planned.iter_mut().for_each(|run| run.seconds = run.multiply_adds / pace);
         Ok(planned)
     }

@@ -23,7 +23,10 @@ pub struct StudyConfig {
     pub results: Option<PathBuf>,
     /// What all runs have in common: model, old text, steps and looks of a task (`smk`). Its `seed`, `out`, and the rule and rate in `smk` are each run's own.
     pub run: RunConfig,
-    /// The orders of the tasks, two or more.
+    /// Of a pretrained model: how it is found out what it still knows. `run.data` is then what it goes on behind when it writes the text that it is held to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub knowledge: Option<KnowledgeConfig>,
+    /// The orders of the tasks: two or more, or one where there are no finals.
     pub orders: Vec<Vec<NovelTask>>,
     /// Bytes of each task's text.
     pub task_bytes: usize,
@@ -31,7 +34,7 @@ pub struct StudyConfig {
     pub fisher_sequences: u64,
     /// The seed of the screen.
     pub screen_seed: u64,
-    /// The seeds of the finals: others than the screen's.
+    /// The seeds of the finals: others than the screen's. Without any the study ends with its screen.
     pub seeds: Vec<u64>,
     /// The rate of the dense run that sets the screen's targets.
     pub reference_rate: f64,
@@ -43,6 +46,40 @@ pub struct StudyConfig {
     pub finalists: Vec<Method>,
     /// How many of the other methods join them: those that forget least.
     pub open_places: usize,
+}
+
+/// How it is found out what a pretrained model still knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KnowledgeConfig {
+    /// What `scripts/fetch_material.sh` has written.
+    pub material: PathBuf,
+    /// The benchmarks by their names ([`tinyonn::benchmark::TASKS`]); those count that carry signal.
+    pub benchmarks: Vec<String>,
+    /// The first items of each, at most.
+    pub items: usize,
+    /// Steps of a task between two rounds of questions, which are asked at looks.
+    pub every: u64,
+    /// Documents that the model writes of each task of its text, ..
+    pub documents: usize,
+    /// .. the tokens that it is given of each, ..
+    pub given: usize,
+    /// .. and those that it writes behind them, at most.
+    pub written: usize,
+}
+
+impl Default for KnowledgeConfig {
+    fn default() -> Self {
+        Self {
+            material: "material".into(),
+            benchmarks: ["arc_easy", "piqa", "hellaswag", "lambada"].map(str::to_owned).to_vec(),
+            items: 200,
+            every: 30,
+            documents: 80,
+            given: 16,
+            written: 128,
+        }
+    }
 }
 
 /// A method at several rates.
@@ -135,6 +172,7 @@ impl Default for StudyConfig {
         Self {
             out: "runs/forgetting".into(),
             results: None,
+            knowledge: None,
             orders: vec![NovelTask::ALL.to_vec(), NovelTask::ALL.into_iter().rev().collect()],
             task_bytes: 300_000,
             fisher_sequences: 64,
@@ -209,6 +247,38 @@ impl StudyConfig {
         }
     }
 
+    /// That of a pretrained model: one seed, one order, no finals, twelve runs. What it knew is known by [`KnowledgeConfig`].
+    #[must_use]
+    pub fn pretrained() -> Self {
+        let whole = Self::default();
+        let trials = |method, rates: &[f64]| Trials { method, rule: UpdateRule::Adamw, rates: rates.to_vec() };
+        Self {
+            out: "runs/forgetting-pretrained".into(),
+            knowledge: Some(KnowledgeConfig::default()),
+            orders: vec![vec![NovelTask::LetterSums, NovelTask::InventedLanguage]],
+            seeds: Vec::new(),
+            reference_rate: 1e-4,
+            trials: vec![
+                trials(Method::DENSE, &[3e-5, 1e-4, 3e-4, 1e-3]),
+                trials(SMK, &[3e-4, 1e-3]),
+                trials(Method::Experts { select: Select::RandomK, routed: false }, &[3e-4, 1e-3]),
+                trials(Method::Lora { rank: 42 }, &[3e-4]),
+                trials(Method::LeastImportant, &[3e-4]),
+                trials(Method::Replay { one_in: 100 }, &[1e-4]),
+                trials(Method::Decay { strength: 10.0, fisher: true }, &[1e-4]),
+            ],
+            finalists: vec![Method::DENSE],
+            open_places: 0,
+            run: RunConfig {
+                length: 256,
+                test_tokens: 1536,
+                smk: SmkConfig { steps: 60, look: 6, ..whole.run.smk },
+                ..whole.run
+            },
+            ..whole
+        }
+    }
+
     /// All trials, each once.
     #[must_use]
     pub fn all_trials(&self) -> Vec<Trial> {
@@ -218,6 +288,27 @@ impl StudyConfig {
             trials.rates.iter().map(move |rate| Trial { method, rule, rate: *rate }).collect::<Vec<_>>()
         };
         self.trials.iter().flat_map(of).filter(|trial| seen.insert(trial.id())).collect()
+    }
+
+    /// The methods that are tried.
+    #[must_use]
+    pub fn methods(&self) -> Vec<Method> {
+        let mut methods: Vec<Method> = Vec::new();
+        for trials in &self.trials {
+            if !methods.contains(&trials.method) {
+                methods.push(trials.method);
+            }
+        }
+        methods
+    }
+
+    /// What an old text's figure is.
+    #[must_use]
+    pub fn old_measure(&self) -> &'static str {
+        match self.knowledge {
+            Some(_) => "divergence from the original on what it wrote itself",
+            None => "held-out loss of the old text",
+        }
     }
 
     /// The runs of the screen.
@@ -257,20 +348,33 @@ impl StudyConfig {
     /// Refuses what could only fail later.
     ///
     /// # Errors
-    /// Fewer than two orders, orders of other tasks; a seed twice, or of both stages; dense fine-tuning missing at a rate that something else is tried at,
+    /// Fewer than two orders where there are finals, orders of other tasks; a seed twice, or of both stages; knowledge of no model, or asked where nobody looks; dense fine-tuning missing at a rate that something else is tried at,
     /// or at the reference's; a finalist that is not tried; what the library refuses.
     pub fn validate(&self) -> Result<()> {
         let refused = |name: &str, problem: String, remedy: &str| Err(Error::setting(name, problem, remedy));
         let sorted = |order: &Vec<NovelTask>| order.iter().copied().collect::<BTreeSet<_>>();
         let same = self.orders.windows(2).all(|pair| sorted(&pair[0]) == sorted(&pair[1]) && pair[0] != pair[1]);
-        if self.orders.len() < 2 || !same {
-            let problem = format!("{} orders, which must be two or more of the same tasks", self.orders.len());
+        let least = if self.seeds.is_empty() { 1 } else { 2 };
+        if self.orders.len() < least || !same {
+            let problem = format!("{} orders, which must be {least} or more of the same tasks", self.orders.len());
             return refused("orders", problem, "give each order once, all of the same tasks");
         }
         let seeds: BTreeSet<u64> = self.seeds.iter().copied().collect();
-        if seeds.len() != self.seeds.len() || seeds.is_empty() || seeds.contains(&self.screen_seed) {
-            let problem = format!("{:?} has a seed twice, none, or the screen's {}", self.seeds, self.screen_seed);
+        if seeds.len() != self.seeds.len() || seeds.contains(&self.screen_seed) {
+            let problem = format!("{:?} has a seed twice, or the screen's {}", self.seeds, self.screen_seed);
             return refused("seeds", problem, "give seeds that nothing was chosen by");
+        }
+        let look = self.run.smk.look;
+        if let Some(known) = self.knowledge.as_ref().filter(|known| look == 0 || !known.every.is_multiple_of(look)) {
+            let problem = format!("is {}, and questions are asked at looks, every {look} steps", known.every);
+            return refused("knowledge.every", problem, "use a multiple of run.smk.look");
+        }
+        if self.knowledge.is_some() && self.run.model.is_none() {
+            return refused(
+                "knowledge",
+                "is asked of a model that is none yet".into(),
+                "name a pretrained one with --model",
+            );
         }
         if !(0.0..1.0).contains(&self.margin) {
             return refused("margin", format!("is {}", self.margin), "use a share from 0 to below 1");

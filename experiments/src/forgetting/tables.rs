@@ -3,7 +3,7 @@
 use tinyonn::metrics::Interval;
 use tinyonn::phases::{ForgettingRecord, Method};
 
-use super::{Matched, Outcome, Screened, StudyConfig, Trial};
+use super::{Matched, Outcome, Screened, StudyConfig, Trial, knowledge_tables};
 use crate::report::{Column, Table, TableCell};
 
 /// A table with its heading and what it shows.
@@ -21,14 +21,14 @@ pub(super) const MATRICES: &str = "Matrices of the finals";
 
 /// What stands where there is no forgetting to compare.
 pub(super) const NOTHING: &str = "no forgetting here";
-const NONE: &str = "–";
+pub(super) const NONE: &str = "–";
 
 /// The leading cells of a trial's row.
 pub(super) fn leading(trial: &Trial) -> Vec<String> {
     vec![trial.method.name(), trial.rule_name().to_owned(), trial.rate_name()]
 }
 
-fn cells(words: Vec<String>) -> Vec<TableCell> {
+pub(super) fn cells(words: Vec<String>) -> Vec<TableCell> {
     words.into_iter().map(TableCell::from).collect()
 }
 
@@ -46,7 +46,18 @@ pub(super) fn within(interval: Option<Interval>) -> String {
 
 /// All tables, in the order in which they are told.
 pub(super) fn tables(outcome: &Outcome, config: &StudyConfig) -> Vec<Told> {
-    vec![gate(outcome, config), screen(outcome, config), rates(outcome, config), finals(outcome), matrices(outcome)]
+    let [screen, rates] = [screen(outcome, config), rates(outcome, config)];
+    if config.knowledge.is_some() {
+        let gate = knowledge_tables::gate(outcome, config);
+        return vec![
+            knowledge_tables::benchmarks(outcome),
+            gate,
+            knowledge_tables::kept(outcome, config),
+            screen,
+            rates,
+        ];
+    }
+    vec![gate(outcome, config), screen, rates, finals(outcome), matrices(outcome)]
 }
 
 /// What dense fine-tuning does to the old text over each task, at each rate.

@@ -147,9 +147,34 @@ fn weights_that_are_no_numbers_answer_nothing() {
     {
         let task = task(metric, vec![Item { id: 0, choices, gold: 0 }]);
         let found =
-            answers(&task, &tokenizer(), 64, |asked, greedy| model.likelihoods(asked, &Pass::all(), greedy, true));
+            answers(&task, &tokenizer(), 64, 1, |asked, greedy| model.likelihoods(asked, &Pass::all(), greedy, true));
         let found = found.unwrap().remove(0);
         assert!(!found.right && found.answer.is_none() && found.log_likelihoods[0].is_nan(), "{found:?}");
+    }
+}
+
+/// Items that are asked about at once are answered as each alone, but for roundings.
+#[rstest]
+fn items_asked_at_once_are_answered_alike(#[values(2, 3, 9)] together: usize) {
+    let cfg = Arch { vocab_size: 280, ..config(20, false) };
+    let model = dense(&cfg, &weights(&cfg, DType::F32), DType::F32);
+    let choice =
+        |id: u64, continuation: &str| Choice { context: format!("sort {id} 1 ->"), continuation: continuation.into() };
+    let items = (0..5).map(|id| Item {
+        id,
+        choices: vec![choice(id, " 1 2"), choice(id, " 2 1 3"), choice(id, " 9")],
+        gold: 0,
+    });
+    let task = task(Metric::Sum, items.collect());
+    let ask = |together| {
+        let likelihoods = |asked: &[Continuation], greedy| model.likelihoods(asked, &Pass::all(), greedy, true);
+        answers(&task, &tokenizer(), 64, together, likelihoods).unwrap()
+    };
+    for (own, alone) in ask(together).iter().zip(ask(1)) {
+        assert_eq!((own.item, own.answer, &own.tokens), (alone.item, alone.answer, &alone.tokens));
+        for (own, alone) in own.log_likelihoods.iter().zip(&alone.log_likelihoods) {
+            assert!((own - alone).abs() < 1e-4, "{own} {alone}");
+        }
     }
 }
 
@@ -161,7 +186,7 @@ fn the_same_choice_twice_is_no_answer(#[values(0, 1)] gold: usize, #[values(fals
     let choice = Choice { context: "sort 2 1 ->".into(), continuation: " 1 2".into() };
     let task = task(Metric::Sum, vec![Item { id: 0, choices: vec![choice.clone(), choice], gold }]);
     let likelihoods = |asked: &[Continuation], greedy| model.likelihoods(asked, &Pass::all(), greedy, cached);
-    let found = answers(&task, &tokenizer(), 64, likelihoods).unwrap();
+    let found = answers(&task, &tokenizer(), 64, 1, likelihoods).unwrap();
     assert_eq!((found[0].answer, found[0].right), (None, false));
 }
 

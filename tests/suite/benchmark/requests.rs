@@ -17,7 +17,7 @@ fn asked(choice: Choice, most: usize) -> tinyonn::Result<(Continuation, Answer)>
         Ok(asked.iter().map(|_| Likelihood { log_likelihood: -1.0, greedy: Some(true) }).collect())
     };
     let task = task(Metric::GreedyMatch, vec![Item { id: 3, choices: vec![choice], gold: 0 }]);
-    let answer = answers(&task, &tokenizer(), most, model)?.remove(0);
+    let answer = answers(&task, &tokenizer(), most, 1, model)?.remove(0);
     Ok((seen.into_inner().remove(0), answer))
 }
 

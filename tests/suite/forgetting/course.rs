@@ -227,7 +227,7 @@ fn nothing_is_known_of_later_tasks() {
     let method = experts(Select::Smk, true);
     let first = run(&place.prepared, &place.config, method);
     let other = ForgettingConfig { order: vec![NovelTask::Ledger, NovelTask::Contradictions], ..of(method) };
-    let second = forgetting(&place.prepared, &place.config, &other).unwrap();
+    let second = forgetting(&place.prepared, &place.config, &other, None).unwrap();
     assert_eq!(first.looks[..3], second.looks[..3]);
     assert_eq!(first.old[..2], second.old[..2]);
     assert_ne!(first.looks[3..], second.looks[3..]);
@@ -292,7 +292,7 @@ fn places_between_looks_are_linear() {
 #[case::load(of(experts(Select::MinLoad, false)), "`method.experts`: is min_load")]
 fn what_cannot_be_is_refused_by_name(#[case] of: ForgettingConfig, #[case] problem: &str) {
     let place = place();
-    let said = message(forgetting(&place.prepared, &place.config, &of));
+    let said = message(forgetting(&place.prepared, &place.config, &of, None));
     assert!(said.contains(problem), "{said}");
 }
 
@@ -300,6 +300,6 @@ fn what_cannot_be_is_refused_by_name(#[case] of: ForgettingConfig, #[case] probl
 fn a_setting_that_cannot_be_is_refused_by_name() {
     let place = place();
     let config = RunConfig { smk: SmkConfig { min_k: 0, ..place.config.smk }, ..place.config.clone() };
-    let said = message(forgetting(&place.prepared, &config, &of(Method::LeastImportant)));
+    let said = message(forgetting(&place.prepared, &config, &of(Method::LeastImportant), None));
     assert!(said.contains("`smk.min_k`"), "{said}");
 }

@@ -27,6 +27,7 @@ fn study(dir: &Path) -> StudyConfig {
     StudyConfig {
         out: dir.join("study"),
         results: None,
+        knowledge: None,
         run: setting(dir),
         orders: vec![order.clone(), order.into_iter().rev().collect()],
         task_bytes: 12_000,

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::request_tokens::encode;
-use super::{BenchmarkTask, Metric};
+use super::{BenchmarkTask, Item, Metric};
 use crate::data::TextTokenizer;
 use crate::decoder::{Continuation, Likelihood};
 use crate::metrics::Progress;
@@ -43,8 +43,8 @@ impl Answer {
     }
 }
 
-/// The answers to all items of `task` of a model that reads `most` positions. `likelihoods` is that model: of continuations that belong to one item, with the flag
-/// whether greedy matches are asked for, it says how probable each is.
+/// The answers to all items of `task` of a model that reads `most` positions. `likelihoods` is that model: of the continuations of `together` items at once, with the
+/// flag whether greedy matches are asked for, it says how probable each is. One item at a time shares its context and reads least; several fill a GPU.
 ///
 /// # Errors
 /// A continuation longer than the model can read; what tokenizer and model report.
@@ -52,42 +52,54 @@ pub fn answers(
     task: &BenchmarkTask,
     tokenizer: &TextTokenizer,
     most: usize,
+    together: usize,
     mut likelihoods: impl FnMut(&[Continuation], bool) -> Result<Vec<Likelihood>>,
 ) -> Result<Vec<Answer>> {
     let progress = Progress::new(task.items.len() as u64, &task.name);
     let mut found = Vec::with_capacity(task.items.len());
-    for item in &task.items {
-        let encoded = item.choices.iter().map(|choice| encode(tokenizer, choice, most));
-        let (asked, cut): (Vec<Continuation>, Vec<usize>) = encoded
-            .collect::<Result<Vec<_>>>()
-            .map_err(|error| of_item(error, &task.name, item.id))?
-            .into_iter()
-            .unzip();
+    for items in task.items.chunks(together.max(1)) {
+        let (mut asked, mut cut) = (Vec::new(), Vec::new());
+        for item in items {
+            let encoded = item.choices.iter().map(|choice| encode(tokenizer, choice, most)).collect::<Result<Vec<_>>>();
+            let (own, lengths): (Vec<Continuation>, Vec<usize>) =
+                encoded.map_err(|error| of_item(error, &task.name, item.id))?.into_iter().unzip();
+            asked.extend(own);
+            cut.push(lengths.into_iter().max().unwrap_or(0));
+        }
         let said = likelihoods(&asked, task.metric == Metric::GreedyMatch)?;
         if said.len() != asked.len() {
             let problem = format!("{} for {} continuations", said.len(), asked.len());
             return Err(Error::setting("likelihoods", problem, "give one for each"));
         }
-        let continuations = || item.choices.iter().map(|choice| &choice.continuation);
-        let log_likelihoods: Vec<f64> = said.iter().map(|one| one.log_likelihood).collect();
-        let characters: Vec<usize> = continuations().map(|text| text.chars().count()).collect();
-        let greedy: Vec<Option<bool>> = said.iter().map(|one| one.greedy).collect();
-        let answer = task.metric.answer(&log_likelihoods, &characters, &greedy);
-        found.push(Answer {
-            item: item.id,
-            tokens: asked.iter().map(|one| one.tokens.len() - one.from).collect(),
-            bytes: continuations().map(String::len).collect(),
-            characters,
-            log_likelihoods,
-            answer,
-            gold: item.gold,
-            right: answer == Some(item.gold),
-            cut: cut.into_iter().max().unwrap_or(0),
-        });
+        let mut answered = asked.iter().zip(said);
+        for (item, cut) in items.iter().zip(cut) {
+            let own: Vec<(&Continuation, Likelihood)> = answered.by_ref().take(item.choices.len()).collect();
+            found.push(answer(task.metric, item, &own, cut));
+        }
         progress.update(found.len() as u64, &[], asked.iter().map(|one| one.tokens.len() as u64).sum());
     }
     progress.finish();
     Ok(found)
+}
+
+/// What an item's choices were said to be.
+fn answer(metric: Metric, item: &Item, said: &[(&Continuation, Likelihood)], cut: usize) -> Answer {
+    let continuations = || item.choices.iter().map(|choice| &choice.continuation);
+    let log_likelihoods: Vec<f64> = said.iter().map(|(_, one)| one.log_likelihood).collect();
+    let characters: Vec<usize> = continuations().map(|text| text.chars().count()).collect();
+    let greedy: Vec<Option<bool>> = said.iter().map(|(_, one)| one.greedy).collect();
+    let answer = metric.answer(&log_likelihoods, &characters, &greedy);
+    Answer {
+        item: item.id,
+        tokens: said.iter().map(|(one, _)| one.tokens.len() - one.from).collect(),
+        bytes: continuations().map(String::len).collect(),
+        characters,
+        log_likelihoods,
+        answer,
+        gold: item.gold,
+        right: answer == Some(item.gold),
+        cut,
+    }
 }
 
 /// Writes `answers` to the file `path`, one JSON object a line.

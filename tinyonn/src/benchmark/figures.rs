@@ -2,14 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Answer, BenchmarkTask, Metric};
 use crate::metrics::{Interval, interval};
 use crate::{Error, Result};
 
 /// The figures of a task. Intervals are 95 % percentile bootstraps over items.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TaskFigures {
     /// As the task's config.json calls it.

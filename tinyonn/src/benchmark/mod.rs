@@ -28,7 +28,7 @@
 //! let item = Item { id: 0, choices: vec![choice(" 1 2"), choice(" 2 1")], gold: 0 };
 //! let task = BenchmarkTask { name: "sorting".into(), metric: Metric::PerCharacter, items: vec![item] };
 //! let likelihoods = |asked: &[_], greedy| model.likelihoods(asked, &Pass::all(), greedy, true);
-//! let answers = answers(&task, &tokenizer, cfg.max_position_embeddings, likelihoods)?;
+//! let answers = answers(&task, &tokenizer, cfg.max_position_embeddings, 1, likelihoods)?;
 //! # let dir = tempfile::tempdir().map_err(|e| tinyonn::Error::io("temporary folder", e))?;
 //! # let path = dir.path().join("answers.jsonl");
 //! write_answers(&path, &answers)?; // an `Answer` a line

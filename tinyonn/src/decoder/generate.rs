@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 use super::causal_lm::inference;
 use super::{CausalLm, FeedForward, KvCache, Pass, Sampling, Trace};
@@ -120,12 +121,12 @@ impl<F: FeedForward> CausalLm<F> {
             for position in 0..how.tokens {
                 let (logits_bv, traces, read) = reader.read(&rows, position == 0)?;
                 let vocabulary = self.config().vocab_size;
-                let mut tokens = Vec::with_capacity(rows.len());
-                for ((_, Prompt { tokens: text, rng }), logits) in rows.iter_mut().zip(logits_bv.chunks(vocabulary)) {
-                    let token = how.sampling.choose(logits, text, rng)?;
-                    text.push(token);
-                    tokens.push(token);
-                }
+                let chosen = rows.par_iter_mut().zip(logits_bv.par_chunks(vocabulary)).map(|((_, prompt), logits)| {
+                    let token = how.sampling.choose(logits, &prompt.tokens, &mut prompt.rng)?;
+                    prompt.tokens.push(token);
+                    Ok(token)
+                });
+                let tokens = chosen.collect::<Result<Vec<u32>>>()?;
                 let last = position + 1 == how.tokens;
                 let mut ended: Vec<bool> = tokens.iter().map(|token| last || how.stop_ids.contains(token)).collect();
                 let numbers: Vec<usize> = rows.iter().map(|(number, _)| *number).collect();

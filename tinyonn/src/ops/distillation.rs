@@ -35,25 +35,62 @@ pub fn divergence(x_td: &Tensor, teacher_td: &Tensor, head_vd: &Tensor, weight_t
             weight_t.shape()
         );
     }
-    let (tokens, head_vd) = (x_td.dim(0)?, head_vd.detach());
-    let chunk = (CHUNK / head_vd.dim(0)?.max(1)).max(1);
-    let wide = if x_td.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let head_vd = head_vd.detach();
+    let wide = wide(x_td);
     let (mut divergences, mut gradients) = (Vec::new(), Vec::new());
-    for first in (0..tokens).step_by(chunk) {
-        let rows = chunk.min(tokens - first);
-        let log_probs = |x_td: &Tensor| {
-            let logits_tv = x_td.detach().narrow(0, first, rows)?.matmul(&head_vd.t()?)?.to_dtype(wide)?;
-            logits_tv.broadcast_sub(&logits_tv.log_sum_exp(D::Minus1)?.unsqueeze(1)?)
-        };
-        let (log_q_tv, log_p_tv) = (log_probs(x_td)?, log_probs(teacher_td)?);
-        let p_tv = log_p_tv.exp()?;
-        divergences.push((&p_tv * (log_p_tv - &log_q_tv)?)?.sum(1)?);
+    for (first, rows) in chunks(x_td, &head_vd)? {
+        let (kl_t, log_q_tv, p_tv) = chunk((x_td, teacher_td), &head_vd, first, rows)?;
+        divergences.push(kl_t);
         let weight_t1 = weight_t.narrow(0, first, rows)?.to_dtype(wide)?.unsqueeze(1)?;
         let dlogits_tv = (log_q_tv.exp()? - p_tv)?.broadcast_mul(&weight_t1)?;
         gradients.push(dlogits_tv.to_dtype(x_td.dtype())?.matmul(&head_vd)?);
     }
-    if tokens == 0 {
+    if divergences.is_empty() {
         return Ok((weight_t.to_dtype(wide)?, x_td.zeros_like()?));
     }
     Ok((Tensor::cat(&divergences, 0)?, Tensor::cat(&gradients, 0)?))
+}
+
+/// KL of each token `[t]` alone, to the bits of [`divergence`]; of one token or more.
+///
+/// # Errors
+/// As of [`divergence`].
+pub fn values(x_td: &Tensor, teacher_td: &Tensor, head_vd: &Tensor) -> Result<Tensor> {
+    if x_td.dims2()? != teacher_td.dims2()? {
+        candle_core::bail!(
+            "distillation: {:?} rows of a student, {:?} of its teacher",
+            x_td.shape(),
+            teacher_td.shape()
+        );
+    }
+    let head_vd = head_vd.detach();
+    let of = |(first, rows)| Ok(chunk((x_td, teacher_td), &head_vd, first, rows)?.0);
+    Tensor::cat(&chunks(x_td, &head_vd)?.map(of).collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// Of each chunk the first row, and how many there are.
+fn chunks(x_td: &Tensor, head_vd: &Tensor) -> Result<impl Iterator<Item = (usize, usize)>> {
+    let (tokens, chunk) = (x_td.dim(0)?, (CHUNK / head_vd.dim(0)?.max(1)).max(1));
+    Ok((0..tokens).step_by(chunk).map(move |first| (first, chunk.min(tokens - first))))
+}
+
+fn wide(x_td: &Tensor) -> DType {
+    if x_td.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// Of some rows KL `[t]`, ln q `[t, V]` and p `[t, V]`.
+fn chunk(
+    (x_td, teacher_td): (&Tensor, &Tensor),
+    head_vd: &Tensor,
+    first: usize,
+    rows: usize,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let wide = wide(x_td);
+    let log_probs = |x_td: &Tensor| {
+        let logits_tv = x_td.detach().narrow(0, first, rows)?.matmul(&head_vd.t()?)?.to_dtype(wide)?;
+        logits_tv.broadcast_sub(&logits_tv.log_sum_exp(D::Minus1)?.unsqueeze(1)?)
+    };
+    let (log_q_tv, log_p_tv) = (log_probs(x_td)?, log_probs(teacher_td)?);
+    let p_tv = log_p_tv.exp()?;
+    Ok(((&p_tv * (log_p_tv - &log_q_tv)?)?.sum(1)?, log_q_tv, p_tv))
 }

@@ -54,7 +54,9 @@ pub use continuation::LeftByPhase1;
 pub use dense::Dense;
 pub use device::DeviceName;
 pub use fitting::{Fits, TokenRows};
-pub use forgetting::{Crossing, ForgettingConfig, ForgettingRecord, Look, Method, forgetting};
+pub use forgetting::{
+    Asked, Crossing, ForgettingConfig, ForgettingRecord, KnowledgeRecord, Look, Method, OldKnowledge, forgetting,
+};
 pub use image::{Image, ImageConfig, MergeConfig, TextConfig, image, merge_scans};
 pub use inputs::{HeldInputs, SplitInputs};
 pub use phase1::{Phase1, phase1};

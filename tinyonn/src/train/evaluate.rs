@@ -1,12 +1,12 @@
 //! The loss of a model on held-out text, in nats a token.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
-use crate::data::TokenSet;
-use crate::decoder::{Ask, CausalLm, FeedForward, Keep, Pass, Trace};
+use crate::data::{Batch, TokenSet};
+use crate::decoder::{Ask, CausalLm, FeedForward, Keep, Mlp, Pass, Trace};
 use crate::metrics::check_loss;
 use crate::moe::LoadMeter;
-use crate::ops::host;
+use crate::ops::{distillation, host};
 use crate::{Error, Result};
 
 /// Mean cross-entropies.
@@ -38,6 +38,20 @@ pub struct DocumentLoss {
     pub sum: f64,
     /// Its tokens that were scored.
     pub tokens: f64,
+}
+
+impl Losses {
+    /// Those of other tasks behind these, as [`TokenSet::beside`] has them.
+    #[must_use]
+    pub fn beside(mut self, other: Self) -> Self {
+        let tokens = |losses: &Self| losses.by_document.iter().map(|document| document.tokens).sum::<f64>();
+        let (own, others, tasks) = (tokens(&self), tokens(&other), self.by_task.len());
+        self.mean = (self.mean * own + other.mean * others) / f64::max(own + others, 1.0);
+        self.by_task.extend(other.by_task);
+        let behind = |document: DocumentLoss| DocumentLoss { task: document.task + tasks, ..document };
+        self.by_document.extend(other.by_document.into_iter().map(behind));
+        self
+    }
 }
 
 /// How held-out text is read.
@@ -85,7 +99,27 @@ pub fn evaluate<F: FeedForward>(
     pass: &Pass,
     device: &Device,
 ) -> Result<Losses> {
-    read(model, set, options, pass, device, |_, _, _| ())
+    read(set, options, device, |batch| losses(model, batch, pass), |_, _, _| ())
+}
+
+/// As [`evaluate`], of how far the next token's distribution is from that of `original` in place of losses: Σ_v p_v (ln p_v − ln q_v) of each token that
+/// has a target, p the original's, all active, q the model's; both have one head.
+///
+/// # Errors
+/// As above.
+pub fn divergence<F: FeedForward>(
+    (model, original): (&CausalLm<F>, &CausalLm<Mlp>),
+    set: &TokenSet,
+    options: EvaluateOptions,
+    pass: &Pass,
+    device: &Device,
+) -> Result<Losses> {
+    let of = |batch: &Batch| {
+        let (own, traces) = model.hidden(&batch.inputs, &pass.of_tasks(&batch.tasks))?;
+        let (first, _) = original.hidden(&batch.inputs, &Pass::all())?;
+        Ok((distillation::values(&own.flatten_to(1)?, &first.flatten_to(1)?, model.head())?, traces))
+    };
+    read(set, options, device, of, |_, _, _| ())
 }
 
 /// As [`evaluate`], of a routed model; with what each of `experts` experts was given to do.
@@ -126,19 +160,31 @@ pub fn evaluate_load<F: FeedForward>(
 ) -> Result<(Losses, LoadMeter)> {
     let mut load = LoadMeter::new(model.config().num_hidden_layers, experts);
     let pass = Pass { ask: Ask { load: true, ..pass.ask.clone() }, ..pass.clone() };
-    let losses = read(model, set, options, &pass, device, |traces, values, counted| {
-        load.add_scored(traces, values, |at| counted[at] && at % options.length >= options.skip);
-    })?;
+    let losses = read(
+        set,
+        options,
+        device,
+        |batch| losses(model, batch, &pass),
+        |traces, values, counted| {
+            load.add_scored(traces, values, |at| counted[at] && at % options.length >= options.skip);
+        },
+    )?;
     Ok((losses, load))
 }
 
-/// One copy to the host a batch: the losses, and the loads that were asked for, which `routed` is given.
-fn read<F: FeedForward>(
-    model: &CausalLm<F>,
+/// Of each position its loss; and what was asked of layers.
+fn losses<F: FeedForward>(model: &CausalLm<F>, batch: &Batch, pass: &Pass) -> Result<(Tensor, Vec<Trace>)> {
+    let pass = Pass { keep: Keep::Nothing, ..pass.of_tasks(&batch.tasks) };
+    let forward = model.forward(&batch.inputs, &batch.targets, &pass)?;
+    Ok((forward.losses, forward.traces))
+}
+
+/// Sums up what `said` finds of each position. One copy to the host a batch: that, and the loads that were asked for, which `routed` is given.
+fn read(
     set: &TokenSet,
     options: EvaluateOptions,
-    pass: &Pass,
     device: &Device,
+    said: impl Fn(&Batch) -> Result<(Tensor, Vec<Trace>)>,
     mut routed: impl FnMut(&[Trace], &[Vec<f64>], &[bool]),
 ) -> Result<Losses> {
     let (mut sums, mut counts) = (vec![0f64; set.tasks.len()], vec![0u64; set.tasks.len()]);
@@ -146,12 +192,10 @@ fn read<F: FeedForward>(
     for task in 0..set.tasks.len() {
         for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let batch = batch?;
-            let pass = Pass { keep: Keep::Nothing, ..pass.of_tasks(&batch.tasks) };
-            let forward = model.forward(&batch.inputs, &batch.targets, &pass)?;
-            let loads = LoadMeter::wanted(&forward.traces);
-            let values = host::read(&[vec![&forward.losses], loads].concat())?;
+            let (losses, traces) = said(&batch)?;
+            let values = host::read(&[vec![&losses], LoadMeter::wanted(&traces)].concat())?;
             let Some((losses, loads)) = values.split_first() else { continue };
-            routed(&forward.traces, loads, &batch.counted);
+            routed(&traces, loads, &batch.counted);
             for (position, (loss, counted)) in losses.iter().zip(&batch.counted).enumerate() {
                 if *counted && position % options.length >= options.skip {
                     sums[task] += loss;

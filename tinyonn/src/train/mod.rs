@@ -30,7 +30,7 @@ pub mod windows;
 pub use anchor::{Anchor, fisher};
 pub use checkpoints::{Checkpoints, Saving};
 pub use distil::{DistilConfig, distil, grow_repairs};
-pub use evaluate::{DocumentLoss, Losses, evaluate};
+pub use evaluate::{DocumentLoss, Losses, divergence, evaluate};
 pub use expansion::{expand_state, refit_state};
 pub use fine_tune::{FineTune, LearnersMean, fine_tune};
 pub use held_out::HeldOut;

@@ -10,6 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::KnowledgeRecord;
 use crate::metrics::{Interval, interval};
 
 /// A look at a model that learns a task.
@@ -21,7 +22,7 @@ pub struct Look {
     pub step: u64,
     /// Held-out loss of the task.
     pub new: f64,
-    /// Held-out loss of the old text.
+    /// Held-out loss of the old text; of a pretrained model its divergence there ([`OldKnowledge`](super::OldKnowledge)), here and wherever the old text's loss is meant.
     pub old: f64,
     /// ‖Δθ‖: how far all that learns is from the dense weights.
     pub distance: f64,
@@ -68,6 +69,9 @@ pub struct ForgettingRecord {
     /// The message of a loss or a gradient that was no finite number; what comes behind it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diverged: Option<String>,
+    /// What a pretrained model knew besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knowledge: Option<KnowledgeRecord>,
     /// Multiply-adds of all steps and looks, counted.
     pub multiply_adds: f64,
     /// Wall-clock.
@@ -143,6 +147,33 @@ impl ForgettingRecord {
         self.crossing(task, |look| look.distance - distance)
     }
 
+    /// Σ by document of the old text behind so many steps of the task at place `task`, between two looks linearly; of a pretrained model.
+    #[must_use]
+    pub fn old_sums_at(&self, task: usize, step: f64) -> Option<Vec<f64>> {
+        let looks = self.looks.iter().zip(&self.knowledge.as_ref()?.old_sums_by_look);
+        between(looks.filter(|(look, _)| look.task == task).map(|(look, sums)| (look.step, sums.clone())), step)
+    }
+
+    /// Of each item of the benchmarks, how far it is answered rightly (from 0 to 1) behind so many steps of the task at place `task`, between two rounds of
+    /// questions linearly.
+    #[must_use]
+    pub fn right_at(&self, task: usize, step: f64) -> Option<Vec<f64>> {
+        let rounds = self.knowledge.as_ref()?.asked.iter().filter(|asked| asked.task == task);
+        let numbers = |right: &[bool]| right.iter().map(|right| f64::from(u8::from(*right))).collect();
+        between(rounds.map(|asked| (asked.step, numbers(&asked.right))), step)
+    }
+
+    /// By how much more of the items are answered rightly behind the task at place `task` than before it, paired by item; `None` where that task was not
+    /// finished, or nothing was asked.
+    #[must_use]
+    pub fn right_gained(&self, task: usize, seed: u64) -> Option<Interval> {
+        // A task that was finished has a stage behind it.
+        self.losses.get(task + 1)?;
+        let (before, behind) = (self.right_at(task, 0.0)?, self.right_at(task, f64::INFINITY)?);
+        let items: Vec<(f64, f64)> = before.iter().zip(behind).map(|(before, behind)| (behind - before, 1.0)).collect();
+        Some(interval(&items, seed))
+    }
+
     /// The first place where `beyond`, linear between looks, is 0 or more.
     fn crossing(&self, task: usize, beyond: impl Fn(&Look) -> f64) -> Option<Crossing> {
         let looks: Vec<&Look> = self.looks.iter().filter(|look| look.task == task).collect();
@@ -159,4 +190,19 @@ impl ForgettingRecord {
             distance: between(start.distance, end.distance),
         })
     }
+}
+
+/// What `points` of (step, values), in their order, say at `step`: between two of them linearly, beyond the last as the last.
+fn between(points: impl Iterator<Item = (u64, Vec<f64>)>, step: f64) -> Option<Vec<f64>> {
+    let mut last: Option<(f64, Vec<f64>)> = None;
+    for (at, values) in points {
+        let at = at as f64;
+        if at >= step {
+            let Some((from, before)) = last.filter(|(from, _)| *from < at) else { return Some(values) };
+            let share = (step - from) / (at - from);
+            return Some(before.iter().zip(values).map(|(a, b)| a + share * (b - a)).collect());
+        }
+        last = Some((at, values));
+    }
+    last.map(|(_, values)| values)
 }

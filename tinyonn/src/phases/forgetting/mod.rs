@@ -4,6 +4,8 @@
 //! begins anew with each task. The old text and all tasks are measured on held-out text before the first task and behind each, the old text and the task
 //! at hand now and then in between. What the method knows of text (scan, routers, replay) is that of the old text and of the tasks so far.
 //!
+//! Of a pretrained model the old text is what it wrote itself, and [`OldKnowledge`] takes the place of its loss.
+//!
 //! Only the MLPs learn. [`Method::Experts`] of all, all active, is dense fine-tuning of them, bit for bit (a test).
 //!
 //! ```
@@ -32,7 +34,7 @@
 //! of.check(&config, &prepared.variant.spec)?;
 //! assert!(!of.method.is_routed());
 //!
-//! let record: ForgettingRecord = forgetting(&prepared, &config, &of)?;
+//! let record: ForgettingRecord = forgetting(&prepared, &config, &of, None)?;
 //! assert_eq!((record.tasks.len(), record.losses.len(), record.old.len()), (2, 3, 3)); // before, behind each task
 //! let first: &Look = &record.looks[0];
 //! let there: Option<Crossing> = record.at_loss(0, first.new);
@@ -43,12 +45,14 @@
 //! ```
 
 mod figures;
+mod knowledge;
 mod method;
 mod operations;
 mod sequence;
 mod subject;
 
 pub use figures::{Crossing, ForgettingRecord, Look};
+pub use knowledge::{Asked, KnowledgeRecord, OldKnowledge, asked_tokens};
 pub use method::{ForgettingConfig, Method};
-pub use operations::multiply_adds;
+pub use operations::{multiply_adds, multiply_adds_of_knowledge};
 pub use sequence::forgetting;

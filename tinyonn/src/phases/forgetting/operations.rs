@@ -35,6 +35,20 @@ pub fn multiply_adds(
     learnt * (2.0 * forward + learning) + read * forward + scanned * (2.0 * forward + mlps)
 }
 
+/// Multiply-adds of what a pretrained model's knowledge takes besides: a forward pass of the original over the old text at each look, and one over each round of
+/// questions, every `every` steps, of `asked` tokens. `held_out` are the tokens of the old text.
+#[must_use]
+pub fn multiply_adds_of_knowledge(
+    cfg: &Arch,
+    run: &RunConfig,
+    (tasks, every): (usize, u64),
+    (held_out, asked): (usize, usize),
+) -> f64 {
+    let per_task = |every: u64| if every == 0 { 1 } else { run.smk.steps.div_ceil(every) } as usize + 1;
+    let read = (tasks * per_task(run.smk.look) + tasks + 1) * held_out + tasks * per_task(every) * asked;
+    read as f64 * forward(cfg, run.length)
+}
+
 /// Of one token of a sequence of `length`: all matrices, scores and values of the tokens before it (half of the sequence, on average), the head.
 fn forward(cfg: &Arch, length: usize) -> f64 {
     let (d, heads) = (cfg.hidden_size, cfg.num_attention_heads * cfg.head_dim);

@@ -5,29 +5,36 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor, Var};
 
-use super::operations::multiply_adds;
+use super::operations::{multiply_adds, multiply_adds_of_knowledge};
 use super::subject::Subject;
-use super::{ForgettingConfig, ForgettingRecord, Look, Method};
+use super::{Asked, ForgettingConfig, ForgettingRecord, KnowledgeRecord, Look, Method, OldKnowledge};
 use crate::checkpoint::{Param, ParamStore, Role, WorkWeights, dense_params, grow_lora, lora_params, variant_params};
 use crate::data::{Sampler, TokenSet};
 use crate::decoder::smk_rule::{Select, Smk, SmkRule};
-use crate::decoder::{CausalLm, Experts, FeedForward, Learn, LowRankMlp, NeuronMask, Pass};
+use crate::decoder::{Active, CausalLm, Experts, FeedForward, Learn, LowRankMlp, NeuronMask, Pass};
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::RoutePer;
 use crate::ops::host;
 use crate::phases::{Prepared, RunConfig};
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::state::slots;
-use crate::train::{Anchor, FineTune, Losses, TextGradient, TrainState, evaluate, fine_tune, fisher};
+use crate::train::{Anchor, FineTune, Losses, TextGradient, TrainState, divergence, evaluate, fine_tune, fisher};
 use crate::{Error, Result};
 
 /// Teaches the model of `prepared` the tasks of `of` in their order; `config` decides the rest. `prepared` stays as it is.
 ///
 /// A rate at which a loss or gradient is no finite number ends the run there, and the record says so.
 ///
+/// With `knowledge` that of the model is measured in place of the old text's loss.
+///
 /// # Errors
 /// What [`ForgettingConfig::check`] refuses; whatever training, scan or fit report.
-pub fn forgetting(prepared: &Prepared, config: &RunConfig, of: &ForgettingConfig) -> Result<ForgettingRecord> {
+pub fn forgetting(
+    prepared: &Prepared,
+    config: &RunConfig,
+    of: &ForgettingConfig,
+    knowledge: Option<&OldKnowledge>,
+) -> Result<ForgettingRecord> {
     let started = Instant::now();
     let spec = &prepared.variant.spec;
     of.check(config, spec)?;
@@ -36,7 +43,7 @@ pub fn forgetting(prepared: &Prepared, config: &RunConfig, of: &ForgettingConfig
         return Err(Error::variant(spec.name.clone(), problem, "use a variant that routes tokens or sequences"));
     }
     let subject = Subject::new(prepared, config, of)?;
-    let mut course = Course::new(&subject, of);
+    let mut course = Course::new(&subject, of, knowledge);
     match of.method {
         Method::Lora { rank } => course.with_low_rank(rank)?,
         _ => course.with_experts()?,
@@ -45,6 +52,11 @@ pub fn forgetting(prepared: &Prepared, config: &RunConfig, of: &ForgettingConfig
     let held_out = [prepared.tokens.test.tokens(), config.test_tokens];
     let old_tasks = prepared.text.tasks.len();
     record.multiply_adds = multiply_adds(&prepared.dense.cfg, (config, of), spec.experts(), (old_tasks, held_out));
+    if let Some(knowledge) = knowledge {
+        let rounds = (of.order.len(), knowledge.every());
+        let tokens = (held_out[0], knowledge.tokens()?);
+        record.multiply_adds += multiply_adds_of_knowledge(&prepared.dense.cfg, config, rounds, tokens);
+    }
     record.seconds = started.elapsed().as_secs_f64();
     Ok(record)
 }
@@ -53,6 +65,7 @@ pub fn forgetting(prepared: &Prepared, config: &RunConfig, of: &ForgettingConfig
 struct Course<'a> {
     subject: &'a Subject<'a>,
     of: &'a ForgettingConfig,
+    knowledge: Option<&'a OldKnowledge>,
     held_out: TokenSet,
     record: ForgettingRecord,
 }
@@ -100,7 +113,12 @@ impl Weights {
 }
 
 impl<'a> Course<'a> {
-    fn new(subject: &'a Subject<'a>, of: &'a ForgettingConfig) -> Self {
+    fn new(subject: &'a Subject<'a>, of: &'a ForgettingConfig, knowledge: Option<&'a OldKnowledge>) -> Self {
+        let asked = |knowledge: &OldKnowledge| KnowledgeRecord {
+            benchmarks: knowledge.figures().to_vec(),
+            asked: Vec::new(),
+            old_sums_by_look: Vec::new(),
+        };
         let record = ForgettingRecord {
             tasks: of.order.iter().map(|task| task.name().to_owned()).collect(),
             losses: Vec::new(),
@@ -114,10 +132,11 @@ impl<'a> Course<'a> {
             stepped: 0.0,
             moved: 0,
             diverged: None,
+            knowledge: knowledge.map(asked),
             multiply_adds: 0.0,
             seconds: 0.0,
         };
-        Self { subject, of, held_out: subject.held_out(), record }
+        Self { subject, of, knowledge, held_out: subject.held_out(), record }
     }
 
     /// All methods but low-rank differences: parts of the MLPs themselves learn.
@@ -250,16 +269,38 @@ impl<'a> Course<'a> {
         let sampler = Sampler::new(&taught, config.length, config.smk.batch, config.seed ^ 1, device)?;
         let held_out = subject.held_out_of(task)?;
         let old = subject.prepared.text.tasks.len();
-        let mut looks = Vec::new();
+        let novel = subject.novel_of(task)?;
+        let knowledge = self.knowledge;
+        // Where no router was fitted in between, a task begins with the answers that the one before it ended with.
+        let known = self.record.knowledge.as_ref().filter(|_| matches!(pass.active, Active::All));
+        let last = known.and_then(|known| known.asked.last()).map(|asked| asked.right.clone());
+        let (mut looks, mut asked, mut by_document) = (Vec::new(), Vec::new(), Vec::new());
         let mut look = |step: u64| -> Result<()> {
-            let losses = evaluate(model, &held_out, options, &pass, device)?;
+            let losses = match knowledge {
+                Some(known) => self.known(known, model, &pass, &novel)?,
+                None => evaluate(model, &held_out, options, &pass, device)?,
+            };
             let new = losses.by_task[old];
             looks.push(Look { task, step, new, old: mean(&losses, |task| task < old), distance: distance()? });
+            if let Some(known) = knowledge {
+                by_document.push(self.sums_of_old(&losses));
+                if known.is_due(step, config.smk.steps) {
+                    let right = match &last {
+                        Some(last) if step == 0 => last.clone(),
+                        _ => known.right(model, &pass)?,
+                    };
+                    asked.push(Asked { task, step, right });
+                }
+            }
             Ok(())
         };
         look(0)?;
         let learnt = fine_tune(what, &sampler, &config.smk_in_dtype(), None, &mut look);
         self.record.looks.extend(looks);
+        if let Some(record) = &mut self.record.knowledge {
+            record.asked.extend(asked);
+            record.old_sums_by_look.extend(by_document);
+        }
         let learnt = match learnt {
             Err(Error::Setting { name, problem, .. }) if name == "fine_tune.optimizer.rate" || name == "evaluate" => {
                 self.record.diverged = Some(problem);
@@ -280,17 +321,38 @@ impl<'a> Course<'a> {
 
     /// All held-out text: a stage of the record.
     fn measure<F: FeedForward>(&mut self, model: &CausalLm<F>, pass: &Pass) -> Result<()> {
-        let losses = evaluate(model, &self.held_out, self.options(), pass, &self.subject.prepared.device)?;
+        let losses = match self.knowledge {
+            Some(known) => self.known(known, model, pass, self.subject.novel_test())?,
+            None => evaluate(model, &self.held_out, self.options(), pass, &self.subject.prepared.device)?,
+        };
         let old = self.subject.prepared.text.tasks.len();
-        let documents = self.subject.prepared.tokens.test.documents.len();
         let (of_old, of_new) = losses.by_task.split_at(old);
         self.record.old.push(mean(&losses, |task| task < old));
         self.record.losses.push(of_new.to_vec());
         self.record.old_by_task.push(of_old.to_vec());
-        let own = &losses.by_document[..documents];
-        self.record.old_sums.push(own.iter().map(|document| document.sum).collect());
-        self.record.old_tokens = own.iter().map(|document| document.tokens).collect();
+        self.record.old_sums.push(self.sums_of_old(&losses));
+        let documents = losses.by_document.iter().take(self.record.old_sums[0].len());
+        self.record.old_tokens = documents.map(|document| document.tokens).collect();
         Ok(())
+    }
+
+    /// Of a pretrained model: its divergence on the old text, and behind it the losses of the tasks of `novel`.
+    fn known<F: FeedForward>(
+        &self,
+        known: &OldKnowledge,
+        model: &CausalLm<F>,
+        pass: &Pass,
+        novel: &TokenSet,
+    ) -> Result<Losses> {
+        let (options, prepared) = (self.options(), self.subject.prepared);
+        let old = divergence((model, known.original()), &prepared.tokens.test, options, pass, &prepared.device)?;
+        Ok(old.beside(evaluate(model, novel, options, pass, &prepared.device)?))
+    }
+
+    /// By document of the old text.
+    fn sums_of_old(&self, losses: &Losses) -> Vec<f64> {
+        let documents = self.subject.prepared.tokens.test.documents.len();
+        losses.by_document.iter().take(documents).map(|document| document.sum).collect()
     }
 }
 

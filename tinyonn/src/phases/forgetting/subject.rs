@@ -85,7 +85,17 @@ impl<'a> Subject<'a> {
 
     /// Held-out text: the old one's, and behind it that of the task at place `task`.
     pub(super) fn held_out_of(&self, task: usize) -> Result<TokenSet> {
-        Ok(self.prepared.tokens.test.beside(&self.novel.test.only(task)?))
+        Ok(self.prepared.tokens.test.beside(&self.novel_of(task)?))
+    }
+
+    /// Held-out text of the tasks.
+    pub(super) fn novel_test(&self) -> &TokenSet {
+        &self.novel.test
+    }
+
+    /// Held-out text of the task at place `task`.
+    pub(super) fn novel_of(&self, task: usize) -> Result<TokenSet> {
+        self.novel.test.only(task)
     }
 
     /// Fits the routers in `store` to the text up to the task at place `task`, that one included, in the model as it is now.
