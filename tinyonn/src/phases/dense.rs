@@ -111,9 +111,10 @@ impl Dense {
     /// ```no_run
     /// use candle_core::Device;
     /// use tinyonn::phases::Dense;
+    /// use tinyonn::train::Precision;
     ///
     /// fn main() -> tinyonn::Result<()> {
-    ///     let model = Dense::routed("runs/phase1".as_ref(), &Device::Cpu)?;
+    ///     let model = Dense::routed("runs/phase1".as_ref(), &Device::Cpu, Precision::F32)?;
     ///     assert!(model.store.names().any(|name| name.contains("_router")));
     ///     Ok(())
     /// }

@@ -84,6 +84,7 @@ const SCAN: &str = "scan.safetensors";
 /// use tinyonn::ops::GradSite;
 /// use tinyonn::phases::image::dump_tokens;
 /// use tinyonn::phases::{Dense, DenseShape, DeviceName, Image, ImageConfig, MergeConfig, RunConfig, Text, TextConfig, image, merge_scans};
+/// use tinyonn::train::Precision;
 ///
 /// # let dir = tempfile::tempdir()?;
 /// # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
@@ -100,7 +101,7 @@ const SCAN: &str = "scan.safetensors";
 /// (config.pretrain.steps, config.router.steps, config.smk.steps) = (4, 4, 2);
 /// let text = Text::new(&config.data, config.seed)?;
 /// let dense = Dense::obtain(&config, &text, &candle_core::Device::Cpu, None)?;
-/// let of = ImageConfig { model: dense.dir.clone(), variant: "Mixtral".into(), partition: None, seed: 0, device: DeviceName::Cpu };
+/// let of = ImageConfig { model: dense.dir.clone(), variant: "Mixtral".into(), partition: None, seed: 0, device: DeviceName::Cpu, dtype: Precision::F32 };
 ///
 /// // Each half by itself, as two machines would.
 /// let half = |index: usize| {
