@@ -55,6 +55,19 @@ pub fn divergence(x_td: &Tensor, teacher_td: &Tensor, head_vd: &Tensor, weight_t
 ///
 /// # Errors
 /// As of [`divergence`].
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::ops::distillation;
+///
+/// let head = Tensor::randn(0f32, 1f32, (9, 4), &Device::Cpu)?;
+/// let [student, teacher] = [0f32, 1.0].map(|mean| Tensor::randn(mean, 1f32, (3, 4), &Device::Cpu));
+/// let (student, teacher) = (student?, teacher?);
+/// let found = distillation::values(&student, &teacher, &head)?;
+/// let (kl, _) = distillation::divergence(&student, &teacher, &head, &Tensor::ones(3, DType::F32, &Device::Cpu)?)?;
+/// assert_eq!(found.to_vec1::<f32>()?, kl.to_vec1::<f32>()?);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 pub fn values(x_td: &Tensor, teacher_td: &Tensor, head_vd: &Tensor) -> Result<Tensor> {
     if x_td.dims2()? != teacher_td.dims2()? {
         candle_core::bail!(

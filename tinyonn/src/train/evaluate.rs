@@ -107,6 +107,30 @@ pub fn evaluate<F: FeedForward>(
 ///
 /// # Errors
 /// As above.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::data::{TaskTokens, TokenSet};
+/// use tinyonn::decoder::{Arch, CausalLm, Pass};
+/// use tinyonn::train::divergence;
+/// use tinyonn::train::evaluate::EvaluateOptions;
+///
+/// let cfg = Arch::from_json(&serde_json::json!({
+///     "model_type": "qwen3", "vocab_size": 280, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+///     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+/// }), "config.json")?;
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
+/// let task = TaskTokens { name: "count".into(), tokens: (0..100).collect(), documents: vec![0; 100] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["count/a".into()], eos: 0 };
+///
+/// let options = EvaluateOptions { length: 32, batch: 4, skip: 0 };
+/// let found = divergence((&model, &model), &set, options, &Pass::all(), &Device::Cpu)?;
+/// assert_eq!((found.mean, found.by_document[0].tokens), (0.0, 99.0)); // from itself
+/// assert_eq!(found.clone().beside(found).by_task, [0.0, 0.0]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub fn divergence<F: FeedForward>(
     (model, original): (&CausalLm<F>, &CausalLm<Mlp>),
     set: &TokenSet,

@@ -1,12 +1,13 @@
 //! Fine-tuning: what is there already learns further text, all of its feed-forwards' weights or a part of them, with a look at it now and then.
 //!
-//! [`train_smk`](super::train_smk()) is this for a variant's experts, with a log and a check of its variant; a study of forgetting asks more: any
-//! feed-forward, a fixed part that learns, decay towards the start, figures of its own at each look.
+//! [`train_smk`](super::train_smk()) is this for a variant's experts, watched by a log, looks at held-out text and recycling; a study of forgetting asks for any
+//! feed-forward, a fixed part that learns, decay towards the start, and figures of its own at each look.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Anchor, Rule, Said, Saving, Slot, SmkConfig, TextGradient, TrainState, Verdict, Watch, train};
+use super::{Adjust, Anchor, Rule, Said, Saving, Slot, SmkConfig, TextGradient, TrainState, Verdict, Watch, train};
 use crate::data::Sampler;
 use crate::decoder::{CausalLm, FeedForward, Learn, Pass};
 use crate::{Error, Result};
@@ -73,11 +74,38 @@ pub fn fine_tune<F: FeedForward>(
     if what.slots.is_empty() {
         return Err(Error::setting("fine_tune", "no weight learns", "give the slots of those that do"));
     }
+    let every = if config.look == 0 { config.steps } else { config.look };
+    let stage = Stage { name: ("fine-tuning", "fine_tune.optimizer"), shown: false, beside: Vec::new(), adjust: None };
+    let watched = teach(what, (sampler, config), stage, saving, |_, tally| Ok(Looking { tally, every, look }))?;
+    let Sums { learnt, competed, count } = watched.tally;
+    let mean = |sum: f64| sum / count as f64;
+    Ok((count > 0).then(|| LearnersMean { learnt: mean(learnt), competed: mean(competed) }))
+}
+
+/// What sets one fine-tuning apart from another, beside who learns.
+pub(super) struct Stage<'a> {
+    /// Its name in progress and errors, and the key of its optimizer in the settings.
+    pub(super) name: (&'a str, &'a str),
+    /// Whether its progress is shown.
+    pub(super) shown: bool,
+    /// What changes beside the weights that learn, and belongs to a state.
+    pub(super) beside: Vec<(String, Var)>,
+    /// What else follows an update.
+    pub(super) adjust: Option<&'a Adjust<'a>>,
+}
+
+/// Trains by `config`, watched by what `watch` makes of the step that it begins with and of the tally that was saved there. The weights are in the end those of the
+/// best look, where looks told a best.
+pub(super) fn teach<F: FeedForward, T: DeserializeOwned + Default, W: Watch>(
+    what: FineTune<'_, F>,
+    (sampler, config): (&Sampler<'_>, &SmkConfig),
+    stage: Stage<'_>,
+    saving: Option<&Saving<'_>>,
+    watch: impl FnOnce(u64, T) -> Result<W>,
+) -> Result<W> {
     let mut state = TrainState::new(what.slots, &config.memory)?;
-    let mut tally = Sums::default();
-    if let Some(saving) = saving {
-        tally = saving.resume(&mut state)?.unwrap_or_default();
-    }
+    state.beside = stage.beside;
+    let tally = saving.map_or(Ok(None), |saving| saving.resume(&mut state))?;
     let text = TextGradient {
         model: what.model,
         sampler,
@@ -89,26 +117,25 @@ pub fn fine_tune<F: FeedForward>(
     };
     let rate = |step: u64| config.schedule.rate(config.optimizer.rate, config.warmup, config.steps, step);
     let taken = std::cell::Cell::new(state.step);
-    let pull = |_: &[Tensor], finite: &Tensor| -> Result<()> {
+    let adjust = |load: &[Tensor], finite: &Tensor| -> Result<()> {
         let at = rate(taken.get());
         taken.set(taken.get() + 1);
+        stage.adjust.map_or(Ok(()), |adjust| adjust(load, finite))?;
         what.anchor.map_or(Ok(()), |anchor| anchor.pull(at, finite))
     };
     let rule = Rule {
-        stage: ("fine-tuning", "fine_tune.optimizer"),
+        stage: stage.name,
         steps: config.steps,
-        tokens: None,
+        tokens: stage.shown.then(|| text.tokens()),
         optimizer: &config.optimizer,
         rate: &rate,
         batch: &|step| Some(sampler.describe(step)),
-        adjust: Some(&pull),
+        adjust: Some(&adjust),
     };
-    let every = if config.look == 0 { config.steps } else { config.look };
-    let mut watch = Looking { tally, every, look };
+    let mut watch = watch(state.step, tally.unwrap_or_default())?;
     train(&mut state, &rule, &mut |state| text.descend(state), saving, &mut watch)?;
-    let Sums { learnt, competed, count } = watch.tally;
-    let mean = |sum: f64| sum / count as f64;
-    Ok((count > 0).then(|| LearnersMean { learnt: mean(learnt), competed: mean(competed) }))
+    state.return_to_best()?;
+    Ok(watch)
 }
 
 /// Experts of a layer, mean over steps and layers.

@@ -21,11 +21,12 @@ use serde_json::json;
 
 use super::checkpoints::digest;
 use super::evaluate::EvaluateOptions;
+use super::fine_tune::{Stage, teach};
 use super::recycling::{RecycleConfig, Recycling};
 use super::state::slots;
 use super::{
-    Checkpoints, HeldOut, Memory, Model, OptimizerConfig, Rule, Said, Saving, Schedule, TextGradient, TrainState,
-    Verdict, Watch, train,
+    Adjust, Checkpoints, FineTune, HeldOut, Memory, Model, OptimizerConfig, Said, Saving, Schedule, TrainState,
+    Verdict, Watch,
 };
 use crate::checkpoint::{Param, ParamStore, Role, variant_params};
 use crate::data::{Sampler, TokenSet};
@@ -220,11 +221,9 @@ pub fn train_smk(
     let types: BTreeMap<String, DType> = params.iter().map(|param| (param.name.clone(), own(param))).collect();
     let work = store.work_weights(dtype, |name| types.get(name).copied())?;
     let model = TinyOnnForCausalLm::new(cfg, variant, work.builder())?;
-    let mut state = TrainState::new(slots(&work, params), &config.memory)?;
     let biases = biases(store, cfg.num_hidden_layers, spec)?;
-    state.beside.clone_from(&biases);
     let recycling = Recycling::new((store, cfg.num_hidden_layers), spec, config.recycle, routed)?;
-    state.beside.extend(recycling.iter().flat_map(Recycling::beside));
+    let beside = biases.iter().cloned().chain(recycling.iter().flat_map(Recycling::beside)).collect();
     // Biases follow the load while routers learn.
     let adjust = |load: &[Tensor], finite: &Tensor| -> Result<()> {
         for ((_, bias), tokens_n) in biases.iter().zip(load) {
@@ -235,25 +234,14 @@ pub fn train_smk(
         Ok(())
     };
     let open = spec.open_positions();
-    let text = TextGradient {
+    let what = FineTune {
         model: model.lm(),
-        sampler,
-        pass: routed.clone(),
+        slots: slots(&work, params),
         learn: Learn { experts: Experts::Smk(config.choice(spec)), routers, image: None },
+        pass: routed.clone(),
         open,
-        memory: config.memory,
-        interrupt: checkpoints.map(|checkpoints| &checkpoints.interrupt),
+        anchor: None,
     };
-    let rule = Rule {
-        stage: ("Surprise Min-K", "smk.optimizer"),
-        steps: config.steps,
-        tokens: Some(text.tokens()),
-        optimizer: &config.optimizer,
-        rate: &|step| config.schedule.rate(config.optimizer.rate, config.warmup, config.steps, step),
-        batch: &|step| Some(sampler.describe(step)),
-        adjust: (routers && !biases.is_empty()).then_some(&adjust),
-    };
-    let mut tally = Tally::default();
     let saving = match checkpoints {
         Some(checkpoints) => {
             let settings = json!({
@@ -266,16 +254,18 @@ pub fn train_smk(
         }
         None => None,
     };
-    if let Some(saving) = &saving {
-        tally = saving.resume(&mut state)?.unwrap_or_default();
-        log.rewind("smk", state.step)?;
-    }
     let options = EvaluateOptions { length: sampler.length(), batch: sampler.batch(), skip: open };
     let held = HeldOut::new("smk", model.lm(), (held, config.look), (options, routed.clone()))?;
-    let mut watch = Logged { log, spec, steps: config.steps, tally, held, recycling };
-    train(&mut state, &rule, &mut |state| text.descend(state), saving.as_ref(), &mut watch)?;
-    let Tally { shares, count, recycled, .. } = watch.tally;
-    state.return_to_best()?;
+    let adjust: Option<&Adjust<'_>> = if routers && !biases.is_empty() { Some(&adjust) } else { None };
+    let stage = Stage { name: ("Surprise Min-K", "smk.optimizer"), shown: true, beside, adjust };
+    let is_saved = saving.is_some();
+    let watched = teach(what, (sampler, config), stage, saving.as_ref(), |step, tally| {
+        if is_saved {
+            log.rewind("smk", step)?;
+        }
+        Ok(Logged { log, spec, steps: config.steps, tally, held, recycling })
+    })?;
+    let Tally { shares, count, recycled, .. } = watched.tally;
     Ok(SmkOutcome { updated_share: shares / count.max(1) as f64, recycled })
 }
 

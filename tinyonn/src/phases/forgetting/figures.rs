@@ -156,6 +156,22 @@ impl ForgettingRecord {
 
     /// Of each item of the benchmarks, how far it is answered rightly (from 0 to 1) behind so many steps of the task at place `task`, between two rounds of
     /// questions linearly.
+    ///
+    /// ```
+    /// # use tinyonn::phases::{ForgettingRecord, KnowledgeRecord};
+    /// # let mut record: ForgettingRecord = serde_json::from_value(serde_json::json!({
+    /// #     "tasks": ["a", "b"], "losses": [[5.0, 4.0], [1.0, 3.5]], "old": [0.0, 0.5], "old_tasks": [], "old_by_task": [], "old_sums": [],
+    /// #     "old_tokens": [2.0], "looks": [], "learnable": 0, "stepped": 0.0, "moved": 0, "multiply_adds": 0.0, "seconds": 0.0,
+    /// # }))?;
+    /// use tinyonn::phases::Asked;
+    ///
+    /// let asked = |step, right: [bool; 2]| Asked { task: 0, step, right: right.to_vec() };
+    /// let asked = vec![asked(0, [true, false]), asked(10, [false, false])];
+    /// record.knowledge = Some(KnowledgeRecord { benchmarks: vec![], asked, old_sums_by_look: vec![] });
+    /// assert_eq!(record.right_at(0, 4.0), Some(vec![0.6, 0.0]));
+    /// assert_eq!(record.right_gained(0, 0).map(|gained| gained.mean), Some(-0.5));
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
     #[must_use]
     pub fn right_at(&self, task: usize, step: f64) -> Option<Vec<f64>> {
         let rounds = self.knowledge.as_ref()?.asked.iter().filter(|asked| asked.task == task);

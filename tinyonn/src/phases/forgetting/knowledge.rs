@@ -88,6 +88,21 @@ impl OldKnowledge {
 ///
 /// # Errors
 /// A text that cannot be encoded.
+///
+/// ```
+/// use tinyonn::benchmark::{BenchmarkTask, Choice, Item, Metric};
+/// use tinyonn::data::{Corpus, TextTokenizer, sorting};
+/// use tinyonn::phases::forgetting::asked_tokens;
+///
+/// let tokenizer = TextTokenizer::train(&Corpus { tasks: vec![sorting(0, 20_000)] }, 300)?;
+/// let choice = |continuation: &str| Choice { context: "sort 2 1 ->".into(), continuation: continuation.into() };
+/// let item = Item { id: 0, choices: vec![choice(" 1 2"), choice(" 2 1")], gold: 0 };
+/// let task = BenchmarkTask { name: "sorting".into(), metric: Metric::Sum, items: vec![item] };
+/// let both = ["sort 2 1 -> 1 2", "sort 2 1 -> 2 1"].map(|text| tokenizer.encode(text).map(|tokens| tokens.len()));
+/// let [first, second] = both;
+/// assert_eq!(asked_tokens(&[task], &tokenizer)?, first? + second?);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub fn asked_tokens(tasks: &[BenchmarkTask], tokenizer: &TextTokenizer) -> Result<usize> {
     let choices = tasks.iter().flat_map(|task| &task.items).flat_map(|item| &item.choices);
     let texts: Vec<String> = choices.map(|choice| format!("{}{}", choice.context, choice.continuation)).collect();
