@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::TrainState;
 use crate::checkpoint::{Entry, Held, MappedSafetensors, Order, ParamStore, write_entries};
+use crate::differing::differing;
 use crate::error::is_full;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result, files};
@@ -239,22 +240,8 @@ fn step_of(path: &Path) -> Option<u64> {
 /// `NAME was A and is B` for each setting, named by its path, in which the two differ.
 #[must_use]
 pub fn differences(was: &Value, is: &Value) -> Vec<String> {
-    fn walk(name: &str, was: &Value, is: &Value, found: &mut Vec<String>) {
-        match (was, is) {
-            (Value::Object(a), Value::Object(b)) => {
-                let behind = b.keys().filter(|key| !a.contains_key(*key));
-                for key in a.keys().chain(behind) {
-                    let at = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
-                    walk(&at, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), found);
-                }
-            }
-            _ if was == is => {}
-            _ => found.push(format!("`{name}` was {was} and is {is}")),
-        }
-    }
-    let mut found = Vec::new();
-    walk("", was, is, &mut found);
-    found
+    let said = |(name, was, is): (String, &Value, &Value)| format!("`{name}` was {was} and is {is}");
+    differing(was, is).into_iter().map(said).collect()
 }
 
 /// SHA-256 of every entry of `store`: a training that goes on must find the weights that it began with.
