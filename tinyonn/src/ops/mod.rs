@@ -95,6 +95,7 @@ pub use class_scatter::{ClassScatter, Weigh};
 pub use class_sums::ClassSums;
 pub use expert_neurons::ExpertNeurons;
 pub use glu_mlp::{MlpGate, MlpWeights, SlicedMlp};
+pub(crate) use grad_norm::grad_norm;
 pub use grad_site::GradSite;
 pub(crate) use grad_site::wide;
 pub use grads::Grads;

@@ -99,17 +99,21 @@ struct Version {
 }
 
 impl Saving<'_> {
-    /// Writes `state`, and `tally` with it; older states than the last [`Checkpoints::keep`] are removed behind that.
+    /// Writes `state`, and `tally` with it; older states than the last [`Checkpoints::keep`] are removed behind that. Of several ranks all take part and the first
+    /// one writes: a state of one rank and a state of several are the same.
     ///
     /// # Errors
     /// The system refuses it: the states before it stay, and the message says so.
     pub fn save(&self, state: &TrainState, tally: Value) -> Result<PathBuf> {
         let dir = &self.checkpoints.dir;
+        let (path, tensors) = (place(dir, state.step), state.tensors()?);
+        if !is_first(state) {
+            return Ok(path);
+        }
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        let path = place(dir, state.step);
         let about =
             About { version: VERSION, step: state.step, tally, best: state.best(), settings: self.settings.clone() };
-        write(&path, &about, &state.tensors()?).map_err(|e| {
+        write(&path, &about, &tensors).map_err(|e| {
             let before = match self.states() {
                 Ok(states) if !states.is_empty() => {
                     format!("the state of step {} stays", states[states.len() - 1].0)
@@ -137,7 +141,9 @@ impl Saving<'_> {
     /// # Errors
     /// A state of other settings, which are named, or of another version; a file that is not whole.
     pub fn resume<T: DeserializeOwned>(&self, state: &mut TrainState) -> Result<Option<T>> {
-        self.clear_half_written();
+        if is_first(state) {
+            self.clear_half_written();
+        }
         let Some((saved, about)) = last(&self.checkpoints.dir)? else { return Ok(None) };
         self.refuse_other(&about.settings)?;
         let tally = serde_json::from_value(about.tally).map_err(|e| unreadable(saved.path(), &e))?;
@@ -170,6 +176,11 @@ impl Saving<'_> {
     fn states(&self) -> Result<Vec<(u64, PathBuf)>> {
         states(&self.checkpoints.dir)
     }
+}
+
+/// Whether this is the only rank, or the first of several.
+fn is_first(state: &TrainState) -> bool {
+    state.ranks().is_none_or(|ranks| ranks.rank() == 0)
 }
 
 /// Where the state of `step` lies.

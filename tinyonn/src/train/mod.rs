@@ -21,6 +21,7 @@ pub mod router_refit;
 mod router_targets;
 mod router_tuning;
 pub mod schedule;
+mod share;
 pub mod smk;
 pub mod state;
 pub mod surprise_forms;
