@@ -3,6 +3,8 @@
 mod launchers;
 #[cfg(unix)]
 mod meeting;
+#[cfg(feature = "cuda")]
+mod over_nccl;
 mod owners;
 mod resumed;
 mod training;

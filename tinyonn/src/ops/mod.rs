@@ -33,6 +33,8 @@ pub mod card;
 pub mod chosen_neurons;
 pub mod class_scatter;
 mod class_sums;
+#[cfg(feature = "cuda")]
+mod collective_watchdog;
 mod columns;
 pub mod cross_entropy;
 pub mod dispatch_mlp;
@@ -66,6 +68,8 @@ pub mod low_rank_mlp;
 pub mod merged_mlp;
 pub mod min_k;
 mod mlp_values;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 pub mod neuron_moments;
 mod open_gates;
 mod product;
