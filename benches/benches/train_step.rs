@@ -3,10 +3,12 @@
 //! tokens a second, the load of the busiest expert beside the mean and, on a GPU, the memory taken.
 //!
 //! On a GPU the shape is Qwen3-1.7B's, 4 × 2048 tokens; without one it is the small one of `peers/pretrain_torch.py`, in f32, so that the bench can be tried.
-//! `-- --layers N` takes N of the layers, for a look at single kernels with a profiler, and `--only NAME` those rows alone whose names begin with it.
+//! `-- --layers N` takes N of the layers, for a look at single kernels with a profiler, `--only NAME` those rows alone whose names begin with it, `--parts N` that
+//! many micro-batches. Started as several ranks (torchrun's variables and TINYONN_TOKEN), each on its own GPU, they train one model, each as many tokens as one alone.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use benches::{BenchDevice as _, config, devices, drawn, qwen3};
 use candle_core::{D, DType, Device, Tensor};
@@ -17,8 +19,11 @@ use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, moe};
 use tinyonn::ops::host;
+use tinyonn::ranks::address::meeting_place;
+use tinyonn::ranks::launcher::of_environment;
+use tinyonn::ranks::{Collective, Greeting, Meeting, Token};
 use tinyonn::train::state::slots;
-use tinyonn::train::{Memory, OptimizerConfig, Precision, TrainState};
+use tinyonn::train::{Memory, OptimizerConfig, Precision, TrainState, begin};
 use tinyonn::{Result, random};
 
 const STEPS: usize = 8;
@@ -39,28 +44,74 @@ pub struct HalfOfTen;
 #[moe(groups = 10, experts = 10, router = gaussian, top_k = [5, 2], gate = scaled, route_per = segment(512))]
 pub struct Segments;
 
-fn main() -> Result<()> {
-    let after = |flag: &str| std::env::args().skip_while(|argument| argument != flag).nth(1);
-    let layers = after("--layers").and_then(|count| count.parse().ok());
-    let only = after("--only").unwrap_or_default();
-    devices()?.last().map_or(Ok(()), |device| bench(device, layers, &only))
+/// What the command line asks.
+struct Asked {
+    layers: Option<usize>,
+    parts: usize,
+    only: String,
 }
 
-fn bench(device: &Device, layers: Option<usize>, only: &str) -> Result<()> {
+/// Where it runs: alone, or as one of several ranks.
+struct Place {
+    device: Device,
+    ranks: Option<Arc<dyn Collective>>,
+}
+
+impl Place {
+    fn rank(&self) -> usize {
+        self.ranks.as_ref().map_or(0, |ranks| ranks.rank())
+    }
+
+    fn count(&self) -> usize {
+        self.ranks.as_ref().map_or(1, |ranks| ranks.ranks())
+    }
+}
+
+fn main() -> Result<()> {
+    let after = |flag: &str| std::env::args().skip_while(|argument| argument != flag).nth(1);
+    let number = |flag: &str| after(flag).and_then(|count| count.parse().ok());
+    let only = after("--only").unwrap_or_default();
+    let asked = Asked { layers: number("--layers"), parts: number("--parts").unwrap_or(1), only };
+    let Some(launched) = of_environment()? else {
+        let Some(device) = devices()?.pop() else { return Ok(()) };
+        return bench(&Place { device, ranks: None }, &asked);
+    };
+    let variable = |name: &str| std::env::var(name).ok();
+    let device = Device::new_cuda(launched.gpu(&variable))?;
+    let meeting = Meeting {
+        place: &meeting_place(None, &launched, &variable)?,
+        launched: &launched,
+        token: &Token::of_environment(&variable)?,
+        limit: Duration::from_secs(120),
+        shared: None,
+        gift: &|| Ok(Vec::new()),
+    };
+    let together = begin(&meeting, Greeting::default(), &device, Duration::from_secs(60), |error| {
+        eprintln!("error: {error}");
+        std::process::exit(2);
+    })?;
+    bench(&Place { device, ranks: Some(together.ranks.clone()) }, &asked)
+}
+
+fn bench(place: &Place, asked: &Asked) -> Result<()> {
+    let (device, ranks, only) = (&place.device, place.ranks.as_ref(), asked.only.as_str());
     let on_a_card = device.is_cuda();
     let (whole, rows, length) = if on_a_card { (qwen3(), 4, 2048) } else { (config(128, 384), 8, 128) };
-    let cfg = Arch { num_hidden_layers: layers.unwrap_or(whole.num_hidden_layers), ..whole };
+    let cfg = Arch { num_hidden_layers: asked.layers.unwrap_or(whole.num_hidden_layers), ..whole };
     let precision = if on_a_card { Precision::Bf16 } else { Precision::F32 };
     let memory = Memory { weights: precision, gradients: precision, ..Memory::DEFAULT };
     let dtype = if on_a_card { DType::BF16 } else { DType::F32 };
+    let batch = (asked.parts, rows, length);
     if "dense".starts_with(only) {
         let store = drawn(&cfg, device)?;
         let work = store.work_weights(dtype, |_| Some(dtype))?;
-        let mut state = TrainState::new(slots(&work, dense_params(&cfg)), &memory)?;
+        let mut state = TrainState::among(slots(&work, dense_params(&cfg)), &memory, ranks)?;
         let model = CausalLm::dense(&cfg, work.builder())?;
-        time("dense", &model, &mut state, &Pass::all(), &ALL_LEARN, (rows, length), device)?;
+        time("dense", &model, &mut state, &Pass::all(), &ALL_LEARN, batch, place)?;
+        collectives(&state, place)?;
     }
-    let experts_alone = Learn { experts: Experts::Smk(Smk { min_k: 10, ..Smk::DEFAULT }), ..Learn::default() };
+    let ten = Experts::Smk(Smk { min_k: 10, ..Smk::DEFAULT });
+    let experts_alone = Learn { experts: ten, ranks: ranks.cloned(), ..Learn::default() };
     for (name, row, pass, learn) in [
         ("Tenth", "Tenth, all active", Pass::all(), &ALL_LEARN),
         ("Tenth", "Tenth", Pass::routed(), &ALL_LEARN),
@@ -84,15 +135,40 @@ fn bench(device: &Device, layers: Option<usize>, only: &str) -> Result<()> {
         let own = |name: &str| if name.contains("_router") { DType::F32 } else { dtype };
         let work = store.work_weights(dtype, |name| names.contains(name).then(|| own(name)))?;
         drop(store);
-        let mut state = TrainState::new(slots(&work, params), &memory)?;
+        let mut state = TrainState::among(slots(&work, params), &memory, ranks)?;
         let model = TinyOnnForCausalLm::new(&cfg, variant, work.builder())?;
-        time(row, model.lm(), &mut state, &pass, learn, (rows, length), device)?;
+        time(row, model.lm(), &mut state, &pass, learn, batch, place)?;
     }
     Ok(())
 }
 
 /// All weights and the routers.
-const ALL_LEARN: Learn = Learn { experts: Experts::All, routers: true, image: None };
+const ALL_LEARN: Learn = Learn { experts: Experts::All, routers: true, image: None, ranks: None };
+
+/// What the sums and copies of a step take by themselves, where there are several ranks.
+fn collectives(state: &TrainState, place: &Place) -> Result<()> {
+    let Some(ranks) = &place.ranks else { return Ok(()) };
+    let buckets = state.grads.buckets().iter().map(|bucket| &bucket.values);
+    let shards = buckets.clone().map(|bucket| Ok(bucket.narrow(0, 0, bucket.dim(0)? / ranks.ranks())?));
+    let shards = shards.collect::<Result<Vec<Tensor>>>()?;
+    let mut best = [f64::INFINITY; 2];
+    for _ in 0..STEPS {
+        place.device.sync()?;
+        let began = Instant::now();
+        buckets.clone().try_for_each(|bucket| ranks.reduce_scatter(bucket).map(drop))?;
+        place.device.sync()?;
+        let summed = Instant::now();
+        shards.iter().try_for_each(|shard| ranks.all_gather(shard).map(drop))?;
+        place.device.sync()?;
+        best[0] = best[0].min((summed - began).as_secs_f64());
+        best[1] = best[1].min(summed.elapsed().as_secs_f64());
+    }
+    if place.rank() == 0 {
+        let [sum, gather] = best.map(|seconds| 1e3 * seconds);
+        println!("collectives alone, least of {STEPS}: {sum:.2} ms to sum, {gather:.2} ms to gather");
+    }
+    Ok(())
+}
 
 /// Means of routers of one norm: no choice is likelier than another, as behind a fit, and unlike drawn ones.
 fn even(store: &ParamStore) -> Result<()> {
@@ -109,54 +185,71 @@ fn time<F: FeedForward>(
     state: &mut TrainState,
     pass: &Pass,
     learn: &Learn,
-    (rows, length): (usize, usize),
-    device: &Device,
+    (parts, rows, length): (usize, usize, usize),
+    place: &Place,
 ) -> Result<()> {
+    let device = &place.device;
     let optimizer = OptimizerConfig { rate: 1e-5, ..OptimizerConfig::DEFAULT };
     let vocab = model.config().vocab_size as u32;
-    let mut rng = random::stream(0, "bench/train step");
+    let mut rng = random::stream(place.rank() as u64, "bench/train step");
     let mut times = Vec::with_capacity(STEPS);
+    let tokens = parts * rows * length * place.count();
     let (mut loss, mut busiest) = (0.0, 1.0);
     for step in 0..STEPS + 2 {
-        let text: Vec<u32> = (0..=rows * length).map(|_| rng.random_range(0..vocab)).collect();
-        let part = |from: usize| Tensor::from_slice(&text[from..][..rows * length], (rows, length), device);
-        let (ids, targets) = (part(0)?, part(1)?);
-        device.sync()?;
-        let mut marks = vec![Instant::now()];
-        let forward = model.forward(&ids, &targets, &pass.kept())?;
-        device.sync()?;
-        marks.push(Instant::now());
-        let dlosses = Tensor::full(1.0 / (rows * length) as f32, (rows, length), device)?;
+        let (mut spent, mut losses) = ([0.0; 3], Vec::with_capacity(parts));
         state.grads.begin();
-        model.backward(forward.saved, &dlosses, learn, &mut state.grads)?;
-        device.sync()?;
-        marks.push(Instant::now());
-        state.update(&optimizer, optimizer.rate)?;
-        loss = f64::from(host::values(&forward.losses.mean_all()?)?.first().copied().unwrap_or(f32::NAN));
-        device.sync()?;
-        marks.push(Instant::now());
-        if step == 0 {
-            busiest = load(model, (&ids, &targets), pass)?;
+        for part in 0..parts {
+            let text: Vec<u32> = (0..=rows * length).map(|_| rng.random_range(0..vocab)).collect();
+            let cut = |from: usize| Tensor::from_slice(&text[from..][..rows * length], (rows, length), device);
+            let (ids, targets) = (cut(0)?, cut(1)?);
+            device.sync()?;
+            let began = Instant::now();
+            let forward = model.forward(&ids, &targets, &pass.kept())?;
+            device.sync()?;
+            let passed = Instant::now();
+            let dlosses = Tensor::full(1.0 / tokens as f32, (rows, length), device)?;
+            model.backward(forward.saved, &dlosses, learn, &mut state.grads)?;
+            device.sync()?;
+            spent[0] += (passed - began).as_secs_f64();
+            spent[1] += passed.elapsed().as_secs_f64();
+            losses.push(forward.losses.mean_all()?);
+            if step == 0 && part == 0 {
+                busiest = load(model, (&ids, &targets), pass)?;
+            }
         }
+        let began = Instant::now();
+        state.update(&optimizer, optimizer.rate)?;
+        loss = f64::from(host::values(&Tensor::stack(&losses, 0)?.mean_all()?)?.first().copied().unwrap_or(f32::NAN));
+        device.sync()?;
+        spent[2] = began.elapsed().as_secs_f64();
         // The first steps load kernels.
         if step >= 2 {
-            times.push([0, 1, 2].map(|part| (marks[part + 1] - marks[part]).as_secs_f64()));
+            times.push(spent);
         }
     }
     let whole = |parts: &[f64; 3]| parts.iter().sum::<f64>();
     times.sort_by(|a, b| whole(a).total_cmp(&whole(b)));
     let median = times[times.len() / 2];
+    if place.rank() > 0 {
+        return Ok(());
+    }
     println!(
         "{}: {:.1} ms (forward {:.1}, backward {:.1}, update {:.1}), {:.0} tokens/s, loss {loss:.3}, load {busiest:.2}{}",
-        device.bench_name(&format!("train_step/{name}")),
+        device.bench_name(&format!("train_step/{name}{}", how_many(place.count(), parts))),
         1e3 * whole(&median),
         1e3 * median[0],
         1e3 * median[1],
         1e3 * median[2],
-        (rows * length) as f64 / whole(&median),
+        tokens as f64 / whole(&median),
         memory_taken()
     );
     Ok(())
+}
+
+fn how_many(ranks: usize, parts: usize) -> String {
+    let ranks = if ranks > 1 { format!(", {ranks} ranks") } else { String::new() };
+    let parts = if parts > 1 { format!(", {parts} parts") } else { String::new() };
+    ranks + &parts
 }
 
 /// The tokens of the busiest expert of any layer beside the mean; 1 where nothing is routed.

@@ -1,7 +1,7 @@
 //! What the `exp_*` binaries share: one concept a file.
 //!
 //! A binary is a clap struct of settings and a page of calls. [`arguments`] are read, [`run_flags`] are in each of them, [`settings`] puts flags over a
-//! TOML file, [`model_flags`] how a checkpoint is named and read, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, and
+//! TOML file, [`model_flags`] how a checkpoint is named and read, [`overwrite`] says what may be replaced, [`run_folder`] makes `--out` and records the run, [`say`](mod@say) prints, [`interrupts`] hears signals, [`rank_flags`] and [`local_ranks`] are of runs on several GPUs, and
 //! [`main_error`] turns an error into one line and an exit code.
 //!
 //! [`listener`] hears a model write ([`token_paths`]: along which paths), [`text_cost`] says what text costs it.
@@ -23,6 +23,7 @@ pub mod hub;
 pub mod interrupts;
 pub mod label_sources;
 pub mod listener;
+pub mod local_ranks;
 pub mod main_error;
 pub mod model_flags;
 mod names;
@@ -31,6 +32,7 @@ pub mod overwrite;
 pub mod pages;
 pub mod phase_flags;
 pub mod printed;
+pub mod rank_flags;
 #[cfg(feature = "pictures")]
 pub mod report;
 #[cfg(feature = "pictures")]
@@ -55,6 +57,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub use interrupts::interrupt;
 pub use main_error::main_with;
 pub use phase_flags::PhaseFlags;
+pub use rank_flags::{Rank, RankFlags, Started};
 pub use run_flags::{OutFlags, RunFlags};
 pub use run_folder::{RunFolder, git_commit};
 pub use tinyonn::phases::DeviceName;

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
+use tinyonn::ranks::launcher::of_environment;
 use tinyonn::{Error, Result};
 use tracing_subscriber::EnvFilter;
 
@@ -22,9 +23,12 @@ fn one_line(error: &str) -> String {
 
 /// Runs `main` with warnings logged to standard error (more with `RUST_LOG=info`) and signals heard ([`interrupt`]). An error is
 /// printed with its remedy and ends the process with code [`ERROR`]; a run that was asked to stop and did says what it saved, and ends it
-/// with [130 or 143](tinyonn::interrupt::Signal::exit_code).
+/// with [130, 143 or 85](tinyonn::interrupt::Signal::exit_code).
 pub fn main_with(main: impl FnOnce() -> Result<ExitCode> + Send) -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(FILTER));
+    // Of several ranks the first one tells what is the same for all.
+    let other_rank = of_environment().is_ok_and(|launched| launched.is_some_and(|launched| launched.rank > 0));
+    let filter = if other_rank { "error" } else { FILTER };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
     // Refused only where a subscriber is already set, which then serves as well.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use tinyonn::metrics::size;
 use tinyonn::phases::{Phase1Summary, Plan};
+use tinyonn::ranks::Launched;
 
 use crate::say;
 
@@ -30,6 +31,11 @@ pub fn controls(summary: &Phase1Summary) {
         loss.routed_random_labels,
         loss.routed_permuted_labels
     );
+}
+
+/// The ranks that have met.
+pub fn ranks(of: &Launched) {
+    say!("ranks     {} have met, {} of them on this host, started by {}", of.ranks, of.local_ranks, of.launcher);
 }
 
 /// What a run would do.

@@ -1,16 +1,19 @@
 //! What a program runs: a phase of the library, the studies of it, and what is left in its folder: `summary.json`, `figures.json` and the page.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use candle_core::Device;
 #[cfg(feature = "pictures")]
 use tinyonn::Error;
 use tinyonn::Result;
 use tinyonn::imaging::StoredScan;
 use tinyonn::metrics::Stopwatch;
 use tinyonn::phases::{
-    self, ImageConfig, LeftByPhase1, MergeConfig, Phase1Summary, Prepared, RunConfig, Stages, TextConfig, check_room,
-    summary,
+    self, ImageConfig, LeftByPhase1, MergeConfig, Phase1Summary, Prepared, Run, RunConfig, Stages, TextConfig,
+    check_room, summary,
 };
+use tinyonn::ranks::Collective;
 use tinyonn::train::Checkpoints;
 
 #[cfg(feature = "pictures")]
@@ -58,17 +61,24 @@ pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<R
     Ok(figures)
 }
 
-/// Surprise Min-K behind the run of phase 1 in the folder `from`, whose studies are told again.
+/// Surprise Min-K behind the run of phase 1 in the folder `from`, whose studies are told again. `among` finds the other ranks, where there are several, from
+/// the device that it computes on.
 ///
 /// # Errors
 /// As of [`tinyonn::phases::phase2_from()`].
-pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<RunSummary> {
+pub fn phase2_from(
+    from: &Path,
+    config: &RunConfig,
+    checkpoints: Option<&Checkpoints>,
+    among: &mut dyn FnMut(&Device) -> Result<Option<Arc<dyn Collective>>>,
+) -> Result<RunSummary> {
     let left = LeftByPhase1::read(from, config)?;
     check_room(config, Stages::From(from))?;
     let studies: Studies = studies::read(from, "run exp_phase1 again")?;
     let mut watch = Stopwatch::new();
     let (prepared, mut store) = left.prepare(from, config, &mut watch)?;
-    let run = prepared.run(config);
+    let ranks = among(&prepared.device)?;
+    let run = Run { ranks: ranks.as_ref(), ..prepared.run(config) };
     let after = run.phase2(&mut store, &left.labels, &mut watch, checkpoints)?;
     watch.stop();
     let phase1: Phase1Summary = left.summary_with(&watch);

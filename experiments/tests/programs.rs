@@ -36,6 +36,8 @@ mod models;
 mod not_finite;
 #[path = "programs/places.rs"]
 mod places;
+#[path = "programs/ranks.rs"]
+mod ranks;
 #[path = "programs/resume.rs"]
 mod resume;
 #[path = "programs/stored_scans.rs"]

@@ -50,6 +50,7 @@ mod partition;
 mod pfag;
 mod phase1;
 mod phase2;
+mod ranks;
 mod real_width;
 mod repair;
 mod report;

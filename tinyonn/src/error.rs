@@ -81,6 +81,16 @@ pub enum Error {
         /// How to go on.
         remedy: String,
     },
+    /// One of several ranks is missing, lost, or was given something else than the others.
+    #[error("rank {rank}: {problem}; {remedy}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
     /// A tensor operation failed: shapes, types or devices that do not go together.
     #[error("{}", without_backtrace(.0))]
     Candle(#[from] candle_core::Error),
@@ -124,6 +134,11 @@ impl Error {
     /// The run was asked to stop, after `saved` was saved.
     pub fn interrupted(signal: Signal, saved: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Interrupted { signal, saved: saved.into(), remedy: remedy.into() }
+    }
+
+    /// The rank is missing, lost, or unlike the others.
+    pub fn rank(rank: usize, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::Rank { rank, problem: problem.into(), remedy: remedy.into() }
     }
 
     /// The variant does not fit, or is not known.

@@ -1,4 +1,4 @@
-//! Ctrl-C and TERM: a run is asked to stop where it can go on later, and ends at once if it is asked again.
+//! Ctrl-C, TERM and USR1: a run is asked to stop where it can go on later, and ends at once if it is asked again.
 //!
 //! The library never takes a signal over by itself: a program's `main` does, by [`Interrupt::on_signals`], and gives the handle to the loops it calls.
 
@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::files::{Abandoned, abandon};
@@ -52,12 +52,13 @@ pub struct Interrupt {
 struct Shared {
     interrupted: AtomicBool,
     terminated: AtomicBool,
+    requeued: AtomicBool,
     /// Loops that look.
     heeding: AtomicUsize,
 }
 
 impl Interrupt {
-    /// Takes SIGINT and SIGTERM over, for the rest of the program.
+    /// Takes SIGINT, SIGTERM and SIGUSR1 over, for the rest of the program.
     ///
     /// The first one asks the loops that heed it to stop. A second one, or the first where no loop heeds it, ends the program at once,
     /// with [`Signal::exit_code`] and one line on standard error: files and folders that were not whole are removed ([`abandon`]).
@@ -81,12 +82,16 @@ impl Interrupt {
             Error::setting("signals", format!("cannot be taken over: {e}"), "do without Interrupt::on_signals")
         };
         let interrupt = Self::default();
-        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(refused)?;
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(refused)?;
         let asked = interrupt.clone();
         // A thread of its own may take locks, remove files and print, which a signal handler may not.
         let listen = move || {
             for number in signals.forever() {
-                asked.receive(if number == SIGINT { Signal::Interrupt } else { Signal::Terminate });
+                asked.receive(match number {
+                    SIGINT => Signal::Interrupt,
+                    SIGUSR1 => Signal::Requeue,
+                    _ => Signal::Terminate,
+                });
             }
         };
         std::thread::Builder::new().name("signals".into()).spawn(listen).map_err(refused)?;
@@ -113,6 +118,8 @@ impl Interrupt {
             Some(Signal::Interrupt)
         } else if self.shared.terminated.load(Ordering::Relaxed) {
             Some(Signal::Terminate)
+        } else if self.shared.requeued.load(Ordering::Relaxed) {
+            Some(Signal::Requeue)
         } else {
             None
         }
@@ -123,6 +130,7 @@ impl Interrupt {
         let flag = match signal {
             Signal::Interrupt => &self.shared.interrupted,
             Signal::Terminate => &self.shared.terminated,
+            Signal::Requeue => &self.shared.requeued,
         };
         flag.store(true, Ordering::Relaxed);
     }

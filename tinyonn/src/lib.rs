@@ -11,6 +11,7 @@ pub mod benchmark;
 pub mod checkpoint;
 pub mod data;
 pub mod decoder;
+mod differing;
 pub mod error;
 pub mod files;
 pub mod gallery;
@@ -23,6 +24,7 @@ pub mod moe;
 pub mod ops;
 pub mod phases;
 pub mod random;
+pub mod ranks;
 mod signal;
 pub mod train;
 

@@ -1,4 +1,4 @@
-//! The two signals that ask a program to stop.
+//! The signals that ask a program to stop.
 
 use std::fmt;
 
@@ -10,20 +10,24 @@ pub enum Signal {
     Interrupt,
     /// SIGTERM: `kill`, Slurm, a container that is stopped.
     Terminate,
+    /// SIGUSR1: Slurm, some time before a job's time is up (`--signal=USR1@120`).
+    Requeue,
 }
 
 impl Signal {
-    /// What a shell shows of a program that such a signal ended, 128 + its number: 130 or 143.
+    /// What a shell shows of a program that such a signal ended, 128 + its number: 130 or 143; 85 asks whoever started it to queue it again.
     ///
     /// ```
     /// use tinyonn::interrupt::Signal;
     /// assert_eq!((Signal::Interrupt.exit_code(), Signal::Terminate.exit_code()), (130, 143));
+    /// assert_eq!(Signal::Requeue.exit_code(), 85);
     /// ```
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Interrupt => 130,
             Self::Terminate => 143,
+            Self::Requeue => 85,
         }
     }
 }
@@ -33,6 +37,7 @@ impl fmt::Display for Signal {
         f.write_str(match self {
             Self::Interrupt => "SIGINT",
             Self::Terminate => "SIGTERM",
+            Self::Requeue => "SIGUSR1",
         })
     }
 }

@@ -34,11 +34,14 @@ const SMALL: [(&str, &str); 5] = [
 ];
 
 /// Commands that are no programs of ours: each says what it stands for.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 9] = [
     ("cargo", include_str!("book/cargo.sh")),
     ("bash", "#!/bin/sh\n# A script of the workspace: it is there.\n[ -f \"$WORKSPACE/$1\" ]\n"),
     ("sbatch", include_str!("book/sbatch.sh")),
     ("parallel", include_str!("book/parallel.sh")),
+    ("torchrun", include_str!("book/launcher.sh")),
+    ("srun", include_str!("book/launcher.sh")),
+    ("mpirun", include_str!("book/launcher.sh")),
     ("tensorboard", "#!/bin/sh\n"),
     ("lm_eval", "#!/bin/sh\n"),
 ];

@@ -1,6 +1,8 @@
 //! Training batches as a pure function of (seed, step): to resume, ask for the next step.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Device;
 use rand::Rng as _;
@@ -8,6 +10,7 @@ use rand::Rng as _;
 use super::order::Order;
 use super::pack::{Batch, Row, TokenSet, check_shape};
 use crate::files::Digest;
+use crate::ranks::Collective;
 use crate::{Error, Result, random};
 
 /// Draws training batches from a [`TokenSet`].
@@ -33,6 +36,7 @@ pub struct Sampler<'a> {
     batch: usize,
     seed: u64,
     device: Device,
+    ranks: Option<Arc<dyn Collective>>,
 }
 
 impl<'a> Sampler<'a> {
@@ -56,7 +60,47 @@ impl<'a> Sampler<'a> {
                 format!("use {} or less, or give the task more text", task.targets()),
             ));
         }
-        Ok(Self { set, length, batch, seed, device: device.clone() })
+        Ok(Self { set, length, batch, seed, device: device.clone(), ranks: None })
+    }
+
+    /// The same batches, of whose rows each of `ranks` reads its part: a step has the same samples whatever their number.
+    #[must_use]
+    pub fn among(self, ranks: Option<Arc<dyn Collective>>) -> Self {
+        Self { ranks: ranks.filter(|ranks| ranks.ranks() > 1), ..self }
+    }
+
+    /// Who reads them together, where there are several.
+    #[must_use]
+    pub fn ranks(&self) -> Option<&Arc<dyn Collective>> {
+        self.ranks.as_ref()
+    }
+
+    /// Of the rows of a batch that is passed in so many equal `parts`, those of part number `part` that this rank reads.
+    ///
+    /// # Errors
+    /// A batch that is not cut into so many parts for each rank; the nearest ones that are are named.
+    ///
+    /// ```
+    /// # use candle_core::Device;
+    /// # use tinyonn::data::{Sampler, TaskTokens, TokenSet};
+    /// # let task = TaskTokens { name: "a".into(), tokens: (0..99).collect(), documents: vec![0; 99] };
+    /// # let set = TokenSet { tasks: vec![task], documents: vec!["a/x".into()], eos: 0 };
+    /// let sampler = Sampler::new(&set, 8, 4, 0, &Device::Cpu)?;
+    /// assert_eq!(sampler.own_rows(2, 1)?, 2..4);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    pub fn own_rows(&self, parts: usize, part: usize) -> Result<Range<usize>> {
+        let (rank, ranks) = self.ranks.as_ref().map_or((0, 1), |ranks| (ranks.rank(), ranks.ranks()));
+        let cuts = parts.max(1) * ranks;
+        if !self.batch.is_multiple_of(cuts) {
+            let problem = format!("{} rows are not cut into {parts} parts for each of {ranks} ranks", self.batch);
+            let (below, above) = (self.batch / cuts * cuts, self.batch.next_multiple_of(cuts));
+            let remedy = if below == 0 { format!("use {above}") } else { format!("use {below} or {above}") };
+            return Err(Error::setting("batch", problem, remedy));
+        }
+        let rows = self.batch / cuts;
+        let first = (part * ranks + rank) * rows;
+        Ok(first..first + rows)
     }
 
     /// Positions of a row.

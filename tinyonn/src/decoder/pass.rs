@@ -14,6 +14,7 @@ use crate::ops::{
     self, ExpertNeurons, GradSite, Grads, ImageTensors, Imaging, Learners, LearningNeurons, Log1pScale, MinK,
     MlpBackward, Removal, TokenScores,
 };
+use crate::ranks::Collective;
 use crate::{Error, Result};
 
 /// Which experts take part.
@@ -101,13 +102,15 @@ pub struct InTraining {
     pub seed: u64,
     /// What its auxiliary losses count: one by the number of passes of the step.
     pub share: f64,
+    /// Of several ranks that pass one batch together, those whose rows stand before its own: noise is each row's own.
+    pub before: usize,
 }
 
 impl InTraining {
     /// The only pass of its step.
     #[must_use]
     pub fn whole(seed: u64) -> Self {
-        Self { seed, share: 1.0 }
+        Self { seed, share: 1.0, before: 0 }
     }
 }
 
@@ -225,6 +228,8 @@ pub struct Learn {
     pub routers: bool,
     /// What imaging asks; [`Answers`] has it.
     pub image: Option<Arc<ImageAsk>>,
+    /// The ranks that pass one batch together, where there are several: surprise is over all its tokens.
+    pub ranks: Option<Arc<dyn Collective>>,
 }
 
 impl Load {

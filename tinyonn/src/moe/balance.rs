@@ -12,6 +12,7 @@ use candle_core::{D, DType, Tensor};
 use rand::Rng as _;
 
 use super::{Balance, MoeSpec, Scores};
+use crate::decoder::InTraining;
 use crate::{Result, random};
 
 /// The sum of the declared auxiliary losses of one layer, if it declares any. Differentiable in the scores.
@@ -105,7 +106,8 @@ pub fn step(spec: &MoeSpec, bias: &Tensor, load_n: &Tensor) -> Result<Tensor> {
     Ok((bias + (sign * rate)?.reshape(bias.shape())?)?)
 }
 
-/// The noise that multiplies the routers' input `[D, d]` under `jitter`, decided by `seed` and the layer; none where it is not declared.
+/// The noise that multiplies the routers' input `[D, d]` under `jitter`, decided by the seed, the layer and the place of the row in its batch; none where it
+/// is not declared.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -121,12 +123,14 @@ pub fn step(spec: &MoeSpec, bias: &Tensor, load_n: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// What the device reports.
-pub fn jitter(spec: &MoeSpec, layer: usize, seed: u64, x_rd: &Tensor) -> Result<Option<Tensor>> {
+pub fn jitter(spec: &MoeSpec, layer: usize, training: InTraining, x_rd: &Tensor) -> Result<Option<Tensor>> {
     if spec.jitter == 0.0 {
         return Ok(None);
     }
-    let mut rng = random::stream(seed, &format!("jitter/{layer}"));
+    let mut rng = random::stream(training.seed, &format!("jitter/{layer}"));
     let (low, high) = ((1.0 - spec.jitter) as f32, (1.0 + spec.jitter) as f32);
-    let noise: Vec<f32> = (0..x_rd.elem_count()).map(|_| rng.random_range(low..=high)).collect();
+    let (count, before) = (x_rd.elem_count(), x_rd.elem_count() * training.before);
+    // What ranks before this one draw for their rows.
+    let noise: Vec<f32> = (0..before + count).map(|_| rng.random_range(low..=high)).skip(before).collect();
     Ok(Some(Tensor::from_vec(noise, x_rd.shape(), x_rd.device())?))
 }

@@ -13,6 +13,7 @@ use crate::decoder::smk_rule::{Losers, Per, Scope, Select, Smk};
 use crate::decoder::{Answers, Experts, ImageAsk, Learn, Surprises};
 use crate::ops::min_k::{self, surprise_squares};
 use crate::ops::{self, Grads, Learners, LearningNeurons, MinK, MlpBackward, MlpWeights, Replicas, SlicedMlp};
+use crate::ranks::Collective;
 use crate::{Error, Result, random};
 
 /// What the backward of the experts gives.
@@ -117,7 +118,8 @@ impl TinyOnnExpert {
             };
         let learners = match (&learn.experts, learn.experts.early(), &self.parts) {
             (_, Some(smk), Parts::Slices(slices)) => {
-                let (min_k, learners) = self.decide((smk, slices), squares_i.as_ref(), dy, routing, grads)?;
+                let seen = (squares_i.as_ref(), learn.ranks.as_deref());
+                let (min_k, learners) = self.decide((smk, slices), seen, dy, routing, grads)?;
                 answers.min_k = Some(min_k);
                 learners
             }
@@ -161,19 +163,28 @@ impl TinyOnnExpert {
         Ok((answers, Some(surprise_squares(seen, decided_t.as_ref())?)))
     }
 
-    /// Who of the slices learns (`surprise = token`), from Σ S² of the neurons where that is read; dy `[.., d]`.
+    /// Who of the slices learns (`surprise = token`), from Σ S² of the neurons where that is read; dy `[.., d]`. Tokens and surprises are added up over
+    /// the ranks that pass a batch together, so that all choose the same.
     fn decide(
         &self,
         (smk, slices): (&Smk, &Slices),
-        squares_i: Option<&Tensor>,
+        (squares_i, ranks): (Option<&Tensor>, Option<&dyn Collective>),
         dy: &Tensor,
         routing: &Routing,
         grads: &mut Grads,
     ) -> Result<(MinK, Learners)> {
         let load = routing.load(slices.widths.len(), &dy.flatten_to(dy.rank() - 2)?)?;
-        let tokens_n = load.tokens_n.to_dtype(DType::F64)?;
-        let surprise_n = squares_i
-            .map(|squares_i| min_k::surprise(&slices.sums(squares_i)?, &tokens_n, &slices.width_n(dy.device())?));
+        let mut tokens_n = load.tokens_n.to_dtype(DType::F64)?;
+        let mut squares_n = squares_i.map(|squares_i| slices.sums(squares_i)).transpose()?;
+        if let Some(ranks) = ranks {
+            let own: Vec<&Tensor> = [&tokens_n].into_iter().chain(&squares_n).collect();
+            let all = ranks.all_reduce(&Tensor::cat(&own, 0)?)?;
+            let experts = slices.widths.len();
+            squares_n = squares_n.map(|_| all.narrow(0, experts, experts)).transpose()?;
+            tokens_n = all.narrow(0, 0, experts)?;
+        }
+        let width_n = slices.width_n(dy.device())?;
+        let surprise_n = squares_n.map(|squares_n| min_k::surprise(&squares_n, &tokens_n, &width_n));
         let min_k = self.choose(smk, &tokens_n, surprise_n.transpose()?)?;
         let learn_i = min_k.learn_n.index_select(&slices.neuron_expert, 0)?;
         if smk.rule.losers == Losers::Skip {

@@ -192,7 +192,7 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     };
     let mut x_rd = inputs(&x.detach())?;
     let jitter = match pass.training {
-        Some(training) => balance::jitter(spec, layer, training.seed, &x_rd)?,
+        Some(training) => balance::jitter(spec, layer, training, &x_rd)?,
         None => None,
     };
     if let Some(noise_rd) = &jitter {

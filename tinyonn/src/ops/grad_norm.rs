@@ -9,7 +9,7 @@ use super::grad_site::wide;
 ///
 /// # Errors
 /// What the device reports.
-pub(super) fn grad_norm(gradients: &[&Tensor], device: &Device) -> Result<Tensor> {
+pub(crate) fn grad_norm(gradients: &[&Tensor], device: &Device) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if !gradients.is_empty() && gradients.iter().all(|gradient| super::kernel::is_read(gradient)) {
         return on_a_card::grad_norm(gradients, device);

@@ -7,8 +7,7 @@
 //! Which rows of a matrix learn from the step (one a neuron) is kept beside the gradient, joined over micro-batches: the gradient of a row
 //! that does not learn is zero.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, TensorId};
 
@@ -57,6 +56,16 @@ use super::product::accumulate;
 pub struct Grads {
     slots: Vec<WeightGradient>,
     place: HashMap<TensorId, usize>,
+    buckets: Vec<Bucket>,
+}
+
+/// Gradients that lie in a row.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    /// All of them, `[n]`. What stands between them is zero.
+    pub values: Tensor,
+    /// Which of the weights lie in it, in the order in which they were given, and where each begins.
+    pub weights: Vec<(usize, usize)>,
 }
 
 /// The gradient of one weight.
@@ -101,34 +110,79 @@ impl Grads {
     /// # Errors
     /// What the device reports.
     pub fn in_dtype<'a>(weights: impl IntoIterator<Item = (&'a Tensor, usize)>, narrow: DType) -> Result<Self> {
+        Self::in_ranges(weights, narrow, 1)
+    }
+
+    /// As [`in_dtype`](Self::in_dtype), in buckets that are cut into `ranges` equal ranges, each at a multiple of 256 bytes.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn in_ranges<'a>(
+        weights: impl IntoIterator<Item = (&'a Tensor, usize)>,
+        narrow: DType,
+        ranges: usize,
+    ) -> Result<Self> {
         let dtype = |weight: &Tensor| if weight.dtype() == DType::F64 { DType::F64 } else { narrow };
         let weights: Vec<(&Tensor, usize)> = weights.into_iter().collect();
-        let mut ends: HashMap<usize, usize> = HashMap::new();
-        let mut starts = Vec::with_capacity(weights.len());
-        for (weight, bucket) in &weights {
-            let end = ends.entry(*bucket).or_default();
-            starts.push(*end);
+        let mut rows: BTreeMap<usize, (usize, Vec<(usize, usize)>)> = BTreeMap::new();
+        for (at, (weight, bucket)) in weights.iter().enumerate() {
+            let (end, row) = rows.entry(*bucket).or_default();
+            row.push((at, *end));
             let step = ALIGNMENT / dtype(weight).size_in_bytes();
             *end = (*end + weight.elem_count()).next_multiple_of(step);
         }
-        let mut buckets: HashMap<usize, Tensor> = HashMap::new();
-        let (mut slots, mut place) = (Vec::with_capacity(weights.len()), HashMap::new());
-        for ((weight, at), start) in weights.iter().zip(starts) {
-            let bucket = match buckets.entry(*at) {
-                Entry::Occupied(bucket) => bucket.into_mut(),
-                Entry::Vacant(place) => place.insert(Tensor::zeros(ends[at], dtype(weight), weight.device())?),
-            };
-            let gradient = bucket.narrow(0, start, weight.elem_count())?.reshape(weight.shape())?;
-            place.insert(weight.id(), slots.len());
-            slots.push(WeightGradient { gradient, fresh: true, learn: None });
+        let mut buckets = Vec::with_capacity(rows.len());
+        let mut gradients = vec![None; weights.len()];
+        for (end, row) in rows.into_values() {
+            let Some((first, _)) = row.first().map(|(at, _)| weights[*at]) else { continue };
+            let step = ranges * (ALIGNMENT / dtype(first).size_in_bytes());
+            let values = Tensor::zeros(end.next_multiple_of(step), dtype(first), first.device())?;
+            for (at, start) in &row {
+                let weight = weights[*at].0;
+                gradients[*at] = Some(values.narrow(0, *start, weight.elem_count())?.reshape(weight.shape())?);
+            }
+            buckets.push(Bucket { values, weights: row });
         }
-        Ok(Self { slots, place })
+        let place = weights.iter().enumerate().map(|(at, (weight, _))| (weight.id(), at)).collect();
+        let fresh = |gradient: Tensor| WeightGradient { gradient, fresh: true, learn: None };
+        Ok(Self { slots: gradients.into_iter().flatten().map(fresh).collect(), place, buckets })
+    }
+
+    /// Where gradients lie.
+    #[must_use]
+    pub fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// Whether something was written in this step for the weight that was given as number `at`.
+    #[must_use]
+    pub fn is_written(&self, at: usize) -> bool {
+        self.slots.get(at).is_some_and(|slot| !slot.fresh)
+    }
+
+    /// Writes zeros where nothing was written in this step, in buckets where something was: all of these is then of this step.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn clear_unwritten(&mut self) -> Result<()> {
+        for bucket in &self.buckets {
+            let fresh: Vec<usize> =
+                bucket.weights.iter().map(|(at, _)| *at).filter(|at| !self.is_written(*at)).collect();
+            if fresh.len() == bucket.weights.len() {
+                continue;
+            }
+            for at in fresh {
+                let gradient = &self.slots[at].gradient;
+                write(gradient, &gradient.zeros_like()?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Of no weight, for a backward pass that is only to be observed.
     #[must_use]
     pub fn none() -> Self {
-        Self { slots: Vec::new(), place: HashMap::new() }
+        Self { slots: Vec::new(), place: HashMap::new(), buckets: Vec::new() }
     }
 
     /// Begins a step: what was written before is overwritten.
@@ -276,7 +330,8 @@ impl Grads {
         let slot = |slot: &WeightGradient| -> Result<WeightGradient> {
             Ok(WeightGradient { gradient: slot.gradient.zeros_like()?, fresh: true, learn: None })
         };
-        Ok(Self { slots: self.slots.iter().map(slot).collect::<Result<_>>()?, place: self.place.clone() })
+        let slots = self.slots.iter().map(slot).collect::<Result<_>>()?;
+        Ok(Self { slots, place: self.place.clone(), buckets: Vec::new() })
     }
 
     /// Adds the gradients of `part`, which has the same places ([`like`](Self::like)); who learns from either learns.

@@ -35,6 +35,8 @@ pub mod card;
 pub mod chosen_neurons;
 pub mod class_scatter;
 mod class_sums;
+#[cfg(feature = "cuda")]
+mod collective_watchdog;
 mod columns;
 pub mod cross_entropy;
 pub mod dispatch_mlp;
@@ -69,6 +71,8 @@ pub mod low_rank_mlp;
 pub mod merged_mlp;
 pub mod min_k;
 mod mlp_values;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 pub mod neuron_moments;
 pub mod norm_rope;
 mod open_gates;
@@ -104,6 +108,7 @@ pub use class_sums::ClassSums;
 pub use expert_neurons::ExpertNeurons;
 pub use gaussian_routing::GaussianRouting;
 pub use glu_mlp::{MlpGate, MlpWeights, SlicedMlp};
+pub(crate) use grad_norm::grad_norm;
 pub use grad_site::GradSite;
 pub(crate) use grad_site::wide;
 pub use grads::Grads;

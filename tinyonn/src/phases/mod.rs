@@ -60,7 +60,7 @@ pub use forgetting::{
 pub use image::{Image, ImageConfig, MergeConfig, TextConfig, image, merge_scans};
 pub use inputs::{HeldInputs, SplitInputs};
 pub use phase1::{Phase1, phase1};
-pub use phase2::{Phase2, phase2, phase2_from};
+pub use phase2::{Phase2, phase2, phase2_beside, phase2_from};
 pub use plan::{Plan, PlannedTraining, Stages, plan};
 pub use prepared::Prepared;
 pub use room::check_room;

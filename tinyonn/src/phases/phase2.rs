@@ -1,6 +1,9 @@
 //! The whole of Tiny-ONN on one dense model: decompose, image, route, differentiate.
 
 use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
 
 use super::continuation::LeftByPhase1;
 use super::dense::CHECKPOINT;
@@ -15,6 +18,7 @@ use crate::checkpoint::{self, ParamStore};
 use crate::imaging::Labels;
 use crate::metrics::Stopwatch;
 use crate::model::ActiveMode;
+use crate::ranks::Collective;
 use crate::train::Checkpoints;
 
 /// Runs everything and writes `summary.json`, `metrics.jsonl` and the checkpoint `tiny-onn/` into `config.out`.
@@ -59,6 +63,25 @@ pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpo
     let figures = Summary { phase1: left.summary_with(&watch), smk: after.figures(&run) };
     summary::write(&figures, &config.out.join("summary.json"))?;
     Ok(figures)
+}
+
+/// The part of a rank of [`phase2_from`] that is not the first: it trains with the others, and writes nothing but its log, into `config.out`, which is its own.
+/// `among` finds the other ranks, from the device that it computes on.
+///
+/// # Errors
+/// As of [`phase2_from`].
+pub fn phase2_beside(
+    from: &Path,
+    config: &RunConfig,
+    checkpoints: Option<&Checkpoints>,
+    among: &mut dyn FnMut(&Device) -> Result<Arc<dyn Collective>>,
+) -> Result<()> {
+    let left = LeftByPhase1::read(from, config)?;
+    let (prepared, mut store) = left.prepare(from, config, &mut Stopwatch::new())?;
+    let ranks = among(&prepared.device)?;
+    let run = Run { ranks: Some(&ranks), ..prepared.run(config) };
+    checkpoint::grow_deltas(&mut store, &run.dense.cfg, &run.variant.spec)?;
+    run.smk(&store, &left.labels, checkpoints).map(drop)
 }
 
 /// What phase 2 has made of experts.

@@ -109,6 +109,7 @@ impl Prepared {
             text: &self.text,
             dense: &self.dense,
             tokens: &self.tokens,
+            ranks: None,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{ExpertsAre, LoadFigures, LoadMeter, RoutePer, Variant};
 use crate::ops::host;
+use crate::ranks::Collective;
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::evaluate::evaluate_load;
 use crate::train::smk::SmkOutcome;
@@ -115,6 +116,8 @@ pub struct Run<'a> {
     pub dense: &'a Dense,
     /// The tokens of the text.
     pub tokens: &'a Tokens,
+    /// Who trains with it, where there are several ranks: Surprise Min-K is shared, everything else each of them computes for itself.
+    pub ranks: Option<&'a Arc<dyn Collective>>,
 }
 
 /// Losses on the test split, at one time.
@@ -418,11 +421,13 @@ impl Run<'_> {
     ) -> Result<SmkOutcome> {
         let c = self.config;
         let model = (store, &self.dense.cfg, self.variant);
-        let dir = checkpoints.map_or(&c.out, |checkpoints| &checkpoints.dir);
+        // Of several ranks the first alone writes where all read.
+        let first = self.ranks.is_none_or(|ranks| ranks.rank() == 0);
+        let dir = checkpoints.filter(|_| first).map_or(&c.out, |checkpoints| &checkpoints.dir);
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let (path, place) = (dir.join(METRICS), c.out.join(METRICS));
         let mut log = if checkpoints.is_some() { MetricsLog::open(&path) } else { MetricsLog::create(&path) }?;
-        let (batches, held) = (self.smk_batches()?, &self.tokens.validation);
+        let (batches, held) = (self.smk_batches()?.among(self.ranks.cloned()), &self.tokens.validation);
         let text = (&batches, Some(held));
         let outcome = train_smk(model, &Self::routed(labels), text, &c.smk_in_dtype(), &mut log, checkpoints)?;
         if path != place {

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::TrainState;
 use crate::checkpoint::{Entry, Held, MappedSafetensors, Order, ParamStore, write_entries};
+use crate::differing::differing;
 use crate::error::is_full;
 use crate::interrupt::Interrupt;
 use crate::{Error, Result, files};
@@ -98,17 +99,21 @@ struct Version {
 }
 
 impl Saving<'_> {
-    /// Writes `state`, and `tally` with it; older states than the last [`Checkpoints::keep`] are removed behind that.
+    /// Writes `state`, and `tally` with it; older states than the last [`Checkpoints::keep`] are removed behind that. Of several ranks all take part and the first
+    /// one writes: a state of one rank and a state of several are the same.
     ///
     /// # Errors
     /// The system refuses it: the states before it stay, and the message says so.
     pub fn save(&self, state: &TrainState, tally: Value) -> Result<PathBuf> {
         let dir = &self.checkpoints.dir;
+        let (path, tensors) = (place(dir, state.step), state.tensors()?);
+        if !is_first(state) {
+            return Ok(path);
+        }
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        let path = place(dir, state.step);
         let about =
             About { version: VERSION, step: state.step, tally, best: state.best(), settings: self.settings.clone() };
-        write(&path, &about, &state.tensors()?).map_err(|e| {
+        write(&path, &about, &tensors).map_err(|e| {
             let before = match self.states() {
                 Ok(states) if !states.is_empty() => {
                     format!("the state of step {} stays", states[states.len() - 1].0)
@@ -136,7 +141,9 @@ impl Saving<'_> {
     /// # Errors
     /// A state of other settings, which are named, or of another version; a file that is not whole.
     pub fn resume<T: DeserializeOwned>(&self, state: &mut TrainState) -> Result<Option<T>> {
-        self.clear_half_written();
+        if is_first(state) {
+            self.clear_half_written();
+        }
         let Some((saved, about)) = last(&self.checkpoints.dir)? else { return Ok(None) };
         self.refuse_other(&about.settings)?;
         let tally = serde_json::from_value(about.tally).map_err(|e| unreadable(saved.path(), &e))?;
@@ -169,6 +176,11 @@ impl Saving<'_> {
     fn states(&self) -> Result<Vec<(u64, PathBuf)>> {
         states(&self.checkpoints.dir)
     }
+}
+
+/// Whether this is the only rank, or the first of several.
+fn is_first(state: &TrainState) -> bool {
+    state.ranks().is_none_or(|ranks| ranks.rank() == 0)
 }
 
 /// Where the state of `step` lies.
@@ -239,22 +251,8 @@ fn step_of(path: &Path) -> Option<u64> {
 /// `NAME was A and is B` for each setting, named by its path, in which the two differ.
 #[must_use]
 pub fn differences(was: &Value, is: &Value) -> Vec<String> {
-    fn walk(name: &str, was: &Value, is: &Value, found: &mut Vec<String>) {
-        match (was, is) {
-            (Value::Object(a), Value::Object(b)) => {
-                let behind = b.keys().filter(|key| !a.contains_key(*key));
-                for key in a.keys().chain(behind) {
-                    let at = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
-                    walk(&at, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), found);
-                }
-            }
-            _ if was == is => {}
-            _ => found.push(format!("`{name}` was {was} and is {is}")),
-        }
-    }
-    let mut found = Vec::new();
-    walk("", was, is, &mut found);
-    found
+    let said = |(name, was, is): (String, &Value, &Value)| format!("`{name}` was {was} and is {is}");
+    differing(was, is).into_iter().map(said).collect()
 }
 
 /// SHA-256 of every entry of `store`: a training that goes on must find the weights that it began with.

@@ -103,7 +103,7 @@ pub(super) fn teach<F: FeedForward, T: DeserializeOwned + Default, W: Watch>(
     saving: Option<&Saving<'_>>,
     watch: impl FnOnce(u64, T) -> Result<W>,
 ) -> Result<W> {
-    let mut state = TrainState::new(what.slots, &config.memory)?;
+    let mut state = TrainState::among(what.slots, &config.memory, sampler.ranks())?;
     state.beside = stage.beside;
     let tally = saving.map_or(Ok(None), |saving| saving.resume(&mut state))?;
     let text = TextGradient {

@@ -7,12 +7,12 @@
 use candle_core::Tensor;
 
 use super::{Gradient, Memory, TrainState};
-use crate::Result;
 use crate::data::Sampler;
 use crate::decoder::smk_rule::Surprise;
 use crate::decoder::{Answers, Ask, CausalLm, Experts, FeedForward, InTraining, Keep, Learn, Pass, Smk, Trace};
 use crate::interrupt::Interrupt;
 use crate::ops::Grads;
+use crate::{Error, Result};
 
 /// What a step reads, and how.
 ///
@@ -74,16 +74,16 @@ impl<F: FeedForward> TextGradient<'_, F> {
     /// Puts the gradient of the step that `state` is at into its place; `None` if it was asked to stop before that was whole.
     ///
     /// # Errors
-    /// A batch that is not cut into equal parts; a choice of experts that cannot be made over them; what the model reports.
+    /// A batch that is not cut into equal parts for each rank; a choice of experts that cannot be made over them; what the model reports.
     pub fn descend(&self, state: &mut TrainState) -> Result<Option<Gradient>> {
         let asked = || self.interrupt.is_some_and(|interrupt| interrupt.requested().is_some());
-        // Who asked before it began has this step still.
-        let asked_before = asked();
+        // Who asked before it began has this step still; several ranks stop behind a step, all the same one.
+        let asked_before = asked() || self.sampler.ranks().is_some();
         let batch = self.sampler.batch_at(state.step)?;
         let (b, t) = batch.targets.dims2()?;
         self.memory.check("memory", b)?;
         let (open, parts) = (self.open.min(t - 1), self.memory.micro_batches);
-        let rows = b / parts;
+        let (ranks, rows) = (self.sampler.ranks(), self.sampler.own_rows(parts, 0)?.len());
         let counted = batch.counted.chunks_exact(t).map(|row| row[open..].iter().filter(|counted| **counted).count());
         let share = 1.0 / counted.sum::<usize>().max(1) as f64;
         let keep = if self.memory.recompute { Keep::Inputs } else { Keep::All };
@@ -93,6 +93,11 @@ impl<F: FeedForward> TextGradient<'_, F> {
         };
         smk.map_or(Ok(()), |smk| smk.rule.check("smk.rule", parts))?;
         let exact = smk.filter(|smk| smk.rule.surprise == Surprise::Exact);
+        if let (Some(_), Some(ranks)) = (exact, ranks) {
+            let problem =
+                format!("is exact, which {} ranks cannot decide by: each has a part of the gradient", ranks.ranks());
+            return Err(Error::setting("smk.rule.surprise", problem, "use token, or one rank"));
+        }
         let apart = exact.filter(|smk| smk.rule.keeps_parts_apart(parts));
         let mut own = apart.map(|_| state.grads.like()).transpose()?;
         let mut sum: Option<Gradient> = None;
@@ -100,22 +105,32 @@ impl<F: FeedForward> TextGradient<'_, F> {
             if part > 0 && asked() && !asked_before {
                 return Ok(None);
             }
+            let own_rows = self.sampler.own_rows(parts, part)?;
             let cut =
-                |tensor: &Tensor| if parts == 1 { Ok(tensor.clone()) } else { tensor.narrow(0, part * rows, rows) };
+                |tensor: &Tensor| if rows == b { Ok(tensor.clone()) } else { tensor.narrow(0, own_rows.start, rows) };
             let (inputs, targets) = (cut(&batch.inputs)?.contiguous()?, cut(&batch.targets)?.contiguous()?);
             let seed = || self.sampler.seed_at(state.step, part);
+            let in_training = || InTraining {
+                seed: seed(),
+                share: rows as f64 / b as f64,
+                before: ranks.map_or(0, |ranks| ranks.rank()),
+            };
             let pass = Pass {
-                training: self.learn.routers.then(|| InTraining { seed: seed(), share: 1.0 / parts as f64 }),
+                training: self.learn.routers.then(in_training),
                 ask: Ask { load: true, ..Ask::default() },
                 keep,
-                ..self.pass.of_tasks(&batch.tasks[part * rows..][..rows])
+                ..self.pass.of_tasks(&batch.tasks[own_rows.clone()])
             };
             let forward = self.model.forward(&inputs, &targets, &pass)?;
             let loss = (forward.losses.narrow(1, open, t - open)?.sum_all()? * share)?;
             let scored = Tensor::full(share as f32, (rows, t - open), forward.losses.device())?;
             let dlosses = if open == 0 { scored } else { scored.pad_with_zeros(1, open, 0)? };
             let learn = match smk {
-                Some(smk) => Learn { experts: Experts::Smk(Smk { seed: seed(), ..*smk }), ..self.learn.clone() },
+                Some(smk) => Learn {
+                    experts: Experts::Smk(Smk { seed: seed(), ..*smk }),
+                    ranks: ranks.cloned(),
+                    ..self.learn.clone()
+                },
                 None => self.learn.clone(),
             };
             let grads = own.as_mut().unwrap_or(&mut state.grads);

@@ -21,9 +21,11 @@ pub mod router_refit;
 mod router_targets;
 mod router_tuning;
 pub mod schedule;
+mod share;
 pub mod smk;
 pub mod state;
 pub mod surprise_forms;
+mod together;
 pub mod trainer;
 pub mod windows;
 
@@ -49,5 +51,6 @@ pub use schedule::Schedule;
 pub use smk::{SmkConfig, train_smk};
 pub use state::{Slot, TrainState};
 pub use surprise_forms::rank_correlations;
+pub use together::{Together, begin};
 pub use trainer::{Adjust, Descend, Gradient, Rule, Said, Verdict, Watch, train};
 pub use windows::{Windows, document_losses};

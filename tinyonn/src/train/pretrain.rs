@@ -110,7 +110,7 @@ pub fn pretrain(
     let dtype = config.memory.weights.dtype();
     let work = store.work_weights(dtype, |_| Some(dtype))?;
     let model = CausalLm::dense(cfg, work.builder())?;
-    let mut state = TrainState::new(slots(&work, dense_params(cfg)), &config.memory)?;
+    let mut state = TrainState::among(slots(&work, dense_params(cfg)), &config.memory, sampler.ranks())?;
     let settings = json!({
         "code": crate::SOURCES_SHA256, "model": cfg.to_json(), "pretrain": config, "seed": seed, "data": sampler.digest(),
         "activation": fingerprint(cfg.activation()?)?,

@@ -205,6 +205,9 @@ pub fn train_smk(
 ) -> Result<SmkOutcome> {
     let (routers, spec) = (config.routers, &variant.spec);
     config.check("smk", spec)?;
+    if sampler.ranks().is_some() {
+        refuse_several_ranks(config, spec)?;
+    }
     if config.rule.select == Select::MinLoad && matches!(routed.active, Active::All) {
         let problem = "is min_load, and where all experts are active all have the same load";
         return Err(Error::setting("smk.rule.select", problem, "use random_k, or a routed pass"));
@@ -237,7 +240,7 @@ pub fn train_smk(
     let what = FineTune {
         model: model.lm(),
         slots: slots(&work, params),
-        learn: Learn { experts: Experts::Smk(config.choice(spec)), routers, image: None },
+        learn: Learn { experts: Experts::Smk(config.choice(spec)), routers, ..Learn::default() },
         pass: routed.clone(),
         open,
         anchor: None,
@@ -267,6 +270,18 @@ pub fn train_smk(
     })?;
     let Tally { shares, count, recycled, .. } = watched.tally;
     Ok(SmkOutcome { updated_share: shares / count.max(1) as f64, recycled })
+}
+
+/// Refuses what several ranks cannot do together yet.
+fn refuse_several_ranks(config: &SmkConfig, spec: &MoeSpec) -> Result<()> {
+    let cannot = |name: &str, problem: &str| Err(Error::setting(name, problem, "leave it out, or use one rank"));
+    if config.routers && matches!(spec.balance, Balance::Loss { .. }) {
+        return cannot("balance", "is a loss over the tokens of a batch, of which each of several ranks sees a part");
+    }
+    if config.recycle.every > 0 {
+        return cannot("smk.recycle", "moves weights of which each of several ranks has a part");
+    }
+    Ok(())
 }
 
 /// A line of the log every ten steps, and one a look.

@@ -5,12 +5,17 @@
 //! step. All of it lies on the device. A step whose gradient is no finite number changes nothing, and once that has happened no later step does
 //! either, until somebody has looked: what is saved is the state before the bad step.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::checkpoints::optimizer_names;
+use super::share::Share;
 use super::{Memory, OptimizerConfig, UpdateRule};
 use crate::checkpoint::{MappedSafetensors, Param, Role, WorkWeights, refresh};
 use crate::ops::{self, Descriptor, Grads, UpdateTable};
+use crate::ranks::Collective;
 use crate::{Error, Result};
 
 /// A weight that learns.
@@ -26,17 +31,17 @@ pub struct Slot {
     pub var: Var,
     /// What the optimizer steps, where that is not `var` itself: the same in f32.
     pub master: Option<Var>,
-    moments: Option<OptimizerMoments>,
+    pub(super) moments: Option<OptimizerMoments>,
 }
 
 /// What an optimizer remembers of a weight.
 #[derive(Debug)]
-struct OptimizerMoments {
-    m: Tensor,
+pub(super) struct OptimizerMoments {
+    pub(super) m: Tensor,
     /// AdamW's alone, like the counts.
-    v: Option<Tensor>,
+    pub(super) v: Option<Tensor>,
     /// Steps taken, f64: one count, or one a row.
-    counts: Option<Tensor>,
+    pub(super) counts: Option<Tensor>,
 }
 
 /// What a training had moved when a measure of held-out text was least.
@@ -102,6 +107,8 @@ pub struct TrainState {
     pub grads: Grads,
     /// 1 while every gradient was a finite number, `[1]` u8.
     finite: Tensor,
+    /// What this rank steps of it, where there are several.
+    share: Option<Share>,
 }
 
 impl TrainState {
@@ -115,7 +122,37 @@ impl TrainState {
         let grads = Grads::in_dtype(weights, memory.gradients.dtype())?;
         let finite = Tensor::ones(1, DType::U8, &device)?;
         let moments = memory.moments.dtype();
-        Ok(Self { step: 0, beside: Vec::new(), slots, moments, best: None, grads, finite })
+        Ok(Self { step: 0, beside: Vec::new(), slots, moments, best: None, grads, finite, share: None })
+    }
+
+    /// The same among `ranks`, of which each steps a part of the weights ([`Collective`]): all have been given the same.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn among(slots: Vec<Slot>, memory: &Memory, ranks: Option<&Arc<dyn Collective>>) -> Result<Self> {
+        let mut state = Self::new(slots, memory)?;
+        let Some(ranks) = ranks.filter(|ranks| ranks.ranks() > 1) else { return Ok(state) };
+        // Work weights are gathered bucket by bucket: those of one bucket are of one type.
+        let key = |slot: &Slot| (slot.bucket, slot.var.dtype() != DType::BF16);
+        let keys: BTreeSet<(usize, bool)> = state.slots.iter().map(key).collect();
+        let weights = state.slots.iter().map(|slot| (slot.var.as_tensor(), keys.range(..key(slot)).count()));
+        state.grads = Grads::in_ranges(weights, memory.gradients.dtype(), ranks.ranks())?;
+        state.share = Some(Share::new(&state.slots, &state.grads, ranks.clone(), state.moments)?);
+        Ok(state)
+    }
+
+    /// The ranks that train it, where there are several.
+    #[must_use]
+    pub fn ranks(&self) -> Option<&Arc<dyn Collective>> {
+        self.share.as_ref().map(Share::ranks)
+    }
+
+    /// Puts what the other ranks stepped into the slots' masters too.
+    ///
+    /// # Errors
+    /// What the device or a rank reports.
+    pub fn gather(&self) -> Result<()> {
+        self.share.as_ref().map_or(Ok(()), |share| share.gather_masters(&self.slots))
     }
 
     /// The weights that learn.
@@ -145,15 +182,19 @@ impl TrainState {
         masters.chain(self.beside.iter().map(|(name, var)| (name.as_str(), var)))
     }
 
-    /// All that a state on disk holds, by the names it has there ([`super::checkpoints`]); step counts as u32.
+    /// All that a state on disk holds, by the names it has there ([`super::checkpoints`]); step counts as u32. Of several ranks all take part, and the first
+    /// has the moments.
     ///
     /// # Errors
     /// What the device reports.
     pub(super) fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
-        for slot in &self.slots {
+        self.gather()?;
+        let gathered = self.share.as_ref().map(|share| share.moments(&self.slots)).transpose()?;
+        for (at, slot) in self.slots.iter().enumerate() {
             tensors.push((slot.name.clone(), slot.stepped().as_detached_tensor()));
-            if let Some(OptimizerMoments { m, v, counts }) = &slot.moments {
+            let moments = gathered.as_ref().map_or(&slot.moments, |gathered| &gathered[at]);
+            if let Some(OptimizerMoments { m, v, counts }) = moments {
                 let counts = counts.as_ref().map(|counts| counts.to_dtype(DType::U32)).transpose()?;
                 let values = [Some(m.clone()), v.clone(), counts];
                 let named = optimizer_names(&slot.name).into_iter().zip(values);
@@ -180,6 +221,7 @@ impl TrainState {
         if self.best().is_some_and(|best| value >= best) || value.is_nan() {
             return Ok(false);
         }
+        self.gather()?;
         let values = self.moved().map(|(_, var)| var.as_detached_tensor().copy());
         self.best = Some(BestLook { value, values: values.collect::<candle_core::Result<_>>()? });
         Ok(true)
@@ -193,6 +235,9 @@ impl TrainState {
         let Some(best) = &self.best else { return Ok(()) };
         let (masters, beside) = best.values.split_at(self.slots.len());
         self.slots.iter().zip(masters).try_for_each(|(slot, value)| slot.put(value))?;
+        if let Some(share) = &mut self.share {
+            share.take_masters(&self.slots)?;
+        }
         self.beside.iter().zip(beside).try_for_each(|((_, var), value)| put(var, value))
     }
 
@@ -227,6 +272,10 @@ impl TrainState {
             let counts = counts.map(|counts| counts.to_dtype(DType::F64)).transpose()?;
             slot.moments = m.map(|m| OptimizerMoments { m, v, counts });
         }
+        if let Some(share) = &mut self.share {
+            share.take_masters(&self.slots)?;
+            share.take_moments(&mut self.slots)?;
+        }
         for (name, var) in &self.beside {
             put(var, &saved.load(name, var.device())?).map_err(|_| unfit(name, "has another shape"))?;
             expected += 1;
@@ -255,26 +304,62 @@ impl TrainState {
     /// # Errors
     /// What the device reports.
     pub fn update(&mut self, config: &OptimizerConfig, rate: f64) -> Result<Tensor> {
-        let norm = self.grads.norm(self.slots.iter().map(|slot| slot.var.as_tensor()), self.finite.device())?;
+        let device = self.finite.device().clone();
+        let reduced = self.share.as_ref().map(|share| share.reduce(&mut self.grads, &device)).transpose()?;
+        let norm = match &reduced {
+            Some(reduced) => reduced.norm.clone(),
+            None => self.grads.norm(self.slots.iter().map(|slot| slot.var.as_tensor()), &device)?,
+        };
         self.require_finite(&norm)?;
         let scale = (norm.recip()? * config.clip)?.minimum(1f64)?;
-        let all = Tensor::ones(1, DType::U8, self.finite.device())?;
-        let mut descriptors = Vec::with_capacity(self.slots.len());
-        for slot in &mut self.slots {
-            let Some(gradient) = self.grads.get(&slot.var) else { continue };
-            let learn = self.grads.learning_rows(&slot.var).unwrap_or(&all);
-            descriptors.push(slot.descriptor(config, gradient, learn, self.moments)?);
-        }
-        let table = UpdateTable { descriptors: &descriptors, scale: &scale, finite: &self.finite };
-        let OptimizerConfig { beta1, beta2, eps, .. } = *config;
-        match config.rule {
-            UpdateRule::Adamw => ops::adamw(&ops::AdamwStep { rate, beta1, beta2, eps }, &table)?,
-            UpdateRule::Sgd => ops::sgd(&ops::SgdStep { rate, momentum: beta1 }, &table)?,
-            UpdateRule::Lion => ops::lion(&ops::LionStep { rate, beta1, beta2 }, &table)?,
+        let all = Tensor::ones(1, DType::U8, &device)?;
+        if let Some((share, reduced)) = self.share.as_mut().zip(reduced) {
+            let of = (self.slots.as_slice(), &self.grads);
+            share.step(of, &reduced, (config, rate), [&scale, &self.finite, &all])?;
+        } else {
+            let mut descriptors = Vec::with_capacity(self.slots.len());
+            for slot in &mut self.slots {
+                let Some(gradient) = self.grads.get(&slot.var) else { continue };
+                let learn = self.grads.learning_rows(&slot.var).unwrap_or(&all);
+                descriptors.push(slot.descriptor(config, gradient, learn, self.moments)?);
+            }
+            apply(config, rate, &UpdateTable { descriptors: &descriptors, scale: &scale, finite: &self.finite })?;
         }
         self.grads.begin();
         self.step += 1;
         Ok(norm)
+    }
+}
+
+/// Takes the step of the rule.
+pub(super) fn apply(config: &OptimizerConfig, rate: f64, table: &UpdateTable<'_>) -> Result<()> {
+    let OptimizerConfig { beta1, beta2, eps, .. } = *config;
+    match config.rule {
+        UpdateRule::Adamw => ops::adamw(&ops::AdamwStep { rate, beta1, beta2, eps }, table)?,
+        UpdateRule::Sgd => ops::sgd(&ops::SgdStep { rate, momentum: beta1 }, table)?,
+        UpdateRule::Lion => ops::lion(&ops::LionStep { rate, beta1, beta2 }, table)?,
+    }
+    Ok(())
+}
+
+impl OptimizerMoments {
+    /// Of a weight whose step is counted by so many marks; a second moment and counts are AdamW's.
+    pub(super) fn zeros(weight: &Tensor, marks: usize, moments: DType, second: bool) -> Result<Self> {
+        let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { moments };
+        let zeros = || Tensor::zeros(weight.shape(), dtype, weight.device());
+        let counts = || Tensor::zeros(marks, DType::F64, weight.device());
+        let (v, counts) = (second.then(zeros).transpose()?, second.then(counts).transpose()?);
+        Ok(Self { m: zeros()?, v, counts })
+    }
+
+    /// The second moment and the counts of the weight `name`, where the rule has them.
+    pub(super) fn second(&self, name: &str, rule: UpdateRule) -> Result<Option<(&Tensor, &Tensor)>> {
+        if rule != UpdateRule::Adamw {
+            return Ok(None);
+        }
+        let second = self.v.as_ref().zip(self.counts.as_ref());
+        let remedy = "go on with the rule that the training began with";
+        second.map(Some).ok_or_else(|| Error::tensor(name, "has the moments of another rule than AdamW", remedy))
     }
 }
 
@@ -288,28 +373,19 @@ impl Slot {
         moments: DType,
     ) -> Result<Descriptor<'a>> {
         let weight = self.master.as_ref().unwrap_or(&self.var).as_tensor();
-        let adamw = config.rule == UpdateRule::Adamw;
-        let OptimizerMoments { m, v, counts } = match &mut self.moments {
+        let held = match &mut self.moments {
             Some(moments) => moments,
             none => {
-                let dtype = if weight.dtype() == DType::F64 { DType::F64 } else { moments };
-                let zeros = || Tensor::zeros(weight.shape(), dtype, weight.device());
-                let counts = || Tensor::zeros(learn.dim(0)?, DType::F64, weight.device());
-                let (v, counts) = (adamw.then(zeros).transpose()?, adamw.then(counts).transpose()?);
-                none.insert(OptimizerMoments { m: zeros()?, v, counts })
+                let second = config.rule == UpdateRule::Adamw;
+                none.insert(OptimizerMoments::zeros(weight, learn.dim(0)?, moments, second)?)
             }
         };
-        let second = v.as_ref().zip(counts.as_ref());
-        if adamw && second.is_none() {
-            let problem = "has the moments of another rule than AdamW";
-            return Err(Error::tensor(&self.name, problem, "go on with the rule that the training began with"));
-        }
         Ok(Descriptor {
             weight,
             work: self.master.is_some().then(|| self.var.as_tensor()),
             gradient,
-            m,
-            second: second.filter(|_| adamw),
+            m: &held.m,
+            second: held.second(&self.name, config.rule)?,
             learn,
             decay: config.decay_of(self.role, weight.rank()),
         })

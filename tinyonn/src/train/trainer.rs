@@ -56,6 +56,7 @@ use candle_core::{DType, Tensor};
 use serde_json::Value;
 
 use super::{OptimizerConfig, Saving, TrainState};
+use crate::interrupt::{Interrupt, Signal};
 use crate::metrics::{Progress, Stage};
 use crate::ops::host;
 use crate::{Error, Result};
@@ -161,7 +162,8 @@ pub trait Watch {
 /// Trains what `state` holds, by the gradients of `descend`, from `state.step` on.
 ///
 /// With `saving` a state is written every so many steps, when the training is asked to stop, and of the last step before a number that
-/// is not finite.
+/// is not finite. Several ranks ([`TrainState::among`]) stop behind the same step, whichever of them was asked: a signal is told to all by the numbers
+/// of a step.
 ///
 /// # Errors
 /// Constants that no optimizer can work with. A loss or gradient that is no finite number: the state is then that before the step.
@@ -184,10 +186,12 @@ pub fn train(
         began: state.step,
         progress: rule.tokens.map(|_| Progress::resumed(state.step, rule.steps, name)),
         before: None,
+        asked: None,
     };
+    refuse_other_steps(state)?;
     let looks = watch.look_every();
     while state.step < rule.steps {
-        let unread = step(state, rule, descend)?;
+        let unread = step(state, rule, descend, saving.map(|saving| &saving.checkpoints.interrupt))?;
         let taken = unread.is_some();
         if let Some(unread) = unread.and_then(|unread| ears.before.replace(unread)) {
             ears.hear(&unread, state, watch)?;
@@ -195,7 +199,10 @@ pub fn train(
         let ended = state.step == rule.steps;
         let due = |every: u64| state.step.is_multiple_of(every.max(1));
         let look = looks > 0 && taken && (ended || due(looks));
-        let asked = saving.and_then(|saving| saving.checkpoints.interrupt.requested());
+        let asked = match state.ranks() {
+            Some(_) => ears.asked,
+            None => saving.and_then(|saving| saving.checkpoints.interrupt.requested()),
+        };
         let save = saving.filter(|saving| asked.is_some() || (!ended && due(saving.checkpoints.every)));
         // Before a look or a save, the last step must have been heard.
         if (ended || look || save.is_some())
@@ -215,10 +222,25 @@ pub fn train(
             break;
         }
     }
+    state.gather()?;
     if let Some(progress) = &ears.progress {
         progress.finish();
     }
     Ok(())
+}
+
+/// Refuses ranks that do not begin with the same step.
+fn refuse_other_steps(state: &TrainState) -> Result<()> {
+    let Some(ranks) = state.ranks() else { return Ok(()) };
+    let all = ranks.all_gather(&Tensor::new(&[state.step as f64], state.finite().device())?)?;
+    let steps = host::read(&[&all])?.concat();
+    match steps.iter().position(|step| *step != steps[0]) {
+        None => Ok(()),
+        Some(rank) => {
+            let problem = format!("goes on from step {}, and rank 0 from step {}", steps[rank], steps[0]);
+            Err(Error::rank(rank, problem, "give all ranks one --out on a file system that their hosts share"))
+        }
+    }
 }
 
 /// Reads the steps that were taken, one step late.
@@ -232,12 +254,15 @@ struct Ears<'a> {
     progress: Option<Progress>,
     /// Taken and not read yet.
     before: Option<Unread>,
+    /// The signal that one of several ranks was sent.
+    asked: Option<Signal>,
 }
 
 impl Ears<'_> {
     /// Reads a step. If its numbers are not finite, the state is still the one before that step; it is saved, unless the training began with it.
-    fn hear(&self, unread: &Unread, state: &mut TrainState, watch: &mut dyn Watch) -> Result<()> {
-        let said = unread.read()?;
+    fn hear(&mut self, unread: &Unread, state: &mut TrainState, watch: &mut dyn Watch) -> Result<()> {
+        let (said, asked) = unread.read()?;
+        self.asked = self.asked.or(asked);
         let Err(error) = self.check(&said) else {
             if let Some((progress, tokens)) = self.progress.as_ref().zip(self.rule.tokens) {
                 let shown = [("loss", said.loss)];
@@ -267,34 +292,68 @@ struct Unread {
     rate: f64,
     norm: Tensor,
     gradient: Gradient,
+    /// By signal, how many of several ranks were sent it.
+    signals: Option<Tensor>,
 }
 
+/// In the order in which ranks tell each other of them.
+const SIGNALS: [Signal; 3] = [Signal::Interrupt, Signal::Terminate, Signal::Requeue];
+
 impl Unread {
-    fn read(&self) -> Result<Said> {
+    fn read(&self) -> Result<(Said, Option<Signal>)> {
         let Gradient { loss, load, learners } = &self.gradient;
         let learners = learners.iter().flatten();
-        let tensors: Vec<&Tensor> = [loss, &self.norm].into_iter().chain(load).chain(learners).collect();
+        let numbers = [loss, &self.norm].into_iter().chain(&self.signals);
+        let tensors: Vec<&Tensor> = numbers.chain(load).chain(learners).collect();
         let mut values = host::read(&tensors)?.into_iter();
         let mut number = || values.next().and_then(|values| values.first().copied()).unwrap_or(f64::NAN);
         let (loss, norm) = (number(), number());
+        let sent = self.signals.as_ref().and_then(|_| values.next()).unwrap_or_default();
+        let asked = SIGNALS.into_iter().zip(sent).find(|(_, ranks)| *ranks > 0.0).map(|(signal, _)| signal);
         let load: Vec<Vec<f64>> = values.by_ref().take(load.len()).collect();
         let sums: Vec<f64> = values.map(|marks| marks.iter().sum()).collect();
         let learners = sums.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
-        Ok(Said { step: self.step, loss, norm, rate: self.rate, load, learners })
+        Ok((Said { step: self.step, loss, norm, rate: self.rate, load, learners }, asked))
     }
 }
 
-fn step(state: &mut TrainState, rule: &Rule<'_>, descend: &mut Descend<'_>) -> Result<Option<Unread>> {
+fn step(
+    state: &mut TrainState,
+    rule: &Rule<'_>,
+    descend: &mut Descend<'_>,
+    interrupt: Option<&Interrupt>,
+) -> Result<Option<Unread>> {
     let (number, rate) = (state.step, (rule.rate)(state.step));
     let Some(mut gradient) = descend(state)? else {
         state.grads.begin();
         return Ok(None);
     };
     gradient.loss = gradient.loss.to_dtype(DType::F64)?;
+    let signals = add_up(state, &mut gradient, interrupt.and_then(Interrupt::requested))?;
     state.require_finite(&gradient.loss)?;
     let norm = state.update(rule.optimizer, rate)?;
     if let Some(adjust) = rule.adjust {
         adjust(&gradient.load, state.finite())?;
     }
-    Ok(Some(Unread { step: number, rate, norm, gradient }))
+    Ok(Some(Unread { step: number, rate, norm, gradient, signals }))
+}
+
+/// Adds up over several ranks what each said of its part of a step, and which of them were asked to stop, in one sum.
+fn add_up(state: &TrainState, gradient: &mut Gradient, asked: Option<Signal>) -> Result<Option<Tensor>> {
+    let device = state.finite().device();
+    let Some(ranks) = state.ranks() else { return Ok(None) };
+    let own = Tensor::new(SIGNALS.map(|signal| f64::from(u8::from(asked == Some(signal)))).as_slice(), device)?;
+    let mut parts = vec![own, gradient.loss.reshape(1)?];
+    for load in &gradient.load {
+        parts.push(load.to_dtype(DType::F64)?);
+    }
+    let all = ranks.all_reduce(&Tensor::cat(&parts, 0)?)?;
+    let mut from = SIGNALS.len() + 1;
+    gradient.loss = all.narrow(0, SIGNALS.len(), 1)?.reshape(())?;
+    for load in &mut gradient.load {
+        let experts = load.dim(0)?;
+        *load = all.narrow(0, from, experts)?.to_dtype(load.dtype())?;
+        from += experts;
+    }
+    Ok(Some(all.narrow(0, 0, SIGNALS.len())?))
 }

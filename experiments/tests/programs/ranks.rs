@@ -1,0 +1,218 @@
+//! Several ranks of a program, for real: started by `--gpus`, by torchrun's variables, by stand-ins of `srun` and `mpirun`. They meet, compare, plan, and
+//! leave; what a launcher contradicts, who is missing, and who is killed ends all of them.
+#![cfg(unix)]
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rstest::rstest;
+
+use super::{PHASE2, Place, RUN, assert_done, assert_refused};
+
+const PLAN: &str = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out/run --dry-run";
+const TOKEN: &str = "00112233445566778899aabbccddeeff";
+
+fn place() -> Place {
+    let place = Place::new();
+    fs::write(place.path("run.toml"), RUN).unwrap();
+    place
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Rank `rank` of two, as torchrun starts it.
+fn of_torchrun(place: &Place, rank: usize, arguments: &str, port: u16) -> Command {
+    let mut command = place.command(PHASE2, &format!("{arguments} --rendezvous 127.0.0.1:{port}"));
+    command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2").env("LOCAL_RANK", rank.to_string());
+    command.env("LOCAL_WORLD_SIZE", "2").env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "29500");
+    command.env("TINYONN_TOKEN", TOKEN).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn assert_planned_once(output: &Output, by: &str) {
+    assert_done(output);
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(out.starts_with(&format!("ranks     2 have met, 2 of them on this host, started by {by}\n")), "{out}");
+    assert_eq!(out.matches("Surprise Min-K: 2 steps of 64 tokens").count(), 1, "{out}");
+}
+
+#[test]
+fn ranks_of_one_parent_meet_and_plan() {
+    let place = place();
+    let output = place.run(PHASE2, &format!("{PLAN} --gpus 2"));
+    assert_planned_once(&output, "--gpus");
+    // The folder that a run's own would lie in is all that is left.
+    assert_eq!(fs::read_dir(place.path("out")).unwrap().count(), 0);
+    // One rank is no world of several.
+    let alone = place.run(PHASE2, &format!("{PLAN} --gpus 1"));
+    assert_done(&alone);
+    assert!(!String::from_utf8_lossy(&alone.stdout).contains("have met"));
+}
+
+#[rstest]
+#[case("srun", "Slurm")]
+#[case("mpirun", "Open MPI")]
+fn ranks_of_a_launcher_meet_and_plan(#[case] launcher: &str, #[case] by: &str) {
+    let place = place();
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/launchers").join(launcher);
+    let mut command = Command::new(program);
+    command.args(["-n", "2", PHASE2]).args(PLAN.split_whitespace()).current_dir(place.path("."));
+    assert_planned_once(&command.env("TINYONN_TOKEN", TOKEN).output().unwrap(), by);
+    // Ranks know each other by a token.
+    let without = command.env_remove("TINYONN_TOKEN").output().unwrap();
+    assert!(!without.status.success() && said(&without).contains("`TINYONN_TOKEN`"), "{}", said(&without));
+}
+
+#[test]
+fn ranks_of_torchrun_meet_and_plan() {
+    let (place, port) = (place(), free_port());
+    let [first, second] = [0, 1].map(|rank| of_torchrun(&place, rank, PLAN, port).spawn().unwrap());
+    let [first, second] = [first, second].map(|rank| rank.wait_with_output().unwrap());
+    assert_planned_once(&first, "torchrun");
+    assert_done(&second);
+    assert_eq!(second.stdout, b"");
+}
+
+#[test]
+fn another_setting_is_named_by_all() {
+    let (place, port) = (place(), free_port());
+    fs::write(place.path("other.toml"), RUN.replace("[smk]\nsteps = 2", "[smk]\nsteps = 3")).unwrap();
+    let plans = [PLAN.to_owned(), PLAN.replace("run.toml", "other.toml")];
+    let ranks = [0, 1].map(|rank| of_torchrun(&place, rank, &plans[rank], port).spawn().unwrap());
+    for rank in ranks {
+        let output = rank.wait_with_output().unwrap();
+        assert_refused(&output, &["rank 1: ", "`given.settings.smk.steps` is 3, and 2 on rank 0"]);
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named() {
+    let place = place();
+    let output = of_torchrun(&place, 0, &format!("{PLAN} --join-limit 1"), free_port()).output().unwrap();
+    assert_refused(&output, &["rank 1: has not come", "within 1 s", "1 of 2 ranks are there"]);
+}
+
+#[rstest]
+#[case::contradiction(&[("RANK", "2")], "", &["`RANK`", "is 2, and WORLD_SIZE says 2"])]
+#[case::no_number(&[("LOCAL_RANK", "first")], "", &["`LOCAL_RANK`", "first"])]
+#[case::two_launchers(&[], "--gpus 2", &["`--gpus`", "torchrun has started this process already"])]
+#[case::no_token(&[("TINYONN_TOKEN", "secret")], "", &["TINYONN_TOKEN", "openssl rand -hex 16"])]
+#[case::no_place(&[], "--rendezvous here", &["`--rendezvous`", "no HOST:PORT"])]
+fn what_a_launcher_contradicts_is_refused(#[case] with: &[(&str, &str)], #[case] more: &str, #[case] says: &[&str]) {
+    let place = place();
+    let mut command = place.command(PHASE2, &format!("{PLAN} {more}"));
+    for (name, value) in [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "2")] {
+        command.env(name, value);
+    }
+    let output = command.env("TINYONN_TOKEN", TOKEN).envs(with.iter().copied()).output().unwrap();
+    assert_refused(&output, says);
+    assert!(!said(&output).contains(TOKEN));
+}
+
+/// The message of the rank that failed first and its code come last, whatever the others say of it.
+#[test]
+fn the_first_rank_that_fails_is_told_last() {
+    let place = place();
+    let output = place.run(PHASE2, &format!("{} --gpus 3", PLAN.replace(" --dry-run", "")));
+    assert_eq!(output.status.code(), Some(2));
+    let said = said(&output);
+    assert!(said.contains("`--from`: is not given, and 3 ranks share Surprise Min-K alone"), "{said}");
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with("rank ") && last.contains(" of 3 ended first, with code 2"), "{said}");
+}
+
+/// A parent whose ranks wait for text that does not come: from a pipe that nobody writes to.
+fn waiting(place: &Place) -> (Child, Vec<u32>) {
+    let made = Command::new("mkfifo").arg(place.path("pipe.txt")).status().unwrap();
+    assert!(made.success());
+    let plan = PLAN.replace("b=b.txt", "b=pipe.txt");
+    let mut command = place.command(PHASE2, &format!("{plan} --gpus 2"));
+    let parent = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    let children = format!("/proc/{0}/task/{0}/children", parent.id());
+    loop {
+        let ids = fs::read_to_string(&children).unwrap_or_default();
+        let ids: Vec<u32> = ids.split_whitespace().filter_map(|id| id.parse().ok()).collect();
+        if ids.len() == 2 && ids.iter().all(|id| is_listening(*id)) {
+            return (parent, ids);
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "no ranks: {ids:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether it has come so far that it hears signals, and its parent's end: each has a thread of its own.
+fn is_listening(id: u32) -> bool {
+    fs::read_dir(format!("/proc/{id}/task")).is_ok_and(|tasks| tasks.count() > 2)
+}
+
+/// A process that has ended and that nobody has waited for yet is gone as well.
+fn is_gone(id: u32) -> bool {
+    fs::read_to_string(format!("/proc/{id}/stat"))
+        .map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+}
+
+fn wait_until_gone(ids: &[u32]) {
+    let began = Instant::now();
+    while !ids.iter().all(|id| is_gone(*id)) {
+        assert!(began.elapsed() < Duration::from_secs(10), "{ids:?} are still there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ranks_end_when_their_parent_is_killed() {
+    let place = place();
+    let (mut parent, ids) = waiting(&place);
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    wait_until_gone(&ids);
+}
+
+#[cfg(target_os = "linux")]
+#[rstest]
+#[case("TERM", 143)]
+#[case("INT", 130)]
+#[case("USR1", 85)]
+fn signals_are_passed_on(#[case] signal: &str, #[case] code: i32) {
+    let place = place();
+    let (parent, ids) = waiting(&place);
+    let sent = Command::new("kill").arg(format!("-{signal}")).arg(parent.id().to_string()).status().unwrap();
+    assert!(sent.success());
+    let ended = parent.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(code), "{}", said(&ended));
+    wait_until_gone(&ids);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_rank_that_is_killed_ends_the_others() {
+    let place = place();
+    let (parent, ids) = waiting(&place);
+    let killed = Command::new("kill").arg("-KILL").arg(ids[1].to_string()).status().unwrap();
+    assert!(killed.success());
+    // The other one reads on, and would wait for the one that is gone.
+    let pipe = fs::OpenOptions::new().write(true).open(place.path("pipe.txt"));
+    drop(pipe.and_then(|mut pipe| pipe.write_all(&fs::read(place.path("b.txt"))?)));
+    let began = Instant::now();
+    let ended = parent.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(137), "{}", said(&ended));
+    assert!(
+        said(&ended).lines().last().unwrap().starts_with("rank 1 of 2 ended first, with code 137"),
+        "{}",
+        said(&ended)
+    );
+    assert!(began.elapsed() < Duration::from_secs(30));
+    wait_until_gone(&ids);
+}

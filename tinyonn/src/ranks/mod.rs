@@ -1,0 +1,25 @@
+//! Several processes, a rank each, that train one model: how they are started, how they meet, who is missed, and who owns what.
+//!
+//! A launcher ([`launcher`]) says which rank a process is; an [address](address::meeting_place) where they meet. There every rank shows a [`Token`], and
+//! [`rendezvous`] compares what they were given; the connections stay open, so that a rank that is lost is named to all ([`watch`]). No tensor
+//! passes there: those go through a [`Collective`], NCCL's on GPUs.
+//!
+//! A world of one does none of this.
+
+pub mod address;
+mod collective;
+pub mod launcher;
+mod message;
+mod node_list;
+pub mod pieces;
+pub mod rendezvous;
+mod threads;
+pub mod token;
+pub mod watch;
+
+pub use collective::Collective;
+pub use launcher::{Launched, Launcher};
+pub use rendezvous::{Greeting, Meeting, meet};
+pub use threads::Threads;
+pub use token::Token;
+pub use watch::{Connected, Watched, end_now};

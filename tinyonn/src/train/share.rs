@@ -1,0 +1,320 @@
+//! What one of several ranks steps of a training (ZeRO, Rajbhandari et al. 2020, stage 1): of every bucket of gradients an equal range, with the masters and
+//! moments that lie in it. All ranks hold all work weights.
+//!
+//! A step sums each bucket over the ranks and leaves a rank its range, steps the pieces of weights in it, and gathers the work weights. Nothing of it
+//! depends on how many ranks there are but the order of the sums, and a state on disk is that of one rank.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::state::{OptimizerMoments, Slot, apply};
+use super::{OptimizerConfig, UpdateRule};
+use crate::Result;
+use crate::ops::grads::Bucket;
+use crate::ops::{self, Descriptor, Grads, UpdateTable};
+use crate::ranks::Collective;
+use crate::ranks::pieces::{Piece, pieces};
+
+/// What this rank steps.
+#[derive(Debug)]
+pub(super) struct Share {
+    ranks: Arc<dyn Collective>,
+    buckets: Vec<OwnBucket>,
+    /// By slot, the step counts that it has since its first step: one, or one a row.
+    marks: Vec<Option<usize>>,
+    /// What moments are held in, and whether there are second ones.
+    moments: (DType, bool),
+}
+
+/// This rank's range of a bucket.
+#[derive(Debug)]
+struct OwnBucket {
+    /// Slots, and where in the bucket each begins.
+    slots: Vec<(usize, usize)>,
+    /// What passes compute with, of this range.
+    work: Tensor,
+    pieces: Vec<OwnPiece>,
+}
+
+/// A piece of a weight.
+#[derive(Debug)]
+struct OwnPiece {
+    slot: usize,
+    piece: Piece,
+    /// `[rows, width]`.
+    master: Tensor,
+    moments: Option<OptimizerMoments>,
+}
+
+/// The sum of the gradients of all ranks.
+pub(super) struct Reduced {
+    /// By bucket, this rank's range; `None` where nothing was written in this step, which no rank sums.
+    shards: Vec<Option<Tensor>>,
+    /// √Σ ‖g‖² over all ranges, `[1]` f64.
+    pub(super) norm: Tensor,
+}
+
+/// What an update of a piece reads, beside what belongs to it.
+struct Views {
+    gradient: Tensor,
+    learn: Tensor,
+    work: Tensor,
+}
+
+impl Share {
+    /// Of `slots`, whose gradients lie in the buckets of `grads`; weights of one bucket are computed with in one type.
+    pub(super) fn new(slots: &[Slot], grads: &Grads, ranks: Arc<dyn Collective>, moments: DType) -> Result<Self> {
+        let mut buckets = Vec::new();
+        for bucket in grads.buckets() {
+            let length = bucket.values.dim(0)? / ranks.ranks();
+            let range = ranks.rank() * length..(ranks.rank() + 1) * length;
+            let places = bucket.weights.iter().map(|(slot, start)| (slots[*slot].var.dims().to_vec(), *start));
+            let own = pieces(&places.collect::<Vec<_>>(), range).into_iter().map(|piece| {
+                let slot = bucket.weights[piece.weight].0;
+                Ok(OwnPiece { slot, master: cut(slots[slot].stepped(), &piece)?, piece, moments: None })
+            });
+            let own = own.collect::<Result<Vec<_>>>()?;
+            let first = bucket.weights.first().map_or(0, |(slot, _)| *slot);
+            let work = Tensor::zeros(length, slots[first].var.dtype(), bucket.values.device())?;
+            let own = OwnBucket { slots: bucket.weights.clone(), work, pieces: own };
+            own.round()?;
+            buckets.push(own);
+        }
+        Ok(Self { ranks, buckets, marks: vec![None; slots.len()], moments: (moments, false) })
+    }
+
+    pub(super) fn ranks(&self) -> &Arc<dyn Collective> {
+        &self.ranks
+    }
+
+    /// Sums what all ranks have in their buckets.
+    pub(super) fn reduce(&self, grads: &mut Grads, device: &Device) -> Result<Reduced> {
+        grads.clear_unwritten()?;
+        let written = |bucket: &Bucket| bucket.weights.iter().any(|(slot, _)| grads.is_written(*slot));
+        let shard = |bucket: &Bucket| written(bucket).then(|| self.ranks.reduce_scatter(&bucket.values)).transpose();
+        let shards = grads.buckets().iter().map(shard).collect::<Result<Vec<_>>>()?;
+        let own = ops::grad_norm(&shards.iter().flatten().collect::<Vec<_>>(), device)?;
+        let norm = self.ranks.all_reduce(&own.sqr()?)?.sqrt()?;
+        Ok(Reduced { shards, norm })
+    }
+
+    /// Steps the pieces, and gathers the work weights. `all` marks what learns as a whole.
+    pub(super) fn step(
+        &mut self,
+        (slots, grads): (&[Slot], &Grads),
+        reduced: &Reduced,
+        (config, rate): (&OptimizerConfig, f64),
+        [scale, finite, all]: [&Tensor; 3],
+    ) -> Result<()> {
+        self.moments.1 = config.rule == UpdateRule::Adamw;
+        let learn = slots.iter().map(|slot| {
+            grads.get(&slot.var)?;
+            Some(grads.learning_rows(&slot.var).unwrap_or(all))
+        });
+        let learn: Vec<Option<&Tensor>> = learn.collect();
+        for (marks, learn) in self.marks.iter_mut().zip(&learn) {
+            *marks = marks.or(learn.map(Tensor::elem_count));
+        }
+        let (mut views, mut stepping) = (Vec::new(), Vec::new());
+        for (bucket, shard) in self.buckets.iter_mut().zip(&reduced.shards) {
+            let Some(shard) = shard else { continue };
+            for own in &mut bucket.pieces {
+                let Some(learn) = learn[own.slot] else { continue };
+                let learn = if learn.elem_count() == 1 {
+                    learn.clone()
+                } else {
+                    learn.narrow(0, own.piece.rows.start, own.piece.rows.len())?
+                };
+                own.begin(learn.elem_count(), self.moments)?;
+                views.push(Views { gradient: own.of(shard)?, learn, work: own.of(&bucket.work)? });
+                stepping.push(&*own);
+            }
+        }
+        let mut descriptors = Vec::with_capacity(views.len());
+        for (own, views) in stepping.into_iter().zip(&views) {
+            let slot = &slots[own.slot];
+            let Some(moments) = &own.moments else { continue };
+            descriptors.push(Descriptor {
+                weight: &own.master,
+                // Where the types are one it is copied below.
+                work: (views.work.dtype() != own.master.dtype()).then_some(&views.work),
+                gradient: &views.gradient,
+                m: &moments.m,
+                second: moments.second(&slot.name, config.rule)?,
+                learn: &views.learn,
+                decay: config.decay_of(slot.role, slot.var.rank()),
+            });
+        }
+        apply(config, rate, &UpdateTable { descriptors: &descriptors, scale, finite })?;
+        drop(descriptors);
+        for (bucket, _) in self.buckets.iter().zip(&reduced.shards).filter(|(_, shard)| shard.is_some()) {
+            if !bucket.has_masters() {
+                bucket.round()?;
+            }
+            self.gather_work(bucket, slots)?;
+        }
+        Ok(())
+    }
+
+    /// The work weights of all ranges of a bucket, into the slots.
+    fn gather_work(&self, bucket: &OwnBucket, slots: &[Slot]) -> Result<()> {
+        let all = self.ranks.all_gather(&bucket.work)?;
+        for (slot, start) in &bucket.slots {
+            let var = &slots[*slot].var;
+            var.set(&all.narrow(0, *start, var.elem_count())?.reshape(var.shape())?)?;
+        }
+        Ok(())
+    }
+
+    /// The masters of all ranges, into the slots.
+    pub(super) fn gather_masters(&self, slots: &[Slot]) -> Result<()> {
+        // What has no other master than its work weight is gathered in every step.
+        for bucket in self.buckets.iter().filter(|bucket| bucket.has_masters()) {
+            let all = self.whole(bucket, DType::F32, |own| Some(&own.master))?;
+            for (slot, start) in &bucket.slots {
+                let master = slots[*slot].stepped();
+                master.set(&all.narrow(0, *start, master.elem_count())?.reshape(master.shape())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the masters that lie in the slots.
+    pub(super) fn take_masters(&mut self, slots: &[Slot]) -> Result<()> {
+        for bucket in &mut self.buckets {
+            for own in &mut bucket.pieces {
+                own.master = cut(slots[own.slot].stepped(), &own.piece)?;
+            }
+            bucket.round()?;
+        }
+        Ok(())
+    }
+
+    /// A whole bucket of what all ranks' pieces have, and zeros elsewhere.
+    fn whole<'a>(
+        &self,
+        bucket: &'a OwnBucket,
+        dtype: DType,
+        of: impl Fn(&'a OwnPiece) -> Option<&'a Tensor>,
+    ) -> Result<Tensor> {
+        let own = Tensor::zeros(bucket.work.dim(0)?, dtype, bucket.work.device())?;
+        for piece in &bucket.pieces {
+            if let Some(values) = of(piece) {
+                own.slice_set(&values.flatten_all()?, 0, piece.piece.from)?;
+            }
+        }
+        self.ranks.all_gather(&own)
+    }
+
+    /// By slot, the moments of all ranges, in main memory of rank 0; the others only take part.
+    pub(super) fn moments(&self, slots: &[Slot]) -> Result<Vec<Option<OptimizerMoments>>> {
+        let first = self.ranks.rank() == 0;
+        let mut found: Vec<Option<OptimizerMoments>> = Vec::new();
+        found.resize_with(slots.len(), || None);
+        for bucket in &self.buckets {
+            let dtype = if bucket.work.dtype() == DType::F64 { DType::F64 } else { self.moments.0 };
+            let here = |values: Tensor| if first { values.to_device(&Device::Cpu) } else { Ok(values) };
+            let m = here(self.whole(bucket, dtype, |own| own.moments.as_ref().map(|moments| &moments.m))?)?;
+            let second = self.moments.1.then(|| -> Result<(Tensor, Tensor)> {
+                let v = self.whole(bucket, dtype, |own| own.moments.as_ref()?.v.as_ref())?;
+                Ok((here(v)?, here(self.counts(bucket)?)?))
+            });
+            let second = second.transpose()?;
+            let mut counted = 0;
+            for (slot, start) in bucket.slots.iter().filter(|_| first) {
+                let Some(marks) = self.marks[*slot] else { continue };
+                let shape = slots[*slot].var.shape();
+                let own = |all: &Tensor| all.narrow(0, *start, shape.elem_count())?.reshape(shape)?.force_contiguous();
+                let v = second.as_ref().map(|(v, _)| own(v)).transpose()?;
+                let counts = second.as_ref().map(|(_, counts)| counts.narrow(0, counted, marks)?.force_contiguous());
+                found[*slot] = Some(OptimizerMoments { m: own(&m)?, v, counts: counts.transpose()? });
+                counted += marks;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Step counts of the slots of a bucket that have some, in a row, f64. A row that is cut is counted by the owner of its beginning.
+    fn counts(&self, bucket: &OwnBucket) -> Result<Tensor> {
+        let mut all = Vec::with_capacity(bucket.slots.len());
+        for (slot, _) in &bucket.slots {
+            let Some(marks) = self.marks[*slot] else { continue };
+            let counts = Tensor::zeros(marks, DType::F64, bucket.work.device())?;
+            for own in bucket.pieces.iter().filter(|own| own.slot == *slot) {
+                let held = own.moments.as_ref().and_then(|moments| moments.counts.as_ref());
+                let counts_for_all = if marks == 1 { own.piece.values.start == 0 } else { own.piece.begins };
+                if let Some(held) = held.filter(|_| counts_for_all) {
+                    counts.slice_set(held, 0, if marks == 1 { 0 } else { own.piece.rows.start })?;
+                }
+            }
+            all.push(counts);
+        }
+        if all.is_empty() {
+            return Ok(Tensor::zeros(0, DType::F64, bucket.work.device())?);
+        }
+        self.ranks.all_reduce(&Tensor::cat(&all, 0)?)
+    }
+
+    /// Takes its part of the moments that lie in the slots.
+    pub(super) fn take_moments(&mut self, slots: &mut [Slot]) -> Result<()> {
+        for (marks, slot) in self.marks.iter_mut().zip(&*slots) {
+            let counted = |moments: &OptimizerMoments| moments.counts.as_ref().map_or(1, Tensor::elem_count);
+            *marks = slot.moments.as_ref().map(counted);
+            self.moments.1 |= slot.moments.as_ref().is_some_and(|moments| moments.v.is_some());
+        }
+        for own in self.buckets.iter_mut().flat_map(|bucket| &mut bucket.pieces) {
+            own.moments = slots[own.slot].moments.as_ref().map(|whole| own.part_of(whole)).transpose()?;
+        }
+        slots.iter_mut().for_each(|slot| slot.moments = None);
+        Ok(())
+    }
+}
+
+impl OwnBucket {
+    /// Whether masters are of another type than work weights.
+    fn has_masters(&self) -> bool {
+        self.work.dtype() == DType::BF16
+    }
+
+    /// The work weights of the range: its masters, rounded.
+    fn round(&self) -> Result<()> {
+        for own in &self.pieces {
+            self.work.slice_set(&own.master.flatten_all()?.to_dtype(self.work.dtype())?, 0, own.piece.from)?;
+        }
+        Ok(())
+    }
+}
+
+impl OwnPiece {
+    /// Its values of the range.
+    fn of(&self, range: &Tensor) -> Result<Tensor> {
+        Ok(range.narrow(0, self.piece.from, self.piece.values.len())?.reshape(self.piece.shape())?)
+    }
+
+    /// Moments of zero, where it has none yet.
+    fn begin(&mut self, marks: usize, (moments, second): (DType, bool)) -> Result<()> {
+        if self.moments.is_none() {
+            self.moments = Some(OptimizerMoments::zeros(&self.master, marks, moments, second)?);
+        }
+        Ok(())
+    }
+
+    fn part_of(&self, whole: &OptimizerMoments) -> Result<OptimizerMoments> {
+        let counts = match &whole.counts {
+            Some(counts) if counts.elem_count() > 1 => {
+                Some(counts.narrow(0, self.piece.rows.start, self.piece.rows.len())?.force_contiguous()?)
+            }
+            // Every piece counts for itself.
+            counts => counts.as_ref().map(Tensor::force_contiguous).transpose()?,
+        };
+        let v = whole.v.as_ref().map(|v| cut(v, &self.piece)).transpose()?;
+        Ok(OptimizerMoments { m: cut(&whole.m, &self.piece)?, v, counts })
+    }
+}
+
+/// A copy of the values of a piece, `[rows, width]`.
+fn cut(whole: &Tensor, piece: &Piece) -> Result<Tensor> {
+    let values = whole.detach().flatten_all()?.narrow(0, piece.values.start, piece.values.len())?;
+    Ok(values.force_contiguous()?.reshape(piece.shape())?)
+}
