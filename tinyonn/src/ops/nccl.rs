@@ -352,7 +352,9 @@ impl Drop for Beside {
     fn drop(&mut self) {
         // SAFETY: nothing is queued here any more by this process, and the driver keeps what still runs until it is done.
         unsafe {
-            self.events.iter().for_each(|event| drop(event::destroy(*event)));
+            for event in &self.events {
+                let _ = event::destroy(*event);
+            }
             let _ = stream::destroy(self.stream);
         }
     }
