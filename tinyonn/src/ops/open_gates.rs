@@ -15,7 +15,7 @@ use super::lanes;
 ///
 /// // Two decisions over two experts, the first for three tokens, the second for one.
 /// let gate_dn = Tensor::new(&[[1f32, 0.0], [0.5, 0.5]], &Device::Cpu)?;
-/// let [tokens_n, counts] = open_gates(&gate_dn, vec![3.0, 1.0])?;
+/// let [tokens_n, counts] = open_gates(&gate_dn, Some(vec![3.0, 1.0]))?;
 /// assert_eq!(tokens_n.to_vec1::<f32>()?, [4.0, 1.0]);
 /// assert_eq!(counts.to_vec1::<f32>()?, [0.0, 3.0, 1.0]); // three took one, one took both
 /// # Ok::<(), candle_core::Error>(())

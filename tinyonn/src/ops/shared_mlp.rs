@@ -177,15 +177,15 @@ impl Saved {
     }
 
     /// A value of every part in its neurons' columns `[t, i]`; zero elsewhere.
-    fn wide(&self, deltas: &Deltas, value: impl Fn(&MlpValues, &PartDeltas) -> Tensor) -> Result<Tensor> {
+    fn wide(&self, deltas: &Deltas, value: impl Fn(&PartDeltas) -> Tensor) -> Result<Tensor> {
         let width = self.owners.len();
         let parts = self.parts.iter().zip(&deltas.parts).zip(self.runs.groups()).map(|((part, deltas), group)| {
-            let (Some(values), Some(deltas)) = (&part.values, deltas) else {
+            let Some(deltas) = deltas else {
                 return Tensor::zeros((group.len(), width), self.x_td.dtype(), self.x_td.device());
             };
             let mut column_of = vec![NOTHING; width];
             (0..).zip(&part.neurons).for_each(|(at, neuron)| column_of[*neuron as usize] = at);
-            value(values, deltas).index_select(&Tensor::new(column_of, self.x_td.device())?, 1)
+            value(deltas).index_select(&Tensor::new(column_of, self.x_td.device())?, 1)
         });
         self.runs.in_order(&parts.collect::<Result<Vec<_>>>()?)
     }
@@ -252,10 +252,10 @@ impl SlicedMlp for Saved {
     }
 
     fn seen<R>(&self, deltas: &Deltas, see: impl FnOnce(&MlpBackward<'_>) -> Result<R>) -> Result<R> {
-        let h_ti = self.wide(deltas, |_, deltas| deltas.hidden_ti.clone())?;
-        let delta_h_ti = self.wide(deltas, |_, deltas| deltas.h_ti.clone())?;
-        let delta_g_ti = self.wide(deltas, |_, deltas| deltas.g_ti.clone())?;
-        let delta_u_ti = self.wide(deltas, |_, deltas| deltas.u_ti.clone())?;
+        let h_ti = self.wide(deltas, |deltas| deltas.hidden_ti.clone())?;
+        let delta_h_ti = self.wide(deltas, |deltas| deltas.h_ti.clone())?;
+        let delta_g_ti = self.wide(deltas, |deltas| deltas.g_ti.clone())?;
+        let delta_u_ti = self.wide(deltas, |deltas| deltas.u_ti.clone())?;
         let gate = |group: &Group| {
             let shape = (group.len(), self.owners.len());
             let (dtype, device) = (self.x_td.dtype(), self.x_td.device());
