@@ -5,7 +5,6 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
 use serde_json::json;
 use tinyonn::checkpoint::{ModelFolder, load_model};
 use tinyonn::data::Task;
@@ -52,7 +51,7 @@ fn write(config: &StudyConfig, dir: &Path) -> Result<()> {
     let device = config.run.device.open()?;
     let corpus = text::corpus(&config.run.data, config.screen_seed)?;
     let tasks = corpus.tasks.iter().map(|task| (&task.name, beginnings(task, knowledge.documents))).collect::<Vec<_>>();
-    let (folder, lm) = (ModelFolder::open(model)?, load_model(model, &device, Some(DType::F32))?);
+    let (folder, lm) = (ModelFolder::open(model)?, load_model(model, &device, Some(config.run.dtype.dtype()))?);
     let tokenizer = text::tokenizer(&folder)?;
     let mut stop_ids = end_ids(&folder, &tokenizer)?;
     stop_ids.push(tokenizer.eos());
