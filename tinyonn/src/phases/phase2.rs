@@ -81,6 +81,7 @@ pub fn phase2_beside(
     let ranks = among(&prepared.device)?;
     let run = Run { ranks: Some(&ranks), ..prepared.run(config) };
     checkpoint::grow_deltas(&mut store, &run.dense.cfg, &run.variant.spec)?;
+    weights::give_masters(&mut store, &run.dense.cfg, run.variant)?;
     run.smk(&store, &left.labels, checkpoints).map(drop)
 }
 
