@@ -244,6 +244,13 @@ pub enum LabelUnit {
 }
 
 /// The shape of a dense Qwen3 that is pretrained on the spot.
+///
+/// ```
+/// use tinyonn::phases::DenseShape;
+///
+/// let wide = DenseShape { intermediate_size: 512, ..DenseShape::default() };
+/// assert_eq!(wide.arch(1000, "silu").intermediate_size, 512);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DenseShape {
