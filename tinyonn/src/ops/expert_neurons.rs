@@ -94,7 +94,7 @@ impl ExpertNeurons {
 
     /// √ of the expert's width, which makes norms of experts of uneven width comparable; 1 of an expert without neurons.
     #[must_use]
-    pub fn root_width(&self, n: usize) -> f64 {
+    pub(crate) fn root_width(&self, n: usize) -> f64 {
         (self.neurons(n).len().max(1) as f64).sqrt()
     }
 

@@ -109,7 +109,7 @@ pub fn surprise_squares(seen: &MlpBackward<'_>, counted_t: Option<&Tensor>) -> R
 ///
 /// # Errors
 /// What the device reports.
-pub fn gradient_squares(seen: &MlpBackward<'_>) -> Result<Tensor> {
+pub(crate) fn gradient_squares(seen: &MlpBackward<'_>) -> Result<Tensor> {
     let h_ti = gated(seen)?;
     let factors = [(seen.delta_g_ti, seen.x_td), (seen.delta_u_ti, seen.x_td), (&h_ti, seen.delta_y_td)];
     let squares_i =
