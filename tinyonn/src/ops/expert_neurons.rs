@@ -142,6 +142,17 @@ pub struct NeuronLists {
 impl NeuronLists {
     /// Sums over each expert's neurons of `[i]` f64 values on the same card, `[n]`; the order of every sum is fixed.
     ///
+    /// ```no_run
+    /// use candle_core::Tensor;
+    /// use tinyonn::ops::{ExpertNeurons, card};
+    ///
+    /// let device = card::open(0)?;
+    /// let lists = ExpertNeurons::new(&[1, 0, 1], 2)?.on_device(&device)?;
+    /// let sums = lists.sums(&Tensor::new(&[1f64, 2.0, 3.0], &device)?)?;
+    /// assert_eq!(sums.to_vec1::<f64>()?, [2.0, 4.0]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Values of another size or type; what the driver reports.
     pub fn sums(&self, values_i: &Tensor) -> Result<Tensor> {
