@@ -1,4 +1,4 @@
-"""The rule of examples: each public type, function, method, trait, constant and alias of the library is used in an example, where a reader looks for one.
+"""The rule of examples: each public type, function, method, trait, constant and alias of the libraries is used in an example, where a reader looks for one.
 
 That is the documentation of its own file, or of the module that the file is a part of. Hidden lines (`# ..`) show nothing; fields and variants are shown by their type.
 A name is looked for, not a meaning: two methods of one name in a file are both shown by a call of either.
@@ -8,7 +8,7 @@ import re
 
 from rust_text import code, line_of, test_modules
 
-LIBRARY = "tinyonn/src/"
+LIBRARIES = ("tinyonn/src/", "tinyonn-linalg/src/", "tinyonn-spec/src/")
 PUBLIC = re.compile(r"^\s*pub\s+(?:(?:const|unsafe|async)\s+)*(?:fn|struct|enum|trait|type|const|static|union)\s+(\w+)", re.MULTILINE)
 # What stands behind the three backticks of an example that is compiled.
 COMPILED = {"", "rust", "no_run", "should_panic", "compile_fail"}
@@ -37,7 +37,7 @@ def pages_of(name: str) -> list[str]:
 
 def unshown(texts: dict[str, str]) -> list[str]:
     """`file:line: message` for every public item without an example."""
-    words = {name: shown(text) for name, text in texts.items() if name.startswith(LIBRARY) and name.endswith(".rs")}
+    words = {name: shown(text) for name, text in texts.items() if name.startswith(LIBRARIES) and name.endswith(".rs")}
     found = []
     for name in sorted(words):
         library, _ = test_modules(code(texts[name]))
