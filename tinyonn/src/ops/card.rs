@@ -34,6 +34,15 @@ pub fn open(ordinal: usize) -> Result<Device> {
 
 /// The version of CUDA that the driver speaks, and the one that this program was built for: of 13.0, 13000.
 ///
+/// ```no_run
+/// use tinyonn::ops::card::{memory, versions};
+///
+/// let [driver, built_for] = versions()?;
+/// let [free, all] = memory(0)?;
+/// assert!(driver >= built_for && free <= all);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// What the driver reports.
 #[allow(unsafe_code)]

@@ -81,6 +81,18 @@ pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpo
 /// The part of a rank of [`phase2_from`] that is not the first: it trains with the others, and writes nothing but its log, into `config.out`, which is its own.
 /// `among` finds the other ranks, from the device that it computes on.
 ///
+/// ```
+/// use std::path::Path;
+/// use std::sync::Arc;
+/// use tinyonn::phases::{RunConfig, phase2_beside};
+/// use tinyonn::ranks::Collective;
+///
+/// /// A rank that is not the first, whose folder is its own.
+/// fn beside(from: &Path, config: &RunConfig, ranks: Arc<dyn Collective>) -> tinyonn::Result<()> {
+///     phase2_beside(from, config, None, &mut |_| Ok(ranks.clone()))
+/// }
+/// ```
+///
 /// # Errors
 /// As of [`phase2_from`].
 pub fn phase2_beside(
