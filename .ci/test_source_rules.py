@@ -102,6 +102,26 @@ class SourceRules(unittest.TestCase):
         self.assert_places({"README.md": "\n" * 501}, "README.md:501")
         self.assert_places({"RESULTS.md": "\n" * 501, "results/compare.md": "\n" * 501})
 
+    def test_items_without_an_example(self) -> None:
+        place = "tinyonn/src/train/rate.rs"
+        item = "pub fn rate() -> f64 {\n    1.0\n}\n"
+        of = lambda *lines: "".join(f"/// {line}\n" for line in lines) + item
+        self.assert_places({place: "/// The rate.\n" + item}, f"{place}:2")
+        self.assert_places({place: of("```", "assert_eq!(rate(), 1.0);", "```")})
+        self.assert_places({place: of("```no_run", "rate();", "```")})
+        # What is not compiled, not seen, or no code, shows nothing.
+        self.assert_places({place: of("```text", "rate()", "```")}, f"{place}:4")
+        self.assert_places({place: of("```", "# rate();", "```")}, f"{place}:4")
+        self.assert_places({place: of("```", "other();", "```", "rate()")}, f"{place}:5")
+        # The page of its module shows it as well; that of another does not.
+        self.assert_places({place: item, "tinyonn/src/train/mod.rs": "//! ```\n//! rate();\n//! ```\n"})
+        self.assert_places({place: item, "tinyonn/src/train.rs": "//! ```\n//! rate();\n//! ```\n"})
+        self.assert_places({place: item, "tinyonn/src/moe/mod.rs": "//! ```\n//! rate();\n//! ```\n"}, f"{place}:1")
+        # What stays in the crate, in tests or in other crates needs none.
+        self.assert_places({place: item.replace("pub", "pub(crate)"), "experiments/src/rate.rs": item})
+        self.assert_places({place: f"#[cfg(test)]\nmod tests {{\n    {item}}}\n"})
+        self.assert_places({place: "pub struct Rate;\nimpl Rate {\n    pub const fn of(self) {}\n}\n"}, f"{place}:1", f"{place}:3")
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -22,8 +22,8 @@ pub struct Eigen {
 /// `a_nn` is not n × n.
 ///
 /// ```
-/// use tinyonn_linalg::symmetric_eigen;
-/// let eigen = symmetric_eigen(&[2.0, 1.0, 1.0, 2.0], 2).unwrap();
+/// use tinyonn_linalg::{Eigen, symmetric_eigen};
+/// let eigen: Eigen = symmetric_eigen(&[2.0, 1.0, 1.0, 2.0], 2).unwrap();
 /// assert!((eigen.values[0] - 3.0).abs() < 1e-12 && (eigen.values[1] - 1.0).abs() < 1e-12);
 /// assert!((eigen.vectors[0] - 0.5f64.sqrt()).abs() < 1e-12);
 /// ```

@@ -1,4 +1,16 @@
 //! What is said of a variant as a whole: what experts are, how they are weighed and combined, what decides for what, how load is kept.
+//!
+//! ```
+//! use tinyonn::gallery::{DeepSeek, DeMix, Mixtral, OwnGate, Smear, Switch, TinyOnn};
+//! use tinyonn::moe::{Balance, Combine, ExpertsAre, Gate, Neurons, PartitionStrategy, RoutePer};
+//!
+//! assert_eq!((Smear::SPEC.experts_are, Smear::SPEC.combine), (ExpertsAre::Replicate, Combine::Merge));
+//! assert_eq!((Mixtral::SPEC.gate, Mixtral::SPEC.combine), (Gate::Scaled, Combine::Dispatch));
+//! assert_eq!((DeMix::SPEC.route_per, Smear::SPEC.route_per), (RoutePer::Task, RoutePer::Sequence { first: 64 }));
+//! assert_eq!((Switch::SPEC.balance, DeepSeek::SPEC.balance), (Balance::Loss { coefficient: 0.01 }, Balance::Bias { rate: 0.001 }));
+//! assert!(TinyOnn::SPEC.neurons.is_all() && OwnGate::SPEC.neurons == Neurons::Gate);
+//! assert_eq!("coactivation".parse(), Ok(PartitionStrategy::Coactivation));
+//! ```
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,18 @@
 //! How many experts there are, how many are taken, and which are under which node.
+//!
+//! ```
+//! use tinyonn::gallery::{DeepSeek, NamedGroups, Smear, TinyOnn};
+//!
+//! // Four groups of sixteen, of which two groups and three experts of each are taken, and two that all tokens share.
+//! let spec = DeepSeek::SPEC;
+//! assert_eq!((spec.experts(), spec.routed_experts(), spec.always_experts(), spec.active_experts()), (66, 64, 2, 8));
+//! assert_eq!((TinyOnn::SPEC.active_share(), Smear::SPEC.active_share()), (0.64, 1.0)); // merged, replicas cost one MLP
+//! assert_eq!(spec.experts_under(0)[1], 16..32);
+//! assert_eq!((spec.node_of_experts(0)[20], spec.group_of_experts()[65]), (1, 4)); // behind the routed groups those that always take part
+//! assert_eq!((TinyOnn::SPEC.projection_width(1000), TinyOnn::SPEC.projection_width(32)), (64, 32));
+//! assert_eq!((Smear::SPEC.open_positions(), TinyOnn::SPEC.open_positions()), (64, 0));
+//! assert_eq!((NamedGroups::SPEC.node_name(0, 1), TinyOnn::SPEC.node_name(0, 1)), ("arithmetic".into(), "group 1".into()));
+//! ```
 
 use std::ops::Range;
 

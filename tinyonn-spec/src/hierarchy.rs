@@ -1,4 +1,18 @@
 //! The hierarchy: levels, the routers of a level, and the groups that no router chooses.
+//!
+//! ```
+//! use tinyonn::moe::{AlwaysSpec, GaussianSpec, LevelSpec, RouterKind, RouterShape, RouterSlot, RouterSpec};
+//!
+//! // Two groups, one of which is taken; in each a router over three experts, of which it takes two.
+//! const KIND: RouterKind = RouterKind::Gaussian(GaussianSpec::new(16));
+//! const ROUTERS: &[RouterSpec] = &[RouterSpec::new("expert", 2, 3, 2, KIND)];
+//! const EXPERTS: LevelSpec = LevelSpec::new("expert", ROUTERS);
+//! assert_eq!((EXPERTS.parents(), EXPERTS.nodes()), (2, 6));
+//! assert_eq!(EXPERTS.slots().last(), Some(RouterSlot { nodes: 3..6, top_k: 2 }));
+//! assert_eq!(ROUTERS[0].shape(64), RouterShape { hidden: 64, parents: 2, choices: 3 });
+//! let shared = AlwaysSpec { name: "shared".into(), experts: 2 };
+//! assert_eq!(shared.experts, 2);
+//! ```
 
 use std::borrow::Cow;
 use std::ops::Range;

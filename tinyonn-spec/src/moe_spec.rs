@@ -7,6 +7,20 @@ use serde::{Deserialize, Serialize};
 use crate::{AlwaysSpec, Balance, Combine, ExpertsAre, Gate, LevelSpec, Neurons, PartitionStrategy, Pfag, RoutePer};
 
 /// A declared mixture of experts: `const` in the code that `#[moe(..)]` writes, deserialised from a checkpoint.
+///
+/// ```
+/// use tinyonn::gallery::{OwnGate, TinyOnn};
+/// use tinyonn::moe::{AlwaysSpec, MoeSpec, Neurons};
+///
+/// // A declaration of a program's own, of no type.
+/// let all = AlwaysSpec { name: "shared".into(), experts: 1 };
+/// let spec = MoeSpec { name: "OwnGate".into(), always: vec![all].into(), neurons: Neurons::Gate, ..MoeSpec::PLAIN };
+/// assert_eq!(spec, OwnGate::SPEC);
+/// // A checkpoint holds it.
+/// let json = serde_json::to_string(&TinyOnn::SPEC)?;
+/// assert_eq!(serde_json::from_str::<MoeSpec>(&json)?, TinyOnn::SPEC);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MoeSpec {

@@ -50,6 +50,14 @@ impl Pfag {
     }
 
     /// [`count`](Self::count) in a place to sort in, kept from one router to the next.
+    ///
+    /// ```
+    /// use tinyonn::moe::Pfag;
+    ///
+    /// let (nucleus, mut place) = (Pfag::Nucleus { mass: 0.75 }, Vec::new());
+    /// let routers = [[0.5f32, 0.3, 0.2], [0.9, 0.05, 0.05]].map(|p| p.map(f32::ln));
+    /// assert_eq!(routers.map(|log_p| nucleus.count_in(&mut place, &log_p, 3, nucleus.mass(0.0))), [2, 1]);
+    /// ```
     #[must_use]
     pub fn count_in(self, p: &mut Vec<f32>, log_p: &[f32], top_k: usize, mass: f32) -> usize {
         let most = top_k.min(log_p.len());

@@ -1,4 +1,16 @@
 //! What a router computes, and the form of Gaussian ones.
+//!
+//! ```
+//! use tinyonn::gallery::{CosinePaths, LinearPaths, TinyOnn};
+//! use tinyonn::moe::{Covariance, GaussianSpec, Project, Reduce, RouterKind, RouterShape};
+//!
+//! let kinds = [TinyOnn::SPEC, LinearPaths::SPEC, CosinePaths::SPEC].map(|spec| spec.levels[0].routers[0].kind.clone());
+//! assert_eq!(kinds, [RouterKind::Gaussian(GaussianSpec::PLAIN), RouterKind::Linear, RouterKind::Cosine]);
+//!
+//! let shared = GaussianSpec { reduce: Reduce::Sum, covariance: Covariance::Shared, ..GaussianSpec::new(16) };
+//! assert_eq!(shared.variances(RouterShape { hidden: 64, parents: 2, choices: 3 }), (2, 1, 16)); // one for all choices of a router
+//! assert_eq!((shared.width(8), GaussianSpec { project: Project::Identity, ..shared }.width(64)), (8, 64));
+//! ```
 
 use std::borrow::Cow;
 

@@ -34,6 +34,17 @@ impl MoeSpec {
     }
 
     /// Every fixed number of choices, `top_k[level]`, in ascending order.
+    ///
+    /// ```
+    /// use tinyonn::gallery::Depth3;
+    /// use tinyonn::moe::moe;
+    ///
+    /// #[moe(groups = 2, experts = 2)]
+    /// struct Four;
+    ///
+    /// assert_eq!(Depth3::SPEC.choices(), [4, 5, 5]);
+    /// assert_eq!(Four::SPEC.every_top_k(), [[1, 1], [1, 2], [2, 1], [2, 2]]);
+    /// ```
     #[must_use]
     pub fn every_top_k(&self) -> Vec<Vec<usize>> {
         let longer = |all: Vec<Vec<usize>>, choices: usize| {

@@ -1,4 +1,16 @@
 //! Closed sets of words: each is an enum, and each of its words is what a declaration writes and a checkpoint holds.
+//!
+//! ```
+//! use tinyonn::moe::Gate;
+//! use tinyonn_spec::Word;
+//!
+//! /// All words of a setting.
+//! fn words<W: Word>() -> Vec<&'static str> {
+//!     W::ALL.iter().map(|word| word.word()).collect()
+//! }
+//! assert_eq!(words::<Gate>(), Gate::ALL.map(Gate::word));
+//! assert_eq!(words::<Gate>(), ["unit", "scaled", "normalised", "straight_through"]);
+//! ```
 
 /// A closed set of words, one of which is said.
 pub trait Word: Copy + PartialEq + 'static {

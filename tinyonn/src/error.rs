@@ -137,6 +137,11 @@ impl Error {
     }
 
     /// The rank is missing, lost, or unlike the others.
+    ///
+    /// ```
+    /// let lost = tinyonn::Error::rank(3, "is lost", "start the job again");
+    /// assert!(lost.to_string().contains('3') && lost.to_string().ends_with("start the job again"));
+    /// ```
     pub fn rank(rank: usize, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Rank { rank, problem: problem.into(), remedy: remedy.into() }
     }

@@ -46,6 +46,10 @@ pub mod qwen3 {
 
 /// SHA-256 of this crate's sources, and of those of the declarations it stands on: other code may compute other bits, so what is half done is gone on with by
 /// the same alone.
+///
+/// ```
+/// assert_eq!(tinyonn::SOURCES_SHA256.len(), 64);
+/// ```
 pub const SOURCES_SHA256: &str = env!("TINYONN_SOURCES_SHA256");
 
 // The code that `#[moe(..)]` writes names these; a user's crate needs no dependency but this one, and has candle in the version

@@ -9,6 +9,13 @@ use crate::MoeSpec;
 
 impl MoeSpec {
     /// The description, line by line.
+    ///
+    /// ```
+    /// use tinyonn::gallery::{NamedGroups, TinyOnn};
+    ///
+    /// assert!(TinyOnn::SPEC.describe().contains(&"```text".to_owned())); // the hierarchy, drawn
+    /// assert!(NamedGroups::SPEC.describe_group("memory").is_some_and(|line| line.starts_with("3 experts, ")));
+    /// ```
     #[must_use]
     pub fn describe(&self) -> Vec<String> {
         let mut lines = vec![sentences::heading(self), String::new(), "```text".to_owned()];

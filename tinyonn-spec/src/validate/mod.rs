@@ -1,5 +1,17 @@
 //! The rules of a declaration: what the macro refuses where it is written, and the library when a program or a file made it, in the same
 //! words. All that is wrong is found at once.
+//!
+//! ```
+//! use tinyonn::moe::{At, LevelSpec, MoeSpec, Part, RouterKind, RouterSpec, Violation};
+//!
+//! let run = RouterSpec::new("expert", 1, 10, 12, RouterKind::Linear);
+//! let level = LevelSpec { name: "expert".into(), routers: vec![run].into() };
+//! let spec = MoeSpec { name: "TooMany".into(), levels: vec![level].into(), ..MoeSpec::PLAIN };
+//! let found: Vec<Violation> = spec.validate();
+//! assert_eq!(found[0].at, At::Run { level: 0, run: 0, part: Part::TopK });
+//! assert!(found[0].to_string().contains("12 exceeds the 10 experts"), "{}", found[0]);
+//! assert_eq!(tinyonn_spec::MOST, 1 << 24); // of anything that is counted
+//! ```
 
 mod behaviour;
 mod hierarchy;

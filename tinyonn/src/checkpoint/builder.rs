@@ -30,6 +30,16 @@ impl ParamStore {
     }
 
     /// All of them, frozen, in the type that passes over this store compute in ([`passing_in`](Self::passing_in)).
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use tinyonn::checkpoint::ParamStore;
+    ///
+    /// let mut store = ParamStore::new(&Device::Cpu);
+    /// store.insert("w", Tensor::new(&[0.5f32], &Device::Cpu)?)?;
+    /// assert_eq!(store.frozen().get(1, "w")?.dtype(), store.passes());
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     pub fn frozen(&self) -> VarBuilder<'static> {
         self.builder(self.passes(), |_| false)
     }

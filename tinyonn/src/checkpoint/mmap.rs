@@ -21,6 +21,15 @@ const PIECE: usize = 8 << 20;
 const DAMAGED: &str = "the file is truncated or damaged: copy or download it again";
 
 /// What a file says of one tensor.
+///
+/// ```
+/// use candle_core::DType;
+/// use safetensors::Dtype;
+/// use tinyonn::checkpoint::mmap::TensorInfo;
+///
+/// assert_eq!(TensorInfo { dtype: Dtype::BF16, shape: vec![4, 6] }.computed(), Some(DType::BF16));
+/// assert_eq!(TensorInfo { dtype: Dtype::I8, shape: vec![] }.computed(), None); // nothing is computed in it
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Type of an element, as stored.

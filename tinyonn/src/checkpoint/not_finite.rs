@@ -19,6 +19,16 @@ pub type NotFinite = Vec<(String, usize)>;
 impl ModelFolder {
     /// The tensors that hold NaN or infinite values, and how many. Reads all weights.
     ///
+    /// ```
+    /// use tinyonn::checkpoint::ModelFolder;
+    ///
+    /// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+    /// let folder = ModelFolder::open(dir)?;
+    /// assert!(folder.not_finite()?.is_empty());
+    /// folder.refuse_not_finite("take another model")?;
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// What the system reports.
     pub fn not_finite(&self) -> Result<NotFinite> {

@@ -75,6 +75,14 @@ impl ParamStore {
     }
 
     /// What passes over it compute in.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use tinyonn::checkpoint::ParamStore;
+    ///
+    /// let store = ParamStore::new(&Device::Cpu);
+    /// assert_eq!((store.passes(), store.passing_in(DType::BF16).passes()), (DType::F32, DType::BF16));
+    /// ```
     pub fn passes(&self) -> DType {
         self.passes
     }
@@ -182,6 +190,20 @@ impl ParamStore {
 
     /// Holds the parameters that `pred` picks in f32 from now on, where they are floats of less: what is to be stepped, in which small steps are not lost. Their
     /// values stay; models built before keep the narrower ones.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use tinyonn::checkpoint::ParamStore;
+    ///
+    /// let mut store = ParamStore::new(&Device::Cpu);
+    /// for name in ["learns", "stays"] {
+    ///     store.insert(name, Tensor::ones(1, DType::BF16, &Device::Cpu)?)?;
+    /// }
+    /// store.widen(|name| name == "learns")?;
+    /// let dtypes: Vec<DType> = store.iter().map(|(_, var)| var.dtype()).collect();
+    /// assert_eq!(dtypes, [DType::F32, DType::BF16]);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     ///
     /// # Errors
     /// What the device reports.

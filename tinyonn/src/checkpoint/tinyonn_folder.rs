@@ -117,6 +117,17 @@ pub struct TaskPath {
 }
 
 /// Where a partition comes from; the partition itself is in the weights.
+///
+/// ```
+/// use tinyonn::checkpoint::TinyOnnConfig;
+/// use tinyonn::checkpoint::tinyonn_folder::{DenseNames, PartitionOrigin};
+/// use tinyonn::moe::variant;
+///
+/// let config = TinyOnnConfig::new(variant("TinyOnn")?, "random", 7);
+/// let (origin, dense): (Option<&PartitionOrigin>, &DenseNames) = (config.partition.as_ref(), &config.dense);
+/// assert_eq!((origin.map(|origin| origin.seed), dense.model_type.as_str()), (Some(7), "qwen3"));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartitionOrigin {

@@ -91,6 +91,17 @@ pub struct TokenSet {
 }
 
 /// Rows of equal length, ready for a model.
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::data::{Batch, TaskTokens, TokenSet};
+///
+/// let task = TaskTokens { name: "t".into(), tokens: vec![5, 6, 7, 0], documents: vec![0; 4] };
+/// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
+/// let batch: Batch = set.batch_of_task(0, 0, (4, 1), &Device::Cpu)?;
+/// assert_eq!((batch.counted, batch.tasks), (vec![true, true, true, false], vec![0])); // behind the last there is nothing
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// Input tokens, `[B, T]`, u32.

@@ -64,6 +64,20 @@ impl<'a> Sampler<'a> {
     }
 
     /// The same batches, of whose rows each of `ranks` reads its part: a step has the same samples whatever their number.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use candle_core::Device;
+    /// use tinyonn::data::{Sampler, TaskTokens, TokenSet};
+    /// use tinyonn::ranks::{Collective, Threads};
+    ///
+    /// let task = TaskTokens { name: "a".into(), tokens: (0..99).collect(), documents: vec![0; 99] };
+    /// let set = TokenSet { tasks: vec![task], documents: vec!["a/x".into()], eos: 0 };
+    /// let second: Arc<dyn Collective> = Arc::new(Threads::new(2).pop().expect("two ranks"));
+    /// let sampler = Sampler::new(&set, 8, 4, 0, &Device::Cpu)?.among(Some(second));
+    /// assert_eq!(sampler.ranks().map(|ranks| ranks.rank()), Some(1));
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     #[must_use]
     pub fn among(self, ranks: Option<Arc<dyn Collective>>) -> Self {
         Self { ranks: ranks.filter(|ranks| ranks.ranks() > 1), ..self }

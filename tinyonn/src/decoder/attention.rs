@@ -9,6 +9,18 @@ use crate::ops::norm_rope::{self, NormRope};
 use crate::ops::{Grads, attention, linear, rope};
 
 /// Weights of one attention, named as in the checkpoint (`self_attn`).
+///
+/// ```
+/// use candle_core::Device;
+/// use tinyonn::checkpoint::ParamStore;
+/// use tinyonn::decoder::Attention;
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| Attention::new(&cfg, 0, &vb.pp("self_attn")).map(drop))?;
+/// assert!(store.names().any(|name| name == "self_attn.q_norm.weight")); // a Qwen3 normalises its queries
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Attention {
     q_proj: Linear,

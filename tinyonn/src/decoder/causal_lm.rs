@@ -223,6 +223,21 @@ pub struct Forward<F: FeedForward> {
 }
 
 /// What the backward of a language model needs.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::Result;
+/// use tinyonn::decoder::causal_lm::Saved;
+/// use tinyonn::decoder::{Answers, CausalLm, FeedForward, Learn};
+/// use tinyonn::ops::Grads;
+///
+/// /// Back from the mean loss of what a forward pass kept.
+/// fn back<F: FeedForward>(model: &CausalLm<F>, saved: Option<Saved<F>>, losses: &Tensor, grads: &mut Grads) -> Result<Vec<Answers>> {
+///     let each = (losses.ones_like()? / losses.elem_count() as f64)?;
+///     model.backward(saved, &each, &Learn::default(), grads)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Saved<F: FeedForward> {
     decoder: model::Saved<F>,

@@ -18,6 +18,14 @@ impl Arch {
     /// Reads a `config.json`; `path` only names it in errors. Missing keys take transformers' defaults for the family. The dense part of
     /// a Tiny-ONN checkpoint (`model_type: "tinyonn"`) is read likewise, as of the family in `tinyonn.dense.model_type`.
     ///
+    /// ```
+    /// use tinyonn::decoder::Arch;
+    ///
+    /// let json = serde_json::json!({ "model_type": "llama", "hidden_size": 2048, "sliding_window": 4096, "quantization_config": { "bits": 4 } });
+    /// let refused = Arch::from_json(&json, "config.json").unwrap_err().to_string();
+    /// assert!(refused.contains("quantization_config"), "{refused}"); // read as if it were not there, it would be nonsense
+    /// ```
+    ///
     /// # Errors
     /// Names the key that is of the wrong type, impossible, or asks for what is not computed here.
     pub fn from_json(json: &Value, path: impl AsRef<Path>) -> Result<Self> {
@@ -81,6 +89,13 @@ impl Arch {
     }
 
     /// Writes a `config.json` that transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) both read.
+    ///
+    /// ```
+    /// use tinyonn::phases::RunConfig;
+    ///
+    /// let json = RunConfig::default().dense.arch(64, "silu").to_json();
+    /// assert_eq!((json["model_type"].as_str(), json["rope_theta"].as_f64()), (Some("qwen3"), Some(10_000.0)));
+    /// ```
     #[must_use]
     pub fn to_json(&self) -> Value {
         let table = self.family.table();

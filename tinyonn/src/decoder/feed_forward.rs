@@ -62,6 +62,17 @@ pub trait FeedForward: Send + Sync {
     /// Of experts whose gradients are all formed, keeps those of the winners of `smk`, given the tokens of each (`tokens_n` `[N]`; as many of
     /// each where `None`; `surprise = exact`); nothing where there are none.
     ///
+    /// ```
+    /// use tinyonn::decoder::{FeedForward as _, Mlp, Smk};
+    /// use tinyonn::ops::Grads;
+    ///
+    /// /// A dense feed-forward has no experts to choose among.
+    /// fn none(mlp: &Mlp) -> tinyonn::Result<bool> {
+    ///     Ok(mlp.keep_winners(&Smk::DEFAULT, None, &mut Grads::none())?.is_none())
+    /// }
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// What the device reports.
     fn keep_winners(&self, smk: &Smk, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {

@@ -33,7 +33,7 @@ pub mod likelihood;
 pub mod low_rank;
 pub mod mlp;
 pub mod model;
-pub mod norm;
+mod norm;
 pub mod pass;
 pub mod rotary;
 pub mod sampling;
@@ -51,11 +51,12 @@ pub use likelihood::{Continuation, Likelihood};
 pub use low_rank::LowRankMlp;
 pub use mlp::Mlp;
 pub use model::Decoder;
-pub use norm::RmsNorm;
+pub(crate) use norm::RmsNorm;
 pub use pass::{
     Active, Answers, Ask, Experts, ImageAsk, InTraining, InputRows, Keep, Learn, Load, NeuronMask, Pass, PathTable,
     Surprises, Trace,
 };
-pub use rotary::{RopeScaling, Rotary};
+pub use rotary::RopeScaling;
+pub(crate) use rotary::Rotary;
 pub use sampling::Sampling;
 pub use smk_rule::{Smk, SmkRule};

@@ -42,6 +42,22 @@ pub struct Decoder<F> {
 }
 
 /// What the backward of a decoder needs.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::Result;
+/// use tinyonn::decoder::model::Saved;
+/// use tinyonn::decoder::{Answers, Decoder, FeedForward, Learn, Pass};
+/// use tinyonn::ops::Grads;
+///
+/// /// There and back: what each layer says of the pass.
+/// fn step<F: FeedForward>(decoder: &Decoder<F>, ids: &Tensor, grads: &mut Grads) -> Result<Vec<Answers>> {
+///     let (hidden, _, saved) = decoder.forward(ids, &Pass::all().kept(), None)?;
+///     let saved: Saved<F> = saved.expect("the pass keeps it");
+///     decoder.backward(saved, &hidden.ones_like()?, &Learn::default(), grads)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Saved<F: FeedForward> {
     ids: Tensor,

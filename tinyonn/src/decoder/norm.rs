@@ -8,7 +8,7 @@ use crate::ops::{Grads, rms_norm};
 
 /// y = x / √(mean(x²) + ε) ⊙ weight.
 #[derive(Clone, Debug)]
-pub struct RmsNorm {
+pub(crate) struct RmsNorm {
     pub(super) weight: Tensor,
     pub(super) eps: f64,
 }
@@ -18,7 +18,7 @@ impl RmsNorm {
     ///
     /// # Errors
     /// A missing or misshapen weight.
-    pub fn new(size: usize, eps: f64, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub(crate) fn new(size: usize, eps: f64, vb: &VarBuilder<'_>) -> Result<Self> {
         Ok(Self { weight: vb.get_with_hints(size, "weight", Init::Const(1.0))?, eps })
     }
 
@@ -26,7 +26,7 @@ impl RmsNorm {
     ///
     /// # Errors
     /// Shapes, dtypes or devices that do not go together.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(rms_norm::forward(x, &self.weight, self.eps)?)
     }
 
@@ -34,7 +34,7 @@ impl RmsNorm {
     ///
     /// # Errors
     /// As above.
-    pub fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
+    pub(crate) fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut Grads) -> Result<Tensor> {
         Ok(rms_norm::backward(x, &self.weight, self.eps, dy, grads)?)
     }
 
@@ -42,7 +42,7 @@ impl RmsNorm {
     ///
     /// # Errors
     /// As above.
-    pub fn forward_sum(&self, a: &Tensor, b: &Tensor) -> Result<[Tensor; 2]> {
+    pub(crate) fn forward_sum(&self, a: &Tensor, b: &Tensor) -> Result<[Tensor; 2]> {
         Ok(rms_norm::forward_sum(a, b, &self.weight, self.eps)?)
     }
 
@@ -50,12 +50,12 @@ impl RmsNorm {
     ///
     /// # Errors
     /// As above.
-    pub fn backward_sum(&self, x: &Tensor, dy: &Tensor, also: &Tensor, grads: &mut Grads) -> Result<Tensor> {
+    pub(crate) fn backward_sum(&self, x: &Tensor, dy: &Tensor, also: &Tensor, grads: &mut Grads) -> Result<Tensor> {
         Ok(rms_norm::backward_sum(x, &self.weight, self.eps, dy, also, grads)?)
     }
 
     /// Whether its weight learns.
-    pub fn learns(&self, grads: &Grads) -> bool {
+    pub(crate) fn learns(&self, grads: &Grads) -> bool {
         grads.learns(&self.weight)
     }
 }

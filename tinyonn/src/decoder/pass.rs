@@ -390,6 +390,18 @@ pub struct Surprises {
 }
 
 /// What a layer's backward pass says beside its gradients.
+///
+/// ```
+/// use tinyonn::decoder::pass::{Answers, ImageAsk};
+/// use tinyonn::decoder::Learn;
+/// use tinyonn::ops::MlpBackward;
+///
+/// /// What a feed-forward of one's own does where imaging asks: it shows its inner values.
+/// fn answers(learn: &Learn, layer: usize, seen: &MlpBackward<'_>) -> tinyonn::Result<Answers> {
+///     learn.answers(layer, seen)
+/// }
+/// assert!(Answers::default().sums.is_none()); // nobody asked
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
     /// [`ImageAsk::Sums`].

@@ -92,11 +92,11 @@ impl RopeScaling {
 
 /// cos and sin `[T, D/2]` for a run of positions.
 #[derive(Clone, Debug)]
-pub struct Rotary {
+pub(crate) struct Rotary {
     /// Cosines.
-    pub cos: Tensor,
+    pub(crate) cos: Tensor,
     /// Sines.
-    pub sin: Tensor,
+    pub(crate) sin: Tensor,
     rates: Vec<f32>,
 }
 
@@ -105,7 +105,7 @@ impl Rotary {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn new(cfg: &Arch, device: &Device) -> Result<Self> {
+    pub(crate) fn new(cfg: &Arch, device: &Device) -> Result<Self> {
         let rates = cfg.rope_scaling.rates(cfg.rope_theta, cfg.head_dim);
         Self::of(rates, 0, cfg.max_position_embeddings.min(TABLE), device)
     }
@@ -122,7 +122,7 @@ impl Rotary {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn positions(&self, first: usize, count: usize, dtype: DType) -> Result<Self> {
+    pub(crate) fn positions(&self, first: usize, count: usize, dtype: DType) -> Result<Self> {
         let own = if first + count <= self.cos.dim(0)? {
             let part = |table: &Tensor| table.narrow(0, first, count)?.contiguous();
             Self { cos: part(&self.cos)?, sin: part(&self.sin)?, rates: self.rates.clone() }

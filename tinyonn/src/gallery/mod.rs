@@ -72,6 +72,25 @@ pub struct Mixtral;
 pub struct DeepSeek;
 
 /// Named groups of uneven size, each with a router of its own kind (DESIGN §5).
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use tinyonn::checkpoint::{ParamStore, upcycle};
+/// use tinyonn::decoder::CausalLm;
+/// use tinyonn::gallery::{NamedGroups, NamedGroupsGroup};
+/// use tinyonn::moe::variant;
+/// use tinyonn::phases::RunConfig;
+///
+/// assert_eq!(NamedGroupsGroup::ALL.map(NamedGroupsGroup::name), ["language", "arithmetic", "memory"]);
+/// // Every declaration has a constructor of its layers.
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+/// let owners = vec![(0..cfg.intermediate_size).map(|i| i as u32 % 19).collect(); cfg.num_hidden_layers];
+/// let store = upcycle(dense, &cfg, variant("NamedGroups")?, &owners, 0)?;
+/// let layer = NamedGroups::layer(&cfg, 0, store.builder(DType::F32, |_| false).pp("model.layers.0.mlp"))?;
+/// assert_eq!(layer.routers()[1].len(), 3); // below the root a run of routers a group, each of its own kind
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[moe(router = gaussian(dim = 32), top_k = 2)]
 pub enum NamedGroups {
     #[group(experts = 10, top_k = 4)]

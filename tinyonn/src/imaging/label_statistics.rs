@@ -8,6 +8,17 @@ use super::Labels;
 use crate::moe::MoeSpec;
 
 /// How much the labels say.
+///
+/// ```
+/// use tinyonn::decoder::PathTable;
+/// use tinyonn::gallery::Mixtral;
+/// use tinyonn::imaging::{LabelStatistics, Labels};
+///
+/// // Two tasks that take the same two experts say as much as one.
+/// let labels = Labels { paths: PathTable { experts: vec![vec![vec![0, 1]]; 2] } };
+/// let found: LabelStatistics = labels.statistics(&Mixtral::SPEC);
+/// assert_eq!((found.distinct_paths, found.overlap), (1, 1.0));
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LabelStatistics {

@@ -57,6 +57,18 @@ impl Labels {
 
     /// As [`from_integral`](Self::from_integral), the scores of each router's choices balanced over the tasks that pass it, layer by
     /// layer: those of the root first, then, among the tasks that take a group, those of its experts.
+    ///
+    /// ```
+    /// use tinyonn::imaging::{Integral, LabelBalance, Labels};
+    /// use tinyonn::moe::moe;
+    ///
+    /// #[moe(levels = [2], top_k = 1)]
+    /// struct Shared;
+    ///
+    /// let integral = Integral { neurons: vec![vec![vec![0.9, 0.0]], vec![vec![0.5, 0.4]]] };
+    /// let labels = Labels::balanced(&integral, &[vec![0, 1]], &Shared::SPEC, LabelBalance::Sinkhorn);
+    /// assert_eq!(labels.paths.experts, [[[0]], [[1]]]);
+    /// ```
     #[must_use]
     pub fn balanced(integral: &Integral, units: &[Vec<u32>], spec: &MoeSpec, balance: LabelBalance) -> Self {
         let scores = node_scores(integral, units, spec);

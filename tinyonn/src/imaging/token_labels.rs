@@ -104,6 +104,18 @@ pub fn token_labels<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>)
 /// What choices cost, by layer, so that the tokens which [`token_labels`] would label share the experts out about evenly (`label_balance =
 /// sinkhorn`): a sample of a few thousand serves for all. `by.prices` are not read.
 ///
+/// ```
+/// use tinyonn::decoder::FeedForward;
+/// use tinyonn::imaging::{TokenPass, TokenScore, token_labels, token_prices};
+///
+/// /// The paths of a text's tokens in its first layer, shared out about evenly.
+/// fn first_layer<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>) -> tinyonn::Result<usize> {
+///     let prices = token_prices(pass, TokenScore { prices: None, ..by })?;
+///     Ok(token_labels(pass, TokenScore { prices: Some(&prices), ..by })?[0].paths.len())
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// As of [`token_labels`].
 pub fn token_prices<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>) -> Result<Vec<Prices>> {

@@ -20,11 +20,11 @@ use crate::ops::{gated_mlp, grouped_mlp, segment_mlp};
 use crate::{Error, Result};
 
 /// The projections of an MLP, as a checkpoint names them.
-pub const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+pub(crate) const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 /// Where a projection of a replica's delta lies under its layer's `mlp`.
 #[must_use]
-pub fn delta_name(expert: usize, projection: &str) -> String {
+pub(crate) fn delta_name(expert: usize, projection: &str) -> String {
     format!("delta.{expert}.{projection}.weight")
 }
 

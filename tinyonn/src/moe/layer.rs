@@ -175,6 +175,20 @@ impl MoeLayer {
     /// Of a layer that chooses neurons, in a routed pass over x `[B, T, d]`: y `[B, T, d]`, and h of the neurons that each token takes, zero for others,
     /// `[B·T, I]`.
     ///
+    /// ```
+    /// use candle_core::Tensor;
+    /// use tinyonn::moe::MoeLayer;
+    ///
+    /// /// How many of a layer's neurons have a score above zero, and how many of the values of those that were taken are not zero.
+    /// fn counts(layer: &MoeLayer, x: &Tensor) -> tinyonn::Result<[f32; 2]> {
+    ///     let scored = layer.scores(&x.flatten_to(1)?)?.gt(0f64)?.to_dtype(candle_core::DType::F32)?;
+    ///     let [_, h_ti] = layer.chosen(x)?;
+    ///     let taken = h_ti.ne(0f64)?.to_dtype(candle_core::DType::F32)?;
+    ///     Ok([scored.sum_all()?.to_scalar()?, taken.sum_all()?.to_scalar()?])
+    /// }
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A layer that chooses none; what the device reports.
     pub fn chosen(&self, x: &Tensor) -> Result<[Tensor; 2]> {
@@ -206,6 +220,23 @@ fn hierarchy(spec: &MoeSpec, device: &Device) -> Result<Option<Hierarchy>> {
 }
 
 /// What the backward of a layer needs.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::Result;
+/// use tinyonn::decoder::{FeedForward as _, Learn, Pass};
+/// use tinyonn::moe::MoeLayer;
+/// use tinyonn::moe::layer::Saved;
+/// use tinyonn::ops::Grads;
+///
+/// /// ∂L/∂x of a routed layer, given ∂L/∂y of ones.
+/// fn input_gradient(layer: &MoeLayer, x: &Tensor) -> Result<Option<Tensor>> {
+///     let (y, _, saved) = layer.forward(x, &Pass::routed().kept())?;
+///     let saved: Saved = saved.expect("the pass keeps it");
+///     Ok(layer.backward(saved, &y.ones_like()?, &Learn::default(), true, &mut Grads::none())?.0)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Saved {
     routing: Routing,

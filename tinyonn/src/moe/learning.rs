@@ -248,6 +248,19 @@ impl TinyOnnExpert {
     /// Of gradients that are all formed, keeps those of the winners among experts that were given `tokens_n` tokens (`[N]`; as many each where
     /// `None`); the others' are cleared, and their lines do not learn where losers are skipped (`surprise = exact`).
     ///
+    /// ```
+    /// use candle_core::Tensor;
+    /// use tinyonn::decoder::Smk;
+    /// use tinyonn::moe::TinyOnnExpert;
+    /// use tinyonn::ops::Grads;
+    ///
+    /// /// 1 for each expert that learns from the gradients that were formed, as many tokens each.
+    /// fn winners(bank: &TinyOnnExpert, smk: &Smk, grads: &mut Grads) -> tinyonn::Result<Tensor> {
+    ///     Ok(bank.keep_winners(smk, None, grads)?.learn_n)
+    /// }
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// What the device reports.
     pub fn keep_winners(&self, smk: &Smk, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<MinK> {

@@ -10,6 +10,18 @@ use crate::ops::ranks;
 
 /// Which experts are taken, `[t, N]` f32 of ones and zeros; arguments as [`select`](super::select::select) has checked them.
 ///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::moe::{moe, select_on_device};
+///
+/// #[moe(levels = [3], top_k = 2)]
+/// struct BestTwo;
+///
+/// let scores = [Tensor::new(&[[0.1f32, 0.7, 0.2]], &Device::Cpu)?.log()?];
+/// assert_eq!(select_on_device::select(&BestTwo::SPEC, &scores, None, None)?.to_vec2::<f32>()?, [[0.0, 1.0, 1.0]]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// What the device reports.
 pub fn select(

@@ -2,6 +2,15 @@
 //!
 //! Tensors come from the driver's pool. Unless told otherwise it gives back whatever is not in use whenever a stream is waited for, and a training step, which
 //! frees its activations as it goes and ends in a wait, then has the driver map most of its memory anew.
+//!
+//! ```no_run
+//! use tinyonn::ops::card::{most_used, open};
+//!
+//! let card = open(0)?;
+//! let x = candle_core::Tensor::zeros(1 << 20, candle_core::DType::F32, &card)?;
+//! assert!(most_used(x.device())? >= 4 << 20);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
 
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::CudaContext;
@@ -24,6 +33,15 @@ pub fn open(ordinal: usize) -> Result<Device> {
 }
 
 /// The version of CUDA that the driver speaks, and the one that this program was built for: of 13.0, 13000.
+///
+/// ```no_run
+/// use tinyonn::ops::card::{memory, versions};
+///
+/// let [driver, built_for] = versions()?;
+/// let [free, all] = memory(0)?;
+/// assert!(driver >= built_for && free <= all);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 ///
 /// # Errors
 /// What the driver reports.

@@ -94,7 +94,7 @@ impl ExpertNeurons {
 
     /// √ of the expert's width, which makes norms of experts of uneven width comparable; 1 of an expert without neurons.
     #[must_use]
-    pub fn root_width(&self, n: usize) -> f64 {
+    pub(crate) fn root_width(&self, n: usize) -> f64 {
         (self.neurons(n).len().max(1) as f64).sqrt()
     }
 
@@ -141,6 +141,17 @@ pub struct NeuronLists {
 #[cfg(feature = "cuda")]
 impl NeuronLists {
     /// Sums over each expert's neurons of `[i]` f64 values on the same card, `[n]`; the order of every sum is fixed.
+    ///
+    /// ```no_run
+    /// use candle_core::Tensor;
+    /// use tinyonn::ops::{ExpertNeurons, card};
+    ///
+    /// let device = card::open(0)?;
+    /// let lists = ExpertNeurons::new(&[1, 0, 1], 2)?.on_device(&device)?;
+    /// let sums = lists.sums(&Tensor::new(&[1f64, 2.0, 3.0], &device)?)?;
+    /// assert_eq!(sums.to_vec1::<f64>()?, [2.0, 4.0]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Values of another size or type; what the driver reports.

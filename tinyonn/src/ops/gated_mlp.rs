@@ -1,5 +1,23 @@
 //! The gated MLP of [`glu_mlp`](super::glu_mlp) on a GPU, whose kernels find the gate of a neuron by its expert and sum the gates' gradients by expert: what
 //! takes a gate of every expert to every neuron, `[t, i]`, is never written. All neurons are computed. Formulas and legend are those of `glu_mlp`.
+//!
+//! ```no_run
+//! use candle_core::{Result, Tensor};
+//! use tinyonn::ops::expert_neurons::NeuronLists;
+//! use tinyonn::ops::gated_mlp::{Deltas, Saved, forward, takes};
+//! use tinyonn::ops::{MlpGate, MlpWeights, SlicedMlp as _};
+//!
+//! /// ∂L/∂w of a layer's gates, given ∂L/∂y of ones; `None` where the kernels do not take it.
+//! fn of_gates(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, neurons: &NeuronLists) -> Result<Option<Tensor>> {
+//!     if !takes(x, weights, gate.gate_tn)? {
+//!         return Ok(None);
+//!     }
+//!     let (y, saved): (Tensor, Saved) = forward(x, weights, gate, neurons)?;
+//!     let deltas: Deltas = saved.deltas(&y.ones_like()?)?;
+//!     saved.gate_gradient(&deltas)
+//! }
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use candle_core::{DType, Result, Tensor};
 

@@ -31,6 +31,25 @@ pub struct Parameters {
 }
 
 /// The routers of a layer as the kernels read them; without a GPU there are none.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::ops::Grads;
+/// use tinyonn::ops::gaussian_routing::{GaussianRouting, Parameters, Saved};
+///
+/// let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+/// let router = Parameters {
+///     projection: zeros(&[4, 8])?, mean: zeros(&[1, 3, 4])?, log_variance: zeros(&[1, 3, 4])?, log_prior: zeros(&[1, 3])?,
+///     scale: Tensor::new(1f32, &Device::Cpu)?, sum: false,
+/// };
+/// // By kernels on a GPU; elsewhere there is none, and every router is asked by itself.
+/// if let Some(routing) = GaussianRouting::new(vec![router], &Device::Cpu)? {
+///     let x_td = zeros(&[2, 8])?.to_dtype(DType::BF16)?;
+///     let (logits_tn, saved): (Tensor, Saved) = routing.forward(&x_td)?.expect("x is bf16");
+///     routing.backward((&saved, &x_td), &logits_tn, None, true, &mut Grads::none())?;
+/// }
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub struct GaussianRouting {

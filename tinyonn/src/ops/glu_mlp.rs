@@ -153,7 +153,7 @@ impl Saved {
 
     /// h ⊙ c `[t, i]`, where neurons have gates.
     #[must_use]
-    pub fn hidden_ti(&self) -> Option<&Tensor> {
+    pub(crate) fn hidden_ti(&self) -> Option<&Tensor> {
         self.values.hidden_ti()
     }
 

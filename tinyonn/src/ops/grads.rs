@@ -60,6 +60,23 @@ pub struct Grads {
 }
 
 /// Gradients that lie in a row.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor, Var};
+/// use tinyonn::ops::Grads;
+/// use tinyonn::ops::grads::Bucket;
+///
+/// let [a, b] = [1f32, 2.0].map(|value| Var::new(&[[value]], &Device::Cpu).unwrap());
+/// // One bucket of both, cut into two ranges, one for each of two ranks.
+/// let mut grads = Grads::in_ranges([(a.as_tensor(), 0), (b.as_tensor(), 0)], DType::F32, 2)?;
+/// let one = Tensor::ones((1, 1), DType::F32, &Device::Cpu)?;
+/// grads.add_product(&a, &one, &one)?;
+/// assert_eq!([grads.is_written(0), grads.is_written(1)], [true, false]);
+/// grads.clear_unwritten()?;
+/// let bucket: &Bucket = &grads.buckets()[0];
+/// assert_eq!((bucket.weights.len(), bucket.values.sum_all()?.to_scalar::<f32>()?), (2, 1.0));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Bucket {
     /// All of them, `[n]`. What stands between them is zero.

@@ -12,6 +12,24 @@
 //!
 //! Values are bf16, sums f32, and every sum has one order: runs are bit-equal. h, g, u and their derivatives take 2 · `most` · width bytes a token each,
 //! and the rows of y and dx, which a token's sum is made of, 2 · `most` · d for as long as a call takes.
+//!
+//! ```no_run
+//! use candle_core::{Result, Tensor};
+//! use tinyonn::ops::grouped_mlp::{Choice, Deltas, Saved, forward, takes};
+//! use tinyonn::ops::{ExpertNeurons, MlpGate, MlpWeights, SlicedMlp as _};
+//!
+//! /// Eight experts of a token, where that pays and the card has the kernels for it.
+//! fn routed(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, experts: &ExpertNeurons) -> Result<Option<Tensor>> {
+//!     let choice = Choice { neurons: &experts.on_device(x.device())?, most: 8 };
+//!     if !choice.pays() || !takes(x, weights)? {
+//!         return Ok(None);
+//!     }
+//!     let (y, saved): (Tensor, Saved) = forward(x, weights, gate, choice)?;
+//!     let deltas: Deltas = saved.deltas(&y.ones_like()?)?;
+//!     saved.input_gradient(&deltas).map(Some)
+//! }
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::{DType, Result, Tensor};

@@ -87,7 +87,7 @@ pub fn backward(
 ///
 /// # Errors
 /// No pair; shapes, dtypes or devices that do not go together.
-pub fn sum_of_products<'a>(pairs: impl IntoIterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<Tensor> {
+pub(crate) fn sum_of_products<'a>(pairs: impl IntoIterator<Item = (&'a Tensor, &'a Tensor)>) -> Result<Tensor> {
     let mut pairs = pairs.into_iter();
     let Some((a, b)) = pairs.next() else { candle_core::bail!("the sum of no products") };
     let mut sum = a.matmul(b)?;

@@ -40,6 +40,19 @@ const TOKENS: usize = 256;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 ///
+/// ```
+/// use tinyonn::ops::{MlpWeights, Silu, SlicedMlp as _, glu_mlp, min_k::surprise_squares};
+/// use candle_core::{DType, Device, Tensor};
+///
+/// let w = Tensor::ones((6, 4), DType::F32, &Device::Cpu)?;
+/// let weights = MlpWeights { gate: &w, up: &w, down: &w, activation: &Silu };
+/// let (y, saved) = glu_mlp::forward(&Tensor::ones((3, 4), DType::F32, &Device::Cpu)?, weights, None)?;
+/// let deltas = saved.deltas(&y.ones_like()?)?;
+/// let squares = saved.seen(&deltas, |pass| surprise_squares(pass, None))?.to_vec1::<f64>()?;
+/// assert!(squares.iter().all(|square| *square > 0.0 && *square == squares[0])); // neurons that are alike
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
 /// # Errors
 /// What the device reports.
 pub fn surprise_squares(seen: &MlpBackward<'_>, counted_t: Option<&Tensor>) -> Result<Tensor> {
@@ -96,7 +109,7 @@ pub fn surprise_squares(seen: &MlpBackward<'_>, counted_t: Option<&Tensor>) -> R
 ///
 /// # Errors
 /// What the device reports.
-pub fn gradient_squares(seen: &MlpBackward<'_>) -> Result<Tensor> {
+pub(crate) fn gradient_squares(seen: &MlpBackward<'_>) -> Result<Tensor> {
     let h_ti = gated(seen)?;
     let factors = [(seen.delta_g_ti, seen.x_td), (seen.delta_u_ti, seen.x_td), (&h_ti, seen.delta_y_td)];
     let squares_i =

@@ -23,6 +23,17 @@ pub(super) struct MlpValues {
 }
 
 /// What one backward pass sends to an MLP's inner values.
+///
+/// ```
+/// use candle_core::{Result, Tensor};
+/// use tinyonn::ops::{SlicedMlp, glu_mlp};
+///
+/// type Deltas = <glu_mlp::Saved as SlicedMlp>::Deltas;
+///
+/// fn gradients(saved: &glu_mlp::Saved, deltas: &Deltas) -> Result<Tensor> {
+///     saved.input_gradient(deltas)
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Deltas {
     /// δ_y, `[t, d]`.
@@ -44,14 +55,14 @@ pub struct Deltas {
 /// use tinyonn::ops::min_k::surprise_squares;
 /// use tinyonn::ops::neuron_moments::{Imaging, activation_and_surprise, image_moments};
 /// use tinyonn::ops::removal::{squared_removal, squared_sensitivity};
-/// use tinyonn::ops::{ExpertNeurons, GradSite, KeptSet, MlpWeights, Removal, Silu, SlicedMlp as _, glu_mlp};
+/// use tinyonn::ops::{ExpertNeurons, GradSite, KeptSet, MlpBackward, MlpWeights, Removal, Silu, SlicedMlp as _, glu_mlp};
 ///
 /// let matrix = |rows, columns| Tensor::randn(0f32, 1f32, (rows, columns), &Device::Cpu);
 /// let (x, gate, up, down) = (matrix(3, 4)?, matrix(6, 4)?, matrix(6, 4)?, matrix(6, 4)?);
 /// let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let (y, saved) = glu_mlp::forward(&x, weights, None)?;
 /// let deltas = saved.deltas(&y.ones_like()?)?;
-/// saved.seen(&deltas, |pass| {
+/// saved.seen(&deltas, |pass: &MlpBackward<'_>| {
 ///     let [activation, surprise] = activation_and_surprise(pass)?;
 ///     assert_eq!((activation.dims(), surprise.dims()), (&[3, 6][..], &[3, 6][..]));
 ///     // The second of the three tokens is padding.

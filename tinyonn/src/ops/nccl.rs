@@ -3,6 +3,20 @@
 //! A communicator never blocks the host: whoever started something asks for its outcome until a limit, and gives the communicator up behind it. NCCL then works in
 //! a thread of its own, where the stream that everything else on a card runs in (each thread's own) is another one. So it has a stream by itself, which waits for
 //! what was queued before, and for which waits what is queued behind: on the card it is as if there were one.
+//!
+//! ```no_run
+//! use candle_core::Device;
+//! use tinyonn::ops::nccl::{Gpus, UniqueId, card_name, card_place};
+//!
+//! /// What ranks tell each other of their cards before they train together on them.
+//! fn told(device: &Device, ranks: &Gpus) -> tinyonn::Result<String> {
+//!     use tinyonn::ranks::Collective as _;
+//!     Ok(format!("rank {}: {} at {}", ranks.rank(), card_name(device)?, card_place(device)?))
+//! }
+//! let id = UniqueId::random()?;
+//! assert_eq!(UniqueId::of(id.bytes())?.bytes(), id.bytes());
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::fmt;

@@ -28,6 +28,27 @@ pub struct Log1pScale {
 }
 
 /// What is summed beside the neurons' moments.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::ops::neuron_moments::{Imaging, Log1pScale, activation_and_surprise, image_moments};
+/// use tinyonn::ops::{GradSite, MlpWeights, Silu, SlicedMlp as _, glu_mlp};
+///
+/// let w = Tensor::ones((6, 4), DType::F32, &Device::Cpu)?;
+/// let weights = MlpWeights { gate: &w, up: &w, down: &w, activation: &Silu };
+/// let (y, saved) = glu_mlp::forward(&Tensor::ones((3, 4), DType::F32, &Device::Cpu)?, weights, None)?;
+/// let deltas = saved.deltas(&y.ones_like()?)?;
+/// saved.seen(&deltas, |pass| {
+///     let [a, s] = activation_and_surprise(pass)?;
+///     let scale = Some(Log1pScale { activation: 1.0, surprise: 1.0 });
+///     let sums = image_moments(pass, &Tensor::ones(3, DType::U8, &Device::Cpu)?, &Imaging { site: GradSite::Weight, experts: None, scale })?;
+///     let by_hand = a.to_dtype(DType::F64)?.sum(0)?.to_vec1::<f64>()?;
+///     let summed = sums.neurons.to_vec2::<f64>()?;
+///     assert!((summed[0][0] - by_hand[0]).abs() < 1e-3 * by_hand[0] && s.dims() == a.dims() && sums.log1p_neurons.is_some());
+///     Ok(())
+/// })?;
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Imaging<'a> {
     /// Which gradient's norm S is.

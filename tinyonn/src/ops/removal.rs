@@ -24,6 +24,24 @@ pub struct KeptSet {
 }
 
 /// What is asked of one layer.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::ops::removal::{KeptSet, Removal, squared_removal, squared_sensitivity};
+/// use tinyonn::ops::{MlpWeights, Silu, SlicedMlp as _, glu_mlp};
+///
+/// let w = Tensor::ones((6, 4), DType::F32, &Device::Cpu)?;
+/// let weights = MlpWeights { gate: &w, up: &w, down: &w, activation: &Silu };
+/// let (y, saved) = glu_mlp::forward(&Tensor::ones((3, 4), DType::F32, &Device::Cpu)?, weights, None)?;
+/// let (deltas, counted_t) = (saved.deltas(&y.ones_like()?)?, Tensor::ones(3, DType::U8, &Device::Cpu)?);
+/// let ones = Tensor::ones(6, DType::F32, &Device::Cpu)?;
+/// let sets = [6, 3].map(|candidates| KeptSet { candidates, least_score: 0.0 }).to_vec();
+/// let asked = Removal { order_i: Tensor::arange(0u32, 6, &Device::Cpu)?, mean_up_i: ones.clone(), worth_i: ones, activation: &Silu, sets };
+/// let [damage, moved] = saved.seen(&deltas, |pass| Ok([squared_removal(pass, &counted_t, &asked)?, squared_sensitivity(pass, &counted_t)?]))?;
+/// let damage = damage.to_vec1::<f64>()?;
+/// assert!(damage[0] < 1e-6 && damage[1] > 1.0 && moved.dims() == [6]); // nothing is removed, half is
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Removal {
     /// The neurons, the first candidate first, `[i]` u32.

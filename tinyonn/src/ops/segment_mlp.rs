@@ -3,6 +3,24 @@
 //!
 //! Legend as there. *Open* tokens are those of runs without a decision. Which they are is known to the host: runs follow from the declaration, and nothing is
 //! read from the device.
+//!
+//! ```no_run
+//! use candle_core::{Result, Tensor};
+//! use tinyonn::ops::grouped_mlp::{Choice, takes};
+//! use tinyonn::ops::segment_mlp::{Deltas, Saved, forward, pays};
+//! use tinyonn::ops::{MlpGate, MlpWeights, RowRun, SlicedMlp as _};
+//!
+//! /// ∂L/∂x, given ∂L/∂y of ones; `None` where another form is quicker.
+//! fn of_input(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, choice: Choice<'_>, runs: &[RowRun]) -> Result<Option<Tensor>> {
+//!     if !pays(runs, choice) || !takes(x, weights)? {
+//!         return Ok(None);
+//!     }
+//!     let (y, saved): (Tensor, Saved) = forward(x, weights, gate, choice, runs)?;
+//!     let deltas: Deltas = saved.deltas(&y.ones_like()?)?;
+//!     saved.input_gradient(&deltas).map(Some)
+//! }
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use candle_core::{Device, Result, Tensor};
 

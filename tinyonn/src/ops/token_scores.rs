@@ -72,7 +72,7 @@ pub struct TokenScores {
 ///
 /// # Errors
 /// What the device reports.
-pub fn token_scores(pass: &MlpBackward<'_>, kept_k: &Tensor, by: &TokenScores) -> Result<Tensor> {
+pub(crate) fn token_scores(pass: &MlpBackward<'_>, kept_k: &Tensor, by: &TokenScores) -> Result<Tensor> {
     let kept = |x_td: &Tensor| x_td.index_select(kept_k, 0);
     let own = [pass.x_td, pass.h_ti, pass.delta_y_td, pass.delta_h_ti, pass.delta_g_ti, pass.delta_u_ti].map(kept);
     let [x_td, h_ti, delta_y_td, delta_h_ti, delta_g_ti, delta_u_ti] = own;

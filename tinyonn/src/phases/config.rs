@@ -134,6 +134,16 @@ impl RunConfig {
     }
 
     /// How experts differentiate, in what the run computes in.
+    ///
+    /// ```
+    /// use tinyonn::phases::RunConfig;
+    /// use tinyonn::train::Precision;
+    ///
+    /// let config = RunConfig { dtype: Precision::Bf16, ..RunConfig::quick() };
+    /// assert_eq!(config.smk_in_dtype().memory.weights, Precision::Bf16);
+    /// assert_eq!(config.pretrain_in_dtype().memory.weights, Precision::Bf16);
+    /// assert_eq!(RunConfig::quick().smk_in_dtype().memory.weights, Precision::F32);
+    /// ```
     #[must_use]
     pub fn smk_in_dtype(&self) -> SmkConfig {
         SmkConfig { memory: self.smk.memory.within(self.dtype), ..self.smk }
@@ -244,6 +254,13 @@ pub enum LabelUnit {
 }
 
 /// The shape of a dense Qwen3 that is pretrained on the spot.
+///
+/// ```
+/// use tinyonn::phases::DenseShape;
+///
+/// let wide = DenseShape { intermediate_size: 512, ..DenseShape::default() };
+/// assert_eq!(wide.arch(1000, "silu").intermediate_size, 512);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DenseShape {

@@ -79,6 +79,23 @@ impl RunConfig {
 }
 
 /// What a run that goes on from phase 1 takes from its folder, beside the checkpoint.
+///
+/// ```
+/// use std::path::Path;
+/// use tinyonn::metrics::Stopwatch;
+/// use tinyonn::phases::{LeftByPhase1, RunConfig};
+///
+/// /// Phase 2 of the run in the folder `from`, by its stages.
+/// fn go_on(from: &Path, out: &Path) -> tinyonn::Result<f64> {
+///     let (config, mut watch) = (RunConfig { out: out.into(), ..RunConfig::of_phase1(from)? }, Stopwatch::new());
+///     let left = LeftByPhase1::read(from, &config)?;
+///     let (prepared, mut store) = left.prepare(from, &config, &mut watch)?;
+///     let run = prepared.run(&config);
+///     let after = run.phase2(&mut store, &left.labels, &mut watch, None)?;
+///     Ok(left.summary_with(&watch).loss.dense - after.figures(&run).routed)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct LeftByPhase1 {
     /// Each task's path.
     pub labels: Labels,

@@ -16,6 +16,20 @@ use crate::train::{LevelAccuracy, Losses, RouterAccuracy, RouterFitter, refit, r
 const PRICED: usize = 2048;
 
 /// Fitted routers: accuracies on the test split, and the routed losses of the controls.
+///
+/// ```
+/// use tinyonn::phases::{Fits, Run, SplitInputs, Phase1};
+///
+/// /// Routers fitted once more, to the same labels.
+/// fn again(run: &Run<'_>, found: &Phase1) -> tinyonn::Result<()> {
+///     let fits: &Fits = &found.fits;
+///     println!("before: {:.3} of the groups", fits.token.mean(0));
+///     let [train, validation]: [&SplitInputs; 2] = [&found.inputs, &found.held.validation];
+///     let mut fitter = run.fitter(train.own(run.variant), validation.own(run.variant))?;
+///     run.fit_own(&found.store, &mut fitter, (&found.labels, None), || run.model(&found.store))
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct Fits {
     /// Of routers that decide for each token.
     pub token: RouterAccuracy,

@@ -52,6 +52,16 @@ impl SplitInputs {
 }
 
 /// What routers see of held-out text.
+///
+/// ```
+/// use tinyonn::moe::variant;
+/// use tinyonn::phases::{HeldInputs, SplitInputs};
+///
+/// let nothing = || SplitInputs { tokens: vec![], sequences: vec![] };
+/// let held = HeldInputs { validation: nothing(), test: nothing() };
+/// assert_eq!((held.test.own(variant("TinyOnn")?).len(), held.validation.bytes()), (0, 0));
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 #[derive(Default)]
 pub struct HeldInputs {
     /// What fits are stopped and calibrated by.

@@ -50,6 +50,19 @@ pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<S
 /// `out` and, perhaps, other `smk` and `device`. What phase 1 measured is taken from its summary; the outcome is that of [`phase2`]
 /// with the same settings.
 ///
+/// ```no_run
+/// use tinyonn::phases::{RunConfig, phase2_from};
+///
+/// fn main() -> tinyonn::Result<()> {
+///     let from = "runs/phase1".as_ref();
+///     // Other settings of Surprise Min-K behind the same first phase.
+///     let mut config = RunConfig { out: "runs/wider".into(), ..RunConfig::of_phase1(from)? };
+///     config.smk.min_k = 50;
+///     println!("{:.3} nats a token", phase2_from(from, &config, None)?.smk.routed);
+///     Ok(())
+/// }
+/// ```
+///
 /// # Errors
 /// As of [`phase2`]; a folder that phase 1 did not write; settings or text that are not what they were.
 pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<Summary> {
@@ -67,6 +80,18 @@ pub fn phase2_from(from: &Path, config: &RunConfig, checkpoints: Option<&Checkpo
 
 /// The part of a rank of [`phase2_from`] that is not the first: it trains with the others, and writes nothing but its log, into `config.out`, which is its own.
 /// `among` finds the other ranks, from the device that it computes on.
+///
+/// ```
+/// use std::path::Path;
+/// use std::sync::Arc;
+/// use tinyonn::phases::{RunConfig, phase2_beside};
+/// use tinyonn::ranks::Collective;
+///
+/// /// A rank that is not the first, whose folder is its own.
+/// fn beside(from: &Path, config: &RunConfig, ranks: Arc<dyn Collective>) -> tinyonn::Result<()> {
+///     phase2_beside(from, config, None, &mut |_| Ok(ranks.clone()))
+/// }
+/// ```
 ///
 /// # Errors
 /// As of [`phase2_from`].
@@ -86,6 +111,14 @@ pub fn phase2_beside(
 }
 
 /// What phase 2 has made of experts.
+///
+/// ```
+/// use tinyonn::phases::{Phase2, Run};
+///
+/// fn line(run: &Run<'_>, after: &Phase2) -> String {
+///     format!("{:.3} nats a token, {:.0} % of active experts learnt", after.figures(run).routed, 100.0 * after.updated_share)
+/// }
+/// ```
 pub struct Phase2 {
     /// Learners among active experts, mean over steps and layers.
     pub updated_share: f64,

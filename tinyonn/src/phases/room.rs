@@ -39,6 +39,13 @@ impl Need {
 
 /// Refuses a run of phases whose largest stage does not fit on its GPU.
 ///
+/// ```
+/// use tinyonn::phases::{RunConfig, Stages, check_room};
+///
+/// check_room(&RunConfig::quick(), Stages::Both)?; // on a processor memory is the system's
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// The stage, what it takes, what is free, and what to lower; a model that cannot be read.
 pub fn check_room(config: &RunConfig, stages: Stages<'_>) -> Result<()> {

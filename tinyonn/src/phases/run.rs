@@ -121,6 +121,12 @@ pub struct Run<'a> {
 }
 
 /// Losses on the test split, at one time.
+///
+/// ```
+/// use tinyonn::phases::LossesNow;
+///
+/// let price = |now: &LossesNow| now.routed.mean - now.all_active.mean; // of taking part of the experts
+/// ```
 #[non_exhaustive]
 pub struct LossesNow {
     /// Every expert takes part.

@@ -27,9 +27,8 @@
 //!     out: dir.path().join("half"), length: 32, batch: 4, calibration_tokens: 256, validation_tokens: 256, test_tokens: 256,
 //!     ..SparsifyConfig::default()
 //! };
-//! let summary: SparsifySummary = sparsify(&half, None)?;
-//! let loss: &SparsifyLosses<f64> = &summary.loss;
-//! assert!(summary.lossless.bit_equal && (summary.operations - 0.5).abs() < 0.15 && loss.sparse > 0.0);
+//! let SparsifySummary { lossless, operations, loss: SparsifyLosses { sparse, .. }, .. } = sparsify(&half, None)?;
+//! assert!(lossless.bit_equal && (operations - 0.5).abs() < 0.15 && sparse > 0.0);
 //!
 //! // The same layers, which learn from the dense model for two steps.
 //! let mut longer = SparsifyConfig { out: dir.path().join("longer"), ..SparsifyConfig::of_run(&half.out)? };

@@ -34,6 +34,13 @@ pub enum Worth {
 }
 
 /// What is made sparse, and how. As TOML, every key is optional and unknown keys are refused.
+///
+/// ```
+/// use tinyonn::phases::{Shares, SparsifyConfig, Worth};
+///
+/// let config = SparsifyConfig { active_share: 0.5, shares: Shares::Uniform, worth: Worth::Norm, ..SparsifyConfig::default() };
+/// assert_eq!((config.variant.as_str(), config.distil.steps), ("OwnGate", 0));
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SparsifyConfig {

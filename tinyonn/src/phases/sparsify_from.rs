@@ -22,6 +22,18 @@ pub(super) struct LeftBySparsify {
 impl SparsifyConfig {
     /// The settings of the run in the folder `dir`.
     ///
+    /// ```no_run
+    /// use tinyonn::phases::{SparsifyConfig, sparsify_from};
+    ///
+    /// fn main() -> tinyonn::Result<()> {
+    ///     let from = "runs/half".as_ref();
+    ///     let mut config = SparsifyConfig { out: "runs/distilled".into(), ..SparsifyConfig::of_run(from)? };
+    ///     config.distil.steps = 240;
+    ///     println!("perplexity × {:.3}", sparsify_from(from, &config, None)?.perplexity_ratio);
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// A folder that [`sparsify()`](super::sparsify()) did not write.
     pub fn of_run(dir: &Path) -> Result<Self> {

@@ -183,6 +183,11 @@ fn named(sources: &[String]) -> Result<Vec<DataSource>> {
 }
 
 /// The text of a run.
+///
+/// ```
+/// use tinyonn::phases::text::CorpusFigures;
+/// let total = |figures: &CorpusFigures| figures.tokens.values().flatten().sum::<usize>();
+/// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CorpusFigures {
     /// Identifies the text.

@@ -154,6 +154,16 @@ pub fn launched(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Laun
 
 /// [`launched`] of the environment of this process.
 ///
+/// ```
+/// use tinyonn::ranks::launcher::{Launched, PARENT, of_environment};
+///
+/// // Nobody started this process as one of several.
+/// assert!(PARENT.iter().all(|name| std::env::var(name).is_err()));
+/// let rank: Option<Launched> = of_environment()?;
+/// assert_eq!(rank, None);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// As of [`launched`].
 pub fn of_environment() -> Result<Option<Launched>> {

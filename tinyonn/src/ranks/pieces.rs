@@ -4,6 +4,13 @@
 use std::ops::Range;
 
 /// What a rank owns of one weight: some whole rows of a matrix, a part of one row, or a run of values of anything that is no matrix.
+///
+/// ```
+/// use tinyonn::ranks::pieces::{Piece, pieces};
+///
+/// let of_first: Vec<Piece> = pieces(&[(vec![4, 3], 0)], 0..8);
+/// assert_eq!(of_first[0].shape(), (2, 3)); // two whole rows, and a part of the third
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Which weight of its bucket.

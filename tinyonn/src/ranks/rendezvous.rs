@@ -41,6 +41,35 @@ pub struct Greeting {
 }
 
 /// A meeting: where, of whom, and for how long.
+///
+/// ```
+/// use std::time::Duration;
+/// use serde_json::json;
+/// use tinyonn::ranks::launcher::{Launched, Launcher};
+/// use tinyonn::ranks::{Connected, Greeting, Meeting, Token, Watched, meet};
+///
+/// let token = Token::random();
+/// let place = format!("127.0.0.1:{}", std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap().port());
+/// let joined = |rank: usize| -> tinyonn::Result<Vec<u8>> {
+///     let launched = Launched {
+///         launcher: Launcher::Parent, rank, ranks: 2, local_rank: rank, local_ranks: 2, job: "a".into(), restart: 0, hosts: vec![],
+///     };
+///     let (limit, gift) = (Duration::from_secs(20), &|| Ok(vec![7]));
+///     let meeting = Meeting { place: &place, launched: &launched, token: &token, limit, shared: None, gift };
+///     // What must be alike, what may differ, and what no two may have.
+///     let greeting = Greeting { facts: json!({ "seed": 0 }), notes: json!({}), own: Some(format!("card {rank}")) };
+///     let connected: Connected = meet(&meeting, &greeting)?;
+///     let gift = connected.gift().to_vec();
+///     let _watched: Watched = connected.watch(|lost| eprintln!("{lost}"))?; // while it trains
+///     Ok(gift)
+/// };
+/// let both = std::thread::scope(|scope| {
+///     let ranks = [0, 1].map(|rank| scope.spawn(move || joined(rank)));
+///     ranks.map(|rank| rank.join().expect("it ends"))
+/// });
+/// assert_eq!(both.into_iter().collect::<tinyonn::Result<Vec<_>>>()?, [[7], [7]]);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
 pub struct Meeting<'a> {
     /// `HOST:PORT` where rank 0 listens.
     pub place: &'a str,

@@ -48,6 +48,18 @@ impl Token {
 
     /// Of the environment: the variable [`VARIABLE`], or the file that [`FILE`] names, which nobody else may read.
     ///
+    /// ```
+    /// use tinyonn::ranks::Token;
+    /// use tinyonn::ranks::token::{FILE, VARIABLE};
+    ///
+    /// let token = Token::random();
+    /// let given = |name: &str| (name == VARIABLE).then(|| token.hex());
+    /// assert_eq!(Token::of_environment(&given)?.hex(), token.hex());
+    /// let said = Token::of_environment(&|_| None).unwrap_err().to_string();
+    /// assert!(said.contains(VARIABLE) && said.contains(FILE));
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Neither is there; a file that others can read.
     pub fn of_environment(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self> {

@@ -1,6 +1,22 @@
 //! Ranks that have met stay connected: each is heard every two seconds. One whose connection closes, or that is silent for ten seconds, is named to all.
 //!
 //! NCCL does not notice a peer that was killed on the same host: its collectives wait for ever. So whoever hears that a rank is lost has to end.
+//!
+//! ```no_run
+//! use tinyonn::ranks::{Connected, Watched, end_now};
+//!
+//! /// Trains while the others are heard, and says so where it cannot go on.
+//! fn train(connected: Connected) -> tinyonn::Result<()> {
+//!     if connected.gift().is_empty() {
+//!         connected.leave(); // nothing to compute by
+//!         return Ok(());
+//!     }
+//!     let watched: Watched = connected.watch(|lost| end_now(&lost, 1))?;
+//!     watched.fail("the disk is full");
+//!     Ok(())
+//! }
+//! # Ok::<(), tinyonn::Error>(())
+//! ```
 
 use std::io::{ErrorKind, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};

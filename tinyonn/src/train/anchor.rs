@@ -75,6 +75,18 @@ impl Anchor {
 /// The diagonal of the empirical Fisher information of the text that `text` reads, E\[g²\] over `steps` batches (one sequence each, for the gradient of
 /// a mean hides what cancels), by slot, divided by its mean over all weights.
 ///
+/// ```
+/// use tinyonn::decoder::FeedForward;
+/// use tinyonn::train::{Anchor, TextGradient, TrainState, fisher};
+///
+/// /// An anchor that holds what matters to a text: 64 of its sequences say what does.
+/// fn held<F: FeedForward>(text: &TextGradient<'_, F>, state: &mut TrainState) -> tinyonn::Result<Anchor> {
+///     let matters = fisher(text, state, 64)?;
+///     Anchor::new(state.slots(), 0.1, Some(matters))
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// What the model reports.
 pub fn fisher<F: FeedForward>(text: &TextGradient<'_, F>, state: &mut TrainState, steps: u64) -> Result<Vec<Tensor>> {

@@ -34,6 +34,18 @@ pub struct HeldOut<'a, F> {
 impl<'a, F: FeedForward> HeldOut<'a, F> {
     /// Looks at `set` `every` so many steps of `stage` (0: never), reading it as `read` says.
     ///
+    /// ```
+    /// use tinyonn::data::TokenSet;
+    /// use tinyonn::decoder::{CausalLm, FeedForward, Pass};
+    /// use tinyonn::train::HeldOut;
+    /// use tinyonn::train::evaluate::EvaluateOptions;
+    ///
+    /// /// A look at `set` every 50 steps, everything active.
+    /// fn held<'a, F: FeedForward>(model: &'a CausalLm<F>, set: &'a TokenSet) -> tinyonn::Result<HeldOut<'a, F>> {
+    ///     HeldOut::new("smk", model, (Some(set), 50), (EvaluateOptions { length: 128, batch: 8, skip: 0 }, Pass::all()))
+    /// }
+    /// ```
+    ///
     /// # Errors
     /// Looks are asked for, and there is no text.
     pub fn new(

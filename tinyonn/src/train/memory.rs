@@ -129,6 +129,13 @@ impl Memory {
 
     /// The same for the trainings of a run whose other passes compute in `run`: in nothing wider, as the weights that do not learn are held in what they
     /// compute in.
+    ///
+    /// ```
+    /// use tinyonn::train::{Memory, Precision};
+    ///
+    /// let run = Memory::DEFAULT.within(Precision::Bf16);
+    /// assert!(Memory::DEFAULT.weights.is_f32() && !run.weights.is_f32() && run.moments.is_f32());
+    /// ```
     #[must_use]
     pub fn within(self, run: Precision) -> Self {
         let weights = if run == Precision::Bf16 { run } else { self.weights };

@@ -37,7 +37,7 @@ pub struct LevelAccuracy {
 /// use tinyonn::model::TinyOnnForCausalLm;
 /// use tinyonn::moe::variant;
 /// use tinyonn::phases::RunConfig;
-/// use tinyonn::train::{LevelAccuracy, router_accuracy, row_accuracy};
+/// use tinyonn::train::{LevelAccuracy, RouterAccuracy, router_accuracy, row_accuracy};
 ///
 /// let (cfg, mixtral) = (RunConfig::default().dense.arch(64, "silu"), variant("Mixtral")?);
 /// let dense = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
@@ -49,7 +49,7 @@ pub struct LevelAccuracy {
 /// let values = (0..4 * cfg.hidden_size).map(|i| (i % 7) as f32 - 3.0).collect();
 /// let rows = Samples { values, tasks: vec![0, 0, 1, 1], documents: vec![0, 1, 2, 3], ..Samples::default() };
 /// let (layers, labels) = ([model.moe(0)], Labels::random(2, 1, &mixtral.spec, 0));
-/// let found = router_accuracy(&layers, &[rows.clone()], &labels)?;
+/// let found: RouterAccuracy = router_accuracy(&layers, &[rows.clone()], &labels)?;
 /// assert!((0.0..=1.0).contains(&found.mean(0)) && found.chance(0) >= 0.5);
 /// let by_row: Vec<LevelAccuracy> = row_accuracy(&layers, &[rows.clone()], &[RowLabels::of_tasks(&labels, 0, &rows.tasks)])?;
 /// assert_eq!(by_row[0].accuracy, found.layers[0].accuracy);

@@ -13,6 +13,21 @@ use crate::model::TinyOnnForCausalLm;
 /// ([`RouterInputs::collect`](crate::imaging::RouterInputs::collect) under [`Pass::routed`](crate::decoder::Pass::routed)) and fits to them, to the labels of
 /// tasks or of rows: a routed pass keeps the same rows. Routers without a closed form go on from where they are.
 ///
+/// ```
+/// use tinyonn::train::{Model, refit};
+///
+/// /// How often routers would be fitted again.
+/// fn rounds(model: Model<'_>) -> tinyonn::Result<usize> {
+///     let mut rounds = 0;
+///     refit(model, 2, |_| {
+///         rounds += 1;
+///         Ok(())
+///     })?;
+///     Ok(rounds)
+/// }
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+///
 /// # Errors
 /// Whatever the model or `again` reports.
 pub fn refit(model: Model<'_>, rounds: usize, mut again: impl FnMut(&TinyOnnForCausalLm) -> Result<()>) -> Result<()> {

@@ -49,6 +49,11 @@ impl Rows {
 }
 
 /// A model that routers are fitted in: its parameters, its dense shape, its declaration.
+///
+/// ```
+/// use tinyonn::train::Model;
+/// let weights = |(store, _, _): Model<'_>| store.parameters();
+/// ```
 pub type Model<'a> = (&'a ParamStore, &'a Arch, &'static Variant);
 
 /// Equal routers of one layer and level, and what tunes them.

@@ -127,6 +127,34 @@ impl TrainState {
 
     /// The same among `ranks`, of which each steps a part of the weights ([`Collective`]): all have been given the same.
     ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use candle_core::{DType, Device, Tensor, Var};
+    /// use tinyonn::checkpoint::Role;
+    /// use tinyonn::ranks::{Collective, Threads};
+    /// use tinyonn::train::{Memory, OptimizerConfig, Slot, TrainState};
+    ///
+    /// // Two ranks, each of which steps one half of the weight.
+    /// let stepped = std::thread::scope(|scope| {
+    ///     let each = Threads::new(2).into_iter().map(|rank| {
+    ///         scope.spawn(move || -> tinyonn::Result<Vec<f32>> {
+    ///             let (ranks, w): (Arc<dyn Collective>, _) = (Arc::new(rank), Var::new(&[[1f32, 2.0]], &Device::Cpu)?);
+    ///             let mut state = TrainState::among(vec![Slot::new("w", Role::Expert, 0, w.clone())], &Memory::DEFAULT, Some(&ranks))?;
+    ///             assert_eq!(state.ranks().map(|ranks| ranks.ranks()), Some(2));
+    ///             let one = Tensor::ones((1, 1), DType::F32, &Device::Cpu)?;
+    ///             state.grads.add_product(&w, &one, &Tensor::ones((1, 2), DType::F32, &Device::Cpu)?)?;
+    ///             state.update(&OptimizerConfig::DEFAULT, 0.1)?;
+    ///             state.gather()?;
+    ///             Ok(w.flatten_all()?.to_vec1()?)
+    ///         })
+    ///     });
+    ///     each.collect::<Vec<_>>().into_iter().map(|rank| rank.join().expect("it ends")).collect::<tinyonn::Result<Vec<_>>>()
+    /// })?;
+    /// assert_eq!(stepped[0], stepped[1]); // both have all of it
+    /// assert!(stepped[0][0] < 1.0 && stepped[0][1] < 2.0);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// What the device reports.
     pub fn among(slots: Vec<Slot>, memory: &Memory, ranks: Option<&Arc<dyn Collective>>) -> Result<Self> {

@@ -23,6 +23,19 @@ pub struct Together {
 /// Meets the other ranks, all on GPUs, and starts NCCL between them. `lost` is as of [`Connected::watch`](crate::ranks::Connected::watch), and told as well of a
 /// collective that takes longer than `timeout`; what `meeting` gives the ranks is NCCL's.
 ///
+/// ```
+/// use std::time::Duration;
+/// use candle_core::Device;
+/// use tinyonn::Result;
+/// use tinyonn::ranks::{Greeting, Meeting, end_now};
+/// use tinyonn::train::{Together, begin};
+///
+/// /// Ranks that train together; whichever is lost ends this one.
+/// fn start(meeting: &Meeting<'_>, greeting: Greeting, card: &Device) -> Result<Together> {
+///     begin(meeting, greeting, card, Duration::from_secs(600), |lost| end_now(&lost, 1))
+/// }
+/// ```
+///
 /// # Errors
 /// A device that is no GPU; no libnccl; two ranks on one card; as of [`meet`].
 pub fn begin(

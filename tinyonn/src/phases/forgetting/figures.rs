@@ -148,6 +148,16 @@ impl ForgettingRecord {
     }
 
     /// Σ by document of the old text behind so many steps of the task at place `task`, between two looks linearly; of a pretrained model.
+    ///
+    /// ```
+    /// use tinyonn::phases::ForgettingRecord;
+    ///
+    /// /// The mean loss of the old text behind ten steps of the first task, of a pretrained model.
+    /// fn old_mean(record: &ForgettingRecord) -> Option<f64> {
+    ///     Some(record.old_sums_at(0, 10.0)?.iter().sum::<f64>() / record.old_tokens.iter().sum::<f64>())
+    /// }
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
     #[must_use]
     pub fn old_sums_at(&self, task: usize, step: f64) -> Option<Vec<f64>> {
         let looks = self.looks.iter().zip(&self.knowledge.as_ref()?.old_sums_by_look);

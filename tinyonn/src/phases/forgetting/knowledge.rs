@@ -111,6 +111,21 @@ pub fn asked_tokens(tasks: &[BenchmarkTask], tokenizer: &TextTokenizer) -> Resul
 }
 
 /// What a run of a pretrained model leaves besides.
+///
+/// ```
+/// use tinyonn::benchmark::BenchmarkTask;
+/// use tinyonn::phases::forgetting::{Asked, KnowledgeRecord, OldKnowledge};
+/// use tinyonn::phases::{Prepared, RunConfig};
+///
+/// /// What a pretrained model is asked every fifty steps of a task that it is taught.
+/// fn asked(prepared: &Prepared, config: &RunConfig, tasks: Vec<BenchmarkTask>) -> tinyonn::Result<OldKnowledge> {
+///     OldKnowledge::new(prepared, config, tasks, 50)
+/// }
+///
+/// let first = Asked { task: 0, step: 0, right: vec![true, false] };
+/// let record = KnowledgeRecord { benchmarks: vec![], asked: vec![first], old_sums_by_look: vec![] };
+/// assert_eq!(record.asked[0].right.iter().filter(|right| **right).count(), 1);
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KnowledgeRecord {
     /// What is asked, and what the original answers.

@@ -37,6 +37,16 @@ pub fn multiply_adds(
 
 /// Multiply-adds of what a pretrained model's knowledge takes besides: a forward pass of the original over the old text at each look, and one over each round of
 /// questions, every `every` steps, of `asked` tokens. `held_out` are the tokens of the old text.
+///
+/// ```
+/// use tinyonn::phases::RunConfig;
+/// use tinyonn::phases::forgetting::multiply_adds_of_knowledge;
+///
+/// let config = RunConfig::quick();
+/// let arch = config.dense.arch(1000, "silu");
+/// let [seldom, often] = [20, 5].map(|every| multiply_adds_of_knowledge(&arch, &config, (2, every), (256, 100)));
+/// assert!(often > seldom);
+/// ```
 #[must_use]
 pub fn multiply_adds_of_knowledge(
     cfg: &Arch,
