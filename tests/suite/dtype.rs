@@ -291,7 +291,7 @@ fn tasks_are_taught_in_it(#[case] method: Method, #[values(DType::F32, DType::BF
         fisher_sequences: 2,
     };
     let prepared = Prepared::new(&config, &mut Stopwatch::new(), None).unwrap();
-    let record = forgetting(&prepared, &config, &of).unwrap();
+    let record = forgetting(&prepared, &config, &of, None).unwrap();
     assert!(record.diverged.is_none() && record.moved > 0, "{:?}", record.diverged);
     // It learns: the task's loss falls.
     assert!(record.losses[1][0] < record.losses[0][0], "{:?}", record.losses);
