@@ -19,6 +19,7 @@ use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, moe};
 use tinyonn::ops::host;
+use tinyonn::phases::DeviceName;
 use tinyonn::ranks::address::meeting_place;
 use tinyonn::ranks::launcher::of_environment;
 use tinyonn::ranks::{Collective, Greeting, Meeting, Token};
@@ -77,7 +78,7 @@ fn main() -> Result<()> {
         return bench(&Place { device, ranks: None }, &asked);
     };
     let variable = |name: &str| std::env::var(name).ok();
-    let device = Device::new_cuda(launched.gpu(&variable))?;
+    let device = DeviceName::Cuda(launched.gpu(&variable)).open()?;
     let meeting = Meeting {
         place: &meeting_place(None, &launched, &variable)?,
         launched: &launched,
