@@ -49,6 +49,7 @@ struct Sums {
     float of[SUMS];
 
     __device__ Sums() {
+#pragma unroll
         for (int k = 0; k < SUMS; k++) of[k] = 0.0f;
     }
 };
@@ -71,7 +72,7 @@ __device__ void neurons(const void* h, const void* dh, const void* dg, const voi
     const u64 count = min((u64)4, width - first), begin = (u64)blockIdx.y * SPAN, end = min(begin + SPAN, tokens);
     const bool four = width % 4 == 0;
     Sums<SUMS> sums[4];
-#pragma unroll 4
+#pragma unroll 2
     for (u64 t = begin; t < end; t++) {
         const u64 at = t * width + first;
         const Four of_h = up_to_four(h, at, count, four, half), of_g = up_to_four(dg, at, count, four, half);
@@ -98,8 +99,13 @@ __device__ void neurons(const void* h, const void* dh, const void* dg, const voi
             if (SUMS == 11) add_unit(own + SUMS - 4, logarithm(a, a_scale), logarithm(s, s_scale));
         }
     }
+    // Unrolled, so that sums stay in registers.
+#pragma unroll
     for (int sum = 0; sum < SUMS; sum++) {
-        for (u64 k = 0; k < count; k++) parts[((u64)blockIdx.y * SUMS + sum) * width + first + k] = sums[k].of[sum];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            if (k < count) parts[((u64)blockIdx.y * SUMS + sum) * width + first + k] = sums[k].of[sum];
+        }
     }
 }
 
@@ -121,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(128) neuron_moments_log1p(NEURON_AR
 
 extern __shared__ float squares[]; // of a token's h, then its S², [2, i]
 
-// A block a token; a warp an expert at a time.
+// A block a token; eight threads an expert at a time.
 extern "C" __global__ void __launch_bounds__(256)
 expert_norms(const void* h, const void* dg, const void* du, const float* y2, const float* x2, const u32* order, const u32* starts, float* a_tn, float* s_tn,
              u64 width, u64 experts, u64 half) {
@@ -138,12 +144,19 @@ expert_norms(const void* h, const void* dg, const void* du, const float* y2, con
         }
     }
     __syncthreads();
-    for (u64 expert = threadIdx.x / 32; expert < experts; expert += blockDim.x / 32) {
+    for (u64 expert = threadIdx.x / 8; expert < experts; expert += blockDim.x / 8) {
         float a = 0.0f, s = 0.0f;
-        for (u32 at = starts[expert] + threadIdx.x % 32; at < starts[expert + 1]; at += 32) a += squares[order[at]], s += squares[width + order[at]];
-        a = warp_sum(a);
-        s = warp_sum(s);
-        if (threadIdx.x % 32 == 0) a_tn[token * experts + expert] = sqrtf(a), s_tn[token * experts + expert] = sqrtf(s);
+        const u32 end = starts[expert + 1];
+#pragma unroll 8
+        for (u32 at = starts[expert] + threadIdx.x % 8; at < end; at += 8) {
+            const u32 neuron = order[at];
+            a += squares[neuron], s += squares[width + neuron];
+        }
+        for (int lanes = 4; lanes > 0; lanes /= 2) {
+            a += __shfl_xor_sync(0xffu << threadIdx.x % 32 / 8 * 8, a, lanes);
+            s += __shfl_xor_sync(0xffu << threadIdx.x % 32 / 8 * 8, s, lanes);
+        }
+        if (threadIdx.x % 8 == 0) a_tn[token * experts + expert] = sqrtf(a), s_tn[token * experts + expert] = sqrtf(s);
     }
 }
 
@@ -160,6 +173,7 @@ __device__ void experts_of(const float* a_tn, const float* s_tn, const u32* star
         add_unit(sums.of, a, s);
         if (SUMS == 8) add_unit(sums.of + SUMS - 4, logarithm(a, root * a_scale), logarithm(s, root * s_scale));
     }
+#pragma unroll
     for (int sum = 0; sum < SUMS; sum++) parts[((u64)blockIdx.y * SUMS + sum) * experts + expert] = sums.of[sum];
 }
 
