@@ -203,6 +203,8 @@ impl GaussianRouting {
     ///
     /// # Errors
     /// Gradients of other logits.
+    // The kernels add to it where it lies.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::needless_pass_by_value))]
     pub fn backward(
         &self,
         saved: &Saved,
