@@ -111,13 +111,14 @@ pub fn step(spec: &MoeSpec, bias: &Tensor, load_n: &Tensor) -> Result<Tensor> {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
+/// use tinyonn::decoder::InTraining;
 /// use tinyonn::gallery::{Mixtral, Switch};
 /// use tinyonn::moe::balance;
 ///
 /// let x = Tensor::ones((4, 8), DType::F32, &Device::Cpu)?;
-/// let noise = balance::jitter(&Switch::SPEC, 0, 7, &x)?.expect("jitter = 0.01").flatten_all()?.to_vec1::<f32>()?;
+/// let noise = balance::jitter(&Switch::SPEC, 0, InTraining::whole(7), &x)?.expect("jitter = 0.01").flatten_all()?.to_vec1::<f32>()?;
 /// assert!(noise.iter().all(|factor| (0.99..=1.01).contains(factor)));
-/// assert!(balance::jitter(&Mixtral::SPEC, 0, 7, &x)?.is_none());
+/// assert!(balance::jitter(&Mixtral::SPEC, 0, InTraining::whole(7), &x)?.is_none());
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 ///

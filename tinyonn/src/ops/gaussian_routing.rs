@@ -46,7 +46,7 @@ pub struct Parameters {
 /// if let Some(routing) = GaussianRouting::new(vec![router], &Device::Cpu)? {
 ///     let x_td = zeros(&[2, 8])?.to_dtype(DType::BF16)?;
 ///     let (logits_tn, saved): (Tensor, Saved) = routing.forward(&x_td)?.expect("x is bf16");
-///     routing.backward((&saved, &x_td), &logits_tn, None, true, &mut Grads::none())?;
+///     routing.backward(&saved, &x_td, &logits_tn, None, true, &mut Grads::none())?;
 /// }
 /// # Ok::<(), candle_core::Error>(())
 /// ```
@@ -203,6 +203,8 @@ impl GaussianRouting {
     ///
     /// # Errors
     /// Gradients of other logits.
+    // The kernels add to it where it lies.
+    #[cfg_attr(not(feature = "cuda"), allow(clippy::needless_pass_by_value))]
     pub fn backward(
         &self,
         saved: &Saved,
