@@ -182,7 +182,7 @@ fn segments_have_their_means(
 /// Some tokens do not count, an expert has one neuron, widths divide nothing; gates or none.
 #[rstest]
 fn what_imaging_sums_is_its_formula(
-    #[values((1, 3, &[2, 1]), (130, 24, &[40, 1, 7]), (300, 10, &[9, 500, 12]))] (t, d, widths): (
+    #[values((1, 3, &[2, 1][..]), (130, 24, &[40, 1, 7][..]), (300, 10, &[9, 500, 12][..]))] (t, d, widths): (
         usize,
         usize,
         &[usize],
