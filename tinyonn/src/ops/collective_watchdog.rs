@@ -101,7 +101,9 @@ impl Queued {
 impl Drop for Watchdog {
     fn drop(&mut self) {
         self.queued.ended.store(true, Ordering::SeqCst);
-        // It looks now and then, and then ends.
-        self.thread.take().map(JoinHandle::join);
+        if let Some(thread) = self.thread.take() {
+            // It looks now and then, and then ends.
+            let _ = thread.join();
+        }
     }
 }

@@ -125,8 +125,6 @@ struct Nccl {
     all_gather: Gather,
     /// As NCCL writes it: 22809 is 2.28.9.
     version: c_int,
-    /// What the functions are of.
-    _library: Library,
 }
 
 impl Nccl {
@@ -138,10 +136,11 @@ impl Nccl {
         };
         // SAFETY: opening NCCL runs the initialisers of that library, which do not touch this process's own state.
         let opened = unsafe { Library::new(NAMES[0]).or_else(|first| Library::new(NAMES[1]).map_err(|_| first)) };
-        let library = opened.map_err(|e| absent(&e))?;
+        // It stays open: threads of its own may run in it as long as the process does.
+        let library: &'static Library = Box::leak(Box::new(opened.map_err(|e| absent(&e))?));
         let mut version = 0;
-        // SAFETY: the types are those of nccl.h, whose functions of these names have not changed since NCCL 2.14; the functions are kept no longer
-        // than the library. The first call fills the number that it is given.
+        // SAFETY: the types are those of nccl.h, whose functions of these names have not changed since NCCL 2.14; the library is never closed. The first
+        // call fills the number that it is given.
         let nccl = unsafe {
             let get_version = *library.get::<GetVersion>(b"ncclGetVersion\0").map_err(|e| absent(&e))?;
             get_version(&raw mut version);
@@ -154,7 +153,6 @@ impl Nccl {
                 reduce_scatter: *library.get(b"ncclReduceScatter\0").map_err(|e| absent(&e))?,
                 all_gather: *library.get(b"ncclAllGather\0").map_err(|e| absent(&e))?,
                 version,
-                _library: library,
             }
         };
         if nccl.version < 21_800 {

@@ -103,6 +103,10 @@ pub(super) fn teach<F: FeedForward, T: DeserializeOwned + Default, W: Watch>(
     saving: Option<&Saving<'_>>,
     watch: impl FnOnce(u64, T) -> Result<W>,
 ) -> Result<W> {
+    if let (Some(_), Some(ranks)) = (what.anchor, sampler.ranks()) {
+        let problem = format!("moves all weights, of which each of {} ranks has a part", ranks.ranks());
+        return Err(Error::setting("anchor", problem, "leave it out, or use one rank"));
+    }
     let mut state = TrainState::among(what.slots, &config.memory, sampler.ranks())?;
     state.beside = stage.beside;
     let tally = saving.map_or(Ok(None), |saving| saving.resume(&mut state))?;
