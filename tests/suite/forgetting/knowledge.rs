@@ -188,7 +188,7 @@ fn the_study_of_a_pretrained_model_ends_with_its_screen() {
             benchmarks: vec!["piqa".into()],
             documents: 6,
             given: 8,
-            written: 60,
+            written: 50,
             ..KnowledgeConfig::default()
         }),
         orders: vec![vec![NovelTask::Ledger, NovelTask::LetterSums]],
