@@ -107,8 +107,7 @@ pub(super) fn kept(outcome: &Outcome, config: &StudyConfig) -> Told {
 /// What the study says in short: Surprise Min-K first, then each other method at its best rate.
 pub(super) fn in_short(outcome: &Outcome, config: &StudyConfig) -> Vec<String> {
     let Some((reference, other)) = dense(outcome) else {
-        let said =
-            "Dense fine-tuning makes nothing worse that is measured, at no rate that was tried: no forgetting here.";
+        let said = "At no rate that was tried does dense fine-tuning make both figures worse beyond their intervals: no forgetting here.";
         return vec![if outcome.screen.is_empty() {
             "Nothing was run: nothing is decided.".into()
         } else {
