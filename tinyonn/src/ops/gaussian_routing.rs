@@ -5,8 +5,8 @@
 //! ds = Σ G (ℓ − log π) / s, dP = dzᵀ x and dx = dz P.
 //!
 //! x is bf16, the parameters f32. Projections are two products of bf16, rounded and with what rounding took of them, as in [`linear`](super::linear): one
-//! product for all routers has both side by side. z is kept for the backward; dz is rounded to bf16, and dx is added in f32 to what is there. A layer is seven
-//! launches and one product forward and backward for each router besides, whatever the number of its levels' nodes; nothing is summed by atomics.
+//! product for all routers has both side by side. z is kept for the backward; dz is rounded to bf16, and dx is added in f32 to what is there. Forward and
+//! backward together are four launches and two products, and for each router two launches and a product besides; nothing is summed by atomics.
 
 use candle_core::{Device, Result, Tensor};
 

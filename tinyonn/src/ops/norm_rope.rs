@@ -81,8 +81,8 @@ mod on_a_card {
         by: NormRope<'a>,
         positions: usize,
         head_dim: usize,
-        /// Of one position.
-        heads: [usize; 2],
+        /// Heads of one position.
+        of_position: [usize; 2],
         /// Heads that a block takes at once.
         of_block: usize,
     }
@@ -106,7 +106,7 @@ mod on_a_card {
                 return Ok(None);
             }
             let of_block = THREADS as usize / lanes;
-            Ok(Some(Self { x, by, positions: t, head_dim: d, heads: [h, h_k], of_block }))
+            Ok(Some(Self { x, by, positions: t, head_dim: d, of_position: [h, h_k], of_block }))
         }
 
         /// Heads of all positions.
@@ -142,7 +142,7 @@ mod on_a_card {
                     Argument::of(self.by.weights[which])?,
                     Argument::of(&y[which])?,
                     Argument::count(self.count(which)),
-                    Argument::count(self.heads[which]),
+                    Argument::count(self.of_position[which]),
                 ]);
             }
             arguments.extend(self.rest(blocks_q)?);
@@ -160,8 +160,8 @@ mod on_a_card {
                 candle_core::bail!("norm_rope: gradients {:?} and {:?} of other heads", dy[0].shape(), dy[1].shape());
             }
             let (dx, device) = ([room_like(&self.x[0])?, room_like(&self.x[1])?], self.x[0].device());
-            let all: usize = self.heads.iter().sum();
-            let (most, needed) = (self.heads.map(|heads| (BLOCKS * heads / all).max(1)), self.blocks());
+            let all: usize = self.of_position.iter().sum();
+            let (most, needed) = (self.of_position.map(|heads| (BLOCKS * heads / all).max(1)), self.blocks());
             let blocks = [most[0].min(needed[0]), most[1].min(needed[1])];
             let mut parts: [Option<Tensor>; 2] = [None, None];
             let mut arguments = Vec::with_capacity(21);
@@ -176,7 +176,7 @@ mod on_a_card {
                     Argument::of(&dx[which])?,
                     parts[which].as_ref().map_or(Ok(Argument::NOTHING), Argument::of)?,
                     Argument::count(self.count(which)),
-                    Argument::count(self.heads[which]),
+                    Argument::count(self.of_position[which]),
                 ]);
             }
             arguments.extend(self.rest(blocks[0])?);
