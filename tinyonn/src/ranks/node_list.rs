@@ -116,7 +116,7 @@ mod tests {
 
     #[rstest]
     #[case("4", Some(&[4usize][..]))]
-    #[case("2(x3),1", Some(&[2, 2, 2, 1]))]
+    #[case("2(x3),1", Some(&[2, 2, 2, 1][..]))]
     #[case("2(x", None)]
     #[case("2(x99999999)", None)]
     #[case("", None)]
