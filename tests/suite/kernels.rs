@@ -116,7 +116,7 @@ fn rotary_positions_are_turned_and_turned_back(
 /// Heads of queries and of keys, and the gradients of both norms' weights.
 #[rstest]
 fn heads_are_normalised_and_turned(
-    #[values((1, 1, 1, 1, 2), (2, 37, 3, 1, 6), (1, 70, 6, 2, 64), (2, 33, 4, 4, 128), (1, 9, 2, 1, 96))] shape: (
+    #[values((1, 1, 2, 1, 32), (2, 37, 3, 1, 6), (1, 70, 6, 2, 64), (2, 33, 4, 4, 128), (1, 9, 2, 1, 96))] shape: (
         usize,
         usize,
         usize,

@@ -41,7 +41,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::activation::Activation;
 use super::columns::columns;
@@ -194,10 +194,11 @@ impl SlicedMlp for Saved {
     }
 }
 
-/// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h, of w and the neurons' experts.
+/// ∂L/∂w[t, n] = Σ over the neurons of n of δ_h ⊙ h, of w and the neurons' experts; sums of narrow values are f32.
 pub(super) fn gate_gradient((gate_tn, owners): &(Tensor, Tensor), deltas: &Deltas) -> Result<Tensor> {
-    let product_ti = MlpValues::gate_products(deltas)?.to_dtype(gate_tn.dtype())?;
-    gate_tn.zeros_like()?.index_add(owners, &product_ti, 1)
+    let wide = if gate_tn.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let product_ti = MlpValues::gate_products(deltas)?.to_dtype(wide)?;
+    gate_tn.to_dtype(wide)?.zeros_like()?.index_add(owners, &product_ti, 1)?.to_dtype(gate_tn.dtype())
 }
 
 /// The gradients of an MLP's three matrices, vᵀ a of their factors v `[t, i]` and a `[t, d]`, only the learners' rows; returns the multiply-adds.
