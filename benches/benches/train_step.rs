@@ -83,11 +83,11 @@ fn main() -> Result<()> {
         place: &meeting_place(None, &launched, &variable)?,
         launched: &launched,
         token: &Token::of_environment(&variable)?,
-        limit: Duration::from_secs(120),
+        limit: Duration::from_mins(2),
         shared: None,
         gift: &|| Ok(Vec::new()),
     };
-    let together = begin(&meeting, Greeting::default(), &device, Duration::from_secs(60), |error| {
+    let together = begin(&meeting, Greeting::default(), &device, Duration::from_mins(1), |error| {
         eprintln!("error: {error}");
         std::process::exit(2);
     })?;

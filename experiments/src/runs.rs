@@ -61,8 +61,10 @@ pub fn phase2(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<R
     Ok(figures)
 }
 
-/// Surprise Min-K behind the run of phase 1 in the folder `from`, whose studies are told again. `among` finds the other ranks, where there are several, from
-/// the device that it computes on.
+/// Finds the other ranks, where there are several, from the device that a run computes on.
+pub type Among<'a> = dyn FnMut(&Device) -> Result<Option<Arc<dyn Collective>>> + 'a;
+
+/// Surprise Min-K behind the run of phase 1 in the folder `from`, whose studies are told again.
 ///
 /// # Errors
 /// As of [`tinyonn::phases::phase2_from()`].
@@ -70,7 +72,7 @@ pub fn phase2_from(
     from: &Path,
     config: &RunConfig,
     checkpoints: Option<&Checkpoints>,
-    among: &mut dyn FnMut(&Device) -> Result<Option<Arc<dyn Collective>>>,
+    among: &mut Among<'_>,
 ) -> Result<RunSummary> {
     let left = LeftByPhase1::read(from, config)?;
     check_room(config, Stages::From(from))?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use clap::Parser;
 use experiments::model_flags::{found, found_on_paper};
-use experiments::runs::{phase2, phase2_from};
+use experiments::runs::{Among, phase2, phase2_from};
 use experiments::settings::layered;
 use experiments::studies::RunSummary;
 use experiments::{
@@ -125,9 +125,6 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     }
     done
 }
-
-/// The other ranks, from the device of this one.
-type Among<'a> = dyn FnMut(&Device) -> Result<Option<Arc<dyn Collective>>> + 'a;
 
 /// The run, of one process or of the first of several ranks.
 fn whole(

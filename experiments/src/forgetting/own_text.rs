@@ -71,7 +71,8 @@ fn write(config: &StudyConfig, dir: &Path) -> Result<()> {
         let mut lines = String::new();
         for (given, written) in given.iter().zip(&written) {
             let text = tokenizer.decode_plain(&[given.as_slice(), written].concat())?;
-            lines += &format!("{}\n", json!({ "text": text }));
+            lines += &json!({ "text": text }).to_string();
+            lines.push('\n');
         }
         if given.len() < 2 {
             let problem = format!("`{name}` has {} documents of {} tokens or more", given.len(), knowledge.given);

@@ -4,7 +4,6 @@
 //! without either, nothing is kept. Its first line has the SHA-256 of the rest: what does not fit is compiled again. A cache that cannot be written is
 //! none, and no error.
 
-use std::env;
 use std::path::PathBuf;
 
 use crate::files::{self, Digest};
@@ -40,8 +39,9 @@ impl Entry {
 }
 
 /// Where caches of this user lie.
+#[cfg(feature = "cuda")]
 pub(super) fn folder() -> Option<PathBuf> {
-    let home = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     home("XDG_CACHE_HOME").or_else(|| home("HOME").map(|home| home.join(".cache")))
 }
 
