@@ -131,7 +131,7 @@ fn pretrained(config: &PretrainConfig, ranks: usize) -> (Vec<ParamStore>, Vec<Ve
 #[case::eight(DENSE, 8, 1e-5)]
 #[case::in_parts(PretrainConfig { memory: Memory { micro_batches: 2, ..Memory::DEFAULT }, ..DENSE }, 2, 1e-5)]
 #[case::recomputed(PretrainConfig { memory: Memory { recompute: true, ..Memory::DEFAULT }, ..DENSE }, 2, 1e-5)]
-#[case::momentum(PretrainConfig { optimizer: OptimizerConfig { rule: UpdateRule::Sgd, ..DENSE.optimizer }, ..DENSE }, 2, 1e-5)]
+#[case::momentum(PretrainConfig { optimizer: OptimizerConfig { rule: UpdateRule::Sgd, rate: 0.1, ..DENSE.optimizer }, ..DENSE }, 2, 1e-5)]
 #[case::clipped(PretrainConfig { optimizer: OptimizerConfig { clip: 0.01, ..DENSE.optimizer }, ..DENSE }, 2, 1e-5)]
 #[case::the_best_of_looks(PretrainConfig { look: 5, ..DENSE }, 2, 1e-5)]
 fn several_ranks_train_what_one_does(#[case] config: PretrainConfig, #[case] ranks: usize, #[case] most: f64) {
