@@ -137,18 +137,19 @@ fn waiting(place: &Place) -> (Child, Vec<u32>) {
     assert!(made.success());
     let plan = PLAN.replace("b=b.txt", "b=pipe.txt");
     let mut command = place.command(PHASE2, &format!("{plan} --gpus 2"));
-    let parent = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut parent = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
     let children = format!("/proc/{0}/task/{0}/children", parent.id());
-    loop {
+    while began.elapsed() < Duration::from_secs(30) {
         let ids = fs::read_to_string(&children).unwrap_or_default();
         let ids: Vec<u32> = ids.split_whitespace().filter_map(|id| id.parse().ok()).collect();
         if ids.len() == 2 && ids.iter().all(|id| is_listening(*id)) {
             return (parent, ids);
         }
-        assert!(began.elapsed() < Duration::from_secs(30), "no ranks: {ids:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
+    parent.kill().unwrap();
+    panic!("no ranks: {:?}", parent.wait());
 }
 
 /// Whether it has come so far that it hears signals, and its parent's end: each has a thread of its own.

@@ -85,7 +85,7 @@ fn divergence_is_that_of_the_whole_distributions() {
     let losses = evaluate(&model, &set, options, &Pass::all(), &Device::Cpu).unwrap();
     assert_eq!(tokens, losses.by_document.iter().map(|document| document.tokens).sum::<f64>());
     let both = found.clone().beside(losses.clone());
-    assert_relative_eq!(both.mean, (found.mean + losses.mean) / 2.0, max_relative = 1e-12);
+    assert_relative_eq!(both.mean, f64::midpoint(found.mean, losses.mean), max_relative = 1e-12);
     assert_eq!((both.by_task.len(), both.by_document.last().unwrap().task), (4, 3));
 }
 
@@ -168,7 +168,8 @@ fn written(dir: &Path, task: &BenchmarkTask) {
         for (idx, Choice { context, continuation }) in item.choices.iter().enumerate() {
             let request = serde_json::json!({ "context": context, "continuation": continuation });
             let line = serde_json::json!({ "request_type": "loglikelihood", "request": request, "doc_id": item.id, "idx": idx, "label": item.gold });
-            lines += &format!("{line}\n");
+            lines += &line.to_string();
+            lines.push('\n');
         }
     }
     fs::write(dir.join("requests.jsonl"), lines).unwrap();

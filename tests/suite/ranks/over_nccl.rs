@@ -23,17 +23,17 @@ type Bits = Vec<(String, Vec<u32>)>;
 const TOLD: &str = "TINYONN_TEST_GPU_RANK";
 
 /// What is trained.
-fn trained(what: &str, device: &Device, ranks: Option<Arc<dyn Collective>>) -> ParamStore {
+fn trained(what: &str, device: &Device, ranks: Option<&Arc<dyn Collective>>) -> ParamStore {
     let dir = TempDir::new().unwrap();
     let log = dir.path().join("log.jsonl");
-    let dense = |config: &PretrainConfig| dense_on(device, config, ranks.clone(), &log, None).unwrap();
+    let dense = |config: &PretrainConfig| dense_on(device, config, ranks.cloned(), &log, None).unwrap();
     match what {
         "dense" => dense(&DENSE),
         "endless" => dense(&PretrainConfig { steps: 1_000_000, ..DENSE }),
         "parts" => {
             dense(&PretrainConfig { memory: tinyonn::train::Memory { micro_batches: 2, ..DENSE.memory }, ..DENSE })
         }
-        _ => experts_on(device, ("Moe7x3", &SmkConfig { ..SMK }), ranks.clone(), &log, None).unwrap().0,
+        _ => experts_on(device, ("Moe7x3", &SmkConfig { ..SMK }), ranks.cloned(), &log, None).unwrap().0,
     }
 }
 
@@ -49,18 +49,18 @@ fn a_rank_on_a_gpu() {
         place: told["place"].as_str().unwrap(),
         launched: &launched,
         token: &Token::of_environment(&variable).unwrap(),
-        limit: Duration::from_secs(60),
+        limit: Duration::from_mins(1),
         shared: None,
         gift: &|| Ok(Vec::new()),
     };
-    let together = begin(&meeting, Greeting::default(), &device, Duration::from_secs(60), |error| {
+    let together = begin(&meeting, Greeting::default(), &device, Duration::from_mins(1), |error| {
         eprintln!("error: {error}");
         std::process::exit(2);
     })
     .unwrap();
     sums(together.ranks.as_ref(), &device);
     std::fs::write(told["begun"].as_str().unwrap(), "").unwrap();
-    let store = trained(told["what"].as_str().unwrap(), &device, Some(together.ranks.clone()));
+    let store = trained(told["what"].as_str().unwrap(), &device, Some(&together.ranks));
     let bits = serde_json::to_vec(&tiny::bits(&store)).unwrap();
     std::fs::write(told["out"].as_str().unwrap(), bits).unwrap();
 }
