@@ -49,11 +49,11 @@ fn a_rank_on_a_gpu() {
         place: told["place"].as_str().unwrap(),
         launched: &launched,
         token: &Token::of_environment(&variable).unwrap(),
-        limit: Duration::from_secs(60),
+        limit: Duration::from_mins(1),
         shared: None,
         gift: &|| Ok(Vec::new()),
     };
-    let together = begin(&meeting, Greeting::default(), &device, Duration::from_secs(60), |error| {
+    let together = begin(&meeting, Greeting::default(), &device, Duration::from_mins(1), |error| {
         eprintln!("error: {error}");
         std::process::exit(2);
     })
