@@ -73,7 +73,8 @@ fn refuse_null(path: &Path, name: &str, value: &Value) -> Result<()> {
 fn overlay(under: &mut Value, over: Value) {
     match (under, over) {
         (Value::Object(under), Value::Object(over)) => {
-            for (key, value) in over {
+            // What was not given leaves no key where there was none: settings leave out what has its default.
+            for (key, value) in over.into_iter().filter(|(_, value)| !value.is_null()) {
                 // Its name in earlier files, when there was one rule.
                 let earlier = key == "adamw" && under.contains_key("optimizer");
                 let key = if earlier { "optimizer".to_owned() } else { key };

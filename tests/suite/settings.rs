@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use experiments::overwrite::{refuse_file, replaces};
 use experiments::run_folder::first_free;
-use experiments::settings::{over_file, required};
+use experiments::settings::{layered, over_file, required};
 use experiments::{DeviceName, OutFlags, RunFlags, RunFolder};
 use rstest::rstest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tinyonn::phases::RunConfig;
 
 use crate::models::message;
 
@@ -54,6 +55,14 @@ fn a_file_that_cannot_be_used_is_refused_in_one_line(#[case] text: &str, #[case]
     let refused = message(over_file(&Settings::default(), Some(&path)));
     assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
     assert!(refused.contains("run.toml") && !refused.contains('\n'), "{refused}");
+}
+
+/// A setting that records leave out where it has its default, beside a flag that was not given.
+#[test]
+fn what_is_left_out_keeps_its_default() {
+    let flags = json!({ "dtype": null, "seed": 4 });
+    let settings = layered(&RunConfig::default(), None, &flags).unwrap();
+    assert_eq!(settings, RunConfig { seed: 4, ..RunConfig::default() });
 }
 
 /// As the programs have them: their own settings, and those that all have.
