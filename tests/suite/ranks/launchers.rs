@@ -55,6 +55,7 @@ fn torchrun_goes_before_open_mpi_and_slurm() {
 #[case::a_script_of_sbatch("SLURM_JOB_ID=77 SLURM_NTASKS=8 SLURM_PROCID=0 SLURM_NODELIST=gpu[1-2]")]
 #[case::a_step_of_one("SLURM_STEP_NUM_TASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_STEP_NODELIST=gpu1")]
 #[case::torchrun_of_one("RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1")]
+#[case::an_operator_of_one("RANK=0 WORLD_SIZE=1")]
 #[case::an_address_alone("MASTER_ADDR=node1 LOCAL_RANK=3")]
 fn a_world_of_one_is_none(#[case] words: &str) {
     assert_eq!(rank_of(words).unwrap(), None);

@@ -60,7 +60,25 @@ pub fn versions() -> Result<[u32; 2]> {
 pub fn memory(ordinal: usize) -> Result<[u64; 2]> {
     let context = CudaContext::new(ordinal).map_err(candle_core::Error::wrap)?;
     let (free, total) = context.mem_get_info().map_err(candle_core::Error::wrap)?;
-    Ok([free as u64, total as u64])
+    let idle = if context.has_async_alloc() { idle(&context)? } else { 0 };
+    Ok([free as u64 + idle, total as u64])
+}
+
+/// Bytes that the pool keeps and no tensor has.
+#[allow(unsafe_code)]
+fn idle(context: &CudaContext) -> Result<u64> {
+    let [mut kept, mut used] = [0u64; 2];
+    let (of_kept, of_used) = (
+        CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+        CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+    );
+    // SAFETY: the device of a context that is open, whose pool is the driver's own; both attributes are u64.
+    unsafe {
+        let pool = device::get_default_mem_pool(context.cu_device()).map_err(candle_core::Error::wrap)?;
+        mem_pool::get_attribute(pool, of_kept, (&raw mut kept).cast()).map_err(candle_core::Error::wrap)?;
+        mem_pool::get_attribute(pool, of_used, (&raw mut used).cast()).map_err(candle_core::Error::wrap)?;
+    }
+    Ok(kept.saturating_sub(used))
 }
 
 /// The pool gives nothing back while the process lives.

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// Between two looks at whether collectives go on.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What a hang is told to: it must end the process, whose main thread waits.
+/// Called when a collective hangs; it must end the process, whose main thread waits.
 pub(crate) type Hung = Arc<dyn Fn(Error) + Send + Sync>;
 
 /// Looks after the collectives: one that was queued and is not done after a time is told of. NCCL itself waits for ever for a rank that lives and hangs.

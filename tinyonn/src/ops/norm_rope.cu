@@ -72,7 +72,9 @@ __device__ void backward_heads(const Heads& of, u64 block, u64 blocks, const voi
             squares += x.a[k] * x.a[k] + x.b[k] * x.b[k];
             products += a[k] * w.a[k] * x.a[k] + b[k] * w.b[k] * x.b[k];
         }
-        const float r = 1.0f / sqrtf(lane_sum(squares, lanes) / d + eps), mean = lane_sum(products, lanes) * r / d;
+        const float all_squares = lane_sum(squares, lanes), all_products = lane_sum(products, lanes);
+        // What is no head adds nothing, whatever eps is.
+        const float r = there ? 1.0f / sqrtf(all_squares / d + eps) : 0.0f, mean = all_products * r / d;
         for (int k = 0; k < N; k++) {
             const float n = x.a[k] * r, m = x.b[k] * r;
             dw[0][k] += a[k] * n;

@@ -83,7 +83,8 @@ fn largest(config: &RunConfig, stages: Stages<'_>) -> Result<Need> {
     };
     let none = [(); 3].map(|()| vec![0]);
     let model = (&cfg, variant, held(config.dtype, stored));
-    let plan = Plan::new(config, stages, model, (config.model.is_none(), &none))?;
+    let pretrains = config.model.is_none() && !matches!(stages, Stages::From(_));
+    let plan = Plan::new(config, stages, model, (pretrains, &none))?;
     let tokens = (config.batch * config.length) as u64;
     let stages = plan.stages.iter().filter(|stage| stage.name != "router fit").map(|stage| Need {
         stage: stage.name,

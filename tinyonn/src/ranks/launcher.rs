@@ -142,6 +142,10 @@ const SOURCES: [Names; 3] = [
 /// ```
 pub fn launched(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Launched>> {
     for names in &SOURCES {
+        // A world of one needs nothing else.
+        if variable(names.ranks).is_some_and(|ranks| ranks.trim() == "1") {
+            return Ok(None);
+        }
         if variable(names.rank).is_some() || variable(names.ranks).is_some() {
             return of(names, variable).map(several);
         }

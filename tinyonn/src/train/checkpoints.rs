@@ -105,15 +105,24 @@ impl Saving<'_> {
     /// # Errors
     /// The system refuses it: the states before it stay, and the message says so.
     pub fn save(&self, state: &TrainState, tally: Value) -> Result<PathBuf> {
+        let (path, tensors) = (place(&self.checkpoints.dir, state.step), state.tensors()?);
+        // Others stay until it is written: whoever ends before that ends what the first one waits for, and a launcher ends all when one has ended.
+        let written = if is_first(state) { self.write_state(state, tally, (&path, &tensors)) } else { Ok(()) };
+        state.meet()?;
+        written.map(|()| path)
+    }
+
+    fn write_state(
+        &self,
+        state: &TrainState,
+        tally: Value,
+        (path, tensors): (&Path, &[(String, Tensor)]),
+    ) -> Result<()> {
         let dir = &self.checkpoints.dir;
-        let (path, tensors) = (place(dir, state.step), state.tensors()?);
-        if !is_first(state) {
-            return Ok(path);
-        }
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let about =
             About { version: VERSION, step: state.step, tally, best: state.best(), settings: self.settings.clone() };
-        write(&path, &about, &tensors).map_err(|e| {
+        write(path, &about, tensors).map_err(|e| {
             let before = match self.states() {
                 Ok(states) if !states.is_empty() => {
                     format!("the state of step {} stays", states[states.len() - 1].0)
@@ -127,13 +136,13 @@ impl Saving<'_> {
                 other => (other.to_string(), "mend that"),
             };
             let remedy = format!("{remedy}, and give the same command again; {before}");
-            Error::file(&path, format!("cannot be written: {problem}"), remedy)
+            Error::file(path, format!("cannot be written: {problem}"), remedy)
         })?;
         let states = self.states()?;
         for (_, old) in &states[..states.len().saturating_sub(self.checkpoints.keep.max(1))] {
             fs::remove_file(old).map_err(|e| Error::io(old, e))?;
         }
-        Ok(path)
+        Ok(())
     }
 
     /// Puts the last state into `state` and returns its tally; `None` where none was saved.

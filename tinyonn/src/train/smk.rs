@@ -278,6 +278,15 @@ fn refuse_several_ranks(config: &SmkConfig, spec: &MoeSpec) -> Result<()> {
     if config.routers && matches!(spec.balance, Balance::Loss { .. }) {
         return cannot("balance", "is a loss over the tokens of a batch, of which each of several ranks sees a part");
     }
+    if spec.experts_are == ExpertsAre::Replicate {
+        return cannot(
+            "experts_are",
+            "is replicas, which choose by whole gradients, of which each of several ranks has a part",
+        );
+    }
+    if config.rule.surprise == Surprise::Exact {
+        return cannot("smk.rule.surprise", "is exact, and each of several ranks has a part of the gradient");
+    }
     if config.recycle.every > 0 {
         return cannot("smk.recycle", "moves weights of which each of several ranks has a part");
     }

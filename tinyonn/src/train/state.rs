@@ -175,6 +175,14 @@ impl TrainState {
         self.share.as_ref().map(Share::ranks)
     }
 
+    /// Waits until every rank is here and has all that was gathered: whoever ends before that ends what the others wait for.
+    pub(super) fn meet(&self) -> Result<()> {
+        let Some(ranks) = self.ranks() else { return Ok(()) };
+        let one = Tensor::ones(1, DType::F64, self.finite.device())?;
+        ops::host::read(&[&ranks.all_reduce(&one)?])?;
+        Ok(())
+    }
+
     /// Puts what the other ranks stepped into the slots' masters too.
     ///
     /// # Errors

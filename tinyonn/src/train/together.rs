@@ -9,14 +9,14 @@ use serde_json::json;
 use crate::ranks::{Collective, Greeting, Meeting, Watched, meet};
 use crate::{Error, Result};
 
-/// What a loss is told to.
+/// Called when a rank is lost or hangs; it must end the process.
 type Lost = Arc<dyn Fn(Error) + Send + Sync>;
 
 /// Ranks that compute together, for as long as both are kept.
 pub struct Together {
     /// What moves tensors between them.
     pub ranks: Arc<dyn Collective>,
-    /// Who is missed.
+    /// Notices when another rank is lost, for as long as this is kept.
     pub watched: Watched,
 }
 

@@ -223,6 +223,7 @@ pub fn train(
         }
     }
     state.gather()?;
+    state.meet()?;
     if let Some(progress) = &ears.progress {
         progress.finish();
     }
