@@ -416,7 +416,9 @@ fn a_run_says_what_it_computes_in() {
     assert_done(&place.run(PHASE2, &format!("{arguments} --dtype bf16")));
     let config: Value = serde_json::from_slice(&fs::read(place.path("out/config.json")).unwrap()).unwrap();
     assert_eq!(config["settings"]["dtype"], "bf16");
-    assert_refused(&place.run(PHASE2, &format!("{arguments} --overwrite --dtype f16")), &["--dtype", "f32 or bf16"]);
+    let refused = place.run(PHASE2, &format!("{arguments} --overwrite --dtype f16"));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("there is no `f16`; use f32 or bf16"), "{said}");
     let scan = "--model dense --data a=a.txt --length 32 --scan-file scan.safetensors";
     assert_done(&place.run(SCAN, &format!("{scan} --dtype bf16 --out one")));
     assert_refused(&place.run(SCAN, &format!("{scan} --out two")), &["scan.safetensors", "another dtype (bf16)"]);

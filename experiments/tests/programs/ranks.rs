@@ -1,13 +1,11 @@
 //! Several ranks of a program, for real: started by `--gpus`, by torchrun's variables, by stand-ins of `srun` and `mpirun`. They meet, compare, plan, and
-//! leave; what a launcher contradicts, who is missing, and who is killed ends all of them.
+//! leave; what a launcher contradicts, and who is missing, ends all of them.
 #![cfg(unix)]
 
 use std::fs;
-use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
 use rstest::rstest;
 
@@ -129,93 +127,4 @@ fn the_first_rank_that_fails_is_told_last() {
     assert!(said.contains("`--from`: is not given, and 3 ranks share Surprise Min-K alone"), "{said}");
     let last = said.lines().last().unwrap();
     assert!(last.starts_with("rank ") && last.contains(" of 3 ended first, with code 2"), "{said}");
-}
-
-/// A parent whose ranks wait for text that does not come: from a pipe that nobody writes to.
-fn waiting(place: &Place) -> (Child, Vec<u32>) {
-    let made = Command::new("mkfifo").arg(place.path("pipe.txt")).status().unwrap();
-    assert!(made.success());
-    let plan = PLAN.replace("b=b.txt", "b=pipe.txt");
-    let mut command = place.command(PHASE2, &format!("{plan} --gpus 2"));
-    let mut parent = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let began = Instant::now();
-    let children = format!("/proc/{0}/task/{0}/children", parent.id());
-    while began.elapsed() < Duration::from_secs(30) {
-        let ids = fs::read_to_string(&children).unwrap_or_default();
-        let ids: Vec<u32> = ids.split_whitespace().filter_map(|id| id.parse().ok()).collect();
-        if ids.len() == 2 && ids.iter().all(|id| is_listening(*id)) {
-            return (parent, ids);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    parent.kill().unwrap();
-    let ended = parent.wait();
-    assert!(ended.is_err(), "no ranks: {ended:?}");
-    (parent, Vec::new())
-}
-
-/// Whether it has come so far that it hears signals, and its parent's end: each has a thread of its own.
-fn is_listening(id: u32) -> bool {
-    fs::read_dir(format!("/proc/{id}/task")).is_ok_and(|tasks| tasks.count() > 2)
-}
-
-/// A process that has ended and that nobody has waited for yet is gone as well.
-fn is_gone(id: u32) -> bool {
-    fs::read_to_string(format!("/proc/{id}/stat"))
-        .map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
-}
-
-fn wait_until_gone(ids: &[u32]) {
-    let began = Instant::now();
-    while !ids.iter().all(|id| is_gone(*id)) {
-        assert!(began.elapsed() < Duration::from_secs(10), "{ids:?} are still there");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn ranks_end_when_their_parent_is_killed() {
-    let place = place();
-    let (mut parent, ids) = waiting(&place);
-    parent.kill().unwrap();
-    parent.wait().unwrap();
-    wait_until_gone(&ids);
-}
-
-#[cfg(target_os = "linux")]
-#[rstest]
-#[case("TERM", 143)]
-#[case("INT", 130)]
-#[case("USR1", 85)]
-fn signals_are_passed_on(#[case] signal: &str, #[case] code: i32) {
-    let place = place();
-    let (parent, ids) = waiting(&place);
-    let sent = Command::new("kill").arg(format!("-{signal}")).arg(parent.id().to_string()).status().unwrap();
-    assert!(sent.success());
-    let ended = parent.wait_with_output().unwrap();
-    assert_eq!(ended.status.code(), Some(code), "{}", said(&ended));
-    wait_until_gone(&ids);
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn a_rank_that_is_killed_ends_the_others() {
-    let place = place();
-    let (parent, ids) = waiting(&place);
-    let killed = Command::new("kill").arg("-KILL").arg(ids[1].to_string()).status().unwrap();
-    assert!(killed.success());
-    // The other one reads on, and would wait for the one that is gone.
-    let pipe = fs::OpenOptions::new().write(true).open(place.path("pipe.txt"));
-    drop(pipe.and_then(|mut pipe| pipe.write_all(&fs::read(place.path("b.txt"))?)));
-    let began = Instant::now();
-    let ended = parent.wait_with_output().unwrap();
-    assert_eq!(ended.status.code(), Some(137), "{}", said(&ended));
-    assert!(
-        said(&ended).lines().last().unwrap().starts_with("rank 1 of 2 ended first, with code 137"),
-        "{}",
-        said(&ended)
-    );
-    assert!(began.elapsed() < Duration::from_secs(30));
-    wait_until_gone(&ids);
 }
