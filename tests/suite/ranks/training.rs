@@ -200,7 +200,7 @@ fn several_ranks_choose_the_losers_that_one_does(#[case] name: &str, #[case] con
 
 #[rstest]
 #[case::exact("Moe7x3", SmkConfig { rule: SmkRule { surprise: Surprise::Exact, ..SmkRule::DEFAULT }, ..SMK }, "smk.rule.surprise")]
-#[case::replicas("MergedBySequence", SMK, "smk.rule.surprise")]
+#[case::replicas("MergedBySequence", SMK, "experts_are")]
 #[case::recycled("Moe7x3", SmkConfig { recycle: RecycleConfig { every: 5, ..RecycleConfig::DEFAULT }, ..ONLY_ROUTERS_AND_EXPERTS }, "recycle")]
 #[case::a_loss_for_balance("EvenByLoss", ONLY_ROUTERS_AND_EXPERTS, "balance")]
 #[case::a_batch_that_does_not_divide("Moe7x3", SmkConfig { batch: 7, ..SMK }, "use 6 or 8")]
