@@ -1,8 +1,8 @@
 //! A collective that is queued and never done: NCCL waits for ever for a rank that lives and hangs, and says nothing.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{JoinHandle, sleep};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use candle_core::cuda_backend::CudaDevice;
@@ -17,31 +17,19 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Called when a collective hangs; it must end the process, whose main thread waits.
 pub(crate) type Hung = Arc<dyn Fn(Error) + Send + Sync>;
 
-/// Looks after the collectives: one that was queued and is not done after a time is told of. NCCL itself waits for ever for a rank that lives and hangs.
+/// Looks after the collectives, in a thread of its own: one that was queued and is not done after a time is told of.
 pub(super) struct Watchdog {
-    queued: Arc<Queued>,
+    /// The name of each collective; the thread ends when this is gone.
+    queued: Option<Sender<&'static str>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What was queued last.
-struct Queued {
-    /// How many collectives there were.
-    number: AtomicU64,
-    what: Mutex<&'static str>,
-    ended: AtomicBool,
-    /// Recorded behind the last of them.
-    done: Done,
-}
-
-/// An event of the context that it was made in.
+/// An event of the context that it was made in, recorded behind the last collective.
 struct Done(CUevent);
 
 // SAFETY: the driver lets every thread in which the context is bound ask for an event.
 #[allow(unsafe_code)]
 unsafe impl Send for Done {}
-// SAFETY: as above.
-#[allow(unsafe_code)]
-unsafe impl Sync for Done {}
 
 impl Watchdog {
     pub(super) fn start(
@@ -50,57 +38,53 @@ impl Watchdog {
         rank: usize,
         (limit, hung): (Duration, Hung),
     ) -> Result<Self> {
-        let queued = Arc::new(Queued {
-            number: AtomicU64::new(0),
-            what: Mutex::new(""),
-            ended: AtomicBool::new(false),
-            done: Done(done),
-        });
-        let (watched, context) = (queued.clone(), device.cuda_stream().context().clone());
+        let ((queued, names), done) = (channel(), Done(done));
+        let context = device.cuda_stream().context().clone();
         let watch = move || {
             if context.bind_to_thread().is_ok() {
-                watched.watch(rank, limit, &hung);
+                done.watch(&names, rank, limit, &hung);
             }
         };
         let refused = |e: std::io::Error| Error::setting("NCCL", format!("cannot be watched: {e}"), "report this");
         let thread = std::thread::Builder::new().name("collectives".into()).spawn(watch).map_err(refused)?;
-        Ok(Self { queued, thread: Some(thread) })
+        Ok(Self { queued: Some(queued), thread: Some(thread) })
     }
 
     /// Something is about to be queued.
     pub(super) fn begins(&self, what: &'static str) {
-        *self.queued.what.lock().unwrap_or_else(PoisonError::into_inner) = what;
-        self.queued.number.fetch_add(1, Ordering::SeqCst);
+        // A thread that has ended has told of a hang: the process ends.
+        let _ = self.queued.as_ref().map(|queued| queued.send(what));
     }
 }
 
-impl Queued {
-    fn watch(&self, rank: usize, limit: Duration, hung: &Hung) {
-        let (mut seen, mut since) = (0, Instant::now());
-        while !self.ended.load(Ordering::SeqCst) {
-            sleep(LOOK);
-            let number = self.number.load(Ordering::SeqCst);
-            if number != seen || self.is_done() {
-                (seen, since) = (number, Instant::now());
-            } else if since.elapsed() > limit {
-                let what = *self.what.lock().unwrap_or_else(PoisonError::into_inner);
-                let problem =
-                    format!("has waited for {} s to {what} (its collective number {number})", limit.as_secs());
-                return hung(Error::rank(rank, problem, "see which rank hangs; --collective-timeout is the limit"));
+impl Done {
+    fn watch(&self, names: &Receiver<&'static str>, rank: usize, limit: Duration, hung: &Hung) {
+        let (mut what, mut number, mut since) = ("", 0u64, Instant::now());
+        loop {
+            match names.recv_timeout(LOOK) {
+                Ok(name) => (what, number, since) = (name, number + 1, Instant::now()),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) if self.is_over() => since = Instant::now(),
+                Err(RecvTimeoutError::Timeout) if since.elapsed() > limit => {
+                    let problem =
+                        format!("has waited for {} s to {what} (its collective number {number})", limit.as_secs());
+                    return hung(Error::rank(rank, problem, "see which rank hangs; --collective-timeout is the limit"));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
 
     #[allow(unsafe_code)]
-    fn is_done(&self) -> bool {
-        // SAFETY: the event lives until this thread has ended: whoever made it drops this first.
-        unsafe { event::query(self.done.0) }.is_ok()
+    fn is_over(&self) -> bool {
+        // SAFETY: the event lives until this thread has ended: whoever made it drops the watchdog first.
+        unsafe { event::query(self.0) }.is_ok()
     }
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.queued.ended.store(true, Ordering::SeqCst);
+        self.queued = None;
         if let Some(thread) = self.thread.take() {
             // It looks now and then, and then ends.
             let _ = thread.join();
