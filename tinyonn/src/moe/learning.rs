@@ -49,18 +49,12 @@ impl TinyOnnExpert {
             return Err(Error::setting("experts", problem, "train before the repair, or leave the experts frozen"));
         }
         match saved {
-            Saved::Whole(saved) => {
-                let mut back = self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads)?;
-                back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
-                Ok(back)
-            }
+            Saved::Whole(saved) => self.by_token((saved, self.weights()), dy, routing, learn, wanted, grads),
             Saved::Chosen(saved, _) => {
-                let mut back =
-                    self.slices_backward((saved, self.chosen_weights()), dy, routing, learn, wanted, grads)?;
+                let back = self.by_token((saved, self.chosen_weights()), dy, routing, learn, wanted, grads)?;
                 if let Some(repair) = self.repair() {
                     grads.add_with(&repair.bias_d, || dy.flatten_to(1)?.to_dtype(DType::F32)?.sum(0))?;
                 }
-                back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
                 Ok(back)
             }
             Saved::Dispatched(saved) => {
@@ -69,17 +63,9 @@ impl TinyOnnExpert {
             #[cfg(feature = "cuda")]
             Saved::Grouped(saved) => self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads),
             #[cfg(feature = "cuda")]
-            Saved::Gated(saved) => {
-                let mut back = self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads)?;
-                back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
-                Ok(back)
-            }
+            Saved::Gated(saved) => self.by_token((saved, self.weights()), dy, routing, learn, wanted, grads),
             #[cfg(feature = "cuda")]
-            Saved::Segments(saved) => {
-                let mut back = self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads)?;
-                back.dgate = back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?;
-                Ok(back)
-            }
+            Saved::Segments(saved) => self.by_token((saved, self.weights()), dy, routing, learn, wanted, grads),
             Saved::Shared(saved) => self.slices_backward((saved, self.weights()), dy, routing, learn, wanted, grads),
             Saved::Merged(saved) => {
                 let deltas = self.differences();
@@ -97,6 +83,20 @@ impl TinyOnnExpert {
                 Ok(Backward { dx, dgate, answers: Answers::default() })
             }
         }
+    }
+
+    /// Of slices that have a gate for every token, whose gradients are those of decisions.
+    fn by_token<S: SlicedMlp>(
+        &self,
+        saved: (&S, MlpWeights<'_>),
+        dy: &Tensor,
+        routing: &Routing,
+        learn: &Learn,
+        wanted: (bool, bool),
+        grads: &mut Grads,
+    ) -> Result<Backward> {
+        let back = self.slices_backward(saved, dy, routing, learn, wanted, grads)?;
+        Ok(Backward { dgate: back.dgate.map(|dgate_tn| routing.by_decision(&dgate_tn)).transpose()?, ..back })
     }
 
     /// Of slices, however they were computed: deltas, then who learns, then the gradients.
