@@ -7,13 +7,10 @@ random, of every layer), and the ten with the least are stepped: AdamW with a ma
 and update are under torch.compile. Random weights and tokens, bf16, 4 x 2048 tokens, SDPA. Medians of the steps behind the first two.
 """
 
-import statistics
-import time
-
 import torch
 import transformers
 
-from train_step_torch import LENGTH, ROWS, STEPS, model
+from train_step_torch import LENGTH, ROWS, model, timed, told
 
 EXPERTS, LEARN, RATE, BETAS, EPS = 100, 10, 1e-5, (0.9, 0.999), 1e-8
 
@@ -60,10 +57,8 @@ def main() -> None:
         banks.append(Bank(layer.mlp, (torch.randperm(neurons, device="cuda") % EXPERTS)))
     step_of = torch.compile(net)
     ids = torch.randint(0, 151936, (ROWS, LENGTH), device="cuda")
-    times = []
-    for _ in range(STEPS + 2):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
+
+    def step() -> torch.Tensor:
         loss = step_of(input_ids=ids, labels=ids).loss
         loss.backward()
         with torch.no_grad():
@@ -71,11 +66,9 @@ def main() -> None:
                 update(bank.weights, [w.grad for w in bank.weights], bank.masters, bank.m, bank.v, bank.steps_i, bank.expert_i)
                 for weight in bank.weights:
                     weight.grad = None
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    median = statistics.median(times[2:])
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    print(f"torch/train_step/Min-K, torch.compile: {1e3 * median:.1f} ms, {ROWS * LENGTH / median:.0f} tokens/s, loss {loss.item():.3f}, {peak:.1f} GB at most", flush=True)
+        return loss
+
+    told("Min-K, torch.compile", *timed(step))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,23 @@ def model() -> Qwen3ForCausalLM:
         return Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa").to(torch.bfloat16).train()
 
 
+def timed(step) -> tuple[float, torch.Tensor]:
+    """Seconds of the median step behind the first two, and what the last one returned."""
+    times = []
+    for _ in range(STEPS + 2):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        loss = step()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:]), loss
+
+
+def told(name: str, seconds: float, loss: torch.Tensor) -> None:
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    print(f"torch/train_step/{name}: {1e3 * seconds:.1f} ms, {ROWS * LENGTH / seconds:.0f} tokens/s, loss {loss.item():.3f}, {peak:.1f} GB at most", flush=True)
+
+
 def bench(name: str, compiled: bool) -> None:
     torch.manual_seed(0)
     torch.cuda.empty_cache()
@@ -41,20 +58,16 @@ def bench(name: str, compiled: bool) -> None:
     step_of = torch.compile(net) if compiled else net
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
     ids = torch.randint(0, 151936, (ROWS, LENGTH), device="cuda")
-    times = []
-    for _ in range(STEPS + 2):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
+
+    def step() -> torch.Tensor:
         loss = step_of(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    median = statistics.median(times[2:])
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    print(f"torch/train_step/{name}: {1e3 * median:.1f} ms, {ROWS * LENGTH / median:.0f} tokens/s, loss {loss.item():.3f}, {peak:.1f} GB at most", flush=True)
+        return loss
+
+    told(name, *timed(step))
 
 
 if __name__ == "__main__":
