@@ -247,18 +247,9 @@ gaussian_sums(const float* z, float* packed, const Router* routers, const float*
 
 // The parts in one order: a block takes 32 columns, eight threads of each an eighth of the parts.
 extern "C" __global__ void __launch_bounds__(THREADS) gaussian_total(const float* parts, float* sums, u64 count, u64 room) {
-    __shared__ float of_thread[8][32];
-    const unsigned column = blockIdx.x * 32 + threadIdx.x % 32, behind = threadIdx.x / 32;
-    float sum = 0.0f;
-    if (column < room) {
-#pragma unroll 8
-        for (u64 part = behind; part < count; part += 8) sum += parts[part * room + column];
-    }
-    of_thread[behind][threadIdx.x % 32] = sum;
-    __syncthreads();
-    if (behind > 0 || column >= room) return;
-    for (int other = 1; other < 8; other++) sum += of_thread[other][threadIdx.x];
-    sums[column] = sum;
+    const u64 column = blockIdx.x * 32 + threadIdx.x % 32;
+    const float sum = column_sum<32>(parts, count, room, column);
+    if (threadIdx.x < 32 && column < room) sums[column] = sum;
 }
 
 // Where a gradient goes; nowhere, where it is not wanted.

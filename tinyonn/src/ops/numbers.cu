@@ -80,3 +80,22 @@ __device__ float warp_sum(float x) {
     for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
     return x;
 }
+
+// The sum of a column of parts [count, width], in one order: a block takes COLUMNS of them, 256 / COLUMNS threads of each a share of the parts. The sum is that of
+// the first thread of its column, threadIdx.x < COLUMNS; all threads of the block come here.
+template <int COLUMNS>
+__device__ float column_sum(const float* parts, u64 count, u64 width, u64 column) {
+    const int SHARES = 256 / COLUMNS;
+    __shared__ float sums[SHARES][COLUMNS];
+    const unsigned share = threadIdx.x / COLUMNS;
+    float sum = 0.0f;
+    if (column < width) {
+#pragma unroll 8
+        for (u64 part = share; part < count; part += SHARES) sum += parts[part * width + column];
+    }
+    sums[share][threadIdx.x % COLUMNS] = sum;
+    __syncthreads();
+    if (share > 0) return sum;
+    for (int other = 1; other < SHARES; other++) sum += sums[other][threadIdx.x];
+    return sum;
+}

@@ -138,16 +138,7 @@ extern "C" __global__ void __launch_bounds__(256)
 rms_norm_sum(const float* parts, void* dw, u64 count, u64 half, u64 add, const float* other_parts, void* other_dw, u64 other_count, u64 other_half,
              u64 other_add, u64 d) {
     if (blockIdx.y) parts = other_parts, dw = other_dw, count = other_count, half = other_half, add = other_add;
-    __shared__ float sums[32][8];
-    const unsigned c = blockIdx.x * 8 + threadIdx.x % 8, behind = threadIdx.x / 8;
-    float sum = 0.0f;
-    if (c < d) {
-#pragma unroll 8
-        for (u64 part = behind; part < count; part += 32) sum += parts[part * d + c];
-    }
-    sums[behind][threadIdx.x % 8] = sum;
-    __syncthreads();
-    if (behind > 0 || c >= d) return;
-    for (int other = 1; other < 32; other++) sum += sums[other][threadIdx.x];
-    store_one(dw, c, half, add ? load_one(dw, c, half) + sum : sum);
+    const u64 c = blockIdx.x * 8 + threadIdx.x % 8;
+    const float sum = column_sum<8>(parts, count, d, c);
+    if (threadIdx.x < 8 && c < d) store_one(dw, c, half, add ? load_one(dw, c, half) + sum : sum);
 }
