@@ -242,7 +242,7 @@ fn time<F: FeedForward>(
         1e3 * median[1],
         1e3 * median[2],
         tokens as f64 / whole(&median),
-        memory_taken()
+        memory_taken(device)
     );
     Ok(())
 }
@@ -266,16 +266,19 @@ fn load<F: FeedForward>(model: &CausalLm<F>, (ids, targets): (&Tensor, &Tensor),
     Ok(busiest)
 }
 
-/// Memory of the card that is not free: this process's, where nobody else is on it.
+/// Memory of the card that is not free (this process's, where nobody else is on it), and the most that tensors have taken of it at once in any row so far.
 #[cfg(feature = "cuda")]
-fn memory_taken() -> String {
-    match candle_core::cuda_backend::cudarc::driver::result::mem_get_info() {
-        Ok((free, total)) => format!(", {:.1} GB taken", (total - free) as f64 / 1e9),
-        Err(_) => String::new(),
+fn memory_taken(device: &Device) -> String {
+    let taken = candle_core::cuda_backend::cudarc::driver::result::mem_get_info().map(|(free, total)| total - free);
+    match (taken, tinyonn::ops::card::most_used(device)) {
+        (Ok(taken), Ok(most)) => {
+            format!(", {:.1} GB taken, {:.1} by tensors at most", taken as f64 / 1e9, most as f64 / 1e9)
+        }
+        _ => String::new(),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn memory_taken() -> String {
+fn memory_taken(_: &Device) -> String {
     String::new()
 }
