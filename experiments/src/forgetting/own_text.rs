@@ -57,30 +57,39 @@ fn write(config: &StudyConfig, dir: &Path) -> Result<()> {
     stop_ids.push(tokenizer.eos());
     let sampling = Sampling::at(1.0);
     let how = Generation { tokens: knowledge.written, stop_ids, sampling };
-    for (at, (name, beginnings)) in tasks.into_iter().enumerate() {
-        let given = |text: &&str| {
-            let text: String = text.chars().take(CHARACTERS * knowledge.given).collect();
-            let tokens = tokenizer.encode(&text)?;
-            Ok(tokens.get(..knowledge.given).map(<[u32]>::to_vec))
-        };
-        let given = beginnings.iter().map(given).collect::<Result<Vec<_>>>()?;
-        let given: Vec<Vec<u32>> = given.into_iter().flatten().collect();
+    let given = |text: &&str| {
+        let text: String = text.chars().take(CHARACTERS * knowledge.given).collect();
+        let tokens = tokenizer.encode(&text)?;
+        Ok(tokens.get(..knowledge.given).map(<[u32]>::to_vec))
+    };
+    let mut prompts = Vec::new();
+    let mut counts = Vec::with_capacity(tasks.len());
+    for (at, (name, beginnings)) in tasks.iter().enumerate() {
+        let found = beginnings.iter().map(given).collect::<Result<Vec<_>>>()?;
         let seed = config.screen_seed.wrapping_add(at as u64);
-        let prompts = given.iter().enumerate().map(|(number, tokens)| Prompt::new(tokens.clone(), seed, number));
-        let written = lm.generate(prompts.collect(), &how, &Pass::all(), &mut |_| Ok(()))?;
-        let mut lines = String::new();
-        for (given, written) in given.iter().zip(&written) {
-            let text = tokenizer.decode_plain(&[given.as_slice(), written].concat())?;
-            lines += &json!({ "text": text }).to_string();
-            lines.push('\n');
-        }
-        if given.len() < 2 {
-            let problem = format!("`{name}` has {} documents of {} tokens or more", given.len(), knowledge.given);
+        let own = found.into_iter().flatten().enumerate().map(|(number, tokens)| Prompt::new(tokens, seed, number));
+        let before = prompts.len();
+        prompts.extend(own);
+        let count = prompts.len() - before;
+        if count < 2 {
+            let problem = format!("`{name}` has {count} documents of {} tokens or more", knowledge.given);
             return Err(Error::setting(
                 "--data",
                 problem,
                 "give tasks of more documents: the model goes on behind them",
             ));
+        }
+        counts.push(count);
+    }
+    // All tasks at once: a step of many texts takes hardly longer than one of few.
+    let written = lm.generate(prompts.clone(), &how, &Pass::all(), &mut |_| Ok(()))?;
+    let mut texts = prompts.iter().zip(&written);
+    for ((name, _), count) in tasks.iter().zip(counts) {
+        let mut lines = String::new();
+        for (prompt, written) in texts.by_ref().take(count) {
+            let text = tokenizer.decode_plain(&[prompt.tokens.as_slice(), written].concat())?;
+            lines += &json!({ "text": text }).to_string();
+            lines.push('\n');
         }
         files::write(staged.path().join(format!("{name}.jsonl")), lines)?;
     }

@@ -50,13 +50,14 @@ impl Store {
         Self { out: out.to_path_buf() }
     }
 
-    /// Makes the folder, for runs computed by the sources at `commit`, or checks that the study that was begun in it is this one. Trials and finalists may be
+    /// Makes the folder, for runs computed by the sources at `commit`, or checks that the study that was begun in it is this one, whose commit stays. Trials and finalists may be
     /// others than they were: runs do not know of one another.
     ///
     /// # Errors
     /// A folder of something else; runs of other sources or settings, which are named.
     pub fn begin(&self, config: &StudyConfig, commit: &str) -> Result<()> {
         let path = self.out.join(BEGUN);
+        let mut commit = commit.to_owned();
         if path.exists() {
             let begun = self.begun_as()?;
             if begun.sources != SOURCES_SHA256 {
@@ -71,13 +72,15 @@ impl Store {
                 let problem = format!("was begun with other settings: {}", named.join("; "));
                 return Err(Error::file(&self.out, problem, "give those, or name another folder with --out"));
             }
+            // A machine that has the program alone does not know it, and the sources are the same.
+            commit = begun.commit;
         } else if files::is_used(&self.out)? {
             let remedy = "name another folder with --out";
             return Err(Error::file(&self.out, "exists, is not empty, and is no study of forgetting", remedy));
         }
         let runs = self.out.join(RUNS);
         std::fs::create_dir_all(&runs).map_err(|e| Error::io(&runs, e))?;
-        let begun = Begun { sources: SOURCES_SHA256.into(), commit: commit.into(), settings: config.clone() };
+        let begun = Begun { sources: SOURCES_SHA256.into(), commit, settings: config.clone() };
         let text = serde_json::to_string_pretty(&begun);
         let text = text.map_err(|e| Error::file(&path, e.to_string(), "report this as a defect"))?;
         files::write(path, text + "\n")

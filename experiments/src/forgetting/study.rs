@@ -73,8 +73,8 @@ impl Default for KnowledgeConfig {
         Self {
             material: "material".into(),
             benchmarks: ["arc_easy", "piqa", "hellaswag", "lambada"].map(str::to_owned).to_vec(),
-            items: 200,
-            every: 30,
+            items: 400,
+            every: 50,
             documents: 80,
             given: 16,
             written: 128,
@@ -260,12 +260,12 @@ impl StudyConfig {
             reference_rate: 3e-4,
             margin: 0.2,
             trials: vec![
-                trials(Method::DENSE, &[1e-4, 3e-4, 1e-3]),
-                trials(SMK, &[3e-4, 1e-3]),
-                trials(Method::Experts { select: Select::RandomK, routed: false }, &[1e-3]),
-                trials(Method::Lora { rank: 42 }, &[3e-4, 1e-3]),
-                trials(Method::LeastImportant, &[3e-4]),
-                trials(Method::Replay { one_in: 100 }, &[1e-4, 3e-4]),
+                trials(Method::DENSE, &[1e-4, 3e-4, 1e-3, 3e-3]),
+                trials(SMK, &[1e-3, 3e-3]),
+                trials(Method::Experts { select: Select::RandomK, routed: false }, &[1e-3, 3e-3]),
+                trials(Method::LeastImportant, &[1e-3]),
+                trials(Method::Lora { rank: 42 }, &[1e-3]),
+                trials(Method::Replay { one_in: 100 }, &[3e-4]),
                 trials(Method::Decay { strength: 10.0, fisher: true }, &[3e-4]),
             ],
             finalists: vec![Method::DENSE],
@@ -273,7 +273,7 @@ impl StudyConfig {
             run: RunConfig {
                 length: 256,
                 test_tokens: 1536,
-                smk: SmkConfig { steps: 60, look: 6, ..whole.run.smk },
+                smk: SmkConfig { steps: 100, look: 10, ..whole.run.smk },
                 ..whole.run
             },
             ..whole

@@ -237,8 +237,8 @@ fn the_pretrained_models_study_is_of_twelve_runs() {
     let model = setting(dir.path()).model;
     let config = StudyConfig { run: RunConfig { model, ..config.run.clone() }, ..config };
     config.validate().unwrap();
-    let known = KnowledgeConfig { every: 20, ..KnowledgeConfig::default() };
+    let known = KnowledgeConfig { every: 25, ..KnowledgeConfig::default() };
     let said = message(StudyConfig { knowledge: Some(known), ..config.clone() }.validate());
-    assert!(said.contains("`knowledge.every`: is 20"), "{said}");
+    assert!(said.contains("`knowledge.every`: is 25"), "{said}");
     assert!(message(StudyConfig { seeds: vec![1], ..config }.validate()).contains("`orders`: 1 orders"));
 }

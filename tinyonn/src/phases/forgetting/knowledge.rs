@@ -20,6 +20,8 @@ pub struct OldKnowledge {
     tasks: Vec<BenchmarkTask>,
     /// The original's figures of these tasks.
     figures: Vec<TaskFigures>,
+    /// Of each item of these, whether the original is right.
+    right: Vec<bool>,
     every: u64,
 }
 
@@ -32,13 +34,14 @@ impl OldKnowledge {
     pub fn new(prepared: &Prepared, config: &RunConfig, tasks: Vec<BenchmarkTask>, every: u64) -> Result<Self> {
         let original = prepared.run(config).dense_model()?;
         let tokenizer = prepared.dense.tokenizer.clone();
-        let mut all = Self { original, tokenizer, tasks: Vec::new(), figures: Vec::new(), every };
+        let mut all = Self { original, tokenizer, tasks: Vec::new(), figures: Vec::new(), right: Vec::new(), every };
         for task in tasks {
             let found = all.answers(&task, &all.original, &Pass::all())?;
             let figures = TaskFigures::new(&task, &found, config.seed)?;
             if figures.signal {
                 all.tasks.push(task);
                 all.figures.push(figures);
+                all.right.extend(found.iter().map(|answer| answer.right));
             }
         }
         if all.tasks.is_empty() {
@@ -63,6 +66,11 @@ impl OldKnowledge {
 
     pub(super) fn figures(&self) -> &[TaskFigures] {
         &self.figures
+    }
+
+    /// Of each item of all tasks, whether the original is right.
+    pub(super) fn right_of_original(&self) -> &[bool] {
+        &self.right
     }
 
     /// Whether it is asked behind so many of `steps` steps: before the first and behind the last in any case.

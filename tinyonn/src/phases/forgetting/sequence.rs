@@ -271,9 +271,11 @@ impl<'a> Course<'a> {
         let old = subject.prepared.text.tasks.len();
         let novel = subject.novel_of(task)?;
         let knowledge = self.knowledge;
-        // Where no router was fitted in between, a task begins with the answers that the one before it ended with.
+        // All active, the first task begins with the answers of the original, and each other one with those that the one before it ended with.
         let known = self.record.knowledge.as_ref().filter(|_| matches!(pass.active, Active::All));
         let last = known.and_then(|known| known.asked.last()).map(|asked| asked.right.clone());
+        let first = || knowledge.filter(|_| known.is_some()).map(|known| known.right_of_original().to_vec());
+        let last = last.or_else(first);
         let (mut looks, mut asked, mut by_document) = (Vec::new(), Vec::new(), Vec::new());
         let mut look = |step: u64| -> Result<()> {
             let losses = match knowledge {
