@@ -1,4 +1,5 @@
-//! What a study leaves in `results/`: `STUDY.md`, what it found, and `STUDY.json`, which says what that page must hold.
+//! What a study leaves in `results/`: `STUDY.md`, what it found, `STUDY.json`, which says what that page must hold, and `STUDY.figures`, its drawings, if it
+//! draws any.
 //!
 //! The tables and rows that the grid asks for are known before anything is computed; the cells that were not run, and the SHA-256 of the page,
 //! when it is written.
@@ -8,7 +9,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+#[cfg(feature = "pictures")]
+use tinyonn::files::StagedFolder;
 use tinyonn::{Error, Result, files};
+
+#[cfg(feature = "pictures")]
+use crate::report::Figure;
 
 /// A study that may have a part of `RESULTS.md`.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +101,20 @@ pub fn write(path: &Path, page: &str, declared: Declared, not_run: Vec<String>) 
     let json = json.map_err(|e| Error::file(&beside, e.to_string(), "report this as a defect"))?;
     files::write(path, page)?;
     files::write(beside, json + "\n")
+}
+
+/// Writes `drawings` as SVG into the folder `STUDY.figures` beside the page `path`, which they replace; returns their names in it, from the page's folder on.
+///
+/// # Errors
+/// What the system reports.
+#[cfg(feature = "pictures")]
+pub(crate) fn write_figures(path: &Path, drawings: &[Figure]) -> Result<Vec<String>> {
+    let folder = path.with_extension("figures");
+    let staged = StagedFolder::replacing(&folder)?;
+    let names = drawings.iter().map(|drawing| drawing.write_svg(staged.path())).collect::<Result<Vec<_>>>()?;
+    staged.publish()?;
+    let folder = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(names.into_iter().flatten().map(|name| format!("{folder}/{name}")).collect())
 }
 
 /// In hexadecimal digits.

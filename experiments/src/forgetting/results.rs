@@ -37,6 +37,10 @@ pub fn write_results(outcome: &Outcome, config: &StudyConfig, provenance: &[(Str
     let finals = outcome.finals.iter().flat_map(|finalist| finalist.runs.iter().flatten()).map(|run| &run.0);
     let seconds: f64 = runs.chain(finals).map(|record| record.seconds).sum();
     let _ = writeln!(page, "- seconds of all runs, added up, without pretraining: {seconds:.0}");
+    let drawn = figures(outcome, config)?;
+    let names: Vec<String> =
+        fragments::write_figures(&config.results_file(), &drawn)?.iter().map(|name| format!("`{name}`")).collect();
+    let _ = writeln!(page, "- drawn: {}", if names.is_empty() { "nothing yet".into() } else { names.join(", ") });
     let told = tables(outcome, config);
     for told in &told {
         let _ = write!(page, "\n## {}\n\n{}\n\n{}", told.heading, told.prose, told.table.markdown()?);
@@ -45,7 +49,7 @@ pub fn write_results(outcome: &Outcome, config: &StudyConfig, provenance: &[(Str
     let mut sections = vec![Section {
         heading: "In pictures".into(),
         prose: vec!["Old text against new learning; lower and further left is better.".into()],
-        figures: figures(outcome, config)?,
+        figures: drawn,
     }];
     for told in told {
         sections.push(Section {

@@ -195,6 +195,7 @@ impl Default for StudyConfig {
                 trials(experts(Select::Smk, true), &[4e-3, 1.6e-2]),
                 trials(experts(Select::RandomK, true), &[4e-3, 1.6e-2]),
                 trials(experts(Select::MaxK, true), &[4e-3, 1.6e-2]),
+                trials(experts(Select::MaxProduct, true), &[4e-3]),
                 trials(experts(Select::MinLoad, true), &[4e-3, 1.6e-2]),
                 sgd(Method::DENSE, &[3e-2, 1e-1]),
                 sgd(SMK, &[3e-2, 1e-1]),

@@ -68,6 +68,14 @@ impl Figure {
         Ok(Self { content: Content::Table(table.html()?), caption: caption.into() })
     }
 
+    /// Writes its drawing, if it is one, as `STEM.svg` into `folder`; returns that name.
+    pub(crate) fn write_svg(&self, folder: &Path) -> Result<Option<String>> {
+        let Some(drawing) = self.drawing() else { return Ok(None) };
+        let name = format!("{}.svg", drawing.stem);
+        files::write(folder.join(&name), drawing.svg.to_string())?;
+        Ok(Some(name))
+    }
+
     /// `Figure` or `Table`, which are counted apart.
     pub(super) fn kind(&self) -> &'static str {
         if self.drawing().is_some() { "Figure" } else { "Table" }

@@ -101,6 +101,9 @@ fn a_study_in_shards_says_what_one_in_one_go_says() {
         let drawn = config.out.join("figures").join(format!("{figure}.svg")).exists();
         // Rates at which nothing is learnt have no figure.
         assert!(drawn || figure != "first-task", "{figure}");
+        // Beside the fragment too, which names them.
+        let beside = format!("RESULTS.figures/{figure}.svg");
+        assert_eq!((config.out.join(&beside).exists(), page.contains(&format!("`{beside}`"))), (drawn, drawn));
     }
 
     fs::remove_dir_all(&config.out).unwrap();

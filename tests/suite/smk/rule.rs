@@ -38,7 +38,7 @@ pub(super) fn norms(grads: &Grads, store: &ParamStore, (layer, units): (usize, &
 /// One row of tokens routes to some of 21 experts in 7 groups; in each group, or in the layer, two win.
 #[rstest]
 fn every_rule_is_that_of_a_loop(
-    #[values(Select::All, Select::Smk, Select::MaxK, Select::MinLoad)] select: Select,
+    #[values(Select::All, Select::Smk, Select::MaxK, Select::MaxProduct, Select::MinLoad)] select: Select,
     #[values(Surprise::Token, Surprise::Exact)] surprise: Surprise,
     #[values(Scope::Active, Scope::All)] scope: Scope,
     #[values(Per::Layer, Per::Group)] per: Per,
@@ -81,6 +81,7 @@ fn every_rule_is_that_of_a_loop(
             let key = |n: usize| match select {
                 Select::Smk => surprise_n[n],
                 Select::MaxK => -surprise_n[n],
+                Select::MaxProduct => -surprise_n[n] * tokens[n],
                 Select::MinLoad => tokens[n],
                 Select::All | Select::RandomK => 0.0,
             };

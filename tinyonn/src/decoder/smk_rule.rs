@@ -55,6 +55,8 @@ pub enum Select {
     RandomK,
     /// −S_n: the most surprised learn.
     MaxK,
+    /// −S_n · t, t the tokens that the expert was given: the most surprised of those that are used most. Where all are active, as `max_k`.
+    MaxProduct,
     /// The tokens that the expert was given.
     MinLoad,
 }
@@ -187,6 +189,6 @@ impl Smk {
 
     /// Whether it is decided by surprise.
     pub(crate) fn reads_surprise(&self) -> bool {
-        matches!(self.rule.select, Select::Smk | Select::MaxK)
+        matches!(self.rule.select, Select::Smk | Select::MaxK | Select::MaxProduct)
     }
 }

@@ -212,6 +212,7 @@ impl TinyOnnExpert {
         let key_n = match (smk.rule.select, surprise_n) {
             (Select::Smk, Some(surprise_n)) => surprise_n,
             (Select::MaxK, Some(surprise_n)) => surprise_n.neg()?,
+            (Select::MaxProduct, Some(surprise_n)) => (surprise_n * tokens_n)?.neg()?,
             (Select::RandomK, _) => {
                 let mut rng = random::stream(smk.seed, &format!("smk/random_k/{}", self.layer()));
                 let keys: Vec<f64> = (0..experts).map(|_| rng.random()).collect();

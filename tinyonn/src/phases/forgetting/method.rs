@@ -64,6 +64,7 @@ impl Method {
                     Select::Smk => "smk",
                     Select::RandomK => "random_k",
                     Select::MaxK => "max_k",
+                    Select::MaxProduct => "max_product",
                     Select::MinLoad => "min_load",
                 };
                 format!("{select}{}", if *routed { "-routed" } else { "" })
