@@ -97,21 +97,30 @@ fn in_short(outcome: &Outcome, config: &StudyConfig) -> Vec<String> {
     said
 }
 
-/// Whether Surprise Min-K forgets less than dense fine-tuning and than random experts.
+/// Whether Surprise Min-K forgets less than each other finalist, dense fine-tuning first.
 fn answer(outcome: &Outcome) -> String {
     let named = |name: &str| outcome.finals.iter().find(|finalist| finalist.trial.method.name() == name);
-    let verdict = |own: &Final, other: &Final| match own.against(other) {
-        Some(difference) if difference.high < 0.0 => "less than",
-        Some(difference) if difference.low > 0.0 => "more than",
-        Some(_) => "not surely less or more than",
-        None => "not comparably with",
+    let (Some(smk), Some(dense)) = (named("smk"), named("dense")) else {
+        return "The finals were not run: nothing is decided.".into();
     };
-    match (named("smk"), named("dense"), named("random_k")) {
-        (Some(smk), Some(dense), Some(random)) => format!(
-            "At equal learning Surprise Min-K forgets {} dense fine-tuning and {} random experts of the same number.",
-            verdict(smk, dense),
-            verdict(smk, random)
-        ),
-        _ => "The finals were not run: nothing is decided.".into(),
-    }
+    let verdict = |other: &Final| {
+        let than = if other.trial == dense.trial {
+            "dense fine-tuning".to_owned()
+        } else {
+            format!("`{}`", other.trial.method.name())
+        };
+        let Some(difference) = smk.against(other) else { return format!("not comparably with {than}") };
+        let word = match (difference.low, difference.high) {
+            (_, high) if high < 0.0 => "less than",
+            (low, _) if low > 0.0 => "more than",
+            _ => "not surely less or more than",
+        };
+        format!("{word} {than} ({})", within(Some(difference)))
+    };
+    let others = outcome.finals.iter().filter(|other| ![smk.trial, dense.trial].contains(&other.trial));
+    let verdicts: Vec<String> = std::iter::once(dense).chain(others).map(verdict).collect();
+    format!(
+        "At equal learning Surprise Min-K forgets {}; nats of the old text, paired by seed, 95 % intervals.",
+        verdicts.join(", ")
+    )
 }

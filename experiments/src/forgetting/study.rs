@@ -161,6 +161,9 @@ impl RunKey {
 }
 
 const SMK: Method = Method::Experts { select: Select::Smk, routed: false };
+const MIN_LOAD: Method = Method::Experts { select: Select::MinLoad, routed: true };
+/// Of about as many weights as the MLPs of the small models have.
+const LORA: Method = Method::Lora { rank: 96 };
 
 impl Default for StudyConfig {
     fn default() -> Self {
@@ -184,23 +187,23 @@ impl Default for StudyConfig {
                 trials(Method::DENSE, &[2.5e-4, 1e-3, 4e-3, 1.6e-2]),
                 trials(SMK, &[1e-3, 4e-3, 1.6e-2]),
                 trials(experts(Select::RandomK, false), &few),
-                trials(experts(Select::MaxK, false), &few),
+                trials(experts(Select::MaxK, false), &[1e-3, 4e-3]),
                 trials(Method::Lora { rank: 10 }, &few),
-                trials(Method::Lora { rank: 96 }, &[2.5e-4, 1e-3, 4e-3]),
-                trials(Method::LeastImportant, &few),
+                trials(LORA, &[2.5e-4, 1e-3]),
+                trials(Method::LeastImportant, &[1e-3, 4e-3]),
                 trials(Method::Replay { one_in: 100 }, &[2.5e-4, 1e-3, 4e-3]),
                 trials(Method::Decay { strength: 10.0, fisher: false }, &[1e-3, 4e-3]),
                 trials(Method::Decay { strength: 10.0, fisher: true }, &[1e-3, 4e-3]),
-                trials(experts(Select::All, true), &[1e-3, 4e-3]),
+                trials(experts(Select::All, true), &[1e-3]),
                 trials(experts(Select::Smk, true), &[4e-3, 1.6e-2]),
-                trials(experts(Select::RandomK, true), &[4e-3, 1.6e-2]),
-                trials(experts(Select::MaxK, true), &[4e-3, 1.6e-2]),
+                trials(experts(Select::RandomK, true), &[4e-3]),
+                trials(experts(Select::MaxK, true), &[4e-3]),
                 trials(experts(Select::MaxProduct, true), &[4e-3]),
-                trials(experts(Select::MinLoad, true), &[4e-3, 1.6e-2]),
+                trials(MIN_LOAD, &[4e-3, 1.6e-2]),
                 sgd(Method::DENSE, &[3e-2, 1e-1]),
                 sgd(SMK, &[3e-2, 1e-1]),
             ],
-            finalists: vec![Method::DENSE, SMK, experts(Select::RandomK, false), experts(Select::MinLoad, true)],
+            finalists: vec![Method::DENSE, SMK, experts(Select::RandomK, false), MIN_LOAD, LORA],
             open_places: 2,
             run: RunConfig {
                 out: "runs/forgetting".into(),

@@ -156,6 +156,9 @@ fn the_default_study_asks_what_is_asked_and_ends() {
     }
     assert!(tried(Method::Experts { select: Select::MinLoad, routed: true }) && tried(Method::LeastImportant));
     let count = |of: fn(&Method) -> bool| trials.iter().filter(|trial| of(&trial.method)).count();
+    let finalist = |of: fn(&Method) -> bool| config.finalists.iter().any(of);
+    assert!(finalist(|m| matches!(m, Method::Lora { .. })) && finalist(|m| *m == SMK) && finalist(|m| *m == RANDOM));
+    assert!(tried(Method::Experts { select: Select::MaxProduct, routed: true }));
     assert!(count(|m| matches!(m, Method::Lora { .. })) >= 2 && count(|m| matches!(m, Method::Replay { .. })) >= 1);
     assert!(trials.iter().any(|trial| trial.method == SMK && trial.rule == UpdateRule::Sgd));
 }
