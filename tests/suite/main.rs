@@ -15,6 +15,7 @@ mod compare;
 mod config;
 mod data;
 mod declarations;
+mod decoding;
 mod devices;
 mod distil;
 mod dtype;

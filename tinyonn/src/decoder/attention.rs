@@ -7,6 +7,12 @@ use super::{Arch, KvCache, RmsNorm, Rotary};
 use crate::Result;
 use crate::ops::norm_rope::{self, NormRope};
 use crate::ops::{Grads, attention, linear, rope};
+#[cfg(feature = "cuda")]
+use crate::ops::{
+    Workspace,
+    decode_attention::{self, Past, Turning},
+    gemv::{self, Normed, Stored},
+};
 
 /// Weights of one attention, named as in the checkpoint (`self_attn`).
 ///
@@ -167,6 +173,41 @@ impl Attention {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         projections.into_iter().any(|projection| projection.learns(grads))
             || self.norms().any(|norm| norm.learns(grads))
+    }
+
+    /// x + the attention's output of a new position of each row, x `[B, d]` before its norm, by launches that a captured graph can hold; `None` where there are none for it.
+    ///
+    /// # Errors
+    /// What the device reports.
+    #[cfg(feature = "cuda")]
+    pub(super) fn decode(
+        &self,
+        x_bd: &Tensor,
+        norm: &RmsNorm,
+        rotary: &Rotary,
+        past: Past<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<Option<Tensor>> {
+        let heads = self.q_proj.weight.dim(0)? / self.head_dim;
+        let normed = [&self.q_norm, &self.k_norm].map(Option::is_some);
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let matrices = [&projections[..], &[&self.o_proj]].concat();
+        let read = gemv::takes(x_bd, &matrices.iter().map(|projection| &projection.weight).collect::<Vec<_>>())?;
+        if !read || normed[0] != normed[1] || !decode_attention::takes(heads, past.keys_bskd)? {
+            return Ok(None);
+        }
+        let parts = projections.map(|projection| (&projection.weight, projection.bias.as_ref()));
+        let of = Normed { x_bd, norm: Some((&norm.weight, norm.eps)) };
+        let qkv = gemv::project(of, &parts, None, Stored::Same, workspace)?;
+        let norms = match (&self.q_norm, &self.k_norm) {
+            (Some(of_q), Some(of_k)) => Some(([&of_q.weight, &of_k.weight], of_q.eps)),
+            _ => None,
+        };
+        let turning = Turning { norms, angles: self.rotates.then_some([&rotary.cos, &rotary.sin]) };
+        let y_bn = decode_attention::forward(&qkv, heads, turning, past, workspace)?;
+        let of = Normed { x_bd: &y_bn, norm: None };
+        let out = [(&self.o_proj.weight, self.o_proj.bias.as_ref())];
+        Ok(Some(gemv::project(of, &out, Some(x_bd), Stored::Same, workspace)?))
     }
 
     /// How queries and keys are normalised and turned, if both are.

@@ -4,9 +4,13 @@ use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
 
 use super::attention::{self, Attention};
+#[cfg(feature = "cuda")]
+use super::feed_forward::NewTokens;
 use super::{Answers, Arch, Ask, FeedForward, InputRows, Keep, KvCache, Learn, Pass, RmsNorm, Rotary, Trace};
 use crate::Result;
 use crate::ops::{Grads, elementwise};
+#[cfg(feature = "cuda")]
+use crate::ops::{Workspace, decode_attention::Past};
 
 /// A decoder layer over any feed-forward.
 #[derive(Clone, Debug)]
@@ -105,6 +109,30 @@ impl<F: FeedForward> Block<F> {
         };
         let dx = self.input_layernorm.backward_sum(&x, &dattended, &dmiddle, grads)?;
         Ok((input.then_some(dx), answers))
+    }
+
+    /// The stream `[B, d]` behind the layer, of a new position of each row whose stream is x; `None` where there are no launches for it.
+    ///
+    /// # Errors
+    /// What the device reports.
+    #[cfg(feature = "cuda")]
+    pub(super) fn decode(
+        &self,
+        x_bd: &Tensor,
+        rotary: &Rotary,
+        past: Past<'_>,
+        pass: &Pass,
+        workspace: &mut Workspace,
+    ) -> Result<Option<Tensor>> {
+        let attended = self.self_attn.decode(x_bd, &self.input_layernorm, rotary, past, workspace)?;
+        let Some(middle_bd) = attended else { return Ok(None) };
+        let norm = &self.post_attention_layernorm;
+        let mut new = NewTokens { x_bd: &middle_bd, norm: (&norm.weight, norm.eps), workspace };
+        if let Some(out_bd) = self.mlp.decode(&mut new, pass)? {
+            return Ok(Some(out_bd));
+        }
+        let (y, ..) = self.mlp.forward(&norm.forward(&middle_bd)?.unsqueeze(1)?, pass)?;
+        Ok(Some(elementwise::add(&middle_bd, &y.squeeze(1)?)?))
     }
 
     /// Whether any of its weights learns.

@@ -80,6 +80,21 @@ impl KvCache {
         Ok(Self { layers: layers.collect::<Result<_, _>>()?, first: self.first })
     }
 
+    /// Keys and values of every layer, the whole room of each; `None` while it is empty, or when no other position has room.
+    #[cfg(feature = "cuda")]
+    pub(super) fn with_room_for_one(&self) -> Option<Vec<[&Tensor; 2]>> {
+        let fits = self.positions() < self.room();
+        let layers =
+            self.layers.iter().map(|layer| layer.as_ref().filter(|_| fits).map(|held| [&held.keys, &held.values]));
+        layers.collect()
+    }
+
+    /// Counts a position that was written in its place already.
+    #[cfg(feature = "cuda")]
+    pub(super) fn count_one(&mut self) {
+        self.layers.iter_mut().flatten().for_each(|layer| layer.positions += 1);
+    }
+
     /// Keeps these sequences of its batch, in this order.
     pub(super) fn keep(&mut self, rows: &[u32]) -> Result<()> {
         for layer in self.layers.iter_mut().flatten() {

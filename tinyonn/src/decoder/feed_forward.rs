@@ -4,7 +4,55 @@ use candle_core::Tensor;
 
 use super::{Answers, Learn, Pass, Smk, Trace};
 use crate::Result;
-use crate::ops::{Grads, MinK};
+use crate::ops::{Grads, MinK, Workspace};
+#[cfg(feature = "cuda")]
+use crate::ops::{
+    MlpWeights,
+    gemv::{self, Gates, Normed},
+};
+
+/// One new token of each of a few texts, on its way through a layer of a model that writes on a GPU.
+///
+/// ```
+/// use candle_core::Tensor;
+/// use tinyonn::decoder::feed_forward::NewTokens;
+///
+/// /// The root of the mean square that the norm before a feed-forward divides by, of each row.
+/// fn root(new: &NewTokens<'_>) -> candle_core::Result<Tensor> {
+///     (new.x_bd.sqr()?.mean_keepdim(1)? + new.norm.1)?.sqrt()
+/// }
+/// ```
+#[derive(Debug)]
+pub struct NewTokens<'a> {
+    /// The stream that enters the norm before the feed-forward, `[B, d]`.
+    pub x_bd: &'a Tensor,
+    /// That norm's weight `[d]`, and its ε.
+    pub norm: (&'a Tensor, f64),
+    /// Where the step's tensors lie.
+    pub workspace: &'a mut Workspace,
+}
+
+#[cfg(feature = "cuda")]
+impl NewTokens<'_> {
+    /// Whether there are kernels for a gated linear unit of these matrices.
+    pub(crate) fn takes(&self, weights: MlpWeights<'_>) -> candle_core::Result<bool> {
+        Ok(gemv::knows(weights.activation) && gemv::takes(self.x_bd, &[weights.gate, weights.up, weights.down])?)
+    }
+
+    /// x + W_d (h ⊙ w), w the gates of the neurons' experts, where there are any.
+    pub(crate) fn glu(
+        &mut self,
+        weights: MlpWeights<'_>,
+        gates: Option<Gates<'_>>,
+    ) -> candle_core::Result<Option<Tensor>> {
+        if !self.takes(weights)? {
+            return Ok(None);
+        }
+        let of = Normed { x_bd: self.x_bd, norm: Some(self.norm) };
+        let h_bi = gemv::glu(of, weights, gates, self.workspace)?;
+        gemv::weighted_rows(&h_bi, weights.down, self.x_bd, None, gates.is_some(), self.workspace).map(Some)
+    }
+}
 
 /// The second half of a block: x `[B, T, d]` to y `[B, T, d]`.
 ///
@@ -77,6 +125,26 @@ pub trait FeedForward: Send + Sync {
     /// What the device reports.
     fn keep_winners(&self, smk: &Smk, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {
         let _ = (smk, tokens_n, grads);
+        Ok(None)
+    }
+
+    /// The stream behind the feed-forward, x + y of the normalised x, by launches that read nothing by the host and write to the workspace, so that a captured graph
+    /// can hold them; `None` where there are none for it, and [`forward`](Self::forward) is asked.
+    ///
+    /// ```
+    /// use candle_core::Tensor;
+    /// use tinyonn::decoder::feed_forward::NewTokens;
+    /// use tinyonn::decoder::{FeedForward, Mlp, Pass};
+    ///
+    /// fn behind(mlp: &Mlp, new: &mut NewTokens<'_>) -> tinyonn::Result<Option<Tensor>> {
+    ///     mlp.decode(new, &Pass::all())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn decode(&self, new: &mut NewTokens<'_>, pass: &Pass) -> Result<Option<Tensor>> {
+        let _ = (new, pass);
         Ok(None)
     }
 

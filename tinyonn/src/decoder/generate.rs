@@ -12,7 +12,13 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::causal_lm::inference;
+#[cfg(feature = "cuda")]
+use super::decode::Decoding;
+#[cfg(feature = "cuda")]
+use super::sampling::no_numbers;
 use super::{CausalLm, FeedForward, KvCache, Pass, Sampling, Trace};
+#[cfg(feature = "cuda")]
+use crate::ops::next_token;
 use crate::ops::{host, linear};
 use crate::random::{self, Rng};
 use crate::{Error, Result};
@@ -118,15 +124,24 @@ impl<F: FeedForward> CausalLm<F> {
         let mut written = vec![Vec::new(); count];
         for (length, mut rows) in groups {
             let mut reader = Reader::new(self, pass, count, cached.then_some(length + how.tokens));
+            reader.best_suffices = how.sampling.is_greedy();
             for position in 0..how.tokens {
-                let (logits_bv, traces, read) = reader.read(&rows, position == 0)?;
-                let vocabulary = self.config().vocab_size;
-                let chosen = rows.par_iter_mut().zip(logits_bv.par_chunks(vocabulary)).map(|((_, prompt), logits)| {
-                    let token = how.sampling.choose(logits, &prompt.tokens, &mut prompt.rng)?;
-                    prompt.tokens.push(token);
-                    Ok(token)
-                });
-                let tokens = chosen.collect::<Result<Vec<u32>>>()?;
+                let (found, traces, read) = reader.read(&rows, position == 0)?;
+                let tokens = match found {
+                    Found::Best(tokens) => {
+                        rows.iter_mut().zip(&tokens).for_each(|((_, prompt), token)| prompt.tokens.push(*token));
+                        tokens
+                    }
+                    Found::Logits(logits_bv) => {
+                        let logits = logits_bv.par_chunks(self.config().vocab_size);
+                        let chosen = rows.par_iter_mut().zip(logits).map(|((_, prompt), logits)| {
+                            let token = how.sampling.choose(logits, &prompt.tokens, &mut prompt.rng)?;
+                            prompt.tokens.push(token);
+                            Ok(token)
+                        });
+                        chosen.collect::<Result<Vec<u32>>>()?
+                    }
+                };
                 let last = position + 1 == how.tokens;
                 let mut ended: Vec<bool> = tokens.iter().map(|token| last || how.stop_ids.contains(token)).collect();
                 let numbers: Vec<usize> = rows.iter().map(|(number, _)| *number).collect();
@@ -175,6 +190,20 @@ struct Reader<'a, F> {
     /// Of all prompts, which a pass may name the tasks of.
     prompts: usize,
     cache: Option<KvCache>,
+    /// Whether nobody looks at any logit but the highest.
+    best_suffices: bool,
+    /// The rows as a GPU's step has them, where it has one.
+    #[cfg(feature = "cuda")]
+    decoding: Option<Decoding>,
+}
+
+/// What was read says of the next token of each row.
+enum Found {
+    /// Every logit, `[rows · V]`.
+    Logits(Vec<f32>),
+    /// The token of the highest.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    Best(Vec<u32>),
 }
 
 /// Positions that room is made for at once, at most; of longer texts it doubles as they come.
@@ -184,11 +213,23 @@ impl<'a, F: FeedForward> Reader<'a, F> {
     /// `room` is for keys and values of so many positions.
     fn new(lm: &'a CausalLm<F>, pass: &'a Pass, prompts: usize, room: Option<usize>) -> Self {
         let cache = room.map(|room| KvCache::with_room(lm.config().num_hidden_layers, room.min(MOST_ROOM)));
-        Self { lm, pass, prompts, cache }
+        Self {
+            lm,
+            pass,
+            prompts,
+            cache,
+            best_suffices: false,
+            #[cfg(feature = "cuda")]
+            decoding: None,
+        }
     }
 
-    /// Reads what is new of each text: the logits behind the last position, `[rows · V]`, what layers said, and the positions of a row that were read.
-    fn read(&mut self, rows: &[(usize, Prompt)], first: bool) -> Result<(Vec<f32>, Vec<Trace>, usize)> {
+    /// Reads what is new of each text: what is found behind the last position, what layers said, and the positions of a row that were read.
+    fn read(&mut self, rows: &[(usize, Prompt)], first: bool) -> Result<(Found, Vec<Trace>, usize)> {
+        #[cfg(feature = "cuda")]
+        if !first && let Some(found) = self.decoded(rows)? {
+            return Ok((found, vec![Trace::default(); self.lm.config().num_hidden_layers], 1));
+        }
         let length = rows.first().map_or(0, |(_, prompt)| prompt.tokens.len());
         let from = if first || self.cache.is_none() { 0 } else { length - 1 };
         let fresh: Vec<u32> = rows.iter().flat_map(|(_, prompt)| prompt.tokens[from..].iter().copied()).collect();
@@ -198,7 +239,35 @@ impl<'a, F: FeedForward> Reader<'a, F> {
         let pass = inference(&*self.lm.with_surprisal(&ids, &pass)?);
         let (hidden_btd, traces, _) = self.lm.model().forward(&ids, &pass, self.cache.as_mut())?;
         let last_bd = hidden_btd.narrow(1, length - from - 1, 1)?.squeeze(1)?.contiguous()?;
-        Ok((host::values(&linear::forward(&last_bd, &self.lm.lm_head, None)?)?, traces, length - from))
+        let logits_bv = host::values(&linear::forward(&last_bd, &self.lm.lm_head, None)?)?;
+        Ok((Found::Logits(logits_bv), traces, length - from))
+    }
+
+    /// The newest token of each row read by a GPU's own step; `None` where there is none for them.
+    #[cfg(feature = "cuda")]
+    fn decoded(&mut self, rows: &[(usize, Prompt)]) -> Result<Option<Found>> {
+        let pass = self.pass_of(rows);
+        let Some(cache) = self.cache.as_mut().filter(|cache| cache.with_room_for_one().is_some()) else {
+            // Room that grows is another place.
+            self.decoding = None;
+            return Ok(None);
+        };
+        let newest: Vec<u32> = rows.iter().filter_map(|(_, prompt)| prompt.tokens.last().copied()).collect();
+        let begun = match self.decoding.take() {
+            Some(decoding) => Some(decoding),
+            None => Decoding::new(self.lm, &pass, cache, &newest)?,
+        };
+        let Some(mut decoding) = begun else { return Ok(None) };
+        let by_host = (!self.best_suffices).then_some(newest.as_slice());
+        if !decoding.step(self.lm, &pass, cache, by_host)? {
+            return Ok(None);
+        }
+        let found = if self.best_suffices { Found::Best(decoding.best()?) } else { Found::Logits(decoding.logits()?) };
+        self.decoding = Some(decoding);
+        match found {
+            Found::Best(tokens) if tokens.contains(&next_token::NONE) => Err(no_numbers()),
+            found => Ok(Some(found)),
+        }
     }
 
     /// The pass, of the tasks of these rows.
@@ -214,6 +283,10 @@ impl<'a, F: FeedForward> Reader<'a, F> {
 
     /// Leaves the other rows out.
     fn keep(&mut self, rows: &[u32]) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        {
+            self.decoding = None;
+        }
         self.cache.as_mut().map_or(Ok(()), |cache| cache.keep(rows))
     }
 }

@@ -3,6 +3,8 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
+#[cfg(feature = "cuda")]
+use super::feed_forward::NewTokens;
 use super::{Answers, Arch, FeedForward, Keep, Learn, Pass, Trace};
 use crate::Result;
 use crate::ops::{Activation, Grads, Learners, MlpWeights, SlicedMlp, glu_mlp};
@@ -111,6 +113,11 @@ impl FeedForward for Mlp {
         answers.products = Some(saved.weight_gradients(self.weights(), &deltas, &learners, grads)?);
         let dx = input.then(|| saved.input_gradient(&deltas)?.reshape(dy.shape())).transpose()?;
         Ok((dx, answers))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn decode(&self, new: &mut NewTokens<'_>, _: &Pass) -> Result<Option<Tensor>> {
+        Ok(new.glu(self.weights(), None)?)
     }
 
     fn learns(&self, _: &Learn, grads: &Grads) -> bool {

@@ -26,6 +26,8 @@ pub mod block;
 pub mod cache;
 pub mod causal_lm;
 mod config_json;
+#[cfg(feature = "cuda")]
+mod decode;
 pub mod family;
 pub mod feed_forward;
 pub mod generate;

@@ -185,4 +185,21 @@ impl<F: FeedForward> Decoder<F> {
     pub(super) fn embed_tokens(&self) -> &Tensor {
         &self.embed_tokens
     }
+
+    /// The norm behind the last layer.
+    #[cfg(feature = "cuda")]
+    pub(super) fn last_norm(&self) -> &RmsNorm {
+        &self.norm
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn rotary(&self) -> &Rotary {
+        &self.rotary
+    }
+
+    /// Whether the angles of so many positions are in the table.
+    #[cfg(feature = "cuda")]
+    pub(super) fn has_angles(&self, positions: usize) -> Result<bool> {
+        Ok(self.rotary.cos.dim(0)? >= positions)
+    }
 }

@@ -40,9 +40,19 @@ pub struct Sampling {
     pub repetition_penalty: f64,
 }
 
+/// None of the logits can be chosen.
+pub(super) fn no_numbers() -> Error {
+    Error::setting("logits", "the model's logits are no numbers", "check its weights, or compute in f32")
+}
+
 impl Sampling {
     /// The most probable token.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition_penalty: 1.0 };
+
+    /// Whether the highest logit is all that it looks at.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty == 1.0
+    }
 
     /// At random from softmax(logits / temperature).
     #[must_use]
@@ -101,8 +111,7 @@ impl Sampling {
         // The last of several that are equally high is the first from behind.
         let best = numbers.rev().max_by(|a, b| a.1.total_cmp(b.1)).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
         let Some((best, highest)) = best.map(|(token, logit)| (token as u32, f64::from(*logit))) else {
-            let problem = "the model's logits are no numbers";
-            return Err(Error::setting("logits", problem, "check its weights, or compute in f32"));
+            return Err(no_numbers());
         };
         if self.temperature == 0.0 || highest.is_infinite() {
             return Ok(best);

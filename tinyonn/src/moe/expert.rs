@@ -289,6 +289,21 @@ impl TinyOnnExpert {
         Ok(Some(open_ni.where_cond(&scores_ni, &(scores_ni.zeros_like()? - 1.0)?)?))
     }
 
+    /// Whether a pass computes each neuron by itself, under a gate or without: the dense MLP, slices of it, or neurons that choose themselves.
+    #[cfg(feature = "cuda")]
+    pub(super) fn computes_by_neuron(&self, all: bool) -> bool {
+        match &self.parts {
+            Parts::Slices(_) => true,
+            Parts::Replicas(deltas) => all && deltas.iter().all(Option::is_none),
+        }
+    }
+
+    /// What chooses single neurons, where something does.
+    #[cfg(feature = "cuda")]
+    pub(super) fn rule(&self) -> Option<&NeuronRule> {
+        self.neurons.as_ref()
+    }
+
     /// What lies beside the weights for routed passes.
     pub(super) fn repair(&self) -> Option<&Repair> {
         self.neurons.as_ref().and_then(NeuronRule::repair)

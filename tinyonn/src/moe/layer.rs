@@ -3,6 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
+#[cfg(feature = "cuda")]
+use super::decode;
 use super::expert;
 use super::router::new_router;
 use super::routing::{self, Routed, Routing, route};
@@ -10,6 +12,8 @@ use super::{
     Balance, CosineRouter, Gate, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router,
     RouterKind, RouterSpec, TinyOnnExpert, check,
 };
+#[cfg(feature = "cuda")]
+use crate::decoder::feed_forward::NewTokens;
 use crate::decoder::{Active, Answers, Arch, FeedForward, Keep, Learn, Load, Pass, Smk, Trace};
 use crate::ops::{GaussianRouting, Grads, Hierarchy, MinK};
 use crate::{Error, Result};
@@ -289,6 +293,11 @@ impl FeedForward for MoeLayer {
             dx = decisions.backward(self, back.dgate.as_ref(), dx, dy.dims(), input, grads)?;
         }
         Ok((dx, back.answers))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn decode(&self, new: &mut NewTokens<'_>, pass: &Pass) -> Result<Option<Tensor>> {
+        decode::decode(self, new, pass)
     }
 
     fn keep_winners(&self, smk: &Smk, tokens_n: Option<&Tensor>, grads: &mut Grads) -> Result<Option<MinK>> {

@@ -5,6 +5,8 @@
 
 pub mod balance;
 pub mod cosine;
+#[cfg(feature = "cuda")]
+mod decode;
 pub mod expert;
 pub mod gate;
 pub mod gaussian;

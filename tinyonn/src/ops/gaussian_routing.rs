@@ -11,6 +11,8 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::Grads;
+#[cfg(feature = "cuda")]
+use super::{Workspace, gemv::Normed};
 
 /// Parameters of the routers of a level, f32.
 #[derive(Clone, Debug)]
@@ -199,6 +201,15 @@ impl GaussianRouting {
         candle_core::bail!("gaussian_routing: x {:?} without a GPU", x_td.shape())
     }
 
+    /// The logits of a few rows, behind their norm, in a workspace.
+    ///
+    /// # Errors
+    /// As above.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn forward_few(&self, of: Normed<'_>, workspace: &mut Workspace) -> Result<Option<Tensor>> {
+        on_a_card::forward_few(self, of, workspace)
+    }
+
     /// ∂L/∂x `[t, d]`, if `input`, added to `dx_td` where there is one; the gradients of the parameters that learn go to `grads`.
     ///
     /// # Errors
@@ -225,9 +236,10 @@ impl GaussianRouting {
 mod on_a_card {
     use candle_core::{DType, Result, Tensor};
 
-    use super::super::Grads;
+    use super::super::gemv::{self, Normed, Stored};
     use super::super::kernel::{Argument, Grid, Kernel, card, is_read, room};
     use super::super::product::accumulate;
+    use super::super::{Grads, Workspace};
     use super::{GaussianRouting, Parameters, Place, Saved};
 
     static KERNELS: Kernel =
@@ -279,15 +291,50 @@ mod on_a_card {
         }
     }
 
-    #[allow(unsafe_code)]
+    /// Whether the kernels read x.
+    fn reads(all: &GaussianRouting, x_td: &Tensor) -> Result<bool> {
+        let (t, d) = x_td.dims2()?;
+        if d != all.totals.hidden {
+            candle_core::bail!("gaussian_routing: x {:?} of {} values", x_td.shape(), all.totals.hidden);
+        }
+        Ok(x_td.dtype() == DType::BF16 && is_read(x_td) && t > 0)
+    }
+
     pub(super) fn forward(all: &GaussianRouting, x_td: &Tensor) -> Result<Option<(Tensor, Saved)>> {
-        let ((t, d), device, s) = (x_td.dims2()?, x_td.device(), all.totals);
-        if x_td.dtype() != DType::BF16 || !is_read(x_td) || t == 0 {
+        if !reads(all, x_td)? {
             return Ok(None);
         }
-        if d != s.hidden {
-            candle_core::bail!("gaussian_routing: x {:?} of {} values", x_td.shape(), s.hidden);
+        let device = x_td.device();
+        let Some([packed, projections]) = prepared(all)? else { return Ok(None) };
+        let z = room((x_td.dim(0)?, 2 * all.totals.values), DType::F32, device)?;
+        accumulate(&z, x_td, &projections.t()?, false)?;
+        let logits_tn = room((x_td.dim(0)?, all.totals.nodes), DType::F32, device)?;
+        logits(all, &z, &packed, &logits_tn)?;
+        Ok(Some((logits_tn, Saved { z, packed, projections })))
+    }
+
+    pub(super) fn forward_few(
+        all: &GaussianRouting,
+        of: Normed<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<Option<Tensor>> {
+        if !reads(all, of.x_bd)? {
+            return Ok(None);
         }
+        // Parameters do not change while a text is written.
+        let made = workspace.made(|| Ok(prepared(all)?.map_or_else(Vec::new, Vec::from)))?;
+        let [packed, projections] = made.as_slice() else { return Ok(None) };
+        let z = gemv::project(of, &[(projections, None)], None, Stored::Wide, workspace)?;
+        let logits_bn = workspace.take(&[of.x_bd.dim(0)?, all.totals.nodes], DType::F32, of.x_bd.device())?;
+        logits(all, &z, packed, &logits_bn)?;
+        Ok(Some(logits_bn))
+    }
+
+    /// Packed parameters, and projections rounded and what rounding took; `None` of parameters that the kernels do not read.
+    #[allow(unsafe_code)]
+    fn prepared(all: &GaussianRouting) -> Result<Option<[Tensor; 2]>> {
+        let (device, s) = (all.table.device(), all.totals);
+        let d = s.hidden;
         let packed = room(s.parameters, DType::F32, device)?;
         let projections = room((2 * s.values, d), DType::BF16, device)?;
         for (router, place) in all.routers.iter().zip(&all.places) {
@@ -308,19 +355,21 @@ mod on_a_card {
             let grid = grid((blocks, 1), THREADS, 0);
             // SAFETY: the signature of gaussian_prepare: contiguous parameters in f32 of shapes that `new` has compared, and the router's own places in packed
             // parameters and in rows of projections, which are new.
-            unsafe { KERNELS.launch_function("gaussian_prepare", card(x_td)?, &grid, &arguments)? };
+            unsafe { KERNELS.launch_function("gaussian_prepare", card(&all.table)?, &grid, &arguments)? };
         }
-        let z = room((t, 2 * s.values), DType::F32, device)?;
-        accumulate(&z, x_td, &projections.t()?, false)?;
-        let logits_tn = room((t, s.nodes), DType::F32, device)?;
-        let tensors = of([&z, &packed, &all.table, &logits_tn])?;
+        Ok(Some([packed, projections]))
+    }
+
+    #[allow(unsafe_code)]
+    fn logits(all: &GaussianRouting, z: &Tensor, packed: &Tensor, logits_tn: &Tensor) -> Result<()> {
+        let (t, s) = (z.dim(0)?, all.totals);
+        let tensors = of([z, packed, &all.table, logits_tn])?;
         let arguments = [&tensors[..], &[t, s.values, s.nodes].map(Argument::count)].concat();
         let grid =
             grid((t.div_ceil(TOKENS), all.places.len()), THREADS, 4 * (STRIDE * s.widest + TOKENS * (COLUMNS + 1)));
         // SAFETY: the signature of gaussian_logits: both parts of z, packed parameters, which are written, the table that `new` has made, logits [t, N] in f32,
-        // which are new; the shared memory holds the widest z of a block's tokens and a run of their logits.
-        unsafe { KERNELS.launch_function("gaussian_logits", card(x_td)?, &grid, &arguments)? };
-        Ok(Some((logits_tn, Saved { z, packed, projections })))
+        // which nobody has read; the shared memory holds the widest z of a block's tokens and a run of their logits.
+        unsafe { KERNELS.launch_function("gaussian_logits", card(z)?, &grid, &arguments) }
     }
 
     #[allow(unsafe_code)]

@@ -39,6 +39,8 @@ mod class_sums;
 mod collective_watchdog;
 mod columns;
 pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub(crate) mod decode_attention;
 pub mod dispatch_mlp;
 pub mod distillation;
 pub mod elementwise;
@@ -50,10 +52,14 @@ pub mod gated_mlp;
 mod gather_kernel;
 pub mod gaussian_density;
 pub mod gaussian_routing;
+#[cfg(feature = "cuda")]
+pub(crate) mod gemv;
 pub mod glu_mlp;
 mod grad_norm;
 mod grad_site;
 pub mod grads;
+#[cfg(feature = "cuda")]
+pub(crate) mod graph;
 #[cfg(feature = "cuda")]
 pub mod grouped_mlp;
 pub mod hierarchy;
@@ -74,6 +80,8 @@ mod mlp_values;
 #[cfg(feature = "cuda")]
 pub mod nccl;
 pub mod neuron_moments;
+#[cfg(feature = "cuda")]
+pub(crate) mod next_token;
 pub mod norm_rope;
 mod open_gates;
 mod product;
@@ -99,6 +107,7 @@ mod sum_of_rows;
 mod tensor_map;
 pub mod token_scores;
 pub mod update_table;
+pub mod workspace;
 
 pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activations};
 pub use adamw::{AdamwStep, adamw};
@@ -128,3 +137,4 @@ pub use runs::RowRun;
 pub use sgd::{SgdStep, sgd};
 pub use token_scores::{ScoreTerms, TokenScores, ZTerm};
 pub use update_table::{Descriptor, UpdateTable};
+pub use workspace::Workspace;
