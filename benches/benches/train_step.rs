@@ -4,7 +4,8 @@
 //!
 //! On a GPU the shape is Qwen3-1.7B's, 4 × 2048 tokens; without one it is the small one of `peers/pretrain_torch.py`, in f32, so that the bench can be tried.
 //! `-- --layers N` takes N of the layers, for a look at single kernels with a profiler, `--only NAME` those rows alone whose names begin with it, `--parts N` that
-//! many micro-batches. Started as several ranks (torchrun's variables and TINYONN_TOKEN), each on its own GPU, they train one model, each as many tokens as one alone.
+//! many micro-batches. Started as several ranks (torchrun's variables and TINYONN_TOKEN), each on its own GPU, they train one model, each as many tokens as one alone;
+//! then each card trains by itself, as many tokens as its part and as many as all of them, and what the slowest took stands beside the row.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -108,8 +109,11 @@ fn bench(place: &Place, asked: &Asked) -> Result<()> {
         let work = store.work_weights(dtype, |_| Some(dtype))?;
         let mut state = TrainState::among(slots(&work, dense_params(&cfg)), &memory, ranks)?;
         let model = CausalLm::dense(&cfg, work.builder())?;
-        time("dense", &model, &mut state, &Pass::all(), &ALL_LEARN, batch, place)?;
+        let row = Row { name: "dense", model: &model, pass: &Pass::all(), learn: &ALL_LEARN, batch };
+        let together = row.time(&mut state, place)?;
         collectives(&state, place)?;
+        drop(state);
+        row.beside(together, || TrainState::new(slots(&work, dense_params(&cfg)), &memory), place)?;
     }
     let ten = Experts::Smk(Smk { min_k: 10, ..Smk::DEFAULT });
     let experts_alone = Learn { experts: ten, ranks: ranks.cloned(), ..Learn::default() };
@@ -136,9 +140,12 @@ fn bench(place: &Place, asked: &Asked) -> Result<()> {
         let own = |name: &str| if name.contains("_router") { DType::F32 } else { dtype };
         let work = store.work_weights(dtype, |name| names.contains(name).then(|| own(name)))?;
         drop(store);
-        let mut state = TrainState::among(slots(&work, params), &memory, ranks)?;
+        let mut state = TrainState::among(slots(&work, params.clone()), &memory, ranks)?;
         let model = TinyOnnForCausalLm::new(&cfg, variant, work.builder())?;
-        time(row, model.lm(), &mut state, &pass, learn, batch, place)?;
+        let row = Row { name: row, model: model.lm(), pass: &pass, learn, batch };
+        let together = row.time(&mut state, place)?;
+        drop(state);
+        row.beside(together, || TrainState::new(slots(&work, params.clone()), &memory), place)?;
     }
     Ok(())
 }
@@ -180,71 +187,105 @@ fn even(store: &ParamStore) -> Result<()> {
     Ok(())
 }
 
-fn time<F: FeedForward>(
-    name: &str,
-    model: &CausalLm<F>,
-    state: &mut TrainState,
-    pass: &Pass,
-    learn: &Learn,
-    (parts, rows, length): (usize, usize, usize),
-    place: &Place,
-) -> Result<()> {
-    let device = &place.device;
-    let optimizer = OptimizerConfig { rate: 1e-5, ..OptimizerConfig::DEFAULT };
-    let vocab = model.config().vocab_size as u32;
-    let mut rng = random::stream(place.rank() as u64, "bench/train step");
-    let mut times = Vec::with_capacity(STEPS);
-    let tokens = parts * rows * length * place.count();
-    let (mut loss, mut busiest) = (0.0, 1.0);
-    for step in 0..STEPS + 2 {
-        let (mut spent, mut losses) = ([0.0; 3], Vec::with_capacity(parts));
-        state.grads.begin();
-        for part in 0..parts {
-            let text: Vec<u32> = (0..=rows * length).map(|_| rng.random_range(0..vocab)).collect();
-            let cut = |from: usize| Tensor::from_slice(&text[from..][..rows * length], (rows, length), device);
-            let (ids, targets) = (cut(0)?, cut(1)?);
-            device.sync()?;
+/// What is timed.
+struct Row<'a, F: FeedForward> {
+    name: &'a str,
+    model: &'a CausalLm<F>,
+    pass: &'a Pass,
+    learn: &'a Learn,
+    /// Micro-batches, sequences of each, tokens of a sequence.
+    batch: (usize, usize, usize),
+}
+
+impl<F: FeedForward> Row<'_, F> {
+    /// Seconds of the median step; the first rank prints its row.
+    fn time(&self, state: &mut TrainState, place: &Place) -> Result<f64> {
+        let Self { name, model, pass, learn, batch: (parts, rows, length) } = *self;
+        let device = &place.device;
+        let optimizer = OptimizerConfig { rate: 1e-5, ..OptimizerConfig::DEFAULT };
+        let vocab = model.config().vocab_size as u32;
+        let mut rng = random::stream(place.rank() as u64, "bench/train step");
+        let mut times = Vec::with_capacity(STEPS);
+        let tokens = parts * rows * length * place.count();
+        let (mut loss, mut busiest) = (0.0, 1.0);
+        for step in 0..STEPS + 2 {
+            let (mut spent, mut losses) = ([0.0; 3], Vec::with_capacity(parts));
+            state.grads.begin();
+            for part in 0..parts {
+                let text: Vec<u32> = (0..=rows * length).map(|_| rng.random_range(0..vocab)).collect();
+                let cut = |from: usize| Tensor::from_slice(&text[from..][..rows * length], (rows, length), device);
+                let (ids, targets) = (cut(0)?, cut(1)?);
+                device.sync()?;
+                let began = Instant::now();
+                let forward = model.forward(&ids, &targets, &pass.kept())?;
+                device.sync()?;
+                let passed = Instant::now();
+                let dlosses = Tensor::full(1.0 / tokens as f32, (rows, length), device)?;
+                model.backward(forward.saved, &dlosses, learn, &mut state.grads)?;
+                device.sync()?;
+                spent[0] += (passed - began).as_secs_f64();
+                spent[1] += passed.elapsed().as_secs_f64();
+                losses.push(forward.losses.mean_all()?);
+                if step == 0 && part == 0 {
+                    busiest = load(model, (&ids, &targets), pass)?;
+                }
+            }
             let began = Instant::now();
-            let forward = model.forward(&ids, &targets, &pass.kept())?;
+            state.update(&optimizer, optimizer.rate)?;
+            let mean = Tensor::stack(&losses, 0)?.mean_all()?;
+            loss = f64::from(host::values(&mean)?.first().copied().unwrap_or(f32::NAN));
             device.sync()?;
-            let passed = Instant::now();
-            let dlosses = Tensor::full(1.0 / tokens as f32, (rows, length), device)?;
-            model.backward(forward.saved, &dlosses, learn, &mut state.grads)?;
-            device.sync()?;
-            spent[0] += (passed - began).as_secs_f64();
-            spent[1] += passed.elapsed().as_secs_f64();
-            losses.push(forward.losses.mean_all()?);
-            if step == 0 && part == 0 {
-                busiest = load(model, (&ids, &targets), pass)?;
+            spent[2] = began.elapsed().as_secs_f64();
+            // The first steps load kernels.
+            if step >= 2 {
+                times.push(spent);
             }
         }
-        let began = Instant::now();
-        state.update(&optimizer, optimizer.rate)?;
-        loss = f64::from(host::values(&Tensor::stack(&losses, 0)?.mean_all()?)?.first().copied().unwrap_or(f32::NAN));
-        device.sync()?;
-        spent[2] = began.elapsed().as_secs_f64();
-        // The first steps load kernels.
-        if step >= 2 {
-            times.push(spent);
+        let whole = |parts: &[f64; 3]| parts.iter().sum::<f64>();
+        times.sort_by(|a, b| whole(a).total_cmp(&whole(b)));
+        let median = times[times.len() / 2];
+        if place.rank() == 0 {
+            println!(
+                "{}: {:.1} ms (forward {:.1}, backward {:.1}, update {:.1}), {:.0} tokens/s, loss {loss:.3}, load {busiest:.2}{}",
+                device.bench_name(&format!("train_step/{name}{}", how_many(place.count(), parts))),
+                1e3 * whole(&median),
+                1e3 * median[0],
+                1e3 * median[1],
+                1e3 * median[2],
+                tokens as f64 / whole(&median),
+                memory_taken(device)
+            );
         }
+        Ok(whole(&median))
     }
-    let whole = |parts: &[f64; 3]| parts.iter().sum::<f64>();
-    times.sort_by(|a, b| whole(a).total_cmp(&whole(b)));
-    let median = times[times.len() / 2];
-    if place.rank() > 0 {
-        return Ok(());
+
+    /// What several ranks gain: a step of theirs took `together`; then each card trains by itself, from `alone` on, all at once.
+    fn beside(&self, together: f64, alone: impl Fn() -> Result<TrainState>, place: &Place) -> Result<()> {
+        let Some(ranks) = &place.ranks else { return Ok(()) };
+        let (parts, rows, length) = self.batch;
+        let learn = Learn { ranks: None, ..self.learn.clone() };
+        let place = Place { device: place.device.clone(), ranks: None };
+        // Each as many tokens as its part of a step, then as many as all parts.
+        for count in [1, ranks.ranks()] {
+            let row = Row { learn: &learn, batch: (parts * count, rows, length), ..*self };
+            let took = row.time(&mut alone()?, &place)?;
+            let all = ranks.all_gather(&Tensor::new(&[took], &place.device)?)?;
+            let slowest = all.to_vec1::<f64>()?.into_iter().fold(0.0, f64::max);
+            if ranks.rank() > 0 {
+                continue;
+            }
+            let what = if count == 1 { "a rank's part" } else { "the same batch" };
+            // What a step would take if ranks shared the work and nothing else.
+            let ideal = slowest / count as f64;
+            let (gain, added) = (ranks.ranks() as f64 * ideal / together, 1e3 * (together - ideal));
+            println!(
+                "  {} ranks beside {what} on the slowest card alone ({:.1} ms): {gain:.3} times as fast, {added:+.1} ms a step",
+                ranks.ranks(),
+                1e3 * slowest
+            );
+        }
+        Ok(())
     }
-    println!(
-        "{}: {:.1} ms (forward {:.1}, backward {:.1}, update {:.1}), {:.0} tokens/s, loss {loss:.3}, load {busiest:.2}{}",
-        device.bench_name(&format!("train_step/{name}{}", how_many(place.count(), parts))),
-        1e3 * whole(&median),
-        1e3 * median[0],
-        1e3 * median[1],
-        1e3 * median[2],
-        tokens as f64 / whole(&median),
-        memory_taken(device)
-    );
-    Ok(())
 }
 
 fn how_many(ranks: usize, parts: usize) -> String {

@@ -16,7 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 ROWS, LENGTH, STEPS = 4, 2048, 10
 
 
-def model() -> Qwen3ForCausalLM:
+def model(dtype: torch.dtype = torch.bfloat16) -> Qwen3ForCausalLM:
     config = Qwen3Config(
         vocab_size=151936,
         hidden_size=2048,
@@ -30,7 +30,7 @@ def model() -> Qwen3ForCausalLM:
         tie_word_embeddings=True,
     )
     with torch.device("cuda"):
-        return Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa").to(torch.bfloat16).train()
+        return Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa").to(dtype).train()
 
 
 def timed(step) -> tuple[float, torch.Tensor]:
@@ -45,9 +45,9 @@ def timed(step) -> tuple[float, torch.Tensor]:
     return statistics.median(times[2:]), loss
 
 
-def told(name: str, seconds: float, loss: torch.Tensor) -> None:
+def told(name: str, seconds: float, loss: torch.Tensor, tokens: int = ROWS * LENGTH) -> None:
     peak = torch.cuda.max_memory_allocated() / 1e9
-    print(f"torch/train_step/{name}: {1e3 * seconds:.1f} ms, {ROWS * LENGTH / seconds:.0f} tokens/s, loss {loss.item():.3f}, {peak:.1f} GB at most", flush=True)
+    print(f"torch/train_step/{name}: {1e3 * seconds:.1f} ms, {tokens / seconds:.0f} tokens/s, loss {loss.item():.3f}, {peak:.1f} GB at most", flush=True)
 
 
 def bench(name: str, compiled: bool) -> None:

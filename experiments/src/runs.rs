@@ -7,7 +7,7 @@ use candle_core::Device;
 #[cfg(feature = "pictures")]
 use tinyonn::Error;
 use tinyonn::Result;
-use tinyonn::imaging::StoredScan;
+use tinyonn::imaging::{Shard, StoredScan};
 use tinyonn::metrics::Stopwatch;
 use tinyonn::phases::{
     self, ImageConfig, LeftByPhase1, MergeConfig, Phase1Summary, Prepared, Run, RunConfig, Stages, TextConfig,
@@ -22,15 +22,16 @@ use crate::pages;
 use crate::shown::{Imaged, PhasesShown, ScanShown, Shown};
 use crate::studies::{self, RunSummary, SUMMARY, Studies, summary_sha256};
 
-/// Phase 1 and its studies: the loss along every source of labels, the loss against active share, what ablating and amplifying does.
+/// Phase 1 and its studies: the loss along every source of labels, the loss against active share, what ablating and amplifying does. Its scan may have been made
+/// before, in shards, and lie in the file `scanned`.
 ///
 /// # Errors
-/// As of [`tinyonn::phases::phase1()`].
-pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<RunSummary> {
+/// As of [`tinyonn::phases::phase1()`]; a file that holds another scan.
+pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>, scanned: Option<&Path>) -> Result<RunSummary> {
     check_room(config, Stages::Phase1)?;
     let mut watch = Stopwatch::new();
     let prepared = Prepared::new(config, &mut watch, checkpoints)?;
-    let run = prepared.run(config);
+    let run = Run { scanned, ..prepared.run(config) };
     let found = run.phase1(&mut watch)?;
     let studies = Studies::all(&run, &found, &mut watch)?;
     let imaged = Imaged::new(&run, &found)?;
@@ -40,6 +41,21 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>) -> Result<R
     let figures = RunSummary { phase1: found.summary(&run, &watch), studies, smk: None };
     finish(&config.out, &figures, |summary| PhasesShown::new(&run, summary, Some(imaged), None))?;
     Ok(figures)
+}
+
+/// A shard of the scan of phase 1, kept in `file` as it goes.
+///
+/// # Errors
+/// As of [`Run::scan_shard`].
+pub fn scan_shard(
+    config: &RunConfig,
+    checkpoints: Option<&Checkpoints>,
+    shard: Shard,
+    file: &Path,
+) -> Result<StoredScan> {
+    check_room(config, Stages::Phase1)?;
+    let prepared = Prepared::new(config, &mut Stopwatch::new(), checkpoints)?;
+    prepared.run(config).scan_shard(shard, file)
 }
 
 /// Both phases, and the loss along every source of labels in between.

@@ -34,6 +34,8 @@ mod kept_formats;
 mod models;
 #[path = "programs/not_finite.rs"]
 mod not_finite;
+#[path = "programs/phase1_shards.rs"]
+mod phase1_shards;
 #[path = "programs/places.rs"]
 mod places;
 #[path = "programs/ranks.rs"]

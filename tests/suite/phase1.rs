@@ -12,9 +12,9 @@ use proptest::prelude::*;
 use rand::seq::SliceRandom;
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::checkpoint::{Expansion, TinyOnnFolder, expand_folder};
+use tinyonn::checkpoint::{Expansion, ModelFolder, TinyOnnFolder, expand_folder};
 use tinyonn::files::StagedFolder;
-use tinyonn::imaging::Partition;
+use tinyonn::imaging::{Partition, Shard, StoredScan};
 use tinyonn::phases::{LabelUnit, RunConfig, phase1, phase2, phase2_from};
 
 use crate::models::message;
@@ -25,7 +25,7 @@ fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, RunSummary) {
     let dir = TempDir::new().unwrap();
     let mut config = RunConfig { study_tokens: 60, ..setting(dir.path(), DType::BF16) };
     change(&mut config);
-    let summary = runs::phase1(&config, None).unwrap();
+    let summary = runs::phase1(&config, None, None).unwrap();
     (dir, config, summary)
 }
 
@@ -303,4 +303,53 @@ fn a_grown_checkpoint_has_its_routers_fitted_anew() {
     };
     assert!(refused(&|config| config.variant = "Moe2x4".into()).contains("a Tiny-ONN checkpoint already, of `Moe2x8`"));
     assert!(refused(&|config| config.partition = Some(Partition::Random)).contains("grown brings its own"));
+}
+
+/// Whoever scans, and in however many parts, phase 1 finds the same: of one part to the last bit.
+#[rstest]
+#[case(1, 0.0)]
+#[case(3, 1e-9)]
+fn a_scan_in_shards_is_gone_on_from(#[case] of: usize, #[case] tolerance: f64) {
+    let (dir, config, at_once) = run(|_| {});
+    let config = RunConfig { out: dir.path().join("later"), ..config };
+    let shard = |index: usize| {
+        let path = dir.path().join(format!("{index}-{of}"));
+        (path.clone(), runs::scan_shard(&config, None, Shard { index, of }, &path).unwrap())
+    };
+    let sum = StoredScan::sum((0..of).rev().map(shard).collect(), false).unwrap();
+    let whole = dir.path().join("whole");
+    sum.save(&whole).unwrap();
+    let later = runs::phase1(&config, None, Some(&whole)).unwrap();
+    let [at_once, later] = [at_once, later].map(|summary| serde_json::to_value(summary).unwrap());
+    assert_eq!(at_once["labels"], later["labels"]);
+    for key in ["dense", "routed_before", "label_paths"] {
+        let [a, b] = [&at_once, &later].map(|summary| summary["loss"][key].as_f64().unwrap());
+        assert!((a - b).abs() <= tolerance, "{key}: {a} and {b}");
+    }
+}
+
+#[test]
+fn a_scan_of_something_else_is_refused() {
+    let (dir, config, _) = run(|_| {});
+    let path = dir.path().join("scan");
+    let scan = |config: &RunConfig, shard: Shard| {
+        let _ = fs::remove_file(&path);
+        runs::scan_shard(config, None, shard, &path).unwrap();
+    };
+    let refused = |config: &RunConfig| message(runs::phase1(config, None, Some(&path)));
+    scan(&config, Shard { index: 1, of: 2 });
+    assert!(refused(&config).contains("lacks shard 0/2"));
+    scan(&config, Shard::WHOLE);
+    assert!(refused(&RunConfig { seed: 9, ..config.clone() }).contains("of another seed, split or length"));
+    assert!(refused(&RunConfig { length: 8, ..config.clone() }).contains("of another seed, split or length"));
+    let other = RunConfig { data: config.data[..1].to_vec(), ..config.clone() };
+    assert!(refused(&other).contains("of another text"));
+    let dense = config.model.as_ref().unwrap();
+    let store = ModelFolder::open(dense).unwrap().load(&Device::Cpu, None).unwrap();
+    let norm = store.get("model.norm.weight").unwrap();
+    norm.set(&(norm.as_tensor() * 2.0).unwrap()).unwrap();
+    let changed = dir.path().join("changed");
+    ModelFolder::save(&changed, &ModelFolder::open(dense).unwrap().arch().unwrap().to_json(), &store, Some(dense))
+        .unwrap();
+    assert!(refused(&RunConfig { model: Some(changed), ..config }).contains("of another model"));
 }

@@ -89,6 +89,9 @@ struct Settings {
     /// Read stored scans instead of a model and text, and add them up (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1..)]
     merge: Option<Vec<PathBuf>>,
+    /// Add up scans of several kinds of device, or computed in several types
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", requires = "merge")]
+    mixed: Option<bool>,
     /// Over what activation and surprise are standardised: layer, global, log1p [default: layer]
     #[arg(long, value_name = "NORM")]
     norm: Option<String>,
@@ -180,7 +183,7 @@ fn dump(settings: &Settings, overwrite: bool) -> Result<ExitCode> {
 
 fn merge(settings: Settings, form: Form, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
     settings.refuse_flags_beside("--merge", "reads stored scans, and", |flag| {
-        !matches!(flag, "merge" | "variant" | "partition" | "norm" | "expert")
+        !matches!(flag, "merge" | "mixed" | "variant" | "partition" | "norm" | "expert")
     })?;
     let config = MergeConfig {
         files: settings.merge.unwrap_or_default(),
@@ -188,6 +191,7 @@ fn merge(settings: Settings, form: Form, file: Option<&Path>, overwrite: bool) -
         partition: settings.partition,
         seed: settings.run.seed.unwrap_or(0),
         form,
+        mixed: settings.mixed.unwrap_or(false),
         out: out(settings.output.out)?,
     };
     let read: Vec<&Path> = config.files.iter().map(PathBuf::as_path).chain(file).collect();
@@ -216,6 +220,7 @@ impl Settings {
             ("scan-file", self.scan_file.is_some()),
             ("shard", self.shard.is_some()),
             ("merge", self.merge.is_some()),
+            ("mixed", self.mixed.is_some()),
             ("norm", self.norm.is_some()),
             ("grad-site", self.grad_site.is_some()),
             ("expert", self.expert.is_some()),

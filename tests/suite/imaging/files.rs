@@ -3,14 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use candle_core::{DType, Device};
 use rstest::rstest;
 use safetensors::SafeTensors;
-use serde_json::Value;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tinyonn::data::TokenSet;
 use tinyonn::decoder::CausalLm;
@@ -165,7 +166,7 @@ fn a_file_of_other_things_is_refused(
 #[case::empty(|_| Vec::new(), "truncated or damaged")]
 #[case::a_sum(|mut bytes: Vec<u8>| { let at = bytes.len() - 100; bytes[at] ^= 1; bytes }, "not those that were written")]
 #[case::the_record(|bytes: Vec<u8>| replaced(&bytes, "\\\"model\\\":\\\"model\\\"", "\\\"model\\\":\\\"mOdel\\\""), "not those that were written")]
-#[case::a_later_format(|bytes: Vec<u8>| replaced(&bytes, "\\\"format\\\":2", "\\\"format\\\":3"), "format 3 by version 0.1.0, this version reads 1 and 2")]
+#[case::a_later_format(|bytes: Vec<u8>| replaced(&bytes, "\\\"format\\\":3", "\\\"format\\\":4"), "format 4 by version 0.1.0, this version reads 1 to 3")]
 #[case::no_scan(|bytes: Vec<u8>| replaced(&bytes, "tinyonn.scan", "tinyonn.span"), "holds no scan")]
 #[case::text(|_| b"nothing of the kind".to_vec(), "damaged")]
 fn damaged_and_foreign_files_are_refused(#[case] damage: fn(Vec<u8>) -> Vec<u8>, #[case] problem: &str) {
@@ -202,23 +203,25 @@ fn a_scan_by_other_sources_is_not_gone_on_with(#[case] batches: usize, #[case] p
 
 /// The file as a program of other sources would have written it.
 fn by_other_sources(bytes: &[u8]) -> Vec<u8> {
+    forged(bytes, "sources", &"0".repeat(64).into())
+}
+
+/// The file with another value in its record.
+fn forged(bytes: &[u8], key: &str, value: &Value) -> Vec<u8> {
     let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
     let said: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["tinyonn.scan"]).unwrap();
-    let (mut record, other) = (said["record"].clone(), "0".repeat(64));
-    record["sources"] = other.as_str().into();
-    let tensors: BTreeMap<String, Vec<u8>> = SafeTensors::deserialize(bytes)
-        .unwrap()
-        .iter()
-        .map(|(name, view)| (name.into(), view.data().to_vec()))
-        .collect();
+    let mut record = said["record"].clone();
+    record[key] = value.clone();
+    let file = SafeTensors::deserialize(bytes).unwrap();
     let mut digest = Digest::new();
     digest.text(&record.to_string());
-    for (name, bytes) in &tensors {
+    let tensors: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
+    for (name, view) in &tensors {
         digest.text(name);
-        digest.bytes(bytes);
+        digest.bytes(view.data());
     }
-    let [sources, sum] = [&said["record"]["sources"], &said["sha256"]].map(|value| value.as_str().unwrap());
-    replaced(&replaced(bytes, sources, &other), sum, &digest.hex())
+    let metadata = json!({ "sha256": digest.hex(), "record": record }).to_string();
+    safetensors::serialize(tensors, Some([("tinyonn.scan".to_owned(), metadata)].into())).unwrap()
 }
 
 fn replaced(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
@@ -291,4 +294,75 @@ fn two_scans_do_not_write_over_each_other() {
     // The other's is whole.
     let expected = scanned(NEVER, &request(), &dir.path().join("alone.safetensors")).unwrap();
     assert_eq!(StoredScan::load(&path).unwrap().scan, expected);
+}
+
+/// Three shards of a text, and a whole scan of another, each with its file.
+fn three_shards_and_another(dir: &Path) -> [(PathBuf, StoredScan); 4] {
+    let stored = |name: &str, request: &ScanRequest, text: &TokenSet, corpus: &str| {
+        let path = dir.join(name);
+        let file = ScanFile { corpus, ..file(&path) };
+        scan_with(&failing_after(NEVER), text, request, &Device::Cpu, Some(&file)).unwrap();
+        (path.clone(), StoredScan::load(&path).unwrap())
+    };
+    let shard = |index: usize| {
+        let request = ScanRequest { shard: Shard { index, of: 3 }, ..request() };
+        stored(&index.to_string(), &request, &text(), "corpus")
+    };
+    [shard(0), shard(1), shard(2), stored("other", &request(), &tiny::tokens(9, &[65, 50], VOCAB), "another")]
+}
+
+/// Sums are rounded in the order in which they are made, and that order is the scans' own.
+#[test]
+fn shards_add_up_to_the_same_bytes_in_any_order() {
+    let dir = TempDir::new().unwrap();
+    let scans = three_shards_and_another(dir.path());
+    let bytes = |order: [usize; 4]| {
+        let sum = StoredScan::sum(order.map(|at| scans[at].clone()).to_vec(), false).unwrap();
+        let path = dir.path().join("sum");
+        sum.save(&path).unwrap();
+        fs::read(path).unwrap()
+    };
+    let first = bytes([0, 1, 2, 3]);
+    for order in [[3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]] {
+        assert!(bytes(order) == first, "{order:?}");
+    }
+    // Added up as they come they differ: the test would see it.
+    let one_by_one = |order: [usize; 3]| {
+        let mut sum = scans[order[0]].1.clone();
+        order[1..].iter().for_each(|at| sum.merge(&scans[*at].1).unwrap());
+        sum.scan
+    };
+    assert_ne!(one_by_one([0, 1, 2]), one_by_one([2, 1, 0]));
+}
+
+/// A share of another seed's text is no share of this one.
+#[rstest]
+#[case(&[0, 3], "0: holds shard 0/3 of a text whose shard 1/3 is not here, and ", "other is of another text or seed")]
+#[case(&[3, 2, 0], "holds shard ", "other is of another text or seed")]
+fn shards_of_several_texts_are_refused_by_name(#[case] given: &[usize], #[case] file: &str, #[case] problem: &str) {
+    let dir = TempDir::new().unwrap();
+    let scans = three_shards_and_another(dir.path());
+    let said = StoredScan::sum(given.iter().map(|at| scans[*at].clone()).collect(), false).unwrap_err().to_string();
+    assert!(said.contains(file) && said.contains(problem), "{said}");
+}
+
+/// Where passes ran stands in the file; sums of several kinds are asked for.
+#[test]
+fn devices_are_mixed_only_when_asked() {
+    let dir = TempDir::new().unwrap();
+    let mut scans: Vec<_> = three_shards_and_another(dir.path())[..3].to_vec();
+    let on_a_card = dir.path().join("1");
+    fs::write(&on_a_card, forged(&fs::read(&on_a_card).unwrap(), "devices", &json!(["NVIDIA H200"]))).unwrap();
+    scans[1].1 = StoredScan::load(&on_a_card).unwrap();
+    let said = StoredScan::sum(scans.clone(), false).unwrap_err().to_string();
+    assert!(
+        said.contains("1: ") && said.contains("ran on cpu and on NVIDIA H200") && said.contains("--mixed"),
+        "{said}"
+    );
+    let sum = StoredScan::sum(scans, true).unwrap();
+    assert!(sum.missing().is_empty());
+    // Nobody goes on with half of a scan on another kind of device.
+    let said = scanned(NEVER, &ScanRequest { shard: Shard { index: 1, of: 3 }, ..request() }, &on_a_card);
+    let said = said.unwrap_err().to_string();
+    assert!(said.contains("passes on another device (NVIDIA H200)"), "{said}");
 }

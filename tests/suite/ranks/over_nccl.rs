@@ -1,5 +1,6 @@
-//! The same over NCCL, where there are GPUs: a process each.
+//! The same over NCCL, where there are GPUs: a process each, beside each other or as if on hosts of their own.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,32 +11,63 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tinyonn::checkpoint::ParamStore;
+use tinyonn::interrupt::{Interrupt, Signal};
 use tinyonn::ranks::launcher::of_environment;
 use tinyonn::ranks::{Collective, Greeting, Meeting, Token};
-use tinyonn::train::{PretrainConfig, SmkConfig, begin};
+use tinyonn::train::{Memory, PretrainConfig, SmkConfig, begin};
+use tinyonn::{Error, Result};
 
-use super::training::{DENSE, SMK, dense_on, experts_on};
+use super::resumed::states;
+use super::training::{DENSE, LONG_NARROW, Rank, SMK, dense_on, experts_on, last_losses, said};
 use crate::tiny;
 
 /// The weights of a model, by name.
 type Bits = Vec<(String, Vec<u32>)>;
+/// What a training leaves: weights, and the losses of its steps.
+type Left = (Bits, Vec<f64>);
 
 const TOLD: &str = "TINYONN_TEST_GPU_RANK";
 
-/// What is trained.
-fn trained(what: &str, device: &Device, ranks: Option<&Arc<dyn Collective>>) -> ParamStore {
-    let dir = TempDir::new().unwrap();
-    let log = dir.path().join("log.jsonl");
-    let dense = |config: &PretrainConfig| dense_on(device, config, ranks.cloned(), &log, None).unwrap();
-    match what {
-        "dense" => dense(&DENSE),
-        "endless" => dense(&PretrainConfig { steps: 1_000_000, ..DENSE }),
-        "parts" => {
-            dense(&PretrainConfig { memory: tinyonn::train::Memory { micro_batches: 2, ..DENSE.memory }, ..DENSE })
+/// A training, and where it keeps its states if it does.
+#[derive(Clone, Copy)]
+struct Training<'a> {
+    what: &'a str,
+    states: Option<&'a Path>,
+    /// Whether it is asked to stop at once.
+    stops: bool,
+}
+
+impl<'a> Training<'a> {
+    fn of(what: &'a str) -> Self {
+        Self { what, states: None, stops: false }
+    }
+
+    fn run(self, device: &Device, ranks: Option<&Arc<dyn Collective>>) -> Result<Left> {
+        let (dir, ranks): (_, Rank) = (TempDir::new().unwrap(), ranks.cloned());
+        let log = dir.path().join("log.jsonl");
+        let interrupt = Interrupt::default();
+        if self.stops {
+            interrupt.request(Signal::Terminate);
         }
-        _ => experts_on(device, ("Moe7x3", &SmkConfig { ..SMK }), ranks.cloned(), &log, None).unwrap().0,
+        let states = self.states.map(|dir| states(dir, interrupt));
+        let dense = |config: &PretrainConfig| dense_on(device, config, ranks.clone(), &log, states.as_ref());
+        let experts = |config: &SmkConfig| -> Result<ParamStore> {
+            Ok(experts_on(device, ("Moe7x3", config), ranks.clone(), &log, states.as_ref())?.0)
+        };
+        let store = match self.what {
+            "dense" => dense(&DENSE),
+            "endless" => dense(&PretrainConfig { steps: 1_000_000, ..DENSE }),
+            "parts" => dense(&PretrainConfig { memory: Memory { micro_batches: 2, ..DENSE.memory }, ..DENSE }),
+            "narrow" => dense(&LONG_NARROW),
+            "a step of experts" => experts(&SmkConfig { steps: 1, ..SMK }),
+            _ => experts(&SMK),
+        }?;
+        Ok((tiny::bits(&store), said(&log, "loss")))
     }
 }
+
+/// The exit code of a rank that was asked to stop.
+const STOPPED: i32 = 4;
 
 /// A rank of the tests below; without what it is told it does nothing.
 #[test]
@@ -60,9 +92,13 @@ fn a_rank_on_a_gpu() {
     .unwrap();
     sums(together.ranks.as_ref(), &device);
     std::fs::write(told["begun"].as_str().unwrap(), "").unwrap();
-    let store = trained(told["what"].as_str().unwrap(), &device, Some(&together.ranks));
-    let bits = serde_json::to_vec(&tiny::bits(&store)).unwrap();
-    std::fs::write(told["out"].as_str().unwrap(), bits).unwrap();
+    let states = told["states"].as_str().map(Path::new);
+    let training = Training { what: told["what"].as_str().unwrap(), states, stops: told["stops"] == true };
+    match training.run(&device, Some(&together.ranks)) {
+        Ok(left) => std::fs::write(told["out"].as_str().unwrap(), serde_json::to_vec(&left).unwrap()).unwrap(),
+        Err(Error::Interrupted { .. }) => std::process::exit(STOPPED),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// Each collective by itself, in each type.
@@ -82,18 +118,27 @@ fn sums(ranks: &dyn Collective, device: &Device) {
     }
 }
 
+/// How ranks reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Links {
+    /// As NCCL finds them.
+    Found,
+    /// By sockets alone, as if each were on a host of its own.
+    Sockets,
+}
+
 struct World {
     ranks: Vec<Child>,
     dir: TempDir,
 }
 
 impl World {
-    fn start(count: usize, what: &str) -> Self {
+    fn start(count: usize, training: Training<'_>, links: Links) -> Self {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (token, dir) = (Token::random(), TempDir::new().unwrap());
         let start = |rank: usize| {
             let told = json!({
-                "place": free.to_string(), "what": what,
+                "place": free.to_string(), "what": training.what, "states": training.states, "stops": training.stops,
                 "out": dir.path().join(rank.to_string()), "begun": dir.path().join(format!("begun-{rank}")),
             });
             let mut command = Command::new(std::env::current_exe().unwrap());
@@ -103,18 +148,23 @@ impl World {
                 .env("WORLD_SIZE", count.to_string())
                 .env("TINYONN_TOKEN", token.hex());
             command.env("LOCAL_RANK", rank.to_string()).env("LOCAL_WORLD_SIZE", count.to_string());
+            if links == Links::Sockets {
+                command.env("NCCL_HOSTID", format!("host-{rank}")).env("NCCL_SOCKET_IFNAME", "lo");
+                command.env("NCCL_P2P_DISABLE", "1").env("NCCL_SHM_DISABLE", "1").env("NCCL_IB_DISABLE", "1");
+            }
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
         };
         let ranks = (0..count).map(start).collect();
         Self { ranks, dir }
     }
 
-    /// What each rank trained.
-    fn trained(self) -> Vec<Bits> {
+    /// What each rank left; nothing of those that were stopped.
+    fn left(self) -> Vec<Left> {
         let Self { ranks, dir } = self;
         for (rank, child) in ranks.into_iter().enumerate() {
             let ended = child.wait_with_output().unwrap();
-            assert!(ended.status.success(), "rank {rank}: {}", String::from_utf8_lossy(&ended.stderr));
+            let well = matches!(ended.status.code(), Some(0 | STOPPED));
+            assert!(well, "rank {rank}: {}", String::from_utf8_lossy(&ended.stderr));
         }
         let mut found: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         found.retain(|path| !path.to_string_lossy().contains("begun"));
@@ -132,21 +182,59 @@ fn worlds() -> Vec<usize> {
     [2, 4].into_iter().filter(|ranks| *ranks <= gpus as usize).collect()
 }
 
+fn first_gpu() -> Device {
+    Device::new_cuda(0).unwrap()
+}
+
 #[rstest]
 #[case("dense")]
 #[case("parts")]
+#[case("a step of experts")]
 #[case("experts")]
-fn gpus_train_what_one_does(#[case] what: &str) {
+fn gpus_train_what_one_does(#[case] what: &str, #[values(Links::Found, Links::Sockets)] links: Links) {
     for ranks in worlds() {
-        let one = tiny::bits(&trained(what, &Device::new_cuda(0).unwrap(), None));
-        let (first, again) = (World::start(ranks, what).trained(), World::start(ranks, what).trained());
+        let training = Training::of(what);
+        let one = training.run(&first_gpu(), None).unwrap();
+        let [first, again] = [0, 1].map(|_| World::start(ranks, training, links).left());
         assert_eq!(first.len(), ranks);
-        for bits in &first {
-            let apart = apart(&one, bits);
+        for left in &first {
+            let apart = apart(&one.0, &left.0);
+            // The weights of a loser do not move at all: another one would be seen.
             assert!(apart < 1e-5, "{ranks} ranks, {what}: {apart}");
-            assert!(bits == &first[0], "ranks differ");
+            assert!(left == &first[0], "ranks differ");
         }
         assert!(first == again, "not the same bits again");
+    }
+}
+
+/// In bf16 a sum of another order rounds elsewhere: what is learnt is the same, weights are not.
+#[test]
+fn gpus_learn_in_bf16_what_one_does() {
+    for ranks in worlds() {
+        let training = Training::of("narrow");
+        let one = training.run(&first_gpu(), None).unwrap();
+        let [first, again] = [0, 1].map(|_| World::start(ranks, training, Links::Found).left());
+        approx::assert_relative_eq!(last_losses(&one.1), last_losses(&first[0].1), max_relative = 5e-3);
+        assert!(first == again, "not the same bits again");
+    }
+}
+
+/// A training that one GPU began and ends, and several went on with in between.
+#[rstest]
+#[case("dense")]
+#[case("experts")]
+fn a_training_goes_on_over_nccl(#[case] what: &str) {
+    for ranks in worlds() {
+        let dir = TempDir::new().unwrap();
+        let training = Training { states: Some(dir.path()), ..Training::of(what) };
+        let stopped = Training { stops: true, ..training };
+        let ended = stopped.run(&first_gpu(), None);
+        assert!(matches!(ended, Err(Error::Interrupted { .. })), "{ended:?}");
+        assert!(World::start(ranks, stopped, Links::Found).left().is_empty(), "they did not stop");
+        let turned = training.run(&first_gpu(), None).unwrap();
+        let straight = Training::of(what).run(&first_gpu(), None).unwrap();
+        let apart = apart(&straight.0, &turned.0);
+        assert!(apart < 1e-5, "{apart}");
     }
 }
 
@@ -160,11 +248,19 @@ fn apart(a: &Bits, b: &Bits) -> f32 {
     a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Killed in the middle of a training, wherever that is: NCCL says nothing, the connection does.
+/// Killed in the middle of a training, wherever that is: NCCL says nothing, the connection does; and the last state serves to go on.
 #[rstest]
-fn a_rank_that_is_killed_takes_all_with_it(#[values(0, 1)] which: usize, #[values(0, 40, 170, 900)] behind: u64) {
+#[case(0, 0, Links::Found)]
+#[case(1, 40, Links::Found)]
+#[case(0, 170, Links::Found)]
+#[case(1, 900, Links::Found)]
+#[case(0, 300, Links::Sockets)]
+#[case(1, 600, Links::Sockets)]
+fn a_rank_that_is_killed_takes_all_with_it(#[case] which: usize, #[case] behind: u64, #[case] links: Links) {
     for ranks in worlds() {
-        let mut world = World::start(ranks, "endless");
+        let states = TempDir::new().unwrap();
+        let training = Training { states: Some(states.path()), ..Training::of("endless") };
+        let mut world = World::start(ranks, training, links);
         let began = Instant::now();
         let begun = |rank: usize| world.dir.path().join(format!("begun-{rank}")).exists();
         while !(0..ranks).all(begun) {
@@ -183,5 +279,8 @@ fn a_rank_that_is_killed_takes_all_with_it(#[values(0, 1)] which: usize, #[value
             assert!(said.contains(&format!("rank {which}: was lost")), "{said}");
         }
         assert!(began.elapsed() < Duration::from_secs(30));
+        // One GPU takes it up, and is asked to stop behind its first steps.
+        let ended = Training { stops: true, ..training }.run(&first_gpu(), None);
+        assert!(matches!(ended, Err(Error::Interrupted { .. })), "{ended:?}");
     }
 }

@@ -13,7 +13,7 @@ use super::training::{DENSE, SMK, apart, dense, experts, on_ranks};
 use crate::tiny;
 
 /// States every seven steps.
-fn states(dir: &Path, interrupt: Interrupt) -> Checkpoints {
+pub(super) fn states(dir: &Path, interrupt: Interrupt) -> Checkpoints {
     Checkpoints { dir: dir.join("states"), every: 7, keep: 9, interrupt }
 }
 

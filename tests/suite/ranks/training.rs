@@ -108,7 +108,7 @@ pub(super) fn apart(a: &ParamStore, b: &ParamStore) -> f64 {
 }
 
 /// The losses and norms that a log tells of.
-fn said(log: &Path, name: &str) -> Vec<f64> {
+pub(super) fn said(log: &Path, name: &str) -> Vec<f64> {
     let records = tinyonn::metrics::read(log).unwrap();
     let values = records.iter().flat_map(|record| record.values.iter().filter(|(own, _)| own == name));
     values.map(|(_, value)| *value).collect()
@@ -163,6 +163,29 @@ fn narrow_weights_stay_together(#[case] gradients: Precision, #[case] moments: P
     alone[0].iter().zip(&logs[0]).for_each(|(a, b)| approx::assert_relative_eq!(*a, *b, max_relative = 5e-2));
     let losses = 3;
     alone[0][..losses].iter().zip(&logs[0]).for_each(|(a, b)| approx::assert_relative_eq!(*a, *b, max_relative = 5e-3));
+}
+
+/// Weights and gradients of 8 bits, for two hundred steps.
+pub(super) const LONG_NARROW: PretrainConfig = PretrainConfig {
+    steps: 200,
+    memory: Memory { weights: Precision::Bf16, gradients: Precision::Bf16, ..Memory::DEFAULT },
+    ..DENSE
+};
+
+/// The mean of the last twenty losses: a single one is as far from its neighbours as two trainings are from each other.
+pub(super) fn last_losses(losses: &[f64]) -> f64 {
+    let last = &losses[losses.len().saturating_sub(20)..];
+    last.iter().sum::<f64>() / last.len() as f64
+}
+
+/// What narrow weights learn stays within 0.5 %.
+#[test]
+fn narrow_weights_learn_the_same() {
+    let (one, two) = (pretrained(&LONG_NARROW, 1).1.remove(0), pretrained(&LONG_NARROW, 2).1.remove(0));
+    let losses = |log: &[f64]| last_losses(&log[..LONG_NARROW.steps as usize]);
+    approx::assert_relative_eq!(losses(&one), losses(&two), max_relative = 5e-3);
+    // Nothing would be seen of a training that has learnt nothing.
+    assert!(losses(&one) < 0.9 * one[0], "{} of {}", losses(&one), one[0]);
 }
 
 const ONLY_ROUTERS_AND_EXPERTS: SmkConfig = SmkConfig { routers: true, ..SMK };

@@ -320,7 +320,7 @@ impl<F: FeedForward> Reading<'_, F> {
     }
 
     fn keeper<'b>(&self, file: &'b ScanFile<'b>, batches: usize) -> Result<Keeper<'b>> {
-        Keeper::open(file, (self.request, self.model.head().dtype()), (self.text.sha256(), batches))
+        Keeper::open(file, (self.request, self.model.head().dtype(), self.device), (self.text.sha256(), batches))
     }
 
     fn nothing_seen(&self) -> Result<NeuronScan> {

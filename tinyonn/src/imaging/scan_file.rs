@@ -7,8 +7,10 @@
 //! the record and a SHA-256 over record and tensors. Files are written whole or not at all.
 
 mod keeper;
+mod sum;
 mod tensors;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,9 +30,10 @@ use crate::{Error, Result};
 
 /// The metadata's key.
 const KEY: &str = "tinyonn.scan";
-/// The versions of the file format that are read and written: in the last one a record names the sources that scanned.
+/// The versions of the file format that are read and written: in the second a record names the sources that scanned, in the last one the devices too.
 const FIRST: u64 = 1;
-const LAST: u64 = 2;
+const WITH_SOURCES: u64 = 2;
+const LAST: u64 = 3;
 const DAMAGED: &str = "the file is damaged: scan again, or copy it again";
 /// More tokens, and more shards in all parts together, than any scan has: sums of several files stay within their types, and a list of the
 /// shards that are missing within memory.
@@ -83,6 +86,9 @@ struct Record {
     /// What passes computed in; of the first files f32, which no file says.
     #[serde(default = "f32_in_words", skip_serializing_if = "is_f32")]
     dtype: String,
+    /// What passes computed on, by name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    devices: BTreeSet<String>,
     grad_site: GradSite,
     log1p: String,
     /// SHA-256 of the neurons' experts, and their number.
@@ -153,6 +159,8 @@ pub struct StoredScan {
     pub parts: Vec<ScanPart>,
     /// What passes computed in.
     pub(super) dtype: String,
+    /// What passes computed on, a card by its name; of files that do not say, nothing.
+    devices: BTreeSet<String>,
     /// `off`, `measured` or `given`: where the scales of log1p come from.
     pub(super) log1p: String,
     /// SHA-256 of the sources that scanned, where one set of them did and said so.
@@ -204,7 +212,14 @@ impl StoredScan {
         }
         if self.dtype != other.dtype {
             let problem = format!("the scans' passes computed in {} and {}", self.dtype, other.dtype);
-            return refused(problem, "scan all parts with one --dtype");
+            return refused(problem, "scan all parts with one --dtype, or say that they are --mixed");
+        }
+        if self.devices != other.devices && !self.devices.is_empty() && !other.devices.is_empty() {
+            let [own, others] =
+                [self, other].map(|scan| scan.devices.iter().cloned().collect::<Vec<_>>().join(" and "));
+            let problem =
+                format!("the scans' passes ran on {own} and on {others}, whose sums differ in their last digits");
+            return refused(problem, "scan all parts on one kind of device, or say that they are --mixed");
         }
         if self.version != other.version {
             let problem = format!("the scans were made by versions {} and {}", self.version, other.version);
@@ -221,23 +236,50 @@ impl StoredScan {
         self.scan.merge(&other.scan)?;
         self.parts.extend(other.parts.iter().cloned());
         self.sources.take_if(|sources| other.sources.as_ref() != Some(sources));
+        self.devices.extend(other.devices.iter().cloned());
         Ok(())
     }
 
     /// The shards of texts that were read in part and are not here.
     #[must_use]
     pub fn missing(&self) -> Vec<Shard> {
-        let mut missing = Vec::new();
-        for (at, part) in self.parts.iter().enumerate() {
-            let same = |other: &&ScanPart| other.text == part.text && other.options == part.options;
-            if self.parts[..at].iter().any(|other| same(&other)) {
-                continue;
-            }
-            let of = part.shard.of;
-            let here = |index: &usize| self.parts.iter().filter(same).any(|other| other.shard.index == *index);
-            missing.extend((0..of).filter(|index| !here(index)).map(|index| Shard { index, of }));
+        missing(&self.parts.iter().collect::<Vec<_>>())
+    }
+
+    /// Refuses a scan that is not the whole of the one that `file` names, of tokens of the SHA-256 `text` read as `options` say by passes in `dtype`.
+    pub(crate) fn refuse_other(
+        &self,
+        file: &ScanFile<'_>,
+        (text, options): (&str, ScanOptions),
+        dtype: DType,
+    ) -> Result<()> {
+        let other = |what: String, remedy: &str| Err(Error::file(file.path, what, remedy));
+        let alike = "give a scan of this model, text and settings";
+        if self.model != file.model {
+            return other("holds a scan of another model".into(), alike);
         }
-        missing
+        if self.parts.iter().any(|part| part.corpus != file.corpus) {
+            return other("holds a scan of another text".into(), alike);
+        }
+        if self.parts.iter().any(|part| part.options != options || part.text != text) {
+            return other("holds a scan of other tokens of this text: of another seed, split or length".into(), alike);
+        }
+        if self.dtype.split('+').all(|own| own != dtype.as_str()) {
+            return other(
+                format!("holds a scan by passes in {}, and this run computes in {}", self.dtype, dtype.as_str()),
+                alike,
+            );
+        }
+        if self.version != env!("CARGO_PKG_VERSION") {
+            return other(format!("holds a scan of another version of this program ({})", self.version), alike);
+        }
+        if self.scan.grad_site != GradSite::Weight {
+            return other("holds a scan of another grad_site than weight".into(), alike);
+        }
+        match self.missing().first() {
+            Some(shard) => other(format!("lacks shard {shard}"), "add up all shards with --merge"),
+            None => Ok(()),
+        }
     }
 
     fn record(&self) -> Record {
@@ -247,12 +289,17 @@ impl StoredScan {
             (digest.hex(), experts.units.count)
         });
         Record {
-            // Without sources it is a file of the first format, or several merged, and a copy of it stays one.
-            format: if self.sources.is_some() { LAST } else { FIRST },
+            // What does not say more is a file of an earlier format, or several merged, and a copy of it stays one.
+            format: match (self.devices.is_empty(), &self.sources) {
+                (false, _) => LAST,
+                (true, Some(_)) => WITH_SOURCES,
+                (true, None) => FIRST,
+            },
             version: self.version.clone(),
             sources: self.sources.clone(),
             model: self.model.clone(),
             dtype: self.dtype.clone(),
+            devices: self.devices.clone(),
             grad_site: self.scan.grad_site,
             log1p: self.log1p.clone(),
             partition,
@@ -271,9 +318,9 @@ impl StoredScan {
         let metadata = file.metadata(KEY).ok_or_else(|| foreign("holds no scan".into()))?;
         let metadata: Value = serde_json::from_str(metadata).map_err(|e| foreign(format!("holds no scan: {e}")))?;
         let record = &metadata["record"];
-        if record["format"] != FIRST && record["format"] != LAST {
+        if !record["format"].as_u64().is_some_and(|format| (FIRST..=LAST).contains(&format)) {
             let problem = format!(
-                "holds a scan of format {} by version {}, this version reads {FIRST} and {LAST}",
+                "holds a scan of format {} by version {}, this version reads {FIRST} to {LAST}",
                 record["format"],
                 record["version"].as_str().unwrap_or("unknown")
             );
@@ -286,8 +333,8 @@ impl StoredScan {
         let record: Record =
             serde_json::from_value(record.clone()).map_err(|e| Error::file(path, e.to_string(), DAMAGED))?;
         let scan = Contents { file: &file, path, tasks: record.tasks.len() }.scan(&record)?;
-        let Record { version, sources, model, dtype, log1p, parts, .. } = record;
-        Ok(Self { scan, version, model, parts, dtype, log1p, sources })
+        let Record { version, sources, model, dtype, devices, log1p, parts, .. } = record;
+        Ok(Self { scan, version, model, parts, dtype, devices, log1p, sources })
     }
 
     fn tensors(&self) -> Vec<Stored> {
@@ -348,7 +395,26 @@ impl Record {
     }
 }
 
+/// The shards of texts that these parts were dealt from and that are not among them.
+fn missing(parts: &[&ScanPart]) -> Vec<Shard> {
+    let mut missing = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        let same = |other: &&&ScanPart| other.is_of_the_text_of(part);
+        if parts[..at].iter().any(|other| same(&other)) {
+            continue;
+        }
+        let of = part.shard.of;
+        let here = |index: &usize| parts.iter().filter(same).any(|other| other.shard.index == *index);
+        missing.extend((0..of).filter(|index| !here(index)).map(|index| Shard { index, of }));
+    }
+    missing
+}
+
 impl ScanPart {
+    fn is_of_the_text_of(&self, other: &Self) -> bool {
+        self.text == other.text && self.options == other.options
+    }
+
     /// Whether both hold a batch, or may. Of one text, read alike and dealt into as many shards, different shards have none in common.
     fn overlaps(&self, other: &Self) -> bool {
         let dealt_alike = self.options == other.options && self.shard.of == other.shard.of;

@@ -184,7 +184,8 @@ pub struct Gpus {
     beside: Beside,
     device: CudaDevice,
     place: (usize, usize),
-    limit: Duration,
+    /// How long a call may take to be queued: connections are made by the first of its kind, for which a rank may be late.
+    timeout: Duration,
 }
 
 // SAFETY: NCCL lets a communicator be used by any thread, one at a time; a rank computes in one thread.
@@ -201,8 +202,8 @@ impl fmt::Debug for Gpus {
 }
 
 impl Gpus {
-    /// Rank `rank` of `ranks`, on `device`; all give the same `id`. The start is waited for no longer than `limit`; of a collective that takes longer than `hangs` says
-    /// its function is told.
+    /// Rank `rank` of `ranks`, on `device`; all give the same `id`. The start is waited for no longer than `limit`, a collective no longer than `hangs` says, whose
+    /// function is told of it.
     ///
     /// # Errors
     /// No libnccl; a device that is none of NVIDIA's; a rank that does not come; what NCCL reports.
@@ -229,25 +230,25 @@ impl Gpus {
             net_name: std::ptr::null(),
             split_share: c_int::MIN,
         };
-        let beside = Beside::new()?;
+        let (beside, timeout) = (Beside::new()?, hangs.0);
         let watchdog = Watchdog::start(device, beside.events[1], rank, hangs)?;
         let mut comm: Comm = std::ptr::null_mut();
         let (own, all) = (rank as c_int, ranks as c_int);
         // SAFETY: the configuration has the size and version that it says, and it and the place of the communicator live as long as the call.
         let result = unsafe { (nccl.init)(&raw mut comm, all, id, own, &raw mut config) };
-        let gpus = Self { nccl, comm, watchdog, beside, device: device.clone(), place: (rank, ranks), limit };
-        gpus.wait(result, "start")?;
+        let gpus = Self { nccl, comm, watchdog, beside, device: device.clone(), place: (rank, ranks), timeout };
+        gpus.wait(result, "start", limit)?;
         Ok(Arc::new(gpus))
     }
 
     /// Waits until what was begun is queued.
     #[allow(unsafe_code)]
-    fn wait(&self, mut result: c_int, what: &str) -> Result<()> {
+    fn wait(&self, mut result: c_int, what: &str, limit: Duration) -> Result<()> {
         let began = Instant::now();
         while result == IN_PROGRESS {
-            if began.elapsed() > self.limit {
+            if began.elapsed() > limit {
                 let problem =
-                    format!("NCCL {} did not {what} within {} s", self.nccl.said_version(), self.limit.as_secs());
+                    format!("NCCL {} did not {what} within {} s", self.nccl.said_version(), limit.as_secs());
                 let remedy = "see which rank is missing, and NCCL's own words with NCCL_DEBUG=INFO";
                 return Err(Error::setting("NCCL", problem, remedy));
             }
@@ -268,7 +269,7 @@ impl Gpus {
         let main = self.device.cuda_stream().cu_stream();
         self.watchdog.begins(what);
         self.beside.behind(main)?;
-        self.wait(call(self.beside.stream), what)?;
+        self.wait(call(self.beside.stream), what, self.timeout)?;
         self.beside.before(main)
     }
 

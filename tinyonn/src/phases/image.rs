@@ -115,7 +115,7 @@ const SCAN: &str = "scan.safetensors";
 /// let files = vec![half(0)?, half(1)?];
 /// let out = dir.path().join("whole");
 /// std::fs::create_dir(&out)?;
-/// let whole: Image = merge_scans(&MergeConfig { files, variant: "Mixtral".into(), partition: None, seed: 0, form: Form::default(), out })?;
+/// let whole: Image = merge_scans(&MergeConfig { files, variant: "Mixtral".into(), partition: None, seed: 0, form: Form::default(), mixed: false, out })?;
 /// assert_eq!((whole.experts[0][0].len(), whole.stored.scan.tokens[0]), (8, 512)); // ∫SPS of eight experts
 ///
 /// // Raw values of some tokens.

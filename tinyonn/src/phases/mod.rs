@@ -41,6 +41,7 @@ pub mod plan;
 mod prepared;
 mod room;
 mod run;
+mod scan;
 mod sparse_layers;
 pub mod sparsify;
 pub mod sparsify_config;

@@ -110,6 +110,7 @@ impl Prepared {
             dense: &self.dense,
             tokens: &self.tokens,
             ranks: None,
+            scanned: None,
         }
     }
 }

@@ -16,7 +16,6 @@ use crate::files::StagedFolder;
 use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, ScanOptions, coactivation,
-    scan,
 };
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
@@ -118,6 +117,8 @@ pub struct Run<'a> {
     pub tokens: &'a Tokens,
     /// Who trains with it, where there are several ranks: Surprise Min-K is shared, everything else each of them computes for itself.
     pub ranks: Option<&'a Arc<dyn Collective>>,
+    /// A file with its scan, if that was made before ([`Run::scan_shard`]).
+    pub scanned: Option<&'a Path>,
 }
 
 /// Losses on the test split, at one time.
@@ -197,19 +198,8 @@ impl Run<'_> {
     }
 
     /// Nothing seen yet of `set`.
-    fn router_inputs(&self, set: &TokenSet, split: Split) -> RouterInputs {
+    pub(super) fn router_inputs(&self, set: &TokenSet, split: Split) -> RouterInputs {
         RouterInputs::new(self.dense.cfg.num_hidden_layers, self.keeping().of(&self.targets(set), split))
-    }
-
-    /// The image of the dense model's neurons on the training text, and what routers see of it.
-    ///
-    /// # Errors
-    /// Whatever the device reports.
-    pub fn scan(&self) -> Result<(NeuronScan, SplitInputs)> {
-        let model = self.dense_model()?;
-        let mut inputs = self.router_inputs(&self.tokens.train, Split::Fitted);
-        let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&mut inputs))?;
-        Ok((scan, SplitInputs::of(inputs)))
     }
 
     /// The expert of each neuron by layer, as the run's partition has it, or the checkpoint that it began with.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use super::{Record, ScanFile, ScanPart, StoredScan};
 use crate::imaging::{Log1p, NeuronScan, ScanRequest};
@@ -14,6 +14,7 @@ pub(crate) struct Keeper<'a> {
     file: &'a ScanFile<'a>,
     part: ScanPart,
     dtype: &'static str,
+    device: String,
     log1p: &'static str,
     begun: Option<NeuronScan>,
     written: Instant,
@@ -37,13 +38,13 @@ impl Stamp {
 }
 
 impl<'a> Keeper<'a> {
-    /// For a scan of `request` by passes in `dtype` over tokens of the SHA-256 `text`, the part that is read, of so many `batches` in its shard.
+    /// For a scan of `request` by passes in `dtype` on `device` over tokens of the SHA-256 `text`, the part that is read, of so many `batches` in its shard.
     ///
     /// # Errors
     /// A file that is damaged, or of another scan; no folder to write it into.
     pub(crate) fn open(
         file: &'a ScanFile<'a>,
-        (request, dtype): (&ScanRequest, DType),
+        (request, dtype, device): (&ScanRequest, DType, &Device),
         (text, batches): (String, usize),
     ) -> Result<Self> {
         let part = ScanPart {
@@ -60,7 +61,8 @@ impl<'a> Keeper<'a> {
             Log1p::Given(_) => "given",
         };
         let stamp = Stamp::of(file.path)?;
-        let mut keeper = Self { file, part, dtype: dtype.as_str(), log1p, begun: None, written: Instant::now(), stamp };
+        let (dtype, device, written) = (dtype.as_str(), name_of(device)?, Instant::now());
+        let mut keeper = Self { file, part, dtype, device, log1p, begun: None, written, stamp };
         if file.path.exists() {
             let stored = StoredScan::read(file.path)?;
             keeper.check(&stored, request)?;
@@ -124,6 +126,7 @@ impl<'a> Keeper<'a> {
             model: self.file.model.to_owned(),
             parts: vec![self.part.clone()],
             dtype: self.dtype.into(),
+            devices: [self.device.clone()].into(),
             log1p: self.log1p.into(),
         }
     }
@@ -141,6 +144,10 @@ impl<'a> Keeper<'a> {
         }
         if found.dtype != self.dtype {
             return other(&format!("passes in another dtype ({})", found.dtype));
+        }
+        if found.devices.iter().any(|device| *device != self.device) {
+            let devices: Vec<&str> = found.devices.iter().map(String::as_str).collect();
+            return other(&format!("passes on another device ({})", devices.join(" and ")));
         }
         if part.corpus != self.part.corpus {
             return other("another corpus");
@@ -191,5 +198,15 @@ impl<'a> Keeper<'a> {
             return other("other log1p values");
         }
         Ok(())
+    }
+}
+
+/// A card by its own name: sums of two kinds of cards differ in their last digits.
+fn name_of(device: &Device) -> Result<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => crate::ops::nccl::card_name(device),
+        Device::Cpu => Ok("cpu".to_owned()),
+        other => Ok(format!("{:?}", other.location())),
     }
 }

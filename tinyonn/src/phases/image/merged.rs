@@ -23,6 +23,9 @@ pub struct MergeConfig {
     pub seed: u64,
     /// How ∫SPS is formed.
     pub form: Form,
+    /// Whether scans may be of several kinds of device, or computed in several types.
+    #[serde(default)]
+    pub mixed: bool,
     /// The folder of the results, which exists.
     pub out: PathBuf,
 }
@@ -30,16 +33,10 @@ pub struct MergeConfig {
 /// Merges stored scans and writes what [`image()`](super::image()) does of their sum, without a model or its text.
 ///
 /// # Errors
-/// Files that are no finished scans, or not of one model and kind; a variant of other experts; a form whose sums they do not hold.
+/// Files that are no finished scans, or not of one model and kind; shards of several texts; a variant of other experts; a form whose sums they do not hold.
 pub fn merge_scans(config: &MergeConfig) -> Result<Image> {
-    let Some((first, rest)) = config.files.split_first() else {
-        return Err(Error::setting("merge", "no file is given", "name one stored scan or more"));
-    };
-    let mut stored = StoredScan::load(first)?;
-    for path in rest {
-        let named = |e: Error| Error::file(path, e.to_string(), "or leave this file out");
-        stored.merge(&StoredScan::load(path)?).map_err(named)?;
-    }
+    let read = |path: &PathBuf| Ok((path.clone(), StoredScan::load(path)?));
+    let stored = StoredScan::sum(config.files.iter().map(read).collect::<Result<_>>()?, config.mixed)?;
     stored.scan.check_gradients()?;
     let spec = &variant(&config.variant)?.spec;
     refuse_replicas(spec)?;

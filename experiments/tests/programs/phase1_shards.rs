@@ -1,0 +1,65 @@
+//! The scan of phase 1 in shards, each by a process of its own.
+
+use std::fs;
+
+use rstest::rstest;
+use serde_json::Value;
+
+use super::{Place, RUN, assert_done, printed};
+
+const PHASE1: &str = env!("CARGO_BIN_EXE_exp_phase1");
+const TEXT: &str = "--model dense --data a=a.txt --data b=b.txt --config run.toml";
+
+fn place() -> Place {
+    let place = Place::new();
+    fs::write(place.path("run.toml"), format!("study_tokens = 60\n{RUN}")).unwrap();
+    place
+}
+
+/// Two processes at once, each a shard; then the sum, and the rest of phase 1 from it.
+#[test]
+fn shards_of_two_processes_are_gone_on_from() {
+    let place = place();
+    let scan = |shard: usize| {
+        let flags = format!("--pass scan --shard {shard}/2 --scan-file kept-{shard} --out part-{shard}");
+        place.command(PHASE1, &format!("{TEXT} {flags}")).spawn().unwrap()
+    };
+    for mut process in [scan(0), scan(1)] {
+        assert!(process.wait().unwrap().success());
+    }
+    let file = |shard: usize| format!("part-{shard}/scan.safetensors");
+    assert_eq!(fs::read(place.path(&file(0))).unwrap(), fs::read(place.path("kept-0")).unwrap());
+    let merged = printed(&place.run(PHASE1, &format!("--merge {} {} --out whole", file(0), file(1))));
+    assert!(merged.contains("next      exp_phase1 --scanned whole/scan.safetensors"), "{merged}");
+    assert_done(&place.run(PHASE1, &format!("--merge {} --merge {} --out again", file(1), file(0))));
+    let [whole, again] = ["whole", "again"].map(|run| fs::read(place.path(run).join("scan.safetensors")).unwrap());
+    assert!(whole == again, "the order of the files shows");
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --scanned whole/scan.safetensors --out later")));
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --out at-once")));
+    let routed = |run: &str| {
+        let summary: Value = serde_json::from_slice(&fs::read(place.path(run).join("summary.json")).unwrap()).unwrap();
+        summary["loss"]["routed_before"].as_f64().unwrap()
+    };
+    // The image is that of one process but for the order of f64 sums.
+    let [later, at_once] = ["later", "at-once"].map(routed);
+    assert!((later - at_once).abs() < 1e-9, "{later} and {at_once}");
+}
+
+#[rstest]
+#[case::half("--merge one/scan.safetensors", &["`--merge`", "shard 1/2 is not among the 1 files"])]
+#[case::another_seed("--merge one/scan.safetensors other/scan.safetensors", &["scan.safetensors", "of another seed"])]
+#[case::a_shard_of_nothing("--shard 0/2", &["--pass"])]
+#[case::no_shard("--pass scan --shard 2/2", &["2/2"])]
+#[case::half_to_go_on_from("--model dense --data a=a.txt --data b=b.txt --config run.toml --scanned one/scan.safetensors", &["one/scan.safetensors", "lacks shard 1/2"])]
+fn what_does_not_add_up_is_refused_by_name(#[case] flags: &str, #[case] words: &[&str]) {
+    let place = place();
+    if flags.contains("one/") {
+        assert_done(&place.run(PHASE1, &format!("{TEXT} --pass scan --shard 0/2 --out one")));
+        assert_done(&place.run(PHASE1, &format!("{TEXT} --pass scan --shard 1/2 --seed 7 --out other")));
+    }
+    let output = place.run(PHASE1, &format!("{flags} --out out"));
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    assert!(!place.path("out").exists());
+}
