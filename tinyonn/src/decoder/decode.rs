@@ -12,7 +12,7 @@ use crate::Result;
 use crate::ops::decode_attention::Past;
 use crate::ops::gemv::{self, Normed, Stored};
 use crate::ops::graph::{Graph, sent_once};
-use crate::ops::{Workspace, next_token};
+use crate::ops::{Workspace, host, next_token};
 
 /// Rows on their way, each by one token a step.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Decoding {
     /// # Errors
     /// What the device reports.
     pub(super) fn best(&self) -> Result<Vec<u32>> {
-        Ok(self.ids.to_vec1()?)
+        Ok(host::ids(&self.ids)?)
     }
 
     /// The logits of the last step, `[B · V]`.
@@ -143,6 +143,6 @@ impl Decoding {
     /// # Errors
     /// What the device reports.
     pub(super) fn logits(&self) -> Result<Vec<f32>> {
-        self.logits_bv.as_ref().map_or(Ok(Vec::new()), |logits_bv| Ok(logits_bv.flatten_all()?.to_vec1()?))
+        self.logits_bv.as_ref().map_or(Ok(Vec::new()), |logits_bv| Ok(host::values(logits_bv)?))
     }
 }

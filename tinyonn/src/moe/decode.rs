@@ -1,6 +1,6 @@
 //! One new token of each of a few texts through a layer of experts, on a GPU: by launches that a captured graph can hold.
 //!
-//! Gates of a hierarchy of Gaussian routers come of three launches; other routers are asked by their own operations. Slices are computed as the dense MLP's neurons under
+//! Gates of a hierarchy of Gaussian routers come of two launches; other routers are asked by their own operations. Slices are computed as the dense MLP's neurons under
 //! their experts' gates, and what no row takes is not read ([`gemv`](crate::ops::gemv)); neurons that choose themselves are scored by their gates' rows first.
 
 use candle_core::Tensor;
@@ -10,7 +10,7 @@ use super::{MoeLayer, RoutePer};
 use crate::Result;
 use crate::decoder::feed_forward::NewTokens;
 use crate::decoder::{Active, Pass};
-use crate::ops::{NeuronChoice, gemv, rms_norm};
+use crate::ops::{NeuronChoice, gaussian_gates, gemv, rms_norm};
 
 /// The stream behind the layer; `None` where there are no launches for it.
 ///
@@ -47,8 +47,8 @@ fn gates(layer: &MoeLayer, new: &mut NewTokens<'_>, pass: &Pass) -> Result<Optio
         && let (Some(hierarchy), Some(gaussians)) = (layer.hierarchy(), layer.gaussians())
     {
         let of = gemv::Normed { x_bd: new.x_bd, norm: Some(new.norm) };
-        if let Some(logits_bn) = gaussians.forward_few(of, new.workspace)? {
-            return Ok(Some(hierarchy.gates_of_few(&logits_bn, new.x_bd.dtype(), new.workspace)?));
+        if let Some(gate_bn) = gaussian_gates::forward(gaussians, hierarchy, of, new.workspace)? {
+            return Ok(Some(gate_bn));
         }
     }
     let normed = rms_norm::forward(new.x_bd, new.norm.0, new.norm.1)?.unsqueeze(1)?;

@@ -62,90 +62,90 @@ __device__ void attend(ATTEND) {
     const unsigned d = head_dim, lanes = d / N, at_once = 32 / lanes, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const unsigned chunk = lane % lanes, stream = warp * at_once + lane / lanes, streams = WARPS * at_once;
     const u64 b = blockIdx.x / of.kv_heads, kv = blockIdx.x % of.kv_heads;
+    let_the_next_launch_begin();
+    wait_for_the_launch_before();
     const unsigned now = *position, all = now + 1, parts = gridDim.y;
     const unsigned span = max((all + parts - 1) / parts, LEAST), begin = blockIdx.y * span, end = min(all, begin + span);
+    const unsigned taken = (all + span - 1) / span; // parts with a position
+    if (begin >= all) return;
     const u64 in_room = (b * room * of.kv_heads + kv) * d; // of position 0
     const u64 stride = (u64)of.kv_heads * d;
-    if (begin < end) {
-        for (unsigned g = warp; g < G; g += WARPS) turned(of, b, kv * G + g, q_norm, now, own + g * d);
-        if (end == all) {
-            if (warp == WARPS - 1) {
-                turned(of, b, of.heads + kv, k_norm, now, own + G * d);
-                __syncwarp();
-                for (unsigned j = lane; j < d; j += 32) store_one(keys, in_room + now * stride + j, HALF, own[G * d + j]);
-            } else if (warp == 0) {
-                const u64 from = (b * (of.heads + 2 * of.kv_heads) + of.heads + of.kv_heads + kv) * d;
-                for (unsigned j = lane; j < d; j += 32) store_one(values, in_room + now * stride + j, HALF, load_one(qkv, from + j, HALF));
-            }
+    for (unsigned g = warp; g < G; g += WARPS) turned(of, b, kv * G + g, q_norm, now, own + g * d);
+    if (end == all) {
+        if (warp == WARPS - 1) {
+            turned(of, b, of.heads + kv, k_norm, now, own + G * d);
+            __syncwarp();
+            for (unsigned j = lane; j < d; j += 32) store_one(keys, in_room + now * stride + j, HALF, own[G * d + j]);
+        } else if (warp == 0) {
+            const u64 from = (b * (of.heads + 2 * of.kv_heads) + of.heads + of.kv_heads + kv) * d;
+            for (unsigned j = lane; j < d; j += 32) store_one(values, in_room + now * stride + j, HALF, load_one(qkv, from + j, HALF));
         }
-        __syncthreads();
-        float q[G][N], sum[G][N], most[G], total[G];
+    }
+    __syncthreads();
+    float q[G][N], sum[G][N], most[G], total[G];
+#pragma unroll
+    for (int g = 0; g < G; g++) {
+        most[g] = LOWEST, total[g] = 0.0f;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            // Of powers of two.
+            q[g][k] = own[g * d + chunk * N + k] * scale * 1.44269504f;
+            sum[g][k] = 0.0f;
+        }
+    }
+    for (unsigned from = begin + stream; from - stream < end; from += streams * AHEAD) {
+        Values key[AHEAD], value[AHEAD];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            const unsigned at = from + streams * a;
+            const u64 place = (in_room + at * stride) / N + chunk;
+            key[a] = Values::read(keys, place, at < end);
+            value[a] = Values::read(values, place, at < end);
+        }
 #pragma unroll
         for (int g = 0; g < G; g++) {
-            most[g] = LOWEST, total[g] = 0.0f;
-#pragma unroll
-            for (int k = 0; k < N; k++) {
-                // Of powers of two.
-                q[g][k] = own[g * d + chunk * N + k] * scale * 1.44269504f;
-                sum[g][k] = 0.0f;
-            }
-        }
-        for (unsigned from = begin + stream; from - stream < end; from += streams * AHEAD) {
-            Values key[AHEAD], value[AHEAD];
+            float score[AHEAD], max = most[g];
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
-                const unsigned at = from + streams * a;
-                const u64 place = (in_room + at * stride) / N + chunk;
-                key[a] = Values::read(keys, place, at < end);
-                value[a] = Values::read(values, place, at < end);
+                float x = 0.0f;
+#pragma unroll
+                for (int k = 0; k < N; k++) x += q[g][k] * key[a][k];
+                for (unsigned apart = lanes / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
+                score[a] = from + streams * a < end ? x : LOWEST;
+                max = fmaxf(max, score[a]);
             }
+            const float shrink = exp2f(most[g] - max);
+            most[g] = max;
+            total[g] *= shrink;
 #pragma unroll
-            for (int g = 0; g < G; g++) {
-                float score[AHEAD], max = most[g];
+            for (int k = 0; k < N; k++) sum[g][k] *= shrink;
 #pragma unroll
-                for (int a = 0; a < AHEAD; a++) {
-                    float x = 0.0f;
+            for (int a = 0; a < AHEAD; a++) {
+                const float p = from + streams * a < end ? exp2f(score[a] - max) : 0.0f;
+                total[g] += p;
 #pragma unroll
-                    for (int k = 0; k < N; k++) x += q[g][k] * key[a][k];
-                    for (unsigned apart = lanes / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
-                    score[a] = from + streams * a < end ? x : LOWEST;
-                    max = fmaxf(max, score[a]);
-                }
-                const float shrink = exp2f(most[g] - max);
-                most[g] = max;
-                total[g] *= shrink;
-#pragma unroll
-                for (int k = 0; k < N; k++) sum[g][k] *= shrink;
-#pragma unroll
-                for (int a = 0; a < AHEAD; a++) {
-                    const float p = from + streams * a < end ? exp2f(score[a] - max) : 0.0f;
-                    total[g] += p;
-#pragma unroll
-                    for (int k = 0; k < N; k++) sum[g][k] += p * value[a][k];
-                }
+                for (int k = 0; k < N; k++) sum[g][k] += p * value[a][k];
             }
         }
-        // Nobody reads the queries any more.
-        __syncthreads();
-#pragma unroll
-        for (int g = 0; g < G; g++) {
-            if (chunk == 0) of_stream[stream][g] = make_float2(most[g], total[g]);
-#pragma unroll
-            for (int k = 0; k < N; k++) own[(stream * G + g) * d + chunk * N + k] = sum[g][k];
-        }
-        __syncthreads();
     }
+    // Nobody reads the queries any more.
+    __syncthreads();
+#pragma unroll
+    for (int g = 0; g < G; g++) {
+        if (chunk == 0) of_stream[stream][g] = make_float2(most[g], total[g]);
+#pragma unroll
+        for (int k = 0; k < N; k++) own[(stream * G + g) * d + chunk * N + k] = sum[g][k];
+    }
+    __syncthreads();
     for (unsigned at = threadIdx.x; at < G * d; at += THREADS) {
         const unsigned g = at / d, j = at % d;
         const u64 to = (b * of.heads + kv * G + g) * parts + blockIdx.y;
         float max = LOWEST, all_of = 0.0f, x = 0.0f;
-        if (begin < end) {
-            for (unsigned s = 0; s < streams; s++) max = fmaxf(max, of_stream[s][g].x);
-            for (unsigned s = 0; s < streams; s++) {
-                const float share = exp2f(of_stream[s][g].x - max);
-                all_of += share * of_stream[s][g].y;
-                x += share * own[(s * G + g) * d + j];
-            }
+        for (unsigned s = 0; s < streams; s++) max = fmaxf(max, of_stream[s][g].x);
+        for (unsigned s = 0; s < streams; s++) {
+            const float share = exp2f(of_stream[s][g].x - max);
+            all_of += share * of_stream[s][g].y;
+            x += share * own[(s * G + g) * d + j];
         }
         sums[to * d + j] = x;
         if (j == 0) stats[to] = make_float2(max, all_of);
@@ -153,13 +153,12 @@ __device__ void attend(ATTEND) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(arrived + blockIdx.x, 1) == parts - 1;
+        last = atomicAdd(arrived + blockIdx.x, 1) == taken - 1;
         if (last) arrived[blockIdx.x] = 0;
     }
     __syncthreads();
     if (!last) return;
     __threadfence();
-    const unsigned taken = (all + span - 1) / span;
     for (unsigned at = threadIdx.x; at < G * d; at += THREADS) {
         const unsigned g = at / d, j = at % d;
         const u64 head = b * of.heads + kv * G + g, from = head * parts;

@@ -13,13 +13,23 @@ use candle_core::{DType, Result, Tensor};
 use super::Workspace;
 use super::kernel::{Argument, Grid, Kernel, attribute, card, is_read};
 
-static IN_BF16: Kernel = Kernel::new(
+static IN_BF16: Kernel = Kernel::overlapping(
     "decode_attention_bf16",
-    concat!("#define KEPT_IN_BF16 true\n", include_str!("numbers.cu"), include_str!("decode_attention.cu")),
+    concat!(
+        "#define KEPT_IN_BF16 true\n",
+        include_str!("numbers.cu"),
+        include_str!("overlap.cu"),
+        include_str!("decode_attention.cu")
+    ),
 );
-static IN_F32: Kernel = Kernel::new(
+static IN_F32: Kernel = Kernel::overlapping(
     "decode_attention_f32",
-    concat!("#define KEPT_IN_BF16 false\n", include_str!("numbers.cu"), include_str!("decode_attention.cu")),
+    concat!(
+        "#define KEPT_IN_BF16 false\n",
+        include_str!("numbers.cu"),
+        include_str!("overlap.cu"),
+        include_str!("decode_attention.cu")
+    ),
 );
 
 const THREADS: u32 = 128;

@@ -3,35 +3,6 @@
 // Legend: t tokens; of a router r values of z and c Gaussians; R values of z and N Gaussians of all routers. z [t, 2 R] f32: products of x with rounded
 // projections, and behind them those with what rounding took; a value of z is the sum of both. Logits and their gradients G [t, N] f32.
 
-struct Router {
-    unsigned first;      // Gaussian of all
-    unsigned gaussians;  // c
-    unsigned r;
-    unsigned column;     // of z
-    unsigned parameters; // where they begin in the packed ones
-    unsigned sums;       // where they begin in a row of sums: [2, c, r] and [c], filled up to fours
-    unsigned tile;       // the first block of gaussian_sums that is its
-    unsigned unused;
-};
-
-// Parameters as kernels read them: means and precisions by value [r, c] and by Gaussian [c, r], rows filled up with zeros to fours; log-variances summed
-// over values, log-priors, and what a mean log-density is multiplied by.
-struct Packed {
-    float *mean_rc, *precision_rc, *mean_cr, *precision_cr, *logs, *priors, *factor;
-    unsigned columns, width; // c and r, filled up
-
-    __device__ Packed(float* at, unsigned gaussians, unsigned r) {
-        columns = (gaussians + 3) / 4 * 4, width = (r + 3) / 4 * 4;
-        mean_rc = at;
-        precision_rc = mean_rc + width * columns;
-        mean_cr = precision_rc + width * columns;
-        precision_cr = mean_cr + width * columns;
-        logs = precision_cr + width * columns;
-        priors = logs + columns;
-        factor = priors + columns;
-    }
-};
-
 const int TOKENS = 32;         // of a block
 const int STRIDE = TOKENS + 4; // from one value's tokens to the next's
 const int THREADS = 256;

@@ -74,6 +74,20 @@ pub struct Saved {
     projections: Tensor,
 }
 
+/// What logits of a few rows are made of.
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+pub(super) struct OfFew {
+    /// Both parts of z side by side, `[b, 2 R]` f32.
+    pub(super) z_b2r: Tensor,
+    /// Parameters as kernels read them.
+    pub(super) packed: Tensor,
+    /// The routers' table.
+    pub(super) table: Tensor,
+    /// Nodes of all routers.
+    pub(super) nodes: usize,
+}
+
 /// Where a router's numbers are among those of all.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
@@ -201,13 +215,13 @@ impl GaussianRouting {
         candle_core::bail!("gaussian_routing: x {:?} without a GPU", x_td.shape())
     }
 
-    /// The logits of a few rows, behind their norm, in a workspace.
+    /// z of a few rows, behind their norm, in a workspace, and what makes logits of it.
     ///
     /// # Errors
     /// As above.
     #[cfg(feature = "cuda")]
-    pub(crate) fn forward_few(&self, of: Normed<'_>, workspace: &mut Workspace) -> Result<Option<Tensor>> {
-        on_a_card::forward_few(self, of, workspace)
+    pub(super) fn of_few(&self, of: Normed<'_>, workspace: &mut Workspace) -> Result<Option<OfFew>> {
+        on_a_card::of_few(self, of, workspace)
     }
 
     /// ∂L/∂x `[t, d]`, if `input`, added to `dx_td` where there is one; the gradients of the parameters that learn go to `grads`.
@@ -240,10 +254,12 @@ mod on_a_card {
     use super::super::kernel::{Argument, Grid, Kernel, card, is_read, room};
     use super::super::product::accumulate;
     use super::super::{Grads, Workspace};
-    use super::{GaussianRouting, Parameters, Place, Saved};
+    use super::{GaussianRouting, OfFew, Parameters, Place, Saved};
 
-    static KERNELS: Kernel =
-        Kernel::new("gaussian_routing", concat!(include_str!("numbers.cu"), include_str!("gaussian_routing.cu")));
+    static KERNELS: Kernel = Kernel::new(
+        "gaussian_routing",
+        concat!(include_str!("numbers.cu"), include_str!("gaussian_packed.cu"), include_str!("gaussian_routing.cu")),
+    );
 
     // Sizes by the names that they have in the kernels' text, and of its blocks.
     const TOKENS: usize = 32;
@@ -313,21 +329,15 @@ mod on_a_card {
         Ok(Some((logits_tn, Saved { z, packed, projections })))
     }
 
-    pub(super) fn forward_few(
-        all: &GaussianRouting,
-        of: Normed<'_>,
-        workspace: &mut Workspace,
-    ) -> Result<Option<Tensor>> {
+    pub(super) fn of_few(all: &GaussianRouting, of: Normed<'_>, workspace: &mut Workspace) -> Result<Option<OfFew>> {
         if !reads(all, of.x_bd)? {
             return Ok(None);
         }
         // Parameters do not change while a text is written.
         let made = workspace.made(|| Ok(prepared(all)?.map_or_else(Vec::new, Vec::from)))?;
         let [packed, projections] = made.as_slice() else { return Ok(None) };
-        let z = gemv::project(of, &[(projections, None)], None, Stored::Wide, workspace)?;
-        let logits_bn = workspace.take(&[of.x_bd.dim(0)?, all.totals.nodes], DType::F32, of.x_bd.device())?;
-        logits(all, &z, packed, &logits_bn)?;
-        Ok(Some(logits_bn))
+        let z_b2r = gemv::project(of, &[(projections, None)], None, Stored::Wide, workspace)?;
+        Ok(Some(OfFew { z_b2r, packed: packed.clone(), table: all.table.clone(), nodes: all.totals.nodes }))
     }
 
     /// Packed parameters, and projections rounded and what rounding took; `None` of parameters that the kernels do not read.

@@ -15,29 +15,54 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::kernel::{Argument, Grid, Kernel, THREADS, attribute, card, is_read};
 use super::{Activation, Gelu, MlpWeights, NeuronChoice, Workspace};
 
-static IN_BF16: Kernel = Kernel::new(
+static IN_BF16: Kernel = Kernel::overlapping(
     "gemv_bf16",
-    concat!("#define KEPT_IN_BF16 true\n", include_str!("numbers.cu"), include_str!("gemv.cu")),
+    concat!(
+        "#define KEPT_IN_BF16 true\n",
+        include_str!("numbers.cu"),
+        include_str!("overlap.cu"),
+        include_str!("gemv.cu")
+    ),
 );
-static IN_F32: Kernel = Kernel::new(
+static IN_F32: Kernel = Kernel::overlapping(
     "gemv_f32",
-    concat!("#define KEPT_IN_BF16 false\n", include_str!("numbers.cu"), include_str!("gemv.cu")),
+    concat!(
+        "#define KEPT_IN_BF16 false\n",
+        include_str!("numbers.cu"),
+        include_str!("overlap.cu"),
+        include_str!("gemv.cu")
+    ),
 );
-static WEIGHTED_IN_BF16: Kernel = Kernel::new(
+static WEIGHTED_IN_BF16: Kernel = Kernel::overlapping(
     "weighted_rows_bf16",
-    concat!("#define KEPT_IN_BF16 true\n", include_str!("numbers.cu"), include_str!("weighted_rows.cu")),
+    concat!(
+        "#define KEPT_IN_BF16 true\n",
+        include_str!("numbers.cu"),
+        include_str!("overlap.cu"),
+        include_str!("weighted_rows.cu")
+    ),
 );
-static WEIGHTED_IN_F32: Kernel = Kernel::new(
+static WEIGHTED_IN_F32: Kernel = Kernel::overlapping(
     "weighted_rows_f32",
-    concat!("#define KEPT_IN_BF16 false\n", include_str!("numbers.cu"), include_str!("weighted_rows.cu")),
+    concat!(
+        "#define KEPT_IN_BF16 false\n",
+        include_str!("numbers.cu"),
+        include_str!("overlap.cu"),
+        include_str!("weighted_rows.cu")
+    ),
 );
-static BEST: Kernel = Kernel::new("best_neurons", concat!(include_str!("numbers.cu"), include_str!("best_neurons.cu")));
+static BEST: Kernel = Kernel::overlapping(
+    "best_neurons",
+    concat!(include_str!("numbers.cu"), include_str!("overlap.cu"), include_str!("best_neurons.cu")),
+);
 
 /// Rows that the kernels take at most.
 pub(crate) const MOST_ROWS: usize = 8;
 /// Warps of a block, and blocks a multiprocessor.
 const WARPS: usize = THREADS as usize / 32;
 const BLOCKS: usize = 2;
+/// Bytes between rows of x, where tensor cores read them.
+const APART: usize = 64;
 /// Chunks of sixteen bytes of a tile of weighted rows.
 const LANES: usize = 16;
 /// Bytes of shared memory that a block asks for at most.
@@ -72,7 +97,7 @@ pub(crate) enum Stored {
 pub(crate) fn takes(x_bd: &Tensor, matrices: &[&Tensor]) -> Result<bool> {
     let (b, d) = x_bd.dims2()?;
     let size = x_bd.dtype().size_in_bytes();
-    let fits = (1..=MOST_ROWS).contains(&b) && (d * size).is_multiple_of(16) && b * d * size <= MOST_BYTES;
+    let fits = (1..=MOST_ROWS).contains(&b) && (d * size).is_multiple_of(16) && b * (d * size + APART) <= MOST_BYTES;
     let read = |tensor: &&Tensor| is_read(tensor) && tensor.dtype() == x_bd.dtype();
     Ok(fits && is_read(x_bd) && matrices.iter().all(read))
 }
@@ -275,9 +300,10 @@ impl Normed<'_> {
     unsafe fn launch(&self, function: &str, outputs: usize, arguments: &[Argument]) -> Result<()> {
         let (b, d) = self.x_bd.dims2()?;
         let blocks = outputs.div_ceil(WARPS).min(BLOCKS * multiprocessors(self.x_bd.device())?);
-        let shared_bytes = (b * d * self.x_bd.dtype().size_in_bytes()) as u32;
         let kernel = if self.x_bd.dtype() == DType::BF16 { &IN_BF16 } else { &IN_F32 };
-        let function = format!("{function}_{}", b.next_power_of_two());
+        // Rows of x are kept apart by a few chunks where tensor cores read them.
+        let shared_bytes = (b * (d * self.x_bd.dtype().size_in_bytes() + APART)) as u32;
+        let function = format!("{function}_{}", if b > 2 { MOST_ROWS } else { b });
         let grid = Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes };
         // SAFETY: the caller vouches for the arguments; the shared memory holds x.
         unsafe { kernel.launch_function(&function, card(self.x_bd)?, &grid, arguments) }

@@ -1,13 +1,7 @@
 // From the logits of a hierarchy of routers to the experts that are taken and their gates, and back (hierarchy.rs has the formulas).
 //
-// Nodes are numbered through all levels, from the top. `table` has of each node: the first node of its router and the one behind its last, how many
-// choices that router takes, the node above (itself at the top), and the first node below and the one behind the last; `heads` the first node of each
-// router. The nodes of the last level are the routed experts. A block takes `each` tokens and keeps values of all their nodes in shared memory; its
+// hierarchy_nodes.cu says what `table` has; `heads` the first node of each router. The nodes of the last level are the routed experts. A block takes `each` tokens and keeps values of all their nodes in shared memory; its
 // threads go over routers, nodes or experts of all its tokens, and a warp sums over a token.
-
-struct Node {
-    unsigned first, end, k, above, below, below_end;
-};
 
 extern __shared__ float values[];
 
@@ -34,13 +28,6 @@ struct Tokens {
         }
     }
 };
-
-__device__ float as_key(float x) { return x == x ? x + 0.0f : __int_as_float(0x7f800000); }
-
-__device__ float warp_max(float x) {
-    for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
-    return x;
-}
 
 __device__ Tokens of_block(const Node* table, const unsigned* heads, u64 tokens, u64 each, u64 nodes, u64 experts, u64 routers) {
     const u64 first = blockIdx.x * each;

@@ -12,9 +12,6 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-#[cfg(feature = "cuda")]
-use super::Workspace;
-
 /// Nodes whose values fit the shared memory that every card has.
 const MOST_NODES: usize = 2048;
 
@@ -111,13 +108,10 @@ impl Hierarchy {
         candle_core::bail!("hierarchy: logits {:?} and gates in {dtype:?} without a GPU", logits_tn.shape())
     }
 
-    /// The gates of a few rows, in a workspace.
-    ///
-    /// # Errors
-    /// As above.
+    /// The tables of nodes and of routers' first nodes, and how many nodes, routed experts and experts there are, and whether gates are normalised.
     #[cfg(feature = "cuda")]
-    pub(crate) fn gates_of_few(&self, logits_tn: &Tensor, dtype: DType, workspace: &mut Workspace) -> Result<Tensor> {
-        on_a_card::gates_of_few(self, logits_tn, dtype, workspace)
+    pub(super) fn parts(&self) -> ([&Tensor; 2], [usize; 3], bool) {
+        ([&self.table, &self.heads], [self.nodes, self.routed, self.experts], self.normalised)
     }
 
     /// ∂L/∂logits `[t, nodes]`, from what [`gates`](Self::gates) has taken and ∂L/∂gates `[t, N]`.
@@ -136,52 +130,36 @@ impl Hierarchy {
 mod on_a_card {
     use candle_core::{DType, Result, Tensor};
 
-    use super::super::Workspace;
     use super::super::kernel::{Argument, Grid, Kernel, card, is_read, room};
     use super::Hierarchy;
 
-    static KERNELS: Kernel =
-        Kernel::new("hierarchy", concat!(include_str!("numbers.cu"), include_str!("hierarchy.cu")));
+    static KERNELS: Kernel = Kernel::new(
+        "hierarchy",
+        concat!(include_str!("numbers.cu"), include_str!("hierarchy_nodes.cu"), include_str!("hierarchy.cu")),
+    );
 
     /// Threads of a block, and the tokens that it takes: at most so many, and as their nodes' values have room.
     const THREADS: u32 = 128;
     const TOKENS: usize = 8;
     const BYTES: usize = 40 << 10;
 
+    #[allow(unsafe_code)]
     pub(super) fn gates(of: &Hierarchy, logits_tn: &Tensor, dtype: DType) -> Result<[Tensor; 2]> {
         let tokens = of.tokens(logits_tn)?;
         let [taken, gates] = [DType::F32, dtype].map(|dtype| room((tokens, of.experts), dtype, logits_tn.device()));
         let (taken, gates) = (taken?, gates?);
-        write_gates(of, logits_tn, &taken, &gates)?;
-        Ok([taken, gates])
-    }
-
-    pub(super) fn gates_of_few(
-        of: &Hierarchy,
-        logits_tn: &Tensor,
-        dtype: DType,
-        workspace: &mut Workspace,
-    ) -> Result<Tensor> {
-        let mut room = |dtype| workspace.take(&[of.tokens(logits_tn)?, of.experts], dtype, logits_tn.device());
-        let (taken, gates) = (room(DType::F32)?, room(dtype)?);
-        write_gates(of, logits_tn, &taken, &gates)?;
-        Ok(gates)
-    }
-
-    #[allow(unsafe_code)]
-    fn write_gates(of: &Hierarchy, logits_tn: &Tensor, taken: &Tensor, gates: &Tensor) -> Result<()> {
-        let tokens = of.tokens(logits_tn)?;
-        if !is_read(gates) {
-            candle_core::bail!("hierarchy: gates in {:?}", gates.dtype());
+        if !is_read(&gates) {
+            candle_core::bail!("hierarchy: gates in {dtype:?}");
         }
-        let tensors = [logits_tn, &of.table, &of.heads, gates, taken].map(Argument::of);
+        let tensors = [logits_tn, &of.table, &of.heads, &gates, &taken].map(Argument::of);
         let tensors = tensors.into_iter().collect::<Result<Vec<_>>>()?;
         let (each, grid) = of.grid(tokens, 9);
         let numbers = [tokens, each, of.nodes, of.routed, of.routers()?, of.experts, usize::from(of.normalised)];
-        let all = [&tensors[..], &numbers.map(Argument::count), &[Argument::half(gates)]].concat();
+        let all = [&tensors[..], &numbers.map(Argument::count), &[Argument::half(&gates)]].concat();
         // SAFETY: the signature of hierarchy_gates: logits [t, nodes] in f32, as `tokens` has seen, the tables that `new` has made, and gates and marks [t, N],
-        // which nobody has read; the shared memory holds two values and a mark of every node of a block's tokens.
-        unsafe { KERNELS.launch_function("hierarchy_gates", card(logits_tn)?, &grid, &all) }
+        // which are new; the shared memory holds two values and a mark of every node of a block's tokens.
+        unsafe { KERNELS.launch_function("hierarchy_gates", card(logits_tn)?, &grid, &all)? };
+        Ok([taken, gates])
     }
 
     #[allow(unsafe_code)]

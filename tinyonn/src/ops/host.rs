@@ -65,6 +65,23 @@ pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.detach().flatten_all()?.to_dtype(DType::F32)?.to_vec1()
 }
 
+/// The numbers of a u32 tensor, flat, by one copy.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::host;
+///
+/// assert_eq!(host::ids(&Tensor::new(&[[7u32], [u32::MAX]], &Device::Cpu)?)?, [7, u32::MAX]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// What the device reports; a tensor of another type.
+pub fn ids(tensor: &Tensor) -> Result<Vec<u32>> {
+    COPIES.fetch_add(1, Ordering::Relaxed);
+    tensor.flatten_all()?.to_vec1()
+}
+
 /// The values of a tensor, flat in f32: of one in main memory, where they only have to be read, without a counted copy.
 ///
 /// # Errors

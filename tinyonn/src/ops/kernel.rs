@@ -1,14 +1,18 @@
 //! Kernels of our own: CUDA C++ beside the operation that it speeds up, compiled by NVRTC when it is first used.
 //!
 //! The outcome is PTX for `compute_80`, which the driver translates for any card from there on, or for `compute_90a`, with instructions that
-//! compute capability 9.0 has and no other; it depends on no card, so that a machine without one can compile it too.
+//! compute capability 9.0 has and no other; it depends on no card, so that a machine without one can compile it too. Texts of launches that may begin before the one
+//! ahead of them has ended ([`Kernel::overlapping`]) are compiled for `compute_90` where cards can do that.
 
 use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage as _;
 use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute_enum};
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr as _, LaunchConfig, PushKernelArg as _};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUdevice_attribute, CUfunction_attribute_enum, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchConfig, cuLaunchKernelEx,
+};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, DevicePtr as _};
 use candle_core::cuda_backend::cudarc::nvrtc::sys::nvrtcVersion;
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::{CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
@@ -28,8 +32,14 @@ pub(super) struct Kernel {
     name: &'static str,
     text: &'static str,
     architecture: &'static str,
+    overlaps: bool,
     ptx: OnceLock<String>,
+    /// Of a card where launches overlap.
+    overlapping_ptx: OnceLock<String>,
 }
+
+/// What the text of a kernel that overlaps is compiled for, on cards that can.
+const OVERLAPPING: &str = "compute_90";
 
 /// An argument of a kernel.
 #[derive(Clone, Copy)]
@@ -72,12 +82,22 @@ pub(super) struct Grid {
 
 impl Kernel {
     pub(super) const fn new(name: &'static str, text: &'static str) -> Self {
-        Self { name, text, architecture: "compute_80", ptx: OnceLock::new() }
+        Self::of("compute_80", name, text)
+    }
+
+    const fn of(architecture: &'static str, name: &'static str, text: &'static str) -> Self {
+        Self { name, text, architecture, overlaps: false, ptx: OnceLock::new(), overlapping_ptx: OnceLock::new() }
+    }
+
+    /// Of functions that all call `wait_for_the_launch_before` (`overlap.cu`) in every thread, before they read or write what other launches write or read: from compute
+    /// capability 9.0 on they are launched before the one ahead of them in the stream has ended.
+    pub(super) const fn overlapping(name: &'static str, text: &'static str) -> Self {
+        Self { overlaps: true, ..Self::of("compute_80", name, text) }
     }
 
     /// For cards that [`is_hopper`] names.
     pub(super) const fn for_hopper(name: &'static str, text: &'static str) -> Self {
-        Self { name, text, architecture: "compute_90a", ptx: OnceLock::new() }
+        Self::of("compute_90a", name, text)
     }
 
     /// The function of its name on `device`.
@@ -87,23 +107,31 @@ impl Kernel {
 
     /// A function of the text on `device`.
     pub(super) fn function(&self, function: &str, device: &CudaDevice) -> Result<CudaFunction> {
-        let ptx = if let Some(ptx) = self.ptx.get() {
+        let overlaps = self.overlaps_on(device)?;
+        let (kept, architecture) =
+            if overlaps { (&self.overlapping_ptx, OVERLAPPING) } else { (&self.ptx, self.architecture) };
+        let ptx = if let Some(ptx) = kept.get() {
             ptx
         } else {
-            let ptx = self.compiled()?;
-            self.ptx.get_or_init(|| ptx)
+            let ptx = self.compiled(architecture)?;
+            kept.get_or_init(|| ptx)
         };
         // Modules are kept by this name, whatever is given later.
         Ok(device.get_or_load_custom_func(function, &format!("tinyonn::{}", self.name), ptx)?.into_cuda_function())
     }
 
+    fn overlaps_on(&self, device: &CudaDevice) -> Result<bool> {
+        let major = || attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+        Ok(self.overlaps && major()? >= 9)
+    }
+
     /// The text's PTX, of an earlier process where that was kept.
-    fn compiled(&self) -> Result<String> {
-        let entry = Entry::new(ptx_cache::folder(), self.text, self.architecture, compiler()?);
+    fn compiled(&self, architecture: &'static str) -> Result<String> {
+        let entry = Entry::new(ptx_cache::folder(), self.text, architecture, compiler()?);
         if let Some(ptx) = entry.read() {
             return Ok(ptx);
         }
-        let options = CompileOptions { arch: Some(self.architecture), ..CompileOptions::default() };
+        let options = CompileOptions { arch: Some(architecture), ..CompileOptions::default() };
         let compiled = compile_ptx_with_opts(self.text, options)
             .map_err(|e| candle_core::Error::msg(format!("the kernel `{}` does not compile: {e}", self.name)))?;
         let ptx = compiled.to_src();
@@ -149,18 +177,38 @@ impl Kernel {
             let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(most, grid.shared_bytes as i32).map_err(candle_core::Error::wrap)?;
         }
-        let mut launch = stream.launch_builder(&function);
-        for argument in arguments {
-            match argument {
-                Argument::Address(word) | Argument::Count(word) => launch.arg(word),
-                Argument::Number(number) => launch.arg(number),
-                Argument::Map(map) => launch.arg(map),
-            };
+        let mut words: Vec<*mut std::ffi::c_void> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::Address(word) | Argument::Count(word) => std::ptr::from_ref(word).cast_mut().cast(),
+                Argument::Number(number) => std::ptr::from_ref(number).cast_mut().cast(),
+                Argument::Map(map) => std::ptr::from_ref(map).cast_mut().cast(),
+            })
+            .collect();
+        let mut overlap = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: Default::default(),
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let shape = CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: 1,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: stream.cu_stream(),
+            attrs: &raw mut overlap,
+            numAttrs: u32::from(self.overlaps_on(device)?),
+        };
+        stream.context().bind_to_thread().map_err(candle_core::Error::wrap)?;
+        // SAFETY: the caller vouches for the arguments, which live until this returns, by when the driver has copied them; everything on a card runs in one stream.
+        unsafe {
+            cuLaunchKernelEx(&raw const shape, function.cu_function(), words.as_mut_ptr(), std::ptr::null_mut())
+                .result()
         }
-        let shape =
-            LaunchConfig { grid_dim: (x, y, 1), block_dim: (grid.threads, 1, 1), shared_mem_bytes: grid.shared_bytes };
-        // SAFETY: the caller vouches for the arguments, and everything on a card runs in one stream.
-        unsafe { launch.launch(shape) }.map_err(candle_core::Error::wrap)?;
+        .map_err(candle_core::Error::wrap)?;
         Ok(())
     }
 }

@@ -51,6 +51,8 @@ pub mod gated_mlp;
 #[cfg(feature = "cuda")]
 mod gather_kernel;
 pub mod gaussian_density;
+#[cfg(feature = "cuda")]
+pub(crate) mod gaussian_gates;
 pub mod gaussian_routing;
 #[cfg(feature = "cuda")]
 pub(crate) mod gemv;

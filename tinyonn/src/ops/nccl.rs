@@ -247,8 +247,7 @@ impl Gpus {
         let began = Instant::now();
         while result == IN_PROGRESS {
             if began.elapsed() > limit {
-                let problem =
-                    format!("NCCL {} did not {what} within {} s", self.nccl.said_version(), limit.as_secs());
+                let problem = format!("NCCL {} did not {what} within {} s", self.nccl.said_version(), limit.as_secs());
                 let remedy = "see which rank is missing, and NCCL's own words with NCCL_DEBUG=INFO";
                 return Err(Error::setting("NCCL", problem, remedy));
             }

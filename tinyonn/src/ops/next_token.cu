@@ -6,6 +6,8 @@
 const int THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(THREADS) embedded_rows(const unsigned* ids, const void* table, void* x, u64 d, u64 vocabulary, u64 half) {
+    let_the_next_launch_begin();
+    wait_for_the_launch_before();
     const unsigned id = ids[blockIdx.x];
     for (u64 j = threadIdx.x; j < d; j += THREADS) {
         store_one(x, blockIdx.x * d + j, half, id < vocabulary ? load_one(table, id * d + j, half) : 0.0f);
@@ -25,6 +27,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 next_token(const float* logits, u64* found, unsigned* arrived, unsigned* ids, unsigned* position, u64 vocabulary) {
     __shared__ u64 of_warp[THREADS / 32];
     __shared__ bool last;
+    let_the_next_launch_begin();
+    wait_for_the_launch_before();
     const u64 row = blockIdx.y;
     u64 best = 0;
     for (u64 token = blockIdx.x * THREADS + threadIdx.x; token < vocabulary; token += gridDim.x * THREADS) {

@@ -8,7 +8,10 @@ use candle_core::{DType, Result, Tensor};
 use super::Workspace;
 use super::kernel::{Argument, Grid, Kernel, THREADS, card, is_read};
 
-static KERNELS: Kernel = Kernel::new("next_token", concat!(include_str!("numbers.cu"), include_str!("next_token.cu")));
+static KERNELS: Kernel = Kernel::overlapping(
+    "next_token",
+    concat!(include_str!("numbers.cu"), include_str!("overlap.cu"), include_str!("next_token.cu")),
+);
 
 /// What stands for no token: none of the logits is a number.
 pub(crate) const NONE: u32 = u32::MAX;

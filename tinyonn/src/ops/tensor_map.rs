@@ -2,7 +2,7 @@
 
 use std::ptr::from_mut;
 
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, sys};
+use candle_core::cuda_backend::cudarc::driver::sys;
 use candle_core::{Result, Tensor};
 
 use super::kernel::address;
@@ -11,10 +11,6 @@ use super::kernel::address;
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(super) struct TensorMap(sys::CUtensorMap);
-
-// SAFETY: kernels take it by value, as the driver has made it.
-#[allow(unsafe_code)]
-unsafe impl DeviceRepr for TensorMap {}
 
 impl TensorMap {
     /// Of `[B, room, H, D]`, of which each sequence has `positions` positions: behind them zeros are read, and nothing is written.

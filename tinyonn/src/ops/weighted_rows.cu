@@ -22,6 +22,7 @@ __device__ void weighted(WEIGHTED) {
     const unsigned chunks = d / N, chunk = blockIdx.y * LANES + threadIdx.x % LANES, slot = threadIdx.x / LANES;
     const bool inside = chunk < chunks;
     Values ahead[AHEAD];
+    let_the_next_launch_begin();
     // Who skips lines must know the weights first.
     if (!skips) {
 #pragma unroll
@@ -30,6 +31,7 @@ __device__ void weighted(WEIGHTED) {
             ahead[a] = Values::read(w, (u64)i * chunks + chunk, inside && i < end);
         }
     }
+    wait_for_the_launch_before();
     for (unsigned at = threadIdx.x; at < ROWS * span; at += THREADS) {
         const unsigned b = at / span, i = begin + at - b * span;
         own_h[at] = b < rows && i < end ? h[b * lines + i] : 0.0f;
