@@ -1,6 +1,6 @@
-//! A card as passes want it: its memory pool is kept warm; and what the driver says of it before anything is put there.
+//! A card as passes want it: its memory pool is kept warm, and nothing is noted of who uses a tensor; and what the driver says of it before anything is put there.
 //!
-//! Tensors come from the driver's pool. Unless told otherwise it gives back whatever is not in use whenever a stream is waited for, and a training step, which
+//! Everything on a card runs in one stream, so that two events a tensor, by which several would wait for each other, are made for nobody. Tensors come from the driver's pool. Unless told otherwise it gives back whatever is not in use whenever a stream is waited for, and a training step, which
 //! frees its activations as it goes and ends in a wait, then has the driver map most of its memory anew.
 //!
 //! ```no_run
@@ -28,6 +28,7 @@ pub fn open(ordinal: usize) -> Result<Device> {
         && card.cuda_stream().context().has_async_alloc()
     {
         keep(card)?;
+        without_events(card);
     }
     Ok(opened)
 }
@@ -79,6 +80,12 @@ fn idle(context: &CudaContext) -> Result<u64> {
         mem_pool::get_attribute(pool, of_used, (&raw mut used).cast()).map_err(candle_core::Error::wrap)?;
     }
     Ok(kept.saturating_sub(used))
+}
+
+#[allow(unsafe_code)]
+fn without_events(card: &CudaDevice) {
+    // SAFETY: no tensor is used by another stream than the one that all operations of the device run in; collectives that have one of their own wait by their own events.
+    unsafe { card.disable_event_tracking() };
 }
 
 /// The pool gives nothing back while the process lives.
