@@ -92,7 +92,9 @@ impl Kernel {
     /// Of functions that all call `wait_for_the_launch_before` (`overlap.cu`) in every thread, before they read or write what other launches write or read: from compute
     /// capability 9.0 on they are launched before the one ahead of them in the stream has ended.
     pub(super) const fn overlapping(name: &'static str, text: &'static str) -> Self {
-        Self { overlaps: true, ..Self::of("compute_80", name, text) }
+        let mut kernel = Self::of("compute_80", name, text);
+        kernel.overlaps = true;
+        kernel
     }
 
     /// For cards that [`is_hopper`] names.
