@@ -30,6 +30,12 @@ fn owners(widths: &[usize]) -> Vec<u32> {
 #[case::more_than_a_word_of_experts(90, 64, &[3; 70], 10)]
 #[case::width_that_no_kernel_takes(40, 48, &[7, 9, 3], 2)]
 #[case::few_enough_for_rows(70, 64, &[60; 40], 2)]
+#[case::half_of_wide_experts(300, 128, &[250, 256, 200, 129], 2)]
+#[case::wide_experts_by_rows(140, 64, &[800; 4], 1)]
+#[case::more_rows_than_a_tile(700, 320, &[30, 61, 64], 2)]
+#[case::one_without_a_neuron(150, 64, &[70, 0, 129, 40], 2)]
+#[case::some_without_a_row(2, 64, &[9, 70, 3, 1, 20], 1)]
+#[case::hidden_width_between_tiles(60, 72, &[40, 30], 1)]
 fn tokens_go_to_their_own_experts(#[case] t: usize, #[case] d: usize, #[case] widths: &[usize], #[case] most: usize) {
     let (experts, i) = (widths.len(), widths.iter().sum::<usize>());
     let owners = owners(widths);
@@ -157,7 +163,7 @@ fn segments_take_their_decisions_experts(#[case] runs: &[(bool, usize)]) {
                 RowRun { rows: next - length..next, decision: (!open).then_some(decision) }
             });
             let row_runs: Vec<RowRun> = row_runs.collect();
-            assert!(segment_mlp::pays(&row_runs, choice));
+            assert!(segment_mlp::pays(&row_runs, choice)?);
             let passed = segment_mlp::forward(&xs[0], weights, gate, choice, &row_runs)?;
             return only_decided(gradients(&passed, weights, &xs[5])?);
         }

@@ -216,7 +216,7 @@ impl TinyOnnExpert {
             }
             #[cfg(feature = "cuda")]
             (Routing::Each(gate_tn), Combine::Dispatch)
-                if self.grouped(slices).pays() && grouped_mlp::takes(x, self.weights())? =>
+                if self.grouped(slices).pays()? && grouped_mlp::takes(x, self.weights())? =>
             {
                 let (y, saved) = grouped_mlp::forward(x, self.weights(), gate(gate_tn), self.grouped(slices))?;
                 Ok((y, Saved::Grouped(saved)))
@@ -229,7 +229,7 @@ impl TinyOnnExpert {
             }
             #[cfg(feature = "cuda")]
             (Routing::Shared { runs, whole: false, .. }, _)
-                if segment_mlp::pays(runs, self.grouped(slices)) && grouped_mlp::takes(x, self.weights())? =>
+                if segment_mlp::pays(runs, self.grouped(slices))? && grouped_mlp::takes(x, self.weights())? =>
             {
                 let gate_tn = routing.gates(slices.widths.len(), x)?;
                 let (y, saved) = segment_mlp::forward(x, self.weights(), gate(&gate_tn), self.grouped(slices), runs)?;

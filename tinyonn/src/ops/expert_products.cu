@@ -1,4 +1,4 @@
-// The gated MLP over rows sorted by expert, forward and backward, on tensor cores (dispatch_kernel.rs has the formulas).
+// The gated MLP over rows sorted by expert, forward and backward, on tensor cores (dispatch_mlp.rs has the formulas).
 //
 // Legend: t tokens, d hidden, r rows (expert_rows.cu), a tile TILE_ROWS of them of one expert; an expert's neurons in slabs of 64, the last filled
 // up with zeros; `width` the slabs of the widest expert. Weights are [I, d], a row a neuron, in the model's order: an expert's rows are found by
@@ -86,9 +86,6 @@ __device__ Rows<4> gathered(const u16* x, const u32* tokens, const Work& work, u
 __device__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
 __device__ void store_pair(u16* to, float low, float high) { *(u32*)to = packed(low, high); }
-
-__device__ float low(u32 pair) { return __uint_as_float(pair << 16); }
-__device__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
 const int UP_STAGES = 3;
 // UP_BYTES = UP_STAGES * (TILE + 2 * SLAB)
@@ -311,18 +308,6 @@ __device__ void multiply_transposes(float (&c)[M][8][4], u32 v_tile, u32 v_chunk
     }
 }
 
-__device__ void put(void* to, u64 at, bool half, bool add, float first, float second) {
-    if (half) {
-        u32* pair = (u32*)((u16*)to + at);
-        if (add) first += low(*pair), second += high(*pair);
-        *pair = packed(first, second);
-    } else {
-        float2* pair = (float2*)((float*)to + at);
-        if (add) first += pair->x, second += pair->y;
-        *pair = make_float2(first, second);
-    }
-}
-
 // The rows of an expert, by one block for 64 neurons of one or two matrices and 128 columns.
 template <int M>
 __device__ void weight_gradient(const u16* v0, const u16* v1, u32 count, const u16* a, const u32* neurons, const u32* neuron_starts, const u32* starts,
@@ -360,7 +345,7 @@ __device__ void weight_gradient(const u16* v0, const u16* v1, u32 count, const u
         if (row >= last) continue;
         const u64 to = neurons[row] * d + column + side * 64;
 #pragma unroll
-        for (int n = 0; n < 8; n++) put(dw, to + own_column(n), half, add, c[i / 2][n][2 * (i % 2)], c[i / 2][n][2 * (i % 2) + 1]);
+        for (int n = 0; n < 8; n++) put_pair(dw, to + own_column(n), half, add, c[i / 2][n][2 * (i % 2)], c[i / 2][n][2 * (i % 2) + 1]);
     }
 }
 

@@ -1,4 +1,4 @@
-// Which rows each expert computes: tokens sorted by expert, from gates of which most are zero (dispatch_kernel.rs has the whole).
+// Which rows each expert computes: tokens sorted by expert, from gates of which most are zero (grouped_mlp.rs has the whole).
 //
 // Legend: T tokens, E experts, w [T, E] gates, an expert taken where w is not 0; `most` experts of a token; W = ⌈E / 32⌉ words of bits.
 // A row is a (token, expert) that is taken; rows are numbered by expert, and within an expert by token. Nothing is added by atomics.

@@ -7,7 +7,7 @@
 //! `expert_rows.cu` finds them, `expert_products.cu` multiplies. x, dy and the weights are read where they are, through lists of tokens and neurons.
 //! Which rows there are is known on the device only: room is made for `most` experts of every token.
 //!
-//! What a token's experts say is added up in one of two forms, by a rule that reads shapes alone ([`Shape::by_rows`]): *rows*, a row of y for each
+//! What a token's experts say is added up in one of two forms, by a rule that reads shapes and the card alone (`Form::by_rows`): *rows*, a row of y for each
 //! expert of a token, then their sum; or *zero-filled*, one product over all neurons, zeros where nothing was computed, which costs the same whatever was.
 //!
 //! Values are bf16, sums f32, and every sum has one order: runs are bit-equal. h, g, u and their derivatives take 2 · `most` · width bytes a token each,
@@ -21,7 +21,7 @@
 //! /// Eight experts of a token, where that pays and the card has the kernels for it.
 //! fn routed(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, experts: &ExpertNeurons) -> Result<Option<Tensor>> {
 //!     let choice = Choice { neurons: &experts.on_device(x.device())?, most: 8 };
-//!     if !choice.pays() || !takes(x, weights)? {
+//!     if !choice.pays()? || !takes(x, weights)? {
 //!         return Ok(None);
 //!     }
 //!     let (y, saved): (Tensor, Saved) = forward(x, weights, gate, choice)?;
@@ -32,42 +32,24 @@
 //! ```
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::activation::Silu;
 use super::columns::columns;
 use super::expert_neurons::NeuronLists;
+use super::expert_rows::{Rows, SLAB_NEURONS, Shape};
 use super::glu_mlp::{MlpGate, MlpWeights, SlicedMlp};
-use super::kernel::{Argument, Grid, Kernel, THREADS, address, attribute, card, is_read, room};
+use super::kernel::{address, attribute, card, is_hopper, is_read};
 use super::learners::LearningNeurons;
 use super::linear::{rows, sum_of_products};
 use super::mlp_values::MlpBackward;
-use super::{Activation as _, Grads, Learners};
-
-static KERNELS: Kernel = Kernel::new(
-    "grouped_mlp",
-    concat!(
-        "#define ROW_VALUES 64\n",
-        include_str!("numbers.cu"),
-        include_str!("tiles.cu"),
-        include_str!("expert_rows.cu"),
-        include_str!("expert_products.cu")
-    ),
-);
-
-// Sizes by the names that they have in the kernels' texts; bytes are of shared memory.
-const TILE_ROWS: usize = 128;
-const SLAB_NEURONS: usize = 64;
-const COLUMNS: usize = 128;
-const TILE: u32 = TILE_ROWS as u32 * 128;
-const SLAB: u32 = 64 * 128;
-const UP_BYTES: u32 = 3 * (TILE + 2 * SLAB);
-const DELTA_BYTES: u32 = 4 * (TILE + SLAB);
-const PRODUCT_BYTES: u32 = 2 * (TILE + 2 * SLAB);
-const WEIGHT_BYTES: u32 = 3 * 4 * SLAB;
+use super::{Activation as _, Grads, Learners, expert_hopper, expert_products};
 
 /// Copies between the memories take so many bytes at once.
 const ALIGNMENT: u64 = 16;
+
+/// Neurons of experts of which half pay on a card of compute capability 9.0 ([`Choice::pays`]).
+const WIDE_EXPERT: usize = 256;
 
 /// What must be known before the gates are looked at.
 #[derive(Clone, Copy, Debug)]
@@ -79,11 +61,28 @@ pub struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    /// Whether it is worth it: of more than a third of the neurons one product over all of them, at twice the rate and without lists, takes less time.
-    #[must_use]
-    pub fn pays(&self) -> bool {
-        3 * self.most <= self.neurons.starts.elem_count().saturating_sub(1)
+    /// Whether it is worth it: whether less time is taken than by one product over all neurons, at a higher rate and without lists.
+    ///
+    /// Up to a third of the neurons it is. On a card of compute capability 9.0 it is up to half of them where experts have 256 neurons or more: there, with
+    /// T = 8192 and d = 2048 on an H200, 5 of 10 experts of 614 neurons take 2.03 ms a layer, forward and backward, and all neurons under gates 2.59.
+    /// By the figures of [`expert_hopper`] a neuron that a token takes costs 74 ps and an expert 4 ns, all neurons under gates 51 ps each: half of the experts
+    /// take as long where they have 140 neurons, and what is above leaves room for tiles that are not full.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn pays(&self) -> Result<bool> {
+        let hopper = match self.neurons.starts.device() {
+            Device::Cuda(device) => is_hopper(device)?,
+            _ => false,
+        };
+        let experts = self.neurons.starts.elem_count().saturating_sub(1);
+        Ok(pays(self.most, experts, self.neurons.order_i.elem_count(), hopper))
     }
+}
+
+fn pays(most: usize, experts: usize, neurons: usize, hopper: bool) -> bool {
+    let wide = hopper && neurons >= WIDE_EXPERT * experts;
+    3 * most <= experts || (wide && 2 * most <= experts)
 }
 
 /// What the backward needs.
@@ -95,6 +94,7 @@ pub struct Saved {
     neuron_expert: Tensor,
     neurons: NeuronLists,
     rows: Rows,
+    form: Form,
     /// g, u and the gated h of every row, `[r, width]`.
     values: [Tensor; 3],
 }
@@ -105,67 +105,40 @@ pub struct Deltas {
     y_td: Tensor,
     /// δ_h, δ_g, δ_u of every row, `[r, width]`.
     values: [Tensor; 3],
-    /// What the halves of every slab add to Σ_i δ_h h of a row, `[2 · slabs, r]` f32.
+    /// What parts of a row add to its Σ_i δ_h h, `[parts, r]` f32.
     parts: Tensor,
 }
 
-/// The rows of a pass, sorted by expert.
-#[derive(Debug)]
-struct Rows {
-    /// Which experts each token takes, `[t, words]` u32.
-    bits: Tensor,
-    /// Where each expert's rows begin, `[n + 1]` u32.
-    starts: Tensor,
-    /// The token and the gate of each row, `[r]` u32 and f32.
-    tokens_r: Tensor,
-    gates_r: Tensor,
-    /// The rows of each token, `[t, most]` u32.
-    own_tk: Tensor,
-    /// Expert and first row of each tile, `[tiles, 2]` u32.
-    tiles: Tensor,
-    shape: Shape,
+/// Whose kernels multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Those of [`expert_products`], on every card.
+    Portable,
+    /// Those of [`expert_hopper`].
+    Hopper,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    tokens: usize,
-    hidden: usize,
-    experts: usize,
-    most: usize,
-    /// Neurons that a row has room for: whole slabs.
-    width: usize,
-    /// Of all experts.
-    neurons: usize,
-}
-
-impl Shape {
-    fn words(self) -> usize {
-        self.experts.div_ceil(32)
-    }
-
-    fn rows(self) -> usize {
-        self.tokens * self.most
-    }
-
-    fn tiles(self) -> usize {
-        self.rows() / TILE_ROWS + self.experts
-    }
-
-    fn slabs(self) -> usize {
-        self.width / SLAB_NEURONS
-    }
-
-    fn columns(self) -> usize {
-        self.hidden.div_ceil(COLUMNS)
+impl Form {
+    fn on(device: &Device, shape: Shape) -> Result<Self> {
+        match device {
+            Device::Cuda(device) if expert_hopper::takes(shape, device)? => Ok(Self::Hopper),
+            _ => Ok(Self::Portable),
+        }
     }
 
     /// Whether sums over a token's experts are formed of rows. In units of a neuron of one dense product (2 d operations and its value's way to memory and
     /// back, 7 ps a token on an H200 for d = 2048): a neuron of an expert's own product costs 1.6, a row of y, written and read, 390 beside one product
-    /// and 220 beside two.
-    fn by_rows(self, products: usize) -> bool {
-        let neurons = self.most * self.neurons / self.experts;
-        let row = if products == 1 { 390 } else { 220 };
-        8 * neurons / 5 + row * self.most <= self.neurons
+    /// and 220 beside two. With Hopper's kernels it costs 1, and a row 290 and 145: ms of products and sums of rows are 0.256 and 0.426 for 5 of 10
+    /// experts of 614 neurons, 0.202 and 0.234 for 10 of 100 of 61.
+    fn by_rows(self, s: Shape, products: usize) -> bool {
+        let neurons = s.most * s.neurons / s.experts;
+        let (neurons, row) = match (self, products) {
+            (Self::Portable, 1) => (8 * neurons / 5, 390),
+            (Self::Portable, _) => (8 * neurons / 5, 220),
+            (Self::Hopper, 1) => (neurons, 290),
+            (Self::Hopper, _) => (neurons, 145),
+        };
+        neurons + row * s.most <= s.neurons
     }
 }
 
@@ -185,7 +158,7 @@ pub fn takes(x: &Tensor, weights: MlpWeights<'_>) -> Result<bool> {
         }
     }
     let there = attribute(card(&x_td)?, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-    Ok(there >= UP_BYTES.max(DELTA_BYTES) as usize)
+    Ok(there >= expert_products::MOST_BYTES as usize)
 }
 
 /// y = W_d (h ⊙ c) without the neurons whose c is zero, of what [`takes`] has agreed to.
@@ -193,6 +166,17 @@ pub fn takes(x: &Tensor, weights: MlpWeights<'_>) -> Result<bool> {
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
 pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, choice: Choice<'_>) -> Result<(Tensor, Saved)> {
+    forward_by(None, x, weights, gate, choice)
+}
+
+/// By this form, or by the card's.
+fn forward_by(
+    form: Option<Form>,
+    x: &Tensor,
+    weights: MlpWeights<'_>,
+    gate: MlpGate<'_>,
+    choice: Choice<'_>,
+) -> Result<(Tensor, Saved)> {
     let (x_td, matrices) = (rows(x)?, weights.matrices());
     let (gate_tn, neurons) = (gate.gate_tn.detach().contiguous()?, choice.neurons);
     let ((tokens, hidden), (gates, experts)) = (x_td.dims2()?, gate_tn.dims2()?);
@@ -208,153 +192,32 @@ pub fn forward(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, choice: C
     {
         candle_core::bail!("grouped_mlp: x {:?}, gates {:?} and {i} neurons do not go together", x.shape(), gate_tn);
     }
+    let form = form.map_or_else(|| Form::on(x.device(), shape), Ok)?;
     let rows = Rows::new(&gate_tn, shape)?;
-    let values = up(&x_td, &matrices, neurons, &rows)?;
+    let values = match form {
+        Form::Portable => expert_products::up(&x_td, &matrices, neurons, &rows),
+        Form::Hopper => expert_hopper::up(&x_td, &matrices, neurons, &rows),
+    }?;
     let (neurons, neuron_expert) = (neurons.clone(), gate.neuron_expert.detach());
-    let saved = Saved { matrices, x_td, gate_tn, neuron_expert, neurons, rows, values };
+    let saved = Saved { matrices, x_td, gate_tn, neuron_expert, neurons, rows, form, values };
     let y_td = saved.product(&[(&saved.values[2], &saved.matrices[2])])?;
     Ok((y_td.reshape(x.shape())?, saved))
-}
-
-fn grid(blocks: (usize, usize), shared_bytes: u32) -> Grid {
-    Grid { blocks, threads: THREADS, shared_bytes }
-}
-
-fn of<const N: usize>(tensors: [&Tensor; N]) -> Result<Vec<Argument>> {
-    tensors.into_iter().map(Argument::of).collect()
-}
-
-#[allow(unsafe_code)]
-impl Rows {
-    fn new(gate_tn: &Tensor, shape: Shape) -> Result<Self> {
-        let (device, s) = (gate_tn.device(), shape);
-        let whole = |shape: (usize, usize)| room(shape, DType::U32, device);
-        let (bits, counts) = (whole((s.tokens, s.words()))?, room(s.experts, DType::U32, device)?);
-        let rows = Self {
-            bits,
-            starts: room(s.experts + 1, DType::U32, device)?,
-            tokens_r: room(s.rows(), DType::U32, device)?,
-            gates_r: room(s.rows(), DType::F32, device)?,
-            own_tk: whole((s.tokens, s.most))?,
-            tiles: whole((s.tiles(), 2))?,
-            shape,
-        };
-        let card = card(gate_tn)?;
-        let [tokens, experts, words, most, tiles] =
-            [s.tokens, s.experts, s.words(), s.most, s.tiles()].map(Argument::count);
-        let half = Argument::half(gate_tn);
-        let all = [&of([gate_tn, &rows.bits])?[..], &[tokens, experts, most, half]].concat();
-        let blocks = (s.tokens.div_ceil(THREADS as usize / 32), 1);
-        // SAFETY: the signature of `taken`: gates [t, n] of a type that is read, as `forward` has seen, and bits [t, words], which are new.
-        unsafe { KERNELS.launch_function("taken", card, &grid(blocks, 0), &all)? };
-        let all = [&of([&rows.bits, &counts])?[..], &[tokens, words]].concat();
-        // SAFETY: the signature of `counts`: the bits just written, a count for each of n blocks, which is new.
-        unsafe { KERNELS.launch_function("counts", card, &grid((s.experts, 1), 0), &all)? };
-        let tensors =
-            of([&rows.bits, gate_tn, &counts, &rows.starts, &rows.tokens_r, &rows.gates_r, &rows.own_tk, &rows.tiles])?;
-        let all = [&tensors[..], &[tokens, experts, words, most, tiles, half]].concat();
-        // SAFETY: the signature of `rows`: what was just written, and new room for n + 1 starts, `most` rows of every token, for more than which no bits
-        // are set, and a tile for every 128 rows and one more for every expert.
-        unsafe { KERNELS.launch_function("rows", card, &grid((s.experts, 1), 0), &all)? };
-        Ok(rows)
-    }
-
-    /// Values of every row, not written yet.
-    fn room(&self, like: &Tensor) -> Result<Tensor> {
-        room((self.shape.rows(), self.shape.width), DType::BF16, like.device())
-    }
-}
-
-/// g, u and h of every row.
-#[allow(unsafe_code)]
-fn up(x_td: &Tensor, matrices: &[Tensor; 3], neurons: &NeuronLists, rows: &Rows) -> Result<[Tensor; 3]> {
-    let (s, values) = (rows.shape, [rows.room(x_td)?, rows.room(x_td)?, rows.room(x_td)?]);
-    let [g, u, h] = &values;
-    let tensors = of([
-        x_td,
-        &matrices[0],
-        &matrices[1],
-        &neurons.order_i,
-        &neurons.starts,
-        &rows.tiles,
-        &rows.starts,
-        &rows.tokens_r,
-        &rows.gates_r,
-        g,
-        u,
-        h,
-    ])?;
-    let all = [&tensors[..], &[Argument::count(s.hidden), Argument::count(s.width)]].concat();
-    // SAFETY: the signature of expert_up: x and the matrices in bf16, as `takes` has seen, and of shapes that `forward` has compared; lists of neurons
-    // and rows that name no more than there are; g, u and h are new.
-    unsafe { KERNELS.launch_function("expert_up", card(x_td)?, &grid((s.tiles(), s.slabs()), UP_BYTES), &all)? };
-    Ok(values)
-}
-
-/// Σ over a token's rows of v W, of one pair or two of values `[r, width]` and weights `[i, d]`: `[t, d]`.
-#[allow(unsafe_code)]
-fn product_by_rows(pairs: &[(&Tensor, &Tensor)], neurons: &NeuronLists, rows: &Rows) -> Result<Tensor> {
-    let (Some(first), Some(second)) = (pairs.first(), pairs.last()) else {
-        candle_core::bail!("grouped_mlp: the sum of no products")
-    };
-    let (s, device) = (rows.shape, first.0.device());
-    let y_rd = room((s.rows(), s.hidden), DType::BF16, device)?;
-    let y_td = room((s.tokens, s.hidden), DType::BF16, device)?;
-    let tensors = of([
-        first.0,
-        second.0,
-        first.1,
-        second.1,
-        &neurons.order_i,
-        &neurons.starts,
-        &rows.tiles,
-        &rows.starts,
-        &y_rd,
-    ])?;
-    let all = [&tensors[..], &[pairs.len(), s.hidden, s.width].map(Argument::count)].concat();
-    let grid_of = grid((s.columns(), s.tiles()), PRODUCT_BYTES);
-    // SAFETY: the signature of expert_product: as of expert_up; the values are those that a kernel has written, and y is new.
-    unsafe { KERNELS.launch_function("expert_product", card(&y_rd)?, &grid_of, &all)? };
-    let tensors = of([&y_rd, &rows.bits, &rows.own_tk, &y_td])?;
-    let all = [&tensors[..], &[s.words(), s.most, s.hidden].map(Argument::count)].concat();
-    // SAFETY: the signature of expert_combine: the rows just written, those of every token, and y [t, d], which is new.
-    unsafe { KERNELS.launch_function("expert_combine", card(&y_td)?, &grid((s.tokens, 1), 0), &all)? };
-    Ok(y_td)
 }
 
 impl SlicedMlp for Saved {
     type Deltas = Deltas;
 
-    #[allow(unsafe_code)]
     fn deltas(&self, dy: &Tensor) -> Result<Deltas> {
-        let (s, y_td) = (self.rows.shape, rows(dy)?);
+        let y_td = rows(dy)?;
         if y_td.dims() != self.x_td.dims() || y_td.dtype() != DType::BF16 {
             candle_core::bail!("grouped_mlp: dy {:?} of x {:?} in bf16", dy.shape(), self.x_td.shape());
         }
         let y_td = if address(&y_td)? % ALIGNMENT == 0 { y_td } else { y_td.force_contiguous()? };
-        let values = [self.rows.room(&y_td)?, self.rows.room(&y_td)?, self.rows.room(&y_td)?];
-        let parts = room((2 * s.slabs(), s.rows()), DType::F32, y_td.device())?;
-        let (rows, neurons, [g, u, _], [dh, dg, du]) = (&self.rows, &self.neurons, &self.values, &values);
-        let tensors = of([
-            &y_td,
-            &self.matrices[2],
-            &neurons.order_i,
-            &neurons.starts,
-            &rows.tiles,
-            &rows.starts,
-            &rows.tokens_r,
-            &rows.gates_r,
-            g,
-            u,
-            dh,
-            dg,
-            du,
-            &parts,
-        ])?;
-        let all = [&tensors[..], &[s.hidden, s.width, s.rows()].map(Argument::count)].concat();
-        let grid = grid((s.tiles(), s.slabs()), DELTA_BYTES);
-        // SAFETY: the signature of expert_deltas: as of expert_up; dy is of the shape and type of x, the deltas and parts are new.
-        unsafe { KERNELS.launch_function("expert_deltas", card(&y_td)?, &grid, &all)? };
+        let [_, _, down] = &self.matrices;
+        let (values, parts) = match self.form {
+            Form::Portable => expert_products::deltas(&y_td, down, &self.values, &self.neurons, &self.rows),
+            Form::Hopper => expert_hopper::deltas(&y_td, down, &self.values, &self.neurons, &self.rows),
+        }?;
         Ok(Deltas { y_td, values, parts })
     }
 
@@ -381,16 +244,8 @@ impl SlicedMlp for Saved {
         self.product(&[(dg, gate), (du, up)])
     }
 
-    #[allow(unsafe_code)]
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {
-        let (s, dgate_tn) = (self.rows.shape, room(self.gate_tn.shape(), self.gate_tn.dtype(), self.gate_tn.device())?);
-        let tensors = of([&self.rows.bits, &self.rows.own_tk, &deltas.parts, &dgate_tn])?;
-        let counts = [s.tokens, s.experts, s.words(), s.most, s.rows(), 2 * s.slabs()].map(Argument::count);
-        let all = [&tensors[..], &counts, &[Argument::half(&dgate_tn)]].concat();
-        let blocks = ((s.tokens * s.experts).div_ceil(THREADS as usize), 1);
-        // SAFETY: the signature of expert_gates: the rows of every token, the parts that expert_deltas has written, and gradients [t, n], which are new.
-        unsafe { KERNELS.launch_function("expert_gates", card(&dgate_tn)?, &grid(blocks, 0), &all)? };
-        Ok(Some(dgate_tn))
+        expert_products::gates(&self.gate_tn, &deltas.parts, &self.rows).map(Some)
     }
 
     /// The multiply-adds are those of `most` experts of every token, of mean width: how many there were is known on the device only.
@@ -433,48 +288,34 @@ impl SlicedMlp for Saved {
 impl Saved {
     /// Σ over a token's rows of v W, in the form that the rule says.
     fn product(&self, pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
-        if self.rows.shape.by_rows(pairs.len()) {
-            return product_by_rows(pairs, &self.neurons, &self.rows);
+        if self.form.by_rows(self.rows.shape, pairs.len()) {
+            let y_rd = match self.form {
+                Form::Portable => expert_products::row_products(pairs, &self.neurons, &self.rows),
+                Form::Hopper => expert_hopper::row_products(pairs, &self.neurons, &self.rows),
+            }?;
+            return expert_products::combine(&y_rd, &self.rows);
         }
         let dense = pairs.iter().map(|(values, _)| self.dense(values)).collect::<Result<Vec<_>>>()?;
         sum_of_products(dense.iter().zip(pairs).map(|(v_ti, (_, weight))| (v_ti, *weight)))
     }
 
     /// Values of rows `[r, width]` as values of tokens `[t, i]`; 0 where nothing was computed.
-    #[allow(unsafe_code)]
     fn dense(&self, values: &Tensor) -> Result<Tensor> {
-        let (s, rows) = (self.rows.shape, &self.rows);
-        let out_ti = room((s.tokens, s.neurons), DType::BF16, values.device())?;
-        let lists = [&self.neuron_expert, &self.neurons.place_i];
-        let tensors = of([&rows.bits, &rows.own_tk, values, lists[0], lists[1], &out_ti])?;
-        let all = [&tensors[..], &[s.words(), s.most, s.width, s.neurons].map(Argument::count)].concat();
-        let grid = grid((s.tokens, 1), 8 * s.words() as u32);
-        // SAFETY: the signature of expert_dense: values that a kernel has written, the rows of every token, the expert and the place of every neuron,
-        // and room for i values of each token, which is new; the shared memory holds two words for each of the token's bits.
-        unsafe { KERNELS.launch_function("expert_dense", card(values)?, &grid, &all)? };
-        Ok(out_ti)
+        expert_products::dense(values, &self.neuron_expert, &self.neurons, &self.rows)
     }
 
     /// dW[i] = Σ_r v[r, i] a[token of r] of one weight, or of two that are [`alike`](Grads::alike).
-    #[allow(unsafe_code)]
     fn of_all(&self, weights: &[(&Tensor, &Tensor)], a_td: &Tensor, grads: &mut Grads) -> Result<()> {
-        let (s, neurons, rows) = (self.rows.shape, &self.neurons, &self.rows);
-        let lists = of([a_td, &neurons.order_i, &neurons.starts, &rows.starts, &rows.tokens_r])?;
-        let mut targets = Vec::with_capacity(weights.len());
-        for (weight, _) in weights {
-            let Some((target, add)) = grads.target(weight) else { return Ok(()) };
-            targets.push((target, add));
+        let (mut pairs, mut add) = (Vec::with_capacity(weights.len()), false);
+        for (weight, values) in weights {
+            let Some((target, written)) = grads.target(weight) else { return Ok(()) };
+            pairs.push((*values, target));
+            add = written;
         }
-        let [(first, add), ..] = targets.as_slice() else { return Ok(()) };
-        let function = if weights.len() == 2 { "expert_weights_2" } else { "expert_weights_1" };
-        let values = weights.iter().map(|(_, values)| Argument::of(values)).collect::<Result<Vec<_>>>()?;
-        let out = targets.iter().map(|(target, _)| Argument::of(target)).collect::<Result<Vec<_>>>()?;
-        let sizes = [Argument::count(s.hidden), Argument::count(s.width), Argument::half(first)];
-        let all = [&values[..], &lists, &out, &sizes, &[Argument::count(usize::from(*add))]].concat();
-        let grid = Grid { blocks: (s.columns(), s.experts * s.slabs()), threads: THREADS, shared_bytes: WEIGHT_BYTES };
-        // SAFETY: the signatures of expert_weights_1 and _2: values that a kernel has written, x or dy as above, and gradients [i, d] in f32 or bf16 of
-        // which no other reference is used; every block writes rows and columns that are its own.
-        unsafe { KERNELS.launch_function(function, card(a_td)?, &grid, &all) }
+        match self.form {
+            Form::Portable => expert_products::weight_sums(&pairs, a_td, add, &self.neurons, &self.rows),
+            Form::Hopper => expert_hopper::weight_sums(&pairs, a_td, add, &self.neurons, &self.rows),
+        }
     }
 
     /// The same of some neurons, by a product over all tokens.
@@ -489,5 +330,119 @@ impl Saved {
         let v_tm = some.columns(&self.dense(values)?)?;
         some.add_rows(&v_tm.t()?.matmul(a_td)?, weight, grads)?;
         super::mlp_values::multiply_adds(&v_tm, a_td)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::{ExpertNeurons, dispatch_mlp};
+    use super::*;
+
+    #[rstest]
+    #[case::a_third(3, 10, 100, false, true)]
+    #[case::more(4, 10, 100, false, false)]
+    #[case::half_of_wide_ones(5, 10, 6144, false, false)]
+    #[case::half_of_wide_ones_by_warpgroups(5, 10, 6144, true, true)]
+    #[case::half_of_narrow_ones_by_warpgroups(50, 100, 6144, true, false)]
+    fn half_pays_of_wide_experts_by_warpgroups(
+        #[case] most: usize,
+        #[case] experts: usize,
+        #[case] neurons: usize,
+        #[case] hopper: bool,
+        #[case] expected: bool,
+    ) {
+        assert_eq!(pays(most, experts, neurons, hopper), expected);
+    }
+
+    /// Numbers between -2 and 2 without a pattern: what is behind the point of large multiples of sines.
+    fn noise(shape: (usize, usize), step: f64) -> Result<Tensor> {
+        let sines = Tensor::arange(0f32, (shape.0 * shape.1) as f32, &Device::Cpu)?.affine(step, 0.0)?.sin()?;
+        let sines = sines.affine(43758.5, 0.0)?;
+        (&sines - sines.floor()?)?.affine(4.0, -2.0)?.reshape(shape)?.to_dtype(DType::BF16)
+    }
+
+    /// y, dx, dgate, and the weights' gradients of two micro-batches.
+    fn gradients<S: SlicedMlp>((y, saved): (Tensor, S), weights: MlpWeights<'_>, dy: &Tensor) -> Result<Vec<Tensor>> {
+        let deltas = saved.deltas(dy)?;
+        let mut found = vec![y, saved.input_gradient(&deltas)?];
+        found.extend(saved.gate_gradient(&deltas)?);
+        let all = [weights.gate, weights.up, weights.down];
+        let mut grads = Grads::in_dtype(all.map(|weight| (weight, 0)), DType::F32)?;
+        for _ in 0..2 {
+            saved.weight_gradients(weights, &deltas, &Learners::All, &mut grads)?;
+        }
+        found.extend(all.iter().filter_map(|weight| grads.get(weight)).cloned());
+        Ok(found)
+    }
+
+    /// The form for every card is the formula on a card that has another one too, and so is that one.
+    #[rstest]
+    #[case::tiles_of_128(300, 128, &[250, 256, 200, 129], 2)]
+    #[case::tiles_of_128_not_full(140, 64, &[800; 4], 1)]
+    #[case::tiles_of_64(500, 320, &[61; 12], 6)]
+    #[case::without_neurons(150, 64, &[70, 0, 129, 40], 2)]
+    #[case::without_rows(2, 64, &[9, 70, 3, 1, 20], 1)]
+    fn each_form_is_the_formula(
+        #[case] t: usize,
+        #[case] d: usize,
+        #[case] widths: &[usize],
+        #[case] most: usize,
+    ) -> Result<()> {
+        let device = match Device::new_cuda(0) {
+            Ok(device) => device,
+            Err(error) => {
+                println!("skipped: no GPU: {error}");
+                return Ok(());
+            }
+        };
+        let (n, i) = (widths.len(), widths.iter().sum::<usize>());
+        // An expert's neurons are as far apart as its neighbours are many.
+        let mut owners: Vec<(usize, u32)> = Vec::with_capacity(i);
+        for (expert, width) in (0..).zip(widths) {
+            owners.extend((0..*width).map(|at| (at, expert)));
+        }
+        owners.sort_unstable();
+        let owners: Vec<u32> = owners.into_iter().map(|(_, expert)| expert).collect();
+        let open = |token: usize, expert: usize| (expert + 3 * token) % n < token % (most + 1);
+        let marks: Vec<f32> = (0..t * n).map(|at| f32::from(u8::from(open(at / n, at % n)))).collect();
+        let marks_tn = Tensor::from_vec(marks, (t, n), &Device::Cpu)?.to_dtype(DType::BF16)?;
+        let gate_tn = (noise((t, n), 51.3)? * marks_tn)?;
+        let inputs = [noise((t, d), 12.9)?, noise((i, d), 78.2)?, noise((i, d), 37.7)?, noise((i, d), 93.9)?, gate_tn];
+        // So that g is no larger than SwiGLU's bends.
+        let scale = [1.0, 0.02, 0.02, 0.02, 1.0];
+        let scaled = inputs.iter().zip(scale).map(|(x, scale)| x * scale).collect::<Result<Vec<_>>>()?;
+        let dy = noise((t, d), 64.1)?;
+        let run = |xs: &[Tensor], dy: &Tensor, form: Option<Form>| {
+            let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
+            let neuron_expert = Tensor::new(owners.as_slice(), xs[0].device())?;
+            let gate = MlpGate { gate_tn: &xs[4], neuron_expert: &neuron_expert };
+            if form.is_none() {
+                return gradients(dispatch_mlp::forward(&xs[0], weights, gate)?, weights, dy);
+            }
+            let neurons = ExpertNeurons::new(&owners, n)?.on_device(xs[0].device())?;
+            gradients(forward_by(form, &xs[0], weights, gate, Choice { neurons: &neurons, most })?, weights, dy)
+        };
+        let wide = scaled.iter().map(|x| x.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+        let expected = run(&wide, &dy.to_dtype(DType::F32)?, None)?;
+        let on_card = scaled.iter().map(|x| x.to_device(&device)).collect::<Result<Vec<_>>>()?;
+        let mut forms = vec![Form::Portable];
+        if is_hopper(card(&on_card[0])?)? {
+            forms.push(Form::Hopper);
+        }
+        for form in forms {
+            let found = run(&on_card, &dy.to_device(&device)?, Some(form))?;
+            assert_eq!(found.len(), expected.len());
+            for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let found = found.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+                let [error, norm] =
+                    [(found - expected)?, expected.clone()].map(|x| x.sqr()?.sum_all()?.to_scalar::<f32>());
+                let error = (error? / norm?).sqrt();
+                // bf16 has eight bits.
+                assert!(error <= 1e-2, "{form:?}, output {at}: {error:.1e}");
+            }
+        }
+        Ok(())
     }
 }

@@ -45,7 +45,13 @@ pub mod dispatch_mlp;
 pub mod distillation;
 pub mod elementwise;
 pub mod embedding;
+#[cfg(feature = "cuda")]
+mod expert_hopper;
 pub mod expert_neurons;
+#[cfg(feature = "cuda")]
+mod expert_products;
+#[cfg(feature = "cuda")]
+mod expert_rows;
 #[cfg(feature = "cuda")]
 pub mod gated_mlp;
 #[cfg(feature = "cuda")]

@@ -12,7 +12,7 @@
 //!
 //! /// ∂L/∂x, given ∂L/∂y of ones; `None` where another form is quicker.
 //! fn of_input(x: &Tensor, weights: MlpWeights<'_>, gate: MlpGate<'_>, choice: Choice<'_>, runs: &[RowRun]) -> Result<Option<Tensor>> {
-//!     if !pays(runs, choice) || !takes(x, weights)? {
+//!     if !pays(runs, choice)? || !takes(x, weights)? {
 //!         return Ok(None);
 //!     }
 //!     let (y, saved): (Tensor, Saved) = forward(x, weights, gate, choice, runs)?;
@@ -57,10 +57,12 @@ struct Kinds {
 }
 
 /// Whether this pays and there are tokens of both kinds; [`grouped_mlp::takes`] says whether its kernels take the MLP.
-#[must_use]
-pub fn pays(runs: &[RowRun], choice: Choice<'_>) -> bool {
+///
+/// # Errors
+/// What the driver reports.
+pub fn pays(runs: &[RowRun], choice: Choice<'_>) -> Result<bool> {
     let of = |open: bool| runs.iter().any(|run| run.decision.is_none() == open && !run.rows.is_empty());
-    choice.pays() && of(true) && of(false)
+    Ok(of(true) && of(false) && choice.pays()?)
 }
 
 /// y = W_d (h ⊙ c), c of every token from `gate` `[t, n]`, which is not looked at for open ones.

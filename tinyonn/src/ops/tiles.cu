@@ -1,5 +1,5 @@
-// Tiles of bf16 in shared memory, and products of them on tensor cores, for compute capability 8.0 and later: what attention.cu and
-// expert_products.cu are made of.
+// Tiles of bf16 in shared memory, and products of them on tensor cores, for compute capability 8.0 and later: what attention.cu,
+// expert_products.cu and their forms for Hopper are made of.
 //
 // A tile has rows of D = ROW_VALUES values and is named by the offset of its first byte. ROW_VALUES, 64 or 128, is defined before this text.
 
@@ -57,6 +57,23 @@ __device__ u32 packed(float low, float high) {
     u32 x;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
     return x;
+}
+
+// The two values of such a pair.
+__device__ float low(u32 pair) { return __uint_as_float(pair << 16); }
+__device__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// Two values that follow one another, from value `at` on, in bf16 (`half`) or f32; with `add`, added to those that are there.
+__device__ void put_pair(void* to, u64 at, bool half, bool add, float first, float second) {
+    if (half) {
+        u32* pair = (u32*)((u16*)to + at);
+        if (add) first += low(*pair), second += high(*pair);
+        *pair = packed(first, second);
+    } else {
+        float2* pair = (float2*)((float*)to + at);
+        if (add) first += pair->x, second += pair->y;
+        *pair = make_float2(first, second);
+    }
 }
 
 __device__ float power_of_two(float x) {

@@ -120,16 +120,26 @@ __device__ u64 operand(u32 offset, u32 panel = 16) {
 #define SUMS_32(c, n) SUMS(c, n), SUMS(c, n + 1), SUMS(c, n + 2), SUMS(c, n + 3), SUMS(c, n + 4), SUMS(c, n + 5), SUMS(c, n + 6), SUMS(c, n + 7)
 #define FIRST_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define FIRST_64 FIRST_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define FIRST_128 FIRST_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// c = A Bᵀ or, if `add`, c += A Bᵀ, of 64 and 8 N rows of 16 values.
+// c = A Bᵀ or, if `add`, c += A Bᵀ, of 64 and 8 N rows of 16 values. An operand lies by rows (0) or, where its lines run along the sum, by columns (1).
+template <int A_COLUMNS = 0, int B_COLUMNS = 0>
 __device__ void begin_product(float (&c)[8][4], u64 a, u64 b, bool add) {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" FIRST_32 "}, %32, %33, p, 1, 1, 0, 0; }"
-                 : SUMS_32(c, 0) : "l"(a), "l"(b), "r"((int)add) : "memory");
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" FIRST_32 "}, %32, %33, p, 1, 1, %35, %36; }"
+                 : SUMS_32(c, 0) : "l"(a), "l"(b), "r"((int)add), "n"(A_COLUMNS), "n"(B_COLUMNS) : "memory");
 }
 
+template <int A_COLUMNS = 0, int B_COLUMNS = 0>
 __device__ void begin_product(float (&c)[16][4], u64 a, u64 b, bool add) {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" FIRST_64 "}, %64, %65, p, 1, 1, 0, 0; }"
-                 : SUMS_32(c, 0), SUMS_32(c, 8) : "l"(a), "l"(b), "r"((int)add) : "memory");
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" FIRST_64 "}, %64, %65, p, 1, 1, %67, %68; }"
+                 : SUMS_32(c, 0), SUMS_32(c, 8) : "l"(a), "l"(b), "r"((int)add), "n"(A_COLUMNS), "n"(B_COLUMNS) : "memory");
+}
+
+template <int A_COLUMNS = 0, int B_COLUMNS = 0>
+__device__ void begin_product(float (&c)[32][4], u64 a, u64 b, bool add) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %130, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" FIRST_128 "}, %128, %129, p, 1, 1, %131, %132; }"
+                 : SUMS_32(c, 0), SUMS_32(c, 8), SUMS_32(c, 16), SUMS_32(c, 24) : "l"(a), "l"(b), "r"((int)add), "n"(A_COLUMNS), "n"(B_COLUMNS) : "memory");
 }
 
 // c = A B or c += A B, of 64 rows of 16 values in registers and of 16 rows of 8 N values.
