@@ -344,7 +344,7 @@ fn a_scan_of_something_else_is_refused() {
     assert!(refused(&RunConfig { length: 8, ..config.clone() }).contains("of another seed, split or length"));
     let other = RunConfig { data: config.data[..1].to_vec(), ..config.clone() };
     assert!(refused(&other).contains("of another text"));
-    let dense = config.model.as_ref().unwrap();
+    let dense = config.model.as_deref().unwrap();
     let store = ModelFolder::open(dense).unwrap().load(&Device::Cpu, None).unwrap();
     let norm = store.get("model.norm.weight").unwrap();
     norm.set(&(norm.as_tensor() * 2.0).unwrap()).unwrap();

@@ -171,8 +171,7 @@ const FRAMEWORK: (&str, &str) = ("format", "pt");
 /// One safetensors file, with a key and its value in its header (one, because the order of several is not determined). What
 /// [`Entry::write`] finds, by name.
 pub(crate) fn write_entries(path: &Path, entries: &[Entry<'_>], metadata: (&str, &str)) -> Result<NotFinite> {
-    let mut entries: Vec<&Entry<'_>> = entries.iter().collect();
-    entries.sort_by(|a, b| a.place().cmp(&b.place()));
+    let entries = in_order(entries);
     let header = header(path, &entries, metadata)?;
     let file = File::create(path).map_err(|e| Error::io(path, e))?;
     let mut out = BufWriter::new(file);
@@ -190,6 +189,37 @@ pub(crate) fn write_entries(path: &Path, entries: &[Entry<'_>], metadata: (&str,
     }
     out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
     Ok(spoilt)
+}
+
+/// Entries as they stand in a file.
+fn in_order<'a, 'b>(entries: &'b [Entry<'a>]) -> Vec<&'b Entry<'a>> {
+    let mut entries: Vec<&Entry<'_>> = entries.iter().collect();
+    entries.sort_by(|a, b| a.place().cmp(&b.place()));
+    entries
+}
+
+/// The same file with zeros for values, which several then write; returns how many bytes stand before the first value.
+pub(crate) fn begin_entries(path: &Path, entries: &[Entry<'_>], metadata: (&str, &str)) -> Result<u64> {
+    let header = header(path, &in_order(entries), metadata)?;
+    let (before, values) = (8 + header.len() as u64, entries.iter().map(Entry::bytes).sum::<u64>());
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        file.set_len(before + values)
+    };
+    write().map_err(|e| Error::io(path, e))?;
+    Ok(before)
+}
+
+/// Where the values of each entry begin behind the header, in bytes, by name.
+pub(crate) fn places(entries: &[Entry<'_>]) -> HashMap<String, u64> {
+    let mut start = 0;
+    let place = |entry: &Entry<'_>| {
+        start += entry.bytes();
+        (entry.name().to_owned(), start - entry.bytes())
+    };
+    in_order(entries).into_iter().map(place).collect()
 }
 
 /// The JSON header, padded so that the tensors start on a multiple of 8 bytes.

@@ -22,4 +22,5 @@ pub(crate) use place::parent_of;
 pub use place::{is_used, states_of};
 pub use staged_folder::StagedFolder;
 pub use under_way::{Abandoned, abandon};
+pub(crate) use whole_file::staged_by;
 pub use whole_file::{try_write, write, write_with};

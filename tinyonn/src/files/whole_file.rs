@@ -91,6 +91,20 @@ pub fn try_write(path: impl AsRef<Path>) -> Result<()> {
     File::create(&staged).and_then(|_| fs::remove_file(&staged)).map_err(|e| Error::io(path, e))
 }
 
+/// Where the process `process` stages the file `path`, for others that fill it too ([`write_with`]).
+///
+/// # Errors
+/// As of [`write_with`].
+pub(crate) fn staged_by(path: &Path, process: u32) -> Result<PathBuf> {
+    let (place, _) = staged(path)?;
+    let name = place.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(place.with_file_name(staged_name(&name, process)))
+}
+
+fn staged_name(name: &str, process: u32) -> String {
+    format!(".{name}.{process}.writing")
+}
+
 /// The file that `path` leads to, and where it is staged.
 fn staged(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let place = resolved(path)?;
@@ -107,6 +121,6 @@ fn staged(path: &Path) -> Result<(PathBuf, PathBuf)> {
         return Err(Error::file(&parent, "there is no such folder", "make it, or check the path"));
     }
     // Two processes that write one file must not write into one staged file.
-    let staged = place.with_file_name(format!(".{}.{}.writing", name.to_string_lossy(), std::process::id()));
+    let staged = place.with_file_name(staged_name(&name.to_string_lossy(), std::process::id()));
     Ok((place, staged))
 }

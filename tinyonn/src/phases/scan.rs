@@ -49,6 +49,8 @@ impl Run<'_> {
     /// StoredScan::sum(vec![half(0)?, half(1)?], false)?.save(whole)?;
     /// // And from there on one.
     /// let run = Run { scanned: Some(whole), ..prepared.run(&config) };
+    /// let (image, inputs) = run.scan()?;
+    /// assert_eq!(image.sums.len(), inputs.tokens.len()); // of every layer
     /// println!("{:.3} nats a token", run.phase1(&mut watch)?.before.routed.mean);
     /// # Ok::<(), tinyonn::Error>(())
     /// ```

@@ -4,7 +4,7 @@
 //! weights of the best step so far (`best/NAME`) where held-out text is looked at, the biases of a selection, and in its metadata, as JSON under `tinyonn.state`, a version, the step, what was summed up since the last line of the log, and the settings. The batch of a step is a function of seed
 //! and step ([`crate::data::Sampler`]), so N steps are n steps, a kill and N − n more, bit for bit on one device.
 //!
-//! A file is written beside its name and renamed: a kill or a full disk at any moment leaves the states before it.
+//! A file is written beside its name and renamed: a kill or a full disk at any moment, on any of several ranks, leaves the states before it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::TrainState;
+use super::{TrainState, shared_state};
 use crate::checkpoint::{Entry, Held, MappedSafetensors, Order, ParamStore, write_entries};
 use crate::differing::differing;
 use crate::error::is_full;
@@ -75,7 +75,7 @@ pub struct Saving<'a> {
 }
 
 /// The key of a state's metadata under which [`About`] stands, as JSON.
-const METADATA: &str = "tinyonn.state";
+pub(super) const METADATA: &str = "tinyonn.state";
 /// Of what this program writes, and reads.
 const VERSION: u32 = 1;
 const OPTIMIZER: [&str; 3] = ["m", "v", "steps"];
@@ -92,6 +92,17 @@ pub(super) struct About {
     pub(super) settings: Value,
 }
 
+/// The tensors of a state, by name.
+#[derive(Default)]
+pub(super) struct StateTensors {
+    /// Those that one rank writes.
+    pub(super) whole: Vec<(String, Tensor)>,
+    /// Those of which each of several ranks writes a part; of these tensors type and shape alone say something.
+    pub(super) shared: Vec<(String, Tensor)>,
+    /// The parts of this rank: of which tensor, behind how many of its values, and the values.
+    pub(super) owned: Vec<(String, usize, Tensor)>,
+}
+
 /// What a state of any version says.
 #[derive(Deserialize)]
 struct Version {
@@ -99,30 +110,34 @@ struct Version {
 }
 
 impl Saving<'_> {
-    /// Writes `state`, and `tally` with it; older states than the last [`Checkpoints::keep`] are removed behind that. Of several ranks all take part and the first
-    /// one writes: a state of one rank and a state of several are the same.
+    /// Writes `state`, and `tally` with it; older states than the last [`Checkpoints::keep`] are removed behind that. Of several ranks each writes what it steps into
+    /// the one file, which has its name once all have: a state of one rank and a state of several are the same.
     ///
     /// # Errors
     /// The system refuses it: the states before it stay, and the message says so.
     pub fn save(&self, state: &TrainState, tally: Value) -> Result<PathBuf> {
         let (path, tensors) = (place(&self.checkpoints.dir, state.step), state.tensors()?);
-        // Others stay until it is written: whoever ends before that ends what the first one waits for, and a launcher ends all when one has ended.
-        let written = if is_first(state) { self.write_state(state, tally, (&path, &tensors)) } else { Ok(()) };
+        let written = if is_first(state) {
+            self.write_state(state, tally, (&path, &tensors))
+        } else {
+            shared_state::fill(state, &path, &tensors)
+        };
+        // Others stay until it has its name: whoever ends before that ends what the first one waits for, and a launcher ends all when one has ended.
+        written?;
         state.meet()?;
-        written.map(|()| path)
+        Ok(path)
     }
 
-    fn write_state(
-        &self,
-        state: &TrainState,
-        tally: Value,
-        (path, tensors): (&Path, &[(String, Tensor)]),
-    ) -> Result<()> {
+    fn write_state(&self, state: &TrainState, tally: Value, (path, tensors): (&Path, &StateTensors)) -> Result<()> {
         let dir = &self.checkpoints.dir;
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let about =
             About { version: VERSION, step: state.step, tally, best: state.best(), settings: self.settings.clone() };
-        write(path, &about, tensors).map_err(|e| {
+        let written = match state.ranks() {
+            Some(_) => shared_state::write(state, path, &about, tensors),
+            None => write(path, &about, &tensors.whole),
+        };
+        written.map_err(|e| {
             let before = match self.states() {
                 Ok(states) if !states.is_empty() => {
                     format!("the state of step {} stays", states[states.len() - 1].0)
@@ -199,11 +214,22 @@ pub(super) fn place(dir: &Path, step: u64) -> PathBuf {
 
 /// Writes a state to `path`, whole or not at all.
 pub(super) fn write(path: &Path, about: &About, tensors: &[(String, Tensor)]) -> Result<()> {
-    let unfit = |e: serde_json::Error| Error::file(path, format!("cannot hold what was summed up: {e}"), "report this");
-    let about = serde_json::to_string(about).map_err(unfit)?;
-    let entries = tensors.iter().map(|(name, tensor)| Entry::of_tensor(name, tensor, Order::Memory));
-    let entries = entries.collect::<Result<Vec<_>>>()?;
+    let (about, entries) = (about.json(path)?, entries(tensors)?);
     files::write_with(path, |staged| write_entries(staged, &entries, (METADATA, &about)).map(drop))
+}
+
+/// Tensors as the file of a state has them.
+pub(super) fn entries(tensors: &[(String, Tensor)]) -> Result<Vec<Entry<'_>>> {
+    tensors.iter().map(|(name, tensor)| Entry::of_tensor(name, tensor, Order::Memory)).collect()
+}
+
+impl About {
+    /// As the metadata of the file `path` hold it.
+    pub(super) fn json(&self, path: &Path) -> Result<String> {
+        let unfit =
+            |e: serde_json::Error| Error::file(path, format!("cannot hold what was summed up: {e}"), "report this");
+        serde_json::to_string(self).map_err(unfit)
+    }
 }
 
 /// The last state in `dir`, and what it says of itself; `None` where there is none.

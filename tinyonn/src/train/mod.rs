@@ -22,6 +22,7 @@ mod router_targets;
 mod router_tuning;
 pub mod schedule;
 mod share;
+mod shared_state;
 pub mod smk;
 pub mod state;
 pub mod surprise_forms;

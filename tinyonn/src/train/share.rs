@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 
+use super::checkpoints::{StateTensors, optimizer_names};
 use super::state::{OptimizerMoments, Slot, apply};
 use super::{OptimizerConfig, UpdateRule};
 use crate::Result;
@@ -171,7 +172,11 @@ impl Share {
     pub(super) fn gather_masters(&self, slots: &[Slot]) -> Result<()> {
         // What has no other master than its work weight is gathered in every step.
         for bucket in self.buckets.iter().filter(|bucket| bucket.has_masters()) {
-            let all = self.whole(bucket, DType::F32, |own| Some(&own.master))?;
+            let own = Tensor::zeros(bucket.work.dim(0)?, DType::F32, bucket.work.device())?;
+            for piece in &bucket.pieces {
+                own.slice_set(&piece.master.flatten_all()?, 0, piece.piece.from)?;
+            }
+            let all = self.ranks.all_gather(&own)?;
             for (slot, start) in &bucket.slots {
                 let master = slots[*slot].stepped();
                 master.set(&all.narrow(0, *start, master.elem_count())?.reshape(master.shape())?)?;
@@ -191,45 +196,35 @@ impl Share {
         Ok(())
     }
 
-    /// A whole bucket of what all ranks' pieces have, and zeros elsewhere.
-    fn whole<'a>(
-        &self,
-        bucket: &'a OwnBucket,
-        dtype: DType,
-        of: impl Fn(&'a OwnPiece) -> Option<&'a Tensor>,
-    ) -> Result<Tensor> {
-        let own = Tensor::zeros(bucket.work.dim(0)?, dtype, bucket.work.device())?;
-        for piece in &bucket.pieces {
-            if let Some(values) = of(piece) {
-                own.slice_set(&values.flatten_all()?, 0, piece.piece.from)?;
-            }
-        }
-        self.ranks.all_gather(&own)
-    }
-
-    /// By slot, the moments of all ranges, in main memory of rank 0; the others only take part.
-    pub(super) fn moments(&self, slots: &[Slot]) -> Result<Vec<Option<OptimizerMoments>>> {
-        let first = self.ranks.rank() == 0;
-        let mut found: Vec<Option<OptimizerMoments>> = Vec::new();
-        found.resize_with(slots.len(), || None);
+    /// What a state on disk holds: of every slot the master and, once it was stepped, the moments and counts. All ranks take part.
+    pub(super) fn tensors(&self, slots: &[Slot]) -> Result<StateTensors> {
+        let mut found = StateTensors::default();
         for bucket in &self.buckets {
             let dtype = if bucket.work.dtype() == DType::F64 { DType::F64 } else { self.moments.0 };
-            let here = |values: Tensor| if first { values.to_device(&Device::Cpu) } else { Ok(values) };
-            let m = here(self.whole(bucket, dtype, |own| own.moments.as_ref().map(|moments| &moments.m))?)?;
-            let second = self.moments.1.then(|| -> Result<(Tensor, Tensor)> {
-                let v = self.whole(bucket, dtype, |own| own.moments.as_ref()?.v.as_ref())?;
-                Ok((here(v)?, here(self.counts(bucket)?)?))
-            });
-            let second = second.transpose()?;
+            let counts = self.moments.1.then(|| self.counts(bucket)).transpose()?;
+            let counts = counts.map(|counts| counts.to_device(&Device::Cpu)).transpose()?;
             let mut counted = 0;
-            for (slot, start) in bucket.slots.iter().filter(|_| first) {
+            for (slot, _) in &bucket.slots {
+                let [m, v, steps] = optimizer_names(&slots[*slot].name);
+                let (name, shape) = (slots[*slot].name.clone(), slots[*slot].var.shape());
+                found.shared.push((name, of_shape(slots[*slot].stepped().dtype(), shape)?));
                 let Some(marks) = self.marks[*slot] else { continue };
-                let shape = slots[*slot].var.shape();
-                let own = |all: &Tensor| all.narrow(0, *start, shape.elem_count())?.reshape(shape)?.force_contiguous();
-                let v = second.as_ref().map(|(v, _)| own(v)).transpose()?;
-                let counts = second.as_ref().map(|(_, counts)| counts.narrow(0, counted, marks)?.force_contiguous());
-                found[*slot] = Some(OptimizerMoments { m: own(&m)?, v, counts: counts.transpose()? });
+                found.shared.push((m, of_shape(dtype, shape)?));
+                if let Some(counts) = &counts {
+                    found.shared.push((v, of_shape(dtype, shape)?));
+                    found.whole.push((steps, counts.narrow(0, counted, marks)?.to_dtype(DType::U32)?));
+                }
                 counted += marks;
+            }
+            for own in &bucket.pieces {
+                let [m, v, _] = optimizer_names(&slots[own.slot].name);
+                let from = own.piece.values.start;
+                found.owned.push((slots[own.slot].name.clone(), from, own.master.clone()));
+                let moments = own
+                    .moments
+                    .iter()
+                    .flat_map(|moments| [(m.clone(), Some(&moments.m)), (v.clone(), moments.v.as_ref())]);
+                found.owned.extend(moments.filter_map(|(name, values)| Some((name, from, values?.clone()))));
             }
         }
         Ok(found)
@@ -311,6 +306,12 @@ impl OwnPiece {
         let v = whole.v.as_ref().map(|v| cut(v, &self.piece)).transpose()?;
         Ok(OptimizerMoments { m: cut(&whole.m, &self.piece)?, v, counts })
     }
+}
+
+/// Of a type and a shape, and of no values worth reading: it takes the room of one.
+fn of_shape(dtype: DType, shape: &Shape) -> Result<Tensor> {
+    let ones = vec![1; shape.rank()];
+    Ok(Tensor::zeros(ones, dtype, &Device::Cpu)?.broadcast_as(shape)?)
 }
 
 /// A copy of the values of a piece, `[rows, width]`.

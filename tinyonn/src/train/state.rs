@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::checkpoints::optimizer_names;
+use super::checkpoints::{StateTensors, optimizer_names};
 use super::share::Share;
 use super::{Memory, OptimizerConfig, UpdateRule};
 use crate::checkpoint::{MappedSafetensors, Param, Role, WorkWeights, refresh};
@@ -218,29 +218,30 @@ impl TrainState {
         masters.chain(self.beside.iter().map(|(name, var)| (name.as_str(), var)))
     }
 
-    /// All that a state on disk holds, by the names it has there ([`super::checkpoints`]); step counts as u32. Of several ranks all take part, and the first
-    /// has the moments.
+    /// All that a state on disk holds, by the names it has there ([`super::checkpoints`]); step counts as u32. Of several ranks all take part, and each has what it
+    /// owns.
     ///
     /// # Errors
     /// What the device reports.
-    pub(super) fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut tensors: Vec<(String, Tensor)> = Vec::new();
-        self.gather()?;
-        let gathered = self.share.as_ref().map(|share| share.moments(&self.slots)).transpose()?;
-        for (at, slot) in self.slots.iter().enumerate() {
-            tensors.push((slot.name.clone(), slot.stepped().as_detached_tensor()));
-            let moments = gathered.as_ref().map_or(&slot.moments, |gathered| &gathered[at]);
-            if let Some(OptimizerMoments { m, v, counts }) = moments {
+    pub(super) fn tensors(&self) -> Result<StateTensors> {
+        let mut found = match &self.share {
+            Some(share) => share.tensors(&self.slots)?,
+            None => StateTensors::default(),
+        };
+        let whole = &mut found.whole;
+        for slot in self.slots.iter().filter(|_| self.share.is_none()) {
+            whole.push((slot.name.clone(), slot.stepped().as_detached_tensor()));
+            if let Some(OptimizerMoments { m, v, counts }) = &slot.moments {
                 let counts = counts.as_ref().map(|counts| counts.to_dtype(DType::U32)).transpose()?;
                 let values = [Some(m.clone()), v.clone(), counts];
                 let named = optimizer_names(&slot.name).into_iter().zip(values);
-                tensors.extend(named.filter_map(|(name, value)| Some((name, value?))));
+                whole.extend(named.filter_map(|(name, value)| Some((name, value?))));
             }
         }
         let kept = self.best.iter().flat_map(|best| &best.values);
-        tensors.extend(self.moved().map(|(name, _)| best_name(name)).zip(kept.cloned()));
-        tensors.extend(self.beside.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())));
-        Ok(tensors)
+        whole.extend(self.moved().map(|(name, _)| best_name(name)).zip(kept.cloned()));
+        whole.extend(self.beside.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())));
+        Ok(found)
     }
 
     /// The least that [`keep_if_best`](Self::keep_if_best) was given.
