@@ -119,7 +119,8 @@ fn signs(score: Score) -> (f64, f64) {
         Score::Surprise => (0.0, 1.0),
         Score::Calm => (0.0, -1.0),
         Score::ActivationPlusSurprise => (1.0, 1.0),
-        Score::Taylor | Score::TaylorMagnitude => (f64::NAN, f64::NAN),
+        // Taylor scores are of neither.
+        _ => (f64::NAN, f64::NAN),
     }
 }
 

@@ -83,7 +83,8 @@ fn every_rule_is_that_of_a_loop(
                 Select::MaxK => -surprise_n[n],
                 Select::MaxProduct => -surprise_n[n] * tokens[n],
                 Select::MinLoad => tokens[n],
-                Select::All | Select::RandomK => 0.0,
+                // All of them, or whichever chance takes.
+                _ => 0.0,
             };
             let of = |group: std::ops::Range<usize>| {
                 let keys: Vec<Option<f64>> =

@@ -45,6 +45,7 @@ pub struct SmkRule {
 /// By what the experts that learn are chosen: the `min_k` of least key, ties to the lower index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Select {
     /// All that compete.
     All,

@@ -16,6 +16,7 @@ use crate::data::Task;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum NovelTask {
     /// Arithmetic in an odd notation: [`letter_sums`].
     LetterSums,

@@ -11,6 +11,7 @@ use crate::{Error, Result};
 /// How a task is learnt.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Method {
     /// `smk.min_k` experts of each layer learn from a step, chosen by `select` (the rest of the rule as in `smk.rule`); all of them if it is `all`.
     Experts {
