@@ -24,7 +24,7 @@ NAME = "org/name"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """`/api/models/ID/revision/REV` and `/ID/resolve/REV/FILE`, with the headers that the hub sends."""
+    """`/api/models/ID/revision/REV`, `/api/models/ID/tree/REV` and `/ID/resolve/REV/FILE`, with the headers that the hub sends."""
 
     protocol_version = "HTTP/1.1"
 
@@ -38,7 +38,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         name = self.path.split("?")[0].rsplit("/", 1)[1]
         found = {path.name: path for path in FILES}.get(name)
         headers = {"x-repo-commit": COMMIT}
-        if self.path.startswith(f"/api/models/{NAME}"):
+        if self.path.startswith(f"/api/models/{NAME}/tree/"):
+            body = json.dumps([{"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40} for path in FILES]).encode()
+        elif self.path.startswith(f"/api/models/{NAME}"):
             files = [{"rfilename": path.name} for path in FILES]
             body = json.dumps({"id": NAME, "sha": COMMIT, "siblings": files}).encode()
         elif found and f"/{NAME}/resolve/" in self.path:
