@@ -17,6 +17,16 @@ const KEPT_EVERY: Duration = Duration::from_mins(1);
 impl Run<'_> {
     /// The image of the dense model's neurons on the training text, and what routers see of it: in one pass, unless the image is in [`scanned`](Self::scanned).
     ///
+    /// ```no_run
+    /// use tinyonn::metrics::Stopwatch;
+    /// use tinyonn::phases::{Prepared, RunConfig};
+    ///
+    /// let config = RunConfig::quick();
+    /// let prepared = Prepared::new(&config, &mut Stopwatch::new(), None)?;
+    /// let (_image, _inputs) = prepared.run(&config).scan()?;
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A file that holds another scan; whatever the device reports.
     pub fn scan(&self) -> Result<(NeuronScan, SplitInputs)> {
