@@ -305,10 +305,11 @@ fn a_grown_checkpoint_has_its_routers_fitted_anew() {
     assert!(refused(&|config| config.partition = Some(Partition::Random)).contains("grown brings its own"));
 }
 
-/// Whoever scans, and in however many parts, phase 1 finds the same: of one part to the last bit.
+/// Whoever scans: of one part phase 1 finds the same to the last bit; of several an image whose sums are rounded elsewhere, from which experts that are nearly
+/// equal may be chosen otherwise.
 #[rstest]
 #[case(1, 0.0)]
-#[case(3, 1e-9)]
+#[case(3, 1e-2)]
 fn a_scan_in_shards_is_gone_on_from(#[case] of: usize, #[case] tolerance: f64) {
     let (dir, config, at_once) = run(|_| {});
     let config = RunConfig { out: dir.path().join("later"), ..config };
@@ -320,11 +321,11 @@ fn a_scan_in_shards_is_gone_on_from(#[case] of: usize, #[case] tolerance: f64) {
     let whole = dir.path().join("whole");
     sum.save(&whole).unwrap();
     let later = runs::phase1(&config, None, Some(&whole)).unwrap();
-    let [at_once, later] = [at_once, later].map(|summary| serde_json::to_value(summary).unwrap());
-    assert_eq!(at_once["labels"], later["labels"]);
-    for key in ["dense", "routed_before", "label_paths"] {
-        let [a, b] = [&at_once, &later].map(|summary| summary["loss"][key].as_f64().unwrap());
-        assert!((a - b).abs() <= tolerance, "{key}: {a} and {b}");
+    assert_eq!(later.phase1.scan.tokens, at_once.phase1.scan.tokens);
+    let [at_once, later] = [at_once, later].map(|summary| summary.phase1.loss);
+    assert_eq!(at_once.dense.to_bits(), later.dense.to_bits());
+    for (a, b) in [(at_once.routed_before, later.routed_before), (at_once.label_paths, later.label_paths)] {
+        assert!((a - b).abs() <= tolerance * a, "{a} and {b}");
     }
 }
 
