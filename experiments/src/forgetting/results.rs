@@ -55,7 +55,8 @@ pub fn write_results(outcome: &Outcome, config: &StudyConfig, provenance: &[(Str
         sections.push(Section {
             heading: told.heading.into(),
             prose: Vec::new(),
-            figures: vec![Figure::table(&told.table, told.prose)?],
+            // A page has no emphasis.
+            figures: vec![Figure::table(&told.table, told.prose.replace('*', ""))?],
         });
     }
     let facts = provenance.to_vec();
