@@ -343,8 +343,11 @@ fn a_scan_of_something_else_is_refused() {
     scan(&config, Shard::WHOLE);
     assert!(refused(&RunConfig { seed: 9, ..config.clone() }).contains("of another seed, split or length"));
     assert!(refused(&RunConfig { length: 8, ..config.clone() }).contains("of another seed, split or length"));
-    let other = RunConfig { data: config.data[..1].to_vec(), ..config.clone() };
-    assert!(refused(&other).contains("of another text"));
+    let [first, second] = [0, 1].map(|task| config.data[task].split_once('=').unwrap());
+    let swapped = [(first.0, second.1), (second.0, first.1)].map(|(name, path)| format!("{name}={path}"));
+    let other = RunConfig { data: swapped.to_vec(), ..config.clone() };
+    let said = refused(&other);
+    assert!(said.contains("of another text"), "{said}");
     let dense = config.model.as_deref().unwrap();
     let store = ModelFolder::open(dense).unwrap().load(&Device::Cpu, None).unwrap();
     let norm = store.get("model.norm.weight").unwrap();
