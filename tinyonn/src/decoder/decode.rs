@@ -112,9 +112,10 @@ impl Decoding {
         let (model, workspace) = (lm.model(), &mut self.workspace);
         workspace.rewind();
         let mut x_bd = next_token::embedded(&self.ids, model.embed_tokens(), workspace)?;
-        let Some(past) = cache.with_room_for_one().filter(|_| gemv::takes(&x_bd, &[lm.head()]).unwrap_or(false)) else {
+        if !gemv::takes(&x_bd, &[lm.head()])? {
             return Ok(false);
-        };
+        }
+        let Some(past) = cache.with_room_for_one() else { return Ok(false) };
         for (layer, [keys_bskd, values_bskd]) in model.layers().iter().zip(past) {
             let past = Past { keys_bskd, values_bskd, position: &self.position };
             match layer.decode(&x_bd, model.rotary(), past, pass, workspace)? {

@@ -195,6 +195,9 @@ struct Reader<'a, F> {
     /// The rows as a GPU's step has them, where it has one.
     #[cfg(feature = "cuda")]
     decoding: Option<Decoding>,
+    /// Whether a step of it was refused: the next ones would be, too.
+    #[cfg(feature = "cuda")]
+    refused: bool,
 }
 
 /// What was read says of the next token of each row.
@@ -221,6 +224,8 @@ impl<'a, F: FeedForward> Reader<'a, F> {
             best_suffices: false,
             #[cfg(feature = "cuda")]
             decoding: None,
+            #[cfg(feature = "cuda")]
+            refused: false,
         }
     }
 
@@ -246,6 +251,9 @@ impl<'a, F: FeedForward> Reader<'a, F> {
     /// The newest token of each row read by a GPU's own step; `None` where there is none for them.
     #[cfg(feature = "cuda")]
     fn decoded(&mut self, rows: &[(usize, Prompt)]) -> Result<Option<Found>> {
+        if self.refused {
+            return Ok(None);
+        }
         let pass = self.pass_of(rows);
         let Some(cache) = self.cache.as_mut().filter(|cache| cache.with_room_for_one().is_some()) else {
             // Room that grows is another place.
@@ -260,6 +268,7 @@ impl<'a, F: FeedForward> Reader<'a, F> {
         let Some(mut decoding) = begun else { return Ok(None) };
         let by_host = (!self.best_suffices).then_some(newest.as_slice());
         if !decoding.step(self.lm, &pass, cache, by_host)? {
+            self.refused = true;
             return Ok(None);
         }
         let found = if self.best_suffices { Found::Best(decoding.best()?) } else { Found::Logits(decoding.logits()?) };

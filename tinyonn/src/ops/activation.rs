@@ -142,6 +142,12 @@ impl dyn Activation {
         let any: &dyn Any = self;
         any.is::<Silu>()
     }
+
+    /// Whether it is the gelu here.
+    pub(super) fn is_gelu(&self) -> bool {
+        let any: &dyn Any = self;
+        any.is::<Gelu>()
+    }
 }
 
 fn type_of(activation: &'static dyn Activation) -> TypeId {

@@ -13,7 +13,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::kernel::{Argument, Grid, Kernel, THREADS, attribute, card, is_read};
-use super::{Activation, Gelu, MlpWeights, NeuronChoice, Workspace};
+use super::{Activation, MlpWeights, NeuronChoice, Workspace};
 
 static IN_BF16: Kernel = Kernel::overlapping(
     "gemv_bf16",
@@ -104,12 +104,7 @@ pub(crate) fn takes(x_bd: &Tensor, matrices: &[&Tensor]) -> Result<bool> {
 
 /// Whether the kernels know it.
 pub(crate) fn knows(activation: &dyn Activation) -> bool {
-    activation.is_silu() || is_gelu(activation)
-}
-
-fn is_gelu(activation: &dyn Activation) -> bool {
-    let any: &dyn std::any::Any = activation;
-    any.is::<Gelu>()
+    activation.is_silu() || activation.is_gelu()
 }
 
 /// y of `matrices`, each with its bias, in a tensor of the workspace.
@@ -311,7 +306,7 @@ impl Normed<'_> {
 }
 
 fn gelu(activation: &dyn Activation) -> Argument {
-    Argument::Count(u64::from(is_gelu(activation)))
+    Argument::Count(u64::from(activation.is_gelu()))
 }
 
 /// Whether it has so many values, of that type, one behind the other.
