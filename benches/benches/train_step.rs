@@ -23,7 +23,7 @@ use tinyonn::ops::host;
 use tinyonn::phases::DeviceName;
 use tinyonn::ranks::address::meeting_place;
 use tinyonn::ranks::launcher::of_environment;
-use tinyonn::ranks::{Collective, Greeting, Meeting, Token};
+use tinyonn::ranks::{Collective, Greeting, Meeting, Token, end_now};
 use tinyonn::train::state::slots;
 use tinyonn::train::{Memory, OptimizerConfig, Precision, TrainState, begin};
 use tinyonn::{Result, random};
@@ -88,10 +88,7 @@ fn main() -> Result<()> {
         shared: None,
         gift: &|| Ok(Vec::new()),
     };
-    let together = begin(&meeting, Greeting::default(), &device, Duration::from_mins(1), |error| {
-        eprintln!("error: {error}");
-        std::process::exit(2);
-    })?;
+    let together = begin(&meeting, Greeting::default(), &device, Duration::from_mins(1), |error| end_now(&error, 2))?;
     bench(&Place { device, ranks: Some(together.ranks.clone()) }, &asked)
 }
 

@@ -11,7 +11,8 @@ use crate::compare::record::Store;
 use crate::compare::{CompareConfig, CorpusConfig, Part};
 use tinyonn::imaging::Shard;
 use tinyonn::metrics::Progress;
-use tinyonn::{Error, Result, files};
+use tinyonn::ranks::end_now;
+use tinyonn::{Error, Result};
 
 /// A subject under way.
 struct Running {
@@ -101,12 +102,14 @@ fn start(config: &CompareConfig, (corpus, seed): (&str, u64), shard: Shard, thre
     Ok(Running { name, child: command.spawn().map_err(|e| Error::io(&program, e))? })
 }
 
-/// Ends this process when the one that started it has ended, and takes away what it was writing.
+/// Ends this process when the one that started it has ended, and takes away what it was writing. What libraries do at a program's usual end is left out:
+/// on a GPU they would take apart what other threads still use.
 pub fn end_with_parent() {
     thread::spawn(|| {
         let mut ignored = Vec::new();
         // Whatever it returns, nobody holds the other end any more.
         let _ = std::io::stdin().read_to_end(&mut ignored);
-        files::abandon(|_| std::process::exit(1));
+        let remedy = "start that one again";
+        end_now(&Error::file("standard input", "is closed: the process that started this one has ended", remedy), 1)
     });
 }

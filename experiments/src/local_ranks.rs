@@ -4,7 +4,7 @@
 //! groups of their own, so that Ctrl-C reaches the parent alone, which passes it on once. Rank 0 writes to this terminal itself, progress and all;
 //! what others say on standard error stands behind their numbers. If one fails, the others are ended, and its message and code come last.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -16,8 +16,9 @@ use tinyonn::interrupt::Signal;
 use tinyonn::ranks::address::meeting_place;
 use tinyonn::ranks::launcher::PARENT;
 use tinyonn::ranks::{Launched, Launcher, Token};
-use tinyonn::{Error, Result, files};
+use tinyonn::{Error, Result};
 
+use crate::children::end_with_parent;
 use crate::interrupt;
 
 /// Between two looks at the ranks.
@@ -181,12 +182,7 @@ pub fn token_of_parent() -> Result<Token> {
     let token = Token::parse(PARENT[0], &line).map_err(|_| {
         Error::setting(PARENT[0], "is set, and no parent sent a token", "unset it; `--gpus N` sets it for its ranks")
     })?;
-    thread::spawn(|| {
-        let mut ignored = Vec::new();
-        // Whatever it returns, nobody holds the other end any more.
-        let _ = std::io::stdin().read_to_end(&mut ignored);
-        files::abandon(|_| std::process::exit(1));
-    });
+    end_with_parent();
     Ok(token)
 }
 

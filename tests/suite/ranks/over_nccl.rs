@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::interrupt::{Interrupt, Signal};
 use tinyonn::ranks::launcher::of_environment;
-use tinyonn::ranks::{Collective, Greeting, Meeting, Token};
+use tinyonn::ranks::{Collective, Greeting, Meeting, Token, end_now};
 use tinyonn::train::{Memory, PretrainConfig, SmkConfig, begin};
 use tinyonn::{Error, Result};
 
@@ -85,11 +85,8 @@ fn a_rank_on_a_gpu() {
         shared: None,
         gift: &|| Ok(Vec::new()),
     };
-    let together = begin(&meeting, Greeting::default(), &device, Duration::from_mins(1), |error| {
-        eprintln!("error: {error}");
-        std::process::exit(2);
-    })
-    .unwrap();
+    let together =
+        begin(&meeting, Greeting::default(), &device, Duration::from_mins(1), |error| end_now(&error, 2)).unwrap();
     sums(together.ranks.as_ref(), &device);
     std::fs::write(told["begun"].as_str().unwrap(), "").unwrap();
     let states = told["states"].as_str().map(Path::new);
