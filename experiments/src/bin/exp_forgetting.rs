@@ -48,7 +48,7 @@ struct Cli {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A pretrained decoder to teach, as other programs take it: twelve runs, and what it knew is measured on text that it writes itself and by benchmarks [default: a
+    /// A pretrained decoder to teach, as other programs take it: nineteen runs, and what it knew is measured on text that it writes itself and by benchmarks [default: a
     /// small Qwen3, pretrained on the text, one a seed]
     #[arg(long, value_name = "DIR", conflicts_with = "quick")]
     model: Option<PathBuf>,

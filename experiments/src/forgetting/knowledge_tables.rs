@@ -2,14 +2,16 @@
 
 use tinyonn::metrics::Interval;
 use tinyonn::phases::Method;
+use tinyonn::train::UpdateRule;
 
 use super::matched::forgets_over;
 use super::tables::{GATE, NONE, NOTHING, Told, cells, leading, within};
-use super::{Kept, Outcome, Screened, StudyConfig};
+use super::{Kept, Matched, Outcome, Screened, StudyConfig};
 use crate::report::{Column, Table};
 
 pub(super) const BENCHMARKS: &str = "What is asked";
 pub(super) const KEPT: &str = "What is still known at equal learning";
+pub(super) const ANY_RATE: &str = "The same at every rate";
 
 /// What is asked, and what the original answers.
 pub(super) fn benchmarks(outcome: &Outcome) -> Told {
@@ -63,26 +65,73 @@ pub(super) fn gate(outcome: &Outcome, config: &StudyConfig) -> Told {
     }
 }
 
+/// Which of a trial's figures at equal learning are meant.
+type At = fn(&Screened) -> &Matched;
+
 /// Dense fine-tuning at the rate at which it forgets least.
-fn dense(outcome: &Outcome) -> Option<(&Screened, &Kept)> {
-    let dense = outcome.best(Method::DENSE)?;
-    Some((dense, dense.matched.kept.as_ref()?))
+fn dense(outcome: &Outcome, at: At) -> Option<(&Screened, &Kept)> {
+    best(outcome, Method::DENSE, at)
+}
+
+/// A method at the rate of AdamW at which it forgets least, of those that reach the targets.
+fn best(outcome: &Outcome, method: Method, at: At) -> Option<(&Screened, &Kept)> {
+    let own = outcome.screen.iter().filter(|run| run.trial.method == method && run.trial.rule == UpdateRule::Adamw);
+    let learnt = own.filter_map(|run| Some((at(run).rise()?, run, at(run).kept.as_ref()?)));
+    learnt.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, run, kept)| (run, kept))
 }
 
 /// Each trial at equal learning, against dense fine-tuning at its best.
 pub(super) fn kept(outcome: &Outcome, config: &StudyConfig) -> Told {
-    let columns =
-        ["method", "optimizer", "rate", "divergence", "minus dense", "right answers", "minus dense, right answers"];
-    let dense = dense(outcome);
+    let at: At = |run| &run.matched;
+    let against = dense(outcome, at).map_or("none of its rates".into(), |(dense, _)| dense.trial.rate_name());
+    Told {
+        heading: KEPT,
+        prose: format!(
+            "Where each task's held-out loss reaches its target, mean over the tasks that are compared: the divergence from the original on what it wrote itself, nats a token, \
+             and how many more of the items are answered rightly than by the original, as a share. *Minus dense*: paired, against dense fine-tuning at {against}, where it \
+             forgets least. 95 % intervals over documents and over items, of one seed. A method that does not reach all targets has no figures."
+        ),
+        table: at_equal_learning(outcome, config, at),
+    }
+}
+
+/// The same of every rate, whether dense fine-tuning forgets at it or not.
+pub(super) fn at_any_rate(outcome: &Outcome, config: &StudyConfig) -> Told {
+    let at: At = |run| &run.at_any_rate;
+    let against = dense(outcome, at).map_or("none of its rates".into(), |(dense, _)| dense.trial.rate_name());
+    Told {
+        heading: ANY_RATE,
+        prose: format!(
+            "The same figures of all rates, over the tasks over which dense fine-tuning forgets at the rate that sets the targets. *Minus dense* is against dense fine-tuning at \
+             {against} here. Methods are at their best at different rates, so that this table shows what the rule above leaves out; where dense fine-tuning forgets nothing \
+             beyond its intervals, a difference says little."
+        ),
+        table: at_equal_learning(outcome, config, at),
+    }
+}
+
+fn at_equal_learning(outcome: &Outcome, config: &StudyConfig, at: At) -> Table {
+    let columns = [
+        "method",
+        "optimizer",
+        "rate",
+        "steps",
+        "divergence",
+        "minus dense",
+        "right answers",
+        "minus dense, right answers",
+    ];
+    let dense = dense(outcome, at);
     let seed = config.screen_seed;
     let rows = outcome.screen.iter().map(|run| {
-        let figures = match &run.matched.kept {
-            _ if run.matched.is_without_forgetting() => [NOTHING, NONE, NONE, NONE].map(str::to_owned),
-            None => [NONE; 4].map(str::to_owned),
+        let figures = match &at(run).kept {
+            _ if at(run).is_without_forgetting() => [NOTHING, NONE, NONE, NONE, NONE].map(str::to_owned),
+            None => [NONE; 5].map(str::to_owned),
             Some(own) => {
                 let other = dense.filter(|(dense, _)| dense.trial != run.trial);
                 let minus = other.map(|(_, dense)| own.minus(dense, seed));
                 [
+                    at(run).steps().map_or(NONE.into(), |steps| format!("{steps:.1}")),
                     within(Some(own.divergence(seed))),
                     within(minus.map(|(divergence, _)| divergence)),
                     within(Some(own.right(seed))),
@@ -92,21 +141,12 @@ pub(super) fn kept(outcome: &Outcome, config: &StudyConfig) -> Told {
         };
         cells(leading(&run.trial).into_iter().chain(figures).collect())
     });
-    let against = dense.map_or("none of its rates".into(), |(dense, _)| dense.trial.rate_name());
-    Told {
-        heading: KEPT,
-        prose: format!(
-            "Where each task's held-out loss reaches its target, mean over the tasks that are compared: the divergence from the original on what it wrote itself, nats a token, \
-             and how many more of the items are answered rightly than by the original, as a share. *Minus dense*: paired, against dense fine-tuning at {against}, where it \
-             forgets least. 95 % intervals over documents and over items, of one seed. A method that does not reach all targets has no figures."
-        ),
-        table: Table { columns: columns.map(Column::text).to_vec(), rows: rows.collect() },
-    }
+    Table { columns: columns.map(Column::text).to_vec(), rows: rows.collect() }
 }
 
 /// What the study says in short: Surprise Min-K first, then each other method at its best rate.
 pub(super) fn in_short(outcome: &Outcome, config: &StudyConfig) -> Vec<String> {
-    let Some((reference, other)) = dense(outcome) else {
+    let Some((reference, other)) = dense(outcome, |run| &run.matched) else {
         let said = "At no rate that was tried does dense fine-tuning make both figures worse beyond their intervals: no forgetting here.";
         return vec![if outcome.screen.is_empty() {
             "Nothing was run: nothing is decided.".into()
@@ -122,7 +162,13 @@ pub(super) fn in_short(outcome: &Outcome, config: &StudyConfig) -> Vec<String> {
         let best = outcome.best(*method)?;
         let rate = best.trial.rate_name();
         let Some(own) = &best.matched.kept else {
-            return Some(format!("`{name}` learns not as far as dense fine-tuning at any rate that was tried."));
+            return Some(if best.matched.is_without_forgetting() {
+                format!(
+                    "`{name}` is not compared: over no task does dense fine-tuning at {rate} make both figures worse beyond their intervals."
+                )
+            } else {
+                format!("`{name}` learns not as far as dense fine-tuning at any rate that was tried.")
+            });
         };
         let (divergence, right) = own.minus(other, config.screen_seed);
         let verdict = |low: f64, high: f64| match (low, high) {
@@ -139,5 +185,25 @@ pub(super) fn in_short(outcome: &Outcome, config: &StudyConfig) -> Vec<String> {
             reference.trial.rate_name()
         ))
     };
-    methods.iter().filter_map(line).collect()
+    methods.iter().filter_map(line).chain(in_short_at_any_rate(outcome, config, &methods)).collect()
+}
+
+/// Each of `methods` at its own best rate against dense fine-tuning at its own, by divergence.
+fn in_short_at_any_rate(outcome: &Outcome, config: &StudyConfig, methods: &[Method]) -> Option<String> {
+    let at: At = |run| &run.at_any_rate;
+    let (reference, other) = dense(outcome, at)?;
+    let of = |method: &Method| {
+        let (run, own) = best(outcome, *method, at)?;
+        let (divergence, _) = own.minus(other, config.screen_seed);
+        Some(format!("`{}` at {} {}", method.name(), run.trial.rate_name(), within(Some(divergence))))
+    };
+    let each: Vec<String> = methods.iter().filter_map(of).collect();
+    (!each.is_empty()).then(|| {
+        format!(
+            "Each method at the rate at which it forgets least, against dense fine-tuning at the rate at which that does ({}), whether it forgets beyond its intervals there or not, nats a \
+             token of divergence at equal learning: {}.",
+            reference.trial.rate_name(),
+            each.join(", ")
+        )
+    })
 }

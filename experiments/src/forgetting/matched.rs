@@ -106,6 +106,14 @@ impl Matched {
         (!rises.is_empty()).then(|| rises.iter().sum::<f64>() / rises.len() as f64)
     }
 
+    /// Steps that a task took to its target, mean over the tasks that are compared; `None` as of [`rise`](Self::rise).
+    #[must_use]
+    pub fn steps(&self) -> Option<f64> {
+        let compared = self.reached.iter().zip(&self.compared).filter(|(_, compared)| **compared);
+        let steps = compared.map(|(at, _)| Some(at.as_ref()?.step)).collect::<Option<Vec<f64>>>()?;
+        (!steps.is_empty()).then(|| steps.iter().sum::<f64>() / steps.len() as f64)
+    }
+
     /// Whether dense fine-tuning forgets nothing at this rate: there is nothing to compare.
     #[must_use]
     pub fn is_without_forgetting(&self) -> bool {

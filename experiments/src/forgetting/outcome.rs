@@ -14,8 +14,10 @@ pub struct Screened {
     pub trial: Trial,
     /// What it found.
     pub record: ForgettingRecord,
-    /// At equal learning.
+    /// At equal learning, if dense fine-tuning forgets at this rate.
     pub matched: Matched,
+    /// At equal learning, whatever dense fine-tuning does at this rate.
+    pub at_any_rate: Matched,
 }
 
 /// A finalist over seeds and orders.
@@ -63,9 +65,14 @@ impl Outcome {
             let targets = targets(&reference.record, config, &reference.key)?;
             for run in &read {
                 let Some(gate) = dense(run.key.trial.rule, run.key.trial.rate) else { continue };
-                let targets = targets.gated_by(&gate.record, run.key.seed);
-                let matched = Matched::new(&run.record, &targets);
-                outcome.screen.push(Screened { trial: run.key.trial, record: run.record.clone(), matched });
+                let at_any_rate = Matched::new(&run.record, &targets);
+                let matched = Matched::new(&run.record, &targets.gated_by(&gate.record, run.key.seed));
+                outcome.screen.push(Screened {
+                    trial: run.key.trial,
+                    record: run.record.clone(),
+                    matched,
+                    at_any_rate,
+                });
             }
         }
         if outcome.screen_left.is_empty() && !config.seeds.is_empty() {

@@ -53,6 +53,7 @@ pub(super) fn tables(outcome: &Outcome, config: &StudyConfig) -> Vec<Told> {
             knowledge_tables::benchmarks(outcome),
             gate,
             knowledge_tables::kept(outcome, config),
+            knowledge_tables::at_any_rate(outcome, config),
             screen,
             rates,
         ];
@@ -100,7 +101,7 @@ fn screen(outcome: &Outcome, config: &StudyConfig) -> Told {
         "weights moved",
     ];
     let rows = outcome.screen.iter().map(|run| {
-        let Screened { trial, record, matched } = run;
+        let Screened { trial, record, matched, .. } = run;
         let equal = if matched.is_without_forgetting() { NOTHING.to_owned() } else { signed(matched.rise()) };
         let distance = matched.at_distance.map_or(NONE.into(), |(old, new)| format!("{old:+.3} ({new:.3})"));
         let figures = vec![

@@ -229,9 +229,9 @@ fn the_study_of_a_pretrained_model_ends_with_its_screen() {
 }
 
 #[test]
-fn the_pretrained_models_study_is_of_twelve_runs() {
+fn the_pretrained_models_study_is_a_screen_of_nineteen_runs() {
     let config = StudyConfig::pretrained();
-    assert_eq!((config.most_runs(), config.screen().len(), config.finals(&config.all_trials()).len()), (12, 12, 0));
+    assert_eq!((config.most_runs(), config.screen().len(), config.finals(&config.all_trials()).len()), (19, 19, 0));
     assert!(message(config.validate()).contains("name a pretrained one with --model"));
     let dir = TempDir::new().unwrap();
     let model = setting(dir.path()).model;
