@@ -66,6 +66,7 @@ pub use plan::{Plan, PlannedTraining, Stages, plan};
 pub use prepared::Prepared;
 pub use room::check_room;
 pub use run::{LossesNow, LosslessFigures, METRICS, Run, active_share};
+pub use sparse_layers::SparseModel;
 pub use sparsify::{SparsifySummary, sparsify, sparsify_from};
 pub use sparsify_config::{Shares, SparsifyConfig, Worth};
 pub use summary::{Phase1Summary, Summary};

@@ -37,15 +37,27 @@ pub(super) struct Making<'a> {
     pub(super) bias: bool,
 }
 
-/// What was made.
-pub(super) struct SparseLayers {
-    pub(super) store: ParamStore,
+/// A model whose layers were made sparse, and of how much text.
+///
+/// ```
+/// use tinyonn::phases::SparseModel;
+///
+/// /// The share of the MLPs' operations that was asked for.
+/// fn operations(made: &SparseModel) -> f64 {
+///     made.asked.iter().map(|cut| cut.operations()).sum::<f64>() / made.asked.len() as f64
+/// }
+/// ```
+pub struct SparseModel {
+    /// Its parameters; all active, they are the dense model's.
+    pub store: ParamStore,
+    /// By layer, what was asked for.
+    pub asked: Vec<Cut>,
     /// Tokens that the choice of each layer was calibrated by.
-    pub(super) scored: usize,
-    /// Tokens that each layer was repaired on.
-    pub(super) repaired_on: usize,
+    pub calibrated_on: usize,
+    /// Tokens that each layer was repaired on; 0: there is no repair.
+    pub repaired_on: usize,
     /// λ of each layer's repair.
-    pub(super) ridge: Vec<f64>,
+    pub ridge: Vec<f64>,
 }
 
 /// A text between two layers: a batch of whole sequences each, `[B, T, d]`.
@@ -62,7 +74,7 @@ struct Streams {
 
 impl Run<'_> {
     /// The upcycled model with its layers made sparse as `making` says.
-    pub(super) fn sparse_layers(&self, making: &Making<'_>) -> Result<SparseLayers> {
+    pub(super) fn sparse_layers(&self, making: &Making<'_>) -> Result<SparseModel> {
         let (cfg, spec) = (&self.dense.cfg, &self.variant.spec);
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let owners = partition::assign(self.partition, spec, shape, PartitionSources::default(), self.config.seed)?;
@@ -71,7 +83,7 @@ impl Run<'_> {
         let mut streams =
             self.streams(&self.scan_options().part(&self.tokens.train), dense.model(), making.ridge.is_some())?;
         let count = |rows: &[Tensor]| rows.iter().map(Tensor::elem_count).sum::<usize>();
-        let (scored, rows) = (count(&streams.scored), count(&streams.rows));
+        let (calibrated_on, rows) = (count(&streams.scored), count(&streams.rows));
         let mut ridge = Vec::new();
         for layer in 0..cfg.num_hidden_layers {
             let prefix = mixture_prefix(layer);
@@ -115,7 +127,7 @@ impl Run<'_> {
             }
         }
         let repaired_on = if making.ridge.is_some() { rows } else { 0 };
-        Ok(SparseLayers { store, scored, repaired_on, ridge })
+        Ok(SparseModel { store, asked: making.cuts.to_vec(), calibrated_on, repaired_on, ridge })
     }
 
     /// The parameters of a layer's choice, calibrated on what its feed-forward sees.

@@ -6,7 +6,11 @@
 //!
 //! ```
 //! use tinyonn::phases::sparsify::SparsifyLosses;
-//! use tinyonn::phases::{Dense, DenseShape, RunConfig, Shares, SparsifyConfig, SparsifySummary, Text, Worth, sparsify, sparsify_from};
+//! use tinyonn::decoder::Pass;
+//! use tinyonn::metrics::Stopwatch;
+//! use tinyonn::phases::{
+//!     Dense, DenseShape, Prepared, RunConfig, Shares, SparseModel, SparsifyConfig, SparsifySummary, Text, Worth, sparsify, sparsify_from,
+//! };
 //!
 //! # let dir = tempfile::tempdir()?;
 //! # let tasks = [tinyonn::data::sorting(0, 12_000), tinyonn::data::arithmetic(0, 12_000)].map(|task| {
@@ -30,6 +34,16 @@
 //! let SparsifySummary { lossless, operations, loss: SparsifyLosses { sparse, .. }, .. } = sparsify(&half, None)?;
 //! assert!(lossless.bit_equal && (operations - 0.5).abs() < 0.15 && sparse > 0.0);
 //!
+//! // Stage by stage, for programs that ask more of it: here nothing is written.
+//! let (mut watch, of_run) = (Stopwatch::new(), half.run());
+//! let prepared = Prepared::of_sparsify(&half, &mut watch)?;
+//! let run = prepared.run(&of_run);
+//! let mut made: SparseModel = run.sparse_model(&half, &mut watch)?;
+//! assert!(run.distil_sparse(&mut made, &half, None)?.is_none()); // no step was asked for
+//! let (losses, load) = run.evaluate_load(&run.model(&made.store)?, &prepared.tokens.test, &Pass::routed())?;
+//! assert_eq!(losses.mean, sparse);
+//! assert_eq!(run.taken(&made.asked, &load)[0].operations(), operations);
+//!
 //! // The same layers, which learn from the dense model for two steps.
 //! let mut longer = SparsifyConfig { out: dir.path().join("longer"), ..SparsifyConfig::of_run(&half.out)? };
 //! (longer.distil.steps, longer.distil.batch) = (2, 2);
@@ -46,18 +60,17 @@ use serde::{Deserialize, Serialize};
 use super::dense::CHECKPOINT;
 use super::prepared::Prepared;
 use super::run::{LosslessFigures, METRICS, Run};
-use super::sparse_layers::{Making, SparseLayers};
+use super::sparse_layers::{Making, SparseModel};
 use super::sparsify_from::LeftBySparsify;
 use super::text::CorpusFigures;
-use super::{Dense, Shares, SparsifyConfig, Worth, summary};
-use crate::checkpoint::ParamStore;
+use super::{Dense, RunConfig, Shares, SparsifyConfig, Worth, summary};
 use crate::data::Sampler;
 use crate::decoder::Pass;
 use crate::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
-use crate::imaging::{Choose, Cut, DamageOptions, cuts_by_layer, neuron_damage, sensitivity};
+use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuron_damage, sensitivity};
 use crate::metrics::{Interval, MetricsLog, Stopwatch, interval};
 use crate::model::ActiveMode;
-use crate::moe::Neurons;
+use crate::moe::{LoadMeter, Neurons};
 use crate::train::{Checkpoints, DistilConfig, Losses, distil, grow_repairs};
 use crate::{Error, Result};
 
@@ -147,39 +160,27 @@ fn sparsify_with(
     checkpoints: Option<&Checkpoints>,
 ) -> Result<SparsifySummary> {
     let mut watch = Stopwatch::new();
-    config.check()?;
-    let needed = || Error::setting("model", "is needed and was not given", "name a dense decoder");
-    // What keeps a model from being read is said before all text is.
-    Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
     let of_run = config.run();
-    let mut prepared = Prepared::with(&of_run, &mut watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
-    prepared.tokens.test.spread_documents(OF_A_DOCUMENT, config.test_tokens);
-    prepared.tokens.test.beginnings(config.test_tokens);
+    let prepared = Prepared::of_sparsify(config, &mut watch)?;
     let run = prepared.run(&of_run);
-    let (asked, made) = match left {
+    let mut made = match left {
         Some(left) => left.layers(&run)?,
-        None => run.made_sparse(config, &mut watch)?,
+        None => run.sparse_model(config, &mut watch)?,
     };
-    let SparseLayers { mut store, scored, repaired_on, ridge } = made;
     watch.stage("distil");
-    let distilled_to = run.distilled(&mut store, config, &asked, checkpoints)?;
+    let distilled_to = run.distil_sparse(&mut made, config, checkpoints)?;
     watch.stage("verify");
-    let lossless = run.lossless(&store)?;
+    let lossless = run.lossless(&made.store)?;
     watch.stage("evaluate");
-    let model = run.model(&store)?;
+    let model = run.model(&made.store)?;
     let dense = run.evaluate(model.lm(), &Pass::all())?;
     let (sparse, load) = run.evaluate_load(&model, &prepared.tokens.test, &Pass::routed())?;
     watch.stage("write");
-    run.write(&store, &of_run.out.join(CHECKPOINT), ActiveMode::Routed, None)?;
+    run.write(&made.store, &of_run.out.join(CHECKPOINT), ActiveMode::Routed, None)?;
     watch.stop();
-    let (cfg, neurons) = (&prepared.dense.cfg, load.neurons());
-    let width = cfg.intermediate_size as f64;
-    let rounded = |share: f64| (share * width).round().clamp(1.0, width) / width;
-    let taken = asked.iter().zip(neurons).map(|(cut, taken)| match prepared.variant.spec.neurons {
-        Neurons::Pruned => Cut { candidates: taken.unwrap_or(width) / width, neurons: taken.unwrap_or(width) / width },
-        _ => Cut { candidates: rounded(cut.candidates), neurons: taken.unwrap_or(width) / width },
-    });
-    let taken: Vec<Cut> = taken.collect();
+    let cfg = &prepared.dense.cfg;
+    let taken = run.taken(&made.asked, &load);
+    let SparseModel { asked, calibrated_on, repaired_on, ridge, .. } = made;
     let tasks = prepared.text.tasks.iter().cloned().enumerate();
     let rise_by_task: BTreeMap<String, Interval> =
         tasks.clone().map(|(task, name)| (name, rise(&dense, &sparse, Some(task), config.seed))).collect();
@@ -197,7 +198,7 @@ fn sparsify_with(
         },
         distilled_to,
         lossless,
-        calibrated_on: scored,
+        calibrated_on,
         repaired_on,
         ridge,
         operations: taken.iter().map(|cut| cut.operations()).sum::<f64>() / layers.max(1) as f64,
@@ -217,21 +218,79 @@ fn sparsify_with(
     Ok(summary)
 }
 
+impl SparsifyConfig {
+    /// The settings of the stages that phases have, too.
+    #[must_use]
+    pub fn run(&self) -> RunConfig {
+        let Self { model, variant, data, seed, device, dtype, out, length, batch, .. } = self.clone();
+        RunConfig {
+            model,
+            variant,
+            data,
+            seed,
+            device,
+            dtype,
+            out,
+            length,
+            batch,
+            scan_tokens: self.calibration_tokens,
+            // Whole: its documents are chosen before they are cut.
+            test_tokens: usize::MAX,
+            partition: Some(Partition::Contiguous),
+            ..RunConfig::default()
+        }
+    }
+}
+
+impl Prepared {
+    /// What [`sparsify`] reads: of each kind's test split as many documents as fit, evenly spread, at most 1,024 tokens of each.
+    ///
+    /// # Errors
+    /// As of [`sparsify`], before time is spent on it.
+    pub fn of_sparsify(config: &SparsifyConfig, watch: &mut Stopwatch) -> Result<Self> {
+        config.check()?;
+        let needed = || Error::setting("model", "is needed and was not given", "name a dense decoder");
+        // What keeps a model from being read is said before all text is.
+        Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
+        let of_run = config.run();
+        let mut prepared = Self::with(&of_run, watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
+        prepared.tokens.test.spread_documents(OF_A_DOCUMENT, config.test_tokens);
+        prepared.tokens.test.beginnings(config.test_tokens);
+        Ok(prepared)
+    }
+}
+
 impl Run<'_> {
-    /// What each layer is cut down to, and the layers so made.
-    fn made_sparse(&self, config: &SparsifyConfig, watch: &mut Stopwatch) -> Result<(Vec<Cut>, SparseLayers)> {
+    /// The layers made sparse in closed form: shares, choices, repair.
+    ///
+    /// # Errors
+    /// A share that layers cannot be cut down to; what the device reports.
+    pub fn sparse_model(&self, config: &SparsifyConfig, watch: &mut Stopwatch) -> Result<SparseModel> {
         watch.stage("shares");
         let worth = self.worth(config)?;
-        let cuts = self.cuts(config, worth.as_deref())?;
+        let asked = self.cuts(config, worth.as_deref())?;
         watch.stage("calibrate");
-        let layers = self.sparse_layers(&Making {
-            cuts: &cuts,
+        self.sparse_layers(&Making {
+            cuts: &asked,
             choose: config.choose.unwrap_or_default(),
             worth: worth.as_deref(),
             ridge: Some(config.ridge).filter(|ridge| *ridge > 0.0),
             bias: config.bias,
-        })?;
-        Ok((cuts, layers))
+        })
+    }
+
+    /// By layer, what tokens took that `load` was measured on: of the neurons that were `asked` for.
+    #[must_use]
+    pub fn taken(&self, asked: &[Cut], load: &LoadMeter) -> Vec<Cut> {
+        let width = self.dense.cfg.intermediate_size as f64;
+        let rounded = |share: f64| (share * width).round().clamp(1.0, width) / width;
+        let of_layer = |(cut, taken): (&Cut, Option<f64>)| {
+            let neurons = taken.unwrap_or(width) / width;
+            let candidates =
+                if self.variant.spec.neurons == Neurons::Pruned { neurons } else { rounded(cut.candidates) };
+            Cut { candidates, neurons }
+        };
+        asked.iter().zip(load.neurons()).map(of_layer).collect()
     }
 
     /// v of each layer, where it is not the norm of W_d's rows.
@@ -257,14 +316,17 @@ impl Run<'_> {
         cuts_by_layer(&damage, config.active_share)
     }
 
-    /// Distils the model in `store`, if any step was asked for.
-    fn distilled(
+    /// Distils `made` from the dense model, if any step was asked for; returns the divergence that it came to, nats a token of training text.
+    ///
+    /// # Errors
+    /// What training reports.
+    pub fn distil_sparse(
         &self,
-        store: &mut ParamStore,
+        made: &mut SparseModel,
         config: &SparsifyConfig,
-        cuts: &[Cut],
         checkpoints: Option<&Checkpoints>,
     ) -> Result<Option<f64>> {
+        let SparseModel { store, asked, .. } = made;
         let memory = config.distil.memory.within(self.config.dtype);
         let distil_config = &DistilConfig { memory, ..config.distil };
         if distil_config.steps == 0 {
@@ -284,7 +346,7 @@ impl Run<'_> {
             MetricsLog::copy(&path, &place)?;
         }
         if self.variant.spec.neurons == Neurons::Gate && config.choose.unwrap_or_default() == Choose::Threshold {
-            self.set_thresholds(store, cuts)?;
+            self.set_thresholds(store, asked)?;
         }
         Ok(Some(found))
     }

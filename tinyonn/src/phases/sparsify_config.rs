@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{DeviceName, RunConfig};
-use crate::imaging::{Choose, Cut, Partition};
+use crate::imaging::{Choose, Cut};
 use crate::moe::{MoeSpec, Neurons};
 use crate::train::{DistilConfig, Precision};
 use crate::{Error, Result};
@@ -118,27 +118,6 @@ impl Default for SparsifyConfig {
 }
 
 impl SparsifyConfig {
-    /// The settings of the stages that phases have, too.
-    pub(super) fn run(&self) -> RunConfig {
-        let Self { model, variant, data, seed, device, dtype, out, length, batch, .. } = self.clone();
-        RunConfig {
-            model,
-            variant,
-            data,
-            seed,
-            device,
-            dtype,
-            out,
-            length,
-            batch,
-            scan_tokens: self.calibration_tokens,
-            // Whole: its documents are chosen before they are cut.
-            test_tokens: usize::MAX,
-            partition: Some(Partition::Contiguous),
-            ..RunConfig::default()
-        }
-    }
-
     /// Refuses what nothing can be made of, before anything is read.
     pub(super) fn check(&self) -> Result<()> {
         let spec = &crate::moe::variant(&self.variant)?.spec;

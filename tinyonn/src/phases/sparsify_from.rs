@@ -7,10 +7,9 @@ use super::config::first_difference;
 use super::continuation::same_text;
 use super::dense::CHECKPOINT;
 use super::run::Run;
-use super::sparse_layers::SparseLayers;
+use super::sparse_layers::SparseModel;
 use super::{SparsifyConfig, SparsifySummary, weights};
 use crate::checkpoint::TinyOnnFolder;
-use crate::imaging::Cut;
 use crate::{Error, Result};
 
 /// A run's summary and checkpoint.
@@ -70,13 +69,13 @@ impl LeftBySparsify {
         Ok(Self { folder: TinyOnnFolder::open(dir.join(CHECKPOINT))?, summary })
     }
 
-    /// What each layer was cut down to, and the layers.
-    pub(super) fn layers(self, run: &Run<'_>) -> Result<(Vec<Cut>, SparseLayers)> {
+    /// The layers.
+    pub(super) fn layers(self, run: &Run<'_>) -> Result<SparseModel> {
         let Self { folder, summary } = self;
         same_text(&summary.corpus.sha256, &run.text.sha256, "begin without --from")?;
         let store = weights::load(folder.folder(), run.config.dtype, &run.device)?;
         let SparsifySummary { asked, calibrated_on, repaired_on, ridge, .. } = summary;
-        Ok((asked, SparseLayers { store, scored: calibrated_on, repaired_on, ridge }))
+        Ok(SparseModel { store, asked, calibrated_on, repaired_on, ridge })
     }
 }
 
