@@ -39,6 +39,13 @@ pub const FORGETTING: Study =
 pub const FORGETTING_PRETRAINED: Study =
     Study { name: "forgetting_pretrained", program: "exp_forgetting", title: "What does a pretrained model forget?" };
 
+/// The study of what each way to take part of a pretrained model's MLPs keeps.
+pub const EVIDENCE: Study = Study {
+    name: "evidence",
+    program: "exp_evidence",
+    title: "How much of a pretrained model is kept, at which share?",
+};
+
 /// The study of growth.
 pub const GROWTH: Study = Study { name: "growth", program: "exp_growth", title: "What does growth buy?" };
 

@@ -7,13 +7,14 @@
 //! [`listener`] hears a model write ([`token_paths`]: along which paths), [`text_cost`] says what text costs it.
 //!
 //! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave; `pages` draws it with the
-//! figures and tables of `report` (feature `pictures`). [`compare`], [`forgetting`] and [`growth`] are studies over many runs.
+//! figures and tables of `report` (feature `pictures`). [`compare`], [`evidence`], [`forgetting`] and [`growth`] are studies over many runs.
 
 pub mod arguments;
 pub mod causal;
 pub mod children;
 pub mod compare;
 pub mod densities;
+pub mod evidence;
 pub mod forgetting;
 pub mod fragments;
 pub mod frontier;

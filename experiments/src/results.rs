@@ -9,12 +9,16 @@ use std::path::{Path, PathBuf};
 use tinyonn::{Error, Result, files};
 
 use crate::compare::{CompareConfig, is_foreign};
+use crate::evidence::EvidenceConfig;
 use crate::forgetting::StudyConfig;
-use crate::fragments::{COMPARE, Declared, FORGETTING, FORGETTING_PRETRAINED, GROWTH, Study, Written, declared_beside};
+use crate::fragments::{
+    COMPARE, Declared, EVIDENCE, FORGETTING, FORGETTING_PRETRAINED, GROWTH, Study, Written, declared_beside,
+};
 use crate::growth::GrowthConfig;
 
 /// All studies in the order in which they are told, each with what it must ask for.
-pub const STUDIES: [(Study, fn() -> Declared); 4] = [
+pub const STUDIES: [(Study, fn() -> Declared); 5] = [
+    (EVIDENCE, || EvidenceConfig::default().declared()),
     (COMPARE, || CompareConfig::default().declared()),
     (FORGETTING, || StudyConfig::default().declared()),
     (FORGETTING_PRETRAINED, || StudyConfig::pretrained().declared()),

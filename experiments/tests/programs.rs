@@ -15,6 +15,8 @@ mod book;
 mod copies;
 #[path = "programs/eval.rs"]
 mod eval;
+#[path = "programs/evidence.rs"]
+mod evidence;
 #[path = "programs/expand.rs"]
 mod expand;
 #[path = "programs/export.rs"]

@@ -1,0 +1,208 @@
+//! What is each way to take part of a pretrained model's MLPs worth? A grid of methods over shares of their operations.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use experiments::evidence::{Cell, CellRecord, EvidenceConfig, EvidenceStore, KindLosses, PACE, run_cells};
+#[cfg(feature = "pictures")]
+use experiments::git_commit;
+use experiments::settings::layered;
+use experiments::{DeviceName, arguments, interrupt, main_with, model_flags, say};
+use serde::Serialize;
+use tinyonn::Result;
+use tinyonn::checkpoint::read_arch;
+use tinyonn::train::{Checkpoints, Precision};
+
+/// Take part of a pretrained decoder's MLPs in many ways, at several shares of their operations, and measure what each keeps of text and benchmarks; write RESULTS.md.
+///
+/// A cell is a file in OUT/cells and is not made again: a study that was stopped, however it was, goes on where it was. Any number of processes may run the same
+/// command with one --out: each makes the next cell that nobody makes. The text is what scripts/fetch_material.sh writes. At the end RESULTS.md is written from the cells.
+#[derive(Parser)]
+#[command(
+    name = env!("CARGO_BIN_NAME"),
+    version,
+    after_help = "Examples:
+  bash scripts/fetch_material.sh material
+  exp_evidence --model SmolLM2.gguf --material material --dry-run           the cells, their tokens, operations and hours
+  exp_evidence --model SmolLM2.gguf --material material --device cuda --minutes 9
+  exp_evidence --model SmolLM2.gguf --material material --cell own_gate-50-seed1      one of them
+  exp_evidence --report                                                     the results of what was made
+
+A TOML file for --config has the keys that OUT/evidence.json shows, for example:
+  items = 500
+  [distil]
+  steps = 1000"
+)]
+struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+    /// A TOML file of settings
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Make these cells alone, by their names (repeatable)
+    #[arg(long, value_name = "NAME")]
+    cell: Vec<String>,
+    /// Begin no cell after so many minutes; the same command goes on from there
+    #[arg(long, value_name = "N")]
+    minutes: Option<f64>,
+    /// Make cells, and write no results
+    #[arg(long)]
+    no_report: bool,
+    /// Print the cells, their tokens, operations and hours, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Makes nothing: writes the results anew from the cells in --out
+    #[arg(long, conflicts_with_all = ["config", "cell", "dry_run", "minutes", "no_report"])]
+    report: bool,
+}
+
+#[derive(clap::Args, Serialize)]
+struct Flags {
+    /// A dense decoder: a Hugging Face folder with its tokenizer.json, a GGUF file, or a name on the hub
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<PathBuf>,
+    /// What scripts/fetch_material.sh has written [default: material]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    material: Option<PathBuf>,
+    /// Where it computes: cpu, cuda, or cuda:N [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceName>,
+    /// What passes compute in: f32 or bf16 [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dtype: Option<Precision>,
+    /// Decides splits of text and everything random [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+    /// The study's folder; one that was begun with the same settings is gone on with [default: runs/evidence]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    out: Option<PathBuf>,
+    /// Where the results are written [default: RESULTS.md in the study's folder]
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results: Option<PathBuf>,
+}
+
+/// Steps of distillation between two states.
+const SAVE_EVERY: u64 = 250;
+
+fn main() -> ExitCode {
+    main_with(|| run(&arguments::parse()?))
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    let mut config: EvidenceConfig = layered(&EvidenceConfig::default(), cli.config.as_deref(), &cli.flags)?;
+    if cli.report {
+        let begun = EvidenceStore::new(&config.out).begun()?;
+        let results = config.results.or_else(|| begun.results.clone());
+        return report(&EvidenceConfig { results, out: config.out, ..begun });
+    }
+    config.check()?;
+    config.model = model_flags::found(Some(&config.model))?.unwrap_or(config.model);
+    let cells = asked(&config, &cli.cell)?;
+    if cli.dry_run {
+        return dry_run(&config, &cells);
+    }
+    EvidenceStore::new(&config.out).begin(&config)?;
+    let until = cli.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes.max(0.0)));
+    let checkpoints = Checkpoints { dir: config.out.clone(), every: SAVE_EVERY, keep: 1, interrupt: interrupt() };
+    let left = run_cells(&config, &cells, until, &checkpoints, told)?;
+    if left > 0 {
+        say!("left      {left} cells; the same command goes on");
+    }
+    if left > 0 || cli.no_report || !cli.cell.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    report(&config)
+}
+
+/// The cells that are named, or all.
+fn asked(config: &EvidenceConfig, names: &[String]) -> Result<Vec<Cell>> {
+    let cells = config.cells();
+    if let Some(name) = names.iter().find(|name| cells.iter().all(|cell| cell.id() != **name)) {
+        let problem = format!("`{name}` is none of the study's");
+        return Err(tinyonn::Error::setting("--cell", problem, "name one that --dry-run prints"));
+    }
+    Ok(cells.into_iter().filter(|cell| names.is_empty() || names.contains(&cell.id())).collect())
+}
+
+fn told(record: &CellRecord) {
+    let of = |what: &str, kinds: &[KindLosses]| {
+        let mean = kinds.iter().map(KindLosses::mean).sum::<f64>() / kinds.len() as f64;
+        if kinds.is_empty() { String::new() } else { format!(", {what} {mean:.4}") }
+    };
+    let right = record.tasks.iter().map(|task| format!(", {} {:.3}", task.figures.task, task.figures.accuracy.mean));
+    say!(
+        "cell      {}: {:.1} % of the operations, nats a token{}{}{}{} in {:.0} s",
+        record.cell.id(),
+        100.0 * record.operations,
+        of("validation", &record.validation).trim_start_matches(','),
+        of("test", &record.test),
+        of("never calibrated on", &record.unseen),
+        right.collect::<String>(),
+        record.seconds.values().sum::<f64>()
+    );
+}
+
+fn dry_run(config: &EvidenceConfig, cells: &[Cell]) -> Result<ExitCode> {
+    let parameters = read_arch(&config.model)?.parameters();
+    let (mut seconds, mut tokens) = (0.0, 0.0);
+    for planned in config.plan(cells, parameters)? {
+        let (done, own) = (if planned.done { ", done" } else { "" }, planned.multiply_adds / PACE);
+        say!(
+            "cell      {}: {:.1e} tokens, {:.1e} multiply-adds, {:.1} min{done}",
+            planned.cell.id(),
+            planned.tokens,
+            planned.multiply_adds,
+            own / 60.0
+        );
+        if !planned.done {
+            (seconds, tokens) = (seconds + own, tokens + planned.tokens);
+        }
+    }
+    say!("all       {} cells; left: {tokens:.1e} tokens, {:.2} hours of one H200", cells.len(), seconds / 3600.0);
+    say!("nothing was done (--dry-run)");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The results.
+#[cfg(feature = "pictures")]
+fn report(config: &EvidenceConfig) -> Result<ExitCode> {
+    use experiments::evidence::{EvidenceOutcome, write_results};
+
+    let outcome = EvidenceOutcome::read(config)?;
+    let left = outcome.left();
+    if let Some(first) = left.first() {
+        say!("missing   {} cells, `{first}` first", left.len());
+    }
+    let by = |(sources, cells): (String, usize)| format!("{sources} ({cells} cells)");
+    let provenance = [
+        (
+            "computed by sources of the library with SHA-256".to_owned(),
+            outcome.sources().into_iter().map(by).collect::<Vec<_>>().join(", "),
+        ),
+        ("written at commit".into(), git_commit()),
+        ("computed on".into(), format!("{}, {}", config.device, config.dtype)),
+    ];
+    let said = write_results(&outcome, config, &provenance)?;
+    said.iter().for_each(|line| say!("{line}"));
+    say!("results   {}", config.results_file().display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A build without pictures leaves them to one with them.
+#[cfg(not(feature = "pictures"))]
+fn report(config: &EvidenceConfig) -> Result<ExitCode> {
+    let out = config.out.display();
+    say!(
+        "results   none: this build writes no tables; `exp_evidence --report --out {out}` of one that does writes them"
+    );
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,86 @@
+//! The records of a study, and what is said of a cell beside the dense model and pruning.
+
+use tinyonn::Result;
+use tinyonn::metrics::Interval;
+
+use super::compared::{kept, perplexity_ratio, rise};
+use super::{Cell, CellRecord, EvidenceConfig, EvidenceStore, Method};
+
+/// All cells of a study with what was found of those that were made.
+#[derive(Clone, Debug)]
+pub struct EvidenceOutcome {
+    /// In their order.
+    pub cells: Vec<(Cell, Option<CellRecord>)>,
+    seed: u64,
+}
+
+impl EvidenceOutcome {
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// A record that cannot be read.
+    pub fn read(config: &EvidenceConfig) -> Result<Self> {
+        let store = EvidenceStore::new(&config.out);
+        let of = |cell: Cell| Ok((cell, store.record(&cell)?));
+        Ok(Self { cells: config.cells().into_iter().map(of).collect::<Result<_>>()?, seed: config.seed })
+    }
+
+    /// Cells that were not made.
+    #[must_use]
+    pub fn left(&self) -> Vec<String> {
+        self.cells.iter().filter(|(_, record)| record.is_none()).map(|(cell, _)| cell.id()).collect()
+    }
+
+    /// The sources of the library that made cells, and how many each.
+    #[must_use]
+    pub fn sources(&self) -> Vec<(String, usize)> {
+        let mut found: Vec<(String, usize)> = Vec::new();
+        for record in self.cells.iter().filter_map(|(_, record)| record.as_ref()) {
+            match found.iter_mut().find(|(sources, _)| *sources == record.sources) {
+                Some((_, count)) => *count += 1,
+                None => found.push((record.sources.clone(), 1)),
+            }
+        }
+        found
+    }
+
+    /// What was found of `cell`.
+    pub(crate) fn of(&self, cell: &Cell) -> Option<&CellRecord> {
+        self.cells.iter().find(|(own, _)| own == cell)?.1.as_ref()
+    }
+
+    /// The dense model under the seed of `cell`.
+    pub(crate) fn dense(&self, cell: &Cell) -> Option<&CellRecord> {
+        self.of(&Cell::of(Method::Dense, 100, cell.seed))
+    }
+
+    /// One set for all text, at the same share after as many steps.
+    pub(crate) fn pruned(&self, cell: &Cell) -> Option<&CellRecord> {
+        self.of(&Cell { method: Method::Pruned, change: None, ..*cell })
+    }
+
+    /// On the test split.
+    pub(crate) fn ratio(&self, own: &CellRecord) -> Option<Interval> {
+        perplexity_ratio(&own.test, &self.dense(&own.cell)?.test, self.seed)
+    }
+
+    /// On kinds that nothing was calibrated on.
+    pub(crate) fn unseen_ratio(&self, own: &CellRecord) -> Option<Interval> {
+        perplexity_ratio(&own.unseen, &self.dense(&own.cell)?.unseen, self.seed)
+    }
+
+    /// (accuracy − floor) kept.
+    pub(crate) fn kept(&self, own: &CellRecord) -> Option<Interval> {
+        kept(own, self.dense(&own.cell)?, true, self.seed)
+    }
+
+    /// Validation loss above the dense model's.
+    pub(crate) fn validation_rise(&self, own: &CellRecord) -> Option<Interval> {
+        rise(&own.validation, &self.dense(&own.cell)?.validation, self.seed)
+    }
+
+    /// Validation loss above pruning's.
+    pub(crate) fn above_pruned(&self, own: &CellRecord) -> Option<Interval> {
+        rise(&own.validation, &self.pruned(&own.cell)?.validation, self.seed)
+    }
+}

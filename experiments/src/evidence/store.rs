@@ -1,0 +1,143 @@
+//! What a study keeps: its settings, and a file a cell, written whole, so that a study that was stopped goes on.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tinyonn::phases::summary;
+use tinyonn::train::checkpoints::differences;
+use tinyonn::{Error, Result, files};
+
+use super::{Cell, CellRecord, EvidenceConfig};
+
+/// The file that holds a study's settings.
+const BEGUN: &str = "evidence.json";
+/// The folder of the records.
+const CELLS: &str = "cells";
+/// The folder of the places that processes hold while they make a cell.
+const PLACES: &str = "places";
+
+#[derive(Serialize, Deserialize)]
+struct Begun {
+    settings: EvidenceConfig,
+}
+
+/// The folder of a study.
+#[derive(Clone, Debug)]
+pub struct EvidenceStore {
+    out: PathBuf,
+}
+
+impl EvidenceStore {
+    /// In the folder `out`.
+    #[must_use]
+    pub fn new(out: &Path) -> Self {
+        Self { out: out.to_path_buf() }
+    }
+
+    /// Makes the folder, or checks that the study that was begun in it is this one. Which sources made a cell its record says.
+    ///
+    /// # Errors
+    /// A folder of something else; records of other settings.
+    pub fn begin(&self, config: &EvidenceConfig) -> Result<()> {
+        let path = self.out.join(BEGUN);
+        if path.exists() {
+            let named = differences(&deciding(&self.begun()?), &deciding(config));
+            if !named.is_empty() {
+                let problem = format!("was begun with other settings: {}", named.join("; "));
+                return Err(Error::file(&self.out, problem, "give those, or name another folder with --out"));
+            }
+        } else if files::is_used(&self.out)? {
+            let remedy = "name another folder with --out";
+            return Err(Error::file(&self.out, "exists, is not empty, and is no study of evidence", remedy));
+        }
+        for folder in [CELLS, PLACES] {
+            let folder = self.out.join(folder);
+            fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        }
+        let begun = Begun { settings: config.clone() };
+        let text = serde_json::to_string_pretty(&begun);
+        let text = text.map_err(|e| Error::file(&path, e.to_string(), "report this as a defect"))?;
+        files::write(path, text + "\n")
+    }
+
+    /// The settings of the study that was begun in it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn begun(&self) -> Result<EvidenceConfig> {
+        let path = self.out.join(BEGUN);
+        let remedy = "begin a study with exp_evidence, or name its folder with --out";
+        let begun: Option<Begun> = read(&path)?;
+        Ok(begun.ok_or_else(|| Error::file(&path, "is not there", remedy))?.settings)
+    }
+
+    /// The record's file.
+    #[must_use]
+    pub fn file(&self, cell: &Cell) -> PathBuf {
+        self.out.join(CELLS).join(format!("{}.json", cell.id()))
+    }
+
+    /// What was found of `cell`, if it was made.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn record(&self, cell: &Cell) -> Result<Option<CellRecord>> {
+        read(&self.file(cell))
+    }
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// A figure that is no finite number; what the system reports.
+    pub fn keep(&self, record: &CellRecord) -> Result<()> {
+        summary::write(record, &self.file(&record.cell))
+    }
+
+    /// The places of whoever makes `cells`: nobody else makes one of them as long as what is returned lives. `None` where another process has one.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn claim(&self, cells: &[Cell]) -> Result<Option<Vec<File>>> {
+        let mut places = Vec::with_capacity(cells.len());
+        for cell in cells {
+            let path = self.out.join(PLACES).join(cell.id());
+            let place = File::options().create(true).truncate(false).write(true).open(&path);
+            let place = place.map_err(|e| Error::io(&path, e))?;
+            if let Err(TryLockError::WouldBlock) = place.try_lock() {
+                return Ok(None);
+            }
+            places.push(place);
+        }
+        Ok(Some(places))
+    }
+}
+
+/// The settings without what does not decide a cell's figures.
+fn deciding(config: &EvidenceConfig) -> Value {
+    let mut value = json!(config);
+    if let Some(settings) = value.as_object_mut() {
+        // Where it lies is each machine's own.
+        let name = config.model.file_name().map(|name| name.to_string_lossy());
+        settings.insert("model".into(), json!(name));
+        for key in ["out", "results", "material", "device", "seeds", "together"] {
+            settings.remove(key);
+        }
+        // Where the steps are part of a cell's name.
+        if let Some(distil) = settings.get_mut("distil").and_then(Value::as_object_mut) {
+            distil.remove("steps");
+        }
+    }
+    value
+}
+
+fn read<R: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<R>> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    let remedy = "remove the file: what it holds is measured again";
+    serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(path, e.to_string(), remedy))
+}
