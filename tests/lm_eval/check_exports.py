@@ -2,7 +2,7 @@
 
     bash scripts/fetch_material.sh material
     cargo build --release
-    pip install lm-eval torch transformers
+    pip install "lm-eval[hf]" torch transformers
     python tests/lm_eval/check_exports.py --programs target/release --material material --work DIR [--limit 24] [--write]
 
 Made in DIR: SmolLM2 taken apart (`TinyOnn`, all active) and exported as `dense` and `tinyonn`; a small Qwen3 of `exp_phase2 --quick` with routers (`Mixtral`, without the constants that

@@ -85,7 +85,7 @@ fn main() -> ExitCode {
 
 fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
     let path = found(settings.model.as_deref())?.ok_or_else(|| {
-        Error::setting("MODEL", "no checkpoint was named", "name a folder or a GGUF file; see --help")
+        Error::setting("MODEL", "no checkpoint was named", "name a folder, a GGUF file or OWNER/NAME; see --help")
     })?;
     let material = required(settings.material.clone(), "material")?;
     let tasks = tasks(settings, &material)?;

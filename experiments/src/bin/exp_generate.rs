@@ -45,7 +45,7 @@ struct Cli {
 // Each is a flag of its own.
 #[allow(clippy::struct_excessive_bools)]
 struct Settings {
-    /// The checkpoint: a folder with config.json, safetensors and tokenizer.json, or a GGUF file
+    /// The checkpoint: a folder with config.json, safetensors and tokenizer.json, a GGUF file, or a name on the hub (OWNER/NAME)
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
     /// A text to go on with (repeatable)
@@ -145,7 +145,7 @@ fn by_flag(error: Error) -> Error {
 
 fn run(settings: &Settings) -> Result<()> {
     let path = found(settings.model.as_deref())?.ok_or_else(|| {
-        Error::setting("MODEL", "no checkpoint was named", "name a folder or a GGUF file; see --help")
+        Error::setting("MODEL", "no checkpoint was named", "name a folder, a GGUF file or OWNER/NAME; see --help")
     })?;
     let sampling = sampling(settings);
     sampling.validate()?;
@@ -163,6 +163,11 @@ fn run(settings: &Settings) -> Result<()> {
 
     let device = settings.run.device.unwrap_or_default().open()?;
     let model = load_model(&path, &device, settings.dtype.map(DType::from))?;
+    let vocabulary = model.config().vocab_size;
+    if let Some(id) = settings.stop_id.iter().find(|id| **id as usize >= vocabulary) {
+        let problem = format!("the model has no token {id}, which would end no answer");
+        return Err(Error::setting("--stop-id", problem, format!("give ids below {vocabulary}")));
+    }
     let active = settings.active.map_or(model.active(), ActiveMode::from);
     if model.needs_tasks(active) {
         let problem = format!("{} is routed by the task of each sequence, which no prompt names", path.display());
@@ -202,7 +207,12 @@ impl Speaker<'_> {
             if std::io::stdin().is_terminal() {
                 eprint!("> ");
             }
-            let Some(line) = lines.next() else { return Ok(()) };
+            let Some(line) = lines.next() else {
+                if std::io::stdin().is_terminal() {
+                    eprintln!();
+                }
+                return Ok(());
+            };
             let line = line.map_err(|e| Error::io("standard input", e))?;
             if line.trim().is_empty() {
                 continue;

@@ -149,7 +149,7 @@ fn listing(client: &Client<'_>, name: &HubName) -> Result<(String, BTreeSet<Stri
 }
 
 fn remedy(name: &HubName, first: &str) -> String {
-    format!("{first}, or give a folder or a GGUF file: ./{} is always a path", name.id)
+    format!("{first}, or give a folder or a GGUF file: ./{name} is always a path")
 }
 
 /// What is small, and says which weights there are.

@@ -113,8 +113,12 @@ fn place() -> Place {
         fs::create_dir_all(place.path(folder)).unwrap();
         symlink(place.path("dense"), place.path(folder).join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
     }
-    let texts =
-        [("docs", "a.txt"), ("src", "b.txt"), ("material/text/english", "a.txt"), ("material/text/rust", "b.txt")];
+    let texts = [
+        ("docs", "a.txt"),
+        ("tinyonn/src", "b.txt"),
+        ("material/text/english", "a.txt"),
+        ("material/text/rust", "b.txt"),
+    ];
     for (folder, text) in texts.into_iter().chain([("material/held_out_text/french", "a.txt")]) {
         fs::create_dir_all(place.path(folder)).unwrap();
         let text = fs::read_to_string(place.path(text)).unwrap();
