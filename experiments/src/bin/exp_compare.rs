@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use clap::builder::RangedU64ValueParser;
 use experiments::compare::{self, CompareConfig, Outcome, Trial, check_results_file, verdict};
 use experiments::settings::layered;
 use experiments::{arguments, children, git_commit, interrupt, main_with, say};
@@ -53,7 +54,7 @@ struct Cli {
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
     /// Subjects that run side by side [default: as many as there are cores, at most one a subject]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     jobs: Option<usize>,
     /// Replace a file of results that no comparison wrote
     #[arg(long)]
