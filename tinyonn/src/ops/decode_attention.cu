@@ -2,13 +2,15 @@
 //
 // Legend: b sequences, G query heads of a key head, D values of a head; a lane takes a chunk of a head, LANES of them a key. q, k and v of the new position lie side by
 // side, [b, (H + 2 K) D]. Blocks: sequences and their key heads, parts of the positions. Every block turns its own queries; the one with the new position turns and
-// keeps its key and value. The block that comes last to a key head puts the parts together, in their order.
+// keeps its key and value. The block that comes last to a key head puts the parts together, in their order. What earlier steps have written, keys and the number of
+// positions, is read before the launch ahead has ended: no launch of a step begins before the step ahead has ended (next_token.cu).
 
-const int THREADS = 128;
+const int THREADS = 256;
 const int WARPS = THREADS / 32;
 const bool HALF = KEPT_IN_BF16;
 const int AHEAD = 4;         // keys that a lane has under way
-const int LEAST = 32;        // positions of a part
+const int LEAST = 64;        // positions of a part
+const int PAIRS = 4;         // values of half a head that a lane has
 const float LOWEST = -1e30f; // below any score
 
 struct Heads {
@@ -17,36 +19,58 @@ struct Heads {
     float eps;
 };
 
-// Head `head` of qkv of a sequence, normalised and turned by a warp, as it would be stored.
-__device__ void turned(const Heads& of, u64 b, unsigned head, const void* norm, unsigned position, float* to) {
-    const unsigned d = of.head_dim, half = d / 2, lane = threadIdx.x % 32;
-    const u64 first = (b * (of.heads + 2 * of.kv_heads) + head) * d;
-    float root = 1.0f;
-    if (norm) {
-        float squares = 0.0f;
-        for (unsigned j = lane; j < d; j += 32) {
-            const float x = load_one(of.qkv, first + j, HALF);
-            squares += x * x;
+// How a warp turns a head: its lane's weights of the norm and angles.
+struct Turn {
+    float norm[2][PAIRS], c[PAIRS], s[PAIRS];
+
+    __device__ Turn(const Heads& of, const void* weights, unsigned position) {
+        const unsigned half = of.head_dim / 2;
+#pragma unroll
+        for (int k = 0; k < PAIRS; k++) {
+            const unsigned j = threadIdx.x % 32 + 32 * k;
+            const bool there = j < half;
+            norm[0][k] = weights && there ? load_one(weights, j, HALF) : 0.0f;
+            norm[1][k] = weights && there ? load_one(weights, half + j, HALF) : 0.0f;
+            c[k] = of.cosines && there ? as_stored(((const float*)of.cosines)[(u64)position * half + j], HALF) : 1.0f;
+            s[k] = of.sines && there ? as_stored(((const float*)of.sines)[(u64)position * half + j], HALF) : 0.0f;
         }
-        root = 1.0f / sqrtf(warp_sum(squares) / d + of.eps);
     }
-    for (unsigned j = lane; j < half; j += 32) {
-        float a = load_one(of.qkv, first + j, HALF), b = load_one(of.qkv, first + half + j, HALF);
-        if (norm) {
-            a = as_stored(as_stored(a * root, HALF) * load_one(norm, j, HALF), HALF);
-            b = as_stored(as_stored(b * root, HALF) * load_one(norm, half + j, HALF), HALF);
+
+    // Head `head` of qkv of a sequence, normalised and turned by a warp, as it would be stored.
+    __device__ void turned(const Heads& of, bool normed, u64 sequence, unsigned head, float* to) const {
+        const unsigned d = of.head_dim, half = d / 2;
+        const u64 first = (sequence * (of.heads + 2 * of.kv_heads) + head) * d;
+        float x[2][PAIRS], squares = 0.0f, root = 1.0f;
+#pragma unroll
+        for (int k = 0; k < PAIRS; k++) {
+            const unsigned j = threadIdx.x % 32 + 32 * k;
+#pragma unroll
+            for (int of_half = 0; of_half < 2; of_half++) x[of_half][k] = j < half ? load_one(of.qkv, first + of_half * half + j, HALF) : 0.0f;
         }
-        if (of.cosines) {
-            const float c = as_stored(((const float*)of.cosines)[(u64)position * half + j], HALF);
-            const float s = as_stored(((const float*)of.sines)[(u64)position * half + j], HALF);
-            const float turned_a = a * c - b * s;
-            b = as_stored(b * c + a * s, HALF);
-            a = as_stored(turned_a, HALF);
+        if (normed) {
+#pragma unroll
+            for (int k = 0; k < PAIRS; k++) squares += x[0][k] * x[0][k] + x[1][k] * x[1][k];
+            root = 1.0f / sqrtf(warp_sum(squares) / d + of.eps);
         }
-        to[j] = a;
-        to[half + j] = b;
+#pragma unroll
+        for (int k = 0; k < PAIRS; k++) {
+            const unsigned j = threadIdx.x % 32 + 32 * k;
+            if (j >= half) continue;
+            float a = x[0][k], b = x[1][k];
+            if (normed) {
+                a = as_stored(as_stored(a * root, HALF) * norm[0][k], HALF);
+                b = as_stored(as_stored(b * root, HALF) * norm[1][k], HALF);
+            }
+            if (of.cosines) {
+                const float turned_a = a * c[k] - b * s[k];
+                b = as_stored(b * c[k] + a * s[k], HALF);
+                a = as_stored(turned_a, HALF);
+            }
+            to[j] = a;
+            to[half + j] = b;
+        }
     }
-}
+};
 
 #define ATTEND                                                                                                                                     \
     const void *qkv, const void *q_norm, const void *k_norm, const void *cosines, const void *sines, void *keys, void *values, const unsigned *position, \
@@ -63,25 +87,52 @@ __device__ void attend(ATTEND) {
     const unsigned chunk = lane % lanes, stream = warp * at_once + lane / lanes, streams = WARPS * at_once;
     const u64 b = blockIdx.x / of.kv_heads, kv = blockIdx.x % of.kv_heads;
     let_the_next_launch_begin();
-    wait_for_the_launch_before();
     const unsigned now = *position, all = now + 1, parts = gridDim.y;
     const unsigned span = max((all + parts - 1) / parts, LEAST), begin = blockIdx.y * span, end = min(all, begin + span);
     const unsigned taken = (all + span - 1) / span; // parts with a position
-    if (begin >= all) return;
+    if (begin >= all) {
+        wait_for_the_launch_before();
+        return;
+    }
     const u64 in_room = (b * room * of.kv_heads + kv) * d; // of position 0
     const u64 stride = (u64)of.kv_heads * d;
-    for (unsigned g = warp; g < G; g += WARPS) turned(of, b, kv * G + g, q_norm, now, own + g * d);
-    if (end == all) {
-        if (warp == WARPS - 1) {
-            turned(of, b, of.heads + kv, k_norm, now, own + G * d);
-            __syncwarp();
-            for (unsigned j = lane; j < d; j += 32) store_one(keys, in_room + now * stride + j, HALF, own[G * d + j]);
-        } else if (warp == 0) {
-            const u64 from = (b * (of.heads + 2 * of.kv_heads) + of.heads + of.kv_heads + kv) * d;
-            for (unsigned j = lane; j < d; j += 32) store_one(values, in_room + now * stride + j, HALF, load_one(qkv, from + j, HALF));
+    Values key[AHEAD], value[AHEAD];
+    auto read = [&](unsigned from, unsigned end) {
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            const unsigned at = from + streams * a;
+            const u64 place = (in_room + at * stride) / N + chunk;
+            key[a] = Values::read(keys, place, at < end);
+            value[a] = Values::read(values, place, at < end);
+        }
+    };
+    read(begin + stream, min(end, now));
+    // Heads are dealt to warps: queries, then the new key.
+    const bool has_new = end == all;
+    {
+        const Turn turn(of, warp < G ? q_norm : k_norm, now);
+        wait_for_the_launch_before();
+        for (unsigned head = warp; head < G + has_new; head += WARPS) {
+            const Turn other = head == warp ? turn : Turn(of, head < G ? q_norm : k_norm, now);
+            other.turned(of, head < G ? q_norm != 0 : k_norm != 0, b, head < G ? kv * G + head : of.heads + kv, own + head * d);
         }
     }
     __syncthreads();
+    if (has_new) {
+        const u64 from = (b * (of.heads + 2 * of.kv_heads) + of.heads + of.kv_heads + kv) * d;
+        for (unsigned j = threadIdx.x; j < d; j += THREADS) {
+            store_one(keys, in_room + now * stride + j, HALF, own[G * d + j]);
+            store_one(values, in_room + now * stride + j, HALF, load_one(qkv, from + j, HALF));
+        }
+        __syncthreads();
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            if (begin + stream + streams * a != now) continue;
+            const u64 place = (in_room + now * stride) / N + chunk;
+            key[a] = Values::read(keys, place, true);
+            value[a] = Values::read(values, place, true);
+        }
+    }
     float q[G][N], sum[G][N], most[G], total[G];
 #pragma unroll
     for (int g = 0; g < G; g++) {
@@ -94,14 +145,7 @@ __device__ void attend(ATTEND) {
         }
     }
     for (unsigned from = begin + stream; from - stream < end; from += streams * AHEAD) {
-        Values key[AHEAD], value[AHEAD];
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            const unsigned at = from + streams * a;
-            const u64 place = (in_room + at * stride) / N + chunk;
-            key[a] = Values::read(keys, place, at < end);
-            value[a] = Values::read(values, place, at < end);
-        }
+        if (from - stream > begin) read(from, end);
 #pragma unroll
         for (int g = 0; g < G; g++) {
             float score[AHEAD], max = most[g];
@@ -139,7 +183,7 @@ __device__ void attend(ATTEND) {
     __syncthreads();
     for (unsigned at = threadIdx.x; at < G * d; at += THREADS) {
         const unsigned g = at / d, j = at % d;
-        const u64 to = (b * of.heads + kv * G + g) * parts + blockIdx.y;
+        const u64 head = b * of.heads + kv * G + g, to = head * parts + blockIdx.y;
         float max = LOWEST, all_of = 0.0f, x = 0.0f;
         for (unsigned s = 0; s < streams; s++) max = fmaxf(max, of_stream[s][g].x);
         for (unsigned s = 0; s < streams; s++) {
@@ -147,9 +191,14 @@ __device__ void attend(ATTEND) {
             all_of += share * of_stream[s][g].y;
             x += share * own[(s * G + g) * d + j];
         }
+        if (taken == 1) {
+            store_one(y, head * d + j, HALF, x / all_of);
+            continue;
+        }
         sums[to * d + j] = x;
         if (j == 0) stats[to] = make_float2(max, all_of);
     }
+    if (taken == 1) return;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -178,7 +227,7 @@ __device__ void attend(ATTEND) {
 #define OF_GROUP(G)                                                                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS) decode_attention_##G(ATTEND) {                                                         \
         attend<G>(qkv, q_norm, k_norm, cosines, sines, keys, values, position, sums, stats, arrived, y, heads, kv_heads, head_dim, room, eps,    \
-                  scale);                                                                                                                        \
+                  scale);                                                                                                                     \
     }
 
 OF_GROUP(1)

@@ -3,7 +3,7 @@
 //!
 //! Queries and keys are normalised and turned by the position's angles as [`norm_rope`](super::norm_rope) does, the new key and value are written to their place in the room,
 //! and y = Σ_j softmax_j(q·k_j / √D) v_j over all positions up to the new one, as [`attention`](super::attention) has it. A key is read once for all query heads of its group.
-//! Positions are dealt over parts, two blocks a multiprocessor; the last block of a key head puts them together, in their order: the bits are the same in every run.
+//! Positions are dealt over parts of 64 and more, two blocks a multiprocessor; the last block of a key head puts them together, in their order: the bits are the same in every run.
 //!
 //! Shapes: q, k and v of the new position side by side `[B, (H + 2 K) D]`; keys and values `[B, room, K, D]`; y `[B, H D]`.
 
@@ -32,7 +32,7 @@ static IN_F32: Kernel = Kernel::overlapping(
     ),
 );
 
-const THREADS: u32 = 128;
+const THREADS: u32 = 256;
 /// Query heads of a key head, at most.
 const MOST_GROUP: usize = 8;
 /// Lanes that take a head, at least.

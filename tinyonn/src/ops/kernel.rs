@@ -89,7 +89,7 @@ impl Kernel {
         Self { name, text, architecture, overlaps: false, ptx: OnceLock::new(), overlapping_ptx: OnceLock::new() }
     }
 
-    /// Of functions that all call `wait_for_the_launch_before` (`overlap.cu`) in every thread, before they read or write what other launches write or read: from compute
+    /// Of functions that all call `wait_for_the_launch_before` (`overlap.cu`) in every thread, before they read or write what other launches of the step write or read: from compute
     /// capability 9.0 on they are launched before the one ahead of them in the stream has ended.
     pub(super) const fn overlapping(name: &'static str, text: &'static str) -> Self {
         let mut kernel = Self::of("compute_80", name, text);

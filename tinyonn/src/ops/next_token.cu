@@ -6,8 +6,9 @@
 const int THREADS = 256;
 
 extern "C" __global__ void __launch_bounds__(THREADS) embedded_rows(const unsigned* ids, const void* table, void* x, u64 d, u64 vocabulary, u64 half) {
-    let_the_next_launch_begin();
+    // In this order: no launch of a step begins before the step ahead has ended, so that what steps write, such as the position, is there for all of its launches.
     wait_for_the_launch_before();
+    let_the_next_launch_begin();
     const unsigned id = ids[blockIdx.x];
     for (u64 j = threadIdx.x; j < d; j += THREADS) {
         store_one(x, blockIdx.x * d + j, half, id < vocabulary ? load_one(table, id * d + j, half) : 0.0f);

@@ -14,3 +14,10 @@ __device__ void let_the_next_launch_begin() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+// Has bytes fetched into the second cache, for which nobody waits; address and count are multiples of sixteen.
+__device__ void fetch(const void* from, unsigned bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (bytes) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
