@@ -36,7 +36,7 @@ pub struct NewTokens<'a> {
 impl NewTokens<'_> {
     /// Whether there are kernels for a gated linear unit of these matrices.
     pub(crate) fn takes(&self, weights: MlpWeights<'_>) -> candle_core::Result<bool> {
-        Ok(gemv::knows(weights.activation) && gemv::takes(self.x_bd, &[weights.gate, weights.up, weights.down])?)
+        gemv::takes_neurons(self.x_bd, weights)
     }
 
     /// x + W_d (h ⊙ w), w the gates of the neurons' experts, where there are any.

@@ -21,6 +21,8 @@ static IN_BF16: Kernel = Kernel::overlapping(
         "#define KEPT_IN_BF16 true\n",
         include_str!("numbers.cu"),
         include_str!("overlap.cu"),
+        include_str!("open_neurons.cu"),
+        include_str!("row_products.cu"),
         include_str!("gemv.cu")
     ),
 );
@@ -30,6 +32,8 @@ static IN_F32: Kernel = Kernel::overlapping(
         "#define KEPT_IN_BF16 false\n",
         include_str!("numbers.cu"),
         include_str!("overlap.cu"),
+        include_str!("open_neurons.cu"),
+        include_str!("row_products.cu"),
         include_str!("gemv.cu")
     ),
 );
@@ -97,7 +101,7 @@ pub(crate) enum Stored {
 pub(crate) fn takes(x_bd: &Tensor, matrices: &[&Tensor]) -> Result<bool> {
     let (b, d) = x_bd.dims2()?;
     let size = x_bd.dtype().size_in_bytes();
-    let fits = (1..=MOST_ROWS).contains(&b) && (d * size).is_multiple_of(16) && b * (d * size + APART) <= MOST_BYTES;
+    let fits = (1..=MOST_ROWS).contains(&b) && (d * size).is_multiple_of(16) && held_bytes(x_bd)? <= MOST_BYTES;
     let read = |tensor: &&Tensor| is_read(tensor) && tensor.dtype() == x_bd.dtype();
     Ok(fits && is_read(x_bd) && matrices.iter().all(read))
 }
@@ -105,6 +109,14 @@ pub(crate) fn takes(x_bd: &Tensor, matrices: &[&Tensor]) -> Result<bool> {
 /// Whether the kernels know it.
 pub(crate) fn knows(activation: &dyn Activation) -> bool {
     activation.is_silu() || activation.is_gelu()
+}
+
+/// Whether they read x and a gated linear unit of so many neurons, of which a block keeps which are open.
+pub(crate) fn takes_neurons(x_bd: &Tensor, weights: MlpWeights<'_>) -> Result<bool> {
+    // No more experts than neurons.
+    let neurons = weights.gate.dim(0)?;
+    let read = knows(weights.activation) && takes(x_bd, &[weights.gate, weights.up, weights.down])?;
+    Ok(read && held_bytes(x_bd)? + kept_bytes(neurons, neurons) <= MOST_BYTES)
 }
 
 /// y of `matrices`, each with its bias, in a tensor of the workspace.
@@ -141,7 +153,7 @@ pub(crate) fn project(
     let arguments = [&of.arguments()?[..], &places, &biases, &outputs.map(Argument::count), &last].concat();
     // SAFETY: the signature of project: x, its norm, and matrices and biases of x's type, as `takes` and `alike` have seen; the residual and y have a value of every row and
     // output, and y is the workspace's, which nobody reads before it is written.
-    unsafe { of.launch("project", all, &arguments)? };
+    unsafe { of.launch("project", all, 0, &arguments)? };
     Ok(y_bm)
 }
 
@@ -158,9 +170,11 @@ pub(crate) fn glu(
     let matrices = [Argument::of(weights.gate)?, Argument::of(weights.up)?];
     let last = [Argument::count(neurons), gelu(weights.activation), Argument::of(&h_bi)?];
     let arguments = [&of.arguments()?[..], &matrices, &of.gates(gates, neurons)?, &last].concat();
+    let experts = gates.map(|gates| gates.gate_bn.dim(1)).transpose()?;
+    let (function, kept) = experts.map_or(("glu", 0), |experts| ("gated_glu", kept_bytes(neurons, experts)));
     // SAFETY: the signature of glu: x and its norm, W_g and W_u of x's type and [i, d], gates [b, n] with an expert below n of every neuron, and h, which is the
     // workspace's.
-    unsafe { of.launch("glu", neurons, &arguments)? };
+    unsafe { of.launch(function, neurons, kept, &arguments)? };
     Ok(h_bi)
 }
 
@@ -195,8 +209,10 @@ pub(crate) fn chosen(
     ];
     let first = [&of.arguments()?[..], &[Argument::of(weights.gate)?], &of.gates(gates, neurons)?].concat();
     let arguments = [&first[..], &by, &[count, gelu, g, scores, taken]].concat();
+    let experts = gates.map(|gates| gates.gate_bn.dim(1)).transpose()?.or(candidates_i.map(|_| 0));
+    let (function, kept) = experts.map_or(("scores", 0), |experts| ("gated_scores", kept_bytes(neurons, experts)));
     // SAFETY: the signature of scores, as above; what scores are made of has a value of every neuron in f32, g, scores and taken of every row and neuron.
-    unsafe { of.launch("scores", neurons, &arguments)? };
+    unsafe { of.launch(function, neurons, kept, &arguments)? };
     if take.most < neurons {
         let grid = Grid { blocks: (b, 1), threads: 1024, shared_bytes: 4 * neurons as u32 };
         let arguments = [scores, taken, count, Argument::count(take.most)];
@@ -205,7 +221,7 @@ pub(crate) fn chosen(
     }
     let arguments = [&of.arguments()?[..], &[Argument::of(weights.up)?, g, taken, count, gelu, h?]].concat();
     // SAFETY: the signature of up, as above.
-    unsafe { of.launch("up", neurons, &arguments)? };
+    unsafe { of.launch("up", neurons, open_bytes(neurons), &arguments)? };
     Ok(h_bi)
 }
 
@@ -232,29 +248,29 @@ pub(crate) fn weighted_rows(
     }
     let (device, half) = (residual_bd.device(), w_id.dtype() == DType::BF16);
     let tiles = d.div_ceil(LANES * 16 / w_id.dtype().size_in_bytes());
-    // No span without a line.
+    // No more spans than lines.
     let spans = (BLOCKS * multiprocessors(device)?).div_ceil(tiles).clamp(1, lines);
     let span = lines.div_ceil(spans);
-    let spans = lines.div_ceil(span);
     let parts = workspace.take(&[spans, b, d], DType::F32, device)?;
     let arrived = workspace.take(&[tiles], DType::U32, device)?;
     let y_bd = workspace.take(&[b, d], w_id.dtype(), device)?;
     let tensors = [Argument::of(h_bi)?, Argument::of(w_id)?, Argument::of(residual_bd)?, optional(bias_d)?];
     let room = [&parts, &arrived, &y_bd].map(Argument::of).into_iter().collect::<Result<Vec<_>>>()?;
-    let numbers = [b, lines, d, usize::from(skips)].map(Argument::count);
+    let numbers = [b, lines, d].map(Argument::count);
     let rows = b.next_power_of_two();
-    let grid = Grid { blocks: (spans, tiles), threads: THREADS, shared_bytes: (4 * rows * span) as u32 };
+    let grid = Grid { blocks: (spans, tiles), threads: THREADS, shared_bytes: (4 * (rows + 1) * span) as u32 };
     let kernel = if half { &WEIGHTED_IN_BF16 } else { &WEIGHTED_IN_F32 };
     let arguments = [&tensors[..], &room, &numbers].concat();
+    let function = format!("{}weighted_rows_{rows}", if skips { "few_" } else { "" });
     // SAFETY: the signature of weighted_rows; W and the residual are of one type and of shapes that were compared, parts hold the sums of every span, the counts of
-    // arrivals are zeros at first and left as such; the shared memory holds a span's weights of every row.
-    unsafe { kernel.launch_function(&format!("weighted_rows_{rows}"), card(residual_bd)?, &grid, &arguments)? };
+    // arrivals are zeros at first and left as such; the shared memory holds a span's weights of every row, and which of its lines take part.
+    unsafe { kernel.launch_function(&function, card(residual_bd)?, &grid, &arguments)? };
     Ok(y_bd)
 }
 
 impl Normed<'_> {
     /// x, its norm, ε, b and d: what every function begins with.
-    fn arguments(&self) -> Result<[Argument; 5]> {
+    pub(super) fn arguments(&self) -> Result<[Argument; 5]> {
         let (b, d) = self.x_bd.dims2()?;
         if self.norm.is_some_and(|(weight, _)| !alike(weight, d, self.x_bd)) {
             candle_core::bail!("gemv: a norm {:?} of x {:?}", self.norm, self.x_bd.shape());
@@ -282,7 +298,12 @@ impl Normed<'_> {
         let (b, experts) = gate_bn.dims2()?;
         let owned =
             neuron_expert.dims() == [neurons] && neuron_expert.dtype() == DType::U32 && neuron_expert.is_contiguous();
-        if b != self.x_bd.dim(0)? || !owned || !alike(gate_bn, b * experts, self.x_bd) {
+        // An owner is sixteen bits, of which the highest number stands for none.
+        if b != self.x_bd.dim(0)?
+            || !owned
+            || experts >= usize::from(u16::MAX)
+            || !alike(gate_bn, b * experts, self.x_bd)
+        {
             candle_core::bail!("gemv: gates {:?} of {neurons} neurons", gate_bn.shape());
         }
         Ok([Argument::of(gate_bn)?, Argument::of(neuron_expert)?, Argument::count(experts)])
@@ -292,17 +313,37 @@ impl Normed<'_> {
     /// As of [`Kernel::launch_function`].
     // SAFETY: it does nothing but launch; the caller vouches for the arguments.
     #[allow(unsafe_code)]
-    unsafe fn launch(&self, function: &str, outputs: usize, arguments: &[Argument]) -> Result<()> {
-        let (b, d) = self.x_bd.dims2()?;
-        let blocks = outputs.div_ceil(WARPS).min(BLOCKS * multiprocessors(self.x_bd.device())?);
+    unsafe fn launch(&self, function: &str, outputs: usize, behind_bytes: usize, arguments: &[Argument]) -> Result<()> {
+        let blocks = blocks(outputs, self.x_bd.device())?;
         let kernel = if self.x_bd.dtype() == DType::BF16 { &IN_BF16 } else { &IN_F32 };
-        // Rows of x are kept apart by a few chunks where tensor cores read them.
-        let shared_bytes = (b * (d * self.x_bd.dtype().size_in_bytes() + APART)) as u32;
+        let b = self.x_bd.dim(0)?;
         let function = format!("{function}_{}", if b > 2 { MOST_ROWS } else { b });
+        let shared_bytes = (held_bytes(self.x_bd)? + behind_bytes) as u32;
         let grid = Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes };
-        // SAFETY: the caller vouches for the arguments; the shared memory holds x.
+        // SAFETY: the caller vouches for the arguments; the shared memory holds x and what the function keeps behind it.
         unsafe { kernel.launch_function(&function, card(self.x_bd)?, &grid, arguments) }
     }
+}
+
+/// Blocks of a launch with a warp an output: all lie on the card at once, beside those of another launch.
+pub(super) fn blocks(outputs: usize, device: &Device) -> Result<usize> {
+    Ok(outputs.div_ceil(WARPS).min(BLOCKS * multiprocessors(device)?))
+}
+
+/// Bytes that a block holds of x: rows are kept apart by a few chunks where tensor cores read them.
+pub(super) fn held_bytes(x_bd: &Tensor) -> Result<usize> {
+    let (b, d) = x_bd.dims2()?;
+    Ok(b * (d * x_bd.dtype().size_in_bytes() + APART))
+}
+
+/// Bytes of which neurons are open: a bit of each, and how many stand before every 32.
+fn open_bytes(neurons: usize) -> usize {
+    neurons.div_ceil(32) * (4 + 4)
+}
+
+/// Bytes that a block keeps of neurons some of which may not be open: besides that sixteen bits of each for its owner, and a mark of every expert.
+fn kept_bytes(neurons: usize, experts: usize) -> usize {
+    open_bytes(neurons) + neurons.next_multiple_of(32) * 2 + experts.max(1)
 }
 
 fn gelu(activation: &dyn Activation) -> Argument {
