@@ -78,10 +78,10 @@ pub struct Saved {
 #[cfg(feature = "cuda")]
 #[derive(Debug)]
 pub(super) struct OfFew {
-    /// Both parts of z side by side, `[b, 2 R]` f32.
-    pub(super) z_b2r: Tensor,
     /// Parameters as kernels read them.
     pub(super) packed: Tensor,
+    /// The matrix of both parts of z side by side, `[2 R, d]`.
+    pub(super) projections: Tensor,
     /// The routers' table.
     pub(super) table: Tensor,
     /// Nodes of all routers.
@@ -215,7 +215,7 @@ impl GaussianRouting {
         candle_core::bail!("gaussian_routing: x {:?} without a GPU", x_td.shape())
     }
 
-    /// z of a few rows, behind their norm, in a workspace, and what makes logits of it.
+    /// What z and logits of a few rows are made of; `None` where the kernels do not read x or the routers.
     ///
     /// # Errors
     /// As above.
@@ -250,7 +250,7 @@ impl GaussianRouting {
 mod on_a_card {
     use candle_core::{DType, Result, Tensor};
 
-    use super::super::gemv::{self, Normed, Stored};
+    use super::super::gemv::{self, Normed};
     use super::super::kernel::{Argument, Grid, Kernel, card, is_read, room};
     use super::super::product::accumulate;
     use super::super::{Grads, Workspace};
@@ -336,8 +336,11 @@ mod on_a_card {
         // Parameters do not change while a text is written.
         let made = workspace.made(|| Ok(prepared(all)?.map_or_else(Vec::new, Vec::from)))?;
         let [packed, projections] = made.as_slice() else { return Ok(None) };
-        let z_b2r = gemv::project(of, &[(projections, None)], None, Stored::Wide, workspace)?;
-        Ok(Some(OfFew { z_b2r, packed: packed.clone(), table: all.table.clone(), nodes: all.totals.nodes }))
+        if !gemv::takes(of.x_bd, &[projections])? {
+            return Ok(None);
+        }
+        let [packed, projections] = [packed, projections].map(Clone::clone);
+        Ok(Some(OfFew { packed, projections, table: all.table.clone(), nodes: all.totals.nodes }))
     }
 
     /// Packed parameters, and projections rounded and what rounding took; `None` of parameters that the kernels do not read.
