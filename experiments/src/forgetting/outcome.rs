@@ -48,7 +48,7 @@ impl Outcome {
     /// Reads what is there.
     ///
     /// # Errors
-    /// A record that cannot be read; dense fine-tuning at the reference rate that did not get through the tasks.
+    /// A record that cannot be read, or of another old text than others of its seed; dense fine-tuning at the reference rate that did not get through the tasks.
     pub fn read(config: &StudyConfig) -> Result<Self> {
         let store = Store::new(&config.out);
         let mut outcome = Self::default();
@@ -59,7 +59,7 @@ impl Outcome {
                 None => outcome.screen_left.push(key),
             }
         }
-        outcome.note_texts(&read);
+        outcome.note_texts(&read, &store)?;
         let dense = |rule, rate| read.iter().find(|run| run.key.trial == Trial { method: Method::DENSE, rule, rate });
         if let Some(reference) = dense(UpdateRule::Adamw, config.reference_rate) {
             let targets = targets(&reference.record, config, &reference.key)?;
@@ -93,7 +93,7 @@ impl Outcome {
                 let read = keys.clone().map(|key| store.record(&key)).collect::<Result<Vec<_>>>()?;
                 self.finals_left.extend(keys.zip(&read).filter(|(_, read)| read.is_none()).map(|(key, _)| key));
                 let read: Vec<Option<RunRecord>> = read;
-                self.note_texts(&read.iter().flatten().cloned().collect::<Vec<_>>());
+                self.note_texts(&read.iter().flatten().cloned().collect::<Vec<_>>(), store)?;
                 let dense = finalists.iter().position(|trial| trial.method == Method::DENSE);
                 let Some(Some(dense)) = dense.map(|at| read[at].as_ref()) else { continue };
                 let targets = targets(&dense.record, config, &dense.key)?;
@@ -106,12 +106,21 @@ impl Outcome {
         Ok(())
     }
 
-    fn note_texts(&mut self, read: &[RunRecord]) {
+    /// Runs of one seed are compared in pairs, so their old text must be one: files can be copied from elsewhere, and the default text is the workspace's
+    /// that a command finds itself in.
+    fn note_texts(&mut self, read: &[RunRecord], store: &Store) -> Result<()> {
         for run in read {
-            if self.texts.iter().all(|(seed, _)| *seed != run.key.seed) {
-                self.texts.push((run.key.seed, run.corpus_sha256.clone()));
+            match self.texts.iter().find(|(seed, _)| *seed == run.key.seed) {
+                None => self.texts.push((run.key.seed, run.corpus_sha256.clone())),
+                Some((_, text)) if *text == run.corpus_sha256 => {}
+                Some(_) => {
+                    let problem = format!("has another old text than other runs of seed {}", run.key.seed);
+                    let remedy = "remove the file, and run it again with the text of the others";
+                    return Err(Error::file(store.file(&run.key), problem, remedy));
+                }
             }
         }
+        Ok(())
     }
 
     /// The trials of the finals: the methods that are in them anyway, and those of the others that forget least, each at the rate that does best. Of a

@@ -82,6 +82,14 @@ fn a_study_in_shards_says_what_one_in_one_go_says() {
     assert!((3..=4).contains(&rivals));
     assert!(finalists.iter().zip([Method::DENSE, SMK, RANDOM]).all(|(trial, method)| trial.method == method));
     let finals = config.finals(&finalists);
+    // A run of another text is in nobody's company.
+    let file = store.file(&config.screen()[3]);
+    let (kept, mut record) = (fs::read(&file).unwrap(), store.record(&config.screen()[3]).unwrap().unwrap());
+    record.corpus_sha256 = "0".repeat(64);
+    store.keep(&record).unwrap();
+    let said = message(Outcome::read(&config));
+    assert!(said.contains(&*file.to_string_lossy()) && said.contains("another old text"), "{said}");
+    fs::write(&file, kept).unwrap();
     assert_eq!((finals.len(), outcome.finals_left.len()), (4 * rivals, 4 * rivals));
     assert_eq!(config.most_runs(), 24);
     assert_eq!(shards(&config, &finals, 2), 4 * rivals);
