@@ -49,9 +49,10 @@ pub fn over_file<S: Serialize + DeserializeOwned>(flags: &S, file: Option<&Path>
 pub fn layered<S: Serialize + DeserializeOwned>(base: &S, file: Option<&Path>, flags: &impl Serialize) -> Result<S> {
     let mut settings = serde_json::to_value(base).map_err(defect)?;
     if let Some(path) = file {
-        // Once for its errors, which name the line; once for the keys that it really has.
-        read::<S>(path)?;
-        let keys = read::<Value>(path)?;
+        // A pipe is read once. Parsed once for its errors, which name the line; once for the keys that it really has.
+        let text = text(path)?;
+        parsed::<S>(path, &text)?;
+        let keys = parsed::<Value>(path, &text)?;
         refuse_null(path, "", &keys)?;
         overlay(&mut settings, keys);
     }
@@ -140,9 +141,8 @@ fn text(path: &Path) -> Result<String> {
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-fn read<S: DeserializeOwned>(path: &Path) -> Result<S> {
-    let text = text(path)?;
-    toml::from_str(&text).map_err(|e| refused(path, &text, e.span(), e.message()))
+fn parsed<S: DeserializeOwned>(path: &Path, text: &str) -> Result<S> {
+    toml::from_str(text).map_err(|e| refused(path, text, e.span(), e.message()))
 }
 
 fn refused(path: &Path, text: &str, at: Option<Range<usize>>, message: &str) -> Error {
