@@ -144,6 +144,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         // Refused before a folder is begun for them.
         keys_of(&config, Stage::Finals)?;
     }
+    // A model or material that is not there is refused before a folder is begun.
+    config.plan(&[])?;
     Store::new(&config.out).begin(&config, &git_commit())?;
     let until = cli.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes.max(0.0)));
     let shard = cli.shard.unwrap_or(Shard::WHOLE);

@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tinyonn::checkpoint::{ModelFolder, load_model};
-use tinyonn::data::Task;
+use tinyonn::data::{Document, Task};
 use tinyonn::decoder::{Generation, Pass, Prompt, Sampling};
 use tinyonn::files::{self, StagedFolder};
 use tinyonn::generation::end_ids;
@@ -57,9 +57,14 @@ fn write(config: &StudyConfig, dir: &Path) -> Result<()> {
     stop_ids.push(tokenizer.eos());
     let sampling = Sampling::at(1.0);
     let how = Generation { tokens: knowledge.written, stop_ids, sampling };
-    let given = |text: &&str| {
-        let text: String = text.chars().take(CHARACTERS * knowledge.given).collect();
-        let tokens = tokenizer.encode(&text)?;
+    let given = |document: &&Document| {
+        let tokens = if document.conversation {
+            // What the model's template makes of it, not the JSON.
+            tokenizer.encode_conversation(&messages(document)?)?.tokens
+        } else {
+            let text: String = document.text.chars().take(CHARACTERS * knowledge.given).collect();
+            tokenizer.encode(&text)?
+        };
         Ok(tokens.get(..knowledge.given).map(<[u32]>::to_vec))
     };
     let mut prompts = Vec::new();
@@ -97,7 +102,15 @@ fn write(config: &StudyConfig, dir: &Path) -> Result<()> {
 }
 
 /// Some documents of a task, evenly spread.
-fn beginnings(task: &Task, count: usize) -> Vec<&str> {
+fn beginnings(task: &Task, count: usize) -> Vec<&Document> {
     let every = (task.documents.len() / count.max(1)).max(1);
-    task.documents.iter().step_by(every).take(count).map(|document| document.text.as_str()).collect()
+    task.documents.iter().step_by(every).take(count).collect()
+}
+
+/// The messages of a conversation.
+fn messages(document: &Document) -> Result<Value> {
+    serde_json::from_str(&document.text).map_err(|e| {
+        let name = format!("document `{}`", document.id);
+        Error::setting(name, e.to_string(), "write one JSON object a line, with a list `messages`")
+    })
 }
