@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::StudyConfig;
-use super::knowledge_tables::{ANY_RATE, KEPT};
+use super::knowledge_tables::{ANY_RATE, BY_TASK, KEPT};
 use super::tables::{GATE, RATES, SCREEN, leading};
 use crate::fragments::{Declared, DeclaredTable, FORGETTING, FORGETTING_PRETRAINED, Study};
 use tinyonn::phases::Method;
@@ -48,7 +48,8 @@ impl StudyConfig {
             table(RATES, rates.collect()),
         ];
         if self.knowledge.is_some() {
-            tables.extend([KEPT, ANY_RATE].map(|heading| table(heading, trials.iter().map(leading).collect())));
+            tables
+                .extend([KEPT, ANY_RATE, BY_TASK].map(|heading| table(heading, trials.iter().map(leading).collect())));
         }
         Declared { study: self.part().name.into(), seeds: self.seeds.clone(), settings, tables }
     }

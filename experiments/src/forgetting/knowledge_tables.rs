@@ -12,6 +12,7 @@ use crate::report::{Column, Table};
 pub(super) const BENCHMARKS: &str = "What is asked";
 pub(super) const KEPT: &str = "What is still known at equal learning";
 pub(super) const ANY_RATE: &str = "The same at every rate";
+pub(super) const BY_TASK: &str = "Each task by itself";
 
 /// What is asked, and what the original answers.
 pub(super) fn benchmarks(outcome: &Outcome) -> Told {
@@ -65,6 +66,54 @@ pub(super) fn gate(outcome: &Outcome, config: &StudyConfig) -> Told {
     }
 }
 
+/// Each task by itself at equal learning, at every rate, whether it is compared or not: all runs begin alike in the first one alone.
+pub(super) fn by_task(outcome: &Outcome, config: &StudyConfig) -> Told {
+    let at: At = |run| &run.at_any_rate;
+    let tasks = config.orders.first().map(Vec::as_slice).unwrap_or_default();
+    let (seed, dense) = (config.screen_seed, dense(outcome, at));
+    let against = dense.map_or("none of its rates".into(), |(dense, _)| dense.trial.rate_name());
+    let mut columns = ["method", "optimizer", "rate"].map(Column::text).to_vec();
+    for task in tasks {
+        columns.extend(
+            ["steps", "divergence", "minus dense"].map(|what| Column::text(&format!("{}: {what}", task.name()))),
+        );
+    }
+    let kept = |run: &Screened, task: usize| {
+        let own: Vec<bool> = (0..tasks.len()).map(|other| other == task).collect();
+        Kept::new(&run.record, &at(run).reached, &own)
+    };
+    let rows = outcome.screen.iter().map(|run| {
+        let of = |task: usize| match (at(run).reached.get(task).copied().flatten(), kept(run, task)) {
+            (Some(reached), Some(own)) => {
+                let other =
+                    dense.filter(|(dense, _)| dense.trial != run.trial).and_then(|(dense, _)| kept(dense, task));
+                let minus = other.map(|other| own.minus(&other, seed).0);
+                [format!("{:.1}", reached.step), within(Some(own.divergence(seed))), within(minus)]
+            }
+            _ => [NONE; 3].map(str::to_owned),
+        };
+        cells(leading(&run.trial).into_iter().chain((0..tasks.len()).flat_map(of)).collect())
+    });
+    Told {
+        heading: BY_TASK,
+        prose: format!(
+            "The divergence where a task's held-out loss reaches its target, each task by itself, whether it is compared or not. All runs begin alike in the first task; \
+             into a later one each brings what its steps of the tasks before have made of the weights, however far it learnt these. *Minus dense* is against dense \
+             fine-tuning at {against}."
+        ),
+        table: Table { columns, rows: rows.collect() },
+    }
+}
+
+/// The tasks that the targets' rate lets into the comparison.
+fn compared(outcome: &Outcome, config: &StudyConfig) -> String {
+    let names = config.orders.first().into_iter().flatten().map(|task| task.name());
+    let flags = outcome.screen.first().map(|run| run.at_any_rate.compared.clone()).unwrap_or_default();
+    let names: Vec<String> =
+        names.zip(flags).filter(|(_, compared)| *compared).map(|(name, _)| format!("`{name}`")).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
 /// Which of a trial's figures at equal learning are meant.
 type At = fn(&Screened) -> &Matched;
 
@@ -84,11 +133,12 @@ fn best(outcome: &Outcome, method: Method, at: At) -> Option<(&Screened, &Kept)>
 pub(super) fn kept(outcome: &Outcome, config: &StudyConfig) -> Told {
     let at: At = |run| &run.matched;
     let against = dense(outcome, at).map_or("none of its rates".into(), |(dense, _)| dense.trial.rate_name());
+    let (tasks, every) = (compared(outcome, config), config.knowledge.as_ref().map_or(0, |known| known.every));
     Told {
         heading: KEPT,
         prose: format!(
-            "Where each task's held-out loss reaches its target, mean over the tasks that are compared: the divergence from the original on what it wrote itself, nats a token, \
-             and how many more of the items are answered rightly than by the original, as a share. *Minus dense*: paired, against dense fine-tuning at {against}, where it \
+            "Where each task's held-out loss reaches its target, mean over the tasks that are compared ({tasks}): the divergence from the original on what it wrote itself, nats a \
+             token, and how many more of the items are answered rightly than by the original, as a share, linear between questions, which are asked every {every} steps. *Minus dense*: paired, against dense fine-tuning at {against}, where it \
              forgets least. 95 % intervals over documents and over items, of one seed. A method that does not reach all targets has no figures."
         ),
         table: at_equal_learning(outcome, config, at),

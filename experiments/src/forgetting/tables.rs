@@ -54,6 +54,7 @@ pub(super) fn tables(outcome: &Outcome, config: &StudyConfig) -> Vec<Told> {
             gate,
             knowledge_tables::kept(outcome, config),
             knowledge_tables::at_any_rate(outcome, config),
+            knowledge_tables::by_task(outcome, config),
             screen,
             rates,
         ];
