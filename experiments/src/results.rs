@@ -57,13 +57,20 @@ pub fn assemble(dir: &Path) -> Result<String> {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io(&account, e)),
         }
-        parts.push(page);
+        parts.push(with_folder(&page, study, dir));
     }
     if parts.is_empty() {
         let names = STUDIES.map(|(study, _)| format!("{}.md", study.name)).join(", ");
         return Err(Error::file(dir, format!("holds none of {names}"), "let a study write one with --results"));
     }
     Ok(parts.join("\n"))
+}
+
+/// The page with its drawings named as they are seen from beside `dir`.
+fn with_folder(page: &str, study: &Study, dir: &Path) -> String {
+    let figures = format!("`{}.figures/", study.name);
+    let folder = dir.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    page.replace(&figures, &format!("`{folder}/{}", figures.trim_start_matches('`')))
 }
 
 /// Where the account of `study` lies that is written by hand.

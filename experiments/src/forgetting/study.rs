@@ -58,7 +58,7 @@ pub struct KnowledgeConfig {
     pub benchmarks: Vec<String>,
     /// The first items of each, at most.
     pub items: usize,
-    /// Steps of a task between two rounds of questions, which are asked at looks.
+    /// Steps of a task between two rounds of questions, which are asked at looks; 0: behind tasks alone.
     pub every: u64,
     /// Documents that the model writes of each task of its text, ..
     pub documents: usize,
