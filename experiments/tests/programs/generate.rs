@@ -159,7 +159,7 @@ fn a_sparsified_model_writes_with_its_share() {
 #[case::no_model("--prompt a", &["MODEL"])]
 #[case::cold("dense --prompt a --temperature -1", &["`--temperature`", "-1", "above 0"])]
 #[case::no_number("dense --prompt a --temperature nan", &["`--temperature`", "finite"])]
-#[case::no_token("dense --prompt a --stop-id 300", &["`--stop-id`", "no token 300", "below 300"])]
+#[case::no_token("dense --prompt a --stop-id 280", &["`--stop-id`", "no token 280", "below 280"])]
 #[case::no_mass("dense --prompt a --temperature 1 --top-p 0", &["`--top-p`", "above 0"])]
 #[case::no_choice("dense --prompt a --temperature 1 --top-k 0", &["`--top-k`"])]
 #[case::cut_of_nothing("dense --prompt a --top-k 3", &["`--temperature`", "give a temperature"])]
