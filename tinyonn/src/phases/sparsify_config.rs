@@ -13,7 +13,6 @@ use crate::{Error, Result};
 /// What all layers together take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum Shares {
     /// The share on average over layers, each as much as its neurons are worth on held-out text.
     #[default]
