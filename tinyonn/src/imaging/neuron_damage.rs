@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::neuron_calibration::{candidate_order, mean_up, scores, worth_or_norm};
 use crate::data::{Batch, TokenSet};
 use crate::decoder::{Answers, CausalLm, ImageAsk, Keep, Learn, Mlp, Pass};
+use crate::metrics::Progress;
 use crate::ops::removal::{KeptSet, Removal};
 use crate::ops::{Grads, MlpWeights, host};
 use crate::{Error, Result};
@@ -257,7 +258,8 @@ fn summed(
 ) -> Result<(Vec<Vec<f64>>, usize)> {
     let tokens = batches.iter().flat_map(|batch| &batch.counted).filter(|counted| **counted).count();
     let mut sums: Vec<Vec<f64>> = Vec::new();
-    for batch in batches {
+    let progress = Progress::new(batches.len() as u64, "neurons' worth");
+    for (batch, done) in batches.iter().zip(1..) {
         let forward = model.forward(&batch.inputs, &batch.targets, &Pass { keep: Keep::All, ..Pass::all() })?;
         let learn = Learn { image: Some(Arc::new(ask(batch.counted_t()?))), ..Learn::default() };
         let dlosses = forward.losses.ones_like()?;
@@ -268,7 +270,9 @@ fn summed(
             sums.resize(own.len(), 0.0);
             sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
         }
+        progress.set(done);
     }
+    progress.finish();
     Ok((sums, tokens))
 }
 

@@ -17,6 +17,7 @@ use crate::imaging::inputs::spread;
 use crate::imaging::neuron_calibration::{gate_parameters, kept_parameters};
 use crate::imaging::partition;
 use crate::imaging::{Choose, Cut, PartitionSources, calibrate_gate, calibrate_pruned, threshold};
+use crate::metrics::Progress;
 use crate::moe::{LEAST_SCORE, MoeLayer, Neurons, REPAIR_BIAS, REPAIR_DOWN};
 use crate::train::RepairSums;
 
@@ -85,6 +86,7 @@ impl Run<'_> {
         let count = |rows: &[Tensor]| rows.iter().map(Tensor::elem_count).sum::<usize>();
         let (calibrated_on, rows) = (count(&streams.scored), count(&streams.rows));
         let mut ridge = Vec::new();
+        let progress = Progress::new(cfg.num_hidden_layers as u64, "layers made sparse");
         for layer in 0..cfg.num_hidden_layers {
             let prefix = mixture_prefix(layer);
             let moe = |store: &ParamStore| (self.variant.build)(cfg, layer, store.frozen().pp(&prefix));
@@ -125,7 +127,9 @@ impl Run<'_> {
                 store.insert(format!("{prefix}.{REPAIR_BIAS}"), repair.bias_d)?;
                 ridge.push(repair.ridge);
             }
+            progress.set(layer as u64 + 1);
         }
+        progress.finish();
         let repaired_on = if making.ridge.is_some() { rows } else { 0 };
         Ok(SparseModel { store, asked: making.cuts.to_vec(), calibrated_on, repaired_on, ridge })
     }
