@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use clap::Parser;
 use experiments::compare::check_results_file;
+#[cfg(feature = "pictures")]
+use experiments::git_commit;
 use experiments::growth::{Arm, GrowthConfig, Record, records, run_subject};
 use experiments::settings::layered;
-use experiments::{arguments, git_commit, main_with, say};
+use experiments::{arguments, main_with, say};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tinyonn::phases::RunConfig;

@@ -96,6 +96,7 @@ impl Cell {
     }
 
     /// Its leading words in a table.
+    #[cfg(feature = "pictures")]
     pub(crate) fn leading(&self) -> Vec<String> {
         let change = self.change.map_or_else(|| "–".to_owned(), Change::name);
         vec![self.method.name(), format!("{} %", self.percent), change, self.steps.to_string(), self.seed.to_string()]
