@@ -127,7 +127,7 @@ fn a_download_goes_on_where_it_was_cut_off() {
 fn refusals_name_both_readings(#[case] status: u16, #[case] words: &[&str]) {
     let (server, cache) = (Server::refusing(status), tempdir().unwrap());
     let said = message(hub(&server, &cache).model(&name("org/name@v2")));
-    let both = ["org/name@v2", "no file or folder of that name", &server.address(), "./org/name is always a path"];
+    let both = ["org/name@v2", "no file or folder of that name", &server.address(), "./org/name@v2 is always a path"];
     assert!(both.iter().chain(words).all(|word| said.contains(word)), "{said}");
     assert!(fs::read_dir(cache.path()).unwrap().next().is_none());
 }
