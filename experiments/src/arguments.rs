@@ -2,6 +2,7 @@
 
 use std::any::TypeId;
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::{ArgMatches, Command, Parser};
 use tinyonn::{Error, Result};
@@ -32,6 +33,19 @@ pub fn parse<C: Parser>() -> Result<C> {
     C::from_arg_matches_mut(&mut matches).map_err(|error| error.with_cmd(&command)).or_else(|error| error.exit())
 }
 
+/// Minutes that a flag gives.
+///
+/// # Errors
+/// None that are a number from 0 to a thousand million.
+pub fn minutes(text: &str) -> std::result::Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    // Further off no clock has a time.
+    if !(0.0..=1e9).contains(&number) {
+        return Err("give a number from 0 to 1e9".into());
+    }
+    Ok(Duration::from_secs_f64(60.0 * number))
+}
+
 fn refuse_not_finite(command: &Command, matches: &ArgMatches) -> Result<()> {
     let numbers =
         command.get_arguments().filter(|argument| argument.get_value_parser().type_id() == TypeId::of::<f64>());
@@ -60,6 +74,17 @@ mod tests {
         shares: Vec<f64>,
         #[arg(long)]
         seed: Option<u64>,
+    }
+
+    #[rstest]
+    #[case("1.5", Some(90))]
+    #[case("0", Some(0))]
+    #[case("1e300", None)]
+    #[case("-1", None)]
+    #[case("nan", None)]
+    #[case("soon", None)]
+    fn minutes_are_a_time_that_clocks_have(#[case] given: &str, #[case] seconds: Option<u64>) {
+        assert_eq!(minutes(given).ok(), seconds.map(Duration::from_secs));
     }
 
     #[rstest]

@@ -45,8 +45,8 @@ struct Cli {
     #[arg(long, value_name = "NAME")]
     cell: Vec<String>,
     /// Begin no cell after so many minutes; the same command goes on from there
-    #[arg(long, value_name = "N")]
-    minutes: Option<f64>,
+    #[arg(long, value_name = "N", value_parser = arguments::minutes)]
+    minutes: Option<Duration>,
     /// Make cells, and write no results
     #[arg(long)]
     no_report: bool,
@@ -111,7 +111,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         return dry_run(&config, &cells);
     }
     EvidenceStore::new(&config.out).begin(&config)?;
-    let until = cli.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes.max(0.0)));
+    let until = cli.minutes.map(|minutes| Instant::now() + minutes);
     let checkpoints = Checkpoints { dir: config.out.clone(), every: SAVE_EVERY, keep: 1, interrupt: interrupt() };
     let left = run_cells(&config, &cells, until, &checkpoints, told)?;
     if left > 0 {

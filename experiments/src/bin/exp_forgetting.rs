@@ -74,8 +74,8 @@ struct Cli {
     #[arg(long, value_name = "I/N", requires = "stage")]
     shard: Option<Shard>,
     /// Begin no run after so many minutes; the same command goes on from there
-    #[arg(long, value_name = "N")]
-    minutes: Option<f64>,
+    #[arg(long, value_name = "N", value_parser = arguments::minutes)]
+    minutes: Option<Duration>,
     /// Print the runs, their multiply-adds and hours, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -147,7 +147,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     // A model or material that is not there is refused before a folder is begun.
     config.plan(&[])?;
     Store::new(&config.out).begin(&config, &git_commit())?;
-    let until = cli.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(60.0 * minutes.max(0.0)));
+    let until = cli.minutes.map(|minutes| Instant::now() + minutes);
     let shard = cli.shard.unwrap_or(Shard::WHOLE);
     for stage in stages {
         let keys = keys_of(&config, stage)?;

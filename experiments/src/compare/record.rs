@@ -140,10 +140,10 @@ pub(super) fn write(record: &impl Serialize, path: &Path) -> Result<()> {
 }
 
 /// What to do with the record of a subject or a cell that cannot be read.
-pub(super) const REPEAT: &str = "remove the file: what it holds is measured again";
+pub(crate) const REPEAT: &str = "remove the file: what it holds is measured again";
 
 /// Reads a record; `None` where there is none. Of one that cannot be read, `remedy` is said.
-pub(super) fn read<R: DeserializeOwned>(path: &Path, remedy: &str) -> Result<Option<R>> {
+pub(crate) fn read<R: DeserializeOwned>(path: &Path, remedy: &str) -> Result<Option<R>> {
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

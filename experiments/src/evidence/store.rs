@@ -10,6 +10,7 @@ use tinyonn::train::checkpoints::differences;
 use tinyonn::{Error, Result, files};
 
 use super::{Cell, CellRecord, EvidenceConfig};
+use crate::compare::record::{REPEAT, read};
 
 /// The file that holds a study's settings.
 const BEGUN: &str = "evidence.json";
@@ -69,7 +70,7 @@ impl EvidenceStore {
     pub fn begun(&self) -> Result<EvidenceConfig> {
         let path = self.out.join(BEGUN);
         let remedy = "begin a study with exp_evidence, or name its folder with --out";
-        let begun: Option<Begun> = read(&path)?;
+        let begun: Option<Begun> = read(&path, REPEAT)?;
         Ok(begun.ok_or_else(|| Error::file(&path, "is not there", remedy))?.settings)
     }
 
@@ -84,7 +85,7 @@ impl EvidenceStore {
     /// # Errors
     /// A file that cannot be read.
     pub fn record(&self, cell: &Cell) -> Result<Option<CellRecord>> {
-        read(&self.file(cell))
+        read(&self.file(cell), REPEAT)
     }
 
     /// Keeps it.
@@ -105,10 +106,12 @@ impl EvidenceStore {
             let path = self.out.join(PLACES).join(cell.id());
             let place = File::options().create(true).truncate(false).write(true).open(&path);
             let place = place.map_err(|e| Error::io(&path, e))?;
-            if let Err(TryLockError::WouldBlock) = place.try_lock() {
-                return Ok(None);
+            match place.try_lock() {
+                Ok(()) => places.push(place),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                // As on a file system without locks, where two processes would make one cell.
+                Err(TryLockError::Error(e)) => return Err(Error::io(&path, e)),
             }
-            places.push(place);
         }
         Ok(Some(places))
     }
@@ -130,14 +133,4 @@ fn deciding(config: &EvidenceConfig) -> Value {
         }
     }
     value
-}
-
-fn read<R: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<R>> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, e)),
-    };
-    let remedy = "remove the file: what it holds is measured again";
-    serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(path, e.to_string(), remedy))
 }

@@ -101,17 +101,20 @@ impl Matched {
     /// none is compared.
     #[must_use]
     pub fn rise(&self) -> Option<f64> {
-        let compared = self.rises.iter().zip(&self.compared).filter(|(_, compared)| **compared);
-        let rises = compared.map(|(rise, _)| *rise).collect::<Option<Vec<f64>>>()?;
-        (!rises.is_empty()).then(|| rises.iter().sum::<f64>() / rises.len() as f64)
+        self.mean_compared(self.rises.iter().copied())
     }
 
     /// Steps that a task took to its target, mean over the tasks that are compared; `None` as of [`rise`](Self::rise).
     #[must_use]
     pub fn steps(&self) -> Option<f64> {
-        let compared = self.reached.iter().zip(&self.compared).filter(|(_, compared)| **compared);
-        let steps = compared.map(|(at, _)| Some(at.as_ref()?.step)).collect::<Option<Vec<f64>>>()?;
-        (!steps.is_empty()).then(|| steps.iter().sum::<f64>() / steps.len() as f64)
+        self.mean_compared(self.reached.iter().map(|at| Some(at.as_ref()?.step)))
+    }
+
+    /// Over the tasks that are compared; `None` where one of them has no value, or where none is compared.
+    fn mean_compared(&self, values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+        let compared = values.zip(&self.compared).filter(|(_, compared)| **compared);
+        let values = compared.map(|(value, _)| value).collect::<Option<Vec<f64>>>()?;
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     }
 
     /// Whether dense fine-tuning forgets nothing at this rate: there is nothing to compare.

@@ -10,6 +10,7 @@ use tinyonn::train::checkpoints::differences;
 use tinyonn::{Error, Result, SOURCES_SHA256, files};
 
 use super::{RunKey, StudyConfig};
+use crate::compare::record::{REPEAT, read};
 
 /// The file that holds a study's settings.
 const BEGUN: &str = "forgetting.json";
@@ -106,7 +107,7 @@ impl Store {
     fn begun_as(&self) -> Result<Begun> {
         let path = self.out.join(BEGUN);
         let remedy = "begin a study with exp_forgetting, or name its folder with --out";
-        read(&path)?.ok_or_else(|| Error::file(&path, "is not there", remedy))
+        read(&path, REPEAT)?.ok_or_else(|| Error::file(&path, "is not there", remedy))
     }
 
     /// The file of a run.
@@ -120,7 +121,7 @@ impl Store {
     /// # Errors
     /// A file that cannot be read.
     pub fn record(&self, key: &RunKey) -> Result<Option<RunRecord>> {
-        read(&self.file(key))
+        read(&self.file(key), REPEAT)
     }
 
     /// Keeps the record of a run.
@@ -146,14 +147,4 @@ fn deciding(config: &StudyConfig) -> Value {
         }
     }
     value
-}
-
-fn read<R: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<R>> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, e)),
-    };
-    let remedy = "remove the file: what it holds is measured again";
-    serde_json::from_slice(&text).map(Some).map_err(|e| Error::file(path, e.to_string(), remedy))
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tinyonn::{Error, Result, files};
 
 use super::{Arm, GrowthConfig};
+use crate::compare::record::{REPEAT, read};
 
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,14 +38,7 @@ impl Record {
     /// # Errors
     /// A file that is no record.
     pub fn read(out: &Path, arm: &Arm, seed: u64) -> Result<Option<Self>> {
-        let path = place(out, arm, seed);
-        match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(|e| Error::file(&path, e.to_string(), "remove it: it is computed again")),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::io(&path, e)),
-        }
+        read(&place(out, arm, seed), REPEAT)
     }
 
     /// Writes it.
