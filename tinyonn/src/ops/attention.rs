@@ -3,7 +3,7 @@
 //! Shapes: q, y `[B, T, H, D]`, k, v `[B, S, K, D]`; head h reads the keys of head h / (H/K). With S > T the T queries
 //! are the last T positions (a cache). Nothing of size T·S outlives the call: the backward computes the probabilities
 //! anew from the saved log-sums (Dao et al., 2022), with dS = P ⊙ (dP − Σ_j dP ⊙ P) / √D. On a GPU, bf16 with D of 64 or 128 takes kernels
-//! of our own (`attention.cu`, on compute capability 9.0 `attention_hopper.cu`); the rest is a composition.
+//! of our own (`attention.cu`, on compute capability 9.0 `attention_hopper.cu`); the rest is a composition, on a GPU with the softmax in one launch (`causal_softmax.cu`).
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
@@ -25,9 +25,9 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-#[cfg(feature = "cuda")]
-use super::attention_kernel;
 use super::lanes;
+#[cfg(feature = "cuda")]
+use super::{attention_kernel, causal_softmax};
 
 /// What the backward needs.
 #[derive(Debug)]
@@ -172,16 +172,33 @@ impl Attention {
     fn probabilities(&self) -> Result<Tensor> {
         let s = self.shape;
         let k_bkds = self.k_bskd.permute((0, 2, 3, 1))?.contiguous()?;
-        let scores = (self.by_kv_head(&self.q_bthd)?.matmul(&k_bkds)? * s.scale())?;
+        let scores = self.by_kv_head(&self.q_bthd)?.matmul(&k_bkds)?;
         let wide = if scores.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let scores = scores.to_dtype(wide)?.reshape((s.batch, s.heads, s.queries, s.keys))?;
+        let by_kv_head = (s.batch, s.kv_heads, s.group() * s.queries, s.keys);
+        #[cfg(feature = "cuda")]
+        if causal_softmax::takes(&[&scores]) {
+            return causal_softmax::forward(&scores, s.scale())?.reshape(by_kv_head);
+        }
         let past = s.keys - s.queries;
         let device = scores.device();
         let own = Tensor::arange(past as u32, s.keys as u32, device)?.unsqueeze(1)?;
         let hidden_ts = own.broadcast_lt(&Tensor::arange(0, s.keys as u32, device)?.unsqueeze(0)?)?;
         let nothing = Tensor::zeros(hidden_ts.shape(), wide, device)?;
         let mask_ts = hidden_ts.where_cond(&(&nothing + f64::NEG_INFINITY)?, &nothing)?;
-        let scores = scores.to_dtype(wide)?.reshape((s.batch, s.heads, s.queries, s.keys))?.broadcast_add(&mask_ts)?;
-        candle_nn::ops::softmax(&scores, D::Minus1)?.reshape((s.batch, s.kv_heads, s.group() * s.queries, s.keys))
+        let scores = (scores * s.scale())?.broadcast_add(&mask_ts)?;
+        candle_nn::ops::softmax(&scores, D::Minus1)?.reshape(by_kv_head)
+    }
+
+    /// dS of P and dP.
+    fn scores_gradient(&self, p: &Tensor, dp: &Tensor) -> Result<Tensor> {
+        let s = self.shape;
+        #[cfg(feature = "cuda")]
+        if causal_softmax::takes(&[p, dp]) {
+            let by_head = |x: &Tensor| x.reshape((s.batch, s.heads, s.queries, s.keys));
+            return causal_softmax::backward(&by_head(p)?, &by_head(dp)?, s.scale())?.reshape(p.shape());
+        }
+        (p * dp.broadcast_sub(&(dp * p)?.sum_keepdim(D::Minus1)?)?)? * s.scale()
     }
 
     fn plain_forward(&self) -> Result<Tensor> {
@@ -193,8 +210,8 @@ impl Attention {
         let (p, dy) = (self.probabilities()?, self.by_kv_head(dy_bthd)?);
         let dtype = self.v_bskd.dtype();
         let dp = dy.matmul(&self.v_bskd.permute((0, 2, 3, 1))?.contiguous()?)?.to_dtype(p.dtype())?;
-        let ds = (&p * dp.broadcast_sub(&(&dp * &p)?.sum_keepdim(D::Minus1)?)?)? * self.shape.scale();
-        let (p, ds) = (p.to_dtype(dtype)?, ds?.to_dtype(dtype)?);
+        let ds = self.scores_gradient(&p, &dp)?.to_dtype(dtype)?;
+        let p = p.to_dtype(dtype)?;
         let dq = ds.matmul(&self.k_bskd.transpose(1, 2)?.contiguous()?)?;
         let dk = ds.t()?.contiguous()?.matmul(&self.by_kv_head(&self.q_bthd)?)?;
         let dv = p.t()?.contiguous()?.matmul(&dy)?;

@@ -233,7 +233,7 @@ mod on_a_card {
 
     use super::super::kernel::{Argument, Kernel, card, room};
 
-    const TEXT: &str = concat!(include_str!("numbers.cu"), include_str!("cross_entropy.cu"));
+    const TEXT: &str = concat!(include_str!("numbers.cu"), include_str!("peak.cu"), include_str!("cross_entropy.cu"));
     static LOSSES: Kernel = Kernel::new("cross_entropy", TEXT);
     static GRADIENT: Kernel = Kernel::new("cross_entropy_gradient", TEXT);
 

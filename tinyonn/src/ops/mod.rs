@@ -32,6 +32,8 @@ mod attention_kernel;
 mod block_sparse;
 #[cfg(feature = "cuda")]
 pub mod card;
+#[cfg(feature = "cuda")]
+mod causal_softmax;
 pub mod chosen_neurons;
 pub mod class_scatter;
 mod class_sums;
