@@ -44,7 +44,7 @@ impl Answer {
 }
 
 /// The answers to all items of `task` of a model that reads `most` positions. `likelihoods` is that model: of the continuations of `together` items at once, with the
-/// flag whether greedy matches are asked for, it says how probable each is. One item at a time shares its context and reads least; several fill a GPU.
+/// flag whether greedy matches are asked for, it says how probable each is. One item at a time shares its context and reads least; several, those of like length, fill a GPU.
 ///
 /// # Errors
 /// A continuation longer than the model can read; what tokenizer and model report.
@@ -56,30 +56,38 @@ pub fn answers(
     mut likelihoods: impl FnMut(&[Continuation], bool) -> Result<Vec<Likelihood>>,
 ) -> Result<Vec<Answer>> {
     let progress = Progress::new(task.items.len() as u64, &task.name);
-    let mut found = Vec::with_capacity(task.items.len());
-    for items in task.items.chunks(together.max(1)) {
-        let (mut asked, mut cut) = (Vec::new(), Vec::new());
-        for item in items {
-            let encoded = item.choices.iter().map(|choice| encode(tokenizer, choice, most)).collect::<Result<Vec<_>>>();
-            let (own, lengths): (Vec<Continuation>, Vec<usize>) =
-                encoded.map_err(|error| of_item(error, &task.name, item.id))?.into_iter().unzip();
-            asked.extend(own);
-            cut.push(lengths.into_iter().max().unwrap_or(0));
-        }
-        let said = likelihoods(&asked, task.metric == Metric::GreedyMatch)?;
-        if said.len() != asked.len() {
-            let problem = format!("{} for {} continuations", said.len(), asked.len());
+    let mut asked = Vec::with_capacity(task.items.len());
+    for item in &task.items {
+        let encoded = item.choices.iter().map(|choice| encode(tokenizer, choice, most)).collect::<Result<Vec<_>>>();
+        let (own, cut): (Vec<Continuation>, Vec<usize>) =
+            encoded.map_err(|error| of_item(error, &task.name, item.id))?.into_iter().unzip();
+        asked.push((own, cut.into_iter().max().unwrap_or(0)));
+    }
+    // Items of like length together: the shorter ones of a batch are padded to its longest.
+    let mut order: Vec<usize> = (0..asked.len()).collect();
+    if together > 1 {
+        order.sort_by_key(|at| asked[*at].0.iter().map(|one| one.tokens.len()).max());
+    }
+    let mut found: Vec<Option<Answer>> = vec![None; asked.len()];
+    let mut done = 0;
+    for items in order.chunks(together.max(1)) {
+        let own: Vec<Continuation> = items.iter().flat_map(|at| asked[*at].0.iter().cloned()).collect();
+        let said = likelihoods(&own, task.metric == Metric::GreedyMatch)?;
+        if said.len() != own.len() {
+            let problem = format!("{} for {} continuations", said.len(), own.len());
             return Err(Error::setting("likelihoods", problem, "give one for each"));
         }
-        let mut answered = asked.iter().zip(said);
-        for (item, cut) in items.iter().zip(cut) {
-            let own: Vec<(&Continuation, Likelihood)> = answered.by_ref().take(item.choices.len()).collect();
-            found.push(answer(task.metric, item, &own, cut));
+        let mut answered = own.iter().zip(said);
+        for at in items {
+            let item = &task.items[*at];
+            let said: Vec<(&Continuation, Likelihood)> = answered.by_ref().take(item.choices.len()).collect();
+            found[*at] = Some(answer(task.metric, item, &said, asked[*at].1));
         }
-        progress.update(found.len() as u64, &[], asked.iter().map(|one| one.tokens.len() as u64).sum());
+        done += items.len();
+        progress.update(done as u64, &[], own.iter().map(|one| one.tokens.len() as u64).sum());
     }
     progress.finish();
-    Ok(found)
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// What an item's choices were said to be.
