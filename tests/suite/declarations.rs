@@ -5,8 +5,8 @@ use candle_nn::{Init, VarBuilder, VarMap};
 use rstest::rstest;
 use tinyonn::Result;
 use tinyonn::moe::{
-    self, AlwaysSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Neurons,
-    PartitionStrategy, Pfag, Project, Reduce, RoutePer, Router, RouterKind, RouterShape, RouterSpec, moe,
+    self, AlwaysSpec, AttentionSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec,
+    Neurons, PartitionStrategy, Pfag, Project, Reduce, RoutePer, Router, RouterKind, RouterShape, RouterSpec, moe,
 };
 
 use crate::gradients::inputs;
@@ -105,6 +105,7 @@ fn an_enum_is_its_specification_field_by_field() {
         route_per: RoutePer::Token,
         gate: Gate::Scaled,
         neurons: Neurons::All,
+        attention: AttentionSpec::Dense,
         pfag: Pfag::Off,
         balance: Balance::Bias { rate: 0.001 },
         z_loss: 0.0,

@@ -28,9 +28,9 @@ fn gallery() -> Vec<&'static Variant> {
     variants().into_iter().filter(shipped).collect()
 }
 
-/// Wide enough for the most experts, and divisible by no number of them; sequences as long as the longest segment needs.
+/// Wide enough for the most experts, and divisible by no number of them; heads of as many values as an index reads; sequences as long as the longest segment needs.
 fn config() -> Arch {
-    Arch { vocab_size: VOCAB, max_position_embeddings: 512, ..models::config(211, false) }
+    Arch { vocab_size: VOCAB, max_position_embeddings: 512, head_dim: 8, ..models::config(211, false) }
 }
 
 fn upcycled(variant: &Variant) -> (ParamStore, ParamStore) {

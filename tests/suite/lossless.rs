@@ -47,7 +47,8 @@ pub(crate) fn assert_lossless_on(cfg: &Arch, name: &str, strategy: Partition, dt
     assert_eq!(model.neuron_experts().unwrap(), Some(experts));
     // Where routing chooses everything its gates are explicit ones; elsewhere it must show.
     let routed = bits(&model.logits(&ids, &Pass::routed(), None).unwrap());
-    let everything = variant.spec.active_experts() == variant.spec.experts();
+    let all_pairs = variant.spec.attention.pairs().is_none_or(|pairs| pairs.keeps_all(shape.1, shape.1));
+    let everything = variant.spec.active_experts() == variant.spec.experts() && all_pairs;
     // Adaptive routers may take everything, and need not.
     assert!(variant.spec.pfag != Pfag::Off || (routed == expected) == everything);
 
@@ -140,7 +141,10 @@ fn so_it_is_whatever_the_variant_declares(
         "ByEntropy",
         "ByNucleus",
         "BySurprisal",
-        "SegmentBySurprisal"
+        "SegmentBySurprisal",
+        "ByComponents",
+        "AllPairs",
+        "ExpertsAndPairs"
     )]
     name: &'static str,
 ) {

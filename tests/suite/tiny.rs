@@ -10,8 +10,8 @@ use tinyonn::decoder::{Arch, Ask, CausalLm, Mlp, Pass};
 use tinyonn::imaging::{Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{
-    self, Balance, Combine, ExpertsAre, Gate, GaussianSpec, LevelSpec, LoadMeter, MoeSpec, Neurons, Pfag, RoutePer,
-    RouterKind, RouterSpec, Variant,
+    self, AttentionSpec, Balance, Combine, ExpertsAre, Gate, GaussianSpec, LevelSpec, LoadMeter, MoeSpec, Neurons,
+    Pfag, RoutePer, RouterKind, RouterSpec, Variant,
 };
 use tinyonn::ops::host;
 use tinyonn::random;
@@ -77,6 +77,7 @@ pub(crate) fn spec(levels: &[(usize, usize)]) -> MoeSpec {
         route_per: RoutePer::Token,
         gate: Gate::Unit,
         neurons: Neurons::All,
+        attention: AttentionSpec::Dense,
         pfag: Pfag::Off,
         balance: Balance::None,
         z_loss: 0.0,

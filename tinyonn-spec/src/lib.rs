@@ -7,18 +7,21 @@
 //! the routed experts, by running index: expert e of group g of an even G × E hierarchy is g·E + e (DESIGN §1). Experts that
 //! always take part come after them.
 
+mod attention;
 mod behaviour;
 mod count;
 mod describe;
 mod hierarchy;
 mod moe_spec;
 mod outline;
+mod pair_cost;
 mod pfag;
 mod router_kind;
 mod taking;
 mod validate;
 mod words;
 
+pub use attention::{AttentionSpec, KeptPairs, PairIndex, PairsBy, PairsChosen, PairsSpec, Prefill};
 pub use behaviour::{Balance, Combine, ExpertsAre, Gate, Neurons, PartitionStrategy, RoutePer};
 pub use hierarchy::{AlwaysSpec, LevelSpec, RouterShape, RouterSlot, RouterSpec};
 pub use moe_spec::MoeSpec;

@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AlwaysSpec, Balance, Combine, ExpertsAre, Gate, LevelSpec, Neurons, PartitionStrategy, Pfag, RoutePer};
+use crate::{
+    AlwaysSpec, AttentionSpec, Balance, Combine, ExpertsAre, Gate, LevelSpec, Neurons, PartitionStrategy, Pfag,
+    RoutePer,
+};
 
 /// A declared mixture of experts: `const` in the code that `#[moe(..)]` writes, deserialised from a checkpoint.
 ///
@@ -41,6 +44,9 @@ pub struct MoeSpec {
     /// Which neurons of the chosen experts take part.
     #[serde(default, skip_serializing_if = "Neurons::is_all")]
     pub neurons: Neurons,
+    /// Which pairs the attention before it computes.
+    #[serde(default, skip_serializing_if = "AttentionSpec::is_dense")]
+    pub attention: AttentionSpec,
     /// How many choices of a router are taken, where that depends on its input.
     pub pfag: Pfag,
     /// How load is kept even while routers learn.
@@ -66,6 +72,7 @@ impl MoeSpec {
         route_per: RoutePer::Token,
         gate: Gate::Unit,
         neurons: Neurons::All,
+        attention: AttentionSpec::Dense,
         pfag: Pfag::Off,
         balance: Balance::None,
         z_loss: 0.0,

@@ -1,8 +1,8 @@
 //! A declaration in a few words, for tables and logs.
 
 use crate::{
-    Balance, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Neurons, Pfag, Project, Reduce, RoutePer,
-    RouterKind,
+    AttentionSpec, Balance, Covariance, ExpertsAre, Gate, GaussianSpec, KeptPairs, LevelSpec, MoeSpec, Neurons,
+    PairIndex, PairsSpec, Pfag, Prefill, Project, Reduce, RoutePer, RouterKind,
 };
 
 impl MoeSpec {
@@ -54,11 +54,12 @@ impl MoeSpec {
     /// without what is as by default.
     ///
     /// ```
-    /// use tinyonn::gallery::{Nucleus, OwnGate, Smear, TinyOnn};
+    /// use tinyonn::gallery::{LongContext, Nucleus, OwnGate, Smear, TinyOnn};
     ///
     /// assert_eq!(TinyOnn::SPEC.behaviour_words(), "token, concat, unit");
     /// assert_eq!(Smear::SPEC.behaviour_words(), "sequence(64), replicas, merge");
     /// assert_eq!(OwnGate::SPEC.behaviour_words(), "token, concat, unit, neurons by gate");
+    /// assert!(LongContext::SPEC.behaviour_words().ends_with("pairs(0.125, components(8), near 32, first 4, by kv_head)"));
     /// assert_eq!(Nucleus::SPEC.behaviour_words(), "token, concat, unit, nucleus(0.4), balance loss(0.01)");
     /// ```
     #[must_use]
@@ -78,6 +79,10 @@ impl MoeSpec {
             Neurons::Gate => Some("neurons by gate".to_owned()),
             Neurons::Pruned => Some("a fixed set of neurons".to_owned()),
         });
+        words.extend(match &self.attention {
+            AttentionSpec::Dense => None,
+            AttentionSpec::Pairs(pairs) => Some(pairs_words(pairs)),
+        });
         words.extend(match self.pfag {
             Pfag::Off => None,
             Pfag::Entropy => Some("entropy".to_owned()),
@@ -93,6 +98,28 @@ impl MoeSpec {
         words.extend((self.jitter > 0.0).then(|| format!("jitter {}", self.jitter)));
         words.extend(self.activation.as_ref().map(|activation| format!("activation {activation}")));
         words.join(", ")
+    }
+}
+
+/// How many keys a query keeps, by what, and whose choice it is.
+fn pairs_words(pairs: &PairsSpec) -> String {
+    let keep = match pairs.keep {
+        KeptPairs::Share(share) => share.to_string(),
+        KeptPairs::Keys(keys) => format!("keys({keys})"),
+    };
+    let prefill = if pairs.prefill == Prefill::Sparse { ", prefill sparse" } else { "" };
+    let (near, first, by) = (pairs.near, pairs.first, pairs.by.word());
+    format!("pairs({keep}, {}, near {near}, first {first}, by {by}{prefill})", index_words(pairs.index))
+}
+
+/// An index, as it is declared.
+fn index_words(index: PairIndex) -> String {
+    match index {
+        PairIndex::Components(r) => format!("components({r})"),
+        PairIndex::Directions(r) => format!("directions({r})"),
+        PairIndex::Blocks(size) => format!("blocks({size})"),
+        PairIndex::Window => "window".to_owned(),
+        PairIndex::Exact => "exact".to_owned(),
     }
 }
 

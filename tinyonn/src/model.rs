@@ -161,6 +161,23 @@ impl TinyOnnForCausalLm {
         Self { paths: paths.map(Arc::new), ..self }
     }
 
+    /// With the main directions of each layer's keys, which attention by `index = directions(r)` reads: [`CausalLm::with_key_directions`].
+    ///
+    /// ```
+    /// use tinyonn::checkpoint::KeyDirections;
+    /// use tinyonn::model::TinyOnnForCausalLm;
+    ///
+    /// fn with(model: TinyOnnForCausalLm, directions: &KeyDirections) -> tinyonn::Result<TinyOnnForCausalLm> {
+    ///     model.with_key_directions(directions.layers())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Directions of other layers or heads, or fewer than the index reads.
+    pub fn with_key_directions(self, directions: &[Tensor]) -> Result<Self> {
+        Ok(Self { lm: self.lm.with_key_directions(directions)?, ..self })
+    }
+
     fn with_own_paths(&self, pass: &Pass) -> Pass {
         Pass { paths: pass.paths.clone().or_else(|| self.paths.clone()), ..pass.clone() }
     }

@@ -9,6 +9,7 @@ use experiments::{arguments, main_with, say};
 use serde_json::{Value, json};
 use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, VariantParameters, is_tinyonn, variant_parameters};
 use tinyonn::decoder::Arch;
+use tinyonn::decoder::attention::check_attention;
 use tinyonn::moe::expert::check_width;
 use tinyonn::moe::{MoeSpec, Neurons, Pfag, Variant, variants};
 use tinyonn::{Result, moe};
@@ -70,12 +71,13 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 /// One variant, and what it is on the model, if one was given: its parameters, or why it does not fit.
 struct Row {
     variant: &'static Variant,
+    cfg: Option<Arch>,
     fit: Option<std::result::Result<(VariantParameters, usize), String>>,
 }
 
 fn head(model: bool) -> Vec<String> {
     let always = ["variant", "hierarchy", "PDD", "routers", "decides, combines, weighs", "active"];
-    let of_model = ["in routers", "parameters", "active share of the MLPs"];
+    let of_model = ["in routers", "parameters", "active share of the MLPs", "attention"];
     always.into_iter().chain(of_model.into_iter().filter(|_| model)).map(str::to_owned).collect()
 }
 
@@ -90,14 +92,27 @@ impl Row {
             // Of two of one name neither can be asked for.
             moe::variant(&variant.spec.name)?;
             check_width(&variant.spec, cfg.intermediate_size, 0)?;
+            check_attention(&variant.spec.attention, cfg)?;
             Ok((variant_parameters(cfg, variant)?, cfg.parameters()))
         };
-        Self { variant, fit: cfg.map(|cfg| count(cfg).map_err(|e| e.to_string())) }
+        Self { variant, cfg: cfg.cloned(), fit: cfg.map(|cfg| count(cfg).map_err(|e| e.to_string())) }
     }
 
     fn active(&self) -> String {
         let spec = &self.variant.spec;
         format!("{}{} of {}", at_most(spec), spec.active_experts(), spec.experts())
+    }
+
+    /// What attention costs of a text as long as the model reads, and what the last position reads of its cache.
+    fn attention(&self) -> String {
+        let (Some(pairs), Some(cfg)) = (self.variant.spec.attention.pairs(), &self.cfg) else {
+            return "all".to_owned();
+        };
+        let (positions, percent) = (cfg.max_position_embeddings, |share: f64| format!("{:.1} %", 100.0 * share));
+        let [least, most] = pairs.bytes(cfg.head_dim, cfg.kv_groups(), positions);
+        let read = if least < most { format!("{} to {}", percent(least), percent(most)) } else { percent(least) };
+        let operations = percent(pairs.operations(cfg.head_dim, positions));
+        format!("{operations} of its products, {read} of a cache's bytes read at {positions} positions")
     }
 
     fn cells(&self) -> Vec<String> {
@@ -118,6 +133,7 @@ impl Row {
                 cells.push(format!("{} ({percent:.2} %)", counted.routers));
                 cells.push(counted.total.to_string());
                 cells.push(format!("{most}{:.1} %", 100.0 * spec.active_share()));
+                cells.push(self.attention());
             }
             Some(Err(why)) => cells.push(why.clone()),
         }
@@ -139,6 +155,14 @@ impl Row {
         match &self.fit {
             None => {}
             Some(Ok((counted, dense))) => {
+                if let (Some(pairs), Some(cfg)) = (spec.attention.pairs(), &self.cfg) {
+                    let positions = cfg.max_position_embeddings;
+                    row["attention"] = json!({
+                        "positions": positions,
+                        "operations": pairs.operations(cfg.head_dim, positions),
+                        "bytes": pairs.bytes(cfg.head_dim, cfg.kv_groups(), positions),
+                    });
+                }
                 row["parameters"] = json!({ "dense": dense, "routers": counted.routers, "total": counted.total });
             }
             Some(Err(why)) => row["does_not_fit"] = json!(why),

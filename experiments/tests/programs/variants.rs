@@ -41,6 +41,13 @@ fn on_a_model_parameters_are_counted_and_what_does_not_fit_says_why() {
     }
     assert!(printed(&place.run(VARIANTS, "--model sparse")).ends_with("sparse is a TinyOnn.\n"));
 
+    // Attention to some pairs is counted too, at as many positions as the model reads.
+    let rows: Vec<Value> = serde_json::from_str(&printed(&place.run(VARIANTS, "--model dense --json"))).unwrap();
+    let row = rows.iter().find(|row| row["name"] == "LongContext").unwrap();
+    let (share, positions) = (row["attention"]["operations"].as_f64().unwrap(), config().max_position_embeddings);
+    assert!(share > 0.0 && share <= 1.0 && row["attention"]["positions"] == positions, "{row}");
+    assert!(rows.iter().all(|row| row["attention"].is_object() == (row["spec"]["attention"].is_object())), "{rows:?}");
+
     // Narrower than a hundred experts: said in their rows, and no reason to fail.
     let narrow = Arch { intermediate_size: 60, ..config() };
     let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&narrow, &vb).map(drop)).unwrap();

@@ -4,7 +4,10 @@ use std::fmt::Debug;
 
 use proc_macro2::{Ident, Literal, TokenStream};
 use quote::{format_ident, quote};
-use tinyonn_spec::{AlwaysSpec, Balance, GaussianSpec, LevelSpec, MoeSpec, Pfag, RoutePer, RouterKind, RouterSpec};
+use tinyonn_spec::{
+    AlwaysSpec, AttentionSpec, Balance, GaussianSpec, KeptPairs, LevelSpec, MoeSpec, PairIndex, PairsSpec, Pfag,
+    RoutePer, RouterKind, RouterSpec,
+};
 
 pub(super) fn spec(spec: &MoeSpec) -> TokenStream {
     let MoeSpec { name, levels, always, experts_are, combine, route_per, gate, pfag, balance, .. } = spec;
@@ -33,6 +36,7 @@ pub(super) fn spec(spec: &MoeSpec) -> TokenStream {
     say(*route_per != plain.route_per, "route_per", self::route_per(*route_per));
     say(*gate != plain.gate, "gate", word("Gate", gate));
     say(spec.neurons != plain.neurons, "neurons", word("Neurons", &spec.neurons));
+    say(!spec.attention.is_dense(), "attention", attention(&spec.attention));
     say(*pfag != plain.pfag, "pfag", self::pfag(*pfag));
     say(*balance != plain.balance, "balance", self::balance(*balance));
     for (field, value) in [("z_loss", spec.z_loss), ("jitter", spec.jitter)] {
@@ -107,6 +111,44 @@ fn route_per(route_per: RoutePer) -> TokenStream {
             quote!(RoutePer::Sequence { first: #first })
         }
         RoutePer::Token | RoutePer::Task => word("RoutePer", &route_per),
+    }
+}
+
+fn attention(attention: &AttentionSpec) -> TokenStream {
+    let AttentionSpec::Pairs(pairs) = attention else { return word("AttentionSpec", attention) };
+    let PairsSpec { keep, index, near, first, by, choose, prefill } = pairs;
+    let keep = match keep {
+        KeptPairs::Share(share) => {
+            let share = real(*share);
+            quote!(KeptPairs::Share(#share))
+        }
+        KeptPairs::Keys(keys) => {
+            let keys = number(*keys);
+            quote!(KeptPairs::Keys(#keys))
+        }
+    };
+    let sized = |name: &str, size: usize| {
+        let (name, size) = (format_ident!("{name}"), number(size));
+        quote!(PairIndex::#name(#size))
+    };
+    let index = match *index {
+        PairIndex::Components(r) => sized("Components", r),
+        PairIndex::Directions(r) => sized("Directions", r),
+        PairIndex::Blocks(size) => sized("Blocks", size),
+        PairIndex::Window | PairIndex::Exact => word("PairIndex", index),
+    };
+    let (near, first) = (number(*near), number(*first));
+    let (by, choose, prefill) = (word("PairsBy", by), word("PairsChosen", choose), word("Prefill", prefill));
+    quote! {
+        AttentionSpec::Pairs(PairsSpec {
+            keep: #keep,
+            index: #index,
+            near: #near,
+            first: #first,
+            by: #by,
+            choose: #choose,
+            prefill: #prefill,
+        })
     }
 }
 

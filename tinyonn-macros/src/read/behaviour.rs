@@ -1,8 +1,11 @@
 //! What is said of the variant as a whole: what experts are and how they are combined, what decides for what, how load is kept.
 
 use syn::Path;
-use tinyonn_spec::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, PartitionStrategy, Pfag, RoutePer};
+use tinyonn_spec::{
+    AttentionSpec, Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, PartitionStrategy, Pfag, RoutePer,
+};
 
+use super::attention::{STAND_IN, attention};
 use super::settings::{Call, Settings, count, real, word};
 use crate::errors::Errors;
 use crate::parse::{Value, names_a_type};
@@ -36,6 +39,10 @@ pub(super) fn behaviour(settings: &Settings, errors: &mut Errors) -> (MoeSpec, O
     }
     settings.set("gate", &mut spec.gate, errors, word(&GATES));
     settings.set("neurons", &mut spec.neurons, errors, word(&Neurons::ALL));
+    if !settings.set("attention", &mut spec.attention, errors, attention) {
+        // Of what cannot be read nobody knows that a hierarchy is missing.
+        spec.attention = AttentionSpec::Pairs(STAND_IN);
+    }
     settings.set("partition", &mut spec.partition, errors, |key, value, errors| {
         word(&PartitionStrategy::ALL)(key, value, errors).map(Some)
     });

@@ -29,7 +29,7 @@ pub(super) fn stand_in() -> Hierarchy {
 }
 
 pub(super) fn hierarchy(settings: &Settings, errors: &mut Errors) -> Option<Hierarchy> {
-    if is_of_neurons_alone(settings) {
+    if needs_no_levels(settings) {
         return Some(one_expert(settings, errors));
     }
     let choices = choices(settings, errors);
@@ -74,9 +74,10 @@ pub(super) fn hierarchy(settings: &Settings, errors: &mut Errors) -> Option<Hier
     })
 }
 
-/// Whether nothing is said of a hierarchy, and neurons are what is chosen.
-fn is_of_neurons_alone(settings: &Settings) -> bool {
-    settings.is_meant("neurons") && !["groups", "experts", "levels"].into_iter().any(|key| settings.is_meant(key))
+/// Whether nothing is said of a hierarchy, and neurons or pairs are what is chosen.
+fn needs_no_levels(settings: &Settings) -> bool {
+    ["neurons", "attention"].into_iter().any(|key| settings.is_meant(key))
+        && !["groups", "experts", "levels"].into_iter().any(|key| settings.is_meant(key))
 }
 
 /// No levels: all neurons are of experts that always take part, of one unless said otherwise.

@@ -3,6 +3,7 @@
 //!
 //! What cannot be read is reported and then stands for whatever breaks no rule, so that the rules speak of the rest.
 
+mod attention;
 mod behaviour;
 mod groups;
 mod item;
@@ -17,8 +18,8 @@ mod top_k;
 pub(crate) use router::{GAUSSIAN_ARGUMENTS, ROUTERS};
 #[cfg(test)]
 pub(crate) use {
-    behaviour::ACTIVATIONS, behaviour::BALANCE, behaviour::GATES, behaviour::PFAG, behaviour::ROUTE_PER,
-    groups::GROUP_SETTINGS,
+    attention::ATTENTION, attention::INDICES, attention::PAIRS, behaviour::ACTIVATIONS, behaviour::BALANCE,
+    behaviour::GATES, behaviour::PFAG, behaviour::ROUTE_PER, groups::GROUP_SETTINGS,
 };
 
 use std::collections::BTreeSet;
@@ -33,7 +34,7 @@ use settings::Settings;
 use spans::Spans;
 
 /// The settings there are.
-pub(crate) const SETTINGS: [&str; 17] = [
+pub(crate) const SETTINGS: [&str; 18] = [
     "groups",
     "experts",
     "levels",
@@ -44,6 +45,7 @@ pub(crate) const SETTINGS: [&str; 17] = [
     "combine",
     "gate",
     "neurons",
+    "attention",
     "route_per",
     "pfag",
     "balance",

@@ -89,13 +89,17 @@ impl<'a> Settings<'a> {
 
     /// Where the value of `key` stands, or the one argument of it.
     pub(super) fn innermost(&self, key: &str) -> Option<Span> {
+        self.value(key).map(innermost)
+    }
+
+    /// Where the argument `name` of the value of `key` stands, or the one argument of that; the value where it has no such argument.
+    pub(super) fn argument(&self, key: &str, name: &str) -> Option<Span> {
         let value = self.value(key)?;
-        let argument = match value {
-            Value::Word { arguments, .. } => arguments.as_slice(),
-            _ => &[],
-        };
-        let innermost = if let [Argument::Plain(argument)] = argument { argument } else { value };
-        Some(innermost.to_token_stream().span())
+        let named = arguments(value).iter().find_map(|argument| match argument {
+            Argument::Named(Setting { key, value }) if key == name => value.as_ref(),
+            _ => None,
+        });
+        Some(innermost(named.unwrap_or(value)))
     }
 
     /// The number `key`, which has no default: an error at `span` says what to add if it is missing.
@@ -105,6 +109,20 @@ impl<'a> Settings<'a> {
         }
         Number::read(key, self.value(key), errors)
     }
+}
+
+/// What stands in the parentheses behind a word.
+fn arguments(value: &Value) -> &[Argument] {
+    match value {
+        Value::Word { arguments, .. } => arguments,
+        _ => &[],
+    }
+}
+
+/// Where a value stands, or its one argument.
+fn innermost(value: &Value) -> Span {
+    let innermost = if let [Argument::Plain(argument)] = arguments(value) { argument } else { value };
+    innermost.to_token_stream().span()
 }
 
 /// A number as it was written; `None` if it could not be read, which has been said.

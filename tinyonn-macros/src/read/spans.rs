@@ -46,6 +46,7 @@ impl Spans {
             At::Always { group, part } => self.always.get(group).map(|place| place.of(part)),
             At::Setting(key) => settings.key(key).map(proc_macro2::Ident::span),
             At::Value(key) => settings.innermost(key),
+            At::Argument(key, name) => settings.argument(key, name),
         };
         found.unwrap_or(self.hierarchy)
     }

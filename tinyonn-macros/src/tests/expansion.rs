@@ -55,6 +55,7 @@ fn pretty(settings: &str, item: &str) -> String {
     "groups = 2, experts = 2, router = Mine, activation = my::Relu2, combine = dispatch, gate = scaled, partition = sps",
     "pub struct OfOnesOwn;"
 )]
+#[case::long("long.rs", "attention = pairs(keep = 0.125, index = components(8))", "pub struct Long;")]
 #[case::refused("refused.rs", "groups = 0, experts = 2", "/// Kept.\npub struct Refused;")]
 #[case::refused_groups("refused_groups.rs", "top_k = 5", "pub enum RefusedGroups { #[group(experts = 2)] Alone }")]
 fn expands_to(#[case] file: &str, #[case] settings: &str, #[case] item: &str) {

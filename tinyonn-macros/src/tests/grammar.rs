@@ -2,12 +2,15 @@
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use rstest::rstest;
-use tinyonn_spec::{Combine, Covariance, ExpertsAre, Neurons, PartitionStrategy, Project, Reduce, Word};
+use tinyonn_spec::{
+    Combine, Covariance, ExpertsAre, Neurons, PairsBy, PairsChosen, PartitionStrategy, Prefill, Project, Reduce, Word,
+};
 
 use super::{UNIT, tokens, understood};
 use crate::declare;
 use crate::read::{
-    ACTIVATIONS, BALANCE, GATES, GAUSSIAN_ARGUMENTS, GROUP_SETTINGS, PFAG, ROUTE_PER, ROUTERS, SETTINGS,
+    ACTIVATIONS, ATTENTION, BALANCE, GATES, GAUSSIAN_ARGUMENTS, GROUP_SETTINGS, INDICES, PAIRS, PFAG, ROUTE_PER,
+    ROUTERS, SETTINGS,
 };
 
 /// The first and the last cell of each row of the table.
@@ -77,6 +80,12 @@ fn each_row_has_an_example_of_its_setting_that_expands() {
 #[case::combine(&words(&Combine::ALL))]
 #[case::gate(&words(&GATES))]
 #[case::neurons(&words(&Neurons::ALL))]
+#[case::attention(&ATTENTION)]
+#[case::of_pairs(&PAIRS)]
+#[case::index(&INDICES)]
+#[case::by(&words(&PairsBy::ALL))]
+#[case::choose(&words(&PairsChosen::ALL))]
+#[case::prefill(&words(&Prefill::ALL))]
 #[case::partition(&words(&PartitionStrategy::ALL))]
 fn each_word_has_a_row(#[case] words: &[&str]) {
     for word in words {

@@ -2,7 +2,10 @@
 
 use proc_macro2::{Delimiter, Group};
 use rstest::rstest;
-use tinyonn_spec::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, Pfag, RoutePer, RouterKind, RouterSpec};
+use tinyonn_spec::{
+    AttentionSpec, Balance, Combine, ExpertsAre, Gate, KeptPairs, MoeSpec, Neurons, PairIndex, PairsBy, PairsSpec,
+    Pfag, Prefill, RoutePer, RouterKind, RouterSpec,
+};
 
 use super::{UNIT, tokens, understood};
 use crate::errors::Errors;
@@ -104,6 +107,29 @@ fn neurons_without_a_hierarchy(#[case] settings: &str, #[case] neurons: Neurons,
     assert_eq!((spec.neurons, spec.levels.len()), (neurons, 0));
     assert_eq!((spec.experts(), spec.active_experts(), spec.routed_experts()), (experts, experts, 0));
     assert_eq!(always(&spec), [("shared", experts)]);
+}
+
+/// Pairs alone leave the MLP as it is: no levels, one expert that holds all neurons.
+#[rstest]
+#[case("", PairsSpec::new(KeptPairs::Share(0.125), PairIndex::Components(8)))]
+#[case("keep = keys(64), index = window, near = 0, first = 0", PairsSpec {
+    near: 0,
+    first: 0,
+    ..PairsSpec::new(KeptPairs::Keys(64), PairIndex::Window)
+})]
+#[case("first = 1, by = head, index = directions(16), prefill = sparse, keep = 1.0, choose = top_k", PairsSpec {
+    first: 1,
+    by: PairsBy::Head,
+    prefill: Prefill::Sparse,
+    ..PairsSpec::new(KeptPairs::Share(1.0), PairIndex::Directions(16))
+})]
+fn pairs_without_a_hierarchy(#[case] arguments: &str, #[case] pairs: PairsSpec) {
+    let arguments = if arguments.is_empty() { "keep = 0.125, index = components(8)" } else { arguments };
+    let spec = of(&format!("attention = pairs({arguments})"));
+    assert_eq!((spec.attention, spec.levels.len(), spec.experts()), (AttentionSpec::Pairs(pairs), 0, 1));
+    let within = of(&format!("levels = [2, 2], neurons = gate, attention = pairs({arguments})"));
+    assert_eq!((within.attention, within.experts()), (spec.attention, 4));
+    assert!(of("levels = [2], attention = dense").attention.is_dense());
 }
 
 #[test]

@@ -121,6 +121,18 @@ fn counts_choices_at_any_depth(#[case] settings: &str, #[case] message: &str) {
     "neurons = pruned, route_per = segment(4)",
     "`route_per` is for routers, and without a hierarchy there are none; remove `route_per`, or declare groups, experts or levels"
 )]
+#[case::pairs_by_segment(
+    "attention = pairs(keep = 0.5, index = exact), route_per = segment(4)",
+    "`route_per` is for routers, and without a hierarchy there are none; remove `route_per`, or declare groups, experts or levels"
+)]
+#[case::pairs_and_a_gate(
+    "attention = pairs(keep = 0.5, index = exact), gate = scaled",
+    "`gate` is for routers, and without a hierarchy there are none; remove `gate`, or declare groups, experts or levels"
+)]
+#[case::pairs_dispatched(
+    "attention = pairs(keep = 0.5, index = exact), combine = dispatch",
+    "`combine` is for routers, and without a hierarchy there are none; remove `combine`, or declare groups, experts or levels"
+)]
 fn refuses_what_is_for_routers_where_there_are_none(#[case] settings: &str, #[case] message: &str) {
     assert_eq!(refused(settings, UNIT), [message]);
 }
@@ -332,4 +344,87 @@ fn refuses_groups(#[case] groups: &str, #[case] message: &str) {
 fn refuses_settings_of_an_enum(#[case] settings: &str, #[case] message: &str) {
     let item = "enum Name { #[group(experts = 4)] A, #[group(experts = 4)] B, #[group(experts = 1, always)] C }";
     assert_eq!(refused(settings, item), [message]);
+}
+
+#[rstest]
+#[case::word("attention = pair", "`pair` is no `attention`; did you mean `pairs`? known: pairs, dense")]
+#[case::number("attention = 0.5", "`attention` takes a word; write `attention = pairs`")]
+#[case::dense("attention = dense(1)", "`dense` takes no argument; write `attention = dense`")]
+#[case::no_index(
+    "attention = pairs(keep = 0.5)",
+    "`index` of `pairs` is missing; add `index = components(8)`, what scores a key"
+)]
+#[case::no_keep(
+    "attention = pairs(index = exact)",
+    "`keep` of `pairs` is missing; add `keep = 0.125`, the share of keys that a query keeps, or `keep = keys(1024)`"
+)]
+#[case::no_name(
+    "attention = pairs(0.5, keep = 0.5, index = exact)",
+    "this argument of `pairs` has no name; write `pairs(keep = 0.125, index = components(8))`"
+)]
+#[case::argument(
+    "attention = pairs(keep = 0.5, index = exact, neer = 3)",
+    "`neer` is no argument of `pairs`; did you mean `near`? known: keep, index, near, first, by, choose, prefill"
+)]
+#[case::one(
+    "attention = pairs(keep = 1, index = exact)",
+    "`keep = 1` is neither a share nor a number of keys; write `keep = 1.0` for all pairs, or `keep = keys(1)` for so many \
+     keys a query"
+)]
+#[case::whole(
+    "attention = pairs(keep = 1024, index = exact)",
+    "`keep = 1024` is neither a share nor a number of keys; write a share, such as `keep = 0.125`, or `keep = keys(1024)` \
+     for so many keys a query"
+)]
+#[case::keep_word("attention = pairs(keep = half, index = exact)", "`half` is no `keep`; known: keys")]
+#[case::keep_list(
+    "attention = pairs(keep = [1], index = exact)",
+    "`keep` takes a share or a number of keys; write `keep = 0.125`, or `keep = keys(1024)`"
+)]
+#[case::keys_of_nothing(
+    "attention = pairs(keep = keys, index = exact)",
+    "`keys` takes one number, the keys that a query keeps; write `keys(1024)`"
+)]
+#[case::share_of_none(
+    "attention = pairs(keep = 0.0, index = exact)",
+    "`keep` is 0; use a share above 0, and at most 1.0, or `keys(1024)`"
+)]
+#[case::more_than_all(
+    "attention = pairs(keep = 1.5, index = exact)",
+    "`keep` is 1.5; use a share above 0, and at most 1.0, or `keys(1024)`"
+)]
+#[case::no_keys("attention = pairs(keep = keys(0), index = exact)", "`keys` is 0; use 1 or more")]
+#[case::index(
+    "attention = pairs(keep = 0.5, index = component(8))",
+    "`component` is no `index`; did you mean `components`? known: components, directions, blocks, window, exact"
+)]
+#[case::components(
+    "attention = pairs(keep = 0.5, index = components)",
+    "`components` takes one number, the components of a query that are read; write `components(8)`"
+)]
+#[case::no_directions("attention = pairs(keep = 0.5, index = directions(0))", "`directions` is 0; use 1 or more")]
+#[case::half_a_block(
+    "attention = pairs(keep = 0.5, index = blocks(0.5))",
+    "`0.5` is not a whole number; write one without a point"
+)]
+#[case::window(
+    "attention = pairs(keep = 0.5, index = window(4))",
+    "`window` takes no argument; write `index = window`"
+)]
+#[case::by(
+    "attention = pairs(keep = 0.5, index = exact, by = heads)",
+    "`heads` is no `by`; did you mean `head`? known: head, kv_head"
+)]
+#[case::choose("attention = pairs(keep = 0.5, index = exact, choose = best)", "`best` is no `choose`; known: top_k")]
+#[case::prefill(
+    "attention = pairs(keep = 0.5, index = exact, prefill = all)",
+    "`all` is no `prefill`; known: dense, sparse"
+)]
+#[case::near(
+    "attention = pairs(keep = 0.5, index = exact, near = 99999999)",
+    "`near` is 99999999; use 16777216 or less"
+)]
+fn refuses_pairs(#[case] settings: &str, #[case] message: &str) {
+    assert_eq!(refused(settings, UNIT), [message]);
+    assert_eq!(refused(&format!("groups = 4, experts = 4, {settings}"), UNIT), [message]);
 }

@@ -1,7 +1,10 @@
 //! What a variant does, in sentences.
 
 use super::experts;
-use crate::{Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, Pfag, RoutePer};
+use crate::{
+    Balance, Combine, ExpertsAre, Gate, KeptPairs, MoeSpec, Neurons, PairIndex, PairsBy, PairsSpec, Pfag, Prefill,
+    RoutePer,
+};
 
 /// How many experts of how many, and what a decision is for.
 pub(super) fn heading(spec: &MoeSpec) -> String {
@@ -36,6 +39,7 @@ pub(super) fn behaviour(spec: &MoeSpec) -> Vec<String> {
                 .to_owned(),
         ),
     });
+    sentences.extend(spec.attention.pairs().map(pairs));
     if let Some(partition) = partition {
         sentences.push(format!("Neurons are given to experts by `partition = {}`.", partition.word()));
     }
@@ -66,6 +70,34 @@ pub(super) fn behaviour(spec: &MoeSpec) -> Vec<String> {
         sentences.push(format!("Activation: `{activation}`."));
     }
     sentences
+}
+
+/// Which pairs attention computes.
+fn pairs(pairs: &PairsSpec) -> String {
+    let kept = match pairs.keep {
+        KeptPairs::Share(share) => format!("⌈{share} (t + 1)⌉ keys"),
+        KeptPairs::Keys(keys) => format!("{keys} keys"),
+    };
+    let (score, r) = match pairs.index {
+        PairIndex::Components(r) => ("the logit of q's largest components alone, r", Some(r)),
+        PairIndex::Directions(r) => ("the logit of the keys' main directions alone, r", Some(r)),
+        PairIndex::Blocks(size) => ("the logit of the mean key of each block, of positions", Some(size)),
+        PairIndex::Window => ("nearness", None),
+        PairIndex::Exact => ("the logit itself", None),
+    };
+    let score = r.map_or(score.to_owned(), |r| format!("{score} = {r}"));
+    let whose = match pairs.by {
+        PairsBy::Head => "each query head for itself",
+        PairsBy::KvHead => "one choice a key head",
+    };
+    let prefill = match pairs.prefill {
+        Prefill::Dense => "what a cache reads first attends to all",
+        Prefill::Sparse => "what a cache reads first chooses too",
+    };
+    format!(
+        "Attention: in a routed pass the query at position t keeps {kept}, the {} nearest and the first {} among them, by {score}; {whose}; {prefill}.",
+        pairs.near, pairs.first
+    )
 }
 
 /// What experts are, how they are weighted and combined.

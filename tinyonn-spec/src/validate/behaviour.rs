@@ -10,7 +10,7 @@ pub(super) fn check(spec: &MoeSpec, found: &mut Found) {
     }
     numbers(spec, found);
     neurons(spec, found);
-    if spec.levels.is_empty() && spec.neurons != Neurons::All {
+    if spec.levels.is_empty() && spec.needs_no_levels() {
         no_router_is_there(spec, found);
     } else if spec.route_per == RoutePer::Task {
         no_router_is_asked(spec, found);
@@ -118,8 +118,12 @@ fn asks_of_routers(spec: &MoeSpec) -> impl Iterator<Item = &'static str> {
 
 /// Without levels nothing is routed: what speaks of routers speaks of nobody.
 fn no_router_is_there(spec: &MoeSpec, found: &mut Found) {
-    let shares = (spec.neurons == Neurons::Pruned && spec.route_per != RoutePer::Token).then_some("route_per");
-    for key in asks_of_routers(spec).chain(shares) {
+    let shares = (spec.neurons != Neurons::Gate && spec.route_per != RoutePer::Token).then_some("route_per");
+    // Where neurons are chosen, its own rules speak of these.
+    let alone = spec.neurons == Neurons::All;
+    let weighs = (alone && spec.gate != Gate::Unit).then_some("gate");
+    let sends = (alone && spec.combine == Combine::Dispatch).then_some("combine");
+    for key in asks_of_routers(spec).chain(shares).chain(weighs).chain(sends) {
         let problem = format!("`{key}` is for routers, and without a hierarchy there are none");
         found.add(At::Setting(key), problem, format!("remove `{key}`, or declare groups, experts or levels"));
     }

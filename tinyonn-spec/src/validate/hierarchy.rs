@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::{At, Found, MOST, Part};
-use crate::{GaussianSpec, LevelSpec, MoeSpec, Neurons, RouterKind};
+use crate::{GaussianSpec, LevelSpec, MoeSpec, RouterKind};
 
 /// Levels of a hierarchy, at most.
 const DEPTH: usize = 4;
 
 pub(super) fn check(spec: &MoeSpec, found: &mut Found) {
     let depth = spec.levels.len();
-    // Where neurons are chosen there may be no experts to choose from: one that always takes part holds them.
-    let none_is_needed = spec.neurons != Neurons::All && !spec.always.is_empty();
+    // Where neurons or pairs are chosen there may be no experts to choose from: one that always takes part holds the neurons.
+    let none_is_needed = spec.needs_no_levels() && !spec.always.is_empty();
     if (depth == 0 && !none_is_needed) || depth > DEPTH {
         let remedy = format!("write 1 to {DEPTH}, such as `levels = [4, 5, 5]`");
         return found.add(At::Hierarchy, format!("a hierarchy of {depth} levels"), remedy);

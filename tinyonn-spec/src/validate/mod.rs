@@ -13,6 +13,7 @@
 //! assert_eq!(tinyonn_spec::MOST, 1 << 24); // of anything that is counted
 //! ```
 
+mod attention;
 mod behaviour;
 mod hierarchy;
 
@@ -59,6 +60,8 @@ pub enum At {
     Setting(&'static str),
     /// The value of a setting.
     Value(&'static str),
+    /// Of the value of a setting, its argument of this name.
+    Argument(&'static str, &'static str),
 }
 
 /// What is declared of a run of routers, or of a group that always takes part.
@@ -87,6 +90,7 @@ impl MoeSpec {
         let mut found = Found::default();
         hierarchy::check(self, &mut found);
         behaviour::check(self, &mut found);
+        attention::check(self, &mut found);
         found.0
     }
 }

@@ -24,13 +24,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::folder::ModelFolder;
+use super::key_directions::KeyDirections;
 use super::params::{expected_tensors, neuron_expert_name};
 use super::replicas::{is_delta, optional_tensors};
 use super::store::ParamStore;
 use super::variant_tensors::expected_variant_tensors;
 use crate::decoder::{Arch, PathTable};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{self, ExpertsAre, MoeSpec, RoutePer, Variant};
+use crate::moe::{self, ExpertsAre, MoeSpec, PairIndex, RoutePer, Variant};
 use crate::{Error, Result};
 
 /// The key of `config.json` under which a variant is described.
@@ -351,10 +352,16 @@ impl TinyOnnFolder {
     /// The model over a store that [`TinyOnnFolder::load`] gave, computing in `dtype`, frozen.
     ///
     /// # Errors
-    /// A partition in the weights that leaves an expert empty or names one that does not exist.
+    /// A partition in the weights that leaves an expert empty or names one that does not exist; directions of another model's keys beside it.
     pub fn model(&self, store: &ParamStore, dtype: DType) -> Result<TinyOnnForCausalLm> {
         let model = TinyOnnForCausalLm::new(&self.cfg, self.variant, &store.builder(dtype, |_| false))?;
-        Ok(model.with_paths(self.config.path_table()))
+        let model = model.with_paths(self.config.path_table());
+        let reads_directions =
+            self.variant.spec.attention.pairs().is_some_and(|pairs| matches!(pairs.index, PairIndex::Directions(_)));
+        match reads_directions.then(|| KeyDirections::beside(&self.folder)).transpose()?.flatten() {
+            Some(directions) => model.with_key_directions(directions.layers()),
+            None => Ok(model),
+        }
     }
 }
 

@@ -3,9 +3,11 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
+use tinyonn_spec::{AttentionSpec, PairIndex, Prefill};
+
 use super::{Arch, KvCache, RmsNorm, Rotary};
-use crate::Result;
 use crate::ops::norm_rope::{self, NormRope};
+use crate::ops::sparse_attention::{self, Choosing};
 use crate::ops::{Grads, attention, linear, rope};
 #[cfg(feature = "cuda")]
 use crate::ops::{
@@ -13,6 +15,38 @@ use crate::ops::{
     decode_attention::{self, Past, Turning},
     gemv::{self, Normed, Stored},
 };
+use crate::{Error, Result};
+
+/// Refuses what a model of this shape cannot compute: an index of more values than a head has, or the nearest keys where the family has a window of its own.
+///
+/// ```
+/// use tinyonn::decoder::attention::check_attention;
+/// use tinyonn::moe::{AttentionSpec, KeptPairs, PairIndex, PairsSpec};
+/// use tinyonn::phases::RunConfig;
+///
+/// let cfg = RunConfig::default().dense.arch(64, "silu");
+/// let of = |index| AttentionSpec::Pairs(PairsSpec::new(KeptPairs::Share(0.5), index));
+/// assert!(check_attention(&of(PairIndex::Components(8)), &cfg).is_ok());
+/// assert!(check_attention(&of(PairIndex::Components(cfg.head_dim + 1)), &cfg).is_err());
+/// ```
+///
+/// # Errors
+/// As above.
+pub fn check_attention(spec: &AttentionSpec, cfg: &Arch) -> Result<()> {
+    let refuse = |problem: String, remedy: String| Err(Error::setting("attention", problem, remedy));
+    match spec.pairs().map(|pairs| pairs.index) {
+        Some(PairIndex::Components(r) | PairIndex::Directions(r)) if r > cfg.head_dim => {
+            let problem = format!("its index reads {r} values of heads that have {}", cfg.head_dim);
+            refuse(problem, format!("declare {} or fewer", cfg.head_dim))
+        }
+        Some(PairIndex::Window) if cfg.family.has_window() => {
+            let family = cfg.family.model_type();
+            let problem = format!("`index = window` is said of a model of the family {family}, which has a window");
+            refuse(problem, "declare `index = components(8)`, or another index".into())
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Weights of one attention, named as in the checkpoint (`self_attn`).
 ///
@@ -38,6 +72,8 @@ pub struct Attention {
     /// Whether this layer knows positions.
     rotates: bool,
     head_dim: usize,
+    /// What chooses the pairs of a routed pass, where not all are computed.
+    choosing: Option<Choosing>,
 }
 
 #[derive(Clone, Debug)]
@@ -74,10 +110,17 @@ pub(super) struct Saved {
     /// Queries and keys before their normalisation, `[B, T, H, D]`.
     q: Tensor,
     k: Tensor,
-    attended: attention::Saved,
+    attended: Attended,
     /// `[B, T, H·D]`.
     y: Tensor,
     rotary: Rotary,
+}
+
+/// Of which pairs.
+#[derive(Debug)]
+enum Attended {
+    All(attention::Saved),
+    Some(sparse_attention::Saved),
 }
 
 impl Attention {
@@ -100,14 +143,81 @@ impl Attention {
             k_norm: norm("k_norm")?,
             rotates: !cfg.nope_layers.contains(&layer),
             head_dim,
+            choosing: None,
         })
     }
 
-    /// x `[B, T, d]` to `[B, T, d]`; with a cache, T new positions after those it holds, and no backward.
+    /// Computing, in a routed pass, the declared pairs alone.
+    ///
+    /// # Errors
+    /// What [`check_attention`] refuses.
+    pub(super) fn computing(self, spec: &AttentionSpec, cfg: &Arch) -> Result<Self> {
+        check_attention(spec, cfg)?;
+        let choosing = spec.pairs().map(|pairs| Choosing { pairs: *pairs, directions_krd: None });
+        Ok(Self { choosing, ..self })
+    }
+
+    /// Whether a routed pass computes some pairs alone.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_sparse(&self) -> bool {
+        self.choosing.is_some()
+    }
+
+    /// With the main directions of its keys, `[K, r or more, D]`, if its index reads any.
+    ///
+    /// # Errors
+    /// Directions of other heads, or fewer than the index reads.
+    pub(super) fn set_key_directions(&mut self, directions_krd: &Tensor, layer: usize) -> Result<()> {
+        let kv_heads = self.k_proj.weight.dim(0)? / self.head_dim;
+        let Some(choosing) = &mut self.choosing else { return Ok(()) };
+        let PairIndex::Directions(r) = choosing.pairs.index else { return Ok(()) };
+        match *directions_krd.dims() {
+            [heads, have, width] if (heads, width) == (kv_heads, self.head_dim) && have >= r => {
+                choosing.directions_krd = Some(directions_krd.narrow(1, 0, r)?.contiguous()?);
+                Ok(())
+            }
+            ref dims => {
+                let problem =
+                    format!("layer {layer} has {dims:?}, and reads {r} of [{kv_heads}, .., {}]", self.head_dim);
+                Err(Error::setting("directions", problem, "fit them on this model (`KeyDirections::fit`)"))
+            }
+        }
+    }
+
+    /// What chooses the pairs of these last `queries` of `positions`, if not all are computed.
+    ///
+    /// # Errors
+    /// Directions that nobody gave.
+    fn choosing(&self, queries: usize, positions: usize, cached: bool) -> Result<Option<&Choosing>> {
+        let prefills = cached && queries == positions;
+        let is_sparse = |by: &&Choosing| {
+            !(prefills && by.pairs.prefill == Prefill::Dense) && !by.pairs.keeps_all(queries, positions)
+        };
+        let by = self.choosing.as_ref().filter(is_sparse);
+        if let Some(Choosing { pairs, directions_krd: None }) = by
+            && matches!(pairs.index, PairIndex::Directions(_))
+        {
+            let problem = "its index reads the main directions of the keys, and there are none";
+            let remedy = "fit them (`KeyDirections::fit`) and save them beside the checkpoint, or give them (`with_key_directions`)";
+            return Err(Error::setting("attention", problem, remedy));
+        }
+        Ok(by)
+    }
+
+    /// The keys of x `[B, T, d]`, normalised and turned, `[B, T, K, D]`.
+    pub(super) fn keys(&self, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        let k = self.k_proj.forward(x)?.reshape((b, t, (), self.head_dim))?;
+        let k = self.k_norm.as_ref().map_or(Ok(k.clone()), |norm| norm.forward(&k))?;
+        if self.rotates { Ok(rope::forward(&k, &rotary.cos, &rotary.sin)?) } else { Ok(k) }
+    }
+
+    /// x `[B, T, d]` to `[B, T, d]`, of the declared pairs alone where it `chooses`; with a cache, T new positions after those it holds, and no backward.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         rotary: &Rotary,
+        chooses: bool,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<(Tensor, Saved)> {
         let (b, t, _) = x.dims3()?;
@@ -122,11 +232,21 @@ impl Attention {
             None => [turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?],
         };
         let mut values = heads(self.v_proj.forward(x)?)?;
-        let mut positions = t;
+        let (mut positions, cached) = (t, cache.is_some());
         if let Some((cache, layer)) = cache {
             (keys, values, positions) = cache.extend(layer, &keys, &values)?;
         }
-        let (y, attended) = attention::forward_in_room(&turned_q, &keys, &values, positions)?;
+        let by = if chooses { self.choosing(t, positions, cached)? } else { None };
+        let (y, attended) = match by {
+            Some(by) => {
+                let (y, saved) = sparse_attention::forward(&turned_q, &keys, &values, positions, by)?;
+                (y, Attended::Some(saved))
+            }
+            None => {
+                let (y, saved) = attention::forward_in_room(&turned_q, &keys, &values, positions)?;
+                (y, Attended::All(saved))
+            }
+        };
         let y = y.reshape((b, t, ()))?;
         let out = self.o_proj.forward(&y)?;
         Ok((out, Saved { x: x.clone(), q, k, attended, y, rotary: rotary.clone() }))
@@ -145,7 +265,11 @@ impl Attention {
         let own = [&self.q_proj, &self.k_proj, &self.v_proj].into_iter().any(|projection| projection.learns(grads));
         let below = input || own || self.norms().any(|norm| norm.learns(grads));
         let Some(dy) = self.o_proj.backward(&y, dout, below, grads)? else { return Ok(None) };
-        let [dq, dk, dv] = attention::backward(&attended, &dy.reshape((b, t, (), self.head_dim))?)?;
+        let dy = dy.reshape((b, t, (), self.head_dim))?;
+        let [dq, dk, dv] = match &attended {
+            Attended::All(saved) => attention::backward(saved, &dy)?,
+            Attended::Some(saved) => sparse_attention::backward(saved, &dy)?,
+        };
         let flat = |x: Tensor| x.reshape((b, t, ()));
         let mut turned_back = |dx: Tensor, x: &Tensor, norm: &Option<RmsNorm>| -> Result<Tensor> {
             let dx = if self.rotates { rope::backward(&dx, &rotary.cos, &rotary.sin)? } else { dx };

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::attention::{self, Attention};
 #[cfg(feature = "cuda")]
 use super::feed_forward::NewTokens;
-use super::{Answers, Arch, Ask, FeedForward, InputRows, Keep, KvCache, Learn, Pass, RmsNorm, Rotary, Trace};
+use super::{Active, Answers, Arch, Ask, FeedForward, InputRows, Keep, KvCache, Learn, Pass, RmsNorm, Rotary, Trace};
 use crate::Result;
 use crate::ops::{Grads, elementwise};
 #[cfg(feature = "cuda")]
@@ -31,11 +31,24 @@ impl<F: FeedForward> Block<F> {
         let norm = |name: &str| RmsNorm::new(cfg.hidden_size, cfg.rms_norm_eps, &vb.pp(name));
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::new(cfg, layer, &vb.pp("self_attn"))?,
+            self_attn: Attention::new(cfg, layer, &vb.pp("self_attn"))?.computing(&mlp.attention(), cfg)?,
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp,
             layer,
         })
+    }
+
+    /// With the main directions of its keys, `[K, r or more, D]`.
+    ///
+    /// # Errors
+    /// Directions of other heads, or fewer than the index reads.
+    pub(super) fn set_key_directions(&mut self, directions_krd: &Tensor) -> Result<()> {
+        self.self_attn.set_key_directions(directions_krd, self.layer)
+    }
+
+    /// The keys of x `[B, T, d]` as queries meet them, `[B, T, K, D]`.
+    pub(super) fn keys(&self, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+        self.self_attn.keys(&self.input_layernorm.forward(x)?, rotary)
     }
 
     /// The feed-forward.
@@ -51,7 +64,7 @@ impl<F: FeedForward> Block<F> {
         pass: &Pass,
         cache: Option<&mut KvCache>,
     ) -> Result<Passed<F>> {
-        let (middle, normed, attention) = self.attend(x, rotary, cache)?;
+        let (middle, normed, attention) = self.attend(x, rotary, chooses(pass), cache)?;
         let (y, mut trace, mlp) = self.mlp.forward(&normed, pass)?;
         let out = elementwise::add(&middle, &y)?;
         if let Some(rows) = &pass.ask.inputs {
@@ -66,15 +79,18 @@ impl<F: FeedForward> Block<F> {
         Ok((out, trace, saved))
     }
 
-    /// The first half: x behind the attention, and the same normalised, which the feed-forward sees.
+    /// The first half: x behind the attention, and the same normalised, which the feed-forward sees; `chooses` where the pass computes no pairs but those that are
+    /// declared.
     pub(super) fn attend(
         &self,
         x: &Tensor,
         rotary: &Rotary,
+        chooses: bool,
         cache: Option<&mut KvCache>,
     ) -> Result<(Tensor, Tensor, attention::Saved)> {
         let cache = cache.map(|cache| (cache, self.layer));
-        let (attended, attention) = self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, cache)?;
+        let (attended, attention) =
+            self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, chooses, cache)?;
         let [middle, normed] = self.post_attention_layernorm.forward_sum(x, &attended)?;
         Ok((middle, normed, attention))
     }
@@ -124,6 +140,9 @@ impl<F: FeedForward> Block<F> {
         pass: &Pass,
         workspace: &mut Workspace,
     ) -> Result<Option<Tensor>> {
+        if chooses(pass) && self.self_attn.is_sparse() {
+            return Ok(None);
+        }
         let attended = self.self_attn.decode(x_bd, &self.input_layernorm, rotary, past, workspace)?;
         let Some(middle_bd) = attended else { return Ok(None) };
         let norm = &self.post_attention_layernorm;
@@ -142,6 +161,11 @@ impl<F: FeedForward> Block<F> {
             || self.self_attn.learns(grads)
             || norms.into_iter().any(|norm| norm.learns(grads))
     }
+}
+
+/// Whether attention computes the declared pairs alone: of all active, and along given paths, it is dense.
+fn chooses(pass: &Pass) -> bool {
+    matches!(pass.active, Active::Routed)
 }
 
 /// A pass once more, for its values alone.

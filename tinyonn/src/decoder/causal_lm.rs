@@ -69,6 +69,24 @@ impl<F: FeedForward> CausalLm<F> {
         Ok(Self { model, lm_head })
     }
 
+    /// With the main directions of each layer's keys, `[K, r or more, D]`, which attention by `index = directions(r)` reads.
+    ///
+    /// ```
+    /// use candle_core::Tensor;
+    /// use tinyonn::decoder::{CausalLm, FeedForward};
+    ///
+    /// fn with<F: FeedForward>(lm: CausalLm<F>, directions: &[Tensor]) -> tinyonn::Result<CausalLm<F>> {
+    ///     lm.with_key_directions(directions)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// Directions of other layers or heads, or fewer than the index reads.
+    pub fn with_key_directions(mut self, directions: &[Tensor]) -> Result<Self> {
+        self.model.set_key_directions(directions)?;
+        Ok(self)
+    }
+
     /// The decoder's output `[B, T, d]`, what the head reads; and what was asked of each layer.
     ///
     /// # Errors

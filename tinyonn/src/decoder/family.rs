@@ -131,6 +131,11 @@ impl Family {
         }
     }
 
+    /// Whether its attention has a sliding window of its own.
+    pub(super) fn has_window(self) -> bool {
+        self.table().window.is_some()
+    }
+
     /// The `model_type` of its `config.json`.
     ///
     /// ```

@@ -1,6 +1,7 @@
 //! What fills the feed-forward slot of a block.
 
 use candle_core::Tensor;
+use tinyonn_spec::AttentionSpec;
 
 use super::{Answers, Learn, Pass, Smk, Trace};
 use crate::Result;
@@ -150,6 +151,19 @@ pub trait FeedForward: Send + Sync {
 
     /// Whether any of its weights learns.
     fn learns(&self, learn: &Learn, grads: &Grads) -> bool;
+
+    /// Which pairs the attention before it computes in a routed pass.
+    ///
+    /// ```
+    /// use tinyonn::decoder::{FeedForward as _, Mlp};
+    ///
+    /// fn computes_all(mlp: &Mlp) -> bool {
+    ///     mlp.attention().is_dense() // as of every feed-forward that declares nothing else
+    /// }
+    /// ```
+    fn attention(&self) -> AttentionSpec {
+        AttentionSpec::Dense
+    }
 
     /// Whether routing reads [`Pass::surprisal`].
     fn reads_surprisal(&self) -> bool {

@@ -1,12 +1,14 @@
 //! How probable a model finds the end of a text given its beginning: ℓ = Σ_{t ≥ from} ln p(x_t | x_<t).
 //!
 //! Texts that begin alike are read together: what they share goes through the model once, and the rest of each stands on a copy of its
-//! keys and values, in one batch that is padded behind (no position sees what follows it). The head reads only what is scored.
+//! keys and values, in one batch that is padded behind (no position sees what follows it). The head reads only what is scored. Where a declaration says `prefill = dense`, what is given
+//! is read first and attends to all, as a prompt does.
 
 use candle_core::{D, DType, Tensor};
+use tinyonn_spec::Prefill;
 
 use super::causal_lm::inference;
-use super::{CausalLm, FeedForward, KvCache, Pass};
+use super::{Active, Block, CausalLm, FeedForward, KvCache, Pass};
 use crate::ops::{cross_entropy, host, linear};
 use crate::{Error, Result};
 
@@ -72,17 +74,37 @@ impl<F: FeedForward> CausalLm<F> {
             let problem = format!("token {from} of {} is no place to score from", tokens.len());
             return Err(Error::setting("from", problem, "give one token or more, and score one or more"));
         }
-        let together = if cached { asked.len() } else { 1 };
+        // Where what is read first attends to all, that is what is given, neither less nor more.
+        let given_first = cached && self.prefills_densely(pass);
+        let alike = || asked.iter().all(|one| one.from == shared_tokens(asked));
+        let together = if cached && (!given_first || alike()) { asked.len() } else { 1 };
         let mut found = Vec::with_capacity(asked.len());
         for asked in asked.chunks(together.max(1)) {
-            found.extend(self.likelihoods_of_batch(asked, pass, greedy)?);
+            let shared = match asked {
+                [one] if given_first => one.from,
+                _ => shared_tokens(asked),
+            };
+            found.extend(self.likelihoods_of_batch(asked, shared, pass, greedy)?);
         }
         Ok(found)
     }
 
-    fn likelihoods_of_batch(&self, asked: &[Continuation], pass: &Pass, greedy: bool) -> Result<Vec<Likelihood>> {
+    /// Whether attention chooses its pairs, but for what is read first.
+    fn prefills_densely(&self, pass: &Pass) -> bool {
+        let dense_first =
+            |layer: &Block<F>| layer.mlp().attention().pairs().is_some_and(|pairs| pairs.prefill == Prefill::Dense);
+        matches!(pass.active, Active::Routed) && self.model().layers().iter().any(dense_first)
+    }
+
+    /// Of texts that begin with the same `shared` tokens, which go through the model once.
+    fn likelihoods_of_batch(
+        &self,
+        asked: &[Continuation],
+        shared: usize,
+        pass: &Pass,
+        greedy: bool,
+    ) -> Result<Vec<Likelihood>> {
         let device = self.model().embed_tokens().device();
-        let shared = shared_tokens(asked);
         let (mut cache, mut hidden) = (None, Vec::new());
         let read = |ids: &Tensor, cache: Option<&mut KvCache>| {
             Ok::<_, Error>(self.model().forward(ids, &inference(&*self.with_surprisal(ids, pass)?), cache)?.0)

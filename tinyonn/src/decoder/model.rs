@@ -24,6 +24,7 @@ use crate::{Error, Result};
 ///
 /// // Layer by layer, as `forward` goes: the feed-forward's output is added to the stream.
 /// let mut x = decoder.embed(&ids)?;
+/// assert_eq!(decoder.keys(0, &x)?.dims(), [1, 3, cfg.num_key_value_heads, cfg.head_dim]);
 /// for (at, layer) in decoder.layers().iter().enumerate() {
 ///     let [stream, seen] = decoder.attend(at, &x)?;
 ///     x = (stream + layer.mlp().output(&seen)?)?;
@@ -133,8 +134,27 @@ impl<F: FeedForward> Decoder<F> {
     pub fn attend(&self, layer: usize, x: &Tensor) -> Result<[Tensor; 2]> {
         let missing = || Error::setting("layer", format!("is {layer} of {}", self.layers.len()), "count from 0");
         let block = self.layers.get(layer).ok_or_else(missing)?;
-        let (middle, normed, _) = block.attend(x, &self.rotary.positions(0, x.dim(1)?, x.dtype())?, None)?;
+        let (middle, normed, _) = block.attend(x, &self.rotary.positions(0, x.dim(1)?, x.dtype())?, false, None)?;
         Ok([middle, normed])
+    }
+
+    /// The keys of whole sequences as queries meet them, normalised and turned, `[B, T, K, D]`, of the stream x `[B, T, d]` that enters a layer.
+    ///
+    /// # Errors
+    /// A layer that there is not; what the device reports.
+    pub fn keys(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let missing = || Error::setting("layer", format!("is {layer} of {}", self.layers.len()), "count from 0");
+        let block = self.layers.get(layer).ok_or_else(missing)?;
+        block.keys(x, &self.rotary.positions(0, x.dim(1)?, x.dtype())?)
+    }
+
+    /// With the main directions of each layer's keys, `[K, r or more, D]`, where attention reads any.
+    pub(super) fn set_key_directions(&mut self, directions: &[Tensor]) -> Result<()> {
+        if directions.len() != self.layers.len() {
+            let problem = format!("there are some for {} layers of {}", directions.len(), self.layers.len());
+            return Err(Error::setting("directions", problem, "fit them on this model (`KeyDirections::fit`)"));
+        }
+        self.layers.iter_mut().zip(directions).try_for_each(|(layer, own)| layer.set_key_directions(own))
     }
 
     /// From ∂L/∂hidden down to the lowest layer where something learns or is asked; answers by layer, none below it.

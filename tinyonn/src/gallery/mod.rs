@@ -16,6 +16,7 @@
 //! let counts = of_the_literature.map(|spec| (spec.experts(), spec.levels.len()));
 //! assert_eq!(counts, [(8, 1), (8, 1), (16, 1), (8, 1), (66, 2), (16, 1), (16, 1), (16, 2), (16, 1)]);
 //! assert_eq!((Depth3::SPEC.levels.len(), NamedGroups::SPEC.experts()), (3, 19));
+//! assert!(LongContext::SPEC.attention.pairs().is_some()); // the dense MLP, and an eighth of the pairs
 //! assert!(OwnGate::SPEC.levels.is_empty() && Pruned::SPEC.levels.is_empty()); // single neurons: no experts to choose
 //! ```
 
@@ -117,6 +118,10 @@ pub struct DeMix;
 /// Routers that were drawn once and know nothing, as in hash layers (Roller et al., 2021): what a fitted router must beat.
 #[moe(groups = 10, experts = 10, router = random, top_k = [8, 8])]
 pub struct RandomPaths;
+
+/// The dense MLP behind attention to an eighth of the (query, key) pairs, chosen as SparQ chooses them (Ribar et al., 2024): for long texts.
+#[moe(attention = pairs(keep = 0.125, index = components(8), near = 32, first = 4, by = kv_head))]
+pub struct LongContext;
 
 /// Every token takes single neurons of the whole MLP, which its own gate values choose: no experts, no routers.
 #[moe(neurons = gate)]

@@ -9,8 +9,8 @@ use super::expert;
 use super::router::new_router;
 use super::routing::{self, Routed, Routing, route};
 use super::{
-    Balance, CosineRouter, Gate, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag, RandomRouter, Router,
-    RouterKind, RouterSpec, TinyOnnExpert, check,
+    AttentionSpec, Balance, CosineRouter, Gate, GaussianMoeRouter, LinearRouter, MoeSpec, NewRouter, Pfag,
+    RandomRouter, Router, RouterKind, RouterSpec, TinyOnnExpert, check,
 };
 #[cfg(feature = "cuda")]
 use crate::decoder::feed_forward::NewTokens;
@@ -306,6 +306,10 @@ impl FeedForward for MoeLayer {
 
     fn learns(&self, learn: &Learn, grads: &Grads) -> bool {
         self.experts.learns(grads) || learn.routers
+    }
+
+    fn attention(&self) -> AttentionSpec {
+        self.spec.attention
     }
 
     fn reads_surprisal(&self) -> bool {

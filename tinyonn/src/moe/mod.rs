@@ -39,8 +39,9 @@ pub use routing::Routing;
 pub use select::{Selection, select};
 #[doc(inline)]
 pub use tinyonn_spec::{
-    AlwaysSpec, At, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, LevelSpec, MoeSpec, Neurons, Part,
-    PartitionStrategy, Pfag, Project, Reduce, RoutePer, RouterKind, RouterShape, RouterSlot, RouterSpec, Violation,
+    AlwaysSpec, At, AttentionSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, KeptPairs, LevelSpec,
+    MoeSpec, Neurons, PairIndex, PairsBy, PairsChosen, PairsSpec, Part, PartitionStrategy, Pfag, Prefill, Project,
+    Reduce, RoutePer, RouterKind, RouterShape, RouterSlot, RouterSpec, Violation,
 };
 
 use crate::{Error, Result};

@@ -223,119 +223,16 @@ impl Attention {
 ///
 /// Tasks read the tensors' strided heads and write contiguous pieces of their own, heads outside; the outcome is put in the tensors'
 /// order at the end, which costs one copy of T·D values beside the T²·D of their making.
-#[allow(unsafe_code)]
 mod fused {
     use candle_core::{Result, Tensor};
-    use gemm::Parallelism;
     use rayon::prelude::*;
 
+    use super::super::head_matrix::{Matrix, by_position, maximum, product, sum};
     use super::super::lanes::{self, dot, exp};
     use super::{Attention, Shape};
 
     /// Query rows handled at once: the scores of a block stay in the cache.
     const BLOCK: usize = 64;
-
-    /// A strided matrix that is read, from the first value of `data` on; rows and columns are counted in elements.
-    #[derive(Clone, Copy)]
-    struct Matrix<'a> {
-        data: &'a [f32],
-        rows: usize,
-        columns: usize,
-        row_stride: usize,
-        column_stride: usize,
-    }
-
-    impl<'a> Matrix<'a> {
-        fn row_major(data: &'a [f32], rows: usize, columns: usize) -> Self {
-            Self { data, rows, columns, row_stride: columns, column_stride: 1 }
-        }
-
-        /// Positions × D of one head of `[B, positions, heads, D]`.
-        fn head(data: &'a [f32], (b, h): (usize, usize), positions: usize, heads: usize, d: usize) -> Self {
-            let data = &data[(b * positions * heads + h) * d..];
-            Self { data, rows: positions, columns: d, row_stride: heads * d, column_stride: 1 }
-        }
-
-        fn t(self) -> Self {
-            Self {
-                rows: self.columns,
-                columns: self.rows,
-                row_stride: self.column_stride,
-                column_stride: self.row_stride,
-                ..self
-            }
-        }
-
-        fn rows(self, first: usize, rows: usize) -> Self {
-            Self { data: &self.data[first * self.row_stride..], rows, ..self }
-        }
-
-        /// Row `i` of a matrix whose rows are contiguous.
-        fn row(self, i: usize) -> &'a [f32] {
-            &self.data[i * self.row_stride..][..self.columns]
-        }
-
-        /// Whether every element lies in `data`.
-        fn inside(self) -> bool {
-            let last = |count: usize, stride: usize| (count - 1) * stride;
-            let empty = self.rows == 0 || self.columns == 0;
-            empty || last(self.rows, self.row_stride) + last(self.columns, self.column_stride) < self.data.len()
-        }
-    }
-
-    /// out = [out +] scale · a b, on this thread; out is row-major.
-    fn product(out: &mut [f32], accumulate: bool, scale: f32, a: Matrix<'_>, b: Matrix<'_>) {
-        assert!(a.columns == b.rows && out.len() == a.rows * b.columns && a.inside() && b.inside());
-        // SAFETY: as just asserted, every element that these sizes and strides reach lies in its slice; `out` is borrowed for
-        // writing, so nobody else reads or writes it, and it overlaps neither input.
-        unsafe {
-            gemm::gemm(
-                a.rows,
-                b.columns,
-                a.columns,
-                out.as_mut_ptr(),
-                1,
-                b.columns as isize,
-                accumulate,
-                a.data.as_ptr(),
-                a.column_stride as isize,
-                a.row_stride as isize,
-                b.data.as_ptr(),
-                b.column_stride as isize,
-                b.row_stride as isize,
-                1.0,
-                scale,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
-    }
-
-    /// `[B, heads, positions, D]` as `[B, positions, heads, D]`.
-    fn by_position(x: &[f32], positions: usize, heads: usize, d: usize) -> Vec<f32> {
-        let mut y = vec![0f32; x.len()];
-        lanes::by_rows(&mut y, d, |first, y| {
-            for (row, y) in y.chunks_exact_mut(d).enumerate() {
-                let (token, h) = ((first + row) / heads, (first + row) % heads);
-                let (b, position) = (token / positions, token % positions);
-                y.copy_from_slice(&x[((b * heads + h) * positions + position) * d..][..d]);
-            }
-        });
-        y
-    }
-
-    fn maximum(row: &[f32]) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        let (chunks, rest) = row.as_chunks::<16>();
-        for chunk in chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane = if *x > *lane { *x } else { *lane };
-            }
-        }
-        lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
-    }
 
     pub(super) fn forward(op: &Attention) -> Result<(Tensor, Vec<f32>)> {
         let s = op.shape;
@@ -376,16 +273,6 @@ mod fused {
             let y = &mut y[first * s.head_dim..][..rows * s.head_dim];
             product(y, false, 1.0, Matrix::row_major(p, rows, columns), v.rows(0, columns));
         }
-    }
-
-    #[inline(always)]
-    fn sum(row: &[f32]) -> f32 {
-        let mut lanes = [0f32; 16];
-        let (chunks, rest) = row.as_chunks::<16>();
-        for chunk in chunks {
-            lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x);
-        }
-        lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
     }
 
     pub(super) fn backward(op: &Attention, y: &Tensor, dy: &Tensor, log_sums: &[f32]) -> Result<[Tensor; 3]> {

@@ -72,6 +72,7 @@ pub mod grads;
 pub(crate) mod graph;
 #[cfg(feature = "cuda")]
 pub mod grouped_mlp;
+mod head_matrix;
 pub mod hierarchy;
 pub mod host;
 #[cfg(feature = "cuda")]
@@ -112,6 +113,7 @@ pub mod share_loss;
 pub mod shared_mlp;
 #[cfg(feature = "cuda")]
 mod silu_kernel;
+pub mod sparse_attention;
 mod sum_of_rows;
 #[cfg(feature = "cuda")]
 mod tensor_map;

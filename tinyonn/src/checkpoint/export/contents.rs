@@ -69,8 +69,21 @@ impl Contents {
                 spec.neurons.word()
             ));
         }
+        if !spec.attention.is_dense() {
+            lines.push("the choice of pairs (`attention = pairs(..)`): attention computes all".to_owned());
+        }
         lines
     }
+}
+
+/// Refuses attention to some pairs, which no format has a place for.
+pub(super) fn refuse_pairs(source: &TinyOnnFolder) -> Result<()> {
+    let spec = &source.variant().spec;
+    if spec.attention.is_dense() {
+        return Ok(());
+    }
+    let problem = "in a routed pass its attention computes some pairs alone (`attention = pairs(..)`), which no export has a place for";
+    Err(Error::variant(spec.name.clone(), problem, "export all active (--active all)"))
 }
 
 /// The name of a part of a layer's repair.

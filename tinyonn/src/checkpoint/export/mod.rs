@@ -135,6 +135,11 @@ pub fn export_into(
 ) -> Result<Exported> {
     let contents = Contents::of(source)?;
     let mode = active.unwrap_or(source.config().active);
+    let routed =
+        if format == ExportFormat::Dense { active == Some(ActiveMode::Routed) } else { mode == ActiveMode::Routed };
+    if routed {
+        contents::refuse_pairs(source)?;
+    }
     let (left_out, not_finite) = match format {
         ExportFormat::Dense => dense::write(source, &contents, staged, active)?,
         ExportFormat::Qwen3Moe => mixture::write(source, &contents, staged, (QWEN3_MOE, mode))?,

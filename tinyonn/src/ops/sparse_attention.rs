@@ -1,0 +1,164 @@
+//! Causal grouped-query attention to some keys a query: y_i = Σ_{j ∈ N(i)} softmax_{j ∈ N(i)}(q_i·k_j / √D) v_j (DESIGN §8).
+//!
+//! Shapes as in [`attention`](super::attention). N(i) are the keys that a [`PairsSpec`] keeps: those next to the query and at the beginning, and the best of the others by
+//! an index, ties to the lower position. The choice is made in f32 in main memory, by tiles of queries, so that nothing of size T·S is held; it has no derivative, and the gradient of what is
+//! kept is exact: dS = P ⊙ (dP − Σ_j dP ⊙ P) / √D over N(i). Kept for the backward is each query's threshold, the score and position of the last key that was chosen,
+//! by which the same choice is made once more. Where every query keeps all it sees the caller asks [`attention`](super::attention), whose bits these are not.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use tinyonn::moe::{KeptPairs, PairIndex, PairsSpec};
+//! use tinyonn::ops::sparse_attention::{Choosing, Saved, backward, forward};
+//!
+//! // One sequence of six positions, two query heads over one key and value head of width 4.
+//! let random = |heads| Tensor::randn(0f32, 1f32, (1, 6, heads, 4), &Device::Cpu);
+//! let (q, k, v) = (random(2)?, random(1)?, random(1)?);
+//! let pairs = PairsSpec { near: 1, first: 1, ..PairsSpec::new(KeptPairs::Share(0.5), PairIndex::Components(2)) };
+//! let by = Choosing { pairs, directions_krd: None };
+//! let (y, saved): (Tensor, Saved) = forward(&q, &k, &v, 6, &by)?;
+//! let kept = saved.kept()?.to_dtype(candle_core::DType::F32)?;
+//! assert_eq!(kept.narrow(1, 0, 1)?.sum(3)?.flatten_all()?.to_vec1::<f32>()?, [1.0, 2.0, 2.0, 2.0, 3.0, 3.0]);
+//! let [dq, dk, dv] = backward(&saved, &y.ones_like()?)?;
+//! assert_eq!((dq.dims(), dk.dims(), dv.dims()), (q.dims(), k.dims(), v.dims()));
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+
+mod choice;
+mod fused;
+mod gathered;
+mod index;
+mod plain;
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor};
+use tinyonn_spec::{PairIndex, PairsSpec};
+
+use super::attention::{Attention, Shape};
+use super::lanes;
+use choice::{Chooser, Threshold};
+
+/// Queries that choose at once: their scores stay in the cache.
+const TILE: usize = 64;
+/// So few queries of a sequence gather the rows they keep; the products of more are masked.
+const GATHERED: usize = 4;
+
+/// What chooses the pairs.
+#[derive(Clone, Debug)]
+pub struct Choosing {
+    /// What is declared.
+    pub pairs: PairsSpec,
+    /// The main directions of the keys of each key head as rows, `[K, r, D]`, where the index is of directions.
+    pub directions_krd: Option<Tensor>,
+}
+
+/// What the backward needs.
+#[derive(Debug)]
+pub struct Saved {
+    op: Attention,
+    by: Choosing,
+    y_bthd: Tensor,
+    /// By sequence and key head, and tile of queries.
+    thresholds: Vec<Vec<Threshold>>,
+    /// log Σ exp over what is kept, `[B, H, T]`, if the fused form was taken.
+    log_sums: Option<Vec<f32>>,
+}
+
+impl Saved {
+    /// Whether a pair is kept, `[B, H, T, S]` u8 in main memory: for whoever looks at choices.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn kept(&self) -> Result<Tensor> {
+        let s = self.op.shape;
+        let mut kept = vec![0u8; s.batch * s.heads * s.queries * s.keys];
+        with_chooser(&self.op, &self.by, |chooser| {
+            for ((unit, rows), held) in tiles(s).zip(&self.thresholds) {
+                let choice = chooser.choose(unit, rows.clone(), Some(held));
+                for (member, i) in (0..s.group()).flat_map(|member| (0..rows.len()).map(move |i| (member, i))) {
+                    let row = (unit * s.group() + member) * s.queries + rows.start + i;
+                    let places = kept[row * s.keys..].iter_mut();
+                    places.zip(choice.of(member, i)).for_each(|(place, kept)| *place = u8::from(*kept));
+                }
+            }
+        })?;
+        Tensor::from_vec(kept, (s.batch, s.heads, s.queries, s.keys), &Device::Cpu)
+    }
+}
+
+/// Attention of the last T of `positions` positions to the keys that `by` keeps; keys and values are `[B, room, K, D]`, of which so many are taken.
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not go together; directions that are not there, or of other heads; more components than a head has.
+pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, positions: usize, by: &Choosing) -> Result<(Tensor, Saved)> {
+    let [q, mut k, mut v] = [q, k, v].map(Tensor::detach);
+    let fused = lanes::fused(&[&q, &k, &v]);
+    if !fused {
+        [k, v] = [k.narrow(1, 0, positions)?, v.narrow(1, 0, positions)?];
+    }
+    let op = Attention::new(&q, &k, &v, positions)?;
+    check(op.shape, by)?;
+    let (y_bthd, thresholds, log_sums) = if fused && op.shape.queries <= GATHERED {
+        gathered::forward(&op, by)?
+    } else if fused {
+        fused::forward(&op, by)?
+    } else {
+        plain::forward(&op, by)?
+    };
+    Ok((y_bthd.clone(), Saved { op, by: by.clone(), y_bthd, thresholds, log_sums }))
+}
+
+/// dq, dk, dv.
+///
+/// # Errors
+/// As above; the room of a cache, which has no backward.
+pub fn backward(saved: &Saved, dy: &Tensor) -> Result<[Tensor; 3]> {
+    let dy = dy.detach().contiguous()?;
+    if saved.op.shape.room != saved.op.shape.keys {
+        candle_core::bail!("sparse_attention: a cache has no backward");
+    }
+    match &saved.log_sums {
+        Some(log_sums) => fused::backward(saved, &dy, log_sums),
+        None => plain::backward(saved, &dy),
+    }
+}
+
+/// Refuses an index that the heads cannot have.
+fn check(s: Shape, by: &Choosing) -> Result<()> {
+    let r = match by.pairs.index {
+        PairIndex::Components(r) | PairIndex::Directions(r) => r,
+        PairIndex::Blocks(_) | PairIndex::Window | PairIndex::Exact => return Ok(()),
+    };
+    let directed = matches!(by.pairs.index, PairIndex::Directions(_));
+    let given = by.directions_krd.as_ref().map(|directions| directions.dims().to_vec());
+    if r > s.head_dim || (directed && given.as_deref() != Some(&[s.kv_heads, r, s.head_dim])) {
+        candle_core::bail!(
+            "sparse_attention: an index of {r} of {} values of {} key heads, with directions {given:?}",
+            s.head_dim,
+            s.kv_heads
+        );
+    }
+    Ok(())
+}
+
+/// The tiles of each sequence's key head, in order.
+fn tiles(s: Shape) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let of_unit =
+        move |unit| (0..s.queries).step_by(TILE).map(move |first| (unit, first..(first + TILE).min(s.queries)));
+    (0..s.batch * s.kv_heads).flat_map(of_unit)
+}
+
+/// `f` of what chooses in this operation, f32 in main memory.
+fn with_chooser<R>(op: &Attention, by: &Choosing, f: impl FnOnce(&Chooser<'_>) -> R) -> Result<R> {
+    let in_memory = |x: &Tensor| x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous();
+    let (q, k) = (in_memory(&op.q_bthd)?, in_memory(&op.k_bskd)?);
+    match &by.directions_krd {
+        Some(directions) => {
+            let r = directions.dim(1)?;
+            lanes::with_slices([&q, &k, &in_memory(directions)?], |[q, k, directions]| {
+                f(&Chooser::new(&by.pairs, op.shape, [q, k], Some((directions, r))))
+            })
+        }
+        None => lanes::with_slices([&q, &k], |[q, k]| f(&Chooser::new(&by.pairs, op.shape, [q, k], None))),
+    }
+}

@@ -1,0 +1,153 @@
+//! Which keys a query keeps, given their scores: those that are kept whatever their score, and the best of the others.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+use tinyonn_spec::PairsSpec;
+
+use super::super::attention::Shape;
+use super::super::head_matrix::Matrix;
+use super::super::lanes;
+use super::index::Index;
+
+/// The last that a query keeps of the keys that are not kept anyway: any of a higher score is kept, any of the same score up to that position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Threshold {
+    /// Its score, as a number of the same order.
+    score: i32,
+    position: u32,
+}
+
+/// The choice of a run of queries of one sequence and key head.
+#[derive(Debug)]
+pub(super) struct Choice {
+    /// `[choices, rows]`: of each query head, or one of their group.
+    pub(super) thresholds: Vec<Threshold>,
+    /// Whether a pair is kept, `[choices, rows, columns]`.
+    kept: Vec<bool>,
+    rows: usize,
+    columns: usize,
+}
+
+impl Choice {
+    /// The keys that query `i` of a member of the group keeps, of all columns.
+    pub(super) fn of(&self, member: usize, i: usize) -> &[bool] {
+        let choice = if self.thresholds.len() > self.rows { member } else { 0 };
+        &self.kept[(choice * self.rows + i) * self.columns..][..self.columns]
+    }
+}
+
+/// What chooses, in queries `[B, T, H, D]` and keys `[B, room, K, D]`.
+pub(super) struct Chooser<'a> {
+    pairs: &'a PairsSpec,
+    shape: Shape,
+    q: &'a [f32],
+    k: &'a [f32],
+    /// By sequence and key head.
+    indices: Vec<Index<'a>>,
+}
+
+impl<'a> Chooser<'a> {
+    /// `directions` `[K, r, D]` where the index is of these.
+    pub(super) fn new(
+        pairs: &'a PairsSpec,
+        shape: Shape,
+        [q, k]: [&'a [f32]; 2],
+        directions: Option<(&'a [f32], usize)>,
+    ) -> Self {
+        let of_unit = |unit: usize| {
+            let own = directions.map(|(values, r)| {
+                let size = r * shape.head_dim;
+                Matrix::row_major(&values[unit % shape.kv_heads * size..][..size], r, shape.head_dim)
+            });
+            lanes::vectorised(|| Index::new(pairs.index, keys(shape, k, unit, shape.keys), own))
+        };
+        let indices = (0..shape.batch * shape.kv_heads).into_par_iter().map(of_unit).collect();
+        Self { pairs, shape, q, k, indices }
+    }
+
+    /// The choice of the queries `rows` of a sequence and key head; by given thresholds, the same choice once more.
+    #[inline(always)]
+    pub(super) fn choose(&self, unit: usize, rows: Range<usize>, held: Option<&[Threshold]>) -> Choice {
+        let s = self.shape;
+        let past = s.keys - s.queries + rows.start;
+        let columns = past + rows.len();
+        let queries: Vec<Matrix<'_>> = (0..s.group()).map(|member| queries(s, self.q, (unit, member), &rows)).collect();
+        let scores = self.indices[unit].scores(self.pairs, &queries, keys(s, self.k, unit, columns), past);
+        let mut choice = Choice {
+            thresholds: Vec::with_capacity(scores.len() * rows.len()),
+            kept: vec![false; scores.len() * rows.len() * columns],
+            rows: rows.len(),
+            columns,
+        };
+        let mut place = Vec::new();
+        for (at, (row, kept)) in scores
+            .iter()
+            .flat_map(|table| table.chunks_exact(columns))
+            .zip(choice.kept.chunks_exact_mut(columns))
+            .enumerate()
+        {
+            let seen = past + at % rows.len() + 1;
+            let open = open_keys(self.pairs, seen);
+            let threshold = held.map_or_else(|| threshold(self.pairs, row, seen, &mut place), |held| held[at]);
+            for (j, (score, kept)) in row[..seen].iter().zip(kept).enumerate() {
+                let score = ordered(*score);
+                let best = score > threshold.score || (score == threshold.score && j <= threshold.position as usize);
+                *kept = best || !open.contains(&j);
+            }
+            choice.thresholds.push(threshold);
+        }
+        choice
+    }
+}
+
+/// The keys of a sequence and key head up to `count`, `[count, D]`.
+pub(super) fn keys(s: Shape, k: &[f32], unit: usize, count: usize) -> Matrix<'_> {
+    Matrix::head(k, (unit / s.kv_heads, unit % s.kv_heads), s.room, s.kv_heads, s.head_dim).rows(0, count)
+}
+
+/// Some queries of a member of a group, `[rows, D]`.
+pub(super) fn queries<'a>(s: Shape, q: &'a [f32], (unit, member): (usize, usize), rows: &Range<usize>) -> Matrix<'a> {
+    let head = unit % s.kv_heads * s.group() + member;
+    Matrix::head(q, (unit / s.kv_heads, head), s.queries, s.heads, s.head_dim).rows(rows.start, rows.len())
+}
+
+/// The positions of the keys that are not kept whatever their score.
+fn open_keys(pairs: &PairsSpec, seen: usize) -> Range<usize> {
+    let from = pairs.first.min(seen);
+    from..seen.saturating_sub(pairs.near).max(from)
+}
+
+/// The threshold of a query that sees `seen` keys of these scores; `place` is room to sort in.
+fn threshold(pairs: &PairsSpec, scores: &[f32], seen: usize, place: &mut Vec<i32>) -> Threshold {
+    let open = open_keys(pairs, seen);
+    let wanted = (pairs.keys(seen) + open.len()).saturating_sub(seen);
+    if wanted == 0 {
+        return Threshold { score: i32::MAX, position: 0 };
+    }
+    if wanted >= open.len() {
+        return Threshold { score: i32::MIN, position: u32::MAX };
+    }
+    place.clear();
+    place.extend(scores[open.clone()].iter().map(|score| ordered(*score)));
+    let (higher, last, _) = place.select_nth_unstable_by(wanted - 1, |a, b| b.cmp(a));
+    let (score, mut ties) = (*last, wanted - higher.iter().filter(|other| **other > *last).count());
+    let mut position = open.start;
+    for (j, other) in open.clone().zip(&scores[open]) {
+        if ordered(*other) == score {
+            position = j;
+            ties -= 1;
+            if ties == 0 {
+                break;
+            }
+        }
+    }
+    Threshold { score, position: position as u32 }
+}
+
+/// A whole number whose order is that of the scores; −0 is 0.
+#[inline(always)]
+fn ordered(score: f32) -> i32 {
+    let bits = (score + 0.0).to_bits().cast_signed();
+    bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed()
+}
