@@ -1,7 +1,7 @@
 //! How many experts there are, how many are taken, and which are under which node.
 //!
 //! ```
-//! use tinyonn::gallery::{DeepSeek, NamedGroups, Smear, TinyOnn};
+//! use tinyonn::gallery::{DeepSeek, GroupedGate, NamedGroups, Smear, TinyOnn};
 //!
 //! // Four groups of sixteen, of which two groups and three experts of each are taken, and two that all tokens share.
 //! let spec = DeepSeek::SPEC;
@@ -10,6 +10,7 @@
 //! assert_eq!(spec.experts_under(0)[1], 16..32);
 //! assert_eq!((spec.node_of_experts(0)[20], spec.group_of_experts()[65]), (1, 4)); // behind the routed groups those that always take part
 //! assert_eq!((TinyOnn::SPEC.projection_width(1000), TinyOnn::SPEC.projection_width(32)), (64, 32));
+//! assert_eq!((GroupedGate::SPEC.shared_projection(576), TinyOnn::SPEC.shared_projection(576)), (Some(("expert", 32)), None));
 //! assert_eq!((Smear::SPEC.open_positions(), TinyOnn::SPEC.open_positions()), (64, 0));
 //! assert_eq!((NamedGroups::SPEC.node_name(0, 1), TinyOnn::SPEC.node_name(0, 1)), ("arithmetic".into(), "group 1".into()));
 //! ```
@@ -92,12 +93,21 @@ impl MoeSpec {
         groups
     }
 
+    /// The projection that all routers of kind `linear(dim = r)` of a layer read, where there are any: the name of the run of routers that holds it, the first
+    /// of them, and r, at most `hidden`.
+    #[must_use]
+    pub fn shared_projection(&self, hidden: usize) -> Option<(&str, usize)> {
+        let mut runs = self.levels.iter().flat_map(|level| level.routers.iter());
+        runs.find_map(|run| Some((run.name.as_ref(), run.kind.projects_to(hidden)?)))
+    }
+
     /// The width of the widest projection that is fitted, at most `hidden`; 1 if none is.
     #[must_use]
     pub fn projection_width(&self, hidden: usize) -> usize {
         let runs = self.levels.iter().flat_map(|level| level.routers.iter());
         let width = |run: &RouterSpec| match &run.kind {
             RouterKind::Gaussian(form) if form.project == Project::Learned => Some(form.dim.min(hidden)),
+            kind @ RouterKind::LowRank { .. } => kind.projects_to(hidden),
             _ => None,
         };
         runs.filter_map(width).max().unwrap_or(1)

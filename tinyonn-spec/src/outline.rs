@@ -37,9 +37,10 @@ impl MoeSpec {
     /// The kinds of its routers: one word if all levels and groups agree, else one a level, with the groups' own.
     ///
     /// ```
-    /// use tinyonn::gallery::{Switch, TinyOnn, NamedGroups};
+    /// use tinyonn::gallery::{GroupedGate, Switch, TinyOnn, NamedGroups};
     ///
     /// assert_eq!(Switch::SPEC.router_words(), "linear");
+    /// assert_eq!(GroupedGate::SPEC.router_words(), "linear(32)");
     /// assert_eq!(TinyOnn::SPEC.router_words(), "gaussian(64)");
     /// assert_eq!(NamedGroups::SPEC.router_words(), "gaussian(32); gaussian(32), cosine, linear");
     /// ```
@@ -139,6 +140,7 @@ fn kind(kind: &RouterKind) -> String {
     match kind {
         RouterKind::Gaussian(form) => gaussian(form),
         RouterKind::Linear => "linear".to_owned(),
+        RouterKind::LowRank { dim } => format!("linear({dim})"),
         RouterKind::Cosine => "cosine".to_owned(),
         RouterKind::Random => "random".to_owned(),
         RouterKind::Custom(path) => path.to_string(),

@@ -9,6 +9,7 @@
 //!
 //! let shared = GaussianSpec { reduce: Reduce::Sum, covariance: Covariance::Shared, ..GaussianSpec::new(16) };
 //! assert_eq!(shared.variances(RouterShape { hidden: 64, parents: 2, choices: 3 }), (2, 1, 16)); // one for all choices of a router
+//! assert_eq!(RouterKind::LowRank { dim: 16 }.projects_to(64), Some(16)); // `router = linear(dim = 16)`
 //! assert_eq!((shared.width(8), GaussianSpec { project: Project::Identity, ..shared }.width(64)), (8, 64));
 //! ```
 
@@ -27,6 +28,11 @@ pub enum RouterKind {
     Gaussian(GaussianSpec),
     /// ℓ = W x + b (`LinearRouter`).
     Linear,
+    /// ℓ = W P x + b (`LinearRouter`), P `[r, d]` one for all levels of a layer.
+    LowRank {
+        /// r, capped at the hidden size.
+        dim: usize,
+    },
     /// ℓ = s · cos(x, e) (`CosineRouter`).
     Cosine,
     /// Fixed random scores of the input (`RandomRouter`): the control that knows nothing.
@@ -76,6 +82,14 @@ words! {
         Identity = "identity",
         /// z = P x, P drawn at random once and never fitted.
         Random = "random",
+    }
+}
+
+impl RouterKind {
+    /// r of a projection that is shared by all levels of a layer, if it reads one.
+    #[must_use]
+    pub fn projects_to(&self, hidden: usize) -> Option<usize> {
+        if let Self::LowRank { dim } = self { Some((*dim).min(hidden)) } else { None }
     }
 }
 

@@ -25,6 +25,10 @@ fn logits(kind: &RouterKind, parameters: &Parameters, x: &[f64]) -> Vec<f64> {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let row = |name: &str, at: usize| &parameters[name][at * SHAPE.hidden..][..SHAPE.hidden];
     let of_node = |node: usize| match kind {
+        RouterKind::LowRank { dim } => {
+            let z: Vec<f64> = (0..*dim).map(|at| dot(row("projection", at), x)).collect();
+            dot(&parameters["weight"][node * dim..][..*dim], &z) + parameters["bias"][node]
+        }
         RouterKind::Linear => dot(row("weight", node), x) + parameters["bias"][node],
         RouterKind::Random => dot(row("weight", node), x),
         RouterKind::Cosine => {
@@ -70,6 +74,10 @@ fn router(kind: &RouterKind, vb: &candle_nn::VarBuilder<'_>) -> tinyonn::Result<
     Ok(match kind {
         RouterKind::Gaussian(form) => Box::new(GaussianMoeRouter::with_form(SHAPE, form, vb)?),
         RouterKind::Linear => Box::new(LinearRouter::new(SHAPE, vb)?),
+        RouterKind::LowRank { dim } => {
+            let p_rd = vb.get_with_hints((*dim, SHAPE.hidden), "projection", candle_nn::Init::Const(1.0))?;
+            Box::new(LinearRouter::projecting(SHAPE, &p_rd, vb)?)
+        }
         RouterKind::Cosine => Box::new(CosineRouter::new(SHAPE, vb)?),
         RouterKind::Random => Box::new(RandomRouter::new(SHAPE, vb)?),
         RouterKind::Custom(_) => unreachable!("the library knows no formula"),
@@ -150,7 +158,14 @@ fn gaussian_routers_are_their_formula(
 
 #[rstest]
 fn other_routers_are_their_formula(
-    #[values(RouterKind::Linear, RouterKind::Cosine, RouterKind::Random)] kind: RouterKind,
+    #[values(
+        RouterKind::Linear,
+        RouterKind::LowRank { dim: 1 },
+        RouterKind::LowRank { dim: 4 },
+        RouterKind::Cosine,
+        RouterKind::Random
+    )]
+    kind: RouterKind,
 ) {
     assert_agrees(&kind);
 }

@@ -84,6 +84,10 @@ fn kind(kind: &RouterKind) -> TokenStream {
         }
         RouterKind::Custom(path) => quote!(Custom(Borrowed(#path))),
         RouterKind::Linear => quote!(Linear),
+        RouterKind::LowRank { dim } => {
+            let dim = number(*dim);
+            quote!(LowRank { dim: #dim })
+        }
         RouterKind::Cosine => quote!(Cosine),
         RouterKind::Random => quote!(Random),
     }

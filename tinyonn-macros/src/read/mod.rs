@@ -15,7 +15,7 @@ mod spans;
 mod top_k;
 
 #[cfg(test)]
-pub(crate) use router::{GAUSSIAN_ARGUMENTS, ROUTERS};
+pub(crate) use router::{GAUSSIAN_ARGUMENTS, LINEAR_ARGUMENTS, ROUTERS};
 #[cfg(test)]
 pub(crate) use {
     attention::ATTENTION, attention::INDICES, attention::PAIRS, behaviour::ACTIVATIONS, behaviour::BALANCE,

@@ -7,12 +7,14 @@ use tinyonn_spec::{Covariance, GaussianSpec, Project, Reduce, RouterKind};
 
 use super::settings::{Call, Settings, count, word};
 use crate::errors::{Errors, source};
-use crate::parse::{Argument, Value, names_a_type};
+use crate::parse::{Argument, Setting, Value, names_a_type};
 
 /// The routers that have a word.
 pub(crate) const ROUTERS: [&str; 4] = ["gaussian", "linear", "cosine", "random"];
 /// What can be said of `gaussian`.
 pub(crate) const GAUSSIAN_ARGUMENTS: [&str; 4] = ["dim", "reduce", "covariance", "project"];
+/// What can be said of `linear`.
+pub(crate) const LINEAR_ARGUMENTS: [&str; 1] = ["dim"];
 
 /// A router as it was written.
 #[derive(Clone)]
@@ -84,6 +86,9 @@ pub(super) fn router(key: &str, value: &Value, errors: &mut Errors) -> Option<Ro
     if name == "gaussian" {
         return Some(gaussian(name.span(), arguments, errors));
     }
+    if name == "linear" && !arguments.is_empty() {
+        return Some(low_rank(name.span(), arguments, errors));
+    }
     if !ROUTERS.iter().any(|known| name == known) {
         errors.unknown(name, "router", &[ROUTERS.as_slice(), &["or the path of a type"]].concat());
         return None;
@@ -98,16 +103,33 @@ pub(super) fn router(key: &str, value: &Value, errors: &mut Errors) -> Option<Ro
     Some(Router::known(kind, name.span()))
 }
 
-fn gaussian(span: Span, arguments: &[Argument], errors: &mut Errors) -> Router {
+/// The arguments of a router that have a name; `example` writes one.
+fn named<'a>(arguments: &'a [Argument], (router, example): (&str, &str), errors: &mut Errors) -> Vec<&'a Setting> {
     let mut named = Vec::new();
     for argument in arguments {
         match argument {
             Argument::Named(setting) => named.push(setting),
             Argument::Plain(value) => {
-                errors.on(value, "this argument of `gaussian` has no name; write `gaussian(dim = 64)`");
+                errors.on(value, format!("this argument of `{router}` has no name; write `{example}`"));
             }
         }
     }
+    named
+}
+
+/// A linear router behind the projection that a layer has.
+fn low_rank(span: Span, arguments: &[Argument], errors: &mut Errors) -> Router {
+    let named = named(arguments, ("linear", "linear(dim = 32)"), errors);
+    let given = Settings::new(named.into_iter(), "argument of `linear`", &LINEAR_ARGUMENTS, &[], errors);
+    let mut dim = None;
+    given.set("dim", &mut dim, errors, |key, value, errors| count(key, value, errors).map(Some));
+    // What could not be read has been said, and no rule objects to a router without it.
+    let kind = dim.map_or(RouterKind::Linear, |dim| RouterKind::LowRank { dim });
+    Router::known(kind, given.innermost("dim").unwrap_or(span))
+}
+
+fn gaussian(span: Span, arguments: &[Argument], errors: &mut Errors) -> Router {
+    let named = named(arguments, ("gaussian", "gaussian(dim = 64)"), errors);
     let given = Settings::new(named.into_iter(), "argument of `gaussian`", &GAUSSIAN_ARGUMENTS, &[], errors);
     let mut form = GaussianSpec::PLAIN;
     given.set("dim", &mut form.dim, errors, count);

@@ -9,8 +9,8 @@ use tinyonn_spec::{
 use super::{UNIT, tokens, understood};
 use crate::declare;
 use crate::read::{
-    ACTIVATIONS, ATTENTION, BALANCE, GATES, GAUSSIAN_ARGUMENTS, GROUP_SETTINGS, INDICES, PAIRS, PFAG, ROUTE_PER,
-    ROUTERS, SETTINGS,
+    ACTIVATIONS, ATTENTION, BALANCE, GATES, GAUSSIAN_ARGUMENTS, GROUP_SETTINGS, INDICES, LINEAR_ARGUMENTS, PAIRS, PFAG,
+    ROUTE_PER, ROUTERS, SETTINGS,
 };
 
 /// The first and the last cell of each row of the table.
@@ -69,6 +69,7 @@ fn each_row_has_an_example_of_its_setting_that_expands() {
 #[case::of_a_group(&GROUP_SETTINGS)]
 #[case::routers(&ROUTERS)]
 #[case::of_gaussian(&GAUSSIAN_ARGUMENTS)]
+#[case::of_linear(&LINEAR_ARGUMENTS)]
 #[case::route_per(&ROUTE_PER)]
 #[case::pfag(&PFAG)]
 #[case::balance(&BALANCE)]

@@ -42,6 +42,7 @@ fn kinds(spec: &MoeSpec) -> Vec<String> {
     let kind = |kind: &RouterKind| match kind {
         RouterKind::Gaussian(form) => format!("gaussian {}", form.dim),
         RouterKind::Linear => "linear".to_owned(),
+        RouterKind::LowRank { dim } => format!("linear {dim}"),
         RouterKind::Cosine => "cosine".to_owned(),
         RouterKind::Random => "random".to_owned(),
         RouterKind::Custom(path) => path.to_string(),

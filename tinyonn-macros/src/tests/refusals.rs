@@ -71,7 +71,13 @@ fn refuses_unknown_settings(#[case] setting: &str, #[case] start: &str) {
     "router = [linear]",
     "`router` lists 1 for 2 levels; write one for all, or one for each: group, expert"
 )]
-#[case::linear("router = linear(3)", "`linear` takes no argument; write `router = linear`")]
+#[case::linear("router = linear(3)", "this argument of `linear` has no name; write `linear(dim = 32)`")]
+#[case::linear_to_nothing("router = linear(dim = 0)", "`dim` is 0; use 1 or more")]
+#[case::linear_in_two_widths(
+    "router = [linear(dim = 3), linear(dim = 4)]",
+    "`linear(dim = 4)` stands beside `linear(dim = 3)`; use one `dim`: all levels of a layer read one projection"
+)]
+#[case::linear_argument("router = linear(rank = 3)", "`rank` is no argument of `linear`; known: dim")]
 #[case::type_argument("router = Mine(3)", "`Mine` is a type, which takes no argument here; write `router = Mine`")]
 #[case::argument(
     "router = gaussian(din = 3)",

@@ -1,6 +1,6 @@
 use tinyonn::moe::moe;
 
-#[moe(levels = [4], router = linear(dim = 8))]
+#[moe(levels = [4], router = linear(8))]
 pub struct Name;
 
 #[moe(levels = [4], router = Mine(8))]

@@ -44,6 +44,7 @@ fn written(kind: &RouterKind) -> String {
     let GaussianSpec { dim, reduce, covariance, project } = match kind {
         RouterKind::Gaussian(form) => form,
         RouterKind::Linear => return "linear".to_owned(),
+        RouterKind::LowRank { dim } => return format!("linear(dim = {dim})"),
         RouterKind::Cosine => return "cosine".to_owned(),
         RouterKind::Random => return "random".to_owned(),
         RouterKind::Custom(path) => return path.to_string(),

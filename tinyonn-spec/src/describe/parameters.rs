@@ -22,6 +22,7 @@ fn formula(RouterSpec { parents, choices, kind, .. }: &RouterSpec) -> String {
     match kind {
         RouterKind::Gaussian(form) => gaussian(form, *parents, n),
         RouterKind::Linear => format!("{n}·d + {n}"),
+        RouterKind::LowRank { dim } => format!("{n}·r + {n}, and r·d of the layer, r = min({dim}, d)"),
         RouterKind::Cosine => format!("{n}·d + 1"),
         RouterKind::Random => format!("{n}·d, none trained"),
         RouterKind::Custom(_) => "its own".to_owned(),

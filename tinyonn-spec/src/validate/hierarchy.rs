@@ -43,8 +43,16 @@ fn routers(spec: &MoeSpec, found: &mut Found) {
                 let what = choices_of(spec, level, run, plural);
                 found.add(at(Part::TopK), format!("top_k = {top_k} exceeds the {choices} {what}"), remedy);
             }
-            if let RouterKind::Gaussian(GaussianSpec { dim, .. }) = routers.kind {
+            if let RouterKind::Gaussian(GaussianSpec { dim, .. }) | RouterKind::LowRank { dim } = routers.kind {
                 found.count(at(Part::Kind), "dim", dim);
+            }
+            match (routers.kind.projects_to(MOST), spec.shared_projection(MOST)) {
+                (Some(own), Some((_, shared))) if own != shared => {
+                    let problem = format!("`linear(dim = {own})` stands beside `linear(dim = {shared})`");
+                    let remedy = "use one `dim`: all levels of a layer read one projection";
+                    found.add(at(Part::Kind), problem, remedy);
+                }
+                _ => (),
             }
         }
     }

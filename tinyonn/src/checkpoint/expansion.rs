@@ -351,7 +351,7 @@ fn is_by_choice(kind: &RouterKind, parameter: &str) -> bool {
     match (kind, parameter) {
         (RouterKind::Gaussian(form), "log_variance") => form.covariance != Covariance::Shared,
         (RouterKind::Gaussian(_), "mean" | "log_prior")
-        | (RouterKind::Linear, "weight" | "bias")
+        | (RouterKind::Linear | RouterKind::LowRank { .. }, "weight" | "bias")
         | (RouterKind::Cosine | RouterKind::Random, "weight") => true,
         _ => false,
     }

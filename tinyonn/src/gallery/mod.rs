@@ -17,6 +17,8 @@
 //! assert_eq!(counts, [(8, 1), (8, 1), (16, 1), (8, 1), (66, 2), (16, 1), (16, 1), (16, 2), (16, 1)]);
 //! assert_eq!((Depth3::SPEC.levels.len(), NamedGroups::SPEC.experts()), (3, 19));
 //! assert!(LongContext::SPEC.attention.pairs().is_some()); // the dense MLP, and an eighth of the pairs
+//! let groups = [GroupedGate::SPEC, WholeGroups::SPEC].map(|spec| (spec.experts(), spec.router_words()));
+//! assert_eq!(groups, [(128, "linear(32)".to_owned()), (128, "linear(32)".to_owned())]);
 //! assert!(OwnGate::SPEC.levels.is_empty() && Pruned::SPEC.levels.is_empty()); // single neurons: no experts to choose
 //! ```
 
@@ -130,6 +132,15 @@ pub struct OwnGate;
 /// The same neurons for every token, those that add most: what any choice must beat.
 #[moe(neurons = pruned)]
 pub struct Pruned;
+
+/// A router chooses among 128 groups of neurons, and of these each token takes those whose own gates promise most: gate rows of what was not chosen are not
+/// computed. All groups are taken until text has said which (`exp_sparsify`).
+#[moe(levels = [128], top_k = 128, router = linear(dim = 32), neurons = gate, partition = coactivation)]
+pub struct GroupedGate;
+
+/// The groups of [`GroupedGate`], taken whole.
+#[moe(levels = [128], top_k = 128, router = linear(dim = 32), partition = coactivation)]
+pub struct WholeGroups;
 
 /// [`TinyOnn`] behind linear routers: what Gaussian ones are compared with.
 #[moe(groups = 10, experts = 10, router = linear, top_k = [8, 8])]

@@ -1,7 +1,7 @@
 //! One layer of a mixture of experts, of whatever variant: what a declaration says, the routers and the experts that it asks for.
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
+use candle_nn::{Init, VarBuilder};
 
 #[cfg(feature = "cuda")]
 use super::decode;
@@ -78,6 +78,9 @@ impl MoeLayer {
     ) -> Result<Self> {
         check(&spec)?;
         let mut gaussians = Vec::new();
+        let projection =
+            spec.shared_projection(cfg.hidden_size).map(|(run, r)| projection(run, (r, cfg.hidden_size), vb));
+        let projection = projection.transpose()?;
         let mut router = |run: &RouterSpec| {
             let (shape, vb) = (run.shape(cfg.hidden_size), &vb.pp(format!("{}_router", run.name)));
             match &run.kind {
@@ -86,6 +89,10 @@ impl MoeLayer {
                     gaussians.extend(router.parameters());
                     Ok(Box::new(router) as Box<dyn Router>)
                 }
+                RouterKind::LowRank { .. } => match &projection {
+                    Some(p_rd) => Ok(Box::new(LinearRouter::projecting(shape, p_rd, vb)?) as Box<dyn Router>),
+                    None => new_router::<LinearRouter>(shape, vb),
+                },
                 RouterKind::Linear => new_router::<LinearRouter>(shape, vb),
                 RouterKind::Cosine => new_router::<CosineRouter>(shape, vb),
                 RouterKind::Random => new_router::<RandomRouter>(shape, vb),
@@ -209,6 +216,12 @@ impl MoeLayer {
     pub fn layer(&self) -> usize {
         self.experts.layer()
     }
+}
+
+/// P `[r, d]` of all levels, which lies with the routers of `run`; f32 whatever the model's type.
+fn projection(run: &str, (r, d): (usize, usize), vb: &VarBuilder<'_>) -> Result<Tensor> {
+    let spread = Init::Randn { mean: 0.0, stdev: 1.0 / (d as f64).sqrt() };
+    Ok(vb.pp(format!("{run}_router")).get_with_hints_dtype((r, d), "projection", spread, DType::F32)?)
 }
 
 /// Where a kernel does what is declared: fixed `top_k` by logits alone, gates that are shares of what was taken, and no auxiliary loss.

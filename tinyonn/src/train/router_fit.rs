@@ -341,6 +341,10 @@ impl Layer<'_> {
             Ok(Rows { x: x.clone(), classes: classes.clone(), shares: targets.table(device)? })
         };
         let sums = self.sums(self.z_nr)?;
+        if let Some((run, r)) = spec.shared_projection(self.projection_rd.dim(1)?) {
+            let p_rd = self.projection_rd.narrow(0, 0, r.min(self.projection_rd.dim(0)?))?.contiguous()?;
+            set(store, &format!("model.layers.{}.mlp.{run}_router", self.index), "projection", &p_rd)?;
+        }
         for level in 0..spec.levels.len() {
             for (run, declared) in spec.levels[level].routers.iter().enumerate() {
                 if declared.kind == RouterKind::Random {

@@ -1,6 +1,6 @@
 //! The linear part of a layer's routers: one row an expert, so that W x orders experts as one flat softmax gate does.
 //!
-//! Row n is the sum over the levels of the row of n's node. Of a linear router that is its row; of a Gaussian one (s/r) Pᵀ (μ_c ⊙ λ), λ the mean over its choices of
+//! Row n is the sum over the levels of the row of n's node. Of a linear router that is its row of W, or of W P; of a Gaussian one (s/r) Pᵀ (μ_c ⊙ λ), λ the mean over its choices of
 //! 1/σ²: what is left of the log-density beside its square, which cancels where choices share their variances, and its constant. Constants (biases, ‖μ‖², priors), the
 //! differences of variances, and the normalisation of each level by itself are lost: nothing is, for one level whose constants agree.
 //!
@@ -44,6 +44,12 @@ fn rows(source: &TinyOnnFolder, layer: usize, run: &RouterSpec) -> Result<Tensor
     };
     match &run.kind {
         RouterKind::Linear | RouterKind::Random => part("weight"),
+        RouterKind::LowRank { .. } => {
+            let owner = source.variant().spec.shared_projection(source.arch().hidden_size).map_or("", |(run, _)| run);
+            let name = format!("{}.{owner}_router.projection", mixture_prefix(layer));
+            let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
+            Ok(part("weight")?.matmul(&tensor(source, &name)?.ok_or_else(missing)?)?)
+        }
         RouterKind::Gaussian(form) => {
             let projection = if form.project == Project::Identity { None } else { Some(part("projection")?) };
             gaussian_rows(form, [&part("mean")?, &part("log_variance")?, &part("scale")?], projection.as_ref())
