@@ -60,6 +60,7 @@ mod results;
 mod resume;
 mod router_cost;
 mod router_fit;
+mod router_ridge;
 mod routing;
 mod send_sync;
 mod settings;

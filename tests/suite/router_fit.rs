@@ -16,7 +16,7 @@ use tinyonn::imaging::Labels;
 use tinyonn::imaging::inputs::Samples;
 use tinyonn::moe::{MoeLayer, Scores, Selection, Variant, select};
 use tinyonn::random;
-use tinyonn::train::{FitBy, Projection, RouterFitConfig, RouterFitter, router_accuracy};
+use tinyonn::train::{FitBy, Projection, RouterFitConfig, RouterFitter, RouterTarget, router_accuracy};
 
 use crate::tiny;
 
@@ -29,6 +29,7 @@ const REFINED: RouterFitConfig = RouterFitConfig {
     batch: 64,
     rate: 5e-3,
     refit_rounds: 0,
+    target: RouterTarget::Sqrt,
 };
 const CLOSED: RouterFitConfig = RouterFitConfig { steps: 0, ..REFINED };
 

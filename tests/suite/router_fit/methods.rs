@@ -89,6 +89,7 @@ fn gradients_alone_reduce_the_loss_and_the_closed_form_takes_none() {
 #[rstest]
 #[case("Moe2x4", RouterFitConfig { fit: FitBy::Sgd, ..CLOSED }, &["`router.steps`", "sgd is steps alone", "use 1 or more"])]
 #[case("Linear3x4", RouterFitConfig { fit: FitBy::Gda, ..REFINED }, &["`router.fit`", "group_router", "no closed form", "gda+sgd"])]
+#[case("Moe2x4", RouterFitConfig { fit: FitBy::Ridge, ..CLOSED }, &["`router.fit`", "group_router", "no linear router"])]
 #[case("Linear3x4", CLOSED, &["`router.steps`", "group_router", "no closed form", "use 1 or more"])]
 fn a_fit_by_nothing_is_refused_before_anything_moves(
     #[case] name: &str,

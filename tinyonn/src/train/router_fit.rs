@@ -2,7 +2,8 @@
 //!
 //! Inputs and labels come from the pseudo-dense pass. The projection is found first ([`super::projection`]), then each router in
 //! closed form ([`super::gda`]); then its scale is calibrated on validation text; then, as `fit` says, all its parameters are refined by
-//! gradient (`router_tuning`) and the scale is calibrated again. Routers of other kinds have no closed form: theirs is the gradient alone.
+//! gradient (`router_tuning`) and the scale is calibrated again. Routers of other kinds have the gradient, or, of linear ones, a ridge regression that asks for no
+//! labels ([`super::RouterSums`]).
 //!
 //! Rows are labelled by class ([`RowLabels`]): task labels are the case of a class a task, token labels that of a class a path.
 
@@ -12,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::gda;
 use super::optimizer::OptimizerConfig;
+use super::output_norms::{OutputNorms, RouterTarget};
 use super::projection::{self, Projection};
+use super::router_ridge::RouterSums;
 use super::router_targets::Targets;
 use super::router_tuning::{Model, Rows, Tuning};
 use crate::checkpoint::ParamStore;
@@ -45,13 +48,16 @@ pub struct RouterFitConfig {
     pub rate: f64,
     /// How often the fit is repeated on what routers see once they route ([`super::refit()`]).
     pub refit_rounds: usize,
+    /// Of `fit = ridge`, the power of a choice's norm that its score is fitted to.
+    #[serde(skip_serializing_if = "RouterTarget::is_sqrt")]
+    pub target: RouterTarget,
 }
 
-/// What finds the parameters of Gaussian routers; the others have the gradient alone.
+/// What finds the parameters of routers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum FitBy {
-    /// The closed form.
+    /// The closed form of Gaussian routers; the others have none.
     #[serde(rename = "gda")]
     Gda,
     /// The cross-entropy's gradient, from the parameters that the store holds (of a new model drawn at random) and the projection.
@@ -61,12 +67,15 @@ pub enum FitBy {
     #[default]
     #[serde(rename = "gda+sgd")]
     GdaSgd,
+    /// Of linear routers: the ridge regression of what each choice would add ([`OutputNorms`]), without labels and without a gradient.
+    #[serde(rename = "ridge")]
+    Ridge,
 }
 
 impl Default for RouterFitConfig {
     fn default() -> Self {
         let (projection, fit) = (Projection::default(), FitBy::default());
-        Self { projection, fit, steps: 120, batch: 256, rate: 5e-3, refit_rounds: 0 }
+        Self { projection, fit, steps: 120, batch: 256, rate: 5e-3, refit_rounds: 0, target: RouterTarget::Sqrt }
     }
 }
 
@@ -74,11 +83,13 @@ impl RouterFitConfig {
     /// In short, for names of files and tables: no two configurations share one.
     #[must_use]
     pub fn id(&self) -> String {
-        let Self { projection, fit, steps, batch, rate, refit_rounds } = self;
+        let Self { projection, fit, steps, batch, rate, refit_rounds, target } = self;
         let fit = match fit {
             FitBy::Gda => "gda",
             FitBy::Sgd => "sgd",
             FitBy::GdaSgd => "gda+sgd",
+            FitBy::Ridge if *target == RouterTarget::Log => "ridge-log",
+            FitBy::Ridge => "ridge",
         };
         let learns = if self.learns() { format!("-{steps}x{batch}@{rate}") } else { String::new() };
         let refits = if *refit_rounds > 0 { format!("-refit{refit_rounds}") } else { String::new() };
@@ -87,7 +98,7 @@ impl RouterFitConfig {
 
     /// Whether routers take gradient steps.
     fn learns(&self) -> bool {
-        self.fit != FitBy::Gda && self.steps > 0
+        !matches!(self.fit, FitBy::Gda | FitBy::Ridge) && self.steps > 0
     }
 
     /// Refuses what cannot fit the routers of `spec`.
@@ -99,6 +110,13 @@ impl RouterFitConfig {
 
     /// Refuses to fit a router of this kind by nothing.
     fn check_kind(&self, name: &str, kind: &RouterKind) -> Result<()> {
+        if self.fit == FitBy::Ridge {
+            if matches!(kind, RouterKind::Linear | RouterKind::LowRank { .. }) {
+                return Ok(());
+            }
+            let problem = format!("is ridge, and `{name}_router` is no linear router");
+            return Err(Error::setting("router.fit", problem, "declare `router = linear`, or use gda+sgd"));
+        }
         let closed = matches!(kind, RouterKind::Gaussian(_)) && self.fit != FitBy::Sgd;
         if closed || self.learns() || matches!(kind, RouterKind::Random) {
             return Ok(());
@@ -115,6 +133,10 @@ impl RouterFitConfig {
     }
 }
 
+/// λ of `fit = ridge`, as of a repair.
+pub(crate) const RIDGE: f64 = 0.01;
+/// Rows whose outputs are formed at once.
+const BLOCK: usize = 4096;
 /// Validation rows of a layer that calibration and stopping look at, at most.
 const HELD: usize = 2048;
 
@@ -331,6 +353,9 @@ struct Layer<'a> {
 
 impl Layer<'_> {
     fn fit(&self, model: Model<'_>, held_nd: &Tensor, config: &RouterFitConfig, seed: u64) -> Result<()> {
+        if config.fit == FitBy::Ridge {
+            return self.ridge(model, config.target);
+        }
         let (store, _, variant) = model;
         let (spec, device) = (&variant.spec, store.device());
         let on_device =
@@ -374,6 +399,23 @@ impl Layer<'_> {
                     gaussian.map_or(Ok(()), |_| tuning.calibrate())?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Sets linear routers to the ridge regression of what their choices would add.
+    fn ridge(&self, (store, cfg, variant): Model<'_>, target: RouterTarget) -> Result<()> {
+        let prefix = format!("model.layers.{}.mlp", self.index);
+        let layer = (variant.build)(cfg, self.index, store.frozen().pp(&prefix))?;
+        let (norms, mut sums) = (OutputNorms::new(&layer)?, RouterSums::new(cfg.hidden_size));
+        let rows = self.x_nd.dim(0)?;
+        for from in (0..rows).step_by(BLOCK) {
+            let x_nd = self.x_nd.narrow(0, from, BLOCK.min(rows - from))?.to_device(store.device())?;
+            let seen_nd = x_nd.to_dtype(layer.experts().weights().gate.dtype())?;
+            sums.push(&x_nd, &target.of(&norms.of(&seen_nd)?)?)?;
+        }
+        for (name, value) in sums.solve(RIDGE)?.parameters(&variant.spec, store.device())? {
+            store.set(&format!("{prefix}.{name}"), &value)?;
         }
         Ok(())
     }
