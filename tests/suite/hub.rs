@@ -132,6 +132,19 @@ fn refusals_name_both_readings(#[case] status: u16, #[case] words: &[&str]) {
     assert!(fs::read_dir(cache.path()).unwrap().next().is_none());
 }
 
+/// A model's name with something behind it that names nothing of the hub's, which no file here has for a name either.
+#[rstest]
+#[case("org/name@")]
+#[case("org/name@v2:")]
+#[case("org/name:weights.bin")]
+#[case("org/name@../v2")]
+fn what_stands_behind_a_name_must_name_something(#[case] given: &str) {
+    let said = message(found(Path::new(given)));
+    let behind = format!("`{}` is neither a revision nor a GGUF file", &given[ID.len()..]);
+    let words = [given, "no file or folder of that name", &behind, "OWNER/NAME:FILE.gguf"];
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
+}
+
 #[test]
 fn a_token_is_shown_to_the_hub() {
     let (server, cache) = (Server::of_folder(&fixture(SHARDED)), tempdir().unwrap());

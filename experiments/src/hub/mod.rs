@@ -25,7 +25,7 @@ use name::is_gguf;
 /// # Errors
 /// A name that neither leads to a file nor to a model that can be had; the error tells both.
 pub fn found(given: &Path) -> Result<PathBuf> {
-    match meant(given) {
+    match meant(given)? {
         Some(name) => Hub::from_env()?.model(&name),
         None => Ok(given.to_path_buf()),
     }
@@ -36,25 +36,33 @@ pub fn found(given: &Path) -> Result<PathBuf> {
 /// # Errors
 /// As above.
 pub fn found_on_paper(given: &Path) -> Result<PathBuf> {
-    match meant(given) {
+    match meant(given)? {
         Some(name) => Hub::from_env()?.paper(&name),
         None => Ok(given.to_path_buf()),
     }
 }
 
 /// The name on the hub that is meant, if one is.
-fn meant(given: &Path) -> Option<HubName> {
-    if given.symlink_metadata().is_ok() {
-        return None;
+///
+/// # Errors
+/// A model's name with something behind it that is neither a revision nor a GGUF file.
+fn meant(given: &Path) -> Result<Option<HubName>> {
+    let Some(text) = given.to_str().filter(|_| given.symlink_metadata().is_err()) else { return Ok(None) };
+    let id = text.split(['@', ':']).next().unwrap_or(text);
+    let Some(of_id) = HubName::parse(id) else { return Ok(None) };
+    let Some((owner, model)) = of_id.id.split_once('/') else { return Ok(None) };
+    if Path::new(owner).is_dir() || id == text && is_gguf(model) {
+        return Ok(None);
     }
-    let name = HubName::parse(given.to_str()?)?;
-    let (owner, model) = name.id.split_once('/')?;
-    let mistyped = Path::new(owner).is_dir() || name.file.is_none() && is_gguf(model);
-    (!mistyped).then_some(name)
+    let Some(name) = HubName::parse(text) else {
+        let problem = format!("`{}` is neither a revision nor a GGUF file", &text[id.len()..]);
+        return Err(refused(text, &problem, "write OWNER/NAME, OWNER/NAME@REVISION or OWNER/NAME:FILE.gguf"));
+    };
+    Ok((name.file.is_some() || !is_gguf(model)).then_some(name))
 }
 
 /// An error that tells both readings of a name.
-fn refused(name: &HubName, problem: &str, remedy: &str) -> Error {
+fn refused(name: impl ToString, problem: &str, remedy: &str) -> Error {
     Error::file(
         name.to_string(),
         format!("no file or folder of that name is here, and as a name on the hub: {problem}"),
