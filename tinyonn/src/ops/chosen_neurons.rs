@@ -9,6 +9,8 @@
 //! A few tokens in main memory (decoding) compute W_u and W_d of their own neurons alone: a neuron is a row of both. More are computed by whole
 //! products, h masked.
 
+use std::cmp::Ordering;
+
 use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
@@ -16,12 +18,10 @@ use super::columns::columns;
 use super::glu_mlp::{MlpGate, MlpWeights, Saved};
 use super::linear::rows;
 use super::mlp_values::MlpValues;
-use super::{elementwise, lanes};
+use super::{chosen_rows, elementwise, lanes};
 
 /// Tokens whose neurons are computed one by one, at most: of more, whole products are faster.
 const FEW: usize = 4;
-/// Rows of W_d that a thread adds up before the parts are added in their order: a constant, so that sums do not depend on the number of threads.
-const ROWS: usize = 64;
 /// Halvings of the interval that the least score taken lies in, where scores are not in main memory: neighbours among the f32 below the largest score, which
 /// it then ends at, lie no further apart than 2⁻²⁴ of it, and those near zero than 2⁻⁶⁴.
 const HALVINGS: usize = 64;
@@ -98,7 +98,7 @@ pub fn forward(
     };
     let few = !all && x_td.dim(0)? <= FEW && lanes::fused(&[&x_td, &matrices[0], &matrices[1], &matrices[2]]);
     if few && matrices.iter().all(Tensor::is_contiguous) {
-        let (values, y_td, taken_t) = by_neuron(x_td, &matrices, weights, gate_ti.as_ref(), choice)?;
+        let (values, y_td, taken_t) = chosen_rows::forward(&x_td, &matrices, weights, gate_ti.as_ref(), choice)?;
         return Ok((y_td.reshape(x.shape())?, Saved::of(matrices, values, gate), taken_t));
     }
     let g_ti = x_td.matmul(&matrices[0].t()?)?;
@@ -163,7 +163,14 @@ pub fn scores(g_ti: &Tensor, weights: MlpWeights<'_>, choice: NeuronChoice<'_>) 
     };
     let g_ti = g_ti.to_dtype(DType::F32)?;
     let mean_up_ti = mean_up_i.unsqueeze(0)?.broadcast_as(g_ti.shape())?.contiguous()?;
-    let expected = weights.activation.forward(&g_ti, &mean_up_ti)?.abs()?.broadcast_mul(&worth_i.unsqueeze(0)?)?;
+    let expected = weights.activation.forward(&g_ti, &mean_up_ti)?;
+    if lanes::fused(&[&expected, worth_i]) && expected.is_contiguous() && worth_i.is_contiguous() {
+        return elementwise::each_by_column([&expected], worth_i, |[hidden], worth| {
+            let score = hidden.abs() * worth;
+            if score.is_nan() { f32::INFINITY } else { score }
+        });
+    }
+    let expected = expected.abs()?.broadcast_mul(&worth_i.unsqueeze(0)?)?;
     expected.eq(&expected)?.where_cond(&expected, &Tensor::full(f32::INFINITY, expected.shape(), expected.device())?)
 }
 
@@ -200,28 +207,35 @@ pub fn chosen(scores_ti: &Tensor, gate_ti: Option<&Tensor>, take: Take) -> Resul
     let scores_ti = scores_ti.contiguous()?;
     let mut mask = vec![0f32; t * i];
     lanes::with_slices([&scores_ti], |[scores]| {
-        mask.par_chunks_mut(i.max(1)).zip(scores.par_chunks(i.max(1))).for_each_init(
-            Vec::new,
-            |best, (mask, scores)| {
-                best_of(scores, take, best).iter().for_each(|at| mask[*at as usize] = 1.0);
-            },
-        );
+        mask.par_chunks_mut(i.max(1)).zip(scores.par_chunks(i.max(1))).for_each(|(mask, scores)| {
+            best_of(scores, take).iter().for_each(|at| mask[*at as usize] = 1.0);
+        });
     })?;
     Tensor::from_vec(mask, (t, i), &Device::Cpu)
 }
 
 /// The neurons that are taken of one token's scores, ascending.
-fn best_of<'a>(scores: &[f32], take: Take, best: &'a mut Vec<u32>) -> &'a [u32] {
+pub(super) fn best_of(scores: &[f32], take: Take) -> Vec<u32> {
     let least = take.least_score.max(0.0);
-    best.clear();
-    best.extend((0..scores.len() as u32).filter(|at| scores[*at as usize] >= least));
+    let mut best: Vec<u32> = (0..scores.len() as u32).filter(|at| scores[*at as usize] >= least).collect();
+    if take.most == 0 {
+        best.clear();
+    }
     if take.most < best.len() {
-        if take.most > 0 {
-            let (a, b) = (|at: &u32| scores[*at as usize], |at: &u32| scores[*at as usize]);
-            best.select_nth_unstable_by(take.most - 1, |x, y| b(y).total_cmp(&a(x)).then(x.cmp(y)));
-        }
-        best.truncate(take.most);
-        best.sort_unstable();
+        let mut values: Vec<f32> = best.iter().map(|at| scores[*at as usize]).collect();
+        let (_, last, _) = values.select_nth_unstable_by(take.most - 1, |a, b| b.total_cmp(a));
+        let last = *last;
+        // Of those that score as the last one taken does, the first so many as are left.
+        let above = best.iter().filter(|at| scores[**at as usize].total_cmp(&last).is_gt()).count();
+        let mut left = take.most - above;
+        best.retain(|at| match scores[*at as usize].total_cmp(&last) {
+            Ordering::Greater => true,
+            Ordering::Equal if left > 0 => {
+                left -= 1;
+                true
+            }
+            _ => false,
+        });
     }
     best
 }
@@ -256,107 +270,6 @@ fn chosen_on_device(scores_ti: &Tensor, most: usize, least: f64) -> Result<Tenso
     let taken_ti =
         (level_ti.mul(&at_1i.broadcast_lt(&bound)?.to_dtype(DType::F32)?)? + above_ti.to_dtype(DType::F32)?)?;
     taken_ti.mul(&scores_ti.ge(least)?.to_dtype(DType::F32)?)
-}
-
-/// Token by token, neuron by neuron, f32 in main memory: values (zeros where nothing was computed), y and how many neurons were taken.
-fn by_neuron(
-    x_td: Tensor,
-    matrices: &[Tensor; 3],
-    weights: MlpWeights<'_>,
-    gate_ti: Option<&Tensor>,
-    choice: NeuronChoice<'_>,
-) -> Result<(MlpValues, Tensor, Tensor)> {
-    let ((t, d), i) = (x_td.dims2()?, matrices[0].dim(0)?);
-    if matrices.iter().any(|matrix| matrix.dims() != [i, d]) {
-        candle_core::bail!(
-            "chosen_neurons: matrices {:?} and x {:?} do not go together",
-            matrices[2].shape(),
-            x_td.shape()
-        );
-    }
-    let gates = gate_ti.map(super::host::in_memory).transpose()?;
-    let fixed = match choice {
-        NeuronChoice::Fixed(kept_i) => Some(super::host::in_memory(kept_i)?),
-        NeuronChoice::Gate { candidates_i, .. } => candidates_i.map(super::host::in_memory).transpose()?,
-    };
-    let (mut g, mut u, mut h) = (vec![0f32; t * i], vec![0f32; t * i], vec![0f32; t * i]);
-    let (mut c, mut y, mut taken) = (vec![0f32; t * i], vec![0f32; t * d], vec![0f32; t]);
-    for token in 0..t {
-        let of_token = token * i..(token + 1) * i;
-        let open = |at: u32| gates.as_ref().is_none_or(|gates| gates[of_token.clone()][at as usize] != 0.0);
-        let kept = |at: u32| fixed.as_ref().is_none_or(|kept| kept[at as usize] != 0.0);
-        let candidates: Vec<u32> = (0..i as u32).filter(|at| open(*at) && kept(*at)).collect();
-        let x_1d = x_td.narrow(0, token, 1)?.contiguous()?;
-        let gate_values = dots(&matrices[0], &x_1d, &candidates)?;
-        candidates.iter().zip(&gate_values).for_each(|(at, value)| g[of_token.clone()][*at as usize] = *value);
-        let chosen = match choice {
-            NeuronChoice::Fixed(_) => candidates,
-            NeuronChoice::Gate { take, .. } => {
-                let g_1i = Tensor::from_slice(&g[of_token.clone()], (1, i), &Device::Cpu)?;
-                let mut scores = super::host::in_memory(&scores(&g_1i, weights, choice)?)?;
-                (0..i as u32).filter(|at| !(open(*at) && kept(*at))).for_each(|at| scores[at as usize] = -1.0);
-                best_of(&scores, take, &mut Vec::new()).to_vec()
-            }
-        };
-        taken[token] = chosen.len() as f32;
-        if chosen.is_empty() {
-            continue;
-        }
-        let up_values = dots(&matrices[1], &x_1d, &chosen)?;
-        let of_chosen = |values: Vec<f32>| Tensor::from_vec(values, (1, chosen.len()), &Device::Cpu);
-        let own: Vec<f32> = chosen.iter().map(|at| g[of_token.clone()][*at as usize]).collect();
-        let hidden = weights.activation.forward(&of_chosen(own)?, &of_chosen(up_values.clone())?)?;
-        let hidden = super::host::in_memory(&hidden)?;
-        let mut scaled = Vec::with_capacity(chosen.len());
-        for ((at, up), hidden) in chosen.iter().zip(up_values).zip(hidden) {
-            let place = token * i + *at as usize;
-            (u[place], h[place]) = (up, hidden);
-            c[place] = gates.as_ref().map_or(1.0, |gates| gates[place]);
-            scaled.push(hidden * c[place]);
-        }
-        y[token * d..][..d].copy_from_slice(&weighted_rows(&matrices[2], &chosen, &scaled)?);
-    }
-    let of = |values: Vec<f32>| Tensor::from_vec(values, (t, i), &Device::Cpu);
-    let values = MlpValues::of(weights.activation, x_td, [of(g)?, of(u)?, of(h)?], of(c)?)?;
-    Ok((values, Tensor::from_vec(y, (t, d), &Device::Cpu)?, Tensor::from_vec(taken, t, &Device::Cpu)?))
-}
-
-/// x · row of some rows of a matrix.
-fn dots(matrix_id: &Tensor, x_1d: &Tensor, rows: &[u32]) -> Result<Vec<f32>> {
-    lanes::with_slices([matrix_id, x_1d], |[matrix, x]| {
-        let mut out = vec![0f32; rows.len()];
-        out.par_chunks_mut(ROWS).zip(rows.par_chunks(ROWS)).for_each(|(out, rows)| {
-            lanes::vectorised(|| {
-                out.iter_mut()
-                    .zip(rows)
-                    .for_each(|(out, at)| *out = lanes::dot(&matrix[*at as usize * x.len()..][..x.len()], x));
-            });
-        });
-        out
-    })
-}
-
-/// Σ weight · row.
-fn weighted_rows(matrix_id: &Tensor, rows: &[u32], weights: &[f32]) -> Result<Vec<f32>> {
-    let d = matrix_id.dim(1)?;
-    lanes::with_slices([matrix_id], |[matrix]| {
-        let part = |(rows, weights): (&[u32], &[f32])| {
-            let mut sum = vec![0f32; d];
-            lanes::vectorised(|| {
-                for (at, weight) in rows.iter().zip(weights) {
-                    let row = &matrix[*at as usize * d..][..d];
-                    sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
-                }
-            });
-            sum
-        };
-        let parts: Vec<Vec<f32>> = rows.par_chunks(ROWS).zip(weights.par_chunks(ROWS)).map(part).collect();
-        let mut sum = vec![0f32; d];
-        for part in parts {
-            sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
-        }
-        sum
-    })
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ pub mod card;
 #[cfg(feature = "cuda")]
 mod causal_softmax;
 pub mod chosen_neurons;
+mod chosen_rows;
 pub mod class_scatter;
 mod class_sums;
 #[cfg(feature = "cuda")]
@@ -104,6 +105,7 @@ pub mod replica_dispatch;
 pub mod replicas;
 pub mod rms_norm;
 pub mod rope;
+mod rows_apart;
 pub mod runs;
 pub mod segment_means;
 #[cfg(feature = "cuda")]
