@@ -100,6 +100,7 @@ fn an_enum_is_its_specification_field_by_field() {
         ]
         .into(),
         always: vec![AlwaysSpec { name: borrowed("shared"), experts: 2 }].into(),
+        always_by: None,
         experts_are: ExpertsAre::Slice,
         combine: Combine::Concat,
         route_per: RoutePer::Token,

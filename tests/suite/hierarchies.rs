@@ -8,7 +8,7 @@ use rand::Rng;
 use rstest::rstest;
 use tinyonn::checkpoint::{ParamStore, upcycle};
 use tinyonn::imaging::inputs::Samples;
-use tinyonn::imaging::{Integral, Labels, Partition, PartitionSources, partition};
+use tinyonn::imaging::{Integral, Labels, NeuronMarks, Partition, PartitionSources, partition};
 use tinyonn::moe::{MoeLayer, MoeSpec};
 use tinyonn::ops::ClassSums;
 use tinyonn::random;
@@ -65,7 +65,7 @@ proptest! {
     #[test]
     fn partitions_are_even_over_all_experts_and_labels_are_best_paths_of_routed_ones(
         seed in any::<u64>(),
-        which in 0usize..7,
+        which in 0usize..9,
         extra in 0usize..30,
     ) {
         let spec = hierarchy(seed, false);
@@ -77,8 +77,13 @@ proptest! {
             [0, 1].map(|layer| crate::gradients::inputs(seed ^ layer, &[&shape]).remove(0))
         });
         let rows = |layer: usize| Ok(gate_rows[layer].clone());
-        let sources =
-            PartitionSources { integral: Some(&integral), gate_rows: Some(&rows), coactivation: Some(&hidden) };
+        let marks = hidden.each_ref().map(|hidden| NeuronMarks::of(hidden).unwrap());
+        let sources = PartitionSources {
+            integral: Some(&integral),
+            gate_rows: Some(&rows),
+            coactivation: Some(&hidden),
+            marks: Some(&marks),
+        };
         let units = partition::assign(strategy, &spec, (2, width), sources, seed).unwrap();
         for layer in &units {
             let mut widths = vec![0; spec.experts()];

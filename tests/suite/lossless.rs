@@ -157,7 +157,7 @@ fn so_it_is_whatever_the_variant_declares(
 fn so_it_is_under_every_partition(
     #[values("Cortex", "Moe7x3")] name: &'static str,
     #[values(61, 123)] width: usize,
-    #[values(0, 1, 2, 3, 4, 5, 6)] strategy: usize,
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] strategy: usize,
 ) {
     assert_lossless((name, width, Partition::ALL[strategy], true, "silu", DType::F32, (2, 7)));
 }
@@ -199,7 +199,7 @@ fn every_pair_of_settings_that_can_meet_does() {
 #[rstest]
 fn a_width_below_the_number_of_experts_is_refused_by_name(
     #[values(("Moe2x4", 7), ("Moe7x3", 20), ("Moe10x10", 99), ("Moe12x8", 95))] (name, width): (&str, usize),
-    #[values(0, 1, 2, 3, 4, 5, 6)] strategy: usize,
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] strategy: usize,
 ) {
     let (cfg, variant) = (config(width, true), variant(name));
     let refused = message(partition(Partition::ALL[strategy], &variant.spec, &cfg));

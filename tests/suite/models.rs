@@ -10,7 +10,7 @@ use tinyonn::checkpoint::ParamStore;
 use tinyonn::decoder::{
     Answers, Arch, AttentionBias, CausalLm, Family, FeedForward, Keep, Learn, Mlp, Pass, RopeScaling, Trace,
 };
-use tinyonn::imaging::{Integral, Partition, PartitionSources, partition};
+use tinyonn::imaging::{Integral, NeuronMarks, Partition, PartitionSources, partition};
 use tinyonn::model::TinyOnnForCausalLm;
 use tinyonn::moe::{self, MoeSpec, Variant};
 use tinyonn::ops::Grads;
@@ -72,7 +72,13 @@ pub(crate) fn partition(strategy: Partition, spec: &MoeSpec, cfg: &Arch) -> Resu
     };
     let (gate_rows, hidden) = (tensors(50, [width, cfg.hidden_size]), tensors(60, [40, width]));
     let rows = |layer: usize| Ok(gate_rows[layer].clone());
-    let sources = PartitionSources { integral: Some(&integral), gate_rows: Some(&rows), coactivation: Some(&hidden) };
+    let marks: Vec<NeuronMarks> = hidden.iter().map(|hidden| NeuronMarks::of(hidden).unwrap()).collect();
+    let sources = PartitionSources {
+        integral: Some(&integral),
+        gate_rows: Some(&rows),
+        coactivation: Some(&hidden),
+        marks: Some(&marks),
+    };
     partition::assign(strategy, spec, (layers, width), sources, 3)
 }
 

@@ -8,21 +8,31 @@ use rstest::rstest;
 use tinyonn::checkpoint::ModelFolder;
 use tinyonn::data::TokenSet;
 use tinyonn::imaging::partition::{self, gate_rows, stored_gate_rows};
-use tinyonn::imaging::{Integral, Partition, PartitionSources, ScanOptions, coactivation, dump};
+use tinyonn::imaging::{
+    Integral, NeuronMarks, Partition, PartitionSources, ScanOptions, coactivation, dump, neuron_marks,
+};
+use tinyonn::moe::{AlwaysBy, AlwaysSpec, MoeSpec};
 use tinyonn::random;
 
 use crate::gradients::inputs;
 use crate::models::{self, message};
 use crate::tiny::{self, spec};
 
-const CLUSTERED: [Partition; 5] =
-    [Partition::Kmeans, Partition::Coactivation, Partition::Activation, Partition::Sps, Partition::Taylor];
+const CLUSTERED: [Partition; 6] = [
+    Partition::Kmeans,
+    Partition::Coactivation,
+    Partition::CoactivationBinary,
+    Partition::Activation,
+    Partition::Sps,
+    Partition::Taylor,
+];
 
 /// All that partitions are made from, at random.
 struct Made {
     integral: Integral,
     gate_rows: LayerRows,
     hidden: Vec<Tensor>,
+    marks: Vec<NeuronMarks>,
 }
 
 /// Reads a layer's rows.
@@ -42,7 +52,8 @@ impl Made {
         let tensors = |shape: [usize; 2]| -> Vec<Tensor> {
             (0..layers as u64).map(|layer| inputs(seed ^ layer, &[&shape]).remove(0)).collect()
         };
-        Self { integral: Integral { neurons }, gate_rows: reading(tensors([width, 4])), hidden: tensors([7, width]) }
+        let (gate_rows, hidden) = (reading(tensors([width, 4])), tensors([7, width]));
+        Self { integral: Integral { neurons }, gate_rows, marks: marks(&hidden), hidden }
     }
 
     fn sources(&self) -> PartitionSources<'_> {
@@ -50,15 +61,21 @@ impl Made {
             integral: Some(&self.integral),
             gate_rows: Some(&*self.gate_rows),
             coactivation: Some(&self.hidden),
+            marks: Some(&self.marks),
         }
     }
+}
+
+/// Of what each neuron adds at each token, by layer.
+fn marks(outputs: &[Tensor]) -> Vec<NeuronMarks> {
+    outputs.iter().map(|outputs| NeuronMarks::of(outputs).unwrap()).collect()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) })]
     #[test]
     fn every_neuron_has_one_expert_and_widths_are_even(
-        which in 0usize..7,
+        which in 0usize..9,
         groups in 1usize..5,
         experts in 1usize..5,
         deep in any::<bool>(),
@@ -194,13 +211,14 @@ fn planted_rhythms_are_found_under_any_level() {
 
 /// Every strategy reads its own source: where another one's changes nothing moves.
 #[rstest]
-fn a_strategy_reads_its_own_source(#[values(0, 1, 2, 3, 4)] which: usize) {
+fn a_strategy_reads_its_own_source(#[values(0, 1, 2, 3, 4, 5)] which: usize) {
     let (strategy, spec) = (CLUSTERED[which], spec(&[(2, 1), (3, 1)]));
     let (a, b) = (Made::new(1, 3, 1, 48), Made::new(2, 3, 1, 48));
     let assign = |sources| partition::assign(strategy, &spec, (1, 48), sources, 0).unwrap();
     let other = match strategy {
         Partition::Kmeans => PartitionSources { gate_rows: Some(&*a.gate_rows), ..b.sources() },
         Partition::Coactivation => PartitionSources { coactivation: Some(&a.hidden), ..b.sources() },
+        Partition::CoactivationBinary => PartitionSources { marks: Some(&a.marks), ..b.sources() },
         _ => PartitionSources { integral: Some(&a.integral), ..b.sources() },
     };
     assert_eq!(assign(a.sources()), assign(other));
@@ -209,19 +227,25 @@ fn a_strategy_reads_its_own_source(#[values(0, 1, 2, 3, 4)] which: usize) {
 
 /// Neurons that are all alike are shared out all the same.
 #[rstest]
-fn equal_neurons_are_shared_out(#[values(0.0, 1.0)] value: f64, #[values(0, 1, 2, 3, 4)] which: usize) {
+fn equal_neurons_are_shared_out(#[values(0.0, 1.0)] value: f64, #[values(0, 1, 2, 3, 4, 5)] which: usize) {
     let equal = |shape: (usize, usize)| [Tensor::full(value, shape, &Device::Cpu).unwrap()];
     let (integral, rows, hidden) =
         (Integral { neurons: vec![vec![vec![value; 31]]; 2] }, equal((31, 4)), equal((7, 31)));
     let rows = reading(rows.to_vec());
-    let sources = PartitionSources { integral: Some(&integral), gate_rows: Some(&*rows), coactivation: Some(&hidden) };
+    let marks = marks(&hidden);
+    let sources = PartitionSources {
+        integral: Some(&integral),
+        gate_rows: Some(&*rows),
+        coactivation: Some(&hidden),
+        marks: Some(&marks),
+    };
     let units = partition::assign(CLUSTERED[which], &spec(&[(2, 1), (3, 1)]), (1, 31), sources, 0).unwrap();
     let widths = (0..6).map(|expert| units[0].iter().filter(|unit| **unit == expert).count());
     assert_eq!(widths.collect::<Vec<_>>(), [6, 5, 5, 5, 5, 5]);
 }
 
 #[rstest]
-fn fewer_neurons_than_experts_are_refused_by_name(#[values(0, 1, 2, 3, 4, 5, 6)] which: usize) {
+fn fewer_neurons_than_experts_are_refused_by_name(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] which: usize) {
     let made = Made::new(0, 2, 1, 7);
     let error = message(partition::assign(Partition::ALL[which], &spec(&[(2, 1), (4, 1)]), (1, 7), made.sources(), 0));
     assert!(error.contains("variant `Test`") && error.contains("7 neurons for 8 experts"), "{error}");
@@ -230,6 +254,8 @@ fn fewer_neurons_than_experts_are_refused_by_name(#[values(0, 1, 2, 3, 4, 5, 6)]
 #[rstest]
 #[case(Partition::Kmeans, "clusters the rows of W_g", "the gate projection is not of layer")]
 #[case(Partition::Coactivation, "clusters neurons by when they fire", "the sample of activations is not of layer")]
+#[case(Partition::CoactivationBinary, "or `always_by`, reads which neurons stand out", "the marks are not of layer")]
+#[case(Partition::Rate, "or `always_by`, reads which neurons stand out", "the marks are not of layer")]
 #[case(Partition::Activation, "clusters neurons by what they do on tasks", "the scan is not of layer")]
 #[case(Partition::Sps, "clusters neurons by what they do on tasks", "the scan is not of layer")]
 #[case(Partition::Taylor, "clusters neurons by what they do on tasks", "the scan is not of layer")]
@@ -237,7 +263,7 @@ fn clusters_need_a_source_of_this_model(#[case] strategy: Partition, #[case] mis
     let spec = spec(&[(2, 1), (2, 1)]);
     let error = |sources: PartitionSources<'_>| message(partition::assign(strategy, &spec, (2, 10), sources, 0));
     let none = error(PartitionSources::default());
-    assert!(none.starts_with(&format!("`partition`: `{strategy}` {missing}")), "{none}");
+    assert!(none.starts_with(&format!("`partition`: `{strategy}`")) && none.contains(missing), "{none}");
     for ((layers, width), layer) in [((2, 9), 0), ((1, 10), 1)] {
         let error = error(Made::new(0, 2, layers, width).sources());
         assert!(error.contains(&format!("{other} {layer} with 10 neurons")), "{error}");
@@ -318,4 +344,110 @@ fn gate_rows_are_those_of_the_model() {
     let folder = ModelFolder::open(dir.path().join("model")).unwrap();
     assert_eq!(models::bits(&stored_gate_rows(&folder, 1).unwrap()), models::bits(&rows));
     assert!(message(stored_gate_rows(&folder, 2)).contains("model.layers.2.mlp.gate_proj.weight"));
+}
+
+/// Six kinds of neurons, each of which alone adds much at tokens of its own; of a kind one neuron is loud everywhere, and all have a level of their own, which no mark sees.
+fn planted_marks(seed: u64, width: usize) -> (Tensor, Vec<usize>) {
+    let mut rng = random::stream(seed, "tests/planted marks");
+    // One token marks a tenth: six kinds of a tenth of the neurons, and others that are never marked.
+    let tenth = width / 10;
+    let mut kind: Vec<usize> = (0..width).map(|i| i / tenth).collect();
+    kind.shuffle(&mut rng);
+    let rows: Vec<Vec<f32>> = (0..60)
+        .map(|token| {
+            let loud = |kind: usize| if kind == token % 6 { 10.0 } else { 0.0 };
+            kind.iter().map(|kind| loud(*kind) + rng.random::<f32>()).collect()
+        })
+        .collect();
+    (Tensor::new(rows, &Device::Cpu).unwrap(), kind)
+}
+
+#[test]
+fn neurons_that_are_marked_together_are_found() {
+    for seed in 0..20 {
+        let (outputs, kind) = planted_marks(seed, 60);
+        let marks = marks(&[outputs]);
+        let sources = PartitionSources { marks: Some(&marks), ..PartitionSources::default() };
+        let flat = spec(&[(10, 1)]);
+        let units = partition::assign(Partition::CoactivationBinary, &flat, (1, 60), sources, seed).unwrap().remove(0);
+        // The six kinds that are ever marked are an expert each.
+        for planted in 0..6 {
+            let own: Vec<u32> = (0..60).filter(|at| kind[*at] == planted).map(|at| units[at]).collect();
+            assert!(own.iter().all(|expert| *expert == own[0]), "seed {seed}: kind {planted} in {own:?}");
+        }
+    }
+}
+
+#[test]
+fn by_rate_experts_are_runs_of_falling_rate() {
+    let made = Made::new(5, 1, 1, 47);
+    let (sources, spec) = (made.sources(), spec(&[(2, 1), (3, 1)]));
+    let units = partition::assign(Partition::Rate, &spec, (1, 47), sources, 0).unwrap().remove(0);
+    let rates = made.marks[0].rates();
+    let mut order: Vec<usize> = (0..47).collect();
+    order.sort_by(|a, b| units[*a].cmp(&units[*b]).then(rates[*b].total_cmp(&rates[*a])).then(a.cmp(b)));
+    assert!(
+        order
+            .windows(2)
+            .all(|pair| rates[pair[0]] > rates[pair[1]] || rates[pair[0]] == rates[pair[1]] && pair[0] < pair[1])
+    );
+}
+
+/// Whatever the partition, the neurons that always take part are the best of all, dealt out in the order in which groups are declared; the others are shared out as evenly as ever.
+#[rstest]
+fn what_always_takes_part_is_found_first(
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] which: usize,
+    #[values(AlwaysBy::Rate, AlwaysBy::Output)] by: AlwaysBy,
+    #[values(43, 60)] width: usize,
+) {
+    let groups = [("first", 1), ("second", 2)].map(|(name, experts)| AlwaysSpec { name: name.into(), experts });
+    let spec = MoeSpec { always: groups.to_vec().into(), always_by: Some(by), ..spec(&[(2, 1), (3, 1)]) };
+    assert!(spec.validate().is_empty());
+    let made = Made::new(which as u64, 2, 2, width);
+    let units = partition::assign(Partition::ALL[which], &spec, (2, width), made.sources(), 1).unwrap();
+    for (layer, units) in units.iter().enumerate() {
+        let widths = (0..9).map(|expert| units.iter().filter(|unit| **unit == expert).count());
+        let expected = (0..9).map(|expert| width / 9 + usize::from(expert < width % 9));
+        assert!(widths.eq(expected));
+        let best = made.marks[layer].best(by);
+        let always = units.iter().filter(|unit| **unit >= 6).count();
+        let of_best: Vec<u32> = best[..always].iter().map(|neuron| units[*neuron]).collect();
+        assert!(of_best.iter().all(|unit| *unit >= 6) && of_best.is_sorted(), "{of_best:?}");
+    }
+}
+
+/// Without the word the partition says by what: these two by rate, the others cluster them beside the rest and read no marks.
+#[test]
+fn who_says_nothing_leaves_it_to_the_partition() {
+    let shared = AlwaysSpec { name: "shared".into(), experts: 2 };
+    let spec = MoeSpec { always: vec![shared].into(), ..spec(&[(4, 1)]) };
+    let made = Made::new(3, 2, 1, 30);
+    for strategy in Partition::ALL {
+        let by_marks = matches!(strategy, Partition::CoactivationBinary | Partition::Rate);
+        assert_eq!(partition::reads_marks(strategy, &spec), by_marks);
+        let sources = PartitionSources { marks: None, ..made.sources() };
+        assert_eq!(partition::assign(strategy, &spec, (1, 30), sources, 0).is_err(), by_marks);
+        let by_rate = MoeSpec { always_by: Some(AlwaysBy::Rate), ..spec.clone() };
+        let assign = |spec| partition::assign(strategy, spec, (1, 30), made.sources(), 0).unwrap();
+        assert_eq!(assign(&spec) == assign(&by_rate), by_marks, "{strategy}");
+    }
+}
+
+/// Marks are those of what the neurons add to the output, on tokens of all tasks alike.
+#[test]
+fn marks_are_of_the_outputs_of_neurons() {
+    let cfg = tiny::config(40);
+    let store = tiny::dense_store(&cfg, 3);
+    let model = tiny::dense(&cfg, &store);
+    let (set, options) = (tiny::tokens(1, &[49, 25], 40), ScanOptions { length: 8, batch: 2, tokens_per_task: 1000 });
+    let found = neuron_marks(&model, &set, options, &Device::Cpu).unwrap();
+    let hidden = coactivation(&model, &set, options, &Device::Cpu).unwrap();
+    for (layer, hidden) in hidden.iter().enumerate() {
+        let down = store.get(&format!("model.layers.{layer}.mlp.down_proj.weight")).unwrap().as_detached_tensor();
+        let norms = down.sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
+        assert_eq!(found[layer], NeuronMarks::of(&hidden.broadcast_mul(&norms).unwrap()).unwrap());
+        // A tenth of 26 neurons.
+        approx::assert_relative_eq!(found[layer].rates().iter().sum::<f64>(), 3.0, epsilon = 1e-9);
+    }
+    assert!(message(neuron_marks(&model, &tiny::tokens(1, &[49, 1], 40), options, &Device::Cpu)).contains("no token"));
 }

@@ -72,6 +72,7 @@ pub(crate) fn spec(levels: &[(usize, usize)]) -> MoeSpec {
         name: Cow::Borrowed("Test"),
         levels: levels.iter().enumerate().map(level).collect(),
         always: Cow::Borrowed(&[]),
+        always_by: None,
         experts_are: ExpertsAre::Slice,
         combine: Combine::Concat,
         route_per: RoutePer::Token,

@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use tinyonn::gallery::{DeepSeek, DeMix, Mixtral, OwnGate, Smear, Switch, TinyOnn};
-//! use tinyonn::moe::{Balance, Combine, ExpertsAre, Gate, Neurons, PartitionStrategy, RoutePer};
+//! use tinyonn::moe::{AlwaysBy, Balance, Combine, ExpertsAre, Gate, Neurons, PartitionStrategy, RoutePer};
 //!
 //! assert_eq!((Smear::SPEC.experts_are, Smear::SPEC.combine), (ExpertsAre::Replicate, Combine::Merge));
 //! assert_eq!((Mixtral::SPEC.gate, Mixtral::SPEC.combine), (Gate::Scaled, Combine::Dispatch));
@@ -10,6 +10,7 @@
 //! assert_eq!((Switch::SPEC.balance, DeepSeek::SPEC.balance), (Balance::Loss { coefficient: 0.01 }, Balance::Bias { rate: 0.001 }));
 //! assert!(TinyOnn::SPEC.neurons.is_all() && OwnGate::SPEC.neurons == Neurons::Gate);
 //! assert_eq!("coactivation".parse(), Ok(PartitionStrategy::Coactivation));
+//! assert_eq!(AlwaysBy::ALL.map(AlwaysBy::word), ["rate", "output"]);
 //! ```
 
 use std::fmt;
@@ -62,6 +63,14 @@ words! {
         Pruned = "pruned",
     }
 
+    /// How the neurons of experts that always take part are found, of all these experts together; they are dealt out in the declared order, the first of them first.
+    pub enum AlwaysBy {
+        /// Those that stand most often among their token's first tenth by |h|·‖w_down‖.
+        Rate = "rate",
+        /// Those of the largest mean |h|·‖w_down‖.
+        Output = "output",
+    }
+
     /// How neurons are given to experts (the library's `imaging::partition` makes them).
     pub enum PartitionStrategy {
         /// Runs of neighbouring neurons.
@@ -72,6 +81,10 @@ words! {
         Kmeans = "kmeans",
         /// Neurons active on the same tokens.
         Coactivation = "coactivation",
+        /// Neurons that stand among their token's first tenth by |h|·‖w_down‖ on the same tokens; those that always take part are found first.
+        CoactivationBinary = "coactivation_binary",
+        /// Neurons that stand there about as often: the control of `coactivation_binary`.
+        Rate = "rate",
         /// Neurons active on the same tasks.
         Activation = "activation",
         /// Neurons of like ∫SPS over tasks.

@@ -22,7 +22,7 @@ mod validate;
 mod words;
 
 pub use attention::{AttentionSpec, KeptPairs, PairIndex, PairsBy, PairsChosen, PairsSpec, Prefill};
-pub use behaviour::{Balance, Combine, ExpertsAre, Gate, Neurons, PartitionStrategy, RoutePer};
+pub use behaviour::{AlwaysBy, Balance, Combine, ExpertsAre, Gate, Neurons, PartitionStrategy, RoutePer};
 pub use hierarchy::{AlwaysSpec, LevelSpec, RouterShape, RouterSlot, RouterSpec};
 pub use moe_spec::MoeSpec;
 pub use pfag::Pfag;

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AlwaysSpec, AttentionSpec, Balance, Combine, ExpertsAre, Gate, LevelSpec, Neurons, PartitionStrategy, Pfag,
-    RoutePer,
+    AlwaysBy, AlwaysSpec, AttentionSpec, Balance, Combine, ExpertsAre, Gate, LevelSpec, Neurons, PartitionStrategy,
+    Pfag, RoutePer,
 };
 
 /// A declared mixture of experts: `const` in the code that `#[moe(..)]` writes, deserialised from a checkpoint.
@@ -33,6 +33,9 @@ pub struct MoeSpec {
     pub levels: Cow<'static, [LevelSpec]>,
     /// Groups that take part in every decision: no router chooses them.
     pub always: Cow<'static, [AlwaysSpec]>,
+    /// How the neurons of these are found; `None` leaves it to the partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub always_by: Option<AlwaysBy>,
     /// What an expert is.
     pub experts_are: ExpertsAre,
     /// How the chosen experts become one output.
@@ -67,6 +70,7 @@ impl MoeSpec {
         name: Cow::Borrowed(""),
         levels: Cow::Borrowed(&[]),
         always: Cow::Borrowed(&[]),
+        always_by: None,
         experts_are: ExpertsAre::Slice,
         combine: Combine::Concat,
         route_per: RoutePer::Token,

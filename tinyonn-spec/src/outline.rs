@@ -84,6 +84,7 @@ impl MoeSpec {
             AttentionSpec::Dense => None,
             AttentionSpec::Pairs(pairs) => Some(pairs_words(pairs)),
         });
+        words.extend(self.always_by.map(|by| format!("always by {}", by.word())));
         words.extend(match self.pfag {
             Pfag::Off => None,
             Pfag::Entropy => Some("entropy".to_owned()),

@@ -53,7 +53,7 @@ struct Settings {
     /// The declared variant whose experts a dense model is seen as [default: TinyOnn]
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// How a dense model's neurons are given to experts: contiguous, random, kmeans, coactivation, activation, sps, taylor [default: as the variant declares, or else contiguous]
+    /// How a dense model's neurons are given to experts: contiguous, random, kmeans, coactivation, coactivation_binary, rate, activation, sps, taylor [default: as the variant declares, or else contiguous]
     #[arg(long, value_name = "STRATEGY")]
     partition: Option<Partition>,
     /// A task: any folder or file of text, or JSONL with a `text` or `messages` field (repeatable) [default: the default text]

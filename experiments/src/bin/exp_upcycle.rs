@@ -37,7 +37,7 @@ use tinyonn::{Error, Result, moe};
 
 The way back, and to other programs: exp_export.
 Variants of your own: declare them with #[moe(..)] in a crate and link it into this program (`use my_variants as _;`).
-Partitions that read text first (coactivation, activation, sps, taylor) are made by exp_phase2."
+Partitions that read text first (coactivation, coactivation_binary, rate, activation, sps, taylor) are made by exp_phase2."
 )]
 struct Cli {
     #[command(flatten)]
@@ -132,8 +132,9 @@ fn write_upcycled(
     let cfg = folder.arch()?;
     refuse_tinyonn(&folder)?;
     folder.check_names(&expected_tensors(&cfg))?;
-    if partition::reads_text(partition) {
-        let problem = format!("`{partition}` is made from a pass over text, and upcycling reads none");
+    if partition::reads_text(partition, &variant.spec) {
+        let by = variant.spec.always_by.map_or(String::new(), |by| format!(", under `always_by = {}`,", by.word()));
+        let problem = format!("`{partition}`{by} is made from a pass over text, and upcycling reads none");
         let remedy = "use contiguous, random or kmeans, or give `partition` to exp_phase2";
         return Err(Error::setting("partition", problem, remedy));
     }

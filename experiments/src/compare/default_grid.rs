@@ -7,6 +7,16 @@ use tinyonn::ops::GradSite;
 use tinyonn::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
 use tinyonn::train::{FitBy, Precision, PretrainConfig, Projection, RouterFitConfig};
 
+/// The partitions that are compared. Those of marks are asked of a pretrained model.
+pub(crate) const PARTITIONS: [Partition; 7] = [
+    Partition::Contiguous,
+    Partition::Random,
+    Partition::Kmeans,
+    Partition::Coactivation,
+    Partition::Activation,
+    Partition::Sps,
+    Partition::Taylor,
+];
 /// Numbers of groups and of experts in each: 2, 10, 25, 49, 72 and 90 % of 10 × 10 experts.
 const SHARES: [[usize; 2]; 6] = [[1, 2], [2, 5], [5, 5], [7, 7], [8, 9], [9, 10]];
 
@@ -95,12 +105,7 @@ fn products(best: &Cell) -> Vec<Product> {
     };
     vec![
         // What is asked: every source of labels, over all partitions and over all shares.
-        Product {
-            labels: sources.clone(),
-            partition: Partition::ALL.to_vec(),
-            routed: vec![false],
-            ..Product::default()
-        },
+        Product { labels: sources.clone(), partition: PARTITIONS.to_vec(), routed: vec![false], ..Product::default() },
         Product {
             labels: rivals.clone(),
             top_k: SHARES.map(|k| k.to_vec()).to_vec(),
@@ -134,7 +139,7 @@ fn products(best: &Cell) -> Vec<Product> {
             ..Product::default()
         },
         Product { top_k: SHARES.map(|k| k.to_vec()).to_vec(), ..Product::default() },
-        Product { partition: Partition::ALL.to_vec(), ..Product::default() },
+        Product { partition: PARTITIONS.to_vec(), ..Product::default() },
         Product { label: vec![LabelUnit::Token], labels: vec![best.labels, LabelSource::SPS], ..Product::default() },
         Product {
             label_balance: vec![LabelBalance::Sinkhorn],

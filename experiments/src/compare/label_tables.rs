@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::claim::{RIVALS, Trial, settings};
+use super::default_grid::PARTITIONS;
 use super::outcome::{Finished, Outcome, Via, mean};
 use super::subject::ORACLE_SEQUENCES;
 use super::told::{Told, each, over_seeds, share, signed, times};
 use super::{Cell, CompareConfig};
 use crate::report::{Column, Table};
-use tinyonn::imaging::{Form, How, LabelSource, LabelStatistics, Partition, Score};
+use tinyonn::imaging::{Form, How, LabelSource, LabelStatistics, Score};
 use tinyonn::ops::GradSite;
 
 impl Outcome {
@@ -148,7 +149,7 @@ impl Outcome {
             .into_iter()
             .filter(|cell| Cell { labels: best.labels, partition: best.partition, ..cell.clone() }.id() == best.id())
             .collect();
-        let columns = Partition::ALL;
+        let columns = PARTITIONS;
         let of = |source: LabelSource, partition| Cell { labels: source, partition, ..best.clone() };
         Told {
             heading: format!("On every partition ({name})"),

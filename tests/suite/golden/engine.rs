@@ -160,6 +160,7 @@ impl Model {
             integral: integral.as_ref(),
             gate_rows: Some(&gate_rows),
             coactivation: hidden.as_deref(),
+            marks: None,
         };
         partition::assign(by, spec, (self.cfg.num_hidden_layers, self.cfg.intermediate_size), sources, seed).unwrap()
     }

@@ -31,6 +31,10 @@ pub(super) fn spec(spec: &MoeSpec) -> TokenStream {
     });
     say(!spec.levels.is_empty(), "levels", quote!(Borrowed(&[#(#levels),*])));
     say(!always.is_empty(), "always", quote!(Borrowed(&[#(#groups),*])));
+    if let Some(by) = &spec.always_by {
+        let by = word("AlwaysBy", by);
+        say(true, "always_by", quote!(::core::option::Option::Some(#by)));
+    }
     say(*experts_are != plain.experts_are, "experts_are", word("ExpertsAre", experts_are));
     say(*combine != plain.combine, "combine", word("Combine", combine));
     say(*route_per != plain.route_per, "route_per", self::route_per(*route_per));

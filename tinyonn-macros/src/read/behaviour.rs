@@ -2,7 +2,7 @@
 
 use syn::Path;
 use tinyonn_spec::{
-    AttentionSpec, Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, PartitionStrategy, Pfag, RoutePer,
+    AlwaysBy, AttentionSpec, Balance, Combine, ExpertsAre, Gate, MoeSpec, Neurons, PartitionStrategy, Pfag, RoutePer,
 };
 
 use super::attention::{STAND_IN, attention};
@@ -43,6 +43,9 @@ pub(super) fn behaviour(settings: &Settings, errors: &mut Errors) -> (MoeSpec, O
         // Of what cannot be read nobody knows that a hierarchy is missing.
         spec.attention = AttentionSpec::Pairs(STAND_IN);
     }
+    settings.set("always_by", &mut spec.always_by, errors, |key, value, errors| {
+        word(&AlwaysBy::ALL)(key, value, errors).map(Some)
+    });
     settings.set("partition", &mut spec.partition, errors, |key, value, errors| {
         word(&PartitionStrategy::ALL)(key, value, errors).map(Some)
     });

@@ -39,6 +39,7 @@ pub(crate) const SETTINGS: [&str; 18] = [
     "experts",
     "levels",
     "always",
+    "always_by",
     "router",
     "top_k",
     "experts_are",

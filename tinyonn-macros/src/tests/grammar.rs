@@ -3,7 +3,8 @@
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use rstest::rstest;
 use tinyonn_spec::{
-    Combine, Covariance, ExpertsAre, Neurons, PairsBy, PairsChosen, PartitionStrategy, Prefill, Project, Reduce, Word,
+    AlwaysBy, Combine, Covariance, ExpertsAre, Neurons, PairsBy, PairsChosen, PartitionStrategy, Prefill, Project,
+    Reduce, Word,
 };
 
 use super::{UNIT, tokens, understood};
@@ -87,6 +88,7 @@ fn each_row_has_an_example_of_its_setting_that_expands() {
 #[case::by(&words(&PairsBy::ALL))]
 #[case::choose(&words(&PairsChosen::ALL))]
 #[case::prefill(&words(&Prefill::ALL))]
+#[case::always_by(&words(&AlwaysBy::ALL))]
 #[case::partition(&words(&PartitionStrategy::ALL))]
 fn each_word_has_a_row(#[case] words: &[&str]) {
     for word in words {

@@ -194,8 +194,14 @@ fn refuses_what_is_for_routers_where_there_are_none(#[case] settings: &str, #[ca
 )]
 #[case::partition(
     "partition = halves",
-    "`halves` is no `partition`; known: contiguous, random, kmeans, coactivation, activation, sps, taylor"
+    "`halves` is no `partition`; known: contiguous, random, kmeans, coactivation, coactivation_binary, rate, activation, sps, taylor"
 )]
+#[case::always_by_without_always(
+    "always_by = rate",
+    "no expert always takes part whose neurons it could find; add `always = 2` (on an enum a group that is `always`), or \
+     remove `always_by`"
+)]
+#[case::always_by_nothing_known("always = 2, always_by = often", "`often` is no `always_by`; known: rate, output")]
 #[case::activation(
     "activation = gelo",
     "`gelo` is no activation; did you mean `gelu`? known: silu, gelu, or the path of a type"

@@ -25,7 +25,7 @@ pub(super) fn heading(spec: &MoeSpec) -> String {
 
 /// A sentence for each thing that is said of the variant as a whole.
 pub(super) fn behaviour(spec: &MoeSpec) -> Vec<String> {
-    let MoeSpec { partition, activation, z_loss, jitter, .. } = spec;
+    let MoeSpec { always_by, partition, activation, z_loss, jitter, .. } = spec;
     let mut sentences = vec![combination(spec)];
     sentences.extend(match spec.neurons {
         Neurons::All => None,
@@ -40,6 +40,9 @@ pub(super) fn behaviour(spec: &MoeSpec) -> Vec<String> {
         ),
     });
     sentences.extend(spec.attention.pairs().map(pairs));
+    if let Some(by) = always_by {
+        sentences.push(format!("The neurons that always take part are found by `always_by = {}`.", by.word()));
+    }
     if let Some(partition) = partition {
         sentences.push(format!("Neurons are given to experts by `partition = {}`.", partition.word()));
     }

@@ -10,6 +10,7 @@ pub(super) fn check(spec: &MoeSpec, found: &mut Found) {
     }
     numbers(spec, found);
     neurons(spec, found);
+    always_by(spec, found);
     if spec.levels.is_empty() && spec.needs_no_levels() {
         no_router_is_there(spec, found);
     } else if spec.route_per == RoutePer::Task {
@@ -47,6 +48,22 @@ fn replicas(spec: &MoeSpec, found: &mut Found) {
             "replicas share one weight of 1 among the chosen, which leaves none for experts that always take part";
         found.add(At::Always { group, part: Part::Kind }, problem, format!("remove `always`, {or_slices}"));
     }
+}
+
+/// Neurons that always take part are found beside others that do not.
+fn always_by(spec: &MoeSpec, found: &mut Found) {
+    if spec.always_by.is_none() || !(spec.always.is_empty() || spec.levels.is_empty()) {
+        return;
+    }
+    let (problem, remedy) = if spec.levels.is_empty() {
+        ("without a hierarchy all neurons are of experts that always take part", "declare groups, experts or levels")
+    } else {
+        (
+            "no expert always takes part whose neurons it could find",
+            "add `always = 2` (on an enum a group that is `always`)",
+        )
+    };
+    found.add(At::Setting("always_by"), problem, format!("{remedy}, or remove `always_by`"));
 }
 
 /// What chooses neurons has its own way to compute them, and no weight but one.

@@ -57,38 +57,58 @@ pub fn coactivation(
     options: ScanOptions,
     device: &Device,
 ) -> Result<Vec<Tensor>> {
+    let width = model.config().intermediate_size;
+    let mut hidden: Vec<Vec<f32>> = vec![Vec::new(); model.config().num_hidden_layers];
+    let of_task = SAMPLE / set.tasks.len().max(1) * set.tasks.len();
+    sampled_hidden(model, set, options, of_task, device, |layer, hidden_ti| {
+        hidden[layer].extend(host::values(hidden_ti)?);
+        Ok(())
+    })?;
+    let of_layer = |values: Vec<f32>| {
+        let rows = values.len() / width;
+        Ok(Tensor::from_vec(values, (rows, width), &Device::Cpu)?)
+    };
+    hidden.into_iter().map(of_layer).collect()
+}
+
+/// Shows `see` |h| `[k, I]` of each layer on about `most` tokens of `set`, no fewer where there are so many, some at a time: all tasks alike, in their order, each in the order of its text; a task with fewer tokens gives
+/// all it has.
+///
+/// # Errors
+/// A task without a token that has a target; whatever the model or `see` reports.
+pub(super) fn sampled_hidden(
+    model: &CausalLm<Mlp>,
+    set: &TokenSet,
+    options: ScanOptions,
+    most: usize,
+    device: &Device,
+    mut see: impl FnMut(usize, &Tensor) -> Result<()>,
+) -> Result<()> {
     let set = &options.part(set);
     if let Some(task) = set.tasks.iter().find(|task| task.targets() == 0) {
         let problem = format!("task `{}` has no token with a target", task.name);
         return Err(Error::setting("coactivation", problem, "give every task two tokens or more to read"));
     }
-    let width = model.config().intermediate_size;
-    let mut hidden: Vec<Vec<f32>> = vec![Vec::new(); model.config().num_hidden_layers];
     for (task, tokens) in set.tasks.iter().enumerate() {
-        let mut picked = spread(tokens.targets(), SAMPLE / set.tasks.len()).into_iter().peekable();
-        let (mut read, mut found) = (0, Vec::new());
+        let mut picked = spread(tokens.targets(), most.div_ceil(set.tasks.len())).into_iter().peekable();
+        let mut read = 0;
         for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let inputs = batch?.inputs;
             let end = read + inputs.elem_count();
             let rows: Vec<u32> =
                 std::iter::from_fn(|| picked.next_if(|at| *at < end)).map(|at| (at - read) as u32).collect();
             read = end;
-            if !rows.is_empty() {
-                let hidden = Some(Tensor::new(rows, device)?);
-                let pass = Pass { ask: Ask { hidden, ..Ask::default() }, ..Pass::all() };
-                found.push(model.hidden(&inputs, &pass)?.1);
+            if rows.is_empty() {
+                continue;
+            }
+            let hidden = Some(Tensor::new(rows, device)?);
+            let pass = Pass { ask: Ask { hidden, ..Ask::default() }, ..Pass::all() };
+            for (layer, trace) in model.hidden(&inputs, &pass)?.1.iter().enumerate() {
+                trace.hidden.as_ref().map_or(Ok(()), |hidden_ti| see(layer, hidden_ti))?;
             }
         }
-        for (layer, hidden) in hidden.iter_mut().enumerate() {
-            let parts: Vec<&Tensor> = found.iter().filter_map(|traces| traces[layer].hidden.as_ref()).collect();
-            hidden.extend(host::values(&Tensor::cat(&parts, 0)?)?);
-        }
     }
-    let of_layer = |values: Vec<f32>| {
-        let rows = values.len() / width;
-        Ok(Tensor::from_vec(values, (rows, width), &Device::Cpu)?)
-    };
-    hidden.into_iter().map(of_layer).collect()
+    Ok(())
 }
 
 /// At most `most` (at least one) of 0..count, ascending: one in each of as many equal parts, where multiples of the golden ratio modulo

@@ -7,16 +7,20 @@
 //! - `kmeans`: its row of W_g (the parameter clustering of MoEfication, Zhang et al., 2022, and of LLaMA-MoE, Zhu et al., 2024).
 //! - `coactivation`: its |h| over sampled tokens minus their mean. ‖a − b‖² = 2 − 2 ρ(a, b), ρ the correlation of two neurons
 //!   over tokens: a continuous form of MoEfication's graph of how often two neurons fire together.
+//!
+//! `coactivation_binary` compares marks ([`NeuronMarks`]), zeros and ones, neither centred nor of unit norm: ‖a − b‖² is how often one of two neurons is marked without the other. `rate`, its control, cuts
+//! the neurons into runs by how often they are marked. Under either, and wherever `always_by` is declared, the neurons of experts that always take part are found first, the best of all
+//! (by rate unless it is declared), and dealt to these experts in their order; the others are clustered without them.
 
 use candle_core::{DType, Device, Tensor};
 use rand::seq::SliceRandom as _;
 use rayon::prelude::*;
 
 use super::balanced_k_means::{Points, balanced_k_means};
-use super::{Integral, Score};
+use super::{Integral, NeuronMarks, Score};
 use crate::checkpoint::{ModelFolder, ParamStore};
 pub use crate::moe::PartitionStrategy as Partition;
-use crate::moe::{ExpertsAre, MoeSpec, expert};
+use crate::moe::{AlwaysBy, ExpertsAre, MoeSpec, expert};
 use crate::random::{self, Rng};
 use crate::{Error, Result};
 
@@ -32,6 +36,8 @@ pub struct PartitionSources<'a> {
     pub gate_rows: Option<GateRows<'a>>,
     /// |h| `[t, I]` of each layer over sampled tokens ([`super::coactivation()`]): `coactivation`.
     pub coactivation: Option<&'a [Tensor]>,
+    /// Which neurons stand out on sampled tokens, of each layer ([`super::neuron_marks()`]): what [`reads_marks`].
+    pub marks: Option<&'a [NeuronMarks]>,
 }
 
 /// W_g `[I, d]` of a layer of a dense model in memory.
@@ -86,8 +92,10 @@ fn gate_name(layer: usize) -> String {
 /// assert_eq!(partition::choose(None, &TinyOnn::SPEC, Partition::Contiguous)?, Partition::Contiguous);
 /// assert_eq!(partition::choose(Some(Partition::Sps), &TinyOnn::SPEC, Partition::Contiguous)?, Partition::Sps);
 /// assert!(partition::choose(Some(Partition::Sps), &Smear::SPEC, Partition::Contiguous).is_err());
-/// assert_eq!((partition::profile(Partition::Sps), partition::reads_text(Partition::Sps)), (Some(Score::Sps), true));
-/// assert_eq!((partition::profile(Partition::Kmeans), partition::reads_text(Partition::Kmeans)), (None, false));
+/// let reads_text = |by| partition::reads_text(by, &TinyOnn::SPEC);
+/// assert_eq!((partition::profile(Partition::Sps), reads_text(Partition::Sps)), (Some(Score::Sps), true));
+/// assert_eq!((partition::profile(Partition::Kmeans), reads_text(Partition::Kmeans)), (None, false));
+/// assert!(partition::reads_marks(Partition::Rate, &TinyOnn::SPEC) && !partition::reads_marks(Partition::Sps, &TinyOnn::SPEC));
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 ///
@@ -105,17 +113,34 @@ pub fn choose(given: Option<Partition>, spec: &MoeSpec, default: Partition) -> R
 #[must_use]
 pub fn profile(partition: Partition) -> Option<Score> {
     match partition {
-        Partition::Contiguous | Partition::Random | Partition::Kmeans | Partition::Coactivation => None,
+        Partition::Contiguous
+        | Partition::Random
+        | Partition::Kmeans
+        | Partition::Coactivation
+        | Partition::CoactivationBinary
+        | Partition::Rate => None,
         Partition::Activation => Some(Score::Activation),
         Partition::Sps => Some(Score::Sps),
         Partition::Taylor => Some(Score::Taylor),
     }
 }
 
-/// Whether text must be read before neurons can be assigned to experts.
+/// Whether text must be read before neurons can be assigned to the experts of `spec`.
 #[must_use]
-pub fn reads_text(partition: Partition) -> bool {
-    partition == Partition::Coactivation || profile(partition).is_some()
+pub fn reads_text(partition: Partition, spec: &MoeSpec) -> bool {
+    partition == Partition::Coactivation || reads_marks(partition, spec) || profile(partition).is_some()
+}
+
+/// Whether [`PartitionSources::marks`] are needed for it.
+#[must_use]
+pub fn reads_marks(partition: Partition, spec: &MoeSpec) -> bool {
+    always_by(partition, spec).is_some()
+}
+
+/// By what the neurons of experts that always take part are found before the others; `None` where they are clustered beside them.
+fn always_by(partition: Partition, spec: &MoeSpec) -> Option<AlwaysBy> {
+    let of_marks = matches!(partition, Partition::CoactivationBinary | Partition::Rate);
+    spec.always_by.or(of_marks.then_some(AlwaysBy::Rate))
 }
 
 /// The expert of each neuron of each layer, `[layer][i]`, for MLPs of `width` neurons. Layers are clustered side by side;
@@ -150,17 +175,31 @@ pub fn assign(
     }
     let contrasted = profile(partition).and(sources.integral).map(Integral::contrasted);
     let sources = PartitionSources { integral: contrasted.as_ref(), ..sources };
+    let widths = widths(width, spec.experts());
     let of_layer = |layer: usize| -> Result<Vec<u32>> {
         let mut rng = random::stream(seed, &format!("partition/{partition}/{layer}"));
-        let mut order: Vec<usize> = (0..width).collect();
-        match partition {
-            Partition::Contiguous => Ok(cut(&order, spec.experts())),
+        let by = always_by(partition, spec);
+        let always = match by {
+            Some(by) => runs(&marks_of(partition, layer, width, sources)?.best(by), &widths[spec.routed_experts()..]),
+            None => Vec::new(),
+        };
+        let mut is_left = vec![true; width];
+        always.iter().flatten().for_each(|neuron| is_left[*neuron] = false);
+        let left = |order: Vec<usize>| order.into_iter().filter(|neuron| is_left[*neuron]).collect::<Vec<_>>();
+        let mut order = left((0..width).collect());
+        let others = match partition {
+            Partition::Contiguous => runs(&order, &widths),
             Partition::Random => {
                 order.shuffle(&mut rng);
-                Ok(cut(&order, spec.experts()))
+                runs(&order, &widths)
             }
-            _ => Ok(cluster_down(spec, &vectors(partition, layer, width, sources)?, &mut rng)),
-        }
+            Partition::Rate => runs(&left(marks_of(partition, layer, width, sources)?.best(AlwaysBy::Rate)), &widths),
+            _ => {
+                let points = vectors(partition, layer, width, sources)?;
+                cluster_down(spec, &points, (order, by.is_some()), &widths, &mut rng)
+            }
+        };
+        Ok(owners(width, others.into_iter().chain(always)))
     };
     // Collected before the first error is looked for: else it would be that of whichever thread failed first.
     (0..layers).into_par_iter().map(of_layer).collect::<Vec<_>>().into_iter().collect()
@@ -196,6 +235,7 @@ fn vectors(partition: Partition, layer: usize, width: usize, sources: PartitionS
                 .ok_or_else(|| missing("clusters neurons by when they fire on text", text_first))?;
             Ok(of_layer(hidden.get(layer), 1, "sample of activations")?.centred().of_unit_norm())
         }
+        Partition::CoactivationBinary => Ok(marks_of(partition, layer, width, sources)?.points()),
         _ => {
             let profiles = &sources
                 .integral
@@ -210,26 +250,65 @@ fn vectors(partition: Partition, layer: usize, width: usize, sources: PartitionS
     }
 }
 
+/// The marks of a layer.
+fn marks_of<'a>(
+    partition: Partition,
+    layer: usize,
+    width: usize,
+    sources: PartitionSources<'a>,
+) -> Result<&'a NeuronMarks> {
+    let marks = sources.marks.ok_or_else(|| {
+        let problem = format!("`{partition}`, or `always_by`, reads which neurons stand out on text");
+        Error::setting(
+            "partition",
+            problem,
+            "read text first (`PartitionSources::marks`), or use contiguous, random or kmeans without `always_by`",
+        )
+    })?;
+    marks.get(layer).filter(|marks| marks.width() == width).ok_or_else(|| {
+        let problem = format!("the marks are not of layer {layer} with {width} neurons");
+        Error::setting("partition", problem, "read text by this model")
+    })
+}
+
 /// Widths of `experts` slices of `width` neurons: the first take the remainder.
 fn widths(width: usize, experts: usize) -> Vec<usize> {
     (0..experts).map(|expert| width / experts + usize::from(expert < width % experts)).collect()
 }
 
-/// Gives runs of `order` to the experts in turn.
-fn cut(order: &[usize], experts: usize) -> Vec<u32> {
-    let mut owner = vec![0u32; order.len()];
-    let mut rest = order.iter();
-    for (expert, width) in widths(order.len(), experts).into_iter().enumerate() {
-        rest.by_ref().take(width).for_each(|neuron| owner[*neuron] = expert as u32);
+/// Runs of `order` of these widths, as far as it goes.
+fn runs(order: &[usize], widths: &[usize]) -> Vec<Vec<usize>> {
+    let mut rest = order.iter().copied();
+    let run = |width: &usize| rest.by_ref().take(*width).collect::<Vec<_>>();
+    widths.iter().map(run).take_while(|run| !run.is_empty()).collect()
+}
+
+/// The expert of each neuron, of the neurons of each expert.
+fn owners(width: usize, shares: impl Iterator<Item = Vec<usize>>) -> Vec<u32> {
+    let mut owner = vec![0u32; width];
+    for (expert, share) in shares.enumerate() {
+        for neuron in share {
+            owner[neuron] = expert as u32;
+        }
     }
     owner
 }
 
-/// Splits all neurons among the choices of the first level, each share among those of the next, down to the experts.
-fn cluster_down(spec: &MoeSpec, points: &Points, rng: &mut Rng) -> Vec<u32> {
-    let expert_widths = widths(points.len(), spec.experts());
+/// Splits neurons among the choices of the first level, each share among those of the next, down to the experts. Experts that always take part get theirs beside the
+/// choices of the first level, unless they have them already.
+fn cluster_down(
+    spec: &MoeSpec,
+    points: &Points,
+    (members, always_have): (Vec<usize>, bool),
+    expert_widths: &[usize],
+    rng: &mut Rng,
+) -> Vec<Vec<usize>> {
     let room = |experts: std::ops::Range<usize>| expert_widths[experts].iter().sum::<usize>();
-    let mut shares: Vec<Vec<usize>> = vec![(0..points.len()).collect()];
+    let beside = if always_have { &[] } else { &expert_widths[spec.routed_experts()..] };
+    if spec.levels.is_empty() {
+        return if always_have { Vec::new() } else { balanced_k_means(points, &members, beside, rng) };
+    }
+    let mut shares: Vec<Vec<usize>> = vec![members];
     let mut always: Vec<Vec<usize>> = Vec::new();
     for (level, declared) in spec.levels.iter().enumerate() {
         let under = spec.experts_under(level);
@@ -237,8 +316,7 @@ fn cluster_down(spec: &MoeSpec, points: &Points, rng: &mut Rng) -> Vec<u32> {
         for (share, slot) in shares.iter().zip(declared.slots()) {
             let mut capacities: Vec<usize> = slot.nodes.clone().map(|node| room(under[node].clone())).collect();
             if level == 0 {
-                // Experts that always take part get theirs beside the choices of the first level.
-                capacities.extend((spec.routed_experts()..spec.experts()).map(|expert| expert_widths[expert]));
+                capacities.extend(beside);
             }
             let mut clusters = balanced_k_means(points, share, &capacities, rng);
             always.extend(clusters.split_off(slot.nodes.len()));
@@ -247,11 +325,5 @@ fn cluster_down(spec: &MoeSpec, points: &Points, rng: &mut Rng) -> Vec<u32> {
         shares = next;
     }
     shares.extend(always);
-    let mut owner = vec![0u32; points.len()];
-    for (expert, share) in shares.iter().enumerate() {
-        for neuron in share {
-            owner[*neuron] = expert as u32;
-        }
-    }
-    owner
+    shares
 }

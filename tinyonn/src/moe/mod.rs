@@ -39,9 +39,9 @@ pub use routing::Routing;
 pub use select::{Selection, select};
 #[doc(inline)]
 pub use tinyonn_spec::{
-    AlwaysSpec, At, AttentionSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, KeptPairs, LevelSpec,
-    MoeSpec, Neurons, PairIndex, PairsBy, PairsChosen, PairsSpec, Part, PartitionStrategy, Pfag, Prefill, Project,
-    Reduce, RoutePer, RouterKind, RouterShape, RouterSlot, RouterSpec, Violation,
+    AlwaysBy, AlwaysSpec, At, AttentionSpec, Balance, Combine, Covariance, ExpertsAre, Gate, GaussianSpec, KeptPairs,
+    LevelSpec, MoeSpec, Neurons, PairIndex, PairsBy, PairsChosen, PairsSpec, Part, PartitionStrategy, Pfag, Prefill,
+    Project, Reduce, RoutePer, RouterKind, RouterShape, RouterSlot, RouterSpec, Violation,
 };
 
 use crate::{Error, Result};

@@ -19,8 +19,8 @@ use crate::data::{Counted, TokenFile};
 use crate::decoder::{Arch, CausalLm};
 use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
-    ExpertForm, Form, Integral, Log1p, NeuronScan, Norm, Partition, PartitionSources, ScanFile, ScanOptions,
-    ScanRequest, Score, Shard, StoredScan, Units, coactivation, dump, scan_batches,
+    ExpertForm, Form, Integral, Log1p, NeuronMarks, NeuronScan, Norm, Partition, PartitionSources, ScanFile,
+    ScanOptions, ScanRequest, Score, Shard, StoredScan, Units, coactivation, dump, neuron_marks, scan_batches,
 };
 use crate::moe::{ExpertsAre, MoeSpec, variant};
 use crate::ops::GradSite;
@@ -178,13 +178,14 @@ enum Owners {
 }
 
 impl Owners {
-    /// The experts of `scan`'s neurons; `hidden` reads what coactivation clusters.
+    /// The experts of `scan`'s neurons; `hidden` reads what coactivation clusters, `marks` which neurons stand out.
     fn units(
         &self,
         scan: &NeuronScan,
         spec: &MoeSpec,
         seed: u64,
         hidden: impl FnOnce() -> Result<Vec<Tensor>>,
+        marks: impl FnOnce() -> Result<Vec<NeuronMarks>>,
     ) -> Result<Vec<Vec<u32>>> {
         let partition = match self {
             Self::Known(units) => return Ok(units.clone()),
@@ -192,9 +193,11 @@ impl Owners {
         };
         let integral = partition::profile(partition).map(|score| Integral::new(scan, score));
         let hidden = (partition == Partition::Coactivation).then(hidden).transpose()?;
+        let marks = partition::reads_marks(partition, spec).then(marks).transpose()?;
         let sources = PartitionSources {
             integral: integral.as_ref(),
             coactivation: hidden.as_deref(),
+            marks: marks.as_deref(),
             ..PartitionSources::default()
         };
         partition::assign(partition, spec, (scan.sums.len(), scan.width()), sources, seed)
@@ -229,7 +232,7 @@ impl Subject {
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
         let partition = partition::choose(config.partition, &spec, Partition::Contiguous)?;
         let store = weights::load(&folder, config.dtype, &device)?;
-        let owners = if partition::reads_text(partition) {
+        let owners = if partition::reads_text(partition, &spec) {
             Owners::Clustered(partition)
         } else {
             let gate_rows = |layer| gate_rows(&store, layer);
@@ -321,11 +324,10 @@ pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<Image> {
     if text.scan_file.is_some() {
         stored.save(&result)?;
     }
-    let read = || {
-        let sampled = tokens.spread(text.length, SAMPLED)?;
-        coactivation(&model, &sampled, request.options, &subject.device)
-    };
-    let units = subject.owners.units(&stored.scan, &subject.spec, config.seed, read)?;
+    let sampled = || tokens.spread(text.length, SAMPLED);
+    let hidden = || coactivation(&model, &sampled()?, request.options, &subject.device);
+    let marks = || neuron_marks(&model, &sampled()?, request.options, &subject.device);
+    let units = subject.owners.units(&stored.scan, &subject.spec, config.seed, hidden, marks)?;
     Image::new(stored, (&subject.spec, subject.strategy), text.form, &units, &text.out)
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::inputs::{HeldInputs, Keeping, Split, SplitInputs};
@@ -16,6 +16,7 @@ use crate::files::StagedFolder;
 use crate::imaging::partition::{self, gate_rows};
 use crate::imaging::{
     Integral, LabelBalance, Labels, NeuronScan, Partition, PartitionSources, RouterInputs, ScanOptions, coactivation,
+    neuron_marks,
 };
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
@@ -210,14 +211,25 @@ impl Run<'_> {
         if let Some(units) = self.dense.units()? {
             return Ok(units);
         }
-        let (cfg, partition) = (&self.dense.cfg, self.partition);
+        let integral = partition::profile(self.partition).map(|score| Integral::new(scan, score));
+        self.assigned(integral.as_ref())
+    }
+
+    /// The same of a partition that needs no scan, whatever else it reads of the model and of text; `integral` is the scan's.
+    pub(super) fn assigned(&self, integral: Option<&Integral>) -> Result<Vec<Vec<u32>>> {
+        let (cfg, spec, partition) = (&self.dense.cfg, &self.variant.spec, self.partition);
         let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let integral = partition::profile(partition).map(|score| Integral::new(scan, score));
         let gate_rows = |layer| gate_rows(&self.dense.store, layer);
-        let hidden = (partition == Partition::Coactivation).then(|| self.coactivation()).transpose()?;
-        let (integral, coactivation) = (integral.as_ref(), hidden.as_deref());
-        let sources = PartitionSources { integral, gate_rows: Some(&gate_rows), coactivation };
-        partition::assign(partition, &self.variant.spec, shape, sources, self.config.seed)
+        let (set, options) = (&self.tokens.train, self.scan_options());
+        let hidden = (partition == Partition::Coactivation)
+            .then(|| coactivation(&self.dense_model()?, set, options, &self.device))
+            .transpose()?;
+        let marks = partition::reads_marks(partition, spec)
+            .then(|| neuron_marks(&self.dense_model()?, set, options, &self.device))
+            .transpose()?;
+        let (coactivation, marks) = (hidden.as_deref(), marks.as_deref());
+        let sources = PartitionSources { integral, gate_rows: Some(&gate_rows), coactivation, marks };
+        partition::assign(partition, spec, shape, sources, self.config.seed)
     }
 
     /// The parameters of the variant, made of the dense model's, or those of the checkpoint that the run began with.
@@ -235,11 +247,6 @@ impl Run<'_> {
             &self.units(scan)?,
             self.config.seed,
         )
-    }
-
-    fn coactivation(&self) -> Result<Vec<Tensor>> {
-        let model = self.dense_model()?;
-        coactivation(&model, &self.tokens.train, self.scan_options(), &self.device)
     }
 
     /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.

@@ -15,8 +15,7 @@ use crate::data::TokenSet;
 use crate::decoder::{Decoder, Mlp};
 use crate::imaging::inputs::spread;
 use crate::imaging::neuron_calibration::{gate_parameters, kept_parameters};
-use crate::imaging::partition;
-use crate::imaging::{Choose, Cut, PartitionSources, calibrate_gate, calibrate_pruned, threshold};
+use crate::imaging::{Choose, Cut, calibrate_gate, calibrate_pruned, threshold};
 use crate::metrics::Progress;
 use crate::moe::{LEAST_SCORE, MoeLayer, Neurons, REPAIR_BIAS, REPAIR_DOWN};
 use crate::train::RepairSums;
@@ -76,9 +75,8 @@ struct Streams {
 impl Run<'_> {
     /// The upcycled model with its layers made sparse as `making` says.
     pub(super) fn sparse_layers(&self, making: &Making<'_>) -> Result<SparseModel> {
-        let (cfg, spec) = (&self.dense.cfg, &self.variant.spec);
-        let shape = (cfg.num_hidden_layers, cfg.intermediate_size);
-        let owners = partition::assign(self.partition, spec, shape, PartitionSources::default(), self.config.seed)?;
+        let cfg = &self.dense.cfg;
+        let owners = self.assigned(None)?;
         let mut store = checkpoint::upcycle(self.dense.store.share(), cfg, self.variant, &owners, self.config.seed)?;
         let dense = self.dense_model()?;
         let mut streams =

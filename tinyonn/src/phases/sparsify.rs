@@ -67,7 +67,7 @@ use super::{Dense, RunConfig, Shares, SparsifyConfig, Worth, summary};
 use crate::data::Sampler;
 use crate::decoder::Pass;
 use crate::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
-use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuron_damage, sensitivity};
+use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuron_damage, partition, sensitivity};
 use crate::metrics::{Interval, MetricsLog, Stopwatch, interval};
 use crate::model::ActiveMode;
 use crate::moe::{LoadMeter, Neurons};
@@ -236,7 +236,6 @@ impl SparsifyConfig {
             scan_tokens: self.calibration_tokens,
             // Whole: its documents are chosen before they are cut.
             test_tokens: usize::MAX,
-            partition: Some(Partition::Contiguous),
             ..RunConfig::default()
         }
     }
@@ -254,6 +253,8 @@ impl Prepared {
         Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
         let of_run = config.run();
         let mut prepared = Self::with(&of_run, watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
+        // What a declaration leaves open needs no scan here.
+        prepared.partition = partition::choose(of_run.partition, &prepared.variant.spec, Partition::Contiguous)?;
         prepared.tokens.test.spread_documents(OF_A_DOCUMENT, config.test_tokens);
         prepared.tokens.test.beginnings(config.test_tokens);
         Ok(prepared)

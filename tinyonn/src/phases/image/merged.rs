@@ -41,7 +41,7 @@ pub fn merge_scans(config: &MergeConfig) -> Result<Image> {
     let spec = &variant(&config.variant)?.spec;
     refuse_replicas(spec)?;
     let (owners, strategy) = owners(&stored, spec, config)?;
-    let units = owners.units(&stored.scan, spec, config.seed, || Ok(Vec::new()))?;
+    let units = owners.units(&stored.scan, spec, config.seed, || Ok(Vec::new()), || Ok(Vec::new()))?;
     let image = Image::new(stored, (spec, strategy), config.form, &units, &config.out)?;
     image.stored.save(config.out.join(SCAN))?;
     Ok(image)
