@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use experiments::evidence::{Cell, CellRecord, EvidenceConfig, EvidenceStore, KindLosses, PACE, run_cells};
+use experiments::evidence::{
+    Cell, CellRecord, EvidenceConfig, EvidenceStore, KindLosses, PACE, Speed, run_cells, time_cells,
+};
 #[cfg(feature = "pictures")]
 use experiments::git_commit;
 use experiments::settings::layered;
@@ -28,6 +30,7 @@ use tinyonn::train::{Checkpoints, Precision};
   exp_evidence --model SmolLM2.gguf --material material --dry-run           the cells, their tokens, operations and hours
   exp_evidence --model SmolLM2.gguf --material material --device cuda --minutes 9
   exp_evidence --model SmolLM2.gguf --material material --cell own_gate-50-seed1      one of them
+  exp_evidence --time --model SmolLM2.gguf --material material              tokens a second of the finalists, on this machine's processor
   exp_evidence --report                                                     the results of what was made
 
 A TOML file for --config has the keys that OUT/evidence.json shows, for example:
@@ -53,8 +56,11 @@ struct Cli {
     /// Print the cells, their tokens, operations and hours, and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Makes no cells: times how fast the finalists of the study in --out read and write on this machine's processor, each made anew from little text
+    #[arg(long, conflicts_with_all = ["config", "cell", "dry_run", "no_report"])]
+    time: bool,
     /// Makes nothing: writes the results anew from the cells in --out
-    #[arg(long, conflicts_with_all = ["config", "cell", "dry_run", "minutes", "no_report"])]
+    #[arg(long, conflicts_with_all = ["config", "cell", "dry_run", "minutes", "no_report", "time"])]
     report: bool,
 }
 
@@ -104,6 +110,18 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         let results = config.results.or_else(|| begun.results.clone());
         return report(&EvidenceConfig { results, out: config.out, ..begun });
     }
+    let until = cli.minutes.map(|minutes| Instant::now() + minutes);
+    if cli.time {
+        let begun = EvidenceStore::new(&config.out).begun()?;
+        let model = model_flags::found(cli.flags.model.as_deref())?.unwrap_or_else(|| begun.model.clone());
+        let material = cli.flags.material.clone().unwrap_or_else(|| begun.material.clone());
+        let left = time_cells(&EvidenceConfig { model, material, out: config.out, ..begun }, until, timed)?;
+        say!(
+            "left      {left} finalists; {}",
+            if left > 0 { "the same command goes on" } else { "--report writes the results" }
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
     config.check()?;
     config.model = model_flags::found(Some(&config.model))?.unwrap_or(config.model);
     let cells = asked(&config, &cli.cell)?;
@@ -111,7 +129,6 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         return dry_run(&config, &cells);
     }
     EvidenceStore::new(&config.out).begin(&config)?;
-    let until = cli.minutes.map(|minutes| Instant::now() + minutes);
     let checkpoints = Checkpoints { dir: config.out.clone(), every: SAVE_EVERY, keep: 1, interrupt: interrupt() };
     let left = run_cells(&config, &cells, until, &checkpoints, told)?;
     if left > 0 {
@@ -148,6 +165,19 @@ fn told(record: &CellRecord) {
         of("never calibrated on", &record.unseen),
         right.collect::<String>(),
         record.seconds.values().sum::<f64>()
+    );
+}
+
+fn timed(speed: &Speed) {
+    say!(
+        "timed     {}: {:.1} tokens/s read (dense {:.1}), {:.1} written (dense {:.1}); MLPs' time for a token {:.2} of dense, at {:.1} % of the operations",
+        speed.cell.id(),
+        speed.prefill.own,
+        speed.prefill.dense,
+        speed.decode.own,
+        speed.decode.dense,
+        speed.mlp.mean,
+        100.0 * speed.operations
     );
 }
 

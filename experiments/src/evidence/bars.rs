@@ -43,6 +43,7 @@ enum Figure {
     KeptWithoutFloor,
     AheadOf(Method),
     UnseenOfPruned,
+    MlpTime,
 }
 
 /// A bar: what at which share, in closed form and behind distillation.
@@ -76,6 +77,10 @@ pub(crate) fn bars() -> Vec<Bar> {
         let cmoe = Figure::AheadOf(Method::Cmoe { experts: 16 });
         bars.push(bar("nats above carved experts", percent, cmoe, [surely(0.0), None]));
     }
+    for (percent, bound) in [(50, 0.65), (75, 0.85)] {
+        let what = "MLP's time for a token ÷ the dense MLP's, on a processor";
+        bars.push(bar(what, percent, Figure::MlpTime, [most(bound), None]));
+    }
     bars
 }
 
@@ -108,6 +113,7 @@ impl Bar {
                 let other = outcome.of(&Cell { method, ..own.cell })?;
                 rise(&own.test, &other.test, seed)
             }
+            Figure::MlpTime => Some(outcome.speed(&own.cell)?.mlp),
             Figure::UnseenOfPruned => {
                 part_of_rise(&own.unseen, &outcome.pruned(&own.cell)?.unseen, &dense.unseen, seed)
             }

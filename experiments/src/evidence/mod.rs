@@ -24,6 +24,7 @@ mod record;
 #[cfg(feature = "pictures")]
 mod results;
 mod runner;
+mod speed;
 mod store;
 mod subject;
 #[cfg(feature = "pictures")]
@@ -38,5 +39,6 @@ pub use record::{CellRecord, KindLosses, TaskAnswers};
 #[cfg(feature = "pictures")]
 pub use results::write_results;
 pub use runner::{PACE, PlannedCell, run_cells};
+pub use speed::{BesideDense, Speed, time_cells};
 pub use store::EvidenceStore;
 pub use subject::Subject;

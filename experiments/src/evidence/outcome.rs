@@ -4,13 +4,15 @@ use tinyonn::Result;
 use tinyonn::metrics::Interval;
 
 use super::compared::{kept, perplexity_ratio, rise};
-use super::{Cell, CellRecord, EvidenceConfig, EvidenceStore, Method};
+use super::{Cell, CellRecord, EvidenceConfig, EvidenceStore, Method, Speed};
 
 /// All cells of a study with what was found of those that were made.
 #[derive(Clone, Debug)]
 pub struct EvidenceOutcome {
     /// In their order.
     pub cells: Vec<(Cell, Option<CellRecord>)>,
+    /// Of those that were timed.
+    pub speeds: Vec<Speed>,
     seed: u64,
 }
 
@@ -22,7 +24,9 @@ impl EvidenceOutcome {
     pub fn read(config: &EvidenceConfig) -> Result<Self> {
         let store = EvidenceStore::new(&config.out);
         let of = |cell: Cell| Ok((cell, store.record(&cell)?));
-        Ok(Self { cells: config.cells().into_iter().map(of).collect::<Result<_>>()?, seed: config.seed })
+        let cells: Vec<(Cell, Option<CellRecord>)> = config.cells().into_iter().map(of).collect::<Result<_>>()?;
+        let speeds = cells.iter().filter_map(|(cell, _)| store.speed(cell).transpose()).collect::<Result<_>>()?;
+        Ok(Self { cells, speeds, seed: config.seed })
     }
 
     /// Cells that were not made.
@@ -47,6 +51,11 @@ impl EvidenceOutcome {
     /// What was found of `cell`.
     pub(crate) fn of(&self, cell: &Cell) -> Option<&CellRecord> {
         self.cells.iter().find(|(own, _)| own == cell)?.1.as_ref()
+    }
+
+    /// How fast `cell` is: as in closed form.
+    pub(crate) fn speed(&self, cell: &Cell) -> Option<&Speed> {
+        self.speeds.iter().find(|speed| speed.cell == cell.closed())
     }
 
     /// The dense model under the seed of `cell`.

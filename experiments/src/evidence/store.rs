@@ -9,13 +9,15 @@ use tinyonn::phases::summary;
 use tinyonn::train::checkpoints::differences;
 use tinyonn::{Error, Result, files};
 
-use super::{Cell, CellRecord, EvidenceConfig};
+use super::{Cell, CellRecord, EvidenceConfig, Speed};
 use crate::compare::record::{REPEAT, read};
 
 /// The file that holds a study's settings.
 const BEGUN: &str = "evidence.json";
 /// The folder of the records.
 const CELLS: &str = "cells";
+/// The folder of what was timed.
+const SPEEDS: &str = "speeds";
 /// The folder of the places that processes hold while they make a cell.
 const PLACES: &str = "places";
 
@@ -94,6 +96,30 @@ impl EvidenceStore {
     /// A figure that is no finite number; what the system reports.
     pub fn keep(&self, record: &CellRecord) -> Result<()> {
         summary::write(record, &self.file(&record.cell))
+    }
+
+    /// The file of its times.
+    #[must_use]
+    pub fn speed_file(&self, cell: &Cell) -> PathBuf {
+        self.out.join(SPEEDS).join(format!("{}.json", cell.id()))
+    }
+
+    /// How fast `cell` is, if it was timed.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn speed(&self, cell: &Cell) -> Result<Option<Speed>> {
+        read(&self.speed_file(cell), "time it again: remove the file, and give --time")
+    }
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// A figure that is no finite number; what the system reports.
+    pub fn keep_speed(&self, speed: &Speed) -> Result<()> {
+        let folder = self.out.join(SPEEDS);
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        summary::write(speed, &self.speed_file(&speed.cell))
     }
 
     /// The places of whoever makes `cells`: nobody else makes one of them as long as what is returned lives. `None` where another process has one.

@@ -4,7 +4,7 @@ use tinyonn::metrics::Interval;
 
 use super::bars::bars;
 use super::compared::rise;
-use super::{CellRecord, EvidenceConfig, EvidenceOutcome, Method};
+use super::{BesideDense, CellRecord, EvidenceConfig, EvidenceOutcome, Method, Speed};
 use crate::report::{Column, Table, TableCell};
 
 /// A table with its heading and what it shows.
@@ -75,6 +75,9 @@ fn told_finals(outcome: &EvidenceOutcome, finals: &[&CellRecord]) -> Told {
         "pruning's",
         "numbers beside",
         "seconds",
+        "prefill, tokens/s",
+        "decode, tokens/s",
+        "MLP's time ÷ dense",
     ];
     let row = |own: &&CellRecord| {
         let pruned = outcome.pruned(&own.cell).filter(|_| own.cell.method != Method::Dense);
@@ -86,12 +89,18 @@ fn told_finals(outcome: &EvidenceOutcome, finals: &[&CellRecord]) -> Told {
         row.extend(both(&|record| outcome.unseen_ratio(record)));
         row.extend(both(&|record| outcome.kept(record)));
         row.extend([own.added.to_string(), format!("{:.0}", own.seconds.values().sum::<f64>())]);
+        let speed = outcome.speed(&own.cell);
+        let beside = |of: fn(&Speed) -> BesideDense| {
+            speed.map(of).map_or(NONE.into(), |found| format!("{:.1} (dense {:.1})", found.own, found.dense))
+        };
+        row.extend([beside(|speed| speed.prefill), beside(|speed| speed.decode), within(speed.map(|speed| speed.mlp))]);
         row
     };
     Told {
         heading: FINALS,
         prose: "Named before anything was run. Perplexity ratios are exp of the mean over kinds of the loss's rise; operations are the MLPs' on validation text, routers counted in; seconds are wall-clock, \
-                beside other cells on the same machine."
+                beside other cells on the same machine. Tokens a second at batch 1 and the MLPs' time for a token are of a processor, in f32, medians of rounds beside the dense model, of the closed form, calibrated on little text (`--time`); \
+                carved experts are computed by masks, which are as slow as the dense model."
             .into(),
         table: table(&LEADING, &columns, finals.iter().map(row)),
     }

@@ -85,6 +85,20 @@ fn cells_are_made_once_and_told() {
     {
         assert!(page.contains(row), "{row}\n{page}");
     }
+    // Times come beside, of any machine: no cell is made anew for them.
+    assert_done(&place.run(EVIDENCE, "--time --out study --minutes 20"));
+    let speed = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(place.path("study/speeds").join(format!("{name}.json"))).unwrap()).unwrap()
+    };
+    for name in ["dense-100-seed1", "own_gate-50-seed1", "pruned-75-seed1"] {
+        let found = speed(name);
+        assert!(found["decode"]["own"].as_f64().unwrap() > 0.0 && found["prefill"]["dense"].as_f64().unwrap() > 0.0);
+        assert!(found["mlp"]["low"].as_f64().unwrap() <= found["mlp"]["mean"].as_f64().unwrap());
+    }
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+    assert_done(&place.run(EVIDENCE, "--report --out study"));
+    let page = fs::read_to_string(place.path("study/RESULTS.md")).unwrap();
+    assert!(page.contains("| MLP's time for a token ÷ the dense MLP's, on a processor | 50 % | ≤ 0.65 |"), "{page}");
     // Figures alone: no words of an item.
     assert!(!page.contains("secret"));
 }
