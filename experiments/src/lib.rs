@@ -45,6 +45,7 @@ pub mod say;
 pub mod scored_text;
 pub mod settings;
 pub mod shown;
+pub mod specific_experts;
 pub mod studies;
 pub mod text_cost;
 pub mod token_paths;

@@ -15,6 +15,7 @@ use crate::causal::{Intervention, causal};
 use crate::fragments::sha256;
 use crate::frontier::{Frontier, frontier};
 use crate::label_sources::{SourceFigures, label_sources};
+use crate::specific_experts::{SpecificExpert, specific_experts};
 
 /// All figures of a run: what the library measures, the keys of the studies, and `smk` where phase 2 ran.
 #[derive(Clone, Debug, Serialize)]
@@ -59,6 +60,9 @@ pub struct Studies {
     /// What ablating and amplifying does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub causal: Vec<Intervention>,
+    /// What the most specific experts are for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub specific_experts: Vec<SpecificExpert>,
 }
 
 impl Studies {
@@ -82,7 +86,10 @@ impl Studies {
         let frontier = Some(frontier(run, &found.store, &found.labels)?);
         watch.stage("causal");
         let causal = found.units.as_ref().map(|units| causal(run, &found.scan, units)).transpose()?;
-        Ok(Self { frontier, causal: causal.unwrap_or_default(), ..studies })
+        watch.stage("specific experts");
+        let of = |units: &Vec<Vec<u32>>| specific_experts(run, &found.scan, units);
+        let specific_experts = found.units.as_ref().map(of).transpose()?.unwrap_or_default();
+        Ok(Self { frontier, causal: causal.unwrap_or_default(), specific_experts, ..studies })
     }
 }
 

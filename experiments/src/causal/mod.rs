@@ -184,7 +184,12 @@ impl Ground<'_> {
 }
 
 /// The dense model with the outputs of `layers[layer]`, units of neurons by `owner`, multiplied by a factor a layer.
-fn touched(run: &Run<'_>, layers: &[Vec<usize>], owner: &[Vec<u32>], factors: &[f64]) -> Result<CausalLm<Mlp>> {
+pub(crate) fn touched(
+    run: &Run<'_>,
+    layers: &[Vec<usize>],
+    owner: &[Vec<u32>],
+    factors: &[f64],
+) -> Result<CausalLm<Mlp>> {
     let of_layer = |((units, owner), factor): ((&Vec<usize>, &Vec<u32>), &f64)| {
         let count = owner.iter().max().map_or(0, |last| *last as usize + 1);
         let mut of_unit = vec![1.0; count.max(units.iter().max().map_or(0, |last| last + 1))];
@@ -220,13 +225,9 @@ pub fn without_mlps(run: &Run<'_>) -> Result<CausalLm<Mlp>> {
 }
 
 /// `E[h_i²] ‖W_d[:, i]‖²` over each task's text, `[task][layer][i]`.
-fn output_power(run: &Run<'_>, scan: &NeuronScan) -> Result<Vec<Vec<Vec<f64>>>> {
-    let norms = (0..scan.sums.len()).map(|layer| {
-        let name = down_proj(layer);
-        let missing = || Error::tensor(&name, "is missing", "give a whole checkpoint");
-        let down = run.dense.store.get(&name).ok_or_else(missing)?.as_detached_tensor();
-        Ok(down.to_dtype(DType::F64)?.sqr()?.sum(1)?.to_vec1::<f64>()?)
-    });
+pub(crate) fn output_power(run: &Run<'_>, scan: &NeuronScan) -> Result<Vec<Vec<Vec<f64>>>> {
+    let norms = (0..scan.sums.len())
+        .map(|layer| Ok(down_projection(run, layer)?.to_dtype(DType::F64)?.sqr()?.sum(1)?.to_vec1::<f64>()?));
     let norms = norms.collect::<Result<Vec<_>>>()?;
     let power = |task: usize, layer: usize| {
         let tokens = scan.tokens[task].max(1) as f64;
@@ -236,12 +237,19 @@ fn output_power(run: &Run<'_>, scan: &NeuronScan) -> Result<Vec<Vec<Vec<f64>>>> 
     Ok((0..scan.tasks.len()).map(|task| (0..norms.len()).map(|layer| power(task, layer)).collect()).collect())
 }
 
+/// W_d of a layer, `[I, d]`.
+pub(crate) fn down_projection(run: &Run<'_>, layer: usize) -> Result<Tensor> {
+    let name = down_proj(layer);
+    let missing = || Error::tensor(&name, "is missing", "give a whole checkpoint");
+    Ok(run.dense.store.get(&name).ok_or_else(missing)?.as_detached_tensor())
+}
+
 fn down_proj(layer: usize) -> String {
     format!("model.layers.{layer}.mlp.down_proj.weight")
 }
 
 /// Each unit's share of the output power, `[task][layer][unit]`.
-fn unit_power(power: &[Vec<Vec<f64>>], owner: &[Vec<u32>], count: usize) -> Vec<Vec<Vec<f64>>> {
+pub(crate) fn unit_power(power: &[Vec<Vec<f64>>], owner: &[Vec<u32>], count: usize) -> Vec<Vec<Vec<f64>>> {
     let of_layer = |(power, owner): (&Vec<f64>, &Vec<u32>)| {
         let mut sums = vec![0.0; count];
         power.iter().zip(owner).for_each(|(power, unit)| sums[*unit as usize] += power);

@@ -6,6 +6,7 @@ mod load;
 mod pictures;
 mod run;
 mod scan;
+mod specific_experts;
 pub mod token_paths;
 
 use std::path::Path;

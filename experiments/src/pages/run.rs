@@ -9,7 +9,7 @@ use tinyonn::phases::summary::SmkFigures;
 use tinyonn::train::LevelAccuracy;
 use tinyonn::{Error, Result};
 
-use super::{causal, frontier, load, pictures};
+use super::{causal, frontier, load, pictures, specific_experts};
 use crate::names::group_columns;
 use crate::report::{BarSeries, Bars, Figure, Heatmap, Lines, Page, Scale, Section, Series, common_range};
 use crate::shown::Imaged;
@@ -91,6 +91,9 @@ pub(super) fn page(m: &Material<'_>) -> Result<Page> {
     }
     if !m.studies.causal.is_empty() {
         sections.push(causal::causal(&m.studies.causal, m.tasks)?);
+    }
+    if !m.studies.specific_experts.is_empty() {
+        sections.push(specific_experts::section(&m.studies.specific_experts, m.tasks)?);
     }
     sections.extend([load::load(m)?, curves(m)?]);
     Ok(Page { title: format!("{}: from a dense model to routed experts", s.variant), lead, facts, sections })
