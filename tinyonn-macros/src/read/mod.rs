@@ -34,7 +34,7 @@ use settings::Settings;
 use spans::Spans;
 
 /// The settings there are.
-pub(crate) const SETTINGS: [&str; 18] = [
+pub(crate) const SETTINGS: [&str; 19] = [
     "groups",
     "experts",
     "levels",
