@@ -67,6 +67,7 @@ mod settings;
 mod slots;
 mod smk;
 mod sparse_attention;
+mod sparse_routers;
 mod sparsify;
 mod taking;
 mod tiny;

@@ -11,6 +11,7 @@
 //! assert_eq!((spec.node_of_experts(0)[20], spec.group_of_experts()[65]), (1, 4)); // behind the routed groups those that always take part
 //! assert_eq!((TinyOnn::SPEC.projection_width(1000), TinyOnn::SPEC.projection_width(32)), (64, 32));
 //! assert_eq!((GroupedGate::SPEC.shared_projection(576), TinyOnn::SPEC.shared_projection(576)), (Some(("expert", 32)), None));
+//! assert_eq!(GroupedGate::SPEC.router_operations(576), Some(32 * (576 + 128)));
 //! assert_eq!((Smear::SPEC.open_positions(), TinyOnn::SPEC.open_positions()), (64, 0));
 //! assert_eq!((NamedGroups::SPEC.node_name(0, 1), TinyOnn::SPEC.node_name(0, 1)), ("arithmetic".into(), "group 1".into()));
 //! ```
@@ -111,6 +112,24 @@ impl MoeSpec {
             _ => None,
         };
         runs.filter_map(width).max().unwrap_or(1)
+    }
+
+    /// Multiply-adds of all routers of a layer for a token of width `hidden`; `None` where one is of a type of the user's.
+    #[must_use]
+    pub fn router_operations(&self, hidden: usize) -> Option<usize> {
+        let of_run = |run: &RouterSpec| {
+            let nodes = run.parents * run.choices;
+            match &run.kind {
+                RouterKind::Linear | RouterKind::Cosine | RouterKind::Random => Some(nodes * hidden),
+                kind @ RouterKind::LowRank { .. } => kind.projects_to(hidden).map(|r| r * (hidden + nodes)),
+                RouterKind::Gaussian(form) => {
+                    let r = form.width(hidden);
+                    Some(2 * nodes * r + if form.project == Project::Identity { 0 } else { r * hidden })
+                }
+                RouterKind::Custom(_) => None,
+            }
+        };
+        self.levels.iter().flat_map(|level| level.routers.iter()).map(of_run).sum()
     }
 
     /// Positions at the start of a sequence that run all active, whatever the routers would choose; 0 for token and task.

@@ -84,4 +84,19 @@ impl MoeSpec {
         partition: None,
         activation: None,
     };
+
+    /// Whether text may say what a token takes, beside the declaration: neurons, or experts that each token chooses for itself and that weigh 1.
+    ///
+    /// ```
+    /// use tinyonn::gallery::{GroupedGate, Mixtral, OwnGate, TinyOnn, WholeGroups};
+    ///
+    /// assert!([OwnGate::SPEC, GroupedGate::SPEC, WholeGroups::SPEC, TinyOnn::SPEC].iter().all(|spec| spec.can_be_calibrated()));
+    /// assert!(!Mixtral::SPEC.can_be_calibrated()); // a chosen expert weighs its probability
+    /// ```
+    #[must_use]
+    pub fn can_be_calibrated(&self) -> bool {
+        let plain = self.pfag == Pfag::Off && self.balance == Balance::None && self.combine == Combine::Concat;
+        let chosen = self.gate == Gate::Unit && self.route_per == RoutePer::Token && plain;
+        self.experts_are == ExpertsAre::Slice && (chosen || self.neurons == Neurons::Pruned)
+    }
 }

@@ -12,7 +12,7 @@ use tinyonn::Result;
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::{Choose, Cut};
 use tinyonn::phases::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify, sparsify_from};
-use tinyonn::train::Precision;
+use tinyonn::train::{Precision, RouterTarget};
 
 /// Find by text which neurons of each layer a token takes, so that the MLPs cost the share of operations that is asked for, and repair in closed form what
 /// the others leave missing; with --distil, train what lies beside the weights to say what the dense model says.
@@ -46,7 +46,7 @@ struct Settings {
     /// A dense decoder: a Hugging Face folder with its tokenizer.json, a GGUF file, or a name on the hub
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// A declared variant that chooses neurons, by the name of its type [default: OwnGate]
+    /// A declared variant that chooses neurons, or groups of them behind linear routers, by the name of its type [default: OwnGate]
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
     /// The share of the MLPs' operations that a token takes [default: 0.5]
@@ -61,9 +61,12 @@ struct Settings {
     /// What a unit of a neuron's h is worth: norm (of its row of W_d), sensitivity (of the loss to it) [default: sensitivity]
     #[arg(long, value_name = "HOW", value_parser = worth)]
     worth: Option<Worth>,
-    /// How the gate's choice is bounded: threshold (one a layer), top_k (as many neurons for each token) [default: threshold]
+    /// How the choices of gates and routers are bounded: threshold (one a layer), top_k (as many for each token) [default: threshold]
     #[arg(long, value_name = "HOW", value_parser = choose)]
     choose: Option<Choose>,
+    /// What routers are fitted to: sqrt (the root of what a group adds), log [default: sqrt]
+    #[arg(long, value_name = "TARGET", value_parser = router_target)]
+    router_target: Option<RouterTarget>,
     /// Repair W_d in closed form, held back by this much; 0: not at all [default: 0.01]
     #[arg(long, value_name = "RIDGE")]
     ridge: Option<f64>,
@@ -94,6 +97,14 @@ fn choose(word: &str) -> std::result::Result<Choose, String> {
         "threshold" => Ok(Choose::Threshold),
         "top_k" => Ok(Choose::TopK),
         _ => Err(format!("`{word}` is not one of threshold, top_k")),
+    }
+}
+
+fn router_target(word: &str) -> std::result::Result<RouterTarget, String> {
+    match word {
+        "sqrt" => Ok(RouterTarget::Sqrt),
+        "log" => Ok(RouterTarget::Log),
+        _ => Err(format!("`{word}` is not one of sqrt, log")),
     }
 }
 
@@ -170,6 +181,14 @@ fn print(summary: &SparsifySummary, out: &Path) {
         say!("distilled {steps} steps, to a divergence of {divergence:.4} nats a token of training text");
     }
     say!("beside    {} numbers beside the {} of the dense model", summary.added, summary.parameters);
+    if summary.routers > 0.0 {
+        let kept = summary.router_kept.iter().sum::<f64>() / summary.router_kept.len().max(1) as f64;
+        say!(
+            "routers   {:.1} % of the operations, counted in; they keep {:.0} % of what the best groups add beyond chance",
+            100.0 * summary.routers,
+            100.0 * kept
+        );
+    }
     let of_layer = |cut: &Cut| format!("{:.0}/{:.0}", 100.0 * cut.neurons, 100.0 * cut.candidates);
     say!(
         "layers    {} % of the neurons, of so many candidates",

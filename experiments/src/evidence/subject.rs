@@ -106,8 +106,7 @@ impl Subject {
         let bit_equal = Some(self.bit_equal(run, model.lm())?);
         watch.stage("validation");
         let (losses, load) = run.evaluate_load(&model, &self.validation, &Pass::routed())?;
-        let layers = run.taken(&made.asked, &load);
-        let operations = layers.iter().map(|cut| cut.operations()).sum::<f64>() / layers.len().max(1) as f64;
+        let operations = run.operations(&run.taken(made, &load)?);
         let cfg = &self.prepared.dense.cfg;
         let per_layer = match (distilled_to, made.repaired_on) {
             (Some(_), _) => 3 * cfg.intermediate_size * cfg.hidden_size + cfg.hidden_size,

@@ -10,7 +10,7 @@ use tinyonn::decoder::{Arch, AttentionBias, Family, RopeScaling};
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::Partition;
 use tinyonn::model::ActiveMode::{self, All, Routed};
-use tinyonn::moe::{KEPT, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
+use tinyonn::moe::{CHOICES_LEAST_SCORE, CHOICES_MOST, KEPT, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
 use tinyonn::{Result, moe};
 
 use crate::gradients::inputs;
@@ -48,6 +48,12 @@ mod declared {
     #[moe(levels = [6], router = linear, top_k = 3, neurons = gate)]
     pub(crate) struct ExportNeurons;
 
+    #[moe(levels = [3, 3], router = linear(dim = 5), top_k = [3, 3], always = 1, neurons = gate)]
+    pub(crate) struct ExportGrouped;
+
+    #[moe(levels = [6], router = linear(dim = 5), top_k = 6)]
+    pub(crate) struct ExportWhole;
+
     #[moe(levels = [5], router = linear, top_k = 2, gate = scaled)]
     pub(crate) struct ExportFlat;
 
@@ -84,12 +90,25 @@ pub(crate) struct Case {
     pub(crate) distilled: bool,
     /// Whether linear routers have no constants.
     pub(crate) without_constants: bool,
+    /// Whether text has bounded the choices of routers.
+    pub(crate) bounded: bool,
 }
 
 impl Case {
     pub(crate) fn of(name: &'static str, variant: &'static str, format: ExportFormat) -> Self {
         let cfg = config(26, false);
-        Self { name, variant, cfg, format, active: None, repaired: None, distilled: false, without_constants: false }
+        let (active, repaired) = (None, None);
+        Self {
+            name,
+            variant,
+            cfg,
+            format,
+            active,
+            repaired,
+            distilled: false,
+            without_constants: false,
+            bounded: false,
+        }
     }
 
     fn family(name: &'static str, family: Family, change: impl Fn(&mut Arch)) -> Self {
@@ -133,6 +152,13 @@ impl Case {
                 [REPAIR_DOWN, REPAIR_BIAS].into_iter().zip(drawn).zip([0.1, f64::from(u8::from(bias))])
             {
                 let value = (value * scale).unwrap().to_dtype(DType::F32).unwrap();
+                store.insert(format!("model.layers.{layer}.mlp.{name}"), value).unwrap();
+            }
+        }
+        for layer in (0..self.cfg.num_hidden_layers).filter(|_| self.bounded) {
+            let levels = variant.spec.levels.len();
+            for (name, value) in [(CHOICES_MOST, 2f32), (CHOICES_LEAST_SCORE, -0.3)] {
+                let value = Tensor::full(value, levels, &CPU).unwrap();
                 store.insert(format!("model.layers.{layer}.mlp.{name}"), value).unwrap();
             }
         }
@@ -199,6 +225,9 @@ pub(crate) fn all() -> Vec<Case> {
         Case::of("entropy", "ExportEntropy", TinyOnn),
         Case::of("own_gate", "OwnGate", TinyOnn),
         Case { repaired: Some(true), ..Case::of("neurons", "ExportNeurons", TinyOnn) },
+        Case { repaired: Some(true), bounded: true, ..Case::of("grouped", "ExportGrouped", TinyOnn) },
+        Case { repaired: Some(true), bounded: true, ..Case::of("whole", "ExportWhole", TinyOnn) },
+        Case { bounded: true, ..Case::of("bounded", "ExportWhole", TinyOnn) },
         Case { repaired: Some(true), distilled: true, ..Case::of("distilled", "OwnGate", TinyOnn) },
         Case { repaired: Some(true), ..Case::of("pruned", "Pruned", TinyOnn) },
         Case::family("llama", Family::Llama, |cfg| cfg.rope_scaling = llama3),

@@ -82,6 +82,7 @@ fn gaussians_of_one_variance_and_norm_are_a_linear_gate() {
 
 #[rstest]
 #[case::neurons("OwnGate", Qwen3Moe, Routed, None, &["OwnGate", "qwen3-moe", "`neurons = gate`", "tinyonn"])]
+#[case::bounded_choices("ExportWhole", Qwen3Moe, Routed, Some(true), &["exp_sparsify", "bounded"])]
 #[case::levels_of_neurons("ExportNeurons", Qwen3Moe, Routed, None, &["`neurons = gate`"])]
 #[case::a_bias("Pruned", Qwen3Moe, Routed, Some(true), &["neurons.repair.bias", "`bias = false`"])]
 #[case::a_cosine("ExportDeep", Qwen3Moe, Routed, None, &["expert_router", "cosine"])]

@@ -20,7 +20,10 @@ use super::store::ParamStore;
 use super::tinyonn_folder::{TaskPath, TinyOnnConfig, TinyOnnFolder};
 use crate::decoder::Arch;
 use crate::files::StagedFolder;
-use crate::moe::{Covariance, ExpertsAre, LevelSpec, MoeSpec, Pfag, RouterKind, RouterSpec, Variant, check, expert};
+use crate::moe::{
+    CHOICE_RULE, Covariance, ExpertsAre, LevelSpec, MoeSpec, NEURON_RULE, Pfag, RouterKind, RouterSpec, Variant, check,
+    expert,
+};
 use crate::{Error, Result, random};
 
 /// How a model grows.
@@ -161,8 +164,13 @@ impl<'a> Expansion<'a> {
     /// The parameters of the grown model, none of whose storage it shares with `store`.
     ///
     /// # Errors
-    /// An expert of fewer neurons than children that are to share them; parameters that are not of the model.
+    /// An expert of fewer neurons than children that are to share them; parameters that are not of the model; choices that text has bounded.
     pub fn store(&self, store: &ParamStore) -> Result<ParamStore> {
+        let bounded = [CHOICE_RULE, NEURON_RULE].map(|rule| format!(".mlp.{rule}."));
+        if let Some(name) = store.names().find(|name| bounded.iter().any(|rule| name.contains(rule))) {
+            let problem = "was calibrated to the experts that there were";
+            return Err(Error::tensor(name, problem, "grow the model before exp_sparsify"));
+        }
         let mut grown = ParamStore::new(store.device());
         for (name, var) in store.iter() {
             for (name, value) in self.grown(name, &var.as_detached_tensor(), Held::Values)? {

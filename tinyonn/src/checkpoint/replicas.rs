@@ -11,7 +11,7 @@ use super::store::ParamStore;
 use crate::Result;
 use crate::decoder::Arch;
 use crate::moe::expert::{PROJECTIONS, delta_name};
-use crate::moe::{ExpertsAre, KEPT, MoeSpec, Neurons, REPAIR, REPAIR_BIAS, WORTH};
+use crate::moe::{CHOICES_LEAST_SCORE, CHOICES_MOST, ExpertsAre, KEPT, MoeSpec, Neurons, REPAIR, REPAIR_BIAS, WORTH};
 
 /// Whether a parameter belongs to a delta.
 pub fn is_delta(name: &str) -> bool {
@@ -26,11 +26,15 @@ pub fn base_name(name: &str) -> String {
     }
 }
 
-/// Name and shape of everything that a checkpoint of `spec` may hold and may lack: deltas, candidates and repairs of neurons.
+/// Name and shape of everything that a checkpoint of `spec` may hold and may lack: deltas, bounds of choices, candidates and repairs of neurons.
 pub(super) fn optional_tensors(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, Vec<usize>> {
     let mut optional = possible_deltas(cfg, spec);
     for layer in 0..cfg.num_hidden_layers {
         optional.extend(repairs_of(cfg, spec, layer));
+        if spec.can_be_calibrated() && !spec.levels.is_empty() {
+            let names = [CHOICES_MOST, CHOICES_LEAST_SCORE].map(|name| format!("{}.{name}", mixture_prefix(layer)));
+            optional.extend(names.map(|name| (name, vec![spec.levels.len()])));
+        }
         if spec.neurons != Neurons::All {
             let names = [KEPT, WORTH].map(|name| format!("{}.{name}", mixture_prefix(layer)));
             optional.extend(names.map(|name| (name, vec![cfg.intermediate_size])));
@@ -39,12 +43,12 @@ pub(super) fn optional_tensors(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, V
     optional
 }
 
-/// Name and shape of what may lie beside the weights of a layer whose neurons are chosen.
+/// Name and shape of what may lie beside the weights of a layer whose tokens choose neurons, or slices of weight 1.
 pub(super) fn repairs_of(cfg: &Arch, spec: &MoeSpec, layer: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
     let (d, i) = (cfg.hidden_size, cfg.intermediate_size);
     let shapes = REPAIR.map(|name| (name, vec![i, d])).into_iter().chain([(REPAIR_BIAS, vec![d])]);
     let of_layer = shapes.map(move |(name, shape)| (format!("{}.{name}", mixture_prefix(layer)), shape));
-    of_layer.filter(|_| spec.neurons != Neurons::All)
+    of_layer.filter(|_| spec.can_be_calibrated())
 }
 
 /// Name and shape of every delta that a checkpoint of `spec` may hold.

@@ -7,6 +7,7 @@
 //! that token's path ([`mod@token_labels`]).
 
 mod balanced_k_means;
+pub mod choice_calibration;
 pub mod coactivation;
 pub mod dump;
 pub mod greedy;
@@ -27,6 +28,7 @@ pub mod score;
 pub mod sps;
 pub mod token_labels;
 
+pub use choice_calibration::{ChoiceCalibration, calibrate_choices};
 pub use coactivation::coactivation;
 pub use dump::{Dump, dump};
 pub use greedy::GreedyOptions;

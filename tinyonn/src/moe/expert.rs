@@ -180,15 +180,7 @@ impl TinyOnnExpert {
     /// x `[B, T, d]` to y `[B, T, d]`, under the gates of `routing`; and what the backward needs. Neurons are chosen unless the pass is `all` active.
     pub(super) fn forward(&self, x: &Tensor, routing: &Routing, all: bool) -> Result<(Tensor, Saved)> {
         if let (Some(rule), Parts::Slices(slices), false) = (&self.neurons, &self.parts, all) {
-            let gate_tn = routing.by_token()?;
-            let gate = gate_tn.as_ref().map(|gate_tn| MlpGate { gate_tn, neuron_expert: &slices.neuron_expert });
-            let used = rule.used(self.matrices())?;
-            let (y, saved, taken_t) =
-                ops::chosen_neurons::forward(x, used.weights(self.weights()), gate, rule.choice(&used))?;
-            let y = match used.bias_d() {
-                Some(bias_d) => y.broadcast_add(bias_d)?,
-                None => y,
-            };
+            let (y, saved, taken_t) = self.by_rule(x, rule, slices, routing)?;
             return Ok((y, Saved::Chosen(saved, taken_t)));
         }
         match &self.parts {
@@ -197,6 +189,35 @@ impl TinyOnnExpert {
             Parts::Replicas(deltas) if deltas.iter().all(Option::is_none) => self.whole(x, None),
             Parts::Replicas(deltas) => self.replicas(x, &differences(deltas), routing),
         }
+    }
+
+    /// y, what its backward needs, and how many neurons each token took.
+    fn by_rule(
+        &self,
+        x: &Tensor,
+        rule: &NeuronRule,
+        slices: &Slices,
+        routing: &Routing,
+    ) -> Result<(Tensor, ops::glu_mlp::Saved, Tensor)> {
+        let gate_tn = routing.by_token()?;
+        let gate = gate_tn.as_ref().map(|gate_tn| MlpGate { gate_tn, neuron_expert: &slices.neuron_expert });
+        let used = rule.used(self.matrices())?;
+        let (y, saved, taken_t) =
+            ops::chosen_neurons::forward(x, used.weights(self.weights()), gate, rule.choice(&used))?;
+        let y = match used.bias_d() {
+            Some(bias_d) => y.broadcast_add(bias_d)?,
+            None => y,
+        };
+        Ok((y, saved, taken_t))
+    }
+
+    /// y `[B, T, d]`, and h `[t, I]` of the neurons that were taken by a rule, or of all of the slices that were; `None` of replicas.
+    pub(super) fn chosen(&self, x: &Tensor, routing: &Routing) -> Result<Option<[Tensor; 2]>> {
+        let Parts::Slices(slices) = &self.parts else { return Ok(None) };
+        let all = self.neurons.is_none().then(|| NeuronRule::all(self.matrices())).transpose()?;
+        let Some(rule) = self.neurons.as_ref().or(all.as_ref()) else { return Ok(None) };
+        let (y, saved, _) = self.by_rule(x, rule, slices, routing)?;
+        Ok(saved.hidden_ti().map(|hidden_ti| [y, hidden_ti.clone()]))
     }
 
     fn whole(&self, x: &Tensor, gate: Option<MlpGate<'_>>) -> Result<(Tensor, Saved)> {

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
 
+use super::choice_rule::ChoiceRule;
 #[cfg(feature = "cuda")]
 use super::decode;
 use super::expert;
@@ -55,6 +56,8 @@ pub struct MoeLayer {
     /// By level and run as in [`MoeSpec::levels`].
     routers: Vec<Vec<Box<dyn Router>>>,
     experts: TinyOnnExpert,
+    /// What bounds the routers' choices, where text has said it.
+    choices: Option<ChoiceRule>,
     /// From logits to gates in one launch, where a kernel does what is declared.
     hierarchy: Option<Hierarchy>,
     /// From x to logits, where a kernel asks all routers at once.
@@ -111,10 +114,11 @@ impl MoeLayer {
         let experts = TinyOnnExpert::new(&spec, cfg, layer, vb)?;
         let all = gaussians.len() == routers.iter().map(Vec::len).sum::<usize>();
         let gaussians = if all { GaussianRouting::new(gaussians, experts.device())? } else { None };
-        Ok(Self { hierarchy: hierarchy(&spec, experts.device())?, gaussians, spec, routers, experts })
+        let choices = ChoiceRule::read(&spec, vb, experts.device())?;
+        Ok(Self { hierarchy: hierarchy(&spec, experts.device())?, gaussians, spec, routers, experts, choices })
     }
 
-    /// The same layer, of which `top_k[level]` choices of every router of a level are taken, under `pfag`, in place of those declared.
+    /// The same layer, of which `top_k[level]` choices of every router of a level are taken, under `pfag`, in place of those declared or calibrated.
     ///
     /// # Errors
     /// An adaptive form where nothing is routed by it.
@@ -125,6 +129,7 @@ impl MoeLayer {
             hierarchy: hierarchy(&spec, self.experts.device())?,
             experts: self.experts.taking(&spec),
             spec,
+            choices: None,
             ..self
         })
     }
@@ -137,6 +142,11 @@ impl MoeLayer {
     /// The routers, by level and run as in [`MoeSpec::levels`].
     pub fn routers(&self) -> &[Vec<Box<dyn Router>>] {
         &self.routers
+    }
+
+    /// What bounds the routers' choices, where text has said it.
+    pub(super) fn choices(&self) -> Option<&ChoiceRule> {
+        self.choices.as_ref()
     }
 
     /// From logits to gates in one launch, where a kernel does what is declared.
@@ -160,12 +170,19 @@ impl MoeLayer {
     /// # Errors
     /// What a router reports.
     pub fn candidates(&self, x_nd: &Tensor) -> Result<Option<Tensor>> {
-        let Some(neuron_expert) = self.experts.neuron_expert().filter(|_| !self.spec.levels.is_empty()) else {
+        let Some(neuron_expert) = self.experts.neuron_expert() else { return Ok(None) };
+        let taken_nn = self.taken(x_nd)?;
+        Ok(taken_nn.map(|taken_nn| taken_nn.index_select(neuron_expert, 1)).transpose()?)
+    }
+
+    /// Of rows x `[n, d]` that each decide for themselves: 1 for the experts that routers choose, and for those that always take part, 0 for others, `[n, N]`
+    /// f32; `None` where nothing is routed.
+    pub(crate) fn taken(&self, x_nd: &Tensor) -> Result<Option<Tensor>> {
+        if self.spec.levels.is_empty() {
             return Ok(None);
-        };
+        }
         let routed = route(self, &x_nd.unsqueeze(1)?, &Pass::routed())?;
-        let Some(gate_tn) = routed.routing.by_token()? else { return Ok(None) };
-        Ok(Some(gate_tn.ne(0f64)?.to_dtype(DType::F32)?.index_select(neuron_expert, 1)?))
+        Ok(routed.routing.by_token()?.map(|gate_tn| gate_tn.ne(0f64)?.to_dtype(DType::F32)).transpose()?)
     }
 
     /// Of a layer whose gate chooses neurons, for rows x `[n, d]` that each decide for themselves: the scores that are compared with its least one, `[n, I]`
@@ -183,8 +200,8 @@ impl MoeLayer {
         }
     }
 
-    /// Of a layer that chooses neurons, in a routed pass over x `[B, T, d]`: y `[B, T, d]`, and h of the neurons that each token takes, zero for others,
-    /// `[B·T, I]`.
+    /// Of a layer whose tokens choose for themselves neurons or slices of weight 1, in a routed pass over x `[B, T, d]`: y `[B, T, d]`, and h of the neurons that
+    /// each token takes, zero for others, `[B·T, I]`.
     ///
     /// ```
     /// use candle_core::Tensor;
@@ -203,13 +220,14 @@ impl MoeLayer {
     /// # Errors
     /// A layer that chooses none; what the device reports.
     pub fn chosen(&self, x: &Tensor) -> Result<[Tensor; 2]> {
-        let routed = route(self, x, &Pass::routed())?;
-        if let (y, expert::Saved::Chosen(saved, _)) = self.experts.forward(x, &routed.routing, false)?
-            && let Some(hidden_ti) = saved.hidden_ti()
-        {
-            return Ok([y, hidden_ti.clone()]);
+        if self.spec.can_be_calibrated() {
+            let routed = route(self, x, &Pass::routed())?;
+            if let Some(chosen) = self.experts.chosen(x, &routed.routing)? {
+                return Ok(chosen);
+            }
         }
-        Err(Error::variant(self.spec.name.clone(), "it chooses no neurons", "declare `neurons = gate`"))
+        let problem = "it chooses neither neurons nor slices of weight 1, a token by itself";
+        Err(Error::variant(self.spec.name.clone(), problem, "declare `neurons = gate`"))
     }
 
     /// Which layer of its model it is.

@@ -4,6 +4,7 @@
 //! and the [`Router`]s of each level. Variants are declared with `#[moe(..)]` and found by name in the [`registry`].
 
 pub mod balance;
+pub(crate) mod choice_rule;
 pub mod cosine;
 #[cfg(feature = "cuda")]
 mod decode;
@@ -23,6 +24,7 @@ pub mod routing;
 pub mod select;
 pub mod select_on_device;
 
+pub use choice_rule::{CHOICE_RULE, CHOICES_LEAST_SCORE, CHOICES_MOST};
 pub use cosine::CosineRouter;
 pub use expert::TinyOnnExpert;
 pub use gate::Scores;

@@ -80,7 +80,9 @@ impl NeuronRule {
         let width = matrices[0].dim(0)?;
         let ones = |name| Ok::<_, Error>(vb.get_with_hints_dtype(width, name, Init::Const(1.0), DType::F32)?.detach());
         let by = match spec.neurons {
-            Neurons::All => return Ok(None),
+            // Whole slices, whose W_d may have a repair all the same.
+            Neurons::All if !spec.can_be_calibrated() || !Repair::is_there(vb) => return Ok(None),
+            Neurons::All => By::Fixed(every(matrices[0])?),
             Neurons::Pruned => By::Fixed(marks(vb, width)?),
             Neurons::Gate => {
                 let one = |name, value: f64| {
@@ -113,6 +115,11 @@ impl NeuronRule {
         let moves = matrices.into_iter().chain(own).any(Tensor::is_variable);
         let still = (!moves).then(|| Used::new(matrices, repair.as_ref())).transpose()?;
         Ok(Some(Self { by, repair, still }))
+    }
+
+    /// All neurons of an MLP of `matrices`, of whatever experts are taken.
+    pub(super) fn all(matrices: [&Tensor; 3]) -> Result<Self> {
+        Ok(Self { by: By::Fixed(every(matrices[0])?), repair: None, still: None })
     }
 
     /// ΔW and b, where there are.
@@ -155,10 +162,19 @@ fn marks(vb: &VarBuilder<'_>, width: usize) -> Result<Tensor> {
     }
 }
 
+/// Marks of all neurons.
+fn every(gate_id: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::ones(gate_id.dim(0)?, DType::F32, gate_id.device())?)
+}
+
 impl Repair {
+    /// Whether a layer has any part of one.
+    fn is_there(vb: &VarBuilder<'_>) -> bool {
+        REPAIR.iter().chain([&REPAIR_BIAS]).any(|name| vb.contains_tensor(name))
+    }
+
     fn read((width, d): (usize, usize), vb: &VarBuilder<'_>) -> Result<Option<Self>> {
-        let there = |name: &&str| vb.contains_tensor(name);
-        if !REPAIR.iter().chain([&REPAIR_BIAS]).any(there) {
+        if !Self::is_there(vb) {
             return Ok(None);
         }
         if let Some(missing) = [REPAIR_DOWN, REPAIR_BIAS].into_iter().find(|name| !vb.contains_tensor(name)) {

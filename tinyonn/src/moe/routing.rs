@@ -227,7 +227,10 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
             let compared =
                 if bias.is_some() || spec.pfag != Pfag::Off { scores.log_probs()? } else { scores.by_level()? };
             let with = Selection { bias: bias.as_deref(), surprisal: surprisal.as_ref() };
-            let taken_dn = select(spec, &compared, with)?;
+            let taken_dn = match module.choices() {
+                Some(rule) => rule.within(&compared, &select(rule.spec(), &compared, with)?)?,
+                None => select(spec, &compared, with)?,
+            };
             let auxiliary = match share {
                 Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
                 None => None,

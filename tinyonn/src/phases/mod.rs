@@ -43,6 +43,7 @@ mod room;
 mod run;
 mod scan;
 mod sparse_layers;
+mod sparse_routers;
 pub mod sparsify;
 pub mod sparsify_config;
 mod sparsify_from;

@@ -18,7 +18,7 @@ use crate::imaging::neuron_calibration::{gate_parameters, kept_parameters};
 use crate::imaging::{Choose, Cut, calibrate_gate, calibrate_pruned, threshold};
 use crate::metrics::Progress;
 use crate::moe::{LEAST_SCORE, MoeLayer, Neurons, REPAIR_BIAS, REPAIR_DOWN};
-use crate::train::RepairSums;
+use crate::train::{RepairSums, RouterTarget};
 
 /// Tokens of each layer that a choice is calibrated by, at most: every one of them has a score of every neuron.
 const SCORED: usize = 16_384;
@@ -35,6 +35,10 @@ pub(super) struct Making<'a> {
     pub(super) ridge: Option<f64>,
     /// Whether it has a bias.
     pub(super) bias: bool,
+    /// What routers are fitted to.
+    pub(super) target: RouterTarget,
+    /// The share of each layer's neurons that routers let a token choose from, where it is said.
+    pub(super) candidates: Option<f64>,
 }
 
 /// A model whose layers were made sparse, and of how much text.
@@ -58,6 +62,8 @@ pub struct SparseModel {
     pub repaired_on: usize,
     /// λ of each layer's repair.
     pub ridge: Vec<f64>,
+    /// Where routers choose, by layer: of what the best choice of as many experts would add on calibration text beyond chance, Σ ‖y‖, the part that theirs does.
+    pub router_kept: Vec<f64>,
 }
 
 /// A text between two layers: a batch of whole sequences each, `[B, T, d]`.
@@ -76,6 +82,9 @@ impl Run<'_> {
     /// The upcycled model with its layers made sparse as `making` says.
     pub(super) fn sparse_layers(&self, making: &Making<'_>) -> Result<SparseModel> {
         let cfg = &self.dense.cfg;
+        if !self.variant.spec.levels.is_empty() {
+            self.check_routers()?;
+        }
         let owners = self.assigned(None)?;
         let mut store = checkpoint::upcycle(self.dense.store.share(), cfg, self.variant, &owners, self.config.seed)?;
         let dense = self.dense_model()?;
@@ -83,7 +92,7 @@ impl Run<'_> {
             self.streams(&self.scan_options().part(&self.tokens.train), dense.model(), making.ridge.is_some())?;
         let count = |rows: &[Tensor]| rows.iter().map(Tensor::elem_count).sum::<usize>();
         let (calibrated_on, rows) = (count(&streams.scored), count(&streams.rows));
-        let mut ridge = Vec::new();
+        let (mut ridge, mut router_kept, mut asked) = (Vec::new(), Vec::new(), making.cuts.to_vec());
         let progress = Progress::new(cfg.num_hidden_layers as u64, "layers made sparse");
         for layer in 0..cfg.num_hidden_layers {
             let prefix = mixture_prefix(layer);
@@ -94,9 +103,18 @@ impl Run<'_> {
             };
             let (from_dense, from_sparse) = (behind(&mut streams.dense)?, behind(&mut streams.sparse)?);
             let seen_nd = scored_rows(&from_sparse, &streams.scored)?;
-            for (name, value) in self.choice(&moe(&store)?, &seen_nd, making)? {
-                let name = format!("{prefix}.{name}");
-                if store.get(&name).is_some() { store.set(&name, &value)? } else { store.insert(name, value)? }
+            if !spec.levels.is_empty() {
+                let rows = from_sparse.iter().zip(&streams.rows).filter(|(_, rows)| rows.elem_count() > 0);
+                let seen = rows.map(|([_, normed], rows)| Ok(normed.flatten_to(1)?.index_select(rows, 0)?));
+                let upcycled = moe(&store)?;
+                self.fit_routers(&mut store, &upcycled, seen, making)?;
+                let fitted = moe(&store)?;
+                let found = self.bound_choices(&mut store, &fitted, &seen_nd, making)?;
+                asked[layer] = found.cut;
+                router_kept.push(found.kept);
+            }
+            for (name, value) in self.choice(&moe(&store)?, &seen_nd, (making, asked[layer]))? {
+                put(&mut store, &format!("{prefix}.{name}"), value)?;
             }
             let chooses = moe(&store)?;
             let mut sums = RepairSums::new(cfg.intermediate_size);
@@ -129,14 +147,21 @@ impl Run<'_> {
         }
         progress.finish();
         let repaired_on = if making.ridge.is_some() { rows } else { 0 };
-        Ok(SparseModel { store, asked: making.cuts.to_vec(), calibrated_on, repaired_on, ridge })
+        Ok(SparseModel { store, asked, calibrated_on, repaired_on, ridge, router_kept })
     }
 
     /// The parameters of a layer's choice, calibrated on what its feed-forward sees.
-    fn choice(&self, layer: &MoeLayer, x_nd: &Tensor, making: &Making<'_>) -> Result<Vec<(&'static str, Tensor)>> {
-        let at = layer.layer();
-        let (cut, worth_i) = (making.cuts[at], making.worth.and_then(|worth| worth.get(at)));
+    fn choice(
+        &self,
+        layer: &MoeLayer,
+        x_nd: &Tensor,
+        (making, cut): (&Making<'_>, Cut),
+    ) -> Result<Vec<(&'static str, Tensor)>> {
+        let worth_i = making.worth.and_then(|worth| worth.get(layer.layer()));
+        // Routers have chosen the candidates.
+        let cut = if self.variant.spec.levels.is_empty() { cut } else { Cut { candidates: 1.0, ..cut } };
         match self.variant.spec.neurons {
+            Neurons::All => Ok(Vec::new()),
             Neurons::Pruned => kept_parameters(&calibrate_pruned(layer, x_nd, cut, worth_i)?, &self.device),
             _ => gate_parameters(&calibrate_gate(layer, x_nd, cut, making.choose, worth_i)?, &self.device),
         }
@@ -144,6 +169,7 @@ impl Run<'_> {
 
     /// Sets the thresholds of a model in `store` anew, so that on held-out text it takes what `cuts` say: behind a training that moved gates.
     pub(super) fn set_thresholds(&self, store: &mut ParamStore, cuts: &[Cut]) -> Result<()> {
+        let spec = &self.variant.spec;
         let mut set = self.tokens.validation.clone();
         set.truncate(SCORED.div_ceil(set.tasks.len().max(1)));
         let dense = self.dense_model()?;
@@ -152,8 +178,13 @@ impl Run<'_> {
             let behind = sparse.iter().map(|x| dense.model().attend(layer, x)).collect::<Result<Vec<_>>>()?;
             let prefix = mixture_prefix(layer);
             let moe = |store: &ParamStore| (self.variant.build)(&self.dense.cfg, layer, store.frozen().pp(&prefix));
-            if cut.neurons < cut.candidates {
-                let least = threshold(&moe(store)?, &scored_rows(&behind, &scored)?, cut.neurons)?;
+            let seen_nd = scored_rows(&behind, &scored)?;
+            if !spec.levels.is_empty() {
+                let learnt = moe(store)?;
+                self.set_choices(store, &learnt, &seen_nd, cut.candidates, Choose::Threshold)?;
+            }
+            if spec.neurons == Neurons::Gate && cut.neurons < cut.candidates {
+                let least = threshold(&moe(store)?, &seen_nd, cut.neurons)?;
                 store.set(&format!("{prefix}.{LEAST_SCORE}"), &Tensor::new(&[least], &self.device)?)?;
             }
             let chooses = moe(store)?;
@@ -194,6 +225,11 @@ impl Run<'_> {
         let dense = if both { sparse.clone() } else { Vec::new() };
         Ok(Streams { dense, sparse, rows: tensors(rows)?, scored: tensors(scored)? })
     }
+}
+
+/// Sets a parameter, which may be new.
+pub(super) fn put(store: &mut ParamStore, name: &str, value: Tensor) -> Result<()> {
+    if store.get(name).is_some() { store.set(name, &value) } else { store.insert(name.to_owned(), value) }
 }
 
 /// a + b in f32.

@@ -2,7 +2,8 @@
 //! layer from what each layer's neurons are worth ([`neuron_damage()`]), choices calibrated layer by layer on the sparse stream, what is left missing repaired
 //! in closed form ([`RepairSums`](crate::train::RepairSums)), and, if asked, distilled from the dense model ([`distil()`]).
 //!
-//! Operations are counted in products of an MLP's three matrices, 3·I·d multiply-adds a token: a [`Cut`] of candidates c and neurons s costs (c + 2 s)/3.
+//! Operations are counted in products of an MLP's three matrices, 3·I·d multiply-adds a token: a [`Cut`] of candidates c and neurons s costs (c + 2 s)/3, and
+//! routers come on top.
 //!
 //! ```
 //! use tinyonn::phases::sparsify::SparsifyLosses;
@@ -42,7 +43,7 @@
 //! assert!(run.distil_sparse(&mut made, &half, None)?.is_none()); // no step was asked for
 //! let (losses, load) = run.evaluate_load(&run.model(&made.store)?, &prepared.tokens.test, &Pass::routed())?;
 //! assert_eq!(losses.mean, sparse);
-//! assert_eq!(run.taken(&made.asked, &load)[0].operations(), operations);
+//! assert_eq!(run.operations(&run.taken(&made, &load)?), operations);
 //!
 //! // The same layers, which learn from the dense model for two steps.
 //! let mut longer = SparsifyConfig { out: dir.path().join("longer"), ..SparsifyConfig::of_run(&half.out)? };
@@ -64,6 +65,7 @@ use super::sparse_layers::{Making, SparseModel};
 use super::sparsify_from::LeftBySparsify;
 use super::text::CorpusFigures;
 use super::{Dense, RunConfig, Shares, SparsifyConfig, Worth, summary};
+use crate::checkpoint::mixture_prefix;
 use crate::data::Sampler;
 use crate::decoder::Pass;
 use crate::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
@@ -71,6 +73,7 @@ use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuro
 use crate::metrics::{Interval, MetricsLog, Stopwatch, interval};
 use crate::model::ActiveMode;
 use crate::moe::{LoadMeter, Neurons};
+use crate::ops::host;
 use crate::train::{Checkpoints, DistilConfig, Losses, distil, grow_repairs};
 use crate::{Error, Result};
 
@@ -101,8 +104,14 @@ pub struct SparsifySummary {
     pub asked: Vec<Cut>,
     /// By layer, what tokens of the test split take.
     pub taken: Vec<Cut>,
-    /// The share of the MLPs' operations on the test split.
+    /// The share of the MLPs' operations on the test split, routers counted in.
     pub operations: f64,
+    /// That of the routers alone.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub routers: f64,
+    /// Where routers choose, by layer ([`SparseModel::router_kept`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub router_kept: Vec<f64>,
     /// Documents of the test split.
     pub documents: usize,
     /// Nats a token on the test split: dense, and sparse.
@@ -117,6 +126,11 @@ pub struct SparsifySummary {
     pub perplexity_ratio: f64,
     /// Wall-clock by stage.
     pub seconds: serde_json::Map<String, serde_json::Value>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// Of the dense model and of the sparse one.
@@ -179,8 +193,8 @@ fn sparsify_with(
     run.write(&made.store, &of_run.out.join(CHECKPOINT), ActiveMode::Routed, None)?;
     watch.stop();
     let cfg = &prepared.dense.cfg;
-    let taken = run.taken(&made.asked, &load);
-    let SparseModel { asked, calibrated_on, repaired_on, ridge, .. } = made;
+    let taken = run.taken(&made, &load)?;
+    let SparseModel { asked, calibrated_on, repaired_on, ridge, router_kept, .. } = made;
     let tasks = prepared.text.tasks.iter().cloned().enumerate();
     let rise_by_task: BTreeMap<String, Interval> =
         tasks.clone().map(|(task, name)| (name, rise(&dense, &sparse, Some(task), config.seed))).collect();
@@ -201,7 +215,9 @@ fn sparsify_with(
         calibrated_on,
         repaired_on,
         ridge,
-        operations: taken.iter().map(|cut| cut.operations()).sum::<f64>() / layers.max(1) as f64,
+        operations: run.operations(&taken),
+        routers: run.router_share(),
+        router_kept,
         asked,
         taken,
         documents: dense.by_document.iter().filter(|document| document.tokens > 0.0).count(),
@@ -253,8 +269,10 @@ impl Prepared {
         Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
         let of_run = config.run();
         let mut prepared = Self::with(&of_run, watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
-        // What a declaration leaves open needs no scan here.
-        prepared.partition = partition::choose(of_run.partition, &prepared.variant.spec, Partition::Contiguous)?;
+        // What a declaration leaves open needs no scan here; single neurons have one expert.
+        let spec = &prepared.variant.spec;
+        let open = if spec.levels.is_empty() { Partition::Contiguous } else { Partition::Coactivation };
+        prepared.partition = partition::choose(of_run.partition, spec, open)?;
         prepared.tokens.test.spread_documents(OF_A_DOCUMENT, config.test_tokens);
         prepared.tokens.test.beginnings(config.test_tokens);
         Ok(prepared)
@@ -277,21 +295,45 @@ impl Run<'_> {
             worth: worth.as_deref(),
             ridge: Some(config.ridge).filter(|ridge| *ridge > 0.0),
             bias: config.bias,
+            target: config.router_target,
+            candidates: config.candidates,
         })
     }
 
-    /// By layer, what tokens took that `load` was measured on: of the neurons that were `asked` for.
-    #[must_use]
-    pub fn taken(&self, asked: &[Cut], load: &LoadMeter) -> Vec<Cut> {
-        let width = self.dense.cfg.intermediate_size as f64;
+    /// By layer, what tokens took that `load` was measured on: of the neurons that `made` asked for, or that its routers chose.
+    ///
+    /// # Errors
+    /// A model of other layers; what the device reports.
+    pub fn taken(&self, made: &SparseModel, load: &LoadMeter) -> Result<Vec<Cut>> {
+        let (spec, width) = (&self.variant.spec, self.dense.cfg.intermediate_size as f64);
         let rounded = |share: f64| (share * width).round().clamp(1.0, width) / width;
-        let of_layer = |(cut, taken): (&Cut, Option<f64>)| {
-            let neurons = taken.unwrap_or(width) / width;
-            let candidates =
-                if self.variant.spec.neurons == Neurons::Pruned { neurons } else { rounded(cut.candidates) };
-            Cut { candidates, neurons }
+        let (experts, by_neuron) = (load.load(), load.neurons());
+        let of_layer = |(layer, cut): (usize, &Cut)| {
+            let routed = if spec.levels.is_empty() {
+                None
+            } else {
+                let name = format!("{}.neuron_expert", mixture_prefix(layer));
+                let missing = || Error::tensor(&name, "is missing", "make the model again");
+                let owners = host::ids(made.store.get(&name).ok_or_else(missing)?)?;
+                let of_neuron = owners.iter().map(|owner| experts[layer].get(*owner as usize).copied().unwrap_or(0.0));
+                Some(of_neuron.sum::<f64>() / width)
+            };
+            let neurons = by_neuron[layer].map(|taken| taken / width).or(routed).unwrap_or(1.0);
+            let candidates = match (spec.neurons, routed) {
+                (Neurons::Gate, Some(routed)) => routed,
+                (Neurons::Gate, None) => rounded(cut.candidates),
+                _ => neurons,
+            };
+            Ok(Cut { candidates, neurons })
         };
-        asked.iter().zip(load.neurons()).map(of_layer).collect()
+        made.asked.iter().enumerate().map(of_layer).collect()
+    }
+
+    /// The share of the MLPs' operations that layers of these cuts cost on average, their routers counted in.
+    #[must_use]
+    pub fn operations(&self, cuts: &[Cut]) -> f64 {
+        let sum = cuts.iter().map(|cut| cut.operations()).sum::<f64>();
+        self.router_share() + sum / cuts.len().max(1) as f64
     }
 
     /// v of each layer, where it is not the norm of W_d's rows.
@@ -305,16 +347,23 @@ impl Run<'_> {
     /// What each layer is cut down to.
     fn cuts(&self, config: &SparsifyConfig, worth: Option<&[Tensor]>) -> Result<Vec<Cut>> {
         let (spec, layers) = (&self.variant.spec, self.dense.cfg.num_hidden_layers);
+        let left = config.active_share - self.router_share();
+        if left <= 0.0 {
+            let problem = format!("is {}, which the routers take up", config.active_share);
+            return Err(Error::setting("active_share", problem, "use more, or declare cheaper routers"));
+        }
         if config.shares == Shares::Uniform {
-            return Ok(vec![config.uniform(spec)?; layers]);
+            return Ok(vec![config.uniform(spec, left)?; layers]);
         }
         let cuts = match spec.neurons {
             Neurons::Pruned => cuts_of_a_fixed_set(),
+            // What routers choose is not known yet: a layer's share is that of a gate's own candidates.
+            _ if !spec.levels.is_empty() => cuts_of_a_gate(None),
             _ => cuts_of_a_gate(config.candidates),
         };
         let options = damage_options(config);
         let damage = neuron_damage(&self.dense_model()?, &self.tokens.validation, options, &cuts, worth)?;
-        cuts_by_layer(&damage, config.active_share)
+        cuts_by_layer(&damage, left)
     }
 
     /// Distils `made` from the dense model, if any step was asked for; returns the divergence that it came to, nats a token of training text.
@@ -346,7 +395,7 @@ impl Run<'_> {
         if path != place {
             MetricsLog::copy(&path, &place)?;
         }
-        if self.variant.spec.neurons == Neurons::Gate && config.choose.unwrap_or_default() == Choose::Threshold {
+        if self.variant.spec.neurons != Neurons::Pruned && config.choose.unwrap_or_default() == Choose::Threshold {
             self.set_thresholds(store, asked)?;
         }
         Ok(Some(found))

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{DeviceName, RunConfig};
+use crate::imaging::partition::profile;
 use crate::imaging::{Choose, Cut};
-use crate::moe::{MoeSpec, Neurons};
-use crate::train::{DistilConfig, Precision};
+use crate::moe::{MoeSpec, Neurons, RouterKind, RouterSpec};
+use crate::train::{DistilConfig, Precision, RouterTarget};
 use crate::{Error, Result};
 
 /// What all layers together take.
@@ -46,20 +47,24 @@ pub enum Worth {
 pub struct SparsifyConfig {
     /// A dense decoder: a Hugging Face folder or a GGUF file.
     pub model: Option<PathBuf>,
-    /// A declared variant that chooses neurons, without a hierarchy.
+    /// A declared variant whose tokens choose neurons, or slices of weight 1 behind linear routers, or both.
     pub variant: String,
     /// The share of the MLP's counted operations that a token takes.
     pub active_share: f64,
     /// Whether layers differ in what they take.
     pub shares: Shares,
-    /// Of a gate, the share of each layer's neurons that may be taken at all; not given: by layer what costs least, uniformly all.
+    /// Of a gate, the share of each layer's neurons that may be taken at all; not given: by layer what costs least, uniformly all; behind routers what leaves
+    /// out least.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub candidates: Option<f64>,
     /// What a unit of h is worth.
     pub worth: Worth,
-    /// How the gate's choice is bounded; not given: by threshold.
+    /// How the choices of routers and gates are bounded; not given: by threshold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub choose: Option<Choose>,
+    /// What routers are fitted to, where there are any.
+    #[serde(skip_serializing_if = "RouterTarget::is_sqrt")]
+    pub router_target: RouterTarget,
     /// λ of the repair in closed form; 0 leaves layers as they are.
     pub ridge: f64,
     /// Whether a repair has a bias, b.
@@ -100,6 +105,7 @@ impl Default for SparsifyConfig {
             candidates: None,
             worth: Worth::Sensitivity,
             choose: None,
+            router_target: RouterTarget::Sqrt,
             ridge: 0.01,
             bias: true,
             data: Vec::new(),
@@ -133,12 +139,13 @@ impl SparsifyConfig {
         if let Some(candidates) = self.candidates {
             share("candidates", candidates)?;
         }
-        if spec.neurons == Neurons::Pruned {
-            let given = [("choose", self.choose.is_some()), ("candidates", self.candidates.is_some())];
-            if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
-                let problem = format!("is for a gate, and {} takes the same neurons for every token", spec.name);
-                return refuse(name, problem, "remove it, or take a variant with `neurons = gate`");
-            }
+        let (fixed, whole) = (spec.neurons == Neurons::Pruned, spec.neurons == Neurons::All);
+        let given =
+            [("choose", self.choose.is_some() && fixed), ("candidates", self.candidates.is_some() && (fixed || whole))];
+        if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
+            let takes = if fixed { "the same neurons for every token" } else { "whole experts" };
+            let problem = format!("is for a gate, and {} takes {takes}", spec.name);
+            return refuse(name, problem, "remove it, or take a variant with `neurons = gate`");
         }
         for (name, tokens) in [
             ("calibration_tokens", self.calibration_tokens),
@@ -161,15 +168,15 @@ impl SparsifyConfig {
             return refuse("ridge", format!("is {}", self.ridge), "use 0, which repairs nothing, or more");
         }
         if self.shares == Shares::Uniform {
-            self.uniform(spec)?;
+            self.uniform(spec, self.active_share)?;
         }
         Ok(())
     }
 
-    /// The same for each layer.
-    pub(super) fn uniform(&self, spec: &MoeSpec) -> Result<Cut> {
-        let operations = self.active_share;
-        if spec.neurons == Neurons::Pruned {
+    /// The same for each layer, of so many operations beside those of routers.
+    pub(super) fn uniform(&self, spec: &MoeSpec, operations: f64) -> Result<Cut> {
+        // Where routers choose, candidates and neurons are found layer by layer.
+        if spec.neurons == Neurons::Pruned || !spec.levels.is_empty() {
             return Ok(Cut { candidates: operations, neurons: operations });
         }
         let candidates = self.candidates.unwrap_or(1.0);
@@ -186,15 +193,26 @@ impl SparsifyConfig {
     }
 }
 
-/// Refuses a variant that chooses no neurons, or only within experts that routers choose.
+/// Refuses a variant that no text can say the share of, or whose routers no closed form fits.
 fn check_variant(spec: &MoeSpec) -> Result<()> {
-    let variant = |problem: &str, remedy: &str| Err(Error::variant(spec.name.clone(), problem, remedy));
-    if spec.neurons == Neurons::All {
-        return variant("it chooses no neurons", "declare `neurons = gate` or `neurons = pruned`, such as OwnGate");
+    let variant = |problem: String, remedy: &str| Err(Error::variant(spec.name.clone(), problem, remedy));
+    if !spec.can_be_calibrated() {
+        let problem = "its tokens choose neither neurons nor slices of weight 1, each for itself".to_owned();
+        return variant(
+            problem,
+            "declare `neurons = gate`, such as OwnGate, or routers without `gate`, `pfag`, `balance`",
+        );
     }
-    if !spec.levels.is_empty() {
-        let problem = "it has a hierarchy, whose routers are not fitted here";
-        return variant(problem, "declare `neurons = gate` without groups, experts or levels");
+    if let Some(partition) = spec.partition.filter(|partition| profile(*partition).is_some()) {
+        let problem = format!("`partition = {partition}` is made from a scan, and none is taken here");
+        return variant(problem, "declare `partition = coactivation`");
     }
-    Ok(())
+    let is_linear = |run: &&RouterSpec| matches!(run.kind, RouterKind::Linear | RouterKind::LowRank { .. });
+    match spec.levels.iter().flat_map(|level| level.routers.iter()).find(|run| !is_linear(run)) {
+        Some(run) => variant(
+            format!("its `{}_router` is no linear router, and others have no ridge fit", run.name),
+            "declare `router = linear(dim = 32)`, such as GroupedGate",
+        ),
+        None => Ok(()),
+    }
 }

@@ -74,8 +74,8 @@ impl LeftBySparsify {
         let Self { folder, summary } = self;
         same_text(&summary.corpus.sha256, &run.text.sha256, "begin without --from")?;
         let store = weights::load(folder.folder(), run.config.dtype, &run.device)?;
-        let SparsifySummary { asked, calibrated_on, repaired_on, ridge, .. } = summary;
-        Ok(SparseModel { store, asked, calibrated_on, repaired_on, ridge })
+        let SparsifySummary { asked, calibrated_on, repaired_on, ridge, router_kept, .. } = summary;
+        Ok(SparseModel { store, asked, calibrated_on, repaired_on, ridge, router_kept })
     }
 }
 

@@ -9,6 +9,7 @@ use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::moe::MoeLayer;
+use crate::ops::host;
 use crate::{Error, Result};
 
 /// The power of a choice's norm that its score is fitted to.
@@ -87,7 +88,7 @@ impl<'a> OutputNorms<'a> {
         let owners = layer.experts().neuron_expert().ok_or_else(|| {
             Error::variant(spec.name.clone(), "its experts are replicas, whose outputs are alike", "declare slices")
         })?;
-        let (owners, device) = (owners.to_vec1::<u32>()?, weights.down.device());
+        let (owners, device) = (host::ids(owners)?, weights.down.device());
         let down_id = weights.down.detach().to_dtype(DType::F32)?;
         let mut nodes = Vec::new();
         for level in 0..spec.levels.len() {

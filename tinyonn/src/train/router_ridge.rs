@@ -27,6 +27,7 @@ use crate::{Error, Result};
 /// let mut sums = RouterSums::new(2);
 /// sums.push(&x, &target)?;
 /// let map: RouterMap = sums.solve(1e-9)?;
+/// assert_eq!(map.ridge(), 1e-9);
 /// let [weight_cd, bias_c] = map.full(&Device::Cpu)?;
 /// assert!((weight_cd.to_vec2::<f32>()?[0][0] - 2.0).abs() < 1e-4 && (bias_c.to_vec1::<f32>()?[0] - 1.0).abs() < 1e-4);
 /// let [p_rd, weight_cr, _] = map.reduced(1, &Device::Cpu)?;

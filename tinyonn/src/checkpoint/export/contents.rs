@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::checkpoint::params::mixture_prefix;
 use crate::checkpoint::replicas::is_delta;
 use crate::checkpoint::tinyonn_folder::TinyOnnFolder;
-use crate::moe::{KEPT, Neurons, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
+use crate::moe::{CHOICE_RULE, CHOICES_MOST, KEPT, Neurons, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
 use crate::ops::host;
 use crate::{Error, Result};
 
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 pub(super) struct Contents {
     /// Layers with a repair, ascending.
     pub(super) repaired: Vec<usize>,
-    /// By layer, what a choice of neurons may have and need not, by its name under `neurons`.
+    /// By layer, what a choice of neurons may have and need not, by its name under `neurons`, and `choices` where routers' choices are bounded.
     pub(super) beside: BTreeMap<usize, Vec<&'static str>>,
     /// The first layer whose repair has a bias that is not zero.
     pub(super) biased: Option<usize>,
@@ -33,7 +33,8 @@ impl Contents {
         let optional: Vec<&'static str> = kept.into_iter().chain([WORTH]).chain(REPAIR).chain([REPAIR_BIAS]).collect();
         let of_layer = |layer: usize| {
             let names = optional.iter().filter(|name| has(layer, name));
-            (layer, names.filter_map(|name| Some(name.split_once('.')?.1)).collect::<Vec<_>>())
+            let bounded = has(layer, CHOICES_MOST).then_some(CHOICE_RULE);
+            (layer, names.filter_map(|name| Some(name.split_once('.')?.1)).chain(bounded).collect::<Vec<_>>())
         };
         let beside = layers.map(of_layer).filter(|(_, names)| !names.is_empty()).collect();
         let mut biased = None;
@@ -45,6 +46,11 @@ impl Contents {
         }
         let delta = source.folder().tensors().map(|(name, _)| name).find(|name| is_delta(name)).map(str::to_owned);
         Ok(Self { repaired, beside, biased, delta })
+    }
+
+    /// Whether text has bounded the choices of any layer's routers.
+    pub(super) fn bounds_choices(&self) -> bool {
+        self.beside.values().any(|names| names.contains(&CHOICE_RULE))
     }
 
     /// Refuses a bias, for which no MLP of the other format has a place.
@@ -68,6 +74,8 @@ impl Contents {
                 "the choice of neurons (`neurons = {}`){repair}: all neurons take part",
                 spec.neurons.word()
             ));
+        } else if !self.repaired.is_empty() {
+            lines.push("the repair beside the weights: all neurons take part".to_owned());
         }
         if !spec.attention.is_dense() {
             lines.push("the choice of pairs (`attention = pairs(..)`): attention computes all".to_owned());

@@ -86,6 +86,9 @@ fn routed(source: &TinyOnnFolder, contents: &Contents, format: MixtureFormat) ->
     if spec.levels.is_empty() {
         return Ok((false, false));
     }
+    if contents.bounds_choices() || !contents.repaired.is_empty() {
+        return Err(refuse(format, spec, "choices that text has bounded, and their repair (`exp_sparsify`)"));
+    }
     if spec.route_per != RoutePer::Token {
         return Err(refuse(format, spec, "decisions that many tokens share (`route_per`)"));
     }

@@ -50,13 +50,15 @@ class GaussianRouter(nn.Module):
 
 
 class LinearRouter(nn.Module):
-    """W x + b; of a random router W x."""
+    """W x + b; of a random router W x. The first of those that read a projection holds it, [r, d]; all of them are given z = P x."""
 
-    def __init__(self, d, p, c, bias):
+    def __init__(self, d, p, c, bias, holds=None):
         super().__init__()
         self.shape = (-1, p, c)
         self.weight = f32(p * c, d)
         self.bias = f32(p * c) if bias else None
+        if holds is not None:
+            self.projection = f32(*holds)
 
     def forward(self, x_td):
         return F.linear(x_td, self.weight, self.bias).reshape(self.shape)
@@ -75,8 +77,15 @@ class CosineRouter(nn.Module):
         return (self.scale * (x_td @ weight.T)).reshape(self.shape)
 
 
-def router(d, run):
+def is_low_rank(run):
+    return isinstance(run["kind"], dict) and "low_rank" in run["kind"]
+
+
+def router(d, run, holds):
     p, c, kind = run["parents"], run["choices"], run["kind"]
+    if is_low_rank(run):
+        r = min(kind["low_rank"]["dim"], d)
+        return LinearRouter(r, p, c, bias=True, holds=(r, d) if holds else None)
     if kind == "linear" or kind == "random":
         return LinearRouter(d, p, c, bias=kind == "linear")
     if kind == "cosine":
@@ -105,14 +114,14 @@ def best(scores, k):
 
 
 class NeuronChoice(nn.Module):
-    """Which single neurons a token takes: by its own gate values, or a fixed set; and what is added to the weights and the output."""
+    """Which single neurons a token takes: by its own gate values, a fixed set, or all of its experts; and what is added to the weights and the output."""
 
-    def __init__(self, d, i, gate, beside):
+    def __init__(self, d, i, by, beside):
         super().__init__()
-        self.by_gate = gate
-        if gate:
+        self.by_gate = by == "gate"
+        if self.by_gate:
             self.mean_up, self.most, self.least_score = f32(i), f32(1), f32(1)
-        self.kept = f32(i) if not gate or "kept" in beside else None
+        self.kept = f32(i) if by == "pruned" or "kept" in beside else None
         self.worth = f32(i) if "worth" in beside else None
         parts = [part for part in ("gate", "up", "down", "bias") if f"repair.{part}" in beside]
         self.repair = nn.ParameterDict({part: f32(d) if part == "bias" else f32(i, d) for part in parts})
@@ -146,6 +155,14 @@ class NeuronChoice(nn.Module):
         return taken_ti if k >= g_ti.shape[-1] else taken_ti & best(scores_ti, k)
 
 
+class ChoiceBounds(nn.Module):
+    """Of each level the number of choices that a router takes at most, and the least score of one that is taken."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.most, self.least_score = f32(levels), f32(levels)
+
+
 class TinyOnnMLP(nn.Module):
     """The experts of a layer and what chooses among them."""
 
@@ -160,15 +177,19 @@ class TinyOnnMLP(nn.Module):
         self.levels, self.gate, self.pfag = spec["levels"], spec["gate"], spec["pfag"]
         self.always = sum(group["experts"] for group in spec["always"])
         runs = [run for level in self.levels for run in level["routers"]]
+        self.holder = next((run["name"] for run in runs if is_low_rank(run)), None)
         for run in runs:
-            setattr(self, f"{run['name']}_router", router(d, run))
+            setattr(self, f"{run['name']}_router", router(d, run, run["name"] == self.holder))
+        beside = config.tinyonn_beside.get(str(layer), ())
+        self.choices = ChoiceBounds(len(self.levels)) if "choices" in beside else None
         self.register_buffer("neuron_expert", torch.zeros(i, dtype=torch.uint32))
         self.balance_bias = None
         if isinstance(spec["balance"], dict) and "bias" in spec["balance"]:
             self.balance_bias = f32(sum(run["parents"] * run["choices"] for run in runs))
         self.neurons = None
-        if spec.get("neurons", "all") != "all":
-            self.neurons = NeuronChoice(d, i, spec["neurons"] == "gate", config.tinyonn_beside.get(str(layer), ()))
+        by = spec.get("neurons", "all")
+        if by != "all" or any(part.startswith("repair.") for part in beside):
+            self.neurons = NeuronChoice(d, i, by, beside)
         self.all_active = config.tinyonn["active"] == "all"
 
     def route(self, x_td):
@@ -176,17 +197,21 @@ class TinyOnnMLP(nn.Module):
         if not self.levels:
             return None
         taken, joint, first = x_td.new_ones(len(x_td), 1, dtype=torch.bool), x_td.new_zeros(len(x_td), 1), 0
-        for level in self.levels:
+        z_tr = None if self.holder is None else F.linear(x_td, getattr(self, f"{self.holder}_router").projection)
+        for at, level in enumerate(self.levels):
             masks, joints, parent = [], [], 0
             for run in level["routers"]:
-                logits = getattr(self, f"{run['name']}_router")(x_td)
+                logits = getattr(self, f"{run['name']}_router")(z_tr if is_low_rank(run) else x_td)
                 log_p, parents = logits.log_softmax(-1), slice(parent, parent + run["parents"])
                 scores = logits if self.pfag == "off" else log_p
                 if self.balance_bias is not None:
                     nodes = run["parents"] * run["choices"]
                     scores = log_p.exp() + self.balance_bias[first : first + nodes].reshape(logits.shape[1:])
                     first += nodes
-                mask = best(scores, most(self.pfag, log_p, run["top_k"])) & taken[:, parents, None]
+                top_k = run["top_k"] if self.choices is None else int(self.choices.most[at])
+                mask = best(scores, most(self.pfag, log_p, top_k)) & taken[:, parents, None]
+                if self.choices is not None:
+                    mask = mask & (logits >= self.choices.least_score[at])
                 masks.append(mask.flatten(1))
                 joints.append((joint[:, parents, None] + log_p).flatten(1))
                 parent += run["parents"]
@@ -220,7 +245,7 @@ class TinyOnnForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _keep_in_fp32_modules_strict = ["_router", "neurons", "balance_bias"]
+    _keep_in_fp32_modules_strict = ["_router", "neurons", "choices", "balance_bias"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
