@@ -132,7 +132,7 @@ fn calibrated(cell: &Cell, (x, layer): (&Tensor, usize), mlp: &Mlp, worth_i: &Te
             Choice::Sizes { input, hidden }
         }
         Method::Cmoe { experts } => cmoe::carve(&seen.hidden_ti, (experts, share), cell.seed, device)?,
-        Method::Dense | Method::OwnGate | Method::Pruned => {
+        Method::Dense | Method::OwnGate | Method::Pruned | Method::GroupedGate | Method::WholeGroups => {
             let problem = format!("{} is not carved by the study", cell.method.name());
             return Err(Error::setting("method", problem, "report this as a defect"));
         }

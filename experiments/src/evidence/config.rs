@@ -8,7 +8,7 @@ use tinyonn::phases::{DeviceName, Shares, SparsifyConfig, Worth};
 use tinyonn::train::{DistilConfig, Memory, Precision};
 use tinyonn::{Error, Result};
 
-use super::{Cell, Change, Method};
+use super::{Cell, Change};
 
 /// The settings; as TOML, every key is optional and unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -124,10 +124,9 @@ impl EvidenceConfig {
 
     /// The settings by which the library makes `cell`, or prepares what cells share.
     pub(crate) fn sparsify(&self, cell: &Cell) -> Result<SparsifyConfig> {
-        let pruned = cell.method == Method::Pruned;
         let mut config = SparsifyConfig {
             model: Some(self.model.clone()),
-            variant: if pruned { "Pruned" } else { "OwnGate" }.into(),
+            variant: cell.method.variant().unwrap_or("OwnGate").into(),
             active_share: cell.share(),
             data: self.kinds("text")?,
             seed: cell.seed,

@@ -18,7 +18,7 @@ const OTHERS: [Method; 8] = [
     Method::Permuted,
 ];
 /// What is otherwise, one at a time, of the gate at 50 %.
-const CHANGES: [Change; 12] = [
+const CHANGES: [Change; 8] = [
     Change::NoRepair,
     Change::UniformShares,
     Change::ByNorm,
@@ -26,10 +26,6 @@ const CHANGES: [Change; 12] = [
     Change::NoBias,
     Change::Calibration(0.25),
     Change::Calibration(2.0),
-    Change::Ridge(0.001),
-    Change::Ridge(0.03),
-    Change::Ridge(0.1),
-    Change::Candidates(1.0),
     Change::Candidates(0.8),
 ];
 
@@ -57,6 +53,8 @@ impl EvidenceConfig {
                 }
             }
         }
+        let behind_routers = [Method::GroupedGate, Method::WholeGroups];
+        cells.extend(SHARES.iter().flat_map(|percent| behind_routers.map(|method| of(method, *percent))));
         cells.extend(OTHERS.map(|method| of(method, 50)));
         for percent in [75, 33, 25] {
             let cats = (percent > 33).then_some(Method::Cats);
@@ -69,7 +67,7 @@ impl EvidenceConfig {
         cells.push(of(Method::Cmoe { experts: 32 }, 50));
         cells.extend(both.map(|method| of(method, 90)));
         for seed in &self.seeds {
-            cells.extend([Method::Dense, Method::OwnGate, Method::Pruned, Method::Random].map(|method| {
+            cells.extend([Method::Dense, Method::OwnGate, Method::Pruned].map(|method| {
                 let percent = if method == Method::Dense { 100 } else { 50 };
                 Cell::of(method, percent, *seed)
             }));

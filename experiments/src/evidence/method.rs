@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// assert_eq!(Method::Shared { tokens: 16 }.name(), "shared_16");
 /// assert!(Method::Pruned.is_declared() && !Method::Teal.is_declared());
+/// assert_eq!(Method::GroupedGate.variant(), Some("GroupedGate"));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -19,6 +20,10 @@ pub enum Method {
     OwnGate,
     /// One set for all text, by the library (`neurons = pruned`).
     Pruned,
+    /// Groups by a router, and the token's own gate within them, by the library.
+    GroupedGate,
+    /// Groups by a router, whole, by the library.
+    WholeGroups,
     /// |h_i| · v_i of the token itself, known only once all is computed: a ceiling, counted in the neurons taken.
     Oracle,
     /// One set for all text, drawn at random.
@@ -51,6 +56,8 @@ impl Method {
             Self::Dense => "dense".into(),
             Self::OwnGate => "own_gate".into(),
             Self::Pruned => "pruned".into(),
+            Self::GroupedGate => "grouped_gate".into(),
+            Self::WholeGroups => "whole_groups".into(),
             Self::Oracle => "oracle".into(),
             Self::Random => "random".into(),
             Self::Permuted => "permuted".into(),
@@ -64,7 +71,19 @@ impl Method {
     /// Whether it is a declared variant of the library, and the study has no part in how it is made.
     #[must_use]
     pub fn is_declared(self) -> bool {
-        matches!(self, Self::OwnGate | Self::Pruned)
+        self.variant().is_some()
+    }
+
+    /// That variant's name.
+    #[must_use]
+    pub fn variant(self) -> Option<&'static str> {
+        match self {
+            Self::OwnGate => Some("OwnGate"),
+            Self::Pruned => Some("Pruned"),
+            Self::GroupedGate => Some("GroupedGate"),
+            Self::WholeGroups => Some("WholeGroups"),
+            _ => None,
+        }
     }
 
     /// Whether a token's choice depends on nothing but itself, so that texts can be read with what they begin with in common.

@@ -6,6 +6,7 @@ use candle_core::DType;
 use tinyonn::benchmark::{BenchmarkTask, TASKS, TaskFigures, answers};
 use tinyonn::data::TokenSet;
 use tinyonn::decoder::{CausalLm, FeedForward, Pass};
+use tinyonn::imaging::{Partition, partition};
 use tinyonn::metrics::Stopwatch;
 use tinyonn::moe::variant;
 use tinyonn::ops::host;
@@ -79,7 +80,8 @@ impl Subject {
         let of_run =
             RunConfig { scan_tokens: settings.calibration_tokens, out: settings.out.clone(), ..self.of_run.clone() };
         std::fs::create_dir_all(&settings.out).map_err(|e| Error::io(&settings.out, e))?;
-        let run = Run { variant, ..self.prepared.run(&of_run) };
+        let partition = partition::choose(None, &variant.spec, Partition::Contiguous)?;
+        let run = Run { variant, partition, ..self.prepared.run(&of_run) };
         let mut made = run.sparse_model(&settings, &mut watch)?;
         for cell in cells {
             let mut distilled_to = None;
