@@ -76,8 +76,7 @@ impl NeuronMarks {
     }
 
     /// How many neurons the layer has.
-    #[must_use]
-    pub fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.width
     }
 
@@ -90,8 +89,7 @@ impl NeuronMarks {
     }
 
     /// The mean of o of each neuron.
-    #[must_use]
-    pub fn outputs(&self) -> Vec<f64> {
+    fn outputs(&self) -> Vec<f64> {
         self.outputs.iter().map(|sum| sum / self.marked.len().max(1) as f64).collect()
     }
 

@@ -27,8 +27,7 @@ pub(super) struct Bounded {
 
 impl Run<'_> {
     /// The operations of a layer's routers, as a share of its MLP's: 0 where there are none.
-    #[must_use]
-    pub fn router_share(&self) -> f64 {
+    pub(super) fn router_share(&self) -> f64 {
         let (spec, d, i) = (&self.variant.spec, self.dense.cfg.hidden_size, self.dense.cfg.intermediate_size);
         spec.router_operations(d).unwrap_or(0) as f64 / (3 * i * d).max(1) as f64
     }
