@@ -98,8 +98,7 @@ fn time(config: &EvidenceConfig, cell: &Cell) -> Result<Speed> {
     let made = run.sparse_model(&settings, &mut watch)?;
     let model = run.model(&made.store)?;
     let (_, load) = run.evaluate_load(&model, &beginnings(&prepared.tokens.validation), &Pass::routed())?;
-    let layers = run.taken(&made.asked, &load);
-    let operations = layers.iter().map(|cut| cut.operations()).sum::<f64>() / layers.len().max(1) as f64;
+    let operations = run.operations(&run.taken(&made, &load)?);
     measured(&run, *cell, (model.lm(), &Pass::routed()), &dense, (made.calibrated_on, operations))
 }
 

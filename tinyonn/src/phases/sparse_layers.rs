@@ -81,8 +81,8 @@ struct Streams {
 impl Run<'_> {
     /// The upcycled model with its layers made sparse as `making` says.
     pub(super) fn sparse_layers(&self, making: &Making<'_>) -> Result<SparseModel> {
-        let cfg = &self.dense.cfg;
-        if !self.variant.spec.levels.is_empty() {
+        let (cfg, spec) = (&self.dense.cfg, &self.variant.spec);
+        if !spec.levels.is_empty() {
             self.check_routers()?;
         }
         let owners = self.assigned(None)?;
