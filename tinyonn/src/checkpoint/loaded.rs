@@ -39,6 +39,8 @@ use crate::{Error, Result};
 /// assert_eq!(texts[0].len(), 3);
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
+// A program holds one or two.
+#[allow(clippy::large_enum_variant)]
 #[non_exhaustive]
 pub enum LoadedModel {
     /// A plain decoder.

@@ -190,10 +190,9 @@ impl Attention {
     /// Directions that nobody gave.
     fn choosing(&self, queries: usize, positions: usize, cached: bool) -> Result<Option<&Choosing>> {
         let prefills = cached && queries == positions;
-        let is_sparse = |by: &&Choosing| {
-            !(prefills && by.pairs.prefill == Prefill::Dense) && !by.pairs.keeps_all(queries, positions)
-        };
-        let by = self.choosing.as_ref().filter(is_sparse);
+        let is_dense =
+            |by: &Choosing| (prefills && by.pairs.prefill == Prefill::Dense) || by.pairs.keeps_all(queries, positions);
+        let by = self.choosing.as_ref().filter(|&by| !is_dense(by));
         if let Some(Choosing { pairs, directions_krd: None }) = by
             && matches!(pairs.index, PairIndex::Directions(_))
         {
@@ -237,15 +236,12 @@ impl Attention {
             (keys, values, positions) = cache.extend(layer, &keys, &values)?;
         }
         let by = if chooses { self.choosing(t, positions, cached)? } else { None };
-        let (y, attended) = match by {
-            Some(by) => {
-                let (y, saved) = sparse_attention::forward(&turned_q, &keys, &values, positions, by)?;
-                (y, Attended::Some(saved))
-            }
-            None => {
-                let (y, saved) = attention::forward_in_room(&turned_q, &keys, &values, positions)?;
-                (y, Attended::All(saved))
-            }
+        let (y, attended) = if let Some(by) = by {
+            let (y, saved) = sparse_attention::forward(&turned_q, &keys, &values, positions, by)?;
+            (y, Attended::Some(saved))
+        } else {
+            let (y, saved) = attention::forward_in_room(&turned_q, &keys, &values, positions)?;
+            (y, Attended::All(saved))
         };
         let y = y.reshape((b, t, ()))?;
         let out = self.o_proj.forward(&y)?;
