@@ -75,7 +75,7 @@ fn groups_meet_the_share(#[case] variant: &str, #[case] choose: Choose, #[case] 
         sparsify(&config, None).unwrap();
     assert!(lossless.bit_equal && repaired_on > 0);
     let spec = &tinyonn::moe::variant(variant).unwrap().spec;
-    assert_eq!(routers, spec.router_operations(16).unwrap() as f64 / (3 * 26 * 16) as f64);
+    assert_eq!(routers, spec.router_operations(16).unwrap() as f64 / f64::from(3 * 26 * 16));
     // A third of a group, or what text differs by from text.
     assert!((operations - 0.5).abs() < 0.1, "{operations}");
     let cost = asked.iter().map(|cut| cut.operations()).sum::<f64>() / 2.0 + routers;

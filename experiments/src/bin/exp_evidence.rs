@@ -38,6 +38,8 @@ A TOML file for --config has the keys that OUT/evidence.json shows, for example:
   [distil]
   steps = 1000"
 )]
+// Each is a flag of its own.
+#[allow(clippy::struct_excessive_bools)]
 struct Cli {
     #[command(flatten)]
     flags: Flags,

@@ -62,7 +62,7 @@ fn meant(given: &Path) -> Result<Option<HubName>> {
 }
 
 /// An error that tells both readings of a name.
-fn refused(name: impl ToString, problem: &str, remedy: &str) -> Error {
+fn refused(name: &(impl std::fmt::Display + ?Sized), problem: &str, remedy: &str) -> Error {
     Error::file(
         name.to_string(),
         format!("no file or folder of that name is here, and as a name on the hub: {problem}"),

@@ -80,7 +80,8 @@ fn bounds(spec: &MoeSpec, scores: &[Tensor], share: f64, choose: Choose) -> Resu
     }
     let always = spec.always_experts() as f64 / spec.experts().max(1) as f64;
     let routed = (share - always) / (1.0 - always);
-    if !(routed > 0.0) {
+    // All that always take part leave 0 of nothing, which is no number.
+    if routed.is_nan() || routed <= 0.0 {
         let problem = format!("is {share:.3} of a layer's neurons, and {always:.3} always take part");
         return Err(Error::setting("share", problem, "use more, or declare fewer experts that always take part"));
     }

@@ -251,12 +251,7 @@ fn vectors(partition: Partition, layer: usize, width: usize, sources: PartitionS
 }
 
 /// The marks of a layer.
-fn marks_of<'a>(
-    partition: Partition,
-    layer: usize,
-    width: usize,
-    sources: PartitionSources<'a>,
-) -> Result<&'a NeuronMarks> {
+fn marks_of(partition: Partition, layer: usize, width: usize, sources: PartitionSources<'_>) -> Result<&NeuronMarks> {
     let marks = sources.marks.ok_or_else(|| {
         let problem = format!("`{partition}`, or `always_by`, reads which neurons stand out on text");
         Error::setting(

@@ -52,7 +52,7 @@ pub(super) fn forward(
                     gates: gates.as_ref().map(|gates| &gates[token * i..][..i]),
                     fixed: fixed.as_deref(),
                 };
-                own.through(slices, weights, choice, made.of(token))?;
+                own.through(slices, weights, choice, &mut made.of(token))?;
             }
             Ok::<_, candle_core::Error>(())
         })??;
@@ -130,7 +130,7 @@ impl Token<'_> {
         matrices: Slices<'_>,
         weights: MlpWeights<'_>,
         choice: NeuronChoice<'_>,
-        made: MadeOf<'_>,
+        made: &mut MadeOf<'_>,
     ) -> Result<()> {
         let (width, i) = (self.x.len(), made.g.len());
         let candidates: Vec<u32> = (0..i as u32).filter(|at| self.stands_for_choice(*at as usize)).collect();
@@ -142,7 +142,7 @@ impl Token<'_> {
         let chosen = match choice {
             NeuronChoice::Fixed(_) => candidates,
             NeuronChoice::Gate { take, .. } => {
-                let g_1i = Tensor::from_slice(made.g, (1, i), &Device::Cpu)?;
+                let g_1i = Tensor::from_slice(&*made.g, (1, i), &Device::Cpu)?;
                 let mut scores = in_memory(&scores(&g_1i, weights, choice)?)?;
                 let scored = scores.iter_mut().enumerate();
                 scored.filter(|(at, _)| !self.stands_for_choice(*at)).for_each(|(_, score)| *score = -1.0);

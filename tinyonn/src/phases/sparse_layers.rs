@@ -163,7 +163,7 @@ impl Run<'_> {
         match self.variant.spec.neurons {
             Neurons::All => Ok(Vec::new()),
             Neurons::Pruned => kept_parameters(&calibrate_pruned(layer, x_nd, cut, worth_i)?, &self.device),
-            _ => gate_parameters(&calibrate_gate(layer, x_nd, cut, making.choose, worth_i)?, &self.device),
+            Neurons::Gate => gate_parameters(&calibrate_gate(layer, x_nd, cut, making.choose, worth_i)?, &self.device),
         }
     }
 

@@ -34,6 +34,8 @@ pub enum RouterTarget {
 
 impl RouterTarget {
     /// Whether it is what goes without saying.
+    // Serde asks by reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
     pub(crate) fn is_sqrt(&self) -> bool {
         *self == Self::Sqrt
     }
