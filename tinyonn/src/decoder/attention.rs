@@ -5,6 +5,7 @@ use candle_nn::{Init, VarBuilder};
 
 use tinyonn_spec::{AttentionSpec, PairIndex, Prefill};
 
+use super::cache::Held;
 use super::{Arch, KvCache, RmsNorm, Rotary};
 use crate::ops::norm_rope::{self, NormRope};
 use crate::ops::sparse_attention::{self, Choosing};
@@ -231,13 +232,16 @@ impl Attention {
             None => [turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?],
         };
         let mut values = heads(self.v_proj.forward(x)?)?;
-        let (mut positions, cached) = (t, cache.is_some());
+        let (mut positions, mut indexed, cached) = (t, None, cache.is_some());
         if let Some((cache, layer)) = cache {
-            (keys, values, positions) = cache.extend(layer, &keys, &values)?;
+            let read = self.choosing.as_ref().map_or(Ok(None), |by| by.indexed(&keys))?;
+            let (held, taken) = cache.extend(layer, &Held { keys, values, indexed: read })?;
+            (keys, values, indexed, positions) = (held.keys, held.values, held.indexed, taken);
         }
         let by = if chooses { self.choosing(t, positions, cached)? } else { None };
         let (y, attended) = if let Some(by) = by {
-            let (y, saved) = sparse_attention::forward(&turned_q, &keys, &values, positions, by)?;
+            let of = [&keys, &values];
+            let (y, saved) = sparse_attention::forward_in_room(&turned_q, of, indexed.as_ref(), positions, by)?;
             (y, Attended::Some(saved))
         } else {
             let (y, saved) = attention::forward_in_room(&turned_q, &keys, &values, positions)?;

@@ -33,12 +33,40 @@ pub struct KvCache {
     first: usize,
 }
 
-/// Room for keys and values `[B, room, K, D]`, of which the first positions are taken.
+/// Room for keys and values `[B, room, K, D]`, and for what an index reads of the keys, `[B, room, K, r]`, where one does; the first positions are taken.
 #[derive(Clone, Debug)]
 struct Layer {
-    keys: Tensor,
-    values: Tensor,
+    held: Held,
     positions: usize,
+}
+
+/// Of so many positions, of each layer.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    /// `[B, S, K, D]`.
+    pub(super) keys: Tensor,
+    /// `[B, S, K, D]`.
+    pub(super) values: Tensor,
+    /// `[B, S, K, r]`.
+    pub(super) indexed: Option<Tensor>,
+}
+
+impl Held {
+    /// Each of them through `f`.
+    fn map(&self, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Self> {
+        let indexed = self.indexed.as_ref().map(&f).transpose()?;
+        Ok(Self { keys: f(&self.keys)?, values: f(&self.values)?, indexed })
+    }
+
+    /// Writes others behind the first `positions`.
+    fn append(&self, new: &Self, positions: usize) -> candle_core::Result<()> {
+        let pairs = [(&self.keys, &new.keys), (&self.values, &new.values)];
+        let indexed = self.indexed.iter().zip(&new.indexed);
+        pairs
+            .into_iter()
+            .chain(indexed)
+            .try_for_each(|(room, new)| room.slice_set(&new.detach().contiguous()?, 1, positions))
+    }
 }
 
 /// Room is made for so many positions at first, where nobody says how many there will be.
@@ -60,7 +88,10 @@ impl KvCache {
     /// Positions that it has room for.
     #[must_use]
     pub fn room(&self) -> usize {
-        self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.keys.dims().get(1).copied().unwrap_or(0))
+        self.layers
+            .first()
+            .and_then(Option::as_ref)
+            .map_or(0, |layer| layer.held.keys.dims().get(1).copied().unwrap_or(0))
     }
 
     /// Positions held.
@@ -73,8 +104,8 @@ impl KvCache {
     pub(super) fn repeated(&self, count: usize) -> Result<Self> {
         let times = |held: &Tensor, positions| held.narrow(1, 0, positions)?.repeat((count, 1, 1, 1));
         let layer = |layer: &Layer| {
-            let [keys, values] = [times(&layer.keys, layer.positions)?, times(&layer.values, layer.positions)?];
-            Ok::<_, candle_core::Error>(Layer { keys, values, positions: layer.positions })
+            let held = layer.held.map(|held| times(held, layer.positions))?;
+            Ok::<_, candle_core::Error>(Layer { held, positions: layer.positions })
         };
         let layers = self.layers.iter().map(|held| held.as_ref().map(layer).transpose());
         Ok(Self { layers: layers.collect::<Result<_, _>>()?, first: self.first })
@@ -84,8 +115,10 @@ impl KvCache {
     #[cfg(feature = "cuda")]
     pub(super) fn with_room_for_one(&self) -> Option<Vec<[&Tensor; 2]>> {
         let fits = self.positions() < self.room();
-        let layers =
-            self.layers.iter().map(|layer| layer.as_ref().filter(|_| fits).map(|held| [&held.keys, &held.values]));
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| layer.as_ref().filter(|_| fits).map(|layer| [&layer.held.keys, &layer.held.values]));
         layers.collect()
     }
 
@@ -98,38 +131,35 @@ impl KvCache {
     /// Keeps these sequences of its batch, in this order.
     pub(super) fn keep(&mut self, rows: &[u32]) -> Result<()> {
         for layer in self.layers.iter_mut().flatten() {
-            let rows = Tensor::new(rows, layer.keys.device())?;
-            for held in [&mut layer.keys, &mut layer.values] {
-                *held = held.index_select(&rows, 0)?;
-            }
+            let rows = Tensor::new(rows, layer.held.keys.device())?;
+            layer.held = layer.held.map(|held| held.index_select(&rows, 0))?;
         }
         Ok(())
     }
 
-    /// Appends a layer's new keys and values; returns the room with all of them, and how many positions are taken.
-    pub(super) fn extend(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor, usize)> {
+    /// Appends what is new of a layer; returns the room with all of it, and how many positions are taken.
+    pub(super) fn extend(&mut self, layer: usize, new: &Held) -> Result<(Held, usize)> {
         let slot = &mut self.layers[layer];
-        let held = slot.as_ref().map_or(0, |layer| layer.positions);
-        let positions = held + k.dim(1)?;
-        let room = slot.as_ref().map_or(Ok(0), |layer| layer.keys.dim(1))?;
-        let [keys, values] = match slot.take() {
-            Some(layer) if positions <= room => [layer.keys, layer.values],
+        let before = slot.as_ref().map_or(0, |layer| layer.positions);
+        let positions = before + new.keys.dim(1)?;
+        let room = slot.as_ref().map_or(Ok(0), |layer| layer.held.keys.dim(1))?;
+        let held = match slot.take() {
+            Some(layer) if positions <= room => layer.held,
             full => {
-                let (b, _, heads, d) = k.dims4()?;
                 let room = if positions <= self.first { self.first } else { positions.next_power_of_two() };
-                let shape = (b, room, heads, d);
-                let grown = |old: Option<&Tensor>| {
-                    let new = Tensor::zeros(shape, k.dtype(), k.device())?;
-                    old.map_or(Ok(()), |old| new.slice_set(&old.narrow(1, 0, held)?.contiguous()?, 1, 0))?;
-                    Ok::<_, candle_core::Error>(new)
+                let empty = |new: &Tensor| {
+                    let (b, _, heads, d) = new.dims4()?;
+                    Tensor::zeros((b, room, heads, d), new.dtype(), new.device())
                 };
-                let full = full.as_ref();
-                [grown(full.map(|layer| &layer.keys))?, grown(full.map(|layer| &layer.values))?]
+                let grown = new.map(empty)?;
+                if let Some(full) = full {
+                    grown.append(&full.held.map(|held| held.narrow(1, 0, before))?, 0)?;
+                }
+                grown
             }
         };
-        keys.slice_set(&k.detach().contiguous()?, 1, held)?;
-        values.slice_set(&v.detach().contiguous()?, 1, held)?;
-        *slot = Some(Layer { keys: keys.clone(), values: values.clone(), positions });
-        Ok((keys, values, positions))
+        held.append(new, before)?;
+        *slot = Some(Layer { held: held.clone(), positions });
+        Ok((held, positions))
     }
 }

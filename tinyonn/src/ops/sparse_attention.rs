@@ -52,16 +52,40 @@ pub struct Choosing {
     pub directions_krd: Option<Tensor>,
 }
 
+/// The same, asked of given keys.
+#[derive(Debug)]
+struct Prepared {
+    pairs: PairsSpec,
+    /// `[K, r, D]`, and the keys in these, `[B, room, K, r]`.
+    directions: Option<(Tensor, Tensor)>,
+}
+
 /// What the backward needs.
 #[derive(Debug)]
 pub struct Saved {
     op: Attention,
-    by: Choosing,
+    by: Prepared,
     y_bthd: Tensor,
     /// By sequence and key head, and tile of queries.
     thresholds: Vec<Vec<Threshold>>,
     /// log Σ exp over what is kept, `[B, H, T]`, if the fused form was taken.
     log_sums: Option<Vec<f32>>,
+}
+
+impl Choosing {
+    /// What the index reads of keys `[B, T, K, D]` and a cache can hold beside them, `[B, T, K, r]` in the keys' type: the keys in their main directions; `None` where it reads the keys
+    /// themselves.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub(crate) fn indexed(&self, k_btkd: &Tensor) -> Result<Option<Tensor>> {
+        let Some(directions_krd) = &self.directions_krd else { return Ok(None) };
+        let of_heads = k_btkd.detach().permute((2, 0, 1, 3))?.contiguous()?;
+        let (heads, b, t, d) = of_heads.dims4()?;
+        let turned = directions_krd.to_dtype(k_btkd.dtype())?.to_device(k_btkd.device())?.t()?.contiguous()?;
+        let turned = of_heads.reshape((heads, b * t, d))?.matmul(&turned)?;
+        turned.reshape((heads, b, t, ()))?.permute((1, 2, 0, 3))?.contiguous().map(Some)
+    }
 }
 
 impl Saved {
@@ -91,21 +115,36 @@ impl Saved {
 /// # Errors
 /// Shapes, dtypes or devices that do not go together; directions that are not there, or of other heads; more components than a head has.
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, positions: usize, by: &Choosing) -> Result<(Tensor, Saved)> {
-    let [q, mut k, mut v] = [q, k, v].map(Tensor::detach);
+    forward_in_room(q, [k, v], None, positions, by)
+}
+
+/// As [`forward`], with what [`Choosing::indexed`] said of all keys, in as much room, where it was kept.
+pub(crate) fn forward_in_room(
+    q: &Tensor,
+    kv: [&Tensor; 2],
+    indexed: Option<&Tensor>,
+    positions: usize,
+    by: &Choosing,
+) -> Result<(Tensor, Saved)> {
+    let (q, [mut k, mut v]) = (q.detach(), kv.map(Tensor::detach));
     let fused = lanes::fused(&[&q, &k, &v]);
+    let mut indexed = indexed.map_or_else(|| by.indexed(&k), |indexed| Ok(Some(indexed.detach())))?;
     if !fused {
-        [k, v] = [k.narrow(1, 0, positions)?, v.narrow(1, 0, positions)?];
+        let taken = |x: &Tensor| x.narrow(1, 0, positions);
+        [k, v] = [taken(&k)?, taken(&v)?];
+        indexed = indexed.as_ref().map(taken).transpose()?;
     }
     let op = Attention::new(&q, &k, &v, positions)?;
     check(op.shape, by)?;
+    let by = Prepared { pairs: by.pairs, directions: by.directions_krd.clone().zip(indexed) };
     let (y_bthd, thresholds, log_sums) = if fused && op.shape.queries <= GATHERED {
-        gathered::forward(&op, by)?
+        gathered::forward(&op, &by)?
     } else if fused {
-        fused::forward(&op, by)?
+        fused::forward(&op, &by)?
     } else {
-        plain::forward(&op, by)?
+        plain::forward(&op, &by)?
     };
-    Ok((y_bthd.clone(), Saved { op, by: by.clone(), y_bthd, thresholds, log_sums }))
+    Ok((y_bthd.clone(), Saved { op, by, y_bthd, thresholds, log_sums }))
 }
 
 /// dq, dk, dv.
@@ -149,14 +188,14 @@ fn tiles(s: Shape) -> impl Iterator<Item = (usize, Range<usize>)> {
 }
 
 /// `f` of what chooses in this operation, f32 in main memory.
-fn with_chooser<R>(op: &Attention, by: &Choosing, f: impl FnOnce(&Chooser<'_>) -> R) -> Result<R> {
+fn with_chooser<R>(op: &Attention, by: &Prepared, f: impl FnOnce(&Chooser<'_>) -> R) -> Result<R> {
     let in_memory = |x: &Tensor| x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous();
     let (q, k) = (in_memory(&op.q_bthd)?, in_memory(&op.k_bskd)?);
-    match &by.directions_krd {
-        Some(directions) => {
-            let r = directions.dim(1)?;
-            lanes::with_slices([&q, &k, &in_memory(directions)?], |[q, k, directions]| {
-                f(&Chooser::new(&by.pairs, op.shape, [q, k], Some((directions, r))))
+    match &by.directions {
+        Some((directions, indexed)) => {
+            let tensors = [&q, &k, &in_memory(directions)?, &in_memory(indexed)?];
+            lanes::with_slices(tensors, |[q, k, directions, indexed]| {
+                f(&Chooser::new(&by.pairs, op.shape, [q, k], Some([directions, indexed])))
             })
         }
         None => lanes::with_slices([&q, &k], |[q, k]| f(&Chooser::new(&by.pairs, op.shape, [q, k], None))),

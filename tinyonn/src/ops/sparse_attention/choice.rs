@@ -48,17 +48,19 @@ pub(super) struct Chooser<'a> {
 }
 
 impl<'a> Chooser<'a> {
-    /// `directions` `[K, r, D]` where the index is of these.
+    /// The directions `[K, r, D]`, and the keys in these `[B, room, K, r]`, where the index is of them.
     pub(super) fn new(
         pairs: &'a PairsSpec,
         shape: Shape,
         [q, k]: [&'a [f32]; 2],
-        directions: Option<(&'a [f32], usize)>,
+        directions: Option<[&'a [f32]; 2]>,
     ) -> Self {
         let of_unit = |unit: usize| {
-            let own = directions.map(|(values, r)| {
-                let size = r * shape.head_dim;
-                Matrix::row_major(&values[unit % shape.kv_heads * size..][..size], r, shape.head_dim)
+            let own = directions.map(|[directions, keys]| {
+                let (b, head, size) = (unit / shape.kv_heads, unit % shape.kv_heads, directions.len() / shape.kv_heads);
+                let r = size / shape.head_dim;
+                let of_head = Matrix::row_major(&directions[head * size..][..size], r, shape.head_dim);
+                [of_head, Matrix::head(keys, (b, head), shape.room, shape.kv_heads, r)]
             });
             lanes::vectorised(|| Index::new(pairs.index, keys(shape, k, unit, shape.keys), own))
         };

@@ -9,7 +9,7 @@ use super::super::attention::{Attention, Shape};
 use super::super::head_matrix::{Matrix, by_position, product, sum};
 use super::super::lanes::{self, dot, exp};
 use super::choice::{Choice, Chooser, Threshold, keys, queries};
-use super::{Choosing, Saved, TILE, tiles, with_chooser};
+use super::{Prepared, Saved, TILE, tiles, with_chooser};
 
 /// y, the thresholds of each tile, and the log-sums.
 pub(super) type Outcome = (Tensor, Vec<Vec<Threshold>>, Option<Vec<f32>>);
@@ -21,7 +21,7 @@ struct Tile {
     thresholds: Vec<Threshold>,
 }
 
-pub(super) fn forward(op: &Attention, by: &Choosing) -> Result<Outcome> {
+pub(super) fn forward(op: &Attention, by: &Prepared) -> Result<Outcome> {
     let s = op.shape;
     let of_tile = |chooser: &Chooser<'_>, [q, k, v]: [&[f32]; 3], (unit, rows): (usize, Range<usize>)| {
         lanes::vectorised(|| {

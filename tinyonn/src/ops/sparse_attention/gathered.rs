@@ -7,9 +7,9 @@ use super::super::attention::Attention;
 use super::super::lanes::{self, dot, exp};
 use super::choice::{Choice, keys, queries};
 use super::fused::Outcome;
-use super::{Choosing, tiles, with_chooser};
+use super::{Prepared, tiles, with_chooser};
 
-pub(super) fn forward(op: &Attention, by: &Choosing) -> Result<Outcome> {
+pub(super) fn forward(op: &Attention, by: &Prepared) -> Result<Outcome> {
     let (s, d) = (op.shape, op.shape.head_dim);
     let units: Vec<_> = tiles(s).collect();
     let made: Vec<(Choice, Vec<f32>, Vec<f32>)> = with_chooser(op, by, |chooser| {

@@ -10,8 +10,8 @@ use super::super::lanes::exp;
 pub(super) enum Index<'a> {
     /// The keys' own components: so many a query.
     Components(usize),
-    /// The keys in their main directions, `[S, r]`, and these, `[r, D]`.
-    Directions { keys_sr: Vec<f32>, directions_rd: Matrix<'a> },
+    /// Their main directions, `[r, D]`, and the keys in these, `[S, r]`.
+    Directions([Matrix<'a>; 2]),
     /// The mean key of each whole block of so many positions, `[S / size, D]`.
     Blocks { size: usize, means: Vec<f32> },
     /// Positions alone.
@@ -21,14 +21,10 @@ pub(super) enum Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    /// Of the keys `[S, D]`; `directions_rd` where the index is of directions.
-    pub(super) fn new(index: PairIndex, keys: Matrix<'_>, directions_rd: Option<Matrix<'a>>) -> Self {
-        match (index, directions_rd) {
-            (PairIndex::Directions(_), Some(directions_rd)) => {
-                let mut keys_sr = vec![0f32; keys.rows * directions_rd.rows];
-                product(&mut keys_sr, false, 1.0, keys, directions_rd.t());
-                Self::Directions { keys_sr, directions_rd }
-            }
+    /// Of the keys `[S, D]`; the directions and the keys in these where the index is of them.
+    pub(super) fn new(index: PairIndex, keys: Matrix<'_>, directions: Option<[Matrix<'a>; 2]>) -> Self {
+        match (index, directions) {
+            (PairIndex::Directions(_), Some(directions)) => Self::Directions(directions),
             (PairIndex::Components(r), _) => Self::Components(r),
             (PairIndex::Blocks(size), _) => {
                 let d = keys.columns;
@@ -105,12 +101,12 @@ impl<'a> Index<'a> {
                 let kept = largest_components(queries, *r, together);
                 kept.iter().map(|q| table(Matrix::row_major(q, q.len() / d.max(1), d), keys)).collect()
             }
-            Self::Directions { keys_sr, directions_rd } => {
+            Self::Directions([directions_rd, keys_sr]) => {
                 let r = directions_rd.rows;
                 let turned = |q: &Matrix<'_>| {
                     let mut turned = vec![0f32; q.rows * r];
                     product(&mut turned, false, 1.0, *q, directions_rd.t());
-                    table(Matrix::row_major(&turned, q.rows, r), Matrix::row_major(keys_sr, columns, r))
+                    table(Matrix::row_major(&turned, q.rows, r), keys_sr.rows(0, columns))
                 };
                 queries.iter().map(turned).collect()
             }
@@ -163,7 +159,7 @@ fn largest_components(queries: &[Matrix<'_>], r: usize, together: bool) -> Vec<V
     kept
 }
 
-/// Adds the softmax of a row of scores, which are left as they are not.
+/// Adds the softmax of a row of scores, in whose place its terms are left.
 #[inline(always)]
 fn add_probabilities(scores: &mut [f32], summed: &mut [f32]) {
     let max = maximum(scores);

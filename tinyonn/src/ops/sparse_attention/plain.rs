@@ -7,9 +7,9 @@ use candle_core::{D, DType, Result, Tensor};
 use super::super::attention::Attention;
 use super::choice::Threshold;
 use super::fused::Outcome;
-use super::{Choosing, Saved, TILE, with_chooser};
+use super::{Prepared, Saved, TILE, with_chooser};
 
-pub(super) fn forward(op: &Attention, by: &Choosing) -> Result<Outcome> {
+pub(super) fn forward(op: &Attention, by: &Prepared) -> Result<Outcome> {
     let v = by_key_head(&op.v_bskd)?;
     let mut tiles = Vec::new();
     let thresholds = for_each_mask(op, by, None, |rows, mask| {
@@ -46,7 +46,7 @@ pub(super) fn backward(saved: &Saved, dy_bthd: &Tensor) -> Result<[Tensor; 3]> {
 /// `f` of each tile of queries, with its mask `[B, K, G·rows, columns]` u8, 1 for what is kept; by given thresholds, the same choices once more. Returns the thresholds.
 fn for_each_mask(
     op: &Attention,
-    by: &Choosing,
+    by: &Prepared,
     held: Option<&[Vec<Threshold>]>,
     mut f: impl FnMut(Range<usize>, Tensor) -> Result<()>,
 ) -> Result<Vec<Vec<Threshold>>> {
