@@ -2,7 +2,7 @@
 //! becomes without it.
 //!
 //! The output of expert e at token t has the size `o = √Σ_{i ∈ e} h_i² ‖w_i‖²`, w_i the row of W_d (cross terms left out). An expert is as *specific* as the largest of the tasks' `√E[o²]` is
-//! times their mean. Contexts are of training text alone, at most [`CONTEXT`] tokens each, with the document they stand in.
+//! times their mean. Contexts are of training text alone, at most twenty tokens each, with the document they stand in.
 
 use std::collections::BTreeSet;
 
@@ -70,7 +70,7 @@ struct Lit {
     at: usize,
 }
 
-/// The [`EXPERTS`] most specific experts of three layers; `units[layer][i]` is the expert of neuron i.
+/// The ten most specific experts of three layers; `units[layer][i]` is the expert of neuron i.
 ///
 /// # Errors
 /// Whatever the device reports.
