@@ -182,7 +182,7 @@ fn sparsifies(place: &Place) {
     let negative = format!("--model {model} --data a=a.txt --data b=b.txt --config negative.toml --out no");
     place.refused(SPARSIFY, &negative, &["`ridge`: is -1"]);
     refused("--active-share 1.5", &["`active_share`: is 1.5"]);
-    refused("--variant TinyOnn", &["TinyOnn", "chooses no neurons"]);
+    refused("--variant TinyOnn", &["TinyOnn", "`group_router` is no linear router", "GroupedGate"]);
     place.refused(PHASE1, "--variant OwnGate --out no", &["OwnGate", "no hierarchy", "exp_sparsify"]);
     assert!(!place.path("no").exists());
 }
