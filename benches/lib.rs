@@ -178,7 +178,8 @@ fn report(name: &str, names: [&str; 2], pairs: &[[f64; 2]], target: Option<f64>)
     );
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle of the values in their order, or between the middle two; of one value or more.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use benches::{BenchDevice as _, config, devices, drawn, qwen3, weights};
+use benches::{BenchDevice as _, config, devices, drawn, median, qwen3, weights};
 use candle_core::{DType, Device, Tensor};
 use tinyonn::checkpoint::{LoadedModel, upcycle};
 use tinyonn::decoder::{Arch, CausalLm, Generation, Prompt, Sampling};
@@ -133,9 +133,4 @@ fn a_token(model: &LoadedModel, active: ActiveMode, rows: u32) -> Result<f64> {
     })?;
     let spent = steps.last().zip(steps.first()).map_or(0.0, |(last, first)| (*last - *first).as_secs_f64());
     Ok(spent / (TOKENS - 1) as f64)
-}
-
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
 }

@@ -6,18 +6,13 @@
 
 use std::time::Instant;
 
-use benches::values;
+use benches::{median, values};
 use candle_core::{DType, Device, Tensor};
 use tinyonn::Result;
 use tinyonn::ops::{MlpWeights, NeuronChoice, Silu, Take, chosen_neurons, glu_mlp};
 
 const ROUNDS: usize = 41;
 const SHARES: [f64; 2] = [0.5, 0.75];
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
 
 fn main() -> Result<()> {
     for (d, i, layers) in [(576, 1536, 30), (2048, 6144, 6)] {

@@ -76,8 +76,8 @@ impl<F: FeedForward> CausalLm<F> {
         }
         // Where what is read first attends to all, that is what is given, neither less nor more.
         let given_first = cached && self.prefills_densely(pass);
-        let alike = || asked.iter().all(|one| one.from == shared_tokens(asked));
-        let together = if cached && (!given_first || alike()) { asked.len() } else { 1 };
+        let alike = |shared: usize| asked.iter().all(|one| one.from == shared);
+        let together = if cached && (!given_first || alike(shared_tokens(asked))) { asked.len() } else { 1 };
         let mut found = Vec::with_capacity(asked.len());
         for asked in asked.chunks(together.max(1)) {
             let shared = match asked {
