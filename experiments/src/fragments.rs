@@ -49,6 +49,9 @@ pub const EVIDENCE: Study = Study {
 /// The study of growth.
 pub const GROWTH: Study = Study { name: "growth", program: "exp_growth", title: "What does growth buy?" };
 
+/// All of them, in the order in which they are told.
+pub const STUDIES: [Study; 5] = [EVIDENCE, COMPARE, FORGETTING, FORGETTING_PRETRAINED, GROWTH];
+
 /// What tells a page that the study wrote from any other.
 pub(crate) fn mark(study: &Study) -> String {
     format!("Written by `{}` from its records; not edited by hand.", study.program)

@@ -38,6 +38,7 @@ pub mod rank_flags;
 pub mod report;
 #[cfg(feature = "pictures")]
 pub mod results;
+pub mod results_file;
 pub mod run_flags;
 pub mod run_folder;
 pub mod runs;

@@ -8,22 +8,23 @@ use std::path::{Path, PathBuf};
 
 use tinyonn::{Error, Result, files};
 
-use crate::compare::{CompareConfig, is_foreign};
+use crate::compare::CompareConfig;
 use crate::evidence::EvidenceConfig;
 use crate::forgetting::StudyConfig;
-use crate::fragments::{
-    COMPARE, Declared, EVIDENCE, FORGETTING, FORGETTING_PRETRAINED, GROWTH, Study, Written, declared_beside,
-};
+use crate::fragments::{Declared, STUDIES, Study, Written, declared_beside};
 use crate::growth::GrowthConfig;
+use crate::results_file::is_foreign;
 
-/// All studies in the order in which they are told, each with what it must ask for.
-pub const STUDIES: [(Study, fn() -> Declared); 5] = [
-    (EVIDENCE, || EvidenceConfig::default().declared()),
-    (COMPARE, || CompareConfig::default().declared()),
-    (FORGETTING, || StudyConfig::default().declared()),
-    (FORGETTING_PRETRAINED, || StudyConfig::pretrained().declared()),
-    (GROWTH, || GrowthConfig::default().declared()),
-];
+/// What the part of each of [`STUDIES`] must ask for, in their order.
+fn whole_parts() -> [Declared; STUDIES.len()] {
+    [
+        EvidenceConfig::default().declared(),
+        CompareConfig::default().declared(),
+        StudyConfig::default().declared(),
+        StudyConfig::pretrained().declared(),
+        GrowthConfig::default().declared(),
+    ]
+}
 
 /// The page made of the fragments in the folder `dir`: those of all studies that have one.
 ///
@@ -32,7 +33,7 @@ pub const STUDIES: [(Study, fn() -> Declared); 5] = [
 pub fn assemble(dir: &Path) -> Result<String> {
     refuse_strangers(dir)?;
     let mut parts = Vec::new();
-    for (study, whole) in &STUDIES {
+    for (study, whole) in STUDIES.iter().zip(whole_parts()) {
         let path = dir.join(format!("{}.md", study.name));
         let account = account_of(study, dir);
         let page = match std::fs::read_to_string(&path) {
@@ -47,7 +48,7 @@ pub fn assemble(dir: &Path) -> Result<String> {
             return Err(Error::file(&path, problem, format!("let {} write it", study.program)));
         }
         let written = Written::read(&path, &page, study)?;
-        if let Some(less) = written.declared.lacks_of(&whole()) {
+        if let Some(less) = written.declared.lacks_of(&whole) {
             let problem = format!("{less}: it is not the whole study");
             let remedy = format!("run {} with its default settings", study.program);
             return Err(Error::file(declared_beside(&path), problem, remedy));
@@ -60,7 +61,7 @@ pub fn assemble(dir: &Path) -> Result<String> {
         parts.push(with_folder(&page, study, dir));
     }
     if parts.is_empty() {
-        let names = STUDIES.map(|(study, _)| format!("{}.md", study.name)).join(", ");
+        let names = STUDIES.map(|study| format!("{}.md", study.name)).join(", ");
         return Err(Error::file(dir, format!("holds none of {names}"), "let a study write one with --results"));
     }
     Ok(parts.join("\n"))
@@ -94,13 +95,13 @@ pub fn check_place(path: &Path, replace: bool) -> Result<()> {
 fn refuse_strangers(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
         let path = entry.map_err(|e| Error::io(dir, e))?.path();
-        let known = STUDIES.iter().any(|(study, _)| {
-            path.file_stem().is_some_and(|stem| stem == study.name) || path == account_of(study, dir)
-        });
+        let known = STUDIES
+            .iter()
+            .any(|study| path.file_stem().is_some_and(|stem| stem == study.name) || path == account_of(study, dir));
         if path.extension().is_some_and(|extension| extension == "md") && !known {
-            let known = STUDIES.map(|(study, _)| study.name).join(", ");
+            let known = STUDIES.map(|study| study.name).join(", ");
             let problem = format!("is of no study; there are {known}");
-            return Err(Error::file(path, problem, "move it elsewhere, or add the study to `results::STUDIES`"));
+            return Err(Error::file(path, problem, "move it elsewhere, or add the study to `fragments::STUDIES`"));
         }
     }
     Ok(())

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use experiments::compare::{self, CompareConfig, Outcome, Trial, check_results_file, verdict};
+use experiments::compare::{self, CompareConfig, Outcome, Trial, verdict};
+use experiments::results_file::check_results_file;
 use experiments::settings::layered;
 use experiments::{arguments, children, git_commit, interrupt, main_with, say};
 use serde::Serialize;

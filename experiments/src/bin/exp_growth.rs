@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use experiments::compare::check_results_file;
 #[cfg(feature = "pictures")]
 use experiments::git_commit;
 use experiments::growth::{Arm, GrowthConfig, Record, records, run_subject};
+use experiments::results_file::check_results_file;
 use experiments::settings::layered;
 use experiments::{arguments, main_with, say};
 use serde::Serialize;

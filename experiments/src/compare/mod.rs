@@ -19,7 +19,6 @@ mod pictures;
 pub mod record;
 #[cfg(feature = "pictures")]
 mod results;
-mod results_file;
 #[cfg(feature = "pictures")]
 mod router_table;
 mod shards;
@@ -35,9 +34,6 @@ pub use outcome::{Finished, Outcome, Via};
 pub use pictures::write_report;
 #[cfg(feature = "pictures")]
 pub use results::write_results;
-pub use results_file::check_results_file;
-#[cfg(feature = "pictures")]
-pub(crate) use results_file::is_foreign;
 pub use shards::Part;
 pub(crate) use shards::shards_of;
 pub use subject::run_subject;

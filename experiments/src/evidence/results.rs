@@ -7,8 +7,8 @@ use tinyonn::Result;
 use super::bars::bars;
 use super::tables::tables;
 use super::{Cell, EvidenceConfig, EvidenceOutcome, Method};
-use crate::compare::check_results_file;
 use crate::fragments::{self, EVIDENCE};
+use crate::results_file::check_results_file;
 
 /// Writes the results of `outcome`, with how to come by them (`provenance`: lines of name and value), and what they must hold beside them ([`fragments`]).
 /// Returns what it says in short.

@@ -9,9 +9,9 @@ use super::knowledge_tables;
 use super::pictures::figures;
 use super::tables::{tables, within};
 use super::{Final, Outcome, StudyConfig};
-use crate::compare::check_results_file;
 use crate::fragments;
 use crate::report::{Figure, Page, Section};
+use crate::results_file::check_results_file;
 
 /// Writes the results of `outcome`, with how to come by them (`provenance`: lines of name and value), what they must hold beside them ([`fragments`]), and
 /// the page `report.html` with its figures. Returns what it says in short.

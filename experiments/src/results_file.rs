@@ -5,8 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tinyonn::{Error, Result, files};
 
-use crate::fragments::mark;
-use crate::results::STUDIES;
+use crate::fragments::{STUDIES, mark};
 
 /// Refuses results that could not be written in the end: where a page lies that nobody wrote by a comparison, unless `replace`, or where no
 /// file can be made.
@@ -45,7 +44,7 @@ pub fn check_results_file(path: &Path, replace: bool) -> Result<()> {
 pub(crate) fn is_foreign(path: &Path) -> bool {
     let of_a_study = |page: &[u8]| {
         let page = String::from_utf8_lossy(page);
-        STUDIES.iter().any(|(study, _)| page.contains(&mark(study)))
+        STUDIES.iter().any(|study| page.contains(&mark(study)))
     };
     std::fs::read(path).is_ok_and(|page| !of_a_study(&page))
 }
