@@ -169,6 +169,19 @@ def scans() -> list[bytes]:
     return [whole, parts(json.dumps(plain), json.dumps(tensors(few)), struct.pack("<9d", *range(9)))]
 
 
+def passes() -> list[bytes]:
+    record = {"format": 1, "version": "0.1.0", "pass": "inputs", "of": {"model": "0", "text": "0"}, "dtype": "f32"}
+    record |= {"devices": ["cpu"], "shards": [{"index": 0, "of": 2}], "by_rows": False}
+    rows = {"tasks": ("U32", [3, 1]), "documents": ("U32", [3, 1]), "layers.0": ("F32", [3, 2]), "batches": ("U32", [3, 1])}
+    shapes = {f"train.tokens.{name}": shape for name, shape in rows.items()}
+    shapes |= {"scatter.0.rows": ("F64", [2, 1]), "scatter.0.means": ("F64", [1, 2]), "scatter.0.products": ("F64", [3])}
+    values = [struct.pack(f"<{count}{kind}", *range(count)) for kind, count in (("I", 6), ("f", 6), ("I", 3), ("d", 7))]
+    labels = record | {"pass": "labels", "by_rows": None}
+    columns = {f"test.labels.{name}": ("U32", [2, width]) for name, width in (("layers.0", 2), ("batches", 1))}
+    whole = parts(json.dumps(record), json.dumps(tensors(shapes)), b"".join(values))
+    return [whole, parts(json.dumps(labels), json.dumps(tensors(columns)), struct.pack("<6I", *range(6)))]
+
+
 def states() -> list[bytes]:
     about = {"version": 1, "step": 4, "tally": [0.5], "best": None, "settings": {"rate": 0.5}}
     plain = {"w": ("F32", [2, 3]), "bias": ("F32", [3])}
@@ -258,6 +271,7 @@ SEEDS = {
     "metrics_jsonl": metrics,
     "benchmark": benchmarks,
     "scan_file": scans,
+    "pass_file": passes,
     "train_state": states,
     "checkpoint": checkpoints,
     "run_files": lambda: contents(V1.glob("*/*.json")) + contents((FIXTURES / "golden").glob("*.json")),

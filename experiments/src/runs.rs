@@ -10,8 +10,8 @@ use tinyonn::Result;
 use tinyonn::imaging::{Shard, StoredScan};
 use tinyonn::metrics::Stopwatch;
 use tinyonn::phases::{
-    self, ImageConfig, LeftByPhase1, MergeConfig, Phase1Summary, Prepared, Run, RunConfig, Stages, TextConfig,
-    check_room, summary,
+    self, ImageConfig, LeftByPhase1, MergeConfig, PassFile, Passed, Phase1Summary, Prepared, RowPass, Run, RunConfig,
+    Stages, TextConfig, check_room, summary,
 };
 use tinyonn::ranks::Collective;
 use tinyonn::ranks::launcher::of_environment;
@@ -22,16 +22,16 @@ use crate::pages;
 use crate::shown::{Imaged, PhasesShown, ScanShown, Shown};
 use crate::studies::{self, RunSummary, SUMMARY, Studies, summary_sha256};
 
-/// Phase 1 and its studies: the loss along every source of labels, the loss against active share, what ablating and amplifying does. Its scan may have been made
-/// before, in shards, and lie in the file `scanned`.
+/// Phase 1 and its studies: the loss along every source of labels, the loss against active share, what ablating and amplifying does. What passes over
+/// its text have made before, in shards, may lie in files, `passed`.
 ///
 /// # Errors
-/// As of [`tinyonn::phases::phase1()`]; a file that holds another scan.
-pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>, scanned: Option<&Path>) -> Result<RunSummary> {
+/// As of [`tinyonn::phases::phase1()`]; a file that holds what was made of another run.
+pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>, passed: Passed<'_>) -> Result<RunSummary> {
     check_room(config, Stages::Phase1)?;
     let mut watch = Stopwatch::new();
     let prepared = Prepared::new(config, &mut watch, checkpoints)?;
-    let run = Run { scanned, ..prepared.run(config) };
+    let run = Run { passed, ..prepared.run(config) };
     let found = run.phase1(&mut watch)?;
     let studies = Studies::all(&run, &found, &mut watch)?;
     let imaged = Imaged::new(&run, &found)?;
@@ -56,6 +56,21 @@ pub fn scan_shard(
     check_room(config, Stages::Phase1)?;
     let prepared = Prepared::new(config, &mut Stopwatch::new(), checkpoints)?;
     prepared.run(config).scan_shard(shard, file)
+}
+
+/// What another pass of phase 1 makes of a shard; tokens' labels are of a scan that was made before, among `passed`.
+///
+/// # Errors
+/// As of [`Run::rows_shard`].
+pub fn rows_shard(
+    config: &RunConfig,
+    checkpoints: Option<&Checkpoints>,
+    (pass, shard): (RowPass, Shard),
+    passed: Passed<'_>,
+) -> Result<PassFile> {
+    check_room(config, Stages::Phase1)?;
+    let prepared = Prepared::new(config, &mut Stopwatch::new(), checkpoints)?;
+    Run { passed, ..prepared.run(config) }.rows_shard(pass, shard)
 }
 
 /// Both phases, and the loss along every source of labels in between.

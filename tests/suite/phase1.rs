@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use experiments::causal::{Intervention, random_of_norm};
@@ -15,7 +16,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::{Expansion, ModelFolder, TinyOnnFolder, expand_folder};
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::{Partition, Shard, StoredScan};
-use tinyonn::phases::{LabelUnit, RunConfig, phase1, phase2, phase2_from};
+use tinyonn::phases::{LabelUnit, PassFile, Passed, RowPass, RunConfig, phase1, phase2, phase2_from};
 
 use crate::models::message;
 use crate::phase2::setting;
@@ -25,7 +26,7 @@ fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, RunSummary) {
     let dir = TempDir::new().unwrap();
     let mut config = RunConfig { study_tokens: 60, ..setting(dir.path(), DType::BF16) };
     change(&mut config);
-    let summary = runs::phase1(&config, None, None).unwrap();
+    let summary = runs::phase1(&config, None, Passed::default()).unwrap();
     (dir, config, summary)
 }
 
@@ -305,6 +306,10 @@ fn a_grown_checkpoint_has_its_routers_fitted_anew() {
     assert!(refused(&|config| config.partition = Some(Partition::Random)).contains("grown brings its own"));
 }
 
+fn scanned(scan: &Path) -> Passed<'_> {
+    Passed { scan: Some(scan), ..Passed::default() }
+}
+
 /// Whoever scans: of one part phase 1 finds the same to the last bit; of several an image whose sums are rounded elsewhere, from which experts that are nearly
 /// equal may be chosen otherwise.
 #[rstest]
@@ -320,7 +325,7 @@ fn a_scan_in_shards_is_gone_on_from(#[case] of: usize, #[case] tolerance: f64) {
     let sum = StoredScan::sum((0..of).rev().map(shard).collect(), false).unwrap();
     let whole = dir.path().join("whole");
     sum.save(&whole).unwrap();
-    let later = runs::phase1(&config, None, Some(&whole)).unwrap();
+    let later = runs::phase1(&config, None, scanned(&whole)).unwrap();
     assert_eq!(later.phase1.scan.tokens, at_once.phase1.scan.tokens);
     let [at_once, later] = [at_once, later].map(|summary| summary.phase1.loss);
     assert_eq!(at_once.dense.to_bits(), later.dense.to_bits());
@@ -337,7 +342,7 @@ fn a_scan_of_something_else_is_refused() {
         let _ = fs::remove_file(&path);
         runs::scan_shard(config, None, shard, &path).unwrap();
     };
-    let refused = |config: &RunConfig| message(runs::phase1(config, None, Some(&path)));
+    let refused = |config: &RunConfig| message(runs::phase1(config, None, scanned(&path)));
     scan(&config, Shard { index: 1, of: 2 });
     assert!(refused(&config).contains("lacks shard 0/2"));
     scan(&config, Shard::WHOLE);
@@ -356,4 +361,83 @@ fn a_scan_of_something_else_is_refused() {
     ModelFolder::save(&changed, &ModelFolder::open(dense).unwrap().arch().unwrap().to_json(), &store, Some(dense))
         .unwrap();
     assert!(refused(&RunConfig { model: Some(changed), ..config }).contains("of another model"));
+}
+
+/// What shards of a pass have made, added up in a turned order, saved as `{pass}` in the folder `dir`.
+fn made(dir: &Path, config: &RunConfig, (pass, of): (RowPass, usize), passed: Passed<'_>) -> PathBuf {
+    let shard = |index: usize| {
+        let path = dir.join(format!("{pass}-{index}-{of}"));
+        runs::rows_shard(config, None, (pass, Shard { index, of }), passed).unwrap().save(&path).unwrap();
+        (path.clone(), PassFile::load(&path).unwrap())
+    };
+    let (files, whole) = ((0..of).rev().map(shard).collect::<Vec<_>>(), dir.join(pass.to_string()));
+    let turned = PassFile::sum(files.iter().rev().cloned().collect(), false).unwrap();
+    turned.save(&whole).unwrap();
+    let bytes = fs::read(&whole).unwrap();
+    PassFile::sum(files, false).unwrap().save(&whole).unwrap();
+    assert!(fs::read(&whole).unwrap() == bytes, "the order of the files shows");
+    whole
+}
+
+/// Rows are those of one process, bit for bit and in its order: so is all that follows from them. The run scans its text in one piece.
+#[rstest]
+#[case("Moe2x4", LabelUnit::Task, 1)]
+#[case("SegmentOf3", LabelUnit::Task, 3)]
+#[case("Moe2x4", LabelUnit::Token, 3)]
+fn rows_in_shards_are_gone_on_from(#[case] variant: &str, #[case] label: LabelUnit, #[case] of: usize) {
+    let (dir, config, at_once) = run(|config| (config.variant, config.label) = (variant.into(), label));
+    let later = RunConfig { out: dir.path().join("later"), ..config.clone() };
+    let scan = dir.path().join("scan");
+    runs::scan_shard(&later, None, Shard::WHOLE, &scan).unwrap();
+    let inputs = made(dir.path(), &later, (RowPass::Inputs, of), Passed::default());
+    let labelled = (label == LabelUnit::Token).then(|| made(dir.path(), &later, (RowPass::Labels, of), scanned(&scan)));
+    let passed = Passed { scan: Some(&scan), inputs: Some(&inputs), labels: labelled.as_deref() };
+    let later = runs::phase1(&later, None, passed).unwrap();
+    let [at_once, later] = [at_once, later].map(|summary| {
+        let mut told = serde_json::to_value(summary).unwrap();
+        told["seconds"].take();
+        told
+    });
+    assert_eq!(later["routers"], at_once["routers"]);
+    assert_eq!(later["loss"], at_once["loss"]);
+}
+
+#[test]
+fn rows_of_something_else_are_refused() {
+    let (dir, config, _) = run(|config| config.label = LabelUnit::Token);
+    let shard = |config: &RunConfig, index: usize, of: usize| {
+        let made = runs::rows_shard(config, None, (RowPass::Inputs, Shard { index, of }), Passed::default()).unwrap();
+        (PathBuf::from(format!("{index}-{of}")), made)
+    };
+    let refused = |files: Vec<(PathBuf, PassFile)>| message(PassFile::sum(files, false));
+    let other_seed = shard(&RunConfig { seed: 9, ..config.clone() }, 1, 2);
+    assert!(
+        refused(vec![shard(&config, 0, 2), other_seed]).contains("1-2: is of another text, seed or split than 0-2")
+    );
+    let other_length = shard(&RunConfig { length: 8, ..config.clone() }, 1, 2);
+    assert!(refused(vec![shard(&config, 0, 2), other_length]).contains("of another length, batch or scan_tokens"));
+    let twice = refused(vec![shard(&config, 0, 2), shard(&config, 0, 2)]);
+    assert!(twice.contains("holds shard 0/2, which is here already"), "{twice}");
+    assert!(refused(vec![shard(&config, 0, 2), shard(&config, 1, 3)]).contains("dealt otherwise"));
+    assert!(refused(Vec::new()).contains("no file is given"));
+
+    let path = dir.path().join("inputs");
+    shard(&config, 1, 2).1.save(&path).unwrap();
+    let refused = |config: &RunConfig, passed| message(runs::phase1(config, None, passed));
+    let inputs = Passed { inputs: Some(&path), ..Passed::default() };
+    assert!(refused(&config, inputs).contains("lacks shard 0/2"));
+    shard(&config, 0, 1).1.save(&path).unwrap();
+    assert!(refused(&RunConfig { seed: 9, ..config.clone() }, inputs).contains("of another text, seed or split"));
+    assert!(refused(&config, Passed { labels: Some(&path), ..Passed::default() }).contains("of another pass"));
+    assert!(refused(&config, scanned(&path)).contains("holds no scan"));
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(refused(&config, inputs).contains("not those that were written"));
+
+    let labels =
+        |config: &RunConfig, passed| message(runs::rows_shard(config, None, (RowPass::Labels, Shard::WHOLE), passed));
+    assert!(labels(&config, Passed::default()).contains("made from a scan, and none is given"));
+    let of_tasks = RunConfig { label: LabelUnit::Task, ..config };
+    assert!(labels(&of_tasks, Passed::default()).contains("set label = \"token\""));
 }

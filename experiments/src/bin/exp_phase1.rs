@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use experiments::model_flags::{found, found_on_paper};
-use experiments::runs::{phase1, scan_shard};
+use experiments::runs::{phase1, rows_shard, scan_shard};
 use experiments::settings::layered;
 use experiments::studies::RunSummary;
 use experiments::{PhaseFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
 use tinyonn::imaging::{Shard, StoredScan};
-use tinyonn::phases::{RunConfig, Stages, plan};
+use tinyonn::phases::{PassFile, Passed, RowPass, RunConfig, Stages, plan};
 use tinyonn::{Error, Result, files};
 
 /// Image a dense decoder, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
@@ -33,7 +33,7 @@ use tinyonn::{Error, Result, files};
   exp_phase2 --from runs/phase1                             what follows
   exp_phase1 --pass scan --shard 0/2 --out runs/part-0      the first half of its scan, on a machine of its own
   exp_phase1 --merge runs/part-0/scan.safetensors runs/part-1/scan.safetensors --out runs/scan
-  exp_phase1 --scanned runs/scan/scan.safetensors           the rest of it
+  exp_phase1 --passed runs/scan/scan.safetensors            the rest of it
 
 A TOML file for --config has the keys that a run's config.json shows under `settings`; one file serves both phases:
   partition = \"activation\"
@@ -47,35 +47,47 @@ struct Cli {
     /// The same in a minute or two: fewer steps, less text
     #[arg(long)]
     quick: bool,
-    /// Make one pass over the training text alone; --merge adds its shards up
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["dry_run", "merge", "scanned"])]
+    /// Make one pass over the text alone; --merge adds its shards up
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["dry_run", "merge"])]
     pass: Option<TextPass>,
     /// Of --pass only shard I of N of the batches, I from 0 [default: 0/1]
     #[arg(long, value_name = "I/N", requires = "pass")]
     shard: Option<Shard>,
-    /// Keep what --pass sums up in this file as it goes, at least every minute, and continue it if it is there
+    /// Keep what `--pass scan` sums up in this file as it goes, at least every minute, and continue it if it is there
     #[arg(long, value_name = "FILE", requires = "pass")]
     scan_file: Option<PathBuf>,
     /// Add up the files that --pass left (repeatable)
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["scanned", "dry_run"])]
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["passed", "dry_run"])]
     merge: Vec<PathBuf>,
-    /// Of --merge: add up scans of several kinds of device, or computed in several types
+    /// Of --merge: add up what several kinds of device, or several types, have computed
     #[arg(long, requires = "merge")]
     mixed: bool,
-    /// Take the scan from this file, which --merge left, and do the rest
-    #[arg(long, value_name = "FILE")]
+    /// Take what passes have made from these files, which --merge left, and do the rest (repeatable)
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "dry_run")]
+    passed: Vec<PathBuf>,
+    // The earlier name, of a scan alone; who gives it is told the other.
+    #[arg(long, hide = true, value_name = "FILE")]
     scanned: Option<PathBuf>,
 }
 
-/// What reads the training text by itself.
+/// What reads the text by itself.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum TextPass {
-    /// The image of the dense model's neurons.
+    /// The image of the dense model's neurons, on the training text.
     Scan,
+    /// What routers see of every split.
+    Inputs,
+    /// Tokens' own labels, of a run that has them; takes the scan by --passed.
+    Labels,
 }
 
 /// The scan in the folder of a pass.
 const SCAN: &str = "scan.safetensors";
+
+/// The rows in the folder of another.
+fn rows_file(pass: RowPass) -> String {
+    format!("{pass}.safetensors")
+}
 
 fn main() -> ExitCode {
     main_with(|| run(&arguments::parse()?))
@@ -83,8 +95,12 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     let base = if cli.quick { RunConfig::quick() } else { RunConfig::default() };
+    if let Some(file) = &cli.scanned {
+        let problem = "is no longer called so: other passes leave files as well";
+        return Err(Error::setting("--scanned", problem, format!("give --passed {}", file.display())));
+    }
     let out = match (cli.pass.is_some() || !cli.merge.is_empty(), cli.quick) {
-        (true, _) => "runs/phase1-scan",
+        (true, _) => "runs/phase1-pass",
         (false, true) => "runs/quick1",
         (false, false) => "runs/phase1",
     };
@@ -103,46 +119,116 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if !cli.merge.is_empty() {
         return merge(cli, &config);
     }
-    let read: Vec<&Path> =
-        config.reads().chain(file).chain(cli.scan_file.as_deref()).chain(cli.scanned.as_deref()).collect();
+    let own = cli.scan_file.as_deref().into_iter().chain(cli.passed.iter().map(PathBuf::as_path));
+    let read: Vec<&Path> = config.reads().chain(file).chain(own).collect();
+    let passed = passed(&cli.passed)?;
     let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
     let checkpoints = Some(folder.checkpoints(cli.flags.save_every)?);
     let config = RunConfig { out: folder.dir().to_path_buf(), ..config };
-    if cli.pass == Some(TextPass::Scan) {
-        let (shard, result) = (cli.shard.unwrap_or(Shard::WHOLE), folder.dir().join(SCAN));
-        let path = cli.scan_file.as_deref().unwrap_or(&result);
-        files::try_write(path)?;
-        let stored = scan_shard(&config, checkpoints.as_ref(), shard, path)?;
-        if cli.scan_file.is_some() {
-            stored.save(&result)?;
+    let shard = cli.shard.unwrap_or(Shard::WHOLE);
+    let rows = match cli.pass {
+        None => None,
+        Some(TextPass::Scan) => {
+            let result = folder.dir().join(SCAN);
+            let path = cli.scan_file.as_deref().unwrap_or(&result);
+            files::try_write(path)?;
+            let stored = scan_shard(&config, checkpoints.as_ref(), shard, path)?;
+            if cli.scan_file.is_some() {
+                stored.save(&result)?;
+            }
+            say!("scanned   shard {shard}: {} tokens", stored.scan.tokens.iter().sum::<u64>());
+            return to_be_merged(folder, SCAN);
         }
-        say!("scanned   shard {shard}: {} tokens", stored.scan.tokens.iter().sum::<u64>());
-        say!("next      exp_phase1 --merge {} and those of the other shards", folder.finish()?.join(SCAN).display());
-        return Ok(ExitCode::SUCCESS);
+        Some(TextPass::Inputs) => Some(RowPass::Inputs),
+        Some(TextPass::Labels) => Some(RowPass::Labels),
+    };
+    if let Some(pass) = rows {
+        let made = rows_shard(&config, checkpoints.as_ref(), (pass, shard), passed)?;
+        made.save(folder.dir().join(rows_file(pass)))?;
+        say!("{:<10}shard {shard}: {} rows of each layer", pass.to_string(), made.rows());
+        return to_be_merged(folder, &rows_file(pass));
     }
-    let summary = phase1(&config, checkpoints.as_ref(), cli.scanned.as_deref())?;
+    let summary = phase1(&config, checkpoints.as_ref(), passed)?;
     let out = folder.finish()?;
     print(&summary);
     printed::page(&out);
     Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn to_be_merged(folder: RunFolder, file: &str) -> Result<ExitCode> {
+    say!("next      exp_phase1 --merge {} and those of the other shards", folder.finish()?.join(file).display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Which pass each of these files is of.
+fn passed(files: &[PathBuf]) -> Result<Passed<'_>> {
+    let mut passed = Passed::default();
+    for path in files {
+        let (place, what) = if PassFile::is_one(path)? {
+            match PassFile::load(path)?.pass() {
+                RowPass::Labels => (&mut passed.labels, "labels"),
+                _ => (&mut passed.inputs, "inputs"),
+            }
+        } else {
+            (&mut passed.scan, "a scan")
+        };
+        if let Some(first) = place.replace(path) {
+            let problem = format!("{} and {} both hold {what}", first.display(), path.display());
+            return Err(Error::setting("--passed", problem, "add up the shards of a pass with --merge first"));
+        }
+    }
+    Ok(passed)
+}
+
 /// Adds up what shards of a pass have left.
 fn merge(cli: &Cli, config: &RunConfig) -> Result<ExitCode> {
     let read: Vec<&Path> = cli.merge.iter().map(PathBuf::as_path).collect();
     let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
-    let scans = cli.merge.iter().map(|path| Ok((path.clone(), StoredScan::load(path)?)));
-    let sum = StoredScan::sum(scans.collect::<Result<_>>()?, cli.mixed)?;
-    if let Some(shard) = sum.missing().first() {
+    let (mut scans, mut rows) = (Vec::new(), Vec::new());
+    for path in &cli.merge {
+        // Whatever else a file is, scans have words for.
+        if PassFile::is_one(path)? {
+            rows.push((path.clone(), PassFile::load(path)?));
+        } else {
+            scans.push((path.clone(), StoredScan::load(path)?));
+        }
+    }
+    if let (Some((scan, _)), Some((made, _))) = (scans.first(), rows.first()) {
+        let problem = format!("{} holds a scan, and {} what another pass made", scan.display(), made.display());
+        return Err(Error::setting("--merge", problem, "add up the shards of one pass at a time"));
+    }
+    if rows.is_empty() {
+        let sum = StoredScan::sum(scans, cli.mixed)?;
+        let tokens = sum.scan.tokens.iter().sum::<u64>();
+        return merged(cli, config, replace, (&sum.missing(), SCAN), &format!("{tokens} tokens"), |path| {
+            sum.save(path)
+        });
+    }
+    let sum = PassFile::sum(rows, cli.mixed)?;
+    let file = rows_file(sum.pass());
+    let what = format!("{} rows of each layer", sum.rows());
+    merged(cli, config, replace, (&sum.missing(), &file), &what, |path| sum.save(path))
+}
+
+/// Writes what was added up, `what`, unless shards of it are `missing`.
+fn merged(
+    cli: &Cli,
+    config: &RunConfig,
+    replace: bool,
+    (missing, file): (&[Shard], &str),
+    what: &str,
+    save: impl Fn(&Path) -> Result<()>,
+) -> Result<ExitCode> {
+    if let Some(shard) = missing.first() {
         let problem = format!("shard {shard} is not among the {} files", cli.merge.len());
         return Err(Error::setting("--merge", problem, "name the files of all shards"));
     }
     let folder = RunFolder::create(&config.out, &(&cli.merge, cli.mixed), config.seed, config.device, replace)?;
-    sum.save(folder.dir().join(SCAN))?;
-    let whole = folder.finish()?.join(SCAN);
-    say!("added up  {} tokens of {} files", sum.scan.tokens.iter().sum::<u64>(), cli.merge.len());
-    say!("next      exp_phase1 --scanned {}, with the settings that the shards had", whole.display());
+    save(&folder.dir().join(file))?;
+    let whole = folder.finish()?.join(file);
+    say!("added up  {what} of {} files", cli.merge.len());
+    say!("next      exp_phase1 --passed {}, with the settings that the shards had", whole.display());
     Ok(ExitCode::SUCCESS)
 }
 

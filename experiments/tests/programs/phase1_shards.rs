@@ -1,4 +1,4 @@
-//! The scan of phase 1 in shards, each by a process of its own.
+//! The passes of phase 1 in shards, each by a process of its own.
 
 use std::fs;
 
@@ -30,11 +30,11 @@ fn shards_of_two_processes_are_gone_on_from() {
     let file = |shard: usize| format!("part-{shard}/scan.safetensors");
     assert_eq!(fs::read(place.path(&file(0))).unwrap(), fs::read(place.path("kept-0")).unwrap());
     let merged = printed(&place.run(PHASE1, &format!("--merge {} {} --out whole", file(0), file(1))));
-    assert!(merged.contains("next      exp_phase1 --scanned whole/scan.safetensors"), "{merged}");
+    assert!(merged.contains("next      exp_phase1 --passed whole/scan.safetensors"), "{merged}");
     assert_done(&place.run(PHASE1, &format!("--merge {} --merge {} --out again", file(1), file(0))));
     let [whole, again] = ["whole", "again"].map(|run| fs::read(place.path(run).join("scan.safetensors")).unwrap());
     assert!(whole == again, "the order of the files shows");
-    assert_done(&place.run(PHASE1, &format!("{TEXT} --scanned whole/scan.safetensors --out later")));
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --passed whole/scan.safetensors --out later")));
     assert_done(&place.run(PHASE1, &format!("{TEXT} --out at-once")));
     let routed = |run: &str| {
         let summary: Value = serde_json::from_slice(&fs::read(place.path(run).join("summary.json")).unwrap()).unwrap();
@@ -45,12 +45,46 @@ fn shards_of_two_processes_are_gone_on_from() {
     assert!((later - at_once).abs() < 1e-2 * at_once, "{later} and {at_once}");
 }
 
+/// What routers see, by two processes; then the sum, and the rest of phase 1 from it and from the scan.
+#[test]
+fn inputs_of_two_processes_are_gone_on_from() {
+    let place = place();
+    let see = |shard: usize| {
+        place.command(PHASE1, &format!("{TEXT} --pass inputs --shard {shard}/2 --out part-{shard}")).spawn().unwrap()
+    };
+    for mut process in [see(0), see(1)] {
+        assert!(process.wait().unwrap().success());
+    }
+    let merged = printed(&place.run(PHASE1, "--merge part-1/inputs.safetensors part-0/inputs.safetensors --out whole"));
+    assert!(merged.contains("next      exp_phase1 --passed whole/inputs.safetensors"), "{merged}");
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --pass scan --out scan")));
+    let files = "scan/scan.safetensors whole/inputs.safetensors";
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --out later --passed {files}")));
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --out at-once")));
+    let [later, at_once] = ["later", "at-once"].map(|run| {
+        let summary = fs::read(place.path(run).join("summary.json")).unwrap();
+        serde_json::from_slice::<Value>(&summary).unwrap()["loss"].clone()
+    });
+    assert_eq!(later, at_once);
+
+    let refused = |flags: &str, words: &str| {
+        let output = place.run(PHASE1, &format!("{flags} --out refused"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(words), "{said}");
+    };
+    refused("--merge part-0/inputs.safetensors scan/scan.safetensors", "add up the shards of one pass at a time");
+    let two = "whole/inputs.safetensors part-0/inputs.safetensors";
+    refused(&format!("{TEXT} --passed {two}"), "both hold inputs");
+    refused(&format!("{TEXT} --scanned scan/scan.safetensors"), "give --passed scan/scan.safetensors");
+}
+
 #[rstest]
+#[case::labels_of_tasks("--model dense --data a=a.txt --data b=b.txt --config run.toml --pass labels", &["labels", "label = \"token\""])]
 #[case::half("--merge one/scan.safetensors", &["`--merge`", "shard 1/2 is not among the 1 files"])]
 #[case::another_seed("--merge one/scan.safetensors other/scan.safetensors", &["scan.safetensors", "of another seed"])]
 #[case::a_shard_of_nothing("--shard 0/2", &["--pass"])]
 #[case::no_shard("--pass scan --shard 2/2", &["2/2"])]
-#[case::half_to_go_on_from("--model dense --data a=a.txt --data b=b.txt --config run.toml --scanned one/scan.safetensors", &["one/scan.safetensors", "lacks shard 1/2"])]
+#[case::half_to_go_on_from("--model dense --data a=a.txt --data b=b.txt --config run.toml --passed one/scan.safetensors", &["one/scan.safetensors", "lacks shard 1/2"])]
 fn what_does_not_add_up_is_refused_by_name(#[case] flags: &str, #[case] words: &[&str]) {
     let place = place();
     if flags.contains("one/") {

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config_json;
 pub mod gguf;
 pub mod metrics_jsonl;
+pub mod pass_file;
 pub mod run_files;
 pub mod safetensors;
 pub mod safetensors_index;
@@ -20,13 +21,14 @@ pub mod train_state;
 pub type Target = fn(&[u8]);
 
 /// All of them by their names.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("benchmark", benchmark::run),
     ("chat_template", chat_template::run),
     ("checkpoint", checkpoint::run),
     ("config_json", config_json::run),
     ("gguf", gguf::run),
     ("metrics_jsonl", metrics_jsonl::run),
+    ("pass_file", pass_file::run),
     ("run_files", run_files::run),
     ("safetensors", safetensors::run),
     ("safetensors_index", safetensors_index::run),

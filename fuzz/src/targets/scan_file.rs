@@ -10,8 +10,8 @@ use tinyonn::imaging::StoredScan;
 
 const KEY: &str = "tinyonn.scan";
 
-/// The file, with the digest that its reader forms.
-fn sealed(record: &Value, header: &Map<String, Value>, data: &[u8]) -> Option<Vec<u8>> {
+/// The file of a record under `key`, with the digest that its reader forms.
+pub(super) fn sealed(key: &str, record: &Value, header: &Map<String, Value>, data: &[u8]) -> Option<Vec<u8>> {
     let bare = safetensors_bytes::framed(Value::Object(header.clone()).to_string().as_bytes(), data);
     let bare = MappedSafetensors::open(place::write("bare.safetensors", &bare)).ok()?;
     let mut digest = Digest::new();
@@ -22,7 +22,7 @@ fn sealed(record: &Value, header: &Map<String, Value>, data: &[u8]) -> Option<Ve
     }
     let mut header = header.clone();
     let metadata = json!({ "sha256": digest.hex(), "record": record }).to_string();
-    header.insert("__metadata__".into(), json!({ KEY: metadata }));
+    header.insert("__metadata__".into(), json!({ key: metadata }));
     Some(safetensors_bytes::framed(Value::Object(header).to_string().as_bytes(), data))
 }
 
@@ -30,7 +30,7 @@ fn sealed(record: &Value, header: &Map<String, Value>, data: &[u8]) -> Option<Ve
 pub fn run(input: &[u8]) {
     let [record, header, data] = parts(input);
     let (Ok(record), Ok(header)) = (serde_json::from_slice(record), serde_json::from_slice(header)) else { return };
-    let Some(file) = sealed(&record, &header, data) else { return };
+    let Some(file) = sealed(KEY, &record, &header, data) else { return };
     let path = place::write("scan.safetensors", &file);
     bounded(input.len(), (MB, 1024), || {
         let Ok(mut scan) = StoredScan::load(&path) else { return };

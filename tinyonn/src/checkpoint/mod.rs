@@ -42,6 +42,7 @@ mod not_finite;
 mod params;
 mod quantised;
 mod read_var;
+pub(crate) mod recorded;
 mod replicas;
 mod save;
 mod source;

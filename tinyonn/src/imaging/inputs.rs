@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::ScanOptions;
+use super::{ScanOptions, Shard};
 use crate::data::{Batch, NO_DOCUMENT, TokenSet};
 use crate::decoder::{Ask, CausalLm, FeedForward, InputRows, Pass, Trace};
 use crate::ops::{ClassScatter, Weigh, host};
@@ -114,18 +114,31 @@ pub struct RouterInputs {
     positions: Positions,
     /// Windows read before.
     windows: u64,
+    /// Batches begun before the next one.
+    begun: u32,
     /// What the rows of the batch at hand are, and then of those that lie on the device.
     next: Option<BatchRows>,
     waiting: Vec<Waiting>,
     tokens: Vec<Samples>,
     sequences: Vec<Samples>,
+    /// The batch of each row: of tokens, and of windows' means.
+    batches: [Vec<u32>; 2],
     scatter: Vec<ClassScatter>,
+}
+
+/// Rows of a shard of a text, each with the batch that it was read in, of all batches of the text: what puts the rows of several shards in order.
+pub(crate) struct ShardRows {
+    /// By layer.
+    pub(crate) samples: Vec<Samples>,
+    /// The batch of each row, ascending.
+    pub(crate) batches: Vec<u32>,
 }
 
 /// Task and document of each row of a batch that is kept: of tokens, and of windows' means.
 #[derive(Debug)]
 struct BatchRows {
     task: u32,
+    batch: u32,
     /// (row of those asked for, document).
     tokens: Vec<(u32, u32)>,
     /// (row of the means, document).
@@ -149,12 +162,19 @@ impl RouterInputs {
             thinning,
             positions: Positions::new(asked),
             windows: 0,
+            begun: 0,
             next: None,
             waiting: Vec::new(),
             tokens: vec![Samples::default(); layers],
             sequences: vec![Samples::default(); layers],
+            batches: Default::default(),
             scatter: thinning.scatter.map_or(Vec::new(), |(_, weigh)| vec![ClassScatter::new(weigh); layers]),
         }
+    }
+
+    /// Whether it sums up how more rows scatter than it keeps.
+    pub(crate) fn sums_scatter(&self) -> bool {
+        !self.scatter.is_empty()
     }
 
     /// What to ask of a pass over `batch`, text of `task`.
@@ -184,7 +204,8 @@ impl RouterInputs {
             kept.iter().enumerate().filter(|(_, at)| self.positions.belongs(**at as usize, self.thinning.tokens));
         let tokens = tokens.map(|(row, at)| (row as u32, batch.documents[*at as usize])).collect();
         let rows = kept.len();
-        self.next = Some(BatchRows { task: task as u32, tokens, windows });
+        self.next = Some(BatchRows { task: task as u32, batch: self.begun, tokens, windows });
+        self.begun += 1;
         Ok(InputRows { rows: Tensor::from_vec(kept, rows, batch.inputs.device())?, windows: (count, length) })
     }
 
@@ -240,6 +261,9 @@ impl RouterInputs {
             own
         };
         for Waiting { rows, tokens, means } in &waiting {
+            for (batches, rows_of) in self.batches.iter_mut().zip([&rows.tokens, &rows.windows]) {
+                batches.extend(std::iter::repeat_n(rows.batch, rows_of.len()));
+            }
             for (samples, tensor) in self.tokens.iter_mut().zip(tokens) {
                 let Some(tensor) = tensor else { continue };
                 let width = tensor.dim(1)?;
@@ -271,17 +295,47 @@ impl RouterInputs {
         pass: &Pass,
         device: &candle_core::Device,
     ) -> Result<()> {
+        self.collect_shard(model, (set, Shard::WHOLE), options, pass, device)
+    }
+
+    /// The same of a shard of the batches of `set`: the rows that all of it would keep in these.
+    pub(crate) fn collect_shard<F: FeedForward>(
+        &mut self,
+        model: &CausalLm<F>,
+        (set, shard): (&TokenSet, Shard),
+        options: ScanOptions,
+        pass: &Pass,
+        device: &candle_core::Device,
+    ) -> Result<()> {
         let set = &options.part(set);
         for task in 0..set.tasks.len() {
             for batch in set.batches_of_task(task, options.length, options.batch, device)? {
                 let batch = batch?;
-                let ask = Ask { inputs: Some(self.begin(task, &batch)?), ..Ask::default() };
+                let (own, asked) = (shard.has(self.begun as usize), self.begin(task, &batch)?);
+                if !own {
+                    self.pass_over(task, asked.rows.dim(0)?);
+                    continue;
+                }
+                let ask = Ask { inputs: Some(asked), ..Ask::default() };
                 let (_, traces) = model.hidden(&batch.inputs, &Pass { ask, ..pass.of_tasks(&batch.tasks) })?;
                 self.add(&traces)?;
             }
             self.read()?;
         }
         Ok(())
+    }
+
+    /// The batch that was begun is another shard's: `rows` of it are summed up there.
+    fn pass_over(&mut self, task: usize, rows: usize) {
+        self.next = None;
+        self.scatter.iter_mut().for_each(|scatter| scatter.skip(rows, task));
+    }
+
+    /// As [`into_samples`](Self::into_samples), of a shard.
+    pub(crate) fn into_shard_rows(mut self) -> [ShardRows; 2] {
+        let [tokens, windows] = std::mem::take(&mut self.batches);
+        let [of_tokens, of_windows] = self.into_samples();
+        [(of_tokens, tokens), (of_windows, windows)].map(|(samples, batches)| ShardRows { samples, batches })
     }
 
     /// Single tokens, by layer; and means over the windows of sequences.

@@ -16,15 +16,14 @@ use std::time::Duration;
 
 use candle_core::DType;
 use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 pub(super) use self::keeper::Keeper;
-use self::tensors::{Contents, Stored};
+pub(crate) use self::keeper::name_of;
+use self::tensors::Contents;
 use super::{NeuronScan, ScanOptions, Shard};
-use crate::checkpoint::MappedSafetensors;
-use crate::files::{self, Digest};
+use crate::checkpoint::recorded::{self, Recorded, StoredTensor};
+use crate::files::Digest;
 use crate::ops::{GradSite, NeuronSums, UnitSums};
 use crate::{Error, Result};
 
@@ -190,14 +189,9 @@ impl StoredScan {
     /// What the system reports.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let tensors = self.tensors();
-        let record = serde_json::to_value(self.record()).map_err(|e| defect(path, &e))?;
-        let metadata = json!({ "sha256": digest(&record, tensors.iter().map(Stored::content)), "record": record });
-        let views = tensors.iter().map(|stored| Ok((stored.name.as_str(), stored.view()?)));
-        let views: Vec<(&str, TensorView<'_>)> =
-            views.collect::<Result<_, safetensors::SafeTensorError>>().map_err(|e| defect(path, &e))?;
-        let bytes = safetensors::serialize(views, Some([(KEY.to_owned(), metadata.to_string())].into()));
-        files::write(path, bytes.map_err(|e| defect(path, &e))?)
+        let record = serde_json::to_value(self.record());
+        let record = record.map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
+        recorded::write(path, KEY, &record, self.tensors())
     }
 
     /// Adds a scan of another text, or of another shard of the same, through the same model.
@@ -311,13 +305,12 @@ impl StoredScan {
 
     /// As [`load`](Self::load), finished or not.
     fn read(path: &Path) -> Result<Self> {
-        let file = MappedSafetensors::open(path)?;
-        let foreign = |problem: String| {
+        let foreign = |problem: Option<String>| {
+            let problem = problem.map_or("holds no scan".into(), |problem| format!("holds no scan: {problem}"));
             Error::file(path, problem, "give a file that --scan-file or a run of exp_scan wrote (scan.safetensors)")
         };
-        let metadata = file.metadata(KEY).ok_or_else(|| foreign("holds no scan".into()))?;
-        let metadata: Value = serde_json::from_str(metadata).map_err(|e| foreign(format!("holds no scan: {e}")))?;
-        let record = &metadata["record"];
+        let stored = Recorded::open(path, KEY)?.map_err(foreign)?;
+        let record = &stored.record;
         if !record["format"].as_u64().is_some_and(|format| (FIRST..=LAST).contains(&format)) {
             let problem = format!(
                 "holds a scan of format {} by version {}, this version reads {FIRST} to {LAST}",
@@ -326,25 +319,24 @@ impl StoredScan {
             );
             return Err(Error::file(path, problem, "read it with the program that wrote it, or scan again"));
         }
-        let contents = file.names().map(|name| Ok((name, file.bytes(name)?))).collect::<Result<Vec<_>>>()?;
-        if metadata["sha256"] != digest(record, contents.into_iter()) {
+        if !stored.check()? {
             return Err(Error::file(path, "its sums are not those that were written", DAMAGED));
         }
         let record: Record =
             serde_json::from_value(record.clone()).map_err(|e| Error::file(path, e.to_string(), DAMAGED))?;
-        let scan = Contents { file: &file, path, tasks: record.tasks.len() }.scan(&record)?;
+        let scan = Contents { file: stored.file(), path, tasks: record.tasks.len() }.scan(&record)?;
         let Record { version, sources, model, dtype, devices, log1p, parts, .. } = record;
         Ok(Self { scan, version, model, parts, dtype, devices, log1p, sources })
     }
 
-    fn tensors(&self) -> Vec<Stored> {
+    fn tensors(&self) -> Vec<StoredTensor> {
         let scan = &self.scan;
-        let mut tensors = vec![Stored::values("loss".into(), &scan.loss)];
+        let mut tensors = vec![StoredTensor::values("loss".into(), &scan.loss)];
         let mut of_units = |at: String, sums: &[UnitSums]| {
             let each: Vec<[&Vec<f64>; 4]> = sums.iter().map(UnitSums::each).collect();
             for (which, name) in UnitSums::NAMES.into_iter().enumerate() {
-                let rows: Vec<&Vec<f64>> = each.iter().map(|sums| sums[which]).collect();
-                tensors.push(Stored::rows(format!("{at}.{name}"), &rows));
+                let rows: Vec<&[f64]> = each.iter().map(|sums| sums[which].as_slice()).collect();
+                tensors.push(StoredTensor::rows(format!("{at}.{name}"), &rows));
             }
         };
         for layer in 0..scan.sums.len() {
@@ -362,20 +354,20 @@ impl StoredScan {
         for (layer, sums) in scan.sums.iter().enumerate() {
             let each: Vec<[&Vec<f64>; 7]> = sums.iter().map(NeuronSums::each).collect();
             for (which, name) in NeuronSums::NAMES.into_iter().enumerate() {
-                let rows: Vec<&Vec<f64>> = each.iter().map(|sums| sums[which]).collect();
-                tensors.push(Stored::rows(format!("layers.{layer}.neurons.{name}"), &rows));
+                let rows: Vec<&[f64]> = each.iter().map(|sums| sums[which].as_slice()).collect();
+                tensors.push(StoredTensor::rows(format!("layers.{layer}.neurons.{name}"), &rows));
             }
         }
         if let Some(experts) = &scan.experts {
             for (layer, units) in experts.units.neuron_expert.iter().enumerate() {
-                tensors.push(Stored::words(format!("layers.{layer}.neuron_expert"), units));
+                tensors.push(StoredTensor::words(format!("layers.{layer}.neuron_expert"), units));
             }
         }
         if let Some(log1p) = &scan.log1p {
             let rows: Vec<Vec<f64>> = log1p.scales.iter().map(|scale| vec![scale.activation, scale.surprise]).collect();
-            tensors.push(Stored::rows("log1p.scales".into(), &rows.iter().collect::<Vec<_>>()));
+            tensors
+                .push(StoredTensor::rows("log1p.scales".into(), &rows.iter().map(Vec::as_slice).collect::<Vec<_>>()));
         }
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
         tensors
     }
 }
@@ -420,21 +412,6 @@ impl ScanPart {
         let dealt_alike = self.options == other.options && self.shard.of == other.shard.of;
         self.text == other.text && !(dealt_alike && self.shard.index != other.shard.index)
     }
-}
-
-/// SHA-256 of the record and of tensors in the order of their names.
-fn digest<'a>(record: &Value, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-    let mut digest = Digest::new();
-    digest.text(&record.to_string());
-    for (name, bytes) in tensors {
-        digest.text(name);
-        digest.bytes(bytes);
-    }
-    digest.hex()
-}
-
-fn defect(path: &Path, problem: &impl ToString) -> Error {
-    Error::file(path, problem.to_string(), "report this as a defect")
 }
 
 /// The type of sums.

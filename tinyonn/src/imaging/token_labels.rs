@@ -13,7 +13,7 @@ use super::inputs::Positions;
 use super::labels::path;
 use super::score::Terms;
 use super::sps::standards;
-use super::{Integral, NeuronScan, Prices, RowLabels, ScanOptions, Score};
+use super::{Integral, NeuronScan, Prices, RowLabels, ScanOptions, Score, Shard};
 use crate::data::TokenSet;
 use crate::decoder::{CausalLm, FeedForward, ImageAsk, Learn, Pass};
 use crate::metrics::check_loss;
@@ -89,6 +89,24 @@ pub struct TokenPass<'a, F> {
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 pub fn token_labels<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>) -> Result<Vec<RowLabels>> {
+    let rows = token_paths(pass, Shard::WHOLE, by)?;
+    Ok(rows.by_layer.into_iter().map(RowLabels::from_paths).collect())
+}
+
+/// What was made of the kept tokens of a shard.
+pub(crate) struct ShardTokens<T> {
+    /// By layer, of each token.
+    pub(crate) by_layer: Vec<Vec<T>>,
+    /// The batch of each token, of all batches of the pass.
+    pub(crate) batches: Vec<u32>,
+}
+
+/// The paths that the tokens of a shard of the batches ask for.
+pub(crate) fn token_paths<F: FeedForward>(
+    pass: &TokenPass<'_, F>,
+    shard: Shard,
+    by: TokenScore<'_>,
+) -> Result<ShardTokens<Vec<u32>>> {
     let (spec, widths) = (by.spec.clone(), select::path_widths(by.spec));
     let prices = by.prices.map(<[Prices]>::to_vec);
     let path_of = move |layer: usize, mut scores: Vec<Vec<f64>>| {
@@ -97,8 +115,7 @@ pub fn token_labels<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>)
         }
         path(&spec, &scores)
     };
-    let paths = rows(pass, by, path_of)?;
-    Ok(paths.into_iter().map(RowLabels::from_paths).collect())
+    rows(pass, shard, by, path_of)
 }
 
 /// What choices cost, by layer, so that the tokens which [`token_labels`] would label share the experts out about evenly (`label_balance =
@@ -119,16 +136,17 @@ pub fn token_labels<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>)
 /// # Errors
 /// As of [`token_labels`].
 pub fn token_prices<F: FeedForward>(pass: &TokenPass<'_, F>, by: TokenScore<'_>) -> Result<Vec<Prices>> {
-    let scores = rows(pass, by, |_, scores| scores)?;
-    Ok(scores.into_par_iter().map(|scores| Prices::of(by.spec, scores)).collect())
+    let scores = rows(pass, Shard::WHOLE, by, |_, scores| scores)?;
+    Ok(scores.by_layer.into_par_iter().map(|scores| Prices::of(by.spec, scores)).collect())
 }
 
-/// What `of` makes of each kept token's scores `[level][node]`, by layer.
+/// What `of` makes of the scores `[level][node]` of each kept token of a shard.
 fn rows<F: FeedForward, T: Send>(
     pass: &TokenPass<'_, F>,
+    shard: Shard,
     by: TokenScore<'_>,
     of: impl Fn(usize, Vec<Vec<f64>>) -> T + Send + Sync,
-) -> Result<Vec<Vec<T>>> {
+) -> Result<ShardTokens<T>> {
     let TokenPass { model, set, options, stride, device } = *pass;
     let (layers, width) = (model.config().num_hidden_layers, model.config().intermediate_size);
     let fits = |units: &Vec<u32>| units.len() == width && units.iter().all(|unit| (*unit as usize) < by.spec.experts());
@@ -145,16 +163,18 @@ fn rows<F: FeedForward, T: Send>(
     let nodes: Vec<usize> = by.spec.levels.iter().map(LevelSpec::nodes).collect();
     let mut positions = Positions::new(stride);
     let mut made: Vec<Vec<T>> = (0..layers).map(|_| Vec::new()).collect();
-    let set = &options.part(set);
+    let (set, mut batches, mut begun) = (&options.part(set), Vec::new(), 0);
     for (task, tokens) in set.tasks.iter().enumerate() {
         for batch in set.batches_of_task(task, options.length, options.batch, device)? {
             let batch = batch?;
             positions.begin(&batch);
-            let kept: Vec<u32> = positions.kept().map(|at| at as u32).collect();
-            if kept.is_empty() {
+            let (number, kept) = (begun, positions.kept().map(|at| at as u32).collect::<Vec<_>>());
+            begun += 1;
+            if kept.is_empty() || !shard.has(number) {
                 continue;
             }
             let rows = kept.len();
+            batches.extend(std::iter::repeat_n(number as u32, rows));
             let image = ImageAsk::Scores { kept_k: Tensor::from_vec(kept, rows, device)?, by: scores.clone() };
             let learn = Learn { image: Some(Arc::new(image)), ..Learn::default() };
             let forward = model.forward(&batch.inputs, &batch.targets, &Pass::all().kept())?;
@@ -173,7 +193,7 @@ fn rows<F: FeedForward, T: Send>(
             }
         }
     }
-    Ok(made)
+    Ok(ShardTokens { by_layer: made, batches })
 }
 
 /// One token's scores, by level and node.

@@ -4,6 +4,9 @@
 //! Rows come class by class. Σ x xᵀ of a class, of x without the mean of the class's first rows, is summed up in f32 on the device where the
 //! rows lie, as products of blocks, and added to f64 in main memory every 32,768 rows and at the end of the class.
 //!
+//! Where several machines read a shard of the rows each, a shard knows how many rows of a class others have ([`ClassScatter::skip`]), so that what it sums up
+//! weighs what it weighs in the whole, and shards add up ([`ClassScatter::merge`]).
+//!
 //! Legend: n rows, d width. An observation, not a function to differentiate.
 
 use candle_core::{DType, Result, Tensor};
@@ -22,6 +25,8 @@ pub enum Weigh {
 
 /// Rows that are summed up in f32 at most.
 const BLOCK: usize = 32_768;
+/// More rows than there are.
+const MOST: f64 = (1u64 << 53) as f64;
 
 /// The sums. Rows of a class that was closed by another's are refused: classes come one after the other.
 ///
@@ -45,9 +50,12 @@ pub struct ClassScatter {
     width: usize,
     /// Rows by class.
     count: Vec<f64>,
+    /// Rows of each class that are summed up elsewhere.
+    elsewhere: Vec<f64>,
     /// The mean by class; of the class at hand that of its blocks.
     mean: Vec<Vec<f64>>,
-    /// Σ_c w_c Σ (x − mean_c)(x − mean_c)ᵀ of closed classes, w_c = 1 or one over the class's rows: the lower triangle, row by row.
+    /// Σ_c w_c Σ (x − mean_c)(x − mean_c)ᵀ of closed classes, w_c = 1 or one over the class's rows, those elsewhere among them: the lower triangle, row by
+    /// row.
     products: Vec<f64>,
     open: Option<Open>,
 }
@@ -69,7 +77,8 @@ impl ClassScatter {
     /// Nothing seen.
     #[must_use]
     pub fn new(weigh: Weigh) -> Self {
-        Self { weigh, width: 0, count: Vec::new(), mean: Vec::new(), products: Vec::new(), open: None }
+        let (count, elsewhere, mean, products) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { weigh, width: 0, count, elsewhere, mean, products, open: None }
     }
 
     /// Bytes that any number of rows of `width` take: in main memory the products in f64, and on the device (which may be main memory, too) those of
@@ -116,16 +125,27 @@ impl ClassScatter {
         if open.rows >= BLOCK { self.fold() } else { Ok(()) }
     }
 
+    /// Rows of `class` that another shard sums up: until the class is closed.
+    pub(crate) fn skip(&mut self, rows: usize, class: usize) {
+        self.know(class);
+        self.elsewhere[class] += rows as f64;
+    }
+
+    fn know(&mut self, class: usize) {
+        if self.count.len() <= class {
+            self.count.resize(class + 1, 0.0);
+            self.elsewhere.resize(class + 1, 0.0);
+            self.mean.resize(class + 1, Vec::new());
+        }
+    }
+
     /// A class whose first rows are `x_nd`.
     fn begin(&mut self, x_nd: &Tensor, class: usize) -> Result<()> {
         let (n, d) = x_nd.dims2()?;
         if self.width == 0 {
             (self.width, self.products) = (d, vec![0.0; lower(d)]);
         }
-        if self.count.len() <= class {
-            self.count.resize(class + 1, 0.0);
-            self.mean.resize(class + 1, Vec::new());
-        }
+        self.know(class);
         let mean = (x_nd.to_dtype(DType::F64)?.sum(0)? / n as f64)?.to_dtype(DType::F32)?;
         let values = host::read(&[&mean])?.concat();
         let before = (0.0, vec![0.0; d], Vec::new());
@@ -172,7 +192,7 @@ impl ClassScatter {
 
     fn weight(&self, class: usize) -> f64 {
         match self.weigh {
-            Weigh::Classes => 1.0 / self.count[class],
+            Weigh::Classes => 1.0 / (self.count[class] + self.elsewhere[class]),
             Weigh::Rows => 1.0,
         }
     }
@@ -245,9 +265,163 @@ impl ClassScatter {
         }
         matrix
     }
+
+    /// Adds what another shard of the same rows has summed up: with x̄ the mean of a class, Σ (x − x̄)(x − x̄)ᵀ of both shards a and b is the sum of their own
+    /// and n_a n_b / (n_a + n_b) (x̄_a − x̄_b)(x̄_a − x̄_b)ᵀ. All classes of both are closed.
+    ///
+    /// # Errors
+    /// Rows of another width or weighed otherwise; shards that do not have the same rows in all.
+    pub(crate) fn merge(&mut self, other: &Self) -> Result<()> {
+        if other.width == 0 && other.count.is_empty() {
+            return Ok(());
+        }
+        if self.width == 0 && self.count.is_empty() {
+            *self = other.clone();
+            return Ok(());
+        }
+        let classes = self.count.len().max(other.count.len());
+        let all = |scatter: &Self, class: usize| -> f64 {
+            [&scatter.count, &scatter.elsewhere].iter().filter_map(|rows| rows.get(class)).sum()
+        };
+        let differ = |class: usize| all(self, class) != all(other, class);
+        let widths = [self.width, other.width];
+        let taken_twice = |class: usize| other.count.get(class) > self.elsewhere.get(class);
+        let wide = widths[0] != widths[1] && !widths.contains(&0);
+        if self.weigh != other.weigh || wide || (0..classes).any(|class| differ(class) || taken_twice(class)) {
+            candle_core::bail!("class_scatter: shards of other rows");
+        }
+        if self.width == 0 {
+            (self.width, self.products) = (other.width, vec![0.0; lower(other.width)]);
+        }
+        self.products.iter_mut().zip(&other.products).for_each(|(sum, x)| *sum += x);
+        for class in 0..classes {
+            let (Some(own), Some(others)) = (self.count.get(class).copied(), other.count.get(class).copied()) else {
+                continue;
+            };
+            if others == 0.0 {
+                continue;
+            }
+            let (share, weight) = (others / (own + others), self.weight(class));
+            if own == 0.0 {
+                self.mean[class].clone_from(&other.mean[class]);
+            } else {
+                let apart: Vec<f64> =
+                    other.mean[class].iter().zip(&self.mean[class]).map(|(other, own)| other - own).collect();
+                let mut products = self.products.iter_mut();
+                for row in 0..self.width {
+                    for (column, total) in (0..=row).zip(&mut products) {
+                        *total += weight * own * share * apart[row] * apart[column];
+                    }
+                }
+                self.mean[class].iter_mut().zip(&apart).for_each(|(mean, apart)| *mean += share * apart);
+            }
+            self.count[class] += others;
+            self.elsewhere[class] -= others;
+        }
+        Ok(())
+    }
+
+    /// Rows of each class, here and elsewhere; their means here, of a class without any zeros; the lower triangle of the products.
+    pub(crate) fn parts(&self) -> ([&[f64]; 2], Vec<f64>, &[f64]) {
+        let mean = |mean: &Vec<f64>| if mean.is_empty() { vec![0.0; self.width] } else { mean.clone() };
+        ([&self.count, &self.elsewhere], self.mean.iter().flat_map(mean).collect(), &self.products)
+    }
+
+    /// What [`parts`](Self::parts) said of rows of `width`; `None` where they do not fit together.
+    pub(crate) fn of_parts(
+        (weigh, width): (Weigh, usize),
+        [count, elsewhere]: [Vec<f64>; 2],
+        mean: &[f64],
+        products: Vec<f64>,
+    ) -> Option<Self> {
+        let counts = count.iter().chain(&elsewhere);
+        let fits = elsewhere.len() == count.len()
+            && Some(mean.len()) == count.len().checked_mul(width)
+            && products.len() == lower(width)
+            && (width > 0 || count.iter().all(|count| *count == 0.0))
+            && counts.into_iter().all(|count| count.fract() == 0.0 && (0.0..MOST).contains(count));
+        let means = mean.chunks_exact(width.max(1)).map(<[f64]>::to_vec);
+        let mean = if width == 0 { vec![Vec::new(); count.len()] } else { means.collect() };
+        fits.then_some(Self { weigh, width, count, elsewhere, mean, products, open: None })
+    }
 }
 
 /// Numbers in the lower triangle of a matrix of so many rows.
 fn lower(width: usize) -> usize {
     width * (width + 1) / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    /// Batches of each class as (shard, rows), by class: as shards see them, each its own, and as the whole does.
+    fn read(batches: &[Vec<(usize, Vec<f32>)>], d: usize, weigh: Weigh, shard: Option<usize>) -> ClassScatter {
+        let mut scatter = ClassScatter::new(weigh);
+        for (class, batches) in batches.iter().enumerate() {
+            for (owner, values) in batches {
+                let rows = values.len() / d;
+                if shard.is_none_or(|shard| shard == *owner) {
+                    scatter.push(&Tensor::from_slice(values, (rows, d), &Device::Cpu).unwrap(), class).unwrap();
+                } else {
+                    scatter.skip(rows, class);
+                }
+            }
+            scatter.close().unwrap();
+        }
+        scatter
+    }
+
+    /// However batches are dealt, also where a shard has none of a class, or none at all.
+    #[test]
+    fn shards_add_up_to_the_whole() {
+        let (d, mut next) = (3, 0.3f32);
+        let mut value = || {
+            next = (next * 7.3 + 0.19) % 1.0;
+            4.0 * next - 1.0
+        };
+        // (shard, rows) of each batch, by class.
+        let dealt: [&[(usize, usize)]; 4] =
+            [&[(0, 5), (1, 1), (2, 3), (0, 2)], &[(1, 4)], &[], &[(1, 2), (0, 6), (1, 1)]];
+        let batches: Vec<Vec<(usize, Vec<f32>)>> = dealt
+            .iter()
+            .map(|class| class.iter().map(|(owner, n)| (*owner, (0..n * d).map(|_| value()).collect())).collect())
+            .collect();
+        for (weigh, turn) in [(Weigh::Classes, 0), (Weigh::Classes, 2), (Weigh::Rows, 1), (Weigh::Rows, 2)] {
+            let whole = read(&batches, d, weigh, None);
+            let mut sum = read(&batches, d, weigh, Some(turn));
+            // The fourth shard is empty.
+            for other in 1..4 {
+                let scatter = read(&batches, d, weigh, Some((turn + other) % 4));
+                let ([here, elsewhere], mean, products) = scatter.parts();
+                let counts = [here.to_vec(), elsewhere.to_vec()];
+                let again = ClassScatter::of_parts((weigh, scatter.width()), counts, &mean, products.to_vec());
+                sum.merge(&again.unwrap()).unwrap();
+            }
+            assert_eq!(sum.count, whole.count);
+            assert!(sum.elsewhere.iter().all(|rows| *rows == 0.0));
+            // Products of numbers up to 3 in f32, some tens of them: 1e-5 is a hundred times their rounding.
+            let alike = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+            assert!(alike(&sum.matrix(), &whole.matrix()), "{:?} and {:?}", sum.matrix(), whole.matrix());
+            for class in 0..whole.classes() {
+                assert!(alike(&sum.mean(class).unwrap_or_default(), &whole.mean(class).unwrap_or_default()));
+            }
+        }
+    }
+
+    #[test]
+    fn shards_of_other_rows_do_not_add_up() {
+        let shard = |own: usize, elsewhere: usize| {
+            let mut scatter = ClassScatter::new(Weigh::Rows);
+            scatter.push(&Tensor::ones((own, 2), DType::F32, &Device::Cpu).unwrap(), 0).unwrap();
+            scatter.skip(elsewhere, 0);
+            scatter.close().unwrap();
+            scatter
+        };
+        assert!(shard(2, 3).merge(&shard(3, 2)).is_ok());
+        assert!(shard(2, 3).merge(&shard(3, 3)).is_err());
+        assert!(shard(3, 2).merge(&shard(3, 2)).is_err());
+    }
 }

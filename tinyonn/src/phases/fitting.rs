@@ -6,8 +6,12 @@ use super::inputs::{HeldInputs, SplitInputs};
 use super::run::Run;
 use crate::Result;
 use crate::checkpoint::ParamStore;
+use crate::data::TokenSet;
+use crate::decoder::{CausalLm, Mlp};
 use crate::imaging::inputs::Samples;
-use crate::imaging::{LabelBalance, Labels, NeuronScan, RowLabels, TokenPass, TokenScore, token_labels, token_prices};
+use crate::imaging::{
+    LabelBalance, Labels, NeuronScan, Prices, RowLabels, TokenPass, TokenScore, token_labels, token_prices,
+};
 use crate::model::TinyOnnForCausalLm;
 use crate::moe::RoutePer;
 use crate::train::{LevelAccuracy, Losses, RouterAccuracy, RouterFitter, refit, router_accuracy, row_accuracy};
@@ -68,11 +72,41 @@ pub struct TokenRows {
 impl Run<'_> {
     /// The tokens' own labels, if the run labels tokens.
     pub(super) fn token_rows(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Option<TokenRows>> {
+        if self.config.label != LabelUnit::Token {
+            return Ok(None);
+        }
+        if let Some(made) = self.passed_labels(scan, units)? {
+            return Ok(Some(made));
+        }
+        self.label_tokens(self.token_score(scan, units), self.config.label_balance).map(Some)
+    }
+
+    /// What the run labels tokens by.
+    pub(super) fn token_score<'a>(&'a self, scan: &'a NeuronScan, units: &'a [Vec<u32>]) -> TokenScore<'a> {
         let c = self.config;
-        let asked = c.label == LabelUnit::Token;
-        let by =
-            TokenScore { scan, score: c.labels, contrast: c.contrast, units, spec: &self.variant.spec, prices: None };
-        asked.then(|| self.label_tokens(by, c.label_balance)).transpose()
+        TokenScore { scan, score: c.labels, contrast: c.contrast, units, spec: &self.variant.spec, prices: None }
+    }
+
+    /// A pass over one token in `stride` of `set`.
+    pub(super) fn token_pass<'a>(
+        &'a self,
+        model: &'a CausalLm<Mlp>,
+        set: &'a TokenSet,
+        stride: usize,
+    ) -> TokenPass<'a, Mlp> {
+        TokenPass { model, set, options: self.scan_options(), stride, device: &self.device }
+    }
+
+    /// What choices cost on the training split, if `balance` shares tokens out by that.
+    pub(super) fn prices(
+        &self,
+        model: &CausalLm<Mlp>,
+        by: TokenScore<'_>,
+        balance: LabelBalance,
+    ) -> Result<Option<Vec<Prices>>> {
+        let train = &self.tokens.train;
+        let prices = || token_prices(&self.token_pass(model, train, self.stride_to(train, PRICED)), by);
+        (balance == LabelBalance::Sinkhorn).then(prices).transpose()
     }
 
     /// Labels the tokens of all splits, shared out by what choices cost on the training split if `balance` says so.
@@ -81,15 +115,9 @@ impl Run<'_> {
     /// Whatever the device reports.
     pub fn label_tokens(&self, by: TokenScore<'_>, balance: LabelBalance) -> Result<TokenRows> {
         let model = self.dense_model()?;
-        let train = &self.tokens.train;
-        let pass = |set, stride| {
-            let options = self.scan_options();
-            TokenPass { model: &model, set, options, stride, device: &self.device }
-        };
-        let prices = || token_prices(&pass(train, self.stride_to(train, PRICED)), by);
-        let prices = (balance == LabelBalance::Sinkhorn).then(prices).transpose()?;
+        let prices = self.prices(&model, by, balance)?;
         let by = TokenScore { prices: prices.as_deref(), ..by };
-        let of = |set| token_labels(&pass(set, self.stride(set)), by);
+        let of = |set| token_labels(&self.token_pass(&model, set, self.stride(set)), by);
         Ok(TokenRows {
             train: of(&self.tokens.train)?,
             validation: of(&self.tokens.validation)?,

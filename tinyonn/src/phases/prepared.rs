@@ -2,6 +2,7 @@
 
 use candle_core::Device;
 
+use super::row_passes::Passed;
 use super::run::Run;
 use super::text::Tokens;
 use super::{Dense, RunConfig, Text};
@@ -110,7 +111,7 @@ impl Prepared {
             dense: &self.dense,
             tokens: &self.tokens,
             ranks: None,
-            scanned: None,
+            passed: Passed::default(),
         }
     }
 }

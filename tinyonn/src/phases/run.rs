@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
 
 use super::inputs::{HeldInputs, Keeping, Split, SplitInputs};
+use super::row_passes::Passed;
 use super::text::{CorpusFigures, Tokens};
-use super::{Dense, LabelUnit, RunConfig, Text, weights};
+use super::{Dense, LabelUnit, RunConfig, Text};
 use crate::checkpoint::{self, ModelFolder, ParamStore, TaskPath, TinyOnnConfig, TinyOnnFolder, is_tinyonn};
 use crate::data::{Sampler, TokenSet};
 use crate::decoder::{Active, CausalLm, FeedForward, Pass};
@@ -21,7 +21,6 @@ use crate::imaging::{
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{ExpertsAre, LoadFigures, LoadMeter, RoutePer, Variant};
-use crate::ops::host;
 use crate::ranks::Collective;
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::evaluate::evaluate_load;
@@ -31,21 +30,8 @@ use crate::{Error, Result};
 
 /// In the folder of a run, what SMK logged.
 pub const METRICS: &str = "metrics.jsonl";
-/// Tokens of a task in each of the two batches whose logits are compared, about; of a large vocabulary fewer, whose logits are at most so many.
-const COMPARED: usize = 1024;
-const LOGITS: usize = 1 << 26;
 /// Draws of random labels, and dealings of labels to other tasks.
 const DRAWS: u64 = 3;
-
-/// The sparse model against the dense one on test text, all active, after writing it and reading it back.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct LosslessFigures {
-    /// The largest difference of two logits.
-    pub max_abs_diff: f64,
-    /// Whether all logits are equal bit for bit.
-    pub bit_equal: bool,
-}
 
 /// What every stage reads.
 ///
@@ -118,8 +104,8 @@ pub struct Run<'a> {
     pub tokens: &'a Tokens,
     /// Who trains with it, where there are several ranks: Surprise Min-K is shared, everything else each of them computes for itself.
     pub ranks: Option<&'a Arc<dyn Collective>>,
-    /// A file with its scan, if that was made before ([`Run::scan_shard`]).
-    pub scanned: Option<&'a Path>,
+    /// What passes over its text have made before.
+    pub passed: Passed<'a>,
 }
 
 /// Losses on the test split, at one time.
@@ -198,6 +184,13 @@ impl Run<'_> {
         self.targets(set).iter().sum::<usize>().div_ceil(count)
     }
 
+    /// Which rows of each split routers are given, in words.
+    pub(super) fn thinnings(&self) -> String {
+        let of = |set: &TokenSet, split| self.keeping().of(&self.targets(set), split);
+        let (train, held) = (of(&self.tokens.train, Split::Fitted), [&self.tokens.validation, &self.tokens.test]);
+        format!("{train:?} {:?}", held.map(|set| of(set, Split::HeldOut)))
+    }
+
     /// Nothing seen yet of `set`.
     pub(super) fn router_inputs(&self, set: &TokenSet, split: Split) -> RouterInputs {
         RouterInputs::new(self.dense.cfg.num_hidden_layers, self.keeping().of(&self.targets(set), split))
@@ -249,37 +242,6 @@ impl Run<'_> {
         )
     }
 
-    /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.
-    ///
-    /// # Errors
-    /// What the system or the device reports.
-    pub fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
-        let dir = self.config.out.join("upcycled");
-        self.write(store, &dir, ActiveMode::All, None)?;
-        let read = weights::load(TinyOnnFolder::open(&dir)?.folder(), self.config.dtype, &self.device)?;
-        let dense = self.dense_model()?;
-        let sparse = self.model(&read)?;
-        let mut figures = LosslessFigures { max_abs_diff: 0.0, bit_equal: true };
-        for task in 0..self.text.tasks.len() {
-            let most = COMPARED.min(LOGITS / self.dense.cfg.vocab_size.max(1));
-            let batch = self.config.batch.min(most.div_ceil(self.config.length)).max(1);
-            let batches = self.tokens.test.batches_of_task(task, self.config.length, batch, &self.device)?;
-            for batch in batches.take(2) {
-                let ids = batch?.inputs;
-                let a = host::values(&dense.logits(&ids, &Pass::all(), None)?)?;
-                let b = host::values(&sparse.logits(&ids, &Pass::all(), None)?)?;
-                for (a, b) in a.iter().zip(&b) {
-                    let equal = a.to_bits() == b.to_bits();
-                    // Where one of the two is no number the difference has no size.
-                    let apart = if equal { 0.0 } else { f64::from((a - b).abs()) };
-                    figures.max_abs_diff = figures.max_abs_diff.max(if apart.is_nan() { f64::INFINITY } else { apart });
-                    figures.bit_equal &= equal;
-                }
-            }
-        }
-        Ok(figures)
-    }
-
     /// What pictures take for experts: the neurons of slices; of replicas, which all have the same, runs of neurons.
     pub(super) fn pictured(&self, units: Option<&Vec<Vec<u32>>>) -> Vec<Vec<u32>> {
         let (width, experts) = (self.dense.cfg.intermediate_size, self.variant.spec.experts());
@@ -309,11 +271,14 @@ impl Run<'_> {
         format!("{}{contrasted}{balanced}{of_tokens}", self.config.labels.name())
     }
 
-    /// Router inputs of the held-out splits: forward passes only.
+    /// Router inputs of the held-out splits: forward passes only, unless they were made before.
     ///
     /// # Errors
     /// Whatever the device reports.
     pub fn held_inputs(&self) -> Result<HeldInputs> {
+        if let Some(made) = self.passed_held_inputs()? {
+            return Ok(made);
+        }
         let model = self.dense_model()?;
         let of = |set: &TokenSet| self.inputs(&model, set, &Pass::all());
         Ok(HeldInputs { validation: of(&self.tokens.validation)?, test: of(&self.tokens.test)? })

@@ -1,5 +1,5 @@
 //! The scan of phase 1: by the run itself, or by several machines without a network between them. Each of those reads a shard of the training text into a file
-//! of its own, the files are added up ([`StoredScan::sum`]), and phase 1 goes on with the sum ([`Run::scanned`]).
+//! of its own, the files are added up ([`StoredScan::sum`]), and phase 1 goes on with the sum ([`Passed`](super::Passed)).
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use crate::imaging::{NeuronScan, ScanFile, ScanRequest, Shard, StoredScan, scan,
 const KEPT_EVERY: Duration = Duration::from_mins(1);
 
 impl Run<'_> {
-    /// The image of the dense model's neurons on the training text, and what routers see of it: in one pass, unless the image is in [`scanned`](Self::scanned).
+    /// The image of the dense model's neurons on the training text, and what routers see of it: in one pass, unless the one or the other was made before
+    /// ([`passed`](Self::passed)).
     ///
     /// ```no_run
     /// use tinyonn::metrics::Stopwatch;
@@ -31,8 +32,14 @@ impl Run<'_> {
     /// A file that holds another scan; whatever the device reports.
     pub fn scan(&self) -> Result<(NeuronScan, SplitInputs)> {
         let model = self.dense_model()?;
-        if let Some(file) = self.scanned {
-            return Ok((self.read_scan(file)?, self.own_inputs(&model, &Pass::all())?));
+        match (self.passed.scan.map(|file| self.read_scan(file)).transpose()?, self.passed_inputs()?) {
+            (Some(scan), Some(inputs)) => return Ok((scan, inputs)),
+            (Some(scan), None) => return Ok((scan, self.own_inputs(&model, &Pass::all())?)),
+            (None, Some(inputs)) => {
+                let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, None)?;
+                return Ok((scan, inputs));
+            }
+            (None, None) => {}
         }
         let mut inputs = self.router_inputs(&self.tokens.train, Split::Fitted);
         let scan = scan(&model, &self.tokens.train, self.scan_options(), &self.device, Some(&mut inputs))?;
@@ -45,7 +52,7 @@ impl Run<'_> {
     /// use std::path::PathBuf;
     /// use tinyonn::imaging::{Shard, StoredScan};
     /// use tinyonn::metrics::Stopwatch;
-    /// use tinyonn::phases::{Prepared, Run, RunConfig};
+    /// use tinyonn::phases::{Passed, Prepared, Run, RunConfig};
     ///
     /// let (config, mut watch) = (RunConfig::quick(), Stopwatch::new());
     /// let prepared = Prepared::new(&config, &mut watch, None)?;
@@ -58,7 +65,7 @@ impl Run<'_> {
     /// let whole = "whole.safetensors".as_ref();
     /// StoredScan::sum(vec![half(0)?, half(1)?], false)?.save(whole)?;
     /// // And from there on one.
-    /// let run = Run { scanned: Some(whole), ..prepared.run(&config) };
+    /// let run = Run { passed: Passed { scan: Some(whole), ..Passed::default() }, ..prepared.run(&config) };
     /// let (image, inputs) = run.scan()?;
     /// assert_eq!(image.sums.len(), inputs.tokens.len()); // of every layer
     /// println!("{:.3} nats a token", run.phase1(&mut watch)?.before.routed.mean);
@@ -88,7 +95,7 @@ impl Run<'_> {
         ScanFile { path, corpus: &self.text.sha256, model, every: KEPT_EVERY }
     }
 
-    fn model_sha256(&self) -> Result<String> {
+    pub(super) fn model_sha256(&self) -> Result<String> {
         ModelFolder::open(&self.dense.dir)?.sha256()
     }
 }

@@ -59,8 +59,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::dense::CHECKPOINT;
+use super::lossless::LosslessFigures;
 use super::prepared::Prepared;
-use super::run::{LosslessFigures, METRICS, Run};
+use super::run::{METRICS, Run};
 use super::sparse_layers::{Making, SparseModel};
 use super::sparsify_from::LeftBySparsify;
 use super::text::CorpusFigures;

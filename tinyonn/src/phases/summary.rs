@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::run::LosslessFigures;
+use super::lossless::LosslessFigures;
 use super::text::CorpusFigures;
 use crate::imaging::LabelStatistics;
 use crate::moe::LoadFigures;

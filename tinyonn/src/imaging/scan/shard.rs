@@ -23,14 +23,14 @@ impl Shard {
     /// Shards of one text, or of one grid, at most.
     pub const MOST: usize = 1 << 16;
 
-    pub(in crate::imaging) fn check(self) -> Result<()> {
+    pub(crate) fn check(self) -> Result<()> {
         if self.index < self.of && self.of <= Self::MOST {
             return Ok(());
         }
         Err(Error::setting("shard", format!("there is no shard {self}"), SHARD))
     }
 
-    pub(super) fn has(self, batch: usize) -> bool {
+    pub(in crate::imaging) fn has(self, batch: usize) -> bool {
         batch % self.of == self.index
     }
 }

@@ -204,7 +204,7 @@ impl<'a> Keeper<'a> {
 /// A card by its own name: sums of two kinds of cards differ in their last digits.
 // Only the driver can fail to tell.
 #[cfg_attr(not(feature = "cuda"), allow(clippy::unnecessary_wraps))]
-fn name_of(device: &Device) -> Result<String> {
+pub(crate) fn name_of(device: &Device) -> Result<String> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => crate::ops::nccl::card_name(device),

@@ -1,51 +1,14 @@
-//! The tensors of a scan's file, to bytes and back.
+//! The tensors of a scan's file, read back.
 
 use std::path::Path;
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensorError};
+use safetensors::Dtype;
 
 use super::{DAMAGED, Record, SUMS};
 use crate::checkpoint::MappedSafetensors;
 use crate::imaging::{NeuronScan, Units};
 use crate::ops::{Log1pScale, NeuronSums, UnitSums};
 use crate::{Error, Result};
-
-/// A tensor as it is stored.
-pub(super) struct Stored {
-    pub(super) name: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Stored {
-    /// One row, as a vector.
-    pub(super) fn values(name: String, values: &Vec<f64>) -> Self {
-        Self { shape: vec![values.len()], ..Self::rows(name, &[values]) }
-    }
-
-    /// Rows of equal length.
-    pub(super) fn rows(name: String, rows: &[&Vec<f64>]) -> Self {
-        let shape = vec![rows.len(), rows.first().map_or(0, |row| row.len())];
-        let bytes = rows.iter().flat_map(|row| row.iter()).flat_map(|x| x.to_le_bytes()).collect();
-        Self { name, dtype: SUMS, shape, bytes }
-    }
-
-    /// Numbers of neurons' experts.
-    pub(super) fn words(name: String, words: &[u32]) -> Self {
-        let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        Self { name, dtype: Dtype::U32, shape: vec![words.len()], bytes }
-    }
-
-    pub(super) fn view(&self) -> Result<TensorView<'_>, SafeTensorError> {
-        TensorView::new(self.dtype, self.shape.clone(), &self.bytes)
-    }
-
-    pub(super) fn content(&self) -> (&str, &[u8]) {
-        (&self.name, &self.bytes)
-    }
-}
 
 /// A file whose digest was right.
 pub(super) struct Contents<'a> {

@@ -1,0 +1,334 @@
+//! What a shard of a pass over a run's text has made, on disk ([`PassFile`]): rows, each of a batch of the text, and of the rows that routers are fitted to how
+//! more of them scatter; with what they were made from, so that files of one text, model and settings add up to what one process makes, and no others do.
+//!
+//! A safetensors file: by split and kind of rows `{split}.{kind}.batches` `[n, 1]` u32 and columns `[n, ..]`, f32 or u32; by layer `scatter.{i}.rows`, `.means`
+//! and `.products`, f64. The metadata `tinyonn.pass` is JSON: the record and a SHA-256 over record and tensors.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::dealt_rows::DealtRows;
+use crate::checkpoint::MappedSafetensors;
+use crate::checkpoint::recorded::{self, Recorded, StoredTensor};
+use crate::imaging::Shard;
+use crate::ops::{ClassScatter, Weigh};
+use crate::{Error, Result};
+
+/// The metadata's key.
+const KEY: &str = "tinyonn.pass";
+const FORMAT: u64 = 1;
+const DAMAGED: &str = "the file is damaged: make the pass again, or copy the file again";
+
+/// Passes over the text of a run that make rows.
+///
+/// ```
+/// use tinyonn::phases::RowPass;
+/// assert_eq!([RowPass::Inputs, RowPass::Labels].map(|pass| pass.to_string()), ["inputs", "labels"]);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum RowPass {
+    /// What routers see of each split.
+    Inputs,
+    /// The labels that tokens have of their own.
+    Labels,
+}
+
+impl fmt::Display for RowPass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inputs => "inputs",
+            Self::Labels => "labels",
+        })
+    }
+}
+
+/// What the rows were made from and with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    format: u64,
+    version: String,
+    pass: RowPass,
+    /// All that decides the rows, by name.
+    of: BTreeMap<String, String>,
+    /// What passes computed in.
+    dtype: String,
+    /// What they computed on.
+    devices: BTreeSet<String>,
+    shards: Vec<Shard>,
+    /// How classes count in the scatter, where there is any.
+    by_rows: Option<bool>,
+}
+
+impl Record {
+    pub(super) fn new(
+        pass: RowPass,
+        of: BTreeMap<String, String>,
+        (dtype, device, shard): (&str, String, Shard),
+    ) -> Self {
+        let (dtype, version, shards) = (dtype.to_owned(), env!("CARGO_PKG_VERSION").into(), vec![shard]);
+        Self { format: FORMAT, version, pass, of, dtype, devices: [device].into(), shards, by_rows: None }
+    }
+
+    /// What this record has other than `other`, in words; of what passes computed in and on nothing, if `mixed`.
+    fn differs_from(&self, other: &Self, mixed: bool) -> Option<String> {
+        if self.pass != other.pass {
+            return Some(format!("pass ({} and {})", self.pass, other.pass));
+        }
+        if self.version != other.version {
+            return Some(format!("version of this program ({} and {})", self.version, other.version));
+        }
+        let names: BTreeSet<&String> = self.of.keys().chain(other.of.keys()).collect();
+        if let Some(name) = names.into_iter().find(|name| self.of.get(*name) != other.of.get(*name)) {
+            return Some(name.clone());
+        }
+        let joined = |devices: &BTreeSet<String>| devices.iter().cloned().collect::<Vec<_>>().join(" and ");
+        let [own, others] = [self, other].map(|record| joined(&record.devices));
+        match mixed {
+            false if self.dtype != other.dtype => Some(format!("dtype ({} and {})", self.dtype, other.dtype)),
+            false if own != others => Some(format!("device ({own} and {others})")),
+            _ => None,
+        }
+    }
+
+    /// The shards that are not here.
+    fn missing(&self) -> Vec<Shard> {
+        let of = self.shards.first().map_or(0, |shard| shard.of);
+        (0..of).map(|index| Shard { index, of }).filter(|shard| !self.shards.contains(shard)).collect()
+    }
+
+    fn is_possible(&self) -> bool {
+        let of = self.shards.first().map_or(0, |shard| shard.of);
+        let distinct: BTreeSet<usize> = self.shards.iter().map(|shard| shard.index).collect();
+        of > 0
+            && distinct.len() == self.shards.len()
+            && self.shards.iter().all(|shard| shard.of == of && shard.check().is_ok())
+    }
+}
+
+/// What a shard of a pass has made, or several shards together.
+///
+/// ```no_run
+/// use std::path::PathBuf;
+/// use tinyonn::imaging::Shard;
+/// use tinyonn::metrics::Stopwatch;
+/// use tinyonn::phases::{Passed, PassFile, Prepared, RowPass, Run, RunConfig};
+///
+/// let (config, mut watch) = (RunConfig::quick(), Stopwatch::new());
+/// let prepared = Prepared::new(&config, &mut watch, None)?;
+/// // On two machines, each a half.
+/// let half = |index: usize| -> tinyonn::Result<(PathBuf, PassFile)> {
+///     let made = prepared.run(&config).rows_shard(RowPass::Inputs, Shard { index, of: 2 })?;
+///     let path = PathBuf::from(format!("half-{index}.safetensors"));
+///     made.save(&path)?;
+///     Ok((path.clone(), PassFile::load(&path)?))
+/// };
+/// let whole = PassFile::sum(vec![half(0)?, half(1)?], false)?;
+/// assert!(whole.missing().is_empty() && whole.pass() == RowPass::Inputs && whole.rows() > 0);
+/// whole.save("whole.safetensors")?;
+/// // And from there on one, which does not read the training text for them again.
+/// let passed = Passed { inputs: Some("whole.safetensors".as_ref()), ..Passed::default() };
+/// let run = Run { passed, ..prepared.run(&config) };
+/// println!("{:.3} nats a token", run.phase1(&mut watch)?.before.routed.mean);
+/// # Ok::<(), tinyonn::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct PassFile {
+    pub(super) record: Record,
+    /// By split and kind.
+    pub(super) tables: BTreeMap<String, DealtRows>,
+    /// By layer, where it is summed up.
+    pub(super) scatter: Vec<ClassScatter>,
+}
+
+impl PassFile {
+    /// Whether the file says that it is one: scans are not.
+    ///
+    /// # Errors
+    /// What is no safetensors file.
+    pub fn is_one(path: impl AsRef<Path>) -> Result<bool> {
+        Ok(MappedSafetensors::open(path)?.metadata(KEY).is_some())
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A file that is none, is damaged, or of another format.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let damaged = |problem: &str| Error::file(path, problem.to_owned(), DAMAGED);
+        let foreign = |problem: Option<String>| {
+            let problem = problem.map_or("holds no pass".into(), |problem| format!("holds no pass: {problem}"));
+            Error::file(path, problem, "give a file that --pass or --merge wrote")
+        };
+        let stored = Recorded::open(path, KEY)?.map_err(foreign)?;
+        if stored.record["format"] != FORMAT {
+            let problem = format!("holds a pass of format {}, this version reads {FORMAT}", stored.record["format"]);
+            return Err(Error::file(path, problem, "read it with the program that wrote it, or make the pass again"));
+        }
+        if !stored.check()? {
+            return Err(damaged("its rows are not those that were written"));
+        }
+        let record: Record = serde_json::from_value(stored.record.clone()).map_err(|e| damaged(&e.to_string()))?;
+        let file = stored.file();
+        let names: BTreeSet<String> = file.names().filter_map(|name| Some(table_of(name)?.to_owned())).collect();
+        let table = |name: String| {
+            let rows = DealtRows::read(file, &name).ok_or_else(|| damaged("its rows contradict each other"))?;
+            Ok::<_, Error>((name, rows))
+        };
+        let tables = names.into_iter().map(table).collect::<Result<_>>()?;
+        let weigh = record.by_rows.map(|by_rows| if by_rows { Weigh::Rows } else { Weigh::Classes });
+        let scatter = weigh.map(|weigh| scatter(file, weigh).ok_or_else(|| damaged("its scatter contradicts itself")));
+        if !record.is_possible() {
+            return Err(damaged("its record contradicts itself"));
+        }
+        Ok(Self { record, tables, scatter: scatter.transpose()?.unwrap_or_default() })
+    }
+
+    /// Writes it, whole or not at all.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let by_rows = self.scatter.first().map(|scatter| scatter.weigh() == Weigh::Rows);
+        let record = serde_json::to_value(Record { by_rows, ..self.record.clone() });
+        let record = record.map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
+        let mut tensors: Vec<StoredTensor> = self.tables.iter().flat_map(|(name, rows)| rows.tensors(name)).collect();
+        for (layer, scatter) in self.scatter.iter().enumerate() {
+            let ([here, elsewhere], means, products) = scatter.parts();
+            let at = |what: &str| format!("{SCATTER}.{layer}.{what}");
+            let means: Vec<&[f64]> =
+                if scatter.width() == 0 { Vec::new() } else { means.chunks_exact(scatter.width()).collect() };
+            tensors.push(StoredTensor::rows(at("rows"), &[here, elsewhere]));
+            tensors.push(StoredTensor::rows(at("means"), &means));
+            tensors.push(StoredTensor::values(at("products"), products));
+        }
+        recorded::write(path, KEY, &record, tensors)
+    }
+
+    /// The sum of files, each with where it lies: the same bytes in whatever order they are given. `mixed` lets those be added up that were computed in several
+    /// types, or on several kinds of device.
+    ///
+    /// # Errors
+    /// No file; files of another pass, text, model or setting, and the file and what is other are named; a shard that is there twice, or of another number of
+    /// them.
+    pub fn sum(mut files: Vec<(PathBuf, Self)>, mixed: bool) -> Result<Self> {
+        files.sort_by_cached_key(|(_, file)| file.record.shards.iter().map(|shard| (shard.of, shard.index)).min());
+        let mut files = files.into_iter();
+        let Some((first, mut sum)) = files.next() else {
+            return Err(Error::setting("merge", "no file is given", "name one file of a pass or more"));
+        };
+        for (path, file) in files {
+            if let Some(what) = file.record.differs_from(&sum.record, mixed) {
+                let problem = format!("is of another {what} than {}", first.display());
+                return Err(Error::file(path, problem, "merge the shards of one pass, model, text and settings"));
+            }
+            let both = |shard: &&Shard| sum.record.shards.iter().any(|own| own.of != shard.of || own == *shard);
+            if let Some(shard) = file.record.shards.iter().find(both) {
+                let problem = format!("holds shard {shard}, which is here already or was dealt otherwise");
+                return Err(Error::file(path, problem, "merge each shard I/N of one N once"));
+            }
+            sum.add(file).map_err(|()| Error::file(path, "its rows are none of the other files'", DAMAGED))?;
+        }
+        sum.record.shards.sort_by_key(|shard| shard.index);
+        sum.tables = sum.tables.into_iter().map(|(name, rows)| (name, rows.into_order())).collect();
+        Ok(sum)
+    }
+
+    fn add(&mut self, other: Self) -> Result<(), ()> {
+        if self.tables.len() != other.tables.len() || self.scatter.len() != other.scatter.len() {
+            return Err(());
+        }
+        for ((name, own), (others_name, others)) in self.tables.iter_mut().zip(other.tables) {
+            if *name != others_name || !own.append(others) {
+                return Err(());
+            }
+        }
+        self.scatter.iter_mut().zip(&other.scatter).try_for_each(|(own, other)| own.merge(other)).map_err(drop)?;
+        self.record.shards.extend(other.record.shards);
+        self.record.devices.extend(other.record.devices);
+        if self.record.dtype != other.record.dtype {
+            self.record.dtype = format!("{}+{}", self.record.dtype, other.record.dtype);
+        }
+        Ok(())
+    }
+
+    /// Which pass.
+    #[must_use]
+    pub fn pass(&self) -> RowPass {
+        self.record.pass
+    }
+
+    /// Rows in all.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.tables.values().map(DealtRows::count).sum()
+    }
+
+    /// The shards that are not here.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Shard> {
+        self.record.missing()
+    }
+
+    /// Refuses a file, which lies at `path`, that is not the whole of what `own` would have made.
+    pub(super) fn refuse_other(&self, path: &Path, own: &Record) -> Result<()> {
+        if let Some(what) = self.record.differs_from(own, true) {
+            let problem = format!("holds what a pass made of another {what}");
+            return Err(Error::file(path, problem, "give what a pass of this model, text and settings made"));
+        }
+        if self.record.dtype.split('+').all(|dtype| dtype != own.dtype) {
+            let problem =
+                format!("was made by passes in {}, and this run computes in {}", self.record.dtype, own.dtype);
+            return Err(Error::file(path, problem, "give what passes of this --dtype made"));
+        }
+        match self.missing().first() {
+            Some(shard) => Err(Error::file(path, format!("lacks shard {shard}"), "add up all shards with --merge")),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the rows of a split and kind out.
+    pub(super) fn take(&mut self, path: &Path, table: &str) -> Result<DealtRows> {
+        self.tables.remove(table).ok_or_else(|| Error::file(path, format!("has no rows `{table}`"), DAMAGED))
+    }
+
+    /// That a column is missing or not as the model has it.
+    pub(super) fn contradicts(path: &Path) -> Error {
+        Error::file(path, "its rows are not those of this model", DAMAGED)
+    }
+}
+
+const SCATTER: &str = "scatter";
+
+/// The split and kind of rows that a tensor belongs to.
+fn table_of(name: &str) -> Option<&str> {
+    let (end, _) = name.match_indices('.').nth(1)?;
+    (!name.starts_with(SCATTER)).then_some(&name[..end])
+}
+
+/// The scatter of every layer that the file has; `None` where it cannot have been written.
+fn scatter(file: &MappedSafetensors, weigh: Weigh) -> Option<Vec<ClassScatter>> {
+    let layers = (0..).take_while(|layer| file.info(&format!("{SCATTER}.{layer}.rows")).is_some());
+    layers
+        .map(|layer| {
+            let values = |what: &str| {
+                let name = format!("{SCATTER}.{layer}.{what}");
+                let info = file.info(&name).filter(|info| info.dtype == Dtype::F64)?;
+                let (words, _) = file.bytes(&name).ok()?.as_chunks::<8>();
+                Some((info.shape.clone(), words.iter().map(|word| f64::from_le_bytes(*word)).collect::<Vec<_>>()))
+            };
+            let ((_, rows), (shape, means), (_, products)) = (values("rows")?, values("means")?, values("products")?);
+            let width = shape.get(1).copied().unwrap_or(0);
+            let (here, elsewhere) = rows.split_at(rows.len() / 2);
+            ClassScatter::of_parts((weigh, width), [here.to_vec(), elsewhere.to_vec()], &means, products)
+        })
+        .collect()
+}
