@@ -31,6 +31,10 @@ pub struct Study {
 pub const COMPARE: Study =
     Study { name: "compare", program: "exp_compare", title: "Does ∫SPS route better than anything else?" };
 
+/// The same of a model of a hundred million parameters.
+pub const COMPARE_LARGE: Study =
+    Study { name: "compare_large", program: "exp_compare", title: "Does it at a hundred million parameters?" };
+
 /// The study of forgetting.
 pub const FORGETTING: Study =
     Study { name: "forgetting", program: "exp_forgetting", title: "Does Surprise Min-K forget less?" };
@@ -50,7 +54,7 @@ pub const EVIDENCE: Study = Study {
 pub const GROWTH: Study = Study { name: "growth", program: "exp_growth", title: "What does growth buy?" };
 
 /// All of them, in the order in which they are told.
-pub const STUDIES: [Study; 5] = [EVIDENCE, COMPARE, FORGETTING, FORGETTING_PRETRAINED, GROWTH];
+pub const STUDIES: [Study; 6] = [EVIDENCE, COMPARE, COMPARE_LARGE, FORGETTING, FORGETTING_PRETRAINED, GROWTH];
 
 /// What tells a page that the study wrote from any other.
 pub(crate) fn mark(study: &Study) -> String {

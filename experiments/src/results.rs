@@ -20,6 +20,7 @@ fn whole_parts() -> [Declared; STUDIES.len()] {
     [
         EvidenceConfig::default().declared(),
         CompareConfig::default().declared(),
+        CompareConfig::large().declared(),
         StudyConfig::default().declared(),
         StudyConfig::pretrained().declared(),
         GrowthConfig::default().declared(),

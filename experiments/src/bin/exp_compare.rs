@@ -28,6 +28,7 @@ use tinyonn::{Error, Result};
     after_help = "Examples:
   exp_compare                                               the whole of it (under 30 minutes on two cores, and six pretrainings)
   exp_compare --quick                                       a first look, some minutes
+  exp_compare --large --device cuda --dtype bf16            of 114 million parameters, some minutes of one GPU
   exp_compare --config mine.toml --out runs/mine            results in runs/mine/RESULTS.md
   exp_compare --out shared/runs --shard 0/8                 one of eight machines, into a folder that all see; then
   exp_compare --out shared/runs                             without it: what a shard has left, and the results
@@ -48,6 +49,10 @@ struct Cli {
     /// A first look: two seeds, one text, few cells
     #[arg(long)]
     quick: bool,
+    /// Of a Qwen3 of 114 million parameters on the seven kinds of text of scripts/fetch_material.sh, in ./material: one seed, every source of labels at a
+    /// quarter and at half of the experts; for a GPU
+    #[arg(long, conflicts_with = "quick")]
+    large: bool,
     /// A TOML file of settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -61,7 +66,7 @@ struct Cli {
     #[arg(long)]
     overwrite: bool,
     /// Runs nothing: writes the results and the page anew from the records of --out, whatever sources computed them
-    #[arg(long, conflicts_with_all = ["quick", "config", "jobs", "seeds", "device", "dtype", "shard"])]
+    #[arg(long, conflicts_with_all = ["quick", "large", "config", "jobs", "seeds", "device", "dtype", "shard"])]
     report: bool,
     /// Runs one subject: what the program starts itself with
     #[arg(long, value_names = ["TEXT", "SEED"], num_args = 2, hide = true)]
@@ -101,7 +106,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let base = if cli.quick { CompareConfig::quick() } else { CompareConfig::default() };
+    let base = match (cli.quick, cli.large) {
+        (true, _) => CompareConfig::quick(),
+        (_, true) => CompareConfig::large(),
+        _ => CompareConfig::default(),
+    };
     let config: CompareConfig = layered(&base, cli.config.as_deref(), &cli.flags)?;
     let started = Instant::now();
     let (config, ran) = if cli.report {
@@ -186,10 +195,18 @@ fn write(_: &Outcome, _: &[Trial], config: &CompareConfig, _: &[(String, String)
 
 /// What makes the same comparison: the command, where it is the default one of other seeds.
 fn again(config: &CompareConfig) -> String {
-    let CompareConfig { out, results, cache, seeds, .. } = config.clone();
+    let CompareConfig { out, results, cache, seeds, device, dtype, .. } = config.clone();
     let listed = seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    if *config == (CompareConfig { out, results, cache, seeds, ..CompareConfig::default() }) {
+    let as_here = |other: CompareConfig| {
+        let (out, results, cache, seeds) = (out.clone(), results.clone(), cache.clone(), seeds.clone());
+        let corpora = if other.corpora.len() == 1 { config.corpora.clone() } else { other.corpora.clone() };
+        *config == (CompareConfig { out, results, cache, seeds, device, dtype, corpora, ..other })
+    };
+    if as_here(CompareConfig::default()) {
         return format!("`cargo run --release --bin exp_compare -- --seeds {listed}`");
+    }
+    if as_here(CompareConfig::large()) {
+        return format!("`cargo run --release --bin exp_compare -- --large --device {device} --dtype {dtype}`");
     }
     format!("`exp_compare --config FILE`, FILE with the settings of {}/compare.json", config.out.display())
 }

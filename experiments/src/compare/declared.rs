@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::claim::{RIVALS, is_asked};
 use super::{Cell, CompareConfig};
 use crate::causal;
-use crate::fragments::{COMPARE, Declared, DeclaredTable};
+use crate::fragments::{COMPARE, COMPARE_LARGE, Declared, DeclaredTable, Study};
 use crate::frontier::times;
 use crate::pages::causal::chosen_by;
 use serde_json::Value;
@@ -13,6 +13,11 @@ use tinyonn::imaging::{Form, LabelSource};
 use tinyonn::ops::GradSite;
 
 impl CompareConfig {
+    /// Its part of the results: another of models whose shape is [`large`](Self::large)'s.
+    pub(super) fn study(&self) -> &'static Study {
+        if self.dense == Self::large().dense { &COMPARE_LARGE } else { &COMPARE }
+    }
+
     /// What its results must hold once all of it has run.
     #[must_use]
     pub fn declared(&self) -> Declared {
@@ -33,14 +38,19 @@ impl CompareConfig {
             ]);
         }
         tables.retain(|table| !table.rows.is_empty());
-        Declared { study: COMPARE.name.into(), seeds: self.seeds.clone(), settings: self.deciding(), tables }
+        Declared { study: self.study().name.into(), seeds: self.seeds.clone(), settings: self.deciding(), tables }
     }
 }
 
 impl CompareConfig {
-    /// The settings that decide what is found, but for the seeds: not where it is kept, nor where it is computed.
+    /// The settings that decide what is found, but for the seeds: not where it is kept, where it is computed, nor where text lies, which is known by
+    /// its SHA-256.
     fn deciding(&self) -> Value {
-        let all = serde_json::to_value(self).unwrap_or_default();
+        let mut named = self.clone();
+        for source in named.corpora.iter_mut().flat_map(|corpus| &mut corpus.data) {
+            source.truncate(source.find('=').unwrap_or(source.len()));
+        }
+        let all = serde_json::to_value(named).unwrap_or_default();
         let Value::Object(mut all) = all else { return all };
         all.retain(|key, _| !matches!(key.as_str(), "out" | "results" | "cache" | "device" | "seeds"));
         Value::Object(all)

@@ -1,11 +1,11 @@
-//! The comparison that is run unless a file says otherwise.
+//! The comparisons that are run unless a file says otherwise: the default one, a first look, and one of a larger model.
 
 use super::{Cell, CompareConfig, CorpusConfig, Product};
 use tinyonn::data::TOOLCHAIN;
 use tinyonn::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score};
 use tinyonn::ops::GradSite;
 use tinyonn::phases::{DenseShape, DeviceName, LabelUnit, RunConfig};
-use tinyonn::train::{FitBy, Precision, PretrainConfig, Projection, RouterFitConfig};
+use tinyonn::train::{FitBy, OptimizerConfig, Precision, PretrainConfig, Projection, RouterFitConfig};
 
 /// The partitions that are compared. Those of marks are asked of a pretrained model.
 pub(crate) const PARTITIONS: [Partition; 7] = [
@@ -49,7 +49,46 @@ impl Default for CompareConfig {
     }
 }
 
+/// Kinds of text that `scripts/fetch_material.sh` brings.
+const MATERIAL: [&str; 7] = ["c", "dictionary", "english", "french", "german", "python", "rust"];
+
 impl CompareConfig {
+    /// That of a Qwen3 of 114 million parameters, pretrained on real text: one seed, one partition, every source of labels at a quarter and at half of the
+    /// experts, along their paths and through routers. The search for the lowest loss is left out: of so many layers it would take hours.
+    #[must_use]
+    pub fn large() -> Self {
+        let best = Cell { top_k: vec![5, 5], router: RouterFitConfig::default(), ..Cell::default() };
+        let shares = vec![vec![5, 5], vec![7, 7]];
+        let of =
+            |routed| Product { labels: sources(), top_k: shares.clone(), routed: vec![routed], ..Product::default() };
+        let optimizer = OptimizerConfig { rate: 6e-4, ..PretrainConfig::DEFAULT.optimizer };
+        Self {
+            out: "runs/compare-large".into(),
+            corpora: vec![CorpusConfig {
+                name: "material".into(),
+                data: MATERIAL.map(|kind| format!("{kind}=material/text/{kind}")).to_vec(),
+            }],
+            seeds: vec![0],
+            dense: DenseShape {
+                vocab_size: 16_384,
+                hidden_size: 768,
+                intermediate_size: 2048,
+                num_hidden_layers: 16,
+                num_attention_heads: 12,
+                num_key_value_heads: 4,
+                head_dim: 64,
+            },
+            pretrain: PretrainConfig { steps: 3000, batch: 64, warmup: 200, optimizer, ..PretrainConfig::DEFAULT },
+            length: 512,
+            batch: 16,
+            scan_tokens: 131_072,
+            test_tokens: 16_384,
+            products: vec![of(false), of(true)],
+            best,
+            ..Self::default()
+        }
+    }
+
     /// A first look: two seeds of one text, pretrained briefly, and few cells.
     #[must_use]
     pub fn quick() -> Self {
@@ -77,17 +116,18 @@ impl CompareConfig {
     }
 }
 
+/// Every source of labels that reads an image, and random paths.
+fn sources() -> Vec<LabelSource> {
+    let by = |score, how| LabelSource::By(score, how);
+    let scores = Score::ALL.into_iter().map(|score| by(score, How::Best));
+    let controls = [by(Score::Sps, How::Lowest), by(Score::Sps, How::OnePath), LabelSource::Random];
+    let permuted = [Score::Sps, Score::Activation, Score::ActivationPlusSurprise, Score::TaylorMagnitude];
+    scores.chain(controls).chain(permuted.map(|score| by(score, How::Permuted))).collect()
+}
+
 fn products(best: &Cell) -> Vec<Product> {
     let by = |score, how| LabelSource::By(score, how);
-    let sources: Vec<LabelSource> = Score::ALL
-        .into_iter()
-        .map(|score| by(score, How::Best))
-        .chain([by(Score::Sps, How::Lowest), by(Score::Sps, How::OnePath), LabelSource::Random])
-        .chain(
-            [Score::Sps, Score::Activation, Score::ActivationPlusSurprise, Score::TaylorMagnitude]
-                .map(|score| by(score, How::Permuted)),
-        )
-        .collect();
+    let sources = sources();
     let rivals = vec![
         LabelSource::SPS,
         by(Score::Sps, How::Permuted),

@@ -3,7 +3,6 @@
 use super::claim::{Trial, verdict};
 use super::outcome::{Finished, Outcome, Via};
 use super::{Cell, CompareConfig, causal};
-use crate::fragments::COMPARE;
 use crate::report::{BarSeries, Bars, Figure, Lines, Page, Section, Series, SeriesStyle};
 use tinyonn::Result;
 use tinyonn::imaging::LabelSource;
@@ -37,7 +36,7 @@ pub fn write_report(outcome: &Outcome, trials: &[Trial], config: &CompareConfig)
         });
     }
     let page = Page {
-        title: COMPARE.title.into(),
+        title: config.study().title.into(),
         lead: verdict(trials),
         facts: vec![
             ("seeds".into(), config.seeds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),

@@ -8,7 +8,7 @@ use super::outcome::Outcome;
 use super::router_table::loads;
 use super::told::Told;
 use super::{CompareConfig, causal};
-use crate::fragments::{self, COMPARE};
+use crate::fragments;
 use tinyonn::Result;
 
 impl Outcome {
@@ -40,7 +40,7 @@ pub fn write_results(
     config: &CompareConfig,
     provenance: &[(String, String)],
 ) -> Result<()> {
-    let mut page = format!("# {}\n\n", COMPARE.title);
+    let mut page = format!("# {}\n\n", config.study().title);
     let mut said = verdict(trials).into_iter();
     if let Some(answer) = said.next() {
         let _ = writeln!(page, "**{answer}**\n");
@@ -49,7 +49,7 @@ pub fn write_results(
     outcome.in_short(config, trials).into_iter().chain(said).chain(needed).for_each(|line| {
         let _ = writeln!(page, "- {line}");
     });
-    let _ = write!(page, "\n{}\n\n", fragments::mark(&COMPARE));
+    let _ = write!(page, "\n{}\n\n", fragments::mark(config.study()));
     for (name, value) in provenance {
         let _ = writeln!(page, "- {name}: {value}");
     }
