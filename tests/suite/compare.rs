@@ -11,7 +11,7 @@ use experiments::compare::{
     Cell, CompareConfig, CorpusConfig, Difference, Outcome, Product, RIVALS, Trial, run_subject, verdict, write_report,
     write_results,
 };
-use experiments::fragments::{COMPARE, Written};
+use experiments::fragments::{COMPARE, COMPARE_LARGE, Written};
 use rstest::rstest;
 use tempfile::TempDir;
 use tinyonn::imaging::{ExpertForm, Form, How, LabelBalance, LabelSource, Norm, Partition, Score, Shard};
@@ -378,4 +378,28 @@ fn models_must_agree(#[case] by_seed: &[f64], #[case] below: bool, #[case] above
     let interval = Interval { mean: -0.15, low: -0.2, high: -0.1 };
     let difference = Difference { interval, by_seed: by_seed.to_vec() };
     assert_eq!((difference.is_below(), difference.is_above()), (below, above));
+}
+
+/// Of one model of more than a hundred million parameters every source of labels that reads an image stands at both shares, as a part of the results of
+/// its own, wherever its text lies.
+#[test]
+fn the_comparison_of_a_larger_model_is_whole() {
+    let large = CompareConfig::large();
+    large.validate().unwrap();
+    assert!(large.dense.arch(large.dense.vocab_size, "silu").parameters() > 100_000_000);
+    let declared = large.declared();
+    assert_eq!((declared.study.as_str(), COMPARE_LARGE.name), (COMPARE_LARGE.name, "compare_large"));
+    let rows = |heading: &str| {
+        let table = declared.tables.iter().find(|table| table.heading.starts_with(heading)).unwrap();
+        table.rows.iter().map(|row| row.last().unwrap().clone()).collect::<BTreeSet<_>>()
+    };
+    let scores: BTreeSet<String> =
+        Score::ALL.map(|score| LabelSource::By(score, How::Best).to_string()).into_iter().collect();
+    assert!(rows("Whose image knows the path?").is_superset(&scores));
+    assert!(rows("At every share").is_superset(&scores));
+    assert_eq!(rows("Every setting").len(), 1); // the plain image, at both shares
+    let settings = declared.tables.iter().find(|table| table.heading == "Every setting").unwrap();
+    assert_eq!(settings.rows.len(), 2);
+    let elsewhere = CompareConfig { out: "elsewhere".into(), ..large.clone() }.with_absolute_paths();
+    assert_eq!(elsewhere.declared(), declared);
 }
