@@ -214,7 +214,7 @@ fn assert_done(output: &Output) {
 
 /// What keeps a dense model from being read keeps every program from doing anything.
 #[rstest]
-#[case::no_folder(|place: &Place| fs::remove_dir_all(place.path("dense")).unwrap(), &["dense", "is not a folder"])]
+#[case::no_folder(|place: &Place| fs::remove_dir_all(place.path("dense")).unwrap(), &["dense", "is not there"])]
 #[case::no_config(|place: &Place| fs::remove_file(place.path("dense/config.json")).unwrap(), &["has no config.json"])]
 #[case::no_weights(|place: &Place| fs::remove_file(place.path("dense/model.safetensors")).unwrap(), &["neither model.safetensors"])]
 #[case::truncated(|place: &Place| {
@@ -260,7 +260,7 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 #[case::long_sequences_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out out --config long.toml", &["`length`", "65", "64"])]
 #[case::long_sequences_to_compare(VERIFY, "dense dense --length 65", &["65", "--length 64"])]
 #[case::rate_that_is_no_number(PHASE2, "--config nan.toml --out out", &["nan.toml", "`smk.optimizer.rate`", "finite"])]
-#[case::no_model_to_count_on(VARIANTS, "--model none", &["none", "is not a folder"])]
+#[case::no_model_to_count_on(VARIANTS, "--model none", &["none", "is not there"])]
 #[case::bad_file(PHASE2, "--config wrong.toml --out out", &["wrong.toml", "line 2", "stepz"])]
 #[case::used_folder(UPCYCLE, "--model dense --variant TinyOnn --out used", &["used", "not empty", "--overwrite"])]
 #[case::used_folder_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out used", &["used", "--overwrite"])]

@@ -14,9 +14,9 @@ fn a_model_that_is_not_there_is_refused_before_the_text_is_read() {
     let place = Place::new();
     for arguments in ["--out out", "--dry-run"] {
         let run = format!("--model nowhere --data a=gone.txt --data b=b.txt {arguments}");
-        assert_refused(&place.run(PHASE2, &run), &["nowhere", "is not a folder"]);
+        assert_refused(&place.run(PHASE2, &run), &["nowhere", "is not there"]);
     }
-    assert_refused(&place.run(SCAN, "--model nowhere --data a=gone.txt --out out"), &["nowhere", "is not a folder"]);
+    assert_refused(&place.run(SCAN, "--model nowhere --data a=gone.txt --out out"), &["nowhere", "is not there"]);
 }
 
 /// Its head is stored though it is tied: there and back every file is what it was.

@@ -73,7 +73,9 @@ fn damaged_json_names_its_file(#[case] file: &str, #[case] text: &str) {
 #[test]
 fn folders_that_are_none_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(message(ModelFolder::open(dir.path().join("no"))).contains("is not a folder"));
+    assert!(message(ModelFolder::open(dir.path().join("no"))).contains("is not there"));
+    fs::write(dir.path().join("notes.md"), "# Notes").unwrap();
+    assert!(message(ModelFolder::open(dir.path().join("notes.md"))).contains("is not a folder"));
     assert!(message(ModelFolder::open(dir.path())).contains("config.json"));
     fs::write(dir.path().join("config.json"), "{}").unwrap();
     assert!(message(ModelFolder::open(dir.path())).contains("neither model.safetensors"));

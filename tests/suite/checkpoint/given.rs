@@ -100,7 +100,7 @@ fn a_git_lfs_pointer_is_called_one(#[case] file: &str) {
 fn what_was_probably_meant_is_named() {
     let said = message(ModelFolder::open("Qwen/Qwen3-0.6B"));
     assert!(
-        said.contains("is not a folder") && said.contains("`hf download Qwen/Qwen3-0.6B --local-dir FOLDER`"),
+        said.contains("is not there") && said.contains("`hf download Qwen/Qwen3-0.6B --local-dir FOLDER`"),
         "{said}"
     );
     assert!(!message(ModelFolder::open("/no/Qwen3-0.6B")).contains("hf download"));

@@ -18,7 +18,8 @@ pub(super) fn refuse_others(dir: &Path) -> Result<()> {
             }
             None => "give a folder with config.json and .safetensors files, or a GGUF file".into(),
         };
-        return Err(Error::file(dir, "is not a folder", remedy));
+        let reason = if dir.exists() { "is not a folder" } else { "is not there" };
+        return Err(Error::file(dir, reason, remedy));
     }
     if let Some(snapshot) = snapshot(dir) {
         let remedy = format!("give what was downloaded: {}", snapshot.display());
