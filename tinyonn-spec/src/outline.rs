@@ -9,18 +9,21 @@ impl MoeSpec {
     /// The hierarchy: the choices of each level, or the experts of each named group.
     ///
     /// ```
-    /// use tinyonn::gallery::{Depth3, Flat100, TinyOnn, NamedGroups};
+    /// use tinyonn::gallery::{Depth3, Flat100, NamedGroups, OwnGate, TinyOnn};
     ///
     /// assert_eq!(Flat100::SPEC.hierarchy(), "100");
     /// assert_eq!(TinyOnn::SPEC.hierarchy(), "10 × 10");
     /// assert_eq!(Depth3::SPEC.hierarchy(), "[4, 5, 5]");
     /// assert_eq!(NamedGroups::SPEC.hierarchy(), "language 10, arithmetic 6, memory 3");
+    /// assert_eq!(OwnGate::SPEC.hierarchy(), "shared 1 always");
     /// ```
     #[must_use]
     pub fn hierarchy(&self) -> String {
         let mut parts = Vec::new();
         let even: Option<Vec<String>> = self.levels.iter().map(|level| single(level).map(|n| n.to_string())).collect();
         match even {
+            // Without levels there are always groups alone.
+            Some(choices) if choices.is_empty() => {}
             Some(choices) if choices.len() <= 2 => parts.push(choices.join(" × ")),
             Some(choices) => parts.push(format!("[{}]", choices.join(", "))),
             None => {
