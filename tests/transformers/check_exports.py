@@ -8,6 +8,7 @@ Every folder in DIR has the library's own logits beside it, NAME.safetensors.
 """
 
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,18 @@ BF16 = 0.35  # bf16 rounds to 1/256; logits of these models are of order one, an
 def require(condition: bool, what: str) -> None:
     if not condition:
         sys.exit(f"error: {what}")
+
+
+class Deprecations(logging.Handler):
+    """What transformers says that it will do without: the code of an export calls nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecated" in record.getMessage():
+            self.said.append(record.getMessage())
 
 
 def load(folder: Path, **how):
@@ -46,10 +59,10 @@ def logits_of(model, remote: bool, ids: torch.Tensor) -> dict[str, torch.Tensor]
 
 def check_cache(name: str, model, ids: torch.Tensor) -> None:
     """Token by token with a cache is the whole text at once, and `generate` gives the same tokens either way."""
-    past, steps = None, []
+    past, steps = {}, []
     for at in range(ids.shape[1]):
-        output = model(ids[:, at : at + 1], past_key_values=past, use_cache=True)
-        past = output.past_key_values
+        output = model(ids[:, at : at + 1], use_cache=True, **past)
+        past = {key: value for key, value in output.items() if key in ("cache", "past_key_values")}  # the second in earlier versions
         steps.append(output.logits)
     apart = (torch.cat(steps, 1) - model(ids).logits).abs().max().item()
     require(apart <= TOLERANCE, f"{name}: with a cache logits differ by {apart}")
@@ -94,9 +107,13 @@ def check(root: Path, name: str) -> dict[str, list[list[float]]]:
 def main() -> None:
     root = Path(sys.argv[1])
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.disable_default_handler()
     transformers.logging.disable_progress_bar()
+    deprecations = Deprecations()
+    transformers.logging.add_handler(deprecations)
     found = {name: check(root, name) for name in json.loads((root / "cases.json").read_text())}
+    require(not deprecations.said, f"transformers warns: {deprecations.said}")
     if "--write" in sys.argv[2:]:
         rounded = {name: {mode: [[float(f"{x:.7g}") for x in row] for row in rows] for mode, rows in modes.items()} for name, modes in found.items()}
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(modes)}" for name, modes in rounded.items())

@@ -11,7 +11,7 @@ class TinyOnnConfig(PretrainedConfig):
     """All keys of the dense model's configuration stand beside `tinyonn`; `tinyonn["dense"]` says of which family they are."""
 
     model_type = "tinyonn"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     def __init__(self, tinyonn=None, tinyonn_beside=None, **kwargs):
         self.tinyonn, self.tinyonn_beside = tinyonn or {}, dict(tinyonn_beside or {})  # the second: by layer, what a choice of neurons need not have

@@ -42,9 +42,9 @@ pub fn model_card(source: &TinyOnnFolder, exported: &Exported, loss: Option<(&Ex
     row("hierarchy", spec.hierarchy());
     if !spec.levels.is_empty() {
         row("routers", spec.router_words());
+        row("experts taken", format!("{} of {}", spec.active_experts(), spec.experts()));
     }
     row("declared", spec.behaviour_words());
-    row("experts taken", format!("{} of {}", spec.active_experts(), spec.experts()));
     row("neurons", spec.neurons.word().to_owned());
     if let Some(partition) = &config.partition {
         row("partition", format!("{}, seed {}", partition.strategy, partition.seed));
@@ -68,7 +68,7 @@ pub fn model_card(source: &TinyOnnFolder, exported: &Exported, loss: Option<(&Ex
         ExportFormat::TinyOnn => {
             "\n```python\nfrom transformers import AutoModelForCausalLM\n\n\
              model = AutoModelForCausalLM.from_pretrained(\"FOLDER\", trust_remote_code=True)\n\
-             model.force_all_active(True)  # the dense model; False: the experts that the routers choose\n```\n"
+             model.force_all_active(True)  # the dense model; False: what each token takes\n```\n"
         }
         ExportFormat::Dense | ExportFormat::Qwen3Moe | ExportFormat::Mixtral => {
             "\n```python\nfrom transformers import AutoModelForCausalLM\n\n\

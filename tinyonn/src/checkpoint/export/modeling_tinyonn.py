@@ -1,7 +1,7 @@
 """A Tiny-ONN checkpoint in transformers: a dense decoder whose MLPs are banks of experts, taken by routers or all at once.
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    model.force_all_active(True)   # the dense model; False: the experts that the routers choose
+    model.force_all_active(True)   # the dense model; False: the experts or neurons that each token takes
 
 Experts are slices: the dense MLP's weights in their order, and for each neuron the expert that it belongs to. A gate w[t, n] acts on the
 hidden activation of its neurons, y_t = W_d (h_t * c_t), c_t[i] = w[t, neuron_expert[i]]. Under `neurons = gate | pruned` a token takes single
@@ -19,6 +19,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .configuration_tinyonn import TinyOnnConfig
+
+# What outputs call keys and values: `past_key_values` in earlier versions of transformers, which later ones warn of.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def f32(*shape):
@@ -261,7 +264,9 @@ class TinyOnnForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def force_all_active(self, on):
-        """All experts (True), which is the dense model, or those that the routers choose (False), whatever the configuration says."""
+        """All of the model (True), which is the dense one, or the experts or neurons that each token takes (False), whatever the configuration says."""
+        if not on and "pairs" in self.config.tinyonn["spec"].get("attention", ()):
+            raise ValueError("in a routed pass this model attends to some pairs alone, which is not computed here; leave it all active")
         for layer in self.model.layers:
             layer.mlp.all_active = bool(on)
 
@@ -275,7 +280,7 @@ class TinyOnnForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
