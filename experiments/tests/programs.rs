@@ -261,6 +261,7 @@ fn a_model_that_cannot_be_read(#[case] damage: fn(&Place), #[case] words: &[&str
 #[case::long_sequences_to_compare(VERIFY, "dense dense --length 65", &["65", "--length 64"])]
 #[case::rate_that_is_no_number(PHASE2, "--config nan.toml --out out", &["nan.toml", "`smk.optimizer.rate`", "finite"])]
 #[case::no_model_to_count_on(VARIANTS, "--model none", &["none", "is not there"])]
+#[case::share_below_zero(env!("CARGO_BIN_EXE_exp_sparsify"), "--model dense --data a=a.txt --active-share -0.5 --out out", &["`active_share`", "-0.5"])]
 #[case::bad_file(PHASE2, "--config wrong.toml --out out", &["wrong.toml", "line 2", "stepz"])]
 #[case::used_folder(UPCYCLE, "--model dense --variant TinyOnn --out used", &["used", "not empty", "--overwrite"])]
 #[case::used_folder_of_a_run(PHASE2, "--model dense --data a=a.txt --data b=b.txt --out used", &["used", "--overwrite"])]

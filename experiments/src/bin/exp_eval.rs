@@ -69,7 +69,7 @@ struct Settings {
     #[arg(long, value_enum)]
     active: Option<Active>,
     /// Variants of routed experts at these shares of them, a row each, as nearly as layers can: 0.25,0.5 [default: as each declares]
-    #[arg(long, value_name = "SHARES", value_delimiter = ',')]
+    #[arg(long, value_name = "SHARES", value_delimiter = ',', allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     active_share: Vec<f64>,
     /// What they compute in [default: as each is stored]

@@ -50,13 +50,13 @@ struct Settings {
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
     /// The share of the MLPs' operations that a token takes [default: 0.5]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     active_share: Option<f64>,
     /// How layers share it: by_layer (where it costs the loss least), uniform [default: by_layer]
     #[arg(long, value_name = "HOW", value_parser = shares)]
     shares: Option<Shares>,
     /// Of a gate, the share of a layer's neurons that tokens may take at all [default: by layer what costs least; uniform: 1]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     candidates: Option<f64>,
     /// What a unit of a neuron's h is worth: norm (of its row of W_d), sensitivity (of the loss to it) [default: sensitivity]
     #[arg(long, value_name = "HOW", value_parser = worth)]
@@ -68,7 +68,7 @@ struct Settings {
     #[arg(long, value_name = "TARGET", value_parser = router_target)]
     router_target: Option<RouterTarget>,
     /// Repair W_d in closed form, held back by this much; 0: not at all [default: 0.01]
-    #[arg(long, value_name = "RIDGE")]
+    #[arg(long, value_name = "RIDGE", allow_negative_numbers = true)]
     ridge: Option<f64>,
     /// Whether a repair has a bias, which not every format can hold [default: true]
     #[arg(long, value_name = "BOOL")]

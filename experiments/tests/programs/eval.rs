@@ -13,6 +13,8 @@ const EVAL: &str = env!("CARGO_BIN_EXE_exp_eval");
 fn summary(place: &Place, arguments: &str) -> Value {
     let output = place.run(EVAL, &format!("{arguments} --out out --overwrite"));
     assert_done(&output);
+    // It takes long on text of any size, and says how far it is.
+    assert!(String::from_utf8_lossy(&output.stderr).contains("windows of text: done, "));
     serde_json::from_slice(&fs::read(place.path("out/summary.json")).unwrap()).unwrap()
 }
 
@@ -81,6 +83,7 @@ fn variants_stand_at_every_share_asked_for() {
     for (arguments, words) in [
         ("dense --active-share 0.5", &["`--active-share`", "no checkpoint"][..]),
         ("sparse --active-share 0", &["`--active-share`", "0 is not one"]),
+        ("sparse --active-share -0.5", &["`--active-share`", "-0.5 is not one"]),
         ("sparse --active-share 0.125", &["`--active-share`", "whole percents"]),
         ("sparse --active-share 0.5 --active all", &["--active"]),
     ] {

@@ -14,7 +14,7 @@ use super::DocumentLoss;
 use crate::checkpoint::LoadedModel;
 use crate::data::NO_TARGET;
 use crate::decoder::{Continuation, Pass};
-use crate::metrics::check_loss;
+use crate::metrics::{Progress, check_loss};
 use crate::moe::LoadMeter;
 use crate::ops::host;
 use crate::{Error, Result};
@@ -125,6 +125,7 @@ pub fn document_losses(
     let mut all: Vec<Window> = documents.iter().enumerate().flat_map(of_document).collect();
     // The longest first: what memory they take is known at once.
     all.sort_by_key(|window| (std::cmp::Reverse(window.read.len()), window.document, window.read.start));
+    let progress = Progress::new(all.len() as u64, "windows of text");
     for equal in all.chunk_by(|a, b| a.read.len() == b.read.len()) {
         for batch in equal.chunks(windows.batch) {
             let length = batch[0].read.len();
@@ -148,8 +149,10 @@ pub fn document_losses(
                 losses[*document].sum += sum;
                 losses[*document].tokens += scored.len() as f64;
             }
+            progress.update(progress.position() + batch.len() as u64, &[], (batch.len() * length) as u64);
         }
     }
+    progress.finish();
     Ok((losses, load))
 }
 
