@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
-use tinyonn::Result;
+use serde::{Deserialize, Serialize, Serializer};
 use tinyonn::model::ActiveMode;
+use tinyonn::moe::AttentionSpec;
+use tinyonn::{Error, Result};
 
 /// Where the checkpoint lies that was given: a folder or a GGUF file, or a model's name on the hub (feature `hub`).
 ///
@@ -46,6 +47,31 @@ pub enum Active {
     All,
     /// Those that the routers choose
     Routed,
+}
+
+/// Refuses attention to some pairs that would never act: in a pass of which all is active it is dense.
+///
+/// # Errors
+/// As above.
+pub fn check_mode(attention: &AttentionSpec, active: ActiveMode) -> Result<()> {
+    if attention.is_dense() || active == ActiveMode::Routed {
+        return Ok(());
+    }
+    let problem = "computes some pairs alone where the model is routed, and all of it is active";
+    Err(Error::setting("--attention", problem, "add --active routed, or leave --active out of a dense model"))
+}
+
+/// An attention as its words: settings are laid over one another key by key, and what it says is one thing.
+///
+/// # Errors
+/// None of its own.
+// serde passes a reference to the field.
+#[allow(clippy::ref_option)]
+pub fn in_words<S: Serializer>(
+    attention: &Option<AttentionSpec>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    attention.map(|attention| attention.to_string()).serialize(serializer)
 }
 
 /// The type that a model computes in.

@@ -13,6 +13,8 @@ mod benchmark;
 mod book;
 #[path = "programs/copies.rs"]
 mod copies;
+#[path = "programs/directions.rs"]
+mod directions;
 #[path = "programs/eval.rs"]
 mod eval;
 #[path = "programs/evidence.rs"]

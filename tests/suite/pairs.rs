@@ -204,6 +204,26 @@ fn likelihoods_read_what_is_given_as_a_prompt(#[values("ByComponents", "FromTheS
     assert!((uneven[0] - by_hand(&text, 32)).abs() < 1e-3 && (uneven[1] - expected[1]).abs() < 1e-3);
 }
 
+/// A dense model that is asked for pairs is the one that declares them; asked for all again, the dense one.
+#[rstest]
+fn a_dense_model_attends_as_one_that_declares_it(
+    #[values("ByComponents", "ByBlocks", "Nearest")] name: &str,
+    #[values(DType::F32, DType::BF16)] dtype: DType,
+) {
+    let cfg = Arch { family: Family::Llama, ..config(61, true) };
+    let (plain, made) = upcycled(name, &cfg, dtype);
+    let (ids, attention) = (ids((2, LENGTH)), variant(name).spec.attention);
+    let expected = sparse(&cfg, variant(name), &made, dtype).logits(&ids, &Pass::routed(), None).unwrap();
+    let asked = dense(&cfg, &plain, dtype).with_attention(&attention).unwrap();
+    assert_eq!(asked.attention(), attention);
+    assert_eq!(bits(&asked.logits(&ids, &Pass::routed(), None).unwrap()), bits(&expected));
+    let all = asked.with_attention(&AttentionSpec::Dense).unwrap();
+    let expected = dense(&cfg, &plain, dtype).logits(&ids, &Pass::all(), None).unwrap();
+    assert_eq!(bits(&all.logits(&ids, &Pass::routed(), None).unwrap()), bits(&expected));
+    let none = "pairs(keep = 0.0, index = window)".parse().unwrap();
+    assert!(message(dense(&cfg, &plain, dtype).with_attention(&none).map(drop)).contains("`keep` is 0"));
+}
+
 /// The first queries see so few keys that all are kept: they agree with the dense model.
 #[test]
 fn queries_that_keep_all_agree_with_the_dense_model() {
@@ -333,6 +353,26 @@ fn a_declaration_is_what_a_file_holds() {
     );
     assert_eq!(serde_json::from_value::<MoeSpec>(json).unwrap(), spec);
     assert!(serde_json::to_value(tinyonn::gallery::TinyOnn::SPEC).unwrap().get("attention").is_none());
+
+    // The same in words.
+    for name in ["ByComponents", "ByDirections", "ByBlocks", "Nearest", "ByLogits", "AllPairs", "ManyKeys"] {
+        let attention = variant(name).spec.attention;
+        assert_eq!(attention.to_string().parse(), Ok(attention), "{attention}");
+        let read: AttentionSpec = serde_json::from_value(serde_json::json!(attention.to_string())).unwrap();
+        assert_eq!(read, attention);
+    }
+    for (said, says) in [
+        ("pairs(keep = 1, index = exact)", "write `keep = 1.0` for all pairs, or `keep = keys(1)`"),
+        ("pairs(0.5, index = exact)", "`0.5` of `pairs` has no name"),
+        ("pairs(keep = 0.5, keep = 0.5)", "said twice"),
+        ("pairs(keep = 0.5, index = exact, by = heads)", "`head`, `kv_head`"),
+        ("pairs(keep = 0.5, index = blocks(x))", "`x` of `blocks` is no whole number"),
+        ("pairs(keep = 0.5", "does not end with a bracket"),
+        ("all", "neither `dense` nor"),
+    ] {
+        let refused = said.parse::<AttentionSpec>().unwrap_err();
+        assert!(refused.contains(says), "{refused}");
+    }
 
     // The same in TOML, what goes without saying left out.
     let read = |text: &str| toml::from_str::<AttentionSpec>(text);

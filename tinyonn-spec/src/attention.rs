@@ -16,14 +16,15 @@
 
 use std::fmt;
 
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::words::words;
 
-/// Which pairs attention computes in a routed pass; any other pass computes all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+/// Which pairs attention computes in a routed pass; any other pass computes all. It is read from a table, `{ pairs = { .. } }`, or from the words of a declaration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AttentionSpec {
     /// All causal pairs.
     #[default]
@@ -144,6 +145,20 @@ impl AttentionSpec {
         *self == Self::Dense
     }
 
+    /// Whether the index reads the main directions of the keys, which are fitted on text.
+    ///
+    /// ```
+    /// use tinyonn::moe::AttentionSpec;
+    ///
+    /// let reads = |text: &str| text.parse().map(|spec: AttentionSpec| spec.reads_directions());
+    /// assert_eq!(reads("pairs(keep = 0.25, index = directions(16))"), Ok(true));
+    /// assert_eq!(reads("pairs(keep = 0.25, index = components(16))"), Ok(false));
+    /// ```
+    #[must_use]
+    pub fn reads_directions(&self) -> bool {
+        self.pairs().is_some_and(|pairs| matches!(pairs.index, PairIndex::Directions(_)))
+    }
+
     /// The pairs, if only some are computed.
     #[must_use]
     pub fn pairs(&self) -> Option<&PairsSpec> {
@@ -198,6 +213,37 @@ impl PairsSpec {
     #[must_use]
     pub fn keeps_all(&self, queries: usize, positions: usize) -> bool {
         (positions.saturating_sub(queries)..positions).all(|t| self.keys(t + 1) == t + 1)
+    }
+}
+
+impl<'de> Deserialize<'de> for AttentionSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AttentionVisitor)
+    }
+}
+
+struct AttentionVisitor;
+
+impl<'de> Visitor<'de> for AttentionVisitor {
+    type Value = AttentionSpec;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`dense`, words like `pairs(keep = 0.125, index = components(8))`, or a table `pairs`")
+    }
+
+    fn visit_str<E: Error>(self, words: &str) -> Result<AttentionSpec, E> {
+        words.parse().map_err(E::custom)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<AttentionSpec, A::Error> {
+        /// The table.
+        #[derive(Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Table {
+            Pairs(PairsSpec),
+        }
+        let Table::Pairs(pairs) = Table::deserialize(MapAccessDeserializer::new(map))?;
+        Ok(AttentionSpec::Pairs(pairs))
     }
 }
 

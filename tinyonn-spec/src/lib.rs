@@ -8,6 +8,7 @@
 //! always take part come after them.
 
 mod attention;
+mod attention_words;
 mod behaviour;
 mod count;
 mod describe;

@@ -49,7 +49,7 @@ use crate::decoder::{
     Active, Arch, Block, CausalLm, Continuation, Decoder, Generation, Keep, KvCache, Likelihood, Pass, PathTable,
     Prompt, Step, Trace,
 };
-use crate::moe::{MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
+use crate::moe::{AttentionSpec, MoeLayer, MoeSpec, Pfag, RoutePer, Variant};
 use crate::{Error, Result};
 
 /// A decoder layer over routed experts: attention unchanged, `mlp` replaced.
@@ -176,6 +176,24 @@ impl TinyOnnForCausalLm {
     /// Directions of other layers or heads, or fewer than the index reads.
     pub fn with_key_directions(self, directions: &[Tensor]) -> Result<Self> {
         Ok(Self { lm: self.lm.with_key_directions(directions)?, ..self })
+    }
+
+    /// With attention to these pairs in routed passes, in place of those declared: [`CausalLm::with_attention`].
+    ///
+    /// ```
+    /// use tinyonn::model::TinyOnnForCausalLm;
+    ///
+    /// fn at_an_eighth(model: TinyOnnForCausalLm) -> tinyonn::Result<TinyOnnForCausalLm> {
+    ///     let eighth = "pairs(keep = 0.125, index = components(8))".parse();
+    ///     model.with_attention(&eighth.map_err(|problem: String| tinyonn::Error::setting("attention", problem, "see DESIGN §8"))?)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// What a model of this shape cannot compute.
+    pub fn with_attention(self, spec: &AttentionSpec) -> Result<Self> {
+        let lm = self.lm.with_attention(spec)?;
+        Ok(Self { lm, spec: MoeSpec { attention: *spec, ..self.spec }, ..self })
     }
 
     fn with_own_paths(&self, pass: &Pass) -> Pass {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::DType;
 use clap::Parser;
-use experiments::model_flags::{Active, Dtype, found};
+use experiments::model_flags::{Active, Dtype, check_mode, found};
 use experiments::scored_text::scored_from;
 use experiments::settings::over_file;
 use experiments::text_cost::{Reading, TextCost, costs};
@@ -17,7 +17,7 @@ use tinyonn::checkpoint::{ModelFolder, TinyOnnFolder, is_tinyonn, load_model, lo
 use tinyonn::data::{Corpus, TextTokenizer};
 use tinyonn::decoder::{Ask, Continuation, Pass};
 use tinyonn::model::ActiveMode;
-use tinyonn::moe::{MoeSpec, RoutePer};
+use tinyonn::moe::{AttentionSpec, MoeSpec, RoutePer};
 use tinyonn::phases::text;
 use tinyonn::train::{Windows, document_losses};
 use tinyonn::{Error, Result, files};
@@ -35,7 +35,8 @@ use tinyonn::{Error, Result, files};
     mut_arg("out", |out| out.help("The folder to write; one that exists and is not empty is refused without --overwrite [default: the first free of runs/eval, runs/eval-2, …]")),
     after_help = "Examples:
   exp_eval SmolLM2.gguf --data french=material/held_out_text/french
-  exp_eval SmolLM2.gguf SmolLM2-TinyOnn SmolLM2-OwnGate --data code=src --data prose=docs --length 512 --stride 256"
+  exp_eval SmolLM2.gguf SmolLM2-TinyOnn SmolLM2-OwnGate --data code=src --data prose=docs --length 512 --stride 256
+  exp_eval SmolLM2.gguf --data code=src --length 4096 --batch 1 --attention dense --attention 'pairs(keep = 0.125, index = components(8))'"
 )]
 struct Cli {
     #[command(flatten)]
@@ -72,6 +73,11 @@ struct Settings {
     #[arg(long, value_name = "SHARES", value_delimiter = ',', allow_negative_numbers = true)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     active_share: Vec<f64>,
+    /// What attention computes where routed, a row each (repeatable), as declarations say it: 'pairs(keep = 0.125, index = components(8))' or dense; in a file
+    /// a list of these, or of tables like `{ pairs = { keep = 0.125, index = { components = 8 } } }`. Each position chooses [default: as each checkpoint says]
+    #[arg(long, value_name = "PAIRS")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attention: Vec<AttentionSpec>,
     /// What they compute in [default: as each is stored]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
@@ -92,6 +98,9 @@ struct Measured {
     /// The share of its experts that was asked for, in place of what it declares.
     #[serde(skip_serializing_if = "Option::is_none")]
     asked_share: Option<f64>,
+    /// What attention was asked to compute, in place of what it declares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attention: Option<AttentionSpec>,
     /// The share of the model that was active, mean over kinds of text.
     active_share: f64,
     seconds: f64,
@@ -109,7 +118,9 @@ fn main() -> ExitCode {
 /// The library's names of what the flags say.
 fn by_flag(error: Error) -> Error {
     match error {
-        Error::Setting { name, problem, remedy } if ["length", "stride", "batch", "data"].contains(&name.as_str()) => {
+        Error::Setting { name, problem, remedy }
+            if ["length", "stride", "batch", "data", "attention"].contains(&name.as_str()) =>
+        {
             Error::setting(format!("--{name}"), problem, remedy)
         }
         other => other,
@@ -136,7 +147,7 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
     let places = settings.models.iter().map(|name| found(Some(name.as_path()))).collect::<Result<Vec<_>>>()?;
     let shares = shares(settings)?;
     let opened = places.iter().flatten().map(|path| Opened::new(path, settings)).collect::<Result<Vec<_>>>()?;
-    let opened = at_shares(opened, &shares)?;
+    let opened = attending(at_shares(opened, &shares)?, settings)?;
     let windows = windows(settings, &opened)?;
     let corpus = corpus(settings)?;
     let tokenizers: Vec<&TextTokenizer> = opened.iter().map(|one| &one.tokenizer).collect();
@@ -150,6 +161,10 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
         let model = match opened.percent {
             Some(percent) => load_model_at_share(&opened.path, &device, dtype, percent)?,
             None => load_model(&opened.path, &device, dtype)?,
+        };
+        let model = match &opened.attention {
+            Some(attention) => model.with_attention(attention, &ModelFolder::open(&opened.path)?)?,
+            None => model,
         };
         let active = opened.active;
         let pass = Pass { ask: Ask { load: active == ActiveMode::Routed, ..Ask::default() }, ..active.pass() };
@@ -173,7 +188,8 @@ fn run(settings: &Settings, file: Option<&Path>, overwrite: bool) -> Result<Exit
         let (seconds, active_share) = (started.elapsed().as_secs_f64(), share / corpus.tasks.len().max(1) as f64);
         let variant = model.variant().map(str::to_owned);
         let (model, asked_share) = (opened.path.clone(), opened.percent.map(|percent| percent as f64 / 100.0));
-        let found = Measured { model, variant, active, asked_share, active_share, seconds, tasks };
+        let attention = opened.attention;
+        let found = Measured { model, variant, active, asked_share, attention, active_share, seconds, tasks };
         print(&found);
         measured.push(found);
     }
@@ -216,6 +232,20 @@ fn at_shares(opened: Vec<Opened>, percents: &[usize]) -> Result<Vec<Opened>> {
     Ok(opened.into_iter().flat_map(of).collect())
 }
 
+/// Each checkpoint once for each attention, or as it is.
+fn attending(opened: Vec<Opened>, settings: &Settings) -> Result<Vec<Opened>> {
+    if settings.attention.is_empty() {
+        return Ok(opened);
+    }
+    let of = |(one, attention): (&Opened, &AttentionSpec)| {
+        // A dense model is routed by what its attention leaves out.
+        let active = if one.is_dense && !attention.is_dense() { ActiveMode::Routed } else { one.active };
+        check_mode(attention, active)?;
+        Ok(Opened { active, attention: Some(*attention), ..one.clone() })
+    };
+    opened.iter().flat_map(|one| settings.attention.iter().map(move |attention| (one, attention))).map(of).collect()
+}
+
 /// A checkpoint before its weights are read.
 #[derive(Clone)]
 struct Opened {
@@ -228,6 +258,10 @@ struct Opened {
     /// Whether it has routers that can take another share of the experts, and which they take: what it declares, unless given.
     takes_shares: bool,
     percent: Option<usize>,
+    /// Whether it is no Tiny-ONN.
+    is_dense: bool,
+    /// What its attention computes where routed: what it declares, unless given.
+    attention: Option<AttentionSpec>,
 }
 
 impl Opened {
@@ -250,7 +284,9 @@ impl Opened {
             return Err(Error::setting("--active", problem, "measure with --active all"));
         }
         let open = routed.map_or(0, MoeSpec::open_positions);
-        Ok(Self { path: path.to_path_buf(), tokenizer, active, positions, open, takes_shares, percent: None })
+        let is_dense = variant.is_none();
+        let path = path.to_path_buf();
+        Ok(Self { path, tokenizer, active, positions, open, takes_shares, percent: None, is_dense, attention: None })
     }
 
     fn at(&self, percent: usize) -> Self {
@@ -283,13 +319,14 @@ fn corpus(settings: &Settings) -> Result<Corpus> {
     Ok(corpus)
 }
 
-fn print(Measured { model, variant, active, active_share, tasks, .. }: &Measured) {
+fn print(Measured { model, variant, active, active_share, attention, tasks, .. }: &Measured) {
+    let attention = attention.map_or_else(String::new, |attention| format!(", attention {attention}"));
     let mode = match (variant, active) {
         (None, _) => "dense".to_owned(),
         (Some(variant), ActiveMode::All) => format!("{variant}, all active"),
         (Some(variant), ActiveMode::Routed) => format!("{variant}, {:.1} % active", 100.0 * active_share),
     };
-    say!("{} ({mode})", model.display());
+    say!("{} ({mode}{attention})", model.display());
     for TextCost {
         task, documents, tokens, nats_per_token: nats, perplexity, bits_per_byte: bits, more_bits, ..
     } in tasks

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use candle_core::DType;
 use clap::Parser;
 use experiments::listener::{Answer, Listener, Shown};
-use experiments::model_flags::{Active, Dtype, found};
+use experiments::model_flags::{Active, Dtype, check_mode, found, in_words};
 use experiments::settings::over_file;
 use experiments::token_paths::TokenPaths;
 use experiments::{RunFlags, arguments, main_with, overwrite, say};
@@ -18,6 +18,7 @@ use tinyonn::data::TextTokenizer;
 use tinyonn::decoder::{Generation, Pass, Prompt, Sampling};
 use tinyonn::generation::{ChatTemplate, end_ids};
 use tinyonn::model::ActiveMode;
+use tinyonn::moe::AttentionSpec;
 use tinyonn::phases::text;
 use tinyonn::{Error, Result, files};
 
@@ -33,7 +34,8 @@ use tinyonn::{Error, Result, files};
   exp_generate SmolLM2.gguf --chat                          talk, a line at a time
   exp_generate SmolLM2.gguf --chat --prompt 'Why is the sky blue?'
   exp_generate SmolLM2-TinyOnn --active routed --prompt 'The history of Bremen' --temperature 0.8 --top-p 0.95 --seed 3 --stats
-  exp_generate SmolLM2-TinyOnn --active routed --prompt 'Three apples' --show-routing paths.html"
+  exp_generate SmolLM2-TinyOnn --active routed --prompt 'Three apples' --show-routing paths.html
+  exp_generate SmolLM2.gguf --attention 'pairs(keep = 0.125, index = components(8))' --chat"
 )]
 struct Cli {
     #[command(flatten)]
@@ -91,6 +93,11 @@ struct Settings {
     /// The experts that run [default: as the checkpoint says]
     #[arg(long, value_enum)]
     active: Option<Active>,
+    /// What attention computes where routed, as declarations say it, such as 'pairs(keep = 0.125, index = components(8))' or dense; in a file the same, or a
+    /// table like `attention.pairs = { keep = 0.125, index = { components = 8 } }` [default: as the checkpoint says]
+    #[arg(long, value_name = "PAIRS")]
+    #[serde(serialize_with = "in_words")]
+    attention: Option<AttentionSpec>,
     /// What it computes in [default: as it is stored]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
@@ -132,7 +139,8 @@ fn by_flag(error: Error) -> Error {
         Error::Setting { name, problem, remedy } => {
             let name = match name.as_str() {
                 "tokens" => "--max-tokens".to_owned(),
-                "prompt" | "temperature" | "top_k" | "top_p" | "min_p" | "repetition_penalty" | "stop" => {
+                "prompt" | "attention" | "temperature" | "top_k" | "top_p" | "min_p" | "repetition_penalty"
+                | "stop" => {
                     format!("--{}", name.replace('_', "-"))
                 }
                 _ => name,
@@ -162,7 +170,7 @@ fn run(settings: &Settings) -> Result<()> {
     stop_ids.extend(&settings.stop_id);
 
     let device = settings.run.device.unwrap_or_default().open()?;
-    let model = load_model(&path, &device, settings.dtype.map(DType::from))?;
+    let model = attending(load_model(&path, &device, settings.dtype.map(DType::from))?, settings, &folder)?;
     let vocabulary = model.config().vocab_size;
     if let Some(id) = settings.stop_id.iter().find(|id| **id as usize >= vocabulary) {
         let problem = format!("the model has no token {id}, which would end no answer");
@@ -178,6 +186,14 @@ fn run(settings: &Settings) -> Result<()> {
         Some(template) => speaker.talk(&template),
         None => speaker.answer(&texts, &tokens).map(drop),
     }
+}
+
+/// The model with the attention that was asked for, which acts where it is routed.
+fn attending(model: LoadedModel, settings: &Settings, folder: &ModelFolder) -> Result<LoadedModel> {
+    let Some(attention) = &settings.attention else { return Ok(model) };
+    let model = model.with_attention(attention, folder)?;
+    check_mode(attention, settings.active.map_or(model.active(), ActiveMode::from))?;
+    Ok(model)
 }
 
 impl Settings {

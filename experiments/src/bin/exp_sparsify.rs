@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use experiments::model_flags::found;
+use experiments::model_flags::{found, in_words};
 use experiments::settings::layered;
 use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, run_folder, say};
 use serde::Serialize;
 use tinyonn::Result;
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::{Choose, Cut};
+use tinyonn::moe::AttentionSpec;
 use tinyonn::phases::{Shares, SparsifyConfig, SparsifySummary, Worth, sparsify, sparsify_from};
 use tinyonn::train::{Precision, RouterTarget};
 
@@ -30,6 +31,7 @@ use tinyonn::train::{Precision, RouterTarget};
     after_help = "Examples:
   exp_sparsify --model SmolLM2-135M-Instruct.Q4_1.gguf --data prose=docs --data code=src --active-share 0.75
   exp_sparsify --model DIR --data prose=docs --active-share 0.5 --variant Pruned
+  exp_sparsify --model DIR --data prose=docs --active-share 0.5 --attention 'pairs(keep = 0.125, index = directions(16))'
   exp_sparsify --from runs/sparsify --distil 250            goes on where that ended"
 )]
 struct Cli {
@@ -73,6 +75,11 @@ struct Settings {
     /// Whether a repair has a bias, which not every format can hold [default: true]
     #[arg(long, value_name = "BOOL")]
     bias: Option<bool>,
+    /// What attention computes in routed passes, in place of what the variant declares, such as 'pairs(keep = 0.125, index = components(8))'; in a file the same, or
+    /// a table like `attention.pairs = { keep = 0.125, index = { components = 8 } }`. Directions of keys are fitted on the calibration text. Calibration and repair attend to all
+    #[arg(long, value_name = "PAIRS")]
+    #[serde(serialize_with = "in_words")]
+    attention: Option<AttentionSpec>,
     /// What passes compute in: f32 or bf16; what learns, routers and sums stay f32 or more [default: f32]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Precision>,

@@ -19,9 +19,9 @@ macro_rules! programs {
     ($($name:literal)*) => { [$(($name, env!(concat!("CARGO_BIN_EXE_", $name)))),*] };
 }
 
-const PROGRAMS: [(&str, &str); 17] = programs!(
+const PROGRAMS: [(&str, &str); 18] = programs!(
     "exp_phase1" "exp_phase2" "exp_compare" "exp_forgetting" "exp_report" "exp_upcycle" "exp_export" "exp_sparsify" "exp_verify" "exp_benchmark" "exp_generate" "exp_eval"
-    "exp_variants" "exp_scan" "exp_expand" "exp_growth" "exp_evidence"
+    "exp_variants" "exp_scan" "exp_expand" "exp_growth" "exp_evidence" "exp_directions"
 );
 
 /// What stands in for the book's own settings, so that a run takes a moment.

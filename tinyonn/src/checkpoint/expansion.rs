@@ -339,6 +339,7 @@ pub fn expand_folder(from: &TinyOnnFolder, expansion: &Expansion<'_>, staged: &S
     from.folder().restore_head(&mut store)?;
     let config = TinyOnnConfig {
         active: from.config().active,
+        attention: from.config().attention,
         partition: from.config().partition.clone(),
         paths: from.config().paths.iter().map(|path| expansion.path(path)).collect(),
         ..TinyOnnConfig::new(grown, "", 0)

@@ -1,6 +1,6 @@
 //! The main directions of a model's keys, fitted by a pass over text and kept beside its checkpoint (DESIGN §8).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::folder::ModelFolder;
 use super::mmap::MappedSafetensors;
+use crate::data::TokenSet;
 use crate::decoder::{CausalLm, FeedForward, Pass};
 use crate::files::{self, Digest};
 use crate::ops::host;
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use tinyonn::checkpoint::{KeyDirections, ModelFolder, ParamStore};
+/// use tinyonn::data::{TaskTokens, TokenSet};
 /// use tinyonn::decoder::CausalLm;
 /// use tinyonn::phases::RunConfig;
 ///
@@ -32,8 +34,12 @@ use crate::{Error, Result};
 /// let model = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?;
 /// let text = [Tensor::new(&[[3u32, 1, 4, 1, 5]], &Device::Cpu)?];
 /// let directions = KeyDirections::fit(&folder, &model, &text)?;
+/// let tasks = vec![TaskTokens { name: "t".into(), tokens: vec![3, 1, 4, 1, 5], documents: vec![0; 5] }];
+/// let set = TokenSet { tasks, documents: vec!["t/a".into()], eos: 0 };
+/// assert_eq!(KeyDirections::fit_on(&folder, &model, &set, 5, 5)?.layers().len(), directions.layers().len());
 /// assert_eq!(directions.layers()[0].dims(), [cfg.num_key_value_heads, cfg.head_dim, cfg.head_dim]);
 /// directions.save(&dir)?;
+/// assert_eq!(KeyDirections::read(&KeyDirections::place(&dir), &folder)?.layers().len(), cfg.num_hidden_layers);
 /// assert!(KeyDirections::beside(&folder)?.is_some());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -45,12 +51,12 @@ pub struct KeyDirections {
     layers: Vec<Tensor>,
 }
 
-/// The file.
+/// The file in a folder; beside a GGUF file its own name with this ending.
 const FILE: &str = "key_directions.safetensors";
 /// Where its metadata has the record.
 const KEY: &str = "tinyonn_key_directions";
 const FORMAT: u64 = 1;
-const REMEDY: &str = "fit the directions on this model (`KeyDirections::fit`)";
+const REMEDY: &str = "fit the directions on this model with exp_directions";
 
 impl KeyDirections {
     /// Of the model of a folder, by an all-active pass over each batch of token ids `[B, T]`.
@@ -97,18 +103,48 @@ impl KeyDirections {
         Ok(Self { keys_sha256: keys_sha256(folder)?, layers })
     }
 
+    /// The same on text of each kind of `set`: the beginnings of documents spread over it, so many `tokens` at most, in rows of `length`. Keys are turned by their positions: rows as long as
+    /// the texts that are to be read see them all.
+    ///
+    /// # Errors
+    /// As above; a length of 0.
+    pub fn fit_on<F: FeedForward>(
+        folder: &ModelFolder,
+        lm: &CausalLm<F>,
+        set: &TokenSet,
+        length: usize,
+        tokens: usize,
+    ) -> Result<Self> {
+        let mut set = set.clone();
+        set.spread_documents(length, tokens);
+        set.beginnings(tokens);
+        let mut rows = Vec::new();
+        for task in 0..set.tasks.len() {
+            for batch in set.batches_of_task(task, length, 1, lm.head().device())? {
+                rows.push(batch?.inputs);
+            }
+        }
+        Self::fit(folder, lm, &rows)
+    }
+
     /// Those of each layer, `[K, D, D]` f32, a direction a row.
     #[must_use]
     pub fn layers(&self) -> &[Tensor] {
         &self.layers
     }
 
-    /// Writes them into a folder of a checkpoint, in place of others.
+    /// Where those of a checkpoint lie: in its folder, or beside its GGUF file.
+    #[must_use]
+    pub fn place(checkpoint: &Path) -> PathBuf {
+        if checkpoint.is_file() { checkpoint.with_extension(FILE) } else { checkpoint.join(FILE) }
+    }
+
+    /// Writes them into a folder of a checkpoint or beside a GGUF file, in place of others.
     ///
     /// # Errors
     /// What the system reports.
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
-        let path = dir.as_ref().join(FILE);
+    pub fn save(&self, checkpoint: impl AsRef<Path>) -> Result<()> {
+        let path = Self::place(checkpoint.as_ref());
         let defect = |e: &dyn std::fmt::Display| Error::file(&path, e.to_string(), "report this: it is a defect");
         let mut tensors = Vec::new();
         for (layer, own) in self.layers.iter().enumerate() {
@@ -124,23 +160,38 @@ impl KeyDirections {
         files::write(&path, bytes.map_err(|e| defect(&e))?)
     }
 
+    /// Those that lie beside a checkpoint whose attention reads them.
+    ///
+    /// # Errors
+    /// None; those that [`beside`](Self::beside) refuses.
+    pub(super) fn needed(folder: &ModelFolder) -> Result<Self> {
+        let missing =
+            || Error::file(Self::place(folder.dir()), "is missing: attention reads directions of keys", REMEDY);
+        Self::beside(folder)?.ok_or_else(missing)
+    }
+
     /// Those that lie beside a checkpoint, if any do.
     ///
     /// # Errors
     /// A file that is none of directions, or is of another model.
     pub fn beside(folder: &ModelFolder) -> Result<Option<Self>> {
-        let path = folder.dir().join(FILE);
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let file = MappedSafetensors::open(&path)?;
+        let path = Self::place(folder.dir());
+        path.is_file().then(|| Self::read(&path, folder)).transpose()
+    }
+
+    /// Those of the model of a folder in a file that [`save`](Self::save) wrote, wherever it lies.
+    ///
+    /// # Errors
+    /// As of [`beside`](Self::beside); no such file.
+    pub fn read(path: &Path, folder: &ModelFolder) -> Result<Self> {
+        let file = MappedSafetensors::open(path)?;
         let record: Option<Value> = file.metadata(KEY).and_then(|record| serde_json::from_str(record).ok());
         let Some(record) = record.filter(|record| record["format"] == FORMAT) else {
-            return Err(Error::file(&path, "holds no directions of keys that this version reads", REMEDY));
+            return Err(Error::file(path, "holds no directions of keys that this version reads", REMEDY));
         };
         let keys_sha256 = keys_sha256(folder)?;
         if record["keys_sha256"] != keys_sha256 {
-            return Err(Error::file(&path, "holds directions of the keys of another model", REMEDY));
+            return Err(Error::file(path, "holds directions of the keys of another model", REMEDY));
         }
         let cfg = folder.arch()?;
         let shape = [cfg.num_key_value_heads, cfg.head_dim, cfg.head_dim];
@@ -149,12 +200,12 @@ impl KeyDirections {
             let own = file.load(&name, &Device::Cpu)?;
             if own.dims() != shape || own.dtype() != DType::F32 {
                 let problem = format!("`{name}` is {:?} of {:?}, not {shape:?} of F32", own.dims(), own.dtype());
-                return Err(Error::file(&path, problem, REMEDY));
+                return Err(Error::file(path, problem, REMEDY));
             }
             Ok(own)
         };
         let layers = (0..cfg.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Some(Self { keys_sha256, layers }))
+        Ok(Self { keys_sha256, layers })
     }
 }
 

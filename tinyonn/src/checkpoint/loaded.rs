@@ -5,11 +5,12 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::folder::ModelFolder;
+use super::key_directions::KeyDirections;
 use super::params::{EMBEDDING, expected_tensors};
 use super::tinyonn_folder::{TinyOnnFolder, is_tinyonn};
 use crate::decoder::{Arch, CausalLm, Continuation, Generation, Keep, Likelihood, Mlp, Pass, Prompt, Step, Trace};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{LoadMeter, MoeSpec, Pfag, RoutePer};
+use crate::moe::{AttentionSpec, LoadMeter, MoeSpec, Pfag, RoutePer};
 use crate::{Error, Result};
 
 /// A dense model or one of routed experts, frozen.
@@ -109,7 +110,7 @@ pub fn load_model_at_share(
     let top_k = variant.spec.top_k_at(percent, cfg.num_hidden_layers);
     let taken = |layer: usize| top_k.get(layer).map_or(&[][..], Vec::as_slice);
     let model = TinyOnnForCausalLm::taking(cfg, variant, &store.builder(dtype, |_| false), taken, Pfag::Off)?;
-    Ok(LoadedModel::TinyOnn(model, ActiveMode::Routed))
+    Ok(LoadedModel::TinyOnn(folder.attending(model)?, ActiveMode::Routed))
 }
 
 /// Whether a variant can take other shares of its experts than it declares: [`load_model_at_share`].
@@ -143,10 +144,48 @@ impl LoadedModel {
         }
     }
 
-    /// The mode it runs in unless told otherwise; a dense model has all of itself active.
+    /// With attention to these pairs in routed passes, in place of those that the model of `folder` declares, which a dense model runs by then; main directions of keys are read from beside it.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use tinyonn::checkpoint::{ModelFolder, load_model};
+    /// use tinyonn::model::ActiveMode;
+    ///
+    /// # let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/decoders/llama3_tied_bf16");
+    /// let (model, folder) = (load_model(dir, &Device::Cpu, None)?, ModelFolder::open(dir)?);
+    /// let few = "pairs(keep = 0.125, index = components(4))".parse().unwrap();
+    /// assert_eq!(model.with_attention(&few, &folder)?.active(), ActiveMode::Routed);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What a model of this shape cannot compute; directions that are not there, or are another model's.
+    pub fn with_attention(self, spec: &AttentionSpec, folder: &ModelFolder) -> Result<Self> {
+        let directions = spec.reads_directions().then(|| KeyDirections::needed(folder)).transpose()?;
+        Ok(match self {
+            Self::Dense(lm) => {
+                let lm = lm.with_attention(spec)?;
+                Self::Dense(match directions {
+                    Some(own) => lm.with_key_directions(own.layers())?,
+                    None => lm,
+                })
+            }
+            Self::TinyOnn(model, active) => {
+                let model = model.with_attention(spec)?;
+                let model = match directions {
+                    Some(own) => model.with_key_directions(own.layers())?,
+                    None => model,
+                };
+                Self::TinyOnn(model, active)
+            }
+        })
+    }
+
+    /// The mode it runs in unless told otherwise; a dense model has all of itself active, but for what attention leaves out.
     #[must_use]
     pub fn active(&self) -> ActiveMode {
         match self {
+            Self::Dense(model) if !model.attention().is_dense() => ActiveMode::Routed,
             Self::Dense(_) => ActiveMode::All,
             Self::TinyOnn(_, active) => *active,
         }

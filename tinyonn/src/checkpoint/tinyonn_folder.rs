@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Replicas have no `partition`; a variant that is routed by its task has `"paths": [{ "task": "prose", "experts": [[0, 3], ..] }, ..]`,
-//! a list of experts a layer. All other keys are the dense model's. `spec` is the declaration that the weights were made under: a
+//! a list of experts a layer; one whose attention computes other pairs than it declares has these as `"attention"`. All other keys are the dense model's. `spec` is the declaration that the weights were made under: a
 //! program whose variant of that name is declared otherwise refuses the folder, and shows each difference.
 
 use std::path::Path;
@@ -31,7 +31,7 @@ use super::store::ParamStore;
 use super::variant_tensors::expected_variant_tensors;
 use crate::decoder::{Arch, PathTable};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{self, ExpertsAre, MoeSpec, PairIndex, RoutePer, Variant};
+use crate::moe::{self, AttentionSpec, ExpertsAre, MoeSpec, RoutePer, Variant};
 use crate::{Error, Result};
 
 /// The key of `config.json` under which a variant is described.
@@ -74,6 +74,9 @@ pub struct TinyOnnConfig {
     pub dense: DenseNames,
     /// The declaration, for whoever reads the folder later.
     pub spec: MoeSpec,
+    /// What attention computes in routed passes, in place of what is declared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention: Option<AttentionSpec>,
     /// The paths of the tasks that it was labelled for, by task, where `route_per = task` decides by them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<TaskPath>,
@@ -151,6 +154,7 @@ impl TinyOnnConfig {
                 .then(|| PartitionOrigin { strategy: strategy.to_string(), seed }),
             dense: DenseNames::default(),
             spec: variant.spec.clone(),
+            attention: None,
             paths: Vec::new(),
         }
     }
@@ -238,7 +242,7 @@ pub fn is_tinyonn(config: &Value) -> bool {
 /// let folder = TinyOnnFolder::open(&dir)?;
 /// assert!(is_tinyonn(folder.folder().config()));
 /// assert_eq!((folder.config().variant.as_str(), folder.variant().spec.experts()), ("OnDisk", 6));
-/// assert!(folder.router_names().all(|name| name.contains("_router")));
+/// assert!(folder.attention().is_dense() && folder.router_names().all(|name| name.contains("_router")));
 /// let model = folder.model(&folder.load(&Device::Cpu, Some(DType::F32))?, DType::F32)?;
 /// let logits = model.logits(&Tensor::new(&[[1u32, 2]], &Device::Cpu)?, &Pass::routed(), None)?;
 /// assert_eq!(logits.dims(), [1, 2, folder.arch().vocab_size]);
@@ -355,10 +359,20 @@ impl TinyOnnFolder {
     /// A partition in the weights that leaves an expert empty or names one that does not exist; directions of another model's keys beside it.
     pub fn model(&self, store: &ParamStore, dtype: DType) -> Result<TinyOnnForCausalLm> {
         let model = TinyOnnForCausalLm::new(&self.cfg, self.variant, &store.builder(dtype, |_| false))?;
-        let model = model.with_paths(self.config.path_table());
-        let reads_directions =
-            self.variant.spec.attention.pairs().is_some_and(|pairs| matches!(pairs.index, PairIndex::Directions(_)));
-        match reads_directions.then(|| KeyDirections::beside(&self.folder)).transpose()?.flatten() {
+        self.attending(model.with_paths(self.config.path_table()))
+    }
+
+    /// Which pairs attention computes in routed passes.
+    #[must_use]
+    pub fn attention(&self) -> AttentionSpec {
+        self.config.attention.unwrap_or(self.variant.spec.attention)
+    }
+
+    /// `model`, whose attention computes what this folder says, by the directions beside it, if there are any.
+    pub(super) fn attending(&self, model: TinyOnnForCausalLm) -> Result<TinyOnnForCausalLm> {
+        let attention = self.attention();
+        let model = if attention == self.variant.spec.attention { model } else { model.with_attention(&attention)? };
+        match attention.reads_directions().then(|| KeyDirections::beside(&self.folder)).transpose()?.flatten() {
             Some(directions) => model.with_key_directions(directions.layers()),
             None => Ok(model),
         }

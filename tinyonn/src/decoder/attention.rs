@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
-use tinyonn_spec::{AttentionSpec, PairIndex, Prefill};
+use tinyonn_spec::{At, AttentionSpec, MoeSpec, PairIndex, Prefill, Violation};
 
 use super::cache::Held;
 use super::{Arch, KvCache, RmsNorm, Rotary};
@@ -18,7 +18,7 @@ use crate::ops::{
 };
 use crate::{Error, Result};
 
-/// Refuses what a model of this shape cannot compute: an index of more values than a head has, or the nearest keys where the family has a window of its own.
+/// Refuses what no declaration may say, and what a model of this shape cannot compute: an index of more values than a head has, or the nearest keys where the family has a window of its own.
 ///
 /// ```
 /// use tinyonn::decoder::attention::check_attention;
@@ -35,6 +35,11 @@ use crate::{Error, Result};
 /// As above.
 pub fn check_attention(spec: &AttentionSpec, cfg: &Arch) -> Result<()> {
     let refuse = |problem: String, remedy: String| Err(Error::setting("attention", problem, remedy));
+    let alone = MoeSpec { attention: *spec, ..MoeSpec::PLAIN };
+    let of_attention = |wrong: &Violation| matches!(wrong.at, At::Argument("attention", _));
+    if let Some(wrong) = alone.validate().into_iter().find(of_attention) {
+        return refuse(wrong.problem, wrong.remedy);
+    }
     match spec.pairs().map(|pairs| pairs.index) {
         Some(PairIndex::Components(r) | PairIndex::Directions(r)) if r > cfg.head_dim => {
             let problem = format!("its index reads {r} values of heads that have {}", cfg.head_dim);
@@ -148,14 +153,19 @@ impl Attention {
         })
     }
 
-    /// Computing, in a routed pass, the declared pairs alone.
+    /// Computing, in a routed pass, these pairs alone.
     ///
     /// # Errors
     /// What [`check_attention`] refuses.
-    pub(super) fn computing(self, spec: &AttentionSpec, cfg: &Arch) -> Result<Self> {
+    pub(super) fn set_pairs(&mut self, spec: &AttentionSpec, cfg: &Arch) -> Result<()> {
         check_attention(spec, cfg)?;
-        let choosing = spec.pairs().map(|pairs| Choosing { pairs: *pairs, directions_krd: None });
-        Ok(Self { choosing, ..self })
+        self.choosing = spec.pairs().map(|pairs| Choosing { pairs: *pairs, directions_krd: None });
+        Ok(())
+    }
+
+    /// Which pairs it computes in a routed pass.
+    pub(super) fn pairs(&self) -> AttentionSpec {
+        self.choosing.as_ref().map_or(AttentionSpec::Dense, |by| AttentionSpec::Pairs(by.pairs))
     }
 
     /// Whether a routed pass computes some pairs alone.
@@ -180,7 +190,7 @@ impl Attention {
             ref dims => {
                 let problem =
                     format!("layer {layer} has {dims:?}, and reads {r} of [{kv_heads}, .., {}]", self.head_dim);
-                Err(Error::setting("directions", problem, "fit them on this model (`KeyDirections::fit`)"))
+                Err(Error::setting("directions", problem, "fit them on this model with exp_directions"))
             }
         }
     }
@@ -198,7 +208,7 @@ impl Attention {
             && matches!(pairs.index, PairIndex::Directions(_))
         {
             let problem = "its index reads the main directions of the keys, and there are none";
-            let remedy = "fit them (`KeyDirections::fit`) and save them beside the checkpoint, or give them (`with_key_directions`)";
+            let remedy = "fit them with exp_directions, which writes them beside the checkpoint, or give them (`with_key_directions`)";
             return Err(Error::setting("attention", problem, remedy));
         }
         Ok(by)
@@ -210,6 +220,22 @@ impl Attention {
         let k = self.k_proj.forward(x)?.reshape((b, t, (), self.head_dim))?;
         let k = self.k_norm.as_ref().map_or(Ok(k.clone()), |norm| norm.forward(&k))?;
         if self.rotates { Ok(rope::forward(&k, &rotary.cos, &rotary.sin)?) } else { Ok(k) }
+    }
+
+    /// x `[B, T, d]` of whole sequences to `[B, T, d]`, where `f` makes y `[B, T, H, D]` of queries `[B, T, H, D]`, keys and values `[B, T, K, D]`.
+    pub(super) fn forward_by(
+        &self,
+        x: &Tensor,
+        rotary: &Rotary,
+        f: impl FnOnce([&Tensor; 3]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (b, t, _) = x.dims3()?;
+        let heads = |y: Tensor| y.reshape((b, t, (), self.head_dim));
+        let q = heads(self.q_proj.forward(x)?)?;
+        let q = self.q_norm.as_ref().map_or(Ok(q.clone()), |norm| norm.forward(&q))?;
+        let q = if self.rotates { rope::forward(&q, &rotary.cos, &rotary.sin)? } else { q };
+        let (k, v) = (self.keys(x, rotary)?, heads(self.v_proj.forward(x)?)?);
+        self.o_proj.forward(&f([&q, &k, &v])?.reshape((b, t, ()))?)
     }
 
     /// x `[B, T, d]` to `[B, T, d]`, of the declared pairs alone where it `chooses`; with a cache, T new positions after those it holds, and no backward.

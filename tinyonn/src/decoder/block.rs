@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
+use tinyonn_spec::AttentionSpec;
 
 use super::attention::{self, Attention};
 #[cfg(feature = "cuda")]
@@ -29,13 +30,28 @@ impl<F: FeedForward> Block<F> {
     /// A missing or misshapen weight.
     pub fn new(cfg: &Arch, layer: usize, mlp: F, vb: &VarBuilder<'_>) -> Result<Self> {
         let norm = |name: &str| RmsNorm::new(cfg.hidden_size, cfg.rms_norm_eps, &vb.pp(name));
+        let mut self_attn = Attention::new(cfg, layer, &vb.pp("self_attn"))?;
+        self_attn.set_pairs(&mlp.attention(), cfg)?;
         Ok(Self {
             input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::new(cfg, layer, &vb.pp("self_attn"))?.computing(&mlp.attention(), cfg)?,
+            self_attn,
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp,
             layer,
         })
+    }
+
+    /// With attention to these pairs in a routed pass, in place of what the feed-forward declares.
+    ///
+    /// # Errors
+    /// What a model of this shape cannot compute.
+    pub(super) fn set_pairs(&mut self, spec: &AttentionSpec, cfg: &Arch) -> Result<()> {
+        self.self_attn.set_pairs(spec, cfg)
+    }
+
+    /// Which pairs its attention computes in a routed pass.
+    pub(super) fn pairs(&self) -> AttentionSpec {
+        self.self_attn.pairs()
     }
 
     /// With the main directions of its keys, `[K, r or more, D]`.
@@ -93,6 +109,17 @@ impl<F: FeedForward> Block<F> {
             self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, chooses, cache)?;
         let [middle, normed] = self.post_attention_layernorm.forward_sum(x, &attended)?;
         Ok((middle, normed, attention))
+    }
+
+    /// The first half of whole sequences, where `f` is the attention over queries, keys and values.
+    pub(super) fn attend_by(
+        &self,
+        x: &Tensor,
+        rotary: &Rotary,
+        f: impl FnOnce([&Tensor; 3]) -> Result<Tensor>,
+    ) -> Result<[Tensor; 2]> {
+        let attended = self.self_attn.forward_by(&self.input_layernorm.forward(x)?, rotary, f)?;
+        self.post_attention_layernorm.forward_sum(x, &attended)
     }
 
     /// ∂L/∂x, if `input`, from ∂L/∂out.

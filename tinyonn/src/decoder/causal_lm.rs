@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
+use tinyonn_spec::AttentionSpec;
 
-use super::{Active, Answers, Arch, Decoder, FeedForward, Keep, KvCache, Learn, Mlp, Pass, Trace, model};
+use super::{Active, Answers, Arch, Block, Decoder, FeedForward, Keep, KvCache, Learn, Mlp, Pass, Trace, model};
 use crate::ops::{Grads, cross_entropy, linear};
 use crate::{Error, Result};
 
@@ -67,6 +68,39 @@ impl<F: FeedForward> CausalLm<F> {
             vb.pp("lm_head").get_with_hints(shape, "weight", Init::Randn { mean: 0.0, stdev: 0.02 })?
         };
         Ok(Self { model, lm_head })
+    }
+
+    /// With attention to these pairs in routed passes, in place of what its feed-forwards declare: of a dense model as well, whose routed passes differ from others in
+    /// nothing else.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use tinyonn::checkpoint::ParamStore;
+    /// use tinyonn::decoder::{CausalLm, Pass};
+    /// use tinyonn::moe::AttentionSpec;
+    /// use tinyonn::phases::RunConfig;
+    ///
+    /// let cfg = RunConfig::default().dense.arch(64, "silu");
+    /// let store = ParamStore::initialise(&Device::Cpu, 0, |vb| CausalLm::dense(&cfg, &vb).map(drop))?;
+    /// let few: AttentionSpec = "pairs(keep = keys(3), index = components(4), near = 1, first = 1)".parse().unwrap();
+    /// let lm = CausalLm::dense(&cfg, &store.builder(DType::F32, |_| false))?.with_attention(&few)?;
+    /// assert_eq!(lm.attention(), few);
+    /// let ids = Tensor::new(&[[3u32, 1, 4, 1, 5, 9, 2, 6]], &Device::Cpu)?;
+    /// let [few, all] = [Pass::routed(), Pass::all()].map(|pass| lm.logits(&ids, &pass, None));
+    /// assert_ne!(few?.to_vec3::<f32>()?, all?.to_vec3::<f32>()?);
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What a model of this shape cannot compute.
+    pub fn with_attention(mut self, spec: &AttentionSpec) -> Result<Self> {
+        self.model.set_attention(spec)?;
+        Ok(self)
+    }
+
+    /// Which pairs attention computes in routed passes.
+    pub fn attention(&self) -> AttentionSpec {
+        self.model.layers().first().map_or(AttentionSpec::Dense, Block::pairs)
     }
 
     /// With the main directions of each layer's keys, `[K, r or more, D]`, which attention by `index = directions(r)` reads.

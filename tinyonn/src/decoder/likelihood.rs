@@ -91,8 +91,7 @@ impl<F: FeedForward> CausalLm<F> {
 
     /// Whether attention chooses its pairs, but for what is read first.
     fn prefills_densely(&self, pass: &Pass) -> bool {
-        let dense_first =
-            |layer: &Block<F>| layer.mlp().attention().pairs().is_some_and(|pairs| pairs.prefill == Prefill::Dense);
+        let dense_first = |layer: &Block<F>| layer.pairs().pairs().is_some_and(|pairs| pairs.prefill == Prefill::Dense);
         matches!(pass.active, Active::Routed) && self.model().layers().iter().any(dense_first)
     }
 

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
+use tinyonn_spec::AttentionSpec;
 
 use super::block::{self, Block};
 use super::{Answers, Arch, FeedForward, Keep, KvCache, Learn, Pass, RmsNorm, Rotary, Trace};
@@ -14,6 +15,7 @@ use crate::{Error, Result};
 /// use candle_core::{DType, Device, Tensor};
 /// use tinyonn::checkpoint::ParamStore;
 /// use tinyonn::decoder::{Decoder, Mlp, Pass};
+/// use tinyonn::ops::attention;
 /// use tinyonn::phases::RunConfig;
 ///
 /// let cfg = RunConfig::default().dense.arch(64, "silu");
@@ -27,9 +29,13 @@ use crate::{Error, Result};
 /// assert_eq!(decoder.keys(0, &x)?.dims(), [1, 3, cfg.num_key_value_heads, cfg.head_dim]);
 /// for (at, layer) in decoder.layers().iter().enumerate() {
 ///     let [stream, seen] = decoder.attend(at, &x)?;
+///     // The same by an attention of one's own: here the library's.
+///     let [again, _] = decoder.attend_by(at, &x, |[q, k, v]| Ok(attention::forward(q, k, v)?.0))?;
+///     assert!((&stream - again)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4);
 ///     x = (stream + layer.mlp().output(&seen)?)?;
 /// }
 /// let (hidden, ..) = decoder.forward(&ids, &Pass::all(), None)?;
+/// assert!((&hidden - decoder.last(&x)?)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-4);
 /// assert_eq!((hidden.dims(), x.dims(), decoder.config().num_hidden_layers), (&[1, 3, cfg.hidden_size][..], hidden.dims(), 4));
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
@@ -138,6 +144,30 @@ impl<F: FeedForward> Decoder<F> {
         Ok([middle, normed])
     }
 
+    /// As [`attend`](Self::attend), where `f` is the attention: it makes y `[B, T, H, D]` of queries `[B, T, H, D]`, keys and values `[B, T, K, D]`, queries and keys
+    /// normalised and turned. For whoever tries another.
+    ///
+    /// # Errors
+    /// As above; what `f` reports.
+    pub fn attend_by(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        f: impl FnOnce([&Tensor; 3]) -> Result<Tensor>,
+    ) -> Result<[Tensor; 2]> {
+        let missing = || Error::setting("layer", format!("is {layer} of {}", self.layers.len()), "count from 0");
+        let block = self.layers.get(layer).ok_or_else(missing)?;
+        block.attend_by(x, &self.rotary.positions(0, x.dim(1)?, x.dtype())?, f)
+    }
+
+    /// What the head reads, of the stream `[B, T, d]` behind the last layer.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn last(&self, x: &Tensor) -> Result<Tensor> {
+        self.norm.forward(x)
+    }
+
     /// The keys of whole sequences as queries meet them, normalised and turned, `[B, T, K, D]`, of the stream x `[B, T, d]` that enters a layer.
     ///
     /// # Errors
@@ -148,11 +178,17 @@ impl<F: FeedForward> Decoder<F> {
         block.keys(x, &self.rotary.positions(0, x.dim(1)?, x.dtype())?)
     }
 
+    /// With attention to these pairs in routed passes, in place of what is declared.
+    pub(super) fn set_attention(&mut self, spec: &AttentionSpec) -> Result<()> {
+        let Self { layers, cfg, .. } = self;
+        layers.iter_mut().try_for_each(|layer| layer.set_pairs(spec, cfg))
+    }
+
     /// With the main directions of each layer's keys, `[K, r or more, D]`, where attention reads any.
     pub(super) fn set_key_directions(&mut self, directions: &[Tensor]) -> Result<()> {
         if directions.len() != self.layers.len() {
             let problem = format!("there are some for {} layers of {}", directions.len(), self.layers.len());
-            return Err(Error::setting("directions", problem, "fit them on this model (`KeyDirections::fit`)"));
+            return Err(Error::setting("directions", problem, "fit them on this model with exp_directions"));
         }
         self.layers.iter_mut().zip(directions).try_for_each(|(layer, own)| layer.set_key_directions(own))
     }

@@ -31,7 +31,7 @@ impl Run<'_> {
     /// What the system or the device reports.
     pub fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {
         let dir = self.config.out.join("upcycled");
-        self.write(store, &dir, ActiveMode::All, None)?;
+        self.write(store, &dir, ActiveMode::All, None, None)?;
         let read = weights::load(TinyOnnFolder::open(&dir)?.folder(), self.config.dtype, &self.device)?;
         let dense = self.dense_model()?;
         let sparse = self.model(&read)?;

@@ -147,7 +147,7 @@ impl Run<'_> {
     /// What the system reports.
     pub fn write_phase1(&self, found: &Phase1) -> Result<()> {
         let dir = &self.config.out;
-        self.write(&found.store, &dir.join(CHECKPOINT), ActiveMode::Routed, Some(&found.labels))?;
+        self.write(&found.store, &dir.join(CHECKPOINT), ActiveMode::Routed, Some(&found.labels), None)?;
         Continuation::new(self.config, &found.labels).write(dir)
     }
 }

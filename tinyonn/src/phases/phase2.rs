@@ -174,7 +174,7 @@ impl Run<'_> {
         let after = self.rank_correlation(store, labels)?;
         let rank_correlation = before.zip(after).map(|(before, after)| RankCorrelation { before, after });
         watch.stage("write");
-        self.write(store, &self.config.out.join(CHECKPOINT), ActiveMode::Routed, Some(labels))?;
+        self.write(store, &self.config.out.join(CHECKPOINT), ActiveMode::Routed, Some(labels), None)?;
         Ok(Phase2 { updated_share: outcome.updated_share, losses, rank_correlation })
     }
 }

@@ -20,7 +20,7 @@ use crate::imaging::{
 };
 use crate::metrics::MetricsLog;
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
-use crate::moe::{ExpertsAre, LoadFigures, LoadMeter, RoutePer, Variant};
+use crate::moe::{AttentionSpec, ExpertsAre, LoadFigures, LoadMeter, RoutePer, Variant};
 use crate::ranks::Collective;
 use crate::train::evaluate::EvaluateOptions;
 use crate::train::evaluate::evaluate_load;
@@ -425,13 +425,15 @@ impl Run<'_> {
         CorpusFigures { sha256: self.text.sha256.clone(), tokens: tokens.collect() }
     }
 
-    /// Writes the checkpoint `dir`; `labels` are the paths of a variant that is routed by its task.
+    /// Writes the checkpoint `dir`; `labels` are the paths of a variant that is routed by its task, `attention` what computes other pairs than it declares: of a
+    /// checkpoint that it was made from, unless given.
     pub(super) fn write(
         &self,
         store: &ParamStore,
         dir: &Path,
         active: ActiveMode,
         labels: Option<&Labels>,
+        attention: Option<AttentionSpec>,
     ) -> Result<()> {
         let path =
             |(task, experts): (&String, &Vec<Vec<u32>>)| TaskPath { task: task.clone(), experts: experts.clone() };
@@ -439,12 +441,11 @@ impl Run<'_> {
         let paths = by_task.map(|labels| self.text.tasks.iter().zip(&labels.paths.experts).map(path).collect());
         let source = ModelFolder::open(&self.dense.dir)?;
         let own = TinyOnnConfig::new(self.variant, self.partition, self.config.seed);
-        let partition = if is_tinyonn(source.config()) {
-            TinyOnnFolder::open(&self.dense.dir)?.config().partition.clone()
-        } else {
-            own.partition.clone()
-        };
-        let config = TinyOnnConfig { active, paths: paths.unwrap_or_default(), partition, ..own };
+        let from = is_tinyonn(source.config()).then(|| TinyOnnFolder::open(&self.dense.dir)).transpose()?;
+        let from = from.as_ref().map(TinyOnnFolder::config);
+        let partition = from.map_or(&own.partition, |from| &from.partition).clone();
+        let attention = attention.or(from.and_then(|from| from.attention));
+        let config = TinyOnnConfig { active, paths: paths.unwrap_or_default(), partition, attention, ..own };
         let staged = StagedFolder::replacing(dir)?;
         let (config, store) = (config.write_to(source.config()), self.dense.as_stored(store)?);
         ModelFolder::write_into(&staged, &config, &store, Some(&self.dense.dir))?;

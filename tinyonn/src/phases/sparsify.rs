@@ -66,13 +66,14 @@ use super::sparse_layers::{Making, SparseModel};
 use super::sparsify_from::LeftBySparsify;
 use super::text::CorpusFigures;
 use super::{Dense, RunConfig, Shares, SparsifyConfig, Worth, summary};
-use crate::checkpoint::mixture_prefix;
+use crate::checkpoint::{KeyDirections, ModelFolder, ParamStore, mixture_prefix};
 use crate::data::Sampler;
 use crate::decoder::Pass;
+use crate::decoder::attention::check_attention;
 use crate::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
 use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuron_damage, partition, sensitivity};
 use crate::metrics::{Interval, MetricsLog, Progress, Stopwatch, interval};
-use crate::model::ActiveMode;
+use crate::model::{ActiveMode, TinyOnnForCausalLm};
 use crate::moe::{LoadMeter, Neurons};
 use crate::ops::host;
 use crate::train::{Checkpoints, DistilConfig, Losses, distil, grow_repairs};
@@ -145,6 +146,8 @@ pub struct SparsifyLosses<T> {
 
 /// Tokens of a test document that are counted where documents are chosen: as many are as fit, evenly spread.
 const OF_A_DOCUMENT: usize = 1024;
+/// Tokens of a row that directions of keys are fitted on, at most.
+const OF_DIRECTIONS: usize = 4096;
 
 /// Makes the variant of `config` from its text, measures it, and writes `summary.json` and the checkpoint `tiny-onn/`, whose routed pass takes
 /// the share, into `config.out`.
@@ -188,15 +191,14 @@ fn sparsify_with(
     watch.stage("verify");
     let lossless = run.lossless(&made.store)?;
     progress.set(1);
+    watch.stage("write");
+    let model = run.write_attending(&made.store, config)?;
     watch.stage("evaluate");
-    let model = run.model(&made.store)?;
     let dense = run.evaluate(model.lm(), &Pass::all())?;
     progress.set(2);
     let (sparse, load) = run.evaluate_load(&model, &prepared.tokens.test, &Pass::routed())?;
     progress.set(3);
     progress.finish();
-    watch.stage("write");
-    run.write(&made.store, &of_run.out.join(CHECKPOINT), ActiveMode::Routed, None)?;
     watch.stop();
     let cfg = &prepared.dense.cfg;
     let taken = run.taken(&made, &load)?;
@@ -272,7 +274,10 @@ impl Prepared {
         config.check()?;
         let needed = || Error::setting("model", "is needed and was not given", "name a dense decoder");
         // What keeps a model from being read is said before all text is.
-        Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
+        let (_, cfg, _) = Dense::open(config.model.as_ref().ok_or_else(needed)?)?;
+        if let Some(attention) = &config.attention {
+            check_attention(attention, &cfg)?;
+        }
         let of_run = config.run();
         let mut prepared = Self::with(&of_run, watch, |text, device| Dense::obtain(&of_run, text, device, None))?;
         // What a declaration leaves open needs no scan here; single neurons have one expert.
@@ -405,6 +410,25 @@ impl Run<'_> {
             self.set_thresholds(store, asked)?;
         }
         Ok(Some(found))
+    }
+}
+
+impl Run<'_> {
+    /// Writes the checkpoint of `store`, whose attention computes what `config` says, with the directions of its keys beside it, if these are read; returns the model.
+    fn write_attending(&self, store: &ParamStore, config: &SparsifyConfig) -> Result<TinyOnnForCausalLm> {
+        let (attention, dir) = (config.attention, self.config.out.join(CHECKPOINT));
+        self.write(store, &dir, ActiveMode::Routed, None, attention)?;
+        let model = self.model(store)?;
+        let Some(attention) = attention else { return Ok(model) };
+        let model = model.with_attention(&attention)?;
+        if !attention.reads_directions() {
+            return Ok(model);
+        }
+        let (folder, length) = (ModelFolder::open(&dir)?, self.dense.cfg.max_position_embeddings.min(OF_DIRECTIONS));
+        let (train, tokens) = (&self.tokens.train, config.calibration_tokens);
+        let directions = KeyDirections::fit_on(&folder, model.lm(), train, length, tokens)?;
+        directions.save(&dir)?;
+        model.with_key_directions(directions.layers())
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{DeviceName, RunConfig};
 use crate::imaging::partition::profile;
 use crate::imaging::{Choose, Cut};
-use crate::moe::{MoeSpec, Neurons, RouterKind, RouterSpec};
+use crate::moe::{AttentionSpec, MoeSpec, Neurons, RouterKind, RouterSpec};
 use crate::train::{DistilConfig, Precision, RouterTarget};
 use crate::{Error, Result};
 
@@ -69,6 +69,9 @@ pub struct SparsifyConfig {
     pub ridge: f64,
     /// Whether a repair has a bias, b.
     pub bias: bool,
+    /// What attention computes in routed passes, in place of what the variant declares: kept in the checkpoint. Calibration and repair attend to all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention: Option<AttentionSpec>,
     /// Kinds of text as `NAME=PATH`; without any, the default text.
     pub data: Vec<String>,
     /// Decides everything random.
@@ -108,6 +111,7 @@ impl Default for SparsifyConfig {
             router_target: RouterTarget::Sqrt,
             ridge: 0.01,
             bias: true,
+            attention: None,
             data: Vec::new(),
             seed: 0,
             device: run.device,

@@ -77,8 +77,8 @@ impl Contents {
         } else if !self.repaired.is_empty() {
             lines.push("the repair beside the weights: all neurons take part".to_owned());
         }
-        if !spec.attention.is_dense() {
-            lines.push("the choice of pairs (`attention = pairs(..)`): attention computes all".to_owned());
+        if !source.attention().is_dense() {
+            lines.push("the choice of pairs (`attention = pairs(..)`): attention computes all; exp_generate and exp_eval take it with --attention".to_owned());
         }
         lines
     }
@@ -86,12 +86,11 @@ impl Contents {
 
 /// Refuses attention to some pairs, which no format has a place for.
 pub(super) fn refuse_pairs(source: &TinyOnnFolder) -> Result<()> {
-    let spec = &source.variant().spec;
-    if spec.attention.is_dense() {
+    if source.attention().is_dense() {
         return Ok(());
     }
     let problem = "in a routed pass its attention computes some pairs alone (`attention = pairs(..)`), which no export has a place for";
-    Err(Error::variant(spec.name.clone(), problem, "export all active (--active all)"))
+    Err(Error::variant(source.variant().spec.name.clone(), problem, "export all active (--active all)"))
 }
 
 /// The name of a part of a layer's repair.

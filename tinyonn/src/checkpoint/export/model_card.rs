@@ -45,6 +45,9 @@ pub fn model_card(source: &TinyOnnFolder, exported: &Exported, loss: Option<(&Ex
         row("experts taken", format!("{} of {}", spec.active_experts(), spec.experts()));
     }
     row("declared", spec.behaviour_words());
+    if source.attention() != spec.attention {
+        row("attention in place of it", source.attention().to_string());
+    }
     row("neurons", spec.neurons.word().to_owned());
     if let Some(partition) = &config.partition {
         row("partition", format!("{}, seed {}", partition.strategy, partition.seed));
