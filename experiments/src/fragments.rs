@@ -50,11 +50,16 @@ pub const EVIDENCE: Study = Study {
     title: "How much of a pretrained model is kept, at which share?",
 };
 
+/// The study of what attention to some keys keeps.
+pub const ATTENTION: Study =
+    Study { name: "attention", program: "exp_attention", title: "Which keys does a query need?" };
+
 /// The study of growth.
 pub const GROWTH: Study = Study { name: "growth", program: "exp_growth", title: "What does growth buy?" };
 
 /// All of them, in the order in which they are told.
-pub const STUDIES: [Study; 6] = [EVIDENCE, COMPARE, COMPARE_LARGE, FORGETTING, FORGETTING_PRETRAINED, GROWTH];
+pub const STUDIES: [Study; 7] =
+    [EVIDENCE, ATTENTION, COMPARE, COMPARE_LARGE, FORGETTING, FORGETTING_PRETRAINED, GROWTH];
 
 /// What tells a page that the study wrote from any other.
 pub(crate) fn mark(study: &Study) -> String {

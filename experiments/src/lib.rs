@@ -7,9 +7,10 @@
 //! [`listener`] hears a model write ([`token_paths`]: along which paths), [`text_cost`] says what text costs it.
 //!
 //! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave; `pages` draws it with the
-//! figures and tables of `report` (feature `pictures`). [`compare`], [`evidence`], [`forgetting`] and [`growth`] are studies over many runs.
+//! figures and tables of `report` (feature `pictures`). [`attention`], [`compare`], [`evidence`], [`forgetting`] and [`growth`] are studies over many runs.
 
 pub mod arguments;
+pub mod attention;
 pub mod causal;
 pub mod children;
 pub mod compare;
@@ -32,6 +33,7 @@ pub mod overwrite;
 #[cfg(feature = "pictures")]
 pub mod pages;
 pub mod phase_flags;
+mod places;
 pub mod printed;
 pub mod rank_flags;
 #[cfg(feature = "pictures")]

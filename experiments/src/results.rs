@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tinyonn::{Error, Result, files};
 
+use crate::attention::AttentionConfig;
 use crate::compare::CompareConfig;
 use crate::evidence::EvidenceConfig;
 use crate::forgetting::StudyConfig;
@@ -19,6 +20,7 @@ use crate::results_file::is_foreign;
 fn whole_parts() -> [Declared; STUDIES.len()] {
     [
         EvidenceConfig::default().declared(),
+        AttentionConfig::default().declared(),
         CompareConfig::default().declared(),
         CompareConfig::large().declared(),
         StudyConfig::default().declared(),

@@ -7,6 +7,8 @@
 #[cfg(unix)]
 #[path = "programs/arguments.rs"]
 mod arguments;
+#[path = "programs/attention.rs"]
+mod attention;
 #[path = "programs/benchmark.rs"]
 mod benchmark;
 #[path = "programs/book.rs"]

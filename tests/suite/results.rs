@@ -98,7 +98,7 @@ fn a_row_that_is_missing_is_named() {
 #[case::no_fragment(&|at: &Fragments| { fs::remove_file(at.path("compare.md")).unwrap(); }, &["compare.md", "No such file"])]
 #[case::none_at_all(
     &|at: &Fragments| ["compare.md", "compare.json"].iter().for_each(|name| fs::remove_file(at.path(name)).unwrap()),
-    &["holds none of evidence.md, compare.md", "--results"]
+    &["holds none of evidence.md, attention.md, compare.md", "--results"]
 )]
 #[case::nothing_declared(&|at: &Fragments| { fs::remove_file(at.path("compare.json")).unwrap(); }, &["compare.md", "has no compare.json"])]
 #[case::another_title(&|at: &Fragments| at.edit("compare.md", |page| page.replacen("# Does", "# Did", 1)), &["does not begin with its title"])]

@@ -31,6 +31,8 @@ mod subject;
 mod tables;
 
 pub use cell::{Cell, Change};
+#[cfg(feature = "pictures")]
+pub(crate) use compared::rise;
 pub use config::EvidenceConfig;
 pub use method::Method;
 #[cfg(feature = "pictures")]

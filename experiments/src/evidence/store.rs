@@ -1,6 +1,6 @@
 //! What a study keeps: its settings, and a file a cell, written whole, so that a study that was stopped goes on.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use tinyonn::{Error, Result, files};
 
 use super::{Cell, CellRecord, EvidenceConfig, Speed};
 use crate::compare::record::{REPEAT, read};
+use crate::places::claim;
 
 /// The file that holds a study's settings.
 const BEGUN: &str = "evidence.json";
@@ -127,19 +128,8 @@ impl EvidenceStore {
     /// # Errors
     /// What the system reports.
     pub fn claim(&self, cells: &[Cell]) -> Result<Option<Vec<File>>> {
-        let mut places = Vec::with_capacity(cells.len());
-        for cell in cells {
-            let path = self.out.join(PLACES).join(cell.id());
-            let place = File::options().create(true).truncate(false).write(true).open(&path);
-            let place = place.map_err(|e| Error::io(&path, e))?;
-            match place.try_lock() {
-                Ok(()) => places.push(place),
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                // As on a file system without locks, where two processes would make one cell.
-                Err(TryLockError::Error(e)) => return Err(Error::io(&path, e)),
-            }
-        }
-        Ok(Some(places))
+        let names: Vec<String> = cells.iter().map(Cell::id).collect();
+        claim(&self.out.join(PLACES), names.iter().map(String::as_str))
     }
 }
 

@@ -19,19 +19,20 @@ macro_rules! programs {
     ($($name:literal)*) => { [$(($name, env!(concat!("CARGO_BIN_EXE_", $name)))),*] };
 }
 
-const PROGRAMS: [(&str, &str); 18] = programs!(
+const PROGRAMS: [(&str, &str); 19] = programs!(
     "exp_phase1" "exp_phase2" "exp_compare" "exp_forgetting" "exp_report" "exp_upcycle" "exp_export" "exp_sparsify" "exp_verify" "exp_benchmark" "exp_generate" "exp_eval"
-    "exp_variants" "exp_scan" "exp_expand" "exp_growth" "exp_evidence" "exp_directions"
+    "exp_variants" "exp_scan" "exp_expand" "exp_growth" "exp_evidence" "exp_directions" "exp_attention"
 );
 
 /// What stands in for the book's own settings, so that a run takes a moment.
-const SMALL: [(&str, &str); 6] = [
+const SMALL: [(&str, &str); 7] = [
     ("exp_phase1", include_str!("book/run.toml")),
     ("exp_phase2", include_str!("book/run.toml")),
     ("exp_compare", include_str!("book/compare.toml")),
     ("exp_sparsify", include_str!("book/sparsify.toml")),
     ("exp_growth", include_str!("book/growth.toml")),
     ("exp_evidence", include_str!("book/evidence.toml")),
+    ("exp_attention", include_str!("book/attention.toml")),
 ];
 
 /// Commands that are no programs of ours: each says what it stands for.
