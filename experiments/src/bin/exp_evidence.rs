@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use experiments::evidence::{
-    Cell, CellRecord, EvidenceConfig, EvidenceStore, KindLosses, PACE, Speed, run_cells, time_cells,
+    Cell, EvidenceConfig, EvidenceStore, Found, KindLosses, Lacking, Speed, run_cells, time_cells,
 };
 #[cfg(feature = "pictures")]
 use experiments::git_commit;
@@ -19,7 +19,7 @@ use tinyonn::train::{Checkpoints, Precision};
 
 /// Take part of a pretrained decoder's MLPs in many ways, at several shares of their operations, and measure what each keeps of text and benchmarks; write RESULTS.md.
 ///
-/// A cell is a file in OUT/cells and is not made again: a study that was stopped, however it was, goes on where it was. Any number of processes may run the same
+/// A cell is a file in OUT/cells, a finalist's answers to benchmarks one in OUT/answers, and neither is made again: a study that was stopped, however it was, goes on where it was. Any number of processes may run the same
 /// command with one --out: each makes the next cell that nobody makes. The text is what scripts/fetch_material.sh writes. At the end RESULTS.md is written from the cells.
 #[derive(Parser)]
 #[command(
@@ -34,7 +34,7 @@ use tinyonn::train::{Checkpoints, Precision};
   exp_evidence --report                                                     the results of what was made
 
 A TOML file for --config has the keys that OUT/evidence.json shows, for example:
-  items = 500
+  items = 1000        # the first of each benchmark, in place of all
   [distil]
   steps = 1000"
 )]
@@ -152,22 +152,32 @@ fn asked(config: &EvidenceConfig, names: &[String]) -> Result<Vec<Cell>> {
     Ok(cells.into_iter().filter(|cell| names.is_empty() || names.contains(&cell.id())).collect())
 }
 
-fn told(record: &CellRecord) {
+fn told(found: &Found) {
     let of = |what: &str, kinds: &[KindLosses]| {
-        let mean = kinds.iter().map(KindLosses::mean).sum::<f64>() / kinds.len() as f64;
-        if kinds.is_empty() { String::new() } else { format!(", {what} {mean:.4}") }
+        if kinds.is_empty() { String::new() } else { format!(", {what} {:.4}", KindLosses::mean_of(kinds)) }
     };
-    let right = record.tasks.iter().map(|task| format!(", {} {:.3}", task.figures.task, task.figures.accuracy.mean));
-    say!(
-        "cell      {}: {:.1} % of the operations, nats a token{}{}{}{} in {:.0} s",
-        record.cell.id(),
-        100.0 * record.operations,
-        of("validation", &record.validation).trim_start_matches(','),
-        of("test", &record.test),
-        of("never calibrated on", &record.unseen),
-        right.collect::<String>(),
-        record.seconds.values().sum::<f64>()
-    );
+    match found {
+        Found::Record(record) => say!(
+            "cell      {}: {:.1} % of the operations, nats a token{}{}{} in {:.0} s",
+            record.cell.id(),
+            100.0 * record.operations,
+            of("validation", &record.validation).trim_start_matches(','),
+            of("test", &record.test),
+            of("never calibrated on", &record.unseen),
+            record.seconds.values().sum::<f64>()
+        ),
+        Found::Answers(own) => {
+            let right: Vec<String> = own
+                .tasks
+                .iter()
+                .map(|task| {
+                    format!("{} {:.3} of {}", task.figures.task, task.figures.accuracy.mean, task.figures.items)
+                })
+                .collect();
+            let seconds = own.seconds.values().sum::<f64>();
+            say!("answers   {}: {} in {seconds:.0} s", own.cell.id(), right.join(", "));
+        }
+    }
 }
 
 fn timed(speed: &Speed) {
@@ -187,17 +197,18 @@ fn dry_run(config: &EvidenceConfig, cells: &[Cell]) -> Result<ExitCode> {
     let parameters = read_arch(&config.model)?.parameters();
     let (mut seconds, mut tokens) = (0.0, 0.0);
     for planned in config.plan(cells, parameters)? {
-        let (done, own) = (if planned.done { ", done" } else { "" }, planned.multiply_adds / PACE);
-        say!(
-            "cell      {}: {:.1e} tokens, {:.1e} multiply-adds, {:.1} min{done}",
-            planned.cell.id(),
-            planned.tokens,
-            planned.multiply_adds,
-            own / 60.0
-        );
-        if !planned.done {
-            (seconds, tokens) = (seconds + own, tokens + planned.tokens);
-        }
+        let what = match planned.lacking {
+            Lacking { record: false, answers: false, .. } => "done".into(),
+            lacking => format!(
+                "{}{:.1e} tokens, {:.1e} multiply-adds, {:.1} min",
+                if lacking.record { "" } else { "answers alone, " },
+                planned.tokens,
+                planned.multiply_adds,
+                planned.seconds / 60.0
+            ),
+        };
+        say!("cell      {}: {what}", planned.lacking.cell.id());
+        (seconds, tokens) = (seconds + planned.seconds, tokens + planned.tokens);
     }
     say!("all       {} cells; left: {tokens:.1e} tokens, {:.2} hours of one H200", cells.len(), seconds / 3600.0);
     say!("nothing was done (--dry-run)");

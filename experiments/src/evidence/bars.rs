@@ -2,7 +2,7 @@
 
 use tinyonn::metrics::Interval;
 
-use super::compared::{kept, part_of_rise, rise};
+use super::compared::{part_of_rise, rise};
 use super::{Cell, CellRecord, EvidenceConfig, EvidenceOutcome, Method};
 
 /// What a figure has to be.
@@ -108,7 +108,7 @@ impl Bar {
         match self.figure {
             Figure::Ratio => outcome.ratio(own),
             Figure::Kept => outcome.kept(own),
-            Figure::KeptWithoutFloor => kept(own, dense, false, seed),
+            Figure::KeptWithoutFloor => outcome.accuracy_kept(own),
             Figure::AheadOf(method) => {
                 let other = outcome.of(&Cell { method, ..own.cell })?;
                 rise(&own.test, &other.test, seed)

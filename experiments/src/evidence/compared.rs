@@ -4,7 +4,7 @@ use rand::Rng as _;
 use tinyonn::metrics::Interval;
 use tinyonn::random;
 
-use super::{CellRecord, KindLosses};
+use super::{KindLosses, TaskAnswers};
 
 /// Draws.
 const DRAWS: usize = 1000;
@@ -87,9 +87,9 @@ pub(crate) fn part_of_rise(
 }
 
 /// Of the benchmarks that carry signal: Σ (accuracy − floor) as a part of the dense model's, or with `floors` false Σ accuracy.
-pub(crate) fn kept(one: &CellRecord, dense: &CellRecord, floors: bool, seed: u64) -> Option<Interval> {
+pub(crate) fn kept(one: &[TaskAnswers], dense: &[TaskAnswers], floors: bool, seed: u64) -> Option<Interval> {
     let (mut groups, mut levels) = (Vec::<Vec<[f64; 3]>>::new(), Vec::new());
-    for (own, first) in one.tasks.iter().zip(&dense.tasks) {
+    for (own, first) in one.iter().zip(dense) {
         if own.figures.items_sha256 != first.figures.items_sha256 {
             return None;
         }

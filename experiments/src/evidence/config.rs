@@ -8,7 +8,7 @@ use tinyonn::phases::{DeviceName, Shares, SparsifyConfig, Worth};
 use tinyonn::train::{DistilConfig, Memory, Precision};
 use tinyonn::{Error, Result};
 
-use super::{Cell, Change};
+use super::{Cell, Change, Items};
 
 /// The settings; as TOML, every key is optional and unknown keys are refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,8 +45,8 @@ pub struct EvidenceConfig {
     pub test_tokens: usize,
     /// Benchmarks.
     pub tasks: Vec<String>,
-    /// The first items of each.
-    pub items: usize,
+    /// Which items of each: all, unless it is said how many. Answers to others are made anew; losses stay.
+    pub items: Items,
     /// Items that are read together.
     pub together: usize,
     /// How some cells are distilled.
@@ -73,7 +73,7 @@ impl Default for EvidenceConfig {
             validation_tokens: 16_384,
             test_tokens: 102_400,
             tasks: TASKS.iter().map(|(name, _)| (*name).to_owned()).collect(),
-            items: 1000,
+            items: Items::All,
             together: 64,
             distil: DistilConfig { steps: 1000, memory, ..DistilConfig::DEFAULT },
         }
@@ -86,7 +86,7 @@ impl EvidenceConfig {
     /// # Errors
     /// The setting and the remedy.
     pub fn check(&self) -> Result<()> {
-        if self.items == 0 || self.together == 0 {
+        if self.items == Items::First(0) || self.together == 0 {
             return Err(Error::setting("items", "leaves nothing to answer", "use 1 or more, read 1 or more together"));
         }
         if self.seeds.contains(&self.seed) {

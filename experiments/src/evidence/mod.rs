@@ -1,9 +1,10 @@
 //! The study of evidence: how much of a pretrained model each way to take part of its MLPs keeps, at which share of their operations.
 //!
 //! A [`Cell`] is a [`Method`] at a share, with one thing changed at most ([`Change`]), in closed form or distilled behind it. All are measured on validation text; finalists,
-//! which are named before anything is run, on the test split, on kinds of text that nothing was calibrated on, and by benchmarks. A record holds losses by document and answers by
+//! which are named before anything is run, on the test split, on kinds of text that nothing was calibrated on, and by benchmarks. A record holds losses by document, what lies beside it answers by
 //! item, so that any two cells are compared in pairs. The library makes its own variants; what others do is rebuilt here (`carved`, `cmoe`), with the same repair.
 
+mod answers;
 #[cfg(feature = "pictures")]
 mod bars;
 mod carved;
@@ -30,6 +31,7 @@ mod subject;
 #[cfg(feature = "pictures")]
 mod tables;
 
+pub use answers::{CellAnswers, Items, TaskAnswers};
 pub use cell::{Cell, Change};
 #[cfg(feature = "pictures")]
 pub(crate) use compared::rise;
@@ -37,10 +39,10 @@ pub use config::EvidenceConfig;
 pub use method::Method;
 #[cfg(feature = "pictures")]
 pub use outcome::EvidenceOutcome;
-pub use record::{CellRecord, KindLosses, TaskAnswers};
+pub use record::{CellRecord, KindLosses};
 #[cfg(feature = "pictures")]
 pub use results::write_results;
-pub use runner::{PACE, PlannedCell, run_cells};
+pub use runner::{PlannedCell, run_cells};
 pub use speed::{BesideDense, Speed, time_cells};
-pub use store::EvidenceStore;
-pub use subject::Subject;
+pub use store::{EvidenceStore, Lacking};
+pub use subject::{Found, Subject};

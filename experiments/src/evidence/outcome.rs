@@ -4,16 +4,19 @@ use tinyonn::Result;
 use tinyonn::metrics::Interval;
 
 use super::compared::{kept, perplexity_ratio, rise};
-use super::{Cell, CellRecord, EvidenceConfig, EvidenceStore, Method, Speed};
+use super::{Cell, CellAnswers, CellRecord, EvidenceConfig, EvidenceStore, KindLosses, Method, Speed, TaskAnswers};
 
 /// All cells of a study with what was found of those that were made.
 #[derive(Clone, Debug)]
 pub struct EvidenceOutcome {
     /// In their order.
     pub cells: Vec<(Cell, Option<CellRecord>)>,
+    /// Of finalists that answered what the study asks.
+    pub answers: Vec<CellAnswers>,
     /// Of those that were timed.
     pub speeds: Vec<Speed>,
     seed: u64,
+    unanswered: Vec<String>,
 }
 
 impl EvidenceOutcome {
@@ -26,13 +29,31 @@ impl EvidenceOutcome {
         let of = |cell: Cell| Ok((cell, store.record(&cell)?));
         let cells: Vec<(Cell, Option<CellRecord>)> = config.cells().into_iter().map(of).collect::<Result<_>>()?;
         let speeds = cells.iter().filter_map(|(cell, _)| store.speed(cell).transpose()).collect::<Result<_>>()?;
-        Ok(Self { cells, speeds, seed: config.seed })
+        let (mut answers, mut unanswered) = (Vec::new(), Vec::new());
+        for (cell, _) in cells.iter().filter(|(cell, _)| config.is_final(cell)) {
+            match store.answers(cell)?.filter(|own| own.are_asked(config)) {
+                Some(own) => answers.push(own),
+                None => unanswered.push(cell.id()),
+            }
+        }
+        Ok(Self { cells, answers, speeds, seed: config.seed, unanswered })
     }
 
-    /// Cells that were not made.
+    /// Cells of which something was not made.
     #[must_use]
     pub fn left(&self) -> Vec<String> {
-        self.cells.iter().filter(|(_, record)| record.is_none()).map(|(cell, _)| cell.id()).collect()
+        let lacks = |cell: &Cell, record: &Option<CellRecord>| record.is_none() || self.unanswered.contains(&cell.id());
+        self.cells.iter().filter(|(cell, record)| lacks(cell, record)).map(|(cell, _)| cell.id()).collect()
+    }
+
+    /// How far the validation loss of a model that answered benchmarks lies from its record's, at most: 0 unless it was made once more for them.
+    #[must_use]
+    pub fn made_again(&self) -> f64 {
+        let away = |own: &CellAnswers| {
+            let record = self.of(&own.cell)?;
+            Some((KindLosses::mean_of(&record.validation) - own.validation).abs())
+        };
+        self.answers.iter().filter_map(away).fold(0.0, f64::max)
     }
 
     /// The sources of the library that made cells, and how many each.
@@ -80,7 +101,22 @@ impl EvidenceOutcome {
 
     /// (accuracy − floor) kept.
     pub(crate) fn kept(&self, own: &CellRecord) -> Option<Interval> {
-        kept(own, self.dense(&own.cell)?, true, self.seed)
+        self.of_tasks(own, true)
+    }
+
+    /// Accuracy kept, floors and all.
+    pub(crate) fn accuracy_kept(&self, own: &CellRecord) -> Option<Interval> {
+        self.of_tasks(own, false)
+    }
+
+    fn of_tasks(&self, own: &CellRecord, floors: bool) -> Option<Interval> {
+        let dense = Cell::of(Method::Dense, 100, own.cell.seed);
+        kept(self.tasks(&own.cell)?, self.tasks(&dense)?, floors, self.seed)
+    }
+
+    /// What `cell` answers.
+    pub(crate) fn tasks(&self, cell: &Cell) -> Option<&[TaskAnswers]> {
+        self.answers.iter().find(|own| own.cell == *cell).map(|own| own.tasks.as_slice())
     }
 
     /// Validation loss above the dense model's.

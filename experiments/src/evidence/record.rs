@@ -1,9 +1,8 @@
-//! What is kept of a cell: losses by document and answers by item, so that any two cells can be compared in pairs.
+//! What is kept of a cell: losses by document, so that any two cells can be compared in pairs. Answers to benchmarks lie beside it ([`super::CellAnswers`]).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tinyonn::benchmark::{Answer, TaskFigures};
 use tinyonn::data::TokenSet;
 use tinyonn::train::Losses;
 
@@ -34,20 +33,11 @@ impl KindLosses {
         let (sum, tokens) = self.documents.iter().fold((0.0, 0.0), |(a, b), (sum, tokens)| (a + sum, b + tokens));
         sum / tokens
     }
-}
 
-/// Answers to a benchmark.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TaskAnswers {
-    /// What they are worth.
-    pub figures: TaskFigures,
-    /// Of each item whether it is right.
-    pub right: Vec<bool>,
-}
-
-impl TaskAnswers {
-    pub(crate) fn new(figures: TaskFigures, answers: &[Answer]) -> Self {
-        Self { figures, right: answers.iter().map(|answer| answer.right).collect() }
+    /// Its mean over kinds, each counted alike.
+    #[must_use]
+    pub fn mean_of(kinds: &[Self]) -> f64 {
+        kinds.iter().map(Self::mean).sum::<f64>() / kinds.len() as f64
     }
 }
 
@@ -80,8 +70,6 @@ pub struct CellRecord {
     pub test: Vec<KindLosses>,
     /// On kinds that nothing was calibrated on, of a finalist.
     pub unseen: Vec<KindLosses>,
-    /// By benchmark, of a finalist.
-    pub tasks: Vec<TaskAnswers>,
     /// Wall-clock by stage.
     pub seconds: BTreeMap<String, f64>,
 }

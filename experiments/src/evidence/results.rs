@@ -39,7 +39,8 @@ pub fn write_results(
             first.corpus_sha256.get(..16).unwrap_or("")
         );
     }
-    let seconds: f64 = records().flat_map(|record| record.seconds.values()).sum();
+    let answers = outcome.answers.iter().flat_map(|own| own.seconds.values());
+    let seconds: f64 = records().flat_map(|record| record.seconds.values()).chain(answers).sum();
     let _ = writeln!(page, "- seconds of all cells, added up: {seconds:.0}");
     for told in tables(outcome, config) {
         let _ = write!(page, "\n## {}\n\n{}\n\n{}", told.heading, told.prose, told.table.markdown()?);

@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
-use tinyonn::Result;
-use tinyonn::train::Checkpoints;
+use tinyonn::benchmark::{Choice, Item};
+use tinyonn::checkpoint::ModelFolder;
+use tinyonn::train::{Checkpoints, Precision};
+use tinyonn::{Error, Result};
 
-use super::{Cell, CellRecord, EvidenceConfig, EvidenceStore, Method, Subject};
+use super::{Cell, EvidenceConfig, EvidenceStore, Found, Lacking, Method, Subject};
 
 /// Cells that are made one behind another of one model: closed form, then distilled.
 fn jobs(cells: &[Cell]) -> Vec<Vec<Cell>> {
@@ -19,8 +21,8 @@ fn jobs(cells: &[Cell]) -> Vec<Vec<Cell>> {
     jobs
 }
 
-/// Makes those of `cells` that were not made and that no other process makes, until `until`; `done` is told of each. Any number of processes may do so at
-/// once. Returns how many are left.
+/// Makes what is lacking of `cells` and no other process makes, until `until`; `done` is told of it. Any number of processes may do so at
+/// once. Returns of how many cells something is left.
 ///
 /// # Errors
 /// What a cell reports.
@@ -29,74 +31,104 @@ pub fn run_cells(
     cells: &[Cell],
     until: Option<Instant>,
     checkpoints: &Checkpoints,
-    mut done: impl FnMut(&CellRecord),
+    mut done: impl FnMut(&Found),
 ) -> Result<usize> {
     let store = EvidenceStore::new(&config.out);
+    let model_sha256 = ModelFolder::open(&config.model)?.sha256()?;
+    let left = |cells: &[Cell]| {
+        let all = cells.iter().map(|cell| store.lacking(config, cell, &model_sha256));
+        Ok::<Vec<Lacking>, Error>(all.collect::<Result<Vec<_>>>()?.into_iter().filter(Lacking::any).collect())
+    };
     let mut subject: Option<(u64, Subject)> = None;
     for job in jobs(cells) {
-        let left = |job: &[Cell]| job.iter().filter(|cell| !store.file(cell).exists()).copied().collect::<Vec<_>>();
-        if left(&job).is_empty() || until.is_some_and(|until| Instant::now() >= until) {
+        if left(&job)?.is_empty() || until.is_some_and(|until| Instant::now() >= until) {
             continue;
         }
         let Some(_places) = store.claim(&job)? else { continue };
         // Another process may have made it before it gave its places back.
-        let own = left(&job);
-        let Some(first) = own.first() else { continue };
+        let own = left(&job)?;
+        let Some(Lacking { cell: first, .. }) = own.first() else { continue };
         let kept = subject.take().filter(|(seed, _)| *seed == first.seed);
         let shared = match kept {
             Some(kept) => kept,
             None => (first.seed, Subject::new(config, first.seed)?),
         };
-        shared.1.run(config, &own, Some(checkpoints), |record| {
-            store.keep(&record)?;
-            done(&record);
+        shared.1.run(config, &own, Some(checkpoints), |found| {
+            match &found {
+                Found::Record(record) => store.keep(record)?,
+                Found::Answers(answers) => store.keep_answers(answers)?,
+            }
+            done(&found);
             Ok(())
         })?;
         subject = Some(shared);
     }
-    Ok(cells.iter().filter(|cell| !store.file(cell).exists()).count())
+    Ok(left(cells)?.len())
 }
 
-/// What a cell takes.
+/// What is lacking of a cell, and what it takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PlannedCell {
-    /// Which.
-    pub cell: Cell,
-    /// Tokens that go through the model, forwards, backwards counted as two.
+    /// What is to be made.
+    pub lacking: Lacking,
+    /// Tokens that go through the model for that, forwards, backwards counted as two.
     pub tokens: f64,
     /// Multiply-adds.
     pub multiply_adds: f64,
-    /// Whether it was made.
-    pub done: bool,
+    /// What these take one H200.
+    pub seconds: f64,
 }
 
-/// Multiply-adds a second of one H200 in f32, as its pace was on SmolLM2-135M.
-pub const PACE: f64 = 6e12;
+/// Multiply-adds a second of one H200 in f32 and in bf16, as its pace was on SmolLM2-135M.
+const PACE: [f64; 2] = [6e12, 4e13];
 
 impl EvidenceConfig {
-    /// Counts what each of `cells` takes of a model of `parameters` parameters; of an item of a benchmark some 150 tokens.
+    /// Counts what is left to make of each of `cells`, of a model of `parameters` parameters; benchmarks by their bytes, four a token.
     ///
     /// # Errors
-    /// Text that is not there.
+    /// Text, benchmarks or a model that are not there.
     pub fn plan(&self, cells: &[Cell], parameters: usize) -> Result<Vec<PlannedCell>> {
         let [kinds, unseen] = [self.kinds("text")?.len(), self.kinds("held_out_text")?.len()];
-        let store = EvidenceStore::new(&self.out);
+        let asked = self.benchmarks()?.iter().flat_map(|task| &task.items).map(bytes_read).sum::<usize>() / 4;
+        let (store, model_sha256) = (EvidenceStore::new(&self.out), ModelFolder::open(&self.model)?.sha256()?);
         let of = |cell: &Cell| {
-            let made = if cell.method == Method::Dense {
+            let lacking = store.lacking(self, cell, &model_sha256)?;
+            // Distilled behind a closed form that is made in the same go, it is not made twice.
+            let follows = cell.steps > 0
+                && cells.contains(&cell.closed())
+                && store.lacking(self, &cell.closed(), &model_sha256)?.any();
+            let made = if cell.method == Method::Dense || follows {
                 0
             } else {
                 kinds * (2 * self.calibration_tokens + 6 * self.share_tokens)
             };
             // The teacher's forward, the pupil's and its way back.
             let distilled = 4 * cell.steps as usize * self.distil.batch * self.length;
-            let test = kinds * self.test_tokens + unseen * self.test_tokens + self.tasks.len() * self.items * 150;
-            let measured = kinds * self.validation_tokens + if self.is_final(cell) { test } else { 0 };
-            let tokens = (made + distilled + measured) as f64;
-            let multiply_adds = tokens * parameters as f64;
-            PlannedCell { cell: *cell, tokens, multiply_adds, done: store.file(cell).exists() }
+            let test = if self.is_final(cell) { (kinds + unseen) * self.test_tokens } else { 0 };
+            let part = |lacks: bool, tokens: usize| if lacks { tokens as f64 } else { 0.0 };
+            let plainly = part(lacking.any(), made + kinds * self.validation_tokens)
+                + part(lacking.record, test)
+                + part(lacking.answers, asked);
+            let distilled = part(lacking.any(), distilled);
+            let parameters = parameters as f64;
+            let pace = PACE[usize::from(self.distil.memory.weights == Precision::Bf16)];
+            Ok(PlannedCell {
+                lacking,
+                tokens: plainly + distilled,
+                multiply_adds: (plainly + distilled) * parameters,
+                seconds: parameters * (plainly / PACE[0] + distilled / pace),
+            })
         };
-        Ok(cells.iter().map(of).collect())
+        cells.iter().map(of).collect()
     }
+}
+
+/// Of an item: what all of its choices are given is read once.
+fn bytes_read(item: &Item) -> usize {
+    let given = item.choices.first().map_or("", |choice| choice.context.as_str());
+    let once = item.choices.iter().all(|choice| choice.context == given);
+    let own = |choice: &Choice| choice.continuation.len() + if once { 0 } else { choice.context.len() };
+    item.choices.iter().map(own).sum::<usize>() + if once { given.len() } else { 0 }
 }
 
 #[cfg(test)]

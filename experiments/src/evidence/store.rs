@@ -1,4 +1,4 @@
-//! What a study keeps: its settings, and a file a cell, written whole, so that a study that was stopped goes on.
+//! What a study keeps: its settings, and a file a cell, another of a finalist's answers, written whole, so that a study that was stopped goes on.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use tinyonn::phases::summary;
 use tinyonn::train::checkpoints::differences;
 use tinyonn::{Error, Result, files};
 
-use super::{Cell, CellRecord, EvidenceConfig, Speed};
+use super::{Cell, CellAnswers, CellRecord, EvidenceConfig, Speed};
 use crate::compare::record::{REPEAT, read};
 use crate::places::claim;
 
@@ -17,6 +17,8 @@ use crate::places::claim;
 const BEGUN: &str = "evidence.json";
 /// The folder of the records.
 const CELLS: &str = "cells";
+/// The folder of the answers.
+const ANSWERS: &str = "answers";
 /// The folder of what was timed.
 const SPEEDS: &str = "speeds";
 /// The folder of the places that processes hold while they make a cell.
@@ -25,6 +27,25 @@ const PLACES: &str = "places";
 #[derive(Serialize, Deserialize)]
 struct Begun {
     settings: EvidenceConfig,
+}
+
+/// What is not there of a cell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lacking {
+    /// Which.
+    pub cell: Cell,
+    /// Its losses.
+    pub record: bool,
+    /// Of a finalist, the answers that are asked for.
+    pub answers: bool,
+}
+
+impl Lacking {
+    /// Whether something is.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.record || self.answers
+    }
 }
 
 /// The folder of a study.
@@ -56,7 +77,7 @@ impl EvidenceStore {
             let remedy = "name another folder with --out";
             return Err(Error::file(&self.out, "exists, is not empty, and is no study of evidence", remedy));
         }
-        for folder in [CELLS, PLACES] {
+        for folder in [CELLS, ANSWERS, PLACES] {
             let folder = self.out.join(folder);
             fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         }
@@ -97,6 +118,36 @@ impl EvidenceStore {
     /// A figure that is no finite number; what the system reports.
     pub fn keep(&self, record: &CellRecord) -> Result<()> {
         summary::write(record, &self.file(&record.cell))
+    }
+
+    /// What `cell` answers, if it was asked.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn answers(&self, cell: &Cell) -> Result<Option<CellAnswers>> {
+        read(&self.answers_file(cell), REPEAT)
+    }
+
+    /// Keeps them.
+    ///
+    /// # Errors
+    /// A figure that is no finite number; what the system reports.
+    pub fn keep_answers(&self, answers: &CellAnswers) -> Result<()> {
+        summary::write(answers, &self.answers_file(&answers.cell))
+    }
+
+    fn answers_file(&self, cell: &Cell) -> PathBuf {
+        self.out.join(ANSWERS).join(format!("{}.json", cell.id()))
+    }
+
+    /// What is lacking of `cell`. Answers to other items than `config` asks, or made of another dense model than that of the SHA-256, are none.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn lacking(&self, config: &EvidenceConfig, cell: &Cell, model_sha256: &str) -> Result<Lacking> {
+        let whole = |answers: &CellAnswers| answers.are_asked(config) && answers.model_sha256 == model_sha256;
+        let answers = config.is_final(cell) && !self.answers(cell)?.as_ref().is_some_and(whole);
+        Ok(Lacking { cell: *cell, record: !self.file(cell).exists(), answers })
     }
 
     /// The file of its times.
@@ -140,7 +191,8 @@ fn deciding(config: &EvidenceConfig) -> Value {
         // Where it lies is each machine's own.
         let name = config.model.file_name().map(|name| name.to_string_lossy());
         settings.insert("model".into(), json!(name));
-        for key in ["out", "results", "material", "device", "seeds", "together"] {
+        // Answers say which items they are to.
+        for key in ["out", "results", "material", "device", "seeds", "together", "items", "tasks"] {
             settings.remove(key);
         }
         // Where the steps are part of a cell's name.

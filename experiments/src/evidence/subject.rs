@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::DType;
-use tinyonn::benchmark::{BenchmarkTask, TASKS, TaskFigures, answers};
+use tinyonn::benchmark::{BenchmarkTask, TaskFigures, answers};
+use tinyonn::checkpoint::ModelFolder;
 use tinyonn::data::TokenSet;
 use tinyonn::decoder::{CausalLm, FeedForward, Pass};
 use tinyonn::imaging::{Partition, partition};
@@ -16,10 +17,12 @@ use tinyonn::train::{Checkpoints, evaluate};
 use tinyonn::{Error, Result, SOURCES_SHA256};
 
 use super::carved::{carved, operations};
-use super::{Cell, CellRecord, EvidenceConfig, KindLosses, Method, TaskAnswers};
+use super::{Cell, CellAnswers, CellRecord, EvidenceConfig, KindLosses, Lacking, Method, TaskAnswers};
 
 /// Tokens of a document of a kind that is never calibrated on, at most: as of the test split.
 const OF_A_DOCUMENT: usize = 1024;
+/// The stage in which benchmarks are answered.
+const BENCHMARKS: &str = "benchmarks";
 
 /// What the cells of a seed share.
 pub struct Subject {
@@ -28,6 +31,16 @@ pub struct Subject {
     validation: TokenSet,
     unseen: TokenSet,
     tasks: Vec<BenchmarkTask>,
+    model_sha256: String,
+}
+
+/// What was found of a cell.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Losses.
+    Record(CellRecord),
+    /// Answers to benchmarks.
+    Answers(CellAnswers),
 }
 
 /// How a model is read.
@@ -56,23 +69,26 @@ impl Subject {
         let corpus = text::corpus(&config.kinds("held_out_text")?, seed)?;
         let mut unseen = TokenSet::encode(&corpus, &prepared.dense.tokenizer)?;
         unseen.number_copies_alike(&corpus);
-        Ok(Self { prepared, of_run, validation, unseen: spread(unseen, config.test_tokens), tasks })
+        let unseen = spread(unseen, config.test_tokens);
+        let model_sha256 = ModelFolder::open(&config.model)?.sha256()?;
+        Ok(Self { prepared, of_run, validation, unseen, tasks, model_sha256 })
     }
 
-    /// Makes `cell` and those of its steps that are asked for behind it, and measures each; `done` is told of each as soon as it is.
+    /// Makes the first of `cells` and those of its steps that are asked for behind it, and measures of each what is lacking; `done` is told of it as soon as it is found.
     ///
     /// # Errors
     /// What the library reports.
     pub fn run(
         &self,
         config: &EvidenceConfig,
-        cells: &[Cell],
+        cells: &[Lacking],
         checkpoints: Option<&Checkpoints>,
-        mut done: impl FnMut(CellRecord) -> Result<()>,
+        mut done: impl FnMut(Found) -> Result<()>,
     ) -> Result<()> {
-        let Some(first) = cells.first() else { return Ok(()) };
+        let Some(lacking) = cells.first() else { return Ok(()) };
+        let first = &lacking.cell;
         if !first.method.is_declared() {
-            return done(self.carve(config, first)?);
+            return self.carve(config, lacking, &mut done);
         }
         let mut watch = Stopwatch::new();
         let settings = config.sparsify(first)?;
@@ -83,14 +99,14 @@ impl Subject {
         let partition = partition::choose(None, &variant.spec, Partition::Contiguous)?;
         let run = Run { variant, partition, ..self.prepared.run(&of_run) };
         let mut made = run.sparse_model(&settings, &mut watch)?;
-        for cell in cells {
-            let mut distilled_to = None;
+        for lacking in cells {
+            let (cell, mut distilled_to) = (&lacking.cell, None);
             if cell.steps > 0 {
                 watch.stage("distil");
                 let checkpoints = checkpoints.map(|own| Checkpoints { dir: settings.out.clone(), ..own.clone() });
                 distilled_to = run.distil_sparse(&mut made, &config.sparsify(cell)?, checkpoints.as_ref())?;
             }
-            done(self.declared(config, cell, (&run, &made), (distilled_to, &mut watch))?)?;
+            self.declared(config, lacking, (&run, &made), (distilled_to, &mut watch), &mut done)?;
         }
         Ok(())
     }
@@ -99,10 +115,11 @@ impl Subject {
     fn declared(
         &self,
         config: &EvidenceConfig,
-        cell: &Cell,
+        lacking: &Lacking,
         (run, made): (&Run<'_>, &SparseModel),
         (distilled_to, watch): (Option<f64>, &mut Stopwatch),
-    ) -> Result<CellRecord> {
+        done: &mut dyn FnMut(Found) -> Result<()>,
+    ) -> Result<()> {
         watch.stage("verify");
         let model = run.model(&made.store)?;
         let bit_equal = Some(self.bit_equal(run, model.lm())?);
@@ -123,14 +140,20 @@ impl Subject {
             bit_equal,
             distilled_to,
             validation: KindLosses::of(&self.validation, &losses),
-            ..self.nothing(cell)
+            ..self.nothing(&lacking.cell)
         };
         let read = Reading { pass: &Pass::routed(), cached: true };
-        self.measured(config, record, (model.lm(), &read), watch)
+        self.measured(config, (lacking, record), (model.lm(), &read), watch, done)
     }
 
     /// The dense model, or one that the study carves itself.
-    fn carve(&self, config: &EvidenceConfig, cell: &Cell) -> Result<CellRecord> {
+    fn carve(
+        &self,
+        config: &EvidenceConfig,
+        lacking: &Lacking,
+        done: &mut dyn FnMut(Found) -> Result<()>,
+    ) -> Result<()> {
+        let cell = &lacking.cell;
         let mut watch = Stopwatch::new();
         let settings = config.sparsify(cell)?;
         let run = self.prepared.run(&self.of_run);
@@ -141,7 +164,7 @@ impl Subject {
             let losses = evaluate(&model, &self.validation, self.options(), read.pass, &run.device)?;
             let validation = KindLosses::of(&self.validation, &losses);
             let record = CellRecord { operations: 1.0, validation, ..self.nothing(cell) };
-            return self.measured(config, record, (&model, &read), &mut watch);
+            return self.measured(config, (lacking, record), (&model, &read), &mut watch, done);
         }
         watch.stage("calibrate");
         let made = carved(&run, cell, &settings)?;
@@ -157,7 +180,7 @@ impl Subject {
             validation: KindLosses::of(&self.validation, &losses),
             ..self.nothing(cell)
         };
-        self.measured(config, record, (&made.model, &read), &mut watch)
+        self.measured(config, (lacking, record), (&made.model, &read), &mut watch, done)
     }
 
     fn nothing(&self, cell: &Cell) -> CellRecord {
@@ -174,7 +197,6 @@ impl Subject {
             validation: Vec::new(),
             test: Vec::new(),
             unseen: Vec::new(),
-            tasks: Vec::new(),
             seconds: BTreeMap::new(),
         }
     }
@@ -183,35 +205,56 @@ impl Subject {
         EvaluateOptions { length: self.of_run.length, batch: self.of_run.batch, skip: 0 }
     }
 
-    /// What a finalist is measured on beside validation text.
+    /// What is lacking of a cell, `record` as validation text has left it: a finalist is read on other text as well, and asked benchmarks.
     fn measured<F: FeedForward>(
         &self,
         config: &EvidenceConfig,
-        mut record: CellRecord,
+        (lacking, mut record): (&Lacking, CellRecord),
         (model, read): (&CausalLm<F>, &Reading<'_>),
         watch: &mut Stopwatch,
-    ) -> Result<CellRecord> {
-        if config.is_final(&record.cell) {
-            let losses = |set: &TokenSet| {
-                let losses = evaluate(model, set, self.options(), read.pass, &self.prepared.device)?;
-                Ok::<_, Error>(KindLosses::of(set, &losses))
-            };
-            watch.stage("test");
-            record.test = losses(&self.prepared.tokens.test)?;
-            watch.stage("unseen");
-            record.unseen = losses(&self.unseen)?;
-            watch.stage("benchmarks");
+        done: &mut dyn FnMut(Found) -> Result<()>,
+    ) -> Result<()> {
+        let validation = KindLosses::mean_of(&record.validation);
+        if lacking.record {
+            if config.is_final(&lacking.cell) {
+                let losses = |set: &TokenSet| {
+                    let losses = evaluate(model, set, self.options(), read.pass, &self.prepared.device)?;
+                    Ok::<_, Error>(KindLosses::of(set, &losses))
+                };
+                watch.stage("test");
+                record.test = losses(&self.prepared.tokens.test)?;
+                watch.stage("unseen");
+                record.unseen = losses(&self.unseen)?;
+            }
+            watch.stop();
+            record.seconds = watch.seconds().into_iter().collect();
+            done(Found::Record(record))?;
+        }
+        if lacking.answers {
+            watch.stage(BENCHMARKS);
             let most = self.prepared.dense.cfg.max_position_embeddings;
+            let mut tasks = Vec::with_capacity(self.tasks.len());
             for task in &self.tasks {
                 let ask = |asked: &[_], greedy| model.likelihoods(asked, read.pass, greedy, read.cached);
                 let together = if read.cached { config.together } else { 1 };
                 let found = answers(task, &self.prepared.dense.tokenizer, most, together, ask)?;
-                record.tasks.push(TaskAnswers::new(TaskFigures::new(task, &found, config.seed)?, &found));
+                tasks.push(TaskAnswers::new(TaskFigures::new(task, &found, config.seed)?, &found));
             }
+            watch.stop();
+            let mut seconds: BTreeMap<String, f64> = watch.seconds().into_iter().collect();
+            // What the record tells is not told twice.
+            seconds.retain(|stage, _| !lacking.record || stage == BENCHMARKS);
+            done(Found::Answers(CellAnswers {
+                cell: lacking.cell,
+                sources: SOURCES_SHA256.into(),
+                model_sha256: self.model_sha256.clone(),
+                items: config.items,
+                validation,
+                tasks,
+                seconds,
+            }))?;
         }
-        watch.stop();
-        record.seconds = watch.seconds().into_iter().collect();
-        Ok(record)
+        Ok(())
     }
 
     /// Whether all active the logits of the beginning of each kind are the dense model's, bit for bit.
@@ -231,21 +274,5 @@ impl Subject {
             }
         }
         Ok(equal)
-    }
-}
-
-impl EvidenceConfig {
-    /// The benchmarks.
-    fn benchmarks(&self) -> Result<Vec<BenchmarkTask>> {
-        let read = |name: &String| {
-            let Some((_, folder)) = TASKS.iter().find(|(known, _)| known == name) else {
-                let known = TASKS.map(|(known, _)| known).join(", ");
-                return Err(Error::setting("tasks", format!("`{name}` is not known"), format!("choose from {known}")));
-            };
-            let mut task = BenchmarkTask::read(self.material.join("benchmarks").join(folder))?;
-            task.items.truncate(self.items);
-            Ok(task)
-        };
-        self.tasks.iter().map(read).collect()
     }
 }

@@ -1,10 +1,13 @@
 //! The tables of the study.
 
+use std::fmt::Write as _;
+
+use tinyonn::benchmark::TaskFigures;
 use tinyonn::metrics::Interval;
 
 use super::bars::bars;
 use super::compared::rise;
-use super::{BesideDense, CellRecord, EvidenceConfig, EvidenceOutcome, Method, Speed};
+use super::{BesideDense, Cell, CellRecord, EvidenceConfig, EvidenceOutcome, Method, Speed, TaskAnswers};
 use crate::report::{Column, Table, TableCell};
 
 /// A table with its heading and what it shows.
@@ -45,7 +48,7 @@ pub(super) fn tables(outcome: &EvidenceOutcome, config: &EvidenceConfig) -> Vec<
         told_bars(outcome, config),
         told_finals(outcome, &finals),
         told_kinds(outcome, &finals, config.seed),
-        told_tasks(&finals),
+        told_tasks(outcome, &finals, config),
         told_cells(outcome),
     ]
 }
@@ -132,35 +135,36 @@ fn told_kinds(outcome: &EvidenceOutcome, finals: &[&CellRecord], seed: u64) -> T
     }
 }
 
-fn told_tasks(finals: &[&CellRecord]) -> Told {
-    let Some(first) = finals.first() else {
-        return Told { heading: TASKS, prose: "Nothing was made yet.".into(), table: table(&LEADING, &[], []) };
+fn told_tasks(outcome: &EvidenceOutcome, finals: &[&CellRecord], config: &EvidenceConfig) -> Told {
+    let Some(dense) = outcome.tasks(&Cell::of(Method::Dense, 100, config.seed)) else {
+        return Told { heading: TASKS, prose: "Nothing was answered yet.".into(), table: table(&LEADING, &[], []) };
     };
-    let name = |answers: &super::TaskAnswers| {
-        let figures = &answers.figures;
-        if figures.signal {
-            format!("{} (floor {:.3})", figures.task, figures.floor)
+    let name = |answers: &TaskAnswers| {
+        let TaskFigures { task, items, floor, signal, .. } = &answers.figures;
+        if *signal {
+            format!("{task}, {items} items (floor {floor:.3})")
         } else {
-            format!("{}, bits a byte", figures.task)
+            format!("{task}, {items} items, bits a byte")
         }
     };
-    let names: Vec<String> = first.tasks.iter().map(name).collect();
-    let row = |own: &&CellRecord| {
-        let value = |(answers, dense): (&super::TaskAnswers, &super::TaskAnswers)| {
-            if dense.figures.signal {
-                within(Some(answers.figures.accuracy))
-            } else {
-                within(Some(answers.figures.bits_per_byte))
-            }
-        };
-        own.cell.leading().into_iter().chain(own.tasks.iter().zip(&first.tasks).map(value)).collect()
-    };
+    let names: Vec<String> = dense.iter().map(name).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    Told {
-        heading: TASKS,
-        prose: "Accuracy on benchmarks whose lower 95 % bound of the dense model's lies above the floor, the greater of chance and the best constant answer; of others bits a byte of the right choice.".into(),
-        table: table(&LEADING, &names, finals.iter().map(row)),
+    let row = |own: &&CellRecord| {
+        let value = |(at, dense): (usize, &TaskAnswers)| {
+            let figures = outcome.tasks(&own.cell).and_then(|tasks| Some(&tasks.get(at)?.figures));
+            within(figures.map(|own| if dense.figures.signal { own.accuracy } else { own.bits_per_byte }))
+        };
+        own.cell.leading().into_iter().chain(dense.iter().enumerate().map(value)).collect()
+    };
+    let mut prose = "Accuracy on benchmarks whose lower 95 % bound of the dense model's lies above the floor, the greater of chance and the best constant answer; of others bits a byte of the right choice.".to_owned();
+    let away = outcome.made_again();
+    if away > 0.0 {
+        let _ = write!(
+            prose,
+            " Some models were made once more to answer: their validation losses lie at most {away:.4} nats from those of their records."
+        );
     }
+    Told { heading: TASKS, prose, table: table(&LEADING, &names, finals.iter().map(row)) }
 }
 
 fn told_cells(outcome: &EvidenceOutcome) -> Told {
