@@ -63,10 +63,11 @@ pub fn answers(
             encoded.map_err(|error| of_item(error, &task.name, item.id))?.into_iter().unzip();
         asked.push((own, cut.into_iter().max().unwrap_or(0)));
     }
-    // Items of like length together: the shorter ones of a batch are padded to its longest.
+    // Items together of which as much is given, and that are of like length: what one begins with is read once, and the shorter ones of a batch are padded to its longest.
     let mut order: Vec<usize> = (0..asked.len()).collect();
     if together > 1 {
-        order.sort_by_key(|at| asked[*at].0.iter().map(|one| one.tokens.len()).max());
+        let given = |at: &usize| asked[*at].0.iter().map(|one| one.from).min();
+        order.sort_by_key(|at| (given(at), asked[*at].0.iter().map(|one| one.tokens.len()).max()));
     }
     let mut found: Vec<Option<Answer>> = vec![None; asked.len()];
     let mut done = 0;

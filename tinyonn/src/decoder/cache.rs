@@ -100,9 +100,13 @@ impl KvCache {
         self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.positions)
     }
 
-    /// What a cache of one sequence holds, `count` times: so many sequences begin alike.
-    pub(super) fn repeated(&self, count: usize) -> Result<Self> {
-        let times = |held: &Tensor, positions| held.narrow(1, 0, positions)?.repeat((count, 1, 1, 1));
+    /// What it holds of each sequence, so many times: so many sequences begin like it.
+    pub(super) fn repeated(&self, counts: &[usize]) -> Result<Self> {
+        let rows: Vec<u32> = (0u32..).zip(counts).flat_map(|(row, count)| std::iter::repeat_n(row, *count)).collect();
+        let times = |held: &Tensor, positions| {
+            let rows = Tensor::new(rows.as_slice(), held.device())?;
+            held.narrow(1, 0, positions)?.contiguous()?.index_select(&rows, 0)
+        };
         let layer = |layer: &Layer| {
             let held = layer.held.map(|held| times(held, layer.positions))?;
             Ok::<_, candle_core::Error>(Layer { held, positions: layer.positions })

@@ -1,7 +1,7 @@
 //! How probable a model finds the end of a text given its beginning: ℓ = Σ_{t ≥ from} ln p(x_t | x_<t).
 //!
-//! Texts that begin alike are read together: what they share goes through the model once, and the rest of each stands on a copy of its
-//! keys and values, in one batch that is padded behind (no position sees what follows it). The head reads only what is scored. Where a declaration says `prefill = dense`, what is given
+//! Texts that follow one another and begin alike are read together: what they share goes through the model once, and the rest of each stands on a copy of its
+//! keys and values, all in one batch that is padded behind (no position sees what follows it). The head reads only what is scored. Where a declaration says `prefill = dense`, what is given
 //! is read first and attends to all, as a prompt does.
 
 use candle_core::{D, DType, Tensor};
@@ -80,11 +80,12 @@ impl<F: FeedForward> CausalLm<F> {
         let together = if cached && (!given_first || alike(shared_tokens(asked))) { asked.len() } else { 1 };
         let mut found = Vec::with_capacity(asked.len());
         for asked in asked.chunks(together.max(1)) {
-            let shared = match asked {
-                [one] if given_first => one.from,
-                _ => shared_tokens(asked),
+            let beginnings = match asked {
+                [one] if given_first => Beginnings { shared: one.from, counts: vec![1] },
+                _ if given_first => Beginnings { shared: shared_tokens(asked), counts: vec![asked.len()] },
+                _ => Beginnings::cheapest(asked),
             };
-            found.extend(self.likelihoods_of_batch(asked, shared, pass, greedy)?);
+            found.extend(self.likelihoods_of_batch(asked, &beginnings, pass, greedy)?);
         }
         Ok(found)
     }
@@ -95,24 +96,34 @@ impl<F: FeedForward> CausalLm<F> {
         matches!(pass.active, Active::Routed) && self.model().layers().iter().any(dense_first)
     }
 
-    /// Of texts that begin with the same `shared` tokens, which go through the model once.
+    /// Of texts of which some begin alike: what these share goes through the model once.
     fn likelihoods_of_batch(
         &self,
         asked: &[Continuation],
-        shared: usize,
+        Beginnings { shared, counts }: &Beginnings,
         pass: &Pass,
         greedy: bool,
     ) -> Result<Vec<Likelihood>> {
-        let device = self.model().embed_tokens().device();
+        let (shared, device) = (*shared, self.model().embed_tokens().device());
         let (mut cache, mut hidden) = (None, Vec::new());
         let read = |ids: &Tensor, cache: Option<&mut KvCache>| {
             Ok::<_, Error>(self.model().forward(ids, &inference(&*self.with_surprisal(ids, pass)?), cache)?.0)
         };
-        if let Some(beginning) = asked.first().map(|one| &one.tokens[..shared]).filter(|tokens| !tokens.is_empty()) {
+        // Of each text, the beginning that is its own.
+        let of_text: Vec<usize> =
+            counts.iter().enumerate().flat_map(|(own, count)| std::iter::repeat_n(own, *count)).collect();
+        let held_rows = if shared > 0 { counts.len() } else { 0 };
+        if shared > 0 {
             let mut held = KvCache::new(self.config().num_hidden_layers);
-            let read = read(&Tensor::new(beginning, device)?.unsqueeze(0)?, Some(&mut held))?;
+            let firsts = counts.iter().scan(0, |next, count| {
+                let first = *next;
+                *next += count;
+                Some(first)
+            });
+            let ids: Vec<u32> = firsts.flat_map(|first| &asked[first].tokens[..shared]).copied().collect();
+            let read = read(&Tensor::from_vec(ids, (counts.len(), shared), device)?, Some(&mut held))?;
             hidden.push(read.narrow(1, shared - 1, 1)?.flatten_to(1)?);
-            cache = Some(held.repeated(asked.len())?);
+            cache = Some(held.repeated(counts)?);
         }
         // The last token is predicted, not read.
         let longest = asked.iter().map(|one| one.tokens.len() - 1 - shared).max().unwrap_or(0);
@@ -128,10 +139,10 @@ impl<F: FeedForward> CausalLm<F> {
         }
         let (mut rows, mut targets) = (Vec::new(), Vec::<u32>::new());
         for (at, one) in asked.iter().enumerate() {
-            // Of what is shared the last position alone predicts a token that is scored: it is row 0.
+            // Of what is shared the last position alone predicts a token that is scored: a row of each beginning, ahead of all others.
             let row = |read: usize| match read.checked_sub(shared) {
-                Some(own) => usize::from(shared > 0) + at * longest + own,
-                None => 0,
+                Some(own) => held_rows + at * longest + own,
+                None => of_text[at],
             };
             rows.extend((one.from..one.tokens.len()).map(|target| row(target - 1) as u32));
             targets.extend(&one.tokens[one.from..]);
@@ -168,6 +179,44 @@ fn at_least_as_high(hidden: &Tensor, head: &Tensor, targets: &Tensor) -> Result<
     Ok(logits.broadcast_ge(&target)?.to_dtype(DType::F32)?.sum(D::Minus1)?)
 }
 
+/// Texts that begin alike, by what they begin with: runs of so many, each with the same `shared` tokens.
+#[derive(Debug, PartialEq)]
+struct Beginnings {
+    shared: usize,
+    counts: Vec<usize>,
+}
+
+impl Beginnings {
+    /// As fewest tokens go through the model, the rest of each padded to the longest.
+    fn cheapest(asked: &[Continuation]) -> Self {
+        let given = asked.iter().map(|one| one.from).min().unwrap_or(0);
+        let longest = asked.iter().map(|one| one.tokens.len()).max().unwrap_or(0);
+        let in_common = |pair: &[Continuation]| {
+            pair[0].tokens.iter().zip(&pair[1].tokens).take_while(|(a, b)| a == b).count().min(given)
+        };
+        let pairs: Vec<usize> = asked.windows(2).map(in_common).collect();
+        let runs = |shared: usize| 1 + pairs.iter().filter(|pair| **pair < shared).count();
+        let cost = |shared: usize| runs(shared) * shared + asked.len() * (longest - shared);
+        let mut tried: Vec<usize> = pairs.clone();
+        tried.sort_unstable();
+        tried.dedup();
+        // Where nothing is gained nothing is shared: one go in place of two.
+        let none = (0, cost(0));
+        let best = tried
+            .into_iter()
+            .map(|shared| (shared, cost(shared)))
+            .fold(none, |best, one| if one.1 < best.1 { one } else { best });
+        let mut counts = vec![usize::from(!asked.is_empty())];
+        for pair in &pairs {
+            match counts.last_mut() {
+                Some(count) if *pair >= best.0 => *count += 1,
+                _ => counts.push(1),
+            }
+        }
+        Self { shared: best.0, counts }
+    }
+}
+
 /// The tokens that all begin with, as far as they are given to each; none of a single one, which is read in one go.
 fn shared_tokens(asked: &[Continuation]) -> usize {
     let [first, others @ ..] = asked else { return 0 };
@@ -177,4 +226,23 @@ fn shared_tokens(asked: &[Continuation]) -> usize {
     let in_common = |one: &Continuation| first.tokens.iter().zip(&one.tokens).take_while(|(a, b)| a == b).count();
     let given = asked.iter().map(|one| one.from);
     others.iter().map(in_common).chain(given).min().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(texts: &[&[u32]]) -> Vec<Continuation> {
+        texts.iter().map(|tokens| Continuation { tokens: tokens.to_vec(), from: 3 }).collect()
+    }
+
+    #[test]
+    fn what_runs_of_texts_begin_with_is_read_once_each() {
+        let two_items = asked(&[&[1, 2, 3, 4], &[1, 2, 3, 5], &[6, 7, 8, 4], &[6, 7, 8, 9]]);
+        assert_eq!(Beginnings::cheapest(&two_items), Beginnings { shared: 3, counts: vec![2, 2] });
+        // One token in common saves nothing beside three of the others'.
+        let apart = asked(&[&[1, 2, 3, 4], &[5, 2, 3, 5]]);
+        assert_eq!(Beginnings::cheapest(&apart), Beginnings { shared: 0, counts: vec![2] });
+        assert_eq!(Beginnings::cheapest(&asked(&[&[1, 2, 3, 4]])), Beginnings { shared: 0, counts: vec![1] });
+    }
 }
