@@ -2,6 +2,7 @@
 //! accuracy means.
 
 mod class_sums;
+mod discriminants;
 mod gaussians;
 mod methods;
 mod projection;
@@ -19,6 +20,13 @@ use tinyonn::random;
 use tinyonn::train::{FitBy, Projection, RouterFitConfig, RouterFitter, RouterTarget, router_accuracy};
 
 use crate::tiny;
+
+mod declared {
+    use tinyonn::moe::moe;
+
+    #[moe(groups = 3, experts = 4, router = gaussian(dim = 8, covariance = shared_full))]
+    pub(crate) struct FullCovariance;
+}
 
 pub(crate) const TASKS: usize = 4;
 const HIDDEN: usize = 16;
@@ -75,6 +83,9 @@ fn with_modules<R>(variant: &'static Variant, store: &ParamStore, f: impl FnOnce
 #[case("Moe7x3", CLOSED)]
 #[case("Moe7x3", REFINED)]
 #[case("MoeSequence", CLOSED)]
+#[case("Linear3x4", RouterFitConfig { fit: FitBy::Discriminant, ..CLOSED })]
+#[case("FullCovariance", CLOSED)]
+#[case("FullCovariance", REFINED)]
 fn planted_tasks_are_told_apart_on_rows_never_seen(#[case] name: &str, #[case] config: RouterFitConfig) {
     let (variant, store) = upcycled(name);
     let (train, validation, test) =

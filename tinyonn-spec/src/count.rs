@@ -18,7 +18,9 @@
 
 use std::ops::Range;
 
-use crate::{Combine, ExpertsAre, LevelSpec, MoeSpec, Project, RoutePer, RouterKind, RouterSlot, RouterSpec};
+use crate::{
+    Combine, Covariance, ExpertsAre, LevelSpec, MoeSpec, Project, RoutePer, RouterKind, RouterSlot, RouterSpec,
+};
 
 impl MoeSpec {
     /// Experts in all, N: those that routers choose from, then those that always take part.
@@ -124,7 +126,8 @@ impl MoeSpec {
                 kind @ RouterKind::LowRank { .. } => kind.projects_to(hidden).map(|r| r * (hidden + nodes)),
                 RouterKind::Gaussian(form) => {
                     let r = form.width(hidden);
-                    Some(2 * nodes * r + if form.project == Project::Identity { 0 } else { r * hidden })
+                    let full = if form.covariance == Covariance::SharedFull { run.parents * r * r } else { 0 };
+                    Some(full + 2 * nodes * r + if form.project == Project::Identity { 0 } else { r * hidden })
                 }
                 RouterKind::Custom(_) => None,
             }

@@ -70,6 +70,8 @@ words! {
         Diag = "diag",
         /// One for each dimension, shared by a router's choices: its decisions are linear in z.
         Shared = "shared",
+        /// One full Σ, shared by a router's choices: its decisions are linear in z, and see how dimensions vary together.
+        SharedFull = "shared_full",
         /// One for each choice, shared by its dimensions.
         Isotropic = "isotropic",
     }
@@ -109,13 +111,29 @@ impl GaussianSpec {
         if self.project == Project::Identity { hidden } else { self.dim.min(hidden) }
     }
 
+    /// The shape in which a full Σ keeps what decorrelates z, if there is one: D of (I + D) Σ (I + D)ᵀ = diag σ², strictly lower triangular.
+    ///
+    /// ```
+    /// use tinyonn_spec::{Covariance, GaussianSpec, RouterShape};
+    ///
+    /// let full = GaussianSpec { covariance: Covariance::SharedFull, ..GaussianSpec::new(16) };
+    /// let shape = RouterShape { hidden: 64, parents: 2, choices: 3 };
+    /// assert_eq!((full.decorrelations(shape), full.variances(shape)), (Some((2, 16, 16)), (2, 1, 16)));
+    /// assert_eq!(GaussianSpec::new(16).decorrelations(shape), None);
+    /// ```
+    #[must_use]
+    pub fn decorrelations(&self, shape: RouterShape) -> Option<(usize, usize, usize)> {
+        let r = self.width(shape.hidden);
+        (self.covariance == Covariance::SharedFull).then_some((shape.parents, r, r))
+    }
+
     /// The shape in which log σ² is kept.
     #[must_use]
     pub fn variances(&self, shape: RouterShape) -> (usize, usize, usize) {
         let r = self.width(shape.hidden);
         match self.covariance {
             Covariance::Diag => (shape.parents, shape.choices, r),
-            Covariance::Shared => (shape.parents, 1, r),
+            Covariance::Shared | Covariance::SharedFull => (shape.parents, 1, r),
             Covariance::Isotropic => (shape.parents, shape.choices, 1),
         }
     }

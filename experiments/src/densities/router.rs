@@ -13,7 +13,7 @@ use super::Gaussian;
 use crate::names::node_name;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::imaging::inputs::{Samples, spread};
-use tinyonn::moe::{MoeSpec, Reduce, RouterKind};
+use tinyonn::moe::{Covariance, MoeSpec, Reduce, RouterKind};
 use tinyonn::{Error, Result};
 
 /// At most so many choices are drawn.
@@ -49,12 +49,26 @@ impl Gaussians {
             let value = store.get(&name).ok_or_else(missing)?.as_detached_tensor();
             Ok(value.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)
         };
-        let mean = get("mean")?;
+        let mut mean = get("mean")?;
         let log_variance = get("log_variance")?.broadcast_as(mean.shape())?;
-        let projection = match form.project {
+        let mut projection = match form.project {
             tinyonn::moe::Project::Identity => None,
-            _ => Some(matrix(&get("projection")?)?),
+            _ => Some(get("projection")?),
         };
+        // One full Σ is a diagonal one of (I + D) z.
+        if form.covariance == Covariance::SharedFull {
+            let below = get("decorrelation")?.squeeze(0)?;
+            let r = below.dim(0)?;
+            let one = Tensor::eye(r, DType::F64, &Device::Cpu)?;
+            let whole = (below * (Tensor::tril2(r, DType::F64, &Device::Cpu)? - &one)?)? + one;
+            let whole = whole?;
+            mean = mean.broadcast_matmul(&whole.t()?)?;
+            projection = Some(match projection {
+                Some(projection) => whole.matmul(&projection)?,
+                None => whole,
+            });
+        }
+        let projection = projection.map(|projection| matrix(&projection)).transpose()?;
         let scale = get("scale")?.to_scalar::<f64>()?;
         let weight = match form.reduce {
             Reduce::Mean => scale / mean.dim(2)? as f64,

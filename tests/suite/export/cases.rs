@@ -60,6 +60,9 @@ mod declared {
     #[moe(levels = [5], router = gaussian(dim = 4, covariance = shared), top_k = 2)]
     pub(crate) struct ExportGaussian;
 
+    #[moe(levels = [5], router = gaussian(dim = 4, covariance = shared_full), top_k = 2)]
+    pub(crate) struct ExportFullFlat;
+
     #[moe(levels = [4], experts_are = replicate, combine = merge, route_per = sequence(2))]
     pub(crate) struct ExportMerged;
 

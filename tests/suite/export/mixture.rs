@@ -1,6 +1,6 @@
 //! Checkpoints as Qwen3MoE and Mixtral of transformers, and what these cannot hold.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
 use tempfile::tempdir;
 use tinyonn::checkpoint::export::ExportFormat::{self, Mixtral, Qwen3Moe, TinyOnn};
@@ -58,18 +58,29 @@ fn what_it_loses_is_said_and_measured(#[case] variant: &'static str, #[case] wor
 }
 
 /// Gaussians of one variance order choices as a linear gate does, but for their constants: without priors, and about one origin, exactly.
-#[test]
-fn gaussians_of_one_variance_and_norm_are_a_linear_gate() {
-    let (root, case) = (tempdir().unwrap(), Case::of("moe", "ExportGaussian", Qwen3Moe));
+#[rstest]
+fn gaussians_of_one_variance_and_norm_are_a_linear_gate(
+    #[values("ExportGaussian", "ExportFullFlat")] variant: &'static str,
+) {
+    let (root, case) = (tempdir().unwrap(), Case::of("moe", variant, Qwen3Moe));
     let store = case.store();
     for layer in 0..2 {
         let name = |part: &str| format!("model.layers.{layer}.mlp.expert_router.{part}");
         let even = store.get(&name("log_prior")).unwrap().zeros_like().unwrap();
         store.set(&name("log_prior"), &even).unwrap();
-        // Σ μ²/σ² the same for every choice.
+        // Σ μ²/σ² the same for every choice, of (I + D) μ where there is one full Σ.
         let mean = store.get(&name("mean")).unwrap().as_detached_tensor();
+        let apart = store.get(&name("decorrelation")).map_or_else(
+            || mean.clone(),
+            |decorrelation| {
+                let one = Tensor::eye(4, DType::F32, &CPU).unwrap();
+                let below = (Tensor::tril2(4, DType::F32, &CPU).unwrap() - one).unwrap();
+                let below = decorrelation.broadcast_mul(&below).unwrap().transpose(1, 2).unwrap();
+                (&mean + mean.matmul(&below).unwrap()).unwrap()
+            },
+        );
         let precision = store.get(&name("log_variance")).unwrap().neg().unwrap().exp().unwrap();
-        let norm = (mean.sqr().unwrap().broadcast_mul(&precision)).unwrap().sum_keepdim(2).unwrap().sqrt().unwrap();
+        let norm = (apart.sqr().unwrap().broadcast_mul(&precision)).unwrap().sum_keepdim(2).unwrap().sqrt().unwrap();
         store.set(&name("mean"), &mean.broadcast_div(&norm).unwrap()).unwrap();
     }
     let [from, to] = ["from", "to"].map(|name| root.path().join(name));

@@ -1,9 +1,13 @@
 //! Gaussians in closed form against the formulas, in two passes over all rows.
 
 use approx::assert_relative_eq;
+use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
+use tinyonn::checkpoint::ParamStore;
+use tinyonn::moe::{Covariance, GaussianMoeRouter, GaussianSpec, LinearRouter, Project, Router, RouterShape};
 use tinyonn::ops::ClassSums;
 use tinyonn::random;
+use tinyonn::train::PooledCovariance;
 use tinyonn::train::gda::{Gaussians, fit};
 
 use super::normal;
@@ -106,4 +110,104 @@ fn a_router_nobody_passes_is_uniform_and_rows_without_spread_are_finite() {
     let fitted = fit(&sums(&still, 2), &[vec![0], vec![1]], 2);
     let parameters = fitted.mean.iter().chain(&fitted.log_variance).flatten().chain(&fitted.log_prior);
     assert!(parameters.clone().all(|x| x.abs() < 50.0), "{fitted:?}");
+}
+
+/// Σ within choices, shrunk, in two passes over all rows.
+fn within(rows: &[Vec<Vec<f32>>], labels: &[Vec<usize>], choices: usize, r: usize) -> Vec<Vec<f64>> {
+    let taking = |choice: usize| {
+        rows.iter().zip(labels).filter(move |(_, taken)| taken.contains(&choice)).flat_map(|(rows, _)| rows)
+    };
+    let everyone: Vec<&Vec<f32>> =
+        rows.iter().zip(labels).filter(|(_, taken)| !taken.is_empty()).flat_map(|(rows, _)| rows).collect();
+    let (mut sum, mut count) = (vec![vec![0.0; r]; r], 0.0);
+    for choice in 0..choices {
+        let own: Vec<&Vec<f32>> = taking(choice).collect();
+        let mean: Vec<f64> = (0..r).map(|j| moments(&own, j).0).collect();
+        for z in &own {
+            let apart = |j: usize| f64::from(z[j]) - mean[j];
+            (0..r).for_each(|i| (0..r).for_each(|j| sum[i][j] += apart(i) * apart(j)));
+        }
+        count += own.len() as f64;
+    }
+    (0..r).for_each(|j| sum[j][j] += 32.0 * moments(&everyone, j).1);
+    sum.iter_mut().flatten().for_each(|x| *x /= count + 32.0);
+    sum
+}
+
+/// X of A X = B by elimination, A `[n, n]` positive definite.
+pub(super) fn solve(a: &[Vec<f64>], b: &[f64]) -> Vec<f64> {
+    let n = b.len();
+    let mut rows: Vec<Vec<f64>> = a.iter().zip(b).map(|(row, b)| row.iter().copied().chain([*b]).collect()).collect();
+    for at in 0..n {
+        let pivot = rows[at].clone();
+        for (_, row) in rows.iter_mut().enumerate().filter(|(other, _)| *other != at) {
+            let factor = row[at] / pivot[at];
+            row.iter_mut().zip(&pivot).for_each(|(x, p)| *x -= factor * p);
+        }
+    }
+    (0..n).map(|at| rows[at][n] / rows[at][at]).collect()
+}
+
+/// Choices of one Σ are compared linearly: such a router says what a linear one of W_c = Σ⁻¹ μ_c and b_c = log π_c − ½ μ_cᵀ Σ⁻¹ μ_c says, but for what all choices share.
+#[test]
+fn one_full_covariance_is_a_linear_router() {
+    let (r, choices, counts) = (6, 3, [300, 200, 250]);
+    // Dimensions that vary together: each is mixed into the next.
+    let mut rows = rows(5, &counts, r + 1);
+    for z in rows.iter_mut().flatten() {
+        z.truncate(r);
+        (1..r).for_each(|j| z[j] = 0.5 * z[j] + 0.8 * z[j - 1]);
+    }
+    let labels: Vec<Vec<usize>> = vec![vec![0], vec![1, 2], vec![2]];
+    let fitted = fit(&sums(&rows, r), &labels, choices);
+    let flat = Tensor::from_vec(rows.iter().flatten().flatten().copied().collect(), (750, r), &Device::Cpu).unwrap();
+    let classes: Vec<u32> = (0..3u32).flat_map(|class| vec![class; counts[class as usize]]).collect();
+    let found = PooledCovariance::fit(&flat, &classes, &labels, &fitted.mean).unwrap();
+
+    let sigma = within(&rows, &labels, choices, r);
+    let whole = |i: usize, j: usize| if i == j { 1.0 } else { found.decorrelation[i * r + j] };
+    for i in 0..r {
+        for j in 0..r {
+            let entry = |a: usize| (0..r).map(move |b| (a, b));
+            let sum: f64 = (0..r).flat_map(entry).map(|(a, b)| whole(i, a) * sigma[a][b] * whole(j, b)).sum();
+            let expected = if i == j { found.log_variance[i].exp() } else { 0.0 };
+            // f64 throughout, of variances of order 10; rows are read in f32.
+            assert_relative_eq!(sum, expected, epsilon = 1e-9);
+            assert!(i > j || i == j || found.decorrelation[i * r + j] == 0.0);
+        }
+    }
+
+    let shape = RouterShape { hidden: r, parents: 1, choices };
+    let form = GaussianSpec { covariance: Covariance::SharedFull, project: Project::Identity, ..GaussianSpec::PLAIN };
+    let f32s = |values: Vec<f64>, of: &[usize]| {
+        Tensor::from_vec(values.iter().map(|x| *x as f32).collect::<Vec<_>>(), of, &Device::Cpu).unwrap()
+    };
+    let gaussian =
+        ParamStore::initialise(&Device::Cpu, 0, |vb| GaussianMoeRouter::with_form(shape, &form, &vb).map(drop));
+    let gaussian = gaussian.unwrap();
+    for (name, value) in [
+        ("mean", f32s(fitted.mean.concat(), &[1, choices, r])),
+        ("log_variance", f32s(found.log_variance.clone(), &[1, 1, r])),
+        ("decorrelation", f32s(found.decorrelation.clone(), &[1, r, r])),
+        ("log_prior", f32s(fitted.log_prior.clone(), &[1, choices])),
+    ] {
+        gaussian.set(name, &value).unwrap();
+    }
+    let linear = ParamStore::initialise(&Device::Cpu, 0, |vb| LinearRouter::new(shape, &vb).map(drop)).unwrap();
+    let weights: Vec<Vec<f64>> = fitted.mean.iter().map(|mean| solve(&sigma, mean)).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let bias = (0..choices).map(|c| fitted.log_prior[c] - 0.5 * dot(&weights[c], &fitted.mean[c])).collect();
+    linear.set("weight", &f32s(weights.concat(), &[choices, r])).unwrap();
+    linear.set("bias", &f32s(bias, &[choices])).unwrap();
+
+    let builder = |store: &ParamStore| store.builder(DType::F32, |_| false);
+    let by_density = GaussianMoeRouter::with_form(shape, &form, &builder(&gaussian)).unwrap().logits(&flat).unwrap();
+    let by_line = LinearRouter::new(shape, &builder(&linear)).unwrap().logits(&flat).unwrap();
+    let siblings = |logits: Tensor| {
+        let p = candle_nn::ops::softmax(&logits, 2).unwrap();
+        p.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    for (a, b) in siblings(by_density).into_iter().zip(siblings(by_line)) {
+        assert_relative_eq!(a, b, epsilon = 1e-5);
+    }
 }

@@ -90,6 +90,7 @@ fn gradients_alone_reduce_the_loss_and_the_closed_form_takes_none() {
 #[case("Moe2x4", RouterFitConfig { fit: FitBy::Sgd, ..CLOSED }, &["`router.steps`", "sgd is steps alone", "use 1 or more"])]
 #[case("Linear3x4", RouterFitConfig { fit: FitBy::Gda, ..REFINED }, &["`router.fit`", "group_router", "no closed form", "gda+sgd"])]
 #[case("Moe2x4", RouterFitConfig { fit: FitBy::Ridge, ..CLOSED }, &["`router.fit`", "group_router", "no linear router"])]
+#[case("Moe2x4", RouterFitConfig { fit: FitBy::Discriminant, ..CLOSED }, &["`router.fit`", "group_router", "no linear router"])]
 #[case("Linear3x4", CLOSED, &["`router.steps`", "group_router", "no closed form", "use 1 or more"])]
 fn a_fit_by_nothing_is_refused_before_anything_moves(
     #[case] name: &str,
@@ -128,7 +129,13 @@ fn refinement_stops_where_validation_text_gains_nothing() {
 fn configurations_name_projections_and_ways_to_fit() {
     let of = |text: &str| serde_json::from_str::<RouterFitConfig>(text);
     assert_eq!(of("{}").unwrap(), RouterFitConfig::default());
-    let names = [("gda", FitBy::Gda), ("sgd", FitBy::Sgd), ("gda+sgd", FitBy::GdaSgd)];
+    let names = [
+        ("gda", FitBy::Gda),
+        ("sgd", FitBy::Sgd),
+        ("gda+sgd", FitBy::GdaSgd),
+        ("ridge", FitBy::Ridge),
+        ("discriminant", FitBy::Discriminant),
+    ];
     for (name, fit) in names {
         assert_eq!(of(&format!(r#"{{"fit": "{name}"}}"#)).unwrap().fit, fit);
     }

@@ -41,13 +41,21 @@ fn logits(kind: &RouterKind, parameters: &Parameters, x: &[f64]) -> Vec<f64> {
                 _ => (0..form.dim).map(|at| dot(row("projection", at), x)).collect(),
             };
             let r = z.len();
+            // (I + D) of z, or of μ.
+            let apart = |of: &[f64], j: usize| match form.covariance {
+                Covariance::SharedFull => {
+                    let row = (node / SHAPE.choices * r + j) * r;
+                    of[j] + dot(&parameters["decorrelation"][row..row + j], &of[..j])
+                }
+                _ => of[j],
+            };
             let log_variance = |j: usize| match form.covariance {
                 Covariance::Diag => parameters["log_variance"][node * r + j],
-                Covariance::Shared => parameters["log_variance"][node / SHAPE.choices * r + j],
+                Covariance::Shared | Covariance::SharedFull => parameters["log_variance"][node / SHAPE.choices * r + j],
                 Covariance::Isotropic => parameters["log_variance"][node],
             };
             let term = |j: usize| {
-                let apart = z[j] - parameters["mean"][node * r + j];
+                let apart = apart(&z, j) - apart(&parameters["mean"][node * r..][..r], j);
                 -0.5 * apart * apart / log_variance(j).exp() - 0.5 * log_variance(j)
             };
             let sum: f64 = (0..r).map(term).sum();
@@ -129,6 +137,11 @@ fn assert_agrees(kind: &RouterKind) {
     assert_eq!(dx.dims(), x.dims());
     check("x", &dx, &|v, step| loss(&parameters, &moved(&xs, v, step)));
     for (name, var) in store.iter() {
+        // One dimension has nothing beside it.
+        if name == "decorrelation" && var.dims()[1] == 1 {
+            assert!(values(&grads.get(var).unwrap().copy().unwrap()).iter().all(|grad| *grad == 0.0));
+            continue;
+        }
         let drawn = *kind == RouterKind::Random
             || (name == "projection" && matches!(kind, RouterKind::Gaussian(form) if form.project == Project::Random));
         if drawn {
@@ -147,7 +160,8 @@ fn assert_agrees(kind: &RouterKind) {
 #[rstest]
 fn gaussian_routers_are_their_formula(
     #[values(Reduce::Mean, Reduce::Sum)] reduce: Reduce,
-    #[values(Covariance::Diag, Covariance::Shared, Covariance::Isotropic)] covariance: Covariance,
+    #[values(Covariance::Diag, Covariance::Shared, Covariance::SharedFull, Covariance::Isotropic)]
+    covariance: Covariance,
     #[values((1, Project::Learned), (5, Project::Learned), (64, Project::Identity), (3, Project::Random))] form: (
         usize,
         Project,

@@ -128,13 +128,25 @@ fn low_rank(span: Span, arguments: &[Argument], errors: &mut Errors) -> Router {
     Router::known(kind, given.innermost("dim").unwrap_or(span))
 }
 
+/// What the variances are shared by; one full Σ for each choice is no such word.
+fn covariance(key: &str, value: &Value, errors: &mut Errors) -> Option<Covariance> {
+    if let Value::Word { name, .. } = value
+        && name == "full"
+    {
+        let problem = "`full` would be r² numbers for each choice, more than labels can tell";
+        errors.on(name, format!("{problem}; write `covariance = shared_full`, one Σ for all choices of a router"));
+        return None;
+    }
+    word(&Covariance::ALL)(key, value, errors)
+}
+
 fn gaussian(span: Span, arguments: &[Argument], errors: &mut Errors) -> Router {
     let named = named(arguments, ("gaussian", "gaussian(dim = 64)"), errors);
     let given = Settings::new(named.into_iter(), "argument of `gaussian`", &GAUSSIAN_ARGUMENTS, &[], errors);
     let mut form = GaussianSpec::PLAIN;
     given.set("dim", &mut form.dim, errors, count);
     given.set("reduce", &mut form.reduce, errors, word(&Reduce::ALL));
-    given.set("covariance", &mut form.covariance, errors, word(&Covariance::ALL));
+    given.set("covariance", &mut form.covariance, errors, covariance);
     given.set("project", &mut form.project, errors, word(&Project::ALL));
     if let (Project::Identity, Some(dim)) = (form.project, given.key("dim")) {
         let problem = "`project = identity` leaves the hidden size as it is";

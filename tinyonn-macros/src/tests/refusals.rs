@@ -90,7 +90,14 @@ fn refuses_unknown_settings(#[case] setting: &str, #[case] start: &str) {
     "router = gaussian(dim = 3, project = identity)",
     "`project = identity` leaves the hidden size as it is; remove `dim`, or write `project = learned`"
 )]
-#[case::covariance("router = gaussian(covariance = full)", "`full` is no `covariance`; known: diag, shared, isotropic")]
+#[case::covariance(
+    "router = gaussian(covariance = tied)",
+    "`tied` is no `covariance`; known: diag, shared, shared_full, isotropic"
+)]
+#[case::full_covariance(
+    "router = gaussian(covariance = full)",
+    "`full` would be r² numbers for each choice, more than labels can tell; write `covariance = shared_full`, one Σ for all choices of a router"
+)]
 #[case::reduce("router = gaussian(reduce = 3)", "`reduce` takes a word; write `reduce = mean`")]
 #[case::too_many_groups("top_k = [5, 1]", "top_k = 5 exceeds the 4 groups; use 4 or fewer")]
 #[case::too_many_experts("top_k = [1, 12]", "top_k = 12 exceeds the 4 experts of a group; use 4 or fewer")]

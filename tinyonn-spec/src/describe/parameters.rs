@@ -29,16 +29,17 @@ fn formula(RouterSpec { parents, choices, kind, .. }: &RouterSpec) -> String {
     }
 }
 
-/// P `[r, d]`, μ `[N, r]`, log σ², log π `[N]` and s.
+/// P `[r, d]`, μ `[N, r]`, log σ², log π `[N]` and s, and `[r, r]` of each router with a full Σ.
 fn gaussian(GaussianSpec { dim, covariance, project, .. }: &GaussianSpec, parents: usize, n: usize) -> String {
     let r = if *project == Project::Identity { "d" } else { "r" };
     // Variances that vary with the dimension count with the means, others with the priors.
     let (wide, narrow) = match covariance {
         Covariance::Diag => (2 * n, n + 1),
-        Covariance::Shared => (n + parents, n + 1),
+        Covariance::Shared | Covariance::SharedFull => (n + parents, n + 1),
         Covariance::Isotropic => (n, 2 * n + 1),
     };
-    let own = format!("{wide}·{r} + {narrow}");
+    let full = if *covariance == Covariance::SharedFull { format!("{parents}·{r}² + ") } else { String::new() };
+    let own = format!("{full}{wide}·{r} + {narrow}");
     match project {
         Project::Identity => own,
         Project::Learned => format!("r·d + {own}, r = min({dim}, d)"),

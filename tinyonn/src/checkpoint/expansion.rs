@@ -358,7 +358,9 @@ fn of_mixture(name: &str) -> Option<(usize, &str)> {
 /// Whether a router has the parameter once for each of its choices.
 fn is_by_choice(kind: &RouterKind, parameter: &str) -> bool {
     match (kind, parameter) {
-        (RouterKind::Gaussian(form), "log_variance") => form.covariance != Covariance::Shared,
+        (RouterKind::Gaussian(form), "log_variance") => {
+            !matches!(form.covariance, Covariance::Shared | Covariance::SharedFull)
+        }
         (RouterKind::Gaussian(_), "mean" | "log_prior")
         | (RouterKind::Linear | RouterKind::LowRank { .. }, "weight" | "bias")
         | (RouterKind::Cosine | RouterKind::Random, "weight") => true,

@@ -59,7 +59,7 @@ pub struct Gaussians {
 
 impl Gaussians {
     /// The same with variances shared as declared: by a router's choices (`shared`: their mean, weighted by π), by a choice's
-    /// dimensions (`isotropic`: their mean), or not at all.
+    /// dimensions (`isotropic`: their mean), or not at all. What a full Σ has beside its diagonal rows alone tell: [`PooledCovariance`](super::PooledCovariance).
     #[must_use]
     pub fn shared_by(self, covariance: Covariance) -> Self {
         let variance = |row: &Vec<f64>| row.iter().map(|log| log.exp()).collect::<Vec<f64>>();
@@ -70,7 +70,7 @@ impl Gaussians {
                 .iter()
                 .map(|row| vec![(variance(row).iter().sum::<f64>() / row.len() as f64).ln()])
                 .collect(),
-            Covariance::Shared => {
+            Covariance::Shared | Covariance::SharedFull => {
                 let r = self.log_variance.first().map_or(0, Vec::len);
                 let weights: Vec<f64> = self.log_prior.iter().map(|log| log.exp()).collect();
                 let mut pooled = vec![0f64; r];
@@ -86,12 +86,12 @@ impl Gaussians {
 }
 
 /// Rows that the pooled variance counts for in a choice's own.
-const SHRINKAGE: f64 = 32.0;
+pub(super) const SHRINKAGE: f64 = 32.0;
 /// The variance floor, as a share of the mean pooled variance.
-const FLOOR: f64 = 1e-6;
+pub(super) const FLOOR: f64 = 1e-6;
 /// log π of a choice without labels: below the log-density of any input, yet finite, or its product with a target of zero
 /// would be none.
-const NEVER: f64 = -1e30;
+pub(super) const NEVER: f64 = -1e30;
 
 /// Fits a router of `choices` choices to sums over classes of rows, tasks or paths; `taken[class]` are the choices that rows of a class
 /// take, and classes that take none do not pass by.

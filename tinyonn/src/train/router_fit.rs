@@ -3,135 +3,28 @@
 //! Inputs and labels come from the pseudo-dense pass. The projection is found first ([`super::projection`]), then each router in
 //! closed form ([`super::gda`]); then its scale is calibrated on validation text; then, as `fit` says, all its parameters are refined by
 //! gradient (`router_tuning`) and the scale is calibrated again. Routers of other kinds have the gradient, or, of linear ones, a ridge regression that asks for no
-//! labels ([`super::RouterSums`]).
+//! labels ([`super::RouterSums`]), or discriminants ([`super::Discriminants`]).
 //!
 //! Rows are labelled by class ([`RowLabels`]): task labels are the case of a class a task, token labels that of a class a path.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
+use super::discriminant::Discriminants;
 use super::gda;
-use super::optimizer::OptimizerConfig;
 use super::output_norms::{OutputNorms, RouterTarget};
+use super::pooled_covariance::PooledCovariance;
 use super::projection::{self, Projection};
+pub use super::router_fit_config::{FitBy, RouterFitConfig};
 use super::router_ridge::RouterSums;
 use super::router_targets::Targets;
 use super::router_tuning::{Model, Rows, Tuning};
 use crate::checkpoint::ParamStore;
 use crate::imaging::inputs::{Samples, spread};
 use crate::imaging::{Labels, RowLabels};
-use crate::moe::{GaussianSpec, MoeSpec, Project, Reduce, RouterKind, RouterShape};
+use crate::moe::{Covariance, GaussianSpec, Project, Reduce, RouterKind, RouterShape};
 use crate::ops::ClassSums;
 use crate::{Error, Result};
-
-/// How routers are fitted.
-///
-/// ```
-/// use tinyonn::train::{FitBy, Projection, RouterFitConfig};
-///
-/// let closed = RouterFitConfig { fit: FitBy::Gda, projection: Projection::Pca, ..RouterFitConfig::default() };
-/// assert_ne!(closed.id(), RouterFitConfig::default().id());
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RouterFitConfig {
-    /// Where routers look that learn it.
-    pub projection: Projection,
-    /// In closed form, by gradient, or both.
-    pub fit: FitBy,
-    /// Gradient steps, at most: validation text stops them earlier. 0 behind the closed form keeps it.
-    pub steps: u64,
-    /// Rows a step.
-    pub batch: usize,
-    /// The constant learning rate.
-    pub rate: f64,
-    /// How often the fit is repeated on what routers see once they route ([`super::refit()`]).
-    pub refit_rounds: usize,
-    /// Of `fit = ridge`, the power of a choice's norm that its score is fitted to.
-    #[serde(skip_serializing_if = "RouterTarget::is_sqrt")]
-    pub target: RouterTarget,
-}
-
-/// What finds the parameters of routers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum FitBy {
-    /// The closed form of Gaussian routers; the others have none.
-    #[serde(rename = "gda")]
-    Gda,
-    /// The cross-entropy's gradient, from the parameters that the store holds (of a new model drawn at random) and the projection.
-    #[serde(rename = "sgd")]
-    Sgd,
-    /// The gradient from the closed form.
-    #[default]
-    #[serde(rename = "gda+sgd")]
-    GdaSgd,
-    /// Of linear routers: the ridge regression of what each choice would add ([`OutputNorms`]), without labels and without a gradient.
-    #[serde(rename = "ridge")]
-    Ridge,
-}
-
-impl Default for RouterFitConfig {
-    fn default() -> Self {
-        let (projection, fit) = (Projection::default(), FitBy::default());
-        Self { projection, fit, steps: 120, batch: 256, rate: 5e-3, refit_rounds: 0, target: RouterTarget::Sqrt }
-    }
-}
-
-impl RouterFitConfig {
-    /// In short, for names of files and tables: no two configurations share one.
-    #[must_use]
-    pub fn id(&self) -> String {
-        let Self { projection, fit, steps, batch, rate, refit_rounds, target } = self;
-        let fit = match fit {
-            FitBy::Gda => "gda",
-            FitBy::Sgd => "sgd",
-            FitBy::GdaSgd => "gda+sgd",
-            FitBy::Ridge if *target == RouterTarget::Log => "ridge-log",
-            FitBy::Ridge => "ridge",
-        };
-        let learns = if self.learns() { format!("-{steps}x{batch}@{rate}") } else { String::new() };
-        let refits = if *refit_rounds > 0 { format!("-refit{refit_rounds}") } else { String::new() };
-        format!("{}-{fit}{learns}{refits}", projection.name())
-    }
-
-    /// Whether routers take gradient steps.
-    fn learns(&self) -> bool {
-        !matches!(self.fit, FitBy::Gda | FitBy::Ridge) && self.steps > 0
-    }
-
-    /// Refuses what cannot fit the routers of `spec`.
-    pub(crate) fn check(&self, spec: &MoeSpec) -> Result<()> {
-        OptimizerConfig { rate: self.rate, ..OptimizerConfig::DEFAULT }.check("router")?;
-        let mut runs = spec.levels.iter().flat_map(|level| level.routers.iter());
-        runs.try_for_each(|run| self.check_kind(&run.name, &run.kind))
-    }
-
-    /// Refuses to fit a router of this kind by nothing.
-    fn check_kind(&self, name: &str, kind: &RouterKind) -> Result<()> {
-        if self.fit == FitBy::Ridge {
-            if matches!(kind, RouterKind::Linear | RouterKind::LowRank { .. }) {
-                return Ok(());
-            }
-            let problem = format!("is ridge, and `{name}_router` is no linear router");
-            return Err(Error::setting("router.fit", problem, "declare `router = linear`, or use gda+sgd"));
-        }
-        let closed = matches!(kind, RouterKind::Gaussian(_)) && self.fit != FitBy::Sgd;
-        if closed || self.learns() || matches!(kind, RouterKind::Random) {
-            return Ok(());
-        }
-        if self.fit == FitBy::Gda {
-            let problem = format!("is gda, and `{name}_router` has no closed form");
-            return Err(Error::setting("router.fit", problem, "use gda+sgd, which takes what there is"));
-        }
-        if matches!(kind, RouterKind::Gaussian(_)) {
-            return Err(Error::setting("router.steps", "is 0, and fit = sgd is steps alone", "use 1 or more"));
-        }
-        let problem = format!("is 0, and `{name}_router` has no closed form");
-        Err(Error::setting("router.steps", problem, "use 1 or more"))
-    }
-}
 
 /// λ of `fit = ridge`, as of a repair.
 pub(crate) const RIDGE: f64 = 0.01;
@@ -394,6 +287,9 @@ impl Layer<'_> {
                     }
                     tuning.calibrate()?;
                 }
+                if config.fit == FitBy::Discriminant {
+                    self.discriminant(store, &path, &declared.kind, &asked)?;
+                }
                 if config.learns() {
                     tuning.refine(config, seed)?;
                     gaussian.map_or(Ok(()), |_| tuning.calibrate())?;
@@ -420,6 +316,23 @@ impl Layer<'_> {
         Ok(())
     }
 
+    /// Sets linear routers to the log-odds of their choices.
+    fn discriminant(&self, store: &ParamStore, path: &str, kind: &RouterKind, targets: &Targets) -> Result<()> {
+        let x_nd = match kind.projects_to(self.x_nd.dim(1)?) {
+            Some(r) => self.z_nr.narrow(1, 0, r.min(self.z_nr.dim(1)?))?.contiguous()?,
+            None => self.x_nd.clone(),
+        };
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        for parent in 0..targets.parents {
+            let found = Discriminants::fit(&x_nd, &self.classes[0], &targets.of_parent(parent), targets.choices)?;
+            weights.extend(found.weight_cd.iter().map(|x| *x as f32));
+            biases.extend(found.bias_c.iter().map(|x| *x as f32));
+        }
+        let nodes = targets.parents * targets.choices;
+        set(store, path, "weight", &Tensor::from_vec(weights, (nodes, x_nd.dim(1)?), &Device::Cpu)?)?;
+        set(store, path, "bias", &Tensor::from_vec(biases, nodes, &Device::Cpu)?)
+    }
+
     /// Sums over the classes of training rows.
     fn sums(&self, z_nr: &Tensor) -> Result<ClassSums> {
         let mut sums = ClassSums::zero(self.labels[0].paths.len(), z_nr.dim(1)?);
@@ -435,20 +348,32 @@ impl Layer<'_> {
         form: &GaussianSpec,
         (learned, targets): (&ClassSums, &Targets),
     ) -> Result<()> {
-        let sums = match form.project {
-            Project::Learned => learned.narrow(form.dim.min(learned.width())),
-            Project::Identity => self.sums(self.x_nd)?,
+        let (sums, z_nr) = match form.project {
+            Project::Learned => {
+                let r = form.dim.min(learned.width());
+                (learned.narrow(r), self.z_nr.narrow(1, 0, r)?.contiguous()?)
+            }
+            Project::Identity => (self.sums(self.x_nd)?, self.x_nd.clone()),
             Project::Random => {
                 let name = format!("{path}.projection");
                 let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
                 let projection_rd = store.get(&name).ok_or_else(missing)?.as_detached_tensor();
-                self.sums(&self.x_nd.matmul(&projection_rd.to_device(&Device::Cpu)?.t()?)?)?
+                let z_nr = self.x_nd.matmul(&projection_rd.to_device(&Device::Cpu)?.t()?)?;
+                (self.sums(&z_nr)?, z_nr)
             }
         };
         let (r, choices) = (sums.width(), targets.choices);
-        let routers: Vec<gda::Gaussians> = (0..targets.parents)
-            .map(|parent| gda::fit(&sums, &targets.of_parent(parent), choices).shared_by(form.covariance))
-            .collect();
+        let (mut routers, mut decorrelations) = (Vec::with_capacity(targets.parents), Vec::<f32>::new());
+        for parent in 0..targets.parents {
+            let taken = targets.of_parent(parent);
+            let mut router = gda::fit(&sums, &taken, choices).shared_by(form.covariance);
+            if form.covariance == Covariance::SharedFull {
+                let pooled = PooledCovariance::fit(&z_nr, &self.classes[0], &taken, &router.mean)?;
+                router.log_variance = vec![pooled.log_variance];
+                decorrelations.extend(pooled.decorrelation.iter().map(|x| *x as f32));
+            }
+            routers.push(router);
+        }
         let flat = |f: fn(&gda::Gaussians) -> &Vec<Vec<f64>>| -> Vec<f32> {
             routers.iter().flat_map(|router| f(router).iter().flatten().map(|x| *x as f32)).collect()
         };
@@ -460,6 +385,9 @@ impl Layer<'_> {
         set(store, path, "mean", &mean)?;
         let log_variance = Tensor::from_vec(flat(|router| &router.log_variance), form.variances(shape), cpu)?;
         set(store, path, "log_variance", &log_variance)?;
+        if let Some(of) = form.decorrelations(shape) {
+            set(store, path, "decorrelation", &Tensor::from_vec(decorrelations, of, cpu)?)?;
+        }
         set(store, path, "log_prior", &Tensor::from_vec(log_prior, (shape.parents, choices), cpu)?)?;
         let scale = match form.reduce {
             Reduce::Mean => r as f32,

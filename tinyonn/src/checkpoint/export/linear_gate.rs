@@ -11,7 +11,8 @@ use candle_core::Tensor;
 use super::contents::tensor;
 use crate::checkpoint::params::mixture_prefix;
 use crate::checkpoint::tinyonn_folder::TinyOnnFolder;
-use crate::moe::{GaussianSpec, Project, Reduce, RouterKind, RouterSpec};
+use crate::moe::gaussian::below_diagonal;
+use crate::moe::{Covariance, GaussianSpec, Project, Reduce, RouterKind, RouterSpec};
 use crate::{Error, Result};
 
 /// The gate `[n, d]` of a layer, f32.
@@ -52,7 +53,10 @@ fn rows(source: &TinyOnnFolder, layer: usize, run: &RouterSpec) -> Result<Tensor
         }
         RouterKind::Gaussian(form) => {
             let projection = if form.project == Project::Identity { None } else { Some(part("projection")?) };
-            gaussian_rows(form, [&part("mean")?, &part("log_variance")?, &part("scale")?], projection.as_ref())
+            let full = form.covariance == Covariance::SharedFull;
+            let decorrelation = full.then(|| part("decorrelation")).transpose()?;
+            let beside = [projection.as_ref(), decorrelation.as_ref()];
+            gaussian_rows(form, [&part("mean")?, &part("log_variance")?, &part("scale")?], beside)
         }
         RouterKind::Cosine => none("a cosine"),
         RouterKind::Custom(path) => none(&format!("`{path}`")),
@@ -62,7 +66,7 @@ fn rows(source: &TinyOnnFolder, layer: usize, run: &RouterSpec) -> Result<Tensor
 fn gaussian_rows(
     form: &GaussianSpec,
     [mean_pcr, log_variance, scale]: [&Tensor; 3],
-    projection_rd: Option<&Tensor>,
+    [projection_rd, decorrelation_prr]: [Option<&Tensor>; 2],
 ) -> Result<Tensor> {
     let (p, c, r) = mean_pcr.dims3()?;
     let precision = log_variance.neg()?.exp()?.mean_keepdim(1)?;
@@ -70,7 +74,17 @@ fn gaussian_rows(
         Reduce::Mean => (scale / r as f64)?,
         Reduce::Sum => scale.clone(),
     };
-    let rows = mean_pcr.broadcast_mul(&precision)?.broadcast_mul(&scale)?.reshape((p * c, r))?;
+    let rows_pcr = match decorrelation_prr {
+        // Σ⁻¹ μ = (I + D)ᵀ Λ (I + D) μ.
+        Some(decorrelation_prr) => {
+            let below_prr = decorrelation_prr.broadcast_mul(&below_diagonal(r, mean_pcr.device())?)?;
+            let whole_prr = below_prr.broadcast_add(&Tensor::eye(r, mean_pcr.dtype(), mean_pcr.device())?)?;
+            let apart_pcr = mean_pcr.matmul(&whole_prr.transpose(1, 2)?)?;
+            apart_pcr.broadcast_mul(&precision)?.matmul(&whole_prr)?
+        }
+        None => mean_pcr.broadcast_mul(&precision)?,
+    };
+    let rows = rows_pcr.broadcast_mul(&scale)?.reshape((p * c, r))?;
     Ok(match projection_rd {
         Some(projection_rd) => rows.matmul(projection_rd)?,
         None => rows,

@@ -29,27 +29,39 @@ def f32(*shape):
 
 
 class GaussianRouter(nn.Module):
-    """Log-densities of Gaussians: s * mean_j [-(z_j - mu_j)^2 / 2 sigma_j^2 - log sigma_j^2 / 2] + log pi, z = P x; or the sum over j."""
+    """Log-densities of Gaussians: s * mean_j [-(z_j - mu_j)^2 / 2 sigma_j^2 - log sigma_j^2 / 2] + log pi, z = P x; or the sum over j.
+    With one full covariance a router, the same of (I + D) z and (I + D) mu, D strictly lower triangular."""
 
     def __init__(self, d, p, c, form):
         super().__init__()
         r = d if form["project"] == "identity" else min(form["dim"], d)
         if form["project"] != "identity":
             self.projection = f32(r, d)
-        variances = {"diag": (p, c, r), "shared": (p, 1, r), "isotropic": (p, c, 1)}
+        variances = {"diag": (p, c, r), "shared": (p, 1, r), "shared_full": (p, 1, r), "isotropic": (p, c, 1)}
         self.mean, self.log_variance, self.log_prior = f32(p, c, r), f32(*variances[form["covariance"]]), f32(p, c)
         self.scale = f32()
+        if form["covariance"] == "shared_full":
+            self.decorrelation = f32(p, r, r)
         self.sums = form["reduce"] == "sum"
 
     def forward(self, x_td):
         p, c, r = self.mean.shape
         z_tr = F.linear(x_td, self.projection) if hasattr(self, "projection") else x_td
-        log_variance = self.log_variance.expand(p, c, r).reshape(p * c, r)
-        mean, precision = self.mean.reshape(p * c, r), torch.exp(-log_variance)
-        square = z_tr.square() @ precision.T - 2 * z_tr @ (mean * precision).T + (mean.square() * precision).sum(-1)
-        density = -0.5 * (square + log_variance.sum(-1)) / r
+        if hasattr(self, "decorrelation"):
+            # A copy begins where products like to read, wherever the parameter lies: the same bits behind a load.
+            below, means = torch.tril(self.decorrelation, -1), self.mean.clone()
+            density_ptc = [self.density(z_tr + z_tr @ d.T, m + m @ d.T, v) for d, m, v in zip(below, means, self.log_variance)]
+            density = torch.cat(density_ptc, -1)
+        else:
+            density = self.density(z_tr, self.mean.reshape(p * c, r), self.log_variance.expand(p, c, r).reshape(p * c, r))
         scale = self.scale * r if self.sums else self.scale
         return (scale * density + self.log_prior.reshape(-1)).reshape(-1, p, c)
+
+    @staticmethod
+    def density(z_tr, mean, log_variance):
+        precision = torch.exp(-log_variance).expand_as(mean)
+        square = z_tr.square() @ precision.T - 2 * z_tr @ (mean * precision).T + (mean.square() * precision).sum(-1)
+        return -0.5 * (square + log_variance.sum(-1)) / mean.shape[-1]
 
 
 class LinearRouter(nn.Module):
