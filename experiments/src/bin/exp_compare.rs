@@ -46,13 +46,8 @@ A TOML file for --config has the keys that OUT/compare.json shows, for example:
 struct Cli {
     #[command(flatten)]
     flags: Flags,
-    /// A first look: two seeds, one text, few cells
-    #[arg(long)]
-    quick: bool,
-    /// Of a Qwen3 of 114 million parameters on the seven kinds of text of scripts/fetch_material.sh, in ./material: one seed, every source of labels at a
-    /// quarter and at half of the experts; for a GPU
-    #[arg(long, conflicts_with = "quick")]
-    large: bool,
+    #[command(flatten)]
+    grid: Grid,
     /// A TOML file of settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -71,6 +66,18 @@ struct Cli {
     /// Runs one subject: what the program starts itself with
     #[arg(long, value_names = ["TEXT", "SEED"], num_args = 2, hide = true)]
     subject: Option<Vec<String>>,
+}
+
+/// Which grid it begins with, in place of the default one.
+#[derive(clap::Args)]
+struct Grid {
+    /// A first look: two seeds, one text, few cells
+    #[arg(long)]
+    quick: bool,
+    /// Of a Qwen3 of 114 million parameters on the seven kinds of text of scripts/fetch_material.sh, in ./material: one seed, every source of labels at a
+    /// quarter and at half of the experts; for a GPU
+    #[arg(long, conflicts_with = "quick")]
+    large: bool,
 }
 
 #[derive(clap::Args, Serialize)]
@@ -106,7 +113,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let base = match (cli.quick, cli.large) {
+    let base = match (cli.grid.quick, cli.grid.large) {
         (true, _) => CompareConfig::quick(),
         (_, true) => CompareConfig::large(),
         _ => CompareConfig::default(),

@@ -27,6 +27,18 @@ pub struct LosslessFigures {
 impl Run<'_> {
     /// Writes the upcycled model, reads it back and compares logits with the dense model's on test text.
     ///
+    /// ```
+    /// use tinyonn::checkpoint::ParamStore;
+    /// use tinyonn::phases::{LosslessFigures, Run};
+    ///
+    /// /// Whether a model made of the run's dense one is that model, bit for bit.
+    /// fn is_lossless(run: &Run<'_>, store: &ParamStore) -> tinyonn::Result<bool> {
+    ///     let found: LosslessFigures = run.lossless(store)?;
+    ///     Ok(found.bit_equal)
+    /// }
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// What the system or the device reports.
     pub fn lossless(&self, store: &ParamStore) -> Result<LosslessFigures> {

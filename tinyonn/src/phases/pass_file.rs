@@ -132,6 +132,7 @@ impl Record {
 /// let whole = PassFile::sum(vec![half(0)?, half(1)?], false)?;
 /// assert!(whole.missing().is_empty() && whole.pass() == RowPass::Inputs && whole.rows() > 0);
 /// whole.save("whole.safetensors")?;
+/// assert!(PassFile::is_one("whole.safetensors")?);
 /// // And from there on one, which does not read the training text for them again.
 /// let passed = Passed { inputs: Some("whole.safetensors".as_ref()), ..Passed::default() };
 /// let run = Run { passed, ..prepared.run(&config) };

@@ -45,6 +45,17 @@ const KINDS: [&str; 2] = ["tokens", "windows"];
 impl Run<'_> {
     /// What `pass` makes of a shard of the batches of every split.
     ///
+    /// ```
+    /// use tinyonn::imaging::Shard;
+    /// use tinyonn::phases::{RowPass, Run};
+    ///
+    /// /// The second of four shards of what routers see.
+    /// fn second(run: &Run<'_>) -> tinyonn::Result<()> {
+    ///     run.rows_shard(RowPass::Inputs, Shard { index: 1, of: 4 })?.save("inputs-1.safetensors")
+    /// }
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Labels of a run that labels tasks, or of replicas, or without a scan that was made before; whatever the device reports.
     pub fn rows_shard(&self, pass: RowPass, shard: Shard) -> Result<PassFile> {
