@@ -53,7 +53,7 @@ pub struct PlannedCell {
     pub tokens: f64,
     /// Multiply-adds.
     pub multiply_adds: f64,
-    /// Seconds, at the pace of a machine that was measured.
+    /// Seconds, at an assumed pace.
     pub seconds: f64,
     /// Whether it was made.
     pub done: bool,
@@ -61,7 +61,7 @@ pub struct PlannedCell {
 
 impl AttentionConfig {
     /// Counts what each of `cells` takes of a model of the shape `arch`: its parameters for a token, and for a pair the products of dense attention, twice as many of tiles that are masked,
-    /// once more for an index, at a pace that was measured.
+    /// once more for an index. Seconds are of a pace that is assumed: no machine has run the study yet.
     ///
     /// # Errors
     /// Text that is not there.
@@ -84,7 +84,7 @@ impl AttentionConfig {
     }
 }
 
-/// Multiply-adds a second: of SmolLM2-135M in f32 on one H200, and on two cores.
+/// Multiply-adds a second, assumed: of SmolLM2-135M in f32 on one H200 as the study of evidence had them, and on two cores.
 fn pace(device: DeviceName) -> f64 {
     if device == DeviceName::Cpu { 3e10 } else { 6e12 }
 }

@@ -159,7 +159,11 @@ fn dry_run(config: &AttentionConfig, cells: &[Cell]) -> Result<ExitCode> {
         }
     }
     let machine = if config.device == DeviceName::Cpu { "two cores" } else { "one H200" };
-    say!("all       {} cells; left: {tokens:.1e} tokens, {:.2} hours of {machine}", cells.len(), seconds / 3600.0);
+    say!(
+        "all       {} cells; left: {tokens:.1e} tokens, some {:.2} hours of {machine}, at an assumed pace",
+        cells.len(),
+        seconds / 3600.0
+    );
     say!("nothing was done (--dry-run)");
     Ok(ExitCode::SUCCESS)
 }
