@@ -4,8 +4,8 @@
 //! Rows come class by class. Σ x xᵀ of a class, of x without the mean of the class's first rows, is summed up in f32 on the device where the
 //! rows lie, as products of blocks, and added to f64 in main memory every 32,768 rows and at the end of the class.
 //!
-//! Where several machines read a shard of the rows each, a shard knows how many rows of a class others have ([`ClassScatter::skip`]), so that what it sums up
-//! weighs what it weighs in the whole, and shards add up ([`ClassScatter::merge`]).
+//! Where several machines read a shard of the rows each, a shard knows how many rows of a class others have, so that what it sums up
+//! weighs what it weighs in the whole, and shards add up.
 //!
 //! Legend: n rows, d width. An observation, not a function to differentiate.
 

@@ -277,7 +277,8 @@ class TinyOnnForCausalLM(PreTrainedModel, GenerationMixin):
 
     def force_all_active(self, on):
         """All of the model (True), which is the dense one, or the experts or neurons that each token takes (False), whatever the configuration says."""
-        if not on and "pairs" in self.config.tinyonn["spec"].get("attention", ()):
+        declared = self.config.tinyonn["spec"].get("attention", ())
+        if not on and "pairs" in (self.config.tinyonn.get("attention") or declared):
             raise ValueError("in a routed pass this model attends to some pairs alone, which is not computed here; leave it all active")
         for layer in self.model.layers:
             layer.mlp.all_active = bool(on)
