@@ -136,6 +136,22 @@ pub(crate) fn write_figures(path: &Path, drawings: &[Figure]) -> Result<Vec<Stri
     Ok(names.into_iter().flatten().map(|name| format!("{folder}/{name}")).collect())
 }
 
+/// How to come by the results of a study of cells: which sources made how many of them, at which commit the page is written, on what they were computed.
+#[must_use]
+pub fn provenance(
+    sources: impl IntoIterator<Item = (String, usize)>,
+    computed_on: &str,
+    commit: String,
+) -> [(String, String); 3] {
+    let by = |(sources, cells): (String, usize)| format!("{sources} ({cells} cells)");
+    let sources = sources.into_iter().map(by).collect::<Vec<_>>().join(", ");
+    [
+        ("computed by sources of the library with SHA-256".to_owned(), sources),
+        ("written at commit".into(), commit),
+        ("computed on".into(), computed_on.to_owned()),
+    ]
+}
+
 /// In hexadecimal digits.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()

@@ -50,6 +50,8 @@ pub mod settings;
 pub mod shown;
 pub mod specific_experts;
 pub mod studies;
+pub mod study_flags;
+pub mod study_folder;
 pub mod text_cost;
 pub mod token_paths;
 

@@ -98,15 +98,16 @@ mod tests {
         #[case] near: usize,
         #[case] first: usize,
         #[case] first_row: usize,
-    ) {
+    ) -> Result<()> {
         let pairs = PairsSpec { near, first, ..PairsSpec::new(KeptPairs::Share(share), PairIndex::Exact) };
         let (rows, columns) = (50, first_row + 50);
         let scores: Vec<f32> = (0..2 * rows * columns).map(|at| ((at * 7919) % 100_003) as f32 * 1e-3 - 50.0).collect();
-        let scores = Tensor::from_vec(scores, (2, rows, columns), &Device::Cpu).unwrap();
-        let bits = |x: Tensor| x.flatten_all().unwrap().to_vec1::<u8>().unwrap();
-        let found = bits(sorted(&scores, first_row, &pairs).unwrap());
-        assert_eq!(found, bits(halved(&scores, first_row, &pairs).unwrap()));
+        let scores = Tensor::from_vec(scores, (2, rows, columns), &Device::Cpu)?;
+        let bits = |x: Tensor| x.flatten_all()?.to_vec1::<u8>();
+        let found = bits(sorted(&scores, first_row, &pairs)?)?;
+        assert_eq!(found, bits(halved(&scores, first_row, &pairs)?)?);
         let last = &found[(rows - 1) * columns..rows * columns];
         assert_eq!(last.iter().map(|kept| usize::from(*kept)).sum::<usize>(), pairs.keys(columns));
+        Ok(())
     }
 }

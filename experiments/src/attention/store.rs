@@ -1,42 +1,30 @@
 //! What the study keeps: its settings, directions of keys, and a file a cell, written whole, so that a study that was stopped goes on.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tinyonn::Result;
 use tinyonn::checkpoint::KeyDirections;
 use tinyonn::phases::summary;
-use tinyonn::train::checkpoints::differences;
-use tinyonn::{Error, Result, files};
 
 use super::{AttentionConfig, AttentionRecord, Cell};
 use crate::compare::record::{REPEAT, read};
+use crate::fragments::ATTENTION;
 use crate::places::claim;
-
-/// The file that a study's settings are in.
-const BEGUN: &str = "attention.json";
-/// The folder of the records.
-const CELLS: &str = "cells";
-/// The folder of the places that processes hold while they make a cell.
-const PLACES: &str = "places";
-
-#[derive(Serialize, Deserialize)]
-struct Begun {
-    settings: AttentionConfig,
-}
+use crate::study_folder::{CELLS, PLACES, StudyFolder};
 
 /// The folder of a study.
 #[derive(Clone, Debug)]
 pub struct AttentionStore {
-    out: PathBuf,
+    folder: StudyFolder,
 }
 
 impl AttentionStore {
     /// In the folder `out`.
     #[must_use]
     pub fn new(out: &Path) -> Self {
-        Self { out: out.to_path_buf() }
+        Self { folder: StudyFolder::new(out, ATTENTION) }
     }
 
     /// Makes the folder, or checks that the study that was begun in it is this one.
@@ -44,24 +32,7 @@ impl AttentionStore {
     /// # Errors
     /// A folder of something else; records of other settings.
     pub fn begin(&self, config: &AttentionConfig) -> Result<()> {
-        let path = self.out.join(BEGUN);
-        if path.exists() {
-            let named = differences(&deciding(&self.begun()?), &deciding(config));
-            if !named.is_empty() {
-                let problem = format!("was begun with other settings: {}", named.join("; "));
-                return Err(Error::file(&self.out, problem, "give those, or name another folder with --out"));
-            }
-        } else if files::is_used(&self.out)? {
-            let remedy = "name another folder with --out";
-            return Err(Error::file(&self.out, "exists, is not empty, and is no study of attention", remedy));
-        }
-        for folder in [CELLS, PLACES] {
-            let folder = self.out.join(folder);
-            fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        }
-        let text = serde_json::to_string_pretty(&Begun { settings: config.clone() });
-        let text = text.map_err(|e| Error::file(&path, e.to_string(), "report this as a defect"))?;
-        files::write(path, text + "\n")
+        self.folder.begin(config, &[], deciding)
     }
 
     /// The settings of the study that was begun in it.
@@ -69,16 +40,13 @@ impl AttentionStore {
     /// # Errors
     /// There is none.
     pub fn begun(&self) -> Result<AttentionConfig> {
-        let path = self.out.join(BEGUN);
-        let remedy = "begin a study with exp_attention, or name its folder with --out";
-        let begun: Option<Begun> = read(&path, REPEAT)?;
-        Ok(begun.ok_or_else(|| Error::file(&path, "is not there", remedy))?.settings)
+        self.folder.begun()
     }
 
     /// The record's file.
     #[must_use]
     pub fn file(&self, cell: &Cell) -> PathBuf {
-        self.out.join(CELLS).join(format!("{}.json", cell.id()))
+        self.folder.file(CELLS, &cell.id())
     }
 
     /// What was found of `cell`, if it was made.
@@ -99,7 +67,7 @@ impl AttentionStore {
 
     /// Where the directions of keys lie that all processes choose by.
     pub(super) fn directions(&self) -> PathBuf {
-        KeyDirections::place(&self.out)
+        KeyDirections::place(&self.folder.out)
     }
 
     /// The place of whoever makes `cell`, or `None` where another process has it.
@@ -107,7 +75,7 @@ impl AttentionStore {
     /// # Errors
     /// What the system reports.
     pub fn claim(&self, cell: &Cell) -> Result<Option<Vec<File>>> {
-        claim(&self.out.join(PLACES), [cell.id().as_str()])
+        claim(&self.folder.out.join(PLACES), [cell.id().as_str()])
     }
 }
 

@@ -1,19 +1,18 @@
 //! Which keys does a query need? A grid of ways to choose them over shares, on long documents and on facts asked again.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Parser;
 use experiments::attention::{AttentionConfig, AttentionRecord, AttentionStore, Cell, run_cells};
-#[cfg(feature = "pictures")]
-use experiments::git_commit;
 use experiments::settings::layered;
+use experiments::study_flags::{CellFlags, StudyFlags};
+use experiments::study_folder::named;
 use experiments::{DeviceName, arguments, main_with, model_flags, say};
-use serde::Serialize;
+#[cfg(feature = "pictures")]
+use experiments::{fragments::provenance, git_commit};
 use tinyonn::Result;
 use tinyonn::checkpoint::read_arch;
-use tinyonn::train::Precision;
 
 /// Let a dense decoder attend to a share of its keys, chosen in many ways, and measure what long documents and facts that are asked again cost it; write RESULTS.md.
 ///
@@ -24,6 +23,7 @@ use tinyonn::train::Precision;
 #[command(
     name = env!("CARGO_BIN_NAME"),
     version,
+    mut_arg("out", |out| out.help("The study's folder; one that was begun with the same settings is gone on with [default: runs/attention]")),
     after_help = "Examples:
   bash scripts/fetch_material.sh material
   exp_attention --model SmolLM2.gguf --material material --dry-run         the cells, their tokens, operations and hours
@@ -37,57 +37,9 @@ A TOML file for --config has the keys that OUT/attention.json shows, for example
 )]
 struct Cli {
     #[command(flatten)]
-    flags: Flags,
-    /// A TOML file of settings
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Make these cells alone, by their names (repeatable)
-    #[arg(long, value_name = "NAME")]
-    cell: Vec<String>,
-    /// Begin no cell after so many minutes; the same command goes on from there
-    #[arg(long, value_name = "N", value_parser = arguments::minutes)]
-    minutes: Option<Duration>,
-    /// Make cells, and write no results
-    #[arg(long)]
-    no_report: bool,
-    /// Print the cells, their tokens, operations and hours, and do nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Makes nothing: writes the results anew from the cells in --out
-    #[arg(long, conflicts_with_all = ["config", "cell", "dry_run", "minutes", "no_report"])]
-    report: bool,
-}
-
-#[derive(clap::Args, Serialize)]
-struct Flags {
-    /// A dense decoder: a Hugging Face folder with its tokenizer.json, a GGUF file, or a name on the hub
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<PathBuf>,
-    /// What scripts/fetch_material.sh has written [default: material]
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    material: Option<PathBuf>,
-    /// Where it computes: cpu, cuda, or cuda:N [default: cpu]
-    #[arg(long, value_name = "DEVICE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    device: Option<DeviceName>,
-    /// What passes compute in: f32 or bf16; scores, softmax and losses are f32 [default: f32]
-    #[arg(long, value_name = "DTYPE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dtype: Option<Precision>,
-    /// Decides which documents are read, and the facts [default: 1]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<u64>,
-    /// The study's folder; one that was begun with the same settings is gone on with [default: runs/attention]
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    out: Option<PathBuf>,
-    /// Where the results are written [default: RESULTS.md in the study's folder]
-    #[arg(long, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    results: Option<PathBuf>,
+    flags: StudyFlags,
+    #[command(flatten)]
+    cells: CellFlags,
 }
 
 fn main() -> ExitCode {
@@ -95,17 +47,17 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
-    let mut config: AttentionConfig = layered(&AttentionConfig::default(), cli.config.as_deref(), &cli.flags)?;
-    if cli.report {
+    let mut config: AttentionConfig = layered(&AttentionConfig::default(), cli.cells.config.as_deref(), &cli.flags)?;
+    if cli.cells.report {
         let begun = AttentionStore::new(&config.out).begun()?;
         let results = config.results.or_else(|| begun.results.clone());
         return report(&AttentionConfig { results, out: config.out, ..begun });
     }
-    let until = cli.minutes.map(|minutes| Instant::now() + minutes);
+    let until = cli.cells.minutes.map(|minutes| Instant::now() + minutes);
     config.check()?;
     config.model = model_flags::found(Some(&config.model))?.unwrap_or(config.model);
-    let cells = asked(&config, &cli.cell)?;
-    if cli.dry_run {
+    let cells = named(config.cells(), &cli.cells.cell, Cell::id)?;
+    if cli.cells.dry_run {
         return dry_run(&config, &cells);
     }
     AttentionStore::new(&config.out).begin(&config)?;
@@ -113,20 +65,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     if left > 0 {
         say!("left      {left} cells; the same command goes on");
     }
-    if left > 0 || cli.no_report || !cli.cell.is_empty() {
+    if left > 0 || cli.cells.no_report || !cli.cells.cell.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     report(&config)
-}
-
-/// The cells that are named, or all.
-fn asked(config: &AttentionConfig, names: &[String]) -> Result<Vec<Cell>> {
-    let cells = config.cells();
-    if let Some(name) = names.iter().find(|name| cells.iter().all(|cell| cell.id() != **name)) {
-        let problem = format!("`{name}` is none of the study's");
-        return Err(tinyonn::Error::setting("--cell", problem, "name one that --dry-run prints"));
-    }
-    Ok(cells.into_iter().filter(|cell| names.is_empty() || names.contains(&cell.id())).collect())
 }
 
 fn told(record: &AttentionRecord) {
@@ -178,15 +120,7 @@ fn report(config: &AttentionConfig) -> Result<ExitCode> {
     if let Some(first) = left.first() {
         say!("missing   {} cells, `{first}` first", left.len());
     }
-    let by = |(sources, cells): (String, usize)| format!("{sources} ({cells} cells)");
-    let provenance = [
-        (
-            "computed by sources of the library with SHA-256".to_owned(),
-            outcome.sources().into_iter().map(by).collect::<Vec<_>>().join(", "),
-        ),
-        ("written at commit".into(), git_commit()),
-        ("computed on".into(), format!("{}, {}", config.device, config.dtype)),
-    ];
+    let provenance = provenance(outcome.sources(), &format!("{}, {}", config.device, config.dtype), git_commit());
     let said = write_results(&outcome, config, &provenance)?;
     said.iter().for_each(|line| say!("{line}"));
     say!("results   {}", config.results_file().display());

@@ -165,13 +165,10 @@ fn to_be_merged(folder: RunFolder, file: &str) -> Result<ExitCode> {
 fn passed(files: &[PathBuf]) -> Result<Passed<'_>> {
     let mut passed = Passed::default();
     for path in files {
-        let (place, what) = if PassFile::is_one(path)? {
-            match PassFile::load(path)?.pass() {
-                RowPass::Labels => (&mut passed.labels, "labels"),
-                _ => (&mut passed.inputs, "inputs"),
-            }
-        } else {
-            (&mut passed.scan, "a scan")
+        let (place, what) = match PassFile::pass_of(path)? {
+            Some(RowPass::Labels) => (&mut passed.labels, "labels"),
+            Some(_) => (&mut passed.inputs, "inputs"),
+            None => (&mut passed.scan, "a scan"),
         };
         if let Some(first) = place.replace(path) {
             let problem = format!("{} and {} both hold {what}", first.display(), path.display());
@@ -188,7 +185,7 @@ fn merge(cli: &Cli, config: &RunConfig) -> Result<ExitCode> {
     let (mut scans, mut rows) = (Vec::new(), Vec::new());
     for path in &cli.merge {
         // Whatever else a file is, scans have words for.
-        if PassFile::is_one(path)? {
+        if PassFile::pass_of(path)?.is_some() {
             rows.push((path.clone(), PassFile::load(path)?));
         } else {
             scans.push((path.clone(), StoredScan::load(path)?));

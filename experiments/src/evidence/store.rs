@@ -3,31 +3,20 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tinyonn::phases::summary;
-use tinyonn::train::checkpoints::differences;
-use tinyonn::{Error, Result, files};
+use tinyonn::{Error, Result};
 
 use super::{Cell, CellAnswers, CellRecord, EvidenceConfig, Speed};
 use crate::compare::record::{REPEAT, read};
+use crate::fragments::EVIDENCE;
 use crate::places::claim;
+use crate::study_folder::{CELLS, PLACES, StudyFolder};
 
-/// The file that holds a study's settings.
-const BEGUN: &str = "evidence.json";
-/// The folder of the records.
-const CELLS: &str = "cells";
 /// The folder of the answers.
 const ANSWERS: &str = "answers";
 /// The folder of what was timed.
 const SPEEDS: &str = "speeds";
-/// The folder of the places that processes hold while they make a cell.
-const PLACES: &str = "places";
-
-#[derive(Serialize, Deserialize)]
-struct Begun {
-    settings: EvidenceConfig,
-}
 
 /// What is not there of a cell.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,14 +40,14 @@ impl Lacking {
 /// The folder of a study.
 #[derive(Clone, Debug)]
 pub struct EvidenceStore {
-    out: PathBuf,
+    folder: StudyFolder,
 }
 
 impl EvidenceStore {
     /// In the folder `out`.
     #[must_use]
     pub fn new(out: &Path) -> Self {
-        Self { out: out.to_path_buf() }
+        Self { folder: StudyFolder::new(out, EVIDENCE) }
     }
 
     /// Makes the folder, or checks that the study that was begun in it is this one. Which sources made a cell its record says.
@@ -66,25 +55,7 @@ impl EvidenceStore {
     /// # Errors
     /// A folder of something else; records of other settings.
     pub fn begin(&self, config: &EvidenceConfig) -> Result<()> {
-        let path = self.out.join(BEGUN);
-        if path.exists() {
-            let named = differences(&deciding(&self.begun()?), &deciding(config));
-            if !named.is_empty() {
-                let problem = format!("was begun with other settings: {}", named.join("; "));
-                return Err(Error::file(&self.out, problem, "give those, or name another folder with --out"));
-            }
-        } else if files::is_used(&self.out)? {
-            let remedy = "name another folder with --out";
-            return Err(Error::file(&self.out, "exists, is not empty, and is no study of evidence", remedy));
-        }
-        for folder in [CELLS, ANSWERS, PLACES] {
-            let folder = self.out.join(folder);
-            fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        }
-        let begun = Begun { settings: config.clone() };
-        let text = serde_json::to_string_pretty(&begun);
-        let text = text.map_err(|e| Error::file(&path, e.to_string(), "report this as a defect"))?;
-        files::write(path, text + "\n")
+        self.folder.begin(config, &[ANSWERS], deciding)
     }
 
     /// The settings of the study that was begun in it.
@@ -92,16 +63,13 @@ impl EvidenceStore {
     /// # Errors
     /// There is none.
     pub fn begun(&self) -> Result<EvidenceConfig> {
-        let path = self.out.join(BEGUN);
-        let remedy = "begin a study with exp_evidence, or name its folder with --out";
-        let begun: Option<Begun> = read(&path, REPEAT)?;
-        Ok(begun.ok_or_else(|| Error::file(&path, "is not there", remedy))?.settings)
+        self.folder.begun()
     }
 
     /// The record's file.
     #[must_use]
     pub fn file(&self, cell: &Cell) -> PathBuf {
-        self.out.join(CELLS).join(format!("{}.json", cell.id()))
+        self.folder.file(CELLS, &cell.id())
     }
 
     /// What was found of `cell`, if it was made.
@@ -137,7 +105,7 @@ impl EvidenceStore {
     }
 
     fn answers_file(&self, cell: &Cell) -> PathBuf {
-        self.out.join(ANSWERS).join(format!("{}.json", cell.id()))
+        self.folder.file(ANSWERS, &cell.id())
     }
 
     /// What is lacking of `cell`. Answers to other items than `config` asks, or made of another dense model than that of the SHA-256, are none.
@@ -153,7 +121,7 @@ impl EvidenceStore {
     /// The file of its times.
     #[must_use]
     pub fn speed_file(&self, cell: &Cell) -> PathBuf {
-        self.out.join(SPEEDS).join(format!("{}.json", cell.id()))
+        self.folder.file(SPEEDS, &cell.id())
     }
 
     /// How fast `cell` is, if it was timed.
@@ -169,7 +137,7 @@ impl EvidenceStore {
     /// # Errors
     /// A figure that is no finite number; what the system reports.
     pub fn keep_speed(&self, speed: &Speed) -> Result<()> {
-        let folder = self.out.join(SPEEDS);
+        let folder = self.folder.out.join(SPEEDS);
         fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         summary::write(speed, &self.speed_file(&speed.cell))
     }
@@ -180,7 +148,7 @@ impl EvidenceStore {
     /// What the system reports.
     pub fn claim(&self, cells: &[Cell]) -> Result<Option<Vec<File>>> {
         let names: Vec<String> = cells.iter().map(Cell::id).collect();
-        claim(&self.out.join(PLACES), names.iter().map(String::as_str))
+        claim(&self.folder.out.join(PLACES), names.iter().map(String::as_str))
     }
 }
 

@@ -4,12 +4,19 @@ use std::fs;
 
 use serde_json::{Value, json};
 
+use tinyonn::benchmark::TASKS;
+
 use super::{BENCHMARK, Place, UPCYCLE, assert_done, assert_refused};
 
 /// Gives a place two tasks of three items each.
 pub(super) fn with_items(place: &Place) {
-    for (folder, metric, choices) in [("piqa/rc_0shot", "acc_per_char", 2), ("lambada/bpb_0shot", "logits_per_byte", 1)]
-    {
+    with_items_of(place, |task| ["piqa", "lambada"].contains(&task));
+}
+
+/// The same of those tasks that are `asked` for.
+pub(super) fn with_items_of(place: &Place, asked: impl Fn(&str) -> bool) {
+    for (_, folder) in TASKS.iter().filter(|(name, _)| asked(name)) {
+        let (metric, choices) = if folder.contains("bpb") { ("logits_per_byte", 1) } else { ("acc_per_char", 2) };
         let dir = place.path("material/benchmarks").join(folder);
         fs::create_dir_all(&dir).unwrap();
         let name = folder.split('/').next().unwrap();

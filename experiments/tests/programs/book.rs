@@ -13,7 +13,7 @@ use rstest::rstest;
 use serde_json::json;
 
 use super::Place;
-use super::benchmark::with_items;
+use super::benchmark::with_items_of;
 
 macro_rules! programs {
     ($($name:literal)*) => { [$(($name, env!(concat!("CARGO_BIN_EXE_", $name)))),*] };
@@ -109,7 +109,7 @@ fn place() -> Place {
     place.configure("max_position_embeddings", json!(1024));
     let template = "{% for m in messages %}({{ m.content }}){% endfor %}:";
     fs::write(place.path("dense/chat_template.jinja"), template).unwrap();
-    with_items(&place);
+    with_items_of(&place, |_| true);
     for folder in ["models", "material/model"] {
         fs::create_dir_all(place.path(folder)).unwrap();
         symlink(place.path("dense"), place.path(folder).join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();

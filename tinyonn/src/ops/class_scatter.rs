@@ -358,25 +358,25 @@ mod tests {
     use super::*;
 
     /// Batches of each class as (shard, rows), by class: as shards see them, each its own, and as the whole does.
-    fn read(batches: &[Vec<(usize, Vec<f32>)>], d: usize, weigh: Weigh, shard: Option<usize>) -> ClassScatter {
+    fn read(batches: &[Vec<(usize, Vec<f32>)>], d: usize, weigh: Weigh, shard: Option<usize>) -> Result<ClassScatter> {
         let mut scatter = ClassScatter::new(weigh);
         for (class, batches) in batches.iter().enumerate() {
             for (owner, values) in batches {
                 let rows = values.len() / d;
                 if shard.is_none_or(|shard| shard == *owner) {
-                    scatter.push(&Tensor::from_slice(values, (rows, d), &Device::Cpu).unwrap(), class).unwrap();
+                    scatter.push(&Tensor::from_slice(values, (rows, d), &Device::Cpu)?, class)?;
                 } else {
                     scatter.skip(rows, class);
                 }
             }
-            scatter.close().unwrap();
+            scatter.close()?;
         }
-        scatter
+        Ok(scatter)
     }
 
     /// However batches are dealt, also where a shard has none of a class, or none at all.
     #[test]
-    fn shards_add_up_to_the_whole() {
+    fn shards_add_up_to_the_whole() -> Result<()> {
         let (d, mut next) = (3, 0.3f32);
         let mut value = || {
             next = (next * 7.3 + 0.19) % 1.0;
@@ -390,15 +390,16 @@ mod tests {
             .map(|class| class.iter().map(|(owner, n)| (*owner, (0..n * d).map(|_| value()).collect())).collect())
             .collect();
         for (weigh, turn) in [(Weigh::Classes, 0), (Weigh::Classes, 2), (Weigh::Rows, 1), (Weigh::Rows, 2)] {
-            let whole = read(&batches, d, weigh, None);
-            let mut sum = read(&batches, d, weigh, Some(turn));
+            let whole = read(&batches, d, weigh, None)?;
+            let mut sum = read(&batches, d, weigh, Some(turn))?;
             // The fourth shard is empty.
             for other in 1..4 {
-                let scatter = read(&batches, d, weigh, Some((turn + other) % 4));
+                let scatter = read(&batches, d, weigh, Some((turn + other) % 4))?;
                 let ([here, elsewhere], mean, products) = scatter.parts();
                 let counts = [here.to_vec(), elsewhere.to_vec()];
                 let again = ClassScatter::of_parts((weigh, scatter.width()), counts, &mean, products.to_vec());
-                sum.merge(&again.unwrap()).unwrap();
+                assert!(again.is_some());
+                again.iter().try_for_each(|again| sum.merge(again))?;
             }
             assert_eq!(sum.count, whole.count);
             assert!(sum.elsewhere.iter().all(|rows| *rows == 0.0));
@@ -409,19 +410,21 @@ mod tests {
                 assert!(alike(&sum.mean(class).unwrap_or_default(), &whole.mean(class).unwrap_or_default()));
             }
         }
+        Ok(())
     }
 
     #[test]
-    fn shards_of_other_rows_do_not_add_up() {
-        let shard = |own: usize, elsewhere: usize| {
+    fn shards_of_other_rows_do_not_add_up() -> Result<()> {
+        let shard = |own: usize, elsewhere: usize| -> Result<ClassScatter> {
             let mut scatter = ClassScatter::new(Weigh::Rows);
-            scatter.push(&Tensor::ones((own, 2), DType::F32, &Device::Cpu).unwrap(), 0).unwrap();
+            scatter.push(&Tensor::ones((own, 2), DType::F32, &Device::Cpu)?, 0)?;
             scatter.skip(elsewhere, 0);
-            scatter.close().unwrap();
-            scatter
+            scatter.close()?;
+            Ok(scatter)
         };
-        assert!(shard(2, 3).merge(&shard(3, 2)).is_ok());
-        assert!(shard(2, 3).merge(&shard(3, 3)).is_err());
-        assert!(shard(3, 2).merge(&shard(3, 2)).is_err());
+        assert!(shard(2, 3)?.merge(&shard(3, 2)?).is_ok());
+        assert!(shard(2, 3)?.merge(&shard(3, 3)?).is_err());
+        assert!(shard(3, 2)?.merge(&shard(3, 2)?).is_err());
+        Ok(())
     }
 }

@@ -132,7 +132,7 @@ impl Record {
 /// let whole = PassFile::sum(vec![half(0)?, half(1)?], false)?;
 /// assert!(whole.missing().is_empty() && whole.pass() == RowPass::Inputs && whole.rows() > 0);
 /// whole.save("whole.safetensors")?;
-/// assert!(PassFile::is_one("whole.safetensors")?);
+/// assert_eq!(PassFile::pass_of("whole.safetensors")?, Some(RowPass::Inputs));
 /// // And from there on one, which does not read the training text for them again.
 /// let passed = Passed { inputs: Some("whole.safetensors".as_ref()), ..Passed::default() };
 /// let run = Run { passed, ..prepared.run(&config) };
@@ -149,12 +149,13 @@ pub struct PassFile {
 }
 
 impl PassFile {
-    /// Whether the file says that it is one: scans are not.
+    /// Which pass made the file, as it says; `None` of a scan, and of whatever else is no such file. Nothing but its header is read.
     ///
     /// # Errors
     /// What is no safetensors file.
-    pub fn is_one(path: impl AsRef<Path>) -> Result<bool> {
-        Ok(MappedSafetensors::open(path)?.metadata(KEY).is_some())
+    pub fn pass_of(path: impl AsRef<Path>) -> Result<Option<RowPass>> {
+        let stored = Recorded::open(path.as_ref(), KEY)?;
+        Ok(stored.ok().and_then(|mut stored| serde_json::from_value(stored.record["pass"].take()).ok()))
     }
 
     /// Reads a file.
@@ -162,7 +163,11 @@ impl PassFile {
     /// # Errors
     /// A file that is none, is damaged, or of another format.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        Self::load_some(path.as_ref(), |_| true)
+    }
+
+    /// Of the rows, those of the splits and kinds that are wanted.
+    pub(super) fn load_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let damaged = |problem: &str| Error::file(path, problem.to_owned(), DAMAGED);
         let foreign = |problem: Option<String>| {
             let problem = problem.map_or("holds no pass".into(), |problem| format!("holds no pass: {problem}"));
@@ -178,7 +183,8 @@ impl PassFile {
         }
         let record: Record = serde_json::from_value(stored.record.clone()).map_err(|e| damaged(&e.to_string()))?;
         let file = stored.file();
-        let names: BTreeSet<String> = file.names().filter_map(|name| Some(table_of(name)?.to_owned())).collect();
+        let names: BTreeSet<String> =
+            file.names().filter_map(table_of).filter(|table| wanted(table)).map(str::to_owned).collect();
         let table = |name: String| {
             let rows = DealtRows::read(file, &name).ok_or_else(|| damaged("its rows contradict each other"))?;
             Ok::<_, Error>((name, rows))

@@ -164,7 +164,8 @@ impl Run<'_> {
 
     /// What routers see of the training split, if a pass has made it.
     pub(super) fn passed_inputs(&self) -> Result<Option<SplitInputs>> {
-        let Some((path, mut file)) = self.passed_rows(RowPass::Inputs, self.passed.inputs, None)? else {
+        let of_train = |table: &str| table.starts_with(SPLITS[0]);
+        let Some((path, mut file)) = self.passed_rows(RowPass::Inputs, self.passed.inputs, None, of_train)? else {
             return Ok(None);
         };
         let mut seen = self.split_inputs(path, &mut file, SPLITS[0])?;
@@ -180,7 +181,8 @@ impl Run<'_> {
 
     /// The same of the held-out splits.
     pub(super) fn passed_held_inputs(&self) -> Result<Option<HeldInputs>> {
-        let Some((path, mut file)) = self.passed_rows(RowPass::Inputs, self.passed.inputs, None)? else {
+        let held = |table: &str| !table.starts_with(SPLITS[0]);
+        let Some((path, mut file)) = self.passed_rows(RowPass::Inputs, self.passed.inputs, None, held)? else {
             return Ok(None);
         };
         let [validation, test] = [SPLITS[1], SPLITS[2]].map(|split| self.split_inputs(path, &mut file, split));
@@ -189,7 +191,9 @@ impl Run<'_> {
 
     /// The labels of all tokens, if a pass has made them.
     pub(super) fn passed_labels(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Option<TokenRows>> {
-        let Some((path, mut file)) = self.passed_rows(RowPass::Labels, self.passed.labels, Some((scan, units)))? else {
+        let Some((path, mut file)) =
+            self.passed_rows(RowPass::Labels, self.passed.labels, Some((scan, units)), |_| true)?
+        else {
             return Ok(None);
         };
         let layers = self.dense.cfg.num_hidden_layers;
@@ -207,15 +211,16 @@ impl Run<'_> {
         Ok(Some(TokenRows { train: train?, validation: validation?, test: test? }))
     }
 
-    /// What lies in a file of a pass, if one is given; refused where it is of another run.
+    /// What lies in a file of a pass of the tables that are `wanted`, if one is given; refused where it is of another run.
     fn passed_rows<'a>(
         &self,
         pass: RowPass,
         path: Option<&'a Path>,
         labelled: Option<(&NeuronScan, &[Vec<u32>])>,
+        wanted: impl Fn(&str) -> bool,
     ) -> Result<Option<(&'a Path, PassFile)>> {
         let Some(path) = path else { return Ok(None) };
-        let file = PassFile::load(path)?;
+        let file = PassFile::load_some(path, wanted)?;
         file.refuse_other(path, &self.record(pass, labelled, Shard::WHOLE)?)?;
         Ok(Some((path, file)))
     }

@@ -349,26 +349,28 @@ impl Layer<'_> {
         (learned, targets): (&ClassSums, &Targets),
     ) -> Result<()> {
         let (sums, z_nr) = match form.project {
-            Project::Learned => {
-                let r = form.dim.min(learned.width());
-                (learned.narrow(r), self.z_nr.narrow(1, 0, r)?.contiguous()?)
-            }
-            Project::Identity => (self.sums(self.x_nd)?, self.x_nd.clone()),
+            Project::Learned => (learned.narrow(form.dim.min(learned.width())), None),
+            Project::Identity => (self.sums(self.x_nd)?, Some(self.x_nd.clone())),
             Project::Random => {
                 let name = format!("{path}.projection");
                 let missing = || Error::tensor(&name, "is missing", "upcycle the dense model again");
                 let projection_rd = store.get(&name).ok_or_else(missing)?.as_detached_tensor();
                 let z_nr = self.x_nd.matmul(&projection_rd.to_device(&Device::Cpu)?.t()?)?;
-                (self.sums(&z_nr)?, z_nr)
+                (self.sums(&z_nr)?, Some(z_nr))
             }
         };
         let (r, choices) = (sums.width(), targets.choices);
+        // A full Σ alone reads the rows again.
+        let z_nr = match (form.covariance, z_nr) {
+            (Covariance::SharedFull, None) => Some(self.z_nr.narrow(1, 0, r)?.contiguous()?),
+            (_, z_nr) => z_nr,
+        };
         let (mut routers, mut decorrelations) = (Vec::with_capacity(targets.parents), Vec::<f32>::new());
         for parent in 0..targets.parents {
             let taken = targets.of_parent(parent);
             let mut router = gda::fit(&sums, &taken, choices).shared_by(form.covariance);
-            if form.covariance == Covariance::SharedFull {
-                let pooled = PooledCovariance::fit(&z_nr, &self.classes[0], &taken, &router.mean)?;
+            if let (Covariance::SharedFull, Some(z_nr)) = (form.covariance, &z_nr) {
+                let pooled = PooledCovariance::fit(z_nr, &self.classes[0], &taken, &router.mean)?;
                 router.log_variance = vec![pooled.log_variance];
                 decorrelations.extend(pooled.decorrelation.iter().map(|x| *x as f32));
             }
