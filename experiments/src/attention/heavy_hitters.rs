@@ -22,9 +22,9 @@ pub(super) fn attend([q, k, v]: [&Tensor; 3], pairs: &PairsSpec, first: usize) -
     let (qs, ks, vs) = (by_head(q)?, by_head(k)?, by_head(v)?);
     let group = heads / kv;
     let of_head = |head: usize| {
-        let own = |x: &'_ [f32], of: usize| x[of * t * d..][..t * d].to_vec();
-        let queries: Vec<Vec<f32>> = (0..group).map(|member| own(&qs, head * group + member)).collect();
-        let (keys, values) = (own(&ks, head), own(&vs, head));
+        let own = |of: usize| of * t * d..(of + 1) * t * d;
+        let queries: Vec<&[f32]> = (0..group).map(|member| &qs[own(head * group + member)]).collect();
+        let (keys, values) = (&ks[own(head)], &vs[own(head)]);
         let mut cache = Cache { held: Vec::with_capacity(t), drawn: vec![0.0; t] };
         let (mut y, mut computed) = (vec![0f32; group * (t - first) * d], 0usize);
         for at in 0..t {
@@ -34,7 +34,7 @@ pub(super) fn attend([q, k, v]: [&Tensor; 3], pairs: &PairsSpec, first: usize) -
                 computed += cache.held.len();
             }
             for (member, queries) in queries.iter().enumerate() {
-                let p = cache.attention(&queries[at * d..][..d], &keys);
+                let p = cache.attention(&queries[at * d..][..d], keys);
                 for (p, j) in p.iter().zip(&cache.held) {
                     cache.drawn[*j] += p;
                 }
