@@ -8,9 +8,10 @@ use tinyonn::data::{NO_DOCUMENT, TaskTokens, TokenSet};
 use tinyonn::decoder::{KvCache, Pass};
 use tinyonn::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
 use tinyonn::imaging::{
-    Choose, Cut, DamageOptions, LayerDamage, calibrate_gate, calibrate_pruned, cuts_by_layer, neuron_damage,
+    Choose, Cut, DamageOptions, LayerDamage, calibrate_gate, calibrate_pruned, cuts_by_layer, least_hidden,
+    neuron_damage,
 };
-use tinyonn::moe;
+use tinyonn::moe::{self, LEAST_HIDDEN};
 use tinyonn::ops::{KeptSet, MlpWeights, Removal, Silu, SlicedMlp, glu_mlp, squared_removal, squared_sensitivity};
 
 use crate::gradients::{inputs, relative_difference};
@@ -36,7 +37,7 @@ fn removal_is_the_square_of_a_sum(#[values(false, true)] gated: bool) {
     let mean_up = xs[5].abs().unwrap();
     let norm = xs[3].sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
     let order_i = Tensor::new(&order, &Device::Cpu).unwrap();
-    let sets = [(7, 0.0), (7, 0.8), (4, 0.0), (4, 0.8), (1, 0.3)];
+    let sets = [(7, 0.0, 0.0), (7, 0.8, 0.0), (4, 0.0, 0.5), (4, 0.8, 1.0), (7, 0.3, 0.8), (1, 0.3, 0.0)];
     let asked = Removal {
         mean_up_i: mean_up.index_select(&order_i, 0).unwrap(),
         worth_i: norm.index_select(&order_i, 0).unwrap(),
@@ -44,7 +45,11 @@ fn removal_is_the_square_of_a_sum(#[values(false, true)] gated: bool) {
         activation: &Silu,
         sets: sets
             .iter()
-            .map(|(candidates, least_score)| KeptSet { candidates: *candidates, least_score: *least_score })
+            .map(|(candidates, least_score, least_hidden)| KeptSet {
+                candidates: *candidates,
+                least_score: *least_score,
+                least_hidden: *least_hidden,
+            })
             .collect(),
     };
     let counted: Vec<u8> = (0..t).map(|at| u8::from(at % 4 != 2)).collect();
@@ -61,13 +66,16 @@ fn removal_is_the_square_of_a_sum(#[values(false, true)] gated: bool) {
         let expected: f64 = (0..t).filter(|token| counted[*token] > 0).map(|token| delta[token][at].powi(2)).sum();
         approx::assert_relative_eq!(found, expected, max_relative = 1e-5);
     }
-    for ((candidates, least), found) in sets.into_iter().zip(found) {
+    for ((candidates, least, least_hidden), found) in sets.into_iter().zip(found) {
         let mut expected = 0.0;
         for token in (0..t).filter(|token| counted[*token] > 0) {
             let silu = |at: usize| g[token][at] / (1.0 + (-g[token][at]).exp());
             let kept = |at: usize| {
                 let score = (silu(at) * f64::from(up[at])).abs() * f64::from(norm[at]);
-                order[..candidates].contains(&(at as u32)) && (least == 0.0 || score >= f64::from(least))
+                let moved = (silu(at) * u[token][at]).abs() * f64::from(norm[at]);
+                let reach = [(score, least), (moved, least_hidden)];
+                let reach = reach.iter().all(|(value, least)| *least == 0.0 || *value >= f64::from(*least));
+                order[..candidates].contains(&(at as u32)) && reach
             };
             let product =
                 |at: usize| silu(at) * u[token][at] * delta[token][at] * if gated { c[token][at] } else { 1.0 };
@@ -210,22 +218,29 @@ fn candidates_are_part_of_a_checkpoint() {
         let found =
             calibrate_gate(model.moe(layer), &x, Cut { candidates: 0.7, neurons: 0.3 }, Choose::Threshold, None)
                 .unwrap();
-        for (name, value) in tinyonn::imaging::neuron_calibration::gate_parameters(&found, &Device::Cpu).unwrap() {
+        let mut put = |name: &str, value: &Tensor| {
             let name = format!("model.layers.{layer}.mlp.{name}");
             if store.get(&name).is_some() {
-                store.set(&name, &value).unwrap();
+                store.set(&name, value).unwrap();
             } else {
-                store.insert(name, value).unwrap();
+                store.insert(name, value.clone()).unwrap();
             }
+        };
+        for (name, value) in tinyonn::imaging::neuron_calibration::gate_parameters(&found, &Device::Cpu).unwrap() {
+            put(name, &value);
         }
+        let taking = tiny::sparse(&cfg, variant, &store);
+        let least = least_hidden(taking.moe(layer), &x, 0.2).unwrap();
+        let name = format!("model.layers.{layer}.mlp.{LEAST_HIDDEN}");
+        store.insert(name, Tensor::new(&[least], &Device::Cpu).unwrap()).unwrap();
     }
     let model = tiny::sparse(&cfg, variant, &store);
     let [_, h] = model.moe(0).chosen(&x.unsqueeze(0).unwrap()).unwrap();
     let acts = h.ne(0f64).unwrap().to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
     let by_neuron: Vec<f32> = (0..26).map(|at| acts.iter().map(|row| row[at]).sum()).collect();
-    // 18 of 26 candidates, 0.3 · 26 · 300 pairs.
+    // 18 of 26 candidates; of 0.3 · 26 · 300 pairs two thirds go on.
     assert_eq!(by_neuron.iter().filter(|count| **count > 0.0).count(), 18);
-    assert_eq!(by_neuron.iter().sum::<f32>(), 2340.0);
+    assert_eq!(by_neuron.iter().sum::<f32>(), 1560.0);
     let ids = ids((1, 11));
     let expected = tiny::dense(&cfg, &dense).logits(&ids, &Pass::all(), None).unwrap();
     assert_eq!(bits(&model.logits(&ids, &Pass::all(), None).unwrap()), bits(&expected));
@@ -247,6 +262,8 @@ fn candidates_are_part_of_a_checkpoint() {
 #[rstest]
 #[case::nan("least_score", Some(f32::NAN), "neurons.least_score")]
 #[case::negative("least_score", Some(-1.0), "neurons.least_score")]
+#[case::nan_hidden("least_hidden", Some(f32::NAN), "neurons.least_hidden")]
+#[case::negative_hidden("least_hidden", Some(-1.0), "neurons.least_hidden")]
 #[case::none("most", Some(0.0), "neurons.most")]
 #[case::half("most", Some(2.5), "neurons.most")]
 #[case::half_kept("kept", None, "neurons.kept")]
@@ -256,7 +273,12 @@ fn broken_rules_are_refused(#[case] name: &str, #[case] value: Option<f32>, #[ca
     let (variant, mut store) = tiny::upcycled(&cfg, "OwnGate", &tiny::dense_store(&cfg, 1));
     let full = format!("model.layers.1.mlp.neurons.{name}");
     if let Some(value) = value {
-        store.set(&full, &Tensor::new(&[value], &Device::Cpu).unwrap()).unwrap();
+        let value = Tensor::new(&[value], &Device::Cpu).unwrap();
+        if store.get(&full).is_some() {
+            store.set(&full, &value).unwrap();
+        } else {
+            store.insert(full, value).unwrap();
+        }
     } else {
         let shape =
             if name == "kept" { vec![cfg.intermediate_size] } else { vec![cfg.intermediate_size, cfg.hidden_size] };

@@ -38,9 +38,11 @@ def main() -> None:
     def as_ours(layer, choice):
         own = choice.forward
 
-        def forward(g, act, down, gate):
-            taken, wanted = own(g, act, down, gate), ours[f"taken.{layer}"].bool().reshape(g.shape)
+        def forward(g, h, act, down, gate):
+            taken, wanted = own(g, h, act, down, gate), ours[f"taken.{layer}"].bool().reshape(g.shape)
             from_threshold = (choice.scores(g, act, down) / choice.least_score - 1).abs()
+            if choice.least_hidden is not None:
+                from_threshold = torch.minimum(from_threshold, (choice.size(h, down) / choice.least_hidden - 1).abs())
             for at in (taken != wanted).reshape(-1, g.shape[-1]).nonzero().tolist():
                 flips.append((at[0], layer, at[1], from_threshold.reshape(-1, g.shape[-1])[at[0], at[1]].item()))
             return wanted

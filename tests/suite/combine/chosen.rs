@@ -21,6 +21,8 @@ struct Calibrated {
 #[derive(Clone, Copy, Debug)]
 enum How {
     Gate(Take),
+    /// Of these, those whose |h| v reaches a threshold.
+    GoOn(Take, f32),
     /// Among the kept alone.
     Within(Take),
     Fixed,
@@ -47,8 +49,13 @@ impl Calibrated {
     fn choice(&self, how: How) -> NeuronChoice<'_> {
         let Self { mean_up: mean_up_i, worth: worth_i, kept: kept_i } = self;
         match how {
-            How::Gate(take) => NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take },
-            How::Within(take) => NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: Some(kept_i), take },
+            How::Gate(take) => NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take, least_hidden: 0.0 },
+            How::Within(take) => {
+                NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: Some(kept_i), take, least_hidden: 0.0 }
+            }
+            How::GoOn(take, least_hidden) => {
+                NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take, least_hidden }
+            }
             How::Fixed => NeuronChoice::Fixed(kept_i),
         }
     }
@@ -59,21 +66,25 @@ impl Calibrated {
         let (g, up, norm) = (xs[0].matmul(&xs[1].t().unwrap()).unwrap(), values(&self.mean_up), values(&self.worth));
         let (owners, kept) = (mixture.owners(), values(&self.kept));
         let (t, i) = (mixture.t, owners.len());
-        let mut mask = vec![0f64; t * i];
+        let (mut mask, u) = (vec![0f64; t * i], values(&xs[0].matmul(&xs[2].t().unwrap()).unwrap()));
         for (token, g) in values(&g).chunks(i).enumerate() {
             let open = |at: &usize| mixture.open[token * mixture.experts() + owners[*at] as usize];
-            let score = |at: usize| (g[at] / (1.0 + (-g[at]).exp()) * up[at]).abs() * norm[at];
+            let size = |at: usize, up: f64| (g[at] / (1.0 + (-g[at]).exp()) * up).abs() * norm[at];
+            let score = |at: usize| size(at, up[at]);
             let mut taken: Vec<usize> = (0..i).filter(open).collect();
-            if !matches!(how, How::Gate(_)) {
+            if matches!(how, How::Within(_) | How::Fixed) {
                 taken.retain(|at| kept[*at] > 0.0);
             }
             match how {
                 How::Fixed => {}
-                How::Gate(take) | How::Within(take) => {
+                How::Gate(take) | How::Within(take) | How::GoOn(take, _) => {
                     taken.retain(|at| score(*at) >= f64::from(take.least_score));
                     taken.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
                     taken.truncate(take.most);
                 }
+            }
+            if let How::GoOn(_, least) = how {
+                taken.retain(|at| size(*at, u[token * i + at]) >= f64::from(least));
             }
             taken.into_iter().for_each(|at| mask[token * i + at] = 1.0);
         }
@@ -143,6 +154,27 @@ proptest! {
     }
 }
 
+/// Of what is taken those go on that turn out to be large enough; the others count half.
+#[rstest]
+#[case::one_token(1, Take { most: 18, least_score: 0.2 }, 0.4)]
+#[case::few(4, Take { most: 6, least_score: 0.0 }, 0.3)]
+#[case::many(23, Take { most: 18, least_score: 0.2 }, 0.4)]
+#[case::all_are_scored(9, Take { most: 18, least_score: 0.0 }, 0.5)]
+fn what_goes_on_is_the_masked_mlp(#[case] t: usize, #[case] take: Take, #[case] least: f32) {
+    let mixture = Mixture::new(t, 12, &[5, 9, 4], |t, n| (t + n) % 4 < 3);
+    let (xs, calibrated) = (mixture.inputs(30), Calibrated::new(&mixture));
+    let [first_ti, mask_ti] = [How::Gate(take), How::GoOn(take, least)].map(|how| calibrated.mask(&mixture, how, &xs));
+    let how = How::GoOn(take, least);
+    assert_derivative(&|xs| chosen(&mixture, how, xs), &xs);
+    let reference = |xs: &[Tensor]| naive(&mixture, &mask_ti, xs);
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, F32)] {
+        assert_same(&|xs| chosen(&mixture, how, xs), &reference, &xs, dtype, tolerance);
+    }
+    let taken = computed(&mixture, how, &in_dtype(&xs, DType::F32)).unwrap().2.to_vec1::<f32>().unwrap();
+    let expected = ((first_ti + mask_ti.clone()).unwrap().sum(1).unwrap() * 0.5).unwrap();
+    assert_eq!(taken, expected.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap());
+}
+
 /// Who takes all neurons computes the dense MLP, to the last bit, be it one token or many.
 #[rstest]
 fn all_neurons_are_the_dense_mlp(
@@ -172,6 +204,9 @@ fn ties_and_numbers_that_are_none() {
     let mut xs = in_dtype(&mixture.inputs(8), DType::F32);
     xs[1] = Tensor::new(&[[f32::NAN; 3], [0.1; 3], [0.2; 3], [0.3; 3]], &Device::Cpu).unwrap();
     let (y, ..) = computed(&mixture, gate(1, 0.0), &xs).unwrap();
+    assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
+    let how = How::GoOn(Take { most: 4, least_score: 0.0 }, 1e9);
+    let (y, ..) = computed(&mixture, how, &xs).unwrap();
     assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
 }
 

@@ -11,7 +11,9 @@ use super::store::ParamStore;
 use crate::Result;
 use crate::decoder::Arch;
 use crate::moe::expert::{PROJECTIONS, delta_name};
-use crate::moe::{CHOICES_LEAST_SCORE, CHOICES_MOST, ExpertsAre, KEPT, MoeSpec, Neurons, REPAIR, REPAIR_BIAS, WORTH};
+use crate::moe::{
+    CHOICES_LEAST_SCORE, CHOICES_MOST, ExpertsAre, KEPT, LEAST_HIDDEN, MoeSpec, Neurons, REPAIR, REPAIR_BIAS, WORTH,
+};
 
 /// Whether a parameter belongs to a delta.
 pub fn is_delta(name: &str) -> bool {
@@ -38,6 +40,9 @@ pub(super) fn optional_tensors(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, V
         if spec.neurons != Neurons::All {
             let names = [KEPT, WORTH].map(|name| format!("{}.{name}", mixture_prefix(layer)));
             optional.extend(names.map(|name| (name, vec![cfg.intermediate_size])));
+        }
+        if spec.neurons == Neurons::Gate {
+            optional.insert(format!("{}.{LEAST_HIDDEN}", mixture_prefix(layer)), vec![1]);
         }
     }
     optional

@@ -1,7 +1,8 @@
 //! Calibrates what chooses single neurons (`neurons = gate | pruned`, DESIGN §1) to a [`Cut`] of a layer, from rows that its feed-forward sees.
 //!
 //! `gate`: ū_i = E|u_i| over the rows; candidates, where not all neurons are, by E|h_i| · v_i; then either the same number for every token, or one
-//! threshold a layer, the score that as many (row, neuron) pairs reach as the share asks for: a token takes more where more of its scores are large.
+//! threshold a layer, the score that as many (row, neuron) pairs reach as the share asks for: a token takes more where more of its scores are large; and of what
+//! is taken, by another threshold, what goes on to W_d once h is known ([`least_hidden`]).
 //! `pruned`: the candidates themselves. What a unit of h_i is worth, v_i, is the norm of row i of W_d unless it is given.
 //!
 //! Legend: n rows, b rows of a block, d hidden, i neurons.
@@ -11,7 +12,7 @@
 //! use tinyonn::checkpoint::{ParamStore, upcycle};
 //! use tinyonn::decoder::CausalLm;
 //! use tinyonn::gallery::{OwnGate, Pruned};
-//! use tinyonn::imaging::neuron_calibration::{Choose, GateCalibration, calibrate_gate, calibrate_pruned, gate_parameters, kept_parameters, threshold};
+//! use tinyonn::imaging::neuron_calibration::{Choose, GateCalibration, calibrate_gate, calibrate_pruned, gate_parameters, kept_parameters, least_hidden, threshold};
 //! use tinyonn::imaging::Cut;
 //! use tinyonn::moe::{MoeLayer, variant};
 //! use tinyonn::phases::RunConfig;
@@ -30,6 +31,8 @@
 //! assert_eq!((found.mean_up.len(), found.candidates.is_some()), (cfg.intermediate_size, false));
 //! assert!(gate_parameters(&found, &Device::Cpu)?.iter().any(|(name, _)| *name == tinyonn::moe::MEAN_UP));
 //! assert!(threshold(&gated, &x_nd, 0.25)? > 0.0);
+//! // Of these two thirds, by what they turn out to be.
+//! assert!(least_hidden(&gated, &x_nd, 0.25 * 2.0 / 3.0)? > 0.0);
 //!
 //! // The same quarter for every token.
 //! let store = upcycle(dense, &cfg, variant("Pruned")?, &one_expert, 0)?;
@@ -169,8 +172,14 @@ pub(super) fn scores(
     worth_i: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (worth_i, take) = (worth_or_norm(weights, worth_i)?, Take { most: usize::MAX, least_score: 0.0 });
-    let choice = NeuronChoice::Gate { mean_up_i, worth_i: &worth_i, candidates_i: None, take };
+    let choice = NeuronChoice::Gate { mean_up_i, worth_i: &worth_i, candidates_i: None, take, least_hidden: 0.0 };
     Ok(chosen_neurons::scores(&times(x_bd, weights.gate)?, weights, choice)?)
+}
+
+/// |h| · v of all neurons for rows x `[b, d]`: `[b, I]` f32.
+pub(super) fn moved(weights: MlpWeights<'_>, x_bd: &Tensor, worth_i: Option<&Tensor>) -> Result<Tensor> {
+    let h_bi = weights.activation.forward(&times(x_bd, weights.gate)?, &times(x_bd, weights.up)?)?;
+    Ok(h_bi.abs()?.broadcast_mul(&worth_or_norm(weights, worth_i)?)?)
 }
 
 fn times(x_bd: &Tensor, w_id: &Tensor) -> Result<Tensor> {
@@ -225,6 +234,22 @@ pub fn threshold(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
     }
     let pairs = neurons * kept.len() as f64;
     Ok(least_of(kept, pairs))
+}
+
+/// The least |h| · v at which rows of W_d of the share `neurons` of `layer`'s neurons are read on average for the rows x `[n, d]`, f32, among the neurons that its
+/// rule takes now.
+///
+/// # Errors
+/// As of [`threshold`].
+pub fn least_hidden(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
+    let width = layer.experts().weights().gate.dim(0)?;
+    check(layer.experts().weights(), x_nd, Cut { candidates: 1.0, neurons })?;
+    let mut moved = Vec::with_capacity(x_nd.dim(0)? * width);
+    for x_bd in blocks(x_nd)? {
+        moved.extend(host::in_memory(&layer.moved(&x_bd)?)?.iter().copied());
+    }
+    let pairs = neurons * moved.len() as f64;
+    Ok(least_of(moved, pairs))
 }
 
 /// The least of the `pairs` largest scores, of which there is one at least; never 0.

@@ -1,7 +1,8 @@
 //! How many neurons each layer keeps, so that all layers together cost a share of the MLPs' operations and the loss rises least.
 //!
 //! A [`Cut`] of a layer has the share c of its neurons that a gate may choose (candidates: those of the largest E|h_i| · v_i) and the share s that tokens
-//! take on average by one threshold. It costs c/3 + 2 s/3 of the MLP: gate rows of the candidates, W_u and W_d of what is taken. A fixed set has c = s.
+//! take on average, by thresholds. It costs c/3 + 2 s/3 of the MLP: gate rows of the candidates, W_u and W_d of what is taken; s is the mean of the share whose rows of
+//! W_u are read, and of the smaller one whose rows of W_d are, once W_u has told what they add ([`Cut::read`]). A fixed set has c = s.
 //! Its damage is what [`squared_removal`](crate::ops::squared_removal) estimates on held-out text, from one forward and one backward pass of the dense model
 //! for all cuts of all layers.
 //!
@@ -17,7 +18,7 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::neuron_calibration::{candidate_order, mean_up, scores, worth_or_norm};
+use super::neuron_calibration::{candidate_order, mean_up, moved, scores, worth_or_norm};
 use crate::data::{Batch, TokenSet};
 use crate::decoder::{Answers, CausalLm, ImageAsk, Keep, Learn, Mlp, Pass};
 use crate::metrics::Progress;
@@ -30,7 +31,7 @@ use crate::{Error, Result};
 pub struct Cut {
     /// c, the share of the neurons that may be taken.
     pub candidates: f64,
-    /// s, the share that is taken, at most c.
+    /// s, the share that is taken, at most c; a neuron whose row of W_u alone is read counts half.
     pub neurons: f64,
 }
 
@@ -49,6 +50,22 @@ impl Cut {
     #[must_use]
     pub fn operations(self) -> f64 {
         (self.candidates + 2.0 * self.neurons) / 3.0
+    }
+
+    /// The shares of the neurons whose rows of W_u and of W_d a gate reads by thresholds: s on average, two thirds of the first go on to W_d, and there are no more
+    /// of the first than candidates.
+    ///
+    /// ```
+    /// use tinyonn::imaging::Cut;
+    ///
+    /// let [up, down] = Cut { candidates: 1.0, neurons: 0.25 }.read();
+    /// assert!((up - 0.3).abs() < 1e-12 && (down - 0.2).abs() < 1e-12);
+    /// assert_eq!(Cut { candidates: 0.5, neurons: 0.5 }.read(), [0.5, 0.5]);
+    /// ```
+    #[must_use]
+    pub fn read(self) -> [f64; 2] {
+        let up = (2.0 * self.neurons / (1.0 + GO_ON)).min(self.candidates);
+        [up, 2.0 * self.neurons - up]
     }
 
     /// Between two.
@@ -158,6 +175,8 @@ pub fn cuts_of_a_fixed_set() -> Vec<Cut> {
     (1..=20).map(|at| f64::from(at) / 20.0).map(|share| Cut { candidates: share, neurons: share }).collect()
 }
 
+/// The part of the neurons whose rows of W_u were read that goes on to W_d.
+const GO_ON: f64 = 2.0 / 3.0;
 /// Rows of each layer that thresholds are found by.
 const ROWS: usize = 1024;
 
@@ -315,25 +334,36 @@ fn removal(weights: MlpWeights<'_>, x_nd: &Tensor, cuts: &[Cut], worth_i: Option
     let order = candidate_order(weights, x_nd, worth_i)?;
     let order_i = Tensor::from_slice(&order, order.len(), device)?;
     let mean_up_i = Tensor::new(mean_up(weights, x_nd)?.as_slice(), device)?;
-    let scores = host::in_memory(&scores(weights, x_nd, &mean_up_i, worth_i)?.index_select(&order_i, 1)?)?;
+    let in_order_ni = |x_ni: Tensor| Ok::<_, Error>(host::in_memory(&x_ni.index_select(&order_i, 1)?)?);
+    let scores = in_order_ni(scores(weights, x_nd, &mean_up_i, worth_i)?)?;
+    let moved = in_order_ni(moved(weights, x_nd, worth_i)?)?;
     let width = order.len();
     let of_candidates = |candidates: usize| {
-        let rows = scores.chunks_exact(width.max(1)).flat_map(|row| &row[..candidates]);
-        let mut own: Vec<f32> = rows.copied().collect();
-        own.par_sort_unstable_by(|a, b| b.total_cmp(a));
+        let rows = scores.chunks_exact(width.max(1)).zip(moved.chunks_exact(width.max(1)));
+        let mut own: Vec<(f32, f32)> =
+            rows.flat_map(|(row, moved)| row.iter().copied().zip(moved.iter().copied()).take(candidates)).collect();
+        own.par_sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         own
     };
-    let mut sorted: Option<(usize, Vec<f32>)> = None;
+    let mut sorted: Option<(usize, Vec<(f32, f32)>)> = None;
     let mut sets = Vec::with_capacity(cuts.len());
     for cut in cuts {
-        let [candidates, taken] =
-            [cut.candidates, cut.neurons].map(|share| ((share * width as f64).round() as usize).clamp(1, width));
+        let count = |share: f64| ((share * width as f64).round() as usize).clamp(1, width);
+        let (candidates, [up, down]) = (count(cut.candidates), cut.read().map(count));
         let own = match &sorted {
             Some((of, own)) if *of == candidates => own,
             _ => &sorted.insert((candidates, of_candidates(candidates))).1,
         };
-        let least_score = if taken >= candidates { 0.0 } else { own[(n * taken).clamp(1, own.len()) - 1] };
-        sets.push(KeptSet { candidates, least_score });
+        // The score that so many pairs reach; of these the |h| v that so many reach.
+        let least_score = if up >= candidates { 0.0 } else { own[(n * up).clamp(1, own.len()) - 1].0 };
+        let least_hidden = if down >= up {
+            0.0
+        } else {
+            let mut taken: Vec<f32> = own[..(n * up).clamp(1, own.len())].iter().map(|(_, moved)| *moved).collect();
+            let at = (n * down).clamp(1, taken.len()) - 1;
+            *taken.select_nth_unstable_by(at, |a, b| b.total_cmp(a)).1
+        };
+        sets.push(KeptSet { candidates, least_score, least_hidden });
     }
     let in_order = |x_i: &Tensor| x_i.index_select(&order_i, 0);
     Ok(Removal {

@@ -310,6 +310,14 @@ impl TinyOnnExpert {
         Ok(Some(open_ni.where_cond(&scores_ni, &(scores_ni.zeros_like()? - 1.0)?)?))
     }
 
+    /// v `[I]`, f32, of the gate that chooses neurons; `None` where none does.
+    pub(super) fn neuron_worth(&self) -> Result<Option<Tensor>> {
+        let Some(rule) = &self.neurons else { return Ok(None) };
+        let used = rule.used(self.matrices())?;
+        let NeuronChoice::Gate { worth_i, .. } = rule.choice(&used) else { return Ok(None) };
+        Ok(Some(worth_i.clone()))
+    }
+
     /// Whether a pass computes each neuron by itself, under a gate or without: the dense MLP, slices of it, or neurons that choose themselves.
     #[cfg(feature = "cuda")]
     pub(super) fn computes_by_neuron(&self, all: bool) -> bool {

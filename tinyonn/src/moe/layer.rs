@@ -191,13 +191,25 @@ impl MoeLayer {
     /// # Errors
     /// A layer without such a gate; what the device reports.
     pub fn scores(&self, x_nd: &Tensor) -> Result<Tensor> {
-        let scores_ni = self.experts.neuron_scores(x_nd)?.ok_or_else(|| {
-            Error::variant(self.spec.name.clone(), "its neurons have no scores", "declare `neurons = gate`")
-        })?;
+        let scores_ni = self.experts.neuron_scores(x_nd)?.ok_or_else(|| self.no_scores())?;
         match self.candidates(x_nd)? {
             Some(open_ni) => Ok(open_ni.ne(0f64)?.where_cond(&scores_ni, &(scores_ni.zeros_like()? - 1.0)?)?),
             None => Ok(scores_ni),
         }
+    }
+
+    /// Of a layer whose gate chooses neurons, for rows x `[n, d]`: |h| · v of those that are taken, which is compared with the least one, 0 for others, `[n, I]` f32.
+    ///
+    /// # Errors
+    /// As of [`scores`](Self::scores).
+    pub(crate) fn moved(&self, x_nd: &Tensor) -> Result<Tensor> {
+        let worth_i = self.experts.neuron_worth()?.ok_or_else(|| self.no_scores())?;
+        let [_, h_ni] = self.chosen(&x_nd.unsqueeze(0)?)?;
+        Ok(h_ni.to_dtype(DType::F32)?.abs()?.broadcast_mul(&worth_i)?)
+    }
+
+    fn no_scores(&self) -> Error {
+        Error::variant(self.spec.name.clone(), "its neurons have no scores", "declare `neurons = gate`")
     }
 
     /// Of a layer whose tokens choose for themselves neurons or slices of weight 1, in a routed pass over x `[B, T, d]`: y `[B, T, d]`, and h of the neurons that

@@ -5,9 +5,9 @@
 //! (DESIGN §4). A routed pass then computes W + ΔW in place of W and adds b; all active, neither has any part.
 //!
 //! ```
-//! use tinyonn::moe::{KEPT, LEAST_SCORE, MEAN_UP, MOST, NEURON_RULE, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
+//! use tinyonn::moe::{KEPT, LEAST_HIDDEN, LEAST_SCORE, MEAN_UP, MOST, NEURON_RULE, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
 //!
-//! let parts = [MEAN_UP, MOST, LEAST_SCORE, WORTH, KEPT, REPAIR[0], REPAIR[1], REPAIR_DOWN, REPAIR_BIAS];
+//! let parts = [MEAN_UP, MOST, LEAST_SCORE, LEAST_HIDDEN, WORTH, KEPT, REPAIR[0], REPAIR[1], REPAIR_DOWN, REPAIR_BIAS];
 //! assert!(parts.iter().all(|name| name.starts_with(NEURON_RULE)));
 //! ```
 
@@ -26,6 +26,8 @@ pub const MEAN_UP: &str = "neurons.mean_up";
 pub const MOST: &str = "neurons.most";
 /// The least score of a neuron that is taken, `[1]` f32.
 pub const LEAST_SCORE: &str = "neurons.least_score";
+/// The least |h| · v of a neuron whose row of W_d is read, `[1]` f32; 0, which asks nothing, where there is none.
+pub const LEAST_HIDDEN: &str = "neurons.least_hidden";
 /// v `[I]`, f32: what a unit of a neuron's h is worth; ‖w_i‖, the norm of its row of W_d, where there is none.
 pub const WORTH: &str = "neurons.worth";
 /// The neurons that are kept (a fixed set) or that a gate may choose (its candidates; all, where there is none): 1, and 0 for others, `[I]` f32.
@@ -49,7 +51,7 @@ pub(super) struct NeuronRule {
 
 #[derive(Clone, Debug)]
 enum By {
-    Gate { mean_up_i: Tensor, worth_i: Option<Tensor>, candidates_i: Option<Tensor>, take: Take },
+    Gate { mean_up_i: Tensor, worth_i: Option<Tensor>, candidates_i: Option<Tensor>, take: Take, least_hidden: f32 },
     Fixed(Tensor),
 }
 
@@ -100,6 +102,10 @@ impl NeuronRule {
                 if !(least_score >= 0.0 && least_score.is_finite()) {
                     return Err(bad(LEAST_SCORE, format!("is {least_score}, no least score of a neuron")));
                 }
+                let least_hidden = if vb.contains_tensor(LEAST_HIDDEN) { one(LEAST_HIDDEN, 0.0)? } else { 0.0 };
+                if !(least_hidden >= 0.0 && least_hidden.is_finite()) {
+                    return Err(bad(LEAST_HIDDEN, format!("is {least_hidden}, no least size of a hidden value")));
+                }
                 if !(most >= 1.0 && most.fract() == 0.0 && most.is_finite()) {
                     return Err(bad(MOST, format!("is {most}, no number of neurons")));
                 }
@@ -107,7 +113,7 @@ impl NeuronRule {
                 let candidates_i = vb.contains_tensor(KEPT).then(|| marks(vb, width)).transpose()?;
                 let worth_i = if_there(WORTH)?;
                 let take = Take { most: most as usize, least_score };
-                By::Gate { mean_up_i: ones(MEAN_UP)?, worth_i, candidates_i, take }
+                By::Gate { mean_up_i: ones(MEAN_UP)?, worth_i, candidates_i, take, least_hidden }
             }
         };
         let repair = Repair::read(matrices[0].dims2()?, vb)?;
@@ -135,11 +141,12 @@ impl NeuronRule {
     /// What it takes.
     pub(super) fn choice<'a>(&'a self, used: &'a Used) -> NeuronChoice<'a> {
         match &self.by {
-            By::Gate { mean_up_i, worth_i, candidates_i, take } => NeuronChoice::Gate {
+            By::Gate { mean_up_i, worth_i, candidates_i, take, least_hidden } => NeuronChoice::Gate {
                 mean_up_i,
                 worth_i: worth_i.as_ref().unwrap_or(&used.down_norm_i),
                 candidates_i: candidates_i.as_ref(),
                 take: *take,
+                least_hidden: *least_hidden,
             },
             By::Fixed(kept_i) => NeuronChoice::Fixed(kept_i),
         }

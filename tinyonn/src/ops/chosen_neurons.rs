@@ -2,8 +2,8 @@
 //!
 //! By gate, the score of neuron i for token t is what it is expected to add to the output, known before W_u x is:
 //! s[t, i] = |h(g[t, i], ū_i)| · v_i, g = W_g x, ū_i = E|u_i| over calibration text, v_i what a unit of h_i is worth, such as the norm of row i of W_d. Of the neurons whose gate c is not zero those are
-//! taken whose score is at least τ, the `most` best of them; ties go to the lower index; where there are candidates, none but these. Fixed, the same
-//! neurons are taken whatever the token.
+//! taken whose score is at least τ, the `most` best of them; ties go to the lower index; where there are candidates, none but these. Of these, once W_u x of them is
+//! known, those go on to W_d whose |h_i| · v_i is at least τ_h: m. Fixed, the same neurons are taken whatever the token.
 //!
 //! Legend: t tokens, d hidden, i neurons, n experts. The choice has no derivative; values that were not computed are zeros, for imaging too.
 //! A few tokens in main memory (decoding) compute W_u and W_d of their own neurons alone: a neuron is a row of both. More are computed by whole
@@ -48,12 +48,15 @@ pub enum NeuronChoice<'a> {
         candidates_i: Option<&'a Tensor>,
         /// How many.
         take: Take,
+        /// τ_h, the least |h| · v of a neuron whose row of W_d is read; 0 asks nothing.
+        least_hidden: f32,
     },
     /// Nobody: these, ones and zeros `[i]` f32.
     Fixed(&'a Tensor),
 }
 
-/// y = W_d (h ⊙ c ⊙ m); what its backward needs, in which h and c are zero for neurons that were not taken; and how many each token took, `[t]` f32.
+/// y = W_d (h ⊙ c ⊙ m); what its backward needs, in which h and c are zero where m is; and how many neurons each token took, `[t]` f32, of which one whose row of
+/// W_u alone was needed counts half.
 ///
 /// # Errors
 /// Shapes, dtypes or devices that do not go together.
@@ -67,7 +70,7 @@ pub enum NeuronChoice<'a> {
 /// let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let ones = Tensor::ones(6, candle_core::DType::F32, &Device::Cpu)?;
 /// let choice = |most| NeuronChoice::Gate { mean_up_i: &ones, worth_i: &ones, candidates_i: None,
-///     take: Take { most, least_score: 0.0 } };
+///     take: Take { most, least_score: 0.0 }, least_hidden: 0.0 };
 ///
 /// let (few, _, taken_t) = chosen_neurons::forward(&x, weights, None, choice(2))?;
 /// assert_eq!(few.dims(), [3, 4]);
@@ -91,8 +94,8 @@ pub fn forward(
     let gate_ti = gate.as_ref().map(spread).transpose()?;
     // Who takes all computes what the dense MLP computes, bit for bit.
     let all = match choice {
-        NeuronChoice::Gate { take, candidates_i: None, .. } => {
-            take.most >= matrices[0].dim(0)? && take.least_score <= 0.0
+        NeuronChoice::Gate { take, candidates_i: None, least_hidden, .. } => {
+            take.most >= matrices[0].dim(0)? && take.least_score <= 0.0 && least_hidden <= 0.0
         }
         _ => false,
     };
@@ -127,8 +130,17 @@ pub fn forward(
     let taken_t = mask_ti.sum(D::Minus1)?;
     let u_ti = x_td.matmul(&matrices[1].t()?)?;
     let dtype = x_td.dtype();
+    let h_ti = weights.activation.forward(&g_ti, &u_ti)?;
+    let (mask_ti, taken_t) = match choice {
+        NeuronChoice::Gate { worth_i, least_hidden, .. } if least_hidden > 0.0 => {
+            let mask_ti = (mask_ti * reaching(&h_ti, worth_i, least_hidden)?)?;
+            let taken_t = ((taken_t + mask_ti.sum(D::Minus1)?)? * 0.5)?;
+            (mask_ti, taken_t)
+        }
+        _ => (mask_ti, taken_t),
+    };
     let mask_ti = mask_ti.to_dtype(dtype)?;
-    let h_ti = elementwise::multiply(&weights.activation.forward(&g_ti, &u_ti)?, &mask_ti)?;
+    let h_ti = elementwise::multiply(&h_ti, &mask_ti)?;
     let gate_ti = match gate_ti {
         Some(gate_ti) => elementwise::multiply(&gate_ti, &mask_ti)?,
         None => mask_ti,
@@ -148,7 +160,8 @@ pub fn forward(
 /// let matrix = Tensor::ones((2, 3), candle_core::DType::F32, &Device::Cpu)?;
 /// let weights = MlpWeights { gate: &matrix, up: &matrix, down: &matrix, activation: &Silu };
 /// let (mean_up_i, worth_i) = (Tensor::new(&[1f32, 1.0], &Device::Cpu)?, Tensor::new(&[1f32, 4.0], &Device::Cpu)?);
-/// let choice = NeuronChoice::Gate { mean_up_i: &mean_up_i, worth_i: &worth_i, candidates_i: None, take: Take { most: 1, least_score: 0.0 } };
+/// let choice = NeuronChoice::Gate { mean_up_i: &mean_up_i, worth_i: &worth_i, candidates_i: None,
+///     take: Take { most: 1, least_score: 0.0 }, least_hidden: 0.0 };
 /// // Equal gate values: the neuron that is worth four times as much scores four times as much.
 /// let s = scores(&Tensor::new(&[[2f32, 2.0]], &Device::Cpu)?, weights, choice)?.to_vec2::<f32>()?;
 /// assert!((s[0][1] / s[0][0] - 4.0).abs() < 1e-5);
@@ -172,6 +185,24 @@ pub fn scores(g_ti: &Tensor, weights: MlpWeights<'_>, choice: NeuronChoice<'_>) 
     }
     let expected = expected.abs()?.broadcast_mul(&worth_i.unsqueeze(0)?)?;
     expected.eq(&expected)?.where_cond(&expected, &Tensor::full(f32::INFINITY, expected.shape(), expected.device())?)
+}
+
+/// Where |h| · v of h `[t, i]` reaches `least`: ones, zeros elsewhere, f32. What is no number does, so that it shows.
+fn reaching(h_ti: &Tensor, worth_i: &Tensor, least: f32) -> Result<Tensor> {
+    let h_ti = h_ti.to_dtype(DType::F32)?;
+    if lanes::fused(&[&h_ti, worth_i]) && h_ti.is_contiguous() && worth_i.is_contiguous() {
+        return elementwise::each_by_column([&h_ti], worth_i, |[hidden], worth| {
+            f32::from(u8::from(reaches(hidden, worth, least)))
+        });
+    }
+    let below_ti = h_ti.abs()?.broadcast_mul(&worth_i.unsqueeze(0)?)?.lt(f64::from(least))?;
+    below_ti.eq(0f64)?.to_dtype(DType::F32)
+}
+
+/// Whether a neuron's row of W_d is read.
+pub(super) fn reaches(hidden: f32, worth: f32, least: f32) -> bool {
+    let moved = hidden.abs() * worth;
+    moved >= least || moved.is_nan()
 }
 
 /// m `[t, i]`, ones and zeros, f32: of scores that are not negative, among the neurons whose gate (any numbers `[t, i]`) is not zero.

@@ -1,5 +1,5 @@
 //! A few tokens through an MLP of which each takes single neurons ([`chosen_neurons`](super::chosen_neurons)), f32 in main memory: decoding. A neuron is a row of all
-//! three matrices, and rows of W_u and W_d that a token does not take are not read.
+//! three matrices, and rows of W_u that a token does not take are not read, nor those of W_d that its hidden values do not ask for.
 //!
 //! Bytes decide: a matrix of 576 × 1536 is 3.5 MB, read once. The whole is one piece of work for the pool, which is entered once a call: that costs as much as reading a
 //! hundred rows, and three products and an activation by themselves would each pay it. Within it there are two loops over rows: W_g, then W_u and W_d of what it chose.
@@ -7,7 +7,7 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::chosen_neurons::{NeuronChoice, best_of, scores};
+use super::chosen_neurons::{NeuronChoice, best_of, reaches, scores};
 use super::glu_mlp::MlpWeights;
 use super::host::in_memory;
 use super::lanes;
@@ -149,6 +149,15 @@ impl Token<'_> {
                 best_of(&scores, take)
             }
         };
+        let worth = match choice {
+            NeuronChoice::Gate { worth_i, least_hidden, .. } if least_hidden > 0.0 => {
+                Some((in_memory(worth_i)?, least_hidden))
+            }
+            _ => None,
+        };
+        let reads = |neuron: u32, hidden: f32| {
+            worth.as_ref().is_none_or(|(worth, least)| reaches(hidden, worth[neuron as usize], *least))
+        };
         let g: &[f32] = made.g;
         let part = |at: &[u32]| {
             let of = |values: Vec<f32>| Tensor::from_vec(values, (1, at.len()), &Device::Cpu);
@@ -156,19 +165,28 @@ impl Token<'_> {
             Rows { matrix: matrices.up, width, at }.dots(self.x, &mut u);
             let own = of(at.iter().map(|at| g[*at as usize]).collect())?;
             let h = in_memory(&weights.activation.forward(&own, &of(u.clone())?)?)?;
-            let gated = h.iter().zip(at).map(|(h, at)| self.gates.map_or(*h, |gates| h * gates[*at as usize]));
-            Rows { matrix: matrices.down, width, at }.add_weighted(&gated.collect::<Vec<_>>(), &mut y);
+            let (mut read, mut gated) = (Vec::with_capacity(at.len()), Vec::with_capacity(at.len()));
+            for (at, h) in at.iter().zip(&h).filter(|(at, h)| reads(**at, **h)) {
+                read.push(*at);
+                gated.push(self.gates.map_or(*h, |gates| h * gates[*at as usize]));
+            }
+            Rows { matrix: matrices.down, width, at: &read }.add_weighted(&gated, &mut y);
             Ok(Part { u, h, y })
         };
         let parts = chosen.par_chunks(ROWS).map(part).collect::<Result<Vec<_>>>()?;
+        let mut read = 0usize;
         for (at, part) in chosen.chunks(ROWS).zip(parts) {
             for ((at, u), h) in at.iter().zip(part.u).zip(part.h) {
-                let at = *at as usize;
-                (made.u[at], made.h[at], made.c[at]) = (u, h, self.gates.map_or(1.0, |gates| gates[at]));
+                let own = *at as usize;
+                made.u[own] = u;
+                if reads(*at, h) {
+                    read += 1;
+                    (made.h[own], made.c[own]) = (h, self.gates.map_or(1.0, |gates| gates[own]));
+                }
             }
             made.y.iter_mut().zip(part.y).for_each(|(sum, value)| *sum += value);
         }
-        *made.taken = chosen.len() as f32;
+        *made.taken = 0.5 * (chosen.len() + read) as f32;
         Ok(())
     }
 }

@@ -136,9 +136,9 @@ __device__ void score(SCORES) {
     }
 }
 
-// h [b, i] f32 of neurons that were taken, of which g is there: the others are not read.
+// h [b, i] f32 of neurons that were taken, of which g is there: the others are not read. Zero where |h| v is below `least`, whose lines of W_d are then not read.
 #define UP                                                                                                                            \
-    const void *x, const void *norm, float eps, u64 rows, u64 d, const void *w_up, const float *g, const float *taken, u64 neurons, u64 gelu, float *h
+    const void *x, const void *norm, float eps, u64 rows, u64 d, const void *w_up, const float *g, const float *taken, const float *worth, float least, u64 neurons, u64 gelu, float *h
 template <int ROWS>
 __device__ void up(UP) {
     const Rows of = {x, norm, (unsigned)rows, (unsigned)(d / Chunk<HALF>::N), eps};
@@ -157,9 +157,11 @@ __device__ void up(UP) {
     }
     products<ROWS, 1, false>(
         of, kept.open.count, kept.open, [&](unsigned i, const void*(&line)[1]) { line[0] = (const char*)w_up + i * bytes; },
-        [&](unsigned i, unsigned b) { return Beside{g[(u64)b * neurons + i], taken[(u64)b * neurons + i]}; },
+        [&](unsigned i, unsigned b) { return Beside{g[(u64)b * neurons + i], taken[(u64)b * neurons + i], worth[i]}; },
         [&](unsigned i, unsigned b, Beside beside, float(&sums)[1]) {
-            h[(u64)b * neurons + i] = beside.y != 0.0f ? as_stored(as_stored(activated(beside.x, as_stored(sums[0], HALF), gelu), HALF) * beside.y, HALF) : 0.0f;
+            const float own = as_stored(activated(beside.x, as_stored(sums[0], HALF), gelu), HALF);
+            const bool open = beside.y != 0.0f && !(fabsf(own) * beside.z < least);
+            h[(u64)b * neurons + i] = open ? as_stored(own * beside.y, HALF) : 0.0f;
         });
 }
 
@@ -176,7 +178,7 @@ __device__ void up(UP) {
     KERNEL(ROWS) gated_scores_##ROWS(SCORES) {                                                                                        \
         score<ROWS, false>(x, norm, eps, rows, d, w_gate, gates, owners, experts, candidates, mean_up, worth, least, neurons, gelu, g, scores, taken); \
     }                                                                                                                                 \
-    KERNEL(ROWS) up_##ROWS(UP) { up<ROWS>(x, norm, eps, rows, d, w_up, g, taken, neurons, gelu, h); }
+    KERNEL(ROWS) up_##ROWS(UP) { up<ROWS>(x, norm, eps, rows, d, w_up, g, taken, worth, least, neurons, gelu, h); }
 
 OF_ROWS(1)
 OF_ROWS(2)

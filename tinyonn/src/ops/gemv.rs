@@ -187,7 +187,7 @@ pub(crate) fn chosen(
     choice: NeuronChoice<'_>,
     workspace: &mut Workspace,
 ) -> Result<Tensor> {
-    let NeuronChoice::Gate { mean_up_i, worth_i, candidates_i, take } = choice else {
+    let NeuronChoice::Gate { mean_up_i, worth_i, candidates_i, take, least_hidden } = choice else {
         candle_core::bail!("gemv: neurons that are fixed do not choose themselves")
     };
     let neurons = of.neurons(&[weights.gate, weights.up], weights.activation)?;
@@ -219,7 +219,9 @@ pub(crate) fn chosen(
         // SAFETY: the signature of best_neurons: scores and taken of b rows of i neurons; the shared memory holds a number of each.
         unsafe { BEST.launch_function("best_neurons", card(of.x_bd)?, &grid, &arguments)? };
     }
-    let arguments = [&of.arguments()?[..], &[Argument::of(weights.up)?, g, taken, count, gelu, h?]].concat();
+    let least_hidden = [Argument::of(worth_i)?, Argument::Number(least_hidden.max(0.0))];
+    let last = [Argument::of(weights.up)?, g, taken];
+    let arguments = [&of.arguments()?[..], &last, &least_hidden, &[count, gelu, h?]].concat();
     // SAFETY: the signature of up, as above.
     unsafe { of.launch("up", neurons, open_bytes(neurons), &arguments)? };
     Ok(h_bi)

@@ -76,7 +76,7 @@ pub struct Deltas {
 ///     // What it costs to keep all neurons, and the first three alone.
 ///     let ones = Tensor::ones(6, candle_core::DType::F32, &Device::Cpu)?;
 ///     let order_i = Tensor::arange(0u32, 6, &Device::Cpu)?;
-///     let sets = [6, 3].map(|candidates| KeptSet { candidates, least_score: 0.0 }).to_vec();
+///     let sets = [6, 3].map(|candidates| KeptSet { candidates, least_score: 0.0, least_hidden: 0.0 }).to_vec();
 ///     let asked = Removal { order_i, mean_up_i: ones.clone(), worth_i: ones, activation: &Silu, sets };
 ///     let damage = squared_removal(pass, &counted_t, &asked)?.to_vec1::<f64>()?;
 ///     assert!(damage[0] < 1e-9 && damage[1] > 0.0);

@@ -3,7 +3,7 @@
 //! information of y (Martens, 2014): D(R) = Σ_t (Σ_{i ∈ R} c h_i δ_h,i)². An observation, not a function to differentiate.
 //!
 //! Sets are those that a gate leaves ([`chosen_neurons`](super::chosen_neurons)): of the first so many neurons in a given order, the candidates, those are
-//! kept whose score is at least τ.
+//! kept whose score is at least τ, and whose |h| · v is at least τ_h.
 //!
 //! Legend: t tokens, i neurons, s sets.
 
@@ -21,6 +21,8 @@ pub struct KeptSet {
     pub candidates: usize,
     /// τ; 0 keeps all of them.
     pub least_score: f32,
+    /// τ_h, the least |h| · v; 0 keeps all of these.
+    pub least_hidden: f32,
 }
 
 /// What is asked of one layer.
@@ -35,7 +37,7 @@ pub struct KeptSet {
 /// let (y, saved) = glu_mlp::forward(&Tensor::ones((3, 4), DType::F32, &Device::Cpu)?, weights, None)?;
 /// let (deltas, counted_t) = (saved.deltas(&y.ones_like()?)?, Tensor::ones(3, DType::U8, &Device::Cpu)?);
 /// let ones = Tensor::ones(6, DType::F32, &Device::Cpu)?;
-/// let sets = [6, 3].map(|candidates| KeptSet { candidates, least_score: 0.0 }).to_vec();
+/// let sets = [6, 3].map(|candidates| KeptSet { candidates, least_score: 0.0, least_hidden: 0.0 }).to_vec();
 /// let asked = Removal { order_i: Tensor::arange(0u32, 6, &Device::Cpu)?, mean_up_i: ones.clone(), worth_i: ones, activation: &Silu, sets };
 /// let [damage, moved] = saved.seen(&deltas, |pass| Ok([squared_removal(pass, &counted_t, &asked)?, squared_sensitivity(pass, &counted_t)?]))?;
 /// let damage = damage.to_vec1::<f64>()?;
@@ -78,7 +80,13 @@ pub fn squared_removal(pass: &MlpBackward<'_>, counted_t: &Tensor, asked: &Remov
     // Scores ask nothing of the matrices but the activation between them.
     let weights = MlpWeights { gate: gate_id, up: up_id, down: up_id, activation: asked.activation };
     let take = Take { most: usize::MAX, least_score: 0.0 };
-    let choice = NeuronChoice::Gate { mean_up_i: &asked.mean_up_i, worth_i: &asked.worth_i, candidates_i: None, take };
+    let choice = NeuronChoice::Gate {
+        mean_up_i: &asked.mean_up_i,
+        worth_i: &asked.worth_i,
+        candidates_i: None,
+        take,
+        least_hidden: 0.0,
+    };
     let scores_ti = scores(&g_ti, weights, choice)?;
     let product_ti = (pass.h_ti * pass.delta_h_ti)?;
     let product_ti = match pass.gate_ti {
@@ -87,14 +95,16 @@ pub fn squared_removal(pass: &MlpBackward<'_>, counted_t: &Tensor, asked: &Remov
     };
     let product_ti = ordered(&product_ti.to_dtype(DType::F32)?)?;
     let all_t = product_ti.sum(1)?;
+    let moved_ti = ordered(&pass.h_ti.to_dtype(DType::F32)?.abs()?)?.broadcast_mul(&asked.worth_i.unsqueeze(0)?)?;
     let counted_t = counted_t.to_dtype(DType::F64)?;
     let of_set = |set: &KeptSet| {
-        let [scores_tc, product_tc] = [&scores_ti, &product_ti].map(|x| x.narrow(1, 0, set.candidates));
-        let kept_tc = if set.least_score > 0.0 {
-            (product_tc? * scores_tc?.ge(f64::from(set.least_score))?.to_dtype(DType::F32)?)?
-        } else {
-            product_tc?
-        };
+        let first = |x: &Tensor| x.narrow(1, 0, set.candidates);
+        let mut kept_tc = first(&product_ti)?;
+        for (by_ti, least) in [(&scores_ti, set.least_score), (&moved_ti, set.least_hidden)] {
+            if least > 0.0 {
+                kept_tc = (kept_tc * first(by_ti)?.ge(f64::from(least))?.to_dtype(DType::F32)?)?;
+            }
+        }
         let removed_t = (&all_t - kept_tc.sum(1)?)?.to_dtype(DType::F64)?;
         (removed_t.sqr()? * &counted_t)?.sum_all()
     };

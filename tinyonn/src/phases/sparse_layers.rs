@@ -15,9 +15,9 @@ use crate::data::TokenSet;
 use crate::decoder::{Decoder, Mlp};
 use crate::imaging::inputs::spread;
 use crate::imaging::neuron_calibration::{gate_parameters, kept_parameters};
-use crate::imaging::{Choose, Cut, calibrate_gate, calibrate_pruned, threshold};
+use crate::imaging::{Choose, Cut, calibrate_gate, calibrate_pruned, least_hidden, threshold};
 use crate::metrics::Progress;
-use crate::moe::{LEAST_SCORE, MoeLayer, Neurons, REPAIR_BIAS, REPAIR_DOWN};
+use crate::moe::{LEAST_HIDDEN, LEAST_SCORE, MoeLayer, Neurons, REPAIR_BIAS, REPAIR_DOWN};
 use crate::train::{RepairSums, RouterTarget};
 
 /// Tokens of each layer that a choice is calibrated by, at most: every one of them has a score of every neuron.
@@ -116,6 +116,10 @@ impl Run<'_> {
             for (name, value) in self.choice(&moe(&store)?, &seen_nd, (making, asked[layer]))? {
                 put(&mut store, &format!("{prefix}.{name}"), value)?;
             }
+            if spec.neurons == Neurons::Gate && making.choose == Choose::Threshold {
+                let taking = moe(&store)?;
+                self.set_least_hidden(&mut store, (layer, taking), &seen_nd, asked[layer])?;
+            }
             let chooses = moe(&store)?;
             let mut sums = RepairSums::new(cfg.intermediate_size);
             let mut hidden = Vec::new();
@@ -158,13 +162,31 @@ impl Run<'_> {
         (making, cut): (&Making<'_>, Cut),
     ) -> Result<Vec<(&'static str, Tensor)>> {
         let worth_i = making.worth.and_then(|worth| worth.get(layer.layer()));
-        // Routers have chosen the candidates.
-        let cut = if self.variant.spec.levels.is_empty() { cut } else { Cut { candidates: 1.0, ..cut } };
+        let neurons = if making.choose == Choose::Threshold { cut.read()[0] } else { cut.neurons };
+        // Where there are routers, they have chosen the candidates.
+        let candidates = if self.variant.spec.levels.is_empty() { cut.candidates } else { 1.0 };
+        let cut = if self.variant.spec.neurons == Neurons::Gate { Cut { candidates, neurons } } else { cut };
         match self.variant.spec.neurons {
             Neurons::All => Ok(Vec::new()),
             Neurons::Pruned => kept_parameters(&calibrate_pruned(layer, x_nd, cut, worth_i)?, &self.device),
             Neurons::Gate => gate_parameters(&calibrate_gate(layer, x_nd, cut, making.choose, worth_i)?, &self.device),
         }
+    }
+
+    /// Sets the least |h| · v of `layer`, whose rule takes by threshold what `cut` says.
+    fn set_least_hidden(
+        &self,
+        store: &mut ParamStore,
+        (at, layer): (usize, MoeLayer),
+        x_nd: &Tensor,
+        cut: Cut,
+    ) -> Result<()> {
+        let [up, down] = cut.read();
+        if down < up {
+            let least = least_hidden(&layer, x_nd, down)?;
+            put(store, &format!("{}.{LEAST_HIDDEN}", mixture_prefix(at)), Tensor::new(&[least], &self.device)?)?;
+        }
+        Ok(())
     }
 
     /// Sets the thresholds of a model in `store` anew, so that on held-out text it takes what `cuts` say: behind a training that moved gates.
@@ -184,8 +206,13 @@ impl Run<'_> {
                 self.set_choices(store, &learnt, &seen_nd, cut.candidates, Choose::Threshold)?;
             }
             if spec.neurons == Neurons::Gate && cut.neurons < cut.candidates {
-                let least = threshold(&moe(store)?, &seen_nd, cut.neurons)?;
-                store.set(&format!("{prefix}.{LEAST_SCORE}"), &Tensor::new(&[least], &self.device)?)?;
+                let [up, _] = cut.read();
+                let of = |value: f32| Tensor::new(&[value], &self.device);
+                let least = if up < cut.candidates { threshold(&moe(store)?, &seen_nd, up)? } else { 0.0 };
+                store.set(&format!("{prefix}.{LEAST_SCORE}"), &of(least)?)?;
+                put(store, &format!("{prefix}.{LEAST_HIDDEN}"), of(0.0)?)?;
+                let taking = moe(store)?;
+                self.set_least_hidden(store, (layer, taking), &seen_nd, *cut)?;
             }
             let chooses = moe(store)?;
             sparse = behind

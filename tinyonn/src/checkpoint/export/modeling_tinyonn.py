@@ -136,6 +136,7 @@ class NeuronChoice(nn.Module):
         self.by_gate = by == "gate"
         if self.by_gate:
             self.mean_up, self.most, self.least_score = f32(i), f32(1), f32(1)
+            self.least_hidden = f32(1) if "least_hidden" in beside else None
         self.kept = f32(i) if by == "pruned" or "kept" in beside else None
         self.worth = f32(i) if "worth" in beside else None
         parts = [part for part in ("gate", "up", "down", "bias") if f"repair.{part}" in beside]
@@ -149,13 +150,16 @@ class NeuronChoice(nn.Module):
         bias = self.repair["bias"].to(x.dtype) if part == "down" and "bias" in self.repair else None
         return F.linear(x, weight, bias)
 
-    def scores(self, g_ti, act, down_di):
-        """What each neuron is expected to add to the output, |act(g) E|u|| times what a unit of it is worth."""
+    def size(self, h_ti, down_di):
+        """|h| times what a unit of each neuron is worth."""
         worth_i = down_di.float().square().sum(0).sqrt() if self.worth is None else self.worth
-        scores_ti = (act(g_ti.float()) * self.mean_up).abs() * worth_i
-        return scores_ti.nan_to_num(nan=float("inf"), posinf=float("inf"))
+        return (h_ti.float().abs() * worth_i).nan_to_num(nan=float("inf"), posinf=float("inf"))
 
-    def forward(self, g_ti, act, down_di, gate_ti):
+    def scores(self, g_ti, act, down_di):
+        """What each neuron is expected to add to the output: its size, were u as large as on average."""
+        return self.size(act(g_ti.float()) * self.mean_up, down_di)
+
+    def forward(self, g_ti, h_ti, act, down_di, gate_ti):
         open_ti = None if gate_ti is None else gate_ti != 0
         if self.kept is not None:
             kept_ti = (self.kept != 0).expand(g_ti.shape)
@@ -167,7 +171,11 @@ class NeuronChoice(nn.Module):
             scores_ti = scores_ti.masked_fill(~open_ti, -1)
         taken_ti = scores_ti >= self.least_score.clamp(min=0)
         k = int(self.most)
-        return taken_ti if k >= g_ti.shape[-1] else taken_ti & best(scores_ti, k)
+        if k < g_ti.shape[-1]:
+            taken_ti = taken_ti & best(scores_ti, k)
+        if self.least_hidden is not None:
+            taken_ti = taken_ti & (self.size(h_ti, down_di) >= self.least_hidden.clamp(min=0))
+        return taken_ti
 
 
 class ChoiceBounds(nn.Module):
@@ -249,7 +257,7 @@ class TinyOnnMLP(nn.Module):
             gate = gate_tn.to(x.dtype)[:, self.neuron_expert.long()].reshape(h.shape)
         if self.neurons is None:
             return self.down_proj(h if gate is None else h * gate)
-        h = h * self.neurons(g, self.act_fn, self.down_proj.weight, gate).to(h.dtype)
+        h = h * self.neurons(g, h, self.act_fn, self.down_proj.weight, gate).to(h.dtype)
         return linear("down", h if gate is None else h * gate, self.down_proj.weight)
 
 
