@@ -33,7 +33,14 @@ fn main() -> Result<()> {
         };
         let chosen = SHARES.map(|operations| {
             let take = Take { most: ((3.0 * operations - 1.0) / 2.0 * i as f64) as usize, least_score: 0.0 };
-            Some(NeuronChoice::Gate { mean_up_i: &ones, worth_i: &ones, candidates_i: None, take, least_hidden: 0.0 })
+            Some(NeuronChoice::Gate {
+                mean_up_i: &ones,
+                worth_i: &ones,
+                candidates_i: None,
+                take,
+                least_hidden: 0.0,
+                inputs: None,
+            })
         });
         let of_round = |_| {
             let (dense, by_rows) = (pass(None)?, pass(Some(NeuronChoice::Fixed(&ones)))?);

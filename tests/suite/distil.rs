@@ -77,7 +77,7 @@ fn student() -> (Arch, ParamStore, ParamStore) {
     let x = inputs(5, &[&[300, cfg.hidden_size]]).remove(0).to_dtype(DType::F32).unwrap();
     let model = tiny::sparse(&cfg, variant, &store);
     for layer in 0..cfg.num_hidden_layers {
-        let cut = Cut { candidates: 1.0, neurons: 0.4 };
+        let cut = Cut::of(1.0, 0.4);
         let found = calibrate_gate(model.moe(layer), &x, cut, Choose::Threshold, None).unwrap();
         for (name, value) in neuron_calibration::gate_parameters(&found, &Device::Cpu).unwrap() {
             store.set(&format!("model.layers.{layer}.mlp.{name}"), &value).unwrap();

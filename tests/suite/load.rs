@@ -49,6 +49,7 @@ proptest! {
             let list = |values: Vec<f32>| Tensor::new(values, &Device::Cpu).unwrap();
             let load = Load {
                 neurons_t: None,
+                inputs_t: None,
                 tokens_n: list((0..8).map(|expert| own.iter().filter(|open| open[expert]).count() as f32).collect()),
                 counts: list((0..=8).map(|k| own.iter().filter(|open| took(open) == k).count() as f32).collect()),
             };

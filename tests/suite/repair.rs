@@ -192,7 +192,7 @@ fn repaired_experts_are_frozen(#[values(false, true)] all: bool) {
 
 /// Of all neurons a share.
 fn whole(neurons: f64) -> Cut {
-    Cut { candidates: 1.0, neurons }
+    Cut::of(1.0, neurons)
 }
 
 /// A threshold meets the share on the rows that it was calibrated by, a number on every row, and a fixed set is the strongest.

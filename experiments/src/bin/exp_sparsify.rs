@@ -196,9 +196,12 @@ fn print(summary: &SparsifySummary, out: &Path) {
             100.0 * kept
         );
     }
-    let of_layer = |cut: &Cut| format!("{:.0}/{:.0}", 100.0 * cut.neurons, 100.0 * cut.candidates);
+    let of_layer = |cut: &Cut| {
+        let [inputs, neurons, candidates] = [cut.inputs, cut.neurons, cut.candidates].map(|share| 100.0 * share);
+        format!("{inputs:.0}/{neurons:.0}/{candidates:.0}")
+    };
     say!(
-        "layers    {} % of the neurons, of so many candidates",
+        "layers    {} % of what gates could read, of the neurons, of so many candidates",
         summary.taken.iter().map(of_layer).collect::<Vec<_>>().join(" ")
     );
     for (task, loss) in &summary.loss_by_task {

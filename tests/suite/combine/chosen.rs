@@ -3,7 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use rstest::rstest;
-use tinyonn::ops::{Grads, Learners, MlpGate, NeuronChoice, Silu, SlicedMlp, Take, chosen_neurons, glu_mlp};
+use tinyonn::ops::{
+    Grads, Learners, MlpGate, NeuronChoice, ReadInputs, Silu, SlicedMlp, Take, chosen_neurons, glu_mlp,
+};
 
 use super::{F32, Mixture, assert_seen_alike, in_dtype, mixtures, weights};
 use crate::gradients::{Back, assert_derivative, assert_same, assert_same_sums, inputs};
@@ -15,14 +17,16 @@ struct Calibrated {
     mean_up: Tensor,
     worth: Tensor,
     kept: Tensor,
+    /// n, of the channels of x.
+    size: Tensor,
 }
 
 /// How neurons are chosen.
 #[derive(Clone, Copy, Debug)]
 enum How {
     Gate(Take),
-    /// Of these, those whose |h| v reaches a threshold.
-    GoOn(Take, f32),
+    /// By g of the channels whose |x| n reaches the second threshold; of what is taken those whose |h| v reaches the first.
+    GoOn(Take, f32, f32),
     /// Among the kept alone.
     Within(Take),
     Fixed,
@@ -35,35 +39,54 @@ const fn gate(most: usize, least_score: f32) -> How {
 impl Calibrated {
     fn new(mixture: &Mixture) -> Self {
         let i = mixture.owners().len();
-        let drawn = inputs(77, &[&[i], &[i]]);
+        let drawn = inputs(77, &[&[i], &[i], &[mixture.d]]);
         let f32 = |x: &Tensor| x.abs().unwrap().to_dtype(DType::F32).unwrap();
         let kept: Vec<f32> = (0..i).map(|at| f32::from(u8::from(at % 3 != 1))).collect();
-        Self { mean_up: f32(&drawn[0]), worth: f32(&drawn[1]), kept: Tensor::new(kept, &Device::Cpu).unwrap() }
+        let (mean_up, worth, size) = (f32(&drawn[0]), f32(&drawn[1]), f32(&drawn[2]));
+        Self { mean_up, worth, kept: Tensor::new(kept, &Device::Cpu).unwrap(), size }
     }
 
     fn on(&self, device: &Device) -> Result<Self> {
-        let [mean_up, worth, kept] = [&self.mean_up, &self.worth, &self.kept].map(|x| x.to_device(device));
-        Ok(Self { mean_up: mean_up?, worth: worth?, kept: kept? })
+        let [mean_up, worth, kept, size] =
+            [&self.mean_up, &self.worth, &self.kept, &self.size].map(|x| x.to_device(device));
+        Ok(Self { mean_up: mean_up?, worth: worth?, kept: kept?, size: size? })
     }
 
     fn choice(&self, how: How) -> NeuronChoice<'_> {
-        let Self { mean_up: mean_up_i, worth: worth_i, kept: kept_i } = self;
+        let Self { mean_up: mean_up_i, worth: worth_i, kept: kept_i, size: size_d } = self;
         match how {
-            How::Gate(take) => NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take, least_hidden: 0.0 },
-            How::Within(take) => {
-                NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: Some(kept_i), take, least_hidden: 0.0 }
+            How::Gate(take) => {
+                NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take, least_hidden: 0.0, inputs: None }
             }
-            How::GoOn(take, least_hidden) => {
-                NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take, least_hidden }
+            How::Within(take) => NeuronChoice::Gate {
+                mean_up_i,
+                worth_i,
+                candidates_i: Some(kept_i),
+                take,
+                least_hidden: 0.0,
+                inputs: None,
+            },
+            How::GoOn(take, least_hidden, least) => {
+                let inputs = (least > 0.0).then_some(ReadInputs { size_d, least });
+                NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take, least_hidden, inputs }
             }
             How::Fixed => NeuronChoice::Fixed(kept_i),
         }
     }
 
+    /// What W_g reads of x.
+    fn read(&self, how: How, x_td: &Tensor) -> Result<Tensor> {
+        let How::GoOn(.., least) = how else { return Ok(x_td.clone()) };
+        let size_td =
+            x_td.detach().abs()?.broadcast_mul(&self.size.to_dtype(x_td.dtype())?.to_device(x_td.device())?)?;
+        x_td * size_td.ge(f64::from(least))?.to_dtype(x_td.dtype())?
+    }
+
     /// m `[t, i]`, token by token, by sorting.
     fn mask(&self, mixture: &Mixture, how: How, xs: &[Tensor]) -> Tensor {
         let values = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        let (g, up, norm) = (xs[0].matmul(&xs[1].t().unwrap()).unwrap(), values(&self.mean_up), values(&self.worth));
+        let g = self.read(how, &xs[0]).unwrap().matmul(&xs[1].t().unwrap()).unwrap();
+        let (up, norm) = (values(&self.mean_up), values(&self.worth));
         let (owners, kept) = (mixture.owners(), values(&self.kept));
         let (t, i) = (mixture.t, owners.len());
         let (mut mask, u) = (vec![0f64; t * i], values(&xs[0].matmul(&xs[2].t().unwrap()).unwrap()));
@@ -77,13 +100,13 @@ impl Calibrated {
             }
             match how {
                 How::Fixed => {}
-                How::Gate(take) | How::Within(take) | How::GoOn(take, _) => {
+                How::Gate(take) | How::Within(take) | How::GoOn(take, ..) => {
                     taken.retain(|at| score(*at) >= f64::from(take.least_score));
                     taken.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
                     taken.truncate(take.most);
                 }
             }
-            if let How::GoOn(_, least) = how {
+            if let How::GoOn(_, least, _) = how {
                 taken.retain(|at| size(*at, u[token * i + at]) >= f64::from(least));
             }
             taken.into_iter().for_each(|at| mask[token * i + at] = 1.0);
@@ -108,7 +131,12 @@ fn chosen<'a>(mixture: &'a Mixture, how: How, xs: &[Tensor]) -> Result<(Tensor, 
 
 /// y = W_d (h ⊙ c ⊙ m), the mask given.
 fn naive(mixture: &Mixture, mask_ti: &Tensor, xs: &[Tensor]) -> Result<Tensor> {
-    let g = xs[0].matmul(&xs[1].t()?)?;
+    naive_of(mixture, mask_ti, &xs[0], xs)
+}
+
+/// The same of what W_g reads of x.
+fn naive_of(mixture: &Mixture, mask_ti: &Tensor, read_td: &Tensor, xs: &[Tensor]) -> Result<Tensor> {
+    let g = read_td.matmul(&xs[1].t()?)?;
     let h = ((&g * candle_nn::ops::sigmoid(&g)?)? * xs[0].matmul(&xs[2].t()?)?)?;
     let c = mixture.gates(&xs[4])?.index_select(&mixture.neuron_expert(xs[0].device())?, 1)?;
     ((h * c)? * mask_ti.to_dtype(xs[0].dtype())?.to_device(xs[0].device())?)?.matmul(&xs[3])
@@ -154,19 +182,23 @@ proptest! {
     }
 }
 
-/// Of what is taken those go on that turn out to be large enough; the others count half.
+/// W_g reads the channels that are large enough, and of what is taken those go on that turn out to be; the others count half.
 #[rstest]
 #[case::one_token(1, Take { most: 18, least_score: 0.2 }, 0.4)]
 #[case::few(4, Take { most: 6, least_score: 0.0 }, 0.3)]
 #[case::many(23, Take { most: 18, least_score: 0.2 }, 0.4)]
 #[case::all_are_scored(9, Take { most: 18, least_score: 0.0 }, 0.5)]
-fn what_goes_on_is_the_masked_mlp(#[case] t: usize, #[case] take: Take, #[case] least: f32) {
+fn what_goes_on_is_the_masked_mlp(
+    #[case] t: usize,
+    #[case] take: Take,
+    #[case] least: f32,
+    #[values(0.0, 0.3)] input: f32,
+) {
     let mixture = Mixture::new(t, 12, &[5, 9, 4], |t, n| (t + n) % 4 < 3);
-    let (xs, calibrated) = (mixture.inputs(30), Calibrated::new(&mixture));
-    let [first_ti, mask_ti] = [How::Gate(take), How::GoOn(take, least)].map(|how| calibrated.mask(&mixture, how, &xs));
-    let how = How::GoOn(take, least);
+    let (xs, calibrated, how) = (mixture.inputs(30), Calibrated::new(&mixture), How::GoOn(take, least, input));
+    let [first_ti, mask_ti] = [How::GoOn(take, 0.0, input), how].map(|how| calibrated.mask(&mixture, how, &xs));
     assert_derivative(&|xs| chosen(&mixture, how, xs), &xs);
-    let reference = |xs: &[Tensor]| naive(&mixture, &mask_ti, xs);
+    let reference = |xs: &[Tensor]| naive_of(&mixture, &mask_ti, &calibrated.read(how, &xs[0])?, xs);
     for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, F32)] {
         assert_same(&|xs| chosen(&mixture, how, xs), &reference, &xs, dtype, tolerance);
     }
@@ -205,7 +237,7 @@ fn ties_and_numbers_that_are_none() {
     xs[1] = Tensor::new(&[[f32::NAN; 3], [0.1; 3], [0.2; 3], [0.3; 3]], &Device::Cpu).unwrap();
     let (y, ..) = computed(&mixture, gate(1, 0.0), &xs).unwrap();
     assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
-    let how = How::GoOn(Take { most: 4, least_score: 0.0 }, 1e9);
+    let how = How::GoOn(Take { most: 4, least_score: 0.0 }, 1e9, 0.0);
     let (y, ..) = computed(&mixture, how, &xs).unwrap();
     assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
 }

@@ -10,7 +10,9 @@ use tinyonn::decoder::{Arch, AttentionBias, Family, RopeScaling};
 use tinyonn::files::StagedFolder;
 use tinyonn::imaging::Partition;
 use tinyonn::model::ActiveMode::{self, All, Routed};
-use tinyonn::moe::{CHOICES_LEAST_SCORE, CHOICES_MOST, KEPT, LEAST_HIDDEN, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
+use tinyonn::moe::{
+    CHOICES_LEAST_SCORE, CHOICES_MOST, KEPT, LEAST_HIDDEN, LEAST_INPUT, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH,
+};
 use tinyonn::{Result, moe};
 
 use crate::gradients::inputs;
@@ -176,9 +178,10 @@ impl Case {
                 (WORTH, (worth.abs().unwrap() + 0.2).unwrap()),
                 (KEPT, kept),
                 (LEAST_HIDDEN, Tensor::new(&[0.03f64], &CPU).unwrap()),
+                (LEAST_INPUT, Tensor::new(&[0.2f64], &CPU).unwrap()),
             ]
             .into_iter()
-            .take(if self.variant == "Pruned" { 2 } else { 5 })
+            .take(if self.variant == "Pruned" { 2 } else { 6 })
             {
                 let name = format!("model.layers.{layer}.mlp.{name}");
                 store.insert(name, value.to_dtype(DType::F32).unwrap()).unwrap();

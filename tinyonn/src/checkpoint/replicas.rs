@@ -12,7 +12,8 @@ use crate::Result;
 use crate::decoder::Arch;
 use crate::moe::expert::{PROJECTIONS, delta_name};
 use crate::moe::{
-    CHOICES_LEAST_SCORE, CHOICES_MOST, ExpertsAre, KEPT, LEAST_HIDDEN, MoeSpec, Neurons, REPAIR, REPAIR_BIAS, WORTH,
+    CHOICES_LEAST_SCORE, CHOICES_MOST, ExpertsAre, KEPT, LEAST_HIDDEN, LEAST_INPUT, MoeSpec, Neurons, REPAIR,
+    REPAIR_BIAS, WORTH,
 };
 
 /// Whether a parameter belongs to a delta.
@@ -42,7 +43,8 @@ pub(super) fn optional_tensors(cfg: &Arch, spec: &MoeSpec) -> BTreeMap<String, V
             optional.extend(names.map(|name| (name, vec![cfg.intermediate_size])));
         }
         if spec.neurons == Neurons::Gate {
-            optional.insert(format!("{}.{LEAST_HIDDEN}", mixture_prefix(layer)), vec![1]);
+            let names = [LEAST_HIDDEN, LEAST_INPUT].map(|name| format!("{}.{name}", mixture_prefix(layer)));
+            optional.extend(names.map(|name| (name, vec![1])));
         }
     }
     optional

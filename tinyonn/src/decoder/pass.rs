@@ -200,6 +200,8 @@ pub struct Load {
     pub counts: Tensor,
     /// Of a layer that chooses neurons, how many each token took, `[B·T]` f32.
     pub neurons_t: Option<Tensor>,
+    /// Where W_g reads a part of x, how many channels of it for each token, `[B·T]` f32.
+    pub inputs_t: Option<Tensor>,
 }
 
 /// Who learns from a backward pass, and what imaging asks of it.
@@ -239,7 +241,7 @@ impl Load {
     /// What the device reports.
     pub fn none(experts: usize, device: &Device) -> Result<Self> {
         let zeros = |count: usize| Tensor::zeros(count, DType::F32, device);
-        Ok(Self { tokens_n: zeros(experts)?, counts: zeros(experts + 1)?, neurons_t: None })
+        Ok(Self { tokens_n: zeros(experts)?, counts: zeros(experts + 1)?, neurons_t: None, inputs_t: None })
     }
 }
 

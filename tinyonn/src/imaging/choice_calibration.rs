@@ -151,7 +151,7 @@ pub fn routed_cut(layer: &MoeLayer, x_nd: &Tensor, operations: f64, worth_i: Opt
     let mut best: Option<(f64, Cut)> = None;
     for at in 0..TRIED {
         let candidates = operations + (most - operations) * at as f64 / TRIED as f64;
-        let cut = Cut { candidates, neurons: (3.0 * operations - candidates) / 2.0 };
+        let cut = Cut::of(candidates, (3.0 * operations - candidates) / 2.0);
         let found = bounds(spec, &of_routers, candidates, Choose::Threshold)?;
         let rule = ChoiceRule::new(spec, &found.most, &found.least_score, x_nd.device())?;
         let taken = rule.within(&of_routers, &select(rule.spec(), &of_routers, Selection::default())?)?;
@@ -160,7 +160,7 @@ pub fn routed_cut(layer: &MoeLayer, x_nd: &Tensor, operations: f64, worth_i: Opt
             best = Some((left, cut));
         }
     }
-    let whole = Cut { candidates: operations, neurons: operations };
+    let whole = Cut::of(operations, operations);
     Ok(best.map_or(whole, |(_, cut)| cut))
 }
 

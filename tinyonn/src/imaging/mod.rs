@@ -37,7 +37,9 @@ pub use label_balance::{LabelBalance, Prices};
 pub use label_source::{How, LabelInputs, LabelSource};
 pub use label_statistics::{LabelStatistics, LayerStatistics};
 pub use labels::Labels;
-pub use neuron_calibration::{Choose, GateCalibration, calibrate_gate, calibrate_pruned, least_hidden, threshold};
+pub use neuron_calibration::{
+    Choose, GateCalibration, calibrate_gate, calibrate_pruned, least_hidden, least_input, threshold,
+};
 pub use neuron_damage::{Cut, DamageOptions, LayerDamage, cuts_by_layer, neuron_damage, sensitivity};
 pub use neuron_marks::{NeuronMarks, neuron_marks};
 pub use neuron_scan::{NeuronScan, Units};

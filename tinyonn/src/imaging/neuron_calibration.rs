@@ -12,7 +12,7 @@
 //! use tinyonn::checkpoint::{ParamStore, upcycle};
 //! use tinyonn::decoder::CausalLm;
 //! use tinyonn::gallery::{OwnGate, Pruned};
-//! use tinyonn::imaging::neuron_calibration::{Choose, GateCalibration, calibrate_gate, calibrate_pruned, gate_parameters, kept_parameters, least_hidden, threshold};
+//! use tinyonn::imaging::neuron_calibration::{Choose, GateCalibration, calibrate_gate, calibrate_pruned, gate_parameters, kept_parameters, least_hidden, least_input, threshold};
 //! use tinyonn::imaging::Cut;
 //! use tinyonn::moe::{MoeLayer, variant};
 //! use tinyonn::phases::RunConfig;
@@ -26,19 +26,19 @@
 //! let x_nd = Tensor::rand(-1f32, 1.0, (32, cfg.hidden_size), &Device::Cpu)?;
 //!
 //! // A quarter of the neurons, chosen among all of them by each token's own gate: half of the operations.
-//! let cut = Cut { candidates: 1.0, neurons: 0.25 };
+//! let cut = Cut::of(1.0, 0.25);
 //! let found: GateCalibration = calibrate_gate(&gated, &x_nd, cut, Choose::Threshold, None)?;
 //! assert_eq!((found.mean_up.len(), found.candidates.is_some()), (cfg.intermediate_size, false));
 //! assert!(gate_parameters(&found, &Device::Cpu)?.iter().any(|(name, _)| *name == tinyonn::moe::MEAN_UP));
 //! assert!(threshold(&gated, &x_nd, 0.25)? > 0.0);
-//! // Of these two thirds, by what they turn out to be.
-//! assert!(least_hidden(&gated, &x_nd, 0.25 * 2.0 / 3.0)? > 0.0);
+//! // Of these three quarters, by what they turn out to be; and two thirds of the channels of x.
+//! assert!(least_hidden(&gated, &x_nd, 0.25 * 0.75)? > 0.0 && least_input(&gated, &x_nd, 2.0 / 3.0)? > 0.0);
 //!
 //! // The same quarter for every token.
 //! let store = upcycle(dense, &cfg, variant("Pruned")?, &one_expert, 0)?;
 //! let vb = store.builder(DType::F32, |_| false).pp("model.layers.0.mlp");
 //! let fixed = MoeLayer::new(Pruned::SPEC, &[], &cfg, 0, &vb)?;
-//! let kept = calibrate_pruned(&fixed, &x_nd, Cut { candidates: 0.25, neurons: 0.25 }, None)?;
+//! let kept = calibrate_pruned(&fixed, &x_nd, Cut::of(0.25, 0.25), None)?;
 //! assert_eq!(kept.iter().filter(|kept| **kept).count(), cfg.intermediate_size / 4);
 //! assert!(!kept_parameters(&kept, &Device::Cpu)?.is_empty());
 //! # Ok::<(), tinyonn::Error>(())
@@ -172,7 +172,8 @@ pub(super) fn scores(
     worth_i: Option<&Tensor>,
 ) -> Result<Tensor> {
     let (worth_i, take) = (worth_or_norm(weights, worth_i)?, Take { most: usize::MAX, least_score: 0.0 });
-    let choice = NeuronChoice::Gate { mean_up_i, worth_i: &worth_i, candidates_i: None, take, least_hidden: 0.0 };
+    let choice =
+        NeuronChoice::Gate { mean_up_i, worth_i: &worth_i, candidates_i: None, take, least_hidden: 0.0, inputs: None };
     Ok(chosen_neurons::scores(&times(x_bd, weights.gate)?, weights, choice)?)
 }
 
@@ -227,13 +228,26 @@ fn blocks(x_nd: &Tensor) -> Result<Vec<Tensor>> {
 /// As of [`calibrate_gate`]; a layer that scores no neurons.
 pub fn threshold(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
     let width = layer.experts().weights().gate.dim(0)?;
-    check(layer.experts().weights(), x_nd, Cut { candidates: 1.0, neurons })?;
+    check(layer.experts().weights(), x_nd, Cut::of(1.0, neurons))?;
     let mut kept = Vec::with_capacity(x_nd.dim(0)? * width);
     for x_bd in blocks(x_nd)? {
         kept.extend(host::in_memory(&layer.scores(&x_bd)?)?.iter().copied());
     }
     let pairs = neurons * kept.len() as f64;
     Ok(least_of(kept, pairs))
+}
+
+/// The least |x_j| · n_j at which W_g reads the share `inputs` of x's channels on average for the rows x `[n, d]`, f32; n_j is the norm of its column j.
+///
+/// # Errors
+/// As of [`threshold`].
+pub fn least_input(layer: &MoeLayer, x_nd: &Tensor, inputs: f64) -> Result<f32> {
+    let weights = layer.experts().weights();
+    check(weights, x_nd, Cut::of(1.0, inputs))?;
+    let norm_d = weights.gate.detach().to_dtype(DType::F32)?.sqr()?.sum(0)?.sqrt()?;
+    let sizes = host::in_memory(&x_nd.to_dtype(DType::F32)?.abs()?.broadcast_mul(&norm_d)?)?;
+    let pairs = inputs * sizes.len() as f64;
+    Ok(least_of(sizes, pairs))
 }
 
 /// The least |h| · v at which rows of W_d of the share `neurons` of `layer`'s neurons are read on average for the rows x `[n, d]`, f32, among the neurons that its
@@ -243,7 +257,7 @@ pub fn threshold(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
 /// As of [`threshold`].
 pub fn least_hidden(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
     let width = layer.experts().weights().gate.dim(0)?;
-    check(layer.experts().weights(), x_nd, Cut { candidates: 1.0, neurons })?;
+    check(layer.experts().weights(), x_nd, Cut::of(1.0, neurons))?;
     let mut moved = Vec::with_capacity(x_nd.dim(0)? * width);
     for x_bd in blocks(x_nd)? {
         moved.extend(host::in_memory(&layer.moved(&x_bd)?)?.iter().copied());

@@ -30,7 +30,8 @@ pub(super) fn decode(layer: &MoeLayer, new: &mut NewTokens<'_>, pass: &Pass) -> 
     // The matrices of a routed pass do not change while a text is written.
     let used = rule.used(experts.matrices())?;
     let (weights, choice) = (used.weights(experts.weights()), rule.choice(&used));
-    if matches!(choice, NeuronChoice::Fixed(_)) || !new.takes(weights)? {
+    // No launch reads a part of x.
+    if matches!(choice, NeuronChoice::Fixed(_) | NeuronChoice::Gate { inputs: Some(_), .. }) || !new.takes(weights)? {
         return Ok(None);
     }
     let h_bi =

@@ -302,8 +302,9 @@ impl TinyOnnExpert {
         let Some(rule) = &self.neurons else { return Ok(None) };
         let used = rule.used(self.matrices())?;
         let (weights, choice) = (used.weights(self.weights()), rule.choice(&used));
-        let NeuronChoice::Gate { candidates_i, .. } = choice else { return Ok(None) };
-        let g_ni = x_nd.matmul(&weights.gate.t()?)?;
+        let NeuronChoice::Gate { candidates_i, inputs, .. } = choice else { return Ok(None) };
+        let read_nd = inputs.map(|inputs| inputs.of(x_nd)).transpose()?;
+        let g_ni = read_nd.as_ref().unwrap_or(x_nd).matmul(&weights.gate.t()?)?;
         let scores_ni = ops::chosen_neurons::scores(&g_ni, weights, choice)?;
         let Some(candidates_i) = candidates_i else { return Ok(Some(scores_ni)) };
         let open_ni = candidates_i.ne(0f64)?.unsqueeze(0)?.broadcast_as(scores_ni.shape())?.contiguous()?;

@@ -312,7 +312,9 @@ impl FeedForward for MoeLayer {
         let asked = pass.ask.gates && !all;
         let gates = asked.then(|| routing.gates(self.spec.experts(), x)).transpose()?;
         let load = match (load, &experts) {
-            (Some(load), expert::Saved::Chosen(_, taken_t)) => Some(Load { neurons_t: Some(taken_t.clone()), ..load }),
+            (Some(load), expert::Saved::Chosen(saved, taken_t)) => {
+                Some(Load { neurons_t: Some(taken_t.clone()), inputs_t: saved.inputs_t()?, ..load })
+            }
             (load, _) => load,
         };
         let trace = Trace { load, gates, auxiliary, ..Trace::default() };

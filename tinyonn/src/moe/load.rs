@@ -22,12 +22,12 @@ use crate::decoder::{Load, Trace};
 /// // Four tokens of one layer took one expert each: three the first, one the second.
 /// let tokens_n = Tensor::new(&[3f32, 1.0], &Device::Cpu)?;
 /// let counts = Tensor::new(&[0f32, 4.0, 0.0], &Device::Cpu)?;
-/// let traces = [Trace { load: Some(Load { tokens_n, counts, neurons_t: None }), ..Trace::default() }];
+/// let traces = [Trace { load: Some(Load { tokens_n, counts, neurons_t: None, inputs_t: None }), ..Trace::default() }];
 ///
 /// let mut meter = LoadMeter::new(1, 2);
 /// meter.add(&traces, &host::read(&LoadMeter::wanted(&traces))?);
 /// assert_eq!((meter.taken(), meter.load()), (vec![vec![3.0, 1.0]], vec![vec![0.75, 0.25]]));
-/// assert_eq!((meter.expert_share(), meter.neurons()), (0.5, vec![None]));
+/// assert_eq!((meter.expert_share(), meter.neurons(), meter.inputs()), (0.5, vec![None], vec![None]));
 /// // The first expert has two neurons, the second six: ¾ · 2 + ¼ · 6 of 8.
 /// assert_eq!(meter.active_share(&[vec![0, 0, 1, 1, 1, 1, 1, 1]]), 0.375);
 /// assert_eq!(meter.figures(&Two::SPEC).max_over_mean(), 1.5);
@@ -51,20 +51,24 @@ struct Seen {
     counts: BTreeMap<usize, u64>,
     /// Of tokens that are scored, how many there were and the neurons that they took, where neurons are chosen.
     neurons: Option<(u64, f64)>,
+    /// The same of channels that W_g read, where it reads a part.
+    inputs: Option<(u64, f64)>,
 }
 
 impl LoadMeter {
     /// For `layers` layers of `experts` experts.
     #[must_use]
     pub fn new(layers: usize, experts: usize) -> Self {
-        let nothing = Seen { tokens: 0, taken: vec![0.0; experts], counts: BTreeMap::new(), neurons: None };
+        let nothing =
+            Seen { tokens: 0, taken: vec![0.0; experts], counts: BTreeMap::new(), neurons: None, inputs: None };
         Self { layers: vec![nothing; layers] }
     }
 
     /// The tensors of a pass that [`add`](Self::add) wants read: of every layer, whatever it was asked.
     #[must_use]
     pub fn wanted<'a>(traces: &'a [Trace]) -> Vec<&'a Tensor> {
-        let of_layer = |load: &'a Load| [&load.tokens_n, &load.counts].into_iter().chain(&load.neurons_t);
+        let of_layer =
+            |load: &'a Load| [&load.tokens_n, &load.counts].into_iter().chain(&load.neurons_t).chain(&load.inputs_t);
         traces.iter().flat_map(|trace| trace.load.iter().flat_map(of_layer)).collect()
     }
 
@@ -85,10 +89,14 @@ impl LoadMeter {
                 seen.tokens += *tokens as u64;
                 *seen.counts.entry(count).or_default() += *tokens as u64;
             }
-            if load.neurons_t.is_some() {
-                let (count, sum) = seen.neurons.get_or_insert((0, 0.0));
-                let taken = values.next().into_iter().flatten().enumerate().filter(|(at, _)| scored(*at));
-                taken.for_each(|(_, neurons)| (*count, *sum) = (*count + 1, *sum + neurons));
+            for (is_there, sums) in
+                [(load.neurons_t.is_some(), &mut seen.neurons), (load.inputs_t.is_some(), &mut seen.inputs)]
+            {
+                if is_there {
+                    let (count, sum) = sums.get_or_insert((0, 0.0));
+                    let taken = values.next().into_iter().flatten().enumerate().filter(|(at, _)| scored(*at));
+                    taken.for_each(|(_, taken)| (*count, *sum) = (*count + 1, *sum + taken));
+                }
             }
         }
     }
@@ -118,6 +126,12 @@ impl LoadMeter {
     #[must_use]
     pub fn neurons(&self) -> Vec<Option<f64>> {
         self.layers.iter().map(|seen| seen.neurons.map(|(count, sum)| sum / (count as f64).max(1.0))).collect()
+    }
+
+    /// Channels of x that W_g read for a token, likewise; `None` where it reads all.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<Option<f64>> {
+        self.layers.iter().map(|seen| seen.inputs.map(|(count, sum)| sum / (count as f64).max(1.0))).collect()
     }
 
     /// The share of the experts that a token takes, mean over tokens and layers.

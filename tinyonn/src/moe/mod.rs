@@ -34,7 +34,7 @@ pub use linear::LinearRouter;
 pub use load::LoadMeter;
 pub use load_figures::{LayerLoad, LoadFigures, Taken};
 pub use neuron_rule::{
-    KEPT, LEAST_HIDDEN, LEAST_SCORE, MEAN_UP, MOST, NEURON_RULE, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH,
+    KEPT, LEAST_HIDDEN, LEAST_INPUT, LEAST_SCORE, MEAN_UP, MOST, NEURON_RULE, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH,
 };
 pub use random_router::RandomRouter;
 pub use registry::{Variant, variant, variants};

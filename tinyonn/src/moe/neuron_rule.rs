@@ -5,9 +5,9 @@
 //! (DESIGN §4). A routed pass then computes W + ΔW in place of W and adds b; all active, neither has any part.
 //!
 //! ```
-//! use tinyonn::moe::{KEPT, LEAST_HIDDEN, LEAST_SCORE, MEAN_UP, MOST, NEURON_RULE, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
+//! use tinyonn::moe::{KEPT, LEAST_HIDDEN, LEAST_INPUT, LEAST_SCORE, MEAN_UP, MOST, NEURON_RULE, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
 //!
-//! let parts = [MEAN_UP, MOST, LEAST_SCORE, LEAST_HIDDEN, WORTH, KEPT, REPAIR[0], REPAIR[1], REPAIR_DOWN, REPAIR_BIAS];
+//! let parts = [MEAN_UP, MOST, LEAST_SCORE, LEAST_HIDDEN, LEAST_INPUT, WORTH, KEPT, REPAIR[0], REPAIR[1], REPAIR_DOWN, REPAIR_BIAS];
 //! assert!(parts.iter().all(|name| name.starts_with(NEURON_RULE)));
 //! ```
 
@@ -15,7 +15,7 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{MoeSpec, Neurons};
-use crate::ops::{MlpWeights, NeuronChoice, Take, host};
+use crate::ops::{MlpWeights, NeuronChoice, ReadInputs, Take, host};
 use crate::{Error, Result};
 
 /// Where the parts of a rule lie under its layer's `mlp`.
@@ -28,6 +28,8 @@ pub const MOST: &str = "neurons.most";
 pub const LEAST_SCORE: &str = "neurons.least_score";
 /// The least |h| · v of a neuron whose row of W_d is read, `[1]` f32; 0, which asks nothing, where there is none.
 pub const LEAST_HIDDEN: &str = "neurons.least_hidden";
+/// The least |x_j| · n_j of a channel of x that W_g reads, n_j the norm of its column, `[1]` f32; 0, which asks nothing, where there is none.
+pub const LEAST_INPUT: &str = "neurons.least_input";
 /// v `[I]`, f32: what a unit of a neuron's h is worth; ‖w_i‖, the norm of its row of W_d, where there is none.
 pub const WORTH: &str = "neurons.worth";
 /// The neurons that are kept (a fixed set) or that a gate may choose (its candidates; all, where there is none): 1, and 0 for others, `[I]` f32.
@@ -51,7 +53,14 @@ pub(super) struct NeuronRule {
 
 #[derive(Clone, Debug)]
 enum By {
-    Gate { mean_up_i: Tensor, worth_i: Option<Tensor>, candidates_i: Option<Tensor>, take: Take, least_hidden: f32 },
+    Gate {
+        mean_up_i: Tensor,
+        worth_i: Option<Tensor>,
+        candidates_i: Option<Tensor>,
+        take: Take,
+        least_hidden: f32,
+        least_input: f32,
+    },
     Fixed(Tensor),
 }
 
@@ -69,6 +78,8 @@ pub(super) struct Used {
     matrices: [Tensor; 3],
     /// ‖w_i‖ `[I]`, f32, of W_d itself.
     down_norm_i: Tensor,
+    /// ‖column j of W_g‖ `[d]`, f32, of W_g itself.
+    column_norm_d: Tensor,
     /// b, in the type of W.
     bias_d: Option<Tensor>,
 }
@@ -102,10 +113,13 @@ impl NeuronRule {
                 if !(least_score >= 0.0 && least_score.is_finite()) {
                     return Err(bad(LEAST_SCORE, format!("is {least_score}, no least score of a neuron")));
                 }
-                let least_hidden = if vb.contains_tensor(LEAST_HIDDEN) { one(LEAST_HIDDEN, 0.0)? } else { 0.0 };
-                if !(least_hidden >= 0.0 && least_hidden.is_finite()) {
-                    return Err(bad(LEAST_HIDDEN, format!("is {least_hidden}, no least size of a hidden value")));
-                }
+                let least = |name, of: &str| {
+                    let least = if vb.contains_tensor(name) { one(name, 0.0)? } else { 0.0 };
+                    let is_one = least >= 0.0 && least.is_finite();
+                    if is_one { Ok(least) } else { Err(bad(name, format!("is {least}, no least size of {of}"))) }
+                };
+                let (least_hidden, least_input) =
+                    (least(LEAST_HIDDEN, "a hidden value")?, least(LEAST_INPUT, "an input")?);
                 if !(most >= 1.0 && most.fract() == 0.0 && most.is_finite()) {
                     return Err(bad(MOST, format!("is {most}, no number of neurons")));
                 }
@@ -113,7 +127,7 @@ impl NeuronRule {
                 let candidates_i = vb.contains_tensor(KEPT).then(|| marks(vb, width)).transpose()?;
                 let worth_i = if_there(WORTH)?;
                 let take = Take { most: most as usize, least_score };
-                By::Gate { mean_up_i: ones(MEAN_UP)?, worth_i, candidates_i, take, least_hidden }
+                By::Gate { mean_up_i: ones(MEAN_UP)?, worth_i, candidates_i, take, least_hidden, least_input }
             }
         };
         let repair = Repair::read(matrices[0].dims2()?, vb)?;
@@ -141,12 +155,13 @@ impl NeuronRule {
     /// What it takes.
     pub(super) fn choice<'a>(&'a self, used: &'a Used) -> NeuronChoice<'a> {
         match &self.by {
-            By::Gate { mean_up_i, worth_i, candidates_i, take, least_hidden } => NeuronChoice::Gate {
+            By::Gate { mean_up_i, worth_i, candidates_i, take, least_hidden, least_input } => NeuronChoice::Gate {
                 mean_up_i,
                 worth_i: worth_i.as_ref().unwrap_or(&used.down_norm_i),
                 candidates_i: candidates_i.as_ref(),
                 take: *take,
                 least_hidden: *least_hidden,
+                inputs: (*least_input > 0.0).then_some(ReadInputs { size_d: &used.column_norm_d, least: *least_input }),
             },
             By::Fixed(kept_i) => NeuronChoice::Fixed(kept_i),
         }
@@ -207,9 +222,10 @@ impl Repair {
 impl Used {
     fn new(matrices: [&Tensor; 3], repair: Option<&Repair>) -> Result<Self> {
         let down_norm_i = matrices[2].detach().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
+        let column_norm_d = matrices[0].detach().to_dtype(DType::F32)?.sqr()?.sum(0)?.sqrt()?;
         let [gate, up, down] = matrices.map(Tensor::detach);
         let Some(repair) = repair else {
-            return Ok(Self { matrices: [gate, up, down], down_norm_i, bias_d: None });
+            return Ok(Self { matrices: [gate, up, down], down_norm_i, column_norm_d, bias_d: None });
         };
         let sum = |w_id: Tensor, delta_id: &Option<Tensor>| match delta_id {
             Some(delta_id) => Ok((w_id.to_dtype(DType::F32)? + delta_id.detach())?.to_dtype(w_id.dtype())?),
@@ -217,7 +233,12 @@ impl Used {
         };
         let bias_d = Some(repair.bias_d.detach().to_dtype(gate.dtype())?);
         let [of_gate, of_up, of_down] = &repair.deltas;
-        Ok(Self { matrices: [sum(gate, of_gate)?, sum(up, of_up)?, sum(down, of_down)?], down_norm_i, bias_d })
+        Ok(Self {
+            matrices: [sum(gate, of_gate)?, sum(up, of_up)?, sum(down, of_down)?],
+            down_norm_i,
+            column_norm_d,
+            bias_d,
+        })
     }
 
     /// The matrices, and what stands between them in `weights`.

@@ -87,7 +87,7 @@ impl Routing {
             }
         };
         let [tokens_n, counts] = open_gates(&gate_dn, rows)?;
-        Ok(Load { tokens_n, counts, neurons_t: None })
+        Ok(Load { tokens_n, counts, neurons_t: None, inputs_t: None })
     }
 
     /// Sums over the tokens of each decision of values `[B·T, N]`: `[D, N]`.

@@ -1,9 +1,11 @@
 //! The gated MLP of [`glu_mlp`](super::glu_mlp) of which each token takes single neurons: y = W_d (h ⊙ c ⊙ m), m[t, i] ∈ {0, 1} (DESIGN §1).
 //!
 //! By gate, the score of neuron i for token t is what it is expected to add to the output, known before W_u x is:
-//! s[t, i] = |h(g[t, i], ū_i)| · v_i, g = W_g x, ū_i = E|u_i| over calibration text, v_i what a unit of h_i is worth, such as the norm of row i of W_d. Of the neurons whose gate c is not zero those are
+//! s[t, i] = |h(g[t, i], ū_i)| · v_i, g = W_g (x ⊙ r), ū_i = E|u_i| over calibration text, v_i what a unit of h_i is worth, such as the norm of row i of W_d. Of the neurons whose gate c is not zero those are
 //! taken whose score is at least τ, the `most` best of them; ties go to the lower index; where there are candidates, none but these. Of these, once W_u x of them is
 //! known, those go on to W_d whose |h_i| · v_i is at least τ_h: m. Fixed, the same neurons are taken whatever the token.
+//!
+//! r[t, j] ∈ {0, 1} are the channels of x that W_g reads: all, or those whose |x_j| · n_j is at least τ_x, n_j the norm of column j of W_g.
 //!
 //! Legend: t tokens, d hidden, i neurons, n experts. The choice has no derivative; values that were not computed are zeros, for imaging too.
 //! A few tokens in main memory (decoding) compute W_u and W_d of their own neurons alone: a neuron is a row of both. More are computed by whole
@@ -35,6 +37,37 @@ pub struct Take {
     pub least_score: f32,
 }
 
+/// Which channels of x W_g reads.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::ReadInputs;
+///
+/// let size_d = Tensor::new(&[1f32, 10.0, 1.0], &Device::Cpu)?;
+/// let read = ReadInputs { size_d: &size_d, least: 2.0 };
+/// let x_td = Tensor::new(&[[1f32, -1.0, 3.0]], &Device::Cpu)?;
+/// assert_eq!(read.of(&x_td)?.to_vec2::<f32>()?, [[0.0, -1.0, 3.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct ReadInputs<'a> {
+    /// n `[d]`, f32: the norms of W_g's columns.
+    pub size_d: &'a Tensor,
+    /// τ_x, the least |x_j| · n_j of a channel that is read.
+    pub least: f32,
+}
+
+impl ReadInputs<'_> {
+    /// x `[t, d]` with zeros for channels that are not read; what is no number is, so that it shows.
+    ///
+    /// # Errors
+    /// Shapes that do not go together.
+    pub fn of(&self, x_td: &Tensor) -> Result<Tensor> {
+        let size_td = x_td.to_dtype(DType::F32)?.abs()?.broadcast_mul(&self.size_d.unsqueeze(0)?)?;
+        size_td.lt(f64::from(self.least))?.where_cond(&x_td.zeros_like()?, x_td)
+    }
+}
+
 /// What chooses a layer's neurons.
 #[derive(Clone, Copy, Debug)]
 pub enum NeuronChoice<'a> {
@@ -50,6 +83,8 @@ pub enum NeuronChoice<'a> {
         take: Take,
         /// τ_h, the least |h| · v of a neuron whose row of W_d is read; 0 asks nothing.
         least_hidden: f32,
+        /// Which channels of x W_g reads; `None` is all.
+        inputs: Option<ReadInputs<'a>>,
     },
     /// Nobody: these, ones and zeros `[i]` f32.
     Fixed(&'a Tensor),
@@ -70,7 +105,7 @@ pub enum NeuronChoice<'a> {
 /// let weights = MlpWeights { gate: &gate, up: &up, down: &down, activation: &Silu };
 /// let ones = Tensor::ones(6, candle_core::DType::F32, &Device::Cpu)?;
 /// let choice = |most| NeuronChoice::Gate { mean_up_i: &ones, worth_i: &ones, candidates_i: None,
-///     take: Take { most, least_score: 0.0 }, least_hidden: 0.0 };
+///     take: Take { most, least_score: 0.0 }, least_hidden: 0.0, inputs: None };
 ///
 /// let (few, _, taken_t) = chosen_neurons::forward(&x, weights, None, choice(2))?;
 /// assert_eq!(few.dims(), [3, 4]);
@@ -94,17 +129,28 @@ pub fn forward(
     let gate_ti = gate.as_ref().map(spread).transpose()?;
     // Who takes all computes what the dense MLP computes, bit for bit.
     let all = match choice {
-        NeuronChoice::Gate { take, candidates_i: None, least_hidden, .. } => {
+        NeuronChoice::Gate { take, candidates_i: None, least_hidden, inputs: None, .. } => {
             take.most >= matrices[0].dim(0)? && take.least_score <= 0.0 && least_hidden <= 0.0
         }
         _ => false,
     };
+    let gate_x_td = match choice {
+        NeuronChoice::Gate { inputs: Some(inputs), .. } => Some(inputs.of(&x_td)?),
+        _ => None,
+    };
     let few = !all && x_td.dim(0)? <= FEW && lanes::fused(&[&x_td, &matrices[0], &matrices[1], &matrices[2]]);
     if few && matrices.iter().all(Tensor::is_contiguous) {
-        let (values, y_td, taken_t) = chosen_rows::forward(&x_td, &matrices, weights, gate_ti.as_ref(), choice)?;
+        let (values, y_td, taken_t) = chosen_rows::forward(
+            [&x_td, gate_x_td.as_ref().unwrap_or(&x_td)],
+            &matrices,
+            weights,
+            gate_ti.as_ref(),
+            choice,
+        )?;
+        let values = values.reading(gate_x_td);
         return Ok((y_td.reshape(x.shape())?, Saved::of(matrices, values, gate), taken_t));
     }
-    let g_ti = x_td.matmul(&matrices[0].t()?)?;
+    let g_ti = gate_x_td.as_ref().unwrap_or(&x_td).matmul(&matrices[0].t()?)?;
     let mask_ti = match choice {
         NeuronChoice::Gate { take, candidates_i, .. } => {
             let scores_ti = scores(&g_ti, weights, choice)?;
@@ -145,7 +191,7 @@ pub fn forward(
         Some(gate_ti) => elementwise::multiply(&gate_ti, &mask_ti)?,
         None => mask_ti,
     };
-    let values = MlpValues::of(weights.activation, x_td, [g_ti, u_ti, h_ti], gate_ti)?;
+    let values = MlpValues::of(weights.activation, x_td, [g_ti, u_ti, h_ti], gate_ti)?.reading(gate_x_td);
     let y = values.output(&matrices)?.reshape(x.shape())?;
     Ok((y, Saved::of(matrices, values, gate), taken_t))
 }
@@ -161,7 +207,7 @@ pub fn forward(
 /// let weights = MlpWeights { gate: &matrix, up: &matrix, down: &matrix, activation: &Silu };
 /// let (mean_up_i, worth_i) = (Tensor::new(&[1f32, 1.0], &Device::Cpu)?, Tensor::new(&[1f32, 4.0], &Device::Cpu)?);
 /// let choice = NeuronChoice::Gate { mean_up_i: &mean_up_i, worth_i: &worth_i, candidates_i: None,
-///     take: Take { most: 1, least_score: 0.0 }, least_hidden: 0.0 };
+///     take: Take { most: 1, least_score: 0.0 }, least_hidden: 0.0, inputs: None };
 /// // Equal gate values: the neuron that is worth four times as much scores four times as much.
 /// let s = scores(&Tensor::new(&[[2f32, 2.0]], &Device::Cpu)?, weights, choice)?.to_vec2::<f32>()?;
 /// assert!((s[0][1] / s[0][0] - 4.0).abs() < 1e-5);

@@ -17,12 +17,12 @@ use super::rows_apart::Rows;
 /// Rows that a thread computes at a time; parts of y are added in their order: a constant, so that sums do not depend on the number of threads.
 const ROWS: usize = 32;
 
-/// Values (zeros where nothing was computed), y and how many neurons each token took, of x `[t, d]` and gates `[t, i]`.
+/// Values (zeros where nothing was computed), y and how many neurons each token took, of x `[t, d]`, what W_g reads of it, and gates `[t, i]`.
 ///
 /// # Errors
 /// Shapes that do not go together; what the activation reports.
 pub(super) fn forward(
-    x_td: &Tensor,
+    [x_td, gate_x_td]: [&Tensor; 2],
     matrices: &[Tensor; 3],
     weights: MlpWeights<'_>,
     gate_ti: Option<&Tensor>,
@@ -44,11 +44,12 @@ pub(super) fn forward(
         };
         let [gate, up, down] = matrices;
         let mut made = Made::new(t, d, i);
-        lanes::with_slices([x_td, gate, up, down], |[x_td, gate, up, down]| {
+        lanes::with_slices([x_td, gate_x_td, gate, up, down], |[x_td, gate_x_td, gate, up, down]| {
             let slices = Slices { gate, up, down };
             for token in 0..t {
                 let own = Token {
                     x: &x_td[token * d..][..d],
+                    gate_x: &gate_x_td[token * d..][..d],
                     gates: gates.as_ref().map(|gates| &gates[token * i..][..i]),
                     fixed: fixed.as_deref(),
                 };
@@ -106,9 +107,10 @@ impl Made {
     }
 }
 
-/// One token: x `[d]`, the gates of its neurons `[i]`, and the marks of those that may be taken `[i]`.
+/// One token: x `[d]`, what W_g reads of it, the gates of its neurons `[i]`, and the marks of those that may be taken `[i]`.
 struct Token<'a> {
     x: &'a [f32],
+    gate_x: &'a [f32],
     gates: Option<&'a [f32]>,
     fixed: Option<&'a [f32]>,
 }
@@ -136,7 +138,7 @@ impl Token<'_> {
         let candidates: Vec<u32> = (0..i as u32).filter(|at| self.stands_for_choice(*at as usize)).collect();
         let mut gate_values = vec![0f32; candidates.len()];
         gate_values.par_chunks_mut(ROWS).zip(candidates.par_chunks(ROWS)).for_each(|(out, at)| {
-            Rows { matrix: matrices.gate, width, at }.dots(self.x, out);
+            Rows { matrix: matrices.gate, width, at }.dots(self.gate_x, out);
         });
         candidates.iter().zip(&gate_values).for_each(|(at, value)| made.g[*at as usize] = *value);
         let chosen = match choice {

@@ -187,8 +187,8 @@ pub(crate) fn chosen(
     choice: NeuronChoice<'_>,
     workspace: &mut Workspace,
 ) -> Result<Tensor> {
-    let NeuronChoice::Gate { mean_up_i, worth_i, candidates_i, take, least_hidden } = choice else {
-        candle_core::bail!("gemv: neurons that are fixed do not choose themselves")
+    let NeuronChoice::Gate { mean_up_i, worth_i, candidates_i, take, least_hidden, inputs: None } = choice else {
+        candle_core::bail!("gemv: neurons that are fixed do not choose themselves, and W_g reads all of x here")
     };
     let neurons = of.neurons(&[weights.gate, weights.up], weights.activation)?;
     let (b, device) = (of.x_bd.dim(0)?, of.x_bd.device());

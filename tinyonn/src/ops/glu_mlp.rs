@@ -157,6 +157,12 @@ impl Saved {
         self.values.hidden_ti()
     }
 
+    /// How many channels of x W_g read, `[t]` f32, where that is not all of them.
+    pub(crate) fn inputs_t(&self) -> Result<Option<Tensor>> {
+        let count = |x_td: &Tensor| x_td.ne(0f64)?.to_dtype(DType::F32)?.sum(1);
+        self.values.gate_x_td().map(count).transpose()
+    }
+
     /// The pass as imaging sees it.
     #[must_use]
     pub fn image<'a>(&'a self, deltas: &'a Deltas) -> MlpBackward<'a> {
@@ -176,7 +182,7 @@ impl SlicedMlp for Saved {
     }
 
     fn input_gradient(&self, deltas: &Deltas) -> Result<Tensor> {
-        MlpValues::input_gradient(&self.matrices, deltas)
+        self.values.own_input_gradient(&self.matrices, deltas)
     }
 
     fn gate_gradient(&self, deltas: &Deltas) -> Result<Option<Tensor>> {

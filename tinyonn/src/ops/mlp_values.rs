@@ -13,6 +13,8 @@ use super::linear::sum_of_products;
 pub(super) struct MlpValues {
     activation: &'static dyn Activation,
     pub(super) x_td: Tensor,
+    /// What W_g reads of x, where that is not all: zeros for the rest.
+    gate_x_td: Option<Tensor>,
     g_ti: Tensor,
     u_ti: Tensor,
     /// h; none where the backward makes it again.
@@ -116,7 +118,7 @@ impl MlpValues {
         let u_ti = x_td.matmul(&matrices[1].t()?)?;
         let h_ti = activation.forward(&g_ti, &u_ti)?;
         let gated_ti = gate_ti.as_ref().map(|gate_ti| gated(&h_ti, gate_ti)).transpose()?;
-        Ok(Self { activation, x_td, g_ti, u_ti, h_ti: Some(h_ti), gate_ti, gated_ti })
+        Ok(Self { activation, x_td, gate_x_td: None, g_ti, u_ti, h_ti: Some(h_ti), gate_ti, gated_ti })
     }
 
     /// Of g, u and h that are known, h zero where c is.
@@ -127,7 +129,17 @@ impl MlpValues {
         gate_ti: Tensor,
     ) -> Result<Self> {
         let gated_ti = Some(gated(&h_ti, &gate_ti)?);
-        Ok(Self { activation, x_td, g_ti, u_ti, h_ti: Some(h_ti), gate_ti: Some(gate_ti), gated_ti })
+        Ok(Self { activation, x_td, gate_x_td: None, g_ti, u_ti, h_ti: Some(h_ti), gate_ti: Some(gate_ti), gated_ti })
+    }
+
+    /// With g = W_g of less than x.
+    pub(super) fn reading(self, gate_x_td: Option<Tensor>) -> Self {
+        Self { gate_x_td, ..self }
+    }
+
+    /// What W_g reads of x, where that is not all.
+    pub(super) fn gate_x_td(&self) -> Option<&Tensor> {
+        self.gate_x_td.as_ref()
     }
 
     /// h ⊙ c, unless it was let go.
@@ -186,6 +198,14 @@ impl MlpValues {
         sum_of_products([(&deltas.g_ti, &matrices[0]), (&deltas.u_ti, &matrices[1])])
     }
 
+    /// The same, where W_g may have read less than x: what it did not read has no part in it.
+    pub(super) fn own_input_gradient(&self, matrices: &[Tensor; 3], deltas: &Deltas) -> Result<Tensor> {
+        let Some(gate_x_td) = &self.gate_x_td else { return Self::input_gradient(matrices, deltas) };
+        let through_gate = deltas.g_ti.matmul(&matrices[0])?;
+        let read = gate_x_td.ne(0f64)?.to_dtype(through_gate.dtype())?;
+        (through_gate * read)? + deltas.u_ti.matmul(&matrices[1])?
+    }
+
     /// δ_h ⊙ h, whose sums over an expert's neurons are the gates' gradients, `[t, i]`.
     pub(super) fn gate_products(deltas: &Deltas) -> Result<Tensor> {
         elementwise::multiply(&deltas.h_ti, &deltas.hidden_ti)
@@ -195,7 +215,7 @@ impl MlpValues {
     /// neuron.
     pub(super) fn factors<'a>(&'a self, which: usize, deltas: &'a Deltas) -> (&'a Tensor, &'a Tensor) {
         match which {
-            0 => (&deltas.g_ti, &self.x_td),
+            0 => (&deltas.g_ti, self.gate_x_td.as_ref().unwrap_or(&self.x_td)),
             1 => (&deltas.u_ti, &self.x_td),
             _ => (self.gated_ti.as_ref().unwrap_or(&deltas.hidden_ti), &deltas.y_td),
         }

@@ -86,6 +86,7 @@ pub fn squared_removal(pass: &MlpBackward<'_>, counted_t: &Tensor, asked: &Remov
         candidates_i: None,
         take,
         least_hidden: 0.0,
+        inputs: None,
     };
     let scores_ti = scores(&g_ti, weights, choice)?;
     let product_ti = (pass.h_ti * pass.delta_h_ti)?;

@@ -15,9 +15,9 @@ use crate::data::TokenSet;
 use crate::decoder::{Decoder, Mlp};
 use crate::imaging::inputs::spread;
 use crate::imaging::neuron_calibration::{gate_parameters, kept_parameters};
-use crate::imaging::{Choose, Cut, calibrate_gate, calibrate_pruned, least_hidden, threshold};
+use crate::imaging::{Choose, Cut, calibrate_gate, calibrate_pruned, least_hidden, least_input, threshold};
 use crate::metrics::Progress;
-use crate::moe::{LEAST_HIDDEN, LEAST_SCORE, MoeLayer, Neurons, REPAIR_BIAS, REPAIR_DOWN};
+use crate::moe::{LEAST_HIDDEN, LEAST_INPUT, LEAST_SCORE, MoeLayer, Neurons, REPAIR_BIAS, REPAIR_DOWN};
 use crate::train::{RepairSums, RouterTarget};
 
 /// Tokens of each layer that a choice is calibrated by, at most: every one of them has a score of every neuron.
@@ -117,8 +117,7 @@ impl Run<'_> {
                 put(&mut store, &format!("{prefix}.{name}"), value)?;
             }
             if spec.neurons == Neurons::Gate && making.choose == Choose::Threshold {
-                let taking = moe(&store)?;
-                self.set_least_hidden(&mut store, (layer, taking), &seen_nd, asked[layer])?;
+                self.set_least(&mut store, (layer, &moe), &seen_nd, asked[layer])?;
             }
             let chooses = moe(&store)?;
             let mut sums = RepairSums::new(cfg.intermediate_size);
@@ -165,7 +164,7 @@ impl Run<'_> {
         let neurons = if making.choose == Choose::Threshold { cut.read()[0] } else { cut.neurons };
         // Where there are routers, they have chosen the candidates.
         let candidates = if self.variant.spec.levels.is_empty() { cut.candidates } else { 1.0 };
-        let cut = if self.variant.spec.neurons == Neurons::Gate { Cut { candidates, neurons } } else { cut };
+        let cut = if self.variant.spec.neurons == Neurons::Gate { Cut::of(candidates, neurons) } else { cut };
         match self.variant.spec.neurons {
             Neurons::All => Ok(Vec::new()),
             Neurons::Pruned => kept_parameters(&calibrate_pruned(layer, x_nd, cut, worth_i)?, &self.device),
@@ -173,18 +172,29 @@ impl Run<'_> {
         }
     }
 
-    /// Sets the least |h| · v of `layer`, whose rule takes by threshold what `cut` says.
-    fn set_least_hidden(
+    /// Sets the three thresholds of a layer to what `cut` says, in the order in which a token meets them: each by what those before it leave.
+    fn set_least(
         &self,
         store: &mut ParamStore,
-        (at, layer): (usize, MoeLayer),
+        (at, moe): (usize, &dyn Fn(&ParamStore) -> Result<MoeLayer>),
         x_nd: &Tensor,
         cut: Cut,
     ) -> Result<()> {
+        let prefix = mixture_prefix(at);
+        let set = |store: &mut ParamStore, name: &str, least: f32| {
+            put(store, &format!("{prefix}.{name}"), Tensor::new(&[least], &self.device)?)
+        };
         let [up, down] = cut.read();
+        set(store, LEAST_HIDDEN, 0.0)?;
+        if cut.inputs < 1.0 {
+            let least = least_input(&moe(store)?, x_nd, cut.inputs)?;
+            set(store, LEAST_INPUT, least)?;
+        }
+        let least = if up < cut.candidates { threshold(&moe(store)?, x_nd, up)? } else { 0.0 };
+        set(store, LEAST_SCORE, least)?;
         if down < up {
-            let least = least_hidden(&layer, x_nd, down)?;
-            put(store, &format!("{}.{LEAST_HIDDEN}", mixture_prefix(at)), Tensor::new(&[least], &self.device)?)?;
+            let least = least_hidden(&moe(store)?, x_nd, down)?;
+            set(store, LEAST_HIDDEN, least)?;
         }
         Ok(())
     }
@@ -206,13 +216,7 @@ impl Run<'_> {
                 self.set_choices(store, &learnt, &seen_nd, cut.candidates, Choose::Threshold)?;
             }
             if spec.neurons == Neurons::Gate && cut.neurons < cut.candidates {
-                let [up, _] = cut.read();
-                let of = |value: f32| Tensor::new(&[value], &self.device);
-                let least = if up < cut.candidates { threshold(&moe(store)?, &seen_nd, up)? } else { 0.0 };
-                store.set(&format!("{prefix}.{LEAST_SCORE}"), &of(least)?)?;
-                put(store, &format!("{prefix}.{LEAST_HIDDEN}"), of(0.0)?)?;
-                let taking = moe(store)?;
-                self.set_least_hidden(store, (layer, taking), &seen_nd, *cut)?;
+                self.set_least(store, (layer, &moe), &seen_nd, *cut)?;
             }
             let chooses = moe(store)?;
             sparse = behind

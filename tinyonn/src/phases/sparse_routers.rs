@@ -84,11 +84,11 @@ impl Run<'_> {
         let (asked, worth_i) = (making.cuts[at], making.worth.and_then(|worth| worth.get(at)));
         let operations = asked.operations();
         let cut = match (spec.neurons, making.candidates) {
-            (Neurons::All, _) => Cut { candidates: operations, neurons: operations },
+            (Neurons::All, _) => Cut::of(operations, operations),
             // As near as the layer's operations allow: no more neurons than candidates, and some.
             (_, Some(share)) => {
                 let candidates = share.clamp(operations.min(1.0), (2.9 * operations).min(1.0));
-                Cut { candidates, neurons: (3.0 * operations - candidates) / 2.0 }
+                Cut::of(candidates, (3.0 * operations - candidates) / 2.0)
             }
             _ => routed_cut(layer, x_nd, operations, worth_i)?,
         };

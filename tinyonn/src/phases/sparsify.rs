@@ -70,7 +70,7 @@ use crate::checkpoint::{KeyDirections, ModelFolder, ParamStore, mixture_prefix};
 use crate::data::Sampler;
 use crate::decoder::Pass;
 use crate::decoder::attention::check_attention;
-use crate::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
+use crate::imaging::neuron_damage::{cuts_by_thresholds, cuts_of_a_fixed_set, cuts_of_a_gate};
 use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuron_damage, partition, sensitivity};
 use crate::metrics::{Interval, MetricsLog, Progress, Stopwatch, interval};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
@@ -318,7 +318,7 @@ impl Run<'_> {
     pub fn taken(&self, made: &SparseModel, load: &LoadMeter) -> Result<Vec<Cut>> {
         let (spec, width) = (&self.variant.spec, self.dense.cfg.intermediate_size as f64);
         let rounded = |share: f64| (share * width).round().clamp(1.0, width) / width;
-        let (experts, by_neuron) = (load.load(), load.neurons());
+        let (experts, by_neuron, by_input) = (load.load(), load.neurons(), load.inputs());
         let of_layer = |(layer, cut): (usize, &Cut)| {
             let routed = if spec.levels.is_empty() {
                 None
@@ -335,7 +335,8 @@ impl Run<'_> {
                 (Neurons::Gate, None) => rounded(cut.candidates),
                 _ => neurons,
             };
-            Ok(Cut { candidates, neurons })
+            let inputs = by_input[layer].map_or(1.0, |read| read / self.dense.cfg.hidden_size as f64);
+            Ok(Cut { inputs, ..Cut::of(candidates, neurons) })
         };
         made.asked.iter().enumerate().map(of_layer).collect()
     }
@@ -370,6 +371,7 @@ impl Run<'_> {
             Neurons::Pruned => cuts_of_a_fixed_set(),
             // What routers choose is not known yet: a layer's share is that of a gate's own candidates.
             _ if !spec.levels.is_empty() => cuts_of_a_gate(None),
+            _ if config.by_thresholds() => cuts_by_thresholds(),
             _ => cuts_of_a_gate(config.candidates),
         };
         let options = damage_options(config);

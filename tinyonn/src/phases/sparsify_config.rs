@@ -177,16 +177,26 @@ impl SparsifyConfig {
         Ok(())
     }
 
+    /// Whether three thresholds choose a layer's neurons, among all of them.
+    pub(super) fn by_thresholds(&self) -> bool {
+        self.choose.unwrap_or_default() == Choose::Threshold && self.candidates.is_none()
+    }
+
     /// The same for each layer, of so many operations beside those of routers.
     pub(super) fn uniform(&self, spec: &MoeSpec, operations: f64) -> Result<Cut> {
         // Where routers choose, candidates and neurons are found layer by layer.
         if spec.neurons == Neurons::Pruned || !spec.levels.is_empty() {
-            return Ok(Cut { candidates: operations, neurons: operations });
+            return Ok(Cut::of(operations, operations));
+        }
+        if self.by_thresholds()
+            && let Some(cut) = Cut::by_thresholds(operations)
+        {
+            return Ok(cut);
         }
         let candidates = self.candidates.unwrap_or(1.0);
         let neurons = (3.0 * operations - candidates) / 2.0;
         if neurons > 0.0 {
-            return Ok(Cut { candidates, neurons });
+            return Ok(Cut::of(candidates, neurons));
         }
         let problem = format!("is {operations}, which the gate rows of {candidates} of the neurons take up");
         Err(Error::setting(

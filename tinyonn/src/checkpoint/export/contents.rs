@@ -7,7 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use crate::checkpoint::params::mixture_prefix;
 use crate::checkpoint::replicas::is_delta;
 use crate::checkpoint::tinyonn_folder::TinyOnnFolder;
-use crate::moe::{CHOICE_RULE, CHOICES_MOST, KEPT, LEAST_HIDDEN, Neurons, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH};
+use crate::moe::{
+    CHOICE_RULE, CHOICES_MOST, KEPT, LEAST_HIDDEN, LEAST_INPUT, Neurons, REPAIR, REPAIR_BIAS, REPAIR_DOWN, WORTH,
+};
 use crate::ops::host;
 use crate::{Error, Result};
 
@@ -29,7 +31,7 @@ impl Contents {
         let layers = 0..source.arch().num_hidden_layers;
         let has = |layer: usize, name: &str| source.folder().source().info(&repair_name(layer, name)).is_some();
         let repaired: Vec<usize> = layers.clone().filter(|layer| has(*layer, REPAIR_DOWN)).collect();
-        let of_gate = (source.variant().spec.neurons == Neurons::Gate).then_some([KEPT, LEAST_HIDDEN]);
+        let of_gate = (source.variant().spec.neurons == Neurons::Gate).then_some([KEPT, LEAST_HIDDEN, LEAST_INPUT]);
         let optional: Vec<&'static str> =
             of_gate.into_iter().flatten().chain([WORTH]).chain(REPAIR).chain([REPAIR_BIAS]).collect();
         let of_layer = |layer: usize| {

@@ -137,6 +137,7 @@ class NeuronChoice(nn.Module):
         if self.by_gate:
             self.mean_up, self.most, self.least_score = f32(i), f32(1), f32(1)
             self.least_hidden = f32(1) if "least_hidden" in beside else None
+            self.least_input = f32(1) if "least_input" in beside else None
         self.kept = f32(i) if by == "pruned" or "kept" in beside else None
         self.worth = f32(i) if "worth" in beside else None
         parts = [part for part in ("gate", "up", "down", "bias") if f"repair.{part}" in beside]
@@ -149,6 +150,13 @@ class NeuronChoice(nn.Module):
             weight = (weight.float() + delta).to(x.dtype)
         bias = self.repair["bias"].to(x.dtype) if part == "down" and "bias" in self.repair else None
         return F.linear(x, weight, bias)
+
+    def read(self, x, gate_id):
+        """x with zeros for the channels that the gate's matrix does not read."""
+        if not self.by_gate or self.least_input is None:
+            return x
+        size = x.float().abs() * gate_id.float().square().sum(0).sqrt()
+        return x.masked_fill(size < self.least_input.clamp(min=0), 0)
 
     def size(self, h_ti, down_di):
         """|h| times what a unit of each neuron is worth."""
@@ -249,7 +257,8 @@ class TinyOnnMLP(nn.Module):
         if self.all_active:
             return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         linear = self.neurons.linear if self.neurons is not None else lambda _, x, weight: F.linear(x, weight)
-        g, u = linear("gate", x, self.gate_proj.weight), linear("up", x, self.up_proj.weight)
+        read = x if self.neurons is None else self.neurons.read(x, self.gate_proj.weight)
+        g, u = linear("gate", read, self.gate_proj.weight), linear("up", x, self.up_proj.weight)
         h = self.act_fn(g) * u
         gate_tn = self.route(x.detach().flatten(0, -2).float())
         gate = None
