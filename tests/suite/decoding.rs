@@ -11,7 +11,7 @@ use tinyonn::checkpoint::upcycle;
 use tinyonn::decoder::{Arch, AttentionBias, Family, FeedForward, Generation, Pass, Prompt, Sampling};
 use tinyonn::imaging::Partition;
 use tinyonn::model::ActiveMode;
-use tinyonn::moe::{self, LEAST_SCORE, MOST, WORTH, moe};
+use tinyonn::moe::{self, KEPT, LEAST_HIDDEN, LEAST_INPUT, LEAST_SCORE, MOST, WORTH, moe};
 
 use crate::gradients::devices;
 use crate::models;
@@ -159,6 +159,49 @@ fn experts_write_their_best_tokens(
             // In bf16 a score at the border of a choice moves a neuron, or an expert, in or out.
             let allowed = if dtype == DType::BF16 && active == ActiveMode::Routed { 0.5 } else { tolerance(dtype) };
             assert_best(model.lm(), &active.pass(), [rows, LENGTH], allowed, &format!("{name} on {device:?}"));
+        }
+    });
+}
+
+/// Gates that read a part of x, which lie by channels, and neurons of which a part goes on; among all of them, and among candidates.
+#[rstest]
+fn three_thresholds_write_their_best_tokens(
+    #[values(false, true)] within: bool,
+    #[values(DType::F32, DType::BF16)] dtype: DType,
+    #[values(1, 2, 3)] rows: usize,
+) {
+    on_one_thread(move || {
+        let cfg = shape(Family::Qwen3, 2);
+        let variant = moe::variant("OwnGate").unwrap();
+        let units = models::partition(Partition::Random, &variant.spec, &cfg).unwrap();
+        let dense = models::weights(&cfg, dtype);
+        for device in devices() {
+            if device.is_cpu() && dtype == DType::BF16 {
+                continue;
+            }
+            let mut store = models::on(&upcycle(dense.share(), &cfg, variant, &units, 0).unwrap(), &device);
+            for layer in 0..cfg.num_hidden_layers {
+                let of_layer = format!("model.layers.{layer}.mlp.");
+                let gate = dense.get(&format!("{of_layer}gate_proj.weight")).unwrap().as_detached_tensor();
+                let size = gate.to_dtype(DType::F32).unwrap().sqr().unwrap().sum(0).unwrap().sqrt().unwrap();
+                // A number of spread 1 is larger than a half in six of ten cases.
+                let least_input = 0.5 * size.mean_all().unwrap().to_scalar::<f32>().unwrap();
+                let one = |value: f32| Tensor::new(&[value], &device).unwrap();
+                store.set(&format!("{of_layer}{LEAST_SCORE}"), &one(0.05)).unwrap();
+                for (part, value) in [(LEAST_INPUT, least_input), (LEAST_HIDDEN, 0.02)] {
+                    store.insert(format!("{of_layer}{part}"), one(value)).unwrap();
+                }
+                if within {
+                    let kept: Vec<f32> =
+                        (0..cfg.intermediate_size).map(|at| f32::from(u8::from(at % 3 != 1))).collect();
+                    store.insert(format!("{of_layer}{KEPT}"), Tensor::new(kept, &device).unwrap()).unwrap();
+                }
+            }
+            let model = models::sparse(&cfg, variant, &store, dtype);
+            // In bf16 a score at the border of a choice moves a neuron in or out.
+            let allowed = if dtype == DType::BF16 { 0.5 } else { tolerance(dtype) };
+            let pass = ActiveMode::Routed.pass();
+            assert_best(model.lm(), &pass, [rows, LENGTH], allowed, &format!("{device:?}"));
         }
     });
 }

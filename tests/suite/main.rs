@@ -70,6 +70,7 @@ mod sparse_attention;
 mod sparse_routers;
 mod sparsify;
 mod taking;
+mod three_thresholds;
 mod tiny;
 mod training;
 mod upcycle;

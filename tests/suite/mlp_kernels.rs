@@ -208,6 +208,7 @@ fn what_imaging_sums_is_its_formula(
             delta_g_ti: &xs[5],
             delta_u_ti: &xs[6],
             input_matrices: None,
+            reads_a_part: false,
         };
         let counted_t = Tensor::new(counted.as_slice(), xs[0].device())?;
         let scale = Some(Log1pScale { activation: 0.7, surprise: 1.9 });

@@ -41,7 +41,7 @@ pub(crate) struct WideSix;
 #[moe(levels = [6], top_k = 6, router = linear(dim = 2), partition = sps)]
 pub(crate) struct ScannedSix;
 
-fn config(dir: &TempDir, variant: &str) -> SparsifyConfig {
+pub(crate) fn config(dir: &TempDir, variant: &str) -> SparsifyConfig {
     let run = setting(dir.path(), DType::F32);
     SparsifyConfig {
         model: run.model,

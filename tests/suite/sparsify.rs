@@ -22,11 +22,11 @@ const fn fixed(share: f64) -> Cut {
     Cut::of(share, share)
 }
 
-/// D(R) = Σ_t (Σ over what is not kept of h δ_h)², by loops.
+/// D = Σ_t (Σ (h − m h') δ_h)², by loops: m marks what is kept, h' is of what W_g reads.
 #[rstest]
 fn removal_is_the_square_of_a_sum(#[values(false, true)] gated: bool) {
     let (t, d, i) = (9, 5, 7);
-    let drawn = inputs(3, &[&[t, d], &[i, d], &[i, d], &[i, d], &[t, d], &[i], &[t, i]]);
+    let drawn = inputs(3, &[&[t, d], &[i, d], &[i, d], &[i, d], &[t, d], &[i], &[t, i], &[d]]);
     let xs: Vec<Tensor> = drawn.iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect();
     let weights = MlpWeights { gate: &xs[1], up: &xs[2], down: &xs[3], activation: &Silu };
     let each = Tensor::arange(0u32, i as u32, &Device::Cpu).unwrap();
@@ -37,15 +37,26 @@ fn removal_is_the_square_of_a_sum(#[values(false, true)] gated: bool) {
     let mean_up = xs[5].abs().unwrap();
     let norm = xs[3].sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
     let order_i = Tensor::new(&order, &Device::Cpu).unwrap();
-    let sets = [(7, 0.0, 0.0), (7, 0.8, 0.0), (4, 0.0, 0.5), (4, 0.8, 1.0), (7, 0.3, 0.8), (1, 0.3, 0.0)];
+    let column_norm_d = xs[7].abs().unwrap();
+    let sets = [
+        (7, [0.0, 0.0, 0.0]),
+        (7, [0.0, 0.8, 0.0]),
+        (4, [0.0, 0.0, 0.5]),
+        (4, [0.0, 0.8, 1.0]),
+        (7, [0.4, 0.0, 0.0]),
+        (7, [0.4, 0.3, 0.8]),
+        (1, [0.2, 0.3, 0.0]),
+    ];
     let asked = Removal {
         mean_up_i: mean_up.index_select(&order_i, 0).unwrap(),
         worth_i: norm.index_select(&order_i, 0).unwrap(),
         order_i,
+        column_norm_d: column_norm_d.clone(),
         activation: &Silu,
         sets: sets
             .iter()
-            .map(|(candidates, least_score, least_hidden)| KeptSet {
+            .map(|(candidates, [least_input, least_score, least_hidden])| KeptSet {
+                least_input: *least_input,
                 candidates: *candidates,
                 least_score: *least_score,
                 least_hidden: *least_hidden,
@@ -57,7 +68,12 @@ fn removal_is_the_square_of_a_sum(#[values(false, true)] gated: bool) {
     let found =
         saved.seen(&deltas, |seen| squared_removal(seen, &counted_t, &asked)).unwrap().to_vec1::<f64>().unwrap();
     let rows = |x: &Tensor| x.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap();
-    let g = rows(&xs[0].matmul(&xs[1].t().unwrap()).unwrap());
+    let (x, gate_rows, size) = (rows(&xs[0]), rows(&xs[1]), column_norm_d.to_vec1::<f32>().unwrap());
+    // g of the channels whose |x| n reaches τ_x.
+    let g = |token: usize, at: usize, least: f32| {
+        let read = |j: usize| (x[token][j].abs() * f64::from(size[j]) >= f64::from(least)).then_some(x[token][j]);
+        (0..d).filter_map(|j| Some(read(j)? * gate_rows[at][j])).sum::<f64>()
+    };
     let u = rows(&xs[0].matmul(&xs[2].t().unwrap()).unwrap());
     let delta = rows(&xs[4].matmul(&xs[3].t().unwrap()).unwrap());
     let (up, norm, c) = (mean_up.to_vec1::<f32>().unwrap(), norm.to_vec1::<f32>().unwrap(), rows(&xs[6]));
@@ -66,20 +82,23 @@ fn removal_is_the_square_of_a_sum(#[values(false, true)] gated: bool) {
         let expected: f64 = (0..t).filter(|token| counted[*token] > 0).map(|token| delta[token][at].powi(2)).sum();
         approx::assert_relative_eq!(found, expected, max_relative = 1e-5);
     }
-    for ((candidates, least, least_hidden), found) in sets.into_iter().zip(found) {
+    for ((candidates, [least_input, least, least_hidden]), found) in sets.into_iter().zip(found) {
         let mut expected = 0.0;
         for token in (0..t).filter(|token| counted[*token] > 0) {
-            let silu = |at: usize| g[token][at] / (1.0 + (-g[token][at]).exp());
+            let silu = |at: usize, least: f32| {
+                let g = g(token, at, least);
+                g / (1.0 + (-g).exp())
+            };
             let kept = |at: usize| {
-                let score = (silu(at) * f64::from(up[at])).abs() * f64::from(norm[at]);
-                let moved = (silu(at) * u[token][at]).abs() * f64::from(norm[at]);
-                let reach = [(score, least), (moved, least_hidden)];
+                let score = (silu(at, least_input) * f64::from(up[at])).abs() * f64::from(norm[at]);
+                let size = (silu(at, least_input) * u[token][at]).abs() * f64::from(norm[at]);
+                let reach = [(score, least), (size, least_hidden)];
                 let reach = reach.iter().all(|(value, least)| *least == 0.0 || *value >= f64::from(*least));
                 order[..candidates].contains(&(at as u32)) && reach
             };
-            let product =
-                |at: usize| silu(at) * u[token][at] * delta[token][at] * if gated { c[token][at] } else { 1.0 };
-            expected += (0..i).filter(|at| !kept(*at)).map(product).sum::<f64>().powi(2);
+            let change = |at: usize| u[token][at] * delta[token][at] * if gated { c[token][at] } else { 1.0 };
+            let kept = |at: usize| if kept(at) { silu(at, least_input) } else { 0.0 };
+            expected += (0..i).map(|at| (silu(at, 0.0) - kept(at)) * change(at)).sum::<f64>().powi(2);
         }
         // Sums of seven products in f32.
         approx::assert_relative_eq!(found, expected, max_relative = 1e-5, epsilon = 1e-9);
@@ -92,8 +111,8 @@ fn damage_of_a_model() {
     let cfg = tiny::config(40);
     let model = tiny::dense(&cfg, &tiny::dense_store(&cfg, 3));
     let set = tiny::tokens(5, &[65, 50], 40);
-    let options = DamageOptions { length: 16, batch: 2, tokens: 40 };
-    for cuts in [cuts_of_a_fixed_set(), cuts_of_a_gate(None), cuts_of_a_gate(Some(0.7))] {
+    let options = DamageOptions { length: 16, batch: 2, tokens: 40, choose: Choose::Threshold };
+    for cuts in [cuts_of_a_fixed_set(), cuts_of_a_gate(None, None), cuts_of_a_gate(Some(0.7), Some(1.0))] {
         let found = neuron_damage(&model, &set, options, &cuts, None).unwrap();
         assert_eq!(found.len(), cfg.num_hidden_layers);
         for layer in found {

@@ -18,8 +18,8 @@ use tinyonn::train::{Precision, RouterTarget};
 /// Find by text which neurons of each layer a token takes, so that the MLPs cost the share of operations that is asked for, and repair in closed form what
 /// the others leave missing; with --distil, train what lies beside the weights to say what the dense model says.
 ///
-/// With --variant OwnGate, the default, each token takes the neurons whose own gates promise most: of candidates c (gate rows are computed for these) the
-/// share s costs (c + 2s)/3 of the MLP. With --variant Pruned every token takes the same neurons: what any choice must beat. A type of yours that is declared
+/// With --variant OwnGate, the default, each token takes the neurons whose own gates promise most: of candidates c, whose gates read the share p
+/// of the layer's input, the share s costs (p c + 2s)/3 of the MLP. With --variant Pruned every token takes the same neurons: what any choice must beat. A type of yours that is declared
 /// `#[moe(neurons = gate)]` is named likewise. Layers take as much as their neurons are worth on held-out text. Held-out losses are printed beside the dense
 /// model's; the folder gets summary.json, config.json and tiny-onn/, a checkpoint whose routed pass takes the share, and which all active is the dense model
 /// bit for bit.
@@ -60,6 +60,9 @@ struct Settings {
     /// Of a gate, the share of a layer's neurons that tokens may take at all [default: by layer what costs least; uniform: 1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     candidates: Option<f64>,
+    /// Of a gate, the share of the channels of its input that W_g reads [default: by layer what costs least; uniform: (operations / candidates)^0.6]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    inputs: Option<f64>,
     /// What a unit of a neuron's h is worth: norm (of its row of W_d), sensitivity (of the loss to it) [default: sensitivity]
     #[arg(long, value_name = "HOW", value_parser = worth)]
     worth: Option<Worth>,
@@ -201,7 +204,7 @@ fn print(summary: &SparsifySummary, out: &Path) {
         format!("{inputs:.0}/{neurons:.0}/{candidates:.0}")
     };
     say!(
-        "layers    {} % of what gates could read, of the neurons, of so many candidates",
+        "layers    {} % of the input read by gates, of the neurons taken, of so many candidates",
         summary.taken.iter().map(of_layer).collect::<Vec<_>>().join(" ")
     );
     for (task, loss) in &summary.loss_by_task {

@@ -27,7 +27,12 @@ pub(crate) struct Carved {
 pub(crate) fn carved(run: &Run<'_>, cell: &Cell, config: &SparsifyConfig) -> Result<Carved> {
     let dense = run.dense_model()?;
     let decoder = dense.model();
-    let options = DamageOptions { length: config.length, batch: config.batch, tokens: config.validation_tokens };
+    let options = DamageOptions {
+        length: config.length,
+        batch: config.batch,
+        tokens: config.validation_tokens,
+        choose: tinyonn::imaging::Choose::Threshold,
+    };
     let worth = sensitivity(&dense, &run.tokens.validation, options)?;
     let mut set = run.tokens.train.clone();
     set.truncate(config.calibration_tokens.saturating_add(1));

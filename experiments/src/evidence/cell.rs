@@ -22,6 +22,8 @@ pub enum Change {
     Ridge(f64),
     /// The share of a layer's neurons that tokens may take at all.
     Candidates(f64),
+    /// The share of the channels of its input that W_g reads.
+    Inputs(f64),
     /// So many times the calibration text.
     Calibration(f64),
 }
@@ -36,6 +38,7 @@ impl Change {
             Self::NoBias => "no_bias".into(),
             Self::Ridge(ridge) => format!("ridge_{ridge}"),
             Self::Candidates(share) => format!("candidates_{share}"),
+            Self::Inputs(share) => format!("inputs_{share}"),
             Self::Calibration(times) => format!("calibration_{times}"),
         }
     }

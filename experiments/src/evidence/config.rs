@@ -151,6 +151,7 @@ impl EvidenceConfig {
             Some(Change::NoBias) => config.bias = false,
             Some(Change::Ridge(ridge)) => config.ridge = ridge,
             Some(Change::Candidates(share)) => config.candidates = Some(share),
+            Some(Change::Inputs(share)) => config.inputs = Some(share),
             Some(Change::Calibration(times)) => {
                 config.calibration_tokens = (config.calibration_tokens as f64 * times) as usize;
             }

@@ -24,9 +24,9 @@ const CHANGES: [Change; 8] = [
     Change::ByNorm,
     Change::TopK,
     Change::NoBias,
-    Change::Calibration(0.25),
+    Change::Candidates(1.0),
     Change::Calibration(2.0),
-    Change::Candidates(0.8),
+    Change::Inputs(1.0),
 ];
 
 impl EvidenceConfig {

@@ -4,11 +4,11 @@ use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use rstest::rstest;
 use tinyonn::ops::{
-    Grads, Learners, MlpGate, NeuronChoice, ReadInputs, Silu, SlicedMlp, Take, chosen_neurons, glu_mlp,
+    ByChannel, Grads, Learners, MlpGate, NeuronChoice, ReadInputs, Silu, SlicedMlp, Take, chosen_neurons, glu_mlp,
 };
 
 use super::{F32, Mixture, assert_seen_alike, in_dtype, mixtures, weights};
-use crate::gradients::{Back, assert_derivative, assert_same, assert_same_sums, inputs};
+use crate::gradients::{Back, assert_derivative, assert_same, assert_same_sums, inputs, relative_difference};
 use crate::models::bits;
 use crate::ops::sliced;
 
@@ -67,7 +67,7 @@ impl Calibrated {
                 inputs: None,
             },
             How::GoOn(take, least_hidden, least) => {
-                let inputs = (least > 0.0).then_some(ReadInputs { size_d, least });
+                let inputs = (least > 0.0).then_some(ReadInputs { size_d, least, by_channel: None });
                 NeuronChoice::Gate { mean_up_i, worth_i, candidates_i: None, take, least_hidden, inputs }
             }
             How::Fixed => NeuronChoice::Fixed(kept_i),
@@ -207,6 +207,34 @@ fn what_goes_on_is_the_masked_mlp(
     assert_eq!(taken, expected.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap());
 }
 
+/// A few tokens read channels of W_gᵀ where it is at hand: the same but for the order of additions, of all neurons and of candidates.
+#[rstest]
+fn channels_that_are_not_read_need_not_be(#[values(1, 4)] t: usize, #[values(false, true)] within: bool) {
+    let mixture = Mixture::new(t, 12, &[5, 9, 4], |_, _| true);
+    let (xs, calibrated) = (in_dtype(&mixture.inputs(31), DType::F32), Calibrated::new(&mixture));
+    let kept: Vec<f32> = calibrated.kept.to_vec1().unwrap();
+    let own = kept.iter().zip(0u32..).filter(|(kept, _)| !within || **kept > 0.0).map(|(_, at)| at);
+    let own = Tensor::new(own.collect::<Vec<u32>>(), &Device::Cpu).unwrap();
+    let by_channel = xs[1].index_select(&own, 0).unwrap().t().unwrap().contiguous().unwrap();
+    let of = |by_channel| {
+        let choice = NeuronChoice::Gate {
+            mean_up_i: &calibrated.mean_up,
+            worth_i: &calibrated.worth,
+            candidates_i: within.then_some(&calibrated.kept),
+            take: Take { most: 18, least_score: 0.1 },
+            least_hidden: 0.05,
+            inputs: Some(ReadInputs { size_d: &calibrated.size, least: 0.3, by_channel }),
+        };
+        chosen_neurons::forward(&xs[0], weights(&xs), None, choice).unwrap()
+    };
+    let [(y, _, taken), (by_channel_y, _, by_channel_taken)] =
+        [of(None), of(Some(ByChannel { gate_dc: &by_channel, place_i: None }))];
+    assert!(taken.sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0);
+    assert_eq!(taken.to_vec1::<f32>().unwrap(), by_channel_taken.to_vec1::<f32>().unwrap());
+    // Sums of twelve products in f32, in two orders.
+    assert!(relative_difference(&y, &by_channel_y) < 1e-5);
+}
+
 /// Who takes all neurons computes the dense MLP, to the last bit, be it one token or many.
 #[rstest]
 fn all_neurons_are_the_dense_mlp(
@@ -238,6 +266,11 @@ fn ties_and_numbers_that_are_none() {
     let (y, ..) = computed(&mixture, gate(1, 0.0), &xs).unwrap();
     assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
     let how = How::GoOn(Take { most: 4, least_score: 0.0 }, 1e9, 0.0);
+    let (y, ..) = computed(&mixture, how, &xs).unwrap();
+    assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
+    // A channel that is no number is read, whatever the threshold.
+    xs[0] = Tensor::new(&[[f32::NAN, 0.1, 0.2]], &Device::Cpu).unwrap();
+    let how = How::GoOn(Take { most: 4, least_score: 0.0 }, 0.0, 1e9);
     let (y, ..) = computed(&mixture, how, &xs).unwrap();
     assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|y| y.is_nan()));
 }

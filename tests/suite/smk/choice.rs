@@ -230,6 +230,7 @@ proptest! {
                 delta_g_ti: &xs[3],
                 delta_u_ti: &xs[4],
                 input_matrices: None,
+            reads_a_part: false,
             };
             let counted_t = Tensor::new(counted.as_slice(), &CPU).unwrap();
             surprise_squares(&pass, some.then_some(&counted_t)).unwrap().to_vec1::<f64>().unwrap()

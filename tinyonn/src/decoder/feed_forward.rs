@@ -51,7 +51,7 @@ impl NewTokens<'_> {
         }
         let of = Normed { x_bd: self.x_bd, norm: Some(self.norm) };
         let h_bi = gemv::glu(of, weights, gates, self.workspace)?;
-        gemv::weighted_rows(&h_bi, weights.down, self.x_bd, None, gates.is_some(), self.workspace).map(Some)
+        gemv::weighted_rows(&h_bi, weights.down, Some(self.x_bd), None, gates.is_some(), self.workspace).map(Some)
     }
 }
 

@@ -249,9 +249,12 @@ impl Learn {
     /// What imaging is told of one layer's backward pass.
     ///
     /// # Errors
-    /// What the device reports.
+    /// Gates that read a part of x; what the device reports.
     pub fn answers(&self, layer: usize, seen: &MlpBackward<'_>) -> Result<Answers> {
         let mut answers = Answers::default();
+        if self.image.is_some() {
+            seen.check_whole()?;
+        }
         match self.image.as_deref() {
             // Surprises are those of experts: who has some answers.
             None | Some(ImageAsk::Surprises) => {}

@@ -177,10 +177,19 @@ pub(super) fn scores(
     Ok(chosen_neurons::scores(&times(x_bd, weights.gate)?, weights, choice)?)
 }
 
-/// |h| · v of all neurons for rows x `[b, d]`: `[b, I]` f32.
-pub(super) fn moved(weights: MlpWeights<'_>, x_bd: &Tensor, worth_i: Option<&Tensor>) -> Result<Tensor> {
-    let h_bi = weights.activation.forward(&times(x_bd, weights.gate)?, &times(x_bd, weights.up)?)?;
+/// |h| · v of all neurons for rows x `[b, d]`, of which W_g reads `gate_x_bd`: `[b, I]` f32.
+pub(super) fn sizes(
+    weights: MlpWeights<'_>,
+    [gate_x_bd, x_bd]: [&Tensor; 2],
+    worth_i: Option<&Tensor>,
+) -> Result<Tensor> {
+    let h_bi = weights.activation.forward(&times(gate_x_bd, weights.gate)?, &times(x_bd, weights.up)?)?;
     Ok(h_bi.abs()?.broadcast_mul(&worth_or_norm(weights, worth_i)?)?)
+}
+
+/// The norms of W_g's columns, `[d]` f32.
+pub(super) fn column_norms(weights: MlpWeights<'_>) -> Result<Tensor> {
+    Ok(weights.gate.detach().to_dtype(DType::F32)?.sqr()?.sum(0)?.sqrt()?)
 }
 
 fn times(x_bd: &Tensor, w_id: &Tensor) -> Result<Tensor> {
@@ -244,8 +253,12 @@ pub fn threshold(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
 pub fn least_input(layer: &MoeLayer, x_nd: &Tensor, inputs: f64) -> Result<f32> {
     let weights = layer.experts().weights();
     check(weights, x_nd, Cut::of(1.0, inputs))?;
-    let norm_d = weights.gate.detach().to_dtype(DType::F32)?.sqr()?.sum(0)?.sqrt()?;
-    let sizes = host::in_memory(&x_nd.to_dtype(DType::F32)?.abs()?.broadcast_mul(&norm_d)?)?;
+    least_read(&column_norms(weights)?, x_nd, inputs)
+}
+
+/// The same, of the norms `[d]` themselves.
+pub(super) fn least_read(column_norm_d: &Tensor, x_nd: &Tensor, inputs: f64) -> Result<f32> {
+    let sizes = host::in_memory(&x_nd.to_dtype(DType::F32)?.abs()?.broadcast_mul(column_norm_d)?)?;
     let pairs = inputs * sizes.len() as f64;
     Ok(least_of(sizes, pairs))
 }

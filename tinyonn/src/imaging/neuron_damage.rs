@@ -1,15 +1,15 @@
 //! How many neurons each layer keeps, so that all layers together cost a share of the MLPs' operations and the loss rises least.
 //!
-//! A [`Cut`] of a layer has the share c of its neurons that a gate may choose (candidates: those of the largest E|h_i| · v_i) and the share s that tokens
-//! take on average, by thresholds. It costs p c/3 + 2 s/3 of the MLP: gate rows of the candidates, of which the share p of x's channels is read, W_u and W_d of what is taken; s is the mean of the share whose rows of
-//! W_u are read, and of the smaller one whose rows of W_d are, once W_u has told what they add ([`Cut::read`]). A fixed set has c = s.
-//! Its damage is what [`squared_removal`](crate::ops::squared_removal) estimates on held-out text, from one forward and one backward pass of the dense model
+//! A [`Cut`] of a layer has the share p of the channels of x that W_g reads, the share c of the neurons that a gate may choose (candidates: those of the largest
+//! E|h_i| · v_i) and the share s that tokens take on average, by thresholds. It costs p c/3 + 2 s/3 of the MLP: what W_g reads for the candidates, W_u and W_d of
+//! what is taken. s is the mean of the share whose rows of W_u are read, and of the smaller one whose rows of W_d are, once W_u has told what they add
+//! ([`Cut::read`]). A fixed set has c = s. Its damage is what [`squared_removal`](crate::ops::squared_removal) estimates on held-out text, from one forward and one backward pass of the dense model
 //! for all cuts of all layers.
 //!
 //! What is made least is the sum over layers of *squared* damages, so that no layer bears most of it: the estimate is of each layer alone, before it is
 //! repaired, and says more of which layer suffers than of how much (on SmolLM2 at half of the operations exponents 1, 1.5, 2 and 3 gave perplexities of 1.46,
 //! 1.45, 1.45 and 1.46 times the dense model's, ½ 1.54). The cuts of a layer lie above a convex curve of squared damage over cost; each further bit of cost
-//! goes where the curve falls most steeply (water-filling), the optimum for what adds up. Between two cuts on a curve both shares are interpolated: cost is
+//! goes where the curve falls most steeply (water-filling), the optimum for what adds up. Between two cuts on a curve p c, c and s are interpolated: cost is
 //! linear in them.
 
 use std::sync::Arc;
@@ -18,12 +18,14 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::neuron_calibration::{candidate_order, mean_up, moved, scores, worth_or_norm};
+use super::neuron_calibration::{
+    Choose, candidate_order, column_norms, least_read, mean_up, scores, sizes, worth_or_norm,
+};
 use crate::data::{Batch, TokenSet};
 use crate::decoder::{Answers, CausalLm, ImageAsk, Keep, Learn, Mlp, Pass};
 use crate::metrics::Progress;
 use crate::ops::removal::{KeptSet, Removal};
-use crate::ops::{Grads, MlpWeights, host};
+use crate::ops::{Grads, MlpWeights, ReadInputs, host};
 use crate::{Error, Result};
 
 /// What a layer is cut down to.
@@ -47,7 +49,7 @@ fn is_all(share: &f64) -> bool {
     *share >= 1.0
 }
 
-/// The power of the share of operations that W_g reads of x where three thresholds choose: on SmolLM2 at half of them 0.65 to 0.75 of its channels cost the least.
+/// The exponent of p = (operations / c)^0.6: on SmolLM2 p of 0.65 to 0.75 lost the least at half of the operations.
 const INPUTS: f64 = 0.6;
 
 impl Cut {
@@ -60,20 +62,21 @@ impl Cut {
         Self { inputs: 1.0, candidates, neurons }
     }
 
-    /// By three thresholds, of so many operations: p = o^0.6, and what is left for W_u and W_d; `None` of so few that nothing would be.
+    /// By three thresholds, of so many operations and the share c of the neurons: p = (o/c)^0.6, and what is left for W_u and W_d; `None` of so few that nothing
+    /// would be.
     ///
     /// ```
     /// use tinyonn::imaging::Cut;
     ///
-    /// let cut = Cut::by_thresholds(0.5).expect("that is enough");
+    /// let cut = Cut::by_thresholds(0.5, 1.0).expect("that is enough");
     /// assert!((cut.operations() - 0.5).abs() < 1e-12 && (cut.inputs - 0.66).abs() < 0.01);
-    /// assert!(Cut::by_thresholds(0.01).is_none());
+    /// assert!(Cut::by_thresholds(0.01, 1.0).is_none());
     /// ```
     #[must_use]
-    pub fn by_thresholds(operations: f64) -> Option<Self> {
-        let inputs = operations.powf(INPUTS).min(1.0);
-        let neurons = ((3.0 * operations - inputs) / 2.0).min(1.0);
-        (neurons > 0.0).then_some(Self { inputs, candidates: 1.0, neurons })
+    pub fn by_thresholds(operations: f64, candidates: f64) -> Option<Self> {
+        let inputs = (operations / candidates).powf(INPUTS).min(1.0);
+        let neurons = ((3.0 * operations - inputs * candidates) / 2.0).min(candidates);
+        (neurons > 0.0).then_some(Self { inputs, candidates, neurons })
     }
 
     /// The share of the MLP's operations: p c/3 + 2 s/3.
@@ -90,30 +93,32 @@ impl Cut {
         (self.inputs * self.candidates + 2.0 * self.neurons) / 3.0
     }
 
-    /// The shares of the neurons whose rows of W_u and of W_d a gate reads by thresholds: s on average, three quarters of the first go on to W_d, and there are no more
-    /// of the first than candidates.
+    /// The shares of the neurons whose rows of W_u and of W_d a gate reads. By thresholds it is s on average: three quarters of the first go on to W_d, and there
+    /// are no more of the first than candidates.
     ///
     /// ```
-    /// use tinyonn::imaging::Cut;
+    /// use tinyonn::imaging::{Choose, Cut};
     ///
-    /// let [up, down] = Cut::of(1.0, 0.35).read();
+    /// let [up, down] = Cut::of(1.0, 0.35).read(Choose::Threshold);
     /// assert!((up - 0.4).abs() < 1e-12 && (down - 0.3).abs() < 1e-12);
-    /// assert_eq!(Cut::of(0.5, 0.5).read(), [0.5, 0.5]);
+    /// assert_eq!(Cut::of(0.5, 0.5).read(Choose::Threshold), [0.5, 0.5]);
+    /// assert_eq!(Cut::of(1.0, 0.35).read(Choose::TopK), [0.35, 0.35]);
     /// ```
     #[must_use]
-    pub fn read(self) -> [f64; 2] {
+    pub fn read(self, choose: Choose) -> [f64; 2] {
+        if choose == Choose::TopK {
+            return [self.neurons; 2];
+        }
         let up = (2.0 * self.neurons / (1.0 + GO_ON)).min(self.candidates);
         [up, 2.0 * self.neurons - up]
     }
 
-    /// Between two.
+    /// Between two: p c, c and s are interpolated, and so is what it costs.
     fn towards(self, other: Self, part: f64) -> Self {
         let between = |a: f64, b: f64| a + part * (b - a);
-        Self {
-            inputs: between(self.inputs, other.inputs),
-            candidates: between(self.candidates, other.candidates),
-            neurons: between(self.neurons, other.neurons),
-        }
+        let candidates = between(self.candidates, other.candidates);
+        let gates = between(self.inputs * self.candidates, other.inputs * other.candidates);
+        Self { inputs: gates / candidates, candidates, neurons: between(self.neurons, other.neurons) }
     }
 }
 
@@ -122,7 +127,7 @@ impl Cut {
 pub struct LayerDamage {
     /// The cuts.
     pub cuts: Vec<Cut>,
-    /// ½ E (Σ c h δ_h over what is not taken)², nats a token.
+    /// ½ E (Σ c (h − m h') δ_h)², nats a token: m what is taken, h' of what W_g reads.
     pub damage: Vec<f64>,
 }
 
@@ -202,19 +207,28 @@ fn curve(layer: &LayerDamage) -> Result<Vec<(Cut, f64)>> {
     Ok(hull)
 }
 
-/// The cuts that three thresholds may make of a layer, by twentieths of its operations. Their damage is estimated as if W_g read all of x.
+/// The cuts that a gate may make of a layer: candidates by fifths, or one share of them; as much of x as W_g may read, from all to a quarter, or one share of it;
+/// what is left of each tenth of the operations is taken.
+///
+/// ```
+/// use tinyonn::imaging::neuron_damage::cuts_of_a_gate;
+///
+/// assert!(cuts_of_a_gate(Some(0.5), Some(1.0)).iter().all(|cut| cut.candidates == 0.5 && cut.inputs == 1.0));
+/// assert!(cuts_of_a_gate(None, None).iter().any(|cut| cut.inputs == 0.6 && cut.candidates == 0.8));
+/// ```
 #[must_use]
-pub fn cuts_by_thresholds() -> Vec<Cut> {
-    (2..=20).filter_map(|at| Cut::by_thresholds(f64::from(at) / 20.0)).collect()
-}
-
-/// The cuts that a gate may make of a layer: candidates by tenths, or one share of them; of these by eighths what is taken.
-#[must_use]
-pub fn cuts_of_a_gate(candidates: Option<f64>) -> Vec<Cut> {
-    let tenths = (2..=10).map(|tenth| f64::from(tenth) / 10.0);
-    let shares: Vec<f64> = candidates.map_or_else(|| tenths.collect(), |one| vec![one]);
-    let of = |c: f64| (1..=8).map(move |eighth| Cut::of(c, c * f64::from(eighth) / 8.0));
-    shares.into_iter().flat_map(of).collect()
+pub fn cuts_of_a_gate(candidates: Option<f64>, inputs: Option<f64>) -> Vec<Cut> {
+    let shares = |one: Option<f64>, some: &[f64]| one.map_or_else(|| some.to_vec(), |one| vec![one]);
+    let mut cuts = Vec::new();
+    for inputs in shares(inputs, &[1.0, 0.8, 0.6, 0.4, 0.25]) {
+        for candidates in shares(candidates, &[1.0, 0.8, 0.6, 0.4]) {
+            let of = |tenth: u32| (3.0 * f64::from(tenth) / 10.0 - inputs * candidates) / 2.0;
+            let some = |neurons: &f64| *neurons > MIN_TAKEN && *neurons < candidates;
+            let neurons = (1..=10).map(of).filter(some).chain([candidates]);
+            cuts.extend(neurons.map(|neurons| Cut { inputs, candidates, neurons }));
+        }
+    }
+    cuts
 }
 
 /// Fixed sets: by twentieths.
@@ -223,6 +237,8 @@ pub fn cuts_of_a_fixed_set() -> Vec<Cut> {
     (1..=20).map(|at| f64::from(at) / 20.0).map(|share| Cut::of(share, share)).collect()
 }
 
+/// The least share of the neurons that a cut takes.
+const MIN_TAKEN: f64 = 0.02;
 /// The part of the neurons whose rows of W_u were read that goes on to W_d.
 const GO_ON: f64 = 0.75;
 /// Rows of each layer that thresholds are found by.
@@ -237,6 +253,8 @@ pub struct DamageOptions {
     pub batch: usize,
     /// Tokens of each task, at most.
     pub tokens: usize,
+    /// How what is taken is bounded.
+    pub choose: Choose,
 }
 
 /// The damage of `cuts` to every layer of the dense `model`, on the beginning of each task of `set`; `worth` is v of each layer, or ‖w_i‖ where there is none.
@@ -247,7 +265,7 @@ pub struct DamageOptions {
 /// use tinyonn::data::{TaskTokens, TokenSet};
 /// use tinyonn::decoder::CausalLm;
 /// use tinyonn::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
-/// use tinyonn::imaging::{Cut, DamageOptions, neuron_damage, sensitivity};
+/// use tinyonn::imaging::{Choose, Cut, DamageOptions, neuron_damage, sensitivity};
 /// use tinyonn::phases::RunConfig;
 ///
 /// let cfg = RunConfig::default().dense.arch(64, "silu");
@@ -256,12 +274,12 @@ pub struct DamageOptions {
 /// let task = TaskTokens { name: "t".into(), tokens: (0..64).collect(), documents: vec![0; 64] };
 /// let set = TokenSet { tasks: vec![task], documents: vec!["t/a".into()], eos: 0 };
 ///
-/// let options = DamageOptions { length: 32, batch: 2, tokens: 64 };
-/// let cuts = [Cut { candidates: 1.0, neurons: 0.5 }, Cut::WHOLE];
+/// let options = DamageOptions { length: 32, batch: 2, tokens: 64, choose: Choose::Threshold };
+/// let cuts = [Cut::of(1.0, 0.5), Cut::WHOLE];
 /// let worth = sensitivity(&model, &set, options)?;
 /// let damage = neuron_damage(&model, &set, options, &cuts, Some(&worth))?;
 /// assert!(damage[0].damage[0] > 0.0 && damage[0].damage[1] == 0.0); // of what is not cut nothing is lost
-/// assert!(cuts_of_a_gate(Some(0.5)).iter().all(|cut| cut.neurons <= 0.5) && cuts_of_a_fixed_set().len() == 20);
+/// assert!(cuts_of_a_gate(Some(0.5), None).iter().all(|cut| cut.neurons <= 0.5) && cuts_of_a_fixed_set().len() == 20);
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 ///
@@ -275,7 +293,7 @@ pub fn neuron_damage(
     worth: Option<&[Tensor]>,
 ) -> Result<Vec<LayerDamage>> {
     let batches = batches(model, set, options)?;
-    let by = removals(model, &batches, cuts, worth)?;
+    let by = removals(model, &batches, (cuts, options.choose), worth)?;
     let ask = |counted_t| ImageAsk::Removals { counted_t, by: Arc::clone(&by) };
     let (sums, tokens) = summed(model, &batches, ask, |answers| answers.removed.as_ref())?;
     let of_layer = |sums: Vec<f64>| LayerDamage {
@@ -347,7 +365,7 @@ fn summed(
 fn removals(
     model: &CausalLm<Mlp>,
     batches: &[Batch],
-    cuts: &[Cut],
+    cuts: (&[Cut], Choose),
     worth: Option<&[Tensor]>,
 ) -> Result<Arc<[Removal]>> {
     let decoder = model.model();
@@ -377,48 +395,68 @@ fn own_rows(batch: &Batch, most: usize, device: &Device) -> Result<Tensor> {
     Ok(Tensor::from_vec(kept, count, device)?)
 }
 
-fn removal(weights: MlpWeights<'_>, x_nd: &Tensor, cuts: &[Cut], worth_i: Option<&Tensor>) -> Result<Removal> {
-    let (n, device) = (x_nd.dim(0)?, x_nd.device());
+fn removal(
+    weights: MlpWeights<'_>,
+    x_nd: &Tensor,
+    (cuts, choose): (&[Cut], Choose),
+    worth_i: Option<&Tensor>,
+) -> Result<Removal> {
+    let device = x_nd.device();
     let order = candidate_order(weights, x_nd, worth_i)?;
     let order_i = Tensor::from_slice(&order, order.len(), device)?;
     let mean_up_i = Tensor::new(mean_up(weights, x_nd)?.as_slice(), device)?;
-    let in_order_ni = |x_ni: Tensor| Ok::<_, Error>(host::in_memory(&x_ni.index_select(&order_i, 1)?)?);
-    let scores = in_order_ni(scores(weights, x_nd, &mean_up_i, worth_i)?)?;
-    let moved = in_order_ni(moved(weights, x_nd, worth_i)?)?;
+    let column_norm_d = column_norms(weights)?;
     let width = order.len();
-    let of_candidates = |candidates: usize| {
-        let rows = scores.chunks_exact(width.max(1)).zip(moved.chunks_exact(width.max(1)));
-        let mut own: Vec<(f32, f32)> =
-            rows.flat_map(|(row, moved)| row.iter().copied().zip(moved.iter().copied()).take(candidates)).collect();
-        own.par_sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
-        own
-    };
-    let mut sorted: Option<(usize, Vec<(f32, f32)>)> = None;
     let mut sets = Vec::with_capacity(cuts.len());
-    for cut in cuts {
-        let count = |share: f64| ((share * width as f64).round() as usize).clamp(1, width);
-        let (candidates, [up, down]) = (count(cut.candidates), cut.read().map(count));
-        let own = match &sorted {
-            Some((of, own)) if *of == candidates => own,
-            _ => &sorted.insert((candidates, of_candidates(candidates))).1,
-        };
-        // The score that so many pairs reach; of these the |h| v that so many reach.
-        let least_score = if up >= candidates { 0.0 } else { own[(n * up).clamp(1, own.len()) - 1].0 };
-        let least_hidden = if down >= up {
-            0.0
+    // Cuts that read the same of x come one after another.
+    for cuts in cuts.chunk_by(|a, b| a.inputs.to_bits() == b.inputs.to_bits()) {
+        let inputs = cuts.first().map_or(1.0, |cut| cut.inputs);
+        let least_input = if inputs < 1.0 { least_read(&column_norm_d, x_nd, inputs)? } else { 0.0 };
+        let read_nd = if least_input > 0.0 {
+            ReadInputs { size_d: &column_norm_d, least: least_input, by_channel: None }.of(x_nd)?
         } else {
-            let mut taken: Vec<f32> = own[..(n * up).clamp(1, own.len())].iter().map(|(_, moved)| *moved).collect();
-            let at = (n * down).clamp(1, taken.len()) - 1;
-            *taken.select_nth_unstable_by(at, |a, b| b.total_cmp(a)).1
+            x_nd.clone()
         };
-        sets.push(KeptSet { candidates, least_score, least_hidden });
+        let in_order_ni = |x_ni: Tensor| Ok::<_, Error>(host::in_memory(&x_ni.index_select(&order_i, 1)?)?);
+        let scores = in_order_ni(scores(weights, &read_nd, &mean_up_i, worth_i)?)?;
+        let sizes = in_order_ni(sizes(weights, [&read_nd, x_nd], worth_i)?)?;
+        let mut sorted: Option<(usize, Vec<(f32, f32)>)> = None;
+        for cut in cuts {
+            let count = |share: f64| ((share * width as f64).round() as usize).clamp(1, width);
+            let (candidates, [up, down]) = (count(cut.candidates), cut.read(choose).map(count));
+            let own = match &sorted {
+                Some((of, own)) if *of == candidates => own,
+                _ => &sorted.insert((candidates, best_first(&scores, &sizes, (width, candidates)))).1,
+            };
+            let pairs = |neurons: usize| (x_nd.dims()[0] * neurons).clamp(1, own.len());
+            // The score that so many pairs reach; of these the |h| v that so many reach.
+            let least_score = if up >= candidates { 0.0 } else { own[pairs(up) - 1].0 };
+            let least_hidden = if down >= up {
+                0.0
+            } else {
+                let mut taken: Vec<f32> = own[..pairs(up)].iter().map(|(_, size)| *size).collect();
+                let at = pairs(down).min(taken.len()) - 1;
+                *taken.select_nth_unstable_by(at, |a, b| b.total_cmp(a)).1
+            };
+            sets.push(KeptSet { least_input, candidates, least_score, least_hidden });
+        }
     }
     let in_order = |x_i: &Tensor| x_i.index_select(&order_i, 0);
     Ok(Removal {
         mean_up_i: in_order(&mean_up_i)?,
         worth_i: in_order(&worth_or_norm(weights, worth_i)?)?,
+        column_norm_d,
         activation: weights.activation,
         order_i,
         sets,
     })
+}
+
+/// Scores and |h| v of the first so many `candidates` of all rows of `width`, the best score first.
+fn best_first(scores: &[f32], sizes: &[f32], (width, candidates): (usize, usize)) -> Vec<(f32, f32)> {
+    let rows = scores.chunks_exact(width.max(1)).zip(sizes.chunks_exact(width.max(1)));
+    let mut own: Vec<(f32, f32)> =
+        rows.flat_map(|(row, sizes)| row.iter().copied().zip(sizes.iter().copied()).take(candidates)).collect();
+    own.par_sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+    own
 }

@@ -30,13 +30,18 @@ pub(super) fn decode(layer: &MoeLayer, new: &mut NewTokens<'_>, pass: &Pass) -> 
     // The matrices of a routed pass do not change while a text is written.
     let used = rule.used(experts.matrices())?;
     let (weights, choice) = (used.weights(experts.weights()), rule.choice(&used));
-    // No launch reads a part of x.
-    if matches!(choice, NeuronChoice::Fixed(_) | NeuronChoice::Gate { inputs: Some(_), .. }) || !new.takes(weights)? {
+    let launched = match choice {
+        NeuronChoice::Fixed(_) => false,
+        // A part of x is read of W_g by channels, where no experts were chosen.
+        NeuronChoice::Gate { inputs: Some(inputs), .. } => inputs.by_channel.is_some() && gates.is_none(),
+        NeuronChoice::Gate { inputs: None, .. } => true,
+    };
+    if !launched || !new.takes(weights)? {
         return Ok(None);
     }
     let h_bi =
         gemv::chosen(gemv::Normed { x_bd: new.x_bd, norm: Some(new.norm) }, weights, gates, choice, new.workspace)?;
-    Ok(Some(gemv::weighted_rows(&h_bi, weights.down, new.x_bd, used.bias_d(), true, new.workspace)?))
+    Ok(Some(gemv::weighted_rows(&h_bi, weights.down, Some(new.x_bd), used.bias_d(), true, new.workspace)?))
 }
 
 /// The gates of every row `[B, N]`; `None` where all experts take part.

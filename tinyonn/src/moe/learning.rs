@@ -159,6 +159,7 @@ impl TinyOnnExpert {
         if !learn.experts.early().is_some_and(Smk::reads_surprise) {
             return Ok((answers, None));
         }
+        seen.check_whole()?;
         let decided_t = routing.decided(seen.x_td.device())?;
         Ok((answers, Some(surprise_squares(seen, decided_t.as_ref())?)))
     }

@@ -15,7 +15,7 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::{MoeSpec, Neurons};
-use crate::ops::{MlpWeights, NeuronChoice, ReadInputs, Take, host};
+use crate::ops::{ByChannel, MlpWeights, NeuronChoice, ReadInputs, Take, host};
 use crate::{Error, Result};
 
 /// Where the parts of a rule lie under its layer's `mlp`.
@@ -64,6 +64,13 @@ enum By {
     Fixed(Tensor),
 }
 
+impl By {
+    /// Whether W_g reads a part of x.
+    const fn reads_a_part(&self) -> bool {
+        matches!(self, Self::Gate { least_input, .. } if *least_input > 0.0)
+    }
+}
+
 /// ΔW and b.
 #[derive(Clone, Debug)]
 pub(super) struct Repair {
@@ -78,10 +85,12 @@ pub(super) struct Used {
     matrices: [Tensor; 3],
     /// ‖w_i‖ `[I]`, f32, of W_d itself.
     down_norm_i: Tensor,
-    /// ‖column j of W_g‖ `[d]`, f32, of W_g itself.
-    column_norm_d: Tensor,
+    /// ‖column j of W_g‖ `[d]`, f32, of W_g itself, where a part of x is read.
+    column_norm_d: Option<Tensor>,
     /// b, in the type of W.
     bias_d: Option<Tensor>,
+    /// W_g by channels and each neuron's place there ([`ByChannel`]), where a part of x is read and no weight moves.
+    by_channel: Option<(Tensor, Option<Tensor>)>,
 }
 
 impl NeuronRule {
@@ -133,7 +142,12 @@ impl NeuronRule {
         let repair = Repair::read(matrices[0].dims2()?, vb)?;
         let own = repair.iter().flat_map(Repair::parts);
         let moves = matrices.into_iter().chain(own).any(Tensor::is_variable);
-        let still = (!moves).then(|| Used::new(matrices, repair.as_ref())).transpose()?;
+        let mut still = (!moves).then(|| Used::new(matrices, repair.as_ref(), by.reads_a_part())).transpose()?;
+        if let (By::Gate { candidates_i, .. }, Some(used)) = (&by, &mut still)
+            && by.reads_a_part()
+        {
+            used.keep_channels(candidates_i.as_ref())?;
+        }
         Ok(Some(Self { by, repair, still }))
     }
 
@@ -149,7 +163,7 @@ impl NeuronRule {
 
     /// What a routed pass over an MLP of `matrices` computes with.
     pub(super) fn used(&self, matrices: [&Tensor; 3]) -> Result<Used> {
-        self.still.clone().map_or_else(|| Used::new(matrices, self.repair.as_ref()), Ok)
+        self.still.clone().map_or_else(|| Used::new(matrices, self.repair.as_ref(), self.by.reads_a_part()), Ok)
     }
 
     /// What it takes.
@@ -161,7 +175,14 @@ impl NeuronRule {
                 candidates_i: candidates_i.as_ref(),
                 take: *take,
                 least_hidden: *least_hidden,
-                inputs: (*least_input > 0.0).then_some(ReadInputs { size_d: &used.column_norm_d, least: *least_input }),
+                inputs: used.column_norm_d.as_ref().map(|size_d| ReadInputs {
+                    size_d,
+                    least: *least_input,
+                    by_channel: used
+                        .by_channel
+                        .as_ref()
+                        .map(|(gate_dc, place_i)| ByChannel { gate_dc, place_i: place_i.as_ref() }),
+                }),
             },
             By::Fixed(kept_i) => NeuronChoice::Fixed(kept_i),
         }
@@ -220,12 +241,13 @@ impl Repair {
 }
 
 impl Used {
-    fn new(matrices: [&Tensor; 3], repair: Option<&Repair>) -> Result<Self> {
+    fn new(matrices: [&Tensor; 3], repair: Option<&Repair>, reads_a_part: bool) -> Result<Self> {
         let down_norm_i = matrices[2].detach().to_dtype(DType::F32)?.sqr()?.sum(D::Minus1)?.sqrt()?;
-        let column_norm_d = matrices[0].detach().to_dtype(DType::F32)?.sqr()?.sum(0)?.sqrt()?;
+        let column_norm_d =
+            if reads_a_part { Some(matrices[0].detach().to_dtype(DType::F32)?.sqr()?.sum(0)?.sqrt()?) } else { None };
         let [gate, up, down] = matrices.map(Tensor::detach);
         let Some(repair) = repair else {
-            return Ok(Self { matrices: [gate, up, down], down_norm_i, column_norm_d, bias_d: None });
+            return Ok(Self { matrices: [gate, up, down], down_norm_i, column_norm_d, bias_d: None, by_channel: None });
         };
         let sum = |w_id: Tensor, delta_id: &Option<Tensor>| match delta_id {
             Some(delta_id) => Ok((w_id.to_dtype(DType::F32)? + delta_id.detach())?.to_dtype(w_id.dtype())?),
@@ -238,7 +260,38 @@ impl Used {
             down_norm_i,
             column_norm_d,
             bias_d,
+            by_channel: None,
         })
+    }
+
+    /// Lays W_g out by channels, of which a few tokens then read those that they need.
+    fn keep_channels(&mut self, candidates_i: Option<&Tensor>) -> Result<()> {
+        let gate_id = &self.matrices[0];
+        let (device, is_cpu) = (gate_id.device(), gate_id.device().is_cpu());
+        if is_cpu && gate_id.dtype() != DType::F32 {
+            return Ok(());
+        }
+        let (mut gate_cd, mut place_i) = (gate_id.clone(), None);
+        if let Some(candidates_i) = candidates_i {
+            let (mut own, mut places) = (Vec::new(), Vec::new());
+            for (mark, at) in host::in_memory(candidates_i)?.iter().zip(0u32..) {
+                places.push(if *mark == 0.0 { u32::MAX } else { own.len() as u32 });
+                own.extend((*mark != 0.0).then_some(at));
+            }
+            if own.is_empty() {
+                return Ok(());
+            }
+            gate_cd = gate_id.index_select(&Tensor::new(own, device)?, 0)?;
+            place_i = (!is_cpu).then(|| Tensor::new(places, device)).transpose()?;
+        }
+        let mut gate_dc = gate_cd.t()?;
+        if !is_cpu {
+            // Launches read rows in pieces of sixteen bytes.
+            let columns = gate_dc.dim(1)?;
+            gate_dc = gate_dc.pad_with_zeros(1, 0, columns.next_multiple_of(8) - columns)?;
+        }
+        self.by_channel = Some((gate_dc.contiguous()?, place_i));
+        Ok(())
     }
 
     /// The matrices, and what stands between them in `weights`.

@@ -8,8 +8,8 @@
 //! r[t, j] ∈ {0, 1} are the channels of x that W_g reads: all, or those whose |x_j| · n_j is at least τ_x, n_j the norm of column j of W_g.
 //!
 //! Legend: t tokens, d hidden, i neurons, n experts. The choice has no derivative; values that were not computed are zeros, for imaging too.
-//! A few tokens in main memory (decoding) compute W_u and W_d of their own neurons alone: a neuron is a row of both. More are computed by whole
-//! products, h masked.
+//! A few tokens in main memory (decoding) compute W_u and W_d of their own neurons alone: a neuron is a row of both; and W_g of the channels that they read, which are
+//! rows of its transpose. More are computed by whole products, h masked.
 
 use std::cmp::Ordering;
 
@@ -44,7 +44,7 @@ pub struct Take {
 /// use tinyonn::ops::ReadInputs;
 ///
 /// let size_d = Tensor::new(&[1f32, 10.0, 1.0], &Device::Cpu)?;
-/// let read = ReadInputs { size_d: &size_d, least: 2.0 };
+/// let read = ReadInputs { size_d: &size_d, least: 2.0, by_channel: None };
 /// let x_td = Tensor::new(&[[1f32, -1.0, 3.0]], &Device::Cpu)?;
 /// assert_eq!(read.of(&x_td)?.to_vec2::<f32>()?, [[0.0, -1.0, 3.0]]);
 /// # Ok::<(), candle_core::Error>(())
@@ -55,6 +55,29 @@ pub struct ReadInputs<'a> {
     pub size_d: &'a Tensor,
     /// τ_x, the least |x_j| · n_j of a channel that is read.
     pub least: f32,
+    /// W_g by channels, where it is at hand: of a few tokens, those that are not read then need not be fetched.
+    pub by_channel: Option<ByChannel<'a>>,
+}
+
+/// W_gᵀ, a row a channel: what is read of W_g where x is read in part. It is kept beside W_g, a third more of the MLP in memory.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::ops::{ByChannel, ReadInputs};
+///
+/// let gate_id = Tensor::rand(-1f32, 1.0, (6, 4), &Device::Cpu)?;
+/// let (size_d, gate_di) = (gate_id.sqr()?.sum(0)?.sqrt()?, gate_id.t()?.contiguous()?);
+/// let by_channel = ByChannel { gate_dc: &gate_di, place_i: None };
+/// let read = ReadInputs { size_d: &size_d, least: 0.5, by_channel: Some(by_channel) };
+/// assert_eq!(read.of(&gate_id)?.dims(), [6, 4]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct ByChannel<'a> {
+    /// Of the candidates in their order `[d, c]`, in the type of W_g.
+    pub gate_dc: &'a Tensor,
+    /// On a GPU, each neuron's column there `[i]`, u32, or `u32::MAX`; `None` on a processor, and where all neurons are candidates.
+    pub place_i: Option<&'a Tensor>,
 }
 
 impl ReadInputs<'_> {

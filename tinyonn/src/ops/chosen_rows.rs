@@ -7,7 +7,7 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::chosen_neurons::{NeuronChoice, best_of, reaches, scores};
+use super::chosen_neurons::{ByChannel, NeuronChoice, ReadInputs, best_of, reaches, scores};
 use super::glu_mlp::MlpWeights;
 use super::host::in_memory;
 use super::lanes;
@@ -16,6 +16,8 @@ use super::rows_apart::Rows;
 
 /// Rows that a thread computes at a time; parts of y are added in their order: a constant, so that sums do not depend on the number of threads.
 const ROWS: usize = 32;
+/// Columns of W_gᵀ that a thread computes at a time.
+const COLUMNS: usize = 192;
 
 /// Values (zeros where nothing was computed), y and how many neurons each token took, of x `[t, d]`, what W_g reads of it, and gates `[t, i]`.
 ///
@@ -42,10 +44,21 @@ pub(super) fn forward(
             NeuronChoice::Fixed(kept_i) => Some(in_memory(kept_i)?),
             NeuronChoice::Gate { candidates_i, .. } => candidates_i.map(in_memory).transpose()?,
         };
+        let gate_dc = match choice {
+            NeuronChoice::Gate {
+                inputs: Some(ReadInputs { by_channel: Some(ByChannel { gate_dc, .. }), .. }), ..
+            } if gates.is_none() => Some(gate_dc),
+            _ => None,
+        };
+        let candidates = fixed.as_ref().map_or(i, |marks| marks.iter().filter(|mark| **mark != 0.0).count());
+        if gate_dc.is_some_and(|gate_dc| gate_dc.dims() != [d, candidates]) {
+            candle_core::bail!("chosen_neurons: channels {gate_dc:?} of {d} inputs and {candidates} candidates");
+        }
         let [gate, up, down] = matrices;
         let mut made = Made::new(t, d, i);
-        lanes::with_slices([x_td, gate_x_td, gate, up, down], |[x_td, gate_x_td, gate, up, down]| {
-            let slices = Slices { gate, up, down };
+        let read = [x_td, gate_x_td, gate, up, down, gate_dc.unwrap_or(gate)];
+        lanes::with_slices(read, |[x_td, gate_x_td, gate, up, down, channels]| {
+            let slices = Slices { gate, by_channel: gate_dc.is_some().then_some(channels), up, down };
             for token in 0..t {
                 let own = Token {
                     x: &x_td[token * d..][..d],
@@ -69,6 +82,8 @@ pub(super) fn forward(
 #[derive(Clone, Copy)]
 struct Slices<'a> {
     gate: &'a [f32],
+    /// W_gᵀ of the candidates.
+    by_channel: Option<&'a [f32]>,
     up: &'a [f32],
     down: &'a [f32],
 }
@@ -137,9 +152,19 @@ impl Token<'_> {
         let (width, i) = (self.x.len(), made.g.len());
         let candidates: Vec<u32> = (0..i as u32).filter(|at| self.stands_for_choice(*at as usize)).collect();
         let mut gate_values = vec![0f32; candidates.len()];
-        gate_values.par_chunks_mut(ROWS).zip(candidates.par_chunks(ROWS)).for_each(|(out, at)| {
-            Rows { matrix: matrices.gate, width, at }.dots(self.gate_x, out);
-        });
+        match matrices.by_channel {
+            Some(matrix) => {
+                let read: Vec<u32> = (0..width as u32).filter(|j| self.gate_x[*j as usize] != 0.0).collect();
+                let x: Vec<f32> = read.iter().map(|j| self.gate_x[*j as usize]).collect();
+                let rows = Rows { matrix, width: candidates.len(), at: &read };
+                gate_values.par_chunks_mut(COLUMNS).enumerate().for_each(|(at, out)| {
+                    rows.add_weighted_columns(&x, at * COLUMNS, out);
+                });
+            }
+            None => gate_values.par_chunks_mut(ROWS).zip(candidates.par_chunks(ROWS)).for_each(|(out, at)| {
+                Rows { matrix: matrices.gate, width, at }.dots(self.gate_x, out);
+            }),
+        }
         candidates.iter().zip(&gate_values).for_each(|(at, value)| made.g[*at as usize] = *value);
         let chosen = match choice {
             NeuronChoice::Fixed(_) => candidates,

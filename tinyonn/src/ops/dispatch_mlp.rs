@@ -189,6 +189,7 @@ impl SlicedMlp for Saved {
             delta_g_ti: &delta_g_ti?,
             delta_u_ti: &delta_u_ti?,
             input_matrices: Some([&self.gate_id, &self.up_id]),
+            reads_a_part: false,
         })
     }
 }

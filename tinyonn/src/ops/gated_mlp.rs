@@ -118,6 +118,7 @@ impl SlicedMlp for Saved {
             delta_g_ti: &deltas.g_ti,
             delta_u_ti: &deltas.u_ti,
             input_matrices: Some([&self.matrices[0], &self.matrices[1]]),
+            reads_a_part: false,
         })
     }
 

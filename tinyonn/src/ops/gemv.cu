@@ -136,6 +136,51 @@ __device__ void score(SCORES) {
     }
 }
 
+// Of each row of x, normalised, the channels that W_g reads: those of which |x| n is not below `least`; zeros for the others. [b, d] f32, a block a row.
+extern "C" __global__ void __launch_bounds__(THREADS) read_channels(const void *x, const void *norm, float eps, u64 d, const float *size, float least, float *read) {
+    __shared__ float of_warp[WARPS];
+    const u64 row = blockIdx.x * d;
+    let_the_next_launch_begin();
+    wait_for_the_launch_before();
+    float root = 1.0f;
+    if (norm) {
+        float sum = 0.0f;
+        for (unsigned j = threadIdx.x; j < d; j += THREADS) {
+            const float own = load_one(x, row + j, HALF);
+            sum += own * own;
+        }
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = sum;
+        __syncthreads();
+        float all = 0.0f;
+        for (int warp = 0; warp < WARPS; warp++) all += of_warp[warp];
+        root = 1.0f / sqrtf(all / d + eps);
+    }
+    for (unsigned j = threadIdx.x; j < d; j += THREADS) {
+        float own = load_one(x, row + j, HALF);
+        if (norm) own = as_stored(as_stored(own * root, HALF) * load_one(norm, j, HALF), HALF);
+        read[row + j] = fabsf(own) * size[j] < least ? 0.0f : own;
+    }
+}
+
+// As `scores`, of gate values [b, c] that are there: of candidates alone, `place` [i] tells which one a neuron is, or NOWHERE.
+const unsigned NOWHERE = 0xffffffff;
+extern "C" __global__ void __launch_bounds__(THREADS) scores_of(const void *values, const unsigned *place, u64 count, const float *mean_up, const float *worth,
+                                                                float least, u64 neurons, u64 gelu, float *g, float *scores, float *taken) {
+    const unsigned i = blockIdx.x * THREADS + threadIdx.x, b = blockIdx.y;
+    let_the_next_launch_begin();
+    const unsigned at = i < neurons ? place ? place[i] : i : NOWHERE;
+    wait_for_the_launch_before();
+    if (i >= neurons) return;
+    const u64 to = (u64)b * neurons + i;
+    const float own = at == NOWHERE ? 0.0f : load_one(values, (u64)b * count + at, HALF);
+    float score = fabsf(activated(own, mean_up[i], gelu)) * worth[i];
+    if (score != score) score = __int_as_float(0x7f800000);
+    g[to] = own;
+    scores[to] = at == NOWHERE ? -1.0f : score;
+    taken[to] = at != NOWHERE && score >= least ? 1.0f : 0.0f;
+}
+
 // h [b, i] f32 of neurons that were taken, of which g is there: the others are not read. Zero where |h| v is below `least`, whose lines of W_d are then not read.
 #define UP                                                                                                                            \
     const void *x, const void *norm, float eps, u64 rows, u64 d, const void *w_up, const float *g, const float *taken, const float *worth, float least, u64 neurons, u64 gelu, float *h

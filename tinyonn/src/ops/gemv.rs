@@ -3,7 +3,8 @@
 //! Legend: b rows, eight at most, d inputs, m outputs, i neurons, n experts. x̂ = norm(x), where a norm is given.
 //! *project*: y = x̂ Wᵀ + b of one to three matrices side by side, `[b, Σ m]`, added to a residual where there is one.
 //! *glu*: h = h(W_g x̂, W_u x̂) ⊙ w, `[b, i]` in f32, w `[b, n]` the gate of each neuron's expert: of experts that no row takes nothing is read.
-//! *chosen*: the same of neurons that choose themselves ([`chosen_neurons`](super::chosen_neurons)): W_g is read of all that stand for choice, W_u of the chosen.
+//! *chosen*: the same of neurons that choose themselves ([`chosen_neurons`](super::chosen_neurons)): W_g is read of all that stand for choice, W_u of the chosen. Where W_g reads a part
+//! of x it lies by channels, whose lines are weighted rows.
 //! *weighted rows*: y = residual + Σ_i h_i W_i (+ b), of W = W_d `[i, d]`; lines whose weights are all 0 are not read.
 //!
 //! Sums are in f32, of one order, so that the bits are the same in every run; what plain operations would store in bf16 is rounded to it. In a workspace's first step
@@ -13,7 +14,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::kernel::{Argument, Grid, Kernel, THREADS, attribute, card, is_read};
-use super::{Activation, MlpWeights, NeuronChoice, Workspace};
+use super::{Activation, ByChannel, MlpWeights, NeuronChoice, ReadInputs, Workspace};
 
 static IN_BF16: Kernel = Kernel::overlapping(
     "gemv_bf16",
@@ -187,8 +188,8 @@ pub(crate) fn chosen(
     choice: NeuronChoice<'_>,
     workspace: &mut Workspace,
 ) -> Result<Tensor> {
-    let NeuronChoice::Gate { mean_up_i, worth_i, candidates_i, take, least_hidden, inputs: None } = choice else {
-        candle_core::bail!("gemv: neurons that are fixed do not choose themselves, and W_g reads all of x here")
+    let NeuronChoice::Gate { mean_up_i, worth_i, candidates_i, take, least_hidden, inputs } = choice else {
+        candle_core::bail!("gemv: neurons that are fixed do not choose themselves")
     };
     let neurons = of.neurons(&[weights.gate, weights.up], weights.activation)?;
     let (b, device) = (of.x_bd.dim(0)?, of.x_bd.device());
@@ -207,12 +208,24 @@ pub(crate) fn chosen(
         Argument::of(worth_i)?,
         Argument::Number(take.least_score.max(0.0)),
     ];
-    let first = [&of.arguments()?[..], &[Argument::of(weights.gate)?], &of.gates(gates, neurons)?].concat();
-    let arguments = [&first[..], &by, &[count, gelu, g, scores, taken]].concat();
-    let experts = gates.map(|gates| gates.gate_bn.dim(1)).transpose()?.or(candidates_i.map(|_| 0));
-    let (function, kept) = experts.map_or(("scores", 0), |experts| ("gated_scores", kept_bytes(neurons, experts)));
-    // SAFETY: the signature of scores, as above; what scores are made of has a value of every neuron in f32, g, scores and taken of every row and neuron.
-    unsafe { of.launch(function, neurons, kept, &arguments)? };
+    if let Some(inputs) = inputs {
+        if gates.is_some() {
+            candle_core::bail!("gemv: W_g reads all of x where experts were chosen");
+        }
+        let (values_bc, place) = of.read_by_channel(inputs, neurons, workspace)?;
+        let first = [Argument::of(&values_bc)?, place, Argument::count(values_bc.dim(1)?)];
+        let arguments = [&first[..], &by[1..], &[count, gelu, g, scores, taken]].concat();
+        let grid = Grid { blocks: (neurons.div_ceil(THREADS as usize), b), threads: THREADS, shared_bytes: 0 };
+        // SAFETY: the signature of scores_of: gate values of every row in x's type, the place of every neuron among them, and as below.
+        unsafe { of.kernel().launch_function("scores_of", card(of.x_bd)?, &grid, &arguments)? };
+    } else {
+        let first = [&of.arguments()?[..], &[Argument::of(weights.gate)?], &of.gates(gates, neurons)?].concat();
+        let arguments = [&first[..], &by, &[count, gelu, g, scores, taken]].concat();
+        let experts = gates.map(|gates| gates.gate_bn.dim(1)).transpose()?.or(candidates_i.map(|_| 0));
+        let (function, kept) = experts.map_or(("scores", 0), |experts| ("gated_scores", kept_bytes(neurons, experts)));
+        // SAFETY: the signature of scores, as above; what scores are made of has a value of every neuron in f32, g, scores and taken of every row and neuron.
+        unsafe { of.launch(function, neurons, kept, &arguments)? };
+    }
     if take.most < neurons {
         let grid = Grid { blocks: (b, 1), threads: 1024, shared_bytes: 4 * neurons as u32 };
         let arguments = [scores, taken, count, Argument::count(take.most)];
@@ -232,23 +245,21 @@ pub(crate) fn chosen(
 pub(crate) fn weighted_rows(
     h_bi: &Tensor,
     w_id: &Tensor,
-    residual_bd: &Tensor,
+    residual_bd: Option<&Tensor>,
     bias_d: Option<&Tensor>,
     skips: bool,
     workspace: &mut Workspace,
 ) -> Result<Tensor> {
     let ((b, lines), (i, d)) = (h_bi.dims2()?, w_id.dims2()?);
-    let fits =
-        takes(residual_bd, &[w_id])? && residual_bd.dims() == [b, d] && bias_d.is_none_or(|bias| alike(bias, d, w_id));
+    let beside = [(residual_bd, b * d), (bias_d, d)];
+    let fits = is_read(w_id)
+        && (1..=MOST_ROWS).contains(&b)
+        && (d * w_id.dtype().size_in_bytes()).is_multiple_of(16)
+        && beside.into_iter().all(|(tensor, count)| tensor.is_none_or(|tensor| alike(tensor, count, w_id)));
     if lines != i || h_bi.dtype() != DType::F32 || !h_bi.is_contiguous() || !fits {
-        candle_core::bail!(
-            "weighted_rows: h {:?}, W {:?}, residual {:?}",
-            h_bi.shape(),
-            w_id.shape(),
-            residual_bd.shape()
-        );
+        candle_core::bail!("weighted_rows: h {:?}, W {:?}, residual {residual_bd:?}", h_bi.shape(), w_id.shape());
     }
-    let (device, half) = (residual_bd.device(), w_id.dtype() == DType::BF16);
+    let (device, half) = (w_id.device(), w_id.dtype() == DType::BF16);
     let tiles = d.div_ceil(LANES * 16 / w_id.dtype().size_in_bytes());
     // No more spans than lines.
     let spans = (BLOCKS * multiprocessors(device)?).div_ceil(tiles).clamp(1, lines);
@@ -256,7 +267,7 @@ pub(crate) fn weighted_rows(
     let parts = workspace.take(&[spans, b, d], DType::F32, device)?;
     let arrived = workspace.take(&[tiles], DType::U32, device)?;
     let y_bd = workspace.take(&[b, d], w_id.dtype(), device)?;
-    let tensors = [Argument::of(h_bi)?, Argument::of(w_id)?, Argument::of(residual_bd)?, optional(bias_d)?];
+    let tensors = [Argument::of(h_bi)?, Argument::of(w_id)?, optional(residual_bd)?, optional(bias_d)?];
     let room = [&parts, &arrived, &y_bd].map(Argument::of).into_iter().collect::<Result<Vec<_>>>()?;
     let numbers = [b, lines, d].map(Argument::count);
     let rows = b.next_power_of_two();
@@ -266,7 +277,7 @@ pub(crate) fn weighted_rows(
     let function = format!("{}weighted_rows_{rows}", if skips { "few_" } else { "" });
     // SAFETY: the signature of weighted_rows; W and the residual are of one type and of shapes that were compared, parts hold the sums of every span, the counts of
     // arrivals are zeros at first and left as such; the shared memory holds a span's weights of every row, and which of its lines take part.
-    unsafe { kernel.launch_function(&function, card(residual_bd)?, &grid, &arguments)? };
+    unsafe { kernel.launch_function(&function, card(w_id)?, &grid, &arguments)? };
     Ok(y_bd)
 }
 
@@ -290,6 +301,36 @@ impl Normed<'_> {
             candle_core::bail!("gemv: {activation:?} of matrices {matrices:?} and x {:?}", self.x_bd.shape());
         }
         Ok(i)
+    }
+
+    /// g `[b, c]` of the candidates, of the channels that each row reads, lines of W_gᵀ; and where each neuron stands among them.
+    #[allow(unsafe_code)]
+    fn read_by_channel(
+        &self,
+        inputs: ReadInputs<'_>,
+        neurons: usize,
+        workspace: &mut Workspace,
+    ) -> Result<(Tensor, Argument)> {
+        let (b, d) = self.x_bd.dims2()?;
+        let Some(ByChannel { gate_dc, place_i }) = inputs.by_channel else {
+            candle_core::bail!("gemv: W_g is not laid out by channels")
+        };
+        let placed = place_i.map_or(gate_dc.dim(1)? >= neurons, |place_i| {
+            place_i.dims() == [neurons] && place_i.dtype() == DType::U32 && place_i.is_contiguous()
+        });
+        let sized = inputs.size_d.elem_count() == d && inputs.size_d.dtype() == DType::F32;
+        if !placed || !sized || !inputs.size_d.is_contiguous() || gate_dc.dtype() != self.x_bd.dtype() {
+            candle_core::bail!("gemv: channels {inputs:?} of {neurons} neurons");
+        }
+        let read_bd = workspace.take(&[b, d], DType::F32, self.x_bd.device())?;
+        let [x, norm, eps, _, width] = self.arguments()?;
+        let least = Argument::Number(inputs.least);
+        let arguments = [x, norm, eps, width, Argument::of(inputs.size_d)?, least, Argument::of(&read_bd)?];
+        let grid = Grid { blocks: (b, 1), threads: THREADS, shared_bytes: 0 };
+        // SAFETY: the signature of read_channels: x and its norm, a size of every channel in f32, and room for every row.
+        unsafe { self.kernel().launch_function("read_channels", card(self.x_bd)?, &grid, &arguments)? };
+        let values_bc = weighted_rows(&read_bd, gate_dc, None, None, true, workspace)?;
+        Ok((values_bc, optional(place_i)?))
     }
 
     /// Gates, owners, and how many experts there are.
@@ -317,13 +358,16 @@ impl Normed<'_> {
     #[allow(unsafe_code)]
     unsafe fn launch(&self, function: &str, outputs: usize, behind_bytes: usize, arguments: &[Argument]) -> Result<()> {
         let blocks = blocks(outputs, self.x_bd.device())?;
-        let kernel = if self.x_bd.dtype() == DType::BF16 { &IN_BF16 } else { &IN_F32 };
         let b = self.x_bd.dim(0)?;
         let function = format!("{function}_{}", if b > 2 { MOST_ROWS } else { b });
         let shared_bytes = (held_bytes(self.x_bd)? + behind_bytes) as u32;
         let grid = Grid { blocks: (blocks, 1), threads: THREADS, shared_bytes };
         // SAFETY: the caller vouches for the arguments; the shared memory holds x and what the function keeps behind it.
-        unsafe { kernel.launch_function(&function, card(self.x_bd)?, &grid, arguments) }
+        unsafe { self.kernel().launch_function(&function, card(self.x_bd)?, &grid, arguments) }
+    }
+
+    fn kernel(&self) -> &'static Kernel {
+        if self.x_bd.dtype() == DType::BF16 { &IN_BF16 } else { &IN_F32 }
     }
 }
 

@@ -78,8 +78,9 @@ pub struct Deltas {
 ///     // What it costs to keep all neurons, and the first three alone.
 ///     let ones = Tensor::ones(6, candle_core::DType::F32, &Device::Cpu)?;
 ///     let order_i = Tensor::arange(0u32, 6, &Device::Cpu)?;
-///     let sets = [6, 3].map(|candidates| KeptSet { candidates, least_score: 0.0, least_hidden: 0.0 }).to_vec();
-///     let asked = Removal { order_i, mean_up_i: ones.clone(), worth_i: ones, activation: &Silu, sets };
+///     let sets = [6, 3].map(|candidates| KeptSet { candidates, least_input: 0.0, least_score: 0.0, least_hidden: 0.0 }).to_vec();
+///     let column_norm_d = Tensor::ones(4, candle_core::DType::F32, &Device::Cpu)?;
+///     let asked = Removal { order_i, mean_up_i: ones.clone(), worth_i: ones, column_norm_d, activation: &Silu, sets };
 ///     let damage = squared_removal(pass, &counted_t, &asked)?.to_vec1::<f64>()?;
 ///     assert!(damage[0] < 1e-9 && damage[1] > 0.0);
 ///     Ok(())
@@ -104,6 +105,23 @@ pub struct MlpBackward<'a> {
     pub delta_u_ti: &'a Tensor,
     /// W_g and W_u, `[i, d]` each; `None` where not all tokens share them.
     pub input_matrices: Option<[&'a Tensor; 2]>,
+    /// Whether W_g read a part of x alone: what is formed here of W_g and x is not its gradient then.
+    pub reads_a_part: bool,
+}
+
+impl MlpBackward<'_> {
+    /// Refuses a pass in which W_g read a part of x.
+    ///
+    /// # Errors
+    /// It did.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        if self.reads_a_part {
+            candle_core::bail!(
+                "gates that read a part of x cannot be imaged; make the model with `inputs = 1`, or pass it all active"
+            )
+        }
+        Ok(())
+    }
 }
 
 impl MlpValues {
@@ -190,6 +208,7 @@ impl MlpValues {
             delta_g_ti: &deltas.g_ti,
             delta_u_ti: &deltas.u_ti,
             input_matrices: Some([&matrices[0], &matrices[1]]),
+            reads_a_part: self.gate_x_td.is_some(),
         }
     }
 

@@ -125,7 +125,7 @@ pub mod workspace;
 
 pub use activation::{Activation, ActivationEntry, Gelu, Silu, activation, activations};
 pub use adamw::{AdamwStep, adamw};
-pub use chosen_neurons::{NeuronChoice, ReadInputs, Take};
+pub use chosen_neurons::{ByChannel, NeuronChoice, ReadInputs, Take};
 pub use class_scatter::{ClassScatter, Weigh};
 pub use class_sums::ClassSums;
 pub use expert_neurons::ExpertNeurons;

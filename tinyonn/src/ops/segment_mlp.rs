@@ -143,6 +143,7 @@ impl SlicedMlp for Saved {
                 delta_g_ti: &self.kinds.together([open.delta_g_ti, decided.delta_g_ti])?,
                 delta_u_ti: &self.kinds.together([open.delta_u_ti, decided.delta_u_ti])?,
                 input_matrices: open.input_matrices,
+                reads_a_part: open.reads_a_part,
             })
         })
     }

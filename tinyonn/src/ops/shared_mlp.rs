@@ -278,6 +278,7 @@ impl SlicedMlp for Saved {
             delta_g_ti: &delta_g_ti,
             delta_u_ti: &delta_u_ti,
             input_matrices: None,
+            reads_a_part: false,
         })
     }
 }

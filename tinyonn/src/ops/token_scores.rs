@@ -86,6 +86,7 @@ pub(crate) fn token_scores(pass: &MlpBackward<'_>, kept_k: &Tensor, by: &TokenSc
         delta_g_ti: &delta_g_ti?,
         delta_u_ti: &delta_u_ti?,
         input_matrices: pass.input_matrices,
+        reads_a_part: pass.reads_a_part,
     };
     let mut scores_ki = match by.terms {
         ScoreTerms::Taylor { magnitude } => {

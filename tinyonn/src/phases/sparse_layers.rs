@@ -117,7 +117,8 @@ impl Run<'_> {
                 put(&mut store, &format!("{prefix}.{name}"), value)?;
             }
             if spec.neurons == Neurons::Gate && making.choose == Choose::Threshold {
-                self.set_least(&mut store, (layer, &moe), &seen_nd, asked[layer])?;
+                let cut = asked[layer];
+                self.set_least(&mut store, layer, moe, &seen_nd, (cut, cut.read(making.choose)))?;
             }
             let chooses = moe(&store)?;
             let mut sums = RepairSums::new(cfg.intermediate_size);
@@ -161,10 +162,14 @@ impl Run<'_> {
         (making, cut): (&Making<'_>, Cut),
     ) -> Result<Vec<(&'static str, Tensor)>> {
         let worth_i = making.worth.and_then(|worth| worth.get(layer.layer()));
-        let neurons = if making.choose == Choose::Threshold { cut.read()[0] } else { cut.neurons };
-        // Where there are routers, they have chosen the candidates.
-        let candidates = if self.variant.spec.levels.is_empty() { cut.candidates } else { 1.0 };
-        let cut = if self.variant.spec.neurons == Neurons::Gate { Cut::of(candidates, neurons) } else { cut };
+        let mut cut = cut;
+        if self.variant.spec.neurons == Neurons::Gate {
+            // Where there are routers, they have chosen the candidates.
+            let candidates = if self.variant.spec.levels.is_empty() { cut.candidates } else { 1.0 };
+            // Thresholds are set behind this.
+            let neurons = if making.choose == Choose::Threshold { candidates } else { cut.neurons };
+            cut = Cut::of(candidates, neurons);
+        }
         match self.variant.spec.neurons {
             Neurons::All => Ok(Vec::new()),
             Neurons::Pruned => kept_parameters(&calibrate_pruned(layer, x_nd, cut, worth_i)?, &self.device),
@@ -172,20 +177,23 @@ impl Run<'_> {
         }
     }
 
-    /// Sets the three thresholds of a layer to what `cut` says, in the order in which a token meets them: each by what those before it leave.
+    /// Sets the thresholds of a layer to what `cut` says, in the order in which a token meets them: each by what those before it leave. Rows of W_u and of W_d
+    /// are read of the shares `read`.
     fn set_least(
         &self,
         store: &mut ParamStore,
-        (at, moe): (usize, &dyn Fn(&ParamStore) -> Result<MoeLayer>),
+        at: usize,
+        moe: impl Fn(&ParamStore) -> Result<MoeLayer>,
         x_nd: &Tensor,
-        cut: Cut,
+        (cut, [up, down]): (Cut, [f64; 2]),
     ) -> Result<()> {
-        let prefix = mixture_prefix(at);
-        let set = |store: &mut ParamStore, name: &str, least: f32| {
-            put(store, &format!("{prefix}.{name}"), Tensor::new(&[least], &self.device)?)
+        let name = |part: &str| format!("{}.{part}", mixture_prefix(at));
+        let set = |store: &mut ParamStore, part: &str, least: f32| {
+            put(store, &name(part), Tensor::new(&[least], &self.device)?)
         };
-        let [up, down] = cut.read();
-        set(store, LEAST_HIDDEN, 0.0)?;
+        if store.get(&name(LEAST_HIDDEN)).is_some() {
+            set(store, LEAST_HIDDEN, 0.0)?;
+        }
         if cut.inputs < 1.0 {
             let least = least_input(&moe(store)?, x_nd, cut.inputs)?;
             set(store, LEAST_INPUT, least)?;
@@ -215,8 +223,11 @@ impl Run<'_> {
                 let learnt = moe(store)?;
                 self.set_choices(store, &learnt, &seen_nd, cut.candidates, Choose::Threshold)?;
             }
-            if spec.neurons == Neurons::Gate && cut.neurons < cut.candidates {
-                self.set_least(store, (layer, &moe), &seen_nd, *cut)?;
+            if spec.neurons == Neurons::Gate {
+                // A model of an earlier version has one threshold, and keeps to it.
+                let hidden = store.get(&format!("{prefix}.{LEAST_HIDDEN}")).is_some();
+                let read = if hidden { cut.read(Choose::Threshold) } else { [cut.neurons; 2] };
+                self.set_least(store, layer, moe, &seen_nd, (*cut, read))?;
             }
             let chooses = moe(store)?;
             sparse = behind

@@ -70,7 +70,7 @@ use crate::checkpoint::{KeyDirections, ModelFolder, ParamStore, mixture_prefix};
 use crate::data::Sampler;
 use crate::decoder::Pass;
 use crate::decoder::attention::check_attention;
-use crate::imaging::neuron_damage::{cuts_by_thresholds, cuts_of_a_fixed_set, cuts_of_a_gate};
+use crate::imaging::neuron_damage::{cuts_of_a_fixed_set, cuts_of_a_gate};
 use crate::imaging::{Choose, Cut, DamageOptions, Partition, cuts_by_layer, neuron_damage, partition, sensitivity};
 use crate::metrics::{Interval, MetricsLog, Progress, Stopwatch, interval};
 use crate::model::{ActiveMode, TinyOnnForCausalLm};
@@ -370,9 +370,8 @@ impl Run<'_> {
         let cuts = match spec.neurons {
             Neurons::Pruned => cuts_of_a_fixed_set(),
             // What routers choose is not known yet: a layer's share is that of a gate's own candidates.
-            _ if !spec.levels.is_empty() => cuts_of_a_gate(None),
-            _ if config.by_thresholds() => cuts_by_thresholds(),
-            _ => cuts_of_a_gate(config.candidates),
+            _ if !spec.levels.is_empty() => cuts_of_a_gate(None, Some(1.0)),
+            _ => cuts_of_a_gate(config.candidates, config.inputs_of_all()),
         };
         let options = damage_options(config);
         let damage = neuron_damage(&self.dense_model()?, &self.tokens.validation, options, &cuts, worth)?;
@@ -435,7 +434,8 @@ impl Run<'_> {
 }
 
 fn damage_options(config: &SparsifyConfig) -> DamageOptions {
-    DamageOptions { length: config.length, batch: config.batch, tokens: config.validation_tokens }
+    let choose = config.choose.unwrap_or_default();
+    DamageOptions { length: config.length, batch: config.batch, tokens: config.validation_tokens, choose }
 }
 
 /// How much the loss rises over the documents of a kind, or over all.

@@ -57,6 +57,10 @@ pub struct SparsifyConfig {
     /// out least.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub candidates: Option<f64>,
+    /// Of a gate without routers, the share of x's channels that W_g reads; not given: by layer what costs least, uniformly (operations / candidates)^0.6; where a
+    /// number of neurons is taken, all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<f64>,
     /// What a unit of h is worth.
     pub worth: Worth,
     /// How the choices of routers and gates are bounded; not given: by threshold.
@@ -106,6 +110,7 @@ impl Default for SparsifyConfig {
             active_share: 0.5,
             shares: Shares::ByLayer,
             candidates: None,
+            inputs: None,
             worth: Worth::Sensitivity,
             choose: None,
             router_target: RouterTarget::Sqrt,
@@ -140,16 +145,32 @@ impl SparsifyConfig {
             refuse(name, format!("is {value}"), "use more than 0, and at most 1")
         };
         share("active_share", self.active_share)?;
-        if let Some(candidates) = self.candidates {
-            share("candidates", candidates)?;
+        for (name, value) in [("candidates", self.candidates), ("inputs", self.inputs)] {
+            value.map_or(Ok(()), |value| share(name, value))?;
         }
         let (fixed, whole) = (spec.neurons == Neurons::Pruned, spec.neurons == Neurons::All);
-        let given =
-            [("choose", self.choose.is_some() && fixed), ("candidates", self.candidates.is_some() && (fixed || whole))];
+        let given = [
+            ("choose", self.choose.is_some() && fixed),
+            ("candidates", self.candidates.is_some() && (fixed || whole)),
+            ("inputs", self.inputs.is_some() && (fixed || whole)),
+        ];
         if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
             let takes = if fixed { "the same neurons for every token" } else { "whole experts" };
             let problem = format!("is for a gate, and {} takes {takes}", spec.name);
             return refuse(name, problem, "remove it, or take a variant with `neurons = gate`");
+        }
+        let reads_a_part = self.inputs.is_some_and(|inputs| inputs < 1.0);
+        if reads_a_part && (self.choose == Some(Choose::TopK) || !spec.levels.is_empty()) {
+            let why = if spec.levels.is_empty() {
+                "`choose = top_k` bounds numbers of neurons alone"
+            } else {
+                "routers choose before gates do"
+            };
+            return refuse(
+                "inputs",
+                format!("is less than 1, and {why}"),
+                "use 1, or a variant without levels and `choose = threshold`",
+            );
         }
         for (name, tokens) in [
             ("calibration_tokens", self.calibration_tokens),
@@ -161,9 +182,11 @@ impl SparsifyConfig {
                 return refuse(name, format!("is {tokens}"), "use 2 or more");
             }
         }
-        if self.candidates.is_some_and(|candidates| candidates < self.active_share) {
-            let problem = format!("is {}, more than all candidates cost", self.active_share);
-            return refuse("active_share", problem, "use the candidates' share or less");
+        let [candidates, inputs] = [self.candidates, self.inputs].map(|share| share.unwrap_or(1.0));
+        let most = candidates * (inputs + 2.0) / 3.0;
+        if self.active_share > most + 1e-9 {
+            let problem = format!("is {}, more than the {most:.3} that all candidates cost", self.active_share);
+            return refuse("active_share", problem, "use less, or more candidates or inputs");
         }
         if self.distil.steps > 0 {
             DistilConfig { memory: self.distil.memory.within(self.dtype), ..self.distil }.check()?;
@@ -177,9 +200,10 @@ impl SparsifyConfig {
         Ok(())
     }
 
-    /// Whether three thresholds choose a layer's neurons, among all of them.
-    pub(super) fn by_thresholds(&self) -> bool {
-        self.choose.unwrap_or_default() == Choose::Threshold && self.candidates.is_none()
+    /// The share of x that W_g reads of every layer, where it is said; where a number of neurons is taken, all of it.
+    pub(super) fn inputs_of_all(&self) -> Option<f64> {
+        let by_number = self.choose.unwrap_or_default() == Choose::TopK;
+        self.inputs.or_else(|| by_number.then_some(1.0))
     }
 
     /// The same for each layer, of so many operations beside those of routers.
@@ -188,22 +212,19 @@ impl SparsifyConfig {
         if spec.neurons == Neurons::Pruned || !spec.levels.is_empty() {
             return Ok(Cut::of(operations, operations));
         }
-        if self.by_thresholds()
-            && let Some(cut) = Cut::by_thresholds(operations)
-        {
+        let candidates = self.candidates.unwrap_or(1.0);
+        let cut = match self.inputs_of_all() {
+            Some(inputs) => {
+                let neurons = ((3.0 * operations - inputs * candidates) / 2.0).min(candidates);
+                (neurons > 0.0).then_some(Cut { inputs, candidates, neurons })
+            }
+            None => Cut::by_thresholds(operations, candidates),
+        };
+        if let Some(cut) = cut {
             return Ok(cut);
         }
-        let candidates = self.candidates.unwrap_or(1.0);
-        let neurons = (3.0 * operations - candidates) / 2.0;
-        if neurons > 0.0 {
-            return Ok(Cut::of(candidates, neurons));
-        }
-        let problem = format!("is {operations}, which the gate rows of {candidates} of the neurons take up");
-        Err(Error::setting(
-            "active_share",
-            problem,
-            "use more than a third of the candidates' share, or fewer candidates",
-        ))
+        let problem = format!("is {operations}, which the gates of {candidates} of the neurons take up");
+        Err(Error::setting("active_share", problem, "use more, or fewer candidates or inputs"))
     }
 }
 
