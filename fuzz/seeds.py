@@ -178,8 +178,9 @@ def passes() -> list[bytes]:
     values = [struct.pack(f"<{count}{kind}", *range(count)) for kind, count in (("I", 6), ("f", 6), ("I", 3), ("d", 7))]
     labels = record | {"pass": "labels", "by_rows": None}
     columns = {f"test.labels.{name}": ("U32", [2, width]) for name, width in (("layers.0", 2), ("batches", 1))}
-    whole = parts(json.dumps(record), json.dumps(tensors(shapes)), b"".join(values))
-    return [whole, parts(json.dumps(labels), json.dumps(tensors(columns)), struct.pack("<6I", *range(6)))]
+    refit = record | {"pass": {"refit": {"round": 1, "set": {"random": 2}}}, "then": "refit"}
+    seen = [parts(json.dumps(each), json.dumps(tensors(shapes)), b"".join(values)) for each in (record, refit)]
+    return seen + [parts(json.dumps(labels), json.dumps(tensors(columns)), struct.pack("<6I", *range(6)))]
 
 
 def states() -> list[bytes]:

@@ -6,7 +6,7 @@
 //!
 //! [`listener`] hears a model write ([`token_paths`]: along which paths), [`text_cost`] says what text costs it.
 //!
-//! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave; `pages` draws it with the
+//! [`runs`] are phases of the library with their studies ([`label_sources`], [`frontier`], [`causal`](mod@causal)) and what they leave, [`passes`] what several machines make of the first of them; `pages` draws it with the
 //! figures and tables of `report` (feature `pictures`). [`attention`], [`compare`], [`evidence`], [`forgetting`] and [`growth`] are studies over many runs.
 
 pub mod arguments;
@@ -32,6 +32,7 @@ mod names;
 pub mod overwrite;
 #[cfg(feature = "pictures")]
 pub mod pages;
+pub mod passes;
 pub mod phase_flags;
 mod places;
 pub mod printed;

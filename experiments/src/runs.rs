@@ -73,6 +73,22 @@ pub fn rows_shard(
     Run { passed, ..prepared.run(config) }.rows_shard(pass, shard)
 }
 
+/// What routers see of a shard in the next round of refitting, a file for each set of labels that `save` is given.
+///
+/// # Errors
+/// As of [`Run::refit_shards`].
+pub fn refit_shards(
+    config: &RunConfig,
+    checkpoints: Option<&Checkpoints>,
+    shard: Shard,
+    passed: Passed<'_>,
+    save: impl FnMut(PassFile) -> Result<()>,
+) -> Result<()> {
+    check_room(config, Stages::Phase1)?;
+    let prepared = Prepared::new(config, &mut Stopwatch::new(), checkpoints)?;
+    Run { passed, ..prepared.run(config) }.refit_shards(shard, save)
+}
+
 /// Both phases, and the loss along every source of labels in between.
 ///
 /// # Errors

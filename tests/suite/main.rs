@@ -49,6 +49,7 @@ mod optimizers;
 mod pairs;
 mod parity;
 mod partition;
+mod passes;
 mod pfag;
 mod phase1;
 mod phase2;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use experiments::causal::{Intervention, random_of_norm};
@@ -13,16 +12,16 @@ use proptest::prelude::*;
 use rand::seq::SliceRandom;
 use rstest::rstest;
 use tempfile::TempDir;
-use tinyonn::checkpoint::{Expansion, ModelFolder, TinyOnnFolder, expand_folder};
+use tinyonn::checkpoint::{Expansion, TinyOnnFolder, expand_folder};
 use tinyonn::files::StagedFolder;
-use tinyonn::imaging::{Partition, Shard, StoredScan};
-use tinyonn::phases::{LabelUnit, PassFile, Passed, RowPass, RunConfig, phase1, phase2, phase2_from};
+use tinyonn::imaging::Partition;
+use tinyonn::phases::{LabelUnit, Passed, RunConfig, phase1, phase2, phase2_from};
 
 use crate::models::message;
 use crate::phase2::setting;
 
 /// A run of phase 1 and the folder it lies in.
-fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, RunSummary) {
+pub(crate) fn run(change: impl Fn(&mut RunConfig)) -> (TempDir, RunConfig, RunSummary) {
     let dir = TempDir::new().unwrap();
     let mut config = RunConfig { study_tokens: 60, ..setting(dir.path(), DType::BF16) };
     change(&mut config);
@@ -304,140 +303,4 @@ fn a_grown_checkpoint_has_its_routers_fitted_anew() {
     };
     assert!(refused(&|config| config.variant = "Moe2x4".into()).contains("a Tiny-ONN checkpoint already, of `Moe2x8`"));
     assert!(refused(&|config| config.partition = Some(Partition::Random)).contains("grown brings its own"));
-}
-
-fn scanned(scan: &Path) -> Passed<'_> {
-    Passed { scan: Some(scan), ..Passed::default() }
-}
-
-/// Whoever scans: of one part phase 1 finds the same to the last bit; of several an image whose sums are rounded elsewhere, from which experts that are nearly
-/// equal may be chosen otherwise.
-#[rstest]
-#[case(1, 0.0)]
-#[case(3, 1e-2)]
-fn a_scan_in_shards_is_gone_on_from(#[case] of: usize, #[case] tolerance: f64) {
-    let (dir, config, at_once) = run(|_| {});
-    let config = RunConfig { out: dir.path().join("later"), ..config };
-    let shard = |index: usize| {
-        let path = dir.path().join(format!("{index}-{of}"));
-        (path.clone(), runs::scan_shard(&config, None, Shard { index, of }, &path).unwrap())
-    };
-    let sum = StoredScan::sum((0..of).rev().map(shard).collect(), false).unwrap();
-    let whole = dir.path().join("whole");
-    sum.save(&whole).unwrap();
-    let later = runs::phase1(&config, None, scanned(&whole)).unwrap();
-    assert_eq!(later.phase1.scan.tokens, at_once.phase1.scan.tokens);
-    let [at_once, later] = [at_once, later].map(|summary| summary.phase1.loss);
-    assert_eq!(at_once.dense.to_bits(), later.dense.to_bits());
-    for (a, b) in [(at_once.routed_before, later.routed_before), (at_once.label_paths, later.label_paths)] {
-        assert!((a - b).abs() <= tolerance * a, "{a} and {b}");
-    }
-}
-
-#[test]
-fn a_scan_of_something_else_is_refused() {
-    let (dir, config, _) = run(|_| {});
-    let path = dir.path().join("scan");
-    let scan = |config: &RunConfig, shard: Shard| {
-        let _ = fs::remove_file(&path);
-        runs::scan_shard(config, None, shard, &path).unwrap();
-    };
-    let refused = |config: &RunConfig| message(runs::phase1(config, None, scanned(&path)));
-    scan(&config, Shard { index: 1, of: 2 });
-    assert!(refused(&config).contains("lacks shard 0/2"));
-    scan(&config, Shard::WHOLE);
-    assert!(refused(&RunConfig { seed: 9, ..config.clone() }).contains("of another seed, split or length"));
-    assert!(refused(&RunConfig { length: 8, ..config.clone() }).contains("of another seed, split or length"));
-    let [first, second] = [0, 1].map(|task| config.data[task].split_once('=').unwrap());
-    let swapped = [(first.0, second.1), (second.0, first.1)].map(|(name, path)| format!("{name}={path}"));
-    let other = RunConfig { data: swapped.to_vec(), ..config.clone() };
-    let said = refused(&other);
-    assert!(said.contains("of another text"), "{said}");
-    let dense = config.model.as_deref().unwrap();
-    let store = ModelFolder::open(dense).unwrap().load(&Device::Cpu, None).unwrap();
-    let norm = store.get("model.norm.weight").unwrap();
-    norm.set(&(norm.as_tensor() * 2.0).unwrap()).unwrap();
-    let changed = dir.path().join("changed");
-    ModelFolder::save(&changed, &ModelFolder::open(dense).unwrap().arch().unwrap().to_json(), &store, Some(dense))
-        .unwrap();
-    assert!(refused(&RunConfig { model: Some(changed), ..config }).contains("of another model"));
-}
-
-/// What shards of a pass have made, added up in a turned order, saved as `{pass}` in the folder `dir`.
-fn made(dir: &Path, config: &RunConfig, (pass, of): (RowPass, usize), passed: Passed<'_>) -> PathBuf {
-    let shard = |index: usize| {
-        let path = dir.join(format!("{pass}-{index}-{of}"));
-        runs::rows_shard(config, None, (pass, Shard { index, of }), passed).unwrap().save(&path).unwrap();
-        (path.clone(), PassFile::load(&path).unwrap())
-    };
-    let (files, whole) = ((0..of).rev().map(shard).collect::<Vec<_>>(), dir.join(pass.to_string()));
-    let turned = PassFile::sum(files.iter().rev().cloned().collect(), false).unwrap();
-    turned.save(&whole).unwrap();
-    let bytes = fs::read(&whole).unwrap();
-    PassFile::sum(files, false).unwrap().save(&whole).unwrap();
-    assert!(fs::read(&whole).unwrap() == bytes, "the order of the files shows");
-    whole
-}
-
-/// Rows are those of one process, bit for bit and in its order: so is all that follows from them. The run scans its text in one piece.
-#[rstest]
-#[case("Moe2x4", LabelUnit::Task, 1)]
-#[case("SegmentOf3", LabelUnit::Task, 3)]
-#[case("Moe2x4", LabelUnit::Token, 3)]
-fn rows_in_shards_are_gone_on_from(#[case] variant: &str, #[case] label: LabelUnit, #[case] of: usize) {
-    let (dir, config, at_once) = run(|config| (config.variant, config.label) = (variant.into(), label));
-    let later = RunConfig { out: dir.path().join("later"), ..config.clone() };
-    let scan = dir.path().join("scan");
-    runs::scan_shard(&later, None, Shard::WHOLE, &scan).unwrap();
-    let inputs = made(dir.path(), &later, (RowPass::Inputs, of), Passed::default());
-    let labelled = (label == LabelUnit::Token).then(|| made(dir.path(), &later, (RowPass::Labels, of), scanned(&scan)));
-    let passed = Passed { scan: Some(&scan), inputs: Some(&inputs), labels: labelled.as_deref() };
-    let later = runs::phase1(&later, None, passed).unwrap();
-    let [at_once, later] = [at_once, later].map(|summary| {
-        let mut told = serde_json::to_value(summary).unwrap();
-        told["seconds"].take();
-        told
-    });
-    assert_eq!(later["routers"], at_once["routers"]);
-    assert_eq!(later["loss"], at_once["loss"]);
-}
-
-#[test]
-fn rows_of_something_else_are_refused() {
-    let (dir, config, _) = run(|config| config.label = LabelUnit::Token);
-    let shard = |config: &RunConfig, index: usize, of: usize| {
-        let made = runs::rows_shard(config, None, (RowPass::Inputs, Shard { index, of }), Passed::default()).unwrap();
-        (PathBuf::from(format!("{index}-{of}")), made)
-    };
-    let refused = |files: Vec<(PathBuf, PassFile)>| message(PassFile::sum(files, false));
-    let other_seed = shard(&RunConfig { seed: 9, ..config.clone() }, 1, 2);
-    assert!(
-        refused(vec![shard(&config, 0, 2), other_seed]).contains("1-2: is of another text, seed or split than 0-2")
-    );
-    let other_length = shard(&RunConfig { length: 8, ..config.clone() }, 1, 2);
-    assert!(refused(vec![shard(&config, 0, 2), other_length]).contains("of another length, batch or scan_tokens"));
-    let twice = refused(vec![shard(&config, 0, 2), shard(&config, 0, 2)]);
-    assert!(twice.contains("holds shard 0/2, which is here already"), "{twice}");
-    assert!(refused(vec![shard(&config, 0, 2), shard(&config, 1, 3)]).contains("dealt otherwise"));
-    assert!(refused(Vec::new()).contains("no file is given"));
-
-    let path = dir.path().join("inputs");
-    shard(&config, 1, 2).1.save(&path).unwrap();
-    let refused = |config: &RunConfig, passed| message(runs::phase1(config, None, passed));
-    let inputs = Passed { inputs: Some(&path), ..Passed::default() };
-    assert!(refused(&config, inputs).contains("lacks shard 0/2"));
-    shard(&config, 0, 1).1.save(&path).unwrap();
-    assert!(refused(&RunConfig { seed: 9, ..config.clone() }, inputs).contains("of another text, seed or split"));
-    assert!(refused(&config, Passed { labels: Some(&path), ..Passed::default() }).contains("of another pass"));
-    assert!(refused(&config, scanned(&path)).contains("holds no scan"));
-    let mut bytes = fs::read(&path).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(&path, bytes).unwrap();
-    assert!(refused(&config, inputs).contains("not those that were written"));
-
-    let labels =
-        |config: &RunConfig, passed| message(runs::rows_shard(config, None, (RowPass::Labels, Shard::WHOLE), passed));
-    assert!(labels(&config, Passed::default()).contains("made from a scan, and none is given"));
-    let of_tasks = RunConfig { label: LabelUnit::Task, ..config };
-    assert!(labels(&of_tasks, Passed::default()).contains("set label = \"token\""));
 }

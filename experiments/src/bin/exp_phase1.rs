@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use experiments::model_flags::{found, found_on_paper};
-use experiments::runs::{phase1, rows_shard, scan_shard};
+use experiments::runs::{phase1, refit_shards, rows_shard, scan_shard};
 use experiments::settings::layered;
 use experiments::studies::RunSummary;
-use experiments::{PhaseFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
-use tinyonn::imaging::{Shard, StoredScan};
-use tinyonn::phases::{PassFile, Passed, RowPass, RunConfig, Stages, plan};
+use experiments::{PhaseFlags, RunFolder, arguments, main_with, overwrite, passes, printed, run_folder, say};
+use tinyonn::imaging::Shard;
+use tinyonn::phases::{Passed, RowPass, RunConfig, Stages, plan};
 use tinyonn::{Error, Result, files};
 
 /// Image a dense decoder, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
@@ -79,14 +79,8 @@ enum TextPass {
     Inputs,
     /// Tokens' own labels, of a run that has them; takes the scan by --passed.
     Labels,
-}
-
-/// The scan in the folder of a pass.
-const SCAN: &str = "scan.safetensors";
-
-/// The rows in the folder of another.
-fn rows_file(pass: RowPass) -> String {
-    format!("{pass}.safetensors")
+    /// What routers see once they route, of a run that refits them: the next round; takes what all passes before have left by --passed.
+    Refit,
 }
 
 fn main() -> ExitCode {
@@ -117,20 +111,27 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         config.out = run_folder::first_free(&base.out)?;
     }
     if !cli.merge.is_empty() {
-        return merge(cli, &config);
+        let read: Vec<&Path> = cli.merge.iter().map(PathBuf::as_path).collect();
+        let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
+        let settings = (&cli.merge, cli.mixed);
+        passes::merge(&cli.merge, cli.mixed, || {
+            RunFolder::create(&config.out, &settings, config.seed, config.device, replace)
+        })?;
+        return Ok(ExitCode::SUCCESS);
     }
     let own = cli.scan_file.as_deref().into_iter().chain(cli.passed.iter().map(PathBuf::as_path));
     let read: Vec<&Path> = config.reads().chain(file).chain(own).collect();
-    let passed = passed(&cli.passed)?;
+    let (scan, rows) = passes::passed(&cli.passed)?;
+    let passed = Passed { scan, rows: &rows };
     let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
     let checkpoints = Some(folder.checkpoints(cli.flags.save_every)?);
     let config = RunConfig { out: folder.dir().to_path_buf(), ..config };
     let shard = cli.shard.unwrap_or(Shard::WHOLE);
-    let rows = match cli.pass {
+    let pass = match cli.pass {
         None => None,
         Some(TextPass::Scan) => {
-            let result = folder.dir().join(SCAN);
+            let result = folder.dir().join(passes::SCAN);
             let path = cli.scan_file.as_deref().unwrap_or(&result);
             files::try_write(path)?;
             let stored = scan_shard(&config, checkpoints.as_ref(), shard, path)?;
@@ -138,16 +139,22 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                 stored.save(&result)?;
             }
             say!("scanned   shard {shard}: {} tokens", stored.scan.tokens.iter().sum::<u64>());
-            return to_be_merged(folder, SCAN);
+            return to_be_merged(folder, passes::SCAN);
+        }
+        Some(TextPass::Refit) => {
+            let (dir, mut files) = (folder.dir().to_path_buf(), String::new());
+            refit_shards(&config, checkpoints.as_ref(), shard, passed, |made| {
+                files = passes::files_of(made.pass());
+                passes::keep(&dir, &made, shard)
+            })?;
+            return to_be_merged(folder, &files);
         }
         Some(TextPass::Inputs) => Some(RowPass::Inputs),
         Some(TextPass::Labels) => Some(RowPass::Labels),
     };
-    if let Some(pass) = rows {
-        let made = rows_shard(&config, checkpoints.as_ref(), (pass, shard), passed)?;
-        made.save(folder.dir().join(rows_file(pass)))?;
-        say!("{:<10}shard {shard}: {} rows of each layer", pass.to_string(), made.rows());
-        return to_be_merged(folder, &rows_file(pass));
+    if let Some(pass) = pass {
+        passes::keep(folder.dir(), &rows_shard(&config, checkpoints.as_ref(), (pass, shard), passed)?, shard)?;
+        return to_be_merged(folder, &passes::files_of(pass));
     }
     let summary = phase1(&config, checkpoints.as_ref(), passed)?;
     let out = folder.finish()?;
@@ -156,76 +163,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn to_be_merged(folder: RunFolder, file: &str) -> Result<ExitCode> {
-    say!("next      exp_phase1 --merge {} and those of the other shards", folder.finish()?.join(file).display());
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Which pass each of these files is of.
-fn passed(files: &[PathBuf]) -> Result<Passed<'_>> {
-    let mut passed = Passed::default();
-    for path in files {
-        let (place, what) = match PassFile::pass_of(path)? {
-            Some(RowPass::Labels) => (&mut passed.labels, "labels"),
-            Some(_) => (&mut passed.inputs, "inputs"),
-            None => (&mut passed.scan, "a scan"),
-        };
-        if let Some(first) = place.replace(path) {
-            let problem = format!("{} and {} both hold {what}", first.display(), path.display());
-            return Err(Error::setting("--passed", problem, "add up the shards of a pass with --merge first"));
-        }
-    }
-    Ok(passed)
-}
-
-/// Adds up what shards of a pass have left.
-fn merge(cli: &Cli, config: &RunConfig) -> Result<ExitCode> {
-    let read: Vec<&Path> = cli.merge.iter().map(PathBuf::as_path).collect();
-    let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
-    let (mut scans, mut rows) = (Vec::new(), Vec::new());
-    for path in &cli.merge {
-        // Whatever else a file is, scans have words for.
-        if PassFile::pass_of(path)?.is_some() {
-            rows.push((path.clone(), PassFile::load(path)?));
-        } else {
-            scans.push((path.clone(), StoredScan::load(path)?));
-        }
-    }
-    if let (Some((scan, _)), Some((made, _))) = (scans.first(), rows.first()) {
-        let problem = format!("{} holds a scan, and {} what another pass made", scan.display(), made.display());
-        return Err(Error::setting("--merge", problem, "add up the shards of one pass at a time"));
-    }
-    if rows.is_empty() {
-        let sum = StoredScan::sum(scans, cli.mixed)?;
-        let tokens = sum.scan.tokens.iter().sum::<u64>();
-        return merged(cli, config, replace, (&sum.missing(), SCAN), &format!("{tokens} tokens"), |path| {
-            sum.save(path)
-        });
-    }
-    let sum = PassFile::sum(rows, cli.mixed)?;
-    let file = rows_file(sum.pass());
-    let what = format!("{} rows of each layer", sum.rows());
-    merged(cli, config, replace, (&sum.missing(), &file), &what, |path| sum.save(path))
-}
-
-/// Writes what was added up, `what`, unless shards of it are `missing`.
-fn merged(
-    cli: &Cli,
-    config: &RunConfig,
-    replace: bool,
-    (missing, file): (&[Shard], &str),
-    what: &str,
-    save: impl Fn(&Path) -> Result<()>,
-) -> Result<ExitCode> {
-    if let Some(shard) = missing.first() {
-        let problem = format!("shard {shard} is not among the {} files", cli.merge.len());
-        return Err(Error::setting("--merge", problem, "name the files of all shards"));
-    }
-    let folder = RunFolder::create(&config.out, &(&cli.merge, cli.mixed), config.seed, config.device, replace)?;
-    save(&folder.dir().join(file))?;
-    let whole = folder.finish()?.join(file);
-    say!("added up  {what} of {} files", cli.merge.len());
-    say!("next      exp_phase1 --passed {}, with the settings that the shards had", whole.display());
+fn to_be_merged(folder: RunFolder, files: &str) -> Result<ExitCode> {
+    say!("next      exp_phase1 --merge {} and those of the other shards", folder.finish()?.join(files).display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -30,7 +30,11 @@ fn shards_of_two_processes_are_gone_on_from() {
     let file = |shard: usize| format!("part-{shard}/scan.safetensors");
     assert_eq!(fs::read(place.path(&file(0))).unwrap(), fs::read(place.path("kept-0")).unwrap());
     let merged = printed(&place.run(PHASE1, &format!("--merge {} {} --out whole", file(0), file(1))));
-    assert!(merged.contains("next      exp_phase1 --passed whole/scan.safetensors"), "{merged}");
+    assert!(
+        merged.contains("next      exp_phase1 --pass inputs --shard I/2 --passed whole/scan.safetensors"),
+        "{merged}"
+    );
+    assert!(merged.contains("or        exp_phase1 --passed whole/scan.safetensors"), "{merged}");
     assert_done(&place.run(PHASE1, &format!("--merge {} --merge {} --out again", file(1), file(0))));
     let [whole, again] = ["whole", "again"].map(|run| fs::read(place.path(run).join("scan.safetensors")).unwrap());
     assert!(whole == again, "the order of the files shows");
@@ -76,6 +80,55 @@ fn inputs_of_two_processes_are_gone_on_from() {
     let two = "whole/inputs.safetensors part-0/inputs.safetensors";
     refused(&format!("{TEXT} --passed {two}"), "both hold inputs");
     refused(&format!("{TEXT} --scanned scan/scan.safetensors"), "give --passed scan/scan.safetensors");
+}
+
+/// A round of refitting, by two processes, each from the sums of the passes before; then the sum, and the rest of phase 1.
+#[test]
+fn rounds_of_two_processes_are_gone_on_from() {
+    let place = place();
+    let run = RUN.replace("[router]\n", "[router]\nrefit_rounds = 1\n");
+    fs::write(place.path("run.toml"), format!("study_tokens = 60\n{run}")).unwrap();
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --pass scan --out scan")));
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --pass inputs --out seen")));
+    let seen = printed(&place.run(PHASE1, "--merge seen/inputs.safetensors --out inputs"));
+    assert!(
+        seen.contains("next      exp_phase1 --pass refit --shard I/1 --passed inputs/inputs.safetensors"),
+        "{seen}"
+    );
+    let before = "--passed scan/scan.safetensors inputs/inputs.safetensors";
+    let refit = |shard: usize| {
+        let flags = format!("{TEXT} --pass refit --shard {shard}/2 --out part-{shard} {before}");
+        place.command(PHASE1, &flags).spawn().unwrap()
+    };
+    for mut process in [refit(0), refit(1)] {
+        assert!(process.wait().unwrap().success());
+    }
+    let files = |folder: &str| {
+        let mut files: Vec<String> = fs::read_dir(place.path(folder))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("refit-1-"))
+            .map(|name| format!("{folder}/{name}"))
+            .collect();
+        files.sort();
+        files
+    };
+    let (parts, mut lacking) = ([files("part-0"), files("part-1")], files("part-1"));
+    assert_eq!(parts.each_ref().map(Vec::len), [7, 7]);
+    let merged = printed(&place.run(PHASE1, &format!("--merge {} --out rounds", parts.concat().join(" "))));
+    assert!(merged.contains("next      exp_phase1 --passed rounds/refit-1-*.safetensors"), "{merged}");
+    lacking.pop();
+    let output = place.run(PHASE1, &format!("--merge {} {} --out refused", parts[0].join(" "), lacking.join(" ")));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("1 of refit-1-random-2"), "{said}");
+    assert!(!place.path("refused").exists());
+    assert_done(&place.run(PHASE1, &format!("{TEXT} {before} {} --out later", files("rounds").join(" "))));
+    assert_done(&place.run(PHASE1, &format!("{TEXT} --out at-once")));
+    let [later, at_once] = ["later", "at-once"].map(|run| {
+        let summary = fs::read(place.path(run).join("summary.json")).unwrap();
+        serde_json::from_slice::<Value>(&summary).unwrap()["loss"].clone()
+    });
+    assert_eq!(later, at_once);
 }
 
 #[rstest]

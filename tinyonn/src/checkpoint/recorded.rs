@@ -97,6 +97,11 @@ impl Recorded {
         Ok(self.sha256 == digest(&self.record, contents.into_iter()))
     }
 
+    /// SHA-256 over record and tensors, as the file says it.
+    pub(crate) fn sha256(&self) -> &str {
+        self.sha256.as_str().unwrap_or_default()
+    }
+
     /// The tensors.
     pub(crate) fn file(&self) -> &MappedSafetensors {
         &self.file

@@ -1,6 +1,10 @@
 //! Routers fitted to labels and to the controls' labels, each time from where they started; refitted, if asked, to what they see once they
 //! route.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 use super::LabelUnit;
 use super::inputs::{HeldInputs, SplitInputs};
 use super::run::Run;
@@ -47,6 +51,45 @@ pub struct Fits {
     pub permuted: Vec<Losses>,
 }
 
+/// The labels that routers are fitted to: the run's own, or a control's.
+///
+/// ```
+/// use tinyonn::phases::LabelSet;
+/// assert_eq!([LabelSet::Own, LabelSet::Permuted(0)].map(|set| set.to_string()), ["own", "permuted-0"]);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelSet {
+    /// The run's own.
+    Own,
+    /// Random ones, of this draw.
+    Random(u32),
+    /// The run's own dealt to other tasks, in this dealing.
+    Permuted(u32),
+}
+
+impl fmt::Display for LabelSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own => f.write_str("own"),
+            Self::Random(draw) => write!(f, "random-{draw}"),
+            Self::Permuted(dealing) => write!(f, "permuted-{dealing}"),
+        }
+    }
+}
+
+/// All that fits read beside what routers see of the training text.
+pub(super) struct ToFit {
+    /// The expert of each neuron by layer, if experts have neurons of their own.
+    pub(super) units: Option<Vec<Vec<u32>>>,
+    /// Each task's path.
+    pub(super) labels: Labels,
+    /// What routers see of held-out text.
+    pub(super) held: HeldInputs,
+    /// Tokens' own labels.
+    pub(super) rows: Option<TokenRows>,
+}
+
 /// The labels of tokens themselves, by layer; their rows are those of [`SplitInputs::tokens`].
 ///
 /// ```
@@ -70,6 +113,24 @@ pub struct TokenRows {
 }
 
 impl Run<'_> {
+    /// What the routers of `store` are fitted to.
+    pub(super) fn to_fit(&self, scan: &NeuronScan, store: &ParamStore) -> Result<ToFit> {
+        let units = self.model(store)?.neuron_experts()?;
+        let labels = self.labels(scan, units.as_deref());
+        let held = self.held_inputs()?;
+        let rows = units.as_deref().map(|units| self.token_rows(scan, units)).transpose()?.flatten();
+        Ok(ToFit { units, labels, held, rows })
+    }
+
+    /// All labels that routers are fitted to, the controls' first.
+    pub(super) fn label_sets(&self, labels: &Labels) -> Vec<(LabelSet, Labels)> {
+        let (tasks, layers, spec) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers, &self.variant.spec);
+        let random = (0..).zip(self.draws());
+        let random = random.map(|(at, seed)| (LabelSet::Random(at), Labels::random(tasks, layers, spec, seed)));
+        let permuted = (0..).zip(self.draws()).map(|(at, seed)| (LabelSet::Permuted(at), labels.permuted(seed)));
+        random.chain(permuted).chain([(LabelSet::Own, labels.clone())]).collect()
+    }
+
     /// The tokens' own labels, if the run labels tokens.
     pub(super) fn token_rows(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Option<TokenRows>> {
         if self.config.label != LabelUnit::Token {
@@ -134,43 +195,45 @@ impl Run<'_> {
         inputs: &SplitInputs,
         held: &HeldInputs,
     ) -> Result<Fits> {
-        let spec = &self.variant.spec;
-        let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
+        let layers = self.dense.cfg.num_hidden_layers;
         let mut by_token = self.fitter(&inputs.tokens, &held.validation.tokens)?;
         let mut by_sequence = self.fitter(&inputs.sequences, &held.validation.sequences)?;
-        let (own, other) = match spec.route_per {
+        let (own, other) = match self.variant.spec.route_per {
             RoutePer::Token | RoutePer::Task => (&mut by_token, &mut by_sequence),
             RoutePer::Sequence { .. } | RoutePer::Segment { .. } => (&mut by_sequence, &mut by_token),
         };
-        // Routers without a closed form start where they are: each time anew, or controls would leave their mark.
-        let routers = store.trainable(|name| name.contains("_router."));
-        let start =
-            routers.iter().map(|(_, var)| var.as_detached_tensor().copy()).collect::<candle_core::Result<Vec<_>>>()?;
-        let from_start = || routers.iter().zip(&start).try_for_each(|((_, var), value)| var.set(value));
-        let mut fit = |labels: &Labels, rows: Option<&TokenRows>| {
+        let from_start = from_where_they_are(store)?;
+        let rounds = self.config.router.refit_rounds;
+        let mut fit = |set: LabelSet, labels: &Labels, rows: Option<&TokenRows>| {
             from_start()?;
-            self.fit_own(store, own, (labels, rows), || self.model(store))
+            self.fit_rounds(store, own, (labels, rows), rounds, |round| {
+                match self.passed_round((round, set), store, (labels, rows))? {
+                    Some(seen) => Ok(seen),
+                    None => self.see_routed(&self.model(store)?, labels),
+                }
+            })
         };
-        let mut routed_under = |labels: &Labels| -> Result<Losses> {
-            fit(labels, None)?;
-            self.evaluate(self.model(store)?.lm(), &Self::routed(labels))
-        };
-        let mut draws = |draw: &dyn Fn(u64) -> Labels| -> Result<Vec<Losses>> {
-            self.draws().map(|seed| routed_under(&draw(seed))).collect()
-        };
-        let random = draws(&|seed| Labels::random(tasks, layers, spec, seed))?;
-        let permuted = draws(&|seed| labels.permuted(seed))?;
+        let (mut random, mut permuted) = (Vec::new(), Vec::new());
+        for (set, control) in self.label_sets(labels) {
+            let losses = match set {
+                LabelSet::Random(_) => &mut random,
+                LabelSet::Permuted(_) => &mut permuted,
+                LabelSet::Own => continue,
+            };
+            fit(set, &control, None)?;
+            losses.push(self.evaluate(self.model(store)?.lm(), &Self::routed(&control))?);
+        }
         let accuracy = |inputs: &SplitInputs, sequence: bool| {
             let model = self.model(store)?;
             let modules: Vec<_> = (0..layers).map(|layer| model.moe(layer)).collect();
             router_accuracy(&modules, if sequence { &inputs.sequences } else { &inputs.tokens }, labels)
         };
-        let by_own_sequence = spec.open_positions() > 0;
+        let by_own_sequence = self.variant.spec.open_positions() > 0;
         from_start()?;
         let model = (store, &self.dense.cfg, self.variant);
         other.fit(model, labels, &self.config.router, self.config.seed)?;
         let of_other = accuracy(&held.test, !by_own_sequence)?;
-        fit(labels, rows)?;
+        fit(LabelSet::Own, labels, rows)?;
         let of_own = accuracy(&held.test, by_own_sequence)?;
         let (token, sequence) = if by_own_sequence { (of_other, of_own) } else { (of_own, of_other) };
         let own_labels = rows.map(|rows| {
@@ -202,6 +265,19 @@ impl Run<'_> {
         (labels, rows): (&Labels, Option<&TokenRows>),
         routing: impl Fn() -> Result<TinyOnnForCausalLm>,
     ) -> Result<()> {
+        let rounds = self.config.router.refit_rounds;
+        self.fit_rounds(store, fitter, (labels, rows), rounds, |_| self.see_routed(&routing()?, labels))
+    }
+
+    /// One fit, and so many rounds of them to what routers see in each, from 1, of training and of validation text: `seen`.
+    pub(super) fn fit_rounds(
+        &self,
+        store: &ParamStore,
+        fitter: &mut RouterFitter<'_>,
+        (labels, rows): (&Labels, Option<&TokenRows>),
+        rounds: usize,
+        mut seen: impl FnMut(usize) -> Result<[SplitInputs; 2]>,
+    ) -> Result<()> {
         let (config, seed) = (&self.config.router, self.config.seed);
         let model = (store, &self.dense.cfg, self.variant);
         let once = |fitter: &mut RouterFitter<'_>| match rows {
@@ -209,11 +285,25 @@ impl Run<'_> {
             None => fitter.fit(model, labels, config, seed),
         };
         once(fitter)?;
-        refit(model, config.refit_rounds, |_| {
-            let routing = routing()?;
-            let (lm, pass) = (routing.lm(), Self::routed(labels));
-            let (train, validation) = (self.own_inputs(lm, &pass)?, self.inputs(lm, &self.tokens.validation, &pass)?);
+        let mut round = 0;
+        refit(model, rounds, |_| {
+            round += 1;
+            let [train, validation] = seen(round)?;
             once(&mut self.fitter(train.own(self.variant), validation.own(self.variant))?)
         })
     }
+
+    /// What routers see of training and of validation text in a model that routes with them, `routing`.
+    fn see_routed(&self, routing: &TinyOnnForCausalLm, labels: &Labels) -> Result<[SplitInputs; 2]> {
+        let (lm, pass) = (routing.lm(), Self::routed(labels));
+        Ok([self.own_inputs(lm, &pass)?, self.inputs(lm, &self.tokens.validation, &pass)?])
+    }
+}
+
+/// Sets the routers of `store` to what they are now: those without a closed form start there, each fit anew, or controls would leave their mark.
+pub(super) fn from_where_they_are(store: &ParamStore) -> Result<impl Fn() -> Result<()>> {
+    let routers = store.trainable(|name| name.contains("_router."));
+    let start = routers.iter().map(|(_, var)| var.as_detached_tensor().copy());
+    let start = start.collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(move || Ok(routers.iter().zip(&start).try_for_each(|((_, var), value)| var.set(value))?))
 }

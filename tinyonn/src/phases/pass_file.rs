@@ -2,16 +2,15 @@
 //! more of them scatter; with what they were made from, so that files of one text, model and settings add up to what one process makes, and no others do.
 //!
 //! A safetensors file: by split and kind of rows `{split}.{kind}.batches` `[n, 1]` u32 and columns `[n, ..]`, f32 or u32; by layer `scatter.{i}.rows`, `.means`
-//! and `.products`, f64. The metadata `tinyonn.pass` is JSON: the record and a SHA-256 over record and tensors.
+//! and `.products`, f64. The metadata `tinyonn.pass` is JSON: the record ([`Record`]) and a SHA-256 over record and tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
-use serde::{Deserialize, Serialize};
 
 use super::dealt_rows::DealtRows;
+use super::pass_record::{FORMAT, Record, RowPass};
 use crate::checkpoint::MappedSafetensors;
 use crate::checkpoint::recorded::{self, Recorded, StoredTensor};
 use crate::imaging::Shard;
@@ -20,97 +19,7 @@ use crate::{Error, Result};
 
 /// The metadata's key.
 const KEY: &str = "tinyonn.pass";
-const FORMAT: u64 = 1;
 const DAMAGED: &str = "the file is damaged: make the pass again, or copy the file again";
-
-/// Passes over the text of a run that make rows.
-///
-/// ```
-/// use tinyonn::phases::RowPass;
-/// assert_eq!([RowPass::Inputs, RowPass::Labels].map(|pass| pass.to_string()), ["inputs", "labels"]);
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum RowPass {
-    /// What routers see of each split.
-    Inputs,
-    /// The labels that tokens have of their own.
-    Labels,
-}
-
-impl fmt::Display for RowPass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Inputs => "inputs",
-            Self::Labels => "labels",
-        })
-    }
-}
-
-/// What the rows were made from and with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Record {
-    format: u64,
-    version: String,
-    pass: RowPass,
-    /// All that decides the rows, by name.
-    of: BTreeMap<String, String>,
-    /// What passes computed in.
-    dtype: String,
-    /// What they computed on.
-    devices: BTreeSet<String>,
-    shards: Vec<Shard>,
-    /// How classes count in the scatter, where there is any.
-    by_rows: Option<bool>,
-}
-
-impl Record {
-    pub(super) fn new(
-        pass: RowPass,
-        of: BTreeMap<String, String>,
-        (dtype, device, shard): (&str, String, Shard),
-    ) -> Self {
-        let (dtype, version, shards) = (dtype.to_owned(), env!("CARGO_PKG_VERSION").into(), vec![shard]);
-        Self { format: FORMAT, version, pass, of, dtype, devices: [device].into(), shards, by_rows: None }
-    }
-
-    /// What this record has other than `other`, in words; of what passes computed in and on nothing, if `mixed`.
-    fn differs_from(&self, other: &Self, mixed: bool) -> Option<String> {
-        if self.pass != other.pass {
-            return Some(format!("pass ({} and {})", self.pass, other.pass));
-        }
-        if self.version != other.version {
-            return Some(format!("version of this program ({} and {})", self.version, other.version));
-        }
-        let names: BTreeSet<&String> = self.of.keys().chain(other.of.keys()).collect();
-        if let Some(name) = names.into_iter().find(|name| self.of.get(*name) != other.of.get(*name)) {
-            return Some(name.clone());
-        }
-        let joined = |devices: &BTreeSet<String>| devices.iter().cloned().collect::<Vec<_>>().join(" and ");
-        let [own, others] = [self, other].map(|record| joined(&record.devices));
-        match mixed {
-            false if self.dtype != other.dtype => Some(format!("dtype ({} and {})", self.dtype, other.dtype)),
-            false if own != others => Some(format!("device ({own} and {others})")),
-            _ => None,
-        }
-    }
-
-    /// The shards that are not here.
-    fn missing(&self) -> Vec<Shard> {
-        let of = self.shards.first().map_or(0, |shard| shard.of);
-        (0..of).map(|index| Shard { index, of }).filter(|shard| !self.shards.contains(shard)).collect()
-    }
-
-    fn is_possible(&self) -> bool {
-        let of = self.shards.first().map_or(0, |shard| shard.of);
-        let distinct: BTreeSet<usize> = self.shards.iter().map(|shard| shard.index).collect();
-        of > 0
-            && distinct.len() == self.shards.len()
-            && self.shards.iter().all(|shard| shard.of == of && shard.check().is_ok())
-    }
-}
 
 /// What a shard of a pass has made, or several shards together.
 ///
@@ -134,8 +43,8 @@ impl Record {
 /// whole.save("whole.safetensors")?;
 /// assert_eq!(PassFile::pass_of("whole.safetensors")?, Some(RowPass::Inputs));
 /// // And from there on one, which does not read the training text for them again.
-/// let passed = Passed { inputs: Some("whole.safetensors".as_ref()), ..Passed::default() };
-/// let run = Run { passed, ..prepared.run(&config) };
+/// let rows = [PathBuf::from("whole.safetensors")];
+/// let run = Run { passed: Passed { rows: &rows, ..Passed::default() }, ..prepared.run(&config) };
 /// println!("{:.3} nats a token", run.phase1(&mut watch)?.before.routed.mean);
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
@@ -149,6 +58,11 @@ pub struct PassFile {
 }
 
 impl PassFile {
+    /// Nothing made yet.
+    pub(super) fn new(record: Record) -> Self {
+        Self { record, tables: BTreeMap::new(), scatter: Vec::new() }
+    }
+
     /// Which pass made the file, as it says; `None` of a scan, and of whatever else is no such file. Nothing but its header is read.
     ///
     /// # Errors
@@ -169,11 +83,7 @@ impl PassFile {
     /// Of the rows, those of the splits and kinds that are wanted.
     pub(super) fn load_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let damaged = |problem: &str| Error::file(path, problem.to_owned(), DAMAGED);
-        let foreign = |problem: Option<String>| {
-            let problem = problem.map_or("holds no pass".into(), |problem| format!("holds no pass: {problem}"));
-            Error::file(path, problem, "give a file that --pass or --merge wrote")
-        };
-        let stored = Recorded::open(path, KEY)?.map_err(foreign)?;
+        let stored = Recorded::open(path, KEY)?.map_err(|problem| Self::foreign(path, problem))?;
         if stored.record["format"] != FORMAT {
             let problem = format!("holds a pass of format {}, this version reads {FORMAT}", stored.record["format"]);
             return Err(Error::file(path, problem, "read it with the program that wrote it, or make the pass again"));
@@ -204,9 +114,10 @@ impl PassFile {
     /// What the system reports.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let by_rows = self.scatter.first().map(|scatter| scatter.weigh() == Weigh::Rows);
-        let record = serde_json::to_value(Record { by_rows, ..self.record.clone() });
-        let record = record.map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
+        let mut record = self.record.clone();
+        record.by_rows = self.scatter.first().map(|scatter| scatter.weigh() == Weigh::Rows);
+        let record =
+            serde_json::to_value(record).map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
         let mut tensors: Vec<StoredTensor> = self.tables.iter().flat_map(|(name, rows)| rows.tensors(name)).collect();
         for (layer, scatter) in self.scatter.iter().enumerate() {
             let ([here, elsewhere], means, products) = scatter.parts();
@@ -273,6 +184,34 @@ impl PassFile {
         self.record.pass
     }
 
+    /// The pass that the run makes next, by the word for it, if there is one.
+    ///
+    /// ```
+    /// use tinyonn::phases::PassFile;
+    ///
+    /// fn next(made: &PassFile) -> String {
+    ///     made.then().map_or("the rest".into(), |pass| format!("--pass {pass}"))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn then(&self) -> Option<&str> {
+        self.record.then.as_deref()
+    }
+
+    /// How many shards the batches were dealt to.
+    ///
+    /// ```
+    /// use tinyonn::phases::PassFile;
+    ///
+    /// fn is_whole(made: &PassFile) -> bool {
+    ///     made.shards() == 1 || made.missing().is_empty()
+    /// }
+    /// ```
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.record.shards.first().map_or(0, |shard| shard.of)
+    }
+
     /// Rows in all.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -305,6 +244,18 @@ impl PassFile {
     /// Takes the rows of a split and kind out.
     pub(super) fn take(&mut self, path: &Path, table: &str) -> Result<DealtRows> {
         self.tables.remove(table).ok_or_else(|| Error::file(path, format!("has no rows `{table}`"), DAMAGED))
+    }
+
+    /// SHA-256 of record and tensors, as the file says it; who loads the file checks that.
+    pub(super) fn sha256_of(path: &Path) -> Result<String> {
+        let stored = Recorded::open(path, KEY)?.map_err(|problem| Self::foreign(path, problem))?;
+        Ok(stored.sha256().to_owned())
+    }
+
+    /// That a file holds no pass, and why, where it says anything.
+    pub(super) fn foreign(path: &Path, problem: Option<String>) -> Error {
+        let problem = problem.map_or("holds no pass".into(), |problem| format!("holds no pass: {problem}"));
+        Error::file(path, problem, "give a file that --pass or --merge wrote")
     }
 
     /// That a column is missing or not as the model has it.

@@ -57,7 +57,7 @@
 use super::RunConfig;
 use super::continuation::Continuation;
 use super::dense::CHECKPOINT;
-use super::fitting::Fits;
+use super::fitting::{Fits, ToFit};
 use super::inputs::{HeldInputs, SplitInputs};
 use super::lossless::LosslessFigures;
 use super::plan::Stages;
@@ -129,11 +129,8 @@ impl Run<'_> {
         watch.stage("upcycle");
         let store = self.upcycle(&scan)?;
         let lossless = self.lossless(&store)?;
-        let units = self.model(&store)?.neuron_experts()?;
         watch.stage("fit");
-        let labels = self.labels(&scan, units.as_deref());
-        let held = self.held_inputs()?;
-        let rows = units.as_deref().map(|units| self.token_rows(&scan, units)).transpose()?.flatten();
+        let ToFit { units, labels, held, rows } = self.to_fit(&scan, &store)?;
         let fits = self.fit(&store, (&labels, rows.as_ref()), &inputs, &held)?;
         watch.stage("evaluate");
         let before = self.losses(&store, &labels)?;

@@ -1,16 +1,17 @@
 //! What routers see, and tokens' own labels, by shards: each of several machines reads a shard of the batches of every split into a file of its own
-//! ([`Run::rows_shard`]), the files are put together ([`PassFile::sum`]), and phase 1 goes on with the whole ([`Passed`]).
+//! ([`Run::rows_shard`]), the files are put together ([`PassFile::sum`]), and phase 1 goes on with the whole ([`Passed`]). What they see once they route:
+//! [`Run::refit_shards`].
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::dealt_rows::DealtRows;
 use super::fitting::TokenRows;
 use super::inputs::{HeldInputs, Split, SplitInputs};
-use super::pass_file::{PassFile, Record, RowPass};
+use super::pass_file::PassFile;
+use super::pass_record::{Record, RowPass};
 use super::run::Run;
 use crate::data::TokenSet;
-use crate::decoder::Pass;
+use crate::decoder::{CausalLm, FeedForward, Pass};
 use crate::files::Digest;
 use crate::imaging::inputs::{Samples, ShardRows};
 use crate::imaging::token_labels::token_paths;
@@ -22,28 +23,47 @@ use crate::{Error, Result};
 /// Files with what passes over the text have made before: shards of several machines, added up.
 ///
 /// ```
+/// use std::path::PathBuf;
 /// use tinyonn::phases::Passed;
 ///
-/// let passed = Passed { scan: Some("added/scan.safetensors".as_ref()), ..Passed::default() };
-/// assert!(passed.inputs.is_none() && passed.labels.is_none()); // these are made by the run itself
+/// let rows = [PathBuf::from("added/inputs.safetensors")];
+/// let passed = Passed { scan: Some("added/scan.safetensors".as_ref()), rows: &rows };
+/// assert!(Passed::default().rows.is_empty()); // the run itself makes what is not given
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Passed<'a> {
     /// The image of the dense model's neurons ([`Run::scan_shard`]).
     pub scan: Option<&'a Path>,
-    /// What routers see ([`RowPass::Inputs`]).
-    pub inputs: Option<&'a Path>,
-    /// Tokens' own labels ([`RowPass::Labels`]).
-    pub labels: Option<&'a Path>,
+    /// What [`RowPass`]es have made, a file each, in any order.
+    pub rows: &'a [PathBuf],
+}
+
+impl<'a> Passed<'a> {
+    /// The file of a pass, if it is given.
+    ///
+    /// # Errors
+    /// A file that is of no pass; two of this one.
+    pub(super) fn of(&self, pass: RowPass) -> Result<Option<&'a Path>> {
+        let mut found: Option<&Path> = None;
+        for path in self.rows {
+            if PassFile::pass_of(path)?.ok_or_else(|| PassFile::foreign(path, None))? == pass
+                && let Some(first) = found.replace(path)
+            {
+                let problem = format!("{} and {} both hold {pass}", first.display(), path.display());
+                return Err(Error::setting("passed", problem, "add up the shards of a pass with --merge first"));
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// The splits in the order in which their rows stand in files.
-const SPLITS: [&str; 3] = ["train", "validation", "test"];
+pub(super) const SPLITS: [&str; 3] = ["train", "validation", "test"];
 /// Kinds of what routers see.
-const KINDS: [&str; 2] = ["tokens", "windows"];
+pub(super) const KINDS: [&str; 2] = ["tokens", "windows"];
 
 impl Run<'_> {
-    /// What `pass` makes of a shard of the batches of every split.
+    /// What `pass` makes of a shard of the batches of every split that it reads.
     ///
     /// ```
     /// use tinyonn::imaging::Shard;
@@ -57,73 +77,100 @@ impl Run<'_> {
     /// ```
     ///
     /// # Errors
-    /// Labels of a run that labels tasks, or of replicas, or without a scan that was made before; whatever the device reports.
+    /// Labels of a run that labels tasks, or of replicas; what is not among the files of passes that this one reads; whatever the device reports.
     pub fn rows_shard(&self, pass: RowPass, shard: Shard) -> Result<PassFile> {
         shard.check()?;
-        let scan = (pass == RowPass::Labels).then(|| self.scan_for_labels()).transpose()?;
-        let units = scan.as_ref().map(|scan| self.units(scan)).transpose()?;
-        let labelled = scan.as_ref().zip(units.as_deref());
-        let mut made =
-            PassFile { record: self.record(pass, labelled, shard)?, tables: BTreeMap::new(), scatter: Vec::new() };
-        match labelled {
-            Some(labelled) => self.label_shard(labelled, shard, &mut made)?,
-            None => self.see_shard(shard, &mut made)?,
+        match pass {
+            RowPass::Inputs => {
+                let mut made = PassFile::new(self.inputs_record(shard)?);
+                for (name, set) in SPLITS.into_iter().zip(self.sets()) {
+                    let seen = (name, &KINDS[..]);
+                    self.see_shard(&self.dense_model()?, &Pass::all(), (set, shard), seen, &mut made)?;
+                }
+                Ok(made)
+            }
+            RowPass::Labels => {
+                let scan = self.scan_for_labels()?;
+                let units = self.units(&scan)?;
+                let mut made = PassFile::new(self.labels_record((&scan, &units), shard)?);
+                self.label_shard((&scan, &units), shard, &mut made)?;
+                Ok(made)
+            }
+            RowPass::Refit { round, set } => self.refit_shard(round, set, shard),
         }
-        Ok(made)
     }
 
     fn sets(&self) -> [&TokenSet; 3] {
         [&self.tokens.train, &self.tokens.validation, &self.tokens.test]
     }
 
-    /// All that decides the rows of a pass, and what it computes in and on; labels are of a scan and of the experts of neurons.
-    fn record(&self, pass: RowPass, labelled: Option<(&NeuronScan, &[Vec<u32>])>, shard: Shard) -> Result<Record> {
+    /// All that decides the rows of a pass, what is its own of it in `own`, and what it computes in and on.
+    pub(super) fn record(&self, pass: RowPass, own: Vec<(&str, String)>, shard: Shard) -> Result<Record> {
         let options = self.scan_options();
         let mut text = Digest::new();
         self.sets().iter().for_each(|set| text.text(&options.part(set).sha256()));
-        let mut of: BTreeMap<String, String> = [
+        let all = [
             ("model", self.model_sha256()?),
             ("text, seed or split", text.hex()),
             ("length, batch or scan_tokens", format!("{options:?}")),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into();
-        match labelled {
-            None => {
-                of.insert("width or unit of routers".into(), self.thinnings());
-            }
-            Some((scan, units)) => {
-                of.insert("score of labels".into(), self.labels_by());
-                of.insert("scan".into(), sums_sha256(scan));
-                let mut digest = Digest::new();
-                units.iter().for_each(|layer| digest.words(layer));
-                of.insert("partition".into(), digest.hex());
-                of.insert("variant".into(), format!("{:?}", self.variant.spec.levels));
-            }
-        }
+        ];
+        let of = all.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value)).collect();
         let dtype = self.dense_model()?.head().dtype();
-        Ok(Record::new(pass, of, (dtype.as_str(), scan_file::name_of(&self.device)?, shard)))
+        let mut record = Record::new(pass, of, (dtype.as_str(), scan_file::name_of(&self.device)?, shard));
+        record.then = self.pass_after(pass).map(str::to_owned);
+        Ok(record)
     }
 
-    /// What routers see of a shard.
-    fn see_shard(&self, shard: Shard, made: &mut PassFile) -> Result<()> {
-        let model = self.dense_model()?;
-        for (name, set) in SPLITS.into_iter().zip(self.sets()) {
-            let split = if name == SPLITS[0] { Split::Fitted } else { Split::HeldOut };
-            let mut inputs = self.router_inputs(set, split);
-            inputs.collect_shard(&model, (set, shard), self.scan_options(), &Pass::all(), &self.device)?;
-            for (kind, ShardRows { samples, batches }) in KINDS.into_iter().zip(inputs.into_shard_rows()) {
-                let mut rows = DealtRows::new(batches);
-                if let Some(first) = samples.first() {
-                    rows.add_words("tasks".into(), first.tasks.clone());
-                    rows.add_words("documents".into(), first.documents.clone());
-                }
-                for (layer, samples) in samples.into_iter().enumerate() {
-                    rows.add_floats(column(layer), &samples.values);
-                    made.scatter.extend(samples.scatter.map(|scatter| (*scatter).clone()));
-                }
-                made.tables.insert(format!("{name}.{kind}"), rows);
+    /// What the run makes next, by the word for it.
+    fn pass_after(&self, pass: RowPass) -> Option<&'static str> {
+        let (labels, rounds) = (self.config.label == super::LabelUnit::Token, self.config.router.refit_rounds);
+        match pass {
+            RowPass::Inputs if labels => Some("labels"),
+            RowPass::Refit { round, .. } => (round < rounds).then_some("refit"),
+            _ => (rounds > 0).then_some("refit"),
+        }
+    }
+
+    fn inputs_record(&self, shard: Shard) -> Result<Record> {
+        self.record(RowPass::Inputs, vec![("width or unit of routers", self.thinnings())], shard)
+    }
+
+    /// Labels are of a scan and of the experts of neurons.
+    fn labels_record(&self, (scan, units): (&NeuronScan, &[Vec<u32>]), shard: Shard) -> Result<Record> {
+        let own = vec![
+            ("score of labels", self.labels_by()),
+            ("scan", sums_sha256(scan)),
+            ("partition", partition_sha256(units)),
+            ("variant", format!("{:?}", self.variant.spec.levels)),
+        ];
+        self.record(RowPass::Labels, own, shard)
+    }
+
+    /// What routers see of a shard of a split, of tokens or of windows or of both, in a pass through `model`.
+    pub(super) fn see_shard<F: FeedForward>(
+        &self,
+        model: &CausalLm<F>,
+        pass: &Pass,
+        (set, shard): (&TokenSet, Shard),
+        (split, kinds): (&str, &[&str]),
+        made: &mut PassFile,
+    ) -> Result<()> {
+        let mut inputs = self.router_inputs(set, if split == SPLITS[0] { Split::Fitted } else { Split::HeldOut });
+        inputs.collect_shard(model, (set, shard), self.scan_options(), pass, &self.device)?;
+        for (kind, ShardRows { samples, batches }) in KINDS.into_iter().zip(inputs.into_shard_rows()) {
+            if !kinds.contains(&kind) {
+                continue;
             }
+            let mut rows = DealtRows::new(batches);
+            if let Some(first) = samples.first() {
+                rows.add_words("tasks".into(), first.tasks.clone());
+                rows.add_words("documents".into(), first.documents.clone());
+            }
+            for (layer, samples) in samples.into_iter().enumerate() {
+                rows.add_floats(column(layer), &samples.values);
+                made.scatter.extend(samples.scatter.map(|scatter| (*scatter).clone()));
+            }
+            made.tables.insert(format!("{split}.{kind}"), rows);
         }
         Ok(())
     }
@@ -155,47 +202,54 @@ impl Run<'_> {
             let problem = "is of replicas, whose tokens have no labels of their own";
             return Err(Error::variant(self.variant.spec.name.clone(), problem, "leave this pass out"));
         }
-        let Some(scan) = self.passed.scan else {
-            let remedy = "give the file that --merge left of the pass `scan`";
-            return Err(Error::setting("labels", "are made from a scan, and none is given", remedy));
-        };
+        self.scan_that_was_made(RowPass::Labels)
+    }
+
+    /// The scan, which `pass` is made from.
+    pub(super) fn scan_that_was_made(&self, pass: RowPass) -> Result<NeuronScan> {
+        let scan = self.passed.scan.ok_or_else(|| lacks(pass, "scan"))?;
         self.read_scan(scan)
     }
 
     /// What routers see of the training split, if a pass has made it.
     pub(super) fn passed_inputs(&self) -> Result<Option<SplitInputs>> {
-        let of_train = |table: &str| table.starts_with(SPLITS[0]);
-        let Some((path, mut file)) = self.passed_rows(RowPass::Inputs, self.passed.inputs, None, of_train)? else {
+        let Some((path, mut file)) =
+            self.passed_rows(RowPass::Inputs, || self.inputs_record(Shard::WHOLE), &[SPLITS[0]])?
+        else {
             return Ok(None);
         };
-        let mut seen = self.split_inputs(path, &mut file, SPLITS[0])?;
-        if self.router_inputs(&self.tokens.train, Split::Fitted).sums_scatter() {
+        let mut seen = self.split_inputs(path, &mut file, SPLITS[0], &KINDS)?;
+        self.give_scatter(path, file, &mut seen)?;
+        Ok(Some(seen))
+    }
+
+    /// Gives the tokens of the training split the scatter that is summed up of them.
+    pub(super) fn give_scatter(&self, path: &Path, file: PassFile, seen: &mut SplitInputs) -> Result<()> {
+        if self.router_inputs(&self.tokens.train, Split::Fitted).sums_scatter() && !seen.tokens.is_empty() {
             if file.scatter.len() != seen.tokens.len() {
                 return Err(PassFile::contradicts(path));
             }
             let scatter = file.scatter.into_iter().map(|scatter| Some(scatter.into()));
             seen.tokens.iter_mut().zip(scatter).for_each(|(samples, scatter)| samples.scatter = scatter);
         }
-        Ok(Some(seen))
+        Ok(())
     }
 
     /// The same of the held-out splits.
     pub(super) fn passed_held_inputs(&self) -> Result<Option<HeldInputs>> {
-        let held = |table: &str| !table.starts_with(SPLITS[0]);
-        let Some((path, mut file)) = self.passed_rows(RowPass::Inputs, self.passed.inputs, None, held)? else {
+        let Some((path, mut file)) =
+            self.passed_rows(RowPass::Inputs, || self.inputs_record(Shard::WHOLE), &SPLITS[1..])?
+        else {
             return Ok(None);
         };
-        let [validation, test] = [SPLITS[1], SPLITS[2]].map(|split| self.split_inputs(path, &mut file, split));
+        let [validation, test] = [SPLITS[1], SPLITS[2]].map(|split| self.split_inputs(path, &mut file, split, &KINDS));
         Ok(Some(HeldInputs { validation: validation?, test: test? }))
     }
 
     /// The labels of all tokens, if a pass has made them.
     pub(super) fn passed_labels(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Option<TokenRows>> {
-        let Some((path, mut file)) =
-            self.passed_rows(RowPass::Labels, self.passed.labels, Some((scan, units)), |_| true)?
-        else {
-            return Ok(None);
-        };
+        let record = || self.labels_record((scan, units), Shard::WHOLE);
+        let Some((path, mut file)) = self.passed_rows(RowPass::Labels, record, &SPLITS)? else { return Ok(None) };
         let layers = self.dense.cfg.num_hidden_layers;
         let mut of_split = |split: &str| -> Result<Vec<RowLabels>> {
             let mut rows = file.take(path, &format!("{split}.labels"))?;
@@ -211,24 +265,34 @@ impl Run<'_> {
         Ok(Some(TokenRows { train: train?, validation: validation?, test: test? }))
     }
 
-    /// What lies in a file of a pass of the tables that are `wanted`, if one is given; refused where it is of another run.
-    fn passed_rows<'a>(
+    /// What lies in the file of a pass of these splits, if one is given; refused where it is of another run than `own`.
+    pub(super) fn passed_rows(
         &self,
         pass: RowPass,
-        path: Option<&'a Path>,
-        labelled: Option<(&NeuronScan, &[Vec<u32>])>,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Option<(&'a Path, PassFile)>> {
-        let Some(path) = path else { return Ok(None) };
+        own: impl FnOnce() -> Result<Record>,
+        splits: &[&str],
+    ) -> Result<Option<(&Path, PassFile)>> {
+        let Some(path) = self.passed.of(pass)? else { return Ok(None) };
+        let wanted = |table: &str| table.split_once('.').is_some_and(|(split, _)| splits.contains(&split));
         let file = PassFile::load_some(path, wanted)?;
-        file.refuse_other(path, &self.record(pass, labelled, Shard::WHOLE)?)?;
+        file.refuse_other(path, &own()?)?;
         Ok(Some((path, file)))
     }
 
-    fn split_inputs(&self, path: &Path, file: &mut PassFile, split: &str) -> Result<SplitInputs> {
+    /// Rows of a split out of a file; of the kinds that are not asked for none.
+    pub(super) fn split_inputs(
+        &self,
+        path: &Path,
+        file: &mut PassFile,
+        split: &str,
+        kinds: &[&str],
+    ) -> Result<SplitInputs> {
         let (layers, hidden) = (self.dense.cfg.num_hidden_layers, self.dense.cfg.hidden_size);
         let contradicts = || PassFile::contradicts(path);
         let mut of_kind = |kind: &str| -> Result<Vec<Samples>> {
+            if !kinds.contains(&kind) {
+                return Ok(Vec::new());
+            }
             let mut rows = file.take(path, &format!("{split}.{kind}"))?;
             let count = rows.count();
             let mut words = |name: &str| {
@@ -253,6 +317,23 @@ impl Run<'_> {
 
 fn column(layer: usize) -> String {
     format!("layers.{layer}")
+}
+
+/// That `pass` is made from what another has made, which is not given.
+pub(super) fn lacks(pass: RowPass, another: impl std::fmt::Display) -> Error {
+    let remedy = format!("give the file that --merge left of the pass `{another}`, with --passed");
+    Error::setting(
+        pass.to_string(),
+        format!("is made from what the pass `{another}` has made, which is not given"),
+        remedy,
+    )
+}
+
+/// SHA-256 of the expert of each neuron.
+pub(super) fn partition_sha256(units: &[Vec<u32>]) -> String {
+    let mut digest = Digest::new();
+    units.iter().for_each(|layer| digest.words(layer));
+    digest.hex()
 }
 
 /// SHA-256 of the sums of a scan.

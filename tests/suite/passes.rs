@@ -1,0 +1,277 @@
+//! The passes of phase 1 by shards: what they make adds up to what one process makes, and phase 1 goes on from it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use experiments::runs;
+use experiments::studies::RunSummary;
+use rstest::rstest;
+use tinyonn::checkpoint::ModelFolder;
+use tinyonn::imaging::{Score, Shard, StoredScan};
+use tinyonn::phases::{LabelSet, LabelUnit, PassFile, Passed, RowPass, RunConfig};
+use tinyonn::train::{FitBy, RouterFitConfig};
+
+use crate::models::message;
+use crate::phase1::run;
+
+fn scanned(scan: &Path) -> Passed<'_> {
+    Passed { scan: Some(scan), ..Passed::default() }
+}
+
+/// Whoever scans: of one part phase 1 finds the same to the last bit; of several an image whose sums are rounded elsewhere, from which experts that are nearly
+/// equal may be chosen otherwise.
+#[rstest]
+#[case(1, 0.0)]
+#[case(3, 1e-2)]
+fn a_scan_in_shards_is_gone_on_from(#[case] of: usize, #[case] tolerance: f64) {
+    let (dir, config, at_once) = run(|_| {});
+    let config = RunConfig { out: dir.path().join("later"), ..config };
+    let shard = |index: usize| {
+        let path = dir.path().join(format!("{index}-{of}"));
+        (path.clone(), runs::scan_shard(&config, None, Shard { index, of }, &path).unwrap())
+    };
+    let sum = StoredScan::sum((0..of).rev().map(shard).collect(), false).unwrap();
+    let whole = dir.path().join("whole");
+    sum.save(&whole).unwrap();
+    let later = runs::phase1(&config, None, scanned(&whole)).unwrap();
+    assert_eq!(later.phase1.scan.tokens, at_once.phase1.scan.tokens);
+    let [at_once, later] = [at_once, later].map(|summary| summary.phase1.loss);
+    assert_eq!(at_once.dense.to_bits(), later.dense.to_bits());
+    for (a, b) in [(at_once.routed_before, later.routed_before), (at_once.label_paths, later.label_paths)] {
+        assert!((a - b).abs() <= tolerance * a, "{a} and {b}");
+    }
+}
+
+#[test]
+fn a_scan_of_something_else_is_refused() {
+    let (dir, config, _) = run(|_| {});
+    let path = dir.path().join("scan");
+    let scan = |config: &RunConfig, shard: Shard| {
+        let _ = fs::remove_file(&path);
+        runs::scan_shard(config, None, shard, &path).unwrap();
+    };
+    let refused = |config: &RunConfig| message(runs::phase1(config, None, scanned(&path)));
+    scan(&config, Shard { index: 1, of: 2 });
+    assert!(refused(&config).contains("lacks shard 0/2"));
+    scan(&config, Shard::WHOLE);
+    assert!(refused(&RunConfig { seed: 9, ..config.clone() }).contains("of another seed, split or length"));
+    assert!(refused(&RunConfig { length: 8, ..config.clone() }).contains("of another seed, split or length"));
+    let [first, second] = [0, 1].map(|task| config.data[task].split_once('=').unwrap());
+    let swapped = [(first.0, second.1), (second.0, first.1)].map(|(name, path)| format!("{name}={path}"));
+    let other = RunConfig { data: swapped.to_vec(), ..config.clone() };
+    let said = refused(&other);
+    assert!(said.contains("of another text"), "{said}");
+    let dense = config.model.as_deref().unwrap();
+    let store = ModelFolder::open(dense).unwrap().load(&Device::Cpu, None).unwrap();
+    let norm = store.get("model.norm.weight").unwrap();
+    norm.set(&(norm.as_tensor() * 2.0).unwrap()).unwrap();
+    let changed = dir.path().join("changed");
+    ModelFolder::save(&changed, &ModelFolder::open(dense).unwrap().arch().unwrap().to_json(), &store, Some(dense))
+        .unwrap();
+    assert!(refused(&RunConfig { model: Some(changed), ..config }).contains("of another model"));
+}
+
+/// What shards of a pass have made, a file for each of `of` shards and for each thing that is made, added up, saved under its pass' name in the folder `dir`.
+fn added_up(dir: &Path, of: usize, mut shard: impl FnMut(Shard, &mut dyn FnMut(PassFile))) -> Vec<PathBuf> {
+    let mut made: BTreeMap<String, Vec<(PathBuf, PassFile)>> = BTreeMap::new();
+    for index in (0..of).rev() {
+        shard(Shard { index, of }, &mut |file| {
+            let (pass, path) = (file.pass().to_string(), dir.join(format!("{}-{index}-{of}", file.pass())));
+            file.save(&path).unwrap();
+            made.entry(pass).or_default().push((path.clone(), PassFile::load(&path).unwrap()));
+        });
+    }
+    let whole = |(pass, files): (String, Vec<(PathBuf, PassFile)>)| {
+        let whole = dir.join(pass);
+        let turned = PassFile::sum(files.iter().rev().cloned().collect(), false).unwrap();
+        turned.save(&whole).unwrap();
+        let bytes = fs::read(&whole).unwrap();
+        PassFile::sum(files, false).unwrap().save(&whole).unwrap();
+        assert!(fs::read(&whole).unwrap() == bytes, "the order of the files shows");
+        whole
+    };
+    made.into_iter().map(whole).collect()
+}
+
+/// As above, of a pass that makes one file.
+fn made(dir: &Path, config: &RunConfig, (pass, of): (RowPass, usize), passed: Passed<'_>) -> PathBuf {
+    added_up(dir, of, |shard, save| save(runs::rows_shard(config, None, (pass, shard), passed).unwrap())).remove(0)
+}
+
+/// All but the seconds of a run.
+fn told(summary: RunSummary) -> serde_json::Value {
+    let mut told = serde_json::to_value(summary).unwrap();
+    told["seconds"].take();
+    told
+}
+
+/// Rows are those of one process, bit for bit and in its order: so is all that follows from them. The run scans its text in one piece.
+#[rstest]
+#[case("Moe2x4", LabelUnit::Task, 1)]
+#[case("SegmentOf3", LabelUnit::Task, 3)]
+#[case("Moe2x4", LabelUnit::Token, 3)]
+fn rows_in_shards_are_gone_on_from(#[case] variant: &str, #[case] label: LabelUnit, #[case] of: usize) {
+    let (dir, config, at_once) = run(|config| (config.variant, config.label) = (variant.into(), label));
+    let later = RunConfig { out: dir.path().join("later"), ..config.clone() };
+    let scan = dir.path().join("scan");
+    runs::scan_shard(&later, None, Shard::WHOLE, &scan).unwrap();
+    let mut rows = vec![made(dir.path(), &later, (RowPass::Inputs, of), Passed::default())];
+    if label == LabelUnit::Token {
+        rows.push(made(dir.path(), &later, (RowPass::Labels, of), scanned(&scan)));
+    }
+    let later = runs::phase1(&later, None, Passed { scan: Some(&scan), rows: &rows }).unwrap();
+    let [at_once, later] = [at_once, later].map(told);
+    assert_eq!(later["routers"], at_once["routers"]);
+    assert_eq!(later["loss"], at_once["loss"]);
+}
+
+/// So are those of rounds of refitting, each made from the sum of the round before: of the run's labels and of the controls'.
+#[rstest]
+#[case("Moe2x4", LabelUnit::Task, FitBy::Gda, 3)]
+#[case("SegmentOf3", LabelUnit::Task, FitBy::GdaSgd, 2)]
+#[case("Moe2x4", LabelUnit::Token, FitBy::GdaSgd, 2)]
+fn rounds_in_shards_are_gone_on_from(
+    #[case] variant: &str,
+    #[case] label: LabelUnit,
+    #[case] fit: FitBy,
+    #[case] of: usize,
+) {
+    let (dir, config, at_once) = run(|config| {
+        (config.variant, config.label) = (variant.into(), label);
+        config.router = RouterFitConfig { fit, refit_rounds: 2, ..config.router };
+    });
+    let later = RunConfig { out: dir.path().join("later"), ..config.clone() };
+    let scan = dir.path().join("scan");
+    runs::scan_shard(&later, None, Shard::WHOLE, &scan).unwrap();
+    let mut rows = vec![made(dir.path(), &later, (RowPass::Inputs, of), Passed::default())];
+    if label == LabelUnit::Token {
+        rows.push(made(dir.path(), &later, (RowPass::Labels, of), scanned(&scan)));
+    }
+    for round in 1..=2 {
+        let so_far = rows.clone();
+        rows.extend(added_up(dir.path(), of, |shard, save| {
+            let passed = Passed { scan: Some(&scan), rows: &so_far };
+            let save = |made: PassFile| {
+                assert!(matches!(made.pass(), RowPass::Refit { round: found, .. } if found == round));
+                assert_eq!((made.then(), made.shards()), ((round == 1).then_some("refit"), of));
+                save(made);
+                Ok(())
+            };
+            runs::refit_shards(&later, None, shard, passed, save).unwrap();
+        }));
+    }
+    let passed = Passed { scan: Some(&scan), rows: &rows };
+    let all = message(runs::refit_shards(&later, None, Shard::WHOLE, passed, |_| Ok(())));
+    assert!(all.contains("the files of all 2 are given"), "{all}");
+    // Three draws, three dealings, the run's own labels: the same of one alone.
+    assert_eq!(rows.len(), 1 + usize::from(label == LabelUnit::Token) + 2 * 7);
+    let pass = RowPass::Refit { round: 2, set: LabelSet::Permuted(1) };
+    let alone = runs::rows_shard(&later, None, (pass, Shard::WHOLE), passed).unwrap();
+    let at = dir.path().join(pass.to_string());
+    assert_eq!(alone.rows(), PassFile::load(&at).unwrap().rows());
+    let later = runs::phase1(&later, None, passed).unwrap();
+    let [at_once, later] = [at_once, later].map(told);
+    assert_eq!(later["routers"], at_once["routers"]);
+    assert_eq!(later["loss"], at_once["loss"]);
+}
+
+/// A round is of the files of the passes before it, of the labels that its routers are fitted to, and of how they are fitted.
+#[test]
+fn rounds_of_something_else_are_refused() {
+    let (dir, config, _) = run(|config| config.router.refit_rounds = 1);
+    let scan = dir.path().join("scan");
+    runs::scan_shard(&config, None, Shard::WHOLE, &scan).unwrap();
+    let inputs = [made(dir.path(), &config, (RowPass::Inputs, 1), Passed::default())];
+    let shard = |config: &RunConfig, passed| {
+        let mut made = Vec::new();
+        runs::refit_shards(config, None, Shard::WHOLE, passed, |file| {
+            made.push(file);
+            Ok(())
+        })
+        .map(|()| made)
+    };
+    let lacks = |config: &RunConfig, passed| message(shard(config, passed).map(drop));
+    assert!(lacks(&config, Passed::default()).contains("what the pass `scan` has made, which is not given"));
+    assert!(lacks(&config, scanned(&scan)).contains("what the pass `inputs` has made"));
+    let of_tokens = RunConfig { label: LabelUnit::Token, ..config.clone() };
+    let passed = Passed { scan: Some(&scan), rows: &inputs };
+    assert!(lacks(&of_tokens, passed).contains("what the pass `labels` has made"));
+    let mut once = config.clone();
+    once.router.refit_rounds = 0;
+    assert!(lacks(&once, passed).contains("this one fits them once"));
+    let none = message(runs::rows_shard(
+        &config,
+        None,
+        (RowPass::Refit { round: 2, set: LabelSet::Own }, Shard::WHOLE),
+        passed,
+    ));
+    assert!(none.contains("has 1 rounds of refitting"), "{none}");
+
+    let made = shard(&config, passed).unwrap();
+    let own = made.iter().find(|file| file.pass() == RowPass::Refit { round: 1, set: LabelSet::Own }).unwrap();
+    let path = dir.path().join("own");
+    own.save(&path).unwrap();
+    let refused =
+        |config: &RunConfig, rows: &[PathBuf]| message(runs::phase1(config, None, Passed { scan: Some(&scan), rows }));
+    let rows = [inputs[0].clone(), path.clone()];
+    assert!(refused(&config, &[path.clone()]).contains("what the pass `inputs` has made, which is not given"));
+    let mut other = config.clone();
+    other.router.steps += 1;
+    assert!(refused(&other, &rows).contains("of another fit of routers, or seed"));
+    let other = RunConfig { contrast: true, labels: Score::Activation, ..config.clone() };
+    assert!(refused(&other, &rows).contains("of another labels"));
+    // The same rows of two shards: a file of other bytes before it.
+    let two = dir.path().join("two");
+    fs::create_dir(&two).unwrap();
+    let before = added_up(&two, 2, |shard, save| {
+        save(runs::rows_shard(&config, None, (RowPass::Inputs, shard), Passed::default()).unwrap());
+    });
+    assert!(refused(&config, &[before[0].clone(), path.clone()]).contains("of another pass before"));
+    let control = made.iter().find(|file| file.pass() != own.pass()).unwrap();
+    let both = [own, control].map(|file| (PathBuf::from(file.pass().to_string()), file.clone()));
+    assert!(message(PassFile::sum(both.to_vec(), false)).contains("of another pass (refit-1-"));
+}
+
+#[test]
+fn rows_of_something_else_are_refused() {
+    let (dir, config, _) = run(|config| config.label = LabelUnit::Token);
+    let shard = |config: &RunConfig, index: usize, of: usize| {
+        let made = runs::rows_shard(config, None, (RowPass::Inputs, Shard { index, of }), Passed::default()).unwrap();
+        (PathBuf::from(format!("{index}-{of}")), made)
+    };
+    let refused = |files: Vec<(PathBuf, PassFile)>| message(PassFile::sum(files, false));
+    let other_seed = shard(&RunConfig { seed: 9, ..config.clone() }, 1, 2);
+    assert!(
+        refused(vec![shard(&config, 0, 2), other_seed]).contains("1-2: is of another text, seed or split than 0-2")
+    );
+    let other_length = shard(&RunConfig { length: 8, ..config.clone() }, 1, 2);
+    assert!(refused(vec![shard(&config, 0, 2), other_length]).contains("of another length, batch or scan_tokens"));
+    let twice = refused(vec![shard(&config, 0, 2), shard(&config, 0, 2)]);
+    assert!(twice.contains("holds shard 0/2, which is here already"), "{twice}");
+    assert!(refused(vec![shard(&config, 0, 2), shard(&config, 1, 3)]).contains("dealt otherwise"));
+    assert!(refused(Vec::new()).contains("no file is given"));
+
+    let path = dir.path().join("inputs");
+    shard(&config, 1, 2).1.save(&path).unwrap();
+    let refused = |config: &RunConfig, passed| message(runs::phase1(config, None, passed));
+    let rows = [path.clone()];
+    let inputs = Passed { rows: &rows, ..Passed::default() };
+    assert!(refused(&config, inputs).contains("lacks shard 0/2"));
+    shard(&config, 0, 1).1.save(&path).unwrap();
+    assert!(refused(&RunConfig { seed: 9, ..config.clone() }, inputs).contains("of another text, seed or split"));
+    let twice = [path.clone(), path.clone()];
+    assert!(refused(&config, Passed { rows: &twice, ..Passed::default() }).contains("both hold inputs"));
+    assert!(refused(&config, scanned(&path)).contains("holds no scan"));
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(refused(&config, inputs).contains("not those that were written"));
+
+    let labels =
+        |config: &RunConfig, passed| message(runs::rows_shard(config, None, (RowPass::Labels, Shard::WHOLE), passed));
+    assert!(labels(&config, Passed::default()).contains("what the pass `scan` has made, which is not given"));
+    let of_tasks = RunConfig { label: LabelUnit::Task, ..config };
+    assert!(labels(&of_tasks, Passed::default()).contains("set label = \"token\""));
+}

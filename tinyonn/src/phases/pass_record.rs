@@ -1,0 +1,112 @@
+//! What the rows of a pass were made from and with: the record in the file of a shard ([`PassFile`](super::PassFile)), which decides whether files add up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::fitting::LabelSet;
+use crate::imaging::Shard;
+
+/// The format of files of passes.
+pub(super) const FORMAT: u64 = 1;
+
+/// Passes over the text of a run that make rows; what each makes of a shard is a file of its own, named like the pass.
+///
+/// ```
+/// use tinyonn::phases::{LabelSet, RowPass};
+/// assert_eq!([RowPass::Inputs, RowPass::Labels].map(|pass| pass.to_string()), ["inputs", "labels"]);
+/// assert_eq!(RowPass::Refit { round: 1, set: LabelSet::Random(2) }.to_string(), "refit-1-random-2");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum RowPass {
+    /// What routers see of each split.
+    Inputs,
+    /// The labels that tokens have of their own.
+    Labels,
+    /// What routers that are fitted to a set of labels see of training and validation text once they route.
+    Refit {
+        /// From 1: what the fit of the round before routes by is seen.
+        round: usize,
+        /// Whose labels they were fitted to.
+        set: LabelSet,
+    },
+}
+
+impl fmt::Display for RowPass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inputs => f.write_str("inputs"),
+            Self::Labels => f.write_str("labels"),
+            Self::Refit { round, set } => write!(f, "refit-{round}-{set}"),
+        }
+    }
+}
+
+/// What the rows were made from and with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    format: u64,
+    version: String,
+    pub(super) pass: RowPass,
+    /// All that decides the rows, by name.
+    of: BTreeMap<String, String>,
+    /// What passes computed in.
+    pub(super) dtype: String,
+    /// What they computed on.
+    pub(super) devices: BTreeSet<String>,
+    pub(super) shards: Vec<Shard>,
+    /// How classes count in the scatter, where there is any.
+    pub(super) by_rows: Option<bool>,
+    /// The pass that the run makes next, if there is one; it decides nothing.
+    pub(super) then: Option<String>,
+}
+
+impl Record {
+    pub(super) fn new(
+        pass: RowPass,
+        of: BTreeMap<String, String>,
+        (dtype, device, shard): (&str, String, Shard),
+    ) -> Self {
+        let (dtype, version, shards) = (dtype.to_owned(), env!("CARGO_PKG_VERSION").into(), vec![shard]);
+        Self { format: FORMAT, version, pass, of, dtype, devices: [device].into(), shards, by_rows: None, then: None }
+    }
+
+    /// What this record has other than `other`, in words; of what passes computed in and on nothing, if `mixed`.
+    pub(super) fn differs_from(&self, other: &Self, mixed: bool) -> Option<String> {
+        if self.pass != other.pass {
+            return Some(format!("pass ({} and {})", self.pass, other.pass));
+        }
+        if self.version != other.version {
+            return Some(format!("version of this program ({} and {})", self.version, other.version));
+        }
+        let names: BTreeSet<&String> = self.of.keys().chain(other.of.keys()).collect();
+        if let Some(name) = names.into_iter().find(|name| self.of.get(*name) != other.of.get(*name)) {
+            return Some(name.clone());
+        }
+        let joined = |devices: &BTreeSet<String>| devices.iter().cloned().collect::<Vec<_>>().join(" and ");
+        let [own, others] = [self, other].map(|record| joined(&record.devices));
+        match mixed {
+            false if self.dtype != other.dtype => Some(format!("dtype ({} and {})", self.dtype, other.dtype)),
+            false if own != others => Some(format!("device ({own} and {others})")),
+            _ => None,
+        }
+    }
+
+    /// The shards that are not here.
+    pub(super) fn missing(&self) -> Vec<Shard> {
+        let of = self.shards.first().map_or(0, |shard| shard.of);
+        (0..of).map(|index| Shard { index, of }).filter(|shard| !self.shards.contains(shard)).collect()
+    }
+
+    pub(super) fn is_possible(&self) -> bool {
+        let of = self.shards.first().map_or(0, |shard| shard.of);
+        let distinct: BTreeSet<usize> = self.shards.iter().map(|shard| shard.index).collect();
+        of > 0
+            && distinct.len() == self.shards.len()
+            && self.shards.iter().all(|shard| shard.of == of && shard.check().is_ok())
+    }
+}
