@@ -178,9 +178,13 @@ def passes() -> list[bytes]:
     values = [struct.pack(f"<{count}{kind}", *range(count)) for kind, count in (("I", 6), ("f", 6), ("I", 3), ("d", 7))]
     labels = record | {"pass": "labels", "by_rows": None}
     columns = {f"test.labels.{name}": ("U32", [2, width]) for name, width in (("layers.0", 2), ("batches", 1))}
+    losses = record | {"pass": "losses", "by_rows": None, "then": None}
+    scored = {"own.losses.batches": ("U32", [2, 1]), "own.losses.losses": ("U32", [2, 2])}
+    scored |= {"own.loads.batches": ("U32", [1, 1]), "own.loads.layers.0": ("U32", [1, 16])}
     refit = record | {"pass": {"refit": {"round": 1, "set": {"random": 2}}}, "then": "refit"}
     seen = [parts(json.dumps(each), json.dumps(tensors(shapes)), b"".join(values)) for each in (record, refit)]
-    return seen + [parts(json.dumps(labels), json.dumps(tensors(columns)), struct.pack("<6I", *range(6)))]
+    words = [(labels, columns, 6), (losses, scored, 23)]
+    return seen + [parts(json.dumps(of), json.dumps(tensors(shapes)), struct.pack(f"<{count}I", *range(count))) for of, shapes, count in words]
 
 
 def states() -> list[bytes]:

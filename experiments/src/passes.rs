@@ -22,7 +22,7 @@ const SETTINGS: &str = "with the settings that the shards had";
 pub fn keep(dir: &Path, made: &PassFile, shard: Shard) -> Result<()> {
     let pass = made.pass();
     made.save(dir.join(format!("{pass}.safetensors")))?;
-    say!("{:<10}shard {shard}: {} rows", pass.to_string(), made.rows());
+    say!("{:<9} shard {shard}: {} rows", pass.to_string(), made.rows());
     Ok(())
 }
 

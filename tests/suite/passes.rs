@@ -155,7 +155,7 @@ fn rounds_in_shards_are_gone_on_from(
             let passed = Passed { scan: Some(&scan), rows: &so_far };
             let save = |made: PassFile| {
                 assert!(matches!(made.pass(), RowPass::Refit { round: found, .. } if found == round));
-                assert_eq!((made.then(), made.shards()), ((round == 1).then_some("refit"), of));
+                assert_eq!((made.then(), made.shards()), (Some(if round == 1 { "refit" } else { "losses" }), of));
                 save(made);
                 Ok(())
             };
@@ -175,6 +175,87 @@ fn rounds_in_shards_are_gone_on_from(
     let [at_once, later] = [at_once, later].map(told);
     assert_eq!(later["routers"], at_once["routers"]);
     assert_eq!(later["loss"], at_once["loss"]);
+}
+
+/// Losses of the test text, made from the sums of all passes before: the whole summary is that of one process, bit for bit, and controls are not fitted again.
+#[rstest]
+#[case("Moe2x4", LabelUnit::Task, 0, 3)]
+#[case("SegmentOf3", LabelUnit::Task, 1, 2)]
+#[case("ByTask", LabelUnit::Task, 0, 2)]
+#[case("Moe2x4", LabelUnit::Token, 1, 2)]
+fn losses_in_shards_are_gone_on_from(
+    #[case] variant: &str,
+    #[case] label: LabelUnit,
+    #[case] refit_rounds: usize,
+    #[case] of: usize,
+) {
+    let (dir, config, at_once) = run(|config| {
+        (config.variant, config.label) = (variant.into(), label);
+        config.router = RouterFitConfig { refit_rounds, ..config.router };
+    });
+    let later = RunConfig { out: dir.path().join("later"), ..config.clone() };
+    let scan = dir.path().join("scan");
+    runs::scan_shard(&later, None, Shard::WHOLE, &scan).unwrap();
+    let mut rows = vec![made(dir.path(), &later, (RowPass::Inputs, 1), Passed::default())];
+    if label == LabelUnit::Token {
+        rows.push(made(dir.path(), &later, (RowPass::Labels, 1), scanned(&scan)));
+    }
+    if refit_rounds > 0 {
+        let so_far = rows.clone();
+        rows.extend(added_up(dir.path(), 1, |shard, save| {
+            let passed = Passed { scan: Some(&scan), rows: &so_far };
+            let save = |made: PassFile| {
+                assert_eq!(made.then(), Some("losses"));
+                save(made);
+                Ok(())
+            };
+            runs::refit_shards(&later, None, shard, passed, save).unwrap();
+        }));
+    }
+    let losses = made(dir.path(), &later, (RowPass::Losses, of), Passed { scan: Some(&scan), rows: &rows });
+    assert_eq!(PassFile::load(&losses).unwrap().then(), None);
+    rows.push(losses);
+    let later = runs::phase1(&later, None, Passed { scan: Some(&scan), rows: &rows }).unwrap();
+    let [at_once, later] = [at_once, later].map(told);
+    assert_eq!(later, at_once);
+}
+
+#[test]
+fn losses_of_something_else_are_refused() {
+    // More of the test text is scored than routers see.
+    let (dir, config, _) = run(|config| (config.scan_tokens, config.test_tokens) = (100, 200));
+    let scan = dir.path().join("scan");
+    runs::scan_shard(&config, None, Shard::WHOLE, &scan).unwrap();
+    let rows = [made(dir.path(), &config, (RowPass::Inputs, 1), Passed::default())];
+    let passed = Passed { scan: Some(&scan), rows: &rows };
+    let losses = |config: &RunConfig, shard: Shard| runs::rows_shard(config, None, (RowPass::Losses, shard), passed);
+    let lacks = message(runs::rows_shard(&config, None, (RowPass::Losses, Shard::WHOLE), scanned(&scan)));
+    assert!(lacks.contains("what the pass `inputs` has made, which is not given"), "{lacks}");
+    let mut refitted = config.clone();
+    refitted.router.refit_rounds = 1;
+    let lacks = message(losses(&refitted, Shard::WHOLE));
+    assert!(lacks.contains("what the pass `refit-1-random-0` has made"), "{lacks}");
+
+    let halves = [0, 1].map(|index| losses(&config, Shard { index, of: 2 }).unwrap());
+    let longer = losses(&RunConfig { test_tokens: 150, ..config.clone() }, Shard { index: 1, of: 2 }).unwrap();
+    let named = |files: &[&PassFile]| {
+        files.iter().enumerate().map(|(at, file)| (PathBuf::from(at.to_string()), (*file).clone())).collect()
+    };
+    let refused = message(PassFile::sum(named(&[&halves[0], &longer]), false));
+    assert!(refused.contains("is of another test text, or test_tokens"), "{refused}");
+
+    let path = dir.path().join("losses");
+    let mut given = vec![rows[0].clone(), path.clone()];
+    let gone_on = |config: &RunConfig| message(runs::phase1(config, None, Passed { scan: Some(&scan), rows: &given }));
+    halves[1].save(&path).unwrap();
+    assert!(gone_on(&config).contains("lacks shard 0/2"));
+    PassFile::sum(named(&[&halves[1], &halves[0]]), false).unwrap().save(&path).unwrap();
+    let mut other = config.clone();
+    other.router.rate *= 2.0;
+    assert!(gone_on(&other).contains("of another fit of routers, or seed"));
+    given.remove(0);
+    let lacks = message(runs::phase1(&config, None, Passed { scan: Some(&scan), rows: &given }));
+    assert!(lacks.contains("what the pass `inputs` has made"), "{lacks}");
 }
 
 /// A round is of the files of the passes before it, of the labels that its routers are fitted to, and of how they are fitted.
@@ -207,7 +288,7 @@ fn rounds_of_something_else_are_refused() {
         (RowPass::Refit { round: 2, set: LabelSet::Own }, Shard::WHOLE),
         passed,
     ));
-    assert!(none.contains("has 1 rounds of refitting"), "{none}");
+    assert!(none.contains("none of the run's, which has 1 rounds"), "{none}");
 
     let made = shard(&config, passed).unwrap();
     let own = made.iter().find(|file| file.pass() == RowPass::Refit { round: 1, set: LabelSet::Own }).unwrap();

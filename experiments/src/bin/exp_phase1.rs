@@ -81,6 +81,8 @@ enum TextPass {
     Labels,
     /// What routers see once they route, of a run that refits them: the next round; takes what all passes before have left by --passed.
     Refit,
+    /// The losses of the test text; takes what all passes before have left by --passed.
+    Losses,
 }
 
 fn main() -> ExitCode {
@@ -151,6 +153,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Some(TextPass::Inputs) => Some(RowPass::Inputs),
         Some(TextPass::Labels) => Some(RowPass::Labels),
+        Some(TextPass::Losses) => Some(RowPass::Losses),
     };
     if let Some(pass) = pass {
         passes::keep(folder.dir(), &rows_shard(&config, checkpoints.as_ref(), (pass, shard), passed)?, shard)?;

@@ -60,7 +60,11 @@ fn inputs_of_two_processes_are_gone_on_from() {
         assert!(process.wait().unwrap().success());
     }
     let merged = printed(&place.run(PHASE1, "--merge part-1/inputs.safetensors part-0/inputs.safetensors --out whole"));
-    assert!(merged.contains("next      exp_phase1 --passed whole/inputs.safetensors"), "{merged}");
+    assert!(
+        merged.contains("next      exp_phase1 --pass losses --shard I/2 --passed whole/inputs.safetensors"),
+        "{merged}"
+    );
+    assert!(merged.contains("or        exp_phase1 --passed whole/inputs.safetensors"), "{merged}");
     assert_done(&place.run(PHASE1, &format!("{TEXT} --pass scan --out scan")));
     let files = "scan/scan.safetensors whole/inputs.safetensors";
     assert_done(&place.run(PHASE1, &format!("{TEXT} --out later --passed {files}")));
@@ -82,7 +86,7 @@ fn inputs_of_two_processes_are_gone_on_from() {
     refused(&format!("{TEXT} --scanned scan/scan.safetensors"), "give --passed scan/scan.safetensors");
 }
 
-/// A round of refitting, by two processes, each from the sums of the passes before; then the sum, and the rest of phase 1.
+/// A round of refitting and then losses, by two processes, each from the sums of the passes before; then the sum, and the rest of phase 1.
 #[test]
 fn rounds_of_two_processes_are_gone_on_from() {
     let place = place();
@@ -116,13 +120,25 @@ fn rounds_of_two_processes_are_gone_on_from() {
     let (parts, mut lacking) = ([files("part-0"), files("part-1")], files("part-1"));
     assert_eq!(parts.each_ref().map(Vec::len), [7, 7]);
     let merged = printed(&place.run(PHASE1, &format!("--merge {} --out rounds", parts.concat().join(" "))));
-    assert!(merged.contains("next      exp_phase1 --passed rounds/refit-1-*.safetensors"), "{merged}");
+    let next = "next      exp_phase1 --pass losses --shard I/2 --passed rounds/refit-1-*.safetensors";
+    assert!(merged.contains(next), "{merged}");
     lacking.pop();
     let output = place.run(PHASE1, &format!("--merge {} {} --out refused", parts[0].join(" "), lacking.join(" ")));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && said.contains("1 of refit-1-random-2"), "{said}");
     assert!(!place.path("refused").exists());
-    assert_done(&place.run(PHASE1, &format!("{TEXT} {before} {} --out later", files("rounds").join(" "))));
+    let before = format!("{before} {}", files("rounds").join(" "));
+    let losses = |shard: usize| {
+        let flags = format!("{TEXT} --pass losses --shard {shard}/2 --out losses-{shard} {before}");
+        place.command(PHASE1, &flags).spawn().unwrap()
+    };
+    for mut process in [losses(0), losses(1)] {
+        assert!(process.wait().unwrap().success());
+    }
+    let both = "losses-1/losses.safetensors losses-0/losses.safetensors";
+    let merged = printed(&place.run(PHASE1, &format!("--merge {both} --out losses")));
+    assert!(merged.contains("next      exp_phase1 --passed losses/losses.safetensors"), "{merged}");
+    assert_done(&place.run(PHASE1, &format!("{TEXT} {before} losses/losses.safetensors --out later")));
     assert_done(&place.run(PHASE1, &format!("{TEXT} --out at-once")));
     let [later, at_once] = ["later", "at-once"].map(|run| {
         let summary = fs::read(place.path(run).join("summary.json")).unwrap();

@@ -101,6 +101,36 @@ impl LoadMeter {
         }
     }
 
+    /// All it has counted, by layer: the tokens of each expert; the tokens that took 0, 1, .. experts; whether neurons are chosen, of how many tokens, and
+    /// how many.
+    pub(crate) fn numbers(&self) -> Vec<Vec<f64>> {
+        let of_layer = |seen: &Seen| {
+            let counts =
+                (0..=seen.taken.len()).map(|count| seen.counts.get(&count).map_or(0.0, |tokens| *tokens as f64));
+            let neurons = seen.neurons.map_or([0.0; 3], |(count, sum)| [1.0, count as f64, sum]);
+            seen.taken.iter().copied().chain(counts).chain(neurons).collect()
+        };
+        self.layers.iter().map(of_layer).collect()
+    }
+
+    /// Adds the [`numbers`](Self::numbers) that another has counted in a layer; `None` where they are not of as many experts.
+    pub(crate) fn add_numbers(&mut self, layer: usize, numbers: &[f64]) -> Option<()> {
+        let seen = self.layers.get_mut(layer)?;
+        let (taken, rest) = numbers.split_at_checked(seen.taken.len())?;
+        let (counts, neurons) = rest.split_at_checked(taken.len() + 1)?;
+        let [chosen, count, sum] = neurons else { return None };
+        seen.taken.iter_mut().zip(taken).for_each(|(sum, tokens)| *sum += tokens);
+        for (count, tokens) in counts.iter().enumerate().filter(|(_, tokens)| **tokens > 0.0) {
+            seen.tokens += *tokens as u64;
+            *seen.counts.entry(count).or_default() += *tokens as u64;
+        }
+        if *chosen > 0.0 {
+            let own = seen.neurons.get_or_insert((0, 0.0));
+            *own = (own.0 + *count as u64, own.1 + sum);
+        }
+        Some(())
+    }
+
     /// Tokens by layer and expert.
     #[must_use]
     pub fn taken(&self) -> Vec<Vec<f64>> {
@@ -151,5 +181,44 @@ impl LoadMeter {
         };
         let load = self.load();
         load.iter().zip(units).zip(self.neurons()).map(of_layer).sum::<f64>() / load.len().max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::Result;
+    use crate::ops::host;
+
+    /// One after the other, the loads of two batches are what their numbers add up to.
+    #[test]
+    fn numbers_add_up() -> Result<()> {
+        let cpu = &Device::Cpu;
+        let [mut whole, mut sum] = [LoadMeter::new(1, 2), LoadMeter::new(1, 2)];
+        for (tokens, counts, neurons) in
+            [([3f32, 1.0], [0f32, 4.0, 0.0], [5f32, 7.0]), ([2.0, 2.0], [1.0, 0.0, 2.0], [1.0, 0.0])]
+        {
+            let load = Load {
+                tokens_n: Tensor::new(&tokens, cpu)?,
+                counts: Tensor::new(&counts, cpu)?,
+                neurons_t: Some(Tensor::new(&neurons, cpu)?),
+            };
+            let traces = [Trace { load: Some(load), ..Trace::default() }];
+            let values = host::read(&LoadMeter::wanted(&traces))?;
+            let mut batch = LoadMeter::new(1, 2);
+            whole.add(&traces, &values);
+            batch.add(&traces, &values);
+            assert_eq!(sum.add_numbers(0, &batch.numbers()[0]), Some(()));
+        }
+        assert_eq!(sum.numbers(), whole.numbers());
+        assert_eq!((sum.neurons(), sum.load()), (whole.neurons(), whole.load()));
+        // Of another number of experts, or of a layer that is not.
+        assert_eq!(
+            (sum.add_numbers(0, &[1.0; 7]), sum.add_numbers(0, &[]), sum.add_numbers(1, &[0.0; 8])),
+            (None, None, None)
+        );
+        Ok(())
     }
 }

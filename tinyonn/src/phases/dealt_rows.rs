@@ -47,6 +47,15 @@ impl DealtRows {
         self.add(name, false, words);
     }
 
+    /// Adds a column of f64, as many of each row, each as two whole numbers: the lower half of its bits and the upper one.
+    pub(super) fn add_doubles(&mut self, name: String, values: &[f64]) {
+        let halves = |value: &f64| {
+            let bits = value.to_bits();
+            [bits as u32, (bits >> 32) as u32]
+        };
+        self.add(name, false, values.iter().flat_map(halves).collect());
+    }
+
     fn add(&mut self, name: String, is_float: bool, words: Vec<u32>) {
         let width = words.len() / self.count().max(1);
         self.columns.insert(name, Column { is_float, width, words });
@@ -62,6 +71,14 @@ impl DealtRows {
     pub(super) fn take_words(&mut self, name: &str) -> Option<(usize, Vec<u32>)> {
         let column = self.columns.remove(name).filter(|column| !column.is_float)?;
         Some((column.width, column.words))
+    }
+
+    /// Takes a column of f64 out, with how many a row has.
+    pub(super) fn take_doubles(&mut self, name: &str) -> Option<(usize, Vec<f64>)> {
+        let (width, words) = self.take_words(name).filter(|(width, _)| width.is_multiple_of(2))?;
+        let (halves, _) = words.as_chunks::<2>();
+        let value = |[lower, upper]: &[u32; 2]| f64::from_bits(u64::from(*lower) | u64::from(*upper) << 32);
+        Some((width / 2, halves.iter().map(value).collect()))
     }
 
     /// Adds the rows of another shard behind these; false where they have other columns.
@@ -154,6 +171,16 @@ mod tests {
         rows.add_floats("f".into(), &numbers.iter().map(|n| *n as f32).collect::<Vec<_>>());
         rows.add_words("w".into(), numbers);
         rows
+    }
+
+    /// Bit for bit, whatever they are.
+    #[test]
+    fn doubles_come_back() {
+        let values = [0.1, -1e-310, f64::MAX, f64::NEG_INFINITY, 3.0, -0.0];
+        let mut rows = DealtRows::new(vec![0, 1, 2]);
+        rows.add_doubles("d".into(), &values);
+        assert_eq!(rows.take_doubles("d"), Some((2, values.to_vec())));
+        assert_eq!(rows.take_doubles("d"), None);
     }
 
     /// However batches are dealt to shards, and in whatever order these are added.

@@ -122,13 +122,23 @@ impl Run<'_> {
         Ok(ToFit { units, labels, held, rows })
     }
 
-    /// All labels that routers are fitted to, the controls' first.
-    pub(super) fn label_sets(&self, labels: &Labels) -> Vec<(LabelSet, Labels)> {
-        let (tasks, layers, spec) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers, &self.variant.spec);
-        let random = (0..).zip(self.draws());
-        let random = random.map(|(at, seed)| (LabelSet::Random(at), Labels::random(tasks, layers, spec, seed)));
-        let permuted = (0..).zip(self.draws()).map(|(at, seed)| (LabelSet::Permuted(at), labels.permuted(seed)));
-        random.chain(permuted).chain([(LabelSet::Own, labels.clone())]).collect()
+    /// All sets of labels that routers are fitted to, the controls' first.
+    pub(super) fn label_sets(&self) -> impl Iterator<Item = LabelSet> + use<> {
+        let draws = 0..self.draws().count() as u32;
+        draws.clone().map(LabelSet::Random).chain(draws.map(LabelSet::Permuted)).chain([LabelSet::Own])
+    }
+
+    /// One of them, of the run's own `labels`.
+    pub(super) fn labels_of(&self, set: LabelSet, labels: &Labels) -> Labels {
+        let seed = |draw: u32| self.draws().nth(draw as usize).unwrap_or_default();
+        match set {
+            LabelSet::Own => labels.clone(),
+            LabelSet::Random(draw) => {
+                let (tasks, layers) = (self.text.tasks.len(), self.dense.cfg.num_hidden_layers);
+                Labels::random(tasks, layers, &self.variant.spec, seed(draw))
+            }
+            LabelSet::Permuted(draw) => labels.permuted(seed(draw)),
+        }
     }
 
     /// The tokens' own labels, if the run labels tokens.
@@ -187,13 +197,13 @@ impl Run<'_> {
     }
 
     /// Fits routers to the controls' labels, then, last, to `labels`; `store` keeps those. Where tokens have labels of their own, these are
-    /// what the last fit is to.
+    /// what the last fit is to. Controls whose losses were `measured` before are not fitted.
     pub(super) fn fit(
         &self,
         store: &ParamStore,
         (labels, rows): (&Labels, Option<&TokenRows>),
-        inputs: &SplitInputs,
-        held: &HeldInputs,
+        (inputs, held): (&SplitInputs, &HeldInputs),
+        measured: Option<[Vec<Losses>; 2]>,
     ) -> Result<Fits> {
         let layers = self.dense.cfg.num_hidden_layers;
         let mut by_token = self.fitter(&inputs.tokens, &held.validation.tokens)?;
@@ -213,13 +223,15 @@ impl Run<'_> {
                 }
             })
         };
-        let (mut random, mut permuted) = (Vec::new(), Vec::new());
-        for (set, control) in self.label_sets(labels) {
+        let is_measured = measured.is_some();
+        let [mut random, mut permuted] = measured.unwrap_or_default();
+        for set in self.label_sets().filter(|_| !is_measured) {
             let losses = match set {
                 LabelSet::Random(_) => &mut random,
                 LabelSet::Permuted(_) => &mut permuted,
                 LabelSet::Own => continue,
             };
+            let control = self.labels_of(set, labels);
             fit(set, &control, None)?;
             losses.push(self.evaluate(self.model(store)?.lm(), &Self::routed(&control))?);
         }

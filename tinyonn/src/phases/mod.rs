@@ -36,6 +36,7 @@ mod fitting;
 pub mod forgetting;
 pub mod image;
 mod inputs;
+mod loss_passes;
 mod lossless;
 mod pass_file;
 mod pass_record;

@@ -172,8 +172,10 @@ impl PassFile {
         self.scatter.iter_mut().zip(&other.scatter).try_for_each(|(own, other)| own.merge(other)).map_err(drop)?;
         self.record.shards.extend(other.record.shards);
         self.record.devices.extend(other.record.devices);
-        if self.record.dtype != other.record.dtype {
-            self.record.dtype = format!("{}+{}", self.record.dtype, other.record.dtype);
+        for dtype in other.record.dtype.split('+') {
+            if self.record.dtype.split('+').all(|own| own != dtype) {
+                self.record.dtype = format!("{}+{dtype}", self.record.dtype);
+            }
         }
         Ok(())
     }
@@ -289,4 +291,47 @@ fn scatter(file: &MappedSafetensors, weigh: Weigh) -> Option<Vec<ClassScatter>> 
             ClassScatter::of_parts((weigh, width), [here.to_vec(), elsewhere.to_vec()], &means, products)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with rows of a batch of its own.
+    fn file(index: usize, device: &str, dtype: &str) -> (PathBuf, PassFile) {
+        let record = Record::new(RowPass::Losses, BTreeMap::new(), (dtype, device.into(), Shard { index, of: 3 }));
+        let mut made = PassFile::new(record);
+        let mut rows = DealtRows::new(vec![index as u32; 2]);
+        rows.add_doubles("losses".into(), &[index as f64 + 0.5, 1.0 / 3.0]);
+        made.tables.insert("own.losses".into(), rows);
+        (PathBuf::from(format!("part-{index}")), made)
+    }
+
+    /// What was computed on several kinds of device, or in several types, adds up where that is asked for, and says so; the same bytes in whatever order.
+    #[test]
+    fn what_is_mixed_wants_a_word() -> Result<()> {
+        let dir = tempfile::tempdir().map_err(|e| Error::io("a folder", e))?;
+        let path = dir.path().join("sum");
+        let files = || [file(0, "cpu", "f32"), file(1, "H200", "f32"), file(2, "cpu", "bf16")];
+        let said = |kept: [usize; 2]| {
+            let [a, b] = kept.map(|at| files()[at].clone());
+            PassFile::sum(vec![a, b], false).map_err(|e| e.to_string()).err()
+        };
+        assert!(
+            said([0, 1]).is_some_and(|said| said.contains("part-1") && said.contains("another device (H200 and cpu)"))
+        );
+        assert!(
+            said([2, 0]).is_some_and(|said| said.contains("part-2") && said.contains("another dtype (bf16 and f32)"))
+        );
+        let mut bytes = Vec::new();
+        for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+            let sum = PassFile::sum(order.map(|at| files()[at].clone()).into(), true)?;
+            assert!(sum.missing().is_empty() && sum.rows() == 6);
+            sum.save(&path)?;
+            bytes.push(std::fs::read(&path).map_err(|e| Error::io(&path, e))?);
+            assert_eq!(sum.record.dtype, "f32+bf16");
+        }
+        assert!(bytes.iter().all(|other| *other == bytes[0]));
+        Ok(())
+    }
 }

@@ -15,7 +15,7 @@ pub(super) const FORMAT: u64 = 1;
 ///
 /// ```
 /// use tinyonn::phases::{LabelSet, RowPass};
-/// assert_eq!([RowPass::Inputs, RowPass::Labels].map(|pass| pass.to_string()), ["inputs", "labels"]);
+/// assert_eq!([RowPass::Inputs, RowPass::Losses].map(|pass| pass.to_string()), ["inputs", "losses"]);
 /// assert_eq!(RowPass::Refit { round: 1, set: LabelSet::Random(2) }.to_string(), "refit-1-random-2");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub enum RowPass {
         /// Whose labels they were fitted to.
         set: LabelSet,
     },
+    /// The losses of the test text's tokens.
+    Losses,
 }
 
 impl fmt::Display for RowPass {
@@ -40,6 +42,7 @@ impl fmt::Display for RowPass {
         match self {
             Self::Inputs => f.write_str("inputs"),
             Self::Labels => f.write_str("labels"),
+            Self::Losses => f.write_str("losses"),
             Self::Refit { round, set } => write!(f, "refit-{round}-{set}"),
         }
     }
@@ -108,5 +111,53 @@ impl Record {
         of > 0
             && distinct.len() == self.shards.len()
             && self.shards.iter().all(|shard| shard.of == of && shard.check().is_ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn record(index: usize) -> Record {
+        let of = [("model".to_owned(), "m".to_owned()), ("text, seed or split".to_owned(), "t".to_owned())].into();
+        Record::new(RowPass::Losses, of, ("f32", "cpu".into(), Shard { index, of: 2 }))
+    }
+
+    /// What differs is named, what passes computed in and on unless that is allowed; which shard it is, and what comes next, decide nothing.
+    #[rstest]
+    #[case::another_shard(|other: &mut Record| (other.shards, other.then) = (vec![Shard { index: 1, of: 2 }], Some("x".into())), [None, None])]
+    #[case::pass(|other: &mut Record| other.pass = RowPass::Inputs, [Some("pass (losses and inputs)"); 2])]
+    #[case::round(
+        |other: &mut Record| other.pass = RowPass::Refit { round: 2, set: LabelSet::Own },
+        [Some("pass (losses and refit-2-own)"); 2]
+    )]
+    #[case::version(|other: &mut Record| other.version = "9.0.0".into(), [Some(concat!("version of this program (", env!("CARGO_PKG_VERSION"), " and 9.0.0)")); 2])]
+    #[case::model(|other: &mut Record| drop(other.of.insert("model".into(), "n".into())), [Some("model"); 2])]
+    #[case::text(|other: &mut Record| drop(other.of.remove("text, seed or split")), [Some("text, seed or split"); 2])]
+    #[case::dtype(|other: &mut Record| other.dtype = "bf16".into(), [Some("dtype (f32 and bf16)"), None])]
+    #[case::device(|other: &mut Record| other.devices = ["H200".to_owned()].into(), [Some("device (cpu and H200)"), None])]
+    fn what_differs_is_named(#[case] change: impl Fn(&mut Record), #[case] named: [Option<&str>; 2]) {
+        let mut other = record(0);
+        change(&mut other);
+        // Strictly, and where kinds of device and types may be mixed.
+        assert_eq!(
+            [false, true].map(|mixed| record(0).differs_from(&other, mixed)),
+            named.map(|name| name.map(str::to_owned))
+        );
+    }
+
+    #[test]
+    fn shards_that_cannot_be_are_no_record() {
+        let of = |shards: &[(usize, usize)]| {
+            let shards = shards.iter().map(|(index, of)| Shard { index: *index, of: *of }).collect();
+            Record { shards, ..record(0) }
+        };
+        assert!(of(&[(1, 3), (0, 3)]).is_possible());
+        assert_eq!(of(&[(1, 3), (0, 3)]).missing(), [Shard { index: 2, of: 3 }]);
+        for shards in [&[(0, 2), (0, 2)][..], &[(0, 2), (1, 3)], &[(2, 2)], &[]] {
+            assert!(!of(shards).is_possible(), "{shards:?}");
+        }
     }
 }

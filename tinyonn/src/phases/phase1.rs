@@ -59,6 +59,7 @@ use super::continuation::Continuation;
 use super::dense::CHECKPOINT;
 use super::fitting::{Fits, ToFit};
 use super::inputs::{HeldInputs, SplitInputs};
+use super::loss_passes::Measured;
 use super::lossless::LosslessFigures;
 use super::plan::Stages;
 use super::prepared::Prepared;
@@ -131,10 +132,17 @@ impl Run<'_> {
         let lossless = self.lossless(&store)?;
         watch.stage("fit");
         let ToFit { units, labels, held, rows } = self.to_fit(&scan, &store)?;
-        let fits = self.fit(&store, (&labels, rows.as_ref()), &inputs, &held)?;
+        let measured = self.passed_losses(&store, (&labels, rows.as_ref()))?;
+        let controls = measured.as_ref().map(|measured| [measured.random.clone(), measured.permuted.clone()]);
+        let fits = self.fit(&store, (&labels, rows.as_ref()), (&inputs, &held), controls)?;
         watch.stage("evaluate");
-        let before = self.losses(&store, &labels)?;
-        let label_paths = self.along_labels(&store, &labels)?;
+        let (before, label_paths) = match measured {
+            Some(Measured { now, label_paths, .. }) => {
+                self.warn_of(&now.load, &labels);
+                (now, label_paths)
+            }
+            None => (self.losses(&store, &labels)?, self.along_labels(&store, &labels)?),
+        };
         Ok(Phase1 { scan, store, units, lossless, labels, inputs, held, fits, before, label_paths })
     }
 

@@ -6,7 +6,7 @@ use super::PassFile;
 use super::fitting::{LabelSet, ToFit, TokenRows, from_where_they_are};
 use super::inputs::SplitInputs;
 use super::pass_record::{Record, RowPass};
-use super::row_passes::{KINDS, SPLITS, lacks, partition_sha256};
+use super::row_passes::{KINDS, SPLITS, lacks, of_splits, partition_sha256};
 use super::run::Run;
 use crate::checkpoint::ParamStore;
 use crate::files::Digest;
@@ -16,11 +16,11 @@ use crate::train::RouterFitConfig;
 use crate::{Error, Result};
 
 /// What is read before the text is.
-struct Ready {
-    store: ParamStore,
+pub(super) struct Ready {
+    pub(super) store: ParamStore,
     /// What routers see of the training text before they route.
     inputs: SplitInputs,
-    to_fit: ToFit,
+    pub(super) to_fit: ToFit,
 }
 
 impl Run<'_> {
@@ -46,25 +46,23 @@ impl Run<'_> {
         let round = self.next_round()?;
         let ready = self.ready(RowPass::Refit { round, set: LabelSet::Own })?;
         let from_start = from_where_they_are(&ready.store)?;
-        for (set, labels) in self.label_sets(&ready.to_fit.labels) {
+        for set in self.label_sets() {
             from_start()?;
-            save(self.refit_to(&ready, (round, set), &labels, shard)?)?;
+            save(self.refit_to(&ready, (round, set), shard)?)?;
         }
         Ok(())
     }
 
     /// The same of one set of labels and any round.
     pub(super) fn refit_shard(&self, round: usize, set: LabelSet, shard: Shard) -> Result<PassFile> {
-        if !(1..=self.config.router.refit_rounds).contains(&round) {
-            let problem = format!("has {} rounds of refitting", self.config.router.refit_rounds);
-            return Err(Error::setting("router.refit_rounds", problem, "name one of them, from 1"));
+        let rounds = self.config.router.refit_rounds;
+        if !(1..=rounds).contains(&round) || self.label_sets().all(|other| other != set) {
+            let problem = format!(
+                "round {round} of routers that are fitted to {set} is none of the run's, which has {rounds} rounds"
+            );
+            return Err(Error::setting("refit", problem, "name a round from 1, and labels that the run has"));
         }
-        let ready = self.ready(RowPass::Refit { round, set })?;
-        let of = self.label_sets(&ready.to_fit.labels).into_iter().find(|(other, _)| *other == set);
-        let (_, labels) = of.ok_or_else(|| {
-            Error::setting("refit", format!("no routers are fitted to {set}"), "name a set of labels that the run has")
-        })?;
-        self.refit_to(&ready, (round, set), &labels, shard)
+        self.refit_to(&self.ready(RowPass::Refit { round, set })?, (round, set), shard)
     }
 
     /// The first round of which a file is missing.
@@ -79,7 +77,7 @@ impl Run<'_> {
             ));
         }
         for round in 1..=rounds {
-            for set in self.sets_of_labels() {
+            for set in self.label_sets() {
                 if self.passed.of(RowPass::Refit { round, set })?.is_none() {
                     return Ok(round);
                 }
@@ -89,13 +87,8 @@ impl Run<'_> {
         Err(Error::setting("refit", problem, "go on without --pass"))
     }
 
-    fn sets_of_labels(&self) -> impl Iterator<Item = LabelSet> {
-        let draws = 0..self.draws().count() as u32;
-        draws.clone().map(LabelSet::Random).chain(draws.map(LabelSet::Permuted)).chain([LabelSet::Own])
-    }
-
     /// What `pass` is made from: nothing of it is made here.
-    fn ready(&self, pass: RowPass) -> Result<Ready> {
+    pub(super) fn ready(&self, pass: RowPass) -> Result<Ready> {
         let scan = self.scan_that_was_made(pass)?;
         let inputs = self.passed_inputs()?.ok_or_else(|| lacks(pass, RowPass::Inputs))?;
         if self.config.label == super::LabelUnit::Token && self.passed.of(RowPass::Labels)?.is_none() {
@@ -106,23 +99,12 @@ impl Run<'_> {
         Ok(Ready { store, inputs, to_fit })
     }
 
-    /// Fits routers to `labels` as they are before `round`, and has them see a shard of it.
-    fn refit_to(
-        &self,
-        ready: &Ready,
-        (round, set): (usize, LabelSet),
-        labels: &Labels,
-        shard: Shard,
-    ) -> Result<PassFile> {
-        let Ready { store, inputs, to_fit } = ready;
-        let rows = to_fit.rows.as_ref().filter(|_| set == LabelSet::Own);
-        let validation = to_fit.held.validation.own(self.variant);
-        let mut fitter = self.fitter(inputs.own(self.variant), validation)?;
-        let pass = RowPass::Refit { round, set };
-        self.fit_rounds(store, &mut fitter, (labels, rows), round - 1, |before| {
-            let seen = self.passed_round((before, set), store, (labels, rows))?;
-            seen.ok_or_else(|| lacks(pass, RowPass::Refit { round: before, set }))
-        })?;
+    /// Fits routers as they are before `round`, and has them see a shard of it.
+    fn refit_to(&self, ready: &Ready, (round, set): (usize, LabelSet), shard: Shard) -> Result<PassFile> {
+        let (store, pass) = (&ready.store, RowPass::Refit { round, set });
+        let labels = &self.labels_of(set, &ready.to_fit.labels);
+        let rows = ready.to_fit.rows.as_ref().filter(|_| set == LabelSet::Own);
+        self.fit_through(ready, (pass, set), (labels, rows), round - 1)?;
         let mut made = PassFile::new(self.refit_record(pass, store, (labels, rows), shard)?);
         let (model, routed) = (self.model(store)?, Self::routed(labels));
         for (split, set) in SPLITS.into_iter().zip([&self.tokens.train, &self.tokens.validation]) {
@@ -130,6 +112,22 @@ impl Run<'_> {
             self.see_shard(model.lm(), &routed, (set, shard), (split, &own), &mut made)?;
         }
         Ok(made)
+    }
+
+    /// Fits routers to `labels` and through so many rounds, as files of the passes before have these; `pass` is made of them.
+    pub(super) fn fit_through(
+        &self,
+        Ready { store, inputs, to_fit }: &Ready,
+        (pass, set): (RowPass, LabelSet),
+        (labels, rows): (&Labels, Option<&TokenRows>),
+        rounds: usize,
+    ) -> Result<()> {
+        let validation = to_fit.held.validation.own(self.variant);
+        let mut fitter = self.fitter(inputs.own(self.variant), validation)?;
+        self.fit_rounds(store, &mut fitter, (labels, rows), rounds, |round| {
+            let seen = self.passed_round((round, set), store, (labels, rows))?;
+            seen.ok_or_else(|| lacks(pass, RowPass::Refit { round, set }))
+        })
     }
 
     /// What routers see in `round` of training and of validation text, if a pass has made it.
@@ -141,7 +139,7 @@ impl Run<'_> {
     ) -> Result<Option<[SplitInputs; 2]>> {
         let pass = RowPass::Refit { round, set };
         let record = || self.refit_record(pass, store, fitted_to, Shard::WHOLE);
-        let Some((path, mut file)) = self.passed_rows(pass, record, &SPLITS[..2])? else { return Ok(None) };
+        let Some((path, mut file)) = self.passed_rows(pass, record, of_splits(&SPLITS[..2]))? else { return Ok(None) };
         let own = [self.own_kind()];
         let [train, validation] = [SPLITS[0], SPLITS[1]].map(|split| self.split_inputs(path, &mut file, split, &own));
         let (mut train, validation) = (train?, validation?);
@@ -162,17 +160,26 @@ impl Run<'_> {
             _ => RowPass::Inputs,
         };
         let before = self.passed.of(before)?.ok_or_else(|| lacks(pass, before))?;
+        let mut own = self.fits_are_of(store, (labels, rows))?;
+        own.push(("pass before", PassFile::sha256_of(before)?));
+        self.record(pass, own, shard)
+    }
+
+    /// What decides a fit besides the rows that it is to.
+    pub(super) fn fits_are_of(
+        &self,
+        store: &ParamStore,
+        (labels, rows): (&Labels, Option<&TokenRows>),
+    ) -> Result<Vec<(&'static str, String)>> {
         let units = self.model(store)?.neuron_experts()?;
         let fit = RouterFitConfig { refit_rounds: 0, ..self.config.router };
-        let own = vec![
+        Ok(vec![
             ("width or unit of routers", self.thinnings()),
             ("partition", units.map_or_else(|| "none".into(), |units| partition_sha256(&units))),
-            ("variant", format!("{:?}", self.variant.spec.levels)),
+            ("variant", format!("{:?}", self.variant.spec)),
             ("labels", labels_sha256(labels, rows)),
             ("fit of routers, or seed", format!("{fit:?} {}", self.config.seed)),
-            ("pass before", PassFile::sha256_of(before)?),
-        ];
-        self.record(pass, own, shard)
+        ])
     }
 
     /// What routers decide by.

@@ -97,6 +97,7 @@ impl Run<'_> {
                 Ok(made)
             }
             RowPass::Refit { round, set } => self.refit_shard(round, set, shard),
+            RowPass::Losses => self.losses_shard(shard),
         }
     }
 
@@ -126,8 +127,10 @@ impl Run<'_> {
         let (labels, rounds) = (self.config.label == super::LabelUnit::Token, self.config.router.refit_rounds);
         match pass {
             RowPass::Inputs if labels => Some("labels"),
-            RowPass::Refit { round, .. } => (round < rounds).then_some("refit"),
-            _ => (rounds > 0).then_some("refit"),
+            RowPass::Inputs | RowPass::Labels if rounds > 0 => Some("refit"),
+            RowPass::Refit { round, .. } if round < rounds => Some("refit"),
+            RowPass::Losses => None,
+            _ => Some("losses"),
         }
     }
 
@@ -214,7 +217,7 @@ impl Run<'_> {
     /// What routers see of the training split, if a pass has made it.
     pub(super) fn passed_inputs(&self) -> Result<Option<SplitInputs>> {
         let Some((path, mut file)) =
-            self.passed_rows(RowPass::Inputs, || self.inputs_record(Shard::WHOLE), &[SPLITS[0]])?
+            self.passed_rows(RowPass::Inputs, || self.inputs_record(Shard::WHOLE), of_splits(&SPLITS[..1]))?
         else {
             return Ok(None);
         };
@@ -238,7 +241,7 @@ impl Run<'_> {
     /// The same of the held-out splits.
     pub(super) fn passed_held_inputs(&self) -> Result<Option<HeldInputs>> {
         let Some((path, mut file)) =
-            self.passed_rows(RowPass::Inputs, || self.inputs_record(Shard::WHOLE), &SPLITS[1..])?
+            self.passed_rows(RowPass::Inputs, || self.inputs_record(Shard::WHOLE), of_splits(&SPLITS[1..]))?
         else {
             return Ok(None);
         };
@@ -249,7 +252,7 @@ impl Run<'_> {
     /// The labels of all tokens, if a pass has made them.
     pub(super) fn passed_labels(&self, scan: &NeuronScan, units: &[Vec<u32>]) -> Result<Option<TokenRows>> {
         let record = || self.labels_record((scan, units), Shard::WHOLE);
-        let Some((path, mut file)) = self.passed_rows(RowPass::Labels, record, &SPLITS)? else { return Ok(None) };
+        let Some((path, mut file)) = self.passed_rows(RowPass::Labels, record, |_| true)? else { return Ok(None) };
         let layers = self.dense.cfg.num_hidden_layers;
         let mut of_split = |split: &str| -> Result<Vec<RowLabels>> {
             let mut rows = file.take(path, &format!("{split}.labels"))?;
@@ -265,15 +268,14 @@ impl Run<'_> {
         Ok(Some(TokenRows { train: train?, validation: validation?, test: test? }))
     }
 
-    /// What lies in the file of a pass of these splits, if one is given; refused where it is of another run than `own`.
+    /// What lies in the file of a pass of the tables that are `wanted`, if one is given; refused where it is of another run than `own`.
     pub(super) fn passed_rows(
         &self,
         pass: RowPass,
         own: impl FnOnce() -> Result<Record>,
-        splits: &[&str],
+        wanted: impl Fn(&str) -> bool,
     ) -> Result<Option<(&Path, PassFile)>> {
         let Some(path) = self.passed.of(pass)? else { return Ok(None) };
-        let wanted = |table: &str| table.split_once('.').is_some_and(|(split, _)| splits.contains(&split));
         let file = PassFile::load_some(path, wanted)?;
         file.refuse_other(path, &own()?)?;
         Ok(Some((path, file)))
@@ -315,7 +317,13 @@ impl Run<'_> {
     }
 }
 
-fn column(layer: usize) -> String {
+/// The tables of these splits.
+pub(super) fn of_splits<'a>(splits: &'a [&str]) -> impl Fn(&str) -> bool + use<'a> {
+    |table| table.split_once('.').is_some_and(|(split, _)| splits.contains(&split))
+}
+
+/// The column of a layer.
+pub(super) fn column(layer: usize) -> String {
     format!("layers.{layer}")
 }
 

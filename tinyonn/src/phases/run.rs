@@ -333,7 +333,7 @@ impl Run<'_> {
         evaluate(model, set, self.evaluate_options(), pass, &self.device)
     }
 
-    fn evaluate_options(&self) -> EvaluateOptions {
+    pub(super) fn evaluate_options(&self) -> EvaluateOptions {
         let skip = self.variant.spec.open_positions();
         EvaluateOptions { length: self.config.length, batch: self.config.batch, skip }
     }
@@ -359,9 +359,14 @@ impl Run<'_> {
         let model = self.model(store)?;
         let (routed, load) = self.evaluate_load(&model, &self.tokens.test, &Self::routed(labels))?;
         let now = LossesNow { all_active: self.evaluate(model.lm(), &Pass::all())?, routed, load };
-        let found = now.load.figures(&self.variant.spec);
-        found.warnings(&self.variant.spec, &self.asked_load(labels)).iter().for_each(|w| tracing::warn!("{w}"));
+        self.warn_of(&now.load, labels);
         Ok(now)
+    }
+
+    /// Warns of every layer whose load has collapsed.
+    pub(super) fn warn_of(&self, load: &LoadMeter, labels: &Labels) {
+        let spec = &self.variant.spec;
+        load.figures(spec).warnings(spec, &self.asked_load(labels)).iter().for_each(|w| tracing::warn!("{w}"));
     }
 
     /// Losses on the test split along the labels' own paths, the task known, no router between.
@@ -369,8 +374,12 @@ impl Run<'_> {
     /// # Errors
     /// As of [`evaluate`](Self::evaluate).
     pub fn along_labels(&self, store: &ParamStore, labels: &Labels) -> Result<Losses> {
-        let on_paths = Pass { active: Active::Paths(Arc::new(labels.paths.clone())), ..Pass::all() };
-        self.evaluate(self.model(store)?.lm(), &on_paths)
+        self.evaluate(self.model(store)?.lm(), &Self::on_paths(labels))
+    }
+
+    /// Along the paths that the labels name.
+    pub(super) fn on_paths(labels: &Labels) -> Pass {
+        Pass { active: Active::Paths(Arc::new(labels.paths.clone())), ..Pass::all() }
     }
 
     /// The load on the test split if every token took its task's path.

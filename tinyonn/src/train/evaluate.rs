@@ -2,12 +2,14 @@
 
 use candle_core::{Device, Tensor};
 
+use super::scored_tokens::{LossSums, ScoredTokens};
+use crate::Result;
 use crate::data::{Batch, TokenSet};
 use crate::decoder::{Ask, CausalLm, FeedForward, Keep, Mlp, Pass, Trace};
+use crate::imaging::Shard;
 use crate::metrics::check_loss;
 use crate::moe::LoadMeter;
 use crate::ops::{distillation, host};
-use crate::{Error, Result};
 
 /// Mean cross-entropies.
 ///
@@ -99,7 +101,7 @@ pub fn evaluate<F: FeedForward>(
     pass: &Pass,
     device: &Device,
 ) -> Result<Losses> {
-    read(set, options, device, |batch| losses(model, batch, pass), |_, _, _| ())
+    mean_of(set, options, device, |batch| losses(model, batch, pass), |_, _, _| ())
 }
 
 /// As [`evaluate`], of how far the next token's distribution is from that of `original` in place of losses: Σ_v p_v (ln p_v − ln q_v) of each token that
@@ -143,7 +145,7 @@ pub fn divergence<F: FeedForward>(
         let (first, _) = original.hidden(&batch.inputs, &Pass::all())?;
         Ok((distillation::values(&own.flatten_to(1)?, &first.flatten_to(1)?, model.head())?, traces))
     };
-    read(set, options, device, of, |_, _, _| ())
+    mean_of(set, options, device, of, |_, _, _| ())
 }
 
 /// As [`evaluate`], of a routed model; with what each of `experts` experts was given to do.
@@ -184,7 +186,7 @@ pub fn evaluate_load<F: FeedForward>(
 ) -> Result<(Losses, LoadMeter)> {
     let mut load = LoadMeter::new(model.config().num_hidden_layers, experts);
     let pass = Pass { ask: Ask { load: true, ..pass.ask.clone() }, ..pass.clone() };
-    let losses = read(
+    let losses = mean_of(
         set,
         options,
         device,
@@ -196,6 +198,35 @@ pub fn evaluate_load<F: FeedForward>(
     Ok((losses, load))
 }
 
+/// The tokens that [`evaluate`] scores in a shard of the batches of `set`; with what each expert was given to do, as [`evaluate_load`], of a routed model of
+/// so many `experts`.
+pub(crate) fn score_shard<F: FeedForward>(
+    model: &CausalLm<F>,
+    (set, shard): (&TokenSet, Shard),
+    options: EvaluateOptions,
+    pass: &Pass,
+    device: &Device,
+    experts: Option<usize>,
+) -> Result<ScoredTokens> {
+    let pass = Pass { ask: Ask { load: experts.is_some(), ..pass.ask.clone() }, ..pass.clone() };
+    let (mut scored, mut loads) = (ScoredTokens::default(), Vec::new());
+    read(
+        (set, shard),
+        options,
+        device,
+        |batch| losses(model, batch, &pass),
+        |number, traces, values, counted| {
+            if let Some(experts) = experts {
+                let mut load = LoadMeter::new(model.config().num_hidden_layers, experts);
+                load.add_scored(traces, values, |at| counted[at] && at % options.length >= options.skip);
+                loads.push((number, load));
+            }
+        },
+        |number, of, loss| scored.add(number, of, loss),
+    )?;
+    Ok(ScoredTokens { loads, ..scored })
+}
+
 /// Of each position its loss; and what was asked of layers.
 fn losses<F: FeedForward>(model: &CausalLm<F>, batch: &Batch, pass: &Pass) -> Result<(Tensor, Vec<Trace>)> {
     let pass = Pass { keep: Keep::Nothing, ..pass.of_tasks(&batch.tasks) };
@@ -203,42 +234,58 @@ fn losses<F: FeedForward>(model: &CausalLm<F>, batch: &Batch, pass: &Pass) -> Re
     Ok((forward.losses, forward.traces))
 }
 
-/// Sums up what `said` finds of each position. One copy to the host a batch: that, and the loads that were asked for, which `routed` is given.
-fn read(
+/// Sums up what `said` finds of each position of `set`, and gives `routed` the loads that were asked for.
+fn mean_of(
     set: &TokenSet,
     options: EvaluateOptions,
     device: &Device,
     said: impl Fn(&Batch) -> Result<(Tensor, Vec<Trace>)>,
     mut routed: impl FnMut(&[Trace], &[Vec<f64>], &[bool]),
 ) -> Result<Losses> {
-    let (mut sums, mut counts) = (vec![0f64; set.tasks.len()], vec![0u64; set.tasks.len()]);
-    let mut by_document = vec![DocumentLoss::default(); set.documents.len()];
+    let mut sums = LossSums::new(set);
+    read(
+        (set, Shard::WHOLE),
+        options,
+        device,
+        said,
+        |_, traces, loads, counted| routed(traces, loads, counted),
+        |_, of, loss| sums.add(of, loss),
+    )?;
+    sums.losses(set, options.skip)
+}
+
+/// What `said` finds of each position of a shard that is scored, with the number of its batch, its task and document, for `scored`. One copy to the host a batch:
+/// that, and the loads that were asked for, which `routed` is given.
+fn read(
+    (set, shard): (&TokenSet, Shard),
+    options: EvaluateOptions,
+    device: &Device,
+    said: impl Fn(&Batch) -> Result<(Tensor, Vec<Trace>)>,
+    mut routed: impl FnMut(u32, &[Trace], &[Vec<f64>], &[bool]),
+    mut scored: impl FnMut(u32, (usize, u32), f64),
+) -> Result<()> {
+    let mut begun = 0;
     for task in 0..set.tasks.len() {
-        for batch in set.batches_of_task(task, options.length, options.batch, device)? {
-            let batch = batch?;
+        let batches = set.batches_of_task(task, options.length, options.batch, device)?;
+        for batch in batches {
+            let (batch, number) = (batch?, begun);
+            begun += 1;
+            if !shard.has(number as usize) {
+                continue;
+            }
             let (losses, traces) = said(&batch)?;
             let values = host::read(&[vec![&losses], LoadMeter::wanted(&traces)].concat())?;
             let Some((losses, loads)) = values.split_first() else { continue };
-            routed(&traces, loads, &batch.counted);
+            routed(number, &traces, loads, &batch.counted);
+            let mut sum = 0.0;
             for (position, (loss, counted)) in losses.iter().zip(&batch.counted).enumerate() {
                 if *counted && position % options.length >= options.skip {
-                    sums[task] += loss;
-                    counts[task] += 1;
-                    if let Some(document) = by_document.get_mut(batch.documents[position] as usize) {
-                        document.task = task;
-                        document.sum += loss;
-                        document.tokens += 1.0;
-                    }
+                    sum += loss;
+                    scored(number, (task, batch.documents[position]), *loss);
                 }
             }
-            check_loss("evaluate", &set.tasks[task].name, sums[task])?;
+            check_loss("evaluate", &set.tasks[task].name, sum)?;
         }
     }
-    if let Some(task) = counts.iter().position(|count| *count == 0) {
-        let problem = format!("task `{}` has no token to score", set.tasks[task].name);
-        let remedy = format!("give it more text, or sequences of more than {} tokens", options.skip);
-        return Err(Error::setting("evaluate", problem, remedy));
-    }
-    let by_task = sums.iter().zip(&counts).map(|(sum, count)| sum / *count as f64).collect();
-    Ok(Losses { mean: sums.iter().sum::<f64>() / counts.iter().sum::<u64>().max(1) as f64, by_task, by_document })
+    Ok(())
 }

@@ -30,7 +30,7 @@ impl Shard {
         Err(Error::setting("shard", format!("there is no shard {self}"), SHARD))
     }
 
-    pub(in crate::imaging) fn has(self, batch: usize) -> bool {
+    pub(crate) fn has(self, batch: usize) -> bool {
         batch % self.of == self.index
     }
 }
