@@ -297,7 +297,9 @@ fn rounds_of_something_else_are_refused() {
     let refused =
         |config: &RunConfig, rows: &[PathBuf]| message(runs::phase1(config, None, Passed { scan: Some(&scan), rows }));
     let rows = [inputs[0].clone(), path.clone()];
-    assert!(refused(&config, &[path.clone()]).contains("what the pass `inputs` has made, which is not given"));
+    assert!(
+        refused(&config, std::slice::from_ref(&path)).contains("what the pass `inputs` has made, which is not given")
+    );
     let mut other = config.clone();
     other.router.steps += 1;
     assert!(refused(&other, &rows).contains("of another fit of routers, or seed"));
