@@ -311,7 +311,7 @@ fn rounds_of_something_else_are_refused() {
     let before = added_up(&two, 2, |shard, save| {
         save(runs::rows_shard(&config, None, (RowPass::Inputs, shard), Passed::default()).unwrap());
     });
-    assert!(refused(&config, &[before[0].clone(), path.clone()]).contains("of another pass before"));
+    assert!(refused(&config, &[before[0].clone(), path.clone()]).contains("of another passes before"));
     let control = made.iter().find(|file| file.pass() != own.pass()).unwrap();
     let both = [own, control].map(|file| (PathBuf::from(file.pass().to_string()), file.clone()));
     assert!(message(PassFile::sum(both.to_vec(), false)).contains("of another pass (refit-1-"));

@@ -8,12 +8,11 @@ use super::PassFile;
 use super::dealt_rows::DealtRows;
 use super::fitting::{LabelSet, TokenRows, from_where_they_are};
 use super::pass_record::{Record, RowPass};
-use super::row_passes::{column, lacks};
+use super::row_passes::column;
 use super::run::{LossesNow, Run};
 use crate::Result;
 use crate::checkpoint::ParamStore;
 use crate::decoder::{CausalLm, FeedForward, Pass};
-use crate::files::Digest;
 use crate::imaging::{Labels, Shard};
 use crate::moe::LoadMeter;
 use crate::train::evaluate::score_shard;
@@ -145,18 +144,12 @@ impl Run<'_> {
         fitted_to: (&Labels, Option<&TokenRows>),
         shard: Shard,
     ) -> Result<Record> {
-        let mut before = Digest::new();
-        for set in self.label_sets() {
-            let last = match self.config.router.refit_rounds {
-                0 => RowPass::Inputs,
-                round => RowPass::Refit { round, set },
-            };
-            let path = self.passed.of(last)?.ok_or_else(|| lacks(RowPass::Losses, last))?;
-            before.text(&PassFile::sha256_of(path)?);
-        }
+        let last = |set: LabelSet| match self.config.router.refit_rounds {
+            0 => RowPass::Inputs,
+            round => RowPass::Refit { round, set },
+        };
         let mut own = self.fits_are_of(store, fitted_to)?;
-        own.push(("passes before", before.hex()));
         own.push(("test text, or test_tokens", self.tokens.test.sha256()));
-        self.record(RowPass::Losses, own, shard)
+        self.record_behind(RowPass::Losses, &self.label_sets().map(last).collect::<Vec<_>>(), own, shard)
     }
 }

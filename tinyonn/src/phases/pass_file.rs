@@ -248,10 +248,11 @@ impl PassFile {
         self.tables.remove(table).ok_or_else(|| Error::file(path, format!("has no rows `{table}`"), DAMAGED))
     }
 
-    /// SHA-256 of record and tensors, as the file says it; who loads the file checks that.
-    pub(super) fn sha256_of(path: &Path) -> Result<String> {
+    /// The record of a file, and the SHA-256 of it and of the tensors, as the file says them: who loads the file checks that.
+    pub(super) fn claims(path: &Path) -> Result<(Record, String)> {
         let stored = Recorded::open(path, KEY)?.map_err(|problem| Self::foreign(path, problem))?;
-        Ok(stored.sha256().to_owned())
+        let record = serde_json::from_value(stored.record.clone());
+        Ok((record.map_err(|e| Error::file(path, e.to_string(), DAMAGED))?, stored.sha256().to_owned()))
     }
 
     /// That a file holds no pass, and why, where it says anything.

@@ -56,7 +56,7 @@ pub(super) struct Record {
     version: String,
     pub(super) pass: RowPass,
     /// All that decides the rows, by name.
-    of: BTreeMap<String, String>,
+    pub(super) of: BTreeMap<String, String>,
     /// What passes computed in.
     pub(super) dtype: String,
     /// What they computed on.

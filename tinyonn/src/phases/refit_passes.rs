@@ -159,10 +159,7 @@ impl Run<'_> {
             RowPass::Refit { round, set } if round > 1 => RowPass::Refit { round: round - 1, set },
             _ => RowPass::Inputs,
         };
-        let before = self.passed.of(before)?.ok_or_else(|| lacks(pass, before))?;
-        let mut own = self.fits_are_of(store, (labels, rows))?;
-        own.push(("pass before", PassFile::sha256_of(before)?));
-        self.record(pass, own, shard)
+        self.record_behind(pass, &[before], self.fits_are_of(store, (labels, rows))?, shard)
     }
 
     /// What decides a fit besides the rows that it is to.
@@ -174,7 +171,6 @@ impl Run<'_> {
         let units = self.model(store)?.neuron_experts()?;
         let fit = RouterFitConfig { refit_rounds: 0, ..self.config.router };
         Ok(vec![
-            ("width or unit of routers", self.thinnings()),
             ("partition", units.map_or_else(|| "none".into(), |units| partition_sha256(&units))),
             ("variant", format!("{:?}", self.variant.spec)),
             ("labels", labels_sha256(labels, rows)),

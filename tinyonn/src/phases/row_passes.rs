@@ -2,6 +2,7 @@
 //! ([`Run::rows_shard`]), the files are put together ([`PassFile::sum`]), and phase 1 goes on with the whole ([`Passed`]). What they see once they route:
 //! [`Run::refit_shards`].
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::dealt_rows::DealtRows;
@@ -105,8 +106,8 @@ impl Run<'_> {
         [&self.tokens.train, &self.tokens.validation, &self.tokens.test]
     }
 
-    /// All that decides the rows of a pass, what is its own of it in `own`, and what it computes in and on.
-    pub(super) fn record(&self, pass: RowPass, own: Vec<(&str, String)>, shard: Shard) -> Result<Record> {
+    /// What decides the rows of any pass: the model and the text that are read.
+    fn read_by_all(&self) -> Result<BTreeMap<String, String>> {
         let options = self.scan_options();
         let mut text = Digest::new();
         self.sets().iter().for_each(|set| text.text(&options.part(set).sha256()));
@@ -115,11 +116,41 @@ impl Run<'_> {
             ("text, seed or split", text.hex()),
             ("length, batch or scan_tokens", format!("{options:?}")),
         ];
-        let of = all.into_iter().chain(own).map(|(name, value)| (name.to_owned(), value)).collect();
+        Ok(all.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+
+    /// All that decides the rows of a pass, `of` and its own, and what it computes in and on.
+    pub(super) fn record(
+        &self,
+        pass: RowPass,
+        mut of: BTreeMap<String, String>,
+        own: Vec<(&str, String)>,
+        shard: Shard,
+    ) -> Result<Record> {
+        of.extend(own.into_iter().map(|(name, value)| (name.to_owned(), value)));
         let dtype = self.dense_model()?.head().dtype();
         let mut record = Record::new(pass, of, (dtype.as_str(), scan_file::name_of(&self.device)?, shard));
         record.then = self.pass_after(pass).map(str::to_owned);
         Ok(record)
+    }
+
+    /// The same of a pass that is made from what routers see, whose file says which model and text that is: who loads it has compared them. What the files of
+    /// these passes hold decides the rows, too.
+    pub(super) fn record_behind(
+        &self,
+        pass: RowPass,
+        before: &[RowPass],
+        mut own: Vec<(&str, String)>,
+        shard: Shard,
+    ) -> Result<Record> {
+        let file = |of: RowPass| self.passed.of(of)?.ok_or_else(|| lacks(pass, of));
+        let mut digest = Digest::new();
+        for of in before {
+            digest.text(&PassFile::claims(file(*of)?)?.1);
+        }
+        own.push(("passes before", digest.hex()));
+        let (inputs, _) = PassFile::claims(file(RowPass::Inputs)?)?;
+        self.record(pass, inputs.of, own, shard)
     }
 
     /// What the run makes next, by the word for it.
@@ -135,7 +166,8 @@ impl Run<'_> {
     }
 
     fn inputs_record(&self, shard: Shard) -> Result<Record> {
-        self.record(RowPass::Inputs, vec![("width or unit of routers", self.thinnings())], shard)
+        let own = vec![("width or unit of routers", self.thinnings())];
+        self.record(RowPass::Inputs, self.read_by_all()?, own, shard)
     }
 
     /// Labels are of a scan and of the experts of neurons.
@@ -146,7 +178,7 @@ impl Run<'_> {
             ("partition", partition_sha256(units)),
             ("variant", format!("{:?}", self.variant.spec.levels)),
         ];
-        self.record(RowPass::Labels, own, shard)
+        self.record(RowPass::Labels, self.read_by_all()?, own, shard)
     }
 
     /// What routers see of a shard of a split, of tokens or of windows or of both, in a pass through `model`.
