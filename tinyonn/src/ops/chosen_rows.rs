@@ -16,8 +16,8 @@ use super::rows_apart::Rows;
 
 /// Rows that a thread computes at a time; parts of y are added in their order: a constant, so that sums do not depend on the number of threads.
 const ROWS: usize = 32;
-/// Columns of W_gᵀ that a thread computes at a time.
-const COLUMNS: usize = 192;
+/// Rows of W_gᵀ that a thread adds up at a time.
+const CHANNELS: usize = 64;
 
 /// Values (zeros where nothing was computed), y and how many neurons each token took, of x `[t, d]`, what W_g reads of it, and gates `[t, i]`.
 ///
@@ -156,10 +156,16 @@ impl Token<'_> {
             Some(matrix) => {
                 let read: Vec<u32> = (0..width as u32).filter(|j| self.gate_x[*j as usize] != 0.0).collect();
                 let x: Vec<f32> = read.iter().map(|j| self.gate_x[*j as usize]).collect();
-                let rows = Rows { matrix, width: candidates.len(), at: &read };
-                gate_values.par_chunks_mut(COLUMNS).enumerate().for_each(|(at, out)| {
-                    rows.add_weighted_columns(&x, at * COLUMNS, out);
-                });
+                let width = candidates.len();
+                let part = |(at, x): (&[u32], &[f32])| {
+                    let mut sum = vec![0f32; width];
+                    Rows { matrix, width, at }.add_weighted(x, &mut sum);
+                    sum
+                };
+                let parts: Vec<Vec<f32>> = read.par_chunks(CHANNELS).zip(x.par_chunks(CHANNELS)).map(part).collect();
+                for part in parts {
+                    gate_values.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+                }
             }
             None => gate_values.par_chunks_mut(ROWS).zip(candidates.par_chunks(ROWS)).for_each(|(out, at)| {
                 Rows { matrix: matrices.gate, width, at }.dots(self.gate_x, out);

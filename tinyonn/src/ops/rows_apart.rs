@@ -3,8 +3,6 @@
 //! A processor reads ahead of rows that follow each other; of rows that lie apart it learns where the next one is when it is asked for, and waits for memory at each.
 //! The rows to come are known here, so that the cache is asked for them before they are needed: at a width of 576 twice the rows a second.
 
-use std::ops::Range;
-
 use super::lanes;
 
 /// Rows that the cache is asked for ahead of the one that is read.
@@ -38,30 +36,12 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The values of a row that stand in `columns`.
-    fn part(self, row: u32, columns: &Range<usize>) -> &'a [f32] {
-        &self.matrix[row as usize * self.width..][..self.width][columns.clone()]
-    }
-
     /// out[k] = x · row k.
     pub(super) fn dots(self, x: &[f32], out: &mut [f32]) {
         lanes::vectorised(|| {
             for (place, out) in out.iter_mut().enumerate() {
                 self.ask(place);
                 *out = lanes::dot(self.row(place), x);
-            }
-        });
-    }
-
-    /// sum += Σ weight k · row k, of the columns that begin at `from`, as many as there are sums.
-    pub(super) fn add_weighted_columns(self, weights: &[f32], from: usize, sum: &mut [f32]) {
-        let columns = from..from + sum.len();
-        lanes::vectorised(|| {
-            for (place, weight) in weights.iter().enumerate() {
-                // Parts of rows never follow each other in memory.
-                self.at.get(place + AHEAD).iter().for_each(|next| ask(self.part(**next, &columns)));
-                let row = self.part(self.at[place], &columns);
-                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
             }
         });
     }
@@ -109,9 +89,6 @@ mod tests {
         let (mut out, mut sum) = (vec![0.0; at.len()], vec![0.0; width]);
         rows.dots(&x, &mut out);
         rows.add_weighted(&out, &mut sum);
-        let mut part = vec![0.0; 9];
-        rows.add_weighted_columns(&out, 20, &mut part);
-        assert_eq!(part, sum[20..29]);
         let own = |row: u32| &matrix[row as usize * width..][..width];
         // Whole numbers, small enough that every order of additions is exact.
         let expected: Vec<f32> = at.iter().map(|row| own(*row).iter().zip(&x).map(|(a, b)| a * b).sum()).collect();
