@@ -102,13 +102,14 @@ impl LoadMeter {
     }
 
     /// All it has counted, by layer: the tokens of each expert; the tokens that took 0, 1, .. experts; whether neurons are chosen, of how many tokens, and
-    /// how many.
+    /// how many; the same of channels.
     pub(crate) fn numbers(&self) -> Vec<Vec<f64>> {
         let of_layer = |seen: &Seen| {
             let counts =
                 (0..=seen.taken.len()).map(|count| seen.counts.get(&count).map_or(0.0, |tokens| *tokens as f64));
-            let neurons = seen.neurons.map_or([0.0; 3], |(count, sum)| [1.0, count as f64, sum]);
-            seen.taken.iter().copied().chain(counts).chain(neurons).collect()
+            let [neurons, inputs] =
+                [seen.neurons, seen.inputs].map(|sums| sums.map_or([0.0; 3], |(count, sum)| [1.0, count as f64, sum]));
+            seen.taken.iter().copied().chain(counts).chain(neurons).chain(inputs).collect()
         };
         self.layers.iter().map(of_layer).collect()
     }
@@ -117,16 +118,19 @@ impl LoadMeter {
     pub(crate) fn add_numbers(&mut self, layer: usize, numbers: &[f64]) -> Option<()> {
         let seen = self.layers.get_mut(layer)?;
         let (taken, rest) = numbers.split_at_checked(seen.taken.len())?;
-        let (counts, neurons) = rest.split_at_checked(taken.len() + 1)?;
-        let [chosen, count, sum] = neurons else { return None };
+        let (counts, sums) = rest.split_at_checked(taken.len() + 1)?;
+        let (neurons, inputs) = sums.split_first_chunk::<3>()?;
+        let inputs: &[f64; 3] = inputs.try_into().ok()?;
         seen.taken.iter_mut().zip(taken).for_each(|(sum, tokens)| *sum += tokens);
         for (count, tokens) in counts.iter().enumerate().filter(|(_, tokens)| **tokens > 0.0) {
             seen.tokens += *tokens as u64;
             *seen.counts.entry(count).or_default() += *tokens as u64;
         }
-        if *chosen > 0.0 {
-            let own = seen.neurons.get_or_insert((0, 0.0));
-            *own = (own.0 + *count as u64, own.1 + sum);
+        for (sums, [is_there, count, sum]) in [(&mut seen.neurons, neurons), (&mut seen.inputs, inputs)] {
+            if *is_there > 0.0 {
+                let own = sums.get_or_insert((0, 0.0));
+                *own = (own.0 + *count as u64, own.1 + sum);
+            }
         }
         Some(())
     }
@@ -204,6 +208,7 @@ mod tests {
                 tokens_n: Tensor::new(&tokens, cpu)?,
                 counts: Tensor::new(&counts, cpu)?,
                 neurons_t: Some(Tensor::new(&neurons, cpu)?),
+                inputs_t: Some(Tensor::new(&[neurons[0] + 1.0, 2.0], cpu)?),
             };
             let traces = [Trace { load: Some(load), ..Trace::default() }];
             let values = host::read(&LoadMeter::wanted(&traces))?;
@@ -213,10 +218,10 @@ mod tests {
             assert_eq!(sum.add_numbers(0, &batch.numbers()[0]), Some(()));
         }
         assert_eq!(sum.numbers(), whole.numbers());
-        assert_eq!((sum.neurons(), sum.load()), (whole.neurons(), whole.load()));
+        assert_eq!((sum.neurons(), sum.inputs(), sum.load()), (whole.neurons(), whole.inputs(), whole.load()));
         // Of another number of experts, or of a layer that is not.
         assert_eq!(
-            (sum.add_numbers(0, &[1.0; 7]), sum.add_numbers(0, &[]), sum.add_numbers(1, &[0.0; 8])),
+            (sum.add_numbers(0, &[1.0; 8]), sum.add_numbers(0, &[]), sum.add_numbers(1, &[0.0; 11])),
             (None, None, None)
         );
         Ok(())
