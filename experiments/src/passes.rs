@@ -12,9 +12,6 @@ use crate::{RunFolder, say};
 /// The scan in the folder of its pass.
 pub const SCAN: &str = "scan.safetensors";
 
-/// Whoever goes on gives the settings that decide what was made.
-const SETTINGS: &str = "with the settings that the shards had";
-
 /// Writes what a shard of a pass has made into the folder `dir`.
 ///
 /// # Errors
@@ -105,19 +102,20 @@ fn merge_rows(rows: BTreeMap<String, Vec<PathBuf>>, mixed: bool, folder: impl Fn
         let problem = format!("{count} files are of {pass}, and {others} of {other}");
         return Err(Error::setting("--merge", problem, "name the files of all shards"));
     }
-    let mut made: Option<(RunFolder, PassFile)> = None;
+    let (mut held, mut next) = (None, None);
     for files in rows.into_values() {
         let count = files.len();
         let load = |path: PathBuf| Ok((path.clone(), PassFile::load(&path)?));
         let sum = PassFile::sum(files.into_iter().map(load).collect::<Result<_>>()?, mixed)?;
         refuse_missing(&sum.missing(), count)?;
-        let folder = made.map_or_else(&folder, |(folder, _)| Ok(folder))?;
-        sum.save(folder.dir().join(format!("{}.safetensors", sum.pass())))?;
+        let own = held.map_or_else(&folder, Ok)?;
+        sum.save(own.dir().join(format!("{}.safetensors", sum.pass())))?;
         say!("added up  {}: {} rows of {count} files", sum.pass(), sum.rows());
-        made = Some((folder, sum));
+        next = Some((files_of(sum.pass()), sum.then().map(str::to_owned), sum.shards()));
+        held = Some(own);
     }
-    if let Some((folder, sum)) = made {
-        say_next(&folder.finish()?.join(files_of(sum.pass())), sum.then(), sum.shards());
+    if let (Some(folder), Some((files, then, shards))) = (held, next) {
+        say_next(&folder.finish()?.join(files), then.as_deref(), shards);
     }
     Ok(())
 }
@@ -132,12 +130,15 @@ fn refuse_missing(missing: &[Shard], count: usize) -> Result<()> {
     }
 }
 
-/// The next pass in as many shards, if there is one, and the rest in one process; each reads what passes before have left, too.
+/// The next pass, of as many shards, if there is one, which reads the `file` that was made; and the rest in one process.
 fn say_next(file: &Path, then: Option<&str>, shards: usize) {
     let (file, mut word) = (file.display(), "next");
     if let Some(pass) = then {
-        say!("{word:<10}exp_phase1 --pass {pass} --shard I/{shards} --passed {file} and those before it, {SETTINGS}");
+        // What routers see does not hang on the image.
+        let passed = if pass == "inputs" { String::new() } else { format!(" --passed {file}") };
+        say!("{word:<10}exp_phase1 --pass {pass} --shard 0/{shards}{passed}");
         word = "or";
     }
-    say!("{word:<10}exp_phase1 --passed {file} and those before it, {SETTINGS}");
+    say!("{word:<10}exp_phase1 --passed {file}");
+    say!("          with the settings that the shards had; behind --passed, the files of all passes before as well");
 }

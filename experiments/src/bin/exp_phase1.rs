@@ -167,7 +167,8 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 }
 
 fn to_be_merged(folder: RunFolder, files: &str) -> Result<ExitCode> {
-    say!("next      exp_phase1 --merge {} and those of the other shards", folder.finish()?.join(files).display());
+    say!("next      exp_phase1 --merge {}", folder.finish()?.join(files).display());
+    say!("          with the files of the other shards behind it");
     Ok(ExitCode::SUCCESS)
 }
 

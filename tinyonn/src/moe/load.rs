@@ -55,6 +55,9 @@ struct Seen {
     inputs: Option<(u64, f64)>,
 }
 
+/// Whole numbers below this are exact in f64.
+const MOST_COUNTED: f64 = 9_007_199_254_740_992.0;
+
 impl LoadMeter {
     /// For `layers` layers of `experts` experts.
     #[must_use]
@@ -114,8 +117,11 @@ impl LoadMeter {
         self.layers.iter().map(of_layer).collect()
     }
 
-    /// Adds the [`numbers`](Self::numbers) that another has counted in a layer; `None` where they are not of as many experts.
+    /// Adds the [`numbers`](Self::numbers) that another has counted in a layer; `None` where they are not of as many experts, or no counts.
     pub(crate) fn add_numbers(&mut self, layer: usize, numbers: &[f64]) -> Option<()> {
+        if !numbers.iter().all(|number| (0.0..MOST_COUNTED).contains(number)) {
+            return None;
+        }
         let seen = self.layers.get_mut(layer)?;
         let (taken, rest) = numbers.split_at_checked(seen.taken.len())?;
         let (counts, sums) = rest.split_at_checked(taken.len() + 1)?;
@@ -123,13 +129,14 @@ impl LoadMeter {
         let inputs: &[f64; 3] = inputs.try_into().ok()?;
         seen.taken.iter_mut().zip(taken).for_each(|(sum, tokens)| *sum += tokens);
         for (count, tokens) in counts.iter().enumerate().filter(|(_, tokens)| **tokens > 0.0) {
-            seen.tokens += *tokens as u64;
-            *seen.counts.entry(count).or_default() += *tokens as u64;
+            seen.tokens = seen.tokens.saturating_add(*tokens as u64);
+            let own = seen.counts.entry(count).or_default();
+            *own = own.saturating_add(*tokens as u64);
         }
         for (sums, [is_there, count, sum]) in [(&mut seen.neurons, neurons), (&mut seen.inputs, inputs)] {
             if *is_there > 0.0 {
                 let own = sums.get_or_insert((0, 0.0));
-                *own = (own.0 + *count as u64, own.1 + sum);
+                *own = (own.0.saturating_add(*count as u64), own.1 + sum);
             }
         }
         Some(())
@@ -219,11 +226,11 @@ mod tests {
         }
         assert_eq!(sum.numbers(), whole.numbers());
         assert_eq!((sum.neurons(), sum.inputs(), sum.load()), (whole.neurons(), whole.inputs(), whole.load()));
+        for none in [f64::NAN, -1.0, 1e300] {
+            assert_eq!(sum.add_numbers(0, &[none; 11]), None);
+        }
         // Of another number of experts, or of a layer that is not.
-        assert_eq!(
-            (sum.add_numbers(0, &[1.0; 8]), sum.add_numbers(0, &[]), sum.add_numbers(1, &[0.0; 11])),
-            (None, None, None)
-        );
+        assert_eq!([sum.add_numbers(0, &[1.0; 8]), sum.add_numbers(0, &[]), sum.add_numbers(1, &[0.0; 11])], [None; 3]);
         Ok(())
     }
 }

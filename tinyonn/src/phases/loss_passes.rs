@@ -7,7 +7,7 @@ use std::path::Path;
 use super::PassFile;
 use super::dealt_rows::DealtRows;
 use super::fitting::{LabelSet, TokenRows, from_where_they_are};
-use super::pass_record::{Record, RowPass};
+use super::pass_record::{self, Record, RowPass};
 use super::row_passes::column;
 use super::run::{LossesNow, Run};
 use crate::Result;
@@ -118,7 +118,8 @@ impl Run<'_> {
             words.ok_or_else(|| PassFile::contradicts(path))
         };
         let (tasks, documents) = (words(&mut rows, "tasks")?, words(&mut rows, "documents")?);
-        let losses = rows.take_doubles("losses").map(|(_, losses)| losses).filter(|losses| losses.len() == count);
+        let losses = rows.take_doubles("losses").map(|(_, losses)| losses);
+        let losses = losses.filter(|losses| losses.len() == count && losses.iter().all(|loss| loss.is_finite()));
         let losses = losses.ok_or_else(|| PassFile::contradicts(path))?;
         let scored = ScoredTokens { tasks, documents, losses, ..ScoredTokens::default() };
         let skip = self.evaluate_options().skip;
@@ -129,8 +130,11 @@ impl Run<'_> {
         let mut rows = file.take(path, &format!("{what}.loads"))?;
         let mut load = LoadMeter::new(self.dense.cfg.num_hidden_layers, self.variant.spec.experts());
         for layer in 0..self.dense.cfg.num_hidden_layers {
-            let (width, numbers) = rows.take_doubles(&column(layer)).ok_or_else(|| PassFile::contradicts(path))?;
-            for numbers in numbers.chunks(width.max(1)) {
+            let (width, numbers) = rows
+                .take_doubles(&column(layer))
+                .filter(|(width, _)| *width > 0)
+                .ok_or_else(|| PassFile::contradicts(path))?;
+            for numbers in numbers.chunks(width) {
                 load.add_numbers(layer, numbers).ok_or_else(|| PassFile::contradicts(path))?;
             }
         }
@@ -149,7 +153,7 @@ impl Run<'_> {
             round => RowPass::Refit { round, set },
         };
         let mut own = self.fits_are_of(store, fitted_to)?;
-        own.push(("test text, or test_tokens", self.tokens.test.sha256()));
+        own.push((pass_record::TEST_TEXT, self.tokens.test.sha256()));
         self.record_behind(RowPass::Losses, &self.label_sets().map(last).collect::<Vec<_>>(), own, shard)
     }
 }

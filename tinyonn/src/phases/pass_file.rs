@@ -69,7 +69,7 @@ impl PassFile {
     /// What is no safetensors file.
     pub fn pass_of(path: impl AsRef<Path>) -> Result<Option<RowPass>> {
         let stored = Recorded::open(path.as_ref(), KEY)?;
-        Ok(stored.ok().and_then(|mut stored| serde_json::from_value(stored.record["pass"].take()).ok()))
+        Ok(stored.ok().and_then(|stored| serde_json::from_value(stored.record.get("pass")?.clone()).ok()))
     }
 
     /// Reads a file.

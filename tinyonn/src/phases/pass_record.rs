@@ -64,9 +64,20 @@ pub(super) struct Record {
     pub(super) shards: Vec<Shard>,
     /// How classes count in the scatter, where there is any.
     pub(super) by_rows: Option<bool>,
-    /// The pass that the run makes next, if there is one; it decides nothing.
+    /// The pass that the run makes next, if there is one; it decides no rows.
     pub(super) then: Option<String>,
 }
+
+/// What decides rows by itself, by its name in [`Record::of`]: named before what follows from it.
+const CAUSES: [&str; 4] = [MODEL, TEXT, LENGTH, TEST_TEXT];
+/// The model's SHA-256.
+pub(super) const MODEL: &str = "model";
+/// The SHA-256 of all splits.
+pub(super) const TEXT: &str = "text, seed or split";
+/// How it is read.
+pub(super) const LENGTH: &str = "length, batch or scan_tokens";
+/// The SHA-256 of what losses are taken over.
+pub(super) const TEST_TEXT: &str = "test text, or test_tokens";
 
 impl Record {
     pub(super) fn new(
@@ -86,9 +97,10 @@ impl Record {
         if self.version != other.version {
             return Some(format!("version of this program ({} and {})", self.version, other.version));
         }
-        let names: BTreeSet<&String> = self.of.keys().chain(other.of.keys()).collect();
-        if let Some(name) = names.into_iter().find(|name| self.of.get(*name) != other.of.get(*name)) {
-            return Some(name.clone());
+        let names: BTreeSet<&str> = self.of.keys().chain(other.of.keys()).map(String::as_str).collect();
+        let mut causes_first = CAUSES.into_iter().chain(names);
+        if let Some(name) = causes_first.find(|name| self.of.get(*name) != other.of.get(*name)) {
+            return Some(name.to_owned());
         }
         let joined = |devices: &BTreeSet<String>| devices.iter().cloned().collect::<Vec<_>>().join(" and ");
         let [own, others] = [self, other].map(|record| joined(&record.devices));
@@ -135,6 +147,10 @@ mod tests {
     )]
     #[case::version(|other: &mut Record| other.version = "9.0.0".into(), [Some(concat!("version of this program (", env!("CARGO_PKG_VERSION"), " and 9.0.0)")); 2])]
     #[case::model(|other: &mut Record| drop(other.of.insert("model".into(), "n".into())), [Some("model"); 2])]
+    #[case::model_and_what_follows(
+        |other: &mut Record| other.of.extend([("model", "n"), ("labels", "l")].map(|(name, value)| (name.into(), value.into()))),
+        [Some("model"); 2]
+    )]
     #[case::text(|other: &mut Record| drop(other.of.remove("text, seed or split")), [Some("text, seed or split"); 2])]
     #[case::dtype(|other: &mut Record| other.dtype = "bf16".into(), [Some("dtype (f32 and bf16)"), None])]
     #[case::device(|other: &mut Record| other.devices = ["H200".to_owned()].into(), [Some("device (cpu and H200)"), None])]

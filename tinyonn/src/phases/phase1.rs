@@ -125,6 +125,7 @@ impl Run<'_> {
     /// # Errors
     /// As of [`super::phase1()`].
     pub fn phase1(&self, watch: &mut Stopwatch) -> Result<Phase1> {
+        self.refuse_unasked()?;
         watch.stage("scan");
         let (scan, inputs) = self.scan()?;
         watch.stage("upcycle");

@@ -43,6 +43,7 @@ impl Run<'_> {
     /// A run without rounds of refitting, or with files of all of them; what is not among the files of passes before; whatever the device or `save` reports.
     pub fn refit_shards(&self, shard: Shard, mut save: impl FnMut(PassFile) -> Result<()>) -> Result<()> {
         shard.check()?;
+        self.refuse_unasked()?;
         let round = self.next_round()?;
         let ready = self.ready(RowPass::Refit { round, set: LabelSet::Own })?;
         let from_start = from_where_they_are(&ready.store)?;
@@ -56,13 +57,18 @@ impl Run<'_> {
     /// The same of one set of labels and any round.
     pub(super) fn refit_shard(&self, round: usize, set: LabelSet, shard: Shard) -> Result<PassFile> {
         let rounds = self.config.router.refit_rounds;
-        if !(1..=rounds).contains(&round) || self.label_sets().all(|other| other != set) {
+        if !self.refits(round, set) {
             let problem = format!(
                 "round {round} of routers that are fitted to {set} is none of the run's, which has {rounds} rounds"
             );
             return Err(Error::setting("refit", problem, "name a round from 1, and labels that the run has"));
         }
         self.refit_to(&self.ready(RowPass::Refit { round, set })?, (round, set), shard)
+    }
+
+    /// Whether the run has such a round.
+    pub(super) fn refits(&self, round: usize, set: LabelSet) -> bool {
+        (1..=self.config.router.refit_rounds).contains(&round) && self.label_sets().any(|own| own == set)
     }
 
     /// The first round of which a file is missing.

@@ -9,7 +9,7 @@ use super::dealt_rows::DealtRows;
 use super::fitting::TokenRows;
 use super::inputs::{HeldInputs, Split, SplitInputs};
 use super::pass_file::PassFile;
-use super::pass_record::{Record, RowPass};
+use super::pass_record::{self, Record, RowPass};
 use super::run::Run;
 use crate::data::TokenSet;
 use crate::decoder::{CausalLm, FeedForward, Pass};
@@ -81,6 +81,7 @@ impl Run<'_> {
     /// Labels of a run that labels tasks, or of replicas; what is not among the files of passes that this one reads; whatever the device reports.
     pub fn rows_shard(&self, pass: RowPass, shard: Shard) -> Result<PassFile> {
         shard.check()?;
+        self.refuse_unasked()?;
         match pass {
             RowPass::Inputs => {
                 let mut made = PassFile::new(self.inputs_record(shard)?);
@@ -102,6 +103,23 @@ impl Run<'_> {
         }
     }
 
+    /// Refuses files of passes that this run does not make: of other settings, they would be left out without a word.
+    pub(super) fn refuse_unasked(&self) -> Result<()> {
+        for path in self.passed.rows {
+            let pass = PassFile::pass_of(path)?.ok_or_else(|| PassFile::foreign(path, None))?;
+            let is_made = match pass {
+                RowPass::Inputs | RowPass::Losses => true,
+                RowPass::Labels => self.config.label == super::LabelUnit::Token,
+                RowPass::Refit { round, set } => self.refits(round, set),
+            };
+            if !is_made {
+                let problem = format!("holds {pass}, a pass that this run does not make");
+                return Err(Error::file(path, problem, "give the settings that the shards had, or leave the file out"));
+            }
+        }
+        Ok(())
+    }
+
     fn sets(&self) -> [&TokenSet; 3] {
         [&self.tokens.train, &self.tokens.validation, &self.tokens.test]
     }
@@ -112,9 +130,9 @@ impl Run<'_> {
         let mut text = Digest::new();
         self.sets().iter().for_each(|set| text.text(&options.part(set).sha256()));
         let all = [
-            ("model", self.model_sha256()?),
-            ("text, seed or split", text.hex()),
-            ("length, batch or scan_tokens", format!("{options:?}")),
+            (pass_record::MODEL, self.model_sha256()?),
+            (pass_record::TEXT, text.hex()),
+            (pass_record::LENGTH, format!("{options:?}")),
         ];
         Ok(all.map(|(name, value)| (name.to_owned(), value)).into())
     }
