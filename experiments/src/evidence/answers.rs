@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tinyonn::benchmark::{Answer, BenchmarkTask, TASKS, TaskFigures};
 use tinyonn::{Error, Result};
 
-use super::{Cell, EvidenceConfig};
+use super::{Cell, EvidenceConfig, KindLosses};
 
 /// Which items of each benchmark are asked: in a file `"all"`, or how many.
 ///
@@ -82,6 +82,10 @@ pub struct CellAnswers {
     pub items: Items,
     /// Validation loss of the model that answered, nats a token, mean over kinds: that of the record, where both are of one model.
     pub validation: f64,
+    /// Of that model, on the test split, how far the next token's distribution is from the dense model's, nats in place of losses: what tells models apart that
+    /// learnt, where losses on text of the kinds that they learnt on do not. Of the dense model nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub divergence: Vec<KindLosses>,
     /// By benchmark.
     pub tasks: Vec<TaskAnswers>,
     /// Wall-clock by stage.

@@ -63,7 +63,14 @@ pub(crate) fn rise(one: &[KindLosses], other: &[KindLosses], seed: u64) -> Optio
     Some(drawn(&groups, seed, |sums| mean(sums.iter().map(|[sum, tokens]| sum / tokens))))
 }
 
-/// exp of that.
+/// The mean over kinds of nats a token; `None` of no text.
+pub(crate) fn mean_of_kinds(kinds: &[KindLosses], seed: u64) -> Option<Interval> {
+    let of_kind = |kind: &KindLosses| kind.documents.iter().map(|(sum, tokens)| [*sum, *tokens]).collect();
+    let groups: Vec<Vec<[f64; 2]>> = kinds.iter().map(of_kind).collect();
+    (!groups.is_empty()).then(|| drawn(&groups, seed, |sums| mean(sums.iter().map(|[sum, tokens]| sum / tokens))))
+}
+
+/// exp of [`rise`].
 pub(crate) fn perplexity_ratio(one: &[KindLosses], other: &[KindLosses], seed: u64) -> Option<Interval> {
     let rise = rise(one, other, seed)?;
     Some(Interval { mean: rise.mean.exp(), low: rise.low.exp(), high: rise.high.exp() })

@@ -3,7 +3,7 @@
 use tinyonn::Result;
 use tinyonn::metrics::Interval;
 
-use super::compared::{kept, perplexity_ratio, rise};
+use super::compared::{kept, mean_of_kinds, perplexity_ratio, rise};
 use super::{Cell, CellAnswers, CellRecord, EvidenceConfig, EvidenceStore, KindLosses, Method, Speed, TaskAnswers};
 
 /// All cells of a study with what was found of those that were made.
@@ -97,6 +97,12 @@ impl EvidenceOutcome {
     /// On kinds that nothing was calibrated on.
     pub(crate) fn unseen_ratio(&self, own: &CellRecord) -> Option<Interval> {
         perplexity_ratio(&own.unseen, &self.dense(&own.cell)?.unseen, self.seed)
+    }
+
+    /// How far the next token's distribution is from the dense model's, nats a token, mean over kinds, on the test split.
+    pub(crate) fn divergence(&self, own: &CellRecord) -> Option<Interval> {
+        let answers = self.answers.iter().find(|answers| answers.cell == own.cell)?;
+        mean_of_kinds(&answers.divergence, self.seed)
     }
 
     /// (accuracy − floor) kept.

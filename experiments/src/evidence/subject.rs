@@ -13,7 +13,7 @@ use tinyonn::moe::variant;
 use tinyonn::ops::host;
 use tinyonn::phases::{Prepared, Run, RunConfig, SparseModel, text};
 use tinyonn::train::evaluate::EvaluateOptions;
-use tinyonn::train::{Checkpoints, evaluate};
+use tinyonn::train::{Checkpoints, divergence, evaluate};
 use tinyonn::{Error, Result, SOURCES_SHA256};
 
 use super::carved::{carved, operations};
@@ -21,6 +21,8 @@ use super::{Cell, CellAnswers, CellRecord, EvidenceConfig, KindLosses, Lacking, 
 
 /// Tokens of a document of a kind that is never calibrated on, at most: as of the test split.
 const OF_A_DOCUMENT: usize = 1024;
+/// The stage in which distributions are held against the dense model's.
+const DIVERGENCE: &str = "divergence";
 /// The stage in which benchmarks are answered.
 const BENCHMARKS: &str = "benchmarks";
 
@@ -231,6 +233,16 @@ impl Subject {
             done(Found::Record(record))?;
         }
         if lacking.answers {
+            let mut apart = Vec::new();
+            if lacking.cell.method != Method::Dense {
+                watch.stage(DIVERGENCE);
+                let test = &self.prepared.tokens.test;
+                let dense = self.prepared.run(&self.of_run).dense_model()?;
+                apart = KindLosses::of(
+                    test,
+                    &divergence((model, &dense), test, self.options(), read.pass, &self.prepared.device)?,
+                );
+            }
             watch.stage(BENCHMARKS);
             let most = self.prepared.dense.cfg.max_position_embeddings;
             let mut tasks = Vec::with_capacity(self.tasks.len());
@@ -243,13 +255,14 @@ impl Subject {
             watch.stop();
             let mut seconds: BTreeMap<String, f64> = watch.seconds().into_iter().collect();
             // What the record tells is not told twice.
-            seconds.retain(|stage, _| !lacking.record || stage == BENCHMARKS);
+            seconds.retain(|stage, _| !lacking.record || [DIVERGENCE, BENCHMARKS].contains(&stage.as_str()));
             done(Found::Answers(CellAnswers {
                 cell: lacking.cell,
                 sources: SOURCES_SHA256.into(),
                 model_sha256: self.model_sha256.clone(),
                 items: config.items,
                 validation,
+                divergence: apart,
                 tasks,
                 seconds,
             }))?;

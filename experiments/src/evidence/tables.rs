@@ -72,6 +72,8 @@ fn told_finals(outcome: &EvidenceOutcome, finals: &[&CellRecord]) -> Told {
         "operations",
         "perplexity ÷ dense",
         "pruning's",
+        "KL to dense",
+        "pruning's",
         "never calibrated on",
         "pruning's",
         "kept",
@@ -89,6 +91,7 @@ fn told_finals(outcome: &EvidenceOutcome, finals: &[&CellRecord]) -> Told {
         let mut row = own.cell.leading();
         row.push(format!("{:.1} %", 100.0 * own.operations));
         row.extend(both(&|record| outcome.ratio(record)));
+        row.extend(both(&|record| outcome.divergence(record)));
         row.extend(both(&|record| outcome.unseen_ratio(record)));
         row.extend(both(&|record| outcome.kept(record)));
         row.extend([own.added.to_string(), format!("{:.0}", own.seconds.values().sum::<f64>())]);
@@ -101,7 +104,7 @@ fn told_finals(outcome: &EvidenceOutcome, finals: &[&CellRecord]) -> Told {
     };
     Told {
         heading: FINALS,
-        prose: "Named before anything was run. Perplexity ratios are exp of the mean over kinds of the loss's rise; operations are the MLPs' on validation text, routers counted in; seconds are wall-clock, \
+        prose: "Named before anything was run. Perplexity ratios are exp of the mean over kinds of the loss's rise; KL is of the next token, on the same text, nats: what tells models apart that learnt on text of these kinds, where the loss comes to lie below the dense model's; operations are the MLPs' on validation text, routers counted in; seconds are wall-clock, \
                 beside other cells on the same machine. Tokens a second at batch 1 and the MLPs' time for a token are of a processor, in f32, medians of rounds beside the dense model, of the closed form, calibrated on little text (`--time`); \
                 carved experts are computed by masks, which are as slow as the dense model."
             .into(),

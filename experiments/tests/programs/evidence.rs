@@ -111,6 +111,9 @@ fn cells_are_made_once_and_told() {
     let loss = kinds.iter().map(mean).sum::<f64>() / kinds.len() as f64;
     // On one processor the same bits, added up in the same order.
     assert!((answers["validation"].as_f64().unwrap() - loss).abs() < 1e-9, "{answers}");
+    let apart = answers["divergence"].as_array().unwrap();
+    assert!(apart.len() == 2 && apart.iter().all(|kind| mean(kind) > 0.0), "{apart:?}");
+    assert!(page.contains("| KL to dense |"), "{page}");
     // Times come beside, of any machine: no cell is made anew for them.
     assert_done(&place.run(EVIDENCE, "--time --out study --minutes 20"));
     let speed = |name: &str| -> Value {
