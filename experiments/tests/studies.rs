@@ -132,7 +132,11 @@ fn sparsifies(place: &Place) {
             .as_array()
             .unwrap()
             .iter()
-            .map(|cut| (cut["candidates"].as_f64().unwrap() + 2.0 * cut["neurons"].as_f64().unwrap()) / 3.0);
+            // What reads all of x says nothing of it.
+            .map(|cut| {
+                let [candidates, neurons] = ["candidates", "neurons"].map(|share| cut[share].as_f64().unwrap());
+                (cut["inputs"].as_f64().unwrap_or(1.0) * candidates + 2.0 * neurons) / 3.0
+            });
         let (layers, sum) = asked.fold((0.0, 0.0), |(layers, sum), share| (layers + 1.0, sum + share));
         assert!((sum / layers - 0.6).abs() < 1e-9, "{out} {}", sum / layers);
         // A threshold meets the share on calibration text alone, and the few neurons of a small layer are whole numbers.

@@ -148,8 +148,8 @@ fn a_sparsified_model_writes_with_its_share() {
     assert_done(&output);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let share: f64 = said.split("; ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
-    // At half of the operations a quarter of the neurons is taken: (1 + 2 s) / 3.
-    assert!((share - 25.0).abs() < 15.0, "{said}");
+    // At half of the operations, (p c + 2 s) / 3, a quarter to six tenths of the neurons are taken, as W_g reads all of x or a quarter.
+    assert!((20.0..65.0).contains(&share), "{said}");
     let shown = place.run(GENERATE, "run/tiny-onn --prompt sort --show-routing p.html");
     assert_refused(&shown, &["`--show-routing`", "no groups"]);
 }
