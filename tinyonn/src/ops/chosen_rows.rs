@@ -1,5 +1,6 @@
 //! A few tokens through an MLP of which each takes single neurons ([`chosen_neurons`](super::chosen_neurons)), f32 in main memory: decoding. A neuron is a row of all
-//! three matrices, and rows of W_u that a token does not take are not read, nor those of W_d that its hidden values do not ask for.
+//! three matrices, and rows of W_u that a token does not take are not read, nor those of W_d that its hidden values do not ask for. Where W_g reads a part of x it
+//! lies by channels, whose rows are added up, 64 at a time; rows that are cut into pieces of columns cost a wait for memory each.
 //!
 //! Bytes decide: a matrix of 576 × 1536 is 3.5 MB, read once. The whole is one piece of work for the pool, which is entered once a call: that costs as much as reading a
 //! hundred rows, and three products and an activation by themselves would each pay it. Within it there are two loops over rows: W_g, then W_u and W_d of what it chose.
