@@ -91,7 +91,10 @@ pub fn squared_removal(pass: &MlpBackward<'_>, counted_t: &Tensor, asked: &Remov
     if let Some(gate_ti) = pass.gate_ti {
         delta_ti = (delta_ti * f32(gate_ti)?)?;
     }
-    let all_t = (&whole_ti * &delta_ti)?.sum(1)?;
+    // In the order in which what is kept is added up: where all is, nothing is removed, to the last bit.
+    let all = KeptSet { least_input: 0.0, candidates: whole_ti.dim(1)?, least_score: 0.0, least_hidden: 0.0 };
+    let size = whole_ti.abs()?;
+    let all_t = Pairs { score: size.clone(), size, change: (&whole_ti * &delta_ti)? }.kept(&all)?;
     let counted_t = counted_t.to_dtype(DType::F64)?;
     let reads_a_part = asked.sets.iter().any(|set| set.least_input > 0.0);
     let u_ti = if reads_a_part { Some(pass.x_td.matmul(&up_id.t()?)?) } else { None };
@@ -172,13 +175,14 @@ impl Pairs {
         lanes::with_slices([&self.score, &self.size, &self.change], |[scores, sizes, changes]| {
             kept.par_iter_mut().enumerate().for_each(|(token, kept)| {
                 let own = |of: &'_ [f32]| token * i..(token * i + set.candidates).min(of.len());
-                let open = |score: f32, size: f32| score >= set.least_score && size >= set.least_hidden;
+                // What is no number stays, so that it shows.
+                let below = |score: f32, size: f32| score < set.least_score || size < set.least_hidden;
                 let blocks = scores[own(scores)].chunks(LANES).zip(sizes[own(sizes)].chunks(LANES));
                 // A sum a lane: one sum of all would wait for each addition.
                 let mut lanes = [0f32; LANES];
                 for ((scores, sizes), changes) in blocks.zip(changes[own(changes)].chunks(LANES)) {
                     for (((lane, score), size), change) in lanes.iter_mut().zip(scores).zip(sizes).zip(changes) {
-                        *lane += if open(*score, *size) { *change } else { 0.0 };
+                        *lane += if below(*score, *size) { 0.0 } else { *change };
                     }
                 }
                 *kept = lanes.iter().sum();
