@@ -166,7 +166,9 @@ fn sparsifies(place: &Place) {
     place.refused(SPARSIFY, &format!("{text} --out no"), &["`model`", "is needed"]);
     let refused =
         |rest: &str, words: &[&str]| place.refused(SPARSIFY, &format!("--model {model} {text} {rest} --out no"), words);
-    refused("--active-share 0.3 --shares uniform", &["`active_share`: is 0.3", "fewer candidates"]);
+    refused("--active-share 0.05 --shares uniform", &["`active_share`: is 0.05", "fewer candidates or inputs"]);
+    refused("--active-share 0.3 --shares uniform --choose top_k", &["`active_share`: is 0.3", "fewer candidates"]);
+    refused("--active-share 0.9 --inputs 0.25", &["`active_share`: is 0.9", "0.750"]);
     refused("--candidates 0", &["`candidates`: is 0"]);
     // How far layers can be cut is known once their neurons' worth is.
     for (rest, words) in [
