@@ -236,14 +236,7 @@ fn blocks(x_nd: &Tensor) -> Result<Vec<Tensor>> {
 /// # Errors
 /// As of [`calibrate_gate`]; a layer that scores no neurons.
 pub fn threshold(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
-    let width = layer.experts().weights().gate.dim(0)?;
-    check(layer.experts().weights(), x_nd, Cut::of(1.0, neurons))?;
-    let mut kept = Vec::with_capacity(x_nd.dim(0)? * width);
-    for x_bd in blocks(x_nd)? {
-        kept.extend(host::in_memory(&layer.scores(&x_bd)?)?.iter().copied());
-    }
-    let pairs = neurons * kept.len() as f64;
-    Ok(least_of(kept, pairs))
+    least_reached(layer, x_nd, neurons, MoeLayer::scores)
 }
 
 /// The least |x_j| · n_j at which W_g reads the share `inputs` of x's channels on average for the rows x `[n, d]`, f32; n_j is the norm of its column j.
@@ -269,14 +262,24 @@ pub(super) fn least_read(column_norm_d: &Tensor, x_nd: &Tensor, inputs: f64) -> 
 /// # Errors
 /// As of [`threshold`].
 pub fn least_hidden(layer: &MoeLayer, x_nd: &Tensor, neurons: f64) -> Result<f32> {
-    let width = layer.experts().weights().gate.dim(0)?;
-    check(layer.experts().weights(), x_nd, Cut::of(1.0, neurons))?;
-    let mut moved = Vec::with_capacity(x_nd.dim(0)? * width);
+    least_reached(layer, x_nd, neurons, MoeLayer::moved)
+}
+
+/// The least of what `of` a layer says of each pair of a row and a neuron, `[b, I]`, that the share of all pairs reach.
+fn least_reached(
+    layer: &MoeLayer,
+    x_nd: &Tensor,
+    neurons: f64,
+    of: impl Fn(&MoeLayer, &Tensor) -> Result<Tensor>,
+) -> Result<f32> {
+    let weights = layer.experts().weights();
+    check(weights, x_nd, Cut::of(1.0, neurons))?;
+    let mut values = Vec::with_capacity(x_nd.dim(0)? * weights.gate.dim(0)?);
     for x_bd in blocks(x_nd)? {
-        moved.extend(host::in_memory(&layer.moved(&x_bd)?)?.iter().copied());
+        values.extend(host::in_memory(&of(layer, &x_bd)?)?);
     }
-    let pairs = neurons * moved.len() as f64;
-    Ok(least_of(moved, pairs))
+    let pairs = neurons * values.len() as f64;
+    Ok(least_of(values, pairs))
 }
 
 /// The least of the `pairs` largest scores, of which there is one at least; never 0.
