@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use benches::{BenchDevice as _, config, devices, drawn, qwen3};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor, Var};
 use rand::Rng as _;
 use tinyonn::checkpoint::{ParamStore, Role, dense_params, upcycle, variant_params};
 use tinyonn::decoder::{Arch, Ask, CausalLm, Experts, FeedForward, Learn, Pass, Smk};
@@ -25,7 +25,7 @@ use tinyonn::ranks::address::meeting_place;
 use tinyonn::ranks::launcher::of_environment;
 use tinyonn::ranks::{Collective, Greeting, Meeting, Token, end_now};
 use tinyonn::train::state::slots;
-use tinyonn::train::{Memory, OptimizerConfig, Precision, TrainState, begin};
+use tinyonn::train::{Memory, OptimizerConfig, Precision, Slot, TrainState, begin};
 use tinyonn::{Result, random};
 
 const STEPS: usize = 8;
@@ -102,15 +102,19 @@ fn bench(place: &Place, asked: &Asked) -> Result<()> {
     let dtype = if on_a_card { DType::BF16 } else { DType::F32 };
     let batch = (asked.parts, rows, length);
     if "dense".starts_with(only) {
-        let store = drawn(&cfg, device)?;
+        let mut store = drawn(&cfg, device)?;
+        if ranks.is_some() {
+            store.keep_on_host(|_| true)?;
+        }
         let work = store.work_weights(dtype, |_| Some(dtype))?;
+        drop(store);
         let mut state = TrainState::among(slots(&work, dense_params(&cfg)), &memory, ranks)?;
         let model = CausalLm::dense(&cfg, work.builder())?;
         let row = Row { name: "dense", model: &model, pass: &Pass::all(), learn: &ALL_LEARN, batch };
         let together = row.time(&mut state, place)?;
         collectives(&state, place)?;
         drop(state);
-        row.beside(together, || TrainState::new(slots(&work, dense_params(&cfg)), &memory), place)?;
+        row.beside(together, || TrainState::new(on_card(slots(&work, dense_params(&cfg)))?, &memory), place)?;
     }
     let ten = Experts::Smk(Smk { min_k: 10, ..Smk::DEFAULT });
     let experts_alone = Learn { experts: ten, ranks: ranks.cloned(), ..Learn::default() };
@@ -128,13 +132,16 @@ fn bench(place: &Place, asked: &Asked) -> Result<()> {
         let variant = moe::variant(name)?;
         let layers = (cfg.num_hidden_layers, cfg.intermediate_size);
         let units = partition::assign(Partition::Random, &variant.spec, layers, PartitionSources::default(), 0)?;
-        let store = upcycle(drawn(&cfg, device)?, &cfg, variant, &units, 0)?;
+        let mut store = upcycle(drawn(&cfg, device)?, &cfg, variant, &units, 0)?;
         even(&store)?;
         // Routers stay in f32; under Min-K experts alone learn.
         let mut params = variant_params(&cfg, variant)?;
         params.retain(|param| learn.routers || param.role == Role::Expert);
         let names: HashSet<&str> = params.iter().map(|param| param.name.as_str()).collect();
         let own = |name: &str| if name.contains("_router") { DType::F32 } else { dtype };
+        if ranks.is_some() {
+            store.keep_on_host(|name| names.contains(name) && own(name) != DType::F32)?;
+        }
         let work = store.work_weights(dtype, |name| names.contains(name).then(|| own(name)))?;
         drop(store);
         let mut state = TrainState::among(slots(&work, params.clone()), &memory, ranks)?;
@@ -142,9 +149,20 @@ fn bench(place: &Place, asked: &Asked) -> Result<()> {
         let row = Row { name: row, model: model.lm(), pass: &pass, learn, batch };
         let together = row.time(&mut state, place)?;
         drop(state);
-        row.beside(together, || TrainState::new(slots(&work, params.clone()), &memory), place)?;
+        row.beside(together, || TrainState::new(on_card(slots(&work, params.clone()))?, &memory), place)?;
     }
     Ok(())
+}
+
+/// The slots with their masters on the card, where one rank steps all of them.
+fn on_card(slots: Vec<Slot>) -> Result<Vec<Slot>> {
+    let moved = slots.into_iter().map(|mut slot| {
+        let device = slot.var.device();
+        let whole = |master: &Var| Var::from_tensor(&master.as_detached_tensor().to_device(device)?);
+        slot.master = slot.master.as_ref().map(whole).transpose()?;
+        Ok(slot)
+    });
+    moved.collect()
 }
 
 /// All weights and the routers.

@@ -59,6 +59,7 @@ impl<'a> Training<'a> {
             "endless" => dense(&PretrainConfig { steps: 1_000_000, ..DENSE }),
             "parts" => dense(&PretrainConfig { memory: Memory { micro_batches: 2, ..DENSE.memory }, ..DENSE }),
             "narrow" => dense(&LONG_NARROW),
+            "narrow experts" => experts(&SmkConfig { steps: LONG_NARROW.steps, memory: LONG_NARROW.memory, ..SMK }),
             "a step of experts" => experts(&SmkConfig { steps: 1, ..SMK }),
             _ => experts(&SMK),
         }?;
@@ -205,10 +206,12 @@ fn gpus_train_what_one_does(#[case] what: &str, #[values(Links::Found, Links::So
 }
 
 /// In bf16 a sum of another order rounds elsewhere: what is learnt is the same, weights are not.
-#[test]
-fn gpus_learn_in_bf16_what_one_does() {
+#[rstest]
+#[case("narrow")]
+#[case("narrow experts")]
+fn gpus_learn_in_bf16_what_one_does(#[case] what: &str) {
     for ranks in worlds() {
-        let training = Training::of("narrow");
+        let training = Training::of(what);
         let one = training.run(&first_gpu(), None).unwrap();
         let [first, again] = [0, 1].map(|_| World::start(ranks, training, Links::Found).left());
         approx::assert_relative_eq!(last_losses(&one.1), last_losses(&first[0].1), max_relative = 5e-3);

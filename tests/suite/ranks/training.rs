@@ -87,7 +87,11 @@ pub(super) fn experts_on(
     let cfg = tiny::config(VOCAB);
     let (variant, mut store) = tiny::upcycled(&cfg, name, &tiny::dense_store(&cfg, 2));
     grow_deltas(&mut store, &cfg, &variant.spec)?;
-    let store = if device.is_cpu() { store } else { on(&store, device) };
+    let mut store = if device.is_cpu() { store } else { on(&store, device) };
+    if rank.is_some() {
+        // Each rank has its share of the masters on its card, and none has all of them there.
+        store.keep_on_host(|name| name.contains(".mlp.") && name.ends_with("_proj.weight"))?;
+    }
     let (set, held) = (tiny::tokens(3, &[300, 300], VOCAB as u32), tiny::tokens(4, &[90, 70], VOCAB as u32));
     let sampler = Sampler::new(&set, 16, config.batch, 0, device)?.among(rank);
     let mut log = MetricsLog::open(log)?;

@@ -174,7 +174,7 @@ impl ParamStore {
                 "convert the value with `to_dtype`",
             ));
         }
-        Ok(var.set(&value.to_device(&self.device)?).map_err(|e| e.context(format!("tensor `{name}`")))?)
+        Ok(var.set(&value.to_device(var.device())?).map_err(|e| e.context(format!("tensor `{name}`")))?)
     }
 
     /// Takes a parameter out. Models built before keep it alive.
@@ -211,6 +211,31 @@ impl ParamStore {
         let is_less = |var: &Var| matches!(var.dtype(), DType::BF16 | DType::F16);
         for (_, var) in self.vars.iter_mut().filter(|(name, var)| is_less(var) && pred(name)) {
             *var = Var::from_tensor(&var.as_detached_tensor().to_dtype(DType::F32)?)?;
+        }
+        Ok(())
+    }
+
+    /// Holds the parameters that `pred` picks in the host's memory from now on, where they lie on a card: masters of which each of several ranks steps its share alone, on
+    /// its card ([`TrainState::among`](crate::train::TrainState::among)). Models are lent copies on the store's device.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use tinyonn::checkpoint::ParamStore;
+    ///
+    /// # fn card() -> Device { Device::Cpu }
+    /// let mut store = ParamStore::new(&card());
+    /// store.insert("w", Tensor::ones(1, DType::F32, &Device::Cpu)?)?;
+    /// store.keep_on_host(|name| name == "w")?;
+    /// assert!(store.get("w").is_some_and(|master| master.device().is_cpu()));
+    /// assert!(store.frozen().get(1, "w")?.device().same_device(store.device()));
+    /// # Ok::<(), tinyonn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn keep_on_host(&mut self, pred: impl Fn(&str) -> bool) -> Result<()> {
+        for (_, var) in self.vars.iter_mut().filter(|(name, var)| !var.device().is_cpu() && pred(name)) {
+            *var = Var::from_tensor(&var.as_detached_tensor().to_device(&Device::Cpu)?)?;
         }
         Ok(())
     }

@@ -31,8 +31,8 @@ pub struct WorkWeights {
 
 impl ParamStore {
     /// Work weights in `dtype`; names for which `learns` has a type can learn, in that type (a router computes in f32 whatever the model
-    /// does). Where the stored type is that type they are the stored Vars themselves, and updates are seen at once. Elsewhere a work weight
-    /// is its master rounded, which whoever steps the master does again.
+    /// does). Where the stored type is that type they are the stored Vars themselves, and updates are seen at once. Elsewhere, and of what lies in the host's
+    /// memory ([`keep_on_host`](Self::keep_on_host)), a work weight is its master rounded, which whoever steps the master does again.
     ///
     /// # Errors
     /// A weight that learns and is stored in less than f32; what the device reports.
@@ -60,10 +60,11 @@ impl ParamStore {
                 let problem = format!("is stored as {:?}, in which small steps are lost", var.dtype());
                 return Err(Error::tensor(name, problem, "load what is to learn in f32"));
             }
-            let (work, master) = if var.dtype() == own {
+            let (work, master) = if var.dtype() == own && var.device().same_device(self.device()) {
                 (var.clone(), None)
             } else {
-                (Var::from_tensor(&var.as_detached_tensor().to_dtype(own)?)?, Some(var.clone()))
+                let rounded = var.as_detached_tensor().to_dtype(own)?.to_device(self.device())?;
+                (Var::from_tensor(&rounded)?, Some(var.clone()))
             };
             lent.insert(name.to_owned(), Lent::Learning(work.clone()));
             learning.insert(name.to_owned(), (work, master));
@@ -92,5 +93,5 @@ impl WorkWeights {
 /// What the device reports.
 pub(crate) fn refresh(work: &Var, master: &Var) -> Result<()> {
     let rounded: Tensor = master.as_detached_tensor().to_dtype(work.dtype())?;
-    Ok(work.set(&rounded)?)
+    Ok(work.set(&rounded.to_device(work.device())?)?)
 }

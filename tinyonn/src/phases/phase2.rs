@@ -106,7 +106,7 @@ pub fn phase2_beside(
     let ranks = among(&prepared.device)?;
     let run = Run { ranks: Some(&ranks), ..prepared.run(config) };
     checkpoint::grow_deltas(&mut store, &run.dense.cfg, &run.variant.spec)?;
-    weights::give_masters(&mut store, &run.dense.cfg, run.variant)?;
+    weights::give_masters(&mut store, &run.dense.cfg, run.variant, run.shares_masters())?;
     run.smk(&store, &left.labels, checkpoints).map(drop)
 }
 
@@ -147,6 +147,12 @@ impl Phase2 {
 }
 
 impl Run<'_> {
+    /// Whether each of several ranks steps a share of masters that are others than the work weights.
+    fn shares_masters(&self) -> bool {
+        let several = self.ranks.is_some_and(|ranks| ranks.ranks() > 1);
+        several && !self.config.smk_in_dtype().memory.weights.is_f32()
+    }
+
     /// Surprise Min-K under the labels' routing, and what comes of it; writes `metrics.jsonl` and the checkpoint `tiny-onn/` into the run's
     /// folder.
     ///
@@ -162,7 +168,7 @@ impl Run<'_> {
         watch.stage("smk");
         checkpoint::grow_deltas(store, &self.dense.cfg, &self.variant.spec)?;
         let before = self.rank_correlation(store, labels)?;
-        weights::give_masters(store, &self.dense.cfg, self.variant)?;
+        weights::give_masters(store, &self.dense.cfg, self.variant, self.shares_masters())?;
         let outcome = self.smk(store, labels, checkpoints)?;
         checkpoint::prune_deltas(store)?;
         self.dense.round(store)?;

@@ -28,13 +28,18 @@ pub(super) fn load(folder: &ModelFolder, dtype: Precision, device: &Device) -> R
     Ok(folder.load(device, held_in(dtype))?.passing_in(dtype.dtype()))
 }
 
-/// Holds what is to learn of a model of `variant` in f32, and nothing else that is not.
+/// Holds what is to learn of a model of `variant` in f32, and nothing else that is not; where each of several ranks steps a share of these masters (`shared`), in the host's
+/// memory.
 ///
 /// # Errors
 /// What the device reports.
-pub(super) fn give_masters(store: &mut ParamStore, cfg: &Arch, variant: &Variant) -> Result<()> {
+pub(super) fn give_masters(store: &mut ParamStore, cfg: &Arch, variant: &Variant, shared: bool) -> Result<()> {
     let role = learning_role(&variant.spec);
     let params = variant_params(cfg, variant)?;
     let learns: BTreeSet<&str> = params.iter().filter(|p| p.role == role).map(|p| p.name.as_str()).collect();
-    store.widen(|name| learns.contains(name))
+    store.widen(|name| learns.contains(name))?;
+    if shared {
+        store.keep_on_host(|name| learns.contains(name))?;
+    }
+    Ok(())
 }

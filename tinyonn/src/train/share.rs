@@ -73,7 +73,8 @@ impl Share {
             let places = bucket.weights.iter().map(|(slot, start)| (slots[*slot].var.dims().to_vec(), *start));
             let own = pieces(&places.collect::<Vec<_>>(), range).into_iter().map(|piece| {
                 let slot = bucket.weights[piece.weight].0;
-                Ok(OwnPiece { slot, master: cut(slots[slot].stepped(), &piece)?, piece, moments: None })
+                let device = bucket.values.device();
+                Ok(OwnPiece { slot, master: cut(slots[slot].stepped(), &piece, device)?, piece, moments: None })
             });
             let own = own.collect::<Result<Vec<_>>>()?;
             let first = bucket.weights.first().map_or(0, |(slot, _)| *slot);
@@ -150,7 +151,8 @@ impl Share {
         apply(config, rate, &UpdateTable { descriptors: &descriptors, scale, finite })?;
         drop(descriptors);
         for (bucket, _) in self.buckets.iter().zip(&reduced.shards).filter(|(_, shard)| shard.is_some()) {
-            if !bucket.has_masters() {
+            // The update wrote narrower ones.
+            if bucket.work.dtype() != DType::BF16 {
                 bucket.round()?;
             }
             self.gather_work(bucket, slots)?;
@@ -171,15 +173,17 @@ impl Share {
     /// The masters of all ranges, into the slots.
     pub(super) fn gather_masters(&self, slots: &[Slot]) -> Result<()> {
         // What has no other master than its work weight is gathered in every step.
-        for bucket in self.buckets.iter().filter(|bucket| bucket.has_masters()) {
+        let has_master = |(slot, _): &&(usize, usize)| slots[*slot].master.is_some();
+        for bucket in self.buckets.iter().filter(|bucket| bucket.slots.iter().any(|of| has_master(&of))) {
             let own = Tensor::zeros(bucket.work.dim(0)?, DType::F32, bucket.work.device())?;
             for piece in &bucket.pieces {
                 own.slice_set(&piece.master.flatten_all()?, 0, piece.piece.from)?;
             }
             let all = self.ranks.all_gather(&own)?;
-            for (slot, start) in &bucket.slots {
+            for (slot, start) in bucket.slots.iter().filter(has_master) {
                 let master = slots[*slot].stepped();
-                master.set(&all.narrow(0, *start, master.elem_count())?.reshape(master.shape())?)?;
+                let values = all.narrow(0, *start, master.elem_count())?.reshape(master.shape())?;
+                master.set(&values.to_device(master.device())?)?;
             }
         }
         Ok(())
@@ -189,7 +193,7 @@ impl Share {
     pub(super) fn take_masters(&mut self, slots: &[Slot]) -> Result<()> {
         for bucket in &mut self.buckets {
             for own in &mut bucket.pieces {
-                own.master = cut(slots[own.slot].stepped(), &own.piece)?;
+                own.master = cut(slots[own.slot].stepped(), &own.piece, bucket.work.device())?;
             }
             bucket.round()?;
         }
@@ -267,11 +271,6 @@ impl Share {
 }
 
 impl OwnBucket {
-    /// Whether masters are of another type than work weights.
-    fn has_masters(&self) -> bool {
-        self.work.dtype() == DType::BF16
-    }
-
     /// The work weights of the range: its masters, rounded.
     fn round(&self) -> Result<()> {
         for own in &self.pieces {
@@ -303,8 +302,10 @@ impl OwnPiece {
             // Every piece counts for itself.
             counts => counts.as_ref().map(Tensor::force_contiguous).transpose()?,
         };
-        let v = whole.v.as_ref().map(|v| cut(v, &self.piece)).transpose()?;
-        Ok(OptimizerMoments { m: cut(&whole.m, &self.piece)?, v, counts })
+        let device = self.master.device();
+        let counts = counts.map(|counts| counts.to_device(device)).transpose()?;
+        let v = whole.v.as_ref().map(|v| cut(v, &self.piece, device)).transpose()?;
+        Ok(OptimizerMoments { m: cut(&whole.m, &self.piece, device)?, v, counts })
     }
 }
 
@@ -314,8 +315,9 @@ fn of_shape(dtype: DType, shape: &Shape) -> Result<Tensor> {
     Ok(Tensor::zeros(ones, dtype, &Device::Cpu)?.broadcast_as(shape)?)
 }
 
-/// A copy of the values of a piece, `[rows, width]`.
-fn cut(whole: &Tensor, piece: &Piece) -> Result<Tensor> {
+/// A copy of the values of a piece on `device`, `[rows, width]`.
+fn cut(whole: &Tensor, piece: &Piece, device: &Device) -> Result<Tensor> {
     let values = whole.detach().flatten_all()?.narrow(0, piece.values.start, piece.values.len())?;
-    Ok(values.force_contiguous()?.reshape(piece.shape())?)
+    let values = values.force_contiguous()?.to_device(device)?;
+    Ok(values.reshape(piece.shape())?)
 }

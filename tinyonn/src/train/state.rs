@@ -125,7 +125,8 @@ impl TrainState {
         Ok(Self { step: 0, beside: Vec::new(), slots, moments, best: None, grads, finite, share: None })
     }
 
-    /// The same among `ranks`, of which each steps a part of the weights ([`Collective`]): all have been given the same.
+    /// The same among `ranks`, of which each steps a part of the weights ([`Collective`]): all have been given the same. A rank copies its part of the masters to its
+    /// card, so that whole ones need not lie there ([`ParamStore::keep_on_host`](crate::checkpoint::ParamStore::keep_on_host)).
     ///
     /// ```
     /// use std::sync::Arc;
@@ -156,10 +157,23 @@ impl TrainState {
     /// ```
     ///
     /// # Errors
-    /// What the device reports.
+    /// A master in the host's memory where one rank steps all; what the device reports.
     pub fn among(slots: Vec<Slot>, memory: &Memory, ranks: Option<&Arc<dyn Collective>>) -> Result<Self> {
         let mut state = Self::new(slots, memory)?;
-        let Some(ranks) = ranks.filter(|ranks| ranks.ranks() > 1) else { return Ok(state) };
+        let Some(ranks) = ranks.filter(|ranks| ranks.ranks() > 1) else {
+            let away = |slot: &&Slot| !slot.stepped().device().same_device(slot.var.device());
+            return match state.slots.iter().find(away) {
+                Some(slot) => {
+                    let remedy = "leave it on the card: `keep_on_host` is for several ranks";
+                    Err(Error::tensor(
+                        &slot.name,
+                        "has its master in the host's memory, where one rank steps it",
+                        remedy,
+                    ))
+                }
+                None => Ok(state),
+            };
+        };
         // Work weights are gathered bucket by bucket: those of one bucket are of one type.
         let key = |slot: &Slot| (slot.bucket, slot.var.dtype() != DType::BF16);
         let keys: BTreeSet<(usize, bool)> = state.slots.iter().map(key).collect();
@@ -292,7 +306,8 @@ impl TrainState {
         };
         let mut expected = 0;
         for slot in &mut self.slots {
-            let device = slot.var.device().clone();
+            // Of several ranks each takes a part of it to its card, below.
+            let device = if self.share.is_some() { Device::Cpu } else { slot.var.device().clone() };
             let shape = slot.var.shape().clone();
             slot.put(&saved.load(&slot.name, &device)?).map_err(|_| unfit(&slot.name, "has another shape"))?;
             expected += 1;
@@ -439,7 +454,7 @@ impl Slot {
 }
 
 fn put(var: &Var, value: &Tensor) -> Result<()> {
-    Ok(var.set(&value.to_dtype(var.dtype())?)?)
+    Ok(var.set(&value.to_dtype(var.dtype())?.to_device(var.device())?)?)
 }
 
 /// The name of a kept weight in a state on disk.

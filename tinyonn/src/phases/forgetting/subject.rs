@@ -30,7 +30,7 @@ impl<'a> Subject<'a> {
     pub(super) fn new(prepared: &'a Prepared, config: &'a RunConfig, of: &ForgettingConfig) -> Result<Self> {
         let Dense { dir, cfg, store, stored, tokenizer } = &prepared.dense;
         let mut own = store.deep_copy()?;
-        weights::give_masters(&mut own, cfg, prepared.variant)?;
+        weights::give_masters(&mut own, cfg, prepared.variant, false)?;
         let dense = Dense {
             dir: dir.clone(),
             cfg: cfg.clone(),
