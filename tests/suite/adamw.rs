@@ -98,7 +98,7 @@ fn a_skipped_step_never_was() {
         let mut state = training(&vars);
         for at in which {
             let learn: Vec<u8> = (0..4).map(|row| u8::from(row != 1 || at % 2 == 0)).collect();
-            state.grads.restrict(&vars[0].1, &list(&learn)).unwrap();
+            state.grads.restrict(&vars[0].1, &list(&learn), 4).unwrap();
             take(&mut state, &vars, &raw[*at..=*at], &CONFIG);
         }
         values(&vars[0].1)
@@ -131,7 +131,7 @@ fn a_bad_step_and_all_behind_it_change_nothing(
     let finite = |state: &TrainState| state.finite().to_vec1::<u8>().unwrap() == [1];
     let next = |state: &mut TrainState, gradients: &[Tensor]| {
         if rows {
-            state.grads.restrict(&vars[0].1, &list(&[1u8, 0, 1, 1])).unwrap();
+            state.grads.restrict(&vars[0].1, &list(&[1u8, 0, 1, 1]), 3).unwrap();
         }
         take(state, &vars, gradients, &CONFIG)
     };

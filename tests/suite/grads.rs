@@ -82,7 +82,7 @@ fn a_frozen_weight_costs_no_product() {
     let mut grads = Grads::none();
     grads.add_with(&frozen, || unreachable!("it is frozen")).unwrap();
     grads.add_product(&frozen, &xs[3], &xs[0]).unwrap();
-    grads.restrict(&frozen, &marks(&[1])).unwrap();
+    grads.restrict(&frozen, &marks(&[1]), 1).unwrap();
     grads.clear_others(&frozen, &marks(&[1])).unwrap();
     assert!(grads.get(&frozen).is_none() && grads.learning_rows(&frozen).is_none() && !grads.learns(&frozen));
     let dx = linear::backward(&xs[0], &frozen, None, &xs[2], true, &mut grads).unwrap();
@@ -157,8 +157,8 @@ fn rows_that_learn_join_over_micro_batches_and_begin_anew() {
     let mut grads = Grads::new([(var.as_tensor(), 0)]).unwrap();
     let rows = |grads: &Grads| grads.learning_rows(&var).map(|learn| learn.to_vec1::<u8>().unwrap());
     assert_eq!(rows(&grads), None);
-    grads.restrict(&var, &marks(&[1, 0, 0, 1])).unwrap();
-    grads.restrict(&var, &marks(&[0, 0, 1, 1])).unwrap();
+    grads.restrict(&var, &marks(&[1, 0, 0, 1]), 2).unwrap();
+    grads.restrict(&var, &marks(&[0, 0, 1, 1]), 2).unwrap();
     assert_eq!(rows(&grads), Some(vec![1, 0, 1, 1]));
     // Clearing takes what is not marked.
     let learn = marks(&[1, 0, 1, 1]);
@@ -169,7 +169,7 @@ fn rows_that_learn_join_over_micro_batches_and_begin_anew() {
     assert_eq!(values(&grads, &var), [1., 1., 1., 0., 0., 0., 1., 1., 1., 1., 1., 1.]);
     grads.begin();
     assert_eq!(rows(&grads), None);
-    grads.restrict(&var, &marks(&[0])).unwrap();
+    grads.restrict(&var, &marks(&[0]), 0).unwrap();
     grads.add_with(&var, || var.ones_like()).unwrap();
     grads.clear_others(&var, &marks(&[0])).unwrap();
     assert_eq!(values(&grads, &var), [0.0; 12]);
@@ -184,7 +184,7 @@ fn parts_that_were_formed_apart_are_added() {
     for (scale, learn) in [(1.0, [1u8, 0]), (2.0, [0, 0])] {
         part.begin();
         part.add_with(&vars[0], || vars[0].ones_like()? * scale).unwrap();
-        part.restrict(&vars[0], &marks(&learn)).unwrap();
+        part.restrict(&vars[0], &marks(&learn), learn.len()).unwrap();
         sum.add(&part).unwrap();
     }
     assert_eq!(values(&sum, &vars[0]), [3.0; 6]);

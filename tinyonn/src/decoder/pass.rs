@@ -321,7 +321,7 @@ impl NeuronMask {
             return Err(Error::setting("mask", problem, "give a mark for every neuron of every layer"));
         }
         for matrix_id in [gate, up, down] {
-            grads.restrict(matrix_id, &self.learn_i)?;
+            grads.restrict(matrix_id, &self.learn_i, self.count)?;
         }
         Ok(Learners::Neurons(LearningNeurons::new(&self.learn_i, self.count)?))
     }

@@ -188,10 +188,10 @@ impl TinyOnnExpert {
         let surprise_n = squares_n.map(|squares_n| min_k::surprise(&squares_n, &tokens_n, &width_n));
         let min_k = self.choose(smk, &tokens_n, surprise_n.transpose()?)?;
         let learn_i = min_k.learn_n.index_select(&slices.neuron_expert, 0)?;
-        if smk.rule.losers == Losers::Skip {
-            self.matrices().into_iter().try_for_each(|weight| grads.restrict(weight, &learn_i))?;
-        }
         let most = self.most(smk, &slices.widths);
+        if smk.rule.losers == Losers::Skip {
+            self.matrices().into_iter().try_for_each(|weight| grads.restrict(weight, &learn_i, most))?;
+        }
         // Who was given nothing has a gradient of zero, unless tokens before a decision ran all: where all that compete learn, nothing need
         // be left out.
         let all_decided = routing.decided(dy.device())?.is_none();
@@ -311,7 +311,7 @@ fn keep_rows<'a>(
 ) -> Result<()> {
     for weight in weights {
         if losers == Losers::Skip {
-            grads.restrict(weight, learn)?;
+            grads.restrict(weight, learn, learn.elem_count())?;
         } else if grads.get(weight).is_none() {
             // It steps all the same.
             grads.add_with(weight, || weight.detach().zeros_like())?;

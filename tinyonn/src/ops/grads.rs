@@ -34,7 +34,7 @@ use super::product::accumulate;
 ///
 /// // Only the second row learns; what the first would have learnt is cleared.
 /// let second = Tensor::new(&[0u8, 1], &Device::Cpu)?;
-/// grads.restrict(&w, &second)?;
+/// grads.restrict(&w, &second, 1)?;
 /// grads.clear_others(&w, &second)?;
 /// assert_eq!(grads.learning_rows(&w).expect("restricted").to_vec1::<u8>()?, [0, 1]);
 /// assert_eq!(grads.get(&w).expect("written").to_vec2::<f32>()?, [[0.0, 0.0], [0.0, 2.0]]);
@@ -92,8 +92,8 @@ struct WeightGradient {
     gradient: Tensor,
     /// Nothing was written in this step.
     fresh: bool,
-    /// `[rows]` u8, 1 for each row that learns, or one entry for all rows. Without it all learn.
-    learn: Option<Tensor>,
+    /// `[rows]` u8, 1 for each row that learns, or one entry for all rows, and how many learn at most. Without it all learn.
+    learn: Option<(Tensor, usize)>,
 }
 
 /// Slots begin at multiples of so many bytes.
@@ -227,7 +227,13 @@ impl Grads {
     /// `[rows]` u8, 1 for each row of `weight` that learns from this step, or one entry for all rows; `None` if all learn.
     #[must_use]
     pub fn learning_rows(&self, weight: &Tensor) -> Option<&Tensor> {
-        self.slots.get(*self.place.get(&weight.id())?)?.learn.as_ref()
+        self.slots.get(*self.place.get(&weight.id())?)?.learn.as_ref().map(|(learn, _)| learn)
+    }
+
+    /// The same of rows of a matrix, with how many learn at most.
+    pub(crate) fn few_rows(&self, weight: &Tensor) -> Option<(&Tensor, usize)> {
+        let (learn, most) = self.slots.get(*self.place.get(&weight.id())?)?.learn.as_ref()?;
+        (learn.elem_count() > 1).then_some((learn, *most))
     }
 
     /// √Σ ‖g‖² over those of `weights` that something was written for in this step, `[1]` f64.
@@ -317,14 +323,14 @@ impl Grads {
         slot(a).is_some() && slot(a).map(of) == slot(b).map(of)
     }
 
-    /// From this step only the rows of `weight` learn that `learn` marks (`[rows]` u8, or one entry for all rows), and those that earlier
-    /// micro-batches have marked.
+    /// From this step only the rows of `weight` learn that `learn` marks (`[rows]` u8, or one entry for all rows), `most` of them or fewer, and those that earlier
+    /// micro-batches have marked. Where several ranks train, rows beyond `most` would not be sent.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn restrict(&mut self, weight: &Tensor, learn: &Tensor) -> Result<()> {
+    pub fn restrict(&mut self, weight: &Tensor, learn: &Tensor, most: usize) -> Result<()> {
         let Some(slot) = self.slot(weight) else { return Ok(()) };
-        slot.join(learn)
+        slot.join(learn, most)
     }
 
     /// Clears the gradient of the rows of `weight` that `learn` does not mark (`surprise = exact`: all were formed).
@@ -358,8 +364,8 @@ impl Grads {
     pub fn add(&mut self, part: &Self) -> Result<()> {
         for (slot, part) in self.slots.iter_mut().zip(&part.slots).filter(|(_, part)| !part.fresh) {
             slot.add(&part.gradient)?;
-            if let Some(learn) = &part.learn {
-                slot.join(learn)?;
+            if let Some((learn, most)) = &part.learn {
+                slot.join(learn, *most)?;
             }
         }
         Ok(())
@@ -380,11 +386,11 @@ impl Grads {
 }
 
 impl WeightGradient {
-    /// Rows that `learn` marks learn, with those that were marked before.
-    fn join(&mut self, learn: &Tensor) -> Result<()> {
+    /// Rows that `learn` marks learn, `most` or fewer, with those that were marked before.
+    fn join(&mut self, learn: &Tensor, most: usize) -> Result<()> {
         self.learn = Some(match &self.learn {
-            Some(before) => before.maximum(learn)?,
-            None => learn.clone(),
+            Some((before, already)) => (before.maximum(learn)?, (already + most).min(learn.elem_count())),
+            None => (learn.clone(), most.min(learn.elem_count())),
         });
         Ok(())
     }

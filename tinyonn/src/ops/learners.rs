@@ -111,6 +111,11 @@ impl LearningNeurons {
         columns(values_ti, &self.index_m)
     }
 
+    /// The learners' rows of `[i, d]` values, `[m, d]`; zeros where nobody learns.
+    pub(super) fn of_rows(&self, values_id: &Tensor) -> Result<Tensor> {
+        values_id.contiguous()?.index_select(&self.index_m, 0)
+    }
+
     /// Rows `[m, d]` at their neurons' places `[i, d]`; zero elsewhere.
     ///
     /// # Errors

@@ -96,6 +96,7 @@ pub mod neuron_moments;
 pub(crate) mod next_token;
 pub mod norm_rope;
 mod open_gates;
+pub(crate) mod packed_rows;
 mod product;
 #[cfg(any(feature = "cuda", test))]
 mod ptx_cache;

@@ -13,6 +13,7 @@ use super::state::{OptimizerMoments, Slot, apply};
 use super::{OptimizerConfig, UpdateRule};
 use crate::Result;
 use crate::ops::grads::Bucket;
+use crate::ops::packed_rows::{LearningRows, pack, unpack};
 use crate::ops::{self, Descriptor, Grads, UpdateTable};
 use crate::ranks::Collective;
 use crate::ranks::pieces::{Piece, pieces};
@@ -52,6 +53,8 @@ struct OwnPiece {
 pub(super) struct Reduced {
     /// By bucket, this rank's range; `None` where nothing was written in this step, which no rank sums.
     shards: Vec<Option<Tensor>>,
+    /// By bucket, whether so few rows learn that these alone are sent.
+    few: Vec<bool>,
     /// √Σ ‖g‖² over all ranges, `[1]` f64.
     pub(super) norm: Tensor,
 }
@@ -91,14 +94,42 @@ impl Share {
     }
 
     /// Sums what all ranks have in their buckets.
-    pub(super) fn reduce(&self, grads: &mut Grads, device: &Device) -> Result<Reduced> {
+    pub(super) fn reduce(&self, slots: &[Slot], grads: &mut Grads, device: &Device) -> Result<Reduced> {
         grads.clear_unwritten()?;
+        let few: Vec<bool> = grads.buckets().iter().map(|bucket| few_learn(bucket, (slots, grads))).collect();
+        let packed = grads.buckets().iter().zip(&few).filter(|(_, few)| **few).flat_map(|(bucket, _)| {
+            let held = 0..bucket.values.elem_count();
+            learning_rows(&bucket.weights, (slots, grads)).map(move |rows| rows.of(&bucket.values, held.clone()))
+        });
+        let packed: Vec<LearningRows<'_>> = packed.collect();
+        self.send(&packed, &packed)?;
+        drop(packed);
         let written = |bucket: &Bucket| bucket.weights.iter().any(|(slot, _)| grads.is_written(*slot));
-        let shard = |bucket: &Bucket| written(bucket).then(|| self.ranks.reduce_scatter(&bucket.values)).transpose();
-        let shards = grads.buckets().iter().map(shard).collect::<Result<Vec<_>>>()?;
+        let shard = |(bucket, few): (&Bucket, &bool)| -> Result<Option<Tensor>> {
+            let length = bucket.values.dim(0)? / self.ranks.ranks();
+            Ok(match *few {
+                true => Some(bucket.values.narrow(0, self.ranks.rank() * length, length)?),
+                false if written(bucket) => Some(self.ranks.reduce_scatter(&bucket.values)?),
+                false => None,
+            })
+        };
+        let shards = grads.buckets().iter().zip(&few).map(shard).collect::<Result<Vec<_>>>()?;
         let own = ops::grad_norm(&shards.iter().flatten().collect::<Vec<_>>(), device)?;
         let norm = self.ranks.all_reduce(&own.sqr()?)?.sqrt()?;
-        Ok(Reduced { shards, norm })
+        Ok(Reduced { shards, few, norm })
+    }
+
+    /// The sum over ranks of the rows `from`, to `to`; all of one type in one sum.
+    fn send(&self, from: &[LearningRows<'_>], to: &[LearningRows<'_>]) -> Result<()> {
+        for dtype in [DType::BF16, DType::F32, DType::F64] {
+            let [from, to] = [from, to].map(|rows| {
+                rows.iter().filter(|rows| rows.values.dtype() == dtype).cloned().collect::<Vec<LearningRows<'_>>>()
+            });
+            if !from.is_empty() {
+                unpack(&self.ranks.all_reduce(&pack(&from)?)?, &to)?;
+            }
+        }
+        Ok(())
     }
 
     /// Steps the pieces, and gathers the work weights. `all` marks what learns as a whole.
@@ -150,14 +181,35 @@ impl Share {
         }
         apply(config, rate, &UpdateTable { descriptors: &descriptors, scale, finite })?;
         drop(descriptors);
-        for (bucket, _) in self.buckets.iter().zip(&reduced.shards).filter(|(_, shard)| shard.is_some()) {
+        let (mut few, mut all_of_it) = (Vec::new(), Vec::new());
+        for ((bucket, shard), is_few) in self.buckets.iter().zip(&reduced.shards).zip(&reduced.few) {
+            if shard.is_none() {
+                continue;
+            }
             // The update wrote narrower ones.
             if bucket.work.dtype() != DType::BF16 {
                 bucket.round()?;
             }
-            self.gather_work(bucket, slots)?;
+            if *is_few { few.push(bucket) } else { all_of_it.push(bucket) }
         }
-        Ok(())
+        all_of_it.into_iter().try_for_each(|bucket| self.gather_work(bucket, slots))?;
+        self.gather_rows(&few, (slots, grads))
+    }
+
+    /// The work weights of rows that learn, into the slots: every value is one rank's, and nothing of the others'.
+    fn gather_rows(&self, buckets: &[&OwnBucket], of: (&[Slot], &Grads)) -> Result<()> {
+        let (mut from, mut to) = (Vec::new(), Vec::new());
+        let rows = buckets.iter().flat_map(|bucket| learning_rows(&bucket.slots, of).map(move |rows| (*bucket, rows)));
+        let rows: Vec<_> = rows.collect();
+        let flat = |(_, rows): &(&OwnBucket, Rows<'_>)| Ok(of.0[rows.slot].var.as_tensor().detach().flatten_all()?);
+        let work = rows.iter().map(flat).collect::<Result<Vec<Tensor>>>()?;
+        for ((bucket, rows), work) in rows.iter().zip(&work) {
+            let length = bucket.work.dim(0)?;
+            let own = self.ranks.rank() * length;
+            from.push(rows.of(&bucket.work, own..own + length));
+            to.push(rows.of(work, rows.begin..rows.begin + work.elem_count()));
+        }
+        self.send(&from, &to)
     }
 
     /// The work weights of all ranges of a bucket, into the slots.
@@ -268,6 +320,44 @@ impl Share {
         slots.iter_mut().for_each(|slot| slot.moments = None);
         Ok(())
     }
+}
+
+/// The rows of a weight that learn, of which nothing is held yet.
+struct Rows<'a> {
+    slot: usize,
+    begin: usize,
+    shape: (usize, usize),
+    learn: &'a Tensor,
+    most: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn of(&self, values: &'a Tensor, held: std::ops::Range<usize>) -> LearningRows<'a> {
+        let Self { begin, shape, learn, most, .. } = *self;
+        LearningRows { values, held, begin, shape, learn, most }
+    }
+}
+
+/// Of the weights of a bucket, each with its slot and where it begins, those of which some rows learn.
+fn learning_rows<'a>(
+    weights: &'a [(usize, usize)],
+    (slots, grads): (&'a [Slot], &'a Grads),
+) -> impl Iterator<Item = Rows<'a>> {
+    weights.iter().filter_map(move |(slot, begin)| {
+        let var = &slots[*slot].var;
+        grads.get(var)?;
+        let (learn, most) = grads.few_rows(var)?;
+        let rows = learn.elem_count();
+        Some(Rows { slot: *slot, begin: *begin, shape: (rows, var.elem_count() / rows), learn, most })
+    })
+}
+
+/// Whether of every weight of a bucket that was written so few rows learn that they are sooner summed by themselves, twice the bytes for each: by all ranks, not by their owners.
+fn few_learn(bucket: &Bucket, (slots, grads): (&[Slot], &Grads)) -> bool {
+    let written = bucket.weights.iter().filter(|(slot, _)| grads.is_written(*slot)).count();
+    let rows: Vec<Rows<'_>> = learning_rows(&bucket.weights, (slots, grads)).collect();
+    let values: usize = rows.iter().map(|rows| rows.most * rows.shape.1).sum();
+    written > 0 && rows.len() == written && 2 * values < bucket.values.elem_count()
 }
 
 impl OwnBucket {

@@ -357,7 +357,8 @@ impl TrainState {
     /// What the device reports.
     pub fn update(&mut self, config: &OptimizerConfig, rate: f64) -> Result<Tensor> {
         let device = self.finite.device().clone();
-        let reduced = self.share.as_ref().map(|share| share.reduce(&mut self.grads, &device)).transpose()?;
+        let reduced =
+            self.share.as_ref().map(|share| share.reduce(&self.slots, &mut self.grads, &device)).transpose()?;
         let norm = match &reduced {
             Some(reduced) => reduced.norm.clone(),
             None => self.grads.norm(self.slots.iter().map(|slot| slot.var.as_tensor()), &device)?,
