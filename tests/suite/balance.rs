@@ -76,7 +76,7 @@ proptest! {
         let vars: Vec<Vec<Var>> =
             drawn.logits.iter().map(|runs| runs.iter().map(|run| Var::from_tensor(run).unwrap()).collect()).collect();
         let tracked = vars.iter().map(|runs| runs.iter().map(|run| run.as_tensor().clone()).collect()).collect();
-        let loss = auxiliary_loss(&spec, &Scores { logits: tracked }, &taken).unwrap().unwrap();
+        let loss = auxiliary_loss(&spec, &Scores { logits: tracked }, &taken.sum(0).unwrap()).unwrap().unwrap();
         let expected = by_formula(&spec, &by_input(&drawn), &rows);
         let found = f64::from(loss.to_scalar::<f32>().unwrap());
         prop_assert!((found - expected).abs() < 1e-5 * (1.0 + expected), "{found} {expected}");
@@ -140,29 +140,29 @@ fn the_auxiliary_loss_of_a_uniform_router_is_its_coefficient() {
     let spec = MoeSpec { balance: Balance::Loss { coefficient: 0.7 }, ..tiny::spec(&[(4, 1), (5, 2)]) };
     let scores = scores(&spec, 0, 9, 0.0);
     let taken = select(&spec, &scores.by_level().unwrap(), Selection::default()).unwrap();
-    let loss = auxiliary_loss(&spec, &scores, &taken).unwrap().unwrap().to_scalar::<f32>().unwrap();
+    let loss = auxiliary_loss(&spec, &scores, &taken.sum(0).unwrap()).unwrap().unwrap().to_scalar::<f32>().unwrap();
     approx::assert_relative_eq!(loss, 0.7, max_relative = 1e-6);
-    assert!(auxiliary_loss(&tiny::spec(&[(4, 1)]), &scores, &taken).unwrap().is_none());
+    assert!(auxiliary_loss(&tiny::spec(&[(4, 1)]), &scores, &taken.sum(0).unwrap()).unwrap().is_none());
 }
 
 #[test]
 fn jitter_stays_within_its_bounds_and_follows_its_seed_and_layer() {
     let spec = MoeSpec { jitter: 0.25, ..tiny::spec(&[(2, 1)]) };
     let x = Tensor::full(2f32, (40, 25), &Device::Cpu).unwrap();
-    let noise_of = |layer, training, x: &Tensor| {
+    let noise_of = |layer, training: &InTraining, x: &Tensor| {
         jitter(&spec, layer, training, x).unwrap().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
-    let noise = |layer, seed| noise_of(layer, InTraining::whole(seed), &x);
+    let noise = |layer, seed| noise_of(layer, &InTraining::whole(seed), &x);
     let drawn = noise(0, 7);
     // Of two ranks the second has the noise of the second half of the rows.
     let second = InTraining { before: 1, ..InTraining::whole(7) };
-    assert_eq!(noise_of(0, second, &x.narrow(0, 20, 20).unwrap()), drawn[500..]);
+    assert_eq!(noise_of(0, &second, &x.narrow(0, 20, 20).unwrap()), drawn[500..]);
     assert!(drawn.iter().all(|x| (0.75..=1.25).contains(x)));
     // Of 1000 uniform values some lie in each hundredth at the ends, but for a chance of e^-10; and the seed is fixed.
     assert!(drawn.iter().any(|x| *x < 0.755) && drawn.iter().any(|x| *x > 1.245));
     assert_eq!(drawn, noise(0, 7));
     assert!(drawn != noise(1, 7) && drawn != noise(0, 8));
-    assert!(jitter(&MoeSpec { jitter: 0.0, ..spec.clone() }, 0, InTraining::whole(7), &x).unwrap().is_none());
+    assert!(jitter(&MoeSpec { jitter: 0.0, ..spec.clone() }, 0, &InTraining::whole(7), &x).unwrap().is_none());
 }
 
 #[test]

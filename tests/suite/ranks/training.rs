@@ -193,6 +193,7 @@ fn narrow_weights_learn_the_same() {
     assert!(losses(&one) < 0.9 * one[0], "{} of {}", losses(&one), one[0]);
 }
 
+const EXACT: SmkRule = SmkRule { surprise: Surprise::Exact, ..SmkRule::DEFAULT };
 const ONLY_ROUTERS_AND_EXPERTS: SmkConfig = SmkConfig { routers: true, ..SMK };
 
 fn differentiated(name: &str, config: &SmkConfig, ranks: usize) -> Vec<(ParamStore, f64)> {
@@ -211,6 +212,9 @@ fn differentiated(name: &str, config: &SmkConfig, ranks: usize) -> Vec<(ParamSto
 #[case::losers_that_step("Moe7x3", SmkConfig { rule: SmkRule { losers: Losers::ZeroGrad, ..SmkRule::DEFAULT }, ..SMK })]
 #[case::all("Moe2x4", SmkConfig { min_k: 8, ..SMK })]
 #[case::biases_and_noise("EvenByBias", ONLY_ROUTERS_AND_EXPERTS)]
+#[case::a_loss_for_balance("EvenByLoss", ONLY_ROUTERS_AND_EXPERTS)]
+#[case::whole_gradients("Moe7x3", SmkConfig { rule: EXACT, ..SMK })]
+#[case::whole_gradients_of_each_part("Moe7x3", SmkConfig { rule: EXACT, memory: Memory { micro_batches: 2, ..Memory::DEFAULT }, ..SMK })]
 fn several_ranks_choose_the_losers_that_one_does(#[case] name: &str, #[case] config: SmkConfig) {
     let one = differentiated(name, &config, 1).remove(0);
     for ranks in [2, 4] {
@@ -227,10 +231,8 @@ fn several_ranks_choose_the_losers_that_one_does(#[case] name: &str, #[case] con
 }
 
 #[rstest]
-#[case::exact("Moe7x3", SmkConfig { rule: SmkRule { surprise: Surprise::Exact, ..SmkRule::DEFAULT }, ..SMK }, "smk.rule.surprise")]
 #[case::replicas("MergedBySequence", SMK, "experts_are")]
 #[case::recycled("Moe7x3", SmkConfig { recycle: RecycleConfig { every: 5, ..RecycleConfig::DEFAULT }, ..ONLY_ROUTERS_AND_EXPERTS }, "recycle")]
-#[case::a_loss_for_balance("EvenByLoss", ONLY_ROUTERS_AND_EXPERTS, "balance")]
 #[case::a_batch_that_does_not_divide("Moe7x3", SmkConfig { batch: 7, ..SMK }, "use 6 or 8")]
 fn what_several_ranks_cannot_do_is_refused(#[case] name: &str, #[case] config: SmkConfig, #[case] part: &str) {
     let dir = TempDir::new().unwrap();

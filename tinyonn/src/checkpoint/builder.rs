@@ -12,7 +12,7 @@ impl ParamStore {
     /// Lends the parameters to a model's constructor, in `dtype`.
     ///
     /// A name that `trainable` picks gives the Var's own tensor, by which gradients know it. Every other name gives the
-    /// detached value on the same storage: it sees updates and takes no gradient. Where the stored type differs from the
+    /// detached value on the same storage: it sees updates and takes no gradient (of what lies in the host's memory, [`keep_on_host`](Self::keep_on_host), a copy). Where the stored type differs from the
     /// one asked for, a frozen value is converted once, by value, after which it no longer sees updates; one that learns is refused: take
     /// [`work_weights`](Self::work_weights). Integer entries are given as they are.
     ///
@@ -80,7 +80,11 @@ impl SimpleBackend for StoreBackend {
                 let problem = format!("is stored as {:?} and would learn as {dtype:?}", var.dtype());
                 Err(crate::Error::tensor(name, problem, "take the store's `work_weights`, which keep masters").into())
             }
-            Lent::Learning(var) => var.as_tensor().to_device(device),
+            Lent::Learning(var) if !var.device().same_device(device) => {
+                let problem = "lies in the host's memory and would learn on a card";
+                Err(crate::Error::tensor(name, problem, "take the store's `work_weights`, which keep masters").into())
+            }
+            Lent::Learning(var) => Ok(var.as_tensor().clone()),
             Lent::Frozen(var) => var.as_detached_tensor().to_device(device)?.to_dtype(dtype),
         }
     }

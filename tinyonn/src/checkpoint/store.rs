@@ -53,7 +53,7 @@ impl ParamStore {
         Self { device: device.clone(), passes: DType::F32, vars: BTreeMap::new() }
     }
 
-    /// Where the parameters lie.
+    /// Where the parameters lie, but for those that [`keep_on_host`](Self::keep_on_host) has moved.
     pub fn device(&self) -> &Device {
         &self.device
     }

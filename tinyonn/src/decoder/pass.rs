@@ -96,7 +96,7 @@ impl Pass {
 }
 
 /// What a pass of a training step knows of the step.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct InTraining {
     /// The seed of its noise.
     pub seed: u64,
@@ -104,13 +104,15 @@ pub struct InTraining {
     pub share: f64,
     /// Of several ranks that pass one batch together, those whose rows stand before its own: noise is each row's own.
     pub before: usize,
+    /// All of these ranks: a loss for balance is of the choices of the whole batch.
+    pub ranks: Option<Arc<dyn Collective>>,
 }
 
 impl InTraining {
     /// The only pass of its step.
     #[must_use]
     pub fn whole(seed: u64) -> Self {
-        Self { seed, share: 1.0, before: 0 }
+        Self { seed, share: 1.0, before: 0, ranks: None }
     }
 }
 

@@ -15,7 +15,8 @@ use super::{Balance, MoeSpec, Scores};
 use crate::decoder::InTraining;
 use crate::{Result, random};
 
-/// The sum of the declared auxiliary losses of one layer, if it declares any. Differentiable in the scores.
+/// The sum of the declared auxiliary losses of one layer, if it declares any: `taken_n` `[N]` are the choices of the whole batch that fell on each expert. Differentiable in
+/// the scores; among several ranks that pass a batch together, each of as many tokens, the mean of their losses is that of one.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -26,19 +27,19 @@ use crate::{Result, random};
 ///
 /// // A router that finds both alike, and sends each one token: f = P = ½, and 0.01 · 2 · (¼ + ¼) is left.
 /// let scores = Scores { logits: vec![vec![Tensor::zeros((2, 1, 2), DType::F32, &Device::Cpu)?]] };
-/// let taken_tn = Tensor::new(&[[1f32, 0.0], [0.0, 1.0]], &Device::Cpu)?;
-/// let loss = balance::auxiliary_loss(&Two::SPEC, &scores, &taken_tn)?.map(|loss| loss.to_scalar::<f32>()).transpose()?;
+/// let taken_n = Tensor::new(&[1f32, 1.0], &Device::Cpu)?;
+/// let loss = balance::auxiliary_loss(&Two::SPEC, &scores, &taken_n)?.map(|loss| loss.to_scalar::<f32>()).transpose()?;
 /// assert!(loss.is_some_and(|loss| (loss - 0.01).abs() < 1e-6));
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 ///
 /// # Errors
 /// What the device reports.
-pub fn auxiliary_loss(spec: &MoeSpec, scores: &Scores, taken_tn: &Tensor) -> Result<Option<Tensor>> {
+pub fn auxiliary_loss(spec: &MoeSpec, scores: &Scores, taken_n: &Tensor) -> Result<Option<Tensor>> {
     let mut total: Option<Tensor> = None;
     if let Balance::Loss { coefficient } = spec.balance {
         let routed = spec.routed_experts();
-        let taken = taken_tn.narrow(1, 0, routed)?.sum(0)?;
+        let taken = taken_n.narrow(0, 0, routed)?;
         let share_n = taken.broadcast_div(&taken.sum_all()?)?;
         let mean_n = scores.experts(spec)?.exp()?.mean(0)?;
         total = Some(((share_n * mean_n)?.sum_all()? * (coefficient * routed as f64))?);
@@ -116,15 +117,15 @@ pub fn step(spec: &MoeSpec, bias: &Tensor, load_n: &Tensor) -> Result<Tensor> {
 /// use tinyonn::moe::balance;
 ///
 /// let x = Tensor::ones((4, 8), DType::F32, &Device::Cpu)?;
-/// let noise = balance::jitter(&Switch::SPEC, 0, InTraining::whole(7), &x)?.expect("jitter = 0.01").flatten_all()?.to_vec1::<f32>()?;
+/// let noise = balance::jitter(&Switch::SPEC, 0, &InTraining::whole(7), &x)?.expect("jitter = 0.01").flatten_all()?.to_vec1::<f32>()?;
 /// assert!(noise.iter().all(|factor| (0.99..=1.01).contains(factor)));
-/// assert!(balance::jitter(&Mixtral::SPEC, 0, InTraining::whole(7), &x)?.is_none());
+/// assert!(balance::jitter(&Mixtral::SPEC, 0, &InTraining::whole(7), &x)?.is_none());
 /// # Ok::<(), tinyonn::Error>(())
 /// ```
 ///
 /// # Errors
 /// What the device reports.
-pub fn jitter(spec: &MoeSpec, layer: usize, training: InTraining, x_rd: &Tensor) -> Result<Option<Tensor>> {
+pub fn jitter(spec: &MoeSpec, layer: usize, training: &InTraining, x_rd: &Tensor) -> Result<Option<Tensor>> {
     if spec.jitter == 0.0 {
         return Ok(None);
     }

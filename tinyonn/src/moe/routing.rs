@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::gate::{self, Scores};
 use super::select::{Selection, select};
 use super::{Balance, Gate, MoeLayer, MoeSpec, Pfag, RoutePer, balance};
-use crate::decoder::{Active, Keep, Load, Pass, PathTable};
+use crate::decoder::{Active, InTraining, Keep, Load, Pass, PathTable};
 use crate::ops::segment_means::{self, Segments};
 use crate::ops::{Grads, RowRun, elementwise, gaussian_routing, open_gates};
 use crate::{Error, Result};
@@ -144,8 +144,8 @@ pub(super) struct Saved {
     /// All scores, `[D, nodes]`, where a kernel made the gates.
     logits_dn: Option<Tensor>,
     taken_dn: Tensor,
-    /// In training, what auxiliary losses count.
-    share: Option<f64>,
+    /// In training, what auxiliary losses count, and the choices of the whole batch that fell on each expert.
+    counted: Option<(f64, Tensor)>,
     dtype: DType,
 }
 
@@ -191,7 +191,7 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
         })
     };
     let mut x_rd = inputs(&x.detach())?;
-    let jitter = match pass.training {
+    let jitter = match &pass.training {
         Some(training) => balance::jitter(spec, layer, training, &x_rd)?,
         None => None,
     };
@@ -209,11 +209,11 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
         Some(_) => Scores { logits: Vec::new() },
         None => Scores::new(module, &x_rd)?,
     };
-    let share = pass.training.map(|training| training.share);
     let (logits_dn, gaussians) = match asked {
         Some((logits_dn, saved)) => (Some(logits_dn), Some(saved)),
         None => (module.hierarchy().map(|_| side_by_side(&scores)).transpose()?, None),
     };
+    let mut counted = None;
     let Gates { logits_dn, taken_dn, gate_dn, auxiliary } =
         if let (Some(hierarchy), Some(logits_dn)) = (module.hierarchy(), logits_dn) {
             // It has no auxiliary loss.
@@ -231,8 +231,11 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
                 Some(rule) => rule.within(&compared, &select(rule.spec(), &compared, with)?)?,
                 None => select(spec, &compared, with)?,
             };
-            let auxiliary = match share {
-                Some(share) => auxiliary(spec, &scores, &taken_dn, share)?,
+            let is_declared = spec.z_loss > 0.0 || matches!(spec.balance, Balance::Loss { .. });
+            let training = pass.training.as_ref().filter(|_| is_declared);
+            counted = training.map(|training| counts(spec, &taken_dn, training)).transpose()?;
+            let auxiliary = match &counted {
+                Some(counted) => auxiliary(spec, &scores, counted)?,
                 None => None,
             };
             let gate_dn = gate::gates(spec, &scores, &taken_dn, x.dtype())?;
@@ -244,7 +247,7 @@ fn decided(module: &MoeLayer, x: &Tensor, pass: &Pass) -> Result<Routed> {
     };
     let differentiable = pass.keep != Keep::Nothing && (spec.gate != Gate::Unit || auxiliary.is_some());
     let dtype = x.dtype();
-    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, gaussians, logits_dn, taken_dn, share, dtype });
+    let saved = differentiable.then(|| Saved { x_rd, jitter, scores, gaussians, logits_dn, taken_dn, counted, dtype });
     Ok(Routed { routing, auxiliary, saved })
 }
 
@@ -269,10 +272,20 @@ fn side_by_side(scores: &Scores) -> Result<Tensor> {
     Ok(Tensor::cat(&scores.by_level()?, 1)?.contiguous()?)
 }
 
-/// The declared auxiliary loss, times the `share` of a step that this pass is.
-fn auxiliary(spec: &MoeSpec, scores: &Scores, taken_dn: &Tensor, share: f64) -> Result<Option<Tensor>> {
-    let loss = balance::auxiliary_loss(spec, scores, taken_dn)?;
-    Ok(if share < 1.0 { loss.map(|loss| loss * share).transpose()? } else { loss })
+/// What auxiliary losses count of this pass, and the choices that fell on each expert, of all ranks that pass the batch together where a loss reads them.
+fn counts(spec: &MoeSpec, taken_dn: &Tensor, training: &InTraining) -> Result<(f64, Tensor)> {
+    let taken_n = taken_dn.sum(0)?;
+    let taken_n = match &training.ranks {
+        Some(ranks) if matches!(spec.balance, Balance::Loss { .. }) => ranks.all_reduce(&taken_n)?,
+        _ => taken_n,
+    };
+    Ok((training.share, taken_n))
+}
+
+/// The declared auxiliary loss, times the share of a step that this pass is.
+fn auxiliary(spec: &MoeSpec, scores: &Scores, (share, taken_n): &(f64, Tensor)) -> Result<Option<Tensor>> {
+    let loss = balance::auxiliary_loss(spec, scores, taken_n)?;
+    Ok(if *share < 1.0 { loss.map(|loss| loss * *share).transpose()? } else { loss })
 }
 
 /// Whether every decision takes every expert at weight one.
@@ -375,7 +388,7 @@ impl Saved {
         let vars: Vec<Vec<Var>> = vars.collect::<candle_core::Result<_>>()?;
         let logits = vars.iter().map(|runs| runs.iter().map(|var| var.as_tensor().clone()).collect()).collect();
         let scores = Scores { logits };
-        let own = self.share.map(|share| auxiliary(spec, &scores, &self.taken_dn, share)).transpose()?;
+        let own = self.counted.as_ref().map(|counted| auxiliary(spec, &scores, counted)).transpose()?;
         let mut loss = own.flatten();
         if let Some(dgate_dn) = dgate_dn.filter(|_| spec.gate != Gate::Unit) {
             let gate_dn = gate::gates(spec, &scores, &self.taken_dn, self.dtype)?;

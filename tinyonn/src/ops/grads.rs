@@ -57,6 +57,8 @@ pub struct Grads {
     slots: Vec<WeightGradient>,
     place: HashMap<TensorId, usize>,
     buckets: Vec<Bucket>,
+    /// They are the sums of all ranks' already.
+    summed: bool,
 }
 
 /// Gradients that lie in a row.
@@ -162,7 +164,7 @@ impl Grads {
         }
         let place = weights.iter().enumerate().map(|(at, (weight, _))| (weight.id(), at)).collect();
         let fresh = |gradient: Tensor| WeightGradient { gradient, fresh: true, learn: None };
-        Ok(Self { slots: gradients.into_iter().flatten().map(fresh).collect(), place, buckets })
+        Ok(Self { slots: gradients.into_iter().flatten().map(fresh).collect(), place, buckets, summed: false })
     }
 
     /// Where gradients lie.
@@ -199,15 +201,30 @@ impl Grads {
     /// Of no weight, for a backward pass that is only to be observed.
     #[must_use]
     pub fn none() -> Self {
-        Self { slots: Vec::new(), place: HashMap::new(), buckets: Vec::new() }
+        Self { slots: Vec::new(), place: HashMap::new(), buckets: Vec::new(), summed: false }
     }
 
     /// Begins a step: what was written before is overwritten.
     pub fn begin(&mut self) {
+        self.summed = false;
         for slot in &mut self.slots {
             slot.fresh = true;
             slot.learn = None;
         }
+    }
+
+    /// Puts `sum` of each gradient that was written, over all ranks, in its place: what decides by whole gradients reads it.
+    pub(crate) fn sum_by(&mut self, sum: impl Fn(&Tensor) -> crate::Result<Tensor>) -> crate::Result<()> {
+        for slot in self.slots.iter().filter(|slot| !slot.fresh) {
+            write(&slot.gradient, &sum(&slot.gradient)?)?;
+        }
+        self.summed = true;
+        Ok(())
+    }
+
+    /// Whether [`sum_by`](Self::sum_by) was called in this step.
+    pub(crate) fn are_summed(&self) -> bool {
+        self.summed
     }
 
     /// Whether `weight` learns.
@@ -354,7 +371,7 @@ impl Grads {
             Ok(WeightGradient { gradient: slot.gradient.zeros_like()?, fresh: true, learn: None })
         };
         let slots = self.slots.iter().map(slot).collect::<Result<_>>()?;
-        Ok(Self { slots, place: self.place.clone(), buckets: Vec::new() })
+        Ok(Self { slots, place: self.place.clone(), buckets: Vec::new(), summed: false })
     }
 
     /// Adds the gradients of `part`, which has the same places ([`like`](Self::like)); who learns from either learns.
@@ -362,6 +379,7 @@ impl Grads {
     /// # Errors
     /// What the device reports.
     pub fn add(&mut self, part: &Self) -> Result<()> {
+        self.summed |= part.summed;
         for (slot, part) in self.slots.iter_mut().zip(&part.slots).filter(|(_, part)| !part.fresh) {
             slot.add(&part.gradient)?;
             if let Some((learn, most)) = &part.learn {

@@ -6,7 +6,7 @@ typedef unsigned long long u64;
 struct Rows {
     char* values;               // of a range of a bucket
     const unsigned char* learn; // a mark a row
-    u64 rows, width;            // width in bytes, like all that follow but `most`
+    u64 rows, width;            // width in bytes, and so are begin, from, to, place and step
     u64 first;                  // its first block
     u64 begin;                  // where in the bucket the weight begins
     u64 from, to;               // the range that is held

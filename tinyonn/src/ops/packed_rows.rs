@@ -148,8 +148,7 @@ mod on_a_card {
         let device = card(packed)?;
         let Ok(grid) = u32::try_from(first) else { candle_core::bail!("{first} rows are more than a launch has") };
         let (function, stream) = (PACKED_ROWS.on(device)?, device.cuda_stream());
-        let (words, count, packed, out) =
-            (device.clone_htod(&words)?, of.len() as u64, address(packed)?, u64::from(out));
+        let (words, count, out) = (device.clone_htod(&words)?, of.len() as u64, u64::from(out));
         let mut launch = stream.launch_builder(&function);
         launch.arg(&words).arg(&count).arg(&room).arg(&out);
         let shape = LaunchConfig { grid_dim: (grid, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };

@@ -7,12 +7,12 @@
 use candle_core::Tensor;
 
 use super::{Gradient, Memory, TrainState};
+use crate::Result;
 use crate::data::Sampler;
 use crate::decoder::smk_rule::Surprise;
 use crate::decoder::{Answers, Ask, CausalLm, Experts, FeedForward, InTraining, Keep, Learn, Pass, Smk, Trace};
 use crate::interrupt::Interrupt;
 use crate::ops::Grads;
-use crate::{Error, Result};
 
 /// What a step reads, and how.
 ///
@@ -93,11 +93,6 @@ impl<F: FeedForward> TextGradient<'_, F> {
         };
         smk.map_or(Ok(()), |smk| smk.rule.check("smk.rule", parts))?;
         let exact = smk.filter(|smk| smk.rule.surprise == Surprise::Exact);
-        if let (Some(_), Some(ranks)) = (exact, ranks) {
-            let problem =
-                format!("is exact, which {} ranks cannot decide by: each has a part of the gradient", ranks.ranks());
-            return Err(Error::setting("smk.rule.surprise", problem, "use token, or one rank"));
-        }
         let apart = exact.filter(|smk| smk.rule.keeps_parts_apart(parts));
         let mut own = apart.map(|_| state.grads.like()).transpose()?;
         let mut sum: Option<Gradient> = None;
@@ -114,6 +109,7 @@ impl<F: FeedForward> TextGradient<'_, F> {
                 seed: seed(),
                 share: rows as f64 / b as f64,
                 before: ranks.map_or(0, |ranks| ranks.rank()),
+                ranks: ranks.cloned(),
             };
             let pass = Pass {
                 training: self.learn.routers.then(in_training),
@@ -154,11 +150,16 @@ impl<F: FeedForward> TextGradient<'_, F> {
         Ok(Some(sum))
     }
 
-    /// Of gradients that are all formed, those of the winners.
+    /// Of gradients that are all formed, those of the winners; among several ranks of their sums, by the load of all of them.
     fn keep_winners(&self, smk: &Smk, gradient: &mut Gradient, grads: &mut Grads) -> Result<()> {
+        let ranks = self.sampler.ranks();
+        if let Some(ranks) = ranks {
+            grads.sum_by(|gradient| ranks.all_reduce(gradient))?;
+        }
         for (at, layer) in self.model.model().layers().iter().enumerate() {
             // Where all are active there is no load.
-            let min_k = layer.mlp().keep_winners(smk, gradient.load.get(at), grads)?;
+            let load = gradient.load.get(at).map(|load| ranks.map_or(Ok(load.clone()), |ranks| ranks.all_reduce(load)));
+            let min_k = layer.mlp().keep_winners(smk, load.transpose()?.as_ref(), grads)?;
             gradient.learners.extend(min_k.map(|min_k| [min_k.learn_n, min_k.active_n]));
         }
         Ok(())

@@ -1,9 +1,11 @@
 //! What one of several ranks steps of a training (ZeRO, Rajbhandari et al. 2020, stage 1): of every bucket of gradients an equal range, with the masters and
 //! moments that lie in it. All ranks hold all work weights.
 //!
-//! A step sums each bucket over the ranks and leaves a rank its range, steps the pieces of weights in it, and gathers the work weights. Nothing of it
+//! A step sums each bucket over the ranks and leaves a rank its range, steps the pieces of weights in it, and gathers the work weights; where few rows of a bucket learn, it sums and
+//! gathers these alone. Nothing of it
 //! depends on how many ranks there are but the order of the sums, and a state on disk is that of one rank.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -93,7 +95,7 @@ impl Share {
         &self.ranks
     }
 
-    /// Sums what all ranks have in their buckets.
+    /// Sums what all ranks have in their buckets, where that is not done.
     pub(super) fn reduce(&self, slots: &[Slot], grads: &mut Grads, device: &Device) -> Result<Reduced> {
         grads.clear_unwritten()?;
         let few: Vec<bool> = grads.buckets().iter().map(|bucket| few_learn(bucket, (slots, grads))).collect();
@@ -102,12 +104,14 @@ impl Share {
             learning_rows(&bucket.weights, (slots, grads)).map(move |rows| rows.of(&bucket.values, held.clone()))
         });
         let packed: Vec<LearningRows<'_>> = packed.collect();
-        self.send(&packed, &packed)?;
+        if !grads.are_summed() {
+            self.send(&packed, &packed)?;
+        }
         drop(packed);
         let written = |bucket: &Bucket| bucket.weights.iter().any(|(slot, _)| grads.is_written(*slot));
         let shard = |(bucket, few): (&Bucket, &bool)| -> Result<Option<Tensor>> {
             let length = bucket.values.dim(0)? / self.ranks.ranks();
-            Ok(match *few {
+            Ok(match *few || (grads.are_summed() && written(bucket)) {
                 true => Some(bucket.values.narrow(0, self.ranks.rank() * length, length)?),
                 false if written(bucket) => Some(self.ranks.reduce_scatter(&bucket.values)?),
                 false => None,
@@ -121,13 +125,15 @@ impl Share {
 
     /// The sum over ranks of the rows `from`, to `to`; all of one type in one sum.
     fn send(&self, from: &[LearningRows<'_>], to: &[LearningRows<'_>]) -> Result<()> {
-        for dtype in [DType::BF16, DType::F32, DType::F64] {
+        let dtypes: BTreeSet<&str> = from.iter().map(|rows| rows.values.dtype().as_str()).collect();
+        for dtype in dtypes {
             let [from, to] = [from, to].map(|rows| {
-                rows.iter().filter(|rows| rows.values.dtype() == dtype).cloned().collect::<Vec<LearningRows<'_>>>()
+                rows.iter()
+                    .filter(|rows| rows.values.dtype().as_str() == dtype)
+                    .cloned()
+                    .collect::<Vec<LearningRows<'_>>>()
             });
-            if !from.is_empty() {
-                unpack(&self.ranks.all_reduce(&pack(&from)?)?, &to)?;
-            }
+            unpack(&self.ranks.all_reduce(&pack(&from)?)?, &to)?;
         }
         Ok(())
     }
@@ -227,7 +233,8 @@ impl Share {
         // What has no other master than its work weight is gathered in every step.
         let has_master = |(slot, _): &&(usize, usize)| slots[*slot].master.is_some();
         for bucket in self.buckets.iter().filter(|bucket| bucket.slots.iter().any(|of| has_master(&of))) {
-            let own = Tensor::zeros(bucket.work.dim(0)?, DType::F32, bucket.work.device())?;
+            let dtype = bucket.slots.first().map_or(DType::F32, |(slot, _)| slots[*slot].stepped().dtype());
+            let own = Tensor::zeros(bucket.work.dim(0)?, dtype, bucket.work.device())?;
             for piece in &bucket.pieces {
                 own.slice_set(&piece.master.flatten_all()?, 0, piece.piece.from)?;
             }
@@ -352,7 +359,8 @@ fn learning_rows<'a>(
     })
 }
 
-/// Whether of every weight of a bucket that was written so few rows learn that they are sooner summed by themselves, twice the bytes for each: by all ranks, not by their owners.
+/// Whether, of every weight of a bucket that was written, so few rows may learn that summing these alone on all ranks (twice their bytes) moves less than to sum the bucket and
+/// leave each rank its range.
 fn few_learn(bucket: &Bucket, (slots, grads): (&[Slot], &Grads)) -> bool {
     let written = bucket.weights.iter().filter(|(slot, _)| grads.is_written(*slot)).count();
     let rows: Vec<Rows<'_>> = learning_rows(&bucket.weights, (slots, grads)).collect();

@@ -275,17 +275,11 @@ pub fn train_smk(
 /// Refuses what several ranks cannot do together yet.
 fn refuse_several_ranks(config: &SmkConfig, spec: &MoeSpec) -> Result<()> {
     let cannot = |name: &str, problem: &str| Err(Error::setting(name, problem, "leave it out, or use one rank"));
-    if config.routers && matches!(spec.balance, Balance::Loss { .. }) {
-        return cannot("balance", "is a loss over the tokens of a batch, of which each of several ranks sees a part");
-    }
     if spec.experts_are == ExpertsAre::Replicate {
         return cannot(
             "experts_are",
-            "is replicas, which choose by whole gradients, of which each of several ranks has a part",
+            "is replicas, each with weights of its own, which several ranks have not been taught to choose among",
         );
-    }
-    if config.rule.surprise == Surprise::Exact {
-        return cannot("smk.rule.surprise", "is exact, and each of several ranks has a part of the gradient");
     }
     if config.recycle.every > 0 {
         return cannot("smk.recycle", "moves weights of which each of several ranks has a part");

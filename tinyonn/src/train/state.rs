@@ -115,8 +115,20 @@ impl TrainState {
     /// At step 0, with these weights to learn; `memory` says in which types gradients and moments are held (of f64 weights in f64).
     ///
     /// # Errors
-    /// What the device reports.
+    /// A master in the host's memory of a weight on a card; what the device reports.
     pub fn new(slots: Vec<Slot>, memory: &Memory) -> Result<Self> {
+        if let Some(slot) = slots.iter().find(|slot| !slot.stepped().device().same_device(slot.var.device())) {
+            let remedy = "leave it on the card: `keep_on_host` is for several ranks";
+            return Err(Error::tensor(
+                &slot.name,
+                "has its master in the host's memory, where one rank steps it",
+                remedy,
+            ));
+        }
+        Self::unshared(slots, memory)
+    }
+
+    fn unshared(slots: Vec<Slot>, memory: &Memory) -> Result<Self> {
         let device = slots.first().map_or(Device::Cpu, |slot| slot.var.device().clone());
         let weights = slots.iter().map(|slot| (slot.var.as_tensor(), slot.bucket));
         let grads = Grads::in_dtype(weights, memory.gradients.dtype())?;
@@ -159,24 +171,11 @@ impl TrainState {
     /// # Errors
     /// A master in the host's memory where one rank steps all; what the device reports.
     pub fn among(slots: Vec<Slot>, memory: &Memory, ranks: Option<&Arc<dyn Collective>>) -> Result<Self> {
-        let mut state = Self::new(slots, memory)?;
-        let Some(ranks) = ranks.filter(|ranks| ranks.ranks() > 1) else {
-            let away = |slot: &&Slot| !slot.stepped().device().same_device(slot.var.device());
-            return match state.slots.iter().find(away) {
-                Some(slot) => {
-                    let remedy = "leave it on the card: `keep_on_host` is for several ranks";
-                    Err(Error::tensor(
-                        &slot.name,
-                        "has its master in the host's memory, where one rank steps it",
-                        remedy,
-                    ))
-                }
-                None => Ok(state),
-            };
-        };
-        // Work weights are gathered bucket by bucket: those of one bucket are of one type.
-        let key = |slot: &Slot| (slot.bucket, slot.var.dtype() != DType::BF16);
-        let keys: BTreeSet<(usize, bool)> = state.slots.iter().map(key).collect();
+        let Some(ranks) = ranks.filter(|ranks| ranks.ranks() > 1) else { return Self::new(slots, memory) };
+        let mut state = Self::unshared(slots, memory)?;
+        // Work weights are gathered bucket by bucket: those of one bucket are of one type, and routers, all of whose rows learn, keep to themselves.
+        let key = |slot: &Slot| (slot.bucket, slot.role == Role::Router, slot.var.dtype() != DType::BF16);
+        let keys: BTreeSet<(usize, bool, bool)> = state.slots.iter().map(key).collect();
         let weights = state.slots.iter().map(|slot| (slot.var.as_tensor(), keys.range(..key(slot)).count()));
         state.grads = Grads::in_ranges(weights, memory.gradients.dtype(), ranks.ranks())?;
         state.share = Some(Share::new(&state.slots, &state.grads, ranks.clone(), state.moments)?);
