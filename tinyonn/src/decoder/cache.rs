@@ -33,7 +33,7 @@ pub struct KvCache {
     first: usize,
 }
 
-/// Room for keys and values `[B, room, K, D]`, and for what an index reads of the keys, `[B, room, K, r]`, where one does; the first positions are taken.
+/// Room for keys and values `[B, room, K, D]`, and for what an index reads of the keys, `[B, K, r, room]`, where one does; the first positions are taken.
 #[derive(Clone, Debug)]
 struct Layer {
     held: Held,
@@ -47,25 +47,25 @@ pub(super) struct Held {
     pub(super) keys: Tensor,
     /// `[B, S, K, D]`.
     pub(super) values: Tensor,
-    /// `[B, S, K, r]`.
+    /// `[B, K, r, S]`.
     pub(super) indexed: Option<Tensor>,
 }
 
 impl Held {
-    /// Each of them through `f`.
-    fn map(&self, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> candle_core::Result<Self> {
-        let indexed = self.indexed.as_ref().map(&f).transpose()?;
-        Ok(Self { keys: f(&self.keys)?, values: f(&self.values)?, indexed })
+    /// Each of them through `f`, which is told in which of its dimensions positions lie.
+    fn map(&self, f: impl Fn(&Tensor, usize) -> candle_core::Result<Tensor>) -> candle_core::Result<Self> {
+        let indexed = self.indexed.as_ref().map(|indexed| f(indexed, 3)).transpose()?;
+        Ok(Self { keys: f(&self.keys, 1)?, values: f(&self.values, 1)?, indexed })
     }
 
     /// Writes others behind the first `positions`.
     fn append(&self, new: &Self, positions: usize) -> candle_core::Result<()> {
-        let pairs = [(&self.keys, &new.keys), (&self.values, &new.values)];
-        let indexed = self.indexed.iter().zip(&new.indexed);
+        let pairs = [(&self.keys, &new.keys, 1), (&self.values, &new.values, 1)];
+        let indexed = self.indexed.iter().zip(&new.indexed).map(|(room, new)| (room, new, 3));
         pairs
             .into_iter()
             .chain(indexed)
-            .try_for_each(|(room, new)| room.slice_set(&new.detach().contiguous()?, 1, positions))
+            .try_for_each(|(room, new, axis)| room.slice_set(&new.detach().contiguous()?, axis, positions))
     }
 }
 
@@ -103,12 +103,12 @@ impl KvCache {
     /// What it holds of each sequence, so many times: so many sequences begin like it.
     pub(super) fn repeated(&self, counts: &[usize]) -> Result<Self> {
         let rows: Vec<u32> = (0u32..).zip(counts).flat_map(|(row, count)| std::iter::repeat_n(row, *count)).collect();
-        let times = |held: &Tensor, positions| {
+        let times = |held: &Tensor, axis, positions| {
             let rows = Tensor::new(rows.as_slice(), held.device())?;
-            held.narrow(1, 0, positions)?.contiguous()?.index_select(&rows, 0)
+            held.narrow(axis, 0, positions)?.contiguous()?.index_select(&rows, 0)
         };
         let layer = |layer: &Layer| {
-            let held = layer.held.map(|held| times(held, layer.positions))?;
+            let held = layer.held.map(|held, axis| times(held, axis, layer.positions))?;
             Ok::<_, candle_core::Error>(Layer { held, positions: layer.positions })
         };
         let layers = self.layers.iter().map(|held| held.as_ref().map(layer).transpose());
@@ -136,7 +136,7 @@ impl KvCache {
     pub(super) fn keep(&mut self, rows: &[u32]) -> Result<()> {
         for layer in self.layers.iter_mut().flatten() {
             let rows = Tensor::new(rows, layer.held.keys.device())?;
-            layer.held = layer.held.map(|held| held.index_select(&rows, 0))?;
+            layer.held = layer.held.map(|held, _| held.index_select(&rows, 0))?;
         }
         Ok(())
     }
@@ -151,13 +151,14 @@ impl KvCache {
             Some(layer) if positions <= room => layer.held,
             full => {
                 let room = if positions <= self.first { self.first } else { positions.next_power_of_two() };
-                let empty = |new: &Tensor| {
-                    let (b, _, heads, d) = new.dims4()?;
-                    Tensor::zeros((b, room, heads, d), new.dtype(), new.device())
+                let empty = |new: &Tensor, axis: usize| {
+                    let mut shape = new.dims().to_vec();
+                    shape[axis] = room;
+                    Tensor::zeros(shape, new.dtype(), new.device())
                 };
                 let grown = new.map(empty)?;
                 if let Some(full) = full {
-                    grown.append(&full.held.map(|held| held.narrow(1, 0, before))?, 0)?;
+                    grown.append(&full.held.map(|held, axis| held.narrow(axis, 0, before))?, 0)?;
                 }
                 grown
             }

@@ -25,9 +25,9 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::lanes;
 #[cfg(feature = "cuda")]
 use super::{attention_kernel, causal_softmax};
+use super::{few_queries, lanes};
 
 /// What the backward needs.
 #[derive(Debug)]
@@ -77,7 +77,9 @@ pub fn forward_in_room(q: &Tensor, k: &Tensor, v: &Tensor, positions: usize) -> 
         return Ok((y.clone(), Saved { op, y_bthd: y, log_sums: LogSums::Card(log_sums) }));
     }
     let (y, log_sums) = if fused {
-        let (y, log_sums) = fused::forward(&op)?;
+        let few = op.shape.queries <= few_queries::FEW && op.shape.keys > op.shape.queries;
+        let (y, log_sums) =
+            if few { few_queries::forward(&op, &few_queries::all(op.shape))? } else { fused::forward(&op)? };
         (y, LogSums::Host(log_sums))
     } else {
         (op.plain_forward()?, LogSums::Unsaved)

@@ -10,7 +10,6 @@
 //! gathers back ([`plain`]). Nothing is added in an order that depends on the number of threads.
 
 mod fused;
-mod kernels;
 mod plain;
 
 use std::ops::Range;

@@ -39,6 +39,11 @@ impl<'a> Matrix<'a> {
         Self { data: &self.data[first * self.row_stride..], rows, ..self }
     }
 
+    /// The first so many columns.
+    pub(super) fn first_columns(self, columns: usize) -> Self {
+        Self { columns, ..self }
+    }
+
     /// Row `i` of a matrix whose rows are contiguous.
     pub(super) fn row(self, i: usize) -> &'a [f32] {
         &self.data[i * self.row_stride..][..self.columns]

@@ -55,6 +55,7 @@ pub mod expert_neurons;
 mod expert_products;
 #[cfg(feature = "cuda")]
 mod expert_rows;
+mod few_queries;
 #[cfg(feature = "cuda")]
 pub mod gated_mlp;
 #[cfg(feature = "cuda")]
@@ -106,6 +107,7 @@ pub mod replica_dispatch;
 pub mod replicas;
 pub mod rms_norm;
 pub mod rope;
+mod row_tiles;
 mod rows_apart;
 pub mod runs;
 pub mod segment_means;

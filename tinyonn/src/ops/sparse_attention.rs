@@ -35,13 +35,11 @@ use candle_core::{DType, Device, Result, Tensor};
 use tinyonn_spec::{PairIndex, PairsSpec};
 
 use super::attention::{Attention, Shape};
-use super::lanes;
+use super::{few_queries, lanes};
 use choice::{Chooser, Threshold};
 
 /// Queries that choose at once: their scores stay in the cache.
 const TILE: usize = 64;
-/// So few queries of a sequence gather the rows they keep; the products of more are masked.
-const GATHERED: usize = 4;
 
 /// What chooses the pairs.
 #[derive(Clone, Debug)]
@@ -56,8 +54,10 @@ pub struct Choosing {
 #[derive(Debug)]
 struct Prepared {
     pairs: PairsSpec,
-    /// `[K, r, D]`, and the keys in these, `[B, room, K, r]`.
-    directions: Option<(Tensor, Tensor)>,
+    /// `[K, r, D]`.
+    directions: Option<Tensor>,
+    /// `[B, K, r, room]`.
+    indexed: Option<Tensor>,
 }
 
 /// What the backward needs.
@@ -73,18 +73,40 @@ pub struct Saved {
 }
 
 impl Choosing {
-    /// What the index reads of keys `[B, T, K, D]` and a cache can hold beside them, `[B, T, K, r]` in the keys' type: the keys in their main directions; `None` where it reads the keys
-    /// themselves.
+    /// Those that the index is of.
+    fn directions(&self) -> Option<&Tensor> {
+        self.directions_krd.as_ref().filter(|_| matches!(self.pairs.index, PairIndex::Directions(_)))
+    }
+
+    /// What the index reads of keys `[B, T, K, D]` and a cache can hold beside them, `[B, K, r, T]` in the keys' type, so that a component of all positions lies in a row: the keys in their
+    /// main directions, or, of f32 in main memory, all of their components; `None` where it reads the keys themselves.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use tinyonn::moe::{KeptPairs, PairIndex, PairsSpec};
+    /// use tinyonn::ops::sparse_attention::Choosing;
+    ///
+    /// let by = |index| Choosing { pairs: PairsSpec::new(KeptPairs::Share(0.5), index), directions_krd: None };
+    /// let k = Tensor::new(&[[[[1f32, 2.0]], [[3.0, 4.0]]]], &Device::Cpu)?; // two positions of one key head
+    /// let indexed = by(PairIndex::Components(1)).indexed(&k)?.unwrap();
+    /// assert_eq!(indexed.flatten_all()?.to_vec1::<f32>()?, [1.0, 3.0, 2.0, 4.0]);
+    /// assert!(by(PairIndex::Window).indexed(&k)?.is_none());
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// What the device reports.
-    pub(crate) fn indexed(&self, k_btkd: &Tensor) -> Result<Option<Tensor>> {
-        let Some(directions_krd) = &self.directions_krd else { return Ok(None) };
+    pub fn indexed(&self, k_btkd: &Tensor) -> Result<Option<Tensor>> {
+        let Some(directions_krd) = self.directions() else {
+            // Elsewhere the choice reads the keys.
+            let reads = matches!(self.pairs.index, PairIndex::Components(_)) && lanes::fused(&[k_btkd]);
+            return reads.then(|| k_btkd.detach().permute((0, 2, 3, 1))?.contiguous()).transpose();
+        };
         let of_heads = k_btkd.detach().permute((2, 0, 1, 3))?.contiguous()?;
         let (heads, b, t, d) = of_heads.dims4()?;
         let turned = directions_krd.to_dtype(k_btkd.dtype())?.to_device(k_btkd.device())?.t()?.contiguous()?;
         let turned = of_heads.reshape((heads, b * t, d))?.matmul(&turned)?;
-        turned.reshape((heads, b, t, ()))?.permute((1, 2, 0, 3))?.contiguous().map(Some)
+        turned.reshape((heads, b, t, ()))?.permute((1, 0, 3, 2))?.contiguous().map(Some)
     }
 }
 
@@ -119,7 +141,26 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, positions: usize, by: &Choosi
 }
 
 /// As [`forward`], with what [`Choosing::indexed`] said of all keys, in as much room, where it was kept.
-pub(crate) fn forward_in_room(
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tinyonn::moe::{KeptPairs, PairIndex, PairsSpec};
+/// use tinyonn::ops::sparse_attention::{Choosing, forward, forward_in_room};
+///
+/// // A new position behind seven others, in a cache with room for eight.
+/// let random = |positions, heads| Tensor::randn(0f32, 1f32, (1, positions, heads, 4), &Device::Cpu);
+/// let (q, k, v) = (random(1, 2)?, random(8, 1)?, random(8, 1)?);
+/// let pairs = PairsSpec { near: 1, first: 1, ..PairsSpec::new(KeptPairs::Keys(3), PairIndex::Components(4)) };
+/// let by = Choosing { pairs, directions_krd: None };
+/// let (y, _) = forward_in_room(&q, [&k, &v], by.indexed(&k)?.as_ref(), 8, &by)?;
+/// let (same, _) = forward(&q, &k, &v, 8, &by)?;
+/// assert!((y - same)?.abs()?.max_all()?.to_scalar::<f32>()? < 1e-5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// As of [`forward`]; an index of other shape.
+pub fn forward_in_room(
     q: &Tensor,
     kv: [&Tensor; 2],
     indexed: Option<&Tensor>,
@@ -128,16 +169,27 @@ pub(crate) fn forward_in_room(
 ) -> Result<(Tensor, Saved)> {
     let (q, [mut k, mut v]) = (q.detach(), kv.map(Tensor::detach));
     let fused = lanes::fused(&[&q, &k, &v]);
-    let mut indexed = indexed.map_or_else(|| by.indexed(&k), |indexed| Ok(Some(indexed.detach())))?;
+    let mut indexed = match indexed {
+        Some(indexed) => Some(indexed.detach()),
+        // Components that nobody has laid in rows are read of the keys.
+        None if by.directions().is_some() => by.indexed(&k)?,
+        None => None,
+    };
     if !fused {
-        let taken = |x: &Tensor| x.narrow(1, 0, positions);
-        [k, v] = [taken(&k)?, taken(&v)?];
-        indexed = indexed.as_ref().map(taken).transpose()?;
+        [k, v] = [k.narrow(1, 0, positions)?, v.narrow(1, 0, positions)?];
+        indexed = indexed.map(|indexed| indexed.narrow(3, 0, positions)).transpose()?;
     }
     let op = Attention::new(&q, &k, &v, positions)?;
     check(op.shape, by)?;
-    let by = Prepared { pairs: by.pairs, directions: by.directions_krd.clone().zip(indexed) };
-    let (y_bthd, thresholds, log_sums) = if fused && op.shape.queries <= GATHERED {
+    if let Some(indexed) = &indexed {
+        let s = op.shape;
+        let r = if let PairIndex::Directions(r) = by.pairs.index { r } else { s.head_dim };
+        if indexed.dims() != [s.batch, s.kv_heads, r, s.room] {
+            candle_core::bail!("sparse_attention: an index of rows {:?}, of {s:?}", indexed.dims());
+        }
+    }
+    let by = Prepared { pairs: by.pairs, directions: by.directions().cloned(), indexed };
+    let (y_bthd, thresholds, log_sums) = if fused && op.shape.queries <= few_queries::FEW {
         gathered::forward(&op, &by)?
     } else if fused {
         fused::forward(&op, &by)?
@@ -191,13 +243,17 @@ fn tiles(s: Shape) -> impl Iterator<Item = (usize, Range<usize>)> {
 fn with_chooser<R>(op: &Attention, by: &Prepared, f: impl FnOnce(&Chooser<'_>) -> R) -> Result<R> {
     let in_memory = |x: &Tensor| x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous();
     let (q, k) = (in_memory(&op.q_bthd)?, in_memory(&op.k_bskd)?);
-    match &by.directions {
-        Some((directions, indexed)) => {
+    let chooser = |[q, k]: [&[f32]; 2], directions: Option<&[f32]>, indexed: Option<&[f32]>| {
+        f(&Chooser::new(&by.pairs, op.shape, [q, k], (directions, indexed)))
+    };
+    match (&by.directions, &by.indexed) {
+        (Some(directions), Some(indexed)) => {
             let tensors = [&q, &k, &in_memory(directions)?, &in_memory(indexed)?];
-            lanes::with_slices(tensors, |[q, k, directions, indexed]| {
-                f(&Chooser::new(&by.pairs, op.shape, [q, k], Some([directions, indexed])))
-            })
+            lanes::with_slices(tensors, |[q, k, directions, indexed]| chooser([q, k], Some(directions), Some(indexed)))
         }
-        None => lanes::with_slices([&q, &k], |[q, k]| f(&Chooser::new(&by.pairs, op.shape, [q, k], None))),
+        (None, Some(indexed)) => {
+            lanes::with_slices([&q, &k, &in_memory(indexed)?], |[q, k, indexed]| chooser([q, k], None, Some(indexed)))
+        }
+        _ => lanes::with_slices([&q, &k], |[q, k]| chooser([q, k], None, None)),
     }
 }

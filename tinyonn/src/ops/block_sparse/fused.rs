@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::super::lanes;
-use super::kernels::{Accumulate, Dots};
+use super::super::row_tiles::{Accumulate, Dots};
 use super::{BlockSparse, Segment};
 
 /// Tokens a task handles: their rows stay in the cache while the experts' pass by.

@@ -29,6 +29,15 @@ pub(super) struct Choice {
     columns: usize,
 }
 
+/// The same as lists.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// As of [`Choice`].
+    pub(super) thresholds: Vec<Threshold>,
+    /// The positions that are kept, ascending, `[choices, rows]`.
+    pub(super) positions: Vec<Vec<u32>>,
+}
+
 impl Choice {
     /// The keys that query `i` of a member of the group keeps, of all columns.
     pub(super) fn of(&self, member: usize, i: usize) -> &[bool] {
@@ -48,21 +57,24 @@ pub(super) struct Chooser<'a> {
 }
 
 impl<'a> Chooser<'a> {
-    /// The directions `[K, r, D]`, and the keys in these `[B, room, K, r]`, where the index is of them.
+    /// The directions `[K, r, D]` where the index is of them, and what it reads in rows, `[B, K, r, room]`, where that is there.
     pub(super) fn new(
         pairs: &'a PairsSpec,
         shape: Shape,
         [q, k]: [&'a [f32]; 2],
-        directions: Option<[&'a [f32]; 2]>,
+        (directions, indexed): (Option<&'a [f32]>, Option<&'a [f32]>),
     ) -> Self {
         let of_unit = |unit: usize| {
-            let own = directions.map(|[directions, keys]| {
-                let (b, head, size) = (unit / shape.kv_heads, unit % shape.kv_heads, directions.len() / shape.kv_heads);
-                let r = size / shape.head_dim;
-                let of_head = Matrix::row_major(&directions[head * size..][..size], r, shape.head_dim);
-                [of_head, Matrix::head(keys, (b, head), shape.room, shape.kv_heads, r)]
+            let directions = directions.map(|directions| {
+                let size = directions.len() / shape.kv_heads;
+                let own = &directions[unit % shape.kv_heads * size..][..size];
+                Matrix::row_major(own, size / shape.head_dim, shape.head_dim)
             });
-            lanes::vectorised(|| Index::new(pairs.index, keys(shape, k, unit, shape.keys), own))
+            let indexed = indexed.map(|indexed| {
+                let size = indexed.len() / (shape.batch * shape.kv_heads);
+                Matrix::row_major(&indexed[unit * size..][..size], size / shape.room, shape.room)
+            });
+            lanes::vectorised(|| Index::new(pairs.index, keys(shape, k, unit, shape.keys), (directions, indexed)))
         };
         let indices = (0..shape.batch * shape.kv_heads).into_par_iter().map(of_unit).collect();
         Self { pairs, shape, q, k, indices }
@@ -101,6 +113,42 @@ impl<'a> Chooser<'a> {
         }
         choice
     }
+
+    /// The same choice, as the positions that are kept.
+    #[inline(always)]
+    pub(super) fn kept(&self, unit: usize, rows: Range<usize>) -> Kept {
+        let s = self.shape;
+        let past = s.keys - s.queries + rows.start;
+        let columns = past + rows.len();
+        let queries: Vec<Matrix<'_>> = (0..s.group()).map(|member| queries(s, self.q, (unit, member), &rows)).collect();
+        let scores = self.indices[unit].scores(self.pairs, &queries, keys(s, self.k, unit, columns), past);
+        let mut kept = Kept { thresholds: Vec::new(), positions: Vec::new() };
+        let mut place = Vec::new();
+        for (at, row) in scores.iter().flat_map(|table| table.chunks_exact(columns)).enumerate() {
+            let seen = past + at % rows.len() + 1;
+            let open = open_keys(self.pairs, seen);
+            let threshold = threshold(self.pairs, row, seen, &mut place);
+            let mut positions = vec![0u32; seen + 1];
+            let mut count = 0;
+            let mut list = |range: Range<usize>, all: bool| {
+                for j in range {
+                    let score = ordered(row[j]);
+                    let best =
+                        score > threshold.score || (score == threshold.score && j <= threshold.position as usize);
+                    // Written in any case and counted where it is kept: no branch to be guessed.
+                    positions[count] = j as u32;
+                    count += usize::from(all || best);
+                }
+            };
+            list(0..open.start, true);
+            list(open.clone(), false);
+            list(open.end..seen, true);
+            positions.truncate(count);
+            kept.thresholds.push(threshold);
+            kept.positions.push(positions);
+        }
+        kept
+    }
 }
 
 /// The keys of a sequence and key head up to `count`, `[count, D]`.
@@ -132,8 +180,17 @@ fn threshold(pairs: &PairsSpec, scores: &[f32], seen: usize, place: &mut Vec<i32
     }
     place.clear();
     place.extend(scores[open.clone()].iter().map(|score| ordered(*score)));
-    let (higher, last, _) = place.select_nth_unstable_by(wanted - 1, |a, b| b.cmp(a));
-    let (score, mut ties) = (*last, wanted - higher.iter().filter(|other| **other > *last).count());
+    // Counted by their highest bits first, so that those of one count alone are sorted.
+    let bin = |score: i32| ((score ^ i32::MIN).cast_unsigned() >> 21) as usize;
+    let (mut counts, mut left, mut own) = ([0usize; 1 << 11], wanted, (1 << 11) - 1);
+    place.iter().for_each(|score| counts[bin(*score)] += 1);
+    while counts[own] < left {
+        left -= counts[own];
+        own -= 1;
+    }
+    place.retain(|score| bin(*score) == own);
+    let (higher, last, _) = place.select_nth_unstable_by(left - 1, |a, b| b.cmp(a));
+    let (score, mut ties) = (*last, left - higher.iter().filter(|other| **other > *last).count());
     let mut position = open.start;
     for (j, other) in open.clone().zip(&scores[open]) {
         if ordered(*other) == score {

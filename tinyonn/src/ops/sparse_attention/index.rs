@@ -1,16 +1,22 @@
 //! What scores a pair before its logit is computed, of the keys of one sequence and key head (DESIGN §8).
 
+use rayon::prelude::*;
 use tinyonn_spec::{PairIndex, PairsBy, PairsSpec};
 
+use super::super::few_queries::FEW;
 use super::super::head_matrix::{Matrix, maximum, product, sum};
 use super::super::lanes::exp;
+use super::super::row_tiles::{Accumulate, Dots};
+
+/// Keys that a thread scores at once.
+const RUN: usize = 1024;
 
 /// What the index reads of the keys.
 #[derive(Debug)]
 pub(super) enum Index<'a> {
-    /// The keys' own components: so many a query.
-    Components(usize),
-    /// Their main directions, `[r, D]`, and the keys in these, `[S, r]`.
+    /// The keys' own components: so many a query; and all of them in rows, `[D, room]`, where somebody has laid them so.
+    Components(usize, Option<Matrix<'a>>),
+    /// Their main directions, `[r, D]`, and the keys in these, `[r, room]`.
     Directions([Matrix<'a>; 2]),
     /// The mean key of each whole block of so many positions, `[S / size, D]`.
     Blocks { size: usize, means: Vec<f32> },
@@ -21,11 +27,15 @@ pub(super) enum Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    /// Of the keys `[S, D]`; the directions and the keys in these where the index is of them.
-    pub(super) fn new(index: PairIndex, keys: Matrix<'_>, directions: Option<[Matrix<'a>; 2]>) -> Self {
-        match (index, directions) {
-            (PairIndex::Directions(_), Some(directions)) => Self::Directions(directions),
-            (PairIndex::Components(r), _) => Self::Components(r),
+    /// Of the keys `[S, D]`; the directions where the index is of them, and what it reads in rows.
+    pub(super) fn new(
+        index: PairIndex,
+        keys: Matrix<'_>,
+        (directions, in_rows): (Option<Matrix<'a>>, Option<Matrix<'a>>),
+    ) -> Self {
+        match (index, directions.zip(in_rows)) {
+            (PairIndex::Directions(_), Some((directions, keys_rs))) => Self::Directions([directions, keys_rs]),
+            (PairIndex::Components(r), _) => Self::Components(r, in_rows),
             (PairIndex::Blocks(size), _) => {
                 let d = keys.columns;
                 let mut means = vec![0f32; keys.rows / size * d];
@@ -93,20 +103,38 @@ impl<'a> Index<'a> {
         let scale = 1.0 / (d as f32).sqrt();
         let table = |q: Matrix<'_>, keys: Matrix<'_>| {
             let mut scores = vec![0f32; q.rows * keys.rows];
-            product(&mut scores, false, scale, q, keys.t());
+            if q.rows <= FEW {
+                few_scores(&mut scores, scale, q, keys);
+            } else {
+                product(&mut scores, false, scale, q, keys.t());
+            }
+            scores
+        };
+        // The same of keys whose components lie in rows.
+        let in_row = |q: Matrix<'_>, keys_rs: Matrix<'_>| {
+            let mut scores = vec![0f32; q.rows * columns];
+            if q.rows <= FEW {
+                few_scores_in_rows(&mut scores, scale, q, keys_rs);
+            } else {
+                product(&mut scores, false, scale, q, keys_rs.first_columns(columns));
+            }
             scores
         };
         match self {
-            Self::Components(r) => {
+            Self::Components(r, in_rows) => {
                 let kept = largest_components(queries, *r, together);
-                kept.iter().map(|q| table(Matrix::row_major(q, q.len() / d.max(1), d), keys)).collect()
+                let of_head = |q: &Vec<f32>| {
+                    let q = Matrix::row_major(q, q.len() / d.max(1), d);
+                    in_rows.filter(|_| q.rows <= FEW).map_or_else(|| table(q, keys), |keys_ds| in_row(q, keys_ds))
+                };
+                kept.iter().map(of_head).collect()
             }
-            Self::Directions([directions_rd, keys_sr]) => {
+            Self::Directions([directions_rd, keys_rs]) => {
                 let r = directions_rd.rows;
                 let turned = |q: &Matrix<'_>| {
                     let mut turned = vec![0f32; q.rows * r];
                     product(&mut turned, false, 1.0, *q, directions_rd.t());
-                    table(Matrix::row_major(&turned, q.rows, r), keys_sr.rows(0, columns))
+                    in_row(Matrix::row_major(&turned, q.rows, r), *keys_rs)
                 };
                 queries.iter().map(turned).collect()
             }
@@ -126,6 +154,32 @@ impl<'a> Index<'a> {
             }
             Self::Window | Self::Exact => queries.iter().map(|q| table(*q, keys)).collect(),
         }
+    }
+}
+
+/// scale · q kᵀ of a few queries, by runs of keys that threads share: a product of so few rows is as slow as one of many.
+fn few_scores(scores: &mut [f32], scale: f32, q: Matrix<'_>, keys: Matrix<'_>) {
+    for (i, row) in scores.chunks_exact_mut(keys.rows.max(1)).enumerate() {
+        row.par_chunks_mut(RUN).enumerate().for_each(|(run, scores)| {
+            let keys: Vec<&[f32]> = (0..scores.len()).map(|j| keys.row(run * RUN + j)).collect();
+            pulp::Arch::new().dispatch(Dots { a: &[q.row(i)], b: &keys, out: scores });
+            scores.iter_mut().for_each(|score| *score *= scale);
+        });
+    }
+}
+
+/// The same of keys whose components lie in rows, `[r, S]`: those of which a query has none are not read.
+fn few_scores_in_rows(scores: &mut [f32], scale: f32, q: Matrix<'_>, keys_rs: Matrix<'_>) {
+    let columns = scores.len() / q.rows.max(1);
+    for (i, row) in scores.chunks_exact_mut(columns.max(1)).enumerate() {
+        let own = q.row(i).iter().enumerate().filter(|(_, q)| **q != 0.0);
+        let (components, q): (Vec<usize>, Vec<f32>) = own.map(|(c, q)| (c, scale * q)).unzip();
+        row.par_chunks_mut(RUN).enumerate().for_each(|(run, scores)| {
+            let of_run = |c: &usize| &keys_rs.row(*c)[run * RUN..run * RUN + scores.len()];
+            let rows: Vec<&[f32]> = components.iter().map(of_run).collect();
+            let sums = Accumulate { out: &mut [scores], rows: &[0], coefficients: &q, strides: (0, 1), b: &rows };
+            pulp::Arch::new().dispatch(sums);
+        });
     }
 }
 
