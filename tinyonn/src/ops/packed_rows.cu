@@ -1,7 +1,5 @@
 // Rows that learn, one behind another, and back (packed_rows.rs): the block of a row counts the learning rows before it, and copies its own where it is held.
 
-typedef unsigned long long u64;
-
 // Eleven words of eight bytes, as packed_rows.rs writes them.
 struct Rows {
     char* values;               // of a range of a bucket

@@ -94,7 +94,8 @@ mod on_a_card {
     use super::super::kernel::{Kernel, address, card};
     use super::LearningRows;
 
-    static PACKED_ROWS: Kernel = Kernel::new("packed_rows", include_str!("packed_rows.cu"));
+    static PACKED_ROWS: Kernel =
+        Kernel::new("packed_rows", concat!(include_str!("numbers.cu"), include_str!("packed_rows.cu")));
 
     /// Threads of a row's block.
     const THREADS: u32 = 128;
