@@ -2,8 +2,7 @@
 //! moments that lie in it. All ranks hold all work weights.
 //!
 //! A step sums each bucket over the ranks and leaves a rank its range, steps the pieces of weights in it, and gathers the work weights; where few rows of a bucket learn, it sums and
-//! gathers these alone. Nothing of it
-//! depends on how many ranks there are but the order of the sums, and a state on disk is that of one rank.
+//! gathers these alone. Nothing of it depends on how many ranks there are but the order of the sums, and a state on disk is that of one rank.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -29,7 +29,7 @@ pub(super) struct Choice {
     columns: usize,
 }
 
-/// The same as lists.
+/// A [`Choice`] as lists, for queries so few that the rows they keep are gathered.
 #[derive(Debug)]
 pub(super) struct Kept {
     /// As of [`Choice`].

@@ -168,7 +168,7 @@ fn few_scores(scores: &mut [f32], scale: f32, q: Matrix<'_>, keys: Matrix<'_>) {
     }
 }
 
-/// The same of keys whose components lie in rows, `[r, S]`: those of which a query has none are not read.
+/// The same of keys whose components lie in rows, `[r, room]`: those of which a query has none are not read.
 fn few_scores_in_rows(scores: &mut [f32], scale: f32, q: Matrix<'_>, keys_rs: Matrix<'_>) {
     let columns = scores.len() / q.rows.max(1);
     for (i, row) in scores.chunks_exact_mut(columns.max(1)).enumerate() {
