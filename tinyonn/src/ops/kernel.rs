@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage as _;
 use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtod_async;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUdevice_attribute, CUfunction_attribute_enum, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
     CUlaunchConfig, cuLaunchKernelEx,
@@ -277,6 +278,15 @@ pub(super) fn in_chunks(tensor: &Tensor) -> usize {
 pub(super) fn room(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     // SAFETY: whoever asks for room fills all of it before it is read, by the launch that follows in the same stream.
     unsafe { Tensor::empty(shape, dtype, device) }
+}
+
+/// The values of a contiguous tensor in the place of those of another of its type, size and card.
+#[allow(unsafe_code)]
+pub(super) fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
+    let (source, target, stream) = (address(from)?, address(to)?, card(to)?.cuda_stream());
+    let bytes = from.elem_count() * from.dtype().size_in_bytes();
+    // SAFETY: the addresses are of tensors of so many bytes that live until the copy is queued in the stream that they are used in.
+    unsafe { memcpy_dtod_async(target, source, bytes, stream.cu_stream()) }.map_err(candle_core::Error::wrap)
 }
 
 /// Room like `tensor`.

@@ -41,6 +41,7 @@ mod class_sums;
 #[cfg(feature = "cuda")]
 mod collective_watchdog;
 mod columns;
+pub(crate) mod copies;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub(crate) mod decode_attention;

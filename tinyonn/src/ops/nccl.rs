@@ -2,7 +2,8 @@
 //!
 //! A communicator never blocks the host: whoever started something asks for its outcome until a limit, and gives the communicator up behind it. NCCL then works in
 //! a thread of its own, where the stream that everything else on a card runs in (each thread's own) is another one. So it has a stream by itself, which waits for
-//! what was queued before, and for which waits what is queued behind: on the card it is as if there were one.
+//! what was queued before, and for which waits what is queued behind: on the card it is as if there were one, but where something is queued between the beginning of a
+//! collective and the question for its values ([`Underway`]).
 //!
 //! ```no_run
 //! use candle_core::Device;
@@ -35,7 +36,7 @@ use libloading::Library;
 
 use super::collective_watchdog::{Hung, Watchdog};
 use super::kernel::{address, attribute, card, room, room_like};
-use crate::ranks::Collective;
+use crate::ranks::{Collective, Underway};
 use crate::{Error, Result};
 
 /// Where the library is looked for, on the loader's path.
@@ -263,13 +264,20 @@ impl Gpus {
         self.nccl.check(result, what)
     }
 
-    /// Queues a call of NCCL between what was queued before and what will be.
-    fn queue(&self, what: &'static str, call: impl FnOnce(CUstream) -> c_int) -> Result<()> {
+    /// Queues a call of NCCL behind what was queued before, which reads `read` and writes `values`.
+    fn begin(
+        &self,
+        what: &'static str,
+        (read, values): (&Tensor, Tensor),
+        call: impl FnOnce(CUstream) -> c_int,
+    ) -> Result<Underway> {
         let main = self.device.cuda_stream().cu_stream();
         self.watchdog.begins(what);
         self.beside.behind(main)?;
         self.wait(call(self.beside.stream), what, self.timeout)?;
-        self.beside.before(main)
+        let (done, device) = (self.beside.mark()?, self.device.clone());
+        let order = move || done.before(device.cuda_stream().cu_stream());
+        Ok(Underway::until(read.clone(), values, Box::new(order)))
     }
 
     fn refuse_elsewhere(&self, tensor: &Tensor) -> Result<()> {
@@ -324,7 +332,7 @@ fn data_type(tensor: &Tensor) -> Result<c_int> {
     }
 }
 
-/// A stream beside the one that everything else runs in.
+/// A stream beside the one that everything else runs in; on the card what is queued here goes before what waits there.
 struct Beside {
     stream: CUstream,
     /// What was queued before is done, and what is queued here.
@@ -333,30 +341,64 @@ struct Beside {
 
 impl Beside {
     fn new() -> Result<Self> {
-        let stream = stream::create(stream::StreamKind::NonBlocking).map_err(candle_core::Error::wrap)?;
-        let event = || event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(candle_core::Error::wrap);
-        Ok(Self { stream, events: [event()?, event()?] })
+        let (_, first) = stream::get_priority_range().map_err(candle_core::Error::wrap)?;
+        let stream = stream::create_with_priority(stream::StreamKind::NonBlocking, first);
+        let stream = stream.map_err(candle_core::Error::wrap)?;
+        Ok(Self { stream, events: [new_event()?, new_event()?] })
     }
 
     /// What is queued here next waits for all that is queued in `main`.
     fn behind(&self, main: CUstream) -> Result<()> {
-        Self::order(main, self.events[0], self.stream)
+        record(self.events[0], main)?;
+        wait_for(self.events[0], self.stream)
     }
 
-    /// What is queued in `main` next waits for all that is queued here.
+    /// Behind all that is queued here.
+    fn mark(&self) -> Result<Mark> {
+        record(self.events[1], self.stream)?;
+        let mark = Mark(new_event()?);
+        record(mark.0, self.stream)?;
+        Ok(mark)
+    }
+}
+
+/// A place in a stream.
+struct Mark(CUevent);
+
+// SAFETY: the driver lets every thread in which the context is bound use an event.
+#[allow(unsafe_code)]
+unsafe impl Send for Mark {}
+
+impl Mark {
+    /// What is queued in `main` next waits until this place is reached.
     fn before(&self, main: CUstream) -> Result<()> {
-        Self::order(self.stream, self.events[1], main)
+        wait_for(self.0, main)
     }
+}
 
+impl Drop for Mark {
     #[allow(unsafe_code)]
-    fn order(first: CUstream, event: CUevent, then: CUstream) -> Result<()> {
-        // SAFETY: streams and events are of the context that is bound to this thread, and live until this is dropped.
-        let ordered = unsafe {
-            event::record(event, first)
-                .and_then(|()| stream::wait_event(then, event, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT))
-        };
-        Ok(ordered.map_err(candle_core::Error::wrap)?)
+    fn drop(&mut self) {
+        // SAFETY: this made it; the driver keeps it for streams that wait for it already.
+        let _ = unsafe { event::destroy(self.0) };
     }
+}
+
+fn new_event() -> Result<CUevent> {
+    Ok(event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(candle_core::Error::wrap)?)
+}
+
+#[allow(unsafe_code)]
+fn record(event: CUevent, stream: CUstream) -> Result<()> {
+    // SAFETY: both are of the context that is bound to this thread, and whoever made them has not destroyed them.
+    Ok(unsafe { event::record(event, stream) }.map_err(candle_core::Error::wrap)?)
+}
+
+#[allow(unsafe_code)]
+fn wait_for(event: CUevent, stream: CUstream) -> Result<()> {
+    // SAFETY: as of `record`.
+    let waits = unsafe { stream::wait_event(stream, event, CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) };
+    Ok(waits.map_err(candle_core::Error::wrap)?)
 }
 
 impl Drop for Beside {
@@ -399,40 +441,34 @@ impl Collective for Gpus {
         let own = bucket.narrow(0, rank * count, count)?;
         let (from, to, dtype) = (address(bucket)?, address(&own)?, data_type(bucket)?);
         // SAFETY: the addresses are of `ranks` times `count` and of `count` values of that type, the second where NCCL has it within the first for a sum
-        // in place; both live until the call is queued, and the stream is ordered with the one that they are used in.
-        self.queue("reduce and scatter a bucket", |stream| unsafe {
-            (self.nccl.reduce_scatter)(from, to, count, dtype, SUM, self.comm, stream)
-        })?;
-        Ok(own)
+        // in place; both live until what is queued in the stream that they are used in waits for the call.
+        let call = |stream| unsafe { (self.nccl.reduce_scatter)(from, to, count, dtype, SUM, self.comm, stream) };
+        self.begin("reduce and scatter a bucket", (bucket, own), call)?.values()
     }
 
     #[allow(unsafe_code)]
-    fn all_gather(&self, shard: &Tensor) -> Result<Tensor> {
+    fn begin_gather(&self, shard: &Tensor) -> Result<Underway> {
         self.refuse_elsewhere(shard)?;
         let count = shard.dims1()?;
         let all = room(count * self.place.1, shard.dtype(), shard.device())?;
         let (from, to, dtype) = (address(shard)?, address(&all)?, data_type(shard)?);
         // SAFETY: as above; `all` has room for the shards of all ranks, and nobody else knows it yet.
-        self.queue("gather a bucket", |stream| unsafe {
-            (self.nccl.all_gather)(from, to, count, dtype, self.comm, stream)
-        })?;
-        Ok(all)
+        let call = |stream| unsafe { (self.nccl.all_gather)(from, to, count, dtype, self.comm, stream) };
+        self.begin("gather a bucket", (shard, all), call)
     }
 
     #[allow(unsafe_code)]
-    fn all_reduce(&self, values: &Tensor) -> Result<Tensor> {
+    fn begin_sum(&self, values: &Tensor) -> Result<Underway> {
         self.refuse_elsewhere(values)?;
         let values = values.contiguous()?;
         if values.elem_count() == 0 {
-            return Ok(values);
+            return Ok(Underway::done(values));
         }
         let sum = room_like(&values)?;
         let (from, to, dtype) = (address(&values)?, address(&sum)?, data_type(&values)?);
         let count = values.elem_count();
         // SAFETY: as above; `sum` is like `values`, and nobody else knows it yet.
-        self.queue("add up over ranks", |stream| unsafe {
-            (self.nccl.all_reduce)(from, to, count, dtype, SUM, self.comm, stream)
-        })?;
-        Ok(sum)
+        let call = |stream| unsafe { (self.nccl.all_reduce)(from, to, count, dtype, SUM, self.comm, stream) };
+        self.begin("add up over ranks", (&values, sum), call)
     }
 }

@@ -17,7 +17,7 @@ mod threads;
 pub mod token;
 pub mod watch;
 
-pub use collective::Collective;
+pub use collective::{Collective, Underway};
 pub use launcher::{Launched, Launcher};
 pub use rendezvous::{Greeting, Meeting, meet};
 pub use threads::Threads;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Tensor};
 
-use super::Collective;
+use super::{Collective, Underway};
 use crate::{Error, Result};
 
 /// One of several ranks in this process.
@@ -143,11 +143,11 @@ impl Collective for Threads {
         Ok(sum.narrow(0, self.rank * (n / ranks), n / ranks)?)
     }
 
-    fn all_gather(&self, shard: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::cat(&self.exchange(shard)?, 0)?)
+    fn begin_gather(&self, shard: &Tensor) -> Result<Underway> {
+        Ok(Underway::done(Tensor::cat(&self.exchange(shard)?, 0)?))
     }
 
-    fn all_reduce(&self, values: &Tensor) -> Result<Tensor> {
-        self.sum(values)
+    fn begin_sum(&self, values: &Tensor) -> Result<Underway> {
+        Ok(Underway::done(self.sum(values)?))
     }
 }

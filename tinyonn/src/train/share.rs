@@ -1,10 +1,11 @@
 //! What one of several ranks steps of a training (ZeRO, Rajbhandari et al. 2020, stage 1): of every bucket of gradients an equal range, with the masters and
 //! moments that lie in it. All ranks hold all work weights.
 //!
-//! A step sums each bucket over the ranks and leaves a rank its range, steps the pieces of weights in it, and gathers the work weights; where few rows of a bucket learn, it sums and
-//! gathers these alone. Nothing of it depends on how many ranks there are but the order of the sums, and a state on disk is that of one rank.
+//! A step sums each bucket over the ranks and leaves a rank its range, steps the pieces of weights in it, and gathers the work weights of one bucket while it steps the next; where
+//! few rows of a bucket learn, it sums and gathers these alone. Nothing of it depends on how many ranks there are but the order of the sums, and a state on disk is that of one rank.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -15,9 +16,9 @@ use super::{OptimizerConfig, UpdateRule};
 use crate::Result;
 use crate::ops::grads::Bucket;
 use crate::ops::packed_rows::{LearningRows, pack, unpack};
-use crate::ops::{self, Descriptor, Grads, UpdateTable};
-use crate::ranks::Collective;
+use crate::ops::{self, Descriptor, Grads, UpdateTable, copies};
 use crate::ranks::pieces::{Piece, pieces};
+use crate::ranks::{Collective, Underway};
 
 /// What this rank steps.
 #[derive(Debug)]
@@ -35,9 +36,24 @@ pub(super) struct Share {
 struct OwnBucket {
     /// Slots, and where in the bucket each begins.
     slots: Vec<(usize, usize)>,
-    /// What passes compute with, of this range.
-    work: Tensor,
+    /// Which of the bucket's values it is.
+    range: Range<usize>,
+    /// Of what passes compute with.
+    dtype: DType,
+    device: Device,
     pieces: Vec<OwnPiece>,
+    /// What the other ranks step.
+    theirs: Vec<Theirs>,
+}
+
+/// A run of values that another rank steps.
+#[derive(Debug)]
+struct Theirs {
+    slot: usize,
+    /// In the flattened weight.
+    values: Range<usize>,
+    /// Where in the bucket they begin.
+    at: usize,
 }
 
 /// A piece of a weight.
@@ -60,11 +76,23 @@ pub(super) struct Reduced {
     pub(super) norm: Tensor,
 }
 
-/// What an update of a piece reads, beside what belongs to it.
-struct Views {
+/// What an update of a piece reads and writes, beside what belongs to it.
+struct Views<'a> {
+    own: &'a OwnPiece,
     gradient: Tensor,
     learn: Tensor,
     work: Tensor,
+}
+
+/// What all pieces of a step are stepped by.
+struct Step<'a> {
+    slots: &'a [Slot],
+    /// By slot, its rows that learn; nothing of those that are not stepped.
+    learn: Vec<Option<&'a Tensor>>,
+    config: &'a OptimizerConfig,
+    rate: f64,
+    scale: &'a Tensor,
+    finite: &'a Tensor,
 }
 
 impl Share {
@@ -72,20 +100,28 @@ impl Share {
     pub(super) fn new(slots: &[Slot], grads: &Grads, ranks: Arc<dyn Collective>, moments: DType) -> Result<Self> {
         let mut buckets = Vec::new();
         for bucket in grads.buckets() {
-            let length = bucket.values.dim(0)? / ranks.ranks();
+            let (whole, device) = (bucket.values.dim(0)?, bucket.values.device());
+            let length = whole / ranks.ranks();
             let range = ranks.rank() * length..(ranks.rank() + 1) * length;
             let places = bucket.weights.iter().map(|(slot, start)| (slots[*slot].var.dims().to_vec(), *start));
-            let own = pieces(&places.collect::<Vec<_>>(), range).into_iter().map(|piece| {
+            let places: Vec<_> = places.collect();
+            let own = pieces(&places, range.clone()).into_iter().map(|piece| {
                 let slot = bucket.weights[piece.weight].0;
-                let device = bucket.values.device();
                 Ok(OwnPiece { slot, master: cut(slots[slot].stepped(), &piece, device)?, piece, moments: None })
             });
             let own = own.collect::<Result<Vec<_>>>()?;
+            let theirs = [0..range.start, range.end..whole].into_iter().flat_map(|range| {
+                let run = |(slot, start): &(usize, usize)| {
+                    let from = range.start.max(*start);
+                    let to = range.end.min(start + slots[*slot].var.elem_count());
+                    (from < to).then(|| Theirs { slot: *slot, values: from - start..to - start, at: from })
+                };
+                bucket.weights.iter().filter_map(run).collect::<Vec<_>>()
+            });
+            let theirs = theirs.collect();
             let first = bucket.weights.first().map_or(0, |(slot, _)| *slot);
-            let work = Tensor::zeros(length, slots[first].var.dtype(), bucket.values.device())?;
-            let own = OwnBucket { slots: bucket.weights.clone(), work, pieces: own };
-            own.round()?;
-            buckets.push(own);
+            let (dtype, device) = (slots[first].var.dtype(), device.clone());
+            buckets.push(OwnBucket { slots: bucket.weights.clone(), range, dtype, device, pieces: own, theirs });
         }
         Ok(Self { ranks, buckets, marks: vec![None; slots.len()], moments: (moments, false) })
     }
@@ -104,7 +140,7 @@ impl Share {
         });
         let packed: Vec<LearningRows<'_>> = packed.collect();
         if !grads.are_summed() {
-            self.send(&packed, &packed)?;
+            send(&*self.ranks, &packed, &packed)?;
         }
         drop(packed);
         let written = |bucket: &Bucket| bucket.weights.iter().any(|(slot, _)| grads.is_written(*slot));
@@ -122,21 +158,6 @@ impl Share {
         Ok(Reduced { shards, few, norm })
     }
 
-    /// The sum over ranks of the rows `from`, to `to`; all of one type in one sum.
-    fn send(&self, from: &[LearningRows<'_>], to: &[LearningRows<'_>]) -> Result<()> {
-        let dtypes: BTreeSet<&str> = from.iter().map(|rows| rows.values.dtype().as_str()).collect();
-        for dtype in dtypes {
-            let [from, to] = [from, to].map(|rows| {
-                rows.iter()
-                    .filter(|rows| rows.values.dtype().as_str() == dtype)
-                    .cloned()
-                    .collect::<Vec<LearningRows<'_>>>()
-            });
-            unpack(&self.ranks.all_reduce(&pack(&from)?)?, &to)?;
-        }
-        Ok(())
-    }
-
     /// Steps the pieces, and gathers the work weights. `all` marks what learns as a whole.
     pub(super) fn step(
         &mut self,
@@ -150,81 +171,29 @@ impl Share {
             grads.get(&slot.var)?;
             Some(grads.learning_rows(&slot.var).unwrap_or(all))
         });
-        let learn: Vec<Option<&Tensor>> = learn.collect();
-        for (marks, learn) in self.marks.iter_mut().zip(&learn) {
+        let step = Step { slots, learn: learn.collect(), config, rate, scale, finite };
+        for (marks, learn) in self.marks.iter_mut().zip(&step.learn) {
             *marks = marks.or(learn.map(Tensor::elem_count));
         }
-        let (mut views, mut stepping) = (Vec::new(), Vec::new());
-        for (bucket, shard) in self.buckets.iter_mut().zip(&reduced.shards) {
+        let (mut few, mut underway): (Vec<_>, Option<(&OwnBucket, Underway)>) = (Vec::new(), None);
+        for ((bucket, shard), is_few) in self.buckets.iter_mut().zip(&reduced.shards).zip(&reduced.few) {
             let Some(shard) = shard else { continue };
-            for own in &mut bucket.pieces {
-                let Some(learn) = learn[own.slot] else { continue };
-                let learn = if learn.elem_count() == 1 {
-                    learn.clone()
-                } else {
-                    learn.narrow(0, own.piece.rows.start, own.piece.rows.len())?
-                };
-                own.begin(learn.elem_count(), self.moments)?;
-                views.push(Views { gradient: own.of(shard)?, learn, work: own.of(&bucket.work)? });
-                stepping.push(&*own);
-            }
-        }
-        let mut descriptors = Vec::with_capacity(views.len());
-        for (own, views) in stepping.into_iter().zip(&views) {
-            let slot = &slots[own.slot];
-            let Some(moments) = &own.moments else { continue };
-            descriptors.push(Descriptor {
-                weight: &own.master,
-                // Where the types are one it is copied below.
-                work: (views.work.dtype() != own.master.dtype()).then_some(&views.work),
-                gradient: &views.gradient,
-                m: &moments.m,
-                second: moments.second(&slot.name, config.rule)?,
-                learn: &views.learn,
-                decay: config.decay_of(slot.role, slot.var.rank()),
-            });
-        }
-        apply(config, rate, &UpdateTable { descriptors: &descriptors, scale, finite })?;
-        drop(descriptors);
-        let (mut few, mut all_of_it) = (Vec::new(), Vec::new());
-        for ((bucket, shard), is_few) in self.buckets.iter().zip(&reduced.shards).zip(&reduced.few) {
-            if shard.is_none() {
+            bucket.step(shard, &step, self.moments)?;
+            let bucket = &*bucket;
+            if *is_few {
+                few.push(bucket);
                 continue;
             }
-            // The update wrote narrower ones.
-            if bucket.work.dtype() != DType::BF16 {
-                bucket.round()?;
+            // It travels while the next bucket is stepped.
+            let gathered = self.ranks.begin_gather(&bucket.own_work(slots)?)?;
+            if let Some((before, gathered)) = underway.replace((bucket, gathered)) {
+                before.take_work(&gathered.values()?, slots)?;
             }
-            if *is_few { few.push(bucket) } else { all_of_it.push(bucket) }
         }
-        all_of_it.into_iter().try_for_each(|bucket| self.gather_work(bucket, slots))?;
-        self.gather_rows(&few, (slots, grads))
-    }
-
-    /// The work weights of rows that learn, into the slots: every value is one rank's, and nothing of the others'.
-    fn gather_rows(&self, buckets: &[&OwnBucket], of: (&[Slot], &Grads)) -> Result<()> {
-        let (mut from, mut to) = (Vec::new(), Vec::new());
-        let rows = buckets.iter().flat_map(|bucket| learning_rows(&bucket.slots, of).map(move |rows| (*bucket, rows)));
-        let rows: Vec<_> = rows.collect();
-        let flat = |(_, rows): &(&OwnBucket, Rows<'_>)| Ok(of.0[rows.slot].var.as_tensor().detach().flatten_all()?);
-        let work = rows.iter().map(flat).collect::<Result<Vec<Tensor>>>()?;
-        for ((bucket, rows), work) in rows.iter().zip(&work) {
-            let length = bucket.work.dim(0)?;
-            let own = self.ranks.rank() * length;
-            from.push(rows.of(&bucket.work, own..own + length));
-            to.push(rows.of(work, rows.begin..rows.begin + work.elem_count()));
+        if let Some((last, gathered)) = underway {
+            last.take_work(&gathered.values()?, slots)?;
         }
-        self.send(&from, &to)
-    }
-
-    /// The work weights of all ranges of a bucket, into the slots.
-    fn gather_work(&self, bucket: &OwnBucket, slots: &[Slot]) -> Result<()> {
-        let all = self.ranks.all_gather(&bucket.work)?;
-        for (slot, start) in &bucket.slots {
-            let var = &slots[*slot].var;
-            var.set(&all.narrow(0, *start, var.elem_count())?.reshape(var.shape())?)?;
-        }
-        Ok(())
+        gather_rows(&*self.ranks, &few, (slots, grads))
     }
 
     /// The masters of all ranges, into the slots.
@@ -233,11 +202,8 @@ impl Share {
         let has_master = |(slot, _): &&(usize, usize)| slots[*slot].master.is_some();
         for bucket in self.buckets.iter().filter(|bucket| bucket.slots.iter().any(|of| has_master(&of))) {
             let dtype = bucket.slots.first().map_or(DType::F32, |(slot, _)| slots[*slot].stepped().dtype());
-            let own = Tensor::zeros(bucket.work.dim(0)?, dtype, bucket.work.device())?;
-            for piece in &bucket.pieces {
-                own.slice_set(&piece.master.flatten_all()?, 0, piece.piece.from)?;
-            }
-            let all = self.ranks.all_gather(&own)?;
+            let parts = bucket.pieces.iter().map(|own| (own.piece.from, own.master.clone())).collect::<Vec<_>>();
+            let all = self.ranks.all_gather(&copies::row(&parts, bucket.range.len(), dtype, &bucket.device)?)?;
             for (slot, start) in bucket.slots.iter().filter(has_master) {
                 let master = slots[*slot].stepped();
                 let values = all.narrow(0, *start, master.elem_count())?.reshape(master.shape())?;
@@ -251,9 +217,8 @@ impl Share {
     pub(super) fn take_masters(&mut self, slots: &[Slot]) -> Result<()> {
         for bucket in &mut self.buckets {
             for own in &mut bucket.pieces {
-                own.master = cut(slots[own.slot].stepped(), &own.piece, bucket.work.device())?;
+                own.master = cut(slots[own.slot].stepped(), &own.piece, &bucket.device)?;
             }
-            bucket.round()?;
         }
         Ok(())
     }
@@ -262,7 +227,7 @@ impl Share {
     pub(super) fn tensors(&self, slots: &[Slot]) -> Result<StateTensors> {
         let mut found = StateTensors::default();
         for bucket in &self.buckets {
-            let dtype = if bucket.work.dtype() == DType::F64 { DType::F64 } else { self.moments.0 };
+            let dtype = if bucket.dtype == DType::F64 { DType::F64 } else { self.moments.0 };
             let counts = self.moments.1.then(|| self.counts(bucket)).transpose()?;
             let counts = counts.map(|counts| counts.to_device(&Device::Cpu)).transpose()?;
             let mut counted = 0;
@@ -297,7 +262,7 @@ impl Share {
         let mut all = Vec::with_capacity(bucket.slots.len());
         for (slot, _) in &bucket.slots {
             let Some(marks) = self.marks[*slot] else { continue };
-            let counts = Tensor::zeros(marks, DType::F64, bucket.work.device())?;
+            let counts = Tensor::zeros(marks, DType::F64, &bucket.device)?;
             for own in bucket.pieces.iter().filter(|own| own.slot == *slot) {
                 let held = own.moments.as_ref().and_then(|moments| moments.counts.as_ref());
                 let counts_for_all = if marks == 1 { own.piece.values.start == 0 } else { own.piece.begins };
@@ -308,7 +273,7 @@ impl Share {
             all.push(counts);
         }
         if all.is_empty() {
-            return Ok(Tensor::zeros(0, DType::F64, bucket.work.device())?);
+            return Ok(Tensor::zeros(0, DType::F64, &bucket.device)?);
         }
         self.ranks.all_reduce(&Tensor::cat(&all, 0)?)
     }
@@ -328,6 +293,36 @@ impl Share {
     }
 }
 
+/// The sum over ranks of the rows `from`, to `to`; all of one type in one sum.
+fn send(ranks: &dyn Collective, from: &[LearningRows<'_>], to: &[LearningRows<'_>]) -> Result<()> {
+    let dtypes: BTreeSet<&str> = from.iter().map(|rows| rows.values.dtype().as_str()).collect();
+    for dtype in dtypes {
+        let [from, to] = [from, to].map(|rows| {
+            rows.iter().filter(|rows| rows.values.dtype().as_str() == dtype).cloned().collect::<Vec<LearningRows<'_>>>()
+        });
+        unpack(&ranks.all_reduce(&pack(&from)?)?, &to)?;
+    }
+    Ok(())
+}
+
+/// The work weights of rows that learn, into the slots: every value is one rank's, and nothing of the others'.
+fn gather_rows(ranks: &dyn Collective, buckets: &[&OwnBucket], of: (&[Slot], &Grads)) -> Result<()> {
+    let rows = buckets.iter().flat_map(|bucket| learning_rows(&bucket.slots, of).map(move |rows| (*bucket, rows)));
+    let rows: Vec<_> = rows.collect();
+    let flat = |(_, rows): &(&OwnBucket, Rows<'_>)| Ok(of.0[rows.slot].var.as_tensor().detach().flatten_all()?);
+    let whole = rows.iter().map(flat).collect::<Result<Vec<Tensor>>>()?;
+    let all = |rows: &Rows<'_>, whole: &Tensor| rows.begin..rows.begin + whole.elem_count();
+    let own = rows.iter().zip(&whole).map(|((bucket, rows), whole)| {
+        let all = all(rows, whole);
+        let [from, to] = [bucket.range.start, bucket.range.end].map(|end| end.clamp(all.start, all.end));
+        Ok((whole.narrow(0, from - all.start, to - from)?, from..to))
+    });
+    let own = own.collect::<Result<Vec<_>>>()?;
+    let from: Vec<_> = rows.iter().zip(&own).map(|((_, rows), (own, held))| rows.of(own, held.clone())).collect();
+    let to: Vec<_> = rows.iter().zip(&whole).map(|((_, rows), whole)| rows.of(whole, all(rows, whole))).collect();
+    send(ranks, &from, &to)
+}
+
 /// The rows of a weight that learn, of which nothing is held yet.
 struct Rows<'a> {
     slot: usize,
@@ -338,7 +333,7 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn of(&self, values: &'a Tensor, held: std::ops::Range<usize>) -> LearningRows<'a> {
+    fn of(&self, values: &'a Tensor, held: Range<usize>) -> LearningRows<'a> {
         let Self { begin, shape, learn, most, .. } = *self;
         LearningRows { values, held, begin, shape, learn, most }
     }
@@ -368,21 +363,64 @@ fn few_learn(bucket: &Bucket, (slots, grads): (&[Slot], &Grads)) -> bool {
 }
 
 impl OwnBucket {
-    /// The work weights of the range: its masters, rounded.
-    fn round(&self) -> Result<()> {
-        for own in &self.pieces {
-            self.work.slice_set(&own.master.flatten_all()?.to_dtype(self.work.dtype())?, 0, own.piece.from)?;
+    /// Steps its pieces by their gradients, the range of the sum; the work weights in the slots follow.
+    fn step(&mut self, shard: &Tensor, step: &Step<'_>, moments: (DType, bool)) -> Result<()> {
+        let mut views = Vec::with_capacity(self.pieces.len());
+        for own in &mut self.pieces {
+            let Some(learn) = step.learn[own.slot] else { continue };
+            let learn = match learn.elem_count() {
+                1 => learn.clone(),
+                _ => learn.narrow(0, own.piece.rows.start, own.piece.rows.len())?,
+            };
+            own.begin(learn.elem_count(), moments)?;
+            let own = &*own;
+            let gradient = shard.narrow(0, own.piece.from, own.piece.values.len())?.reshape(own.piece.shape())?;
+            let work = values_of(&step.slots[own.slot], &own.piece.values)?.reshape(own.piece.shape())?;
+            views.push(Views { own, gradient, learn, work });
         }
-        Ok(())
+        let mut descriptors = Vec::with_capacity(views.len());
+        for Views { own, gradient, learn, work } in &views {
+            let slot = &step.slots[own.slot];
+            let Some(moments) = &own.moments else { continue };
+            descriptors.push(Descriptor {
+                weight: &own.master,
+                // Where the types are one it is copied below.
+                work: (self.dtype != own.master.dtype()).then_some(work),
+                gradient,
+                m: &moments.m,
+                second: moments.second(&slot.name, step.config.rule)?,
+                learn,
+                decay: step.config.decay_of(slot.role, slot.var.rank()),
+            });
+        }
+        let Step { config, rate, scale, finite, .. } = *step;
+        apply(config, rate, &UpdateTable { descriptors: &descriptors, scale, finite })?;
+        let same = views.iter().filter(|views| self.dtype == views.own.master.dtype());
+        same.into_iter().try_for_each(|views| Ok(copies::copy(&views.own.master, &views.work)?))
+    }
+
+    /// The work weights of its range, in a row.
+    fn own_work(&self, slots: &[Slot]) -> Result<Tensor> {
+        let part = |own: &OwnPiece| Ok((own.piece.from, values_of(&slots[own.slot], &own.piece.values)?));
+        let parts = self.pieces.iter().map(part).collect::<Result<Vec<_>>>()?;
+        Ok(copies::row(&parts, self.range.len(), self.dtype, &self.device)?)
+    }
+
+    /// The work weights that the other ranks stepped, of `all` of the bucket, into the slots.
+    fn take_work(&self, all: &Tensor, slots: &[Slot]) -> Result<()> {
+        self.theirs.iter().try_for_each(|theirs| {
+            let values = all.narrow(0, theirs.at, theirs.values.len())?;
+            Ok(copies::copy(&values, &values_of(&slots[theirs.slot], &theirs.values)?)?)
+        })
     }
 }
 
-impl OwnPiece {
-    /// Its values of the range.
-    fn of(&self, range: &Tensor) -> Result<Tensor> {
-        Ok(range.narrow(0, self.piece.from, self.piece.values.len())?.reshape(self.piece.shape())?)
-    }
+/// A part of what passes compute with of a weight, where it lies.
+fn values_of(slot: &Slot, values: &Range<usize>) -> Result<Tensor> {
+    Ok(slot.var.as_tensor().detach().flatten_all()?.narrow(0, values.start, values.len())?)
+}
 
+impl OwnPiece {
     /// Moments of zero, where it has none yet.
     fn begin(&mut self, marks: usize, (moments, second): (DType, bool)) -> Result<()> {
         if self.moments.is_none() {
