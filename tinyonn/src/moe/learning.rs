@@ -13,7 +13,7 @@ use crate::decoder::smk_rule::{Losers, Per, Scope, Select, Smk};
 use crate::decoder::{Answers, Experts, ImageAsk, Learn, Surprises};
 use crate::ops::min_k::{self, surprise_squares};
 use crate::ops::{self, Grads, Learners, LearningNeurons, MinK, MlpBackward, MlpWeights, Replicas, SlicedMlp};
-use crate::ranks::Collective;
+use crate::ranks::{Collective, Underway};
 use crate::{Error, Result, random};
 
 /// What the backward of the experts gives.
@@ -116,21 +116,30 @@ impl TinyOnnExpert {
             } else {
                 (Answers::default(), None)
             };
-        let learners = match (&learn.experts, learn.experts.early(), &self.parts) {
-            (_, Some(smk), Parts::Slices(slices)) => {
+        let counted = match (learn.experts.early(), &self.parts) {
+            (Some(smk), Parts::Slices(slices)) => {
                 let seen = (squares_i.as_ref(), learn.ranks.as_deref());
-                let (min_k, learners) = self.decide((smk, slices), seen, dy, routing, grads)?;
+                Some((smk, slices, slices.count(seen, dy, routing)?))
+            }
+            _ => None,
+        };
+        // What needs no learners is formed while ranks add up.
+        let dgate = if gates { saved.gate_gradient(&deltas)? } else { None };
+        let dx = input.then(|| saved.input_gradient(&deltas)).transpose()?;
+        let learners = match counted {
+            Some((smk, slices, counted)) => {
+                let all_decided = routing.decided(dy.device())?.is_none();
+                let (min_k, learners) = self.decide((smk, slices), counted, all_decided, grads)?;
                 answers.min_k = Some(min_k);
                 learners
             }
-            (experts, ..) => match experts.mask(self.layer())? {
+            None => match learn.experts.mask(self.layer())? {
                 Some(mask) => mask.learners(self.matrices(), grads)?,
                 None => Learners::All,
             },
         };
         answers.products = Some(saved.weight_gradients(weights, &deltas, &learners, grads)?);
-        let dgate = if gates { saved.gate_gradient(&deltas)? } else { None };
-        Ok(Backward { dx: input.then(|| saved.input_gradient(&deltas)).transpose()?, dgate, answers })
+        Ok(Backward { dx, dgate, answers })
     }
 
     /// The matrices whose gradients are formed, if they learn, where neurons were chosen: ΔW has the gradient of W + ΔW.
@@ -164,27 +173,16 @@ impl TinyOnnExpert {
         Ok((answers, Some(surprise_squares(seen, decided_t.as_ref())?)))
     }
 
-    /// Who of the slices learns (`surprise = token`), from Σ S² of the neurons where that is read; dy `[.., d]`. Tokens and surprises are added up over
-    /// the ranks that pass a batch together, so that all choose the same.
+    /// Who of the slices learns (`surprise = token`), by what was counted of them. Where tokens before a decision ran all of them, not all are decided.
     fn decide(
         &self,
         (smk, slices): (&Smk, &Slices),
-        (squares_i, ranks): (Option<&Tensor>, Option<&dyn Collective>),
-        dy: &Tensor,
-        routing: &Routing,
+        counted: Counted,
+        all_decided: bool,
         grads: &mut Grads,
     ) -> Result<(MinK, Learners)> {
-        let load = routing.load(slices.widths.len(), &dy.flatten_to(dy.rank() - 2)?)?;
-        let mut tokens_n = load.tokens_n.to_dtype(DType::F64)?;
-        let mut squares_n = squares_i.map(|squares_i| slices.sums(squares_i)).transpose()?;
-        if let Some(ranks) = ranks {
-            let own: Vec<&Tensor> = [&tokens_n].into_iter().chain(&squares_n).collect();
-            let all = ranks.all_reduce(&Tensor::cat(&own, 0)?)?;
-            let experts = slices.widths.len();
-            squares_n = squares_n.map(|_| all.narrow(0, experts, experts)).transpose()?;
-            tokens_n = all.narrow(0, 0, experts)?;
-        }
-        let width_n = slices.width_n(dy.device())?;
+        let (tokens_n, squares_n) = counted.of_all_ranks()?;
+        let width_n = slices.width_n(tokens_n.device())?;
         let surprise_n = squares_n.map(|squares_n| min_k::surprise(&squares_n, &tokens_n, &width_n));
         let min_k = self.choose(smk, &tokens_n, surprise_n.transpose()?)?;
         let learn_i = min_k.learn_n.index_select(&slices.neuron_expert, 0)?;
@@ -194,7 +192,6 @@ impl TinyOnnExpert {
         }
         // Who was given nothing has a gradient of zero, unless tokens before a decision ran all: where all that compete learn, nothing need
         // be left out.
-        let all_decided = routing.decided(dy.device())?.is_none();
         let learners = if most == learn_i.elem_count() && all_decided {
             Learners::All
         } else {
@@ -299,6 +296,41 @@ impl TinyOnnExpert {
             squares_i = (squares_i + ops::wide(gradient)?.sqr()?.sum(1)?.to_dtype(DType::F64)?)?;
         }
         Ok(slices.sums(&squares_i)?.sqrt()?)
+    }
+}
+
+/// What decides who learns, `[N]` f64 each: the tokens that each expert was given and, where that is read, Σ S² of its neurons over them.
+struct Counted {
+    tokens_n: Tensor,
+    squares_n: Option<Tensor>,
+    /// Both, one behind the other, of all ranks that pass a batch together, so that all choose the same.
+    added_up: Option<Underway>,
+}
+
+impl Slices {
+    /// Of this pass, from Σ S² of the neurons where that is read, and dy `[.., d]`; ranks begin to add it up.
+    fn count(
+        &self,
+        (squares_i, ranks): (Option<&Tensor>, Option<&dyn Collective>),
+        dy: &Tensor,
+        routing: &Routing,
+    ) -> Result<Counted> {
+        let load = routing.load(self.widths.len(), &dy.flatten_to(dy.rank() - 2)?)?;
+        let tokens_n = load.tokens_n.to_dtype(DType::F64)?;
+        let squares_n = squares_i.map(|squares_i| self.sums(squares_i)).transpose()?;
+        let own: Vec<&Tensor> = [&tokens_n].into_iter().chain(&squares_n).collect();
+        let added_up = ranks.map(|ranks| ranks.begin_sum(&Tensor::cat(&own, 0)?)).transpose()?;
+        Ok(Counted { tokens_n, squares_n, added_up })
+    }
+}
+
+impl Counted {
+    fn of_all_ranks(self) -> Result<(Tensor, Option<Tensor>)> {
+        let Self { tokens_n, squares_n, added_up } = self;
+        let Some(added_up) = added_up else { return Ok((tokens_n, squares_n)) };
+        let (all, experts) = (added_up.values()?, tokens_n.dims1()?);
+        let squares_n = squares_n.map(|_| all.narrow(0, experts, experts)).transpose()?;
+        Ok((all.narrow(0, 0, experts)?, squares_n))
     }
 }
 
