@@ -94,7 +94,11 @@ fn a_rank_on_a_gpu() {
     let training = Training { what: told["what"].as_str().unwrap(), states, stops: told["stops"] == true };
     match training.run(&device, Some(&together.ranks)) {
         Ok(left) => std::fs::write(told["out"].as_str().unwrap(), serde_json::to_vec(&left).unwrap()).unwrap(),
-        Err(Error::Interrupted { .. }) => std::process::exit(STOPPED),
+        Err(Error::Interrupted { .. }) => {
+            // The others are told that it leaves: they may still be saving.
+            drop(together);
+            std::process::exit(STOPPED)
+        }
         Err(error) => panic!("{error}"),
     }
 }
