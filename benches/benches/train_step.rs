@@ -8,6 +8,7 @@
 //! then each card trains by itself, as many tokens as its part and as many as all of them, and what the slowest took stands beside the row.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,10 @@ impl Place {
     fn count(&self) -> usize {
         self.ranks.as_ref().map_or(1, |ranks| ranks.ranks())
     }
+
+    fn own_text(&self) -> Range<usize> {
+        self.rank()..self.rank() + 1
+    }
 }
 
 fn main() -> Result<()> {
@@ -110,7 +115,8 @@ fn bench(place: &Place, asked: &Asked) -> Result<()> {
         drop(store);
         let mut state = TrainState::among(slots(&work, dense_params(&cfg)), &memory, ranks)?;
         let model = CausalLm::dense(&cfg, work.builder())?;
-        let row = Row { name: "dense", model: &model, pass: &Pass::all(), learn: &ALL_LEARN, batch };
+        let texts = place.own_text();
+        let row = Row { name: "dense", model: &model, pass: &Pass::all(), learn: &ALL_LEARN, batch, texts };
         let together = row.time(&mut state, place)?;
         collectives(&state, place)?;
         drop(state);
@@ -146,7 +152,8 @@ fn bench(place: &Place, asked: &Asked) -> Result<()> {
         drop(store);
         let mut state = TrainState::among(slots(&work, params.clone()), &memory, ranks)?;
         let model = TinyOnnForCausalLm::new(&cfg, variant, work.builder())?;
-        let row = Row { name: row, model: model.lm(), pass: &pass, learn, batch };
+        let texts = place.own_text();
+        let row = Row { name: row, model: model.lm(), pass: &pass, learn, batch, texts };
         let together = row.time(&mut state, place)?;
         drop(state);
         row.beside(together, || TrainState::new(on_card(slots(&work, params.clone()))?, &memory), place)?;
@@ -208,25 +215,29 @@ struct Row<'a, F: FeedForward> {
     model: &'a CausalLm<F>,
     pass: &'a Pass,
     learn: &'a Learn,
-    /// Micro-batches, sequences of each, tokens of a sequence.
+    /// Micro-batches of each text, sequences of each, tokens of a sequence.
     batch: (usize, usize, usize),
+    /// The ranks whose text this process reads.
+    texts: Range<usize>,
 }
 
 impl<F: FeedForward> Row<'_, F> {
     /// Seconds of the median step; the first rank prints its row.
     fn time(&self, state: &mut TrainState, place: &Place) -> Result<f64> {
-        let Self { name, model, pass, learn, batch: (parts, rows, length) } = *self;
+        let Self { name, model, pass, learn, batch: (parts, rows, length), ref texts } = *self;
+        let parts_in_all = parts * texts.len();
         let device = &place.device;
         let optimizer = OptimizerConfig { rate: 1e-5, ..OptimizerConfig::DEFAULT };
         let vocab = model.config().vocab_size as u32;
-        let mut rng = random::stream(place.rank() as u64, "bench/train step");
+        let mut texts: Vec<_> = texts.clone().map(|rank| random::stream(rank as u64, "bench/train step")).collect();
         let mut times = Vec::with_capacity(STEPS);
-        let tokens = parts * rows * length * place.count();
+        let tokens = parts_in_all * rows * length * place.count();
         let (mut loss, mut busiest) = (0.0, 1.0);
         for step in 0..STEPS + 2 {
-            let (mut spent, mut losses) = ([0.0; 3], Vec::with_capacity(parts));
+            let (mut spent, mut losses) = ([0.0; 3], Vec::with_capacity(parts_in_all));
             state.grads.begin();
-            for part in 0..parts {
+            for part in 0..parts_in_all {
+                let rng = &mut texts[part / parts];
                 let text: Vec<u32> = (0..=rows * length).map(|_| rng.random_range(0..vocab)).collect();
                 let cut = |from: usize| Tensor::from_slice(&text[from..][..rows * length], (rows, length), device);
                 let (ids, targets) = (cut(0)?, cut(1)?);
@@ -262,7 +273,7 @@ impl<F: FeedForward> Row<'_, F> {
         if place.rank() == 0 {
             println!(
                 "{}: {:.1} ms (forward {:.1}, backward {:.1}, update {:.1}), {:.0} tokens/s, loss {loss:.3}, load {busiest:.2}{}",
-                device.bench_name(&format!("train_step/{name}{}", how_many(place.count(), parts))),
+                device.bench_name(&format!("train_step/{name}{}", how_many(place.count(), parts_in_all))),
                 1e3 * whole(&median),
                 1e3 * median[0],
                 1e3 * median[1],
@@ -274,15 +285,15 @@ impl<F: FeedForward> Row<'_, F> {
         Ok(whole(&median))
     }
 
-    /// What several ranks gain: a step of theirs took `together`; then each card trains by itself, from `alone` on, all at once.
+    /// What several ranks gain: a step of theirs took `together`; then each card trains by itself on its own text, from `alone` on, all at once, and on that of all ranks.
     fn beside(&self, together: f64, alone: impl Fn() -> Result<TrainState>, place: &Place) -> Result<()> {
         let Some(ranks) = &place.ranks else { return Ok(()) };
-        let (parts, rows, length) = self.batch;
         let learn = Learn { ranks: None, ..self.learn.clone() };
         let place = Place { device: place.device.clone(), ranks: None };
-        // Each as many tokens as its part of a step, then as many as all parts.
-        for count in [1, ranks.ranks()] {
-            let row = Row { learn: &learn, batch: (parts * count, rows, length), ..*self };
+        // Each its own part of a step, then all parts.
+        for texts in [self.texts.clone(), 0..ranks.ranks()] {
+            let count = texts.len();
+            let row = Row { learn: &learn, texts, ..*self };
             let took = row.time(&mut alone()?, &place)?;
             let all = ranks.all_gather(&Tensor::new(&[took], &place.device)?)?;
             let slowest = all.to_vec1::<f64>()?.into_iter().fold(0.0, f64::max);
