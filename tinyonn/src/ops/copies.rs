@@ -21,7 +21,7 @@ pub(crate) fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
     flat(to)?.slice_set(&flat(from)?, 0, 0)
 }
 
-/// A row `[n]` in which each of `parts` begins at so many values. What stands between them is nobody's, and need not be zero.
+/// A row `[n]` in which each of `parts` begins at so many values. What stands between them is nobody's: it may be copied on with the rest, and is no number to compute with.
 ///
 /// # Errors
 /// A part that does not fit; what the device reports.

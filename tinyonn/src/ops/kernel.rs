@@ -285,6 +285,7 @@ pub(super) fn room(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Re
 pub(super) fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
     let (source, target, stream) = (address(from)?, address(to)?, card(to)?.cuda_stream());
     let bytes = from.elem_count() * from.dtype().size_in_bytes();
+    stream.context().bind_to_thread().map_err(candle_core::Error::wrap)?;
     // SAFETY: the addresses are of tensors of so many bytes that live until the copy is queued in the stream that they are used in.
     unsafe { memcpy_dtod_async(target, source, bytes, stream.cu_stream()) }.map_err(candle_core::Error::wrap)
 }

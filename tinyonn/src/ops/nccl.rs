@@ -271,12 +271,12 @@ impl Gpus {
         (read, values): (&Tensor, Tensor),
         call: impl FnOnce(CUstream) -> c_int,
     ) -> Result<Underway> {
-        let main = self.device.cuda_stream().cu_stream();
+        let (done, device) = (Mark::new()?, self.device.clone());
         self.watchdog.begins(what);
-        self.beside.behind(main)?;
+        self.beside.behind(device.cuda_stream().cu_stream())?;
         self.wait(call(self.beside.stream), what, self.timeout)?;
-        let (done, device) = (self.beside.mark()?, self.device.clone());
-        let order = move || done.before(device.cuda_stream().cu_stream());
+        self.beside.mark(&done)?;
+        let order = move || done.before(&device);
         Ok(Underway::until(read.clone(), values, Box::new(order)))
     }
 
@@ -353,12 +353,10 @@ impl Beside {
         wait_for(self.events[0], self.stream)
     }
 
-    /// Behind all that is queued here.
-    fn mark(&self) -> Result<Mark> {
-        record(self.events[1], self.stream)?;
-        let mark = Mark(new_event()?);
+    /// Puts `mark` behind all that is queued here.
+    fn mark(&self, mark: &Mark) -> Result<()> {
         record(mark.0, self.stream)?;
-        Ok(mark)
+        record(self.events[1], self.stream)
     }
 }
 
@@ -370,9 +368,15 @@ struct Mark(CUevent);
 unsafe impl Send for Mark {}
 
 impl Mark {
-    /// What is queued in `main` next waits until this place is reached.
-    fn before(&self, main: CUstream) -> Result<()> {
-        wait_for(self.0, main)
+    fn new() -> Result<Self> {
+        Ok(Self(new_event()?))
+    }
+
+    /// What is queued next in the stream of all else waits until this place is reached.
+    fn before(&self, device: &CudaDevice) -> Result<()> {
+        let stream = device.cuda_stream();
+        stream.context().bind_to_thread().map_err(candle_core::Error::wrap)?;
+        wait_for(self.0, stream.cu_stream())
     }
 }
 
