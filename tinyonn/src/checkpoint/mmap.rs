@@ -56,7 +56,14 @@ impl TensorInfo {
 #[derive(Debug)]
 pub(super) struct Mapped {
     path: PathBuf,
-    map: Mmap,
+    map: Map,
+}
+
+#[derive(Debug)]
+enum Map {
+    File(Mmap),
+    /// What came otherwise than by a file, and is in memory.
+    Held(Vec<u8>),
 }
 
 impl Mapped {
@@ -73,7 +80,7 @@ impl Mapped {
         if map.starts_with(LFS_POINTER) {
             return Err(Error::file(path, IS_LFS_POINTER, PULL));
         }
-        Ok(Self { path: path.to_path_buf(), map })
+        Ok(Self { path: path.to_path_buf(), map: Map::File(map) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -81,17 +88,20 @@ impl Mapped {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.map
+        match &self.map {
+            Map::File(map) => map,
+            Map::Held(bytes) => bytes,
+        }
     }
 
     /// Lets go of the pages of a range: they are read anew when they are asked for again. Where the system refuses, they stay.
     fn release(&self, range: Range<usize>) {
+        let Map::File(map) = &self.map else { return };
         // SAFETY: the mapping is of a file and nothing writes to it, so that a page that is dropped comes back with the file's own
         // bytes, which slices lent from the mapping then read as before; the range lies within it, as slicing it has shown.
-        let dropped = self
-            .map
+        let dropped = map
             .get(range.clone())
-            .map(|part| unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, part.len()) });
+            .map(|part| unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, part.len()) });
         if let Some(Err(e)) = dropped {
             tracing::debug!("{}: pages that were read stay in memory: {e}", self.path.display());
         }
@@ -137,7 +147,15 @@ impl MappedSafetensors {
     /// # Errors
     /// Names the file when it cannot be opened, is empty, truncated, or its header does not describe its bytes.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let map = Mapped::open(path.as_ref(), ".safetensors")?;
+        Self::of(Mapped::open(path.as_ref(), ".safetensors")?)
+    }
+
+    /// The file that `bytes` would be at `path`.
+    pub(crate) fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::of(Mapped { path: path.to_path_buf(), map: Map::Held(bytes) })
+    }
+
+    fn of(map: Mapped) -> Result<Self> {
         let (tensors, metadata) =
             read_header(map.bytes()).map_err(|problem| Error::file(map.path(), problem, DAMAGED))?;
         Ok(Self { map, tensors, metadata })

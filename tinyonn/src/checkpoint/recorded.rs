@@ -1,5 +1,5 @@
 //! Tensors in a safetensors file with a record of what they were made from: one entry of the metadata, JSON, with the record and a SHA-256 over record and
-//! tensors. Files are written whole or not at all.
+//! tensors.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensorError};
 use serde_json::{Value, json};
 
 use super::MappedSafetensors;
-use crate::files::{self, Digest};
+use crate::files::Digest;
 use crate::{Error, Result};
 
 /// A tensor as it is stored.
@@ -49,11 +49,11 @@ impl StoredTensor {
     }
 }
 
-/// Writes `tensors`, in the order of their names, with `record` under `key`.
+/// The file that `path` will be: `tensors`, in the order of their names, with `record` under `key`.
 ///
 /// # Errors
-/// What the system reports.
-pub(crate) fn write(path: &Path, key: &str, record: &Value, mut tensors: Vec<StoredTensor>) -> Result<()> {
+/// Tensors that contradict themselves.
+pub(crate) fn bytes(path: &Path, key: &str, record: &Value, mut tensors: Vec<StoredTensor>) -> Result<Vec<u8>> {
     let defect = |problem: &dyn ToString| Error::file(path, problem.to_string(), "report this as a defect");
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let contents = tensors.iter().map(|stored| (stored.name.as_str(), stored.bytes.as_slice()));
@@ -61,7 +61,7 @@ pub(crate) fn write(path: &Path, key: &str, record: &Value, mut tensors: Vec<Sto
     let views = tensors.iter().map(|stored| Ok((stored.name.as_str(), stored.view()?)));
     let views: Vec<(&str, TensorView<'_>)> = views.collect::<Result<_, SafeTensorError>>().map_err(|e| defect(&e))?;
     let bytes = safetensors::serialize(views, Some([(key.to_owned(), metadata.to_string())].into()));
-    files::write(path, bytes.map_err(|e| defect(&e))?)
+    bytes.map_err(|e| defect(&e))
 }
 
 /// A file of tensors with a record, mapped.
@@ -78,14 +78,18 @@ impl Recorded {
     /// # Errors
     /// A file that is no safetensors file.
     pub(crate) fn open(path: &Path, key: &str) -> Result<Result<Self, Option<String>>> {
-        let file = MappedSafetensors::open(path)?;
-        let Some(metadata) = file.metadata(key) else { return Ok(Err(None)) };
+        Ok(Self::of(MappedSafetensors::open(path)?, key))
+    }
+
+    /// The same of a file that is open.
+    pub(crate) fn of(file: MappedSafetensors, key: &str) -> Result<Self, Option<String>> {
+        let Some(metadata) = file.metadata(key) else { return Err(None) };
         let mut metadata: Value = match serde_json::from_str(metadata) {
             Ok(metadata) => metadata,
-            Err(e) => return Ok(Err(Some(e.to_string()))),
+            Err(e) => return Err(Some(e.to_string())),
         };
         let [sha256, record] = ["sha256", "record"].map(|name| metadata.get_mut(name).map_or(Value::Null, Value::take));
-        Ok(Ok(Self { file, sha256, record }))
+        Ok(Self { file, sha256, record })
     }
 
     /// Whether record and tensors are those that were written.

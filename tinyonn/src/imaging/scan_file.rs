@@ -22,8 +22,9 @@ pub(super) use self::keeper::Keeper;
 pub(crate) use self::keeper::name_of;
 use self::tensors::Contents;
 use super::{NeuronScan, ScanOptions, Shard};
+use crate::checkpoint::MappedSafetensors;
 use crate::checkpoint::recorded::{self, Recorded, StoredTensor};
-use crate::files::Digest;
+use crate::files::{self, Digest};
 use crate::ops::{GradSite, NeuronSums, UnitSums};
 use crate::{Error, Result};
 
@@ -172,8 +173,12 @@ impl StoredScan {
     /// # Errors
     /// A file that is none, is damaged, of another format, or not finished.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let stored = Self::read(path)?;
+        Self::finished(MappedSafetensors::open(path)?)
+    }
+
+    fn finished(file: MappedSafetensors) -> Result<Self> {
+        let path = file.path().to_path_buf();
+        let stored = Self::read(file)?;
         match stored.parts.iter().find(|part| part.done < part.batches) {
             None => Ok(stored),
             Some(part) => {
@@ -188,10 +193,14 @@ impl StoredScan {
     /// # Errors
     /// What the system reports.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        files::write(path.as_ref(), self.bytes(path.as_ref())?)
+    }
+
+    /// What is written at `path`.
+    fn bytes(&self, path: &Path) -> Result<Vec<u8>> {
         let record = serde_json::to_value(self.record());
         let record = record.map_err(|e| Error::file(path, e.to_string(), "report this as a defect"))?;
-        recorded::write(path, KEY, &record, self.tensors())
+        recorded::bytes(path, KEY, &record, self.tensors())
     }
 
     /// Adds a scan of another text, or of another shard of the same, through the same model.
@@ -303,13 +312,14 @@ impl StoredScan {
         }
     }
 
-    /// As [`load`](Self::load), finished or not.
-    fn read(path: &Path) -> Result<Self> {
+    /// As [`finished`](Self::finished), or not.
+    fn read(file: MappedSafetensors) -> Result<Self> {
+        let path = &file.path().to_path_buf();
         let foreign = |problem: Option<String>| {
             let problem = problem.map_or("holds no scan".into(), |problem| format!("holds no scan: {problem}"));
             Error::file(path, problem, "give a file that --scan-file or a run of exp_scan wrote (scan.safetensors)")
         };
-        let stored = Recorded::open(path, KEY)?.map_err(foreign)?;
+        let stored = Recorded::of(file, KEY).map_err(foreign)?;
         let record = &stored.record;
         if !record["format"].as_u64().is_some_and(|format| (FIRST..=LAST).contains(&format)) {
             let problem = format!(

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 pub use self::merged::{MergeConfig, merge_scans};
 use super::DeviceName;
@@ -16,8 +17,9 @@ use super::text::{documents, tokenizer};
 use super::weights;
 use crate::checkpoint::{ModelFolder, ParamStore, TinyOnnFolder, expected_tensors, is_tinyonn, tokens};
 use crate::data::{Counted, TokenFile};
-use crate::decoder::{Arch, CausalLm};
+use crate::decoder::{Arch, CausalLm, Mlp};
 use crate::imaging::partition::{self, gate_rows};
+use crate::imaging::scan_file::name_of;
 use crate::imaging::{
     ExpertForm, Form, Integral, Log1p, NeuronMarks, NeuronScan, Norm, Partition, PartitionSources, ScanFile,
     ScanOptions, ScanRequest, Score, Shard, StoredScan, Units, coactivation, dump, neuron_marks, scan_batches,
@@ -242,7 +244,7 @@ impl Subject {
         Ok(Self { store, cfg, spec, strategy: partition.to_string(), owners, device })
     }
 
-    fn model(&self) -> Result<CausalLm<crate::decoder::Mlp>> {
+    fn model(&self) -> Result<CausalLm<Mlp>> {
         CausalLm::dense(&self.cfg, &self.store.frozen())
     }
 }
@@ -291,44 +293,116 @@ pub fn dump_tokens(config: &ImageConfig, tokens_file: &Path, file: &Path) -> Res
 /// Text and models that cannot be used; a scan without gradients; a form that needs the partition first, of one that needs the
 /// scan first; a `scan_file` of another scan.
 pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<Image> {
-    check_room_for_image(config, (text.batch * text.length) as u64)?;
-    let subject = Subject::open(config)?;
-    let folder = ModelFolder::open(&config.model)?;
-    let tokenizer = tokenizer(&folder)?;
-    let documents = documents(&text.data, config.seed)?;
-    let counted = Counted::new(&*documents)?;
-    let most = text.tokens.saturating_add(1);
-    let tokens = TokenFile::write(&counted, &tokenizer, most, &text.out)?;
-    let units = match &subject.owners {
-        Owners::Known(units) => Some(Units { neuron_expert: units.clone(), count: subject.spec.experts() }),
-        Owners::Clustered(partition) if text.form.expert == ExpertForm::Norm => {
-            let problem = format!("norms of experts need the partition first, and `{partition}` needs the scan first");
-            return Err(Error::setting("expert", problem, "scan with the partition known, or use mean"));
-        }
-        Owners::Clustered(..) => None,
-    };
-    let request = ScanRequest {
-        options: ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens },
-        shard: text.shard,
-        grad_site: text.grad_site,
-        units,
-        log1p: if text.form.norm == Norm::Log1p { Log1p::Measured } else { Log1p::Off },
-    };
-    let result = text.out.join(SCAN);
-    let path = text.scan_file.as_ref().unwrap_or(&result);
-    let sha256 = folder.sha256()?;
-    let file = ScanFile { path, corpus: tokens.corpus_sha256(), model: &sha256, every: KEPT_EVERY };
-    let model = subject.model()?;
-    scan_batches(&model, &tokens, &request, &subject.device, Some(&file))?;
-    let stored = StoredScan::load(path)?;
-    if text.scan_file.is_some() {
-        stored.save(&result)?;
+    let imaging = Imaging::begin(config, text)?;
+    let stored = imaging.scan(text.shard)?;
+    imaging.image(stored)
+}
+
+/// [`image()`] in its stages, for ranks that scan a shard each: the first of them goes on with the sum.
+///
+/// ```
+/// use tinyonn::Result;
+/// use tinyonn::imaging::Shard;
+/// use tinyonn::phases::{Image, ImageConfig, Imaging, TextConfig};
+/// use tinyonn::ranks::Collective;
+///
+/// /// The image, at rank 0; nothing at the others.
+/// fn among(ranks: &dyn Collective, config: &ImageConfig, text: &TextConfig) -> Result<Option<Image>> {
+///     let imaging = Imaging::begin(config, text)?;
+///     println!("ranks compare {} before they begin", imaging.alike()?);
+///     let sum = imaging.scan(Shard::of_rank(ranks))?.over_ranks(ranks, imaging.device())?;
+///     sum.map(|sum| imaging.image(sum)).transpose()
+/// }
+/// ```
+pub struct Imaging<'a> {
+    /// What is imaged.
+    pub config: &'a ImageConfig,
+    /// How.
+    pub text: &'a TextConfig,
+    subject: Subject,
+    model: CausalLm<Mlp>,
+    /// SHA-256 of the model.
+    sha256: String,
+    tokens: TokenFile,
+    /// But for its shard.
+    request: ScanRequest,
+}
+
+impl<'a> Imaging<'a> {
+    /// Opens the model and reads the text, whose tokens wait in `text.out`.
+    ///
+    /// # Errors
+    /// Text and models that cannot be used; a form that needs the partition first, of one that needs the scan first.
+    pub fn begin(config: &'a ImageConfig, text: &'a TextConfig) -> Result<Self> {
+        check_room_for_image(config, (text.batch * text.length) as u64)?;
+        let subject = Subject::open(config)?;
+        let folder = ModelFolder::open(&config.model)?;
+        let tokenizer = tokenizer(&folder)?;
+        let documents = documents(&text.data, config.seed)?;
+        let counted = Counted::new(&*documents)?;
+        let most = text.tokens.saturating_add(1);
+        let tokens = TokenFile::write(&counted, &tokenizer, most, &text.out)?;
+        let units = match &subject.owners {
+            Owners::Known(units) => Some(Units { neuron_expert: units.clone(), count: subject.spec.experts() }),
+            Owners::Clustered(partition) if text.form.expert == ExpertForm::Norm => {
+                let problem =
+                    format!("norms of experts need the partition first, and `{partition}` needs the scan first");
+                return Err(Error::setting("expert", problem, "scan with the partition known, or use mean"));
+            }
+            Owners::Clustered(..) => None,
+        };
+        let request = ScanRequest {
+            options: ScanOptions { length: text.length, batch: text.batch, tokens_per_task: text.tokens },
+            shard: Shard::WHOLE,
+            grad_site: text.grad_site,
+            units,
+            log1p: if text.form.norm == Norm::Log1p { Log1p::Measured } else { Log1p::Off },
+        };
+        let (model, sha256) = (subject.model()?, folder.sha256()?);
+        Ok(Self { config, text, subject, model, sha256, tokens, request })
     }
-    let sampled = || tokens.spread(text.length, SAMPLED);
-    let hidden = || coactivation(&model, &sampled()?, request.options, &subject.device);
-    let marks = || neuron_marks(&model, &sampled()?, request.options, &subject.device);
-    let units = subject.owners.units(&stored.scan, &subject.spec, config.seed, hidden, marks)?;
-    Image::new(stored, (&subject.spec, subject.strategy), text.form, &units, &text.out)
+
+    /// Where it computes.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.subject.device
+    }
+
+    /// What ranks must have alike, besides their settings: the SHA-256 of text and model, and the kind of device.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn alike(&self) -> Result<Value> {
+        let device = name_of(self.device())?;
+        Ok(json!({ "text": self.tokens.corpus_sha256(), "model": self.sha256, "device": device }))
+    }
+
+    /// Scans a shard of the text, kept in `text.scan_file` as it goes, or in `text.out`.
+    ///
+    /// # Errors
+    /// A scan without gradients; a `scan_file` of another scan.
+    pub fn scan(&self, shard: Shard) -> Result<StoredScan> {
+        let result = self.text.out.join(SCAN);
+        let path = self.text.scan_file.as_ref().unwrap_or(&result);
+        let file = ScanFile { path, corpus: self.tokens.corpus_sha256(), model: &self.sha256, every: KEPT_EVERY };
+        let request = ScanRequest { shard, ..self.request.clone() };
+        scan_batches(&self.model, &self.tokens, &request, self.device(), Some(&file))?;
+        StoredScan::load(path)
+    }
+
+    /// The image of what was scanned, which is written into `text.out` with it.
+    ///
+    /// # Errors
+    /// What the device or the system reports.
+    pub fn image(self, stored: StoredScan) -> Result<Image> {
+        let Self { config, text, subject, model, tokens, request, .. } = self;
+        stored.save(text.out.join(SCAN))?;
+        let sampled = || tokens.spread(text.length, SAMPLED);
+        let hidden = || coactivation(&model, &sampled()?, request.options, &subject.device);
+        let marks = || neuron_marks(&model, &sampled()?, request.options, &subject.device);
+        let units = subject.owners.units(&stored.scan, &subject.spec, config.seed, hidden, marks)?;
+        Image::new(stored, (&subject.spec, subject.strategy), text.form, &units, &text.out)
+    }
 }
 
 fn write_tensors(tensors: &HashMap<String, Tensor>, path: &Path) -> Result<()> {

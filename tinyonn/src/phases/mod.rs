@@ -26,6 +26,7 @@
 //! # Ok::<(), tinyonn::Error>(())
 //! ```
 
+mod alike;
 pub mod config;
 mod continuation;
 mod dealt_rows;
@@ -66,7 +67,7 @@ pub use fitting::{Fits, LabelSet, TokenRows};
 pub use forgetting::{
     Asked, Crossing, ForgettingConfig, ForgettingRecord, KnowledgeRecord, Look, Method, OldKnowledge, forgetting,
 };
-pub use image::{Image, ImageConfig, MergeConfig, TextConfig, image, merge_scans};
+pub use image::{Image, ImageConfig, Imaging, MergeConfig, TextConfig, image, merge_scans};
 pub use inputs::{HeldInputs, SplitInputs};
 pub use lossless::LosslessFigures;
 pub use pass_file::PassFile;

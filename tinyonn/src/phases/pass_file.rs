@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use safetensors::Dtype;
 
 use super::dealt_rows::DealtRows;
@@ -15,7 +16,8 @@ use crate::checkpoint::MappedSafetensors;
 use crate::checkpoint::recorded::{self, Recorded, StoredTensor};
 use crate::imaging::Shard;
 use crate::ops::{ClassScatter, Weigh};
-use crate::{Error, Result};
+use crate::ranks::{Collective, gather};
+use crate::{Error, Result, files};
 
 /// The metadata's key.
 const KEY: &str = "tinyonn.pass";
@@ -77,13 +79,14 @@ impl PassFile {
     /// # Errors
     /// A file that is none, is damaged, or of another format.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        Self::load_some(path.as_ref(), |_| true)
+        Self::of_some(MappedSafetensors::open(path)?, |_| true)
     }
 
     /// Of the rows, those of the splits and kinds that are wanted.
-    pub(super) fn load_some(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self> {
+    pub(super) fn of_some(file: MappedSafetensors, wanted: impl Fn(&str) -> bool) -> Result<Self> {
+        let path = &file.path().to_path_buf();
         let damaged = |problem: &str| Error::file(path, problem.to_owned(), DAMAGED);
-        let stored = Recorded::open(path, KEY)?.map_err(|problem| Self::foreign(path, problem))?;
+        let stored = Recorded::of(file, KEY).map_err(|problem| Self::foreign(path, problem))?;
         if stored.record["format"] != FORMAT {
             let problem = format!("holds a pass of format {}, this version reads {FORMAT}", stored.record["format"]);
             return Err(Error::file(path, problem, "read it with the program that wrote it, or make the pass again"));
@@ -113,7 +116,11 @@ impl PassFile {
     /// # Errors
     /// What the system reports.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        files::write(path.as_ref(), self.bytes(path.as_ref())?)
+    }
+
+    /// What is written at `path`.
+    fn bytes(&self, path: &Path) -> Result<Vec<u8>> {
         let mut record = self.record.clone();
         record.by_rows = self.scatter.first().map(|scatter| scatter.weigh() == Weigh::Rows);
         let record =
@@ -128,7 +135,7 @@ impl PassFile {
             tensors.push(StoredTensor::rows(at("means"), &means));
             tensors.push(StoredTensor::values(at("products"), products));
         }
-        recorded::write(path, KEY, &record, tensors)
+        recorded::bytes(path, KEY, &record, tensors)
     }
 
     /// The sum of files, each with where it lies: the same bytes in whatever order they are given. `mixed` lets those be added up that were computed in several
@@ -158,6 +165,33 @@ impl PassFile {
         sum.record.shards.sort_by_key(|shard| shard.index);
         sum.tables = sum.tables.into_iter().map(|(name, rows)| (name, rows.into_order())).collect();
         Ok(sum)
+    }
+
+    /// The [sum](Self::sum) of what all ranks have made, at rank 0; nothing at the others. It is that of their files, bit for bit.
+    ///
+    /// ```
+    /// use tinyonn::imaging::Shard;
+    /// use tinyonn::phases::{PassFile, RowPass, Run};
+    /// use tinyonn::ranks::Collective;
+    ///
+    /// /// What routers see, at rank 0, of which every rank has read its own shard.
+    /// fn inputs(run: &Run<'_>, ranks: &dyn Collective) -> tinyonn::Result<Option<PassFile>> {
+    ///     run.rows_shard(RowPass::Inputs, Shard::of_rank(ranks))?.over_ranks(ranks, &run.device)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As of [`sum`](Self::sum), a rank in the place of a file; a rank that is lost.
+    pub fn over_ranks(self, ranks: &dyn Collective, device: &Device) -> Result<Option<Self>> {
+        let own = self.bytes(Path::new("a rank's rows"))?;
+        drop(self);
+        let Some(all) = gather(ranks, &own, device)? else { return Ok(None) };
+        let read = |(rank, bytes): (usize, Vec<u8>)| {
+            let from = PathBuf::from(format!("rank {rank}"));
+            let made = Self::of_some(MappedSafetensors::of_bytes(&from, bytes)?, |_| true)?;
+            Ok((from, made))
+        };
+        Self::sum(all.into_iter().enumerate().map(read).collect::<Result<_>>()?, false).map(Some)
     }
 
     fn add(&mut self, other: Self) -> Result<(), ()> {

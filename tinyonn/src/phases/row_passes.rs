@@ -11,6 +11,7 @@ use super::inputs::{HeldInputs, Split, SplitInputs};
 use super::pass_file::PassFile;
 use super::pass_record::{self, Record, RowPass};
 use super::run::Run;
+use crate::checkpoint::MappedSafetensors;
 use crate::data::TokenSet;
 use crate::decoder::{CausalLm, FeedForward, Pass};
 use crate::files::Digest;
@@ -326,7 +327,7 @@ impl Run<'_> {
         wanted: impl Fn(&str) -> bool,
     ) -> Result<Option<(&Path, PassFile)>> {
         let Some(path) = self.passed.of(pass)? else { return Ok(None) };
-        let file = PassFile::load_some(path, wanted)?;
+        let file = PassFile::of_some(MappedSafetensors::open(path)?, wanted)?;
         file.refuse_other(path, &own()?)?;
         Ok(Some((path, file)))
     }

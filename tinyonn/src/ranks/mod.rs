@@ -1,4 +1,5 @@
-//! Several processes, a rank each, that train one model: how they are started, how they meet, who is missed, and who owns what.
+//! Several processes, a rank each, that train one model or read one text: how they are started, how they meet, who is missed, who owns what, and how what each
+//! has made comes together ([`gather()`]).
 //!
 //! A launcher ([`launcher`]) says which rank a process is; an [address](address::meeting_place) where they meet. There every rank shows a [`Token`], and
 //! [`rendezvous`] compares what they were given; the connections stay open, so that a rank that is lost is named to all ([`watch`]). No tensor
@@ -8,6 +9,7 @@
 
 pub mod address;
 mod collective;
+mod gather;
 pub mod launcher;
 mod message;
 mod node_list;
@@ -18,6 +20,7 @@ pub mod token;
 pub mod watch;
 
 pub use collective::{Collective, Underway};
+pub use gather::gather;
 pub use launcher::{Launched, Launcher};
 pub use rendezvous::{Greeting, Meeting, meet};
 pub use threads::Threads;

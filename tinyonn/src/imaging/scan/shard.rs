@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ranks::Collective;
 use crate::{Error, Result};
 
 /// The remedy for a shard that there is not.
@@ -22,6 +23,20 @@ impl Shard {
     pub const WHOLE: Self = Self { index: 0, of: 1 };
     /// Shards of one text, or of one grid, at most.
     pub const MOST: usize = 1 << 16;
+
+    /// What a rank reads where several read one text.
+    ///
+    /// ```
+    /// use tinyonn::imaging::Shard;
+    /// use tinyonn::ranks::Threads;
+    ///
+    /// let dealt: Vec<Shard> = Threads::new(2).iter().map(|rank| Shard::of_rank(rank)).collect();
+    /// assert_eq!(dealt, [Shard { index: 0, of: 2 }, Shard { index: 1, of: 2 }]);
+    /// ```
+    #[must_use]
+    pub fn of_rank(ranks: &dyn Collective) -> Self {
+        Self { index: ranks.rank(), of: ranks.ranks() }
+    }
 
     pub(crate) fn check(self) -> Result<()> {
         if self.index < self.of && self.of <= Self::MOST {

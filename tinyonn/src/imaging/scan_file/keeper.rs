@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 use candle_core::{DType, Device};
 
 use super::{Record, ScanFile, ScanPart, StoredScan};
+use crate::checkpoint::MappedSafetensors;
 use crate::imaging::{Log1p, NeuronScan, ScanRequest};
 use crate::{Error, Result, SOURCES_SHA256};
 
@@ -64,7 +65,7 @@ impl<'a> Keeper<'a> {
         let (dtype, device, written) = (dtype.as_str(), name_of(device)?, Instant::now());
         let mut keeper = Self { file, part, dtype, device, log1p, begun: None, written, stamp };
         if file.path.exists() {
-            let stored = StoredScan::read(file.path)?;
+            let stored = StoredScan::read(MappedSafetensors::open(file.path)?)?;
             keeper.check(&stored, request)?;
             keeper.part.done = stored.parts.first().map_or(0, |part| part.done);
             keeper.begun = Some(stored.scan);

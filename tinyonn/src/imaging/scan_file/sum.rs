@@ -1,9 +1,13 @@
 //! The sum of scans in files of their own, which does not depend on the order in which they are named.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
 
 use super::{ScanPart, StoredScan, missing};
+use crate::checkpoint::MappedSafetensors;
+use crate::ranks::{Collective, gather};
 use crate::{Error, Result};
 
 impl StoredScan {
@@ -37,6 +41,34 @@ impl StoredScan {
             sum.merge(&scan).map_err(|e| Error::file(path, e.to_string(), "or leave this file out"))?;
         }
         Ok(sum)
+    }
+
+    /// The [sum](Self::sum) of what all ranks have scanned, at rank 0; nothing at the others. It is that of their files, bit for bit.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use tinyonn::Result;
+    /// use tinyonn::imaging::{Shard, StoredScan};
+    /// use tinyonn::ranks::Collective;
+    ///
+    /// /// The whole, at rank 0, where every rank has scanned its own shard.
+    /// fn whole(ranks: &dyn Collective, scan: impl Fn(Shard) -> Result<StoredScan>, device: &Device) -> Result<Option<StoredScan>> {
+    ///     scan(Shard::of_rank(ranks))?.over_ranks(ranks, device)
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As of [`sum`](Self::sum), a rank in the place of a file; a rank that is lost.
+    pub fn over_ranks(self, ranks: &dyn Collective, device: &Device) -> Result<Option<Self>> {
+        let own = self.bytes(Path::new("a rank's scan"))?;
+        drop(self);
+        let Some(all) = gather(ranks, &own, device)? else { return Ok(None) };
+        let read = |(rank, bytes): (usize, Vec<u8>)| {
+            let from = PathBuf::from(format!("rank {rank}"));
+            let scan = Self::finished(MappedSafetensors::of_bytes(&from, bytes)?)?;
+            Ok((from, scan))
+        };
+        Self::sum(all.into_iter().enumerate().map(read).collect::<Result<_>>()?, false).map(Some)
     }
 }
 
