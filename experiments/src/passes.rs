@@ -1,31 +1,130 @@
-//! The passes of phase 1 by shards, as files in folders: what a pass keeps, how the shards of one are added up, which command comes next.
+//! The passes of phase 1 by shards, as files in folders: what a pass keeps, of one shard or of all ranks, how the files of shards are added up, which command comes
+//! next.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use tinyonn::imaging::{Shard, StoredScan};
-use tinyonn::phases::{PassFile, RowPass};
+use tinyonn::phases::{PassFile, RowPass, Run};
+use tinyonn::ranks::Collective;
 use tinyonn::{Error, Result};
 
 use crate::{RunFolder, say};
 
 /// The scan in the folder of its pass.
-pub const SCAN: &str = "scan.safetensors";
+const SCAN: &str = "scan.safetensors";
 
-/// Writes what a shard of a pass has made into the folder `dir`.
+/// How a pass is dealt out.
+#[derive(Clone, Copy)]
+pub enum Dealt<'a> {
+    /// To processes that share nothing: this one makes a shard, and `--merge` adds up.
+    Shard(Shard),
+    /// To ranks that are together: each makes a shard, and the first has the sum.
+    Ranks(&'a dyn Collective),
+}
+
+/// What a pass has left in a folder.
+pub struct Left {
+    /// Its files, for a shell.
+    files: String,
+    /// Whether other shards are to be added up with it.
+    is_part: bool,
+    /// The pass that comes next, if there is one.
+    then: Option<String>,
+}
+
+impl Dealt<'_> {
+    /// What of it this process makes.
+    fn shard(self) -> Shard {
+        match self {
+            Self::Shard(shard) => shard,
+            Self::Ranks(ranks) => Shard::of_rank(ranks),
+        }
+    }
+
+    fn left(self, files: String, then: Option<String>) -> Left {
+        Left { files, is_part: matches!(self, Self::Shard(_)), then }
+    }
+
+    /// Writes what was made of rows into the folder `dir`; nothing at ranks that are not the first.
+    fn keep(self, made: PassFile, run: &Run<'_>, dir: &Path) -> Result<Option<Left>> {
+        let made = match self {
+            Self::Shard(_) => made,
+            Self::Ranks(ranks) => match made.over_ranks(ranks, &run.device)? {
+                Some(whole) => whole,
+                None => return Ok(None),
+            },
+        };
+        let pass = made.pass();
+        made.save(dir.join(format!("{pass}.safetensors")))?;
+        say!("{:<9} {self}: {} rows", pass.to_string(), made.rows());
+        Ok(Some(self.left(files_of(pass), made.then().map(str::to_owned))))
+    }
+}
+
+impl fmt::Display for Dealt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shard(shard) => write!(f, "shard {shard}"),
+            Self::Ranks(ranks) => write!(f, "{} ranks", ranks.ranks()),
+        }
+    }
+}
+
+/// Scans into the folder `dir`; what this process scans is kept in `file` as it goes, if that is named. Nothing is left by ranks that are not the first.
 ///
 /// # Errors
-/// What the system reports.
-pub fn keep(dir: &Path, made: &PassFile, shard: Shard) -> Result<()> {
-    let pass = made.pass();
-    made.save(dir.join(format!("{pass}.safetensors")))?;
-    say!("{:<9} shard {shard}: {} rows", pass.to_string(), made.rows());
-    Ok(())
+/// As of [`Run::scan_shard`] and [`StoredScan::over_ranks`].
+pub fn scan(run: &Run<'_>, dealt: Dealt<'_>, dir: &Path, file: Option<&Path>) -> Result<Option<Left>> {
+    let result = dir.join(SCAN);
+    let made = run.scan_shard(dealt.shard(), file.unwrap_or(&result))?;
+    let made = match dealt {
+        Dealt::Shard(_) => Some(made),
+        Dealt::Ranks(ranks) => made.over_ranks(ranks, &run.device)?,
+    };
+    let Some(made) = made else { return Ok(None) };
+    made.save(&result)?;
+    say!("scanned   {dealt}: {} tokens", made.scan.tokens.iter().sum::<u64>());
+    Ok(Some(dealt.left(SCAN.to_owned(), Some("inputs".to_owned()))))
+}
+
+/// Makes rows into the folder `dir`. Nothing is left by ranks that are not the first.
+///
+/// # Errors
+/// As of [`Run::rows_shard`] and [`PassFile::over_ranks`].
+pub fn rows(run: &Run<'_>, dealt: Dealt<'_>, dir: &Path, pass: RowPass) -> Result<Option<Left>> {
+    dealt.keep(run.rows_shard(pass, dealt.shard())?, run, dir)
+}
+
+/// Makes a round of refitting, one set of labels after another, into the folder `dir`. Nothing is left by ranks that are not the first.
+///
+/// # Errors
+/// As of [`Run::refit_shards`] and [`PassFile::over_ranks`].
+pub fn refit(run: &Run<'_>, dealt: Dealt<'_>, dir: &Path) -> Result<Option<Left>> {
+    let mut left = None;
+    run.refit_shards(dealt.shard(), |made| {
+        left = dealt.keep(made, run, dir)?;
+        Ok(())
+    })?;
+    Ok(left)
+}
+
+impl Left {
+    /// Says what comes next, where the folder is `out`.
+    pub fn say(&self, out: &Path) {
+        let files = out.join(&self.files);
+        if self.is_part {
+            say!("next      exp_phase1 --merge {}", files.display());
+            say!("          with the files of the other shards behind it");
+        } else {
+            say_next(&files, self.then.as_deref(), "");
+        }
+    }
 }
 
 /// Where the files of a pass lie in its folder, for a shell.
-#[must_use]
-pub fn files_of(pass: RowPass) -> String {
+fn files_of(pass: RowPass) -> String {
     match pass {
         RowPass::Refit { round, .. } => format!("refit-{round}-*.safetensors"),
         pass => format!("{pass}.safetensors"),
@@ -68,7 +167,7 @@ pub fn merge(files: &[PathBuf], mixed: bool, folder: impl Fn() -> Result<RunFold
     let folder = folder()?;
     sum.save(folder.dir().join(SCAN))?;
     say!("added up  {} tokens of {count} files", sum.scan.tokens.iter().sum::<u64>());
-    say_next(&folder.finish()?.join(SCAN), Some("inputs"), count);
+    say_next(&folder.finish()?.join(SCAN), Some("inputs"), &format!(" --shard 0/{count}"));
     Ok(())
 }
 
@@ -115,7 +214,7 @@ fn merge_rows(rows: BTreeMap<String, Vec<PathBuf>>, mixed: bool, folder: impl Fn
         held = Some(own);
     }
     if let (Some(folder), Some((files, then, shards))) = (held, next) {
-        say_next(&folder.finish()?.join(files), then.as_deref(), shards);
+        say_next(&folder.finish()?.join(files), then.as_deref(), &format!(" --shard 0/{shards}"));
     }
     Ok(())
 }
@@ -130,13 +229,13 @@ fn refuse_missing(missing: &[Shard], count: usize) -> Result<()> {
     }
 }
 
-/// The next pass, of as many shards, if there is one, which reads the `file` that was made; and the rest in one process.
-fn say_next(file: &Path, then: Option<&str>, shards: usize) {
+/// The next pass, dealt out as `shard` says, if there is one, which reads the `file` that was made; and the rest in one process.
+fn say_next(file: &Path, then: Option<&str>, shard: &str) {
     let (file, mut word) = (file.display(), "next");
     if let Some(pass) = then {
         // What routers see does not hang on the image.
         let passed = if pass == "inputs" { String::new() } else { format!(" --passed {file}") };
-        say!("{word:<10}exp_phase1 --pass {pass} --shard 0/{shards}{passed}");
+        say!("{word:<10}exp_phase1 --pass {pass}{shard}{passed}");
         word = "or";
     }
     say!("{word:<10}exp_phase1 --passed {file}");

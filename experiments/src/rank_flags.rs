@@ -1,15 +1,19 @@
 //! The flags of programs that several ranks run together, and what this process is among them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use candle_core::Device;
+use serde::Serialize;
 use serde_json::{Value, json};
+use tinyonn::files::StagedFolder;
 use tinyonn::interrupt::Signal;
+use tinyonn::phases::DeviceName;
 use tinyonn::ranks::address::meeting_place;
 use tinyonn::ranks::launcher::of_environment;
-use tinyonn::ranks::{Connected, Greeting, Launched, Launcher, Meeting, Token, end_now, meet};
+use tinyonn::ranks::{Collective, Connected, Greeting, Launched, Launcher, Meeting, Token, end_now, meet};
 use tinyonn::train::{Together, begin};
 use tinyonn::{Error, Result, files};
 
@@ -80,11 +84,11 @@ impl RankFlags {
         }
     }
 
-    /// Meets the other ranks, which must have been given the same program, settings and files; all must see the folder `shared`.
+    /// Meets the other ranks, which must have been given the same program, settings and files; all must see the folder `shared`, if there is one.
     ///
     /// # Errors
     /// As of [`meet`].
-    pub fn meet(&self, rank: &Rank, given: &Value, shared: &Path) -> Result<Connected> {
+    pub fn meet(&self, rank: &Rank, given: &Value, shared: Option<&Path>) -> Result<Connected> {
         let place = self.place(rank)?;
         meet(&self.meeting(rank, &place, shared), &greeting(given)?)
     }
@@ -93,7 +97,7 @@ impl RankFlags {
     ///
     /// # Errors
     /// As of [`begin`].
-    pub fn begin(&self, rank: &Rank, given: &Value, shared: &Path, device: &Device) -> Result<Together> {
+    pub fn begin(&self, rank: &Rank, given: &Value, shared: Option<&Path>, device: &Device) -> Result<Together> {
         let (place, asked) = (self.place(rank)?, interrupt());
         let code = move || asked.requested().map_or(ERROR, Signal::exit_code);
         let timeout = Duration::from_secs(self.collective_timeout);
@@ -101,17 +105,32 @@ impl RankFlags {
         begin(&self.meeting(rank, &place, shared), greeting(given)?, device, timeout, lost)
     }
 
+    /// What `make` makes among the ranks, which are together for as long as it takes; they leave nothing in a folder that all see.
+    ///
+    /// # Errors
+    /// As of [`begin`](Self::begin); what `make` reports.
+    pub fn share<T>(
+        &self,
+        rank: &Rank,
+        given: &Value,
+        device: &Device,
+        make: impl FnOnce(&dyn Collective) -> Result<T>,
+    ) -> Result<T> {
+        let together = self.begin(rank, given, None, device)?;
+        told(Some(&together), make(together.ranks.as_ref()))
+    }
+
     fn place(&self, rank: &Rank) -> Result<String> {
         meeting_place(self.rendezvous.as_deref(), &rank.launched, &variable)
     }
 
-    fn meeting<'a>(&self, rank: &'a Rank, place: &'a str, shared: &'a Path) -> Meeting<'a> {
+    fn meeting<'a>(&self, rank: &'a Rank, place: &'a str, shared: Option<&'a Path>) -> Meeting<'a> {
         Meeting {
             place,
             launched: &rank.launched,
             token: &rank.token,
             limit: Duration::from_secs(self.join_limit),
-            shared: Some(shared),
+            shared,
             gift: &|| Ok(Vec::new()),
         }
     }
@@ -123,6 +142,81 @@ impl Rank {
     pub fn gpu(&self) -> usize {
         self.launched.gpu(&variable)
     }
+
+    /// Where this rank computes, of a run that was asked to compute on `asked`.
+    ///
+    /// # Errors
+    /// A processor: ranks have no sums there.
+    pub fn device(&self, asked: DeviceName) -> Result<DeviceName> {
+        let Launched { rank, ranks, .. } = self.launched;
+        let DeviceName::Cuda(_) = asked else {
+            let problem = format!("is {asked}, and {ranks} ranks compute on GPUs");
+            let remedy =
+                "give --device cuda; machines without GPUs, or without a network, are dealt shards: --shard I/N";
+            return Err(Error::setting("--device", problem, remedy));
+        };
+        let own = DeviceName::Cuda(self.gpu());
+        tracing::info!("rank {rank} of {ranks} on {own}");
+        Ok(own)
+    }
+
+    /// A folder of this host for what a rank that is not the first needs while it works. It goes with what is returned.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn folder(&self) -> Result<StagedFolder> {
+        let name = format!("tinyonn-rank-{}-of-{}-{}", self.launched.rank, self.launched.ranks, process::id());
+        StagedFolder::new(std::env::temp_dir().join(name))
+    }
+
+    /// Refuses `--shard` where it is given: ranks are dealt a shard each.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn refuse_shard(&self, is_given: bool) -> Result<()> {
+        if !is_given {
+            return Ok(());
+        }
+        let problem = format!("is given, and {} ranks are dealt a shard each", self.launched.ranks);
+        let remedy = "leave it out; or start each shard as a process of its own, without a launcher, and --merge what they leave";
+        Err(Error::setting("--shard", problem, remedy))
+    }
+
+    /// Where a rank keeps what is its own, of what a run would keep in `file`.
+    #[must_use]
+    pub fn file(&self, file: &Path) -> PathBuf {
+        let mut name = file.as_os_str().to_owned();
+        name.push(format!(".rank-{}", self.launched.rank));
+        name.into()
+    }
+
+    /// Whether it is the first, which alone prints and writes.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.launched.rank == 0
+    }
+}
+
+/// What all ranks must have been given: settings, and what has to be `alike` besides, by name.
+///
+/// # Errors
+/// Settings that cannot be written down.
+pub fn given(settings: &impl Serialize, mut alike: Value) -> Result<Value> {
+    alike["settings"] = serde_json::to_value(settings)
+        .map_err(|e| Error::setting("settings", e.to_string(), "report this as a defect"))?;
+    Ok(alike)
+}
+
+/// Has the other ranks hear of a failure of this one: but what all stop by is none of one.
+///
+/// # Errors
+/// Those of `done`.
+pub fn told<T>(together: Option<&Together>, done: Result<T>) -> Result<T> {
+    match (&done, together) {
+        (Err(Error::Interrupted { .. }) | Ok(_), _) | (Err(_), None) => {}
+        (Err(error), Some(together)) => together.watched.fail(&error.to_string()),
+    }
+    done
 }
 
 fn variable(name: &str) -> Option<String> {

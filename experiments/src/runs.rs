@@ -7,11 +7,11 @@ use candle_core::Device;
 #[cfg(feature = "pictures")]
 use tinyonn::Error;
 use tinyonn::Result;
-use tinyonn::imaging::{Shard, StoredScan};
+use tinyonn::imaging::StoredScan;
 use tinyonn::metrics::Stopwatch;
 use tinyonn::phases::{
-    self, ImageConfig, LeftByPhase1, MergeConfig, PassFile, Passed, Phase1Summary, Prepared, RowPass, Run, RunConfig,
-    Stages, TextConfig, check_room, summary,
+    self, Imaging, LeftByPhase1, MergeConfig, Passed, Phase1Summary, Prepared, Run, RunConfig, Stages, check_room,
+    summary,
 };
 use tinyonn::ranks::Collective;
 use tinyonn::ranks::launcher::of_environment;
@@ -41,52 +41,6 @@ pub fn phase1(config: &RunConfig, checkpoints: Option<&Checkpoints>, passed: Pas
     let figures = RunSummary { phase1: found.summary(&run, &watch), studies, smk: None };
     finish(&config.out, &figures, |summary| PhasesShown::new(&run, summary, Some(imaged), None))?;
     Ok(figures)
-}
-
-/// A shard of the scan of phase 1, kept in `file` as it goes.
-///
-/// # Errors
-/// As of [`Run::scan_shard`].
-pub fn scan_shard(
-    config: &RunConfig,
-    checkpoints: Option<&Checkpoints>,
-    shard: Shard,
-    file: &Path,
-) -> Result<StoredScan> {
-    check_room(config, Stages::Phase1)?;
-    let prepared = Prepared::new(config, &mut Stopwatch::new(), checkpoints)?;
-    prepared.run(config).scan_shard(shard, file)
-}
-
-/// What another pass of phase 1 makes of a shard; tokens' labels are of a scan that was made before, among `passed`.
-///
-/// # Errors
-/// As of [`Run::rows_shard`].
-pub fn rows_shard(
-    config: &RunConfig,
-    checkpoints: Option<&Checkpoints>,
-    (pass, shard): (RowPass, Shard),
-    passed: Passed<'_>,
-) -> Result<PassFile> {
-    check_room(config, Stages::Phase1)?;
-    let prepared = Prepared::new(config, &mut Stopwatch::new(), checkpoints)?;
-    Run { passed, ..prepared.run(config) }.rows_shard(pass, shard)
-}
-
-/// What routers see of a shard in the next round of refitting, a file for each set of labels that `save` is given.
-///
-/// # Errors
-/// As of [`Run::refit_shards`].
-pub fn refit_shards(
-    config: &RunConfig,
-    checkpoints: Option<&Checkpoints>,
-    shard: Shard,
-    passed: Passed<'_>,
-    save: impl FnMut(PassFile) -> Result<()>,
-) -> Result<()> {
-    check_room(config, Stages::Phase1)?;
-    let prepared = Prepared::new(config, &mut Stopwatch::new(), checkpoints)?;
-    Run { passed, ..prepared.run(config) }.refit_shards(shard, save)
 }
 
 /// Both phases, and the loss along every source of labels in between.
@@ -140,13 +94,13 @@ pub fn phase2_from(
     Ok(figures)
 }
 
-/// The image of a model on text.
+/// The image of a model by what was scanned of its text.
 ///
 /// # Errors
-/// As of [`tinyonn::phases::image()`].
-pub fn image(config: &ImageConfig, text: &TextConfig) -> Result<StoredScan> {
-    let image = phases::image(config, text)?;
-    let title = format!("∫SPS of {}", config.model.display());
+/// As of [`Imaging::image`].
+pub fn image(imaging: Imaging<'_>, stored: StoredScan) -> Result<StoredScan> {
+    let (text, title) = (imaging.text, format!("∫SPS of {}", imaging.config.model.display()));
+    let image = imaging.image(stored)?;
     Shown::Scan(Box::new(ScanShown::new(title, &image))).write(&text.out)?;
     draw(&text.out)?;
     Ok(image.stored)

@@ -5,12 +5,18 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use experiments::model_flags::{found, found_on_paper};
-use experiments::runs::{phase1, refit_shards, rows_shard, scan_shard};
+use experiments::passes::{Dealt, Left};
+use experiments::rank_flags::given;
+use experiments::runs::phase1;
 use experiments::settings::layered;
 use experiments::studies::RunSummary;
-use experiments::{PhaseFlags, RunFolder, arguments, main_with, overwrite, passes, printed, run_folder, say};
+use experiments::{
+    PhaseFlags, Rank, RankFlags, RunFolder, Started, arguments, main_with, overwrite, passes, printed, run_folder, say,
+};
 use tinyonn::imaging::Shard;
-use tinyonn::phases::{Passed, RowPass, RunConfig, Stages, plan};
+use tinyonn::metrics::Stopwatch;
+use tinyonn::phases::{DeviceName, Passed, Prepared, RowPass, Run, RunConfig, Stages, check_room, plan};
+use tinyonn::train::Checkpoints;
 use tinyonn::{Error, Result, files};
 
 /// Image a dense decoder, decompose it into experts without loss, label each task's path, fit routers, all else frozen.
@@ -34,6 +40,7 @@ use tinyonn::{Error, Result, files};
   exp_phase1 --pass scan --shard 0/2 --out runs/part-0      the first half of its scan, on a machine of its own
   exp_phase1 --merge runs/part-0/scan.safetensors runs/part-1/scan.safetensors --out runs/scan
   exp_phase1 --passed runs/scan/scan.safetensors            the rest of it
+  exp_phase1 --model Qwen3-0.6B --pass scan --device cuda --gpus 2 --out runs/whole    the scan, on two GPUs; or under torchrun, srun, mpirun
 
 A TOML file for --config has the keys that a run's config.json shows under `settings`; one file serves both phases:
   partition = \"activation\"
@@ -47,13 +54,13 @@ struct Cli {
     /// The same in a minute or two: fewer steps, less text
     #[arg(long)]
     quick: bool,
-    /// Make one pass over the text alone; --merge adds its shards up
+    /// Make one pass over the text alone: the only part that several ranks share; --merge adds its shards up
     #[arg(long, value_name = "NAME", conflicts_with_all = ["dry_run", "merge"])]
     pass: Option<TextPass>,
     /// Of --pass only shard I of N of the batches, I from 0 [default: 0/1]
     #[arg(long, value_name = "I/N", requires = "pass")]
     shard: Option<Shard>,
-    /// Keep what `--pass scan` sums up in this file as it goes, at least every minute, and continue it if it is there
+    /// Keep what `--pass scan` sums up in this file as it goes, at least every minute, and continue it if it is there; of several ranks each has its own, FILE.rank-I
     #[arg(long, value_name = "FILE", requires = "pass")]
     scan_file: Option<PathBuf>,
     /// Add up the files that --pass left (repeatable)
@@ -68,10 +75,12 @@ struct Cli {
     // The earlier name, of a scan alone; who gives it is told the other.
     #[arg(long, hide = true, value_name = "FILE")]
     scanned: Option<PathBuf>,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
 
 /// What reads the text by itself.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum TextPass {
     /// The image of the dense model's neurons, on the training text.
     Scan,
@@ -90,6 +99,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode> {
+    let rank = match cli.ranks.started()? {
+        Started::Ended(code) => return Ok(code),
+        Started::Alone => None,
+        Started::Rank(rank) => Some(rank),
+    };
     let base = if cli.quick { RunConfig::quick() } else { RunConfig::default() };
     if let Some(file) = &cli.scanned {
         let problem = "is no longer called so: other passes leave files as well";
@@ -105,9 +119,22 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     let mut config: RunConfig = layered(&base, file, &cli.flags)?;
     let find = if cli.flags.dry_run { found_on_paper } else { found };
     config.model = find(config.model.as_deref())?;
+    if let Some(rank) = &rank {
+        check_rank(cli, &config, rank)?;
+        config.device = rank.device(config.device)?;
+    }
     if cli.flags.dry_run {
         printed::plan(&plan(&config, Stages::Phase1)?);
         return Ok(ExitCode::SUCCESS);
+    }
+    let (scan, rows) = passes::passed(&cli.passed)?;
+    let passed = Passed { scan, rows: &rows };
+    let kept =
+        cli.scan_file.as_deref().map(|file| rank.as_ref().map_or_else(|| file.to_owned(), |rank| rank.file(file)));
+    if let (Some(pass), Some(rank)) = (cli.pass, rank.as_ref().filter(|rank| !rank.is_first())) {
+        let folder = rank.folder()?;
+        let config = RunConfig { out: folder.path().to_path_buf(), ..config };
+        return make(cli, &config, passed, (pass, kept.as_deref()), (None, Some(rank))).map(|_| ExitCode::SUCCESS);
     }
     if cli.flags.output.out.is_none() && config.out == base.out {
         config.out = run_folder::first_free(&base.out)?;
@@ -121,43 +148,17 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         })?;
         return Ok(ExitCode::SUCCESS);
     }
-    let own = cli.scan_file.as_deref().into_iter().chain(cli.passed.iter().map(PathBuf::as_path));
+    let own = kept.as_deref().into_iter().chain(cli.passed.iter().map(PathBuf::as_path));
     let read: Vec<&Path> = config.reads().chain(file).chain(own).collect();
-    let (scan, rows) = passes::passed(&cli.passed)?;
-    let passed = Passed { scan, rows: &rows };
     let replace = overwrite::replaces(&config.out, cli.flags.output.overwrite, &read)?;
     let folder = RunFolder::create(&config.out, &config, config.seed, config.device, replace)?;
     let checkpoints = Some(folder.checkpoints(cli.flags.save_every)?);
     let config = RunConfig { out: folder.dir().to_path_buf(), ..config };
-    let shard = cli.shard.unwrap_or(Shard::WHOLE);
-    let pass = match cli.pass {
-        None => None,
-        Some(TextPass::Scan) => {
-            let result = folder.dir().join(passes::SCAN);
-            let path = cli.scan_file.as_deref().unwrap_or(&result);
-            files::try_write(path)?;
-            let stored = scan_shard(&config, checkpoints.as_ref(), shard, path)?;
-            if cli.scan_file.is_some() {
-                stored.save(&result)?;
-            }
-            say!("scanned   shard {shard}: {} tokens", stored.scan.tokens.iter().sum::<u64>());
-            return to_be_merged(folder, passes::SCAN);
-        }
-        Some(TextPass::Refit) => {
-            let (dir, mut files) = (folder.dir().to_path_buf(), String::new());
-            refit_shards(&config, checkpoints.as_ref(), shard, passed, |made| {
-                files = passes::files_of(made.pass());
-                passes::keep(&dir, &made, shard)
-            })?;
-            return to_be_merged(folder, &files);
-        }
-        Some(TextPass::Inputs) => Some(RowPass::Inputs),
-        Some(TextPass::Labels) => Some(RowPass::Labels),
-        Some(TextPass::Losses) => Some(RowPass::Losses),
-    };
-    if let Some(pass) = pass {
-        passes::keep(folder.dir(), &rows_shard(&config, checkpoints.as_ref(), (pass, shard), passed)?, shard)?;
-        return to_be_merged(folder, &passes::files_of(pass));
+    if let Some(pass) = cli.pass {
+        let left = make(cli, &config, passed, (pass, kept.as_deref()), (checkpoints.as_ref(), rank.as_ref()))?;
+        let out = folder.finish()?;
+        left.iter().for_each(|left| left.say(&out));
+        return Ok(ExitCode::SUCCESS);
     }
     let summary = phase1(&config, checkpoints.as_ref(), passed)?;
     let out = folder.finish()?;
@@ -166,10 +167,48 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     Ok(if summary.phase1.lossless.bit_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn to_be_merged(folder: RunFolder, files: &str) -> Result<ExitCode> {
-    say!("next      exp_phase1 --merge {}", folder.finish()?.join(files).display());
-    say!("          with the files of the other shards behind it");
-    Ok(ExitCode::SUCCESS)
+/// Makes a pass into the run's folder, what is scanned kept in `file`: one shard of it, or with the other ranks all of it.
+fn make(
+    cli: &Cli,
+    config: &RunConfig,
+    passed: Passed<'_>,
+    (pass, file): (TextPass, Option<&Path>),
+    (checkpoints, rank): (Option<&Checkpoints>, Option<&Rank>),
+) -> Result<Option<Left>> {
+    if pass == TextPass::Scan {
+        file.into_iter().try_for_each(files::try_write)?;
+    }
+    check_room(config, Stages::Phase1)?;
+    let prepared = Prepared::new(config, &mut Stopwatch::new(), checkpoints)?;
+    let run = Run { passed, ..prepared.run(config) };
+    let make = |dealt: Dealt<'_>| match pass {
+        TextPass::Scan => passes::scan(&run, dealt, &config.out, file),
+        TextPass::Inputs => passes::rows(&run, dealt, &config.out, RowPass::Inputs),
+        TextPass::Labels => passes::rows(&run, dealt, &config.out, RowPass::Labels),
+        TextPass::Refit => passes::refit(&run, dealt, &config.out),
+        TextPass::Losses => passes::rows(&run, dealt, &config.out, RowPass::Losses),
+    };
+    let Some(rank) = rank else { return make(Dealt::Shard(cli.shard.unwrap_or(Shard::WHOLE))) };
+    // Which of its cards a rank takes, and where it writes, is its own.
+    let settings = RunConfig { device: DeviceName::Cpu, out: PathBuf::new(), ..config.clone() };
+    let mut alike = run.alike()?;
+    alike["pass"] = format!("{pass:?}").into();
+    cli.ranks.share(rank, &given(&settings, alike)?, &run.device, |ranks| make(Dealt::Ranks(ranks)))
+}
+
+/// Refuses what several ranks do not share.
+fn check_rank(cli: &Cli, config: &RunConfig, rank: &Rank) -> Result<()> {
+    let ranks = rank.launched.ranks;
+    if cli.pass.is_none() {
+        let problem = format!("is not given, and of phase 1 {ranks} ranks share its passes over text alone");
+        let remedy = "name a pass; what goes on from them is one process, without --gpus and without a launcher";
+        return Err(Error::setting("--pass", problem, remedy));
+    }
+    if config.model.is_none() {
+        let problem = format!("is not given, and each of {ranks} ranks would pretrain a model");
+        return Err(Error::setting("--model", problem, "name one"));
+    }
+    rank.refuse_shard(cli.shard.is_some())
 }
 
 fn print(summary: &RunSummary) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use clap::Parser;
 use experiments::model_flags::{found, found_on_paper};
+use experiments::rank_flags::{given, told};
 use experiments::runs::{Among, phase2, phase2_from};
 use experiments::settings::layered;
 use experiments::studies::RunSummary;
@@ -86,10 +87,10 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     config.model = find(config.model.as_deref())?;
     if cli.flags.dry_run {
         let plan = plan(&config, cli.from.as_deref().map_or(Stages::Both, Stages::From))?;
-        let met = rank.as_ref().map(|rank| cli.ranks.meet(rank, &given(cli, &config)?, shared(&config.out)));
+        let met = rank.as_ref().map(|rank| cli.ranks.meet(rank, &all_given(cli, &config)?, Some(shared(&config.out))));
         if let (Some(rank), Some(met)) = (&rank, met.transpose()?) {
             met.leave();
-            if rank.launched.rank > 0 {
+            if !rank.is_first() {
                 return Ok(ExitCode::SUCCESS);
             }
             printed::ranks(&rank.launched);
@@ -99,31 +100,23 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     }
     if let Some(rank) = &rank {
         check_rank(cli, rank)?;
-        if let (DeviceName::Cuda(_), launched) = (config.device, &rank.launched) {
-            config.device = DeviceName::Cuda(rank.gpu());
-            tracing::info!("rank {} of {} on {}", launched.rank, launched.ranks, config.device);
-        }
+        config.device = rank.device(config.device)?;
     }
     let mut together: Option<Together> = None;
-    let given = rank.as_ref().map(|_| given(cli, &config)).transpose()?;
+    let given = rank.as_ref().map(|_| all_given(cli, &config)).transpose()?;
     let out = config.out.clone();
     let mut among = |device: &Device| -> Result<Option<Arc<dyn Collective>>> {
         let (Some(rank), Some(given)) = (&rank, &given) else { return Ok(None) };
-        let begun = cli.ranks.begin(rank, given, shared(&out), device)?;
+        let begun = cli.ranks.begin(rank, given, Some(shared(&out)), device)?;
         let ranks = begun.ranks.clone();
         together = Some(begun);
         Ok(Some(ranks))
     };
     let done = match &rank {
-        Some(rank) if rank.launched.rank > 0 => beside(cli, config, &mut among).map(|()| ExitCode::SUCCESS),
+        Some(rank) if !rank.is_first() => beside(cli, (config, rank), &mut among).map(|()| ExitCode::SUCCESS),
         _ => whole(cli, (config, &base), file, &mut among),
     };
-    match (&done, &together) {
-        // What all stop by is no failure of one.
-        (Err(Error::Interrupted { .. }) | Ok(_), _) | (Err(_), None) => {}
-        (Err(error), Some(together)) => together.watched.fail(&error.to_string()),
-    }
-    done
+    told(together.as_ref(), done)
 }
 
 /// The run, of one process or of the first of several ranks.
@@ -152,17 +145,14 @@ fn whole(
 }
 
 /// The part of a rank that is not the first: it trains with the others, and leaves nothing.
-fn beside(cli: &Cli, config: RunConfig, among: &mut Among<'_>) -> Result<()> {
+fn beside(cli: &Cli, (config, rank): (RunConfig, &Rank), among: &mut Among<'_>) -> Result<()> {
     let Some(from) = &cli.from else { return Ok(()) };
     let dir = states_of(&config.out)?;
     let checkpoints = Checkpoints { dir, every: cli.flags.save_every, keep: 1, interrupt: interrupt() };
-    let own = std::env::temp_dir().join(format!("tinyonn-rank-{}", std::process::id()));
-    let config = RunConfig { out: own.clone(), ..config };
+    let own = rank.folder()?;
+    let config = RunConfig { out: own.path().to_path_buf(), ..config };
     let missing = || Error::setting("ranks", "there are no others", "report this");
-    let done = phase2_beside(from, &config, Some(&checkpoints), &mut |device| among(device)?.ok_or_else(missing));
-    // A log too many does no harm.
-    let _ = std::fs::remove_dir_all(own);
-    done
+    phase2_beside(from, &config, Some(&checkpoints), &mut |device| among(device)?.ok_or_else(missing))
 }
 
 /// Refuses what several ranks do not do.
@@ -180,7 +170,7 @@ fn check_rank(cli: &Cli, rank: &Rank) -> Result<()> {
 }
 
 /// What all ranks must have been given: settings, text and model.
-fn given(cli: &Cli, config: &RunConfig) -> Result<Value> {
+fn all_given(cli: &Cli, config: &RunConfig) -> Result<Value> {
     let model = match (&cli.from, &config.model) {
         (Some(dir), _) => Some(dir.join("tiny-onn")),
         (None, Some(model)) if !is_on_paper(model) => Some(model.clone()),
@@ -190,7 +180,7 @@ fn given(cli: &Cli, config: &RunConfig) -> Result<Value> {
     let text = Text::new(&config.data, config.seed)?.sha256;
     // Which of its cards a rank takes is its own.
     let settings = RunConfig { device: DeviceName::Cpu, ..config.clone() };
-    Ok(json!({ "settings": settings, "text": text, "model": model }))
+    given(&settings, json!({ "text": text, "model": model }))
 }
 
 /// The folder that a run's own lies in.

@@ -5,16 +5,19 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use experiments::model_flags::found;
+use experiments::rank_flags::given;
 use experiments::runs::{image, merge_scans};
 use experiments::settings::{over_file, required, word};
-use experiments::{OutFlags, RunFlags, RunFolder, arguments, main_with, overwrite, printed, run_folder, say};
+use experiments::{
+    OutFlags, Rank, RankFlags, RunFlags, RunFolder, Started, arguments, main_with, overwrite, printed, run_folder, say,
+};
 use serde::{Deserialize, Serialize};
-use tinyonn::files;
+use serde_json::json;
 use tinyonn::imaging::{Form, Partition, Shard, StoredScan};
 use tinyonn::phases::image::{TextConfig, dump_tokens};
-use tinyonn::phases::{ImageConfig, MergeConfig};
+use tinyonn::phases::{DeviceName, ImageConfig, Imaging, MergeConfig};
 use tinyonn::train::Precision;
-use tinyonn::{Error, Result};
+use tinyonn::{Error, Result, files};
 
 /// Image a model: what each expert does, and how much it would learn, on each task.
 ///
@@ -22,7 +25,8 @@ use tinyonn::{Error, Result};
 /// the other, each standardised. The run's folder gets report.html (layers × experts, a picture a task), integral.safetensors and
 /// scan.safetensors, the sums themselves. Text may be of any size: it is read a document at a time, and the tokens that are scanned wait
 /// in the run's folder, 8 bytes each, until it is whole. With --scan-file a scan survives being killed: the same command goes on with it. With
-/// --shard parts of it are read by several machines, and --merge makes one of them. With --tokens and --dump, every token's raw
+/// --shard parts of it are read by several machines, and --merge makes one of them; with --gpus, or under torchrun, srun or mpirun, GPUs read a part each, and
+/// the first of them goes on with the sum. With --tokens and --dump, every token's raw
 /// values are written instead.
 #[derive(Parser)]
 #[command(
@@ -34,6 +38,7 @@ use tinyonn::{Error, Result};
   exp_scan --model runs/phase2/tiny-onn --data code=src --data prose=docs
   exp_scan --model Qwen3-0.6B --data code=src --shard 0/2 --scan-file half.safetensors --out runs/half
   exp_scan --merge half.safetensors --merge other-half.safetensors --norm global --expert norm
+  exp_scan --model Qwen3-0.6B --data code=src --device cuda --gpus 2
   exp_scan --model Qwen3-0.6B --tokens ids.safetensors --dump image.safetensors
 
 A dump holds, by layer i, layers.{i}.activation and layers.{i}.surprise, both [B·T, experts] F32, and loss_sum; the targets are
@@ -42,7 +47,12 @@ the next tokens, rows are row-major over (B, T), last positions included."
 struct Cli {
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    ranks: RankFlags,
 }
+
+/// One of several ranks, and how it meets the others.
+type Among<'a> = (&'a RankFlags, &'a Rank);
 
 #[derive(clap::Args, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -77,7 +87,7 @@ struct Settings {
     /// What passes compute in: f32 or bf16; sums are f64 either way [default: f32]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<Precision>,
-    /// Keep the scan in this file as it goes, at least every minute, and continue it if it is there
+    /// Keep the scan in this file as it goes, at least every minute, and continue it if it is there; of several ranks each has its own, FILE.rank-I
     #[arg(long, value_name = "FILE")]
     scan_file: Option<PathBuf>,
     /// Read only shard I of N of the batches, I from 0; --merge adds shards up [default: 0/1]
@@ -112,25 +122,34 @@ struct Settings {
 fn main() -> ExitCode {
     main_with(|| {
         let cli: Cli = arguments::parse()?;
+        let rank = match cli.ranks.started()? {
+            Started::Ended(code) => return Ok(code),
+            Started::Alone => None,
+            Started::Rank(rank) => Some(rank),
+        };
         let Settings { run: RunFlags { config, .. }, output: OutFlags { overwrite, .. }, .. } = &cli.settings;
-        run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite)
+        let among = rank.as_ref().map(|rank| (&cli.ranks, rank));
+        run(over_file(&cli.settings, config.as_deref())?, config.as_deref(), *overwrite, among)
     })
 }
 
-fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitCode> {
+fn run(settings: Settings, file: Option<&Path>, overwrite: bool, among: Option<Among<'_>>) -> Result<ExitCode> {
     if let Some(share) = &settings.share {
         return Err(Error::setting("--share", "is no longer called so", format!("give --shard {share}")));
     }
     let form =
         Form { norm: word("norm", settings.norm.as_deref())?, expert: word("expert", settings.expert.as_deref())? };
+    if let Some((_, rank)) = among {
+        check_rank(&settings, rank)?;
+    }
     if settings.merge.is_some() {
         return merge(settings, form, file, overwrite);
     }
     if settings.tokens.is_some() || settings.dump.is_some() {
         return dump(&settings, overwrite);
     }
-    let config = image_config(&settings)?;
-    let text = TextConfig {
+    let mut config = image_config(&settings)?;
+    let mut text = TextConfig {
         data: settings.data.unwrap_or_default(),
         length: positive(settings.length.unwrap_or(128), "length")?,
         batch: positive(settings.batch.unwrap_or(8), "batch")?,
@@ -139,16 +158,58 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool) -> Result<ExitC
         grad_site: word("grad-site", settings.grad_site.as_deref())?,
         form,
         scan_file: settings.scan_file,
-        out: out(settings.output.out)?,
+        out: PathBuf::new(),
     };
+    if let Some((_, rank)) = among {
+        config.device = rank.device(config.device)?;
+        text.scan_file = text.scan_file.map(|file| rank.file(&file));
+        if !rank.is_first() {
+            let folder = rank.folder()?;
+            text.out = folder.path().to_path_buf();
+            return scan(&Imaging::begin(&config, &text)?, among).map(|_| ExitCode::SUCCESS);
+        }
+    }
+    text.out = out(settings.output.out)?;
     let data = text.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
     text.scan_file.iter().try_for_each(files::try_write)?;
     let read = data.chain([config.model.as_path()]).chain(text.scan_file.as_deref()).chain(file);
     let replace = overwrite::replaces(&text.out, overwrite, &read.collect::<Vec<_>>())?;
     let folder = RunFolder::create(&text.out, &(&config, &text), config.seed, config.device, replace)?;
-    let stored = image(&config, &TextConfig { out: folder.dir().to_path_buf(), ..text })?;
-    print(&stored, &folder.finish()?);
+    let text = TextConfig { out: folder.dir().to_path_buf(), ..text };
+    let imaging = Imaging::begin(&config, &text)?;
+    if let Some(stored) = scan(&imaging, among)? {
+        let stored = image(imaging, stored)?;
+        print(&stored, &folder.finish()?);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What this process scans; of several ranks all of it, at the first.
+fn scan(imaging: &Imaging<'_>, among: Option<Among<'_>>) -> Result<Option<StoredScan>> {
+    let Some((flags, rank)) = among else { return imaging.scan(imaging.text.shard).map(Some) };
+    // Which of its cards a rank takes, and where it keeps what, is its own.
+    let image = ImageConfig { device: DeviceName::Cpu, ..imaging.config.clone() };
+    let text = TextConfig { scan_file: None, out: PathBuf::new(), ..imaging.text.clone() };
+    let given = given(&json!({ "image": image, "text": text }), imaging.alike()?)?;
+    flags.share(rank, &given, imaging.device(), |ranks| {
+        imaging.scan(Shard::of_rank(ranks))?.over_ranks(ranks, imaging.device())
+    })
+}
+
+/// Refuses what several ranks do not share.
+fn check_rank(settings: &Settings, rank: &Rank) -> Result<()> {
+    rank.refuse_shard(settings.shard.is_some())?;
+    let alone = [
+        ("--merge", settings.merge.is_some(), "adds up what was scanned before"),
+        ("--dump", settings.tokens.is_some() || settings.dump.is_some(), "writes the raw values of tokens"),
+    ];
+    match alone.into_iter().find(|(_, is_given, _)| *is_given) {
+        None => Ok(()),
+        Some((flag, _, does)) => {
+            let problem = format!("{does}, which one process does, and {} ranks were started", rank.launched.ranks);
+            Err(Error::setting(flag, problem, "start one process, without --gpus and without a launcher"))
+        }
+    }
 }
 
 fn image_config(settings: &Settings) -> Result<ImageConfig> {
