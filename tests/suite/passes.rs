@@ -8,15 +8,40 @@ use candle_core::Device;
 use experiments::runs;
 use experiments::studies::RunSummary;
 use rstest::rstest;
+use tinyonn::Result;
 use tinyonn::checkpoint::ModelFolder;
 use tinyonn::imaging::{Score, Shard, StoredScan};
-use tinyonn::phases::{LabelSet, LabelUnit, PassFile, Passed, RowPass, RunConfig};
+use tinyonn::metrics::Stopwatch;
+use tinyonn::phases::{LabelSet, LabelUnit, PassFile, Passed, Prepared, RowPass, Run, RunConfig};
 use tinyonn::train::{FitBy, RouterFitConfig};
 
 use crate::models::message;
 use crate::phase1::run;
 
-fn scanned(scan: &Path) -> Passed<'_> {
+/// What a run of its own makes, on a machine of its own.
+fn on_a_machine<R>(config: &RunConfig, passed: Passed<'_>, make: impl FnOnce(&Run<'_>) -> Result<R>) -> Result<R> {
+    let prepared = Prepared::new(config, &mut Stopwatch::new(), None)?;
+    make(&Run { passed, ..prepared.run(config) })
+}
+
+pub(crate) fn scan_shard(config: &RunConfig, shard: Shard, file: &Path) -> Result<StoredScan> {
+    on_a_machine(config, Passed::default(), |run| run.scan_shard(shard, file))
+}
+
+fn rows_shard(config: &RunConfig, (pass, shard): (RowPass, Shard), passed: Passed<'_>) -> Result<PassFile> {
+    on_a_machine(config, passed, |run| run.rows_shard(pass, shard))
+}
+
+pub(crate) fn refit_shards(
+    config: &RunConfig,
+    shard: Shard,
+    passed: Passed<'_>,
+    save: impl FnMut(PassFile) -> Result<()>,
+) -> Result<()> {
+    on_a_machine(config, passed, |run| run.refit_shards(shard, save))
+}
+
+pub(crate) fn scanned(scan: &Path) -> Passed<'_> {
     Passed { scan: Some(scan), ..Passed::default() }
 }
 
@@ -30,7 +55,7 @@ fn a_scan_in_shards_is_gone_on_from(#[case] of: usize, #[case] tolerance: f64) {
     let config = RunConfig { out: dir.path().join("later"), ..config };
     let shard = |index: usize| {
         let path = dir.path().join(format!("{index}-{of}"));
-        (path.clone(), runs::scan_shard(&config, None, Shard { index, of }, &path).unwrap())
+        (path.clone(), scan_shard(&config, Shard { index, of }, &path).unwrap())
     };
     let sum = StoredScan::sum((0..of).rev().map(shard).collect(), false).unwrap();
     let whole = dir.path().join("whole");
@@ -50,7 +75,7 @@ fn a_scan_of_something_else_is_refused() {
     let path = dir.path().join("scan");
     let scan = |config: &RunConfig, shard: Shard| {
         let _ = fs::remove_file(&path);
-        runs::scan_shard(config, None, shard, &path).unwrap();
+        scan_shard(config, shard, &path).unwrap();
     };
     let refused = |config: &RunConfig| message(runs::phase1(config, None, scanned(&path)));
     scan(&config, Shard { index: 1, of: 2 });
@@ -74,7 +99,7 @@ fn a_scan_of_something_else_is_refused() {
 }
 
 /// What shards of a pass have made, a file for each of `of` shards and for each thing that is made, added up, saved under its pass' name in the folder `dir`.
-fn added_up(dir: &Path, of: usize, mut shard: impl FnMut(Shard, &mut dyn FnMut(PassFile))) -> Vec<PathBuf> {
+pub(crate) fn added_up(dir: &Path, of: usize, mut shard: impl FnMut(Shard, &mut dyn FnMut(PassFile))) -> Vec<PathBuf> {
     let mut made: BTreeMap<String, Vec<(PathBuf, PassFile)>> = BTreeMap::new();
     for index in (0..of).rev() {
         shard(Shard { index, of }, &mut |file| {
@@ -96,8 +121,8 @@ fn added_up(dir: &Path, of: usize, mut shard: impl FnMut(Shard, &mut dyn FnMut(P
 }
 
 /// As above, of a pass that makes one file.
-fn made(dir: &Path, config: &RunConfig, (pass, of): (RowPass, usize), passed: Passed<'_>) -> PathBuf {
-    added_up(dir, of, |shard, save| save(runs::rows_shard(config, None, (pass, shard), passed).unwrap())).remove(0)
+pub(crate) fn made(dir: &Path, config: &RunConfig, (pass, of): (RowPass, usize), passed: Passed<'_>) -> PathBuf {
+    added_up(dir, of, |shard, save| save(rows_shard(config, (pass, shard), passed).unwrap())).remove(0)
 }
 
 /// All but the seconds of a run.
@@ -116,7 +141,7 @@ fn rows_in_shards_are_gone_on_from(#[case] variant: &str, #[case] label: LabelUn
     let (dir, config, at_once) = run(|config| (config.variant, config.label) = (variant.into(), label));
     let later = RunConfig { out: dir.path().join("later"), ..config.clone() };
     let scan = dir.path().join("scan");
-    runs::scan_shard(&later, None, Shard::WHOLE, &scan).unwrap();
+    scan_shard(&later, Shard::WHOLE, &scan).unwrap();
     let mut rows = vec![made(dir.path(), &later, (RowPass::Inputs, of), Passed::default())];
     if label == LabelUnit::Token {
         rows.push(made(dir.path(), &later, (RowPass::Labels, of), scanned(&scan)));
@@ -144,7 +169,7 @@ fn rounds_in_shards_are_gone_on_from(
     });
     let later = RunConfig { out: dir.path().join("later"), ..config.clone() };
     let scan = dir.path().join("scan");
-    runs::scan_shard(&later, None, Shard::WHOLE, &scan).unwrap();
+    scan_shard(&later, Shard::WHOLE, &scan).unwrap();
     let mut rows = vec![made(dir.path(), &later, (RowPass::Inputs, of), Passed::default())];
     if label == LabelUnit::Token {
         rows.push(made(dir.path(), &later, (RowPass::Labels, of), scanned(&scan)));
@@ -159,16 +184,16 @@ fn rounds_in_shards_are_gone_on_from(
                 save(made);
                 Ok(())
             };
-            runs::refit_shards(&later, None, shard, passed, save).unwrap();
+            refit_shards(&later, shard, passed, save).unwrap();
         }));
     }
     let passed = Passed { scan: Some(&scan), rows: &rows };
-    let all = message(runs::refit_shards(&later, None, Shard::WHOLE, passed, |_| Ok(())));
+    let all = message(refit_shards(&later, Shard::WHOLE, passed, |_| Ok(())));
     assert!(all.contains("the files of all 2 are given"), "{all}");
     // Three draws, three dealings, the run's own labels: the same of one alone.
     assert_eq!(rows.len(), 1 + usize::from(label == LabelUnit::Token) + 2 * 7);
     let pass = RowPass::Refit { round: 2, set: LabelSet::Permuted(1) };
-    let alone = runs::rows_shard(&later, None, (pass, Shard::WHOLE), passed).unwrap();
+    let alone = rows_shard(&later, (pass, Shard::WHOLE), passed).unwrap();
     let at = dir.path().join(pass.to_string());
     assert_eq!(alone.rows(), PassFile::load(&at).unwrap().rows());
     let later = runs::phase1(&later, None, passed).unwrap();
@@ -195,7 +220,7 @@ fn losses_in_shards_are_gone_on_from(
     });
     let later = RunConfig { out: dir.path().join("later"), ..config.clone() };
     let scan = dir.path().join("scan");
-    runs::scan_shard(&later, None, Shard::WHOLE, &scan).unwrap();
+    scan_shard(&later, Shard::WHOLE, &scan).unwrap();
     let mut rows = vec![made(dir.path(), &later, (RowPass::Inputs, 1), Passed::default())];
     if label == LabelUnit::Token {
         rows.push(made(dir.path(), &later, (RowPass::Labels, 1), scanned(&scan)));
@@ -209,7 +234,7 @@ fn losses_in_shards_are_gone_on_from(
                 save(made);
                 Ok(())
             };
-            runs::refit_shards(&later, None, shard, passed, save).unwrap();
+            refit_shards(&later, shard, passed, save).unwrap();
         }));
     }
     let losses = made(dir.path(), &later, (RowPass::Losses, of), Passed { scan: Some(&scan), rows: &rows });
@@ -225,11 +250,11 @@ fn losses_of_something_else_are_refused() {
     // More of the test text is scored than routers see.
     let (dir, config, _) = run(|config| (config.scan_tokens, config.test_tokens) = (100, 200));
     let scan = dir.path().join("scan");
-    runs::scan_shard(&config, None, Shard::WHOLE, &scan).unwrap();
+    scan_shard(&config, Shard::WHOLE, &scan).unwrap();
     let rows = [made(dir.path(), &config, (RowPass::Inputs, 1), Passed::default())];
     let passed = Passed { scan: Some(&scan), rows: &rows };
-    let losses = |config: &RunConfig, shard: Shard| runs::rows_shard(config, None, (RowPass::Losses, shard), passed);
-    let lacks = message(runs::rows_shard(&config, None, (RowPass::Losses, Shard::WHOLE), scanned(&scan)));
+    let losses = |config: &RunConfig, shard: Shard| rows_shard(config, (RowPass::Losses, shard), passed);
+    let lacks = message(rows_shard(&config, (RowPass::Losses, Shard::WHOLE), scanned(&scan)));
     assert!(lacks.contains("what the pass `inputs` has made, which is not given"), "{lacks}");
     let mut refitted = config.clone();
     refitted.router.refit_rounds = 1;
@@ -263,11 +288,11 @@ fn losses_of_something_else_are_refused() {
 fn rounds_of_something_else_are_refused() {
     let (dir, config, _) = run(|config| config.router.refit_rounds = 1);
     let scan = dir.path().join("scan");
-    runs::scan_shard(&config, None, Shard::WHOLE, &scan).unwrap();
+    scan_shard(&config, Shard::WHOLE, &scan).unwrap();
     let inputs = [made(dir.path(), &config, (RowPass::Inputs, 1), Passed::default())];
     let shard = |config: &RunConfig, passed| {
         let mut made = Vec::new();
-        runs::refit_shards(config, None, Shard::WHOLE, passed, |file| {
+        refit_shards(config, Shard::WHOLE, passed, |file| {
             made.push(file);
             Ok(())
         })
@@ -282,12 +307,7 @@ fn rounds_of_something_else_are_refused() {
     let mut once = config.clone();
     once.router.refit_rounds = 0;
     assert!(lacks(&once, passed).contains("this one fits them once"));
-    let none = message(runs::rows_shard(
-        &config,
-        None,
-        (RowPass::Refit { round: 2, set: LabelSet::Own }, Shard::WHOLE),
-        passed,
-    ));
+    let none = message(rows_shard(&config, (RowPass::Refit { round: 2, set: LabelSet::Own }, Shard::WHOLE), passed));
     assert!(none.contains("none of the run's, which has 1 rounds"), "{none}");
 
     let made = shard(&config, passed).unwrap();
@@ -309,7 +329,7 @@ fn rounds_of_something_else_are_refused() {
     let two = dir.path().join("two");
     fs::create_dir(&two).unwrap();
     let before = added_up(&two, 2, |shard, save| {
-        save(runs::rows_shard(&config, None, (RowPass::Inputs, shard), Passed::default()).unwrap());
+        save(rows_shard(&config, (RowPass::Inputs, shard), Passed::default()).unwrap());
     });
     assert!(refused(&config, &[before[0].clone(), path.clone()]).contains("of another passes before"));
     let control = made.iter().find(|file| file.pass() != own.pass()).unwrap();
@@ -321,7 +341,7 @@ fn rounds_of_something_else_are_refused() {
 fn rows_of_something_else_are_refused() {
     let (dir, config, _) = run(|config| config.label = LabelUnit::Token);
     let shard = |config: &RunConfig, index: usize, of: usize| {
-        let made = runs::rows_shard(config, None, (RowPass::Inputs, Shard { index, of }), Passed::default()).unwrap();
+        let made = rows_shard(config, (RowPass::Inputs, Shard { index, of }), Passed::default()).unwrap();
         (PathBuf::from(format!("{index}-{of}")), made)
     };
     let refused = |files: Vec<(PathBuf, PassFile)>| message(PassFile::sum(files, false));
@@ -352,8 +372,7 @@ fn rows_of_something_else_are_refused() {
     fs::write(&path, bytes).unwrap();
     assert!(refused(&config, inputs).contains("not those that were written"));
 
-    let labels =
-        |config: &RunConfig, passed| message(runs::rows_shard(config, None, (RowPass::Labels, Shard::WHOLE), passed));
+    let labels = |config: &RunConfig, passed| message(rows_shard(config, (RowPass::Labels, Shard::WHOLE), passed));
     assert!(labels(&config, Passed::default()).contains("what the pass `scan` has made, which is not given"));
     let of_tasks = RunConfig { label: LabelUnit::Task, ..config };
     assert!(labels(&of_tasks, Passed::default()).contains("set label = \"token\""));

@@ -1,5 +1,6 @@
-//! Several processes that train one model: how they are started, how they meet, and who owns what.
+//! Several processes that train one model or read one text: how they are started, how they meet, who owns what, and what they bring together.
 
+mod gathered;
 mod launchers;
 #[cfg(unix)]
 mod meeting;

@@ -9,9 +9,13 @@ use std::process::{Command, Output, Stdio};
 
 use rstest::rstest;
 
-use super::{PHASE2, Place, RUN, assert_done, assert_refused};
+use super::{PHASE2, Place, RUN, SCAN, assert_done, assert_refused};
 
 const PLAN: &str = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out/run --dry-run";
+const PHASE1: &str = env!("CARGO_BIN_EXE_exp_phase1");
+const SCANNED: &str =
+    "--model dense --data a=a.txt --data b=b.txt --length 16 --batch 4 --max-tokens 400 --out out/run";
+const PASS: &str = "--model dense --data a=a.txt --data b=b.txt --config run.toml --out out/run";
 const TOKEN: &str = "00112233445566778899aabbccddeeff";
 
 fn place() -> Place {
@@ -26,7 +30,11 @@ fn said(output: &Output) -> String {
 
 /// Rank `rank` of two, as torchrun starts it.
 fn of_torchrun(place: &Place, rank: usize, arguments: &str, port: u16) -> Command {
-    let mut command = place.command(PHASE2, &format!("{arguments} --rendezvous 127.0.0.1:{port}"));
+    started(place, (PHASE2, rank), arguments, port)
+}
+
+fn started(place: &Place, (program, rank): (&str, usize), arguments: &str, port: u16) -> Command {
+    let mut command = place.command(program, &format!("{arguments} --rendezvous 127.0.0.1:{port}"));
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", "2").env("LOCAL_RANK", rank.to_string());
     command.env("LOCAL_WORLD_SIZE", "2").env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", "29500");
     command.env("TINYONN_TOKEN", TOKEN).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -127,4 +135,47 @@ fn the_first_rank_that_fails_is_told_last() {
     assert!(said.contains("`--from`: is not given, and 3 ranks share Surprise Min-K alone"), "{said}");
     let last = said.lines().last().unwrap();
     assert!(last.starts_with("rank ") && last.contains(" of 3 ended first, with code 2"), "{said}");
+}
+
+/// What ranks do not share, or cannot, is refused before anything is read, by name and with what to do; nothing is left.
+#[rstest]
+#[case::shard(SCAN, SCANNED, "--device cuda --shard 0/2", &["`--shard`", "2 ranks are dealt a shard each", "without a launcher, and --merge"])]
+#[case::merge(SCAN, "--out out/run", "--merge a.safetensors", &["`--merge`", "which one process does, and 2 ranks were started"])]
+#[case::dump(SCAN, "--model dense", "--tokens ids.json --dump dump", &["`--dump`", "start one process"])]
+#[case::processor(SCAN, SCANNED, "", &["`--device`", "is cpu, and 2 ranks compute on GPUs", "--shard I/N"])]
+#[case::all_of_it(PHASE1, PASS, "--device cuda", &["`--pass`", "2 ranks share its passes over text alone", "one process"])]
+#[case::a_plan_of_it(PHASE1, PASS, "--dry-run", &["`--pass`"])]
+#[case::a_sum(PHASE1, "--out out/run", "--merge a.safetensors", &["`--pass`", "without a launcher"])]
+#[case::shard_of_a_pass(PHASE1, PASS, "--pass inputs --shard 1/2", &["`--shard`", "2 ranks are dealt a shard each"])]
+#[case::no_model(PHASE1, "--out out/run", "--pass scan", &["`--model`", "each of 2 ranks would pretrain"])]
+#[case::pass_on_a_processor(PHASE1, PASS, "--pass scan", &["`--device`", "is cpu, and 2 ranks compute on GPUs"])]
+fn what_ranks_do_not_share_is_refused(
+    #[case] program: &str,
+    #[case] of: &str,
+    #[case] more: &str,
+    #[case] says: &[&str],
+    #[values(0, 1)] rank: usize,
+) {
+    let place = place();
+    let before = place.files();
+    let output = started(&place, (program, rank), &format!("{of} {more}"), free_port()).output().unwrap();
+    assert_refused(&output, says);
+    assert_eq!(place.files(), before);
+}
+
+/// A build without CUDA says so, on every rank, and a parent passes on what the first of them said.
+#[cfg(not(feature = "cuda"))]
+#[rstest]
+#[case(SCAN, SCANNED)]
+#[case(PHASE1, "--pass scan --model dense --data a=a.txt --data b=b.txt --config run.toml --out out/run")]
+fn ranks_without_cuda_say_so(#[case] program: &str, #[case] of: &str) {
+    let place = place();
+    let output = place.run(program, &format!("{of} --device cuda --gpus 2"));
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("needs a build with CUDA"), "{said}");
+    assert!(said.lines().last().unwrap().contains(" of 2 ended first, with code 2"), "{said}");
+    assert!(!place.path("out/run").exists());
+    // One rank is no world of several.
+    assert_done(&place.run(program, &format!("{of} --gpus 1")));
 }

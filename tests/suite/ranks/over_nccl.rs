@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tinyonn::checkpoint::ParamStore;
 use tinyonn::interrupt::{Interrupt, Signal};
 use tinyonn::ranks::launcher::of_environment;
-use tinyonn::ranks::{Collective, Greeting, Meeting, Token, end_now};
+use tinyonn::ranks::{Collective, Greeting, Meeting, Token, end_now, gather};
 use tinyonn::train::{Memory, PretrainConfig, SmkConfig, begin};
 use tinyonn::{Error, Result};
 
@@ -54,6 +54,9 @@ impl<'a> Training<'a> {
         let experts = |config: &SmkConfig| -> Result<ParamStore> {
             Ok(experts_on(device, ("Moe7x3", config), ranks.clone(), &log, states.as_ref())?.0)
         };
+        if self.what == "nothing" {
+            return Ok(Left::default());
+        }
         let store = match self.what {
             "dense" => dense(&DENSE),
             "endless" => dense(&PretrainConfig { steps: 1_000_000, ..DENSE }),
@@ -89,6 +92,7 @@ fn a_rank_on_a_gpu() {
     let together =
         begin(&meeting, Greeting::default(), &device, Duration::from_mins(1), |error| end_now(&error, 2)).unwrap();
     sums(together.ranks.as_ref(), &device);
+    gathered(together.ranks.as_ref(), &device);
     std::fs::write(told["begun"].as_str().unwrap(), "").unwrap();
     let states = told["states"].as_str().map(Path::new);
     let training = Training { what: told["what"].as_str().unwrap(), states, stops: told["stops"] == true };
@@ -118,6 +122,14 @@ fn sums(ranks: &dyn Collective, device: &Device) {
         let shard = ranks.reduce_scatter(&own).unwrap().force_contiguous().unwrap();
         assert_eq!(list(shard), expected[4 * rank..][..4]);
     }
+}
+
+/// Bytes of each rank, by rank, whatever numbers they would be: of no length at rank 0, and of more than a piece of 16 MiB.
+fn gathered(ranks: &dyn Collective, device: &Device) {
+    let own = |rank: usize| -> Vec<u8> { (0..rank * (17 << 20) + rank).map(|at| (at * at >> 9) as u8).collect() };
+    let found = gather(ranks, &own(ranks.rank()), device).unwrap();
+    let expected = (ranks.rank() == 0).then(|| (0..ranks.ranks()).map(own).collect::<Vec<_>>());
+    assert!(found == expected, "rank {}", ranks.rank());
 }
 
 /// How ranks reach each other.
@@ -250,6 +262,14 @@ fn apart(a: &Bits, b: &Bits) -> f32 {
     let (a, b) = (values(a), values(b));
     assert_eq!(a.len(), b.len());
     a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Nothing is trained: each collective, and bytes of any length, which every rank of these tests brings together first.
+#[rstest]
+fn gpus_bring_bytes_together(#[values(Links::Found, Links::Sockets)] links: Links) {
+    for ranks in worlds() {
+        assert_eq!(World::start(ranks, Training::of("nothing"), links).left().len(), ranks);
+    }
 }
 
 /// Killed in the middle of a training, wherever that is: NCCL says nothing, the connection does; and the last state serves to go on.
