@@ -13,9 +13,11 @@ use experiments::studies::RunSummary;
 use experiments::{
     PhaseFlags, Rank, RankFlags, RunFolder, Started, arguments, main_with, overwrite, passes, printed, run_folder, say,
 };
+use serde_json::{Value, json};
+use tinyonn::checkpoint::{ModelFolder, is_on_paper};
 use tinyonn::imaging::Shard;
 use tinyonn::metrics::Stopwatch;
-use tinyonn::phases::{DeviceName, Passed, Prepared, RowPass, Run, RunConfig, Stages, check_room, plan};
+use tinyonn::phases::{DeviceName, Passed, Prepared, RowPass, Run, RunConfig, Stages, Text, check_room, plan};
 use tinyonn::train::Checkpoints;
 use tinyonn::{Error, Result, files};
 
@@ -55,7 +57,7 @@ struct Cli {
     #[arg(long)]
     quick: bool,
     /// Make one pass over the text alone: the only part that several ranks share; --merge adds its shards up
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["dry_run", "merge"])]
+    #[arg(long, value_name = "NAME", conflicts_with = "merge")]
     pass: Option<TextPass>,
     /// Of --pass only shard I of N of the batches, I from 0 [default: 0/1]
     #[arg(long, value_name = "I/N", requires = "pass")]
@@ -121,11 +123,12 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     config.model = find(config.model.as_deref())?;
     if let Some(rank) = &rank {
         check_rank(cli, &config, rank)?;
-        config.device = rank.device(config.device)?;
     }
     if cli.flags.dry_run {
-        printed::plan(&plan(&config, Stages::Phase1)?);
-        return Ok(ExitCode::SUCCESS);
+        return dry_run(cli, &config, rank.as_ref());
+    }
+    if let Some(rank) = &rank {
+        config.device = rank.device(config.device)?;
     }
     let (scan, rows) = passes::passed(&cli.passed)?;
     let passed = Passed { scan, rows: &rows };
@@ -189,11 +192,31 @@ fn make(
         TextPass::Losses => passes::rows(&run, dealt, &config.out, RowPass::Losses),
     };
     let Some(rank) = rank else { return make(Dealt::Shard(cli.shard.unwrap_or(Shard::WHOLE))) };
+    cli.ranks.share(rank, &all_given(config, pass, run.alike()?)?, &run.device, |ranks| make(Dealt::Ranks(ranks)))
+}
+
+/// What all ranks must have been given.
+fn all_given(config: &RunConfig, pass: TextPass, mut alike: Value) -> Result<Value> {
     // Which of its cards a rank takes, and where it writes, is its own.
     let settings = RunConfig { device: DeviceName::Cpu, out: PathBuf::new(), ..config.clone() };
-    let mut alike = run.alike()?;
     alike["pass"] = format!("{pass:?}").into();
-    cli.ranks.share(rank, &given(&settings, alike)?, &run.device, |ranks| make(Dealt::Ranks(ranks)))
+    given(&settings, alike)
+}
+
+/// Says what phase 1 would do. Several ranks meet for it, compare what they were given, and leave.
+fn dry_run(cli: &Cli, config: &RunConfig, rank: Option<&Rank>) -> Result<ExitCode> {
+    let plan = plan(config, Stages::Phase1)?;
+    if let (Some(rank), Some(pass), Some(model)) = (rank, cli.pass, &config.model) {
+        let model = (!is_on_paper(model)).then(|| ModelFolder::open(model)?.sha256()).transpose()?;
+        let text = Text::new(&config.data, config.seed)?.sha256;
+        cli.ranks.meet(rank, &all_given(config, pass, json!({ "text": text, "model": model }))?, None)?.leave();
+        if !rank.is_first() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        printed::ranks(&rank.launched);
+    }
+    printed::plan(&plan);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Refuses what several ranks do not share.

@@ -163,6 +163,27 @@ fn what_ranks_do_not_share_is_refused(
     assert_eq!(place.files(), before);
 }
 
+/// A pass is tried without a GPU as a training is.
+#[test]
+fn ranks_of_a_pass_meet_and_plan() {
+    let place = place();
+    let pass = format!("{PASS} --pass scan --dry-run");
+    let output = place.run(PHASE1, &format!("{pass} --gpus 2"));
+    assert_done(&output);
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(out.starts_with("ranks     2 have met, 2 of them on this host, started by --gpus\n"), "{out}");
+    assert_eq!(out.matches("nothing was done").count(), 1, "{out}");
+    let (port, passes) = (free_port(), [pass.clone(), pass.replace("scan", "inputs")]);
+    let ranks = [0, 1].map(|rank| started(&place, (PHASE1, rank), &passes[rank], port).spawn().unwrap());
+    for rank in ranks {
+        assert_refused(
+            &rank.wait_with_output().unwrap(),
+            &["rank 1: ", "`given.pass` is \"Inputs\", and \"Scan\" on rank 0"],
+        );
+    }
+    assert!(!place.path("out/run").exists());
+}
+
 /// A build without CUDA says so, on every rank, and a parent passes on what the first of them said.
 #[cfg(not(feature = "cuda"))]
 #[rstest]

@@ -25,12 +25,12 @@ use crate::phase2::setting;
 
 /// Every pattern of a word's upper half, those that are no numbers among them, and an end within a word.
 fn bits(rank: usize) -> Vec<u8> {
-    (0..=u16::MAX).flat_map(|half| (u32::from(half) << 16 | rank as u32 + 1).to_le_bytes()).chain([7; 3]).collect()
+    (0..=u16::MAX).flat_map(|half| ((u32::from(half) << 16) | (rank as u32 + 1)).to_le_bytes()).chain([7; 3]).collect()
 }
 
 /// Longer than a piece, which is 16 MiB.
 fn long(_: usize) -> Vec<u8> {
-    (0..(17 << 20) + 1).map(|at: usize| (at * at >> 7) as u8).collect()
+    (0..=17usize << 20).map(|at| ((at * at) >> 7) as u8).collect()
 }
 
 #[rstest]

@@ -126,7 +126,7 @@ fn sums(ranks: &dyn Collective, device: &Device) {
 
 /// Bytes of each rank, by rank, whatever numbers they would be: of no length at rank 0, and of more than a piece of 16 MiB.
 fn gathered(ranks: &dyn Collective, device: &Device) {
-    let own = |rank: usize| -> Vec<u8> { (0..rank * (17 << 20) + rank).map(|at| (at * at >> 9) as u8).collect() };
+    let own = |rank: usize| -> Vec<u8> { (0..rank * (17 << 20) + rank).map(|at| ((at * at) >> 9) as u8).collect() };
     let found = gather(ranks, &own(ranks.rank()), device).unwrap();
     let expected = (ranks.rank() == 0).then(|| (0..ranks.ranks()).map(own).collect::<Vec<_>>());
     assert!(found == expected, "rank {}", ranks.rank());
