@@ -84,7 +84,10 @@ pub fn scan(run: &Run<'_>, dealt: Dealt<'_>, dir: &Path, file: Option<&Path>) ->
         Dealt::Ranks(ranks) => made.over_ranks(ranks, &run.device)?,
     };
     let Some(made) = made else { return Ok(None) };
-    made.save(&result)?;
+    // Where it was kept there, and is the shard of this process, it lies there already.
+    if file.is_some() || matches!(dealt, Dealt::Ranks(_)) {
+        made.save(&result)?;
+    }
     say!("scanned   {dealt}: {} tokens", made.scan.tokens.iter().sum::<u64>());
     Ok(Some(dealt.left(SCAN.to_owned(), Some("inputs".to_owned()))))
 }

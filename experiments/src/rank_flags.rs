@@ -151,8 +151,7 @@ impl Rank {
         let Launched { rank, ranks, .. } = self.launched;
         let DeviceName::Cuda(_) = asked else {
             let problem = format!("is {asked}, and {ranks} ranks compute on GPUs");
-            let remedy =
-                "give --device cuda; machines without GPUs, or without a network, are dealt shards: --shard I/N";
+            let remedy = "give --device cuda; without GPUs scans and passes are dealt as shards: --shard I/N of exp_scan and exp_phase1";
             return Err(Error::setting("--device", problem, remedy));
         };
         let own = DeviceName::Cuda(self.gpu());

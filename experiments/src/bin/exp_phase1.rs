@@ -205,6 +205,10 @@ fn all_given(config: &RunConfig, pass: TextPass, mut alike: Value) -> Result<Val
 
 /// Says what phase 1 would do. Several ranks meet for it, compare what they were given, and leave.
 fn dry_run(cli: &Cli, config: &RunConfig, rank: Option<&Rank>) -> Result<ExitCode> {
+    if rank.is_none() && cli.pass.is_some() {
+        let problem = "is a part of phase 1, and a plan is of all of it";
+        return Err(Error::setting("--pass", problem, "leave out --pass or --dry-run, or start several ranks"));
+    }
     let plan = plan(config, Stages::Phase1)?;
     if let (Some(rank), Some(pass), Some(model)) = (rank, cli.pass, &config.model) {
         let model = (!is_on_paper(model)).then(|| ModelFolder::open(model)?.sha256()).transpose()?;

@@ -163,15 +163,17 @@ fn run(settings: Settings, file: Option<&Path>, overwrite: bool, among: Option<A
     if let Some((_, rank)) = among {
         config.device = rank.device(config.device)?;
         text.scan_file = text.scan_file.map(|file| rank.file(&file));
-        if !rank.is_first() {
-            let folder = rank.folder()?;
-            text.out = folder.path().to_path_buf();
-            return scan(&Imaging::begin(&config, &text)?, among).map(|_| ExitCode::SUCCESS);
-        }
+    }
+    text.scan_file.iter().try_for_each(files::try_write)?;
+    if let Some((_, rank)) = among
+        && !rank.is_first()
+    {
+        let folder = rank.folder()?;
+        text.out = folder.path().to_path_buf();
+        return scan(&Imaging::begin(&config, &text)?, among).map(|_| ExitCode::SUCCESS);
     }
     text.out = out(settings.output.out)?;
     let data = text.data.iter().filter_map(|source| source.split_once('=')).map(|(_, path)| Path::new(path));
-    text.scan_file.iter().try_for_each(files::try_write)?;
     let read = data.chain([config.model.as_path()]).chain(text.scan_file.as_deref()).chain(file);
     let replace = overwrite::replaces(&text.out, overwrite, &read.collect::<Vec<_>>())?;
     let folder = RunFolder::create(&text.out, &(&config, &text), config.seed, config.device, replace)?;

@@ -396,7 +396,10 @@ impl<'a> Imaging<'a> {
     /// What the device or the system reports.
     pub fn image(self, stored: StoredScan) -> Result<Image> {
         let Self { config, text, subject, model, tokens, request, .. } = self;
-        stored.save(text.out.join(SCAN))?;
+        // A scan of this process alone that was kept nowhere else lies there already.
+        if text.scan_file.is_some() || stored.parts.len() > 1 {
+            stored.save(text.out.join(SCAN))?;
+        }
         let sampled = || tokens.spread(text.length, SAMPLED);
         let hidden = || coactivation(&model, &sampled()?, request.options, &subject.device);
         let marks = || neuron_marks(&model, &sampled()?, request.options, &subject.device);

@@ -185,7 +185,9 @@ impl PassFile {
     pub fn over_ranks(self, ranks: &dyn Collective, device: &Device) -> Result<Option<Self>> {
         let own = self.bytes(Path::new("a rank's rows"))?;
         drop(self);
-        let Some(all) = gather(ranks, &own, device)? else { return Ok(None) };
+        let all = gather(ranks, &own, device)?;
+        drop(own);
+        let Some(all) = all else { return Ok(None) };
         let read = |(rank, bytes): (usize, Vec<u8>)| {
             let from = PathBuf::from(format!("rank {rank}"));
             let made = Self::of_some(MappedSafetensors::of_bytes(&from, bytes)?, |_| true)?;

@@ -38,8 +38,9 @@ pub fn gather(ranks: &dyn Collective, own: &[u8], device: &Device) -> Result<Opt
         let count = PIECE.min(longest - start);
         let piece = ranks.all_gather(&Tensor::from_vec(words(own, start, count), count, device)?)?;
         if first {
-            for (rank, (bytes, length)) in all.iter_mut().zip(&lengths).enumerate() {
-                let words = piece.narrow(0, rank * count, count)?.to_vec1::<f32>()?;
+            // In one copy: of a part of a tensor on a GPU the whole would be fetched each time.
+            let piece = piece.to_vec1::<f32>()?;
+            for (words, (bytes, length)) in piece.chunks(count).zip(all.iter_mut().zip(&lengths)) {
                 bytes.extend(words.iter().flat_map(|word| word.to_bits().to_le_bytes()));
                 // What stands behind the end is padding.
                 bytes.truncate(*length);

@@ -62,7 +62,9 @@ impl StoredScan {
     pub fn over_ranks(self, ranks: &dyn Collective, device: &Device) -> Result<Option<Self>> {
         let own = self.bytes(Path::new("a rank's scan"))?;
         drop(self);
-        let Some(all) = gather(ranks, &own, device)? else { return Ok(None) };
+        let all = gather(ranks, &own, device)?;
+        drop(own);
+        let Some(all) = all else { return Ok(None) };
         let read = |(rank, bytes): (usize, Vec<u8>)| {
             let from = PathBuf::from(format!("rank {rank}"));
             let scan = Self::finished(MappedSafetensors::of_bytes(&from, bytes)?)?;
