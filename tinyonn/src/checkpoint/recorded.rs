@@ -3,12 +3,14 @@
 
 use std::path::Path;
 
+use candle_core::Device;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError};
 use serde_json::{Value, json};
 
 use super::MappedSafetensors;
 use crate::files::Digest;
+use crate::ranks::{Collective, gather};
 use crate::{Error, Result};
 
 /// A tensor as it is stored.
@@ -62,6 +64,21 @@ pub(crate) fn bytes(path: &Path, key: &str, record: &Value, mut tensors: Vec<Sto
     let views: Vec<(&str, TensorView<'_>)> = views.collect::<Result<_, SafeTensorError>>().map_err(|e| defect(&e))?;
     let bytes = safetensors::serialize(views, Some([(key.to_owned(), metadata.to_string())].into()));
     bytes.map_err(|e| defect(&e))
+}
+
+/// The files that all ranks would write, by rank, at rank 0; nothing at the others. `own` are the bytes of this one's.
+///
+/// # Errors
+/// As of [`gather`]; bytes that are no safetensors file.
+pub(crate) fn of_ranks(
+    ranks: &dyn Collective,
+    own: Vec<u8>,
+    device: &Device,
+) -> Result<Option<Vec<MappedSafetensors>>> {
+    let all = gather(ranks, &own, device)?;
+    drop(own);
+    let read = |(rank, bytes)| MappedSafetensors::of_bytes(Path::new(&format!("rank {rank}")), bytes);
+    all.map(|all| all.into_iter().enumerate().map(read).collect()).transpose()
 }
 
 /// A file of tensors with a record, mapped.

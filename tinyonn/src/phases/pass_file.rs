@@ -16,7 +16,7 @@ use crate::checkpoint::MappedSafetensors;
 use crate::checkpoint::recorded::{self, Recorded, StoredTensor};
 use crate::imaging::Shard;
 use crate::ops::{ClassScatter, Weigh};
-use crate::ranks::{Collective, gather};
+use crate::ranks::Collective;
 use crate::{Error, Result, files};
 
 /// The metadata's key.
@@ -185,15 +185,9 @@ impl PassFile {
     pub fn over_ranks(self, ranks: &dyn Collective, device: &Device) -> Result<Option<Self>> {
         let own = self.bytes(Path::new("a rank's rows"))?;
         drop(self);
-        let all = gather(ranks, &own, device)?;
-        drop(own);
-        let Some(all) = all else { return Ok(None) };
-        let read = |(rank, bytes): (usize, Vec<u8>)| {
-            let from = PathBuf::from(format!("rank {rank}"));
-            let made = Self::of_some(MappedSafetensors::of_bytes(&from, bytes)?, |_| true)?;
-            Ok((from, made))
-        };
-        Self::sum(all.into_iter().enumerate().map(read).collect::<Result<_>>()?, false).map(Some)
+        let Some(files) = recorded::of_ranks(ranks, own, device)? else { return Ok(None) };
+        let read = |file: MappedSafetensors| Ok((file.path().to_path_buf(), Self::of_some(file, |_| true)?));
+        Self::sum(files.into_iter().map(read).collect::<Result<_>>()?, false).map(Some)
     }
 
     fn add(&mut self, other: Self) -> Result<(), ()> {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use super::{ScanPart, StoredScan, missing};
-use crate::checkpoint::MappedSafetensors;
-use crate::ranks::{Collective, gather};
+use crate::checkpoint::{MappedSafetensors, recorded};
+use crate::ranks::Collective;
 use crate::{Error, Result};
 
 impl StoredScan {
@@ -62,15 +62,9 @@ impl StoredScan {
     pub fn over_ranks(self, ranks: &dyn Collective, device: &Device) -> Result<Option<Self>> {
         let own = self.bytes(Path::new("a rank's scan"))?;
         drop(self);
-        let all = gather(ranks, &own, device)?;
-        drop(own);
-        let Some(all) = all else { return Ok(None) };
-        let read = |(rank, bytes): (usize, Vec<u8>)| {
-            let from = PathBuf::from(format!("rank {rank}"));
-            let scan = Self::finished(MappedSafetensors::of_bytes(&from, bytes)?)?;
-            Ok((from, scan))
-        };
-        Self::sum(all.into_iter().enumerate().map(read).collect::<Result<_>>()?, false).map(Some)
+        let Some(files) = recorded::of_ranks(ranks, own, device)? else { return Ok(None) };
+        let read = |file: MappedSafetensors| Ok((file.path().to_path_buf(), Self::finished(file)?));
+        Self::sum(files.into_iter().map(read).collect::<Result<_>>()?, false).map(Some)
     }
 }
 
